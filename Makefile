@@ -1,0 +1,39 @@
+# make run    set up what is missing and serve the embedded model on 127.0.0.1:8000
+# make test   set up what is missing and run the whole test suite
+# make check  lint and types
+# make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
+
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on
+.DEFAULT_GOAL := run
+.PHONY: run test check spark
+
+run: $(VENV)/run
+	@$(BIN)/python -m handler serve --port $(PORT)
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+spark: $(VENV)/dev
+	$(BIN)/python -m spark.train
+
+$(VENV)/run: requirements.txt pyproject.toml
+	@echo "Setting up $(VENV): downloading and installing torch and diffusers, a few minutes the first time."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kindling needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==$$(sed -n 's/^torch==//p' requirements.txt)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run
+	@echo "Adding what the tests need."
+	$(PIP) -e '.[platforms,dev]'
+	@touch $@

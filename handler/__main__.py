@@ -1,0 +1,100 @@
+"""The command line: `python -m handler VERB`. Exit codes: 0 done, 1 failed, 2 bad usage."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from handler import __version__, generate
+from handler.catalog import MODELS, MODES
+from handler.clock import process_age
+from handler.errors import KindlingError, RequestError, SettingsError
+from handler.settings import PREFIX, Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code."""
+    options = _parser().parse_args(arguments)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    try:
+        return verb(options)
+    except KindlingError as error:
+        print(f"kindling: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, RequestError | SettingsError) else 1
+    except KeyboardInterrupt:
+        print("kindling: stopped", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kindling", description="Text to pictures, on a GPU or on your laptop.")
+    parser.add_argument("--version", action="version", version=f"kindling {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    serve = verbs.add_parser("serve", help="serve one model over HTTP", description="Serve one model over HTTP.")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
+    serve.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
+    serve.set_defaults(verb=_serve)
+
+    generate.add_arguments(
+        verbs.add_parser("generate", help="make a picture without a server", description=generate.__doc__)
+    )
+
+    models = verbs.add_parser("models", help="list the models and what their licences ask", description="The catalogue.")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    models.set_defaults(verb=_models)
+
+    doctor = verbs.add_parser("doctor", help="show settings and what this machine offers", description="A check-up.")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(verb=_doctor)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from handler.server.serve import serve
+
+    settings = Settings.from_env()
+    if options.model:
+        settings = settings.model_copy(update={"model": options.model})
+    return serve(settings, options.host, options.port)
+
+
+def _models(options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps({"models": [asdict(m) for m in MODELS.values()], "modes": [asdict(m) for m in MODES.values()]}))
+        return 0
+    row = "{:<14} {:>8} {:>8} {:>6} {:>9} {:>10}  {}"
+    print(row.format("MODEL", "PARAMS", "VRAM GB", "STEPS", "GUIDANCE", "SIZE", "LICENCE"))
+    for m in MODELS.values():
+        size, params = "x".join(map(str, m.size)), f"{m.parameters / 1e6:,.1f}M" if m.parameters < 1e9 else f"{m.parameters / 1e9:g}B"
+        print(row.format(m.id, params, m.vram_gb, f"{m.steps}/{m.max_steps}", m.guidance, size, m.license.name))
+        print(f"{'':<15}{m.license.obligation}")
+    print("\nMODES")
+    for mode in MODES.values():
+        print(f"{mode.id:<14} {mode.model}: {mode.promise}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from handler.hardware import detect
+
+    settings = Settings.from_env()
+    hardware = detect(settings)
+    values = settings.model_dump(mode="json") | {"api_keys": f"{len(settings.api_keys)} set"}
+    if options.json:
+        print(json.dumps({"version": __version__, "settings": values, "hardware": asdict(hardware)}))
+        return 0
+    print(f"kindling {__version__}, process up for {process_age():.1f} s")
+    print(f"device: {hardware.device} ({hardware.name}), {hardware.precision}: {hardware.reason}\n")
+    for name, field in Settings.model_fields.items():
+        mark = "*" if name in settings.model_fields_set else " "
+        print(f"{mark} {PREFIX + name.upper():<32} {values[name]!s:<24} {field.description}")
+    print("\n* set in the environment")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Kindling's own shape: `ImageRequest`'s fields in, pictures with everything about them out."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from handler.catalog import ModelSpec
+from handler.request import ImageRequest, Picture
+
+parse = ImageRequest.parse
+
+
+def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
+    """`images`, each with its base64 bytes, format, seed, recipe and seconds per stage."""
+    images = [
+        {
+            "b64_json": base64.b64encode(picture.data).decode(),
+            "format": picture.format,
+            "seed": picture.recipe.seed,
+            "parameters": asdict(picture.recipe),
+            "stages_s": {name: round(value, 4) for name, value in picture.stages.items()},
+        }
+        for picture in pictures
+    ]
+    return {"images": images, "model": request.model or spec.id, "inference_ms": round(seconds * 1000, 1)}

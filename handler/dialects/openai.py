@@ -1,0 +1,97 @@
+"""OpenAI's Images API, with the extensions that RunInfra established (steps, guidance, scheduler, seed, ...).
+
+Fields that change nothing here are accepted and ignored; fields that would change the answer are refused by
+name rather than ignored. Null counts as not sent, as the official clients send it.
+"""
+
+import base64
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from handler.catalog import ModelSpec
+from handler.errors import InvalidType, InvalidValue, OutOfRange, Unsupported
+from handler.request import ImageRequest, Picture
+
+IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
+ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us
+    "response_format": ("b64_json",),
+    "stream": (False,),
+    "partial_images": (0,),
+    "background": ("auto", "opaque"),
+}
+WHY = {
+    "response_format": "response_format 'url' needs an object store, and none is configured; use 'b64_json'.",
+    "stream": "This server does not stream yet; leave stream out.",
+    "partial_images": "partial_images needs streaming, which this server does not do yet.",
+    "background": "background can be 'auto' or 'opaque'; these models draw no transparency.",
+}
+UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
+SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
+
+
+def parse(payload: dict[str, Any]) -> ImageRequest:
+    """An OpenAI request body -> ImageRequest."""
+    fields = {name: value for name, value in payload.items() if value is not None}
+    for name in UNSUPPORTED:
+        if name in fields:
+            raise Unsupported(f"'{name}' is not supported.", name)
+    for name, allowed in ACCEPTED.items():
+        value = fields.pop(name, allowed[0])
+        if not any(value == ok and type(value) is type(ok) for ok in allowed):
+            raise Unsupported(WHY[name], name)
+    for name in IGNORED:
+        if not isinstance(fields.pop(name, ""), str):
+            raise InvalidType(f"{name}: Input should be a string.", name)
+    for name in ("width", "height"):
+        if name in fields:
+            raise Unsupported(f"'{name}' is not part of this API; send size as 'WIDTHxHEIGHT'.", name)
+    fields |= _size(fields.pop("size", "auto"))
+    try:
+        return ImageRequest.parse(fields)
+    except OutOfRange as error:
+        if error.param in ("width", "height"):
+            raise OutOfRange(error.message, "size") from None
+        raise
+
+
+def _size(size: Any) -> dict[str, int]:
+    if not isinstance(size, str):
+        raise InvalidType("size: Input should be a string such as '1024x1024' or 'auto'.", "size")
+    if size == "auto":
+        return {}
+    match = SIZE.fullmatch(size)
+    if match is None:
+        raise InvalidValue(f"size should be 'WIDTHxHEIGHT' in pixels or 'auto', got {size[:40]!r}.", "size")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
+    """OpenAI's ImagesResponse plus seeds, inference_ms, width, height and model."""
+    width, height = pictures[0].recipe.size
+    return {
+        "created": int(time.time()),
+        "data": [
+            {"b64_json": base64.b64encode(picture.data).decode(), "seed": picture.recipe.seed} for picture in pictures
+        ],
+        "background": "opaque",
+        "output_format": request.output_format,
+        "quality": "auto",
+        "size": f"{width}x{height}",
+        "inference_ms": round(seconds * 1000, 1),
+        "width": width,
+        "height": height,
+        "model": request.model or spec.id,
+    }
+
+
+def models(spec: ModelSpec) -> dict[str, Any]:
+    """The answer to GET /v1/models: the one model this worker serves, under its id and its repository."""
+    return {"object": "list", "data": [model(name) for name in (spec.id, spec.repository)]}
+
+
+def model(name: str) -> dict[str, Any]:
+    """One entry of the model list."""
+    owner = name.rpartition("/")[0] or "kindling"
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}

@@ -1,0 +1,151 @@
+"""Every way Kindling says no.
+
+    KindlingError
+    ├── RequestError                    the caller can fix it; never retried
+    │   ├── InvalidJson            400  the body is not one JSON object
+    │   ├── UnknownParameter       400
+    │   ├── MissingParameter       400
+    │   ├── InvalidType            400
+    │   ├── InvalidValue           400  malformed, such as size "1024x"
+    │   ├── Unsupported            400  understood, but not offered here
+    │   ├── Unauthorized           401
+    │   ├── ModelNotFound          404
+    │   ├── RouteNotFound          404
+    │   ├── MethodNotAllowed       405
+    │   ├── BodyTooLarge           413
+    │   └── OutOfRange             422  well-formed, but outside what this model allows
+    ├── QueueFull                  429  retryable
+    ├── Cancelled                  499  the caller went away or the job was stopped
+    ├── NumericalError             500  NaN or an all-black picture
+    ├── OutOfMemory                500  this size does not fit; the worker goes on
+    ├── DeviceLost                 500  retryable elsewhere; fatal: this process must end
+    ├── Internal                   500  a bug; its text stays in the log
+    ├── NotReady                   503  retryable: starting or stopping
+    └── StartError                 503  the worker cannot start
+        ├── SettingsError               a KINDLING_* variable is unknown or malformed
+        ├── WeightsMissing              the model's files are not where they should be
+        ├── DeviceMissing               the device asked for is not there
+        └── BudgetExceeded              the cold start took longer than its budget
+"""
+
+from typing import Any, ClassVar
+
+
+class KindlingError(Exception):
+    """Base of all errors with an answer for the caller. `param` names the offending field."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+    fatal: ClassVar[bool] = False
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error envelope."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+class RequestError(KindlingError):
+    status, kind, code = 400, "invalid_request_error", "invalid_request"
+
+
+class InvalidJson(RequestError):
+    code = "invalid_json"
+
+
+class UnknownParameter(RequestError):
+    code = "unknown_parameter"
+
+
+class MissingParameter(RequestError):
+    code = "missing_required_parameter"
+
+
+class InvalidType(RequestError):
+    code = "invalid_type"
+
+
+class InvalidValue(RequestError):
+    code = "invalid_value"
+
+
+class Unsupported(RequestError):
+    code = "unsupported_parameter"
+
+
+class Unauthorized(RequestError):
+    status, code = 401, "invalid_api_key"
+
+
+class ModelNotFound(RequestError):
+    status, code = 404, "model_not_found"
+
+
+class RouteNotFound(RequestError):
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    status, code = 405, "method_not_allowed"
+
+
+class BodyTooLarge(RequestError):
+    status, code = 413, "body_too_large"
+
+
+class OutOfRange(RequestError):
+    status, code = 422, "out_of_range"
+
+
+class QueueFull(KindlingError):
+    status, kind, code, retryable = 429, "rate_limit_error", "queue_full", True
+
+
+class Cancelled(KindlingError):
+    status, code = 499, "cancelled"
+
+
+class NumericalError(KindlingError):
+    code = "numerical_error"
+
+
+class OutOfMemory(KindlingError):
+    code = "out_of_memory"
+
+
+class DeviceLost(KindlingError):
+    code, retryable, fatal = "device_lost", True, True
+
+
+class Internal(KindlingError):
+    pass
+
+
+class NotReady(KindlingError):
+    status, code, retryable = 503, "not_ready", True
+
+
+class StartError(KindlingError):
+    status, code, fatal = 503, "start_failed", True
+
+
+class SettingsError(StartError):
+    code = "invalid_setting"
+
+
+class WeightsMissing(StartError):
+    code = "weights_missing"
+
+
+class DeviceMissing(StartError):
+    code = "device_missing"
+
+
+class BudgetExceeded(StartError):
+    code = "cold_start_budget_exceeded"

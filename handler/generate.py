@@ -1,0 +1,142 @@
+"""Make pictures without a server and say what was done. With --from, make the picture in a PNG again."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from handler import __version__, codec
+from handler.catalog import find
+from handler.clock import Clock
+from handler.dialects import openai
+from handler.errors import InvalidValue, MissingParameter
+from handler.request import MAX_SEED, Format, ImageRequest, Recipe
+from handler.settings import Settings
+from handler.worker import Worker
+
+FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options on `parser`."""
+    parser.add_argument("prompt", nargs="?", help="what the picture should show")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="file; -1, -2 ... added when --n > 1")
+    parser.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
+    parser.add_argument("--size", default="auto", help="WIDTHxHEIGHT in pixels (default: the model's)")
+    parser.add_argument("--n", type=int, default=1, help="how many pictures, 1 to 4 (default: 1)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
+    parser.add_argument("--scheduler", help="scheduler (default: the model's)")
+    parser.add_argument("--seed", type=int, help="0 to 2147483647 (default: random; it is printed)")
+    parser.add_argument("--negative-prompt", help="what to avoid, where the model can")
+    parser.add_argument("--from", dest="source", type=Path, metavar="PNG", help="make this picture again, bit for bit")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(verb=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw, write, report; the exit code."""
+    settings, form = Settings.from_env(), _format(options.output)
+    if options.model:
+        settings = settings.model_copy(update={"model": options.model})
+    recipe, count, settings = _again(options.source, settings) if options.source else _asked(options, settings)
+    worker = _boot(settings, options.json)
+    for i, path in enumerate(_paths(options.output, count)):
+        _make(worker, replace(recipe, seed=(recipe.seed + i) % (MAX_SEED + 1)), path, form, settings.metadata, options.json)
+    return 0
+
+
+def _format(output: Path) -> Format:
+    if output.suffix.lower() not in FORMATS:
+        raise InvalidValue(f"{output}: the name should end in {', '.join(FORMATS)}.", "output")
+    if not output.parent.is_dir():
+        raise InvalidValue(f"{output}: there is no folder {output.parent}.", "output")
+    return FORMATS[output.suffix.lower()]
+
+
+def _asked(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int, Settings]:
+    if not options.prompt:
+        raise MissingParameter('say what to draw, as in: generate "a red circle on a blue background"', "prompt")
+    request = openai.parse(
+        {
+            "prompt": options.prompt,
+            "n": options.n,
+            "size": options.size,
+            "num_inference_steps": options.steps,
+            "guidance_scale": options.guidance,
+            "scheduler": options.scheduler,
+            "seed": options.seed,
+            "negative_prompt": options.negative_prompt,
+        }
+    )
+    return find(settings.model).recipe(request), request.n, settings
+
+
+def _again(source: Path, settings: Settings) -> tuple[Recipe, int, Settings]:
+    """The recipe in a picture, checked like any request, and settings with its model and precision."""
+    try:
+        found: dict[str, Any] = codec.read_parameters(source)
+        spec, (width, height) = find(str(found["model"])), found["size"]
+        request = ImageRequest.parse(
+            {
+                "prompt": found["prompt"],
+                "width": width,
+                "height": height,
+                "num_inference_steps": found["steps"],
+                "guidance_scale": found["guidance"] if spec.takes_guidance else None,
+                "scheduler": found["scheduler"],
+                "seed": found["seed"],
+                "negative_prompt": found["negative_prompt"] or None,
+            }
+        )
+        made_by, update = found["version"], {"model": spec.id, "precision": found["precision"]}
+        same = made_by == __version__ and found["revision"] == spec.revision
+    except OSError as error:
+        raise InvalidValue(f"cannot read {source}: {error.strerror}", "from") from None
+    except (KeyError, TypeError, ValueError):
+        raise InvalidValue(f"{source}: its parameters are incomplete.", "from") from None
+    if not same:
+        print(f"kindling: {source} was made by version {made_by}; pixels may differ", file=sys.stderr)
+    return spec.recipe(request), 1, settings.model_copy(update=update)
+
+
+def _boot(settings: Settings, quiet: bool) -> Worker:
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    show = not quiet and sys.stderr.isatty()
+
+    def announce(phase: str) -> None:
+        if show:
+            print(f"\r\033[Kkindling: {settings.model}: {phase} ...", end="", file=sys.stderr, flush=True)
+
+    clock = Clock(settings.cold_start_budget_s, announce=announce, publish=lambda ledger: None)
+    worker = Worker.boot(settings, clock)
+    if show:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    return worker
+
+
+def _paths(output: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{i + 1}") for i in range(count)]
+
+
+def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bool, as_json: bool) -> None:
+    pixels, stages = worker.generate(recipe)
+    start = time.perf_counter()
+    parameters = codec.parameters_of(recipe, worker.hardware.precision, __version__)
+    path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
+    stages["serialize"] = time.perf_counter() - start
+    if as_json:
+        print(json.dumps({"file": str(path), **parameters, "stages_s": stages, "boot_s": worker.ledger.total_s}))
+        return
+    width, height = recipe.size
+    print(f"{path}: {recipe.prompt!r}")
+    print(f"  {recipe.model}, {width}x{height}, {recipe.steps} steps, guidance {recipe.guidance:g}, seed {recipe.seed}, "
+          f"{worker.hardware.precision} on {worker.hardware.name}")  # fmt: skip
+    print("  " + ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items())
+          + f"; loaded in {worker.ledger.total_s:.1f} s")  # fmt: skip

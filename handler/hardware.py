@@ -1,0 +1,43 @@
+"""What the model runs on, as a value with its reason. Imports torch only when asked."""
+
+from dataclasses import dataclass
+
+from handler.errors import DeviceMissing
+from handler.settings import Settings
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """A device and a precision. `name` is the vendor's; `dtype` is torch's name of `precision`."""
+
+    device: str
+    name: str
+    precision: str
+    reason: str
+
+    @property
+    def dtype(self) -> str:
+        return DTYPES[self.precision]
+
+
+def detect(settings: Settings) -> Hardware:
+    """Choose device and precision; DeviceMissing if a GPU is demanded and absent."""
+    import torch
+
+    present = torch.cuda.is_available()
+    if settings.device == "cuda" and not present:
+        raise DeviceMissing("KINDLING_DEVICE=cuda, but torch sees no GPU. Check the driver, or use auto.", "device")
+    device = "cuda" if present and settings.device != "cpu" else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return Hardware(device, name, *choose_precision(settings.precision, device))
+
+
+def choose_precision(asked: str, device: str) -> tuple[str, str]:
+    """The precision and why."""
+    if asked != "auto":
+        return asked, f"KINDLING_PRECISION={asked}"
+    if device == "cuda":
+        return "bf16", "a GPU: bf16 halves the bytes and keeps fp32's range"
+    return "fp32", "a CPU: fp32 is exact and no slower"

@@ -1,0 +1,146 @@
+"""The lane: the one thread that owns the model. It boots the worker, then draws one picture after another.
+
+Requests wait in a bounded queue. A request that is cancelled while waiting is dropped, one that is being drawn
+stops at the next step. Callers on an event loop use `submit`; cancelling the awaiting task cancels the job.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Literal
+
+from handler.catalog import find
+from handler.clock import Clock, Ledger
+from handler.errors import Cancelled, Internal, KindlingError, NotReady, QueueFull, StartError
+from handler.request import Pixels, Recipe
+from handler.settings import Settings
+from handler.worker import Worker
+
+State = Literal["starting", "ready", "failed", "stopped"]
+Drawn = tuple[Pixels, dict[str, float]]
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Job:
+    recipe: Recipe
+    on_step: Callable[[int], None]
+    done: "Future[Drawn]" = field(default_factory=Future)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    entered: float = field(default_factory=time.perf_counter)
+
+
+class Lane:
+    """Owns the worker's thread and queue. `start`, then `submit` from any event loop, then `stop`."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None, boot: Callable[..., Worker] = Worker.boot) -> None:
+        self.settings = settings
+        self.spec = find(settings.model)
+        self.clock = clock or Clock(settings.cold_start_budget_s)
+        self.state: State = "starting"
+        self.error: StartError | None = None
+        self.worker: Worker | None = None
+        self._boot = boot
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(settings.queue)
+        self._booted = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the cold start's seconds went, so far or finally."""
+        return self.clock.ledger
+
+    def start(self) -> None:
+        """Begin booting; returns at once."""
+        self._thread.start()
+
+    def wait_booted(self) -> None:
+        """Block until booting has ended; raises its StartError if it failed."""
+        self._booted.wait()
+        if self.error:
+            raise self.error
+
+    def stop(self) -> None:
+        """Refuse new jobs, let the thread end after the picture it is drawing, and answer the rest."""
+        if self.state in ("starting", "ready"):
+            self.state = "stopped"
+        self._drop_waiting()
+        self._jobs.put(None)
+        if self._booted.is_set():
+            self._thread.join()
+
+    async def submit(self, recipe: Recipe, on_step: Callable[[int], None] = lambda done: None) -> Drawn:
+        """Draw one picture. Stage "queue" is the wait. Raises QueueFull, NotReady or what the worker raised."""
+        if self.state in ("failed", "stopped"):
+            raise self.error or NotReady("This worker is stopping; try again.")
+        job = _Job(recipe, on_step)
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full:
+            raise QueueFull(f"{self.settings.queue} requests are waiting already; try again later.") from None
+        try:
+            return await asyncio.wrap_future(job.done)
+        except asyncio.CancelledError:
+            job.cancelled.set()
+            raise
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue, the one being drawn not counted."""
+        return self._jobs.qsize()
+
+    def _run(self) -> None:
+        try:
+            self.worker = self._boot(self.settings, self.clock)
+        except StartError as error:
+            self.error, self.state = error, "failed"
+            self._booted.set()
+            self._drop_waiting()
+            return
+        if self.state == "starting":
+            self.state = "ready"
+        self._booted.set()
+        while job := self._jobs.get():
+            self._draw(self.worker, job)
+
+    def _draw(self, worker: Worker, job: _Job) -> None:
+        def step(done: int) -> None:
+            if job.cancelled.is_set():
+                raise Cancelled("The request was cancelled.")
+            job.on_step(done)
+
+        begun = time.perf_counter()
+        try:
+            step(0)
+            pixels, stages = worker.generate(job.recipe, step)
+            _settle(job, lambda: job.done.set_result((pixels, {"queue": begun - job.entered, **stages})))
+        except KindlingError as error:
+            _settle(job, lambda: job.done.set_exception(error))
+            if error.fatal:
+                self.error, self.state = StartError(error.message), "failed"
+        except Exception:
+            log.exception("the worker failed on a request")
+            _settle(job, lambda: job.done.set_exception(Internal("The worker failed on this request; see its log.")))
+
+    def _drop_waiting(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return
+            if job:
+                _settle(job, lambda j=job: j.done.set_exception(self.error or NotReady("This worker is stopping.")))
+
+
+def _settle(job: _Job, act: Callable[[], None]) -> None:
+    """Answer a job unless its caller has gone."""
+    try:
+        if not job.done.cancelled():
+            act()
+    except InvalidStateError:
+        pass

@@ -1,0 +1,113 @@
+"""The values that travel: what a caller asks (`ImageRequest`), what will be drawn (`Recipe`), what came out.
+
+Frozen and checked at birth; after `ImageRequest.parse` no code sees a dict. Model-specific limits are not known
+here: `catalog.ModelSpec.recipe` applies them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from handler import errors
+
+MAX_SEED = 2**31 - 1
+MIN_SIDE, MAX_SIDE = 64, 2048
+MAX_PROMPT = 32_000
+MAX_IMAGES = 4
+
+Format = Literal["png", "jpeg", "webp"]
+Scheduler = Literal["flow-match-euler", "dpm++", "euler-a", "heun", "ddim"]
+
+_ERROR_OF_TYPE = {  # pydantic's error type -> ours; a name not listed is a range
+    "missing": errors.MissingParameter,
+    "extra_forbidden": errors.UnknownParameter,
+    "value_error": errors.InvalidValue,
+}
+
+
+class ImageRequest(BaseModel):
+    """What a caller asks for. None means: the model's default. Sizes in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the picture should show.")
+    model: str | None = Field(None, max_length=200, description="A model id or alias; None is the one being served.")
+    n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures.")
+    width: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
+    height: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
+    num_inference_steps: int | None = Field(None, ge=1, le=50)
+    guidance_scale: float | None = Field(None, ge=0, le=20)
+    scheduler: Scheduler | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
+    negative_prompt: str | None = Field(None, max_length=2000)
+    output_format: Format = "png"
+    output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")
+
+    @model_validator(mode="after")
+    def _whole_sizes(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width and height must be given together")
+        if self.output_format == "png" and self.output_compression != 100:
+            raise ValueError("output_compression below 100 needs output_format jpeg or webp; PNG is lossless")
+        return self
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Self:
+        """Check `fields`; None counts as not given. Raises the `RequestError` that names the first bad field."""
+        try:
+            return cls.model_validate({name: value for name, value in fields.items() if value is not None})
+        except ValidationError as error:
+            raise translate(error) from None
+
+
+def translate(error: ValidationError) -> errors.RequestError:
+    """pydantic's first complaint as one of our errors, with a sentence and the field's name."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    param = str(first["loc"][0]) if first["loc"] else None
+    message = first["msg"].removeprefix("Value error, ")
+    if param is None:
+        param = next((name for name in ("output_compression", "width") if name in message), None)
+    kind = _ERROR_OF_TYPE.get(first["type"])
+    if kind is None:
+        kind = errors.InvalidType if first["type"].endswith(("_type", "_parsing")) else errors.OutOfRange
+    if kind is errors.UnknownParameter:
+        message = f"Unknown parameter: '{param}'."
+    elif kind is errors.MissingParameter:
+        message = f"Missing required parameter: '{param}'."
+    else:
+        message = f"{param}: {message}."
+    return kind(message, param)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides a picture's pixels, with nothing left open. `size` is (width, height) in pixels."""
+
+    model: str
+    revision: str
+    prompt: str
+    size: tuple[int, int]
+    steps: int
+    guidance: float
+    scheduler: str
+    seed: int
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One finished picture before encoding: `rgb` is uint8 (height, width, 3), C-contiguous."""
+
+    rgb: Any
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One encoded picture and how it was made; `stages` are seconds per stage."""
+
+    data: bytes
+    format: Format
+    recipe: Recipe
+    stages: dict[str, float] = field(default_factory=dict)

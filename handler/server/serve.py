@@ -1,0 +1,87 @@
+"""The serving process: one socket, one lane, one exit code."""
+
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+
+import uvicorn
+
+from handler.clock import Clock
+from handler.errors import SettingsError, StartError
+from handler.lane import Lane
+from handler.server.app import create_app
+from handler.settings import Settings
+
+SAVE = "import sys,json,base64;open('circle.png','wb').write(base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))"
+DRAIN_S = 30
+
+
+def serve(settings: Settings, host: str, port: int) -> int:
+    """Serve until told to stop; returns the exit code: 0, or 1 if the model could not be loaded."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    clock = Clock(settings.cold_start_budget_s, announce=lambda phase: _say(f"{settings.model}: {phase} ..."))
+    lane = Lane(settings, clock)
+    app = create_app(lane, public=not _is_loopback(host))
+    if not lane.spec.license.commercial:
+        logging.getLogger("kindling").warning("%s: %s", lane.spec.id, lane.spec.license.obligation)
+    with _listen(host, port) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=DRAIN_S
+            )
+        )
+        threading.Thread(target=_report, args=(lane, server, listener), daemon=True).start()
+        signal.signal(signal.SIGTERM, _leave)
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            pass
+    return 1 if lane.error else 0
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """uvicorn drains on SIGTERM and then raises it again; by then all is done."""
+    raise SystemExit(0)
+
+
+def _report(lane: Lane, server: uvicorn.Server, listener: socket.socket) -> None:
+    """Say when the model is ready, or end the server when it never will be."""
+    try:
+        lane.wait_booted()
+    except StartError as error:
+        _say(error.message)
+        server.should_exit = True
+        return
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if lane.settings.api_keys else ""
+    _say(f"{lane.spec.id} is ready on {address} after {lane.ledger.total_s:.1f} s. Try:")
+    print(
+        f"\ncurl -s {address}/v1/images/generations -H 'Content-Type: application/json'{key} "
+        f'-d \'{{"prompt": "a red circle on a blue background"}}\' | python3 -c "{SAVE}"\n\n'
+        "It writes circle.png. Stop the server with Ctrl-C.",
+        flush=True,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}. Try another --port.") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _say(text: str) -> None:
+    print(f"kindling: {text}", file=sys.stderr, flush=True)

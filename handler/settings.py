@@ -1,0 +1,57 @@
+"""Settings: the only reader of the environment. One field is one `KINDLING_*` variable."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from handler.errors import SettingsError
+
+PREFIX = "KINDLING_"
+RUNPOD_VOLUME = Path("/runpod-volume")
+
+
+def _default_volume() -> Path:
+    if RUNPOD_VOLUME.is_dir():
+        return RUNPOD_VOLUME
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kindling"
+
+
+class Settings(BaseModel):
+    """How one worker runs. `python -m handler doctor` lists these with their values and where each came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model: str = Field("spark", min_length=1, description="model id, alias or mode (realtime, quality)")
+    volume: Path = Field(default_factory=_default_volume, description="folder that holds models/")
+    api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
+    allow_open: bool = Field(False, description="serve without keys on an address that others can reach")
+    cold_start_budget_s: float = Field(240, gt=0, le=3600, description="seconds from process birth to ready")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")
+    max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
+    metadata: bool = Field(True, description="write prompt and parameters into each PNG")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read every KINDLING_* variable; an empty one counts as unset. Raises SettingsError naming a bad one."""
+        environ = os.environ if environ is None else environ
+        given = {k.removeprefix(PREFIX): v for k, v in environ.items() if k.startswith(PREFIX)}
+        known = {name.upper() for name in cls.model_fields}
+        for name in given.keys() - known:
+            raise SettingsError(f"{PREFIX}{name} is not a setting; 'python -m handler doctor' lists them all", name)
+        try:
+            return cls.model_validate({name.lower(): value for name, value in given.items() if value})
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            name = f"{PREFIX}{str(first['loc'][0]).upper()}"
+            raise SettingsError(f"{name}: {first['msg']}", name) from None
