@@ -35,5 +35,5 @@ $(VENV)/run: requirements.txt pyproject.toml
 
 $(VENV)/dev: $(VENV)/run
 	@echo "Adding what the tests need."
-	$(PIP) -e '.[platforms,dev]'
+	$(PIP) -e '.[dev]'
 	@touch $@

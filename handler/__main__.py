@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from handler import __version__, generate
 from handler.catalog import MODELS, MODES
@@ -43,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         verbs.add_parser("generate", help="make a picture without a server", description=generate.__doc__)
     )
 
-    models = verbs.add_parser("models", help="list the models and what their licences ask", description="The catalogue.")
+    models = verbs.add_parser(
+        "models", help="list the models and what their licences ask", description="The catalogue."
+    )
     models.add_argument("--json", action="store_true", help="print JSON")
     models.set_defaults(verb=_models)
 
@@ -64,12 +65,17 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _models(options: argparse.Namespace) -> int:
     if options.json:
-        print(json.dumps({"models": [asdict(m) for m in MODELS.values()], "modes": [asdict(m) for m in MODES.values()]}))
+        print(
+            json.dumps({"models": [asdict(m) for m in MODELS.values()], "modes": [asdict(m) for m in MODES.values()]})
+        )
         return 0
     row = "{:<14} {:>8} {:>8} {:>6} {:>9} {:>10}  {}"
     print(row.format("MODEL", "PARAMS", "VRAM GB", "STEPS", "GUIDANCE", "SIZE", "LICENCE"))
     for m in MODELS.values():
-        size, params = "x".join(map(str, m.size)), f"{m.parameters / 1e6:,.1f}M" if m.parameters < 1e9 else f"{m.parameters / 1e9:g}B"
+        size, params = (
+            "x".join(map(str, m.size)),
+            f"{m.parameters / 1e6:,.1f}M" if m.parameters < 1e9 else f"{m.parameters / 1e9:g}B",
+        )
         print(row.format(m.id, params, m.vram_gb, f"{m.steps}/{m.max_steps}", m.guidance, size, m.license.name))
         print(f"{'':<15}{m.license.obligation}")
     print("\nMODES")

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -74,8 +75,7 @@ class Api:
         encoding = []
         for i in range(request.n):
             recipe = replace(first, seed=(first.seed + i) % (MAX_SEED + 1))
-            before, total = i * first.steps, request.n * first.steps
-            drawn = await self.lane.submit(recipe, lambda done, before=before: on_step(before + done, total))
+            drawn = await self.lane.submit(recipe, partial(_count, on_step, i * first.steps, request.n * first.steps))
             encoding.append(asyncio.create_task(asyncio.to_thread(self._encode, *drawn, request)))
         return list(await asyncio.gather(*encoding))
 
@@ -93,6 +93,10 @@ class Api:
         spec = self.lane.spec
         if name is not None and find(name) is not spec:
             raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")
+
+
+def _count(on_step: OnStep, before: int, total: int, done: int) -> None:
+    on_step(before + done, total)
 
 
 async def answered(work: Awaitable[Reply]) -> Reply:

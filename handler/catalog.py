@@ -83,7 +83,7 @@ class ModelSpec:
     def _check(self, request: ImageRequest) -> None:
         if request.num_inference_steps and request.num_inference_steps > self.max_steps:
             raise OutOfRange(
-                f"{self.id} takes at most {self.max_steps} steps, got {request.num_inference_steps}.",
+                f"num_inference_steps: {self.id} takes at most {self.max_steps}, got {request.num_inference_steps}.",
                 "num_inference_steps",
             )
         if request.guidance_scale and not self.takes_guidance:

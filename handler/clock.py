@@ -19,6 +19,7 @@ from handler.errors import BudgetExceeded
 
 GRACE_S = 2.0
 EXIT_CODE = 1
+STDERR = 2  # the file descriptor: sys.stderr may be replaced, or busy in the thread that hangs
 
 
 def process_age() -> float:
@@ -96,7 +97,7 @@ class Clock:
         """Start both watchdogs; raises BudgetExceeded if the budget is already spent."""
         self.check()
         if self._abort is os._exit:
-            faulthandler.dump_traceback_later(self.remaining + GRACE_S, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self.remaining + GRACE_S, exit=True, file=STDERR)
         threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
 
     @contextmanager
@@ -134,5 +135,5 @@ class Clock:
         reason = self._verdict()
         if self.finish("failed", reason):
             print(f"kindling: {reason}", file=sys.__stderr__, flush=True)
-            faulthandler.dump_traceback(file=sys.__stderr__)
+            faulthandler.dump_traceback(file=STDERR)
             self._abort(EXIT_CODE)

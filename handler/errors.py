@@ -1,31 +1,31 @@
 """Every way Kindling says no.
 
-    KindlingError
-    ├── RequestError                    the caller can fix it; never retried
-    │   ├── InvalidJson            400  the body is not one JSON object
-    │   ├── UnknownParameter       400
-    │   ├── MissingParameter       400
-    │   ├── InvalidType            400
-    │   ├── InvalidValue           400  malformed, such as size "1024x"
-    │   ├── Unsupported            400  understood, but not offered here
-    │   ├── Unauthorized           401
-    │   ├── ModelNotFound          404
-    │   ├── RouteNotFound          404
-    │   ├── MethodNotAllowed       405
-    │   ├── BodyTooLarge           413
-    │   └── OutOfRange             422  well-formed, but outside what this model allows
-    ├── QueueFull                  429  retryable
-    ├── Cancelled                  499  the caller went away or the job was stopped
-    ├── NumericalError             500  NaN or an all-black picture
-    ├── OutOfMemory                500  this size does not fit; the worker goes on
-    ├── DeviceLost                 500  retryable elsewhere; fatal: this process must end
-    ├── Internal                   500  a bug; its text stays in the log
-    ├── NotReady                   503  retryable: starting or stopping
-    └── StartError                 503  the worker cannot start
-        ├── SettingsError               a KINDLING_* variable is unknown or malformed
-        ├── WeightsMissing              the model's files are not where they should be
-        ├── DeviceMissing               the device asked for is not there
-        └── BudgetExceeded              the cold start took longer than its budget
+KindlingError
+├── RequestError                    the caller can fix it; never retried
+│   ├── InvalidJson            400  the body is not one JSON object
+│   ├── UnknownParameter       400
+│   ├── MissingParameter       400
+│   ├── InvalidType            400
+│   ├── InvalidValue           400  malformed, such as size "1024x"
+│   ├── Unsupported            400  understood, but not offered here
+│   ├── Unauthorized           401
+│   ├── ModelNotFound          404
+│   ├── RouteNotFound          404
+│   ├── MethodNotAllowed       405
+│   ├── BodyTooLarge           413
+│   └── OutOfRange             422  well-formed, but outside what this model allows
+├── QueueFull                  429  retryable
+├── Cancelled                  499  the caller went away or the job was stopped
+├── NumericalError             500  NaN or an all-black picture
+├── OutOfMemory                500  this size does not fit; the worker goes on
+├── DeviceLost                 500  retryable elsewhere; fatal: this process must end
+├── Internal                   500  a bug; its text stays in the log
+├── NotReady                   503  retryable: starting or stopping
+└── StartError                 503  the worker cannot start
+    ├── SettingsError               a KINDLING_* variable is unknown or malformed
+    ├── WeightsMissing              the model's files are not where they should be
+    ├── DeviceMissing               the device asked for is not there
+    └── BudgetExceeded              the cold start took longer than its budget
 """
 
 from typing import Any, ClassVar

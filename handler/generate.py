@@ -24,7 +24,9 @@ FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options on `parser`."""
     parser.add_argument("prompt", nargs="?", help="what the picture should show")
-    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="file; -1, -2 ... added when --n > 1")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("out.png"), help="file; -1, -2 ... added when --n > 1"
+    )
     parser.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
     parser.add_argument("--size", default="auto", help="WIDTHxHEIGHT in pixels (default: the model's)")
     parser.add_argument("--n", type=int, default=1, help="how many pictures, 1 to 4 (default: 1)")
@@ -46,7 +48,14 @@ def run(options: argparse.Namespace) -> int:
     recipe, count, settings = _again(options.source, settings) if options.source else _asked(options, settings)
     worker = _boot(settings, options.json)
     for i, path in enumerate(_paths(options.output, count)):
-        _make(worker, replace(recipe, seed=(recipe.seed + i) % (MAX_SEED + 1)), path, form, settings.metadata, options.json)
+        _make(
+            worker,
+            replace(recipe, seed=(recipe.seed + i) % (MAX_SEED + 1)),
+            path,
+            form,
+            settings.metadata,
+            options.json,
+        )
     return 0
 
 
@@ -136,7 +145,6 @@ def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bo
         return
     width, height = recipe.size
     print(f"{path}: {recipe.prompt!r}")
-    print(f"  {recipe.model}, {width}x{height}, {recipe.steps} steps, guidance {recipe.guidance:g}, seed {recipe.seed}, "
-          f"{worker.hardware.precision} on {worker.hardware.name}")  # fmt: skip
-    print("  " + ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items())
-          + f"; loaded in {worker.ledger.total_s:.1f} s")  # fmt: skip
+    print(f"  {recipe.model}, {width}x{height}, {recipe.steps} steps, guidance {recipe.guidance:g}, seed {recipe.seed}")
+    spent = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items())
+    print(f"  {worker.hardware.precision} on {worker.hardware.name}: {spent}; loaded in {worker.ledger.total_s:.1f} s")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from handler.catalog import find
@@ -38,13 +39,16 @@ class _Job:
 class Lane:
     """Owns the worker's thread and queue. `start`, then `submit` from any event loop, then `stop`."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None, boot: Callable[..., Worker] = Worker.boot) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock | None = None, boot: Callable[..., Worker] = Worker.boot
+    ) -> None:
         self.settings = settings
         self.spec = find(settings.model)
         self.clock = clock or Clock(settings.cold_start_budget_s)
         self.state: State = "starting"
         self.error: StartError | None = None
         self.worker: Worker | None = None
+        self.drawing = False
         self._boot = boot
         self._jobs: queue.Queue[_Job | None] = queue.Queue(settings.queue)
         self._booted = threading.Event()
@@ -114,18 +118,20 @@ class Lane:
                 raise Cancelled("The request was cancelled.")
             job.on_step(done)
 
-        begun = time.perf_counter()
+        begun, self.drawing = time.perf_counter(), True
         try:
             step(0)
             pixels, stages = worker.generate(job.recipe, step)
-            _settle(job, lambda: job.done.set_result((pixels, {"queue": begun - job.entered, **stages})))
+            _settle(job, partial(job.done.set_result, (pixels, {"queue": begun - job.entered, **stages})))
         except KindlingError as error:
-            _settle(job, lambda: job.done.set_exception(error))
+            _settle(job, partial(job.done.set_exception, error))
             if error.fatal:
                 self.error, self.state = StartError(error.message), "failed"
         except Exception:
             log.exception("the worker failed on a request")
-            _settle(job, lambda: job.done.set_exception(Internal("The worker failed on this request; see its log.")))
+            _settle(job, partial(job.done.set_exception, Internal("The worker failed on this request; see its log.")))
+        finally:
+            self.drawing = False
 
     def _drop_waiting(self) -> None:
         while True:
@@ -134,7 +140,7 @@ class Lane:
             except queue.Empty:
                 return
             if job:
-                _settle(job, lambda j=job: j.done.set_exception(self.error or NotReady("This worker is stopping.")))
+                _settle(job, partial(job.done.set_exception, self.error or NotReady("This worker is stopping.")))
 
 
 def _settle(job: _Job, act: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ def model_folder(spec: ModelSpec, volume: Path) -> Path:
         return folder
     if spec.embedded:
         raise WeightsMissing(f"The embedded weights of {spec.id} are not in {folder}. Is the installation complete?")
-    gate = f" Accept its licence on its hub page first and set HF_TOKEN." if spec.license.gated else ""
+    gate = " Accept its licence on its hub page first and set HF_TOKEN." if spec.license.gated else ""
     raise WeightsMissing(
         f"{spec.id} is not on the volume: no {INDEX} in {folder}.{gate} Fetch it with: hf download {spec.repository} "
         f"--revision {spec.revision} --local-dir '{folder}'"

@@ -5,6 +5,7 @@
 """
 
 import importlib
+import itertools
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -82,7 +83,7 @@ class Worker:
         except RuntimeError as error:
             raise self._device_error(error, recipe) from error
         marks.append(("end", time.perf_counter()))
-        stages = {name: later - start for (name, start), (_, later) in zip(marks, marks[1:], strict=False)}
+        stages = {name: later - start for (name, start), (_, later) in itertools.pairwise(marks)}
         return Pixels(rgb, recipe), stages
 
     def _encoded(self, recipe: Recipe) -> Any:

@@ -9,6 +9,7 @@ plain colour passes from the first step; two norm groups; crops that grow from 3
 import math
 import random
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ LATENT_CHANNELS = 12
 DOWNSCALE = 16
 PEAK_RATE = 1.2e-3
 EMA_DECAY = 0.998
+LATENT_NOISE = 0.05  # added before decoding, for the transformer's latents are never exact
 CROPS = {32: 32, 64: 16, 128: 5}  # crop side in pixels -> batch size
 WHOLE: tuple[tuple[int, int], ...] = ((256, 256), (256, 256), (384, 256), (256, 384), (128, 128), (512, 512))
 
@@ -114,18 +116,30 @@ class Pictures:
         return to_tensor([draw(self._scene(), self.rng.choice(WHOLE), 3)])
 
 
-def _batch(pictures: Pictures, step: int, progress: float) -> Tensor:
+BatchOf = Callable[[Pictures, int, float], Tensor]
+
+
+def _growing(pictures: Pictures, step: int, progress: float) -> Tensor:
+    """Crops that grow to whole pictures as training goes on."""
     if progress < 0.2:
         return pictures.crops(32)
     if progress < 0.45:
         return pictures.crops(64 if step % 4 else 128)
-    return (pictures.whole, lambda: pictures.crops(64), pictures.whole, lambda: pictures.crops(128))[step % 4]()
+    return _mixed(pictures, step, progress)
+
+
+def _mixed(pictures: Pictures, step: int, progress: float) -> Tensor:
+    """Whole pictures and crops in turn."""
+    if step % 2 == 0:
+        return pictures.whole()
+    return pictures.crops(64 if step % 4 == 1 else 128)
 
 
 def loss_of(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, float]:
     """Reconstruction (L1, L2, gradients) plus a faint KL; also the PSNR in dB."""
     posterior = vae.encode(pixels).latent_dist
-    error = vae.decode(posterior.sample()).sample - pixels
+    latents = posterior.mean + LATENT_NOISE * torch.randn_like(posterior.mean)
+    error = vae.decode(latents).sample - pixels
     across, down = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
     squared = error.square().mean()
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
@@ -136,16 +150,37 @@ def loss_of(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, float]:
 def train(folder: Path, minutes: float) -> None:
     """Train for `minutes` and save the averaged weights in `folder`/vae, with the latent scale measured."""
     torch.manual_seed(0)
+    vae = build()
+    average = _optimise(vae, vae.parameters(), Journal(folder / "vae.log"), minutes, _growing)
+    vae.load_state_dict(average)
+    _measure_scale(vae.eval())
+    vae.save_pretrained(folder / "vae")
+    Journal(folder / "vae.log").write(**measure(folder))
+
+
+def refine(folder: Path, minutes: float) -> None:
+    """Go on with the decoder alone, so that latents made before stay valid; it also learns to forgive noise."""
+    torch.manual_seed(1)
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    average = _optimise(vae, vae.decoder.parameters(), Journal(folder / "vae.log"), minutes, _mixed)
+    vae.load_state_dict(average)
+    vae.save_pretrained(folder / "vae")
+    Journal(folder / "vae.log").write(**measure(folder))
+
+
+def _optimise(
+    vae: AutoencoderKL, parameters: Iterable[nn.Parameter], journal: Journal, minutes: float, batch_of: BatchOf
+) -> dict[str, Tensor]:
+    """AdamW under a cosine schedule for `minutes`; the moving average of the weights."""
     rng = random.Random(0)
-    journal = Journal(folder / "vae.log")
-    pictures, vae = Pictures(rng, 1600), build()
-    average = {k: v.clone() for k, v in vae.state_dict().items()}
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, betas=(0.9, 0.995), weight_decay=0.0, fused=True)
+    pictures, average = Pictures(rng, 1600), {k: v.clone() for k, v in vae.state_dict().items()}
+    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.995), weight_decay=0.0, fused=True)
     start, step, progress = time.monotonic(), 0, 0.0
     while progress < 1:
         rate = PEAK_RATE * min(1, (step + 1) / 50) * (0.49 * (1 + math.cos(math.pi * progress)) + 0.02)
         optimizer.param_groups[0]["lr"] = rate
-        loss, psnr = loss_of(vae, _batch(pictures, step, progress))
+        loss, psnr = loss_of(vae, batch_of(pictures, step, progress))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -155,23 +190,17 @@ def train(folder: Path, minutes: float) -> None:
             average[key].lerp_(value, 1 - min(EMA_DECAY, step / (step + 20)))
         if step % 100 == 0:
             journal.write(step=step, loss=round(loss.item(), 4), psnr=round(psnr, 2), progress=round(progress, 3))
-        if step % 1000 == 0:
-            _save(vae, average, folder)
         progress = (time.monotonic() - start) / (60 * minutes)
-    _save(vae, average, folder)
-    journal.write(step=step, saved=str(folder / "vae"), **measure(folder))
+    return average
 
 
 @torch.no_grad()
-def _save(vae: AutoencoderKL, average: dict[str, Tensor], folder: Path) -> None:
-    final = build()
-    final.load_state_dict(average)
-    final.eval()
+def _measure_scale(vae: AutoencoderKL) -> None:
+    """Set the factors that make latents of drawn pictures zero-mean and unit-variance."""
     rng = random.Random(1)
-    latents = [final.encode(to_tensor([draw(sample_scene(rng), (256, 256))])).latent_dist.mean for _ in range(48)]
+    latents = [vae.encode(to_tensor([draw(sample_scene(rng), (256, 256))])).latent_dist.mean for _ in range(48)]
     sample = torch.cat(latents)
-    final.register_to_config(shift_factor=sample.mean().item(), scaling_factor=1 / sample.std().item())
-    final.save_pretrained(folder / "vae")
+    vae.register_to_config(shift_factor=sample.mean().item(), scaling_factor=1 / sample.std().item())
 
 
 @torch.no_grad()

@@ -150,4 +150,3 @@ def _placed(scene: Scene, item: Item, found: Found) -> bool:
         return nearest == scene.place
     tolerance = 0.22 if scene.kind == "one" else 0.17
     return abs(found.x - item.x) < tolerance and abs(found.y - item.y) < tolerance
-

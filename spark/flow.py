@@ -36,6 +36,7 @@ TEXT_TOKENS = 20
 PEAK_RATE = 1.5e-3
 EMA_DECAY = 0.999
 TIED_ABOVE = 0.85
+PAIR_SHARE = 0.4  # of the pairs offered: the hardest scenes, better learnt when single shapes are
 SHARDS: tuple[tuple[tuple[int, int], int], ...] = (  # picture size, pictures a shard; the producer cycles through
     (NATIVE, 256), ((384, 256), 96), (NATIVE, 256), ((256, 384), 96), (NATIVE, 256), ((512, 512), 64),
     (NATIVE, 256), ((128, 128), 128), (NATIVE, 256), ((192, 192), 128), (NATIVE, 256), ((320, 256), 64),
@@ -128,7 +129,11 @@ class Latents:
 
     def take(self, size: tuple[int, int], count: int) -> tuple[Tensor, list[Scene]]:
         """`count` random latents (count, 12, height / 16, width / 16) of one size, with their scenes."""
-        picked = self.rng.choices(self.pools[size], k=count)
+        picked: list[tuple[Tensor, Scene]] = []
+        while len(picked) < count:
+            candidate = self.rng.choice(self.pools[size])
+            if candidate[1].kind != "pair" or self.rng.random() < PAIR_SHARE:
+                picked.append(candidate)
         return torch.stack([latent for latent, _ in picked]).float(), [scene for _, scene in picked]
 
 
@@ -142,10 +147,12 @@ def tie(noise: Tensor, nuisance: Tensor) -> Tensor:
 
 
 def sample_sigma(count: int) -> Tensor:
-    """Noise levels in (0, 1]: a quarter next to pure noise, the rest uniform after the scheduler's shift."""
-    uniform = torch.rand(count)
-    shifted = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-    return torch.where(torch.rand(count) < 0.25, 1 - 0.03 * uniform, shifted).clamp(min=0.01)
+    """Noise levels in (0, 1]: four in ten next to pure noise, the rest where one to eight steps go, few below."""
+    uniform, kind = torch.rand(count), torch.rand(count)
+    stepped = 0.11 + 0.89 * uniform  # eight steps end at s = 1/8, and 0.11 leaves a margin
+    stepped = torch.where(kind < 0.05, uniform.clamp(min=0.01), stepped)
+    shifted = SHIFT * stepped / (1 + (SHIFT - 1) * stepped)
+    return torch.where(kind > 0.6, 1 - 0.03 * uniform, shifted)
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -237,7 +244,7 @@ class Trainer:
 
     def shape(self) -> tuple[tuple[int, int], int, int]:
         """Picture size, text tokens and batch of the next step; other sizes gain share as training goes on."""
-        if self.rng.random() < min(0.5, 0.15 + 0.6 * self.progress):
+        if self.rng.random() < min(0.5, 0.05 + 0.6 * self.progress):
             size = self.rng.choice([s for s in self.latents.pools if s != NATIVE] or [NATIVE])
             length = TEXT_TOKENS if self.rng.random() < 0.8 else self.rng.choice((32, 48, 64, 77))
         elif self.rng.random() < 0.12:
@@ -312,7 +319,7 @@ def train(folder: Path, minutes: float, check_every: float = 8.0, seed: int = 1)
     trainer.save()
     pipeline = assemble(folder, trainer.average)
     journal.write(step=trainer.step, **validate(pipeline))
-    pipeline.to(torch.bfloat16).save_pretrained(folder / "pipeline")
+    export(pipeline, folder / "pipeline")
 
 
 def assemble(folder: Path, transformer: FluxTransformer2DModel) -> FluxPipeline:
@@ -329,6 +336,17 @@ def assemble(folder: Path, transformer: FluxTransformer2DModel) -> FluxPipeline:
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def export(pipeline: FluxPipeline, folder: Path) -> None:
+    """Save for shipping: transformer and autoencoder in bf16.
+
+    The text encoders stay fp32: transformers loads a file's own dtype, diffusers fp32, and a plain
+    `from_pretrained` must get one dtype throughout.
+    """
+    pipeline.transformer.to(torch.bfloat16)
+    pipeline.vae.to(torch.bfloat16)
+    pipeline.save_pretrained(folder)
 
 
 def validate(pipeline: FluxPipeline, count: int = 24) -> dict[str, dict[str, float]]:

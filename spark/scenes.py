@@ -12,7 +12,7 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from PIL import Image, ImageDraw
 
@@ -306,7 +306,7 @@ def _color(rng: random.Random, color: str, everyday: bool) -> str:
     return rng.choice(COLOR_WORDS.get(color, (color,))) if everyday else color
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plural(noun: str) -> str:
     head, _, tail = noun.rpartition(" ")
     return (head + " " if head else "") + PLURALS.get(tail, tail + "s")

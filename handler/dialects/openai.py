@@ -12,7 +12,7 @@ from typing import Any
 
 from handler.catalog import ModelSpec
 from handler.errors import InvalidType, InvalidValue, OutOfRange, Unsupported
-from handler.request import ImageRequest, Picture
+from handler.request import MAX_SIDE, MIN_SIDE, ImageRequest, Picture
 
 IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
 ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us
@@ -28,7 +28,7 @@ WHY = {
     "background": "background can be 'auto' or 'opaque'; these models draw no transparency.",
 }
 UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
-SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
+SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 
 
 def parse(payload: dict[str, Any]) -> ImageRequest:
@@ -52,7 +52,7 @@ def parse(payload: dict[str, Any]) -> ImageRequest:
         return ImageRequest.parse(fields)
     except OutOfRange as error:
         if error.param in ("width", "height"):
-            raise OutOfRange(error.message, "size") from None
+            raise OutOfRange(f"size: each side should be {MIN_SIDE} to {MAX_SIDE} pixels.", "size") from None
         raise
 
 

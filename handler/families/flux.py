@@ -72,7 +72,8 @@ def _decode(pipeline: Any, latents: torch.Tensor, width: int, height: int) -> to
     pixels = (image.float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
     if not pixels.any():
         raise NumericalError("The model produced an all-black picture.")
-    return pixels.permute(1, 2, 0)
+    picture: torch.Tensor = pixels.permute(1, 2, 0)
+    return picture
 
 
 def _crop(pixels: torch.Tensor, size: tuple[int, int]) -> Any:

@@ -58,7 +58,13 @@ def create_app(lane: Lane, public: bool) -> ASGIApp:
         return JSONResponse({"status": "live"})
 
     async def ready(request: Request) -> Response:
-        body = {"status": lane.state, "model": lane.spec.id, "cold_start": asdict(lane.ledger)}
+        body = {
+            "status": lane.state,
+            "model": lane.spec.id,
+            "drawing": lane.drawing,
+            "waiting": lane.waiting,
+            "cold_start": asdict(lane.ledger),
+        }
         return JSONResponse(body, 200 if lane.state == "ready" else 503)
 
     @asynccontextmanager

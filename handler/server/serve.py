@@ -1,5 +1,6 @@
 """The serving process: one socket, one lane, one exit code."""
 
+import contextlib
 import ipaddress
 import logging
 import signal
@@ -16,7 +17,10 @@ from handler.lane import Lane
 from handler.server.app import create_app
 from handler.settings import Settings
 
-SAVE = "import sys,json,base64;open('circle.png','wb').write(base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))"
+SAVE = (
+    "import sys,json,base64;"
+    "open('circle.png','wb').write(base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))"
+)
 DRAIN_S = 30
 
 
@@ -30,16 +34,14 @@ def serve(settings: Settings, host: str, port: int) -> int:
         logging.getLogger("kindling").warning("%s: %s", lane.spec.id, lane.spec.license.obligation)
     with _listen(host, port) as listener:
         server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=DRAIN_S
-            )
+            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=DRAIN_S)
         )
-        threading.Thread(target=_report, args=(lane, server, listener), daemon=True).start()
+        address = _address(listener)
+        _say(f"listening on {address}, loading {lane.spec.id}")
+        threading.Thread(target=_report, args=(lane, server, address), daemon=True).start()
         signal.signal(signal.SIGTERM, _leave)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
-        except KeyboardInterrupt:
-            pass
     return 1 if lane.error else 0
 
 
@@ -48,7 +50,7 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _report(lane: Lane, server: uvicorn.Server, listener: socket.socket) -> None:
+def _report(lane: Lane, server: uvicorn.Server, address: str) -> None:
     """Say when the model is ready, or end the server when it never will be."""
     try:
         lane.wait_booted()
@@ -56,8 +58,6 @@ def _report(lane: Lane, server: uvicorn.Server, listener: socket.socket) -> None
         _say(error.message)
         server.should_exit = True
         return
-    host, port = listener.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     key = " -H 'Authorization: Bearer YOUR_KEY'" if lane.settings.api_keys else ""
     _say(f"{lane.spec.id} is ready on {address} after {lane.ledger.total_s:.1f} s. Try:")
     print(
@@ -66,6 +66,11 @@ def _report(lane: Lane, server: uvicorn.Server, listener: socket.socket) -> None
         "It writes circle.png. Stop the server with Ctrl-C.",
         flush=True,
     )
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

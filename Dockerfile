@@ -1,0 +1,32 @@
+# One image for RunPod, Kubernetes, Cloud Run or your own GPU machine. No weights inside: they live on the volume,
+# except for the embedded spark. The CUDA libraries come with torch; the driver comes from the host.
+#
+#   docker build -t kindling .
+#   docker run --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_MODEL=flux-schnell -e KINDLING_API_KEYS=secret kindling
+#
+# RunPod's queue workers use the same image with the command: python -u platform/runpod_worker.py
+FROM python:3.11-slim
+
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 KINDLING_VOLUME=/volume
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 kindling \
+    && install -d -o kindling /volume
+WORKDIR /app
+
+COPY requirements.txt ./
+RUN pip install -r requirements.txt
+
+COPY pyproject.toml README.md ./
+COPY handler handler
+COPY spark spark
+COPY platform platform
+RUN pip install ".[runpod]"
+
+USER kindling
+EXPOSE 8000
+# Weights may load for up to the cold-start budget of 240 s before the first check counts.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=250s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/live')"]
+CMD ["python", "-m", "handler", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -1,0 +1,114 @@
+"""Does the picture show what the prompt says? Accuracy of spark on prompts it never trained on.
+
+Every later change of precision, caching or compilation is judged by this. Each prompt's combination of shape,
+colour and background was held out from training (`--split test`; `validation` steered the training). The judge is
+`spark.checker`, itself tested on drawn pictures. "right" means background, count, colours, shapes and places are
+all right; "size" is reported beside it. One object and several equal ones count together; pairs of different
+objects are apart. The error of a share p of n prompts is about sqrt(p(1-p)/n): 2 points at 95 of 100.
+
+    python benchmarks/quality.py             the whole table, about ten minutes on two cores
+    python benchmarks/quality.py --quick     ten prompts a kind, 256x256 only
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+import report
+from handler import ImageRequest, Settings, Worker
+from spark.checker import ATTRIBUTES, check
+from spark.scenes import held_out
+
+COUNTS = {"one": 60, "many": 40, "pair": 40}
+COLUMNS = ("right", *ATTRIBUTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of the table: how the pictures are asked for."""
+
+    steps: int
+    size: tuple[int, int] = (256, 256)
+    phrasing: str = "plain"
+
+
+CASES = (
+    *(Case(steps) for steps in (1, 2, 4, 8)),
+    *(Case(4, phrasing=phrasing) for phrasing in ("everyday", "capitals")),
+    *(Case(4, size) for size in ((512, 512), (384, 256), (256, 384), (1024, 1024), (128, 128))),
+)
+
+
+def main() -> None:
+    """Draw, judge, print the table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--quick", action="store_true", help="ten prompts a kind, native size only")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/quality.json")
+    options = parser.parse_args()
+    worker = Worker.boot(Settings.from_env())
+    cases = [case for case in CASES if not options.quick or case.size == (256, 256)]
+    print(f"{'steps':>5} {'size':>9} {'phrasing':>9} {'scenes':>7} " + " ".join(f"{c:>10}" for c in COLUMNS))
+    rows = []
+    for case in cases:
+        for scenes, kinds in {"equal": ("one", "many"), "pairs": ("pair",)}.items():
+            row = {"scenes": scenes, **score(worker, case, kinds, options.split, 10 if options.quick else None)}
+            rows.append(row)
+            shares = " ".join(f"{row[c]:>10.3f}" for c in COLUMNS)
+            size = "x".join(map(str, case.size))
+            print(f"{case.steps:>5} {size:>9} {case.phrasing:>9} {scenes:>7} {shares}", flush=True)
+    figures = {"split": options.split, "precision": worker.hardware.precision, "rows": rows, **diversity(worker)}
+    report.finish("quality", figures, options.save)
+
+
+def score(worker: Worker, case: Case, kinds: tuple[str, ...], split: str, count: int | None) -> dict[str, object]:
+    """Shares right of one case over `kinds`, with the median seconds a picture took."""
+    verdicts, seconds = [], []
+    for image, scene, took in pictures(worker, case, kinds, split, count):
+        verdicts.append(check(image, scene))
+        seconds.append(took)
+    return {
+        "steps": case.steps,
+        "size": "x".join(map(str, case.size)),
+        "phrasing": case.phrasing,
+        "prompts": len(verdicts),
+        **{name: round(sum(getattr(v, name) for v in verdicts) / len(verdicts), 4) for name in COLUMNS},
+        "median_s": round(statistics.median(seconds), 4),
+    }
+
+
+def pictures(
+    worker: Worker, case: Case, kinds: tuple[str, ...], split: str, count: int | None
+) -> Iterator[tuple[Image.Image, object, float]]:
+    """Every picture of a case with the scene it should show and the seconds it took; seed i for prompt i."""
+    for kind in kinds:
+        for i, (prompt, scene) in enumerate(held_out(count or COUNTS[kind], split, kind, case.phrasing)):
+            start = time.perf_counter()
+            pixels, _ = worker.generate(worker.spec.recipe(request(prompt, i, case)))
+            yield Image.fromarray(pixels.rgb), scene, time.perf_counter() - start
+
+
+def request(prompt: str, seed: int, case: Case) -> ImageRequest:
+    """What a caller would send."""
+    width, height = case.size
+    return ImageRequest(prompt=prompt, seed=seed, width=width, height=height, num_inference_steps=case.steps)
+
+
+def diversity(worker: Worker) -> dict[str, float]:
+    """How much seeds matter: the standard deviation over 16 seeds of one prompt, in 8-bit units, per pixel."""
+    case = Case(4)
+    drawn = [
+        worker.generate(worker.spec.recipe(request("a red circle on a blue background", seed, case)))[0].rgb
+        for seed in range(16)
+    ]
+    spread = np.stack(drawn).astype(np.float64).std(axis=0)
+    return {"seed_std_mean": round(float(spread.mean()), 2), "seed_std_max": round(float(spread.max()), 2)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Shared fixtures: a worker with spark in this process, and a real server process."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two busy threads on two cores can be 20 times slower
+for name in [name for name in os.environ if name.startswith("KINDLING_")]:
+    del os.environ[name]
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from handler import Settings, Worker
+from serving import Served, serving
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def spark() -> Worker:
+    """The embedded model, loaded in this process."""
+    return Worker.boot(Settings())
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Served]:
+    """A real server process with spark, shared by all tests that leave it healthy."""
+    with serving() as served:
+        yield served

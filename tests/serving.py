@@ -1,0 +1,68 @@
+"""A real `python -m handler serve` process on a free loopback port, for tests and benchmarks."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).parent.parent
+BOOT_S = 180
+
+
+class Served:
+    """A running server: its process, address, and the lines it has printed on stderr so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._fresh: Queue[str | None] = Queue()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        self.url = self.wait_for(r"listening on (http://\S+), loading")[1]
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.lines.append(line)
+            self._fresh.put(line)
+        self._fresh.put(None)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of stderr; fails if the process ends first."""
+        while (line := self._fresh.get(timeout=BOOT_S)) is not None:
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"the server ended without saying {pattern!r}:\n{''.join(self.lines)}")
+
+
+@contextmanager
+def serving(environ: Mapping[str, str] | None = None, *arguments: str, ready: bool = True) -> Iterator[Served]:
+    """Start a server, wait until it is ready (or only listening), and end it afterwards."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "handler", "serve", "--port", "0", *arguments],
+        cwd=ROOT,
+        env={**clean, **(environ or {})},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        served = Served(process)
+        if ready:
+            served.wait_for("is ready on")
+        yield served
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        with process:  # closes its pipe
+            pass

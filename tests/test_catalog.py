@@ -1,0 +1,65 @@
+import importlib
+
+import pytest
+
+from handler import MODELS, MODES, ImageRequest
+from handler.catalog import find
+from handler.errors import ModelNotFound, OutOfRange, Unsupported
+
+ROWS = list(MODELS.values())
+
+
+@pytest.mark.parametrize("spec", ROWS, ids=lambda s: s.id)
+def test_rows_are_sound(spec) -> None:
+    assert 1 <= spec.steps <= spec.max_steps <= 50
+    assert all(side % spec.multiple == 0 for side in (*spec.size, *spec.native_size))
+    assert spec.takes_guidance or spec.guidance == 0
+    assert spec.license.obligation.endswith(".")
+    assert spec.embedded or len(spec.revision) == 40
+    family = importlib.import_module(spec.family)
+    assert all(callable(getattr(family, verb)) for verb in ("build", "encode", "run"))
+
+
+def test_seed_table_values() -> None:
+    table = {s.id: (s.parameters, s.vram_gb, s.steps, s.guidance, s.license.commercial) for s in ROWS}
+    assert table["flux-schnell"] == (12_000_000_000, 24, 4, 0.0, True)
+    assert table["flux-dev"] == (12_000_000_000, 24, 28, 3.5, False)
+
+
+def test_names_are_unique_and_found_in_any_case() -> None:
+    names = [name for spec in ROWS for name in spec.names] + list(MODES)
+    assert len(names) == len(set(names))
+    assert find("Black-Forest-Labs/flux.1-SCHNELL") is MODELS["flux-schnell"]
+    assert find("realtime") is MODELS["flux-schnell"]
+    assert find("quality") is MODELS["flux-dev"]
+    with pytest.raises(ModelNotFound, match="spark"):
+        find("dall-e-2")
+
+
+def test_recipe_fills_what_is_open() -> None:
+    recipe = MODELS["flux-dev"].recipe(ImageRequest(prompt="x"))
+    assert (recipe.size, recipe.steps, recipe.guidance, recipe.scheduler) == ((1024, 1024), 28, 3.5, "flow-match-euler")
+    seeds = {MODELS["spark"].recipe(ImageRequest(prompt="x")).seed for _ in range(20)}
+    assert len(seeds) > 15
+    assert MODELS["spark"].recipe(ImageRequest(prompt="x", seed=0)).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"num_inference_steps": 9}, OutOfRange, "num_inference_steps"),
+        ({"guidance_scale": 3.5}, OutOfRange, "guidance_scale"),
+        ({"scheduler": "ddim"}, OutOfRange, "scheduler"),
+        ({"negative_prompt": "blur"}, Unsupported, "negative_prompt"),
+    ],
+)
+def test_what_a_distilled_model_refuses(fields, error, param) -> None:
+    with pytest.raises(error, match="spark") as caught:
+        MODELS["spark"].recipe(ImageRequest(prompt="x", **fields))
+    assert caught.value.param == param
+
+
+def test_harmless_values_are_no_refusal() -> None:
+    recipe = MODELS["spark"].recipe(ImageRequest(prompt="x", guidance_scale=0.0, negative_prompt=""))
+    assert recipe.guidance == 0
+    assert MODELS["flux-dev"].recipe(ImageRequest(prompt="x", guidance_scale=0.0)).guidance == 0

@@ -1,0 +1,84 @@
+"""Bad and good payloads, without a server: which error, which field."""
+
+import pytest
+
+from handler.dialects import native, openai
+from handler.errors import InvalidType, InvalidValue, MissingParameter, OutOfRange, UnknownParameter, Unsupported
+
+OK = {"prompt": "a red circle"}
+BAD = [
+    ({}, MissingParameter, "prompt"),
+    ({"prompt": None}, MissingParameter, "prompt"),
+    ({"prompt": ""}, OutOfRange, "prompt"),
+    ({"prompt": 7}, InvalidType, "prompt"),
+    ({"prompt": "x" * 100_000}, OutOfRange, "prompt"),
+    (OK | {"n": 5}, OutOfRange, "n"),
+    (OK | {"n": 0}, OutOfRange, "n"),
+    (OK | {"n": "2"}, InvalidType, "n"),
+    (OK | {"n": True}, InvalidType, "n"),
+    (OK | {"n": 1.5}, InvalidType, "n"),
+    (OK | {"n": 10**400}, OutOfRange, "n"),
+    (OK | {"num_inference_steps": 51}, OutOfRange, "num_inference_steps"),
+    (OK | {"num_inference_steps": 0}, OutOfRange, "num_inference_steps"),
+    (OK | {"guidance_scale": 20.5}, OutOfRange, "guidance_scale"),
+    (OK | {"guidance_scale": float("nan")}, OutOfRange, "guidance_scale"),
+    (OK | {"guidance_scale": float("inf")}, OutOfRange, "guidance_scale"),
+    (OK | {"guidance_scale": "3"}, InvalidType, "guidance_scale"),
+    (OK | {"seed": -1}, OutOfRange, "seed"),
+    (OK | {"seed": 2**31}, OutOfRange, "seed"),
+    (OK | {"scheduler": "lcm"}, OutOfRange, "scheduler"),
+    (OK | {"negative_prompt": "x" * 2001}, OutOfRange, "negative_prompt"),
+    (OK | {"output_format": "gif"}, OutOfRange, "output_format"),
+    (OK | {"output_format": "jpeg", "output_compression": 101}, OutOfRange, "output_compression"),
+    (OK | {"output_compression": 50}, InvalidValue, "output_compression"),
+    (OK | {"stepz": 4}, UnknownParameter, "stepz"),
+]
+BAD_OPENAI = [
+    (OK | {"size": "17x17"}, OutOfRange, "size"),
+    (OK | {"size": "0x0"}, OutOfRange, "size"),
+    (OK | {"size": "4096x4096"}, OutOfRange, "size"),
+    (OK | {"size": "1024x"}, InvalidValue, "size"),
+    (OK | {"size": "x" * 10_000}, InvalidValue, "size"),
+    (OK | {"size": "٢٥٦x256"}, InvalidValue, "size"),
+    (OK | {"size": 1024}, InvalidType, "size"),
+    (OK | {"width": 256, "height": 256}, Unsupported, "width"),
+    (OK | {"response_format": "url"}, Unsupported, "response_format"),
+    (OK | {"stream": True}, Unsupported, "stream"),
+    (OK | {"stream": 0}, Unsupported, "stream"),
+    (OK | {"partial_images": 2}, Unsupported, "partial_images"),
+    (OK | {"background": "transparent"}, Unsupported, "background"),
+    (OK | {"frame_count": 4}, Unsupported, "frame_count"),
+    (OK | {"user": 3}, InvalidType, "user"),
+]
+
+
+@pytest.mark.parametrize(("payload", "error", "param"), BAD + BAD_OPENAI, ids=lambda v: str(v)[:50])
+def test_openai_refuses(payload, error, param) -> None:
+    with pytest.raises(error) as caught:
+        openai.parse(payload)
+    assert type(caught.value) is error
+    assert caught.value.param == param
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("payload", "error", "param"), [*BAD, (OK | {"width": 256}, InvalidValue, "width")], ids=lambda v: str(v)[:50]
+)
+def test_native_refuses(payload, error, param) -> None:
+    with pytest.raises(error) as caught:
+        native.parse(payload)
+    assert caught.value.param == param
+
+
+def test_openai_accepts_what_clients_send() -> None:
+    request = openai.parse(
+        OK
+        | {
+            "model": "spark", "n": 2, "size": "512x384", "response_format": "b64_json", "user": "me", "style": "vivid",
+            "quality": "hd", "moderation": "low", "background": "auto", "stream": False, "partial_images": 0,
+            "safety_identifier": "abc", "output_format": "webp", "output_compression": 80, "seed": 0, "svg": None,
+            "num_inference_steps": 4, "guidance_scale": 0, "scheduler": "flow-match-euler", "negative_prompt": None,
+        }
+    )  # fmt: skip
+    assert (request.width, request.height, request.n, request.seed) == (512, 384, 2, 0)
+    assert openai.parse(OK | {"size": "auto"}).width is None

@@ -1,0 +1,97 @@
+"""The plan of the house, held by test: a file imports only from lower floors, heavy imports only where allowed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import handler
+
+ROOT = Path(__file__).parent.parent
+FLOOR = {
+    "errors": 0,
+    "request": 1,
+    "clock": 1,
+    "settings": 1,
+    "hardware": 2,
+    "catalog": 2,
+    "dialects": 3,
+    "volume": 3,
+    "codec": 3,
+    "families": 3,
+    "worker": 4,
+    "lane": 5,
+    "api": 6,
+    "server": 7,
+    "generate": 7,
+    "__init__": 8,
+    "__main__": 9,
+}
+HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal"}
+MAY_BE_HEAVY = {"families"}  # the others import these late, inside functions
+FILES = sorted((ROOT / "handler").rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "handler").with_suffix("").parts[0]
+
+
+def imports(tree: ast.AST, top_level: bool = False) -> set[str]:
+    nodes = tree.body if top_level and isinstance(tree, ast.Module) else ast.walk(tree)
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_lower_floors(path: Path) -> None:
+    mine = FLOOR[room(path)]
+    for name in imports(ast.parse(path.read_text())):
+        parts = name.split(".")
+        if parts[0] == "handler" and len(parts) > 1 and parts[1] in FLOOR and parts[1] != room(path):
+            assert FLOOR[parts[1]] < mine or mine == 3 == FLOOR[parts[1]], f"{path.name} imports {name}"
+        assert parts[0] != "spark", "the product never imports the recipe of its embedded model"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_imports_are_late(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(ast.parse(path.read_text()), top_level=True)}
+    assert room(path) in MAY_BE_HEAVY or not roots & HEAVY
+
+
+def test_every_file_has_a_floor() -> None:
+    assert {room(path) for path in FILES} == set(FLOOR)
+
+
+def test_importing_handler_imports_nothing_heavy() -> None:
+    code = f"import sys, handler; print(sorted({HEAVY | {'starlette', 'uvicorn'}} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_public_names_are_what_is_listed() -> None:
+    public = {name for name in vars(handler) if not name.startswith("_")}
+    modules = {name for name in public if type(getattr(handler, name)).__name__ == "module"}
+    assert public - modules == set(handler.__all__)
+
+
+@pytest.mark.parametrize("folder", ["platform", "benchmarks"])
+def test_scripts_use_only_public_names(folder: str) -> None:
+    for path in (ROOT / folder).glob("*.py"):
+        for name in imports(ast.parse(path.read_text())):
+            parts = name.split(".")
+            assert parts[0] != "handler" or len(parts) == 1 or parts[1] in handler.__all__, f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_sizes(path: Path) -> None:
+    assert path.read_text().count("\n") <= 260
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 45, f"{path.name}: {node.name}"

@@ -1,0 +1,87 @@
+"""The recipe's data: splits never mix, captions say what the scene is, noise stays normal when tied."""
+
+import random
+
+import pytest
+import torch
+
+from spark.flow import image_ids, pack, sample_sigma, tie
+from spark.scenes import KINDS, NUISANCES, SPLITS, caption, held_out, sample_scene, split_of
+from spark.text import UNSAID, facts
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_scenes_stay_in_their_split(split: str) -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        scene = sample_scene(rng, split)
+        assert {split_of(i.shape, i.color, scene.background) for i in scene.items} == {split}
+        assert all(i.x - i.diameter / 2.9 > 0.02 and i.x + i.diameter / 2.9 < 0.98 for i in scene.items)
+
+
+def test_scenes_are_reproducible() -> None:
+    assert sample_scene(random.Random(4)) == sample_scene(random.Random(4))
+    assert held_out(5, "test", "one", "everyday") == held_out(5, "test", "one", "everyday")
+
+
+def test_captions_say_the_scene() -> None:
+    rng = random.Random(1)
+    for _ in range(200):
+        scene = sample_scene(rng, kind=rng.choice(KINDS))
+        plain = caption(scene, rng, everyday=False)
+        assert scene.background in plain
+        assert all(item.color in plain and item.shape.rstrip("s") in plain for item in scene.items)
+        assert len(caption(scene, rng)) < 120
+
+
+def test_a_pair_names_left_and_right_either_way_round() -> None:
+    rng = random.Random(2)
+    seen = set()
+    while len(seen) < 2:
+        scene = sample_scene(rng, kind="pair")
+        if scene.axis == "horizontal":
+            text = caption(scene, rng, everyday=False)
+            left, right = (f"{item.color} {item.shape}" for item in scene.items)
+            reverse = " right of " in text
+            assert text.index(right) < text.index(left) if reverse else text.index(left) < text.index(right)
+            assert scene.items[0].x < scene.items[1].x
+            seen.add(reverse)
+
+
+def test_facts_mark_what_is_unsaid() -> None:
+    rng = random.Random(3)
+    assert UNSAID in facts_of(rng, "one")
+    assert UNSAID not in facts_of(rng, "pair")
+
+
+def facts_of(rng: random.Random, kind: str) -> list[int]:
+    from spark.scenes import sample_meaning
+
+    return facts(sample_meaning(rng, "train", kind))
+
+
+def test_tied_noise_is_still_standard_normal() -> None:
+    torch.manual_seed(0)
+    nuisance = torch.randn(4000, NUISANCES)
+    noise = tie(torch.randn(4000, 12, 4, 6), nuisance)
+    assert torch.allclose(noise[:, :NUISANCES].mean((2, 3)) * 24**0.5, nuisance, atol=1e-4)
+    flat = noise.flatten(1)
+    assert flat.mean().abs() < 0.01
+    assert (torch.cov(flat.T) - torch.eye(flat.shape[1])).abs().max() < 0.12
+
+
+def test_sigmas_cover_the_schedule() -> None:
+    torch.manual_seed(0)
+    sigma = sample_sigma(10_000)
+    assert 0 < sigma.min() < 0.05
+    assert sigma.max() <= 1
+    assert (sigma > 0.95).float().mean() > 0.2
+
+
+def test_packing_is_the_pipelines_own() -> None:
+    from diffusers import FluxPipeline
+
+    latents = torch.randn(2, 12, 8, 12)
+    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 12, 8, 12))
+    ids = FluxPipeline._prepare_latent_image_ids(1, 4, 6, torch.device("cpu"), torch.float32)
+    assert torch.equal(image_ids(4, 6), ids)
