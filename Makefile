@@ -7,7 +7,7 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 .DEFAULT_GOAL := run
 .PHONY: run test check spark
 

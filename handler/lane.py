@@ -17,7 +17,16 @@ from typing import Literal
 
 from handler.catalog import find
 from handler.clock import Clock, Ledger
-from handler.errors import Cancelled, Internal, KindlingError, NotReady, QueueFull, StartError
+from handler.errors import (
+    Cancelled,
+    Internal,
+    KindlingError,
+    ModelNotFound,
+    NotReady,
+    QueueFull,
+    SettingsError,
+    StartError,
+)
 from handler.request import Pixels, Recipe
 from handler.settings import Settings
 from handler.worker import Worker
@@ -35,6 +44,11 @@ class _Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
     entered: float = field(default_factory=time.perf_counter)
 
+    def check(self) -> None:
+        """Raise Cancelled once nobody waits for this job."""
+        if self.cancelled.is_set():
+            raise Cancelled("The request was cancelled.")
+
 
 class Lane:
     """Owns the worker's thread and queue. `start`, then `submit` from any event loop, then `stop`."""
@@ -43,7 +57,10 @@ class Lane:
         self, settings: Settings, clock: Clock | None = None, boot: Callable[..., Worker] = Worker.boot
     ) -> None:
         self.settings = settings
-        self.spec = find(settings.model)
+        try:
+            self.spec = find(settings.model)
+        except ModelNotFound as error:
+            raise SettingsError(error.message, "KINDLING_MODEL") from None
         self.clock = clock or Clock(settings.cold_start_budget_s)
         self.state: State = "starting"
         self.error: StartError | None = None
@@ -114,19 +131,18 @@ class Lane:
 
     def _draw(self, worker: Worker, job: _Job) -> None:
         def step(done: int) -> None:
-            if job.cancelled.is_set():
-                raise Cancelled("The request was cancelled.")
+            job.check()
             job.on_step(done)
 
         begun, self.drawing = time.perf_counter(), True
         try:
-            step(0)
+            job.check()
             pixels, stages = worker.generate(job.recipe, step)
             _settle(job, partial(job.done.set_result, (pixels, {"queue": begun - job.entered, **stages})))
         except KindlingError as error:
-            _settle(job, partial(job.done.set_exception, error))
             if error.fatal:
                 self.error, self.state = StartError(error.message), "failed"
+            _settle(job, partial(job.done.set_exception, error))
         except Exception:
             log.exception("the worker failed on a request")
             _settle(job, partial(job.done.set_exception, Internal("The worker failed on this request; see its log.")))

@@ -15,12 +15,13 @@ from handler import Settings, Worker
 from serving import Served, serving
 
 ROOT = Path(__file__).parent.parent
+PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
 
 
 @pytest.fixture(scope="session")
 def spark() -> Worker:
     """The embedded model, loaded in this process."""
-    return Worker.boot(Settings())
+    return Worker.boot(PATIENT)
 
 
 @pytest.fixture(scope="session")

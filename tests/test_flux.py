@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENT
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from handler import MODELS, ImageRequest, Recipe, Settings, StartError, Worker
+from handler import MODELS, ImageRequest, Recipe, StartError, Worker
 from handler.errors import Cancelled, NumericalError
 from handler.volume import EMBEDDED, model_folder
 
@@ -68,7 +69,7 @@ def test_same_seed_same_picture_whatever_came_between(spark: Worker) -> None:
 
 
 def test_same_picture_after_a_restart(spark: Worker) -> None:
-    assert digest(Worker.boot(Settings()), recipe()) == digest(spark, recipe())
+    assert digest(Worker.boot(PATIENT), recipe()) == digest(spark, recipe())
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 70), (256, 384), (65, 333)])
@@ -113,14 +114,14 @@ def very_dark(parameter: torch.nn.Parameter) -> None:
 
 @pytest.mark.parametrize(("spoil", "message"), [(nan, "NaN"), (very_dark, "all-black")])
 def test_no_broken_picture_is_ever_an_answer(spoil: Callable[[torch.nn.Parameter], None], message: str) -> None:
-    worker = Worker.boot(Settings())
+    worker = Worker.boot(PATIENT)
     spoil(worker._pipeline.vae.decoder.conv_out.bias)
     with pytest.raises(NumericalError, match=message):
         worker.generate(recipe())
 
 
 def test_flux_dev_runs_through_the_same_worker(tiny_dev: Path) -> None:
-    worker = Worker.boot(Settings(model="black-forest-labs/FLUX.1-dev", volume=tiny_dev))
+    worker = Worker.boot(PATIENT.model_copy(update={"model": "black-forest-labs/FLUX.1-dev", "volume": tiny_dev}))
     request = ImageRequest(prompt="x", width=72, height=64, num_inference_steps=3, seed=1)
     low, high = (worker.spec.recipe(request.model_copy(update={"guidance_scale": g})) for g in (1.0, 9.0))
     assert worker.generate(low)[0].rgb.shape == (64, 72, 3)
@@ -142,17 +143,17 @@ def test_damaged_weights_fail_the_boot(tiny_dev: Path, tmp_path: Path, damage: s
     if damage == "pickle":
         weights.with_suffix(".bin").write_bytes(b"never to be unpickled")
     with pytest.raises(StartError, match="flux-dev"):
-        Worker.boot(Settings(model="flux-dev", volume=volume))
+        Worker.boot(PATIENT.model_copy(update={"model": "flux-dev", "volume": volume}))
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"hf download black-forest-labs/FLUX\.1-schnell --revision 741f7c"):
-        Worker.boot(Settings(model="flux-schnell", volume=tmp_path))
+        Worker.boot(PATIENT.model_copy(update={"model": "flux-schnell", "volume": tmp_path}))
 
 
 def test_bf16_is_repeatable_and_close_to_fp32(spark: Worker) -> None:
     """The promise in bf16 is per batch shape; the batch is always one, so a seed repeats exactly."""
-    worker = Worker.boot(Settings(precision="bf16"))
+    worker = Worker.boot(PATIENT.model_copy(update={"precision": "bf16"}))
     assert digest(worker, recipe()) == digest(worker, recipe())
     difference = worker.generate(recipe())[0].rgb.astype(int) - spark.generate(recipe())[0].rgb
     assert np.abs(difference).mean() < 6

@@ -256,6 +256,12 @@ def test_starting_stopping_and_keys() -> None:
         assert server.process.wait(60) == 0
 
 
+def test_stopping_while_loading_is_a_clean_end() -> None:
+    with serving(ready=False) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
 def serve(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "handler", "serve", "--port", "0", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=False)

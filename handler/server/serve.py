@@ -27,6 +27,7 @@ DRAIN_S = 30
 def serve(settings: Settings, host: str, port: int) -> int:
     """Serve until told to stop; returns the exit code: 0, or 1 if the model could not be loaded."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _leave)
     clock = Clock(settings.cold_start_budget_s, announce=lambda phase: _say(f"{settings.model}: {phase} ..."))
     lane = Lane(settings, clock)
     app = create_app(lane, public=not _is_loopback(host))
@@ -39,7 +40,6 @@ def serve(settings: Settings, host: str, port: int) -> int:
         address = _address(listener)
         _say(f"listening on {address}, loading {lane.spec.id}")
         threading.Thread(target=_report, args=(lane, server, address), daemon=True).start()
-        signal.signal(signal.SIGTERM, _leave)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     return 1 if lane.error else 0

@@ -1,0 +1,171 @@
+"""RunPod's control plane on loopback: hands out jobs and stop signals, and remembers all that a worker does.
+
+It speaks the five routes that the runpod SDK speaks to (job-take, job-stop, job-done, job-stream, ping) and knows
+nothing about what the jobs mean.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from subprocess import Popen, TimeoutExpired
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+ROOT = Path(__file__).parent.parent
+WORKER = ROOT / "platform" / "runpod_worker.py"
+HOLD_S = 2.0  # a poll is held this long; the SDK leaves only between polls
+DEADLINE_S = 180.0
+HOOKS = {
+    "RUNPOD_WEBHOOK_GET_JOB": "job-take/$ID",
+    "RUNPOD_WEBHOOK_POST_OUTPUT": "job-done/$RUNPOD_POD_ID/$ID",
+    "RUNPOD_WEBHOOK_POST_STREAM": "job-stream/$RUNPOD_POD_ID/$ID",
+    "RUNPOD_WEBHOOK_PING": "ping/$RUNPOD_POD_ID",
+}
+
+
+def clean_environment(home: Path, **extra: str) -> dict[str, str]:
+    """This process's environment without its own settings and credentials, plus `extra`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KINDLING_", "RUNPOD_", "MODAL_"))}
+    checks_off = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
+    return {**kept, **checks_off, "HOME": str(home), "OMP_NUM_THREADS": "1", **extra}
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[Popen[bytes]]:
+    """A process from the repository root that writes to `log`, told to end at the end, and then made to."""
+    with log.open("wb") as out:
+        process = Popen([sys.executable, "-u", *command], cwd=ROOT, env=environment, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Event:
+    """One call of the worker. `kind` is take, progress, done, stream or ping; `body` what it sent."""
+
+    kind: str
+    job: str = ""
+    body: dict[str, Any] = field(default_factory=dict)
+    at: float = field(default_factory=time.monotonic)
+
+
+class Plane:
+    """Use as a context: `with Plane() as plane`, start a worker with `plane.environment`, then `give` it jobs."""
+
+    def __init__(self) -> None:
+        self.seen: list[Event] = []
+        self._changed = threading.Condition()
+        self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._stops: queue.Queue[str] = queue.Queue()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Routes", (_Routes,), {"plane": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> "Plane":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells the SDK that it runs on RunPod, and that RunPod is here."""
+        base = f"http://127.0.0.1:{self._server.server_port}/v2/endpoint"
+        hooks = {name: f"{base}/{path}?gpu=none" for name, path in HOOKS.items()}
+        identity = {"RUNPOD_AI_API_KEY": "unused", "RUNPOD_POD_ID": "worker", "RUNPOD_ENDPOINT_ID": "endpoint"}
+        return {**hooks, **identity, "RUNPOD_PING_INTERVAL": "1000"}
+
+    def give(self, job: str, **given: Any) -> None:
+        """Queue a job with the input `given`."""
+        self._jobs.put({"id": job, "input": given})
+
+    def stop(self, job: str) -> None:
+        """Tell the worker that a job was cancelled."""
+        self._stops.put(job)
+
+    def result(self, job: str) -> dict[str, Any]:
+        """Wait for a job's result."""
+        return self.wait(lambda event: event.kind == "done" and event.job == job).body
+
+    def of(self, job: str) -> list[Event]:
+        """All that was seen of one job, in order."""
+        return [event for event in self.seen if event.job == job]
+
+    def wait(self, wanted: Callable[[Event], bool]) -> Event:
+        """The first event that is `wanted`, now or within the deadline."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(map(wanted, self.seen)), DEADLINE_S), f"not seen: {self.seen}"
+            return next(filter(wanted, self.seen))
+
+    def note(self, event: Event) -> None:
+        with self._changed:
+            self.seen.append(event)
+            self._changed.notify_all()
+
+    def take(self) -> dict[str, Any] | None:
+        """The next job, or None after the hold."""
+        try:
+            job = self._jobs.get(timeout=HOLD_S)
+        except queue.Empty:
+            return None
+        self.note(Event("take", job["id"]))
+        return job
+
+    def stops(self) -> dict[str, Any] | None:
+        """The next stop signal, or None after the hold."""
+        try:
+            return {"jobsToStop": [self._stops.get(timeout=HOLD_S)]}
+        except queue.Empty:
+            return None
+
+
+class _Routes(BaseHTTPRequestHandler):
+    plane: Plane
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        match url.path.split("/")[3]:
+            case "job-take":
+                self._answer(self.plane.take())
+            case "job-stop":
+                self._answer(self.plane.stops())
+            case "ping":
+                query = {name: values[0] for name, values in parse_qs(url.query).items()}
+                self.plane.note(Event("ping", body=query))
+                self._answer({})
+
+    def do_POST(self) -> None:
+        _, _, _, route, _, job = urlsplit(self.path).path.split("/")
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        kind = "progress" if body.get("status") == "IN_PROGRESS" else route.removeprefix("job-")
+        self.plane.note(Event(kind, job, body))
+        self._answer({})
+
+    def _answer(self, body: dict[str, Any] | None) -> None:
+        data = b"" if body is None else json.dumps(body).encode()
+        self.send_response(204 if body is None else 200)
+        if data:
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass

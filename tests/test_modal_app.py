@@ -1,0 +1,201 @@
+"""The Modal adapter without Modal: its definition as the SDK reads it, and its methods run here, offline."""
+
+import asyncio
+import base64
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import httpx
+import modal
+import pytest
+from modal._partial_function import _find_callables_for_obj, _PartialFunctionFlags
+from modal._runtime.asgi import LifespanManager
+from PIL import Image
+
+from handler import Lane, StartError
+from handler.errors import DeviceLost, SettingsError
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"prompt": "a red circle", "num_inference_steps": 4}
+KEYS = {"KINDLING_API_KEYS": "secret"}
+SIGNED = {"authorization": "Bearer secret"}
+LONG_BUDGET = {"KINDLING_COLD_START_BUDGET_S": "3600"}  # this process was born long before it loads the model
+pytestmark = pytest.mark.filterwarnings("ignore:The Kindling.* function is executing locally:UserWarning")
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    return lambda **environ: load_app(monkeypatch, environ)
+
+
+def load_app(patch: pytest.MonkeyPatch, environ: dict[str, str]) -> ModuleType:
+    """platform/modal_app.py as deployed from `environ`."""
+    for name, value in environ.items():
+        patch.setenv(name, value)
+    spec = importlib.util.spec_from_file_location("modal_app", ROOT / "platform" / "modal_app.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def entered(module: ModuleType) -> Any:
+    """One container's object after its enter hooks, which the SDK runs here for methods that are not async alone."""
+    container = module.Kindling()
+    container.web.local()
+    return container
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
+    """One container's object with the embedded model, shared by the tests that draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        module = load_app(patch, {"KINDLING_MODEL": "spark", **KEYS, **LONG_BUDGET})
+    container = entered(module)
+    yield container
+    leave(container)
+
+
+def lose_the_gpu(*_: object, **__: object) -> None:
+    raise DeviceLost("The GPU failed.")
+
+
+def without_model(module: ModuleType, patch: pytest.MonkeyPatch) -> Any:
+    """One container's object whose worker boots at once and loses its GPU at the first picture."""
+    boot = lambda settings, clock: SimpleNamespace(generate=lose_the_gpu)  # noqa: E731
+    patch.setattr(module, "Lane", lambda settings: Lane(settings, boot=boot))
+    return entered(module)
+
+
+def leave(container: Any) -> None:
+    """Run the exit hooks as Modal's container does; its SDK offers no public way."""
+    instance = container._cached_user_cls_instance()
+    for hook in _find_callables_for_obj(instance, _PartialFunctionFlags.EXIT).values():
+        hook()
+
+
+def size_of(b64: str) -> tuple[int, int]:
+    picture = Image.open(io.BytesIO(base64.b64decode(b64)))
+    picture.load()
+    return picture.size
+
+
+def ask(web: Any, method: str, path: str, **options: Any) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(web), base_url="http://modal") as client:
+            return await client.request(method, path, timeout=60, **options)
+
+    return asyncio.run(send())
+
+
+def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
+    module = load()
+    info = module.Kindling().generate.info()
+    assert module.app.name == "kindling"
+    assert info.gpus == [("L40S", 1), ("A100-80GB", 1), ("H100", 1)]
+    assert info.startup_timeout == 240 + 60
+    assert info.volumes["/kindling"].name == "kindling"
+    assert sorted(info.method_names) == ["generate", "web"]
+    assert module.ENVIRONMENT == {"KINDLING_MODEL": "flux-schnell", "KINDLING_VOLUME": "/kindling"}
+
+
+def test_modal_never_meets_a_full_lane(load: Callable[..., ModuleType]) -> None:
+    module = load()
+    assert module.Kindling().generate.info().concurrency_info.max_inputs <= module.SETTINGS.queue
+
+
+def test_the_deployers_settings_hold_in_the_container(load: Callable[..., ModuleType]) -> None:
+    module = load(KINDLING_MODEL="spark", KINDLING_VOLUME="/home/me", KINDLING_COLD_START_BUDGET_S="100")
+    assert (module.SETTINGS.model, str(module.SETTINGS.volume)) == ("spark", "/kindling")
+    assert module.Kindling().generate.info().startup_timeout == 160
+
+
+def test_a_misspelt_setting_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(SettingsError, match="KINDLING_MODLE"):
+        load(KINDLING_MODLE="spark")
+
+
+def test_the_image_holds_the_code_and_the_weights_and_nothing_else(load: Callable[..., ModuleType]) -> None:
+    package = ROOT / "handler"
+    files = [path.relative_to(package) for path in package.rglob("*") if path.is_file()]
+    shipped = {path for path in files if load().SHIPPED(path)}
+    assert shipped == {path for path in files if path.suffix == ".py" or path.parts[0] == "weights"}
+    assert Path("weights/spark/model_index.json") in shipped
+
+
+def test_generate(spark: Any) -> None:
+    answer = asyncio.run(spark.generate.local(SMALL))
+    assert answer["model"] == "spark"
+    assert size_of(answer["images"][0]["b64_json"]) == (256, 256)
+
+
+def test_generate_says_what_is_wrong(spark: Any) -> None:
+    answer = asyncio.run(spark.generate.local({"prompt": "x", "sampler": "y"}))
+    assert answer["error"]["code"] == "unknown_parameter"
+
+
+def test_web_draws(spark: Any) -> None:
+    answer = ask(spark.web.local(), "POST", "/v1/images/generations", json={"prompt": "a circle"}, headers=SIGNED)
+    assert answer.status_code == 200
+    assert size_of(answer.json()["data"][0]["b64_json"]) == (256, 256)
+
+
+def test_web_needs_a_key(spark: Any) -> None:
+    web = spark.web.local()
+    assert ask(web, "GET", "/v1/models").status_code == 401
+    assert ask(web, "GET", "/v1/models", headers=SIGNED).json()["data"][0]["id"] == "spark"
+    assert ask(web, "GET", "/ping").status_code == 200
+
+
+def test_nothing_is_loaded_without_keys(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(SettingsError, match="KINDLING_API_KEYS"):
+        entered(load(KINDLING_MODEL="spark"))
+
+
+def test_a_failed_boot_is_raised(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(StartError, match="flux-schnell is not on the volume"):
+        entered(load(**KEYS, **LONG_BUDGET))
+
+
+def test_the_lane_outlives_the_apps_lifespan_and_ends_with_the_container(
+    load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = without_model(load(**KEYS), monkeypatch)
+
+    async def lifespan() -> None:
+        manager = LifespanManager(container.web.local(), {})
+        task = asyncio.create_task(manager.background_task())
+        await manager.lifespan_startup()
+        await manager.lifespan_shutdown()
+        await task
+
+    asyncio.run(lifespan())
+    assert container.lane.state == "ready"
+    leave(container)
+    assert container.lane.state == "stopped"
+
+
+def test_a_container_that_loses_its_gpu_takes_no_more(
+    load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[str] = []
+
+    async def stop_fetching() -> None:
+        left.append("left")
+
+    container = without_model(load(**KEYS), monkeypatch)
+    monkeypatch.setattr(modal, "is_local", lambda: False)
+    monkeypatch.setattr(modal.experimental, "stop_fetching_inputs", SimpleNamespace(aio=stop_fetching))
+    answer = asyncio.run(container.generate.local(SMALL))
+    assert answer["error"]["code"] == "device_lost"
+    assert left == ["left"]
+    ask(container.web.local(), "GET", "/ping")
+    assert left == ["left", "left"]
+    leave(container)
