@@ -21,7 +21,7 @@ KindlingError
 ├── DeviceLost                 500  retryable elsewhere; fatal: this process must end
 ├── Internal                   500  a bug; its text stays in the log
 ├── NotReady                   503  retryable: starting or stopping
-└── StartError                 503  the worker cannot start
+└── StartError                 503  this worker cannot serve; retryable elsewhere, fatal here
     ├── SettingsError               a KINDLING_* variable is unknown or malformed
     ├── WeightsMissing              the model's files are not where they should be
     ├── DeviceMissing               the device asked for is not there
@@ -132,7 +132,7 @@ class NotReady(KindlingError):
 
 
 class StartError(KindlingError):
-    status, code, fatal = 503, "start_failed", True
+    status, code, retryable, fatal = 503, "start_failed", True, True
 
 
 class SettingsError(StartError):

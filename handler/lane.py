@@ -104,6 +104,8 @@ class Lane:
             self._jobs.put_nowait(job)
         except queue.Full:
             raise QueueFull(f"{self.settings.queue} requests are waiting already; try again later.") from None
+        if self.state in ("failed", "stopped"):  # since we looked: nobody else would answer this job
+            self._drop_waiting()
         try:
             return await asyncio.wrap_future(job.done)
         except asyncio.CancelledError:
@@ -143,6 +145,8 @@ class Lane:
             if error.fatal:
                 self.error, self.state = StartError(error.message), "failed"
             _settle(job, partial(job.done.set_exception, error))
+            if error.fatal:
+                self._drop_waiting()
         except Exception:
             log.exception("the worker failed on a request")
             _settle(job, partial(job.done.set_exception, Internal("The worker failed on this request; see its log.")))

@@ -24,6 +24,8 @@ from spark.scenes import Item, Scene, draw, sample_scene
 LATENT_CHANNELS = 12
 DOWNSCALE = 16
 PEAK_RATE = 1.2e-3
+MEASURED = 24  # pictures a size
+POOL = 1600  # drawn pictures to take crops from
 EMA_DECAY = 0.998
 LATENT_NOISE = 0.05  # added before decoding, for the transformer's latents are never exact
 CROPS = {32: 32, 64: 16, 128: 5}  # crop side in pixels -> batch size
@@ -174,7 +176,7 @@ def _optimise(
 ) -> dict[str, Tensor]:
     """AdamW under a cosine schedule for `minutes`; the moving average of the weights."""
     rng = random.Random(0)
-    pictures, average = Pictures(rng, 1600), {k: v.clone() for k, v in vae.state_dict().items()}
+    pictures, average = Pictures(rng, POOL), {k: v.clone() for k, v in vae.state_dict().items()}
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.995), weight_decay=0.0, fused=True)
     start, step, progress = time.monotonic(), 0, 0.0
     while progress < 1:
@@ -210,7 +212,7 @@ def measure(folder: Path) -> dict[str, float]:
     found = {}
     for size in ((128, 128), (256, 256), (384, 256), (512, 512)):
         errors = []
-        for _ in range(24):
+        for _ in range(MEASURED):
             pixels = to_tensor([draw(sample_scene(rng, "validation"), size)])
             again = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
             errors.append(-10 * math.log10((again - pixels).square().mean().item() / 4))

@@ -1,0 +1,90 @@
+"""The recipe runs end to end in miniature: every stage, a stop, a resumption, and a pipeline that draws."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from spark import autoencoder, flow, text
+
+# torch.compile, which the trainer prepares, imports parts of torch that still use torch.jit
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder after its first stages, each a few steps long."""
+    run = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "BATCH", 8)
+        patch.setattr(autoencoder, "POOL", 12)
+        patch.setattr(autoencoder, "MEASURED", 1)
+        patch.setattr(flow, "SHARDS", (((256, 256), 6), ((128, 192), 4)))
+        text.train(run, 0.001)
+        autoencoder.train(run, 0.001)
+        autoencoder.refine(run, 0.001)
+        flow.produce(run, seed=1, minutes=0.02)
+    return run
+
+
+def trainer(folder: Path, patch: pytest.MonkeyPatch) -> flow.Trainer:
+    patch.setattr(flow, "BATCH", 4)
+    made = flow.Trainer(folder, minutes=1, seed=0)
+    made.compiled = made.model  # compiling takes longer than this whole test
+    made.latents.refresh()
+    return made
+
+
+def test_training_stops_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = trainer(folder, monkeypatch)
+    for _ in range(6):  # both kinds of step
+        loss = first.loss()
+        assert torch.isfinite(loss)
+        first.update(loss)
+    first.elapsed = 7.5
+    first.save()
+    again = trainer(folder, monkeypatch)
+    again.resume()
+    assert (again.step, again.samples, again.elapsed) == (6, first.samples, 7.5)
+    for old, new in zip(first.average.parameters(), again.average.parameters(), strict=True):
+        assert torch.equal(old, new)
+    again.update(again.loss())
+
+
+def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the training says the sampler arrives is where diffusers' own scheduler arrives."""
+    made = trainer(folder, monkeypatch)
+    noise, words = torch.randn(1, 12, 16, 16), made.words.read(["a red circle"], 20)
+    monkeypatch.setattr(made.rng, "choice", lambda options: 4)
+    monkeypatch.setattr(made.rng, "randint", lambda low, high: 2)
+    noisy, sigma = made._roll(noise, words)
+    pipeline = flow.assemble(folder, made.model)
+    seen: list[torch.Tensor] = []
+
+    def keep(_: object, step: int, __: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append(tensors["latents"])
+        return tensors
+
+    pipeline(
+        "a red circle", height=256, width=256, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=20,
+        latents=flow.pack(noise), callback_on_step_end=keep, output_type="latent",
+    )  # fmt: skip
+    assert torch.allclose(sigma, pipeline.scheduler.sigmas[2])
+    assert torch.allclose(flow.pack(noisy), seen[1], atol=1e-4)
+
+
+def test_the_export_loads_as_a_plain_pipeline_in_one_dtype(folder: Path, tmp_path: Path) -> None:
+    flow.export(flow.assemble(folder, flow.build()), tmp_path / "pipeline")
+    pipeline = FluxPipeline.from_pretrained(tmp_path / "pipeline")
+    parts = (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
+    assert {part.dtype for part in parts} == {torch.float32}
+
+
+def test_case_does_not_matter_to_t5(folder: Path) -> None:
+    words = flow.Words.load(folder)
+    _, lower = words.read(["a red circle on a blue background"], 20)
+    for said in ("A RED CIRCLE ON A BLUE BACKGROUND", "A Red Circle On A Blue Background"):
+        pooled, tokens = words.read([said], 20)
+        assert torch.allclose(tokens, lower, atol=1e-5)
+        assert torch.isfinite(pooled).all()
