@@ -43,36 +43,6 @@ def create_app(lane: Lane, public: bool) -> ASGIApp:
             "everyone.",
             "KINDLING_API_KEYS",
         )
-    api = Api(lane)
-
-    async def draw(request: Request) -> Response:
-        return _response(await answered(_drawn(api, request)))
-
-    async def read(request: Request) -> Response:
-        return _response(await api.call(request.url.path))
-
-    async def ping(request: Request) -> Response:
-        return Response(status_code=PING_STATUS[lane.state])
-
-    async def live(request: Request) -> Response:
-        return JSONResponse({"status": "live"})
-
-    async def ready(request: Request) -> Response:
-        body = {
-            "status": lane.state,
-            "model": lane.spec.id,
-            "drawing": lane.drawing,
-            "waiting": lane.waiting,
-            "cold_start": asdict(lane.ledger),
-        }
-        return JSONResponse(body, 200 if lane.state == "ready" else 503)
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        lane.start()
-        yield
-        await asyncio.to_thread(lane.stop)
-
     routes = [
         *(Route(path, draw, methods=["POST"]) for path in DIALECTS),
         Route(MODELS_ROUTE, read),
@@ -81,8 +51,49 @@ def create_app(lane: Lane, public: bool) -> ASGIApp:
         Route("/health/live", live),
         Route("/health/ready", ready),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _http_error})
+    app.state.lane = lane
     return Keys(app, settings.api_keys)
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    app.state.lane.start()
+    yield
+    await asyncio.to_thread(app.state.lane.stop)
+
+
+async def draw(request: Request) -> Response:
+    """Any route of `DIALECTS`."""
+    return _response(await answered(_drawn(Api(request.app.state.lane), request)))
+
+
+async def read(request: Request) -> Response:
+    """The routes that only tell."""
+    return _response(await Api(request.app.state.lane).call(request.url.path))
+
+
+async def ping(request: Request) -> Response:
+    """RunPod's health check: 204 while starting, 200 ready, 503 failed or stopping."""
+    return Response(status_code=PING_STATUS[request.app.state.lane.state])
+
+
+async def live(request: Request) -> Response:
+    """The process answers."""
+    return JSONResponse({"status": "live"})
+
+
+async def ready(request: Request) -> Response:
+    """Whether the model is loaded, what the lane does, and the cold-start ledger."""
+    lane: Lane = request.app.state.lane
+    body = {
+        "status": lane.state,
+        "model": lane.spec.id,
+        "drawing": lane.drawing,
+        "waiting": lane.waiting,
+        "cold_start": asdict(lane.ledger),
+    }
+    return JSONResponse(body, 200 if lane.state == "ready" else 503)
 
 
 class Keys:
