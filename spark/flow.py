@@ -37,8 +37,7 @@ TEXT_TOKENS = 20
 PEAK_RATE = 2.2e-3
 EMA_DECAY = 0.999
 TIED_ABOVE = 0.85
-ROLLED_SHARE = 0.4  # of the steps start from where the sampler itself would be, not from a mixture with the truth
-SINGLE_MINDED = 0.62  # of the training: mostly native size and pure noise, until it knows what to draw
+FINISHING = 0.85  # of the training: before, it learns what to draw; after, to draw it in steps and at every size
 PAIR_SHARE = 0.25  # of the pairs offered: the hardest scenes, better learnt when single shapes are
 SHARDS: tuple[tuple[tuple[int, int], int], ...] = (  # picture size, pictures a shard; the producer cycles through
     (NATIVE, 256), ((384, 256), 96), (NATIVE, 256), ((256, 384), 96), (NATIVE, 256), ((512, 512), 64),
@@ -181,6 +180,19 @@ def image_ids(height: int, width: int) -> Tensor:
 # ---------------------------------------------------------------- training
 
 
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Shares of the training steps: at other sizes than native, from the sampler's own states, next to pure noise."""
+
+    other_sizes: float
+    rolled: float
+    near_noise: float
+
+
+LEARNING = Schedule(other_sizes=0.25, rolled=0.1, near_noise=0.85)
+FINISH = Schedule(other_sizes=0.4, rolled=0.5, near_noise=0.7)
+
+
 @dataclass
 class Words:
     """The finished, frozen text side."""
@@ -247,14 +259,22 @@ class Trainer:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.step, self.samples, self.elapsed = state["counts"]
+        elif (self.folder / "transformer").exists():  # finished weights to go on from
+            finished = FluxTransformer2DModel.from_pretrained(self.folder / "transformer").state_dict()
+            self.model.load_state_dict(finished)
+            self.average.load_state_dict(finished)
 
     @property
     def progress(self) -> float:
         return self.elapsed / (60 * self.minutes)
 
+    @property
+    def schedule(self) -> Schedule:
+        return LEARNING if self.progress < FINISHING else FINISH
+
     def shape(self) -> tuple[tuple[int, int], int, int]:
-        """Picture size, text tokens and batch of the next step; other sizes gain share as training goes on."""
-        if self.rng.random() < (0.1 if self.progress < SINGLE_MINDED else 0.5):
+        """Picture size, text tokens and batch of the next step."""
+        if self.rng.random() < self.schedule.other_sizes:
             size = self.rng.choice([s for s in self.latents.pools if s != NATIVE] or [NATIVE])
             length = TEXT_TOKENS if self.rng.random() < 0.8 else self.rng.choice((32, 48, 64, 77))
         elif self.rng.random() < 0.12:
@@ -270,10 +290,10 @@ class Trainer:
         clean, scenes = self.latents.take(size, batch)
         words = self.words.read([perturb(caption(s, self.rng), self.rng) for s in scenes], length)
         noise = tie(torch.randn_like(clean), torch.tensor([s.nuisance for s in scenes]))
-        if self.rng.random() < ROLLED_SHARE:
+        if self.rng.random() < self.schedule.rolled:
             noisy, sigma = self._roll(noise, words)
         else:
-            sigma = sample_sigma(batch, 0.7)
+            sigma = sample_sigma(batch, self.schedule.near_noise)
             loose = ((sigma < TIED_ABOVE) & (torch.rand(batch) < 0.3))[:, None, None, None]
             noise = torch.where(loose, torch.randn_like(clean), noise)
             noisy = torch.lerp(clean, noise, sigma[:, None, None, None])

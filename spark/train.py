@@ -33,8 +33,11 @@ def main() -> None:
     parser.add_argument("--producers", type=int, default=1, help="processes that draw and encode")
     parser.add_argument("--flow", type=float, default=110, metavar="MIN", help="minutes for the transformer, in all")
     parser.add_argument("--publish", action="store_true", help="replace the shipped weights with the result")
+    parser.add_argument("--adopt", action="store_true", help="go on from the shipped weights, not from nothing")
     options = parser.parse_args()
     folder: Path = options.folder
+    if options.adopt and not folder.exists():
+        adopt(folder)
     if not (folder / "vae").exists():
         autoencoder.train(folder, options.vae)
     if not (folder / "refined").exists():
@@ -52,6 +55,12 @@ def main() -> None:
 def _produce(folder: Path, producers: int, minutes: float) -> None:
     with multiprocessing.get_context("spawn").Pool(producers) as pool:
         pool.starmap(flow.produce, [(folder, seed, minutes) for seed in range(1, producers + 1)])
+
+
+def adopt(folder: Path) -> None:
+    """Begin `folder` with the shipped weights, so that only latents and the transformer's training remain."""
+    shutil.copytree(SHIPPED, folder)
+    (folder / "refined").touch()
 
 
 def publish(folder: Path) -> None:

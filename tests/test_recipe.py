@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from spark import autoencoder, flow, text
+from spark import autoencoder, flow, text, train
 
 # torch.compile, which the trainer prepares, imports parts of torch that still use torch.jit
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
@@ -50,6 +50,17 @@ def test_training_stops_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     for old, new in zip(first.average.parameters(), again.average.parameters(), strict=True):
         assert torch.equal(old, new)
     again.update(again.loss())
+
+
+def test_finished_weights_can_be_trained_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SHIPPED", tmp_path / "shipped")
+    shipped = flow.build()
+    flow.export(flow.assemble(folder, shipped), tmp_path / "shipped")
+    train.adopt(tmp_path / "run")
+    again = trainer(tmp_path / "run", monkeypatch)
+    again.resume()
+    for old, new in zip(shipped.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(old, new.to(old.dtype))
 
 
 def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
