@@ -76,7 +76,7 @@ def score(worker: Worker, case: Case, kinds: tuple[str, ...], split: str, count:
         seconds.append(took)
     return {
         "steps": case.steps,
-        "size": "x".join(map(str, case.size)),
+        "picture": "x".join(map(str, case.size)),
         "phrasing": case.phrasing,
         "prompts": len(verdicts),
         **{name: round(sum(getattr(v, name) for v in verdicts) / len(verdicts), 4) for name in COLUMNS},
