@@ -139,12 +139,16 @@ def loss_of(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, float]:
     """Reconstruction (L1, L2, gradients) plus a faint KL; also the PSNR in dB."""
     posterior = vae.encode(pixels).latent_dist
     latents = posterior.mean + LATENT_NOISE * torch.randn_like(posterior.mean)
-    error = vae.decode(latents).sample - pixels
-    across, down = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
-    squared = error.square().mean()
+    decoded = vae.decode(latents).sample
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    loss = error.abs().mean() + 2 * squared + 0.5 * (across + down) + 3e-4 * kl
-    return loss, -10 * math.log10(squared.item() / 4)
+    return distance(decoded, pixels) + 3e-4 * kl, -10 * math.log10((decoded - pixels).square().mean().item() / 4)
+
+
+def distance(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """L1, L2 and the L1 of gradients, which keeps edges sharp."""
+    error = decoded - pixels
+    across, down = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 2 * error.square().mean() + 0.5 * (across + down)
 
 
 def train(folder: Path, minutes: float) -> None:

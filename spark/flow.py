@@ -42,12 +42,14 @@ EMA_DECAY = 0.999
 TIED_ABOVE = 0.85
 FINISHING = 0.85  # of the training: before, it learns what to draw; after, to draw it in steps and at every size
 PAIR_SHARE = 0.25  # of the pairs offered: the hardest scenes, better learnt when single shapes are
+PORTRAIT, LANDSCAPE, LARGE = (256, 384), (384, 256), (512, 512)
 SHARDS: tuple[tuple[tuple[int, int], int], ...] = (  # picture size, pictures a shard; the producer cycles through
-    (NATIVE, 256), ((384, 256), 96), (NATIVE, 256), ((256, 384), 96), (NATIVE, 256), ((512, 512), 64),
-    (NATIVE, 256), ((128, 128), 128), (NATIVE, 256), ((192, 192), 128), (NATIVE, 256), ((320, 256), 64),
-    (NATIVE, 256), ((512, 384), 48), (NATIVE, 256), ((384, 384), 48), (NATIVE, 256), ((256, 512), 48),
-    (NATIVE, 256), ((512, 320), 48), (NATIVE, 256), ((768, 512), 24), (NATIVE, 256), ((1024, 1024), 12),
+    (NATIVE, 256), (LANDSCAPE, 96), (LARGE, 64), (PORTRAIT, 96), (NATIVE, 256), ((128, 128), 96),
+    (LARGE, 64), (LANDSCAPE, 96), ((192, 192), 64), (PORTRAIT, 96), (NATIVE, 256), ((512, 384), 32),
+    (LARGE, 64), ((384, 384), 32), (NATIVE, 256), ((256, 512), 32), ((512, 320), 32), (LARGE, 64),
+    (NATIVE, 256), ((768, 512), 16), (LANDSCAPE, 96), (PORTRAIT, 96), ((1024, 1024), 12),
 )  # fmt: skip
+OTHER_SIZES = [size for size, _ in SHARDS if size != NATIVE]  # each as often as it is drawn
 
 
 def build() -> FluxTransformer2DModel:
@@ -160,6 +162,12 @@ def sample_sigma(count: int, near_noise: float) -> Tensor:
     return torch.where(kind > 1 - near_noise, 1 - 0.03 * uniform, shifted)
 
 
+def sampler_sigmas(steps: int) -> list[float]:
+    """The noise levels FlowMatchEulerDiscreteScheduler visits with `SHIFT`, the final zero left out."""
+    linear = [1 - i / steps for i in range(steps)]
+    return [SHIFT * s / (1 + (SHIFT - 1) * s) for s in linear]
+
+
 def pack(latents: Tensor) -> Tensor:
     """(batch, channels, h, w) -> (batch, h/2 * w/2, 4 * channels), FluxPipeline's own order."""
     batch, channels, height, width = latents.shape
@@ -193,7 +201,7 @@ class Schedule:
 
 
 LEARNING = Schedule(other_sizes=0.25, rolled=0.1, near_noise=0.85)
-FINISH = Schedule(other_sizes=0.4, rolled=0.5, near_noise=0.7)
+FINISH = Schedule(other_sizes=0.55, rolled=0.2, near_noise=0.8)
 
 
 @dataclass
@@ -234,7 +242,7 @@ class Trainer:
         self.average.load_state_dict(self.model.state_dict())
         self.compiled = torch.compile(self.model, dynamic=False)
         self.optimizers = list(self._optimizers())
-        self.step, self.samples, self.elapsed = 0, 0, 0.0
+        self.step, self.samples, self.elapsed, self.adopted = 0, 0, 0.0, False
 
     def _optimizers(self) -> Iterator[torch.optim.Optimizer]:
         hidden, rest = [], []
@@ -249,7 +257,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "counts": [self.step, self.samples, self.elapsed],
+            "counts": [self.step, self.samples, self.elapsed, self.adopted],
         }
         torch.save(state, self.folder / "flow.part")
         (self.folder / "flow.part").rename(self.folder / "flow.pt")
@@ -261,11 +269,12 @@ class Trainer:
             self.average.load_state_dict(state["average"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-            self.step, self.samples, self.elapsed = state["counts"]
+            self.step, self.samples, self.elapsed, self.adopted = state["counts"]
         elif (self.folder / "transformer").exists():  # finished weights to go on from
             finished = FluxTransformer2DModel.from_pretrained(self.folder / "transformer").state_dict()
             self.model.load_state_dict(finished)
             self.average.load_state_dict(finished)
+            self.adopted = True
 
     @property
     def progress(self) -> float:
@@ -273,12 +282,12 @@ class Trainer:
 
     @property
     def schedule(self) -> Schedule:
-        return LEARNING if self.progress < FINISHING else FINISH
+        return FINISH if self.adopted or self.progress >= FINISHING else LEARNING
 
     def shape(self) -> tuple[tuple[int, int], int, int]:
         """Picture size, text tokens and batch of the next step."""
         if self.rng.random() < self.schedule.other_sizes:
-            size = self.rng.choice([s for s in self.latents.pools if s != NATIVE] or [NATIVE])
+            size = self.rng.choice([s for s in OTHER_SIZES if s in self.latents.pools] or [NATIVE])
             length = TEXT_TOKENS if self.rng.random() < 0.8 else self.rng.choice((32, 48, 64, 77))
         elif self.rng.random() < 0.12:
             size, length = NATIVE, self.rng.choice((16, 32, 32, 32, 48, 64, 77, 128, 256, 512))
@@ -308,8 +317,7 @@ class Trainer:
     def _roll(self, noise: Tensor, words: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Where the sampler itself arrives after one to three of two to eight steps: (noisy, sigma)."""
         steps = self.rng.choice((2, 4, 4, 8))
-        linear = torch.linspace(1, 1 / steps, steps)
-        sigmas = SHIFT * linear / (1 + (SHIFT - 1) * linear)
+        sigmas = torch.tensor(sampler_sigmas(steps))
         noisy, rows, columns = noise, noise.shape[2] // 2, noise.shape[3] // 2
         stop = self.rng.randint(1, min(3, steps - 1))
         for here, there in itertools.pairwise(sigmas[: stop + 1]):
@@ -322,16 +330,17 @@ class Trainer:
         pooled, context = words
         native = (noisy.shape[2:], context.shape[1], len(noisy)) == ((16, 16), TEXT_TOKENS, BATCH)
         model = self.compiled if native else self.model
-        velocity: Tensor = model(
-            hidden_states=pack(noisy),
-            encoder_hidden_states=context,
-            pooled_projections=pooled,
-            timestep=sigma,
-            img_ids=image_ids(noisy.shape[2] // 2, noisy.shape[3] // 2),
-            txt_ids=torch.zeros(context.shape[1], 3),
-            return_dict=False,
-        )[0]
-        return velocity
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+            velocity: Tensor = model(
+                hidden_states=pack(noisy),
+                encoder_hidden_states=context,
+                pooled_projections=pooled,
+                timestep=sigma,
+                img_ids=image_ids(noisy.shape[2] // 2, noisy.shape[3] // 2),
+                txt_ids=torch.zeros(context.shape[1], 3),
+                return_dict=False,
+            )[0]
+        return velocity.float()
 
     def update(self, loss: Tensor) -> None:
         """One optimiser step and one step of the moving average."""
@@ -350,7 +359,7 @@ class Trainer:
 
 
 def train(folder: Path, minutes: float, check_every: float = 8.0, seed: int = 1) -> None:
-    """Train to a total of `minutes`, going on from `folder`/flow.pt if there is one; ends with `assemble`."""
+    """Train to a total of `minutes`, going on from `folder`/flow.pt if there is one."""
     trainer, journal = Trainer(folder, minutes, seed), Journal(folder / "flow.log")
     trainer.resume()
     mean, next_check = 1.0, trainer.elapsed + 60 * check_every
@@ -372,9 +381,14 @@ def train(folder: Path, minutes: float, check_every: float = 8.0, seed: int = 1)
             journal.write(step=trainer.step, **validate(assemble(folder, trainer.average)))
             next_check, last = trainer.elapsed + 60 * check_every, time.monotonic()
     trainer.save()
-    pipeline = assemble(folder, trainer.average)
-    journal.write(step=trainer.step, **validate(pipeline))
-    export(pipeline, folder / "pipeline")
+    journal.write(step=trainer.step, **validate(assemble(folder, trainer.average)))
+
+
+def finished(folder: Path) -> FluxPipeline:
+    """The whole FluxPipeline with the averaged weights in `folder`/flow.pt."""
+    transformer = build()
+    transformer.load_state_dict(torch.load(folder / "flow.pt", weights_only=True)["average"])
+    return assemble(folder, transformer)
 
 
 def assemble(folder: Path, transformer: FluxTransformer2DModel) -> FluxPipeline:
@@ -406,18 +420,21 @@ def export(pipeline: FluxPipeline, folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
+VALIDATED = (("one", NATIVE), ("many", NATIVE), ("pair", NATIVE), ("one", LARGE), ("one", LANDSCAPE), ("one", PORTRAIT))
+
+
 def validate(pipeline: FluxPipeline, count: int = 24) -> dict[str, dict[str, float]]:
-    """Accuracy on validation prompts at four steps, per kind: what steers the training."""
+    """Accuracy on validation prompts at four steps, per kind and size: what steers the training."""
     report = {}
-    for kind in ("one", "many", "pair"):
+    for kind, (width, height) in VALIDATED:
         verdicts = []
         for i, (prompt, scene) in enumerate(held_out(count, "validation", kind, "everyday")):
             image = pipeline(
-                prompt, height=256, width=256, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=32,
+                prompt, height=height, width=width, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=32,
                 generator=torch.Generator().manual_seed(i),
             ).images[0]  # fmt: skip
             verdicts.append(check(image, scene))
         scores = {name: sum(getattr(v, name) for v in verdicts) / count for name in ATTRIBUTES}
-        report[kind] = {"right": sum(v.right for v in verdicts) / count, **scores}
-        report[kind] = {name: round(share, 3) for name, share in report[kind].items()}
+        scores["right"] = sum(v.right for v in verdicts) / count
+        report[f"{kind}_{width}x{height}"] = {name: round(share, 3) for name, share in scores.items()}
     return report

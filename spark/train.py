@@ -4,12 +4,14 @@
     refine              the decoder alone
     latents             draw and encode pictures, in parallel processes
     flow                the transformer; stops and goes on from flow.pt
+    polish              the decoder alone, on what the transformer draws
     publish             the finished pipeline -> handler/weights/spark
 
-The defaults follow the run that made the shipped weights; spark/log has its journal. That run changed on the way:
-noise levels were spread wider for its first 33 minutes, and the steps that start from the sampler's own states
-(`Trainer._roll`) came in after 48, when pictures of one step showed the right shapes and those of four did not; they
-were rolled at shift 3, and the run was stopped at minute 104. The decoder was refined twice, 6.5 and 7 minutes.
+The defaults follow the run that made the shipped weights; spark/log has its journal. That run was made in two parts
+and changed on the way. The first, 104 minutes of `flow`, had noise levels spread wider for 33 minutes, rolled the
+sampler's own states at shift 3 from minute 48 on, and drew other sizes in a quarter of its steps; two refinements of
+the decoder, 6.5 and 7 minutes, followed. The second went on from those weights (`--adopt`) with new latents, 95 minutes
+of `flow` under `FINISH` throughout, and 14 minutes of `polish`.
 """
 
 import argparse
@@ -17,7 +19,8 @@ import multiprocessing
 import shutil
 from pathlib import Path
 
-from spark import autoencoder, flow, text
+from handler.volume import write_manifest
+from spark import autoencoder, flow, polish, text
 
 SHIPPED = Path(__file__).parent.parent / "handler" / "weights" / "spark"
 LOGS = Path(__file__).parent / "log"
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--latents", type=float, default=17, metavar="MIN", help="minutes of drawing and encoding")
     parser.add_argument("--producers", type=int, default=1, help="processes that draw and encode")
     parser.add_argument("--flow", type=float, default=110, metavar="MIN", help="minutes for the transformer, in all")
+    parser.add_argument("--polish", type=float, default=15, metavar="MIN", help="minutes for the decoder at the end")
     parser.add_argument("--publish", action="store_true", help="replace the shipped weights with the result")
     parser.add_argument("--adopt", action="store_true", help="go on from the shipped weights, not from nothing")
     options = parser.parse_args()
@@ -49,6 +53,9 @@ def main() -> None:
     if not (folder / "latents").exists():
         _produce(folder, options.producers, options.latents)
     flow.train(folder, options.flow)
+    if not (folder / "polished").exists():
+        polish.polish(folder, options.polish)
+        (folder / "polished").touch()
     if options.publish:
         publish(folder)
 
@@ -67,7 +74,8 @@ def adopt(folder: Path) -> None:
 def publish(folder: Path) -> None:
     """Replace the shipped weights and logs with `folder`'s."""
     shutil.rmtree(SHIPPED, ignore_errors=True)
-    shutil.copytree(folder / "pipeline", SHIPPED)
+    flow.export(flow.finished(folder), SHIPPED)
+    write_manifest(SHIPPED, {"model": "spark", "revision": "embedded"})
     LOGS.mkdir(exist_ok=True)
     for log in folder.glob("*.log"):
         shutil.copy(log, LOGS)

@@ -1,15 +1,21 @@
 """The recipe runs end to end in miniature: every stage, a stop, a resumption, and a pipeline that draws."""
 
+import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxPipeline
+from safetensors.torch import load_file
 
-from spark import autoencoder, flow, text, train
+from spark import autoencoder, flow, polish, text, train
 
 # torch.compile, which the trainer prepares, imports parts of torch that still use torch.jit
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight"),  # bf16 training
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,7 @@ def test_finished_weights_can_be_trained_on(folder: Path, tmp_path: Path, monkey
 def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the training says the sampler arrives is where diffusers' own scheduler arrives."""
     made = trainer(folder, monkeypatch)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # where it is, training rounds to bf16
     noise, words = torch.randn(1, 12, 16, 16), made.words.read(["a red circle"], 20)
     monkeypatch.setattr(made.rng, "choice", lambda options: 4)
     monkeypatch.setattr(made.rng, "randint", lambda low, high: 2)
@@ -90,6 +97,30 @@ def test_the_export_loads_as_a_plain_pipeline_in_one_dtype(folder: Path, tmp_pat
     pipeline = FluxPipeline.from_pretrained(tmp_path / "pipeline")
     parts = (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
     assert {part.dtype for part in parts} == {torch.float32}
+
+
+def test_polishing_trains_the_decoder_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    trainer(run, monkeypatch).save()
+    monkeypatch.setattr(autoencoder, "MEASURED", 1)
+    monkeypatch.setattr(polish, "DRAWN", 4)
+    before = load_file(run / "vae" / "diffusion_pytorch_model.safetensors")
+    polish.polish(run, 0.02)
+    after = load_file(run / "vae" / "diffusion_pytorch_model.safetensors")
+    changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"decoder"}
+    pipeline = flow.finished(run)
+    assert type(pipeline) is FluxPipeline
+
+
+def test_an_artist_draws_what_its_scenes_say(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    trainer(run, monkeypatch).save()
+    latents, scenes = polish.Artist(run).draw((256, 384), 3, random.Random(0))
+    assert latents.shape == (3, 12, 24, 16)
+    assert len(scenes) == 3
 
 
 def test_case_does_not_matter_to_t5(folder: Path) -> None:
