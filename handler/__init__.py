@@ -6,13 +6,18 @@ Importing this package imports neither torch nor diffusers; `Worker.boot` does, 
 __version__ = "0.1.0"
 
 from handler.api import Api, Reply
+from handler.blocks import bind_blocks, compile_blocks
 from handler.catalog import MODELS, MODES, ModelSpec
 from handler.clock import Clock
 from handler.errors import KindlingError, StartError
+from handler.hardware import detect
 from handler.lane import Lane
+from handler.reader import Reader
 from handler.request import ImageRequest, Picture, Recipe
 from handler.server import create_app
 from handler.settings import Settings
+from handler.volume import checked, fetched_folder, write_manifest
+from handler.weights import load_components, tensors
 from handler.worker import Worker
 
 __all__ = [
@@ -25,10 +30,19 @@ __all__ = [
     "Lane",
     "ModelSpec",
     "Picture",
+    "Reader",
     "Recipe",
     "Reply",
     "Settings",
     "StartError",
     "Worker",
+    "bind_blocks",
+    "checked",
+    "compile_blocks",
     "create_app",
+    "detect",
+    "fetched_folder",
+    "load_components",
+    "tensors",
+    "write_manifest",
 ]

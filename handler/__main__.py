@@ -6,11 +6,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from handler import __version__, generate
+from handler import __version__, bake, doctor, fetch, generate
 from handler.catalog import MODELS, MODES
-from handler.clock import process_age
 from handler.errors import KindlingError, RequestError, SettingsError
-from handler.settings import PREFIX, Settings
+from handler.settings import Settings
+
+VERBS = (
+    ("generate", generate, "make a picture without a server"),
+    ("fetch", fetch, "bring a model to the volume"),
+    ("bake", bake, "compile a model for this machine, for later cold starts"),
+    ("doctor", doctor, "look at the machine, the volume, the settings and the last boots"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,19 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
     serve.set_defaults(verb=_serve)
 
-    generate.add_arguments(
-        verbs.add_parser("generate", help="make a picture without a server", description=generate.__doc__)
-    )
+    for name, module, promise in VERBS:
+        module.add_arguments(verbs.add_parser(name, help=promise, description=module.__doc__))
 
     models = verbs.add_parser(
         "models", help="list the models and what their licences ask", description="The catalogue."
     )
     models.add_argument("--json", action="store_true", help="print JSON")
     models.set_defaults(verb=_models)
-
-    doctor = verbs.add_parser("doctor", help="show settings and what this machine offers", description="A check-up.")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-    doctor.set_defaults(verb=_doctor)
     return parser
 
 
@@ -81,24 +82,6 @@ def _models(options: argparse.Namespace) -> int:
     print("\nMODES")
     for mode in MODES.values():
         print(f"{mode.id:<14} {mode.model}: {mode.promise}")
-    return 0
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from handler.hardware import detect
-
-    settings = Settings.from_env()
-    hardware = detect(settings)
-    values = settings.model_dump(mode="json") | {"api_keys": f"{len(settings.api_keys)} set"}
-    if options.json:
-        print(json.dumps({"version": __version__, "settings": values, "hardware": asdict(hardware)}))
-        return 0
-    print(f"kindling {__version__}, process up for {process_age():.1f} s")
-    print(f"device: {hardware.device} ({hardware.name}), {hardware.precision}: {hardware.reason}\n")
-    for name, field in Settings.model_fields.items():
-        mark = "*" if name in settings.model_fields_set else " "
-        print(f"{mark} {PREFIX + name.upper():<32} {values[name]!s:<24} {field.description}")
-    print("\n* set in the environment")
     return 0
 
 

@@ -85,9 +85,10 @@ class Api:
         worker, settings = self.lane.worker, self.lane.settings
         parameters = None
         if settings.metadata and worker:
-            parameters = codec.parameters_of(recipe, worker.hardware.precision, __version__)
+            parameters = codec.parameters_of(recipe, worker.hardware.precision, worker.ledger.plan, __version__)
         data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
-        return Picture(data, request.output_format, recipe, {**stages, "serialize": time.perf_counter() - start})
+        stages = {**stages, "serialize": time.perf_counter() - start}
+        return Picture(data, request.output_format, recipe, self.lane.ledger.decision, stages)
 
     def _require_served(self, name: str | None) -> None:
         spec = self.lane.spec

@@ -3,6 +3,9 @@
 `Clock.arm` starts two watchdogs. A thread ends the process at the deadline with the phase named and every
 stack dumped. If native code holds the GIL so that no thread can run, `faulthandler`, which needs no GIL, does
 the same two seconds later; the phase is then the last one announced. Knows nothing about models.
+
+`plan` decides, from the seconds that are left, whether this worker compiles. It degrades first: eager, with the
+reason told; only past the budget does a start fail.
 """
 
 import faulthandler
@@ -14,11 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from handler.errors import BudgetExceeded
 
 GRACE_S = 2.0
-EXIT_CODE = 1
+EXIT_CODE = 124  # as timeout(1) has it; 1 if only faulthandler could end the process
+COMPILE_S = 90.0  # regional AOTInductor of FLUX.1 takes ~30 s on an H200 (Hugging Face's ZeroGPU blog); thrice that
+MARGIN = 1.5  # how much longer than last time a compilation may take
+FIRST_PICTURE_S = 15.0  # kept back for the warm-up picture after it
 STDERR = 2  # the file descriptor: sys.stderr may be replaced, or busy in the thread that hangs
 
 
@@ -41,16 +48,55 @@ class Phase:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How this worker runs its model; `compiles`: it must compile first, for no artifact fits."""
+
+    mode: Literal["COMPILED", "EAGER"]
+    reason: str
+    compiles: bool = False
+
+
+def plan(policy: str, device: str, outcome: str, found: str, remaining_s: float, compile_s: float | None) -> Plan:
+    """COMPILED or EAGER, and why.
+
+    `policy` is KINDLING_COMPILE, `device` cpu or cuda, `outcome` and `found` what the search for artifacts gave,
+    `compile_s` how long compiling took when last measured, in seconds.
+    """
+    if policy == "off":
+        return Plan("EAGER", "KINDLING_COMPILE=off")
+    if outcome == "HIT":
+        return Plan("COMPILED", f"{outcome}: {found}")
+    if device == "cpu" and policy == "auto":
+        return Plan("EAGER", f"{outcome}: {found}; on a CPU only 'bake' compiles")
+    known = compile_s or COMPILE_S
+    needed = MARGIN * known + FIRST_PICTURE_S
+    guess = f"compiling takes about {known:.0f} s ({'measured' if compile_s else 'assumed'})"
+    if needed > remaining_s:
+        return Plan("EAGER", f"{outcome}: {found}; {guess}, too much for the {remaining_s:.0f} s left")
+    return Plan("COMPILED", f"{outcome}: {found}; {guess}, {remaining_s:.0f} s are left", compiles=True)
+
+
 @dataclass(slots=True)
 class Ledger:
-    """Where the seconds of one cold start went. `outcome` is starting, ready or failed."""
+    """Where the seconds of one cold start went. `outcome` is starting, ready, failed or stopped."""
 
     model: str = ""
+    device: str = ""
     budget_s: float = 0.0
     outcome: str = "starting"
     reason: str = ""
+    plan: str = ""
+    plan_reason: str = ""
+    weights: str = ""
+    phase: str = "start"
     total_s: float = 0.0
     phases: list[Phase] = field(default_factory=list)
+
+    @property
+    def decision(self) -> str:
+        """The plan with its reason, as answers carry it."""
+        return f"{self.plan}: {self.plan_reason}"
 
     def line(self) -> str:
         """The ledger as one JSON line."""
@@ -66,7 +112,7 @@ class Clock:
     """Times the phases of one cold start and ends the process when the budget is spent.
 
     `announce(phase)` is called as each phase begins, `publish(ledger)` once at the end, by default as one JSON
-    line on stderr; `abort` replaces the hard exit in tests.
+    line on stderr, and `record(ledger)` at both; `abort` replaces the hard exit in tests.
     """
 
     def __init__(
@@ -80,7 +126,7 @@ class Clock:
         self.ledger = Ledger(budget_s=budget_s)
         self._zero = time.monotonic() - age()
         self._announce, self._publish, self._abort = announce, publish, abort
-        self._phase = "start"
+        self.record: Callable[[Ledger], None] = lambda ledger: None
         self._done = threading.Event()
         self._lock = threading.Lock()
 
@@ -103,8 +149,9 @@ class Clock:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the enclosed block as phase `name`, then check the budget."""
-        self._phase, start = name, self.elapsed
+        self.ledger.phase, start = name, self.elapsed
         self._announce(name)
+        self.record(self.ledger)
         yield
         self.ledger.phases.append(Phase(name, round(start, 3), round(self.elapsed - start, 3)))
         self.check()
@@ -124,10 +171,11 @@ class Clock:
         self.ledger.outcome, self.ledger.reason = outcome, reason
         self.ledger.total_s = round(self.elapsed, 3)
         self._publish(self.ledger)
+        self.record(self.ledger)
         return True
 
     def _verdict(self) -> str:
-        return f"cold start exceeded its budget of {self.ledger.budget_s:g} s in phase '{self._phase}'"
+        return f"cold start exceeded its budget of {self.ledger.budget_s:g} s in phase '{self.ledger.phase}'"
 
     def _watch(self) -> None:
         if self._done.wait(max(0.0, self.remaining)):

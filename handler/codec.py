@@ -32,9 +32,9 @@ def encode(rgb: Any, form: Format, quality: int, parameters: dict[str, Any] | No
     return buffer.getvalue()
 
 
-def parameters_of(recipe: Recipe, precision: str, version: str) -> dict[str, Any]:
-    """What a PNG says about itself."""
-    return asdict(recipe) | {"precision": precision, "version": version}
+def parameters_of(recipe: Recipe, precision: str, plan: str, version: str) -> dict[str, Any]:
+    """What a PNG says about itself: all that its pixels depend on."""
+    return asdict(recipe) | {"precision": precision, "plan": plan, "version": version}
 
 
 def _png(rgb: Any, parameters: dict[str, Any] | None) -> bytes:

@@ -20,10 +20,13 @@ KindlingError
 ├── OutOfMemory                500  this size does not fit; the worker goes on
 ├── DeviceLost                 500  retryable elsewhere; fatal: this process must end
 ├── Internal                   500  a bug; its text stays in the log
+├── FetchFailed                500  the hub, the network or the disk did not let a model come
 ├── NotReady                   503  retryable: starting or stopping
 └── StartError                 503  this worker cannot serve; retryable elsewhere, fatal here
     ├── SettingsError               a KINDLING_* variable is unknown or malformed
     ├── WeightsMissing              the model's files are not where they should be
+    ├── WeightsCorrupt              a file is torn, foreign or changed; the message names it
+    ├── VolumeFailed                the volume cannot be read or written
     ├── DeviceMissing               the device asked for is not there
     └── BudgetExceeded              the cold start took longer than its budget
 """
@@ -127,6 +130,10 @@ class Internal(KindlingError):
     pass
 
 
+class FetchFailed(KindlingError):
+    code = "fetch_failed"
+
+
 class NotReady(KindlingError):
     status, code, retryable = 503, "not_ready", True
 
@@ -141,6 +148,14 @@ class SettingsError(StartError):
 
 class WeightsMissing(StartError):
     code = "weights_missing"
+
+
+class WeightsCorrupt(StartError):
+    code = "weights_corrupt"
+
+
+class VolumeFailed(StartError):
+    code = "volume_failed"
 
 
 class DeviceMissing(StartError):

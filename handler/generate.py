@@ -103,6 +103,8 @@ def _again(source: Path, settings: Settings) -> tuple[Recipe, int, Settings]:
             }
         )
         made_by, update = found["version"], {"model": spec.id, "precision": found["precision"]}
+        if found["plan"] == "EAGER":  # compiled code rounds differently
+            update["compile"] = "off"
         same = made_by == __version__ and found["revision"] == spec.revision
     except OSError as error:
         raise InvalidValue(f"cannot read {source}: {error.strerror}", "from") from None
@@ -137,7 +139,7 @@ def _paths(output: Path, count: int) -> list[Path]:
 def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bool, as_json: bool) -> None:
     pixels, stages = worker.generate(recipe)
     start = time.perf_counter()
-    parameters = codec.parameters_of(recipe, worker.hardware.precision, __version__)
+    parameters = codec.parameters_of(recipe, worker.hardware.precision, worker.ledger.plan, __version__)
     path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
     stages["serialize"] = time.perf_counter() - start
     if as_json:

@@ -1,10 +1,12 @@
 """What the model runs on, as a value with its reason. Imports torch only when asked."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from handler.errors import DeviceMissing
 from handler.settings import Settings
 
+GPU_DRIVER = Path("/proc/driver/nvidia/version")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -32,6 +34,12 @@ def detect(settings: Settings) -> Hardware:
     device = "cuda" if present and settings.device != "cpu" else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     return Hardware(device, name, *choose_precision(settings.precision, device))
+
+
+def expected_precision(settings: Settings) -> str:
+    """What `detect` will most likely choose, told without torch: weights are read while torch is being imported."""
+    gpu = settings.device != "cpu" and GPU_DRIVER.exists()
+    return choose_precision(settings.precision, "cuda" if gpu else "cpu")[0]
 
 
 def choose_precision(asked: str, device: str) -> tuple[str, str]:

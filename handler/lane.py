@@ -80,6 +80,11 @@ class Lane:
         """Begin booting; returns at once."""
         self._thread.start()
 
+    @property
+    def booted(self) -> bool:
+        """Whether booting has ended, well or badly."""
+        return self._booted.is_set()
+
     def wait_booted(self) -> None:
         """Block until booting has ended; raises its StartError if it failed."""
         self._booted.wait()
@@ -88,11 +93,13 @@ class Lane:
 
     def stop(self) -> None:
         """Refuse new jobs, let the thread end after the picture it is drawing, and answer the rest."""
+        if self.state == "starting":
+            self.clock.finish("stopped", f"told to stop in phase '{self.ledger.phase}'")
         if self.state in ("starting", "ready"):
             self.state = "stopped"
         self._drop_waiting()
         self._jobs.put(None)
-        if self._booted.is_set():
+        if self.booted:
             self._thread.join()
 
     async def submit(self, recipe: Recipe, on_step: Callable[[int], None] = lambda done: None) -> Drawn:
@@ -128,8 +135,17 @@ class Lane:
         if self.state == "starting":
             self.state = "ready"
         self._booted.set()
+        if self.settings.publish and self.worker.unpublished:
+            threading.Thread(target=self._publish, args=(self.worker,), name="publish", daemon=True).start()
         while job := self._jobs.get():
             self._draw(self.worker, job)
+
+    def _publish(self, worker: Worker) -> None:
+        """Leave what was compiled for later workers, off the request path; they can do without."""
+        try:
+            log.info("published compile artifacts in %s", worker.publish(self.settings.volume))
+        except StartError as error:
+            log.warning("compile artifacts are not published: %s", error.message)
 
     def _draw(self, worker: Worker, job: _Job) -> None:
         def step(done: int) -> None:

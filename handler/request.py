@@ -105,9 +105,10 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One encoded picture and how it was made; `stages` are seconds per stage."""
+    """One encoded picture and how it was made; `stages` are seconds per stage, `plan` is COMPILED or EAGER and why."""
 
     data: bytes
     format: Format
     recipe: Recipe
+    plan: str = ""
     stages: dict[str, float] = field(default_factory=dict)

@@ -10,12 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from handler.errors import SettingsError
 
 PREFIX = "KINDLING_"
-RUNPOD_VOLUME = Path("/runpod-volume")
+MOUNTS = (Path("/runpod-volume"), Path("/kindling"))  # RunPod's network volume; platform/modal_app.py's
 
 
 def _default_volume() -> Path:
-    if RUNPOD_VOLUME.is_dir():
-        return RUNPOD_VOLUME
+    for mount in MOUNTS:
+        if mount.is_dir():
+            return mount
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kindling"
 
 
@@ -25,12 +26,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     model: str = Field("spark", min_length=1, description="model id, alias or mode (realtime, quality)")
-    volume: Path = Field(default_factory=_default_volume, description="folder that holds models/")
+    volume: Path = Field(default_factory=_default_volume, description="holds models/, baked/ and boots/")
     api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
     allow_open: bool = Field(False, description="serve without keys on an address that others can reach")
     cold_start_budget_s: float = Field(240, gt=0, le=3600, description="seconds from process birth to ready")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
+    publish: bool = Field(True, description="leave compile artifacts on the volume for later workers")
     queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")
     max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
     metadata: bool = Field(True, description="write prompt and parameters into each PNG")

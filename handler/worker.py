@@ -6,21 +6,30 @@
 
 import importlib
 import itertools
+import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
+from handler import compiled
+from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
+from handler.boots import BootLog, last_boots, measured
 from handler.catalog import ModelSpec, find
-from handler.clock import Clock, Ledger
-from handler.errors import DeviceLost, KindlingError, OutOfMemory, StartError
-from handler.hardware import Hardware, detect
+from handler.clock import Clock, Ledger, Plan, plan
+from handler.errors import BudgetExceeded, DeviceLost, KindlingError, OutOfMemory, StartError
+from handler.hardware import Hardware, detect, expected_precision
+from handler.reader import Reader
 from handler.request import ImageRequest, Pixels, Recipe
 from handler.settings import Settings
-from handler.volume import model_folder
+from handler.volume import served_source
 
 STICKY = ("illegal memory access", "device-side assert", "unspecified launch failure", "ecc error", "launch timed out")
+BOOTS_READ = 10  # how many past boots tell what compiling costs here
 OnStep = Callable[[int], None]
+log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -30,6 +39,7 @@ class Worker:
         self.spec, self.hardware, self.ledger = spec, hardware, ledger
         self._family, self._pipeline = family, pipeline
         self._prompt: tuple[tuple[str, str], Any] | None = None
+        self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
 
     @classmethod
     def boot(cls, settings: Settings, clock: Clock | None = None) -> Self:
@@ -38,6 +48,7 @@ class Worker:
         try:
             spec = find(settings.model)
             clock.ledger.model = spec.id
+            clock.record = BootLog(settings.volume)
             clock.arm()
             worker = cls._load(settings, spec, clock)
         except KindlingError as error:
@@ -52,19 +63,105 @@ class Worker:
     @classmethod
     def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock) -> Self:
         with clock.phase("volume"):
-            folder = model_folder(spec, settings.volume)
-        with clock.phase("import"):
-            importlib.import_module("handler.families").quiet()
-            family = importlib.import_module(spec.family)
-            hardware = detect(settings)
-        with clock.phase("weights"):
-            pipeline = family.build(folder, hardware)
+            source = served_source(spec, settings.volume, expected_precision(settings))
+            clock.ledger.weights = str(source.folder)
+        with Reader(source) as reader:
+            with clock.phase("import"):
+                importlib.import_module("handler.families").quiet()
+                family = importlib.import_module(spec.family)
+                hardware = detect(settings)
+                clock.ledger.device = hardware.name
+            with clock.phase("weights"):
+                pipeline = family.build(reader, hardware)
         worker = cls(spec, hardware, family, pipeline, clock.ledger)
+        worker._compile(settings, clock)
         with clock.phase("warm"):
-            width, height = spec.size
-            first = spec.recipe(ImageRequest(prompt="warm-up", width=width, height=height, seed=0))
-            worker.generate(first, on_step=lambda done: clock.check())
+            worker._warm(clock)
         return worker
+
+    def _compile(self, settings: Settings, clock: Clock) -> None:
+        """Reuse compile artifacts, make them, or do without: as `clock.plan` says."""
+        model = getattr(self._pipeline, self._family.DENOISER)
+        with clock.phase("artifacts"):
+            found = compiled.Found("MISS", "not looked for")
+            if settings.compile != "off":
+                found = compiled.restore(model, self.spec, self.hardware, settings.volume)
+        known = measured(last_boots(settings.volume, BOOTS_READ), "compile", self.spec.id, self.hardware.name)
+        chosen = plan(settings.compile, self.hardware.device, found.outcome, found.reason, clock.remaining, known)
+        if chosen.compiles:
+            with clock.phase("compile"):
+                chosen = self._compile_now(model, clock, chosen)
+        clock.ledger.plan, clock.ledger.plan_reason = chosen.mode, chosen.reason
+
+    def _compile_now(self, model: Any, clock: Clock, chosen: Plan) -> Plan:
+        """Carry `chosen` out; if that fails for any reason but the budget, this worker is eager instead."""
+        folder = TemporaryDirectory(prefix="kindling-", ignore_cleanup_errors=True)
+        package = Path(folder.name) / compiled.PACKAGE
+        try:
+            compile_blocks(model, lambda: self._sketch(clock), package)
+            bind_blocks(model, package)
+        except KindlingError:
+            raise
+        except Exception as error:
+            log.exception("compiling %s failed", self.spec.id)
+            folder.cleanup()
+            return Plan("EAGER", f"compiling failed: {type(error).__name__}: {error}")
+        self._package = folder
+        return chosen
+
+    def _sketch(self, clock: Clock) -> None:
+        """One step at two sizes: what compiling needs to see."""
+        width, height = self.spec.size
+        for size in ((width, height), (width, height // 2)):
+            self._draw_size(size, 1, clock)
+
+    def _warm(self, clock: Clock) -> None:
+        """Draw the first picture. Compiled code that cannot is taken off again: eager is slower, but it serves."""
+        try:
+            self._draw_size(self.spec.size, self.spec.steps, clock)
+        except (BudgetExceeded, DeviceLost):
+            raise
+        except Exception as error:
+            if self.ledger.plan != "COMPILED":
+                raise
+            log.exception("the compiled blocks of %s do not work", self.spec.id)
+            unbind_blocks(getattr(self._pipeline, self._family.DENOISER))
+            self._discard()
+            self.ledger.plan, self.ledger.plan_reason = "EAGER", f"compiled code failed: {error}"
+            self._draw_size(self.spec.size, self.spec.steps, clock)
+
+    def _draw_size(self, size: tuple[int, int], steps: int, clock: Clock) -> None:
+        request = ImageRequest(prompt="warm-up", width=size[0], height=size[1], num_inference_steps=steps, seed=0)
+        self.generate(self.spec.recipe(request), on_step=lambda done: clock.check())
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether this worker has compiled something that later workers could use."""
+        return self._package is not None
+
+    def publish(self, volume: Path) -> Path:
+        """Leave what was compiled on the volume; VolumeFailed if it cannot take it."""
+        assert self._package
+        package = Path(self._package.name) / compiled.PACKAGE
+        target = compiled.publish(package, self.spec, self.hardware, volume)
+        self._discard()
+        return target
+
+    def _discard(self) -> None:
+        """Remove what was compiled from the local disk; bound code does not need it."""
+        if self._package:
+            self._package.cleanup()
+        self._package = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """How many bytes the weights have as they are served."""
+        modules = [module for module in self._pipeline.components.values() if hasattr(module, "parameters")]
+        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write the whole pipeline, weights as they are served, in diffusers' layout."""
+        self._pipeline.save_pretrained(folder)
 
     def generate(self, recipe: Recipe, on_step: OnStep = lambda done: None) -> tuple[Pixels, dict[str, float]]:
         """Draw one picture; also the seconds of each stage. `on_step(done)` may raise to stop the run."""

@@ -1,10 +1,17 @@
 """Shared fixtures: a worker with spark in this process, and a real server process."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two busy threads on two cores can be 20 times slower
 for name in [name for name in os.environ if name.startswith("KINDLING_")]:
     del os.environ[name]
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(
+    prefix="kindling-tests-"
+)  # the default volume, empty as on a new machine
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +29,13 @@ PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth
 def spark() -> Worker:
     """The embedded model, loaded in this process."""
     return Worker.boot(PATIENT)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """What Inductor calls for code that runs on a CPU; running such code needs none."""
+    if not shutil.which("g++"):
+        pytest.skip("compiling for a CPU needs g++, which is not installed here")
 
 
 @pytest.fixture(scope="session")

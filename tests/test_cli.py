@@ -80,10 +80,10 @@ def test_unknown_words_are_bad_usage() -> None:
 def test_missing_weights_are_a_failure_not_bad_usage(tmp_path: Path) -> None:
     out = kindling("generate", "x", "--model", "realtime", KINDLING_VOLUME=str(tmp_path))
     assert out.returncode == 1
-    assert "hf download black-forest-labs/FLUX.1-schnell" in out.stderr
+    assert "Fetch it with: python -m handler fetch flux-schnell" in out.stderr
 
 
-@pytest.mark.parametrize("verb", ["serve", "generate", "models", "doctor"])
+@pytest.mark.parametrize("verb", ["serve", "generate", "models", "fetch", "bake", "doctor"])
 def test_every_verb_has_help(verb: str) -> None:
     out = kindling(verb, "--help")
     assert out.returncode == 0
@@ -101,10 +101,35 @@ def test_models_prints_rows_licences_and_modes() -> None:
     assert table["models"][2]["license"]["commercial"] is False
 
 
-def test_doctor_lists_every_setting() -> None:
+def test_doctor_tells_everything(tmp_path: Path) -> None:
     from handler import Settings
 
-    out = kindling("doctor", KINDLING_QUEUE="7")
-    assert "* KINDLING_QUEUE" in out.stdout
+    (tmp_path / "boots").mkdir()
+    failed = {"model": "spark", "outcome": "failed", "reason": "budget of 1 s in phase 'import'", "total_s": 1.0}
+    (tmp_path / "boots" / "2026-01-01T00-00-00-host-1.json").write_text(json.dumps(failed))
+    out = kindling("doctor", KINDLING_QUEUE="7", KINDLING_VOLUME=str(tmp_path))
+    assert out.returncode == 0, out.stderr
     assert all(f"KINDLING_{name.upper()}" in out.stdout for name in Settings.model_fields)
-    assert json.loads(kindling("doctor", "--json").stdout)["settings"]["queue"] == 32
+    for part in ("environment", "default", "GB of memory free", "writable", "not fetched", "in all: fits the budget"):
+        assert part in out.stdout
+    assert "failed: budget of 1 s in phase 'import'" in out.stdout
+
+
+def test_doctor_as_json(tmp_path: Path) -> None:
+    found = json.loads(kindling("doctor", "--json", KINDLING_VOLUME=str(tmp_path / "none")).stdout)
+    assert found["settings"]["KINDLING_QUEUE"]["value"] == 32
+    assert found["settings"]["KINDLING_VOLUME"]["source"] == "environment"
+    assert (found["volume"]["there"], found["volume"]["free"], found["boots"]) == (False, None, [])
+    estimate = found["cold_start"]
+    assert estimate["total_s"] == pytest.approx(sum(part["seconds"] for part in estimate["parts"]))
+    assert estimate["plan"]["mode"] == "EAGER"
+    assert {model["id"]: model["fetched"] for model in found["models"]}["spark"] is True
+
+
+def test_a_volume_that_hangs_does_not_hang_the_doctor(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "flux-schnell" / MODELS["flux-schnell"].revision
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "manifest.json")
+    out = kindling("doctor", KINDLING_VOLUME=str(tmp_path))
+    assert out.returncode == 0, out.stderr
+    assert "the volume does not answer" in out.stdout

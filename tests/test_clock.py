@@ -9,7 +9,7 @@ import time
 import pytest
 
 from handler import Clock
-from handler.clock import Ledger, process_age
+from handler.clock import COMPILE_S, FIRST_PICTURE_S, MARGIN, Ledger, plan, process_age
 from handler.errors import BudgetExceeded
 
 HANG = """
@@ -80,7 +80,7 @@ def test_watchdog_closes_the_ledger_once(capfd: pytest.CaptureFixture[str]) -> N
     clock = Clock(0.05, age=lambda: 0.0, publish=published.append, abort=abort)
     clock.arm()
     assert ended.wait(10)
-    assert codes == [1]
+    assert codes == [124]
     assert not clock.finish("ready")
     assert [ledger.outcome for ledger in published] == ["failed"]
     assert "budget of 0.05 s in phase 'start'" in capfd.readouterr().err
@@ -102,9 +102,46 @@ def test_a_hang_ends_the_process_and_names_phase_and_place(how: str) -> None:
     out = subprocess.run(
         [sys.executable, "-c", HANG.replace("{how}", how)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert out.returncode == 1
+    assert out.returncode == (124 if how == "block_on_a_read" else 1)  # faulthandler's exit code is fixed
     assert "phase weights" in out.stderr
     assert how in out.stderr  # the dumped stack names the function that hangs
     if how == "block_on_a_read":
         assert "in phase 'weights'" in out.stderr
         assert '"outcome": "failed"' in out.stderr
+
+
+NEEDED = MARGIN * COMPILE_S + FIRST_PICTURE_S
+
+
+@pytest.mark.parametrize(
+    ("policy", "device", "outcome", "left", "past", "mode", "compiles", "says"),
+    [
+        ("off", "cuda", "HIT", 200, 10, "EAGER", False, "KINDLING_COMPILE=off"),
+        ("auto", "cuda", "HIT", 1, None, "COMPILED", False, "HIT: why"),
+        ("auto", "cpu", "HIT", 1, None, "COMPILED", False, "HIT: why"),
+        ("on", "cpu", "HIT", 200, None, "COMPILED", False, "HIT: why"),
+        ("auto", "cpu", "MISS", 200, None, "EAGER", False, "on a CPU only 'bake' compiles"),
+        ("auto", "cpu", "STALE", 200, 1, "EAGER", False, "STALE: why"),
+        ("on", "cpu", "MISS", 200, 40, "COMPILED", True, "about 40 s (measured)"),
+        ("auto", "cuda", "MISS", NEEDED, None, "COMPILED", True, f"about {COMPILE_S:.0f} s (assumed)"),
+        ("auto", "cuda", "MISS", NEEDED - 1, None, "EAGER", False, f"too much for the {NEEDED - 1:.0f} s left"),
+        ("auto", "cuda", "STALE", 200, 40, "COMPILED", True, "STALE: why"),
+        ("auto", "cuda", "ERROR", 200, 40, "COMPILED", True, "ERROR: why"),
+        ("auto", "cuda", "ERROR", 50, 40, "EAGER", False, "too much for the 50 s left"),
+        ("on", "cuda", "MISS", 50, 40, "EAGER", False, "too much"),
+        ("auto", "cuda", "MISS", -3, None, "EAGER", False, "too much"),
+    ],
+)
+def test_the_plan(
+    policy: str, device: str, outcome: str, left: float, past: float | None, mode: str, compiles: bool, says: str
+) -> None:
+    chosen = plan(policy, device, outcome, "why", left, past)
+    assert (chosen.mode, chosen.compiles) == (mode, compiles)
+    assert says in chosen.reason
+
+
+def test_a_plan_to_compile_always_leaves_its_margin() -> None:
+    for left in range(0, 240, 3):
+        for past in (None, 5.0, 30.0, 100.0):
+            chosen = plan("auto", "cuda", "MISS", "", left, past)
+            assert not chosen.compiles or left >= MARGIN * (past or COMPILE_S) + FIRST_PICTURE_S

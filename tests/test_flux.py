@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 
 from handler import MODELS, ImageRequest, Recipe, StartError, Worker
 from handler.errors import Cancelled, NumericalError
-from handler.volume import EMBEDDED, model_folder
+from handler.volume import EMBEDDED, fetched_folder, model_source, write_manifest
 
 SPARK = MODELS["spark"]
 
@@ -47,12 +47,13 @@ def tiny_dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     components = {**shipped.components, "transformer": transformer, "vae": vae, "scheduler": scheduler}
-    FluxPipeline(**components).save_pretrained(volume / "models" / spec.id / spec.revision)
+    FluxPipeline(**components).save_pretrained(fetched_folder(spec, volume))
+    write_manifest(fetched_folder(spec, volume), {"model": spec.id})
     return volume
 
 
 def test_spark_is_a_plain_flux_pipeline_below_10_mb() -> None:
-    folder = model_folder(SPARK, Path("unused"))
+    folder = model_source(SPARK, Path("unused")).folder
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 10e6
     pipeline = FluxPipeline.from_pretrained(folder)
     assert type(pipeline) is FluxPipeline
@@ -82,7 +83,7 @@ def test_exactly_the_asked_size(spark: Worker, size: tuple[int, int]) -> None:
 
 def test_agrees_with_the_bare_pipeline(spark: Worker) -> None:
     """Our decode is the pipeline's own, to the last bit but rounding."""
-    pipeline = FluxPipeline.from_pretrained(model_folder(SPARK, Path("unused")), dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(model_source(SPARK, Path("unused")).folder, dtype=torch.float32)
     image = pipeline(
         recipe().prompt, height=256, width=256, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=32,
         generator=torch.Generator().manual_seed(1),
@@ -147,7 +148,7 @@ def test_damaged_weights_fail_the_boot(tiny_dev: Path, tmp_path: Path, damage: s
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match=r"hf download black-forest-labs/FLUX\.1-schnell --revision 741f7c"):
+    with pytest.raises(StartError, match=r"python -m handler fetch flux-schnell"):
         Worker.boot(PATIENT.model_copy(update={"model": "flux-schnell", "volume": tmp_path}))
 
 

@@ -27,6 +27,8 @@ from handler.errors import DeviceLost
 
 class Broken:
     hardware = None
+    unpublished = False
+
     def generate(self, *_, **__):
         raise DeviceLost("The GPU failed.")
 

@@ -198,7 +198,7 @@ def test_health_when_ready(server: Served) -> None:
     assert ready.status_code == 200
     ledger = ready.json()["cold_start"]
     assert (ready.json()["status"], ledger["outcome"], ledger["model"]) == ("ready", "ready", "spark")
-    assert [phase["name"] for phase in ledger["phases"]] == ["volume", "import", "weights", "warm"]
+    assert [phase["name"] for phase in ledger["phases"]] == ["volume", "import", "weights", "artifacts", "warm"]
     assert sum(phase["seconds"] for phase in ledger["phases"]) <= ledger["total_s"]
     printed = [json.loads(line)["cold_start"] for line in server.lines if line.startswith('{"cold_start"')]
     assert printed == [ledger]
@@ -270,8 +270,8 @@ def serve(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProce
 @pytest.mark.parametrize(
     ("environ", "arguments", "code", "text"),
     [
-        ({"KINDLING_COLD_START_BUDGET_S": "0.6"}, (), 1, "exceeded its budget of 0.6 s in phase"),
-        ({"KINDLING_MODEL": "flux-schnell", "KINDLING_VOLUME": "/nonexistent"}, (), 1, "hf download"),
+        ({"KINDLING_COLD_START_BUDGET_S": "0.6"}, (), 124, "exceeded its budget of 0.6 s in phase"),
+        ({"KINDLING_MODEL": "flux-schnell", "KINDLING_VOLUME": "/nonexistent"}, (), 1, "handler fetch flux-schnell"),
         ({"KINDLING_MODEL": "nope"}, (), 2, "There is no model 'nope'"),
         ({"KINDLING_WHAT": "1"}, (), 2, "KINDLING_WHAT is not a setting"),
         ({"KINDLING_DEVICE": "cuda"}, (), 1, "no GPU"),

@@ -23,4 +23,9 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         }
         for picture in pictures
     ]
-    return {"images": images, "model": request.model or spec.id, "inference_ms": round(seconds * 1000, 1)}
+    return {
+        "images": images,
+        "model": request.model or spec.id,
+        "inference_ms": round(seconds * 1000, 1),
+        "plan": pictures[0].plan,
+    }

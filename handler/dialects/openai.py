@@ -68,7 +68,7 @@ def _size(size: Any) -> dict[str, int]:
 
 
 def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
-    """OpenAI's ImagesResponse plus seeds, inference_ms, width, height and model."""
+    """OpenAI's ImagesResponse plus seeds, inference_ms, width, height, model and plan."""
     width, height = pictures[0].recipe.size
     return {
         "created": int(time.time()),
@@ -83,6 +83,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "width": width,
         "height": height,
         "model": request.model or spec.id,
+        "plan": pictures[0].plan,
     }
 
 

@@ -1,7 +1,6 @@
 """FLUX.1: FluxPipeline, for FLUX.1 [schnell], [dev] and the embedded spark."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,18 +8,18 @@ from diffusers import FluxPipeline
 
 from handler.errors import NumericalError
 from handler.hardware import Hardware
+from handler.reader import Reader
 from handler.request import Recipe
+from handler.weights import load_components
+
+DENOISER = "transformer"
 
 
-def build(folder: Path, hardware: Hardware) -> Any:
-    """Load the pipeline in `folder` onto the device; only safetensors, never code from the folder."""
-    pipeline = FluxPipeline.from_pretrained(
-        folder, dtype=getattr(torch, hardware.dtype), use_safetensors=True, local_files_only=True
-    )
+def build(reader: Reader, hardware: Hardware) -> Any:
+    """The pipeline that `reader` brings, on the device."""
+    pipeline: Any = FluxPipeline(**load_components(reader, hardware))
     pipeline.set_progress_bar_config(disable=True)
-    for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-        module.requires_grad_(False)
-    return pipeline.to(hardware.device)
+    return pipeline
 
 
 @torch.inference_mode()

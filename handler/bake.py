@@ -1,0 +1,93 @@
+"""Bake a model on this machine for later workers: its weights as they are served, and its compile artifacts."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from handler.catalog import find
+from handler.clock import Clock
+from handler.settings import Settings
+from handler.volume import publishing, served_source, weight_facts
+from handler.worker import Worker
+
+HEADERS = 0.02  # share of a weight file that is not weights, at most
+PATIENT_S = 3600.0  # baking is done once and nobody waits for an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    """What a bake left on the volume, and why where it left nothing new."""
+
+    model: str
+    device: str
+    weights: str
+    artifacts: str
+    compile_s: float
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options on `parser`."""
+    parser.add_argument("model", nargs="?", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(verb=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Bake and report; the exit code."""
+    settings = Settings.from_env()
+    if options.model:
+        settings = settings.model_copy(update={"model": options.model})
+    baked = bake(settings, progress=not options.json and sys.stderr.isatty())
+    if options.json:
+        print(json.dumps(asdict(baked)))
+        return 0
+    print(f"{baked.model} on {baked.device}, baked in {baked.seconds:.1f} s")
+    print(f"  weights: {baked.weights}")
+    print(f"  compile artifacts: {baked.artifacts}")
+    return 0
+
+
+def bake(settings: Settings, progress: bool = False) -> Baked:
+    """Load and compile the model, publish both on the volume; what is there already is left alone."""
+
+    model = find(settings.model).id
+
+    def announce(phase: str) -> None:
+        if progress:
+            print(f"kindling: {model}: {phase} ...", file=sys.stderr, flush=True)
+
+    patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S})
+    clock = Clock(PATIENT_S, announce=announce, publish=lambda ledger: None)
+    worker = Worker.boot(patient, clock)
+    announce("publish")
+    artifacts = _placed(worker.publish(settings.volume)) if worker.unpublished else worker.ledger.plan_reason
+    weights = publish_weights(worker, settings.volume)
+    compiling = sum(phase.seconds for phase in clock.ledger.phases if phase.name == "compile")
+    return Baked(
+        model,
+        worker.hardware.name,
+        _placed(weights) if weights else "on the volume as they are served; nothing to gain",
+        artifacts,
+        compiling,
+        round(clock.elapsed, 1),
+    )
+
+
+def publish_weights(worker: Worker, volume: Path) -> Path | None:
+    """Leave the weights as they are served at baked/<id>/; None if those on the volume are that already."""
+    spec, precision = worker.spec, worker.hardware.precision
+    stored = sum(path.stat().st_size for path in served_source(spec, volume, precision).folder.rglob("*.safetensors"))
+    if abs(worker.weight_bytes - stored) < HEADERS * stored:
+        return None
+    target = volume / "baked" / spec.id / f"{precision}-{spec.revision[:8]}"
+    with publishing(target, weight_facts(spec, precision)) as folder:
+        worker.save(folder)
+    return target
+
+
+def _placed(folder: Path) -> str:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{folder} ({size / 1e6:,.1f} MB)"

@@ -1,0 +1,163 @@
+"""Code for the blocks a model repeats, compiled once ahead of time and bound to the weights of every later worker.
+
+A package is one file with machine code for each kind of repeated block and no weights: `bind_blocks` gives each
+block of a loaded model the code over its own weights, in milliseconds and without Dynamo or Inductor. What differed
+between the pictures drawn while compiling is dynamic, so one package serves every picture size.
+"""
+
+import contextlib
+import inspect
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+RECIPE = "1"  # change it with OPTIONS, or with anything else that changes what is in a package
+OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside
+    "aot_inductor.package": True,
+    "aot_inductor.package_constants_in_so": False,
+    "always_keep_tensor_constants": True,
+    "joint_graph_constant_folding": False,
+}
+LAYOUT = "kindling"  # the entry of the code's metadata that says what it takes
+
+
+def compile_blocks(transformer: Any, draw: Callable[[], object], package: Path) -> float:
+    """Compile each kind of repeated block into `package` (a .pt2 file); the seconds it took.
+
+    `draw` draws pictures of two or more sizes, a step each: they show what the blocks take, and what of it varies.
+    """
+    from torch._inductor.package.package import package_aoti
+
+    start = time.perf_counter()
+    firsts = {kind: blocks[0] for kind, blocks in _kinds(transformer).items()}
+    calls = _calls(firsts, draw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecations
+        package_aoti(str(package), {kind: _compiled(block, calls[kind]) for kind, block in firsts.items()})
+    return time.perf_counter() - start
+
+
+def _kinds(transformer: Any) -> dict[str, list[Any]]:
+    """The repeated blocks by kind: same class, same names, types and shapes of weights, so the same code."""
+    kinds: dict[str, list[Any]] = {}
+    for module in transformer.modules():
+        if type(module).__name__ in (transformer._repeated_blocks or ()):
+            weights = [(n, str(w.dtype), list(w.shape), list(w.stride())) for n, w in _weights(module).items()]
+            kinds.setdefault(f"{type(module).__name__}-{digest(weights)}", []).append(module)
+    if not kinds:
+        raise ValueError(f"{type(transformer).__name__} names no repeated blocks")
+    return kinds
+
+
+def digest(value: Any) -> str:
+    """A short name for a JSON value."""
+    return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _weights(block: Any) -> dict[str, Any]:
+    return dict([*block.named_parameters(remove_duplicate=False), *block.named_buffers(remove_duplicate=False)])
+
+
+def _calls(blocks: Mapping[str, Any], draw: Callable[[], object]) -> dict[str, list[dict[str, Any]]]:
+    """What each block is called with while `draw` runs, by parameter name; only what holds tensors."""
+    calls: dict[str, list[dict[str, Any]]] = {kind: [] for kind in blocks}
+    with contextlib.ExitStack() as hooks:
+        for kind, block in blocks.items():
+
+            def note(module: Any, args: Any, kwargs: Any, kind: str = kind) -> None:
+                given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+                calls[kind].append({name: value for name, value in given.items() if [*_leaves(value)]})
+
+            hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        draw()
+    return calls
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Everything in nested tuples, lists and dicts but None."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+    elif value is not None:
+        yield value
+
+
+def _compiled(block: Any, calls: list[dict[str, Any]]) -> Any:
+    """Machine code for one block: what `package_aoti` puts into the package."""
+    import torch
+    from torch._inductor import aot_compile
+    from torch.utils._pytree import tree_map
+
+    takes = [(str(first.dtype), _shape(first, *others)) for first, *others in zip(*map(_leaves, calls), strict=True)]
+    metadata = {LAYOUT: json.dumps({"names": list(calls[0]), "takes": takes})}
+    with torch.inference_mode(False):
+        example = tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), calls[0])
+        varies = tree_map(
+            lambda *t: {i: torch.export.Dim.DYNAMIC for i, size in enumerate(_shape(*t)) if size is None}, *calls
+        )
+        program = torch.export.export(block, (), example, dynamic_shapes=varies)
+        return aot_compile(program.module(), (), example, options={**OPTIONS, "aot_inductor.metadata": metadata})
+
+
+def _shape(*tensors: Any) -> list[int | None]:
+    """The sizes all of them share; None where they differ."""
+    return [first if {first} == {*others} else None for first, *others in zip(*(t.shape for t in tensors), strict=True)]
+
+
+def bind_blocks(transformer: Any, package: Path) -> None:
+    """Let a package's code, over the loaded weights, replace `forward` of every repeated block: of all, or of none.
+
+    The weights are shared, not copied: they must be where they will stay. The file is not needed afterwards.
+    """
+    from torch._C._aoti import AOTIModelPackageLoader  # below torch's own wrapper, which loads every kind each time
+
+    forwards = []
+    for kind, blocks in _kinds(transformer).items():
+        for block in blocks:
+            code = AOTIModelPackageLoader(str(package), kind, False, 1, -1)
+            weights = _weights(block)
+            code.load_constants({name: weights[name] for name in code.get_constant_fqns()}, False, True, True)
+            forwards.append((block, _forward(block, code)))
+    for block, forward in forwards:
+        block.forward = forward
+
+
+def unbind_blocks(transformer: Any) -> None:
+    """Give every repeated block its own `forward` back."""
+    for blocks in _kinds(transformer).values():
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def _forward(block: Any, code: Any) -> Callable[..., Any]:
+    """`code` as the block's forward. What it was not compiled for, such as a batch, stays eager: it checks nothing."""
+    import torch
+    from torch.utils._pytree import tree_unflatten, treespec_loads
+
+    eager, run, result = block.forward, code.boxed_run, treespec_loads(code.get_call_spec()[1])
+    parameters, takes = tuple(inspect.signature(eager).parameters), json.loads(code.get_metadata()[LAYOUT])
+    names, layout = takes["names"], [(getattr(torch, t.removeprefix("torch.")), shape) for t, shape in takes["takes"]]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        tensors = [leaf for name in names for leaf in _leaves(given.pop(name, None))]
+        if [*_leaves(given)] or not _fits(tensors, layout):
+            return eager(*args, **kwargs)
+        return tree_unflatten(run([tensor.contiguous() for tensor in tensors]), result)
+
+    return forward
+
+
+def _fits(tensors: list[Any], layout: list[tuple[Any, list[int | None]]]) -> bool:
+    return len(tensors) == len(layout) and all(
+        getattr(tensor, "dtype", None) is dtype
+        and tensor.ndim == len(shape)
+        and all(want in (None, size) for want, size in zip(shape, tensor.shape, strict=True))
+        for tensor, (dtype, shape) in zip(tensors, layout, strict=True)
+    )

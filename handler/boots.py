@@ -1,0 +1,82 @@
+"""How cold starts went: one JSON file each in the volume's boots/, kept up to date on the way.
+
+A volume may be read-only, full, or hang for ever, and none of that may touch a start: a thread of its own writes,
+and only a start that ends early waits for it, for `PATIENCE_S` at most. A file that still says "starting" belongs to
+a process that was killed, in the phase it names.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from handler.clock import Ledger
+from handler.volume import write_atomically
+
+PATIENCE_S = 2.0
+KEPT = 50
+
+
+class BootLog:
+    """Call it with the ledger at every turn of a start; it writes the newest state and never raises."""
+
+    def __init__(self, volume: Path) -> None:
+        self._folder = volume / "boots"
+        self._path = self._folder / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{socket.gethostname()}-{os.getpid()}.json"
+        self._news: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
+        threading.Thread(target=self._write, name="boot-log", daemon=True).start()
+
+    def __call__(self, ledger: Ledger) -> None:
+        """Note `ledger` as it is now; wait a little for the last words of a start that failed or was stopped."""
+        self._news.put(json.dumps(asdict(ledger)).encode())
+        if ledger.outcome in ("failed", "stopped"):
+            self.flush()
+        if ledger.outcome != "starting":
+            self._news.put(None)  # nothing more will come
+
+    def flush(self) -> bool:
+        """Wait until all is written, at most `PATIENCE_S`; whether it was."""
+        written = threading.Event()
+        self._news.put(written)
+        return written.wait(PATIENCE_S)
+
+    def _write(self) -> None:
+        while (news := self._news.get()) is not None:
+            if isinstance(news, threading.Event):
+                news.set()
+                continue
+            with contextlib.suppress(OSError):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._path, news)
+                for old in sorted(self._folder.glob("*.json"))[:-KEPT]:
+                    old.unlink(missing_ok=True)
+
+
+def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
+    """The newest ledgers, newest first, each with its file's name as "boot"; unreadable ones are left out."""
+    boots = []
+    for path in sorted((volume / "boots").glob("*.json"), reverse=True)[:count]:
+        with contextlib.suppress(OSError, ValueError):
+            boots.append({"boot": path.stem, **json.loads(path.read_bytes())})
+    return boots
+
+
+def measured(boots: Iterable[dict[str, Any]], phase: str, model: str, device: str) -> float | None:
+    """The longest that `phase` took among `boots` of this model on this device, in seconds; None if never seen."""
+    return max(
+        (
+            float(part["seconds"])
+            for boot in boots
+            if boot.get("model") == model and boot.get("device") == device
+            for part in boot.get("phases", ())
+            if part["name"] == phase
+        ),
+        default=None,
+    )

@@ -1,0 +1,137 @@
+"""Compile artifacts: what one worker compiled, every later worker with the same fingerprint restores.
+
+A package (see `blocks.py`) travels as one file, baked/<id>/<key>/ on the volume. The key is a digest of all that
+compiled code depends on; a worker that finds no package with its fingerprint says in which field the nearest differs.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from handler.blocks import RECIPE, bind_blocks, digest
+from handler.catalog import ModelSpec
+from handler.errors import KindlingError, WeightsCorrupt
+from handler.hardware import Hardware
+from handler.volume import Source, baked_sources, publishing, read_manifest, summarize
+
+PACKAGE = "blocks.pt2"
+INSTRUCTIONS = ("abm", "amx", "asimd", "avx", "bmi", "f16c", "fma", "gfni", "movbe", "popcnt", "sse", "sve")
+Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a worker's look for artifacts concluded, and why."""
+
+    outcome: Outcome
+    reason: str
+    source: Source | None = None
+
+
+def fingerprint(spec: ModelSpec, hardware: Hardware) -> dict[str, str]:
+    """All that compiled code depends on; a package serves only where every field is equal."""
+    import torch
+
+    processor, instructions = _processor()
+    on_gpu = hardware.device != "cpu"
+    return {
+        "kind": "code",
+        "model": spec.id,
+        "revision": spec.revision,
+        "device": hardware.name if on_gpu else processor,
+        "instructions": instructions,  # with a GPU too: the code that launches its kernels is the CPU's
+        "threads": "any" if on_gpu else str(torch.get_num_threads()),
+        "precision": hardware.precision,
+        "shapes": f"1 picture of any size, {spec.text_tokens} text tokens",
+        "cuda": torch.version.cuda or "none",
+        **{name: _version(name) for name in ("torch", "triton", "diffusers", "torchao")},
+        "recipe": RECIPE,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _processor() -> tuple[str, str]:
+    """The CPU's model, and a digest of the instructions it has: code with one it lacks ends the process."""
+    rows = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    facts = {name.strip(): value.strip() for name, _, value in rows}
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    return facts.get("model name", "CPU"), digest(sorted({flag for flag in flags if flag.startswith(INSTRUCTIONS)}))
+
+
+def key(facts: Mapping[str, str]) -> str:
+    """The name of the folder for artifacts with this fingerprint."""
+    return digest(dict(facts))
+
+
+def find(wanted: Mapping[str, str], sources: list[Source]) -> Found:
+    """HIT if a package has exactly this fingerprint; else STALE, naming how the nearest differs, or MISS."""
+    packages = [(source.manifest.facts, source) for source in sources if source.manifest and _is_package(source)]
+    if not packages:
+        return Found("MISS", f"nothing is compiled for {wanted['model']} yet")
+    facts, nearest = min(packages, key=lambda package: len(_differing(wanted, package[0])))
+    if names := _differing(wanted, facts):
+        changes = (f"{name} is {wanted.get(name, 'none')}, was {facts.get(name, 'none')}" for name in names)
+        return Found("STALE", f"compiled for another worker: {'; '.join(changes)}", nearest)
+    return Found("HIT", f"{nearest.folder.name} was compiled for exactly this", nearest)
+
+
+def _is_package(source: Source) -> bool:
+    return source.manifest is not None and PACKAGE in source.manifest.files
+
+
+def _differing(wanted: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
+    return [name for name in {**wanted, **facts} if wanted.get(name) != facts.get(name)]
+
+
+def look(spec: ModelSpec, hardware: Hardware, volume: Path) -> Found:
+    """What the volume has compiled for `spec` and this machine."""
+    return find(fingerprint(spec, hardware), baked_sources(spec, volume))
+
+
+def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path) -> Found:
+    """Bind the package that `look` finds, on a HIT. Never raises: after anything else the transformer is as it was."""
+    try:
+        found = look(spec, hardware, volume)
+        if found.outcome == "HIT" and found.source:
+            with tempfile.TemporaryDirectory() as folder:  # the volume may be slow, or vanish
+                copy = Path(shutil.copyfile(found.source.folder / PACKAGE, Path(folder) / PACKAGE))
+                _verify(copy, found.source)
+                bind_blocks(transformer, copy)
+    except Exception as error:
+        return Found("ERROR", error.message if isinstance(error, KindlingError) else f"{type(error).__name__}: {error}")
+    return found
+
+
+def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path) -> Path:
+    """Leave a package for later workers; a damaged one in its place goes first. VolumeFailed if it cannot be left."""
+    facts = fingerprint(spec, hardware)
+    target = volume / "baked" / spec.id / key(facts)
+    if not _intact(target):
+        shutil.rmtree(target, ignore_errors=True)
+    with publishing(target, facts) as part:
+        shutil.copyfile(package, part / PACKAGE)
+    return target
+
+
+def _verify(copy: Path, source: Source) -> None:
+    """WeightsCorrupt unless `copy` is what was published: loading damaged code would end the process."""
+    if source.manifest and summarize(copy) != source.manifest.files.get(PACKAGE):
+        raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says; compiling again replaces it.")
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        _verify(folder / PACKAGE, Source(folder, read_manifest(folder)))
+    except (OSError, KindlingError):
+        return False
+    return True

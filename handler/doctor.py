@@ -1,0 +1,222 @@
+"""A check-up: the machine, the volume, the models on it, every setting, the last boots, and what a cold start takes."""
+
+import argparse
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from handler import __version__, compiled
+from handler.boots import last_boots, measured
+from handler.catalog import MODELS, ModelSpec, find
+from handler.clock import COMPILE_S, process_age
+from handler.clock import plan as planned
+from handler.errors import KindlingError, WeightsMissing
+from handler.hardware import GPU_DRIVER, Hardware, detect
+from handler.settings import PREFIX, Settings
+from handler.volume import served_source
+
+BOOTS_SHOWN = 5
+SAMPLE = 256 << 20  # bytes read to measure the volume's speed
+PATIENCE_S = 10.0  # a volume that hangs must not hang the doctor
+ASSUMED_S = {"import": 8.0, "artifacts": 1.0, "warm": 3.0}  # where this volume has no boot to learn from
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One summand of the estimated cold start, in seconds, with where it comes from."""
+
+    name: str
+    seconds: float
+    why: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options on `parser`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(verb=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examine, print; the exit code."""
+    settings = Settings.from_env()
+    hardware = detect(settings)
+    silent = {"reason": f"the volume does not answer within {PATIENCE_S:g} s"}
+    report = {
+        "version": __version__,
+        "settings": described(settings),
+        "hardware": asdict(hardware),
+        "machine": machine(hardware),
+        "volume": patiently(volume_state, settings.volume, otherwise={"path": str(settings.volume), **silent}),
+        "models": [
+            patiently(model_state, spec, settings, hardware, otherwise={"id": spec.id, "fetched": False, **silent})
+            for spec in MODELS.values()
+        ],
+        "cold_start": patiently(cold_start, settings, hardware, otherwise={"model": settings.model, **silent}),
+        "boots": patiently(last_boots, settings.volume, BOOTS_SHOWN, otherwise=[]),
+    }
+    print(json.dumps(report) if options.json else "\n".join(lines(report)))
+    return 0
+
+
+def patiently(examine: Callable[..., Any], *given: Any, otherwise: Any) -> Any:
+    """What `examine` finds, or `otherwise` if it hangs, as a read from a dead network mount does."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(examine(*given)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    return found[0] if found else otherwise
+
+
+def described(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Every setting's value, where it came from and what it means; keys are only counted."""
+    values = settings.model_dump(mode="json") | {"api_keys": f"{len(settings.api_keys)} set"}
+    return {
+        PREFIX + name.upper(): {
+            "value": values[name],
+            "source": "environment" if name in settings.model_fields_set else "default",
+            "meaning": field.description,
+        }
+        for name, field in Settings.model_fields.items()
+    }
+
+
+def machine(hardware: Hardware) -> dict[str, Any]:
+    """Versions and free memory (bytes); `driver` is None without an NVIDIA one."""
+    import torch
+
+    facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "cores": os.cpu_count()}
+    facts["driver"] = GPU_DRIVER.read_text().splitlines()[0] if GPU_DRIVER.exists() else None
+    facts["host_memory_free"] = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if hardware.device == "cuda":
+        facts["gpu_memory_free"], facts["gpu_memory"] = torch.cuda.mem_get_info()
+    return facts
+
+
+def volume_state(volume: Path) -> dict[str, Any]:
+    """Is the volume there, may this process write to it, how many bytes are free."""
+    there = volume.is_dir()
+    free = shutil.disk_usage(volume).free if there else None
+    return {"path": str(volume), "there": there, "writable": there and os.access(volume, os.W_OK), "free": free}
+
+
+def model_state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> dict[str, Any]:
+    """Whether `spec` is on the volume and whether its compile artifacts fit this device; else why not."""
+    try:
+        served_source(spec, settings.volume, hardware.precision)
+        found = compiled.look(spec, hardware, settings.volume)
+    except WeightsMissing:
+        return {"id": spec.id, "fetched": False, "baked": "MISS", "reason": "not fetched"}
+    except KindlingError as error:
+        return {"id": spec.id, "fetched": False, "baked": "MISS", "reason": error.message}
+    return {"id": spec.id, "fetched": True, "baked": found.outcome, "reason": found.reason}
+
+
+def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
+    """The estimate for the configured model against the budget, summand by summand."""
+    spec = find(settings.model)
+    try:
+        source = served_source(spec, settings.volume, hardware.precision)
+        found = compiled.look(spec, hardware, settings.volume)
+    except KindlingError as error:
+        return {"model": spec.id, "reason": error.message}
+    boots = last_boots(settings.volume, BOOTS_SHOWN)
+
+    def past(phase: str) -> Part:
+        known = measured(boots, phase, spec.id, hardware.name)
+        return Part(
+            phase, known or ASSUMED_S[phase], f"longest of the last {BOOTS_SHOWN} boots" if known else "assumed"
+        )
+
+    files = list(source.folder.rglob("*.safetensors"))
+    size, speed = sum(path.stat().st_size for path in files), read_speed(max(files, key=lambda p: p.stat().st_size))
+    parts = [past("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
+    spent = sum(part.seconds for part in parts)
+    compile_s = measured(boots, "compile", spec.id, hardware.name)
+    left = settings.cold_start_budget_s - spent
+    chosen = planned(settings.compile, hardware.device, found.outcome, found.reason, left, compile_s)
+    if chosen.compiles:
+        parts.append(Part("compile", compile_s or COMPILE_S, "measured" if compile_s else "assumed"))
+    parts += [past("artifacts")] * (found.outcome == "HIT") + [past("warm")]
+    total = sum(part.seconds for part in parts)
+    return {
+        "model": spec.id,
+        "parts": [asdict(part) for part in parts],
+        "total_s": total,
+        "budget_s": settings.cold_start_budget_s,
+        "fits": total <= settings.cold_start_budget_s,
+        "plan": asdict(chosen),
+    }
+
+
+def read_speed(path: Path) -> float:
+    """Bytes a second of one plain read of up to `SAMPLE` bytes, past the page cache if the system lets us."""
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start, count = time.perf_counter(), 0
+        while count < SAMPLE and (got := len(file.read(8 << 20))):
+            count += got
+        return count / (time.perf_counter() - start)
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report for people."""
+    hardware, volume, found = report["hardware"], report["volume"], report["machine"]
+    memory = f"{found['host_memory_free'] / 1e9:.0f} GB of memory free"
+    if "gpu_memory" in found:
+        memory += f", {found['gpu_memory_free'] / 1e9:.0f} of {found['gpu_memory'] / 1e9:.0f} GB on the GPU"
+    return [
+        f"kindling {report['version']}, process up for {process_age():.1f} s",
+        f"device: {hardware['device']} ({hardware['name']}), {hardware['precision']}: {hardware['reason']}",
+        f"torch {found['torch']}, CUDA {found['cuda'] or 'none'}, driver {found['driver'] or 'none'}; {memory}",
+        f"volume: {volume['path']}, {_volume(volume)}",
+        "\nMODELS",
+        *(f"  {m['id']:<14} {_state(m)}" for m in report["models"]),
+        f"\nCOLD START of {report['cold_start']['model']}",
+        *_estimate(report["cold_start"]),
+        "\nLAST BOOTS",
+        *(_boot(boot) for boot in report["boots"]),
+        *(["  none recorded on this volume"] if not report["boots"] else []),
+        "\nSETTINGS",
+        *(
+            f"  {name:<32} {s['value']!s:<24} {s['source']:<12} {s['meaning']}"
+            for name, s in report["settings"].items()
+        ),
+    ]
+
+
+def _volume(volume: dict[str, Any]) -> str:
+    if "reason" in volume:
+        return str(volume["reason"])
+    if not volume["there"]:
+        return "not there yet"
+    return f"{'writable' if volume['writable'] else 'read-only'}, {volume['free'] / 1e9:.0f} GB free"
+
+
+def _state(model: dict[str, Any]) -> str:
+    return f"fetched; artifacts {model['baked']}: {model['reason']}" if model["fetched"] else model["reason"]
+
+
+def _estimate(estimate: dict[str, Any]) -> list[str]:
+    if "parts" not in estimate:
+        return [f"  cannot start: {estimate['reason']}"]
+    sums = [f"  {part['seconds']:7.1f} s  {part['name']}: {part['why']}" for part in estimate["parts"]]
+    verdict = "fits" if estimate["fits"] else "does not fit"
+    total = f"  {estimate['total_s']:7.1f} s  in all: {verdict} the budget of {estimate['budget_s']:g} s"
+    return [*sums, total, f"  plan: {estimate['plan']['mode']}, {estimate['plan']['reason']}"]
+
+
+def _boot(boot: dict[str, Any]) -> str:
+    outcome = boot.get("outcome", "?")
+    if outcome == "starting":
+        outcome = f"still starting, or killed, in phase '{boot.get('phase')}'"
+    words = f"{outcome}: {boot['reason']}" if outcome == "failed" else outcome
+    return (
+        f"  {boot['boot']}  {boot.get('model')}  {boot.get('total_s') or 0:.1f} s  {boot.get('plan') or '-'}  {words}"
+    )

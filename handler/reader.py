@@ -1,0 +1,242 @@
+"""Reading ahead: a model's files, from the volume into host memory, before torch is even imported.
+
+Never faults through an mmap of the volume. Threads read whole chunks into anonymous memory and compare each chunk's
+CRC-32 with the manifest while it is in cache. What `weights.py` makes of the bytes are views, not copies.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.volume import CHUNK, EMBEDDED, Source
+
+THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
+AHEAD = 4 << 30  # bytes that may wait for torch: what 1 GB/s brings while it is imported
+INDEX = "model_index.json"
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
+CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
+CONFIG_SUFFIXES = {".json", ".txt", ".model"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadFile:
+    """One file on its way into `memory`; `landed` has the first bytes of the chunks that are there."""
+
+    path: Path
+    crc32: tuple[int, ...]  # one for each chunk; none if nobody wrote them down
+    remedy: str
+    memory: mmap.mmap
+    landed: set[int] = field(default_factory=set)
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """First byte and end of each."""
+        size = len(self.memory)
+        return [(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
+
+    def read(self, start: int, stop: int) -> None:
+        """Bring one chunk into memory and check it. Opens the file for itself: threads share nothing."""
+        from isal import isal_zlib
+
+        chunk = memoryview(self.memory)[start:stop]
+        with _volume_errors(self.path), _opened(self.path) as descriptor:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != len(self.memory):
+                raise self.corrupt(f"is no longer a file of {len(self.memory)} bytes")
+            count = 0 if _cached(descriptor, chunk, start) else _read_directly(self.path, chunk, start)
+            while got := os.preadv(descriptor, [chunk[count:]], start + count) if count < len(chunk) else 0:
+                count += got
+        if count < len(chunk):
+            raise self.corrupt(f"ends at byte {start + count}, not at {len(self.memory)}")
+        if self.crc32 and isal_zlib.crc32(chunk) != self.crc32[start // CHUNK]:
+            raise self.corrupt(f"is damaged between bytes {start} and {stop}")
+
+    def corrupt(self, what: str) -> WeightsCorrupt:
+        return WeightsCorrupt(f"{self.path} {what}. {self.remedy}")
+
+
+class Reader:
+    """Reads `source` from now on, in the order of model_index.json. Used from one thread.
+
+    At most `room` bytes wait to be taken: `ahead`, or the largest file if that is more. A file asked for out of order
+    is read next. Leaving the context never waits for a read that hangs.
+    """
+
+    def __init__(self, source: Source, threads: int = THREADS, ahead: int = AHEAD) -> None:
+        self.source, self.index = source, _json(source, INDEX)
+        self._files = {CONFIGS: [_file(source, name) for name in _configs(source)]}
+        for component, value in self.index.items():
+            self._files[component] = [_file(source, name) for name in _weights(source, component, value)]
+        files = [file for found in self._files.values() for file in found]
+        self.room = max([ahead, *(len(file.memory) for file in files)])
+        self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
+        self._turn = threading.Condition()
+        self._waiting = 0  # bytes read, or being read, that nobody has taken yet
+        self._wanted: ReadFile | None = None
+        self._failure: Exception | None = None
+        for number in range(min(threads, len(self._jobs))):
+            threading.Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop(RuntimeError("The reader is closed."))
+        self._files.clear()
+
+    def take(self, component: str) -> list[ReadFile]:
+        """The files of `component`, for the caller to `wait` for and to report as `taken`; none the second time."""
+        return self._files.pop(component, [])
+
+    def wait(self, file: ReadFile, start: int) -> None:
+        """Until the chunk at `start` is there; raises what went wrong with it or with any other."""
+        with self._turn:
+            if self._wanted is not file:
+                self._wanted = file
+                self._jobs = deque(sorted(self._jobs, key=lambda job: job[0] is not file))
+                self._turn.notify_all()
+            self._turn.wait_for(lambda: self._failure or start in file.landed)
+            if self._failure:
+                raise self._failure
+
+    def taken(self, count: int) -> None:
+        """So many bytes wait no longer: there is room for others."""
+        with self._turn:
+            self._waiting -= count
+            self._turn.notify_all()
+
+    def _work(self) -> None:
+        while self._read_next():
+            pass
+
+    def _read_next(self) -> bool:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._jobs or self._fits(*self._jobs[0]))
+            if not self._jobs:
+                return False
+            file, start, stop = self._jobs.popleft()
+            self._waiting += stop - start
+        try:
+            file.read(start, stop)
+        except Exception as error:  # whatever it is, the thread that waits must hear of it
+            self._stop(error)
+        with self._turn:
+            file.landed.add(start)
+            self._turn.notify_all()
+        return True
+
+    def _fits(self, file: ReadFile, start: int, stop: int) -> bool:
+        return file is self._wanted or self._waiting + stop - start <= self.room
+
+    def _stop(self, error: Exception) -> None:
+        with self._turn:
+            self._failure = self._failure or error
+            self._jobs.clear()
+            self._turn.notify_all()
+
+
+def remedy(source: Source) -> str:
+    """What to do about a bad file of `source`."""
+    facts = source.manifest.facts if source.manifest else {}
+    if source.folder.parent == EMBEDDED:
+        return "Is the installation complete?"
+    if "kind" in facts:
+        return f"Remove its folder and bake it again with: python -m handler bake {facts['model']}"
+    return f"Remove it and fetch it again with: python -m handler fetch {facts.get('model', 'MODEL')}"
+
+
+def _file(source: Source, name: str) -> ReadFile:
+    path = source.folder / name
+    entry = source.manifest.files.get(name) if source.manifest else None
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
+    except OSError as error:
+        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        raise WeightsCorrupt(f"{path} is empty, or no file. {remedy(source)}")
+    if source.manifest and (entry is None or entry.size != status.st_size):
+        raise WeightsCorrupt(f"{path} has {status.st_size} bytes, its manifest says otherwise. {remedy(source)}")
+    memory = mmap.mmap(-1, status.st_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)  # reading is 3 times faster: page by page, faults take longer than bytes
+    return ReadFile(path, entry.crc32 if entry else (), remedy(source), memory)
+
+
+def _configs(source: Source) -> list[str]:
+    """A flipped bit in a configuration is as bad as one in a weight, so these are read and checked too."""
+    files = source.manifest.files if source.manifest else {}
+    return [name for name, entry in files.items() if entry.size and Path(name).suffix in CONFIG_SUFFIXES]
+
+
+def _weights(source: Source, component: str, value: Any) -> list[str]:
+    """The safetensors files of one entry of model_index.json, in order; none if it has no weights."""
+    match value:
+        case [("diffusers" | "transformers") as library, _]:
+            whole = f"{component}/{STEMS[library]}.safetensors"
+        case _:
+            return []
+    with _volume_errors(source.folder / component):
+        if not (source.folder / f"{whole}.index.json").exists():
+            return [whole] if (source.folder / whole).exists() else []
+    listed = _json(source, f"{whole}.index.json").get("weight_map")
+    names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
+    if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
+        raise WeightsCorrupt(f"{source.folder / whole}.index.json does not list files beside it. {remedy(source)}")
+    return [f"{component}/{name}" for name in sorted(names)]
+
+
+def _json(source: Source, name: str) -> dict[str, Any]:
+    path = source.folder / name
+    with _volume_errors(path):
+        try:
+            found = json.loads(path.read_bytes())
+            return dict(found.items())
+        except FileNotFoundError:
+            raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
+        except (ValueError, AttributeError, RecursionError):
+            raise WeightsCorrupt(f"{path} is no JSON object. {remedy(source)}") from None
+
+
+def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
+    """Whether the page cache has the chunk, told by its first byte; yes where the file system cannot tell."""
+    try:
+        return os.preadv(descriptor, [chunk[:1]], start, os.RWF_NOWAIT) >= 0
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _read_directly(path: Path, chunk: memoryview, start: int) -> int:
+    """Bytes read past the page cache: no second copy in memory, and from a cold disk twice as fast."""
+    with contextlib.suppress(OSError), _opened(path, os.O_DIRECT) as descriptor:
+        return os.preadv(descriptor, [chunk[: len(chunk) // mmap.PAGESIZE * mmap.PAGESIZE]], start)
+    return 0
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)  # a FIFO would hold us in open
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _volume_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None

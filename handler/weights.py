@@ -1,0 +1,231 @@
+"""Weights: bytes that a `Reader` brings -> tensors on the device -> the components that model_index.json names.
+
+Modules are made without memory of their own and take the tensors as they are; on a CPU these are views into what was
+read, so no weight is there twice. The result equals the libraries' own `from_pretrained`, bit by bit. Every key must
+be there and wanted; nothing but classes of diffusers and transformers is ever made.
+"""
+
+import contextlib
+import importlib
+import json
+import math
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handler.errors import WeightsCorrupt, WeightsMissing
+from handler.hardware import Hardware
+from handler.reader import CONFIGS, INDEX, STEMS, Reader, ReadFile, remedy
+from handler.volume import CHUNK
+
+ALIGNMENT = 256  # where a GPU's fast kernels want a weight to start
+DTYPES = {
+    "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1), "I16": ("int16", 2), "I32": ("int32", 4),
+    "I64": ("int64", 8), "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4),
+    "F64": ("float64", 8),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor is in its file; `dtype` is torch's name."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def layout(data: memoryview) -> dict[str, Slot]:
+    """What a safetensors file holds, told from its header alone. ValueError says why it cannot be one."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    if end > min(len(data), CHUNK):
+        raise ValueError(f"its header cannot have {end - 8} bytes")
+    try:
+        entries = json.loads(bytes(data[8:end]))
+        entries.pop("__metadata__", None)
+        slots = {name: _slot(entry, end) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("its header makes no sense") from None
+    for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if slot.start != end:
+            raise ValueError(f"there is a gap or an overlap before {name}")
+        end = slot.stop
+    if end != len(data):
+        raise ValueError(f"its tensors end at byte {end}, the file at {len(data)}")
+    return slots
+
+
+def _slot(entry: dict[str, Any], base: int) -> Slot:
+    dtype, width = DTYPES[entry["dtype"]]
+    shape, (start, stop) = entry["shape"], entry["data_offsets"]
+    if any(type(n) is not int or n < 0 for n in (*shape, start, stop)) or stop - start != math.prod(shape) * width:
+        raise ValueError(entry)
+    return Slot(dtype, tuple(shape), base + start, base + stop)
+
+
+def load_components(reader: Reader, hardware: Hardware) -> dict[str, Any]:
+    """All that the pipeline's constructor takes: models on the device, in eval mode; tokenizers; settings."""
+    for file in reader.take(CONFIGS):
+        _arrive(reader, file)
+    entries = {name: value for name, value in reader.index.items() if not name.startswith("_")}
+    return {name: _component(reader, name, value, hardware) for name, value in entries.items()}
+
+
+def _component(reader: Reader, name: str, value: Any, hardware: Hardware) -> Any:
+    """One entry of model_index.json: [library, class], [null, null], or a setting of the pipeline."""
+    match value:
+        case [None, None]:
+            return None
+        case [library, str(word)]:
+            return _made(reader, name, _class(reader, library, word), hardware)
+        case _:
+            return value
+
+
+def _made(reader: Reader, name: str, kind: Any, hardware: Hardware) -> Any:
+    import diffusers
+    import torch
+
+    folder = reader.source.folder / name
+    if not issubclass(kind, torch.nn.Module):
+        return kind.from_pretrained(folder, local_files_only=True)
+    make = _diffusers_model if issubclass(kind, diffusers.ModelMixin) else _transformers_model
+    model, faults = make(kind, folder, tensors(reader, name, hardware.device), hardware)
+    if told := "; ".join(f"{fault} {', '.join(sorted(keys)[:3])}" for fault, keys in faults.items() if keys):
+        raise WeightsCorrupt(f"The weights in {folder} do not fit {kind.__name__}: {told}. {remedy(reader.source)}")
+    return model.requires_grad_(False).to(hardware.device)  # what is left to move are buffers that no file has
+
+
+def _class(reader: Reader, library: object, word: str) -> Any:
+    """The class of that name. Only the two libraries' own are ever made, and only the kinds we know."""
+    import transformers
+    from diffusers import ModelMixin, SchedulerMixin
+
+    known = (ModelMixin, SchedulerMixin, transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
+    processors = (transformers.ProcessorMixin, transformers.ImageProcessingMixin)
+    found = getattr(importlib.import_module(str(library)), word, None) if library in STEMS else None
+    if not isinstance(found, type) or not issubclass(found, (*known, *processors)):
+        path = reader.source.folder / INDEX
+        raise WeightsCorrupt(f"{path} asks for {library}.{word}: only models of diffusers and transformers are made.")
+    return found
+
+
+def _diffusers_model(kind: Any, folder: Path, found: dict[str, Any], hardware: Hardware) -> tuple[Any, dict[str, Any]]:
+    """What ModelMixin.from_pretrained makes, from tensors that are there already; and which keys do not fit."""
+    import torch
+    from accelerate import init_empty_weights
+
+    dtype = getattr(torch, hardware.dtype)
+    with init_empty_weights(), _default_dtype(dtype):  # buffers that no file has are computed here
+        model = kind.from_config(kind.load_config(folder, local_files_only=True))
+    model._fix_state_dict_keys_on_load(found)
+    for name, tensor in found.items():
+        if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            kept = set(kind._keep_in_fp32_modules or ()) & set(name.split("."))
+            found[name] = tensor.to(torch.float32 if kept else dtype)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    misfits = [name for name in shapes.keys() & found.keys() if shapes[name] != found[name].shape]
+    faults = {"missing": shapes.keys() - found.keys(), "unexpected": found.keys() - shapes.keys(), "misshapen": misfits}
+    if not any(faults.values()):
+        model.load_state_dict(found, assign=True)
+    return model.eval(), faults
+
+
+def _transformers_model(
+    kind: Any, folder: Path, found: dict[str, Any], hardware: Hardware
+) -> tuple[Any, dict[str, Any]]:
+    """The library's own loading, which renames and ties; it takes tensors of the right device and dtype as they are."""
+    import torch
+
+    model, report = kind.from_pretrained(
+        None,
+        config=kind.config_class.from_pretrained(folder, local_files_only=True),
+        state_dict=found,
+        dtype=getattr(torch, hardware.dtype),
+        device_map=None if hardware.device == "cpu" else {"": hardware.device},
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    misfits = [key[0] for key in report["mismatched_keys"]]
+    return model, {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"], "misshapen": misfits}
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: Any) -> Iterator[None]:
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def tensors(reader: Reader, component: str, device: str = "cpu") -> dict[str, Any]:
+    """The tensors of one component as its files have them, on the device. Once only."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for file in reader.take(component):
+        reader.wait(file, 0)
+        slots = _slots(file)
+        first = min((slot.start for slot in slots.values()), default=0)
+        memory = _arrive(reader, file) if device == "cpu" else _sent(reader, file, device, first)
+        for name, slot in slots.items():
+            if name in found:
+                raise file.corrupt(f"has {name}, as another file of {component} does")
+            flat, dtype = memory[slot.start : slot.stop], getattr(torch, slot.dtype)
+            flat = flat.clone() if flat.storage_offset() % dtype.itemsize else flat
+            found[name] = flat.view(dtype).view(slot.shape)
+    if not found:
+        folder = reader.source.folder / component
+        raise WeightsMissing(f"{folder} has no weights in safetensors files. {remedy(reader.source)}")
+    return found
+
+
+def _slots(file: ReadFile) -> dict[str, Slot]:
+    try:
+        return layout(memoryview(file.memory))
+    except ValueError as error:
+        raise file.corrupt(f"is no whole safetensors file: {error}") from None
+
+
+def _arrive(reader: Reader, file: ReadFile) -> Any:
+    """The whole file as bytes where it was read to; the tensor keeps them alive."""
+    import torch
+
+    for start, _ in file.chunks:
+        reader.wait(file, start)
+    reader.taken(len(file.memory))
+    return torch.frombuffer(file.memory, dtype=torch.uint8)
+
+
+def _sent(reader: Reader, file: ReadFile, device: str, first: int) -> Any:
+    """The file as bytes on the GPU, byte `first` aligned; each chunk leaves host memory as soon as it is copied.
+
+    Two page-locked buffers take turns: one is filled while the other is on its way, beside threads that read on.
+    """
+    import torch
+
+    shift = -first % ALIGNMENT
+    memory = torch.empty(shift + len(file.memory), dtype=torch.uint8, device=device)[shift:]
+    host, stream = torch.frombuffer(file.memory, dtype=torch.uint8), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    buffers = [(torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
+    for turn, (start, stop) in enumerate(file.chunks):
+        reader.wait(file, start)
+        locked, done = buffers[turn % 2]
+        done.synchronize()
+        locked[: stop - start].copy_(host[start:stop])
+        with torch.cuda.stream(stream):
+            memory[start:stop].copy_(locked[: stop - start], non_blocking=True)
+            done.record(stream)
+        file.memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        reader.taken(stop - start)
+    stream.synchronize()
+    return memory

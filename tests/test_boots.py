@@ -1,0 +1,76 @@
+"""The boot log: a record of every start, and no volume, however broken, that holds one up."""
+
+import json
+import os
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from handler import boots
+from handler.boots import BootLog, last_boots, measured
+from handler.clock import Ledger, Phase
+
+
+def test_the_newest_state_is_on_the_volume(tmp_path: Path) -> None:
+    log, ledger = BootLog(tmp_path), Ledger(model="spark", phase="weights")
+    log(ledger)
+    assert log.flush()
+    assert [(boot["outcome"], boot["phase"]) for boot in last_boots(tmp_path, 5)] == [("starting", "weights")]
+    ledger.outcome, ledger.reason = "failed", "budget"
+    log(ledger)  # waits by itself: these are a failed start's last words
+    assert [(boot["outcome"], boot["reason"]) for boot in last_boots(tmp_path, 5)] == [("failed", "budget")]
+    assert [path.suffix for path in (tmp_path / "boots").iterdir()] == [".json"]
+
+
+def test_only_the_newest_are_kept_and_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boots, "KEPT", 3)
+    (tmp_path / "boots").mkdir()
+    for day in range(1, 6):
+        (tmp_path / "boots" / f"2020-01-0{day}.json").write_text(json.dumps({"day": day}))
+    (tmp_path / "boots" / "2020-01-05.json").write_text("torn {")
+    log = BootLog(tmp_path)
+    log(Ledger(model="spark"))
+    assert log.flush()
+    assert [boot.get("day", "new") for boot in last_boots(tmp_path, 9)] == ["new", 4]
+
+
+def test_a_volume_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
+    (tmp_path / "boots").write_text("not a folder")
+    log = BootLog(tmp_path)
+    log(Ledger())
+    assert log.flush()
+    log(Ledger(outcome="failed"))
+    assert last_boots(tmp_path, 1) == []
+
+
+def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(boots, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(boots, "write_atomically", lambda path, data: released.wait(60))
+    log = BootLog(tmp_path)
+    log(Ledger())  # returns at once
+    assert not log.flush()
+    log(Ledger(outcome="failed"))  # returns after its patience
+    released.set()
+
+
+def test_what_a_phase_took_before() -> None:
+    def boot(model: str, device: str, seconds: float) -> dict[str, object]:
+        return asdict(Ledger(model=model, device=device, phases=[Phase("compile", 1.0, seconds)]))
+
+    past = [boot("a", "H200", 20.0), boot("a", "H200", 31.5), boot("b", "H200", 90.0), boot("a", "L4", 80.0), {}]
+    assert measured(past, "compile", "a", "H200") == 31.5
+    assert measured(past, "warm", "a", "H200") is None
+    assert measured([], "compile", "a", "H200") is None
+
+
+def test_names_sort_by_time_and_tell_processes_apart(tmp_path: Path) -> None:
+    log = BootLog(tmp_path)
+    log(Ledger())
+    assert log.flush()
+    (path,) = (tmp_path / "boots").iterdir()
+    assert path.stem.endswith(str(os.getpid()))

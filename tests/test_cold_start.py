@@ -1,0 +1,186 @@
+"""Cold starts that go wrong, in real processes and in this one: each ends as promised, and says why on the volume."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PATIENT, ROOT
+
+from handler import MODELS, ImageRequest, StartError, Worker
+from handler.boots import last_boots
+from handler.compiled import PACKAGE, fingerprint, key
+from handler.errors import WeightsCorrupt
+from handler.hardware import Hardware
+from handler.volume import EMBEDDED, fetched_folder, publishing, write_manifest
+from serving import serving
+
+SPARK = MODELS["spark"]
+
+
+def on(volume: Path) -> Worker:
+    return Worker.boot(PATIENT.model_copy(update={"volume": volume}))
+
+
+def generate(volume: Path, budget_s: float, model: str = "spark") -> subprocess.CompletedProcess[str]:
+    environment = {"KINDLING_VOLUME": str(volume), "KINDLING_COLD_START_BUDGET_S": str(budget_s)}
+    return subprocess.run(
+        [sys.executable, "-m", "handler", "generate", "a red circle", "--model", model, "-o", str(volume / "a.png")],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_past_the_budget_the_process_ends_and_leaves_word(tmp_path: Path) -> None:
+    out = generate(tmp_path, 0.6)  # nobody imports torch that fast
+    assert out.returncode in (1, 124)  # 1: the budget was gone before the watchdog was set
+    assert "budget of 0.6 s" in out.stderr
+    (boot,) = last_boots(tmp_path, 9)
+    assert (boot["outcome"], boot["model"]) == ("failed", "spark")
+    assert "budget of 0.6 s in phase" in boot["reason"]
+
+
+def test_a_volume_that_hangs_ends_the_process_and_names_the_phase(tmp_path: Path) -> None:
+    folder = fetched_folder(MODELS["flux-schnell"], tmp_path)
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "manifest.json")  # opening it blocks for ever, as a dead network mount does
+    out = generate(tmp_path, 5, "flux-schnell")
+    assert out.returncode == 124
+    assert "in phase 'volume'" in out.stderr
+    assert "read_manifest" in out.stderr  # the dumped stack
+    (boot,) = last_boots(tmp_path, 9)
+    assert (boot["outcome"], boot["phase"]) == ("failed", "volume")
+
+
+@pytest.mark.parametrize("phase", ["volume", "import", "weights", "artifacts", "compile", "warm"])
+def test_told_to_stop_in_any_phase(phase: str, tmp_path: Path) -> None:
+    environment = {"KINDLING_VOLUME": str(tmp_path), "KINDLING_COMPILE": "on" if phase == "compile" else "auto"}
+    with serving(environment, ready=False) as served:
+        served.wait_for(f"spark: {phase}")
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == 0
+    (boot,) = last_boots(tmp_path, 9)
+    assert boot["outcome"] in ("stopped", "ready")  # ready: it was that fast
+    assert boot["outcome"] == "ready" or "told to stop in phase" in boot["reason"]
+
+
+def test_a_killed_start_is_seen_afterwards(tmp_path: Path) -> None:
+    with serving({"KINDLING_VOLUME": str(tmp_path)}, ready=False) as served:
+        served.wait_for("spark: weights")  # by now the phase before is on the volume
+        served.process.kill()
+        served.process.wait(60)
+    (boot,) = last_boots(tmp_path, 9)
+    assert boot["outcome"] == "starting"
+    out = subprocess.run(
+        [sys.executable, "-m", "handler", "doctor"],
+        cwd=ROOT, env={**os.environ, "KINDLING_VOLUME": str(tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "still starting, or killed, in phase" in out.stdout
+
+
+def test_artifacts_of_another_torch_are_stale_and_the_worker_is_eager(tmp_path: Path, spark: Worker) -> None:
+    facts = fingerprint(SPARK, spark.hardware) | {"torch": "1.0"}
+    with publishing(tmp_path / "baked" / "spark" / key(facts), facts) as part:
+        (part / PACKAGE).write_bytes(b"code")
+    worker = on(tmp_path)
+    assert worker.ledger.plan == "EAGER"
+    assert "STALE" in worker.ledger.plan_reason
+    assert "was 1.0" in worker.ledger.plan_reason
+
+
+@pytest.mark.parametrize("damage", ["changed", "garbage", "missing"])
+def test_damaged_artifacts_are_never_loaded(damage: str, tmp_path: Path, spark: Worker) -> None:
+    facts = fingerprint(SPARK, spark.hardware)
+    folder = tmp_path / "baked" / "spark" / key(facts)
+    with publishing(folder, facts) as part:
+        (part / PACKAGE).write_bytes(b"no zip" * 1000)
+    if damage == "changed":
+        (folder / PACKAGE).write_bytes(b"no zap" * 1000)
+    elif damage == "missing":
+        (folder / PACKAGE).unlink()
+    worker = on(tmp_path)
+    assert (worker.ledger.plan, worker.ledger.plan_reason[:6]) == ("EAGER", "ERROR:")
+    request = ImageRequest(prompt="a red circle", seed=1)
+    drawn, expected = (w.generate(SPARK.recipe(request))[0].rgb for w in (worker, spark))
+    assert (drawn == expected).all()
+
+
+def test_damaged_weights_fail_the_start_by_name(tmp_path: Path) -> None:
+    """One bit, in a model that was fetched whole."""
+    spec = MODELS["flux-schnell"]
+    folder = fetched_folder(spec, tmp_path)
+    shutil.copytree(EMBEDDED / "spark", folder)
+    write_manifest(folder, {"model": spec.id})
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 4
+    weights.write_bytes(data)
+    settings = PATIENT.model_copy(update={"volume": tmp_path, "model": "flux-schnell"})
+    with pytest.raises(WeightsCorrupt, match=r"transformer/diffusion_pytorch_model\.safetensors is damaged"):
+        Worker.boot(settings)
+    (boot,) = last_boots(tmp_path, 9)
+    assert boot["outcome"] == "failed"
+    assert boot["phase"] == "weights"
+
+
+def test_a_volume_that_nobody_may_write_serves(tmp_path: Path) -> None:
+    for name in ("boots", "baked"):
+        (tmp_path / name).write_text("in the way of every write")
+    worker = on(tmp_path)
+    assert worker.ledger.outcome == "ready"
+
+
+def test_a_compilation_that_fails_leaves_the_worker_eager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr("handler.worker.compile_blocks", broken)
+    worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}))
+    assert (worker.ledger.plan, worker.unpublished) == ("EAGER", False)
+    assert "no compiler here" in worker.ledger.plan_reason
+    assert "compiling spark failed" in caplog.text
+
+
+def test_compiled_code_that_does_not_work_is_taken_off_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: Worker
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("bad kernel")
+
+    def bind(transformer: torch.nn.Module, package: Path) -> None:
+        for block in transformer.transformer_blocks:
+            block.forward = fail
+
+    monkeypatch.setattr("handler.worker.compile_blocks", lambda *_: 0.0)
+    monkeypatch.setattr("handler.worker.bind_blocks", bind)
+    worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}))
+    assert (worker.ledger.plan, worker.unpublished) == ("EAGER", False)
+    assert worker.ledger.plan_reason == "compiled code failed: bad kernel"
+    recipe = SPARK.recipe(ImageRequest(prompt="a red circle", seed=1))
+    assert (worker.generate(recipe)[0].rgb == spark.generate(recipe)[0].rgb).all()
+
+
+def test_no_device_is_a_start_error(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(StartError, match="torch sees no GPU"):
+        Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "device": "cuda"}))
+
+
+def test_every_answer_and_health_name_the_plan() -> None:
+    with serving() as served:
+        body = json.dumps({"prompt": "a red circle", "num_inference_steps": 1, "size": "64x64"}).encode()
+        request = urllib.request.Request(f"{served.url}/v1/images/generations", body)
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["plan"].startswith("EAGER: ")
+        with urllib.request.urlopen(f"{served.url}/health/ready") as answer:
+            found = json.load(answer)["cold_start"]
+        assert found["plan"] == "EAGER"
+        assert found["device"] == Hardware("cpu", "CPU", "fp32", "").name

@@ -1,0 +1,241 @@
+"""Compile artifacts: spark's blocks compiled once, bound by a second pipeline, refused when damaged or foreign."""
+
+import dataclasses
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+
+from handler import MODELS, compiled
+from handler.blocks import bind_blocks, compile_blocks
+from handler.errors import Cancelled
+from handler.hardware import Hardware
+from handler.volume import EMBEDDED, publishing
+
+SPARK = MODELS["spark"]
+CPU = Hardware("cpu", "CPU", "fp32", "a test")
+NATIVE, UNSEEN = (256, 256), (384, 320)
+
+
+def load() -> Any:
+    """spark, ready to draw, in its own memory."""
+    pipeline = FluxPipeline.from_pretrained(EMBEDDED / "spark", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.transformer.requires_grad_(False)
+    return pipeline
+
+
+@torch.inference_mode()
+def draw(pipeline: Any, size: tuple[int, int] = NATIVE, steps: int = 4, n: int = 1, **more: Any) -> torch.Tensor:
+    """Pixels from 0 to 255 (n, 3, height, width)."""
+    pixels: torch.Tensor = pipeline(
+        "two green stars on a black background", width=size[0], height=size[1], num_inference_steps=steps,
+        guidance_scale=0.0, max_sequence_length=SPARK.text_tokens, num_images_per_prompt=n, output_type="pt",
+        generator=torch.Generator().manual_seed(3), **more,
+    ).images  # fmt: skip
+    return pixels * 255
+
+
+@pytest.fixture(scope="session")
+def eager() -> Any:
+    return load()
+
+
+@pytest.fixture(scope="session")
+def package(compiler: None, eager: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """spark's blocks compiled, from steps at two sizes; neither is UNSEEN."""
+    path = tmp_path_factory.mktemp("compiled") / "any name.pt2"
+    assert compile_blocks(eager.transformer, lambda: [draw(eager, size, 1) for size in (NATIVE, (128, 64))], path) > 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def bound(package: Path) -> Any:
+    pipeline = load()
+    bind_blocks(pipeline.transformer, package)
+    return pipeline
+
+
+@pytest.fixture
+def volume(package: Path, tmp_path: Path) -> Path:
+    """A volume where spark's package was published."""
+    compiled.publish(package, SPARK, CPU, tmp_path)
+    return tmp_path
+
+
+def baked(volume: Path) -> Path:
+    """The one package on `volume`."""
+    (path,) = volume.rglob(compiled.PACKAGE)
+    return path
+
+
+def forwards(transformer: Any) -> list[bool]:
+    """Which of the repeated blocks have a bound forward."""
+    return ["forward" in vars(b) for b in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]]
+
+
+@pytest.mark.parametrize("size", [NATIVE, UNSEEN, (64, 64)])
+def test_bound_blocks_draw_the_same_picture_at_every_size(eager: Any, bound: Any, size: tuple[int, int]) -> None:
+    assert all(forwards(bound.transformer))
+    assert not any(forwards(eager.transformer))
+    assert (draw(eager, size) - draw(bound, size)).abs().max() < 0.01
+
+
+def test_a_restored_worker_draws_what_the_compiling_one_drew(bound: Any, volume: Path) -> None:
+    pipeline = load()
+    found = compiled.restore(pipeline.transformer, SPARK, CPU, volume)
+    assert (found.outcome, found.source and found.source.folder) == ("HIT", baked(volume).parent)
+    baked(volume).unlink()  # the volume may vanish once a worker has started
+    assert torch.equal(draw(pipeline), draw(bound))
+
+
+def test_what_the_code_was_not_compiled_for_stays_eager(eager: Any, bound: Any) -> None:
+    assert (draw(eager, n=2) - draw(bound, n=2)).abs().max() < 0.01
+    context, pooled, _ = eager.encode_prompt("a ring", None, max_sequence_length=16)
+    prompt = {"prompt_embeds": context, "pooled_prompt_embeds": pooled}
+
+    def other(pipeline: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return pipeline(
+                **prompt, width=256, height=256, num_inference_steps=1, guidance_scale=0.0, output_type="latent",
+                generator=torch.Generator().manual_seed(3),
+            ).images  # fmt: skip
+
+    assert torch.allclose(other(eager), other(bound), atol=1e-5)
+
+
+def test_weights_are_shared(package: Path) -> None:
+    """Changing a loaded weight changes what the code draws; each block has its own."""
+    pipeline = load()
+    bind_blocks(pipeline.transformer, package)
+    before = draw(pipeline)
+    for block in pipeline.transformer.single_transformer_blocks[1:]:
+        block.proj_out.weight.zero_()
+    reference = load()
+    for block in reference.transformer.single_transformer_blocks[1:]:
+        block.proj_out.weight.zero_()
+    assert (draw(pipeline) - draw(reference)).abs().max() < 0.01
+    assert (draw(pipeline) - before).abs().max() > 10
+
+
+def test_weights_made_in_inference_mode(package: Path, eager: Any) -> None:
+    with torch.inference_mode():
+        pipeline = load()
+        pipeline.transformer.load_state_dict(
+            {name: weight.clone() for name, weight in eager.transformer.state_dict().items()}, assign=True
+        )
+    assert pipeline.transformer.single_transformer_blocks[0].proj_out.weight.is_inference()
+    bind_blocks(pipeline.transformer, package)
+    assert (draw(pipeline) - draw(eager)).abs().max() < 0.01
+
+
+def test_a_run_may_be_cancelled(bound: Any) -> None:
+    def cancel(*_: Any) -> Any:
+        raise Cancelled("stopped")
+
+    before = draw(bound)
+    with pytest.raises(Cancelled):
+        draw(bound, callback_on_step_end=cancel)
+    assert torch.equal(draw(bound), before)
+
+
+def test_an_empty_volume_is_a_miss(eager: Any, tmp_path: Path) -> None:
+    found = compiled.restore(eager.transformer, SPARK, CPU, tmp_path / "not there")
+    assert (found.outcome, found.reason) == ("MISS", "nothing is compiled for spark yet")
+
+
+def test_stale_names_what_differs_from_the_nearest(package: Path, volume: Path) -> None:
+    facts = compiled.fingerprint(SPARK, CPU)
+    baked(volume).with_name("manifest.json").unlink()
+    for other in ({"torch": "2.0.0"}, {"torch": "2.0.0", "device": "NVIDIA L4"}):
+        with publishing(volume / "baked" / "spark" / compiled.key(facts | other), facts | other) as folder:
+            (folder / compiled.PACKAGE).write_bytes(b"never looked at")
+    found = compiled.look(SPARK, CPU, volume)
+    assert found.outcome == "STALE"
+    assert found.reason == f"compiled for another worker: torch is {facts['torch']}, was 2.0.0"
+    half = dataclasses.replace(CPU, precision="bf16")
+    assert "precision is bf16, was fp32; torch is" in compiled.look(SPARK, half, volume).reason
+
+
+def test_every_field_is_in_the_key() -> None:
+    facts = compiled.fingerprint(SPARK, CPU)
+    assert {"device", "torch", "triton", "diffusers", "torchao", "revision", "precision", "shapes"} < facts.keys()
+    assert all(value and isinstance(value, str) for value in facts.values())
+    keys = {compiled.key(facts | {name: "other"}) for name in facts}
+    assert len(keys | {compiled.key(facts)}) == len(facts) + 1
+
+
+def truncate(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    return data[:4000] + bytes([data[4000] ^ 1]) + data[4001:]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_a_damaged_package_is_refused_and_replaced(
+    package: Path, volume: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    transformer = load().transformer
+    baked(volume).write_bytes(damage(package.read_bytes()))
+    found = compiled.restore(transformer, SPARK, CPU, volume)
+    assert found.outcome == "ERROR"
+    assert "is not what its manifest says" in found.reason
+    assert not any(forwards(transformer))
+    compiled.publish(package, SPARK, CPU, volume)
+    assert baked(volume).read_bytes() == package.read_bytes()
+
+
+def test_an_unreadable_manifest_is_a_miss_and_replaced(package: Path, volume: Path) -> None:
+    baked(volume).with_name("manifest.json").write_text("{")
+    assert compiled.look(SPARK, CPU, volume).outcome == "MISS"
+    compiled.publish(package, SPARK, CPU, volume)
+    assert compiled.look(SPARK, CPU, volume).outcome == "HIT"
+
+
+def test_blocks_of_another_shape_are_refused_whole(package: Path, tmp_path: Path) -> None:
+    """One kind of block fits, the other does not: neither is bound."""
+    config = {**FluxTransformer2DModel.load_config(EMBEDDED / "spark" / "transformer")}
+    other = FluxTransformer2DModel.from_config({**config, "num_layers": 1}).requires_grad_(False)
+    other.single_transformer_blocks[3].proj_mlp.bias = None
+    compiled.publish(package, SPARK, CPU, tmp_path)
+    found = compiled.restore(other, SPARK, CPU, tmp_path)
+    assert found.outcome == "ERROR"
+    assert "FluxSingleTransformerBlock" in found.reason
+    assert not any(forwards(other))
+
+
+def test_two_builders_leave_one_copy(package: Path, tmp_path: Path) -> None:
+    threads = [threading.Thread(target=compiled.publish, args=(package, SPARK, CPU, tmp_path)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in (tmp_path / "baked" / "spark").iterdir()] == [baked(tmp_path).parent.name]
+    assert compiled.look(SPARK, CPU, tmp_path).outcome == "HIT"
+
+
+def test_restoring_starts_no_compiler(volume: Path) -> None:
+    """A fresh process that restores has neither Dynamo's tracer nor Inductor's code generator loaded afterwards."""
+    code = f"""
+import sys, pathlib, torch, diffusers
+from handler import MODELS, compiled
+from handler.hardware import Hardware
+from handler.volume import EMBEDDED
+from diffusers import FluxTransformer2DModel
+transformer = FluxTransformer2DModel.from_pretrained(EMBEDDED / "spark" / "transformer").requires_grad_(False)
+known = set(sys.modules)
+hardware = Hardware("cpu", "CPU", "fp32", "a test")
+found = compiled.restore(transformer, MODELS["spark"], hardware, pathlib.Path({str(volume)!r}))
+print(found.outcome, sorted(name for name in set(sys.modules) - known if name.startswith("torch._")))
+print([name for name in ("torch._inductor.graph", "torch._inductor.compile_fx") if name in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split("\n")[:2] == ["HIT []", "[]"]

@@ -1,0 +1,459 @@
+"""Reading and loading weights: equal to diffusers' own loading, no second copy, and every fault is told by name."""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+
+from handler import MODELS, KindlingError
+from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.families import flux
+from handler.hardware import Hardware
+from handler.reader import CONFIGS, Reader
+from handler.volume import EMBEDDED, Source, model_source, read_manifest, write_manifest
+from handler.weights import _sent, layout, load_components, tensors
+
+SPARK = EMBEDDED / "spark"
+FP32 = Hardware("cpu", "CPU", "fp32", "")
+CHUNK = 4096  # in these tests
+PART = "diffusion_pytorch_model.safetensors"
+
+
+def source(folder: Path) -> Source:
+    return Source(folder, read_manifest(folder))
+
+
+@pytest.fixture
+def spark(tmp_path: Path) -> Path:
+    """A copy of spark, to be spoilt, with a manifest as `fetch` writes it."""
+    folder = tmp_path / "model"
+    shutil.copytree(SPARK, folder)
+    write_manifest(folder, {"model": "flux-dev"})
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three components of 10,000 bytes and more, in chunks of 4096."""
+    for module in ("volume", "reader", "weights"):
+        monkeypatch.setattr(f"handler.{module}.CHUNK", CHUNK)
+    for number, name in enumerate("abc"):
+        (tmp_path / name).mkdir()
+        save_file({f"{name}{i}": torch.full((1250,), number + i / 2) for i in range(2)}, tmp_path / name / PART)
+    index = {"_class_name": "P", **{name: ["diffusers", "AutoencoderKL"] for name in "abc"}}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    write_manifest(tmp_path, {"model": "flux-dev"})
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("reader-"):
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def everything(reader: Reader) -> dict[str, Any]:
+    return {name: tensors(reader, name) for name in reader.index if name != "_class_name"}
+
+
+def states(pipeline: Any) -> dict[str, torch.Tensor]:
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    assert not any(module.training for module in modules.values())
+    return {
+        f"{name}.{key}": tensor
+        for name, module in modules.items()
+        for key, tensor in [*module.named_parameters(), *module.named_buffers()]
+    }
+
+
+def picture(pipeline: Any) -> Any:
+    return pipeline(
+        "a red circle", height=64, width=64, num_inference_steps=2, guidance_scale=0.0, max_sequence_length=32,
+        generator=torch.Generator().manual_seed(0), output_type="np",
+    ).images  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_equals_from_pretrained_bit_by_bit(precision: str) -> None:
+    hardware = Hardware("cpu", "CPU", precision, "")
+    with Reader(model_source(MODELS["spark"], Path("unused"))) as reader:
+        ours = flux.build(reader, hardware)
+    theirs = FluxPipeline.from_pretrained(SPARK, dtype=getattr(torch, hardware.dtype), local_files_only=True)
+    mine, other = states(ours), states(theirs)
+    assert list(mine) == list(other)
+    for name, tensor in other.items():
+        assert mine[name].dtype == tensor.dtype
+        assert torch.equal(mine[name], tensor), name
+        assert not mine[name].requires_grad
+    assert (picture(ours) == picture(theirs)).all()
+
+
+def test_weights_of_the_right_dtype_are_never_copied() -> None:
+    with Reader(source(SPARK)) as reader:
+        files = {name: found[0] for name in reader.index if (found := reader._files.get(name))}
+        models = load_components(reader, FP32)
+    for name in ("text_encoder", "text_encoder_2"):
+        read = torch.frombuffer(files[name].memory, dtype=torch.uint8).data_ptr()
+        assert {p.untyped_storage().data_ptr() for p in models[name].parameters()} == {read}
+
+
+def test_a_component_in_several_files(spark: Path) -> None:
+    model = FluxTransformer2DModel.from_pretrained(spark / "transformer", dtype=torch.float32)
+    shutil.rmtree(spark / "transformer")
+    model.save_pretrained(spark / "transformer", max_shard_size="2MB")
+    assert len(list((spark / "transformer").glob("*.safetensors"))) > 2
+    write_manifest(spark, {"model": "flux-dev"})
+    with Reader(source(spark)) as reader:
+        loaded = load_components(reader, FP32)["transformer"].state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_hub_cache_of_links_and_without_a_manifest(spark: Path, tmp_path: Path) -> None:
+    shutil.copytree(spark, tmp_path / "snapshot", copy_function=lambda a, b: Path(b).symlink_to(a))
+    with Reader(Source(tmp_path / "snapshot", None)) as reader:
+        assert picture(flux.build(reader, FP32)).shape == (1, 64, 64, 3)
+
+
+def test_reading_needs_no_torch() -> None:
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from handler.catalog import MODELS
+        from handler.reader import Reader
+        from handler.volume import model_source
+        with Reader(model_source(MODELS["spark"], Path("unused"))) as reader:
+            file = reader.take("transformer")[0]
+            reader.wait(file, 0)
+            print(file.memory[8:10], sorted({"torch", "numpy", "diffusers", "transformers"} & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "b'{\"' []"
+
+
+# faults of files
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[CHUNK + 7] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], type[KindlingError], str]] = {
+    "missing": (Path.unlink, WeightsMissing, "no weights in safetensors files"),
+    "truncated": (cut, WeightsCorrupt, "its manifest says otherwise"),
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b"x"), WeightsCorrupt, "its manifest says otherwise"),
+    "empty": (lambda path: path.write_bytes(b""), WeightsCorrupt, "is empty"),
+    "one bit": (flip, WeightsCorrupt, "is damaged between bytes 4096 and 8192"),
+    "a FIFO": (fifo, WeightsCorrupt, "no file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), WeightsCorrupt, "no file"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_file_is_told_by_name_with_the_remedy(small: Path, fault: str) -> None:
+    spoil, kind, message = FAULTS[fault]
+    spoil(small / "b" / PART)
+    with pytest.raises(kind, match=message) as caught, Reader(source(small)) as reader:
+        everything(reader)
+    assert str(small / "b") in caught.value.message
+    assert "python -m handler fetch flux-dev" in caught.value.message
+
+
+def test_without_a_manifest_a_torn_file_is_still_told(small: Path) -> None:
+    cut(small / "b" / PART)
+    reason = r"b/diff.* no whole safetensors file: its tensors end at byte"
+    with pytest.raises(WeightsCorrupt, match=reason), Reader(Source(small, None)) as reader:
+        everything(reader)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [(fifo, WeightsCorrupt), (cut, WeightsCorrupt), (Path.unlink, VolumeFailed)],
+    ids=["becomes a FIFO", "becomes shorter", "vanishes"],
+)
+def test_a_file_that_changes_while_it_is_read(small: Path, spoil: Callable[[Path], Any], kind: type) -> None:
+    with Reader(source(small)) as reader:
+        file = reader.take("b")[0]
+        spoil(file.path)
+        with pytest.raises(kind, match="b/diffusion"):
+            file.read(0, CHUNK)
+
+
+def test_a_file_that_ends_early(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    with pytest.raises(WeightsCorrupt, match="ends at byte"), Reader(source(small)) as reader:
+        everything(reader)
+
+
+def test_an_io_error_of_the_volume(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(VolumeFailed, match=r"Cannot read .*: Input/output error"), Reader(source(small)) as reader:
+        everything(reader)
+
+
+def test_short_reads_are_continued(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, *at: whole(fd, [buffers[0][:1000]], *at))
+    with Reader(source(small)) as reader:
+        assert everything(reader)["c"]["c1"].eq(2.5).all()
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["direct", "no O_DIRECT here"])
+def test_past_the_page_cache(small: Path, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    opened, whole = [], os.open
+
+    def watched(path: Path, flags: int, *more: Any) -> int:
+        opened.append(bool(flags & os.O_DIRECT))
+        if flags & os.O_DIRECT and refused:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return whole(path, flags, *more)
+
+    monkeypatch.setattr("handler.reader._cached", lambda *_: False)
+    monkeypatch.setattr(os, "open", watched)
+    with Reader(source(small)) as reader:
+        assert everything(reader)["c"]["c1"].eq(2.5).all()
+    assert True in opened
+
+
+def test_a_flipped_bit_in_a_configuration(spark: Path) -> None:
+    path = spark / "vae" / "config.json"
+    path.write_text(path.read_text().replace("0.", "1.", 1))
+    with pytest.raises(WeightsCorrupt, match=r"vae/config\.json is damaged"), Reader(source(spark)) as reader:
+        load_components(reader, FP32)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '"x"'])
+def test_an_index_that_is_none(small: Path, text: str) -> None:
+    (small / "model_index.json").write_text(text)
+    with pytest.raises(WeightsCorrupt, match=r"model_index\.json is no JSON object"):
+        Reader(source(small))
+    (small / "model_index.json").unlink()
+    with pytest.raises(WeightsMissing, match=r"model_index\.json is missing"):
+        Reader(source(small))
+
+
+@pytest.mark.parametrize("weight_map", [{"x": "../b/" + PART}, {"x": ""}, ["x"], {"x": 1}, None])
+def test_an_index_of_shards_names_files_beside_it_only(small: Path, weight_map: object) -> None:
+    (small / "b" / f"{PART}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(WeightsCorrupt, match="does not list files beside it"):
+        Reader(source(small))
+
+
+# faults of the format
+
+
+def encoded(header: object, data: bytes = b"\0" * 8, length: int | None = None) -> memoryview:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return memoryview(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (encoded({"a": entry()}, length=1 << 60), "cannot have"),
+        (memoryview(b"\0" * 5), "cannot have"),
+        (encoded(b"\xff\xfe"), "makes no sense"),
+        (encoded([1]), "makes no sense"),
+        (encoded({"a": entry("F4")}), "makes no sense"),
+        (encoded({"a": entry(shape=(3,))}), "makes no sense"),
+        (encoded({"a": entry(shape=(-2,))}), "makes no sense"),
+        (encoded({"a": entry(shape=(True, 2))}), "makes no sense"),
+        (encoded({"a": entry(shape=(2.0,))}), "makes no sense"),
+        (encoded({"a": entry(offsets=(8, 0))}), "makes no sense"),
+        (encoded({"a": entry(offsets=(0,))}), "makes no sense"),
+        (encoded({"a": entry(), "b": entry()}), "gap or an overlap before b"),
+        (encoded({"a": entry(offsets=(4, 12))}, b"\0" * 12), "gap or an overlap before a"),
+        (encoded({"a": entry()}, b"\0" * 7), "its tensors end at byte"),
+        (encoded({"a": entry()}, b"\0" * 9), "its tensors end at byte"),
+    ],
+)
+def test_a_header_that_cannot_be(data: memoryview, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        layout(data)
+
+
+def test_odd_but_valid_files(small: Path) -> None:
+    """A header of odd length, a scalar, an empty tensor, metadata, every dtype: as safetensors reads them."""
+    path = small / "a" / PART
+    header = {"__metadata__": {"k": "v"}, "s": entry("BF16", [], [0, 2]), "e": entry("F32", [0, 3], [2, 2])}
+    text = json.dumps(header | {"f": entry("F32", [1, 2], [2, 10])}).encode()
+    path.write_bytes(bytes(encoded(text + b" " * (1 - len(text) % 2), b"\x80\x3f" + struct.pack("<ff", 1.5, -2))))
+    with Reader(Source(small, None)) as reader:
+        found = tensors(reader, "a")
+    assert found["f"].tolist() == [[1.5, -2.0]]
+    assert (found["s"].item(), found["e"].shape) == (1.0, (0, 3))
+    kinds = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
+    kinds += ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"]
+    save_file({kind: torch.arange(4).to(getattr(torch, kind)) for kind in kinds}, path)
+    with Reader(Source(small, None)) as reader:
+        found = tensors(reader, "a")
+    for kind, tensor in load_file(path).items():
+        assert found[kind].dtype == tensor.dtype
+        assert found[kind].view(torch.uint8).equal(tensor.view(torch.uint8))
+
+
+# faults of the content
+
+
+def rekey(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    (path,) = folder.glob("*.safetensors")
+    found = load_file(path)
+    change(found)
+    save_file(found, path, {"format": "pt"})
+    write_manifest(folder.parent, {"model": "flux-dev"})
+
+
+KEYS = {"vae": "decoder.conv_in.bias", "text_encoder": "encoder.layers.0.layer_norm1.bias"}
+
+
+@pytest.mark.parametrize("component", KEYS)
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen"])
+def test_every_key_must_be_there_and_wanted(spark: Path, component: str, fault: str) -> None:
+    key = {"unexpected": "foreign.bias"}.get(fault, KEYS[component])
+    change: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+        "missing": lambda found: found.pop(key),
+        "unexpected": lambda found: found.update({key: torch.zeros(3)}),
+        "misshapen": lambda found: found.update({key: torch.zeros(3)}),
+    }
+    rekey(spark / component, change[fault])
+    reason = f"{component} do not fit .*: {fault} .*{key}"
+    with pytest.raises(WeightsCorrupt, match=reason), Reader(source(spark)) as reader:
+        load_components(reader, FP32)
+
+
+@pytest.mark.parametrize(
+    "value", [["os", "system"], ["diffusers", "FluxPipeline"], ["diffusers", "load_image"], ["x", "y"]]
+)
+def test_only_the_two_libraries_models_are_made(spark: Path, value: list[Any]) -> None:
+    index = spark / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"vae": value}))
+    with pytest.raises(WeightsCorrupt, match=f"asks for {value[0]}.{value[1]}"), Reader(Source(spark, None)) as reader:
+        load_components(reader, FP32)
+
+
+def test_two_files_with_the_same_key(small: Path) -> None:
+    save_file({"a0": torch.zeros(4)}, small / "a" / "other.safetensors")
+    index = {"weight_map": {"a0": PART, "a1": "other.safetensors"}}
+    (small / "a" / f"{PART}.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsCorrupt, match="has a0, as another file"), Reader(Source(small, None)) as reader:
+        tensors(reader, "a")
+
+
+# reading ahead
+
+
+def stalled(reader: Reader) -> int:
+    """Wait until the readers have done all they may; how many bytes wait."""
+    with reader._turn:
+        chunks = [(file, *chunk) for found in reader._files.values() for file in found for chunk in file.chunks]
+
+        def still() -> bool:
+            landed = sum(stop - start for file, start, stop in chunks if start in file.landed)
+            return reader._waiting == landed and not (reader._jobs and reader._fits(*reader._jobs[0]))
+
+        assert reader._turn.wait_for(still, timeout=60)
+        return reader._waiting
+
+
+def test_what_waits_is_bounded_by_the_largest_file_or_the_constant(small: Path) -> None:
+    size = (small / "a" / PART).stat().st_size
+    with Reader(Source(small, None), ahead=0) as reader:
+        assert reader.room == size
+        assert stalled(reader) <= size
+        assert len(everything(reader)) == 3
+        assert reader._waiting == 0
+    with Reader(Source(small, None), ahead=2 * size) as reader:
+        assert size < stalled(reader) <= 2 * size
+    with Reader(Source(small, None)) as reader:
+        assert stalled(reader) == 3 * size
+
+
+def test_any_order_comes_to_an_end(small: Path) -> None:
+    with Reader(source(small), ahead=0) as reader:
+        for name in ("c", "a", "b", CONFIGS):
+            for file in reader.take(name):
+                for start, _ in file.chunks:
+                    reader.wait(file, start)
+        assert not reader.take("c")
+
+
+def test_leaving_does_not_wait_for_a_read_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging, whole = threading.Event(), os.preadv
+
+    def hang(descriptor: int, buffers: list[Any], *how: int) -> int:
+        assert hanging.wait(60)
+        return whole(descriptor, buffers, *how)
+
+    monkeypatch.setattr(os, "preadv", hang)
+    with Reader(source(small), threads=2) as reader:
+        file = reader.take("a")[0]
+    assert [t.daemon for t in threading.enumerate() if t.name.startswith("reader-")] == [True, True]
+    with pytest.raises(RuntimeError, match="closed"):
+        reader.wait(file, 0)
+    hanging.set()
+
+
+def test_on_its_way_to_a_gpu_each_chunk_leaves_host_memory(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of events with a stand-in for CUDA; no machine of ours has shown it on a GPU yet."""
+    told: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            told.append("after what was queued")
+
+        def synchronize(self) -> None:
+            told.append("all done")
+
+    class Event:
+        def synchronize(self) -> None:
+            told.append("buffer free")
+
+        def record(self, stream: Stream) -> None:
+            told.append("sent")
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **more: empty(*shape, **more))
+    for name, value in {"Stream": Stream, "Event": Event, "current_stream": Stream, "stream": nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    with Reader(Source(small, None)) as reader:
+        file = reader.take("a")[0]
+        expected = (small / "a" / PART).read_bytes()
+        memory = _sent(reader, file, "cpu", first=100)
+        assert memory.numpy().tobytes() == expected
+        assert memory.storage_offset() == 156
+        assert not any(file.memory[:])
+        assert stalled(reader) == 2 * len(expected)
+    assert told == ["after what was queued", *["buffer free", "sent"] * 3, "all done"]
