@@ -11,11 +11,22 @@ from handler.catalog import MODELS, MODES
 from handler.errors import KindlingError, RequestError, SettingsError
 from handler.settings import Settings
 
+MODEL = "model id, alias or mode (default: $KINDLING_MODEL or spark)"
+
+
+def _takes_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help=MODEL)
+
+
+def _takes_nothing(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
 VERBS = (
-    ("generate", generate, "make a picture without a server"),
-    ("fetch", fetch, "bring a model to the volume"),
-    ("bake", bake, "compile a model for this machine, for later cold starts"),
-    ("doctor", doctor, "look at the machine, the volume, the settings and the last boots"),
+    ("generate", generate, generate.add_arguments, "make a picture without a server"),
+    ("fetch", fetch, _takes_model, "bring a model to the volume"),
+    ("bake", bake, _takes_model, "compile a model for this machine, for later cold starts"),
+    ("doctor", doctor, _takes_nothing, "look at the machine, the volume, the settings and the last boots"),
 )
 
 
@@ -41,11 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     serve = verbs.add_parser("serve", help="serve one model over HTTP", description="Serve one model over HTTP.")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
-    serve.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
+    serve.add_argument("--model", help=MODEL)
     serve.set_defaults(verb=_serve)
 
-    for name, module, promise in VERBS:
-        module.add_arguments(verbs.add_parser(name, help=promise, description=module.__doc__))
+    for name, module, add_arguments, promise in VERBS:
+        verb = verbs.add_parser(name, help=promise, description=module.__doc__)
+        add_arguments(verb)
+        verb.add_argument("--json", action="store_true", help="print JSON")
+        verb.set_defaults(verb=module.run)
 
     models = verbs.add_parser(
         "models", help="list the models and what their licences ask", description="The catalogue."
@@ -58,10 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     from handler.server.serve import serve
 
-    settings = Settings.from_env()
-    if options.model:
-        settings = settings.model_copy(update={"model": options.model})
-    return serve(settings, options.host, options.port)
+    return serve(Settings.from_env(model=options.model), options.host, options.port)
 
 
 def _models(options: argparse.Namespace) -> int:

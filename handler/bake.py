@@ -28,18 +28,9 @@ class Baked:
     seconds: float
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options on `parser`."""
-    parser.add_argument("model", nargs="?", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(verb=run)
-
-
 def run(options: argparse.Namespace) -> int:
     """Bake and report; the exit code."""
-    settings = Settings.from_env()
-    if options.model:
-        settings = settings.model_copy(update={"model": options.model})
+    settings = Settings.from_env(model=options.model)
     baked = bake(settings, progress=not options.json and sys.stderr.isatty())
     if options.json:
         print(json.dumps(asdict(baked)))
@@ -52,7 +43,6 @@ def run(options: argparse.Namespace) -> int:
 
 def bake(settings: Settings, progress: bool = False) -> Baked:
     """Load and compile the model, publish both on the volume; what is there already is left alone."""
-
     model = find(settings.model).id
 
     def announce(phase: str) -> None:

@@ -36,12 +36,6 @@ class Part:
     why: str
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options on `parser`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(verb=run)
-
-
 def run(options: argparse.Namespace) -> int:
     """Examine, print; the exit code."""
     settings = Settings.from_env()

@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 from handler.catalog import ModelSpec, find
 from handler.errors import FetchFailed, VolumeFailed, WeightsCorrupt
 from handler.settings import Settings
-from handler.volume import Entry, Source, checked, fetched_folder, model_source, summarize, write_manifest
+from handler.volume import INDEX, Entry, Source, checked, fetched_folder, model_source, summarize, write_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-INDEX = "model_index.json"
 ROOT = re.compile(rf"{re.escape(INDEX)}|licen[cs]e[^/]*", re.IGNORECASE)
 WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors")  # no variant such as .fp16
 TEXT = re.compile(r"(?!.*\.index\.)[^/]+\.(json|txt|model)|(model|diffusion_pytorch_model)\.safetensors\.index\.json")
@@ -52,17 +51,10 @@ class Fetched:
     downloaded: bool
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options on `parser`."""
-    parser.add_argument("model", nargs="?", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(verb=run)
-
-
 def run(options: argparse.Namespace) -> int:
     """Fetch and report; the exit code."""
-    settings = Settings.from_env()
-    spec = find(options.model or settings.model)
+    settings = Settings.from_env(model=options.model)
+    spec = find(settings.model)
     if not spec.license.commercial:
         print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)
     fetched = fetch(spec, settings.volume, quiet=options.json)

@@ -36,15 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="0 to 2147483647 (default: random; it is printed)")
     parser.add_argument("--negative-prompt", help="what to avoid, where the model can")
     parser.add_argument("--from", dest="source", type=Path, metavar="PNG", help="make this picture again, bit for bit")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(verb=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Draw, write, report; the exit code."""
-    settings, form = Settings.from_env(), _format(options.output)
-    if options.model:
-        settings = settings.model_copy(update={"model": options.model})
+    settings, form = Settings.from_env(model=options.model), _format(options.output)
     recipe, count, settings = _again(options.source, settings) if options.source else _asked(options, settings)
     worker = _boot(settings, options.json)
     for i, path in enumerate(_paths(options.output, count)):

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
-from handler.volume import CHUNK, EMBEDDED, Source
+from handler.volume import CHUNK, EMBEDDED, INDEX, Source
 
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
 AHEAD = 4 << 30  # bytes that may wait for torch: what 1 GB/s brings while it is imported
-INDEX = "model_index.json"
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
 CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
 CONFIG_SUFFIXES = {".json", ".txt", ".model"}

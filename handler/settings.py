@@ -45,16 +45,20 @@ class Settings(BaseModel):
         return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Read every KINDLING_* variable; an empty one counts as unset. Raises SettingsError naming a bad one."""
+    def from_env(cls, environ: Mapping[str, str] | None = None, model: str | None = None) -> Self:
+        """Read every KINDLING_* variable; an empty one counts as unset, and `model`, if given, wins over its variable.
+
+        Raises SettingsError naming a bad one.
+        """
         environ = os.environ if environ is None else environ
         given = {k.removeprefix(PREFIX): v for k, v in environ.items() if k.startswith(PREFIX)}
         known = {name.upper() for name in cls.model_fields}
         for name in given.keys() - known:
             raise SettingsError(f"{PREFIX}{name} is not a setting; 'python -m handler doctor' lists them all", name)
         try:
-            return cls.model_validate({name.lower(): value for name, value in given.items() if value})
+            settings = cls.model_validate({name.lower(): value for name, value in given.items() if value})
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             name = f"{PREFIX}{str(first['loc'][0]).upper()}"
             raise SettingsError(f"{name}: {first['msg']}", name) from None
+        return settings.model_copy(update={"model": model}) if model else settings

@@ -25,6 +25,7 @@ from handler.errors import StartError, VolumeFailed, WeightsCorrupt, WeightsMiss
 
 EMBEDDED = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
+INDEX = "model_index.json"  # diffusers' list of a pipeline's components
 CHUNK = 32 << 20  # bytes a checksum covers: what one thread reads at a time
 log = logging.getLogger(__name__)
 HUB_CACHE = Path("huggingface-cache/hub")  # where RunPod puts a cached model on its volume
@@ -152,7 +153,7 @@ def model_source(spec: ModelSpec, volume: Path) -> Source:
 
 def _hub_cached(spec: ModelSpec, volume: Path) -> Source | None:
     snapshot = _snapshots(spec, volume) / spec.revision
-    return Source(snapshot, None) if (snapshot / "model_index.json").is_file() else None
+    return Source(snapshot, None) if (snapshot / INDEX).is_file() else None
 
 
 def _snapshots(spec: ModelSpec, volume: Path) -> Path:

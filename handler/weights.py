@@ -17,8 +17,8 @@ from typing import Any
 
 from handler.errors import WeightsCorrupt, WeightsMissing
 from handler.hardware import Hardware
-from handler.reader import CONFIGS, INDEX, STEMS, Reader, ReadFile, remedy
-from handler.volume import CHUNK
+from handler.reader import CONFIGS, STEMS, Reader, ReadFile, remedy
+from handler.volume import CHUNK, INDEX
 
 ALIGNMENT = 256  # where a GPU's fast kernels want a weight to start
 DTYPES = {

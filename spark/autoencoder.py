@@ -182,20 +182,31 @@ def _optimise(
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.995), weight_decay=0.0, fused=True)
     start, step, progress = time.monotonic(), 0, 0.0
     while progress < 1:
-        rate = PEAK_RATE * min(1, (step + 1) / 50) * (0.49 * (1 + math.cos(math.pi * progress)) + 0.02)
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1, (step + 1) / 50) * cosine(progress)
         loss, psnr = loss_of(vae, batch_of(pictures, step, progress))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
         step += 1
-        for key, value in vae.state_dict().items():
-            average[key].lerp_(value, 1 - min(EMA_DECAY, step / (step + 20)))
+        advance(vae, optimizer, loss, average, min(EMA_DECAY, step / (step + 20)))
         if step % 100 == 0:
             journal.write(step=step, loss=round(loss.item(), 4), psnr=round(psnr, 2), progress=round(progress, 3))
         progress = (time.monotonic() - start) / (60 * minutes)
     return average
+
+
+def cosine(progress: float) -> float:
+    """The share of the peak rate after `progress` of the time: from 1 down to 0.02."""
+    return 0.49 * (1 + math.cos(math.pi * min(1.0, progress))) + 0.02
+
+
+def advance(
+    vae: AutoencoderKL, optimizer: torch.optim.Optimizer, loss: Tensor, average: dict[str, Tensor], decay: float
+) -> None:
+    """One step down `loss`; then the moving average follows."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    optimizer.step()
+    for name, value in vae.state_dict().items():
+        average[name].lerp_(value, 1 - decay)
 
 
 @torch.no_grad()

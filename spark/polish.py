@@ -5,14 +5,13 @@ encoder stays as it is, and half of the batches come from it, so that image-to-i
 """
 
 import itertools
-import math
 import random
 import time
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from spark import autoencoder, flow
 from spark.journal import Journal
@@ -39,25 +38,16 @@ def polish(folder: Path, minutes: float) -> None:
         latents, scenes = artist.draw(size, max(4, DRAWN * 65536 // (size[0] * size[1])), rng)
         for latent, scene in zip(latents, scenes, strict=True):
             pixels = autoencoder.to_tensor([draw(scene, size, 3)])
-            optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1, (step + 1) / 100) * _cosine(progress)
+            optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1, (step + 1) / 100) * autoencoder.cosine(progress)
             loss = _loss(vae, latent[None] if rng.random() < 0.5 else None, pixels)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimizer.step()
             step += 1
-            for name, value in vae.state_dict().items():
-                average[name].lerp_(value, 1 - min(EMA_DECAY, step / (step + 20)))
+            autoencoder.advance(vae, optimizer, loss, average, min(EMA_DECAY, step / (step + 20)))
             if step % 100 == 0:
                 journal.write(polish=step, loss=round(loss.item(), 4), progress=round(progress, 3))
             progress = (time.monotonic() - start) / (60 * minutes)
     vae.load_state_dict(average)
     vae.save_pretrained(folder / "vae")
     journal.write(**autoencoder.measure(folder))
-
-
-def _cosine(progress: float) -> float:
-    return 0.49 * (1 + math.cos(math.pi * min(1.0, progress))) + 0.02
 
 
 def _loss(vae: AutoencoderKL, drawn: Tensor | None, pixels: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ import tempfile
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two busy threads on two cores can be 20 times slower
 for name in [name for name in os.environ if name.startswith("KINDLING_")]:
     del os.environ[name]
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(
-    prefix="kindling-tests-"
-)  # the default volume, empty as on a new machine
+# The default volume, empty as on a new machine.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kindling-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 from collections.abc import Iterator
