@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 from handler.api import Api, Reply
 from handler.blocks import bind_blocks, compile_blocks
-from handler.catalog import MODELS, MODES, ModelSpec
+from handler.catalog import MODELS, MODES
 from handler.clock import Clock
 from handler.errors import KindlingError, StartError
 from handler.hardware import detect
@@ -16,6 +16,7 @@ from handler.reader import Reader
 from handler.request import ImageRequest, Picture, Recipe
 from handler.server import create_app
 from handler.settings import Settings
+from handler.spec import ModelSpec
 from handler.volume import checked, fetched_folder, write_manifest
 from handler.weights import load_components, tensors
 from handler.worker import Worker

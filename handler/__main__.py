@@ -1,13 +1,10 @@
 """The command line: `python -m handler VERB`. Exit codes: 0 done, 1 failed, 2 bad usage."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
-from handler import __version__, bake, doctor, fetch, generate
-from handler.catalog import MODELS, MODES
+from handler import __version__, bake, doctor, fetch, generate, models
 from handler.errors import KindlingError, RequestError, SettingsError
 from handler.settings import Settings
 
@@ -24,6 +21,7 @@ def _takes_nothing(parser: argparse.ArgumentParser) -> None:
 
 VERBS = (
     ("generate", generate, generate.add_arguments, "make a picture without a server"),
+    ("models", models, _takes_nothing, "list the models: what fits here, what is fetched, what their licences ask"),
     ("fetch", fetch, _takes_model, "bring a model to the volume"),
     ("bake", bake, _takes_model, "compile a model for this machine, for later cold starts"),
     ("doctor", doctor, _takes_nothing, "look at the machine, the volume, the settings and the last boots"),
@@ -60,12 +58,6 @@ def _parser() -> argparse.ArgumentParser:
         add_arguments(verb)
         verb.add_argument("--json", action="store_true", help="print JSON")
         verb.set_defaults(verb=module.run)
-
-    models = verbs.add_parser(
-        "models", help="list the models and what their licences ask", description="The catalogue."
-    )
-    models.add_argument("--json", action="store_true", help="print JSON")
-    models.set_defaults(verb=_models)
     return parser
 
 
@@ -73,27 +65,6 @@ def _serve(options: argparse.Namespace) -> int:
     from handler.server.serve import serve
 
     return serve(Settings.from_env(model=options.model), options.host, options.port)
-
-
-def _models(options: argparse.Namespace) -> int:
-    if options.json:
-        print(
-            json.dumps({"models": [asdict(m) for m in MODELS.values()], "modes": [asdict(m) for m in MODES.values()]})
-        )
-        return 0
-    row = "{:<14} {:>8} {:>8} {:>6} {:>9} {:>10}  {}"
-    print(row.format("MODEL", "PARAMS", "VRAM GB", "STEPS", "GUIDANCE", "SIZE", "LICENCE"))
-    for m in MODELS.values():
-        size, params = (
-            "x".join(map(str, m.size)),
-            f"{m.parameters / 1e6:,.1f}M" if m.parameters < 1e9 else f"{m.parameters / 1e9:g}B",
-        )
-        print(row.format(m.id, params, m.vram_gb, f"{m.steps}/{m.max_steps}", m.guidance, size, m.license.name))
-        print(f"{'':<15}{m.license.obligation}")
-    print("\nMODES")
-    for mode in MODES.values():
-        print(f"{mode.id:<14} {mode.model}: {mode.promise}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ class Api:
 
     async def draw(self, request: ImageRequest, on_step: OnStep = lambda done, of: None) -> list[Picture]:
         """Draw all of a request's pictures; picture i has seed + i. One is encoded while the next is drawn."""
-        first = self.lane.spec.recipe(request)
+        images = await asyncio.to_thread(codec.references, request.images) if request.images else ()
+        first = self.lane.spec.recipe(request, images)
         encoding = []
         for i in range(request.n):
             recipe = replace(first, seed=(first.seed + i) % (MAX_SEED + 1))
@@ -85,7 +86,7 @@ class Api:
         worker, settings = self.lane.worker, self.lane.settings
         parameters = None
         if settings.metadata and worker:
-            parameters = codec.parameters_of(recipe, worker.hardware.precision, worker.ledger.plan, __version__)
+            parameters = codec.parameters_of(recipe, worker.facts, __version__)
         data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
         stages = {**stages, "serialize": time.perf_counter() - start}
         return Picture(data, request.output_format, recipe, self.lane.ledger.decision, stages)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from handler.catalog import find
 from handler.clock import Clock
+from handler.reader import LORA
 from handler.settings import Settings
 from handler.volume import publishing, served_source, weight_facts
 from handler.worker import Worker
@@ -49,7 +50,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
         if progress:
             print(f"kindling: {model}: {phase} ...", file=sys.stderr, flush=True)
 
-    patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S})
+    patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
     clock = Clock(PATIENT_S, announce=announce, publish=lambda ledger: None)
     worker = Worker.boot(patient, clock)
     announce("publish")
@@ -69,8 +70,9 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
 def publish_weights(worker: Worker, volume: Path) -> Path | None:
     """Leave the weights as they are served at baked/<id>/; None if those on the volume are that already."""
     spec, precision = worker.spec, worker.hardware.precision
-    stored = sum(path.stat().st_size for path in served_source(spec, volume, precision).folder.rglob("*.safetensors"))
-    if abs(worker.weight_bytes - stored) < HEADERS * stored:
+    source = served_source(spec, volume, precision)
+    fused = any(source.folder.glob(f"*/{LORA}.safetensors"))
+    if not fused and abs(worker.weight_bytes - source.weight_bytes) < HEADERS * source.weight_bytes:
         return None
     target = volume / "baked" / spec.id / f"{precision}-{spec.revision[:8]}"
     with publishing(target, weight_facts(spec, precision)) as folder:

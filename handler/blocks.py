@@ -63,14 +63,16 @@ def _weights(block: Any) -> dict[str, Any]:
 
 
 def _calls(blocks: Mapping[str, Any], draw: Callable[[], object]) -> dict[str, list[dict[str, Any]]]:
-    """What each block is called with while `draw` runs, by parameter name; only what holds tensors."""
+    """What each block is called with while `draw` runs, by parameter name; only what holds tensors, or must be said."""
     calls: dict[str, list[dict[str, Any]]] = {kind: [] for kind in blocks}
     with contextlib.ExitStack() as hooks:
         for kind, block in blocks.items():
 
             def note(module: Any, args: Any, kwargs: Any, kind: str = kind) -> None:
-                given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-                calls[kind].append({name: value for name, value in given.items() if [*_leaves(value)]})
+                bound = inspect.signature(module.forward).bind(*args, **kwargs)
+                needed = {p.name for p in bound.signature.parameters.values() if p.default is p.empty}
+                given = {name: value for name, value in bound.arguments.items() if name in needed or [*_leaves(value)]}
+                calls[kind].append(given)
 
             hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
         draw()
@@ -92,17 +94,24 @@ def _compiled(block: Any, calls: list[dict[str, Any]]) -> Any:
     """Machine code for one block: what `package_aoti` puts into the package."""
     import torch
     from torch._inductor import aot_compile
-    from torch.utils._pytree import tree_map
+    from torch.utils._pytree import tree_map, tree_map_only
 
     takes = [(str(first.dtype), _shape(first, *others)) for first, *others in zip(*map(_leaves, calls), strict=True)]
     metadata = {LAYOUT: json.dumps({"names": list(calls[0]), "takes": takes})}
     with torch.inference_mode(False):
-        example = tree_map(lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), calls[0])
-        varies = tree_map(
-            lambda *t: {i: torch.export.Dim.DYNAMIC for i, size in enumerate(_shape(*t)) if size is None}, *calls
-        )
+        example = tree_map_only(torch.Tensor, torch.zeros_like, calls[0])
+        varies = tree_map(_varying, *calls)
         program = torch.export.export(block, (), example, dynamic_shapes=varies)
         return aot_compile(program.module(), (), example, options={**OPTIONS, "aot_inductor.metadata": metadata})
+
+
+def _varying(*values: Any) -> Any:
+    """Which dimensions of a tensor differ from call to call, as `torch.export` wants it said."""
+    from torch.export import Dim
+
+    if values[0] is None:
+        return None
+    return {i: Dim.DYNAMIC for i, size in enumerate(_shape(*values)) if size is None}
 
 
 def _shape(*tensors: Any) -> list[int | None]:

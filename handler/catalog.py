@@ -1,125 +1,28 @@
 """The models: one frozen row each, stating only what differs, and the modes that pick a row for you.
 
-Rows name their family's code by string, so this table needs no torch. A new variant of a known family is one
-row here. Values for the FLUX rows are RunInfra's published table; revisions are the hub's commits.
+Rows name their family's code by string, so this table needs no torch. A new variant of a known family is one row
+here. The values of the FLUX.1, SD3.5 and SDXL rows are RunInfra's published table, those of the others their makers'
+model cards; revisions are the hub's commits; parameters are counted on diffusers' own classes.
 """
 
-import secrets
-from dataclasses import dataclass
+import math
 
-from handler.errors import ModelNotFound, OutOfRange, Unsupported
-from handler.request import MAX_SEED, ImageRequest, Recipe
+from handler import licenses
+from handler.errors import ModelNotFound
+from handler.spec import Graft, Mode, ModelSpec
 
-
-@dataclass(frozen=True, slots=True)
-class License:
-    """What using a model obliges you to. `gated`: the hub wants the licence accepted before a download."""
-
-    id: str
-    name: str
-    commercial: bool
-    obligation: str
-    gated: bool = False
-
-
-APACHE = License(
-    "apache-2.0", "Apache License 2.0", commercial=True, obligation="Keep the licence text; commercial use is fine."
-)
-APACHE_GATED = License(APACHE.id, APACHE.name, commercial=True, obligation=APACHE.obligation, gated=True)
-FLUX_DEV = License(
-    "flux-1-dev-non-commercial",
-    "FLUX.1 [dev] Non-Commercial License 1.0.1",
-    commercial=False,
-    obligation="Non-commercial use only: running it in a business needs a licence from Black Forest Labs.",
-    gated=True,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One model. Sizes are (width, height) in pixels; `multiple` is the pixel grid its latents stand on."""
-
-    id: str
-    repository: str
-    revision: str
-    family: str
-    license: License
-    parameters: int
-    vram_gb: float  # at FP16, weights resident
-    steps: int
-    max_steps: int
-    guidance: float
-    takes_guidance: bool
-    size: tuple[int, int] = (1024, 1024)
-    native_size: tuple[int, int] = (1024, 1024)
-    multiple: int = 16
-    text_tokens: int = 512
-    schedulers: tuple[str, ...] = ("flow-match-euler",)
-    takes_negative_prompt: bool = False
-    embedded: bool = False
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name a request may use for this model."""
-        return (self.id, self.repository, *self.aliases)
-
-    def recipe(self, request: ImageRequest) -> Recipe:
-        """Fill what `request` leaves open; raise the error that names the first thing this model cannot do."""
-        self._check(request)
-        given = (request.width, request.height)
-        return Recipe(
-            model=self.id,
-            revision=self.revision,
-            prompt=request.prompt,
-            size=self.size if given[0] is None or given[1] is None else (given[0], given[1]),
-            steps=request.num_inference_steps or self.steps,
-            guidance=self.guidance if request.guidance_scale is None else request.guidance_scale,
-            scheduler=request.scheduler or self.schedulers[0],
-            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-            negative_prompt=request.negative_prompt or "",
-        )
-
-    def _check(self, request: ImageRequest) -> None:
-        if request.num_inference_steps and request.num_inference_steps > self.max_steps:
-            raise OutOfRange(
-                f"num_inference_steps: {self.id} takes at most {self.max_steps}, got {request.num_inference_steps}.",
-                "num_inference_steps",
-            )
-        if request.guidance_scale and not self.takes_guidance:
-            raise OutOfRange(
-                f"{self.id} is distilled without guidance: leave guidance_scale out or send 0.", "guidance_scale"
-            )
-        if request.scheduler and request.scheduler not in self.schedulers:
-            raise OutOfRange(
-                f"{self.id} cannot use scheduler '{request.scheduler}'; it takes {', '.join(self.schedulers)}.",
-                "scheduler",
-            )
-        if request.negative_prompt and not self.takes_negative_prompt:
-            raise Unsupported(f"{self.id} cannot honour a negative prompt; leave it out.", "negative_prompt")
-
-
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """A choice of model and settings under a plain word."""
-
-    id: str
-    model: str
-    promise: str
-
+SDXL_SCHEDULERS = ("dpm++", "euler", "euler-a", "heun", "ddim")
 
 SPARK = ModelSpec(
     id="spark",
     repository="kindling/spark",
     revision="embedded",
     family="handler.families.flux",
-    license=License("mit", "MIT License", commercial=True, obligation="None: made by and shipped with Kindling."),
+    license=licenses.MIT,
     parameters=3_800_000,
-    vram_gb=0.1,
+    work_gb=1.1,
     steps=4,
     max_steps=8,
-    guidance=0.0,
-    takes_guidance=False,
     size=(256, 256),
     native_size=(256, 256),
     multiple=32,
@@ -131,13 +34,11 @@ SCHNELL = ModelSpec(
     repository="black-forest-labs/FLUX.1-schnell",
     revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
     family="handler.families.flux",
-    license=APACHE_GATED,
+    license=licenses.APACHE_GATED,
     parameters=12_000_000_000,
-    vram_gb=24,
+    other_parameters=4_970_000_000,
     steps=4,
     max_steps=4,
-    guidance=0.0,
-    takes_guidance=False,
     text_tokens=256,
     aliases=("flux.1-schnell",),
 )
@@ -146,16 +47,165 @@ DEV = ModelSpec(
     repository="black-forest-labs/FLUX.1-dev",
     revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
     family="handler.families.flux",
-    license=FLUX_DEV,
+    license=licenses.FLUX_1_DEV,
     parameters=12_000_000_000,
-    vram_gb=24,
+    other_parameters=4_970_000_000,
     steps=28,
-    max_steps=50,
     guidance=3.5,
-    takes_guidance=True,
+    schedulers=("flow-match-euler", "dpm++"),
     aliases=("flux.1-dev",),
 )
-MODELS = {spec.id: spec for spec in (SPARK, SCHNELL, DEV)}
+SD35_LARGE = ModelSpec(
+    id="sd3.5-large",
+    repository="stabilityai/stable-diffusion-3.5-large",
+    revision="ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f",
+    family="handler.families.sd3",
+    license=licenses.STABILITY_GATED,
+    parameters=8_000_000_000,
+    other_parameters=5_660_000_000,
+    steps=28,
+    guidance=4.5,
+    text_tokens=256,
+    schedulers=("flow-match-euler", "heun", "dpm++"),
+    takes_negative_prompt=True,
+)
+SDXL = ModelSpec(
+    id="sdxl",
+    repository="stabilityai/stable-diffusion-xl-base-1.0",
+    revision="462165984030d82259a11f4367a4eed129e94a7b",
+    family="handler.families.sdxl",
+    license=licenses.OPENRAIL,
+    parameters=3_500_000_000,
+    steps=20,
+    guidance=5.0,
+    multiple=8,
+    text_tokens=77,
+    schedulers=SDXL_SCHEDULERS,
+    takes_negative_prompt=True,
+    variant="fp16",
+)
+SDXL_TURBO = ModelSpec(
+    id="sdxl-turbo",
+    repository="stabilityai/sdxl-turbo",
+    revision="71153311d3dbb46851df1931d3ca6e939de83304",
+    family="handler.families.sdxl",
+    license=licenses.STABILITY,
+    parameters=3_500_000_000,
+    steps=1,
+    max_steps=4,
+    size=(512, 512),
+    native_size=(512, 512),
+    multiple=8,
+    text_tokens=77,
+    schedulers=("euler-a", "euler", "dpm++", "heun", "ddim"),
+    variant="fp16",
+)
+SDXL_LIGHTNING = ModelSpec(
+    id="sdxl-lightning",
+    repository="ByteDance/SDXL-Lightning",
+    revision="c9a24f48e1c025556787b0c58dd67a091ece2e44",
+    family="handler.families.sdxl",
+    license=licenses.OPENRAIL,
+    parameters=3_500_000_000,
+    steps=4,
+    max_steps=4,
+    multiple=8,
+    text_tokens=77,
+    schedulers=("euler", "dpm++", "euler-a", "heun", "ddim"),
+    scheduler_config={"timestep_spacing": "trailing"},
+    variant="fp16",
+    base=SDXL,
+    grafts=(Graft("sdxl_lightning_4step_unet.safetensors", "unet/diffusion_pytorch_model.safetensors"),),
+)
+FLUX2_DEV = ModelSpec(
+    id="flux2-dev",
+    repository="black-forest-labs/FLUX.2-dev",
+    revision="26afe3a78bb242c0a8bb181dcc8937bb16e5c66c",
+    family="handler.families.flux2",
+    license=licenses.FLUX_2_DEV,
+    parameters=32_000_000_000,
+    other_parameters=24_100_000_000,
+    steps=28,
+    guidance=4.0,
+    schedulers=("flow-match-euler", "dpm++"),
+    max_images=6,
+    aliases=("flux.2-dev",),
+)
+FLUX2_KLEIN = ModelSpec(
+    id="flux2-klein",
+    repository="black-forest-labs/FLUX.2-klein-4B",
+    revision="e7b7dc27f91deacad38e78976d1f2b499d76a294",
+    family="handler.families.flux2_klein",
+    license=licenses.APACHE,
+    parameters=4_000_000_000,
+    other_parameters=4_100_000_000,
+    steps=4,
+    max_steps=4,
+    schedulers=("flow-match-euler", "dpm++"),
+    max_images=4,
+    aliases=("flux.2-klein-4b",),
+)
+Z_IMAGE_TURBO = ModelSpec(
+    id="z-image-turbo",
+    repository="Tongyi-MAI/Z-Image-Turbo",
+    revision="f332072aa78be7aecdf3ee76d5c247082da564a6",
+    family="handler.families.z_image",
+    license=licenses.APACHE,
+    parameters=6_200_000_000,
+    other_parameters=4_100_000_000,
+    steps=8,
+    max_steps=8,
+)
+QWEN_IMAGE = ModelSpec(
+    id="qwen-image",
+    repository="Qwen/Qwen-Image-2512",
+    revision="25468b98e3276ca6700de15c6628e51b7de54a26",
+    family="handler.families.qwen_image",
+    license=licenses.APACHE,
+    parameters=20_400_000_000,
+    other_parameters=8_400_000_000,
+    steps=50,
+    min_steps=2,
+    guidance=4.0,
+    takes_negative_prompt=True,
+)
+QWEN_IMAGE_LIGHTNING = ModelSpec(
+    id="qwen-image-lightning",
+    repository="lightx2v/Qwen-Image-2512-Lightning",
+    revision="a52649c9d0f6e1a248bff13f0df33bb8a2abdb52",
+    family="handler.families.qwen_image",
+    license=licenses.APACHE,
+    parameters=20_400_000_000,
+    other_parameters=8_400_000_000,
+    steps=4,
+    max_steps=4,
+    scheduler_config={  # a constant shift of 3, as its makers sample it
+        "use_dynamic_shifting": True,
+        "time_shift_type": "exponential",
+        "base_shift": math.log(3),
+        "max_shift": math.log(3),
+        "shift_terminal": None,
+    },
+    base=QWEN_IMAGE,
+    grafts=(Graft("Qwen-Image-2512-Lightning-4steps-V1.0-bf16.safetensors", "transformer/lora.safetensors"),),
+)
+MODELS = {
+    spec.id: spec
+    for spec in (
+        SPARK,
+        SCHNELL,
+        DEV,
+        SD35_LARGE,
+        SDXL,
+        SDXL_TURBO,
+        SDXL_LIGHTNING,
+        FLUX2_DEV,
+        FLUX2_KLEIN,
+        Z_IMAGE_TURBO,
+        QWEN_IMAGE,
+        QWEN_IMAGE_LIGHTNING,
+    )
+}
 MODES = {
     mode.id: mode
     for mode in (

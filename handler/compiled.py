@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from handler.blocks import RECIPE, bind_blocks, digest
-from handler.catalog import ModelSpec
 from handler.errors import KindlingError, WeightsCorrupt
 from handler.hardware import Hardware
+from handler.spec import ModelSpec
 from handler.volume import Source, baked_sources, publishing, read_manifest, summarize
 
 PACKAGE = "blocks.pt2"

@@ -4,26 +4,24 @@ import argparse
 import json
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from handler import __version__, compiled
 from handler.boots import last_boots, measured
-from handler.catalog import MODELS, ModelSpec, find
+from handler.catalog import find
 from handler.clock import COMPILE_S, process_age
 from handler.clock import plan as planned
-from handler.errors import KindlingError, WeightsMissing
+from handler.errors import KindlingError
 from handler.hardware import GPU_DRIVER, Hardware, detect
+from handler.models import SILENT, patiently, states
 from handler.settings import PREFIX, Settings
 from handler.volume import served_source
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
-PATIENCE_S = 10.0  # a volume that hangs must not hang the doctor
 ASSUMED_S = {"import": 8.0, "artifacts": 1.0, "warm": 3.0}  # where this volume has no boot to learn from
 
 
@@ -40,31 +38,19 @@ def run(options: argparse.Namespace) -> int:
     """Examine, print; the exit code."""
     settings = Settings.from_env()
     hardware = detect(settings)
-    silent = {"reason": f"the volume does not answer within {PATIENCE_S:g} s"}
+    silent = {"reason": SILENT}
     report = {
         "version": __version__,
         "settings": described(settings),
         "hardware": asdict(hardware),
         "machine": machine(hardware),
         "volume": patiently(volume_state, settings.volume, otherwise={"path": str(settings.volume), **silent}),
-        "models": [
-            patiently(model_state, spec, settings, hardware, otherwise={"id": spec.id, "fetched": False, **silent})
-            for spec in MODELS.values()
-        ],
+        "models": [asdict(found) for found in states(settings, hardware)],
         "cold_start": patiently(cold_start, settings, hardware, otherwise={"model": settings.model, **silent}),
         "boots": patiently(last_boots, settings.volume, BOOTS_SHOWN, otherwise=[]),
     }
     print(json.dumps(report) if options.json else "\n".join(lines(report)))
     return 0
-
-
-def patiently(examine: Callable[..., Any], *given: Any, otherwise: Any) -> Any:
-    """What `examine` finds, or `otherwise` if it hangs, as a read from a dead network mount does."""
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(examine(*given)), daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    return found[0] if found else otherwise
 
 
 def described(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -97,18 +83,6 @@ def volume_state(volume: Path) -> dict[str, Any]:
     there = volume.is_dir()
     free = shutil.disk_usage(volume).free if there else None
     return {"path": str(volume), "there": there, "writable": there and os.access(volume, os.W_OK), "free": free}
-
-
-def model_state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> dict[str, Any]:
-    """Whether `spec` is on the volume and whether its compile artifacts fit this device; else why not."""
-    try:
-        served_source(spec, settings.volume, hardware.precision)
-        found = compiled.look(spec, hardware, settings.volume)
-    except WeightsMissing:
-        return {"id": spec.id, "fetched": False, "baked": "MISS", "reason": "not fetched"}
-    except KindlingError as error:
-        return {"id": spec.id, "fetched": False, "baked": "MISS", "reason": error.message}
-    return {"id": spec.id, "fetched": True, "baked": found.outcome, "reason": found.reason}
 
 
 def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
@@ -171,7 +145,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"torch {found['torch']}, CUDA {found['cuda'] or 'none'}, driver {found['driver'] or 'none'}; {memory}",
         f"volume: {volume['path']}, {_volume(volume)}",
         "\nMODELS",
-        *(f"  {m['id']:<14} {_state(m)}" for m in report["models"]),
+        *(f"  {m['id']:<21} {_state(m)}" for m in report["models"]),
         f"\nCOLD START of {report['cold_start']['model']}",
         *_estimate(report["cold_start"]),
         "\nLAST BOOTS",
@@ -194,7 +168,8 @@ def _volume(volume: dict[str, Any]) -> str:
 
 
 def _state(model: dict[str, Any]) -> str:
-    return f"fetched; artifacts {model['baked']}: {model['reason']}" if model["fetched"] else model["reason"]
+    where = f"fetched; artifacts {model['baked']}: {model['reason']}" if model["fetched"] else model["reason"]
+    return str(where if model["fit"]["fits"] else f"{where}; does not fit: {model['fit']['reason']}")
 
 
 def _estimate(estimate: dict[str, Any]) -> list[str]:

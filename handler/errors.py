@@ -28,6 +28,7 @@ KindlingError
     ├── WeightsCorrupt              a file is torn, foreign or changed; the message names it
     ├── VolumeFailed                the volume cannot be read or written
     ├── DeviceMissing               the device asked for is not there
+    ├── DoesNotFit                  the model needs more memory than the device has
     └── BudgetExceeded              the cold start took longer than its budget
 """
 
@@ -160,6 +161,10 @@ class VolumeFailed(StartError):
 
 class DeviceMissing(StartError):
     code = "device_missing"
+
+
+class DoesNotFit(StartError):
+    code = "does_not_fit"
 
 
 class BudgetExceeded(StartError):

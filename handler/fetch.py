@@ -1,4 +1,4 @@
-"""Fetch a model from the Hugging Face hub to the volume: what its pipeline needs, each file checked.
+"""Fetch a model, or another autoencoder, from the Hugging Face hub to the volume: what is needed, each file checked.
 
 Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
 """
@@ -9,39 +9,47 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
-import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from handler.catalog import ModelSpec, find
-from handler.errors import FetchFailed, VolumeFailed, WeightsCorrupt
+from handler.catalog import find
+from handler.errors import FetchFailed, WeightsCorrupt
+from handler.fit import fit, largest_below, nearest
+from handler.hardware import GPU_DRIVER, detect
+from handler.hub import Repository, Wait, explained
+from handler.needed import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
 from handler.settings import Settings
-from handler.volume import INDEX, Entry, Source, checked, fetched_folder, model_source, summarize, write_manifest
+from handler.spec import ModelSpec
+from handler.vae import fetched_vae
+from handler.volume import (
+    INDEX,
+    Entry,
+    Source,
+    checked,
+    fetched_folder,
+    model_source,
+    summarize,
+    write_atomically,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-ROOT = re.compile(rf"{re.escape(INDEX)}|licen[cs]e[^/]*", re.IGNORECASE)
-WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors")  # no variant such as .fp16
-TEXT = re.compile(r"(?!.*\.index\.)[^/]+\.(json|txt|model)|(model|diffusion_pytorch_model)\.safetensors\.index\.json")
-ANY_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf")
-# The client makes each request up to 6 times, waits as Retry-After says, and goes on where a connection was cut, but
-# gives up on 5xx and on resets while a file comes: then the file is tried again, 1, 2, 4, 8 s apart or as told.
-TRIES, LONGEST_WAIT_S = 5, 300
 COPIES = 2  # of a file whose bytes are wrong, before giving up
+COMING = ".cache"  # in the folder to fill: what is not whole yet, under the hub's names
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A model that is on the volume now. `downloaded`: by this call."""
+    """A model or an autoencoder that is on the volume now. `downloaded`: by this call."""
 
     model: str
     folder: Path
@@ -50,6 +58,22 @@ class Fetched:
     seconds: float
     downloaded: bool
 
+    def __str__(self) -> str:
+        how = f"{self.seconds:.0f} s" if self.downloaded else "already complete"
+        return f"{self.model}: {len(self.files)} files, {self.bytes / 1e9:.1f} GB in {self.folder}, {how}"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What shall be complete in `folder`: the items that `choose` names once it has read what `head` brings."""
+
+    name: str
+    folder: Path
+    facts: dict[str, str]
+    repositories: tuple[Repository, ...]
+    head: Item
+    choose: Callable[[Listings, Any], list[Item]]
+
 
 def run(options: argparse.Namespace) -> int:
     """Fetch and report; the exit code."""
@@ -57,38 +81,73 @@ def run(options: argparse.Namespace) -> int:
     spec = find(settings.model)
     if not spec.license.commercial:
         print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)
+    if GPU_DRIVER.exists() and not (found := fit(spec, hardware := detect(settings))).fits:
+        print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {nearest(hardware)}", file=sys.stderr)
+    named = settings.vae and not Path(settings.vae).is_absolute()
+    vae = fetch_vae(settings.vae, settings.volume, quiet=options.json) if named else None  # first: it is the small one
     fetched = fetch(spec, settings.volume, quiet=options.json)
     if options.json:
-        print(json.dumps(asdict(fetched), default=str))
-    elif spec.embedded:
-        print(f"{spec.id} ships with Kindling: there is nothing to fetch.")
-    else:
-        how = f"{fetched.seconds:.0f} s" if fetched.downloaded else "already complete"
-        print(f"{spec.id}: {len(fetched.files)} files, {fetched.bytes / 1e9:.1f} GB in {fetched.folder}, {how}")
+        print(json.dumps({**asdict(fetched), "vae": asdict(vae) if vae else None}, default=str))
+        return 0
+    if vae:
+        print(vae)
+    print(f"{spec.id} ships with Kindling: there is nothing to fetch." if spec.embedded else fetched)
     return 0
 
 
-def fetch(spec: ModelSpec, volume: Path, *, quiet: bool = False, wait: Callable[[float], None] = time.sleep) -> Fetched:
+def fetch(spec: ModelSpec, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
     """Make `spec` complete on `volume`, or raise FetchFailed or VolumeFailed. `quiet`: no bars even on a terminal."""
+    if spec.embedded:
+        return _fetched(spec.id, model_source(spec, volume))
+    return _fill(_model_order(spec, volume), quiet, wait)
+
+
+def fetch_vae(name: str, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
+    """Make the autoencoder `owner/repository@revision` complete on `volume`; raises as `fetch`, or SettingsError."""
+    return _fill(_vae_order(name, volume), quiet, wait)
+
+
+def _model_order(spec: ModelSpec, volume: Path) -> Order:
+    own, base = Repository(spec.repository, spec.revision), home(spec)
+    facts = {"model": spec.id, "repository": own.name, "revision": own.revision}
+    if spec.base:
+        facts |= {"base": base.name, "base_revision": base.revision}
+    listed = (base, own) if spec.grafts else (base,)
+    head = Item(INDEX, base, INDEX)
+    return Order(spec.id, fetched_folder(spec, volume), facts, listed, head, partial(model_items, spec))
+
+
+def _vae_order(name: str, volume: Path) -> Order:
+    folder, repository = fetched_vae(name, volume), Repository(*name.split("@"))
+    facts = {"kind": "vae", "repository": repository.name, "revision": repository.revision}
+    head = Item(f"{VAE}/{VAE_CONFIG}", repository, VAE_CONFIG)
+    return Order(name, folder, facts, (repository,), head, partial(vae_items, repository))
+
+
+def _fill(order: Order, quiet: bool, wait: Wait) -> Fetched:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    start, folder = time.monotonic(), fetched_folder(spec, volume)
-    source, downloaded = _complete(spec, volume), False
-    if source is None:
-        with explained(spec, folder), _alone(folder), disable_progress_bars() if quiet else contextlib.nullcontext():
-            source = _complete(spec, volume)  # another process may have been faster
-            if downloaded := source is None:
-                source = _download(spec, folder, wait)
+    start = time.monotonic()
+    if source := _complete(order):
+        return _fetched(order.name, source)
+    bars = disable_progress_bars() if quiet else contextlib.nullcontext()
+    with explained(order.name, order.head.repository, order.folder), _alone(order.folder), bars:
+        if source := _complete(order):  # another process was faster
+            return _fetched(order.name, source)
+        return _fetched(order.name, _download(order, wait), time.monotonic() - start)
+
+
+def _fetched(name: str, source: Source, seconds: float | None = None) -> Fetched:
     files = source.manifest.files if source.manifest else {}
     size = sum(entry.size for entry in files.values())
-    return Fetched(spec.id, source.folder, tuple(files), size, round(time.monotonic() - start, 3), downloaded)
+    return Fetched(name, source.folder, tuple(files), size, round(seconds or 0.0, 3), downloaded=seconds is not None)
 
 
-def _complete(spec: ModelSpec, volume: Path) -> Source | None:
-    if spec.embedded:
-        return model_source(spec, volume)
-    with contextlib.suppress(WeightsCorrupt):  # then each file is compared with the hub's
-        return checked(fetched_folder(spec, volume), remedy="")
+def _complete(order: Order) -> Source | None:
+    """What is there, if it was made from the same; otherwise each file is compared with the hub's."""
+    with contextlib.suppress(WeightsCorrupt):
+        source = checked(order.folder, remedy="")
+        return source if source and source.manifest and source.manifest.facts == order.facts else None
     return None
 
 
@@ -107,63 +166,61 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _download(spec: ModelSpec, folder: Path, wait: Callable[[float], None]) -> Source:
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
+def _download(order: Order, wait: Wait) -> Source:
+    shutil.rmtree(order.folder / COMING, ignore_errors=True)  # of a fetch that was killed: the client starts anew
+    listings = {}
+    for repository in order.repositories:
+        with explained(order.name, repository, order.folder):
+            listings[repository] = repository.files()
+    if order.head.file not in listings[order.head.repository]:
+        of = order.head.repository
+        raise FetchFailed(f"{of.name} has no {order.head.file} at {of.revision}: it is not in diffusers' format.")
 
-    hub = HfApi()
-    tree = hub.list_repo_tree(spec.repository, revision=spec.revision, recursive=True)
-    files = {file.path: file for file in tree if isinstance(file, RepoFile)}
-    if INDEX not in files:
-        raise FetchFailed(f"{spec.repository} has no {INDEX} at {spec.revision}: it is not a diffusers pipeline.")
+    def bring(item: Item) -> Entry:
+        return _bring(order, item, listings[item.repository][item.file], wait)
 
-    def obtain(name: str) -> Entry:
-        download = partial(hub.hf_hub_download, spec.repository, name, revision=spec.revision, local_dir=folder)
-        return _obtain(files[name], folder / name, lambda: _persist(download, wait))
-
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # of a fetch that was killed: the client never takes it up
-    obtain(INDEX)
-    chosen = choose(files, json.loads((folder / INDEX).read_bytes()))
-    _check_space(spec, folder, [files[name] for name in chosen])
-    entries = {name: obtain(name) for name in chosen}
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    facts = {"model": spec.id, "repository": spec.repository, "revision": spec.revision}
-    return Source(folder, write_manifest(folder, facts, entries))
-
-
-def choose(paths: Collection[str], index: Mapping[str, Any]) -> list[str]:
-    """Which of a repository's files a pipeline with this model_index.json needs, and its licence.
-
-    FetchFailed names a component whose weights are not safetensors under the names that its library looks for.
-    """
-    chosen = [path for path in paths if ROOT.fullmatch(path)]
-    for part, value in index.items():
-        if part.startswith("_") or not part.isidentifier() or not isinstance(value, list) or None in value:
-            continue
-        names = [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
-        if not names:
-            raise FetchFailed(f"{INDEX} names the component '{part}', but the repository has no such folder.")
-        weights = [name for name in names if WEIGHTS.fullmatch(name)]
-        if not weights and (others := [name for name in names if name.endswith(ANY_WEIGHTS)]):
-            raise FetchFailed(f"Component '{part}' has no plain safetensors weights, only {', '.join(others)}.")
-        chosen += [f"{part}/{name}" for name in names if name in weights or TEXT.fullmatch(name)]
-    return sorted(chosen)
+    bring(order.head)
+    items = order.choose(listings, json.loads((order.folder / order.head.path).read_bytes()))
+    _check_space(order, {item.path: listings[item.repository][item.file] for item in items})
+    entries = {item.path: bring(item) for item in items}
+    for item in items:
+        if item.names[0] != item.names[1] and item.path.endswith(".index.json"):
+            entries[item.path] = _rename_shards(order, item, items)
+    shutil.rmtree(order.folder / COMING, ignore_errors=True)
+    return Source(order.folder, write_manifest(order.folder, order.facts, entries))
 
 
-def _check_space(spec: ModelSpec, folder: Path, files: Collection["RepoFile"]) -> None:
-    missing, free = sum(f.size for f in files if not _sized(folder / f.path, f)), shutil.disk_usage(folder).free
+def _check_space(order: Order, files: Mapping[str, "RepoFile"]) -> None:
+    folder, free = order.folder, shutil.disk_usage(order.folder).free
+    missing = sum(file.size for path, file in files.items() if not _sized(folder / path, file))
     if missing > free:
-        raise FetchFailed(f"{spec.id} needs {missing / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free.")
+        told = f"{order.name} needs {missing / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free."
+        raise FetchFailed(f"{told} {largest_below(free / 1e9)}")
 
 
-def _obtain(file: "RepoFile", path: Path, download: Callable[[], object]) -> Entry:
-    """The checksums of `file` once it is at `path` with the hub's bytes; what is wrong there goes."""
-    copies = 0
+def _rename_shards(order: Order, item: Item, items: list[Item]) -> Entry:
+    """Let an index name its shards as they are stored. Last of all: until then it can be compared with the hub's."""
+    names = dict(other.names for other in items if Path(other.path).parent == Path(item.path).parent)
+    path = order.folder / item.path
+    try:
+        index = json.loads(path.read_bytes())
+        index["weight_map"] = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FetchFailed(f"{item.file} of {item.repository.name} does not list its shards: {error}.") from None
+    write_atomically(path, json.dumps(index, indent=2).encode())
+    return summarize(path)
+
+
+def _bring(order: Order, item: Item, file: "RepoFile", wait: Wait) -> Entry:
+    """The checksums of `item` once it is there with the hub's bytes; what is wrong there goes."""
+    path, copies = order.folder / item.path, 0
+    path.parent.mkdir(parents=True, exist_ok=True)
     while (entry := _verified(path, file)) is None:
         path.unlink(missing_ok=True)
         if copies == COPIES:
-            raise FetchFailed(f"{file.path} came with wrong bytes {COPIES} times and was removed.")
-        download()
+            raise FetchFailed(f"{item.file} came with wrong bytes {COPIES} times and was removed.")
+        with explained(order.name, item.repository, order.folder):
+            item.repository.download(item.file, order.folder / COMING, wait).replace(path)
         copies += 1
     return entry
 
@@ -181,61 +238,3 @@ def _verified(path: Path, file: "RepoFile") -> Entry | None:
 
 def _sized(path: Path, file: "RepoFile") -> bool:
     return path.is_file() and path.stat().st_size == file.size
-
-
-def _persist(download: Callable[[], object], wait: Callable[[float], None]) -> None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    for attempt in range(TRIES):
-        try:
-            download()
-            return
-        except Exception as error:
-            cause = (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error  # "not here" hides why
-            if (pause := _pause(cause, attempt)) is None or attempt + 1 == TRIES:
-                raise cause from None
-            wait(pause)
-
-
-def _pause(error: BaseException, attempt: int) -> float | None:
-    """Seconds until another try, beyond those the client has made; None if it would not help."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
-    match error:
-        case HfHubHTTPError(response=response):
-            asked = response.headers.get("Retry-After", "")
-            pause = min(int(asked), LONGEST_WAIT_S) if asked.isdigit() else 2**attempt
-            return float(pause) if response.status_code >= 500 else None
-        case httpx2.TransportError() | RuntimeError() | OSError(errno=None):  # of hf_xet; of the client's own checks
-            return 2.0**attempt
-    return None
-
-
-@contextlib.contextmanager
-def explained(spec: ModelSpec, folder: Path) -> Iterator[None]:
-    """Turn errors of the hub's client and of the disk into ones that say what to do."""
-    import httpx2
-    from huggingface_hub import constants, errors
-
-    page, stays = f"https://huggingface.co/{spec.repository}", "Files that have come stay for the next fetch."
-    try:
-        yield
-        return
-    except errors.GatedRepoError:
-        text = f"{spec.id} is gated: accept its licence at {page}, then set HF_TOKEN to a token of that account."
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
-        text = f"The hub shows no {spec.repository} at {spec.revision}. If it is private, set HF_TOKEN."
-    except errors.OfflineModeIsEnabled:
-        text = f"{spec.id} is not complete on the volume, and HF_HUB_OFFLINE is set; unset it to fetch."
-    except errors.HfHubHTTPError as error:
-        code, phrase = error.response.status_code, error.response.reason_phrase
-        what = f"set HF_TOKEN to one that may read {page}" if code in (401, 403) else "try again later"
-        text = f"The hub answers {code} {phrase}; {what}. {stays}"
-    except httpx2.HTTPError as error:
-        text = f"Cannot reach the hub at {constants.ENDPOINT} ({error}). Check the network. {stays}"
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's; those of the client have none
-            raise VolumeFailed(f"Cannot write {folder}: {os.strerror(error.errno)}. {stays}") from error
-        text = f"{spec.id} could not be fetched: {' '.join(str(error).split())}. {stays}"
-    raise FetchFailed(text)

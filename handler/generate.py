@@ -16,6 +16,7 @@ from handler.dialects import openai
 from handler.errors import InvalidValue, MissingParameter
 from handler.request import MAX_SEED, Format, ImageRequest, Recipe
 from handler.settings import Settings
+from handler.vae import label
 from handler.worker import Worker
 
 FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -35,13 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", help="scheduler (default: the model's)")
     parser.add_argument("--seed", type=int, help="0 to 2147483647 (default: random; it is printed)")
     parser.add_argument("--negative-prompt", help="what to avoid, where the model can")
+    parser.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="reference image; may be repeated"
+    )
     parser.add_argument("--from", dest="source", type=Path, metavar="PNG", help="make this picture again, bit for bit")
 
 
 def run(options: argparse.Namespace) -> int:
     """Draw, write, report; the exit code."""
     settings, form = Settings.from_env(model=options.model), _format(options.output)
-    recipe, count, settings = _again(options.source, settings) if options.source else _asked(options, settings)
+    recipe, count, settings = _again(options, settings) if options.source else _asked(options, settings)
     worker = _boot(settings, options.json)
     for i, path in enumerate(_paths(options.output, count)):
         _make(
@@ -76,13 +80,23 @@ def _asked(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
             "scheduler": options.scheduler,
             "seed": options.seed,
             "negative_prompt": options.negative_prompt,
+            "images": [_read(path) for path in options.image],
         }
     )
-    return find(settings.model).recipe(request), request.n, settings
+    return find(settings.model).recipe(request, codec.references(request.images)), request.n, settings
 
 
-def _again(source: Path, settings: Settings) -> tuple[Recipe, int, Settings]:
-    """The recipe in a picture, checked like any request, and settings with its model and precision."""
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidValue(f"cannot read {path}: {error.strerror}", "image") from None
+
+
+def _again(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int, Settings]:
+    """The recipe in a picture, checked like any request, and settings with its model, precision and autoencoder."""
+    source = options.source
+    images = [_read(path) for path in options.image]
     try:
         found: dict[str, Any] = codec.read_parameters(source)
         spec, (width, height) = find(str(found["model"])), found["size"]
@@ -96,9 +110,12 @@ def _again(source: Path, settings: Settings) -> tuple[Recipe, int, Settings]:
                 "scheduler": found["scheduler"],
                 "seed": found["seed"],
                 "negative_prompt": found["negative_prompt"] or None,
+                "images": images,
             }
         )
         made_by, update = found["version"], {"model": spec.id, "precision": found["precision"]}
+        if found["vae"] != label(settings.vae):
+            update["vae"] = found["vae"]
         if found["plan"] == "EAGER":  # compiled code rounds differently
             update["compile"] = "off"
         same = made_by == __version__ and found["revision"] == spec.revision
@@ -108,7 +125,10 @@ def _again(source: Path, settings: Settings) -> tuple[Recipe, int, Settings]:
         raise InvalidValue(f"{source}: its parameters are incomplete.", "from") from None
     if not same:
         print(f"kindling: {source} was made by version {made_by}; pixels may differ", file=sys.stderr)
-    return spec.recipe(request), 1, settings.model_copy(update=update)
+    recipe = spec.recipe(request, codec.references(request.images))
+    if recipe.described()["images"] != found["images"]:
+        raise InvalidValue(f"{source} was made from {len(found['images'])} images; give them with --image.", "image")
+    return recipe, 1, settings.model_copy(update=update)
 
 
 def _boot(settings: Settings, quiet: bool) -> Worker:
@@ -135,7 +155,7 @@ def _paths(output: Path, count: int) -> list[Path]:
 def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bool, as_json: bool) -> None:
     pixels, stages = worker.generate(recipe)
     start = time.perf_counter()
-    parameters = codec.parameters_of(recipe, worker.hardware.precision, worker.ledger.plan, __version__)
+    parameters = codec.parameters_of(recipe, worker.facts, __version__)
     path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
     stages["serialize"] = time.perf_counter() - start
     if as_json:

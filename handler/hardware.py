@@ -1,23 +1,27 @@
 """What the model runs on, as a value with its reason. Imports torch only when asked."""
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from handler.errors import DeviceMissing
 from handler.settings import Settings
 
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A device and a precision. `name` is the vendor's; `dtype` is torch's name of `precision`."""
+    """A device and a precision. `name` is the vendor's; `dtype` is torch's name of `precision`; memory is in all."""
 
     device: str
     name: str
     precision: str
     reason: str
+    memory_gb: float = math.inf
 
     @property
     def dtype(self) -> str:
@@ -32,8 +36,21 @@ def detect(settings: Settings) -> Hardware:
     if settings.device == "cuda" and not present:
         raise DeviceMissing("KINDLING_DEVICE=cuda, but torch sees no GPU. Check the driver, or use auto.", "device")
     device = "cuda" if present and settings.device != "cpu" else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    return Hardware(device, name, *choose_precision(settings.precision, device))
+    precision, reason = choose_precision(settings.precision, device)
+    if device == "cpu":
+        return Hardware(device, "CPU", precision, reason, host_memory() / 1e9)
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return Hardware(device, torch.cuda.get_device_name(), precision, reason, memory / 1e9)
+
+
+def host_memory() -> int:
+    """Bytes this process may use: the machine's, or its container's if that has fewer."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 def expected_precision(settings: Settings) -> str:

@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,8 +22,9 @@ from handler.volume import CHUNK, EMBEDDED, INDEX, Source
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
 AHEAD = 4 << 30  # bytes that may wait for torch: what 1 GB/s brings while it is imported
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
+LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
 CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
-CONFIG_SUFFIXES = {".json", ".txt", ".model"}
+CONFIG_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,17 +65,22 @@ class ReadFile:
 
 
 class Reader:
-    """Reads `source` from now on, in the order of model_index.json. Used from one thread.
+    """Reads `source` from now on, in the order of model_index.json, `without` some components. Used from one thread.
 
     At most `room` bytes wait to be taken: `ahead`, or the largest file if that is more. A file asked for out of order
     is read next. Leaving the context never waits for a read that hangs.
     """
 
-    def __init__(self, source: Source, threads: int = THREADS, ahead: int = AHEAD) -> None:
-        self.source, self.index = source, _json(source, INDEX)
+    def __init__(
+        self, source: Source, threads: int = THREADS, ahead: int = AHEAD, without: Collection[str] = ()
+    ) -> None:
+        index = source.index or _json(source, INDEX)
+        self.source, self.index = source, {name: value for name, value in index.items() if name not in without}
         self._files = {CONFIGS: [_file(source, name) for name in _configs(source)]}
         for component, value in self.index.items():
             self._files[component] = [_file(source, name) for name in _weights(source, component, value)]
+            if (source.folder / (lora := f"{component}/{LORA}.safetensors")).exists():
+                self._files[f"{component}/{LORA}"] = [_file(source, lora)]
         files = [file for found in self._files.values() for file in found]
         self.room = max([ahead, *(len(file.memory) for file in files)])
         self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
@@ -91,6 +97,10 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._stop(RuntimeError("The reader is closed."))
         self._files.clear()
+
+    def has(self, component: str) -> bool:
+        """Whether there is something to take."""
+        return bool(self._files.get(component))
 
     def take(self, component: str) -> list[ReadFile]:
         """The files of `component`, for the caller to `wait` for and to report as `taken`; none the second time."""
@@ -148,6 +158,8 @@ def remedy(source: Source) -> str:
     facts = source.manifest.facts if source.manifest else {}
     if source.folder.parent == EMBEDDED:
         return "Is the installation complete?"
+    if facts.get("kind") == "vae":
+        return "Remove it and fetch it again with the same KINDLING_VAE: python -m handler fetch"
     if "kind" in facts:
         return f"Remove its folder and bake it again with: python -m handler bake {facts['model']}"
     return f"Remove it and fetch it again with: python -m handler fetch {facts.get('model', 'MODEL')}"

@@ -4,10 +4,12 @@ Frozen and checked at birth; after `ImageRequest.parse` no code sees a dict. Mod
 here: `catalog.ModelSpec.recipe` applies them.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+import base64
+import binascii
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from handler import errors
 
@@ -15,15 +17,31 @@ MAX_SEED = 2**31 - 1
 MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_PROMPT = 32_000
 MAX_IMAGES = 4
+MAX_REFERENCES = 16
 
 Format = Literal["png", "jpeg", "webp"]
-Scheduler = Literal["flow-match-euler", "dpm++", "euler-a", "heun", "ddim"]
+Scheduler = Literal["flow-match-euler", "dpm++", "euler", "euler-a", "heun", "ddim"]
 
 _ERROR_OF_TYPE = {  # pydantic's error type -> ours; a name not listed is a range
     "missing": errors.MissingParameter,
     "extra_forbidden": errors.UnknownParameter,
     "value_error": errors.InvalidValue,
 }
+
+
+def _encoded(value: object) -> object:
+    """The bytes of an image file, from a data URL or bare base64. Nothing is ever fetched."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("http:", "https:")):
+        raise ValueError("URLs are never fetched; send the image itself, as a data URL or as base64")
+    head, comma, body = value.partition(",")
+    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise ValueError("a data URL should begin with data:image/...;base64,")
+    try:
+        return base64.b64decode(body if comma else value, validate=True)
+    except binascii.Error:
+        raise ValueError("the image is not valid base64") from None
 
 
 class ImageRequest(BaseModel):
@@ -41,6 +59,11 @@ class ImageRequest(BaseModel):
     scheduler: Scheduler | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
     negative_prompt: str | None = Field(None, max_length=2000)
+    images: Annotated[
+        tuple[Annotated[bytes, BeforeValidator(_encoded), Field(min_length=1)], ...],
+        BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+        Field(max_length=MAX_REFERENCES, description="PNG, JPEG or WebP files to work from: data URLs or base64."),
+    ] = ()
     output_format: Format = "png"
     output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")
 
@@ -80,6 +103,14 @@ def translate(error: ValidationError) -> errors.RequestError:
     return kind(message, param)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """An image to work from: `rgb` is uint8 (height, width, 3), `sha256` that of the file it came in."""
+
+    rgb: Any
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that decides a picture's pixels, with nothing left open. `size` is (width, height) in pixels."""
@@ -93,6 +124,11 @@ class Recipe:
     scheduler: str
     seed: int
     negative_prompt: str = ""
+    images: tuple[Reference, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """The recipe as JSON takes it: of each reference image its SHA-256."""
+        return asdict(replace(self, images=())) | {"images": [image.sha256 for image in self.images]}
 
 
 @dataclass(frozen=True, slots=True)

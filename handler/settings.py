@@ -34,6 +34,7 @@ class Settings(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="leave compile artifacts on the volume for later workers")
+    vae: str = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
     queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")
     max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
     metadata: bool = Field(True, description="write prompt and parameters into each PNG")

@@ -1,6 +1,7 @@
 """The volume: models as fetched, what was baked from them, and how past boots went.
 
     models/<id>/<revision>/       a model's files, manifest.json written last
+    vae/<repository>/<revision>/  other autoencoders, likewise (vae.py)
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
     boots/                        ledgers of the last cold starts, the failed ones too (boots.py)
 
@@ -20,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from handler.catalog import ModelSpec
 from handler.errors import StartError, VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.spec import ModelSpec
 
 EMBEDDED = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
@@ -50,10 +51,19 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A complete folder of model files. Without a manifest (a hub cache) only sizes and headers can be checked."""
+    """A complete folder of model files. Without a manifest (a hub cache) only sizes and headers can be checked.
+
+    `index` stands in for model_index.json where there is none.
+    """
 
     folder: Path
     manifest: Manifest | None
+    index: Mapping[str, Any] | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """How many bytes its weight files have."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
 
 
 def summarize(path: Path) -> Entry:

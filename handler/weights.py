@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from handler import lora
 from handler.errors import WeightsCorrupt, WeightsMissing
 from handler.hardware import Hardware
-from handler.reader import CONFIGS, STEMS, Reader, ReadFile, remedy
+from handler.reader import CONFIGS, LORA, STEMS, Reader, ReadFile, remedy
 from handler.volume import CHUNK, INDEX
 
 ALIGNMENT = 256  # where a GPU's fast kernels want a weight to start
+TOKENIZER_OF = {"PixtralProcessor": "AutoTokenizer"}  # all that FLUX.2 uses of it; the rest wants torchvision
+OURS = {"Flux2TinyAutoEncoder": "handler.families.flux2_tiny"}  # whose repository would have us run its own code
 DTYPES = {
     "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1), "I16": ("int16", 2), "I32": ("int32", 4),
     "I64": ("int64", 8), "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
@@ -93,8 +96,14 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware) -> Any:
     folder = reader.source.folder / name
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder, local_files_only=True)
+    found = tensors(reader, name, hardware.device)
+    if reader.has(part := f"{name}/{LORA}"):
+        try:
+            lora.fuse(found, tensors(reader, part, hardware.device))
+        except (ValueError, RuntimeError) as error:
+            raise WeightsCorrupt(f"The LoRA in {folder} does not fit: {error}. {remedy(reader.source)}") from None
     make = _diffusers_model if issubclass(kind, diffusers.ModelMixin) else _transformers_model
-    model, faults = make(kind, folder, tensors(reader, name, hardware.device), hardware)
+    model, faults = make(kind, folder, found, hardware)
     if told := "; ".join(f"{fault} {', '.join(sorted(keys)[:3])}" for fault, keys in faults.items() if keys):
         raise WeightsCorrupt(f"The weights in {folder} do not fit {kind.__name__}: {told}. {remedy(reader.source)}")
     return model.requires_grad_(False).to(hardware.device)  # what is left to move are buffers that no file has
@@ -106,12 +115,18 @@ def _class(reader: Reader, library: object, word: str) -> Any:
     from diffusers import ModelMixin, SchedulerMixin
 
     known = (ModelMixin, SchedulerMixin, transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
-    processors = (transformers.ProcessorMixin, transformers.ImageProcessingMixin)
-    found = getattr(importlib.import_module(str(library)), word, None) if library in STEMS else None
-    if not isinstance(found, type) or not issubclass(found, (*known, *processors)):
+    others = (transformers.ProcessorMixin, transformers.ImageProcessingMixin, transformers.AutoTokenizer)
+    found = named(library, TOKENIZER_OF.get(word, word))
+    if not isinstance(found, type) or not issubclass(found, (*known, *others)):
         path = reader.source.folder / INDEX
         raise WeightsCorrupt(f"{path} asks for {library}.{word}: only models of diffusers and transformers are made.")
     return found
+
+
+def named(library: object, word: object) -> Any:
+    """What diffusers or transformers, or this package in their place, call so; None for anything else."""
+    module = OURS.get(str(word), library)
+    return getattr(importlib.import_module(module), str(word), None) if module in (*STEMS, *OURS.values()) else None
 
 
 def _diffusers_model(kind: Any, folder: Path, found: dict[str, Any], hardware: Hardware) -> tuple[Any, dict[str, Any]]:

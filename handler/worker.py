@@ -9,6 +9,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -17,16 +18,20 @@ from typing import Any, Self
 from handler import compiled
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
 from handler.boots import BootLog, last_boots, measured
-from handler.catalog import ModelSpec, find
+from handler.catalog import find
 from handler.clock import Clock, Ledger, Plan, plan
 from handler.errors import BudgetExceeded, DeviceLost, KindlingError, OutOfMemory, StartError
+from handler.fit import require
 from handler.hardware import Hardware, detect, expected_precision
 from handler.reader import Reader
 from handler.request import ImageRequest, Pixels, Recipe
 from handler.settings import Settings
+from handler.spec import ModelSpec
+from handler.vae import label, vae_source
 from handler.volume import served_source
 
 STICKY = ("illegal memory access", "device-side assert", "unspecified launch failure", "ecc error", "launch timed out")
+WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 BOOTS_READ = 10  # how many past boots tell what compiling costs here
 OnStep = Callable[[int], None]
 log = logging.getLogger(__name__)
@@ -35,10 +40,13 @@ log = logging.getLogger(__name__)
 class Worker:
     """A loaded model. Make one with `boot`."""
 
-    def __init__(self, spec: ModelSpec, hardware: Hardware, family: ModuleType, pipeline: Any, ledger: Ledger) -> None:
-        self.spec, self.hardware, self.ledger = spec, hardware, ledger
-        self._family, self._pipeline = family, pipeline
-        self._prompt: tuple[tuple[str, str], Any] | None = None
+    def __init__(
+        self, spec: ModelSpec, hardware: Hardware, family: ModuleType, pipeline: Any, ledger: Ledger, vae: str = ""
+    ) -> None:
+        self.spec, self.hardware, self.ledger, self.vae = spec, hardware, ledger, vae
+        self._families, self._family = importlib.import_module("handler.families"), family
+        self._pipeline = pipeline
+        self._prompt: tuple[tuple[str, str, float], dict[str, Any]] | None = None
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
 
     @classmethod
@@ -65,15 +73,18 @@ class Worker:
         with clock.phase("volume"):
             source = served_source(spec, settings.volume, expected_precision(settings))
             clock.ledger.weights = str(source.folder)
-        with Reader(source) as reader:
+            vae = vae_source(settings.vae, settings.volume) if settings.vae else None
+        with Reader(source, without=("vae",) if vae else ()) as reader, Reader(vae) if vae else nullcontext() as other:
             with clock.phase("import"):
-                importlib.import_module("handler.families").quiet()
+                families = importlib.import_module("handler.families")
+                families.quiet()
                 family = importlib.import_module(spec.family)
                 hardware = detect(settings)
                 clock.ledger.device = hardware.name
+                require(spec, hardware, source.weight_bytes / 1e9)
             with clock.phase("weights"):
-                pipeline = family.build(reader, hardware)
-        worker = cls(spec, hardware, family, pipeline, clock.ledger)
+                pipeline = families.build(family, reader, hardware, other)
+        worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae)
         worker._compile(settings, clock)
         with clock.phase("warm"):
             worker._warm(clock)
@@ -110,15 +121,15 @@ class Worker:
         return chosen
 
     def _sketch(self, clock: Clock) -> None:
-        """One step at two sizes: what compiling needs to see."""
+        """One step of two pictures that differ in all that may vary: what compiling needs to see."""
         width, height = self.spec.size
-        for size in ((width, height), (width, height // 2)):
-            self._draw_size(size, 1, clock)
+        self._draw_one("warm-up", (width, height), self.spec.min_steps, clock)
+        self._draw_one("warm-up, with a longer prompt", (width, height // 2), self.spec.min_steps, clock)
 
     def _warm(self, clock: Clock) -> None:
         """Draw the first picture. Compiled code that cannot is taken off again: eager is slower, but it serves."""
         try:
-            self._draw_size(self.spec.size, self.spec.steps, clock)
+            self._draw_one("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
         except (BudgetExceeded, DeviceLost):
             raise
         except Exception as error:
@@ -128,11 +139,16 @@ class Worker:
             unbind_blocks(getattr(self._pipeline, self._family.DENOISER))
             self._discard()
             self.ledger.plan, self.ledger.plan_reason = "EAGER", f"compiled code failed: {error}"
-            self._draw_size(self.spec.size, self.spec.steps, clock)
+            self._draw_one("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
 
-    def _draw_size(self, size: tuple[int, int], steps: int, clock: Clock) -> None:
-        request = ImageRequest(prompt="warm-up", width=size[0], height=size[1], num_inference_steps=steps, seed=0)
+    def _draw_one(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock) -> None:
+        request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
         self.generate(self.spec.recipe(request), on_step=lambda done: clock.check())
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What besides a recipe decides a picture's pixels."""
+        return {"precision": self.hardware.precision, "plan": self.ledger.plan, "vae": label(self.vae)}
 
     @property
     def unpublished(self) -> bool:
@@ -165,29 +181,27 @@ class Worker:
 
     def generate(self, recipe: Recipe, on_step: OnStep = lambda done: None) -> tuple[Pixels, dict[str, float]]:
         """Draw one picture; also the seconds of each stage. `on_step(done)` may raise to stop the run."""
-        marks = [("encode", time.perf_counter())]
+        marks = {"encode": time.perf_counter()}
+
+        def step(done: int) -> None:
+            marks["decode"] = time.perf_counter()  # so it will be, unless another step follows
+            on_step(done)
+
         try:
-            prompt = self._encoded(recipe)
-            marks.append(("denoise", time.perf_counter()))
-            rgb = self._family.run(
-                self._pipeline,
-                prompt,
-                recipe,
-                self.spec.multiple,
-                on_step,
-                on_decode=lambda: marks.append(("decode", time.perf_counter())),
-            )
+            arguments = self._encoded(recipe)
+            marks["denoise"] = time.perf_counter()
+            rgb = self._families.run(self._family, self._pipeline, arguments, recipe, self.spec, step)
         except RuntimeError as error:
             raise self._device_error(error, recipe) from error
-        marks.append(("end", time.perf_counter()))
-        stages = {name: later - start for (name, start), (_, later) in itertools.pairwise(marks)}
+        marks["end"] = time.perf_counter()
+        stages = {name: later - start for (name, start), (_, later) in itertools.pairwise(marks.items())}
         return Pixels(rgb, recipe), stages
 
-    def _encoded(self, recipe: Recipe) -> Any:
-        """The prompt's embeddings, kept for the next picture of the same request."""
-        key = (recipe.prompt, recipe.negative_prompt)
+    def _encoded(self, recipe: Recipe) -> dict[str, Any]:
+        """What the family makes of the prompt, kept for the next picture of the same request."""
+        key = (recipe.prompt, recipe.negative_prompt, recipe.guidance)
         if self._prompt is None or self._prompt[0] != key:
-            self._prompt = key, self._family.encode(self._pipeline, recipe, self.spec.text_tokens)
+            self._prompt = key, self._families.encode(self._family, self._pipeline, recipe, self.spec)
         return self._prompt[1]
 
     def _device_error(self, error: RuntimeError, recipe: Recipe) -> Exception:

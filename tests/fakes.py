@@ -1,4 +1,4 @@
-"""A family without a model: satisfies the contract of `handler.families` and has switchable faults.
+"""A pipeline without a model, and its family: what diffusers' pipelines look like from here, with switchable faults.
 
 It runs under the real `Worker` and `Lane`, so everything but the drawing is the product's own code.
 """
@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-from handler import Clock, Recipe, Settings, Worker
+from handler import Clock, Settings, Worker
 from handler.catalog import find
+from handler.families.schedulers import FLOW
 from handler.hardware import Hardware
 
 CPU = Hardware("cpu", "fake", "fp32", "a fake")
@@ -27,36 +29,36 @@ class FakeFamily:
     entered: threading.Event = field(default_factory=threading.Event)
     steps_run: int = 0
     drawn: list[int] = field(default_factory=list)
+    scheduler: Any = field(default_factory=FlowMatchEulerDiscreteScheduler)
+    num_timesteps: int = 0
 
-    def encode(self, pipeline: Any, recipe: Recipe, tokens: int) -> str:
-        return recipe.prompt
-
-    def run(
+    def __call__(
         self,
-        pipeline: Any,
-        prompt: str,
-        recipe: Recipe,
-        multiple: int,
-        on_step: Callable[[int], None],
-        on_decode: Callable[[], None],
+        width: int,
+        height: int,
+        num_inference_steps: int,
+        generator: torch.Generator,
+        callback_on_step_end: Callable[..., Any],
+        output_type: str,
     ) -> Any:
-        for step in range(1, recipe.steps + 1):
+        """As a pipeline of diffusers is called."""
+        self.num_timesteps = num_inference_steps
+        for step in range(num_inference_steps):
             self.entered.set()
             if self.gate:
                 assert self.gate.wait(30)
-            self.at_step.get(step, lambda: None)()
+            self.at_step.get(step + 1, lambda: None)()
             self.steps_run += 1
-            on_step(step)
-        on_decode()
-        self.drawn.append(recipe.seed)
-        width, height = recipe.size
-        return np.full((height, width, 3), recipe.seed % 255 + 1, np.uint8)
+            callback_on_step_end(self, step, 0, {})
+        seed = generator.initial_seed()
+        self.drawn.append(seed)
+        return SimpleNamespace(images=torch.full((1, 3, height, width), (seed % 255 + 1) / 255))
 
     def boot(self, settings: Settings, clock: Clock) -> Worker:
         """In place of `Worker.boot`."""
         clock.finish("ready")
-        namespace: Any = SimpleNamespace(encode=self.encode, run=self.run)
-        return Worker(find(settings.model), CPU, namespace, None, clock.ledger)
+        family: Any = SimpleNamespace(encode=lambda *_: {}, SCHEDULERS=FLOW)
+        return Worker(find(settings.model), CPU, family, self, clock.ledger)
 
 
 def raises(error: BaseException) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub on loopback: one repository at one revision, its troubles, and all that was asked of it.
+"""The Hugging Face hub on loopback: repositories at one revision each, troubles, and all that was asked of it.
 
 It speaks what huggingface_hub needs to list a repository and download its files over plain HTTP (the tree, HEAD and
 GET of resolve, ranges, the hub's own headers and error codes). It offers no Xet and redirects to no CDN.
@@ -28,6 +28,7 @@ class Asked:
     """One request. `path` is a file of the repository, or TREE."""
 
     method: str
+    repository: str
     path: str
     first_byte: int
     token: str
@@ -68,14 +69,42 @@ class File:
         return row
 
 
-class Hub:
-    """Use as a context: `with Hub(repository, revision) as hub`, then `add` files and `trouble`."""
+class Repository:
+    """What one repository has, at its one revision."""
 
-    def __init__(self, repository: str, revision: str) -> None:
-        self.repository, self.revision = repository, revision
+    def __init__(self, name: str, revision: str) -> None:
+        self.name, self.revision = name, revision
         self.files: dict[str, File] = {}
-        self.asked: list[Asked] = []
         self.members: set[str] | None = None  # tokens that may download; None: everyone
+
+    def add(self, path: str, data: bytes, size: int | None = None) -> None:
+        """Put a file into the repository, by Git LFS if it is a picture or weights."""
+        lfs = path.endswith((".safetensors", ".bin", ".jpeg"))
+        self.files[path] = File(data, lfs, len(data) if size is None else size)
+
+    def add_folder(self, folder: Path) -> None:
+        """Put all of `folder` into the repository."""
+        for file in folder.rglob("*"):
+            if file.is_file():
+                self.add(file.relative_to(folder).as_posix(), file.read_bytes())
+
+    def refusal(self, revision: str, name: str, token: str) -> tuple[int, str] | None:
+        """The status and error code that answer a request for `name`, if it is refused."""
+        if revision != self.revision:
+            return 404, "RevisionNotFound"
+        if name == TREE:
+            return None  # a gated repository shows what it has
+        if self.members is not None and token not in self.members:
+            return 403 if token else 401, "GatedRepo"
+        return None if name in self.files else (404, "EntryNotFound")
+
+
+class Hub:
+    """Use as a context: `with Hub() as hub`, then `open` repositories, `add` files to them, and `trouble`."""
+
+    def __init__(self) -> None:
+        self.repositories: list[Repository] = []
+        self.asked: list[Asked] = []
         self._held = ""
         self._released = threading.Event()
         self._changed = threading.Condition()
@@ -96,16 +125,14 @@ class Hub:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def add(self, path: str, data: bytes, size: int | None = None) -> None:
-        """Put a file into the repository, by Git LFS if it is a picture or weights."""
-        lfs = path.endswith((".safetensors", ".bin", ".jpeg"))
-        self.files[path] = File(data, lfs, len(data) if size is None else size)
+    @property
+    def first(self) -> Repository:
+        return self.repositories[0]
 
-    def add_folder(self, folder: Path) -> None:
-        """Put all of `folder` into the repository."""
-        for file in folder.rglob("*"):
-            if file.is_file():
-                self.add(file.relative_to(folder).as_posix(), file.read_bytes())
+    def open(self, name: str, revision: str) -> Repository:
+        """Another repository, without files as yet."""
+        self.repositories.append(Repository(name, revision))
+        return self.repositories[-1]
 
     def trouble(self, method: str, path: str, *troubles: Trouble) -> None:
         """Let the next requests for `path` go wrong, one after the other."""
@@ -158,37 +185,30 @@ class _Routes(BaseHTTPRequestHandler):
         found = ROUTE.fullmatch(path)
         if not found:
             return self._refuse(404, "NotFound")
-        repository, revision, name = found["listed"] or found["repository"], found["revision"], found["file"] or TREE
+        asked, revision, name = found["listed"] or found["repository"], found["revision"], found["file"] or TREE
         first = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        trouble = self.hub.note(Asked(self.command, name, int(first[1]) if first else 0, token))
+        trouble = self.hub.note(Asked(self.command, asked, name, int(first[1]) if first else 0, token))
         if trouble.status != 200:
             return self._answer(trouble.status, trouble.headers, b"")
-        if refusal := self._refusal(repository, revision, name, token):
+        repository = next((one for one in self.hub.repositories if one.name == asked), None)
+        if repository is None:
+            return self._refuse(404, "RepoNotFound")
+        if refusal := repository.refusal(revision, name, token):
             return self._refuse(*refusal)
         if name == TREE:
-            return self._answer(200, {}, json.dumps([f.row(p) for p, f in self.hub.files.items()]).encode())
+            return self._answer(200, {}, json.dumps([f.row(p) for p, f in repository.files.items()]).encode())
         if self.command == "GET":
             self.hub.pass_by(name)
-        return self._send(self.hub.files[name], int(first[1]) if first else 0, trouble)
-
-    def _refusal(self, repository: str, revision: str, name: str, token: str) -> tuple[int, str] | None:
-        if repository != self.hub.repository:
-            return 404, "RepoNotFound"
-        if revision != self.hub.revision:
-            return 404, "RevisionNotFound"
-        if name == TREE:
-            return None  # a gated repository shows what it has
-        if self.hub.members is not None and token not in self.hub.members:
-            return 403 if token else 401, "GatedRepo"
-        return None if name in self.hub.files else (404, "EntryNotFound")
+        return self._send(repository, name, int(first[1]) if first else 0, trouble)
 
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, {"X-Error-Code": code}, b"")
 
-    def _send(self, file: File, first: int, trouble: Trouble) -> None:
+    def _send(self, repository: Repository, name: str, first: int, trouble: Trouble) -> None:
+        file = repository.files[name]
         data = file.data if trouble.body is None else trouble.body
-        headers = {"X-Repo-Commit": self.hub.revision, "ETag": f'"{file.sha256 if file.lfs else file.git}"'}
+        headers = {"X-Repo-Commit": repository.revision, "ETag": f'"{file.sha256 if file.lfs else file.git}"'}
         if first:
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
         self._answer(206 if first else 200, headers, data[first:], trouble)

@@ -1,6 +1,7 @@
 import importlib
 
 import pytest
+from diffusers import DiffusionPipeline
 
 from handler import MODELS, MODES, ImageRequest
 from handler.catalog import find
@@ -13,11 +14,13 @@ ROWS = list(MODELS.values())
 def test_rows_are_sound(spec) -> None:
     assert 1 <= spec.steps <= spec.max_steps <= 50
     assert all(side % spec.multiple == 0 for side in (*spec.size, *spec.native_size))
-    assert spec.takes_guidance or spec.guidance == 0
     assert spec.license.obligation.endswith(".")
     assert spec.embedded or len(spec.revision) == 40
     family = importlib.import_module(spec.family)
-    assert all(callable(getattr(family, verb)) for verb in ("build", "encode", "run"))
+    assert set(spec.schedulers) <= set(family.SCHEDULERS)
+    assert callable(family.encode)
+    assert issubclass(family.PIPELINE, DiffusionPipeline)
+    assert bool(spec.grafts) == bool(spec.base)
 
 
 def test_seed_table_values() -> None:

@@ -13,7 +13,7 @@ from handler.errors import InvalidValue
 
 RNG = np.random.default_rng(0)
 RECIPE = MODELS["spark"].recipe(ImageRequest(prompt='naïve "红" \u0000 circle', seed=3))
-PARAMETERS = parameters_of(RECIPE, "fp32", "EAGER", "0.1.0")
+PARAMETERS = parameters_of(RECIPE, {"precision": "fp32", "plan": "EAGER", "vae": ""}, "0.1.0")
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (1, 1), (3, 257), (300, 2), (2048, 65)])

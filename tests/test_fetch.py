@@ -9,6 +9,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,15 @@ from huggingface_hub.utils import _http, close_session
 
 from handler import MODELS, Settings, Worker
 from handler.__main__ import main
-from handler.errors import FetchFailed, VolumeFailed, WeightsMissing
-from handler.fetch import Fetched, choose, explained, fetch
+from handler.errors import FetchFailed, SettingsError, VolumeFailed, WeightsMissing
+from handler.fetch import Fetched, fetch, fetch_vae
+from handler.hub import Repository, explained
 from handler.request import ImageRequest
-from handler.volume import EMBEDDED, checked, fetched_folder, model_source
+from handler.spec import Graft
+from handler.vae import fetched_vae
+from handler.volume import EMBEDDED, checked, fetched_folder, model_source, summarize
 from hub_plane import DEADLINE_S, TREE, Hub, Trouble
+from hub_plane import Repository as Shelf
 
 ROOT = Path(__file__).parent.parent
 SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
@@ -41,20 +46,44 @@ transformer/diffusion_pytorch_model-00002-of-00003.safetensors
 transformer/diffusion_pytorch_model-00003-of-00003.safetensors
 transformer/diffusion_pytorch_model.safetensors.index.json vae/config.json vae/diffusion_pytorch_model.safetensors
 """.split()  # noqa: SIM905
-LEFT = [".gitattributes", "README.md", "ae.safetensors"]
-IN_SCHNELL = [*NEEDED, *LEFT, "flux1-schnell.safetensors", "schnell_grid.jpeg"]
-IN_DEV = [*NEEDED, *LEFT, "flux1-dev.safetensors", "dev_grid.jpg"]
+LEFT = [".gitattributes", "README.md", "ae.safetensors", "flux1-schnell.safetensors", "schnell_grid.jpeg"]
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 CONFIG = "vae/config.json"
-SCHEDULER = "scheduler/scheduler_config.json"
+LIGHTNING, SDXL = MODELS["sdxl-lightning"], MODELS["sdxl"]
+UNET = "unet/diffusion_pytorch_model.safetensors"
+SHARDS = "text_encoder_2/model.safetensors.index.json"
+SDXL_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+# SDXL's files by the names they get here. Its second encoder is in shards here, and its VAE has no variant.
+SDXL_FILES = {
+    "text_encoder/model.safetensors": "text_encoder/model.fp16.safetensors",
+    "text_encoder_2/model-00001-of-00002.safetensors": "text_encoder_2/model.fp16-00001-of-00002.safetensors",
+    "text_encoder_2/model-00002-of-00002.safetensors": "text_encoder_2/model.fp16-00002-of-00002.safetensors",
+    SHARDS: "text_encoder_2/model.safetensors.index.fp16.json",
+    UNET: "unet/diffusion_pytorch_model.fp16.safetensors",
+    "vae/diffusion_pytorch_model.safetensors": "vae/diffusion_pytorch_model.safetensors",
+} | {
+    name: name
+    for name in (
+        *("LICENSE.md", "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"),
+        *("tokenizer_2/merges.txt", *(f"{part}/config.json" for part in SDXL_PARTS if "tokenizer" not in part)),
+    )
+}
+SDXL_LEFT = """
+README.md sd_xl_base_1.0.safetensors text_encoder/model.safetensors text_encoder/model.onnx
+text_encoder_2/model.safetensors unet/diffusion_pytorch_model.safetensors vae_1_0/config.json
+vae/diffusion_pytorch_model.fp16.bin
+""".split()  # noqa: SIM905
+VAE_REVISION = "207b116dae70ace3637169f1ddd2434b91b3a8cd"
+VAE = f"madebyollin/sdxl-vae-fp16-fix@{VAE_REVISION}"
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub with a small FLUX.1-schnell, to which this process's client is pointed; `hub.waits` are its waits."""
-    with Hub(SCHNELL.repository, SCHNELL.revision) as hub:
-        for name in IN_SCHNELL:
-            hub.add(name, json.dumps(INDEX).encode() if name == "model_index.json" else name.encode() * 9)
+    with Hub() as hub:
+        schnell = hub.open(SCHNELL.repository, SCHNELL.revision)
+        for name in [*NEEDED, *LEFT]:
+            schnell.add(name, json.dumps(INDEX).encode() if name == "model_index.json" else name.encode() * 9)
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(
@@ -76,6 +105,44 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     for module in (_http, sys.modules["huggingface_hub.file_download"]):
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=seconds.append))
     return seconds
+
+
+def open_sdxl(hub: Hub) -> Shelf:
+    """Let `hub` have a small SDXL with fp16 variants, too."""
+    sdxl = hub.open(SDXL.repository, SDXL.revision)
+    for name in [*SDXL_FILES.values(), *SDXL_LEFT]:
+        sdxl.add(name, name.encode() * 9)
+    sdxl.add("model_index.json", json.dumps({part: ["a library", "Class"] for part in SDXL_PARTS}).encode())
+    shards = {f"{n}.weight": f"model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    sdxl.add(SDXL_FILES[SHARDS], json.dumps({"metadata": {"total_size": 2}, "weight_map": shards}).encode())
+    return sdxl
+
+
+def open_lightning(hub: Hub) -> Shelf:
+    """Let `hub` have the files grafted onto SDXL, too."""
+    lightning = hub.open(LIGHTNING.repository, LIGHTNING.revision)
+    for name in ("sdxl_lightning_4step_unet.safetensors", "sdxl_lightning_8step_unet.safetensors", "README.md"):
+        lightning.add(name, name.encode() * 9)
+    return lightning
+
+
+def open_vae(hub: Hub, kind: str = "AutoencoderKL") -> Shelf:
+    """Let `hub` have an autoencoder, too."""
+    vae = hub.open(*VAE.split("@"))
+    for name in ("README.md", "sdxl.vae.safetensors", "diffusion_pytorch_model.bin", CONFIG, WEIGHTS):
+        vae.add(name.removeprefix("vae/"), name.encode() * 9)
+    vae.add("config.json", json.dumps({"_class_name": kind}).encode())
+    return vae
+
+
+def asked(hub: Hub, since: int = 0) -> list[tuple[str, str]]:
+    """What has been downloaded: repository and file."""
+    return sorted((one.repository, one.path) for one in hub.downloads()[since:])
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    """All files of `folder` and what is in them."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def never(seconds: float) -> None:
@@ -119,35 +186,8 @@ def assert_complete(hub: Hub, volume: Path) -> None:
     }
     assert set(source.manifest.files) == set(NEEDED)
     for name, entry in source.manifest.files.items():
-        assert (source.folder / name).read_bytes() == hub.files[name].data
-        assert entry.sha256 == hub.files[name].sha256
-
-
-@pytest.mark.parametrize("files", [IN_SCHNELL, IN_DEV])
-def test_what_flux_needs(files: list[str]) -> None:
-    assert choose(files, INDEX) == sorted(NEEDED)
-
-
-def test_only_components_and_plain_safetensors_come() -> None:
-    index = {"_class_name": "X", "flag": True, "gone": [None, None], "unet": ["diffusers", "U"], "../up": ["a", "b"]}
-    plain = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
-    left = """
-        unet/diffusion_pytorch_model.fp16.safetensors unet/diffusion_pytorch_model.bin unet/model.onnx unet/run.py
-        unet/diffusion_pytorch_model.safetensors.index.fp16.json unet/pytorch_model.bin.index.json unet/old/config.json
-        unet/flax_model.msgpack gone/config.json other/config.json x.ckpt ../up/config.json config.json
-    """.split()  # noqa: SIM905
-    assert choose([*plain, *left], index) == plain
-
-
-@pytest.mark.parametrize("only", ["diffusion_pytorch_model.bin", "model.fp16.safetensors", "model.ckpt"])
-def test_a_component_without_plain_safetensors_is_named(only: str) -> None:
-    with pytest.raises(FetchFailed, match=f"'vae'.*{only}"):
-        choose(["vae/config.json", f"vae/{only}"], {"vae": ["diffusers", "V"]})
-
-
-def test_a_component_without_files_is_named() -> None:
-    with pytest.raises(FetchFailed, match="'vae'"):
-        choose(["unet/config.json"], {"vae": ["diffusers", "V"]})
+        assert (source.folder / name).read_bytes() == hub.first.files[name].data
+        assert entry.sha256 == hub.first.files[name].sha256
 
 
 def test_the_command_brings_exactly_what_is_needed(hub: Hub, tmp_path: Path) -> None:
@@ -157,7 +197,7 @@ def test_the_command_brings_exactly_what_is_needed(hub: Hub, tmp_path: Path) -> 
     said = json.loads(out)
     assert said["folder"] == str(fetched_folder(SCHNELL, tmp_path))
     assert said["files"] == sorted(NEEDED)
-    assert said["bytes"] == sum(len(hub.files[name].data) for name in NEEDED)
+    assert said["bytes"] == sum(len(hub.first.files[name].data) for name in NEEDED)
     assert said["seconds"] > 0
     assert said["downloaded"]
     assert_complete(hub, tmp_path)
@@ -192,7 +232,7 @@ def test_nothing_to_fetch_for_an_embedded_model(capsys: pytest.CaptureFixture[st
 def test_a_licence_with_obligations_is_shown(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.repository, hub.revision = DEV.repository, DEV.revision
+    hub.first.name, hub.first.revision = DEV.repository, DEV.revision
     monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
     assert main(["fetch", "quality"]) == 0
     said = capsys.readouterr()
@@ -214,7 +254,7 @@ def test_it_waits_as_long_as_the_hub_asks(hub: Hub, tmp_path: Path, waits: list[
 
 
 def test_a_cut_download_goes_on_where_it_was(hub: Hub, tmp_path: Path, waits: list[float]) -> None:
-    hub.add(WEIGHTS, os.urandom(12_000_000))
+    hub.first.add(WEIGHTS, os.urandom(12_000_000))
     hub.trouble("GET", WEIGHTS, Trouble(cut=11_000_000))
     fetch(SCHNELL, tmp_path, wait=never)
     assert_complete(hub, tmp_path)
@@ -246,7 +286,7 @@ def test_it_gives_up_in_the_end_and_goes_on_later(hub: Hub, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, "model_index.json"])
 def test_wrong_bytes_are_fetched_once_more(hub: Hub, tmp_path: Path, name: str) -> None:
-    hub.trouble("GET", name, Trouble(body=bytes(len(hub.files[name].data))))
+    hub.trouble("GET", name, Trouble(body=bytes(len(hub.first.files[name].data))))
     fetch(SCHNELL, tmp_path, wait=never)
     assert_complete(hub, tmp_path)
     assert len(hub.downloads(name)) == 2
@@ -254,7 +294,7 @@ def test_wrong_bytes_are_fetched_once_more(hub: Hub, tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 def test_bytes_that_stay_wrong_are_an_error(hub: Hub, tmp_path: Path, name: str) -> None:
-    hub.trouble("GET", name, *[Trouble(body=bytes(len(hub.files[name].data)))] * 2)
+    hub.trouble("GET", name, *[Trouble(body=bytes(len(hub.first.files[name].data)))] * 2)
     with pytest.raises(FetchFailed, match=f"{name} came with wrong bytes"):
         fetch(SCHNELL, tmp_path, wait=never)
     assert not held(tmp_path) & {name, "manifest.json"}
@@ -274,7 +314,7 @@ def test_a_damaged_folder_is_repaired(hub: Hub, tmp_path: Path) -> None:
 def test_a_gated_model_tells_where_its_licence_is(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
-    hub.members = {"member"}
+    hub.first.members = {"member"}
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(
         FetchFailed, match=f"accept its licence at https://huggingface.co/{SCHNELL.repository}.*HF_TOKEN"
@@ -284,7 +324,7 @@ def test_a_gated_model_tells_where_its_licence_is(
 
 @pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
 def test_a_member_gets_a_gated_model(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    hub.members = {"member"}
+    hub.first.members = {"member"}
     monkeypatch.setenv(variable, "member")
     fetch(SCHNELL, tmp_path, wait=never)
     assert_complete(hub, tmp_path)
@@ -292,23 +332,23 @@ def test_a_member_gets_a_gated_model(hub: Hub, tmp_path: Path, monkeypatch: pyte
 
 
 def _elsewhere(hub: Hub) -> None:
-    hub.repository = "someone/else"
+    hub.first.name = "someone/else"
 
 
 def _later(hub: Hub) -> None:
-    hub.revision = "0" * 40
+    hub.first.revision = "0" * 40
 
 
 def _bare(hub: Hub) -> None:
-    del hub.files["model_index.json"]
+    del hub.first.files["model_index.json"]
 
 
 def _huge(hub: Hub) -> None:
-    hub.add(WEIGHTS, b"x", size=10**16)
+    hub.first.add(WEIGHTS, b"x", size=10**16)
 
 
 def _junk(hub: Hub) -> None:
-    hub.add("model_index.json", b"<html>")
+    hub.first.add("model_index.json", b"<html>")
 
 
 @pytest.mark.parametrize(
@@ -352,7 +392,7 @@ def test_a_volume_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_on_the_way(hub: Hub, tmp_path: Path) -> None:
-    hub.add(WEIGHTS, bytes(1_000_000))
+    hub.first.add(WEIGHTS, bytes(1_000_000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
     try:
@@ -365,7 +405,10 @@ def test_a_write_that_fails_on_the_way(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_full_volume_is_named(tmp_path: Path) -> None:
-    with pytest.raises(VolumeFailed, match="No space left on device"), explained(SCHNELL, tmp_path):
+    with (
+        pytest.raises(VolumeFailed, match="No space left on device"),
+        explained("flux-schnell", Repository(SCHNELL.repository, SCHNELL.revision), tmp_path),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -402,11 +445,230 @@ def test_a_killed_fetch_leaves_no_model_and_the_next_completes_it(hub: Hub, tmp_
 
 
 def test_a_worker_boots_on_what_was_fetched(hub: Hub, tmp_path: Path) -> None:
-    hub.files.clear()
-    hub.add_folder(EMBEDDED / "spark")
+    hub.first.files.clear()
+    hub.first.add_folder(EMBEDDED / "spark")
     fetched = fetch(SCHNELL, tmp_path, wait=never)
     assert isinstance(fetched, Fetched)
     worker = Worker.boot(Settings(model="flux-schnell", volume=tmp_path, cold_start_budget_s=3600))
     recipe = SCHNELL.recipe(ImageRequest(prompt="a red circle", width=64, height=64, seed=1))
     pixels, _ = worker.generate(recipe)
     assert pixels.rgb.shape == (64, 64, 3)
+
+
+def test_a_variant_is_stored_under_plain_names(hub: Hub, tmp_path: Path) -> None:
+    sdxl = open_sdxl(hub)
+    fetched = fetch(SDXL, tmp_path, wait=never)
+    assert asked(hub) == sorted((SDXL.repository, file) for file in SDXL_FILES.values())
+    files = stored(fetched.folder)
+    assert set(files) == {*SDXL_FILES, "manifest.json"}
+    assert set(fetched.files) == set(SDXL_FILES)
+    for path, file in SDXL_FILES.items():
+        assert path == SHARDS or files[path] == sdxl.files[file].data
+    assert json.loads(files[SHARDS]) == {
+        "metadata": {"total_size": 2},
+        "weight_map": {f"{n}.weight": f"model-0000{n}-of-00002.safetensors" for n in (1, 2)},
+    }
+    source = model_source(SDXL, tmp_path)
+    assert source.manifest
+    for path, entry in source.manifest.files.items():
+        assert entry == summarize(fetched.folder / path)
+    assert not fetch(SDXL, tmp_path, wait=never).downloaded
+
+
+def test_an_index_of_other_shards_is_named(hub: Hub, tmp_path: Path) -> None:
+    sdxl = open_sdxl(hub)
+    del sdxl.files["text_encoder_2/model.fp16-00002-of-00002.safetensors"]
+    with pytest.raises(FetchFailed, match=r"index\.fp16\.json .*model\.fp16-00002-of-00002\.safetensors"):
+        fetch(SDXL, tmp_path, wait=never)
+    assert not (fetched_folder(SDXL, tmp_path) / "manifest.json").exists()
+
+
+def test_a_graft_comes_in_place_of_the_weights_of_the_base(hub: Hub, tmp_path: Path) -> None:
+    sdxl, lightning = open_sdxl(hub), open_lightning(hub)
+    graft = LIGHTNING.grafts[0]
+    fetched = fetch(LIGHTNING, tmp_path, wait=never)
+    from_base = {path: file for path, file in SDXL_FILES.items() if path != UNET}
+    expected = [(SDXL.repository, file) for file in from_base.values()] + [(LIGHTNING.repository, graft.file)]
+    assert asked(hub) == sorted(expected)
+    assert fetched.folder == fetched_folder(LIGHTNING, tmp_path)
+    files = stored(fetched.folder)
+    assert set(files) == {*SDXL_FILES, "manifest.json"}
+    assert files[UNET] == lightning.files[graft.file].data
+    assert files["vae/config.json"] == sdxl.files["vae/config.json"].data
+    source = model_source(LIGHTNING, tmp_path)
+    assert source.manifest
+    assert source.manifest.facts == {
+        "model": "sdxl-lightning",
+        "repository": LIGHTNING.repository,
+        "revision": LIGHTNING.revision,
+        "base": SDXL.repository,
+        "base_revision": SDXL.revision,
+    }
+    assert not fetch(LIGHTNING, tmp_path, wait=never).downloaded
+
+
+@pytest.mark.parametrize("lora", ["lora/diffusion_pytorch_model.safetensors", "transformer/lora.safetensors"])
+def test_a_lora_comes_beside_all_of_the_base(hub: Hub, tmp_path: Path, lora: str) -> None:
+    spec = replace(MODELS["qwen-image-lightning"], base=SCHNELL, grafts=(Graft("8steps.safetensors", lora),))
+    own = hub.open(spec.repository, spec.revision)
+    own.add("8steps.safetensors", b"a LoRA")
+    own.add("4steps.safetensors", b"another")
+    fetched = fetch(spec, tmp_path, wait=never)
+    expected = [*((SCHNELL.repository, name) for name in NEEDED), (spec.repository, "8steps.safetensors")]
+    assert asked(hub) == sorted(expected)
+    files = stored(fetched.folder)
+    assert set(files) == {*NEEDED, lora, "manifest.json"}
+    assert files[lora] == b"a LoRA"
+    assert all(files[name] == hub.first.files[name].data for name in NEEDED)
+
+
+def test_a_missing_graft_is_named_before_all_else_comes(hub: Hub, tmp_path: Path) -> None:
+    open_sdxl(hub)
+    del open_lightning(hub).files[LIGHTNING.grafts[0].file]
+    with pytest.raises(FetchFailed, match=f"{LIGHTNING.repository} has no {LIGHTNING.grafts[0].file} at"):
+        fetch(LIGHTNING, tmp_path, wait=never)
+    assert asked(hub) == [(SDXL.repository, "model_index.json")]
+    names = set(stored(fetched_folder(LIGHTNING, tmp_path)))
+    assert {name for name in names if not name.startswith(".cache/")} == {"model_index.json"}
+
+
+def test_a_fetch_from_two_repositories_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    open_sdxl(hub)
+    open_lightning(hub)
+    graft = LIGHTNING.grafts[0].file
+    hub.trouble("GET", graft, *[Trouble(500)] * 5)
+    with pytest.raises(FetchFailed, match="500 Internal Server Error; try again later"):
+        fetch(LIGHTNING, tmp_path, wait=[].append)
+    before = len(hub.downloads())
+    fetched = fetch(LIGHTNING, tmp_path, wait=never)
+    last = "vae/diffusion_pytorch_model.safetensors"
+    expected = [(SDXL.repository, CONFIG), (SDXL.repository, last), (LIGHTNING.repository, graft)]
+    assert asked(hub, before) == sorted(expected)
+    assert set(stored(fetched.folder)) == {*SDXL_FILES, "manifest.json"}
+
+
+def test_another_base_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
+    sdxl = open_sdxl(hub)
+    open_lightning(hub)
+    fetch(LIGHTNING, tmp_path, wait=never)
+    sdxl.revision = "0" * 40
+    sdxl.add("unet/config.json", b"a newer one")
+    before = len(hub.downloads())
+    fetched = fetch(replace(LIGHTNING, base=replace(SDXL, revision=sdxl.revision)), tmp_path, wait=never)
+    assert asked(hub, before) == [(SDXL.repository, SDXL_FILES[SHARDS]), (SDXL.repository, "unet/config.json")]
+    assert stored(fetched.folder)["unet/config.json"] == b"a newer one"
+
+
+def _gate_base(hub: Hub) -> str:
+    hub.repositories[1].members = set()
+    return f"sdxl-lightning is gated: accept its licence at https://huggingface.co/{SDXL.repository},"
+
+
+def _gate_own(hub: Hub) -> str:
+    hub.repositories[2].members = set()
+    return f"sdxl-lightning is gated: accept its licence at https://huggingface.co/{LIGHTNING.repository},"
+
+
+def _no_base(hub: Hub) -> str:
+    del hub.repositories[1]
+    return f"The hub shows no {SDXL.repository} at {SDXL.revision}"
+
+
+def _no_own(hub: Hub) -> str:
+    del hub.repositories[2]
+    return f"The hub shows no {LIGHTNING.repository} at {LIGHTNING.revision}"
+
+
+def _huge_own(hub: Hub) -> str:
+    hub.repositories[2].add(LIGHTNING.grafts[0].file, b"x", size=10**16)
+    return "sdxl-lightning needs 10000000.0 GB more"
+
+
+@pytest.mark.parametrize("change", [_gate_base, _gate_own, _no_base, _no_own, _huge_own])
+def test_of_two_repositories_the_error_names_the_right_one(
+    hub: Hub, tmp_path: Path, change: Callable[[Hub], str]
+) -> None:
+    open_sdxl(hub)
+    open_lightning(hub)
+    with pytest.raises(FetchFailed, match=change(hub)):
+        fetch(LIGHTNING, tmp_path, wait=never)
+    assert not (fetched_folder(LIGHTNING, tmp_path) / "manifest.json").exists()
+
+
+def test_a_vae_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    vae = open_vae(hub)
+    fetched = fetch_vae(VAE, tmp_path, wait=never)
+    assert asked(hub) == [(vae.name, "config.json"), (vae.name, "diffusion_pytorch_model.safetensors")]
+    assert fetched.folder == fetched_vae(VAE, tmp_path)
+    assert fetched.folder == tmp_path / "vae" / "madebyollin--sdxl-vae-fp16-fix" / VAE_REVISION
+    files = stored(fetched.folder)
+    assert set(files) == {CONFIG, WEIGHTS, "manifest.json"}
+    assert files[WEIGHTS] == vae.files["diffusion_pytorch_model.safetensors"].data
+    source = checked(fetched.folder, "")
+    assert source
+    assert source.manifest
+    assert source.manifest.facts == {"kind": "vae", "repository": vae.name, "revision": VAE_REVISION}
+    assert not fetch_vae(VAE, tmp_path, wait=never).downloaded
+
+
+def test_a_vae_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    vae = open_vae(hub)
+    hub.trouble("GET", "diffusion_pytorch_model.safetensors", *[Trouble(500)] * 5)
+    with pytest.raises(FetchFailed, match="try again later"):
+        fetch_vae(VAE, tmp_path, wait=[].append)
+    before = len(hub.downloads())
+    fetched = fetch_vae(VAE, tmp_path, wait=never)
+    assert asked(hub, before) == [(vae.name, "diffusion_pytorch_model.safetensors")]
+    assert set(stored(fetched.folder)) == {CONFIG, WEIGHTS, "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["someone/vae", "someone/vae@main", "someone/vae@207b116", "vae@" + VAE_REVISION, "some/v/ae@" + VAE_REVISION],
+)
+def test_a_vae_needs_its_revision(hub: Hub, tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"KINDLING_VAE: '{name}' .*pin a revision"):
+        fetch_vae(name, tmp_path, wait=never)
+    assert (hub.asked, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("missing", "text", "came"),
+    [
+        ("config.json", f"{VAE[:-41]} has no config.json at {VAE_REVISION}", []),
+        ("diffusion_pytorch_model.safetensors", r"has no diffusion_pytorch_model\.safetensors", ["config.json"]),
+    ],
+)
+def test_what_a_vae_lacks_is_named(hub: Hub, tmp_path: Path, missing: str, text: str, came: list[str]) -> None:
+    vae = open_vae(hub)
+    del vae.files[missing]
+    with pytest.raises(FetchFailed, match=text):
+        fetch_vae(VAE, tmp_path, wait=never)
+    assert asked(hub) == [(vae.name, name) for name in came]
+    assert not (fetched_vae(VAE, tmp_path) / "manifest.json").exists()
+
+
+def test_another_kind_of_model_is_no_vae(hub: Hub, tmp_path: Path) -> None:
+    vae = open_vae(hub, "UNet2DConditionModel")
+    with pytest.raises(FetchFailed, match=r"no autoencoder of diffusers.*UNet2DConditionModel"):
+        fetch_vae(VAE, tmp_path, wait=never)
+    assert asked(hub) == [(vae.name, "config.json")]
+
+
+def test_the_command_brings_the_vae_that_is_set(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_vae(hub)
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    monkeypatch.setenv("KINDLING_VAE", VAE)
+    assert main(["fetch", "flux-schnell", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["model"], said["vae"]["model"]) == ("flux-schnell", VAE)
+    assert said["vae"]["files"] == [CONFIG, WEIGHTS]
+    assert main(["fetch", "spark"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{VAE}: 2 files, 0.0 GB in {fetched_vae(VAE, tmp_path)}")
+    assert "nothing to fetch" in second
+    monkeypatch.setenv("KINDLING_VAE", str(tmp_path))
+    assert main(["fetch", "flux-schnell", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["vae"] is None

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from handler import MODELS, KindlingError
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
-from handler.families import flux
+from handler.families import build, flux
 from handler.hardware import Hardware
 from handler.reader import CONFIGS, Reader
 from handler.volume import EMBEDDED, Source, model_source, read_manifest, write_manifest
@@ -93,7 +93,7 @@ def picture(pipeline: Any) -> Any:
 def test_equals_from_pretrained_bit_by_bit(precision: str) -> None:
     hardware = Hardware("cpu", "CPU", precision, "")
     with Reader(model_source(MODELS["spark"], Path("unused"))) as reader:
-        ours = flux.build(reader, hardware)
+        ours = build(flux, reader, hardware)
     theirs = FluxPipeline.from_pretrained(SPARK, dtype=getattr(torch, hardware.dtype), local_files_only=True)
     mine, other = states(ours), states(theirs)
     assert list(mine) == list(other)
@@ -127,7 +127,7 @@ def test_a_component_in_several_files(spark: Path) -> None:
 def test_a_hub_cache_of_links_and_without_a_manifest(spark: Path, tmp_path: Path) -> None:
     shutil.copytree(spark, tmp_path / "snapshot", copy_function=lambda a, b: Path(b).symlink_to(a))
     with Reader(Source(tmp_path / "snapshot", None)) as reader:
-        assert picture(flux.build(reader, FP32)).shape == (1, 64, 64, 3)
+        assert picture(build(flux, reader, FP32)).shape == (1, 64, 64, 3)
 
 
 def test_reading_needs_no_torch() -> None:

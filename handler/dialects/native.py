@@ -2,11 +2,10 @@
 
 import base64
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from handler.catalog import ModelSpec
 from handler.request import ImageRequest, Picture
+from handler.spec import ModelSpec
 
 parse = ImageRequest.parse
 
@@ -18,7 +17,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
             "b64_json": base64.b64encode(picture.data).decode(),
             "format": picture.format,
             "seed": picture.recipe.seed,
-            "parameters": asdict(picture.recipe),
+            "parameters": picture.recipe.described(),
             "stages_s": {name: round(value, 4) for name, value in picture.stages.items()},
         }
         for picture in pictures

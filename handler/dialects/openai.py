@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from handler.catalog import ModelSpec
 from handler.errors import InvalidType, InvalidValue, OutOfRange, Unsupported
 from handler.request import MAX_SIDE, MIN_SIDE, ImageRequest, Picture
+from handler.spec import ModelSpec
 
 IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
 ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us

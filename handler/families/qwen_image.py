@@ -1,0 +1,22 @@
+"""Qwen-Image and its Lightning distillation: Qwen2.5-VL as text encoder, classifier-free guidance."""
+
+from typing import Any
+
+from diffusers import QwenImagePipeline
+
+from handler.families import schedulers
+from handler.request import Recipe
+
+PIPELINE = QwenImagePipeline
+DENOISER = "transformer"
+SCHEDULERS = schedulers.FLOW
+
+
+def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
+    """Embeddings of prompt and, with guidance, of the negative prompt, unpadded: (1, length, width)."""
+    context, _ = pipeline.encode_prompt(recipe.prompt, max_sequence_length=tokens)
+    arguments = {"prompt_embeds": context, "true_cfg_scale": recipe.guidance, "max_sequence_length": tokens}
+    if recipe.guidance > 1:
+        negative = recipe.negative_prompt or " "  # an empty one has no tokens left once the template is cut off
+        arguments["negative_prompt_embeds"], _ = pipeline.encode_prompt(negative, max_sequence_length=tokens)
+    return arguments

@@ -1,0 +1,28 @@
+"""Stable Diffusion XL: the base, Turbo and Lightning. Predicts epsilon; two CLIP encoders."""
+
+from typing import Any
+
+from diffusers import StableDiffusionXLPipeline
+
+from handler.families import schedulers
+from handler.request import Recipe
+
+PIPELINE = StableDiffusionXLPipeline
+DENOISER = "unet"
+SCHEDULERS = schedulers.EPSILON
+
+
+def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
+    """Embeddings of prompt and negative prompt, (1, 77, width) and pooled (1, width)."""
+    context, negative, pooled, negative_pooled = pipeline.encode_prompt(
+        recipe.prompt,
+        negative_prompt=recipe.negative_prompt or None,  # none at all is zeros, which is how the base was trained
+        do_classifier_free_guidance=recipe.guidance > 1,
+    )
+    return {
+        "prompt_embeds": context,
+        "negative_prompt_embeds": negative,
+        "pooled_prompt_embeds": pooled,
+        "negative_pooled_prompt_embeds": negative_pooled,
+        "guidance_scale": recipe.guidance,
+    }

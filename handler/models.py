@@ -1,0 +1,104 @@
+"""The catalogue: what each model needs, whether it is on the volume, whether it fits here, what its licence asks."""
+
+import argparse
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from handler import compiled
+from handler.catalog import MODELS, MODES
+from handler.errors import KindlingError, WeightsMissing
+from handler.fit import Fit, fit
+from handler.hardware import Hardware, detect
+from handler.settings import Settings
+from handler.spec import ModelSpec
+from handler.volume import baked_sources, served_source
+
+PATIENCE_S = 10.0  # a volume that hangs must not hang who looks at it
+SILENT = f"the volume does not answer within {PATIENCE_S:g} s"
+ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One model on this volume and this machine. `baked` is HIT where compile artifacts fit this device."""
+
+    id: str
+    fetched: bool
+    baked: str
+    baked_weights: bool
+    reason: str
+    fit: Fit
+
+
+def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
+    """Whether `spec` is on the volume, what was baked for it, whether it fits; else why not."""
+    verdict = fit(spec, hardware)
+    try:
+        source = served_source(spec, settings.volume, hardware.precision)
+        found = compiled.look(spec, hardware, settings.volume)
+    except WeightsMissing:
+        return State(spec.id, False, "MISS", False, "not fetched", verdict)
+    except KindlingError as error:
+        return State(spec.id, False, "MISS", False, error.message, verdict)
+    baked = any(source.folder == other.folder for other in baked_sources(spec, settings.volume))
+    return State(spec.id, True, found.outcome, baked, found.reason, verdict)
+
+
+def states(settings: Settings, hardware: Hardware) -> list[State]:
+    """The state of every model in the catalogue."""
+    unknown = [State(spec.id, False, "MISS", False, SILENT, fit(spec, hardware)) for spec in MODELS.values()]
+
+    def examined() -> list[State]:
+        return [state(spec, settings, hardware) for spec in MODELS.values()]
+
+    found: list[State] = patiently(examined, otherwise=unknown)
+    return found
+
+
+def patiently(examine: Callable[..., Any], *given: Any, otherwise: Any) -> Any:
+    """What `examine` finds, or `otherwise` if it hangs, as a read from a dead network mount does."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(examine(*given)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    return found[0] if found else otherwise
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the catalogue; the exit code."""
+    settings = Settings.from_env()
+    hardware = detect(settings)
+    found = states(settings, hardware)
+    if options.json:
+        models = [described(MODELS[s.id]) | {"state": asdict(s)} for s in found]
+        print(json.dumps({"models": models, "modes": [asdict(mode) for mode in MODES.values()]}))
+        return 0
+    print(ROW.format("MODEL", "PARAMS", "STEPS", "GUIDANCE", "SIZE", f"HERE ({hardware.name}, {hardware.precision})"))
+    for one in found:
+        print("\n".join(lines(MODELS[one.id], one)))
+    print("\nMODES")
+    for mode in MODES.values():
+        print(f"{mode.id:<21} {mode.model}: {mode.promise}")
+    return 0
+
+
+def described(spec: ModelSpec) -> dict[str, Any]:
+    """A row as JSON takes it."""
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(spec).items()}
+
+
+def lines(spec: ModelSpec, found: State) -> list[str]:
+    """One model for people: its numbers, whether it fits and why, its licence."""
+    count, size = spec.parameters, "x".join(map(str, spec.size))
+    parameters = f"{count / 1e6:,.1f}M" if count < 1e9 else f"{count / 1e9:g}B"
+    fetched = "ships with Kindling" if spec.embedded else "fetched" if found.fetched else found.reason
+    baked = [", baked weights"] * found.baked_weights + [", compiled"] * (found.baked == "HIT")
+    where = f"{'fits' if found.fit.fits else 'does not fit'}; {fetched}{''.join(baked)}"
+    return [
+        ROW.format(spec.id, parameters, f"{spec.steps}/{spec.max_steps}", spec.guidance, size, where),
+        f"{'':<22}{found.fit.reason}",
+        f"{'':<22}{spec.license.name}: {spec.license.obligation}",
+    ]

@@ -1,0 +1,131 @@
+"""What a row of the catalogue says about a model, and what it makes of a request. The rows are in `catalog.py`."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from handler.errors import OutOfRange, Unsupported
+from handler.licenses import License
+from handler.request import MAX_SEED, MAX_SIDE, MIN_SIDE, ImageRequest, Recipe, Reference
+
+
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """A file of the model's own repository, and its place among the files of the base: other weights, or a LoRA."""
+
+    file: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model. Sizes are (width, height) in pixels; `multiple` is the pixel grid its latents stand on."""
+
+    id: str
+    repository: str
+    revision: str
+    family: str
+    license: License
+    parameters: int  # of what denoises; of all of it in the SDXL rows, as their makers count
+    steps: int
+    max_steps: int = 50
+    min_steps: int = 1
+    guidance: float = 0.0  # 0: distilled without, and none can be asked for
+    other_parameters: int = 0  # of the text encoders and the VAE, where `parameters` leaves them out
+    work_gb: float = 3.0  # for activations and the libraries; an assumption, not yet measured on a GPU
+    size: tuple[int, int] = (1024, 1024)
+    native_size: tuple[int, int] = (1024, 1024)
+    multiple: int = 16
+    text_tokens: int = 512
+    schedulers: tuple[str, ...] = ("flow-match-euler",)  # the default first
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)  # what differs from the repository's
+    takes_negative_prompt: bool = False  # so it has classifier-free guidance, above a scale of 1
+    max_images: int = 0  # reference images an edit may have
+    variant: str = ""  # of the weight files to fetch, such as "fp16" where the plain ones are fp32
+    base: "ModelSpec | None" = None  # whose files these are, but for the grafts
+    grafts: tuple[Graft, ...] = ()
+    embedded: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name a request may use for this model."""
+        return (self.id, self.repository, *self.aliases)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether a guidance scale changes anything."""
+        return self.guidance > 0
+
+    @property
+    def vram_gb(self) -> float:
+        """GB that `parameters` take at FP16."""
+        return self.parameters * 2 / 1e9
+
+    def recipe(self, request: ImageRequest, images: tuple[Reference, ...] = ()) -> Recipe:
+        """Fill what `request` leaves open; raise the error that names the first thing this model cannot do.
+
+        `images` are the request's, decoded.
+        """
+        guidance = self.guidance if request.guidance_scale is None else request.guidance_scale
+        self._check(request, guidance)
+        return Recipe(
+            model=self.id,
+            revision=self.revision,
+            prompt=request.prompt,
+            size=self._size(request, images),
+            steps=request.num_inference_steps or self.steps,
+            guidance=guidance,
+            scheduler=request.scheduler or self.schedulers[0],
+            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+            negative_prompt=request.negative_prompt or "",
+            images=images,
+        )
+
+    def _size(self, request: ImageRequest, images: tuple[Reference, ...]) -> tuple[int, int]:
+        """As asked; else the first reference image's shape at the model's own area; else the model's size."""
+        if request.width is not None and request.height is not None:
+            return request.width, request.height
+        if not images:
+            return self.size
+        height, width = images[0].rgb.shape[:2]
+        scale = min(1.0, (self.size[0] * self.size[1] / (width * height)) ** 0.5)
+        grid = self.multiple
+        fitted = (max(grid, round(side * scale / grid) * grid) for side in (width, height))
+        width, height = (min(max(side, MIN_SIDE), MAX_SIDE) for side in fitted)
+        return width, height
+
+    def _check(self, request: ImageRequest, guidance: float) -> None:
+        steps = request.num_inference_steps or self.steps
+        if not self.min_steps <= steps <= self.max_steps:
+            takes = f"{self.min_steps} to {self.max_steps}" if self.min_steps > 1 else f"at most {self.max_steps}"
+            raise OutOfRange(f"num_inference_steps: {self.id} takes {takes}, got {steps}.", "num_inference_steps")
+        if guidance and not self.takes_guidance:
+            raise OutOfRange(
+                f"{self.id} is distilled without guidance: leave guidance_scale out or send 0.", "guidance_scale"
+            )
+        if request.scheduler and request.scheduler not in self.schedulers:
+            raise OutOfRange(
+                f"{self.id} cannot use scheduler '{request.scheduler}'; it takes {', '.join(self.schedulers)}.",
+                "scheduler",
+            )
+        if request.negative_prompt and not self.takes_negative_prompt:
+            raise Unsupported(f"{self.id} cannot honour a negative prompt; leave it out.", "negative_prompt")
+        if request.negative_prompt and guidance <= 1:
+            raise Unsupported(
+                "A negative prompt works through guidance: send guidance_scale above 1.", "negative_prompt"
+            )
+        if request.images and not self.max_images:
+            raise Unsupported(f"{self.id} draws from text alone; leave images out.", "images")
+        if len(request.images) > self.max_images:
+            raise OutOfRange(f"{self.id} takes at most {self.max_images} images, got {len(request.images)}.", "images")
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A choice of model and settings under a plain word."""
+
+    id: str
+    model: str
+    promise: str

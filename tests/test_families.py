@@ -1,0 +1,230 @@
+"""Every row of the catalogue, through the worker, on its real pipeline with small random weights.
+
+A new row is tested by existing: it needs a builder in tiny.py if its family is new, and nothing here.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import PATIENT
+from diffusers import DiffusionPipeline
+
+import tiny
+from handler import MODELS, ImageRequest, ModelSpec, Worker, blocks
+from handler.errors import Cancelled, StartError
+from handler.families import schedulers
+from handler.request import Reference
+from handler.volume import fetched_folder
+
+ROWS = [spec for spec in MODELS.values() if not spec.embedded]
+EVERY = pytest.mark.parametrize("spec", ROWS, ids=lambda spec: spec.id)
+GUIDED = [spec for spec in ROWS if spec.takes_negative_prompt]
+EDITING = [spec for spec in ROWS if spec.max_images]
+PAIRS = [pytest.param(spec, name, id=f"{spec.id}-{name}") for spec in ROWS for name in spec.schedulers]
+
+
+@pytest.fixture(scope="module")
+def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Worker]:
+    """Boots a worker for a row, once for each precision, from tiny weights that lie where `fetch` would put them."""
+    volume = tmp_path_factory.mktemp("volume")
+
+    @cache
+    def booted(model: str, precision: str = "fp32") -> Worker:
+        if not fetched_folder(MODELS[model], volume).exists():
+            tiny.write(MODELS[model], volume)
+        update = {"model": model, "volume": volume, "precision": precision, "compile": "off"}
+        return Worker.boot(PATIENT.model_copy(update=update))
+
+    return booted
+
+
+def draw(worker: Worker, images: tuple[Reference, ...] = (), **fields: Any) -> Any:
+    asked: dict[str, Any] = {"prompt": "a red circle", "width": 128, "height": 96, "seed": 1, "num_inference_steps": 2}
+    asked |= {"num_inference_steps": min(2, worker.spec.max_steps)} | fields
+    request = ImageRequest(**asked, images=tuple(b"x" for _ in images))
+    return worker.generate(worker.spec.recipe(request, images))[0].rgb.astype(int)
+
+
+def differ(one: Any, other: Any) -> bool:
+    return bool(np.abs(one - other).mean() > 0.5)
+
+
+@EVERY
+def test_draws_what_is_asked(spec: ModelSpec, boot: Callable[..., Worker]) -> None:
+    worker = boot(spec.id)
+    first = draw(worker)
+    assert first.shape == (96, 128, 3)
+    assert draw(worker, width=100, height=72).shape == (72, 100, 3)
+    assert differ(draw(worker, seed=2), first)
+    assert differ(draw(worker, prompt="three yellow stars on a purple background"), first)
+    assert (draw(worker) == first).all()
+
+
+@EVERY
+def test_agrees_with_plain_diffusers(spec: ModelSpec, boot: Callable[..., Worker]) -> None:
+    """Encoding apart, loading by ourselves and swapping the scheduler change nothing."""
+    pipeline: Any = DiffusionPipeline.from_pretrained(
+        Path(boot(spec.id).ledger.weights), dtype=torch.float32, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    table = boot(spec.id)._family.SCHEDULERS
+    pipeline.scheduler = schedulers.make(table, spec.schedulers[0], pipeline.scheduler, spec.scheduler_config)
+    scale = "true_cfg_scale" if "qwen" in spec.family else "guidance_scale"
+    guidance = {} if "klein" in spec.family else {scale: spec.guidance}
+    negative = {"negative_prompt": "blur"} if spec.takes_negative_prompt else {}
+    tokens = {} if "sdxl" in spec.family else {"max_sequence_length": spec.text_tokens}
+    image = pipeline(
+        prompt="a red circle", width=128, height=96, num_inference_steps=min(2, spec.max_steps),
+        generator=torch.Generator().manual_seed(1), **guidance, **negative, **tokens,
+    ).images[0]  # fmt: skip
+    fields = {"negative_prompt": "blur"} if negative else {}
+    assert np.abs(np.asarray(image).astype(int) - draw(boot(spec.id), **fields)).max() <= 1
+
+
+@EVERY
+def test_bf16_repeats_and_stays_near(spec: ModelSpec, boot: Callable[..., Worker]) -> None:
+    worker, exact = boot(spec.id, "bf16"), boot(spec.id)
+    assert (draw(worker) == draw(worker)).all()
+    assert np.abs(draw(worker) - draw(exact)).mean() < np.abs(draw(exact, seed=2) - draw(exact)).mean() / 2
+
+
+@EVERY
+def test_cancelling_midway_leaves_no_trace(spec: ModelSpec, boot: Callable[..., Worker]) -> None:
+    worker = boot(spec.id)
+    before = draw(worker)
+
+    def stop(done: int) -> None:
+        raise Cancelled("enough")
+
+    recipe = spec.recipe(ImageRequest(prompt="a red circle", width=128, height=96))
+    with pytest.raises(Cancelled):
+        worker.generate(recipe, stop)
+    assert (draw(worker) == before).all()
+
+
+@pytest.mark.parametrize("spec", GUIDED, ids=lambda spec: spec.id)
+def test_guidance_and_the_negative_prompt_matter(spec: ModelSpec, boot: Callable[..., Worker]) -> None:
+    worker = boot(spec.id)
+    first = draw(worker)
+    assert differ(draw(worker, guidance_scale=1.0), first)
+    assert differ(draw(worker, negative_prompt="three yellow stars"), first)
+
+
+@pytest.mark.parametrize("spec", EDITING, ids=lambda spec: spec.id)
+def test_reference_images_matter_one_by_one(spec: ModelSpec, boot: Callable[..., Worker]) -> None:
+    worker, rng = boot(spec.id), np.random.default_rng(0)
+    one, two = (Reference(rng.integers(0, 256, (64, 96, 3), np.uint8), str(i)) for i in range(2))
+    pictures = [draw(worker), draw(worker, (one,)), draw(worker, (two,)), draw(worker, (one, two))]
+    assert all(differ(pictures[i], pictures[j]) for i in range(4) for j in range(i))
+    assert draw(worker, (one,), width=None, height=None).shape == (64, 96, 3)
+    assert draw(worker, (one,) * spec.max_images).shape == (96, 128, 3)
+
+
+TARGET = 0.5  # the perfect predictor's picture: latents that are this everywhere
+
+
+def _velocity(x: torch.Tensor, sigma: Any) -> torch.Tensor:
+    """What a perfect flow model predicts: noise minus picture, where x = (1 - sigma) picture + sigma noise."""
+    return (x - TARGET) / sigma
+
+
+def _packed(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+    return (_velocity(hidden_states, timestep.flatten()[0]),)
+
+
+def _sd3(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+    return (_velocity(hidden_states, timestep.flatten()[0] / 1000),)
+
+
+def _z_image(x: list[torch.Tensor], timestep: torch.Tensor, *_: Any, **__: Any) -> Any:
+    return ([-_velocity(latents, 1 - timestep.flatten()[0]) for latents in x],)
+
+
+def _epsilon(sample: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+    """What a perfect epsilon model predicts: the noise in sqrt(a) picture + sqrt(1 - a) noise, SDXL's a at timestep."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = np.interp(float(timestep), np.arange(1000), torch.cumprod(1 - betas, 0).numpy())
+    return ((sample - kept**0.5 * TARGET) / (1 - kept) ** 0.5,)
+
+
+PERFECT: dict[str, Callable[..., Any]] = {"sd3": _sd3, "sdxl": _epsilon, "z_image": _z_image}
+
+
+@pytest.mark.parametrize(("spec", "name"), PAIRS)
+def test_every_allowed_scheduler_solves_what_the_model_predicts(
+    spec: ModelSpec, name: str, boot: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a perfect predictor, a scheduler that suits the model ends at the picture, whatever the noise."""
+    worker, ends = boot(spec.id), []
+    make = schedulers.make
+
+    def watched(*given: Any) -> Any:
+        scheduler = make(*given)
+        step = scheduler.step
+
+        def watch(*arguments: Any, **options: Any) -> Any:
+            found = step(*arguments, **options)
+            ends.append(found[0])
+            return found
+
+        scheduler.step = watch
+        return scheduler
+
+    monkeypatch.setattr(schedulers, "make", watched)
+    perfect = PERFECT.get(spec.family.rpartition(".")[2], _packed)
+    monkeypatch.setattr(getattr(worker._pipeline, worker._family.DENOISER), "forward", perfect)
+    draw(worker, scheduler=name, num_inference_steps=min(spec.steps, 8))
+    assert (ends[-1] - TARGET).abs().max() < 0.05
+
+
+@EVERY
+def test_compiles_and_draws_the_same(
+    spec: ModelSpec, boot: Callable[..., Worker], compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One package serves other sizes and other prompts too: nothing falls back to eager code."""
+    eager, fits, fitting = boot(spec.id), [], blocks._fits
+    monkeypatch.setattr(blocks, "_fits", lambda *given: fits.append(fitting(*given)) or fits[-1])
+    volume = Path(eager.ledger.weights).parents[2]
+    worker = Worker.boot(PATIENT.model_copy(update={"model": spec.id, "volume": volume, "compile": "on"}))
+    assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason
+    assert worker.publish(tmp_path).is_dir()
+    for fields in ({}, {"width": 64, "height": 160}, {"prompt": "three yellow stars on a purple background"}):
+        assert np.abs(draw(worker, **fields) - draw(eager, **fields)).max() <= 1
+    assert fits
+    assert all(fits)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "channels"), [("flux-dev", "AutoencoderTiny", 4), ("flux2-dev", "Flux2TinyAutoEncoder", 8)]
+)
+def test_another_autoencoder_decodes(
+    model: str, kind: str, channels: int, boot: Callable[..., Worker], tmp_path: Path
+) -> None:
+    own = boot(model)
+    tiny.autoencoder(kind, channels).save_pretrained(tmp_path / "small")
+    update = {"model": model, "volume": Path(own.ledger.weights).parents[2], "vae": str(tmp_path / "small")}
+    worker = Worker.boot(PATIENT.model_copy(update=update))
+    assert differ(draw(worker), draw(own))
+    assert worker.facts["vae"] == "small"
+    if worker.spec.max_images:
+        assert differ(draw(worker, (Reference(np.zeros((64, 64, 3), np.uint8), ""),)), draw(worker))
+
+    tiny.autoencoder(kind, 16).save_pretrained(tmp_path / "other")
+    with pytest.raises(StartError, match="has 16 latent channels, the model draws"):
+        Worker.boot(PATIENT.model_copy(update=update | {"vae": str(tmp_path / "other")}))
+
+
+def test_an_autoencoder_that_is_not_there_is_named(boot: Callable[..., Worker], tmp_path: Path) -> None:
+    volume = Path(boot("flux-dev").ledger.weights).parents[2]
+    for vae, told in (
+        (str(tmp_path), "has no config.json"),
+        (f"a/b@{'0' * 40}", "is not on the volume"),
+        ("a/b", "KINDLING_VAE"),
+    ):
+        with pytest.raises(StartError, match=told):
+            Worker.boot(PATIENT.model_copy(update={"model": "flux-dev", "volume": volume, "vae": vae}))
