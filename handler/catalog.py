@@ -189,6 +189,18 @@ QWEN_IMAGE_LIGHTNING = ModelSpec(
     base=QWEN_IMAGE,
     grafts=(Graft("Qwen-Image-2512-Lightning-4steps-V1.0-bf16.safetensors", "transformer/lora.safetensors"),),
 )
+CHROMA = ModelSpec(
+    id="chroma",
+    repository="lodestones/Chroma1-HD",
+    revision="0e0c60ece1e82b17cb7f77342d765ba5024c40c0",
+    family="handler.families.chroma",
+    license=licenses.APACHE,
+    parameters=8_900_000_000,
+    other_parameters=4_850_000_000,
+    steps=40,
+    guidance=3.0,
+    takes_negative_prompt=True,
+)
 MODELS = {
     spec.id: spec
     for spec in (
@@ -204,6 +216,7 @@ MODELS = {
         Z_IMAGE_TURBO,
         QWEN_IMAGE,
         QWEN_IMAGE_LIGHTNING,
+        CHROMA,
     )
 }
 MODES = {

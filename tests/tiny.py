@@ -189,6 +189,22 @@ def flux(spec: ModelSpec) -> diffusers.FluxPipeline:
     )
 
 
+def chroma(spec: ModelSpec) -> diffusers.ChromaPipeline:
+    """Chroma."""
+    transformer = diffusers.ChromaTransformer2DModel(
+        in_channels=4 * LATENTS, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=T5, axes_dims_rope=ROPE, approximator_num_channels=16, approximator_hidden_dim=32,
+        approximator_layers=1,
+    )  # fmt: skip
+    return diffusers.ChromaPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=flux_vae(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        transformer=transformer,
+    )
+
+
 def sd3(spec: ModelSpec) -> diffusers.StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 large, for pictures up to 2048 by 2048."""
     transformer = diffusers.SD3Transformer2DModel(
@@ -311,6 +327,7 @@ def autoencoder(kind: str, channels: int) -> Any:
 
 BUILDERS: dict[str, Callable[[ModelSpec], Any]] = {
     "handler.families.flux": flux,
+    "handler.families.chroma": chroma,
     "handler.families.sd3": sd3,
     "handler.families.sdxl": sdxl,
     "handler.families.flux2": flux2,
