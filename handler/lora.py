@@ -14,12 +14,15 @@ def fuse(weights: Mapping[str, Any], lora: Mapping[str, Any]) -> None:
 
     In place. ValueError names the first key that no weight answers to.
     """
+    from torch import float32
+
     layers = {key.removesuffix(DOWN) for key in lora if key.endswith(DOWN)}
     known = {layer + part for layer in layers for part in (DOWN, UP, ALPHA)}
     if strange := sorted((lora.keys() - known) | {layer for layer in layers if f"{layer}.weight" not in weights}):
         raise ValueError(f"{strange[0]} fits no weight of the model")
     for layer in layers:
-        down, up = lora[layer + DOWN].float(), lora[layer + UP].float()
+        weight = weights[f"{layer}.weight"]
+        down, up = (lora[layer + part].to(weight.device, dtype=float32) for part in (DOWN, UP))
         rank = down.shape[0]
         scale = float(lora.get(layer + ALPHA, rank)) / rank
-        weights[f"{layer}.weight"].add_((scale * (up @ down)).to(weights[f"{layer}.weight"].dtype))
+        weight.add_((scale * (up @ down)).to(weight.dtype))

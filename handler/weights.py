@@ -30,6 +30,7 @@ DTYPES = {
     "F8_E8M0": ("float8_e8m0fnu", 1), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4),
     "F64": ("float64", 8),
 }  # fmt: skip
+WIDTHS = dict(DTYPES.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware) -> Any:
     folder = reader.source.folder / name
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder, local_files_only=True)
-    found = tensors(reader, name, hardware.device)
+    found = tensors(reader, name, hardware.device, WIDTHS[hardware.dtype])
     if reader.has(part := f"{name}/{LORA}"):
         try:
             lora.fuse(found, tensors(reader, part, hardware.device))
@@ -141,7 +142,7 @@ def _diffusers_model(kind: Any, folder: Path, found: dict[str, Any], hardware: H
     for name, tensor in found.items():
         if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16):
             kept = set(kind._keep_in_fp32_modules or ()) & set(name.split("."))
-            found[name] = tensor.to(torch.float32 if kept else dtype)
+            found[name] = tensor.to(hardware.device, torch.float32 if kept else dtype)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     misfits = [name for name in shapes.keys() & found.keys() if shapes[name] != found[name].shape]
     faults = {"missing": shapes.keys() - found.keys(), "unexpected": found.keys() - shapes.keys(), "misshapen": misfits}
@@ -181,16 +182,21 @@ def _default_dtype(dtype: Any) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def tensors(reader: Reader, component: str, device: str = "cpu") -> dict[str, Any]:
-    """The tensors of one component as its files have them, on the device. Once only."""
+def tensors(reader: Reader, component: str, device: str = "cpu", width: int = 8) -> dict[str, Any]:
+    """The tensors of one component as its files have them, on the device. Once only.
+
+    Files of floats wider than `width` bytes stay in host memory, to be narrowed on their way: a GPU that has room for
+    Z-Image in bf16 has none for its files in fp32.
+    """
     import torch
 
     found: dict[str, Any] = {}
     for file in reader.take(component):
         reader.wait(file, 0)
         slots = _slots(file)
+        wide = any(slot.dtype.startswith("float") and WIDTHS[slot.dtype] > width for slot in slots.values())
         first = min((slot.start for slot in slots.values()), default=0)
-        memory = _arrive(reader, file) if device == "cpu" else _sent(reader, file, device, first)
+        memory = _arrive(reader, file) if wide or device == "cpu" else _sent(reader, file, device, first)
         for name, slot in slots.items():
             if name in found:
                 raise file.corrupt(f"has {name}, as another file of {component} does")

@@ -457,3 +457,9 @@ def test_on_its_way_to_a_gpu_each_chunk_leaves_host_memory(small: Path, monkeypa
         assert not any(file.memory[:])
         assert stalled(reader) == 2 * len(expected)
     assert told == ["after what was queued", *["buffer free", "sent"] * 3, "all done"]
+
+
+def test_a_file_wider_than_what_is_served_never_goes_to_the_gpu_whole(small: Path) -> None:
+    with Reader(source(small)) as reader:
+        found = tensors(reader, "a", "cuda", width=2)  # fp32 in the file: no GPU is touched
+    assert {tensor.device.type for tensor in found.values()} == {"cpu"}
