@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import chart
-import random_flux
+import random_models
 import report
 
 ROOT = Path(__file__).parent.parent
@@ -56,14 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="starts of each variant (default: 3)")
     parser.add_argument("--volume", type=Path, help="where to keep the volume (default: a temporary folder)")
-    parser.add_argument("--random", metavar="MODEL", help="put a full-size MODEL of random weights there")
+    parser.add_argument("--random", choices=random_models.CONFIGS, help="put a full-size MODEL of random weights there")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/cold_start.json and .png")
     options = parser.parse_args()
     model = options.random or "spark"
     with contextlib.ExitStack() as stack:
         volume = options.volume or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if options.random:
-            random_flux.write(options.random, volume)
+            random_models.write(options.random, volume)
         bake_s = bake(model, volume)
         variants = [v for v in VARIANTS if not v.cold or os.access(DROP_CACHES, os.W_OK)]
         starts: dict[str, list[dict[str, float]]] = {v.name: [] for v in variants}

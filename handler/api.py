@@ -17,6 +17,7 @@ from handler.catalog import find
 from handler.dialects import native, openai
 from handler.errors import Internal, InvalidType, KindlingError, ModelNotFound, RouteNotFound
 from handler.lane import Lane
+from handler.references import references
 from handler.request import MAX_SEED, ImageRequest, Picture, Pixels, Recipe
 
 MODELS_ROUTE = "/v1/models"
@@ -71,8 +72,10 @@ class Api:
 
     async def draw(self, request: ImageRequest, on_step: OnStep = lambda done, of: None) -> list[Picture]:
         """Draw all of a request's pictures; picture i has seed + i. One is encoded while the next is drawn."""
-        images = await asyncio.to_thread(codec.references, request.images) if request.images else ()
-        first = self.lane.spec.recipe(request, images)
+        spec = self.lane.spec
+        spec.check(request)  # before its images take time and memory
+        images = await asyncio.to_thread(references, request.images) if request.images else ()
+        first = spec.recipe(request, images)
         encoding = []
         for i in range(request.n):
             recipe = replace(first, seed=(first.seed + i) % (MAX_SEED + 1))

@@ -3,22 +3,20 @@
 The PNG carries the recipe as JSON in an iTXt chunk, so that `read_parameters` can make the picture again.
 """
 
-import hashlib
 import io
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from handler.errors import InvalidValue, OutOfRange
-from handler.request import Format, Recipe, Reference
+from handler.errors import InvalidValue
+from handler.request import Format, Recipe
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEYWORD = b"kindling"
 ISAL_LEVEL = 1
-MAX_PIXELS = 4096 * 4096  # of a reference image
 MAX_PARAMETERS = 1_000_000  # bytes of text a picture may carry for us to read
 
 
@@ -37,37 +35,6 @@ def encode(rgb: Any, form: Format, quality: int, parameters: dict[str, Any] | No
 def parameters_of(recipe: Recipe, facts: Mapping[str, str], version: str) -> dict[str, Any]:
     """What a PNG says about itself: all that its pixels depend on; `facts` are the worker's."""
     return {**recipe.described(), **facts, "version": version}
-
-
-def references(images: Sequence[bytes]) -> tuple[Reference, ...]:
-    """Decode the images of a request; InvalidValue or OutOfRange says which one cannot be used, and why."""
-    return tuple(Reference(_decode(data, f"Image {i + 1}"), _sha256(data)) for i, data in enumerate(images))
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _decode(data: bytes, name: str) -> Any:
-    """uint8 (height, width, 3), upright, on white where it is transparent. Looks at the header before it decodes."""
-    import numpy
-    from PIL import Image, ImageOps
-
-    too_large = OutOfRange(f"{name} is too large; send at most {MAX_PIXELS // 10**6} million pixels.", "images")
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise too_large
-            if getattr(image, "n_frames", 1) > 1:
-                raise InvalidValue(f"{name} is an animation; send a still picture.", "images")
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-            return numpy.asarray(upright.convert("RGB"))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise too_large from None
-    except (OSError, SyntaxError, ValueError, struct.error):  # what Pillow raises on damaged files
-        raise InvalidValue(f"{name} is not a whole PNG, JPEG or WebP file.", "images") from None
 
 
 def _png(rgb: Any, parameters: dict[str, Any] | None) -> bytes:

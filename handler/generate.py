@@ -14,8 +14,10 @@ from handler.catalog import find
 from handler.clock import Clock
 from handler.dialects import openai
 from handler.errors import InvalidValue, MissingParameter
+from handler.references import references
 from handler.request import MAX_SEED, Format, ImageRequest, Recipe
 from handler.settings import Settings
+from handler.spec import ModelSpec
 from handler.vae import label
 from handler.worker import Worker
 
@@ -83,7 +85,12 @@ def _asked(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
             "images": [_read(path) for path in options.image],
         }
     )
-    return find(settings.model).recipe(request, codec.references(request.images)), request.n, settings
+    return _recipe(find(settings.model), request), request.n, settings
+
+
+def _recipe(spec: ModelSpec, request: ImageRequest) -> Recipe:
+    spec.check(request)  # of two faults, tell first what no other image would mend
+    return spec.recipe(request, references(request.images))
 
 
 def _read(path: Path) -> bytes:
@@ -118,6 +125,7 @@ def _again(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
             update["vae"] = found["vae"]
         if found["plan"] == "EAGER":  # compiled code rounds differently
             update["compile"] = "off"
+        made_from = list(found["images"])
         same = made_by == __version__ and found["revision"] == spec.revision
     except OSError as error:
         raise InvalidValue(f"cannot read {source}: {error.strerror}", "from") from None
@@ -125,9 +133,10 @@ def _again(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
         raise InvalidValue(f"{source}: its parameters are incomplete.", "from") from None
     if not same:
         print(f"kindling: {source} was made by version {made_by}; pixels may differ", file=sys.stderr)
-    recipe = spec.recipe(request, codec.references(request.images))
-    if recipe.described()["images"] != found["images"]:
-        raise InvalidValue(f"{source} was made from {len(found['images'])} images; give them with --image.", "image")
+    recipe = _recipe(spec, request)
+    if recipe.described()["images"] != made_from:
+        told = f"{source} was made from {len(made_from)} images; give exactly those, in their order, with --image."
+        raise InvalidValue(told, "image")
     return recipe, 1, settings.model_copy(update=update)
 
 

@@ -5,11 +5,11 @@ here: `catalog.ModelSpec.recipe` applies them.
 """
 
 import base64
-import binascii
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from handler import errors
 
@@ -29,19 +29,31 @@ _ERROR_OF_TYPE = {  # pydantic's error type -> ours; a name not listed is a rang
 }
 
 
-def _encoded(value: object) -> object:
-    """The bytes of an image file, from a data URL or bare base64. Nothing is ever fetched."""
-    if not isinstance(value, str):
+def _files(value: object) -> tuple[bytes, ...]:
+    """The bytes of each image file of a list; counted before any is decoded."""
+    if not isinstance(value, list | tuple):
+        raise PydanticCustomError("list_type", "Input should be a list of images")
+    if len(value) > MAX_REFERENCES:
+        most = {"most": MAX_REFERENCES, "got": len(value)}
+        raise PydanticCustomError("too_long", "Input should have at most {most} images, got {got}", most)
+    return tuple(_file(item, f"image {i}") for i, item in enumerate(value, 1))
+
+
+def _file(value: object, name: str) -> bytes:
+    """From a data URL or bare base64. Nothing is ever fetched."""
+    if isinstance(value, bytes):
         return value
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "{name} should be a string", {"name": name})
     if value.startswith(("http:", "https:")):
-        raise ValueError("URLs are never fetched; send the image itself, as a data URL or as base64")
+        raise ValueError(f"{name} is a URL, which is never fetched; send a data URL or base64")
     head, comma, body = value.partition(",")
     if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
-        raise ValueError("a data URL should begin with data:image/...;base64,")
+        raise ValueError(f"{name} should begin with data:image/...;base64, if it is a data URL")
     try:
         return base64.b64decode(body if comma else value, validate=True)
-    except binascii.Error:
-        raise ValueError("the image is not valid base64") from None
+    except ValueError:
+        raise ValueError(f"{name} is not valid base64") from None
 
 
 class ImageRequest(BaseModel):
@@ -60,9 +72,9 @@ class ImageRequest(BaseModel):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
     negative_prompt: str | None = Field(None, max_length=2000)
     images: Annotated[
-        tuple[Annotated[bytes, BeforeValidator(_encoded), Field(min_length=1)], ...],
-        BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
-        Field(max_length=MAX_REFERENCES, description="PNG, JPEG or WebP files to work from: data URLs or base64."),
+        tuple[bytes, ...],
+        BeforeValidator(_files),
+        Field(repr=False, description="PNG, JPEG or WebP files to work from: data URLs or base64."),
     ] = ()
     output_format: Format = "png"
     output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")

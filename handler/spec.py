@@ -7,7 +7,7 @@ from typing import Any
 
 from handler.errors import OutOfRange, Unsupported
 from handler.licenses import License
-from handler.request import MAX_SEED, MAX_SIDE, MIN_SIDE, ImageRequest, Recipe, Reference
+from handler.request import MAX_SEED, MAX_SIDE, ImageRequest, Recipe, Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,14 @@ class ModelSpec:
 
         `images` are the request's, decoded.
         """
-        guidance = self.guidance if request.guidance_scale is None else request.guidance_scale
-        self._check(request, guidance)
+        self.check(request)
         return Recipe(
             model=self.id,
             revision=self.revision,
             prompt=request.prompt,
             size=self._size(request, images),
             steps=request.num_inference_steps or self.steps,
-            guidance=guidance,
+            guidance=self._guidance(request),
             scheduler=request.scheduler or self.schedulers[0],
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=request.negative_prompt or "",
@@ -84,20 +83,22 @@ class ModelSpec:
         )
 
     def _size(self, request: ImageRequest, images: tuple[Reference, ...]) -> tuple[int, int]:
-        """As asked; else the first reference image's shape at the model's own area; else the model's size."""
+        """As asked; else the first reference image's shape, at most at the model's area; else the model's size."""
         if request.width is not None and request.height is not None:
             return request.width, request.height
         if not images:
             return self.size
         height, width = images[0].rgb.shape[:2]
-        scale = min(1.0, (self.size[0] * self.size[1] / (width * height)) ** 0.5)
-        grid = self.multiple
-        fitted = (max(grid, round(side * scale / grid) * grid) for side in (width, height))
-        width, height = (min(max(side, MIN_SIDE), MAX_SIDE) for side in fitted)
+        scale = min(1.0, (self.size[0] * self.size[1] / (width * height)) ** 0.5, MAX_SIDE / max(width, height))
+        width, height = (round(side * scale / self.multiple) * self.multiple for side in (width, height))
         return width, height
 
-    def _check(self, request: ImageRequest, guidance: float) -> None:
-        steps = request.num_inference_steps or self.steps
+    def _guidance(self, request: ImageRequest) -> float:
+        return self.guidance if request.guidance_scale is None else request.guidance_scale
+
+    def check(self, request: ImageRequest) -> None:
+        """Raise the error that names the first thing this model cannot do; needs no decoded images."""
+        steps, guidance = request.num_inference_steps or self.steps, self._guidance(request)
         if not self.min_steps <= steps <= self.max_steps:
             takes = f"{self.min_steps} to {self.max_steps}" if self.min_steps > 1 else f"at most {self.max_steps}"
             raise OutOfRange(f"num_inference_steps: {self.id} takes {takes}, got {steps}.", "num_inference_steps")

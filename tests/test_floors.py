@@ -29,6 +29,7 @@ FLOOR = {
     "blocks": 3,
     "compiled": 3,
     "codec": 3,
+    "references": 3,
     "families": 3,
     "fit": 4,
     "worker": 5,

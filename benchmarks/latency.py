@@ -1,0 +1,222 @@
+"""Warm pictures of full-size models: Kindling, eager and compiled, against plain diffusers.
+
+Each side is a process of its own, and all draw the same pictures, asked for one by one, in turns (where the GPU
+holds the model once for each side; else one side after the other: `turns` says which). Plain diffusers gets the same
+steps, guidance, size, text length and precision, goes straight to the device, and writes its PNGs with Pillow.
+Prompts differ, so that every picture pays for its text. `picture_s` is from prompt to PNG, `png_s` the PNG's part in
+it (pictures of random weights are noise), `step_s` what one more step takes, `peak_gb` the most memory ever held,
+loading and compiling included. Weights are random: `random_models.py` writes them where the volume has none.
+
+On a lent GPU that reaches no package index, in the repository's root, in ten minutes, with .whl holding wheels of
+diffusers, isal, pydantic, pydantic-core, annotated-types, typing-inspection, typing-extensions, starlette, uvicorn and
+importlib-metadata for its Python (it has torch, transformers, accelerate and their needs):
+
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+    && export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1 || exit;
+    timeout -s INT 370 python3 benchmarks/cold_start.py --random flux-schnell --rounds 1 --save;
+    timeout -s INT 200 python3 benchmarks/latency.py --models sdxl-turbo z-image-turbo sd3.5-large --pictures 3 --save;
+    cp benchmarks/results/latency.json benchmarks/results/cold_start_flux-schnell.* $OUT
+
+Interrupted, it reports the models it has finished. FLUX.2 [dev] is 113 GB: it wants a call of its own, 139 GiB of GPU
+memory, a volume in memory (`mount -o remount,size=115G /dev/shm; export TMPDIR=/dev/shm`), and `--sides diffusers
+kindling-eager`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import inspect
+import io
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+import random_models
+import report
+from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Settings, detect, fetched_folder
+
+SPAWN = multiprocessing.get_context("spawn")
+LOADING = ("volume", "import", "weights")  # the phases of a cold start that plain diffusers has too
+COLUMNS = ("picture_s", "step_s", "png_s", "load_s", "compile_s", "peak_gb")
+Draw = Callable[[ImageRequest], tuple[bytes, float]]  # a PNG, and the seconds it took to make of pixels
+Side = Callable[[ModelSpec, Path], tuple[Draw, dict[str, Any]]]  # loads a model; also the facts about that
+
+
+def main() -> None:
+    """Measure model by model, print a row a side, end with one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=random_models.CONFIGS, required=True, metavar="MODEL")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="default: all three")
+    parser.add_argument("--pictures", type=int, default=5, help="pictures a side and model (default: 5)")
+    parser.add_argument("--volume", type=Path, help="where to keep the models (default: each in a temporary folder)")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/latency.json")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    print(f"{'':<32}" + "".join(f"{name:>11}" for name in COLUMNS))
+    try:
+        for model in options.models:
+            with contextlib.ExitStack() as stack:
+                volume = options.volume or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                random_models.write(model, volume)
+                rows += compare(MODELS[model], volume, options.sides, options.pictures)
+    finally:
+        figures = {"device": detect(Settings()).name, "pictures": options.pictures, "rows": rows}
+        report.finish("latency", figures, options.save)
+
+
+def plain(spec: ModelSpec, volume: Path) -> tuple[Draw, dict[str, Any]]:
+    """What a careful user of diffusers would write."""
+    hardware, begun = detect(Settings()), time.perf_counter()
+    pipeline = DiffusionPipeline.from_pretrained(
+        fetched_folder(spec, volume), dtype=getattr(torch, hardware.dtype), device_map=hardware.device
+    )
+    facts = {"load_s": time.perf_counter() - begun, "plan": "EAGER: diffusers"}
+    pipeline.set_progress_bar_config(disable=True)
+    tokens = {"max_sequence_length": spec.text_tokens}
+    known = tokens.keys() & inspect.signature(type(pipeline).__call__).parameters
+
+    def draw(request: ImageRequest) -> tuple[bytes, float]:
+        recipe = spec.recipe(request)
+        image = pipeline(
+            prompt=recipe.prompt,
+            width=recipe.size[0],
+            height=recipe.size[1],
+            num_inference_steps=recipe.steps,
+            guidance_scale=recipe.guidance,
+            generator=torch.Generator("cpu").manual_seed(recipe.seed),
+            **{name: tokens[name] for name in known},
+        ).images[0]
+        begun, buffer = time.perf_counter(), io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue(), time.perf_counter() - begun
+
+    return draw, facts
+
+
+def kindling(spec: ModelSpec, volume: Path, policy: str) -> tuple[Draw, dict[str, Any]]:
+    """A lane with a worker, as the server has it; `policy` is KINDLING_COMPILE."""
+    lane = Lane(Settings(model=spec.id, volume=volume, compile=policy, publish=False, cold_start_budget_s=3600))
+    lane.start()
+    lane.wait_booted()
+    phases = {phase.name: phase.seconds for phase in lane.ledger.phases}
+    facts = {
+        "load_s": sum(phases[name] for name in LOADING),
+        "compile_s": phases.get("compile", 0.0),
+        "plan": lane.ledger.decision,
+    }
+
+    def draw(request: ImageRequest) -> tuple[bytes, float]:
+        [picture] = asyncio.run(Api(lane).draw(request))
+        return picture.data, picture.stages["serialize"]
+
+    return draw, facts
+
+
+SIDES: dict[str, Side] = {
+    "diffusers": plain,
+    "kindling-eager": partial(kindling, policy="off"),
+    "kindling-compiled": partial(kindling, policy="on"),
+}
+
+
+def serve(pipe: Connection, side: str, model: str, volume: Path) -> None:
+    """The life of a side's process: loads, tells the facts, draws what it is told to, tells its peak."""
+    draw, facts = SIDES[side](MODELS[model], volume)
+    pipe.send(facts)
+    while request := pipe.recv():
+        begun = time.perf_counter()
+        data, png_s = draw(request)
+        assert data.startswith(b"\x89PNG")
+        pipe.send((time.perf_counter() - begun, png_s))
+    pipe.send(peak_gb())
+
+
+def peak_gb() -> float:
+    """The most memory this process ever held: of the GPU, or of the host where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+@contextlib.contextmanager
+def process(side: str, model: str, volume: Path) -> Iterator[Connection]:
+    """A side's process; talking to it raises EOFError or ConnectionError once it has ended."""
+    ours, theirs = SPAWN.Pipe()
+    child = SPAWN.Process(target=serve, args=(theirs, side, model, volume), name=side)
+    child.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        child.terminate()
+        child.join()
+
+
+def compare(spec: ModelSpec, volume: Path, sides: list[str], pictures: int) -> list[dict[str, Any]]:
+    """A row for each side, printed too. Where a side fails, its group's rows say so, and its traceback is above."""
+    weights = sum(path.stat().st_size for path in fetched_folder(spec, volume).rglob("*.safetensors")) / 1e9
+    turns = len(sides) * (weights + spec.work_gb) <= detect(Settings()).memory_gb
+    rows = []
+    for group in [sides] if turns else [[side] for side in sides]:
+        try:
+            found = measure(spec, volume, group, pictures)
+        except (EOFError, ConnectionError):
+            found = {side: {"error": "a process of this group ended early"} for side in group}
+        for side, row in found.items():
+            rows.append({"model": spec.id, "side": side, "turns": turns, **row})
+            print(f"{spec.id:<15}{side:<17}" + "".join(f"{row.get(c, 0):>11.3f}" for c in COLUMNS), flush=True)
+    return rows
+
+
+def measure(spec: ModelSpec, volume: Path, group: list[str], pictures: int) -> dict[str, dict[str, Any]]:
+    """What each side of `group` needs; a picture of each side at a time, the first ones not counted."""
+    counts = (spec.min_steps, spec.steps) if spec.steps > spec.min_steps else (spec.steps, spec.max_steps)
+    found: dict[str, dict[str, Any]] = {}
+    spent: dict[str, dict[int, list[tuple[float, float]]]] = {side: {c: [] for c in counts} for side in group}
+    with contextlib.ExitStack() as stack:
+        pipes = {}
+        for side in group:
+            pipes[side] = stack.enter_context(process(side, spec.id, volume))
+            found[side] = pipes[side].recv()
+        for seed in range(pictures + 1):
+            for steps in counts:
+                for side, pipe in pipes.items():
+                    pipe.send(request(seed, steps))
+                    spent[side][steps].append(pipe.recv())
+        for side, pipe in pipes.items():
+            pipe.send(None)
+            found[side] |= {**seconds(spent[side], spec.steps), "peak_gb": pipe.recv()}
+    return {side: rounded(row) for side, row in found.items()}
+
+
+def request(seed: int, steps: int) -> ImageRequest:
+    """What every side is asked: prompts of one length, no two of them equal."""
+    prompt = f"a red circle on a blue background, picture {seed:03} in {steps:02} steps"
+    return ImageRequest(prompt=prompt, seed=seed, num_inference_steps=steps)
+
+
+def seconds(spent: Mapping[int, list[tuple[float, float]]], steps: int) -> dict[str, Any]:
+    """Medians: of a picture in `steps` steps and its PNG, and of a step, from the two counts that were drawn."""
+    medians = {n: [statistics.median(column) for column in zip(*times[1:], strict=True)] for n, times in spent.items()}
+    (few, first), (many, last) = sorted(medians.items())
+    picture_s, png_s = medians[steps]
+    return {"steps": steps, "picture_s": picture_s, "png_s": png_s, "step_s": (last[0] - first[0]) / (many - few)}
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+
+
+if __name__ == "__main__":
+    main()
