@@ -1,13 +1,14 @@
-# One image for RunPod, Kubernetes, Cloud Run or your own GPU machine. No weights inside: they live on the volume,
-# except for the embedded spark. The CUDA libraries come with torch; the driver comes from the host.
+# One image for RunPod, fal, Kubernetes, Cloud Run, Convox or your own GPU machine. No weights inside: they live on the
+# volume, except for the embedded spark. The CUDA libraries come with torch; the driver comes from the host.
 #
 #   docker build -t kindling .
 #   docker run --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_MODEL=flux-schnell -e KINDLING_API_KEYS=secret kindling
 #
 # RunPod's queue workers use the same image with the command: python -u platform/runpod_worker.py
-FROM python:3.11-slim
+FROM python:3.11.14-slim-bookworm
 
-ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 KINDLING_VOLUME=/volume
+# A platform that chooses the port says so in PORT.
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 KINDLING_VOLUME=/volume PORT=8000
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
@@ -15,18 +16,22 @@ RUN apt-get update \
     && install -d -o kindling /volume
 WORKDIR /app
 
+# What changes seldom comes first. RunPod's SDK and fal's cannot live in one image; platform/fal_app.py asks for fal's.
 COPY requirements.txt ./
 RUN pip install -r requirements.txt
+ARG SDK=runpod==1.12.0
+RUN pip install -r requirements.txt "$SDK"
 
-COPY pyproject.toml README.md ./
+COPY pyproject.toml ./
 COPY handler handler
 COPY spark spark
 COPY platform platform
-RUN pip install ".[runpod]"
+RUN pip install --no-deps .
 
 USER kindling
 EXPOSE 8000
 # Weights may load for up to the cold-start budget of 240 s before the first check counts.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=250s \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/live')"]
-CMD ["python", "-m", "handler", "serve", "--host", "0.0.0.0", "--port", "8000"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health/live')"]
+# `exec`, so that SIGTERM reaches Python, which drains.
+CMD ["sh", "-c", "exec python -m handler serve --host 0.0.0.0 --port $PORT"]

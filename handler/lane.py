@@ -32,6 +32,7 @@ from handler.settings import Settings
 from handler.worker import Worker
 
 State = Literal["starting", "ready", "failed", "stopped"]
+PUBLISH_S = 20.0  # a platform kills what has not left about 30 s after it was told to
 Drawn = tuple[Pixels, dict[str, float]]
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Lane:
         self._boot = boot
         self._jobs: queue.Queue[_Job | None] = queue.Queue(settings.queue)
         self._booted = threading.Event()
+        self._publisher: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
 
     @property
@@ -92,7 +94,7 @@ class Lane:
             raise self.error
 
     def stop(self) -> None:
-        """Refuse new jobs, let the thread end after the picture it is drawing, and answer the rest."""
+        """Refuse new jobs, let the thread end after the picture it is drawing, answer the rest, and end publishing."""
         if self.state == "starting":
             self.clock.finish("stopped", f"told to stop in phase '{self.ledger.phase}'")
         if self.state in ("starting", "ready"):
@@ -101,6 +103,8 @@ class Lane:
         self._jobs.put(None)
         if self.booted:
             self._thread.join()
+        if self._publisher:
+            self._publisher.join(PUBLISH_S)
 
     async def submit(self, recipe: Recipe, on_step: Callable[[int], None] = lambda done: None) -> Drawn:
         """Draw one picture. Stage "queue" is the wait. Raises QueueFull, NotReady or what the worker raised."""
@@ -136,7 +140,8 @@ class Lane:
             self.state = "ready"
         self._booted.set()
         if self.settings.publish and self.worker.unpublished:
-            threading.Thread(target=self._publish, args=(self.worker,), name="publish", daemon=True).start()
+            self._publisher = threading.Thread(target=self._publish, args=(self.worker,), name="publish", daemon=True)
+            self._publisher.start()
         while job := self._jobs.get():
             self._draw(self.worker, job)
 

@@ -1,67 +1,93 @@
-"""Kindling on Modal: `KINDLING_MODEL=flux-schnell KINDLING_API_KEYS=... modal deploy platform/modal_app.py`.
+"""Kindling on Modal: `modal deploy platform/modal_app.py`; `modal run platform/modal_app.py::fetch` fills the volume.
 
-Every KINDLING_* variable set while deploying holds in the containers. The weights wait on the volume "kindling",
-at models/<id>/<revision>/. This file knows how Modal rents GPUs; what a request means, it does not know.
+Every KINDLING_* variable set while deploying holds in the containers. Three more are Modal's own business:
+MODAL_SECRET names a secret with KINDLING_API_KEYS or HF_TOKEN in it; MODAL_PROXY_AUTH=1 lets in only who has a proxy
+token of Modal's, as it does unasked where there are no keys; MODAL_SNAPSHOT=1 restores containers from memory.
+This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import modal
-from starlette.types import ASGIApp, Receive, Scope, Send
 
+import handler
 from handler import Api, Lane, Settings, create_app
 
+if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
 VOLUME = "/kindling"
-CHOSEN = {name: value for name, value in os.environ.items() if name.startswith("KINDLING_")}
+GPUS = {"L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}  # GB; the cheapest first
+CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT")
+CHOSEN = {name: value for name, value in os.environ.items() if name.startswith("KINDLING_") or name in CHOICES}
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
+SPEC = Lane(SETTINGS).spec  # so does a misspelt model
+WEIGHTS_GB = 2 * (SPEC.parameters + SPEC.other_parameters) / 1e9
+FITTING = [name for name, memory in GPUS.items() if memory >= WEIGHTS_GB + SPEC.work_gb][:3]
 BUDGET_S = int(SETTINGS.cold_start_budget_s)
+NAMED = ENVIRONMENT.get("MODAL_SECRET")
+GUARDED = SETTINGS.api_keys or SETTINGS.allow_open or NAMED
+ENVIRONMENT.setdefault("MODAL_PROXY_AUTH", "" if GUARDED else "1")  # a container hears it, and does not decide again
+PROXIED = ENVIRONMENT["MODAL_PROXY_AUTH"] == "1"
+# Off unless asked for: a cold start without snapshots keeps the budget or says why not, second by second; Modal calls
+# those of GPU memory an alpha, and failed restores are reported.
+SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT") == "1"
 SHIPPED = modal.FilePatternMatcher("**/*.py", "weights/**")
+ROOT = Path(handler.__file__).parents[1]
 
 app = modal.App("kindling")
+volume = modal.Volume.from_name("kindling", create_if_missing=True)
 image = (
-    modal.Image.debian_slim(python_version="3.11")
+    modal.Image.debian_slim(python_version="3.11")  # with the compiler that Inductor calls
     .pip_install_from_requirements(str(Path(__file__).parents[1] / "requirements.txt"))
     .add_local_python_source("handler", ignore=~SHIPPED)
 )
+# Always one secret, for Modal wants a container to define as many objects as were deployed. `env` becomes another.
+secret = modal.Secret.from_name(NAMED) if NAMED else modal.Secret.from_dict({})
+token = modal.Secret.from_dict({"HF_TOKEN": os.environ.get("HF_TOKEN")})
+HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVIRONMENT, "secrets": [secret]}
 
 
 @app.cls(
-    image=image,
-    gpu=["L40S", "A100-80GB", "H100"],  # the cheapest that holds FLUX.1 whole (34 GB), then whatever is free
+    **HOME,
+    gpu=FITTING,  # the cheapest that holds the model whole, then whatever is free
     cpu=4,
-    memory=40_960,  # the weights pass through it on their way to the GPU
-    volumes={VOLUME: modal.Volume.from_name("kindling", create_if_missing=True)},
-    env=ENVIRONMENT,
+    memory=8_192 + int(WEIGHTS_GB * 1_000),  # the weights pass through it on their way to the GPU
     min_containers=0,
     max_containers=4,
     scaledown_window=BUDGET_S,  # to stay idle for as long as a cold start takes costs at most twice the optimum
     startup_timeout=BUDGET_S + 60,  # the core keeps the budget and says where it went; this is for what it cannot see
     timeout=600,
+    enable_memory_snapshot=SNAPSHOT,
+    experimental_options={"enable_gpu_snapshot": True} if SNAPSHOT else {},
 )
 @modal.concurrent(max_inputs=16, target_inputs=4)  # fewer than KINDLING_QUEUE: Modal starts another rather than a 429
 class Kindling:
     """One container: one lane, asked over HTTP or by method."""
 
-    @modal.enter()
+    @modal.enter(snap=SNAPSHOT)
     def start(self) -> None:
         """Load the model; an exception is how Modal learns that this container cannot serve."""
-        self.lane = Lane(SETTINGS)
-        self.app = create_app(self.lane, public=True)
+        self.lane = Lane(Settings.from_env())
+        self.app = create_app(self.lane, public=not PROXIED)
         self.lane.start()
         self.lane.wait_booted()
 
     @modal.exit()
     def stop(self) -> None:
+        """Modal commits the volume after this, and every few seconds before: what was published stays."""
         self.lane.stop()
 
-    @modal.asgi_app()
-    def web(self) -> ASGIApp:
+    @modal.asgi_app(requires_proxy_auth=PROXIED)
+    def web(self) -> "ASGIApp":
         """The HTTP API. `start` and `stop` own the lane, so the app's own lifespan is not run."""
 
-        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        async def serve(scope: "Scope", receive: "Receive", send: "Send") -> None:
             if scope["type"] == "http":
                 await self.app(scope, receive, send)
                 await self._leave_if_broken()
@@ -79,3 +105,27 @@ class Kindling:
         """A lost GPU stays lost: let Modal replace this container instead of feeding it."""
         if self.lane.state == "failed" and not modal.is_local():
             await modal.experimental.stop_fetching_inputs.aio()
+
+
+@app.function(**HOME | {"secrets": [secret, token]}, cpu=4, memory=8_192, timeout=4 * 3600)
+def fetch(model: str = SETTINGS.model) -> None:
+    """Bring a model to the volume."""
+    _run("fetch", model)
+
+
+@app.function(**HOME, gpu=FITTING, cpu=4, memory=8_192 + int(WEIGHTS_GB * 1_000), timeout=4 * 3600)
+def bake(model: str = SETTINGS.model) -> None:
+    """Compile a model for the GPU that will serve it."""
+    _run("bake", model)
+
+
+@app.function(**HOME)
+def doctor() -> None:
+    """Tell what is on the volume and how the last cold starts went."""
+    _run("doctor")
+
+
+def _run(*verb: str) -> None:
+    """One verb of the command line, in a process of its own: it leaves no file open when the volume is committed."""
+    subprocess.run([sys.executable, "-m", "handler", *verb], cwd=ROOT, check=True)  # noqa: S603
+    volume.commit()

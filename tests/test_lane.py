@@ -4,6 +4,9 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -198,3 +201,25 @@ def test_api_answers_errors_with_status_envelope_and_retry_advice(lane: Lane, fa
     family.at_step = {1: raises(NumericalError("NaN"))}
     reply = call("/generate", {"prompt": "x"})
     assert (reply.status, reply.headers) == (500, {"x-should-retry": "false"})
+
+
+def test_stopping_waits_for_what_is_being_published() -> None:
+    begun, go, done = threading.Event(), threading.Event(), []
+
+    def publish(volume: Path) -> Path:
+        begun.set()
+        assert go.wait(10)
+        done.append(volume)
+        return volume
+
+    worker: Any = SimpleNamespace(unpublished=True, publish=publish)
+    lane = Lane(Settings(), boot=lambda *_: worker)
+    lane.start()
+    lane.wait_booted()
+    assert begun.wait(10)
+    stopping = threading.Thread(target=lane.stop)
+    stopping.start()
+    assert not done
+    go.set()
+    stopping.join(10)
+    assert done

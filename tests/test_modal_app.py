@@ -4,6 +4,7 @@ import asyncio
 import base64
 import importlib.util
 import io
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from modal._partial_function import _find_callables_for_obj, _PartialFunctionFla
 from modal._runtime.asgi import LifespanManager
 from PIL import Image
 
-from handler import Lane, StartError
+from handler import MODELS, Lane, StartError
 from handler.errors import DeviceLost, SettingsError
 
 ROOT = Path(__file__).parent.parent
@@ -29,12 +30,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Kindling.* function is execu
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
-    return lambda **environ: load_app(monkeypatch, environ)
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., ModuleType]:
+    return lambda **environ: load_app(monkeypatch, tmp_path, environ)
 
 
-def load_app(patch: pytest.MonkeyPatch, environ: dict[str, str]) -> ModuleType:
-    """platform/modal_app.py as deployed from `environ`."""
+def load_app(patch: pytest.MonkeyPatch, volume: Path, environ: dict[str, str]) -> ModuleType:
+    """platform/modal_app.py as deployed from `environ`; from then on this process's own is the container's."""
     for name, value in environ.items():
         patch.setenv(name, value)
     spec = importlib.util.spec_from_file_location("modal_app", ROOT / "platform" / "modal_app.py")
@@ -43,6 +44,8 @@ def load_app(patch: pytest.MonkeyPatch, environ: dict[str, str]) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     patch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
+    for name, value in (module.ENVIRONMENT | {"KINDLING_VOLUME": str(volume)}).items():
+        patch.setenv(name, value)
     return module
 
 
@@ -54,11 +57,11 @@ def entered(module: ModuleType) -> Any:
 
 
 @pytest.fixture(scope="module")
-def spark() -> Iterator[Any]:
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One container's object with the embedded model, shared by the tests that draw."""
     with pytest.MonkeyPatch.context() as patch:
-        module = load_app(patch, {"KINDLING_MODEL": "spark", **KEYS, **LONG_BUDGET})
-    container = entered(module)
+        volume = tmp_path_factory.mktemp("volume")
+        container = entered(load_app(patch, volume, {"KINDLING_MODEL": "spark", **KEYS, **LONG_BUDGET}))
     yield container
     leave(container)
 
@@ -103,7 +106,18 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
     assert info.startup_timeout == 240 + 60
     assert info.volumes["/kindling"].name == "kindling"
     assert sorted(info.method_names) == ["generate", "web"]
-    assert module.ENVIRONMENT == {"KINDLING_MODEL": "flux-schnell", "KINDLING_VOLUME": "/kindling"}
+    assert module.ENVIRONMENT.items() >= {"KINDLING_MODEL": "flux-schnell", "KINDLING_VOLUME": "/kindling"}.items()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_gets_gpus_that_hold_it(load: Callable[..., ModuleType], model: str) -> None:
+    module = load(KINDLING_MODEL=model)
+    assert 1 <= len(module.FITTING) <= 3
+    assert min(map(module.GPUS.get, module.FITTING)) > module.WEIGHTS_GB
+
+
+def test_a_large_model_gets_large_gpus(load: Callable[..., ModuleType]) -> None:
+    assert load(KINDLING_MODEL="flux2-dev").Kindling().generate.info().gpus == [("H200", 1), ("B200", 1)]
 
 
 def test_modal_never_meets_a_full_lane(load: Callable[..., ModuleType]) -> None:
@@ -120,6 +134,18 @@ def test_the_deployers_settings_hold_in_the_container(load: Callable[..., Module
 def test_a_misspelt_setting_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
     with pytest.raises(SettingsError, match="KINDLING_MODLE"):
         load(KINDLING_MODLE="spark")
+
+
+def test_a_misspelt_model_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(SettingsError, match="flux-snell"):
+        load(KINDLING_MODEL="flux-snell")
+
+
+def test_deploying_needs_no_torch_and_no_web_server() -> None:
+    heavy = "{'torch', 'diffusers', 'starlette', 'uvicorn', 'huggingface_hub', 'numpy'}"
+    code = f"import runpy, sys; runpy.run_path('platform/modal_app.py'); print(sorted({heavy} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
 
 
 def test_the_image_holds_the_code_and_the_weights_and_nothing_else(load: Callable[..., ModuleType]) -> None:
@@ -154,9 +180,33 @@ def test_web_needs_a_key(spark: Any) -> None:
     assert ask(web, "GET", "/ping").status_code == 200
 
 
-def test_nothing_is_loaded_without_keys(load: Callable[..., ModuleType]) -> None:
+@pytest.mark.parametrize(
+    ("environ", "guarded"),
+    [
+        ({}, True),
+        (KEYS, False),
+        ({"MODAL_SECRET": "kindling"}, False),
+        ({"KINDLING_ALLOW_OPEN": "true"}, False),
+        ({**KEYS, "MODAL_PROXY_AUTH": "1"}, True),
+        ({"MODAL_PROXY_AUTH": ""}, False),
+    ],
+)
+def test_modal_guards_what_has_no_keys(load: Callable[..., ModuleType], environ: dict[str, str], guarded: bool) -> None:
+    assert load(**environ).PROXIED is guarded
+
+
+@pytest.mark.parametrize("environ", [{"MODAL_SECRET": "one-without-keys"}, {"MODAL_PROXY_AUTH": ""}])
+def test_nothing_is_loaded_that_nobody_guards(load: Callable[..., ModuleType], environ: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="KINDLING_API_KEYS"):
-        entered(load(KINDLING_MODEL="spark"))
+        entered(load(KINDLING_MODEL="spark", **environ))
+
+
+def test_a_container_hears_who_guards_it_and_does_not_decide_again(
+    load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(**KEYS)
+    monkeypatch.delenv("KINDLING_API_KEYS")
+    assert load().PROXIED is False
 
 
 def test_a_failed_boot_is_raised(load: Callable[..., ModuleType]) -> None:

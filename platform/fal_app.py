@@ -1,0 +1,132 @@
+"""Kindling on fal: `fal deploy platform/fal_app.py::Kindling`; `fal run platform/fal_app.py::fetch` fills fal's disk.
+
+Every KINDLING_* variable set while deploying holds in the runners, but for the keys (who may ask is fal's business)
+and the volume (fal's own disk). Deploy with the Python of the Dockerfile: fal sends these objects pickled. This file
+knows how fal rents GPUs; what a request means, it does not know.
+"""
+
+import asyncio
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import fal
+from fal.container import ContainerImage
+from fal.exceptions import AppException, FieldException
+from fal.toolkit import Image
+from fal.toolkit.image.image import ImageSize
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
+
+import handler
+from handler import Api, ImageRequest, KindlingError, Lane, Settings
+
+ROOT = Path(handler.__file__).parents[1]
+DISK = "/data/kindling"
+STAYS = ("KINDLING_API_KEYS", "KINDLING_VOLUME")
+CHOSEN = {name: value for name, value in os.environ.items() if name.startswith("KINDLING_") and name not in STAYS}
+ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", **CHOSEN}
+SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
+BUDGET_S = int(SETTINGS.cold_start_budget_s)
+IMAGE = ContainerImage.from_dockerfile(
+    str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": f"fal=={fal.__version__}"}
+)
+
+
+class Input(ImageRequest):
+    """What `ImageRequest` takes, one picture at a time."""
+
+    n: Literal[1] = 1
+    sync_mode: bool = Field(False, description="Answer with a data URL, and keep nothing on fal's CDN.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_our_words(cls, fields: Any, check: ModelWrapValidatorHandler["Input"]) -> "Input":
+        if isinstance(fields, dict):
+            try:
+                ImageRequest.parse({name: value for name, value in fields.items() if name != "sync_mode"})
+            except KindlingError as error:
+                raise refusal(error.status, error.body()["error"]) from None
+        return check(fields)
+
+
+class Output(BaseModel):
+    """The picture and the seed that draws it again."""
+
+    image: Image
+    seed: int
+
+
+class Kindling(fal.App):
+    """One runner: one lane, asked over HTTP."""
+
+    app_name = "kindling"
+    app_auth = "private"
+    image = IMAGE
+    machine_type = ["GPU-L40", "GPU-A100", "GPU-H100"]  # noqa: RUF012  # the cheapest that holds FLUX.1 whole (37 GB)
+    data_mounts = ["/data"]  # noqa: RUF012
+    secrets: list[str] = []  # noqa: RUF012  # drawing needs none of the account's
+    keep_alive = 300
+    min_concurrency = 0
+    max_concurrency = 4
+    max_multiplexing = 4  # one is drawn while three wait; fal starts another runner rather than fill the lane
+    request_timeout = 600
+    startup_timeout = BUDGET_S + 60  # the core keeps the budget and says where it went; this is for what it cannot see
+    termination_grace_period_seconds = 60
+
+    def setup(self) -> None:
+        """Load the model; an exception is how fal learns that this runner cannot serve."""
+        self.lane = Lane(Settings.from_env(ENVIRONMENT))
+        self.lane.start()
+        self.lane.wait_booted()
+
+    def teardown(self) -> None:
+        """Finish the picture that is being drawn."""
+        self.lane.stop()
+
+    @fal.endpoint("/generate")
+    async def generate(self, wanted: Input) -> Output:
+        """Draw one picture."""
+        reply = await Api(self.lane).call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
+        if "error" in reply.body:
+            raise refusal(reply.status, reply.body["error"])
+        [picture] = reply.body["images"]
+        width, height = picture["parameters"]["size"]
+        image = await asyncio.to_thread(
+            Image.from_bytes,
+            base64.b64decode(picture["b64_json"]),
+            picture["format"],
+            ImageSize(width=width, height=height),
+            repository="in_memory" if wanted.sync_mode else "fal_v3",
+        )
+        return Output(image=image, seed=picture["seed"])
+
+    @fal.endpoint("/v1/images/generations")
+    async def openai(self, payload: dict[str, Any]) -> JSONResponse:
+        """OpenAI's Images API."""
+        reply = await Api(self.lane).call("/v1/images/generations", payload)
+        return JSONResponse(reply.body, reply.status, reply.headers)
+
+    @fal.endpoint("/alive", health_check=fal.HealthCheck(call_regularly=True, failure_threshold=1))
+    def alive(self) -> dict[str, str]:
+        """A lost GPU stays lost: fal replaces a runner that fails this."""
+        if self.lane.state == "failed":
+            raise AppException("This runner lost its GPU.", 503)
+        return {"status": self.lane.state}
+
+
+def refusal(status: int, error: dict[str, Any]) -> Exception:
+    """Kindling's error as one of fal's, at the field if it names one."""
+    if error["param"]:
+        return FieldException(error["param"], error["message"], status, error["code"])
+    return AppException(error["message"], status)
+
+
+@fal.function("container", image=IMAGE, machine_type="L", request_timeout=3600)
+def fetch() -> None:
+    """Bring the model to fal's disk. HF_TOKEN, for models that want it, is one of the account's secrets."""
+    environment = {**os.environ, **ENVIRONMENT, "KINDLING_VOLUME": DISK}
+    subprocess.run([sys.executable, "-m", "handler", "fetch"], env=environment, check=True)

@@ -1,0 +1,253 @@
+"""The container and the files that deploy it, held against the code: ports, paths, budgets, pins; and its command."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from handler import MODELS, Lane, Settings, __version__, create_app
+from handler.clock import GRACE_S
+from handler.server.serve import DRAIN_S
+from serving import Served
+
+ROOT = Path(__file__).parent.parent
+BUDGET_S = Settings().cold_start_budget_s
+L4_GB, CLOUD_RUN_STARTS_S = 24, 240
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """A Dockerfile's instructions, each as its name and the rest of its line."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    whole = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in whole if line.strip()]
+
+
+DOCKERFILE = instructions((ROOT / "Dockerfile").read_text())
+ENV = dict(pair.split("=", 1) for name, rest in DOCKERFILE if name == "ENV" for pair in rest.split())
+PORT = int(ENV["PORT"])
+
+
+def documents(name: str) -> dict[str, Any]:
+    """The documents of one of platform/'s YAML files, by kind."""
+    return {found["kind"]: found for found in yaml.safe_load_all((ROOT / "platform" / name).read_text())}
+
+
+KUBERNETES = documents("kubernetes.yml")
+PODS = {
+    "kubernetes": KUBERNETES["Deployment"]["spec"]["template"]["spec"],
+    "cloudrun": documents("cloudrun.yml")["Service"]["spec"]["template"]["spec"],
+}
+JOB = KUBERNETES["Job"]["spec"]["template"]["spec"]
+CONVOX = yaml.safe_load((ROOT / "platform" / "convox.yml").read_text())["services"]["web"]
+
+
+def environment(pod: dict[str, Any]) -> dict[str, str]:
+    """What a pod's container is told in plain text."""
+    return {each["name"]: each["value"] for each in pod["containers"][0]["env"] if "value" in each}
+
+
+def statuses(path: str) -> list[int]:
+    """How the app answers a probe, which has no key, while starting, when ready and when broken."""
+    lane = Lane(Settings(api_keys=("secret",)))
+    transport = httpx.ASGITransport(create_app(lane, public=True))
+
+    async def ask() -> int:
+        async with httpx.AsyncClient(transport=transport, base_url="http://container") as client:
+            return (await client.get(path)).status_code
+
+    answers = []
+    for lane.state in ("starting", "ready", "failed"):
+        answers.append(asyncio.run(ask()))
+    return answers
+
+
+def readiness_paths() -> Iterator[str]:
+    for pod in PODS.values():
+        [container] = pod["containers"]
+        for name in {"startupProbe", "readinessProbe"} & container.keys():
+            yield container[name]["httpGet"]["path"]
+    yield CONVOX["health"]["path"]
+
+
+def liveness_paths() -> Iterator[str]:
+    for pod in PODS.values():
+        yield pod["containers"][0]["livenessProbe"]["httpGet"]["path"]
+    yield CONVOX["liveness"]["path"]
+
+
+@pytest.mark.parametrize("path", sorted(set(readiness_paths())))
+def test_a_worker_gets_requests_unless_it_has_failed(path: str) -> None:
+    """Probes carry no key, so they ask /ping; a worker that is still starting holds what comes."""
+    assert statuses(path) == [204, 200, 503]
+
+
+@pytest.mark.parametrize("path", sorted(set(liveness_paths())))
+def test_a_starting_worker_is_alive(path: str) -> None:
+    assert statuses(path)[:2] == [200, 200]
+
+
+@pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
+def test_probes_and_services_know_the_port(pod: dict[str, Any]) -> None:
+    [container] = pod["containers"]
+    [port] = container["ports"]
+    assert port["containerPort"] == PORT
+    for name in ("startupProbe", "livenessProbe"):
+        assert container[name]["httpGet"]["port"] in (port["name"], PORT)
+
+
+def test_the_port_is_the_same_everywhere() -> None:
+    assert CONVOX["port"] == PORT
+    assert ("EXPOSE", str(PORT)) in DOCKERFILE
+    service = KUBERNETES["Service"]["spec"]["ports"][0]
+    target = KUBERNETES["InterceptorRoute"]["spec"]["target"]
+    assert service["targetPort"] == PODS["kubernetes"]["containers"][0]["ports"][0]["name"]
+    assert target == {"service": KUBERNETES["Service"]["metadata"]["name"], "port": service["port"]}
+
+
+@pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
+def test_the_worker_ends_a_slow_start_before_the_platform_does(pod: dict[str, Any]) -> None:
+    probe = pod["containers"][0]["startupProbe"]
+    settings = Settings.from_env(environment(pod))
+    assert probe["periodSeconds"] * probe["failureThreshold"] > settings.cold_start_budget_s + GRACE_S
+
+
+def test_each_platforms_own_limits() -> None:
+    probe = PODS["cloudrun"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] <= CLOUD_RUN_STARTS_S
+    assert CONVOX["liveness"]["grace"] > BUDGET_S
+    readiness = KUBERNETES["InterceptorRoute"]["spec"]["timeouts"]["readiness"]
+    assert int(readiness.removesuffix("s")) > BUDGET_S
+
+
+def test_scales_to_zero() -> None:
+    assert KUBERNETES["ScaledObject"]["spec"]["minReplicaCount"] == 0
+    assert "replicas" not in KUBERNETES["Deployment"]["spec"]
+    annotations = documents("cloudrun.yml")["Service"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["autoscaling.knative.dev/minScale"] == "0"
+
+
+def test_a_stopping_worker_has_time_to_drain() -> None:
+    pod = PODS["kubernetes"]
+    leaving = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > leaving + DRAIN_S
+    assert CONVOX["termination"]["grace"] > DRAIN_S
+
+
+def test_names_refer_to_each_other() -> None:
+    name = KUBERNETES["Deployment"]["metadata"]["name"]
+    scaled = KUBERNETES["ScaledObject"]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == name
+    assert scaled["triggers"][0]["metadata"]["interceptorRoute"] == KUBERNETES["InterceptorRoute"]["metadata"]["name"]
+    labels = KUBERNETES["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert KUBERNETES["Service"]["spec"]["selector"] == labels
+    assert KUBERNETES["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+
+
+@pytest.mark.parametrize("pod", [*PODS.values(), JOB], ids=[*PODS, "job"])
+def test_pods_run_this_version_on_the_volume(pod: dict[str, Any]) -> None:
+    [container] = pod["containers"]
+    assert container["image"] == f"kindling:{__version__}"
+    [mount] = container["volumeMounts"]
+    assert mount["mountPath"] == ENV["KINDLING_VOLUME"]
+    assert mount["name"] in {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
+def test_pods_rent_one_gpu_and_hide_the_keys(pod: dict[str, Any]) -> None:
+    [container] = pod["containers"]
+    assert str(container["resources"]["limits"]["nvidia.com/gpu"]) == "1"
+    [keys] = [each for each in container["env"] if each["name"] == "KINDLING_API_KEYS"]
+    assert set(keys["valueFrom"]) == {"secretKeyRef"}
+    assert environment(pod)["KINDLING_MODEL"] in MODELS
+
+
+def test_convox() -> None:
+    given = dict(each.partition("=")[::2] for each in CONVOX["environment"])
+    assert given == {"KINDLING_MODEL": "flux-schnell", "KINDLING_API_KEYS": ""}  # "": `convox env set` gives them
+    assert CONVOX["scale"]["gpu"] == 1
+    assert CONVOX["volumeOptions"][0]["awsEfs"]["mountPath"] == ENV["KINDLING_VOLUME"]
+
+
+def test_the_fetched_model_is_the_one_that_is_served() -> None:
+    assert environment(JOB) == environment(PODS["kubernetes"])
+
+
+def test_cloud_runs_model_fits_its_gpu() -> None:
+    pod = PODS["cloudrun"]
+    assert pod["nodeSelector"]["run.googleapis.com/accelerator"] == "nvidia-l4"
+    spec = MODELS[environment(pod)["KINDLING_MODEL"]]
+    assert 2 * (spec.parameters + spec.other_parameters) / 1e9 + spec.work_gb < L4_GB
+
+
+def test_what_is_copied_is_in_the_repository() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    sources = [source for name, rest in DOCKERFILE if name == "COPY" for source in rest.split()[:-1]]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {package.split(".")[0] for package in packages} <= set(sources)
+    for source in sources:
+        assert source not in ignored
+        tracked = subprocess.run(["git", "ls-files", source], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert tracked.stdout, source
+
+
+def test_everything_is_pinned() -> None:
+    requirements = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in requirements)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    arguments = dict(rest.split("=", 1) for name, rest in DOCKERFILE if name == "ARG")
+    assert [arguments["SDK"]] == extras["runpod"]
+    [base] = [rest for name, rest in DOCKERFILE if name == "FROM"]
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base)
+
+
+def test_layers_that_seldom_change_come_first() -> None:
+    steps = [rest for name, rest in DOCKERFILE if name in ("COPY", "RUN")]
+    installed = [i for i, rest in enumerate(steps) if "-r requirements.txt" in rest]
+    code = [i for i, rest in enumerate(steps) if rest.startswith(("handler", "platform", "pyproject"))]
+    assert max(installed) < min(code)
+
+
+def test_it_runs_as_somebody_with_few_rights() -> None:
+    users = [rest for name, rest in DOCKERFILE if name == "USER"]
+    assert users == ["kindling"]
+    made = next(rest for name, rest in DOCKERFILE if name == "RUN" and "useradd" in rest)
+    assert f"--uid {PODS['kubernetes']['securityContext']['runAsUser']} kindling" in made
+
+
+def test_the_command_serves_and_drains(tmp_path: Path) -> None:
+    """CMD as written, in a process of its own: PORT decides the port, HEALTHCHECK agrees, SIGTERM ends it with 0."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
+    binaries = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    given = {**clean, **ENV, "PATH": binaries, "KINDLING_VOLUME": str(tmp_path), "KINDLING_API_KEYS": "secret"}
+    command = json.loads(next(rest for name, rest in DOCKERFILE if name == "CMD"))
+    check = json.loads(next(rest for name, rest in DOCKERFILE if name == "HEALTHCHECK").partition("CMD ")[2])
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**given, "PORT": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            served = Served(process)
+            url = httpx.URL(served.url).copy_with(host="127.0.0.1")
+            subprocess.run(check, env={**given, "PORT": str(url.port)}, cwd=ROOT, check=True, timeout=60)
+            served.wait_for("is ready on")
+            assert httpx.get(url.join("/ping")).status_code == 200
+            assert httpx.get(url.join("/v1/models")).status_code == 401
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

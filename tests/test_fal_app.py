@@ -1,0 +1,288 @@
+"""The fal adapter: its definition and its methods, offline, and the real `fal run --local` where fal is installed.
+
+fal wants an older fastapi than runpod does and an older pathspec than mypy does, so that it cannot be in the virtual
+environment of the other tests. There, a few names stand in for its SDK. In an environment of its own, made with
+`pip install -e '.[fal]' pytest httpx scipy`, the same tests meet the SDK itself.
+"""
+
+import asyncio
+import base64
+import importlib.util
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import BaseModel
+
+from handler import ImageRequest, StartError, Worker
+from handler.errors import SettingsError
+
+ROOT = Path(__file__).parent.parent
+APP = ROOT / "platform" / "fal_app.py"
+INSTALLED = importlib.util.find_spec("fal") is not None
+LONG_BUDGET = {"KINDLING_COLD_START_BUDGET_S": "3600"}  # this process was born long before it loads the model
+RECIPE = {"prompt": "a red circle on a blue background", "seed": 7, "num_inference_steps": 4}
+BAD = [
+    ({}, 400, "prompt"),
+    ({**RECIPE, "sampler": "y"}, 400, "sampler"),
+    ({**RECIPE, "negative_prompt": "blurry"}, 400, "negative_prompt"),
+    ({**RECIPE, "num_inference_steps": 9}, 422, "num_inference_steps"),
+    ({**RECIPE, "width": 9999, "height": 64}, 422, "width"),
+    ({**RECIPE, "n": 2}, 422, "n"),
+    ({**RECIPE, "model": "flux-dev"}, 404, "model"),
+]
+# fal listens on every address and has no option for another.
+ON_LOOPBACK = """
+import sys, uvicorn
+from fal.cli.main import main
+
+class Loopback(uvicorn.Config):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **{**options, "host": "127.0.0.1"})
+
+uvicorn.Config = Loopback
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@dataclass
+class AppException(Exception):
+    message: str
+    status_code: int
+
+
+@dataclass
+class FieldException(Exception):
+    field: str
+    message: str
+    status_code: int
+    type: str
+
+
+class Size(BaseModel):
+    width: int
+    height: int
+
+
+class Picture(BaseModel):
+    url: str
+
+    @classmethod
+    def from_bytes(cls, data: bytes, kind: str, size: Size, *, repository: str) -> "Picture":
+        assert repository == "in_memory"
+        return cls(url=f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
+
+
+def stand_in() -> dict[str, ModuleType]:
+    """The names of fal's SDK that the adapter uses, by module."""
+    unchanged = lambda *_, **__: lambda function: function  # noqa: E731
+    dockerfile = lambda path, **options: SimpleNamespace(**options)  # noqa: E731
+    modules = {
+        "fal": {"App": type("App", (), {}), "endpoint": unchanged, "function": unchanged, "__version__": "0"},
+        "fal.container": {"ContainerImage": SimpleNamespace(from_dockerfile=dockerfile)},
+        "fal.exceptions": {"AppException": AppException, "FieldException": FieldException},
+        "fal.toolkit": {"Image": Picture},
+        "fal.toolkit.image": {},
+        "fal.toolkit.image.image": {"ImageSize": Size},
+    }
+    modules["fal"]["HealthCheck"] = SimpleNamespace
+    made = {name: ModuleType(name) for name in modules}
+    for name, contents in modules.items():
+        vars(made[name]).update(contents)
+    return made
+
+
+def load_app(patch: pytest.MonkeyPatch, environ: dict[str, str]) -> ModuleType:
+    """platform/fal_app.py as deployed from `environ`."""
+    for name, value in {**environ, "IS_ISOLATE_AGENT": "1"}.items():  # fal's own leave to make the object
+        patch.setenv(name, value)
+    for name, module in {} if INSTALLED else stand_in().items():
+        patch.setitem(sys.modules, name, module)
+    spec = importlib.util.spec_from_file_location("fal_app", APP)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    return lambda **environ: load_app(monkeypatch, environ)
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Any]:
+    """One runner's object with the embedded model, shared by the tests that draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        runner = load_app(patch, {"KINDLING_MODEL": "spark", **LONG_BUDGET}).Kindling()
+        runner.setup()
+        yield runner
+        runner.teardown()
+
+
+def drawn_by(worker: Worker) -> Any:
+    """The pixels of RECIPE as the core draws them."""
+    return worker.generate(worker.spec.recipe(ImageRequest.parse(RECIPE)))[0].rgb
+
+
+def pixels(url: str) -> Any:
+    """The pixels of a data URL."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))))
+
+
+def generate(app: Any, **fields: Any) -> Any:
+    wanted = app.generate.__annotations__["wanted"]
+    return asyncio.run(app.generate(wanted.model_validate({**fields, "sync_mode": True})))
+
+
+def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
+    module = load()
+    runner = module.Kindling
+    assert (runner.app_name, runner.app_auth, runner.keep_alive) == ("kindling", "private", 300)
+    assert (runner.min_concurrency, runner.startup_timeout) == (0, 240 + 60)
+    assert module.ENVIRONMENT == {"KINDLING_MODEL": "flux-schnell"}
+    assert module.IMAGE.build_args == {"SDK": f"fal=={module.fal.__version__}"}
+    assert module.IMAGE.context_dir == ROOT
+
+
+def test_fal_never_meets_a_full_lane(load: Callable[..., ModuleType]) -> None:
+    module = load()
+    assert module.Kindling.max_multiplexing <= module.SETTINGS.queue
+
+
+def test_the_deployers_settings_hold_but_keys_and_volume_stay(load: Callable[..., ModuleType]) -> None:
+    given = {"KINDLING_API_KEYS": "canary", "KINDLING_VOLUME": "/home/me", "KINDLING_COLD_START_BUDGET_S": "100"}
+    module = load(KINDLING_MODEL="spark", **given)
+    assert module.ENVIRONMENT == {"KINDLING_MODEL": "spark", "KINDLING_COLD_START_BUDGET_S": "100"}
+    assert module.Kindling.startup_timeout == 160
+
+
+def test_a_misspelt_setting_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(SettingsError, match="KINDLING_MODLE"):
+        load(KINDLING_MODLE="spark")
+
+
+def test_a_failed_boot_is_raised(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(StartError, match="flux-schnell is not on the volume"):
+        load(**LONG_BUDGET).Kindling().setup()
+
+
+def test_draws_what_the_core_draws(app: Any, spark: Worker) -> None:
+    answer = generate(app, **RECIPE)
+    assert answer.seed == 7
+    assert np.array_equal(pixels(answer.image.url), drawn_by(spark))
+
+
+def test_the_answer_names_a_seed_that_was_left_out(app: Any) -> None:
+    first = generate(app, prompt="a red circle")
+    assert generate(app, prompt="a red circle", seed=first.seed).image.url == first.image.url
+
+
+@pytest.mark.parametrize(("fields", "status", "param"), [bad for bad in BAD if bad[2] != "n"])
+def test_says_what_is_wrong(app: Any, fields: dict[str, Any], status: int, param: str) -> None:
+    with pytest.raises(Exception, match=param) as caught:
+        generate(app, **fields)
+    error: Any = caught.value
+    assert (type(error).__name__, error.field, error.status_code) == ("FieldException", param, status)
+
+
+def test_openai(app: Any) -> None:
+    answer = asyncio.run(app.openai({"prompt": "a circle", "size": "64x64"}))
+    assert answer.status_code == 200
+    refused = asyncio.run(app.openai({"prompt": "a circle", "size": "64"}))
+    assert (refused.status_code, b"WIDTHxHEIGHT" in refused.body) == (400, True)
+
+
+def test_a_runner_that_lost_its_gpu_is_not_alive(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert app.alive() == {"status": "ready"}
+    monkeypatch.setattr(app.lane, "state", "failed")
+    with pytest.raises(Exception, match="lost its GPU") as caught:
+        app.alive()
+    assert caught.value.status_code == 503  # type: ignore[attr-defined]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """`fal run --local`: what a developer runs before deploying."""
+    home = tmp_path_factory.mktemp("home")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KINDLING_", "FAL_"))}
+    port, metrics = free_port(), free_port()
+    options = ["--local", "--exposed-port", str(port), "--exposed-metrics-port", str(metrics)]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", ON_LOOPBACK, "run", *options, f"{APP}::Kindling"],
+        cwd=ROOT,
+        env={**kept, "HOME": str(home), "KINDLING_MODEL": "spark"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    try:
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if re.search(rf"running on http://127.0.0.1:{port}\b", line):
+                break
+        else:
+            raise AssertionError("".join(told))
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+        process.terminate()
+        assert "Application shutdown complete." in process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK is not installed beside runpod's; see this file's head")
+
+
+@needs_fal
+def test_local_run_draws_what_the_core_draws(local: httpx.Client, spark: Worker) -> None:
+    answer = local.post("/generate", json={**RECIPE, "sync_mode": True})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["seed"] == 7
+    assert (answer.json()["image"]["width"], answer.json()["image"]["content_type"]) == (256, "image/png")
+    assert np.array_equal(pixels(answer.json()["image"]["url"]), drawn_by(spark))
+
+
+@needs_fal
+@pytest.mark.parametrize(("fields", "status", "param"), BAD)
+def test_local_run_says_what_is_wrong(local: httpx.Client, fields: dict[str, Any], status: int, param: str) -> None:
+    refused = local.post("/generate", json=fields)
+    [detail] = refused.json()["detail"]
+    assert (refused.status_code, detail["loc"]) == (status, ["body", param])
+    assert detail["msg"]
+
+
+@needs_fal
+def test_local_run_speaks_openai(local: httpx.Client) -> None:
+    answer = local.post("/v1/images/generations", json={"prompt": "a circle", "size": "64x64"})
+    assert (answer.status_code, answer.json()["size"]) == (200, "64x64")
+    refused = local.post("/v1/images/generations", json={"prompt": "a circle", "size": "64"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "size")
+
+
+@needs_fal
+def test_local_run_is_alive(local: httpx.Client) -> None:
+    assert local.post("/alive").json() == {"status": "ready"}
