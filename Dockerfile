@@ -4,11 +4,10 @@
 #   docker build -t kindling .
 #   docker run --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_MODEL=flux-schnell -e KINDLING_API_KEYS=secret kindling
 #
-# RunPod's queue workers use the same image with the command: python -u platform/runpod_worker.py
 FROM python:3.11.14-slim-bookworm
 
 # A platform that chooses the port says so in PORT.
-ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 KINDLING_VOLUME=/volume PORT=8000
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PORT=8000
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
@@ -33,5 +32,5 @@ EXPOSE 8000
 # Weights may load for up to the cold-start budget of 240 s before the first check counts.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=250s \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health/live')"]
-# `exec`, so that SIGTERM reaches Python, which drains.
-CMD ["sh", "-c", "exec python -m handler serve --host 0.0.0.0 --port $PORT"]
+# A worker of RunPod's queue takes jobs, all others serve HTTP. `exec`, so that SIGTERM reaches Python, which drains.
+CMD ["sh", "-c", "if [ \"$RUNPOD_WEBHOOK_GET_JOB\" ]; then exec python -u platform/runpod_worker.py; fi; exec python -m handler serve --host 0.0.0.0 --port $PORT"]

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from handler.errors import SettingsError
 
 PREFIX = "KINDLING_"
-# RunPod's network volume; platform/modal_app.py's; the folder of ours that platform/fal_app.py's fetch makes on fal's
-# disk. That folder and not /data itself, which many a machine has for other ends.
-MOUNTS = (Path("/runpod-volume"), Path("/kindling"), Path("/data/kindling"))
+# RunPod's network volume; platform/modal_app.py's; the folder that platform/fal_app.py's fetch makes on fal's disk, not
+# /data itself, which many a machine has for other ends; the Dockerfile's.
+MOUNTS = (Path("/runpod-volume"), Path("/kindling"), Path("/data/kindling"), Path("/volume"))
 
 
 def _default_volume() -> Path:

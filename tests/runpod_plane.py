@@ -1,7 +1,7 @@
 """RunPod's control plane on loopback: hands out jobs and stop signals, and remembers all that a worker does.
 
-It speaks the five routes that the runpod SDK speaks to (job-take, job-stop, job-done, job-stream, ping) and knows
-nothing about what the jobs mean.
+It speaks the routes that the runpod SDK speaks to (job-take, job-take-batch, job-stop, job-done, job-stream, ping)
+and knows nothing about what the jobs mean.
 """
 
 import json
@@ -56,7 +56,7 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> Itera
 
 @dataclass(frozen=True)
 class Event:
-    """One call of the worker. `kind` is take, progress, done, stream or ping; `body` what it sent."""
+    """One call of the worker. `kind` is take, stop, progress, done, stream or ping; `body` what it sent or asked."""
 
     kind: str
     job: str = ""
@@ -69,6 +69,7 @@ class Plane:
 
     def __init__(self) -> None:
         self.seen: list[Event] = []
+        self.refusals: dict[str, list[int]] = {}  # job -> the statuses its next results are answered with
         self._changed = threading.Condition()
         self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self._stops: queue.Queue[str] = queue.Queue()
@@ -95,6 +96,10 @@ class Plane:
         """Queue a job with the input `given`."""
         self._jobs.put({"id": job, "input": given})
 
+    def give_with_timeout(self, job: str, timeout_s: float, **given: Any) -> None:
+        """Queue a job that RunPod stops once it has run for `timeout_s`."""
+        self._jobs.put({"id": job, "input": given, "policy": {"executionTimeout": timeout_s * 1000}})
+
     def stop(self, job: str) -> None:
         """Tell the worker that a job was cancelled."""
         self._stops.put(job)
@@ -110,29 +115,44 @@ class Plane:
     def wait(self, wanted: Callable[[Event], bool]) -> Event:
         """The first event that is `wanted`, now or within the deadline."""
         with self._changed:
-            assert self._changed.wait_for(lambda: any(map(wanted, self.seen)), DEADLINE_S), f"not seen: {self.seen}"
+            assert self._changed.wait_for(lambda: any(map(wanted, self.seen)), DEADLINE_S), f"not among {self._told()}"
             return next(filter(wanted, self.seen))
+
+    def _told(self) -> list[str]:
+        return [f"{event.kind} {event.job}" for event in self.seen if event.kind != "ping"]
 
     def note(self, event: Event) -> None:
         with self._changed:
             self.seen.append(event)
             self._changed.notify_all()
 
-    def take(self) -> dict[str, Any] | None:
-        """The next job, or None after the hold."""
+    def take(self, most: int) -> list[dict[str, Any]]:
+        """The jobs that wait, at most `most`; after the hold perhaps none."""
+        jobs: list[dict[str, Any]] = []
         try:
-            job = self._jobs.get(timeout=HOLD_S)
+            while len(jobs) < most:
+                jobs.append(self._jobs.get(timeout=0 if jobs else HOLD_S))
         except queue.Empty:
-            return None
-        self.note(Event("take", job["id"]))
-        return job
+            pass
+        for job in jobs:
+            self.note(Event("take", job["id"], {"asked": most}))
+            if "policy" in job:
+                threading.Timer(job["policy"]["executionTimeout"] / 1000, self.stop, [job["id"]]).start()
+        return jobs
 
     def stops(self) -> dict[str, Any] | None:
         """The next stop signal, or None after the hold."""
         try:
-            return {"jobsToStop": [self._stops.get(timeout=HOLD_S)]}
+            job = self._stops.get(timeout=HOLD_S)
         except queue.Empty:
             return None
+        self.note(Event("stop", job))
+        return {"jobsToStop": [job]}
+
+    def answer(self, job: str) -> int:
+        """The status that a result posted for `job` is answered with."""
+        waiting = self.refusals.get(job)
+        return waiting.pop(0) if waiting else 200
 
 
 class _Routes(BaseHTTPRequestHandler):
@@ -141,13 +161,15 @@ class _Routes(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
         match url.path.split("/")[3]:
             case "job-take":
-                self._answer(self.plane.take())
+                self._answer(next(iter(self.plane.take(1)), None))
+            case "job-take-batch":
+                self._answer(self.plane.take(int(query["batch_size"])) or None)
             case "job-stop":
                 self._answer(self.plane.stops())
             case "ping":
-                query = {name: values[0] for name, values in parse_qs(url.query).items()}
                 self.plane.note(Event("ping", body=query))
                 self._answer({})
 
@@ -156,11 +178,11 @@ class _Routes(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         kind = "progress" if body.get("status") == "IN_PROGRESS" else route.removeprefix("job-")
         self.plane.note(Event(kind, job, body))
-        self._answer({})
+        self._answer({}, self.plane.answer(job) if kind == "done" else 200)
 
-    def _answer(self, body: dict[str, Any] | None) -> None:
+    def _answer(self, body: Any, status: int = 200) -> None:
         data = b"" if body is None else json.dumps(body).encode()
-        self.send_response(204 if body is None else 200)
+        self.send_response(204 if body is None else status)
         if data:
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))

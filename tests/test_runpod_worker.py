@@ -121,6 +121,7 @@ def test_openai_read(api: httpx.Client) -> None:
         ({"openai_route": "/v1/nothing"}, "not_found"),
         ({"openai_route": 5}, "not_found"),
         ({"openai_route": "/v1/images/generations"}, "invalid_type"),
+        ({"workflow": {"1": {"class_type": "KSampler"}}}, "unsupported_parameter"),
     ],
 )
 def test_bad_input(api: httpx.Client, given: dict[str, Any], code: str) -> None:
@@ -178,16 +179,58 @@ def test_a_bad_job_is_refused_without_a_traceback(plane: Plane) -> None:
     assert_refused(result["error"], "out_of_range")
 
 
-def test_a_cancelled_job_posts_nothing_and_harms_no_other(plane: Plane) -> None:
+def test_a_cancelled_job_stops_within_two_steps_posts_nothing_and_harms_no_other(plane: Plane) -> None:
     before = plane.result("first")
     plane.give("cancelled", **ENDLESS)
     plane.wait(lambda event: event.kind == "progress" and event.job == "cancelled")
     plane.stop("cancelled")
     plane.give("next", **SMALL)
     after = plane.result("next")
-    assert "done" not in [event.kind for event in plane.of("cancelled")]
+    assert_stopped_within_two_steps(plane, "cancelled")
     pictures = [result["output"]["images"][0]["b64_json"] for result in (before, after)]
     assert pictures[0] == pictures[1]
+
+
+def test_a_job_out_of_time_stops_likewise(plane: Plane) -> None:
+    plane.give_with_timeout("late", 0.5, **ENDLESS)
+    plane.give("after-late", **SMALL)
+    plane.result("after-late")
+    assert_stopped_within_two_steps(plane, "late")
+
+
+def assert_stopped_within_two_steps(plane: Plane, job: str) -> None:
+    """Steps told before and after the worker was told to stop; and no result."""
+    kinds = [event.kind for event in plane.of(job)]
+    told = kinds.index("stop")
+    steps = [event.body["output"]["step"] if event.kind == "progress" else 0 for event in plane.of(job)]
+    assert max(steps) <= max(steps[:told]) + 2
+    assert max(steps) < 32
+    assert "done" not in kinds
+
+
+def test_a_result_that_could_not_be_posted_is_posted_again(plane: Plane) -> None:
+    plane.refusals["unlucky"] = [500, 500]
+    plane.give("unlucky", **SMALL)
+    plane.give("after-unlucky", openai_route="/v1/models")
+    plane.result("after-unlucky")
+    posted = [event.body for event in plane.of("unlucky") if event.kind == "done"]
+    assert len(posted) == 3
+    assert posted[0] == posted[2]
+
+
+@pytest.mark.parametrize("statuses", [[400], [500, 500, 500]])
+def test_a_refused_result_is_told_in_the_log_and_the_worker_goes_on(
+    plane: Plane, loop_log: Path, statuses: list[int]
+) -> None:
+    job = f"refused-{statuses[0]}"
+    plane.refusals[job] = list(statuses)
+    plane.give(job, **SMALL)
+    plane.give(f"after-{job}", openai_route="/v1/models")
+    plane.result(f"after-{job}")
+    assert len([event for event in plane.of(job) if event.kind == "done"]) == len(statuses)
+    assert [
+        line for line in loop_log.read_text().splitlines() if "Failed to return job results" in line and job in line
+    ]
 
 
 def test_pings(plane: Plane) -> None:
@@ -207,7 +250,11 @@ def test_sigterm_finishes_the_job_and_exits_cleanly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value", "reason"),
-    [("KINDLING_MODEL", "flux-schnell", "WeightsMissing"), ("KINDLING_MODLE", "spark", "SettingsError")],
+    [
+        ("KINDLING_MODEL", "flux-schnell", "WeightsMissing"),
+        ("KINDLING_MODLE", "spark", "SettingsError"),
+        ("MAX_CONCURRENCY", "33", "ValueError: MAX_CONCURRENCY should be 1 to 32"),
+    ],
 )
 def test_a_worker_that_cannot_start_takes_no_job(tmp_path: Path, setting: str, value: str, reason: str) -> None:
     with Plane() as plane:
@@ -233,12 +280,28 @@ def test_a_worker_that_loses_its_gpu_asks_to_be_replaced_and_ends(tmp_path: Path
     assert_refused(result["error"], "device_lost")
 
 
-def test_a_result_that_runpod_would_drop_is_refused(tmp_path: Path) -> None:
-    """Four noisy pictures are too slow to draw here, so the limit is lowered instead."""
-    lowered = WORKER.read_text().replace("MAX_RESULT = 20_000_000", "MAX_RESULT = 100")
-    (tmp_path / "worker.py").write_text(lowered)
+def test_several_jobs_at_once_are_taken_in_a_batch_and_all_answered(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    command = [str(tmp_path / "worker.py"), "--test_input", json.dumps({"input": {"openai_route": "/v1/models"}})]
-    with started(command, clean_environment(tmp_path), log) as process:
-        assert process.wait(DEADLINE_S) == 1
-    assert "result_too_large" in log.read_text()
+    with Plane() as plane:
+        for i in range(5):
+            plane.give(f"job{i}", **SMALL)
+        environment = clean_environment(tmp_path, **plane.environment, MAX_CONCURRENCY="3")
+        with started([str(WORKER)], environment, log):
+            pictures = {plane.result(f"job{i}")["output"]["images"][0]["b64_json"] for i in range(5)}
+        assert len(pictures) == 1
+        assert [event.body["asked"] for event in plane.seen if event.kind == "take"][:3] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("job", "limit"), [("sync-1", 300), ("1", 200)])
+def test_a_result_that_runpod_would_drop_is_refused(tmp_path: Path, job: str, limit: int) -> None:
+    """Pictures that large are too slow to draw here, so the limits are lowered instead."""
+    lowered = WORKER.read_text().replace("= 10_000_000, 20_000_000", "= 200, 300")
+    (tmp_path / "worker.py").write_text(lowered)
+    with Plane() as plane:
+        plane.give(job, **SMALL)
+        environment = clean_environment(tmp_path, **plane.environment)
+        with started([str(tmp_path / "worker.py")], environment, tmp_path / "log"):
+            result = plane.result(job)
+    assert_refused(result["error"], "result_too_large")
+    assert f"carries {limit} here" in result["error"]
+    assert "output" not in result

@@ -1,0 +1,272 @@
+"""Deploy to RunPod: `RUNPOD_API_KEY=... python platform/runpod_deploy.py flux-schnell --image NAME --volume ID`.
+
+Creates or updates, by name, one template and one serverless endpoint. KINDLING_* variables and MAX_CONCURRENCY, set
+while deploying, hold in the workers. What shall run is a value; `bodies` says it in the words of RunPod's REST API.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from handler import MODELS, MODES, KindlingError, ModelSpec, Settings
+
+WORKER = ("python", "-u", "platform/runpod_worker.py")
+SERVER = ("python", "-m", "handler", "serve", "--host", "0.0.0.0", "--port", "8000")  # noqa: S104
+SERVER_ENV = {  # RunPod's gate has asked for RunPod's key in the one Authorization header there is
+    "PORT": "8000",
+    "PORT_HEALTH": "8000",
+    "KINDLING_ALLOW_OPEN": "true",
+}
+API = "https://api.runpod.io/v2"  # v1 is retired at the end of 2026
+MOUNT = "/runpod-volume"  # of network volumes and of cached models; our image names another
+INIT_TIMEOUT_S = "600"  # RunPod's patience with the image and us; our own budget is shorter and says where it went
+SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
+CARRIED = ("KINDLING_", "MAX_CONCURRENCY")
+CREATED_ONLY = {"type"}  # refused when something is updated
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """GPUs that RunPod rents at one price: `memory_gb` as torch counts it on the smallest, dollars a second."""
+
+    id: str
+    gpus: tuple[str, ...]
+    memory_gb: float
+    price: float
+
+
+ADA_16 = ("NVIDIA RTX 4000 Ada Generation", "NVIDIA RTX 2000 Ada Generation")
+POOLS = (  # docs.runpod.io's "GPU types" and "Pricing" of August 2026, by price
+    Pool("AMPERE_16", ("NVIDIA RTX A4000", "NVIDIA RTX A4500", *ADA_16), 15.5, 0.00016),
+    Pool("AMPERE_24", ("NVIDIA L4", "NVIDIA RTX A5000", "NVIDIA GeForce RTX 3090"), 23.5, 0.00019),
+    Pool("ADA_24", ("NVIDIA GeForce RTX 4090",), 23.5, 0.00031),
+    Pool("AMPERE_48", ("NVIDIA A40", "NVIDIA RTX A6000"), 47.5, 0.00034),
+    Pool("ADA_48_PRO", ("NVIDIA L40S", "NVIDIA L40", "NVIDIA RTX 6000 Ada Generation"), 47.5, 0.00053),
+    Pool("AMPERE_80", ("NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB"), 80, 0.00076),
+    Pool("ADA_80_PRO", ("NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL"), 80, 0.00116),
+    Pool("HOPPER_141", ("NVIDIA H200",), 141, 0.00155),
+)
+MOST_POOLS = 3  # RunPod ranks no more
+
+
+class RefusedError(Exception):
+    """Why nothing is, or was, deployed; a sentence that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What shall run on RunPod; the template and the endpoint have the same name."""
+
+    name: str
+    image: str
+    gpus: tuple[str, ...]  # in order of price
+    env: Mapping[str, str]
+    volume: str = ""
+    load_balancer: bool = False
+    workers_max: int = 3
+    idle_s: int = 60  # about a cold start: to wait as long as one costs is at most twice the best one could do
+    queue_delay_s: int = 4
+    waiting: int = 4  # requests per worker behind the load balancer; the lane holds 32
+    timeout_ms: int = 600_000
+    disk_gb: int = 20
+    min_cuda: str = "13.0"  # torch's wheels on PyPI are built for it
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What the container runs."""
+        return SERVER if self.load_balancer else WORKER
+
+    @property
+    def ports(self) -> list[str]:
+        """What the container shows to RunPod."""
+        return [f"{SERVER_ENV['PORT']}/http"] if self.load_balancer else []
+
+
+def bodies(wanted: Deployment) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Template and endpoint as RunPod's REST API v2 takes them."""
+    template = {
+        "name": wanted.name,
+        "image": wanted.image,
+        "serverless": True,
+        "args": shlex.join(wanted.command),
+        "env": dict(wanted.env),
+        "ports": wanted.ports,
+        "disk": wanted.disk_gb,
+        "startSsh": False,
+        "startJupyter": False,
+    }
+    pools = [pool for pool in POOLS if set(pool.gpus) & set(wanted.gpus)]
+    by_queue = {"type": "QUEUE_DELAY", "queueDelay": wanted.queue_delay_s}
+    by_count = {"type": "REQUEST_COUNT", "requestCount": wanted.waiting}
+    endpoint = {
+        "name": wanted.name,
+        "type": "LOAD_BALANCER" if wanted.load_balancer else "QUEUE",
+        "gpu": {
+            "pools": [pool.id for pool in pools],
+            "excludedTypes": [gpu for pool in pools for gpu in pool.gpus if gpu not in wanted.gpus],
+            "count": 1,
+            "minCudaVersion": wanted.min_cuda,
+        },
+        "workers": {"min": 0, "max": wanted.workers_max, "idleTimeout": wanted.idle_s},
+        "scaling": by_count if wanted.load_balancer else by_queue,
+        "flashboot": "FLASHBOOT",
+        "timeout": wanted.timeout_ms,
+        **({"networkVolumes": [wanted.volume]} if wanted.volume else {}),
+    }
+    return template, endpoint
+
+
+def needed_gb(spec: ModelSpec) -> float:
+    """What a worker reckons before it loads the model: two bytes a parameter, and room to work."""
+    return (spec.parameters + spec.other_parameters) * 2 / 1e9 + spec.work_gb
+
+
+def gpus_for(spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:
+    """The GPUs asked for, else those of the cheapest pools that hold the model; in order of price."""
+    needs = needed_gb(spec)
+    sizes = {gpu: pool.memory_gb for pool in POOLS for gpu in pool.gpus}
+    for gpu in asked:
+        if gpu not in sizes:
+            raise RefusedError(f"--gpu {gpu!r} is not known here. Known: {', '.join(sizes)}.")
+        if sizes[gpu] < needs:
+            raise RefusedError(
+                f"{spec.id} needs {needs:.1f} GB, and the {gpu} has {sizes[gpu]:g}. Choose a larger one."
+            )
+    if asked:
+        return tuple(gpu for gpu in sizes if gpu in asked)
+    fitting = [pool for pool in POOLS if pool.memory_gb >= needs][:MOST_POOLS]
+    if not fitting:
+        largest = max(pool.memory_gb for pool in POOLS)
+        raise RefusedError(
+            f"{spec.id} needs {needs:.1f} GB, and no GPU here has more than {largest:g}. Choose another."
+        )
+    return tuple(gpu for pool in fitting for gpu in pool.gpus)
+
+
+def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bool) -> dict[str, str]:
+    """The workers' variables: the deployer's settings, checked here rather than in the first worker."""
+    mine = {name: value for name, value in environ.items() if name.startswith(CARRIED) and value}
+    mine.pop("KINDLING_VOLUME", None)  # a folder of this machine
+    env = {**mine, "KINDLING_MODEL": args.model}
+    env |= SERVER_ENV if args.load_balancer else {}
+    env |= {"KINDLING_VOLUME": MOUNT} if volume else {}
+    Settings.from_env(env)
+    if not SECRET.fullmatch(env.get("KINDLING_API_KEYS", "{{ RUNPOD_SECRET_none }}")):
+        raise RefusedError(
+            "KINDLING_API_KEYS would stand readable in the template: keep it as a secret in RunPod's console and set "
+            "KINDLING_API_KEYS='{{ RUNPOD_SECRET_name }}' here."
+        )
+    return {**env, "RUNPOD_INIT_TIMEOUT": INIT_TIMEOUT_S}
+
+
+def requests(wanted: Deployment) -> list[dict[str, Any]]:
+    """What would be sent where nothing exists yet."""
+    template, endpoint = bodies(wanted)
+    endpoint["templateId"] = "<the template's id>"
+    paths = (("templates", template), ("serverless", endpoint))
+    return [{"method": "POST", "url": f"{API}/{path}", "json": body} for path, body in paths]
+
+
+def deploy(wanted: Deployment, key: str) -> str:
+    """Create or update the template, then the endpoint; returns the endpoint's id."""
+    with httpx2.Client(headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT_S) as client:
+        template, endpoint = bodies(wanted)
+        endpoint["templateId"] = put(client, f"{API}/templates", "templates", template)
+        return put(client, f"{API}/serverless", "endpoints", endpoint)
+
+
+def put(client: httpx2.Client, url: str, kind: str, body: dict[str, Any]) -> str:
+    """Update what has this name, else create it; returns its id."""
+    rows = ask(client, "GET", url)[kind]  # " -fb" is RunPod's mark of FlashBoot
+    found = [row["id"] for row in rows if row["name"].removesuffix(" -fb") == body["name"]]
+    if len(found) > 1:
+        raise RefusedError(f"RunPod has {len(found)} {kind} named {body['name']}: delete or rename all but one.")
+    if found:
+        changed = {name: value for name, value in body.items() if name not in CREATED_ONLY}
+        done = ask(client, "PATCH", f"{url}/{found[0]}", changed)
+    else:
+        done = ask(client, "POST", url, body)
+    print(f"{'updated' if found else 'created'} in {kind}: {body['name']} ({done['id']})", file=sys.stderr)
+    return str(done["id"])
+
+
+def ask(client: httpx2.Client, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
+    """One request to RunPod; its refusals become ours."""
+    try:
+        answer = client.request(method, url, json=body)
+    except httpx2.TransportError as error:
+        raise RefusedError(f"{url} cannot be reached ({error}). Check the network and try again.") from None
+    if answer.status_code in (401, 403):
+        raise RefusedError(
+            "RunPod does not accept RUNPOD_API_KEY: make a key that may write, under Settings, API Keys."
+        )
+    if not answer.is_success:
+        raise RefusedError(f"RunPod refused {method} {url} with {answer.status_code}: {complaint(answer)}")
+    return answer.json()
+
+
+def complaint(answer: httpx2.Response) -> str:
+    """RunPod's own words in a refusal: a detail or a message, and perhaps a list."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return answer.text[:500]
+    said = [body.get("detail") or body.get("message") or body.get("error") or body, *body.get("errors", [])]
+    return "; ".join(map(str, said))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="runpod_deploy.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", choices=[*MODELS, *MODES], metavar="MODEL", help="a model id or a mode")
+    parser.add_argument("--image", required=True, help="the Dockerfile's image, where RunPod can pull it")
+    parser.add_argument(
+        "--gpu", action="append", default=[], help="RunPod's GPU id; repeat for more (default: cheapest)"
+    )
+    parser.add_argument("--volume", default="", help="id of the network volume that holds the model")
+    parser.add_argument("--load-balancer", action="store_true", help="serve HTTP without RunPod's queue")
+    parser.add_argument("--dry-run", action="store_true", help="print the requests as JSON; needs no key")
+    return parser.parse_args(arguments)
+
+
+def planned(args: argparse.Namespace, environ: Mapping[str, str]) -> Deployment:
+    """The deployment that the command line and the environment ask for."""
+    spec = MODELS[MODES[args.model].model if args.model in MODES else args.model]
+    if not args.volume and not spec.embedded:
+        print(f"{spec.id}: without --volume, choose it as the endpoint's cached model in the console.", file=sys.stderr)
+    env = environment(args, environ, volume=bool(args.volume) or not spec.embedded)
+    name = f"kindling-{args.model}"
+    return Deployment(name, args.image, gpus_for(spec, args.gpu), env, args.volume, args.load_balancer)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    args, api_key = parse(arguments), os.environ.get("RUNPOD_API_KEY", "")
+    try:
+        wanted = planned(args, os.environ)
+        if args.dry_run:
+            print(json.dumps(requests(wanted), indent=2))
+            return 0
+        if not api_key:
+            raise RefusedError("Set RUNPOD_API_KEY; RunPod's console makes one under Settings, API Keys.")
+        endpoint = deploy(wanted, api_key)
+    except (RefusedError, KindlingError) as error:
+        print(f"runpod_deploy: {error}", file=sys.stderr)
+        return 1
+    host = f"https://{endpoint}.api.runpod.ai" if wanted.load_balancer else f"https://api.runpod.ai/v2/{endpoint}"
+    print(host)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""Deploying to RunPod, against its REST API on loopback; and the files that its Hub reads."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from handler import MODELS, MODES, ImageRequest, Settings
+from handler.fit import fit
+from handler.hardware import Hardware
+from runpod_plane import DEADLINE_S, clean_environment
+
+ROOT = Path(__file__).parent.parent
+HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
+HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
+OTHER_SETTINGS = {"MAX_CONCURRENCY", "RUNPOD_INIT_TIMEOUT"}  # read by the worker, and by RunPod
+ARGUMENTS = ["flux-schnell", "--image", "registry/kindling:1", "--volume", "vol1"]
+
+
+class Rest:
+    """RunPod's REST API: keeps what it is given, and refuses with `refusal` if that is set."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[dict[str, Any]]] = {"templates": [], "endpoints": []}
+        self.seen: list[tuple[str, str]] = []
+        self.keys: set[str] = set()
+        self.refusal: tuple[int, Any] | None = None
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Routes", (_Routes,), {"rest": self}))
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v2"
+
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        self.seen.append((method, path))
+        if self.refusal:
+            return self.refusal
+        _, _, collection, *row = path.split("/")
+        kind = {"serverless": "endpoints"}.get(collection, collection)
+        rows = self.rows[kind]
+        if method == "GET":
+            return 200, {kind: rows}
+        if method == "POST":
+            rows.append({**body, "id": f"{kind}-{len(rows)}"})
+            return 201, rows[-1]
+        found = next(known for known in rows if known["id"] == row[0])
+        found.update(body)
+        return 200, found
+
+
+class _Routes(BaseHTTPRequestHandler):
+    rest: Rest
+
+    def do_GET(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or "null")
+        self.rest.keys.add(self.headers["authorization"])
+        status, answer = self.rest.answer(self.command, self.path, body)
+        data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_POST = do_PATCH = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("runpod_deploy", ROOT / "platform" / "runpod_deploy.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
+    return module
+
+
+@pytest.fixture
+def rest(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rest]:
+    """The API that `script` speaks to, with a key that it accepts."""
+    rest = Rest()
+    monkeypatch.setattr(script, "API", rest.url)
+    monkeypatch.setenv("RUNPOD_API_KEY", "key")
+    thread = threading.Thread(target=rest.server.serve_forever, args=(0.05,))
+    thread.start()
+    yield rest
+    rest.server.shutdown()
+    rest.server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def dry(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[dict[str, Any]]]:
+    """The bodies that a dry run prints."""
+
+    def run(*arguments: str) -> list[dict[str, Any]]:
+        assert script.main([*arguments, "--dry-run"]) == 0
+        return [request["json"] for request in json.loads(capsys.readouterr().out)]
+
+    return run
+
+
+def refused(script: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a deployment that fails."""
+    assert script.main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_creates_a_template_and_an_endpoint(script: ModuleType, rest: Rest, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(ARGUMENTS) == 0
+    (template,), (endpoint,) = rest.rows["templates"], rest.rows["endpoints"]
+    assert template["name"] == endpoint["name"] == "kindling-flux-schnell"
+    assert endpoint["templateId"] == template["id"]
+    assert rest.keys == {"Bearer key"}
+    assert [method for method, _ in rest.seen] == ["GET", "POST", "GET", "POST"]
+    assert capsys.readouterr().out == "https://api.runpod.ai/v2/endpoints-0\n"
+
+
+def test_updates_what_is_there(script: ModuleType, rest: Rest) -> None:
+    rest.rows["templates"].append({"id": "other", "name": "kindling-flux-dev"})
+    script.main(ARGUMENTS)
+    rest.rows["endpoints"][0]["name"] += " -fb"  # as RunPod marks those with FlashBoot
+    rest.seen.clear()
+    newer = ["flux-schnell", "--image", "registry/kindling:2"]
+    assert script.main(newer) == 0
+    assert [method for method, _ in rest.seen] == ["GET", "PATCH", "GET", "PATCH"]
+    assert len(rest.rows["endpoints"]) == 1
+    assert "registry/kindling:2" in rest.rows["templates"][1].values()
+    assert rest.rows["templates"][0] == {"id": "other", "name": "kindling-flux-dev"}
+
+
+def test_two_of_a_name_are_not_guessed_between(
+    script: ModuleType, rest: Rest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest.rows["templates"] += [{"id": row, "name": "kindling-flux-schnell"} for row in "ab"]
+    assert "delete or rename all but one" in refused(script, capsys, *ARGUMENTS)
+
+
+def test_settings_travel(dry: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINDLING_COMPILE", "off")
+    monkeypatch.setenv("KINDLING_VOLUME", "/home/me")
+    monkeypatch.setenv("MAX_CONCURRENCY", "2")
+    template, _ = dry(*ARGUMENTS)
+    assert template["image"] == "registry/kindling:1"
+    assert template["serverless"] is True
+    assert template["env"] == {
+        "KINDLING_COMPILE": "off",
+        "KINDLING_MODEL": "flux-schnell",
+        "KINDLING_VOLUME": "/runpod-volume",
+        "MAX_CONCURRENCY": "2",
+        "RUNPOD_INIT_TIMEOUT": "600",
+    }
+
+
+def test_spark_needs_no_volume(dry: Callable[..., list[dict[str, Any]]]) -> None:
+    template, endpoint = dry("spark", "--image", "registry/kindling:1")
+    assert "KINDLING_VOLUME" not in template["env"]
+    assert "networkVolumes" not in endpoint
+    assert endpoint["gpu"]["pools"][0] == "AMPERE_16"
+
+
+def test_the_queue_endpoint(dry: Callable[..., list[dict[str, Any]]]) -> None:
+    template, endpoint = dry(*ARGUMENTS, "--gpu", "NVIDIA L40S")
+    assert template["args"] == "python -u platform/runpod_worker.py"
+    assert endpoint["type"] == "QUEUE"
+    assert endpoint["gpu"]["pools"] == ["ADA_48_PRO"]
+    assert endpoint["gpu"]["excludedTypes"] == ["NVIDIA L40", "NVIDIA RTX 6000 Ada Generation"]
+    assert endpoint["workers"]["min"] == 0
+    assert endpoint["networkVolumes"] == ["vol1"]
+
+
+def test_a_load_balanced_endpoint_serves_http(dry: Callable[..., list[dict[str, Any]]]) -> None:
+    template, endpoint = dry(*ARGUMENTS, "--load-balancer")
+    port = template["env"]["PORT"]
+    assert template["args"] == f"python -m handler serve --host 0.0.0.0 --port {port}"
+    assert template["ports"] == [f"{port}/http"]
+    assert template["env"]["PORT_HEALTH"] == port
+    assert endpoint["type"] == "LOAD_BALANCER"
+    assert endpoint["scaling"]["type"] == "REQUEST_COUNT"
+
+
+def test_pools_are_in_order_of_price(script: ModuleType) -> None:
+    prices = [pool.price for pool in script.POOLS]
+    assert prices == sorted(prices)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gpus_hold_the_model_by_the_workers_own_arithmetic(script: ModuleType, model: str) -> None:
+    sizes = {gpu: pool.memory_gb for pool in script.POOLS for gpu in pool.gpus}
+    for gpu in script.gpus_for(MODELS[model], ()):
+        assert fit(MODELS[model], Hardware("cuda", gpu, "bf16", "", sizes[gpu])).fits
+
+
+def test_a_model_that_fits_nowhere_is_refused(script: ModuleType) -> None:
+    with pytest.raises(script.RefusedError, match=r"needs 203.0 GB, and no GPU here has more than 141"):
+        script.gpus_for(replace(MODELS["flux-dev"], parameters=10**11, other_parameters=0), ())
+
+
+@pytest.mark.parametrize(
+    ("gpu", "told"), [("NVIDIA L4", "flux-schnell needs 36.9 GB"), ("GeForce 256", "is not known here")]
+)
+def test_a_gpu_that_will_not_do_is_refused(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], gpu: str, told: str
+) -> None:
+    assert told in refused(script, capsys, *ARGUMENTS, "--gpu", gpu, "--dry-run")
+
+
+def test_a_misspelt_setting_stops_the_deployment(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINDLING_MODLE", "spark")
+    assert "KINDLING_MODLE is not a setting" in refused(script, capsys, *ARGUMENTS, "--dry-run")
+
+
+def test_keys_travel_only_as_runpods_secrets(
+    script: ModuleType,
+    dry: Callable[..., list[dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KINDLING_API_KEYS", "hunter2")
+    told = refused(script, capsys, *ARGUMENTS, "--dry-run")
+    assert "{{ RUNPOD_SECRET_name }}" in told
+    assert "hunter2" not in told
+    monkeypatch.setenv("KINDLING_API_KEYS", "{{ RUNPOD_SECRET_keys }}")
+    assert dry(*ARGUMENTS)[0]["env"]["KINDLING_API_KEYS"] == "{{ RUNPOD_SECRET_keys }}"
+
+
+def test_no_key(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Set RUNPOD_API_KEY" in refused(script, capsys, *ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (401, "", "does not accept RUNPOD_API_KEY"),
+        (403, {"title": "Forbidden"}, "does not accept RUNPOD_API_KEY"),
+        (400, {"message": "no such volume"}, "with 400: no such volume"),
+        (422, {"title": "x", "detail": "bad body", "errors": ["gpu.pools: unknown"]}, "bad body; gpu.pools: unknown"),
+        (500, "<html>oops</html>", "with 500: <html>oops</html>"),
+    ],
+)
+def test_refusals_are_told(
+    script: ModuleType, rest: Rest, capsys: pytest.CaptureFixture[str], status: int, body: Any, told: str
+) -> None:
+    rest.refusal = (status, body)
+    assert told in refused(script, capsys, *ARGUMENTS)
+
+
+def test_unreachable(script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = Rest()
+    closed.server.server_close()
+    monkeypatch.setenv("RUNPOD_API_KEY", "key")
+    monkeypatch.setattr(script, "API", closed.url)
+    assert "cannot be reached" in refused(script, capsys, *ARGUMENTS)
+
+
+def test_hub_listing() -> None:
+    assert HUB.keys() == {"title", "description", "type", "category", "config"}
+    assert (HUB["type"], HUB["category"]) == ("serverless", "image")
+    config = HUB["config"]
+    kinds = {"runsOn": str, "containerDiskInGb": int, "gpuCount": int, "gpuIds": str, "allowedCudaVersions": list}
+    assert config.keys() == {*kinds, "presets", "env"}
+    assert all(type(config[name]) is kind for name, kind in kinds.items())
+
+
+@pytest.mark.parametrize("entry", HUB["config"]["env"], ids=lambda entry: entry["key"])
+def test_hub_settings_are_real(entry: dict[str, Any]) -> None:
+    key, given = entry["key"], entry.get("input")
+    assert key in OTHER_SETTINGS or key.removeprefix("KINDLING_").lower() in Settings.model_fields
+    if given is None:
+        assert isinstance(entry["value"], str)
+        return
+    assert given["type"] in ("string", "number", "boolean")
+    assert {"name", "type", "description", "default"} <= given.keys()
+    choices = [option["value"] for option in given.get("options", [])]
+    assert not choices or given["default"] in choices
+    if key not in OTHER_SETTINGS:
+        for value in choices or [given.get("trueValue", given["default"])]:
+            Settings.from_env({key: str(value)})
+
+
+def test_hub_offers_every_model_and_its_gpus_hold_the_presets(script: ModuleType) -> None:
+    inputs = {entry["key"]: entry.get("input") for entry in HUB["config"]["env"]}
+    offered = [option["value"] for option in inputs["KINDLING_MODEL"]["options"]]
+    assert offered == [*MODELS, *MODES]
+    pools = {pool.id: pool for pool in script.POOLS}
+    smallest = min(pools[pool].memory_gb for pool in HUB["config"]["gpuIds"].split(","))
+    for preset in HUB["config"]["presets"]:
+        assert preset["defaults"].keys() <= inputs.keys()
+        model = preset["defaults"]["KINDLING_MODEL"]
+        assert script.needed_gb(MODELS[MODES[model].model if model in MODES else model]) <= smallest
+
+
+def test_the_hubs_handler_is_the_worker(tmp_path: Path) -> None:
+    given = json.dumps({"input": {"workflow": {}}})
+    command = [sys.executable, ROOT / ".runpod" / "handler.py", "--test_input", given]
+    ran = subprocess.run(command, env=clean_environment(tmp_path), capture_output=True, text=True, timeout=DEADLINE_S)
+    assert "unsupported_parameter" in ran.stdout
+
+
+def test_hub_tests_are_native_requests() -> None:
+    assert HUB_TESTS.keys() == {"tests", "config"}
+    assert HUB_TESTS["config"].keys() == {"gpuTypeId", "gpuCount", "env", "allowedCudaVersions"}
+    Settings.from_env({entry["key"]: entry["value"] for entry in HUB_TESTS["config"]["env"]})
+    for test in HUB_TESTS["tests"]:
+        assert test.keys() == {"name", "input", "timeout"}
+        MODELS["spark"].check(ImageRequest.parse(test["input"]))
