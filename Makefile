@@ -7,6 +7,7 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
+FAL := $(VENV)/fal
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 .DEFAULT_GOAL := run
 .PHONY: run test check spark
@@ -14,8 +15,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
 
-test: $(VENV)/dev
+test: $(VENV)/dev $(FAL)/ready
 	$(BIN)/python -m pytest
+	$(FAL)/bin/python -m pytest tests/test_fal_app.py
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -36,4 +38,13 @@ $(VENV)/run: requirements.txt pyproject.toml
 $(VENV)/dev: $(VENV)/run
 	@echo "Adding what the tests need."
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(FAL)/ready: $(VENV)/dev
+	@echo "Adding fal, in an environment over the first: its pins and those of RunPod exclude each other."
+	@$(BIN)/python -m venv $(FAL)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(FAL)/over
+	@mv $(FAL)/over $$($(FAL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
+	$(FAL)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
+	    $$(sed -n 's/^fal = \["\(.*\)"\].*/\1/p' pyproject.toml)
 	@touch $@

@@ -1,8 +1,8 @@
 """The fal adapter: its definition and its methods, offline, and the real `fal run --local` where fal is installed.
 
 fal wants an older fastapi than runpod does and an older pathspec than mypy does, so that it cannot be in the virtual
-environment of the other tests. There, a few names stand in for its SDK. In an environment of its own, made with
-`pip install -e '.[fal]' pytest httpx scipy`, the same tests meet the SDK itself.
+environment of the other tests. There, a few names stand in for its SDK. In an environment over that one, which
+`make test` makes, the same tests meet the SDK itself.
 """
 
 import asyncio
@@ -254,7 +254,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         process.wait()
 
 
-needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK is not installed beside runpod's; see this file's head")
+needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK and runpod's exclude each other: run again in .venv/fal")
 
 
 @needs_fal
