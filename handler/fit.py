@@ -44,9 +44,7 @@ def largest_below(free_gb: float) -> str:
     """The largest model whose files, at two bytes a parameter, take less than `free_gb` of disk; as a sentence."""
     sizes = {spec.id: (spec.parameters + spec.other_parameters) * 2 / 1e9 for spec in MODELS.values()}
     best = max((model for model in sizes if sizes[model] < free_gb), key=lambda model: sizes[model], default="")
-    return (
-        f"The largest that fits there is {best} ({sizes[best]:.3g} GB)." if best else "No model of the catalogue fits."
-    )
+    return f"The largest that fits there is {best} ({sizes[best]:.3g} GB)." if best else NONE
 
 
 def nearest(hardware: Hardware) -> str:

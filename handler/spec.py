@@ -35,7 +35,6 @@ class ModelSpec:
     other_parameters: int = 0  # of the text encoders and the VAE, where `parameters` leaves them out
     work_gb: float = 3.0  # for activations and the libraries; an assumption, not yet measured on a GPU
     size: tuple[int, int] = (1024, 1024)
-    native_size: tuple[int, int] = (1024, 1024)
     multiple: int = 16
     text_tokens: int = 512
     schedulers: tuple[str, ...] = ("flow-match-euler",)  # the default first
@@ -57,11 +56,6 @@ class ModelSpec:
     def takes_guidance(self) -> bool:
         """Whether a guidance scale changes anything."""
         return self.guidance > 0
-
-    @property
-    def vram_gb(self) -> float:
-        """GB that `parameters` take at FP16."""
-        return self.parameters * 2 / 1e9
 
     def recipe(self, request: ImageRequest, images: tuple[Reference, ...] = ()) -> Recipe:
         """Fill what `request` leaves open; raise the error that names the first thing this model cannot do.

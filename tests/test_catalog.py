@@ -13,7 +13,7 @@ ROWS = list(MODELS.values())
 @pytest.mark.parametrize("spec", ROWS, ids=lambda s: s.id)
 def test_rows_are_sound(spec) -> None:
     assert 1 <= spec.steps <= spec.max_steps <= 50
-    assert all(side % spec.multiple == 0 for side in (*spec.size, *spec.native_size))
+    assert all(side % spec.multiple == 0 for side in spec.size)
     assert spec.license.obligation.endswith(".")
     assert spec.embedded or len(spec.revision) == 40
     family = importlib.import_module(spec.family)
@@ -23,10 +23,24 @@ def test_rows_are_sound(spec) -> None:
     assert bool(spec.grafts) == bool(spec.base)
 
 
-def test_seed_table_values() -> None:
-    table = {s.id: (s.parameters, s.vram_gb, s.steps, s.guidance, s.license.commercial) for s in ROWS}
-    assert table["flux-schnell"] == (12_000_000_000, 24, 4, 0.0, True)
-    assert table["flux-dev"] == (12_000_000_000, 24, 28, 3.5, False)
+@pytest.mark.parametrize(
+    ("model", "billions", "fp16_gb", "steps", "guidance", "commercial", "schedulers"),
+    [  # RunInfra's table, and the schedulers it names
+        ("flux-schnell", 12, 24, 4, 0.0, True, {"flow-match-euler"}),
+        ("flux-dev", 12, 24, 28, 3.5, False, {"flow-match-euler"}),
+        ("sd3.5-large", 8, 16, 28, 4.5, True, {"flow-match-euler"}),
+        ("sdxl", 3.5, 7, 20, 5.0, True, {"dpm++", "euler-a", "heun", "ddim"}),
+        ("sdxl-turbo", 3.5, 7, 1, 0.0, True, {"dpm++", "euler-a", "heun", "ddim"}),
+        ("sdxl-lightning", 3.5, 7, 4, 0.0, True, {"dpm++", "euler-a", "heun", "ddim"}),
+    ],
+)
+def test_the_seeds_values(
+    model: str, billions: float, fp16_gb: float, steps: int, guidance: float, commercial: bool, schedulers: set[str]
+) -> None:
+    spec = MODELS[model]
+    assert (spec.parameters, 2 * spec.parameters) == (billions * 1e9, fp16_gb * 1e9)
+    assert (spec.steps, spec.guidance, spec.license.commercial) == (steps, guidance, commercial)
+    assert schedulers <= set(spec.schedulers)
 
 
 def test_names_are_unique_and_found_in_any_case() -> None:

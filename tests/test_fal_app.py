@@ -254,7 +254,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         process.wait()
 
 
-needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK and runpod's exclude each other: run again in .venv/fal")
+needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK excludes runpod's: run again in .venv/fal")
 
 
 @needs_fal

@@ -229,7 +229,7 @@ def sdxl(spec: ModelSpec) -> diffusers.StableDiffusionXLPipeline:
     """Stable Diffusion XL. The U-Net is told the pooled prompt and, in 8 channels each, the six numbers of a size."""
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
     scheduler = diffusers.EulerDiscreteScheduler(**betas, timestep_spacing="leading")
-    if spec.native_size == (512, 512):  # Turbo
+    if spec.size == (512, 512):  # Turbo
         scheduler = diffusers.EulerAncestralDiscreteScheduler(**betas, timestep_spacing="trailing")
     unet = diffusers.UNet2DConditionModel(
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -237,7 +237,7 @@ def sdxl(spec: ModelSpec) -> diffusers.StableDiffusionXLPipeline:
         layers_per_block=1, norm_num_groups=4, transformer_layers_per_block=(1, 1, 2), attention_head_dim=(1, 2, 2),
         use_linear_projection=True, cross_attention_dim=CLIP_L + CLIP_G, addition_embed_type="text_time",
         addition_time_embed_dim=8, projection_class_embeddings_input_dim=CLIP_G + 6 * 8,
-        sample_size=spec.native_size[0] // 8,
+        sample_size=spec.size[0] // 8,
     )  # fmt: skip
     return diffusers.StableDiffusionXLPipeline(
         scheduler=scheduler,
