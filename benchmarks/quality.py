@@ -8,9 +8,11 @@ objects are apart. The error of a share p of n prompts is about sqrt(p(1-p)/n): 
 
     python benchmarks/quality.py             the whole table, about ten minutes on two cores
     python benchmarks/quality.py --quick     ten prompts a kind, 256x256 only
+    python benchmarks/quality.py --precision int8     the same as a quantised worker draws it
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -51,9 +53,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--quick", action="store_true", help="ten prompts a kind, native size only")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/quality.json")
+    parser.add_argument("--precision", default="", help="in place of KINDLING_PRECISION")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/quality[-PRECISION].json")
     options = parser.parse_args()
-    worker = Worker.boot(Settings.from_env())
+    asked = {"KINDLING_PRECISION": options.precision} if options.precision else {}
+    worker = Worker.boot(Settings.from_env({**os.environ, **asked}))
     cases = [case for case in CASES if not options.quick or case.size == (256, 256)]
     print(f"{'steps':>5} {'size':>9} {'phrasing':>9} {'scenes':>7} " + " ".join(f"{c:>10}" for c in COLUMNS))
     rows = []
@@ -65,7 +69,7 @@ def main() -> None:
             size = "x".join(map(str, case.size))
             print(f"{case.steps:>5} {size:>9} {case.phrasing:>9} {scenes:>7} {shares}", flush=True)
     figures = {"split": options.split, "precision": worker.hardware.precision, "rows": rows, **diversity(worker)}
-    report.finish("quality", figures, options.save)
+    report.finish("-".join(filter(None, ("quality", options.precision))), figures, options.save)
 
 
 def score(worker: Worker, case: Case, kinds: tuple[str, ...], split: str, count: int | None) -> dict[str, object]:

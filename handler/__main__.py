@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from handler import __version__, bake, doctor, fetch, generate, models
+from handler import __version__, bake, chips, doctor, fetch, generate, models, optimize
 from handler.errors import KindlingError, RequestError, SettingsError
 from handler.settings import Settings
 
@@ -24,6 +24,8 @@ VERBS = (
     ("models", models, _takes_nothing, "list the models: what fits here, what is fetched, what their licences ask"),
     ("fetch", fetch, _takes_model, "bring a model to the volume"),
     ("bake", bake, _takes_model, "compile a model for this machine, for later cold starts"),
+    ("optimize", optimize, optimize.add_arguments, "measure how a model runs best here; workers follow the receipt"),
+    ("receipts", chips, chips.add_arguments, "show the receipts of optimize, choose the one that workers follow"),
     ("doctor", doctor, _takes_nothing, "look at the machine, the volume, the settings and the last boots"),
 )
 

@@ -10,30 +10,40 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from handler import __version__, codec
 from handler.catalog import find
+from handler.chips import answer
 from handler.dialects import native, openai
-from handler.errors import Internal, InvalidType, KindlingError, ModelNotFound, RouteNotFound
+from handler.errors import Internal, InvalidType, KindlingError, ModelNotFound, RouteNotFound, Unsupported
 from handler.lane import Lane
+from handler.preview import Preview
 from handler.references import references
-from handler.request import MAX_SEED, ImageRequest, Picture, Pixels, Recipe
+from handler.request import MAX_SEED, Format, ImageRequest, Picture, Pixels, Recipe
 
+T = TypeVar("T")
 MODELS_ROUTE = "/v1/models"
+RECEIPT_ROUTE = "/v1/receipt"
 DIALECTS: dict[str, ModuleType] = {"/v1/images/generations": openai, "/generate": native}
-OnStep = Callable[[int, int], None]
+OnStep = Callable[[int, int, Preview], None]
+OnPartial = Callable[[dict[str, Any]], object]
+LEAN = 90  # percent: the quality of pictures that have to become smaller
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer ready to be sent: HTTP's status, a JSON object, extra headers; `fatal` asks for a new worker."""
+    """An answer ready to be sent: HTTP's status, a JSON object, extra headers; `fatal` asks for a new worker.
+
+    `smaller(form)` is the body again, if it has pictures, with those as JPEG or WebP; encoding takes a moment.
+    """
 
     status: int
     body: dict[str, Any]
     headers: dict[str, str] = field(default_factory=dict)
     fatal: bool = False
+    smaller: Callable[[Format], dict[str, Any]] | None = None
 
 
 class Api:
@@ -42,40 +52,60 @@ class Api:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
 
-    async def call(self, path: str, payload: Any = None, on_step: OnStep = lambda done, of: None) -> Reply:
+    async def call(
+        self,
+        path: str,
+        payload: Any = None,
+        on_step: OnStep = lambda *_: None,
+        on_partial: OnPartial | None = None,
+    ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
-        `on_step(done, of)` counts denoising steps over all pictures, on the lane's thread.
+        `on_step(done, of, preview)` counts denoising steps over all pictures, on the lane's thread; `preview()` makes
+        a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
+        the events that a request's `partial_images` asks for, on the same thread.
         """
-        return await answered(self._route(path, payload, on_step))
+        return await answered(self._route(path, payload, on_step, on_partial))
 
-    async def _route(self, path: str, payload: Any, on_step: OnStep) -> Reply:
+    async def _route(self, path: str, payload: Any, on_step: OnStep, on_partial: OnPartial | None) -> Reply:
         if path in DIALECTS:
-            return Reply(200, await self._draw(DIALECTS[path], payload, on_step))
+            return await self._draw(DIALECTS[path], payload, on_step, on_partial)
         if path == MODELS_ROUTE:
             return Reply(200, openai.models(self.lane.spec))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
             self._require_served(name)
             return Reply(200, openai.model(name))
+        if path == RECEIPT_ROUTE:
+            worker = self.lane.worker
+            known = (worker.receipt, worker.facts) if worker else (None, {})
+            return Reply(200, answer(self.lane.spec, *known))
         raise RouteNotFound(f"There is no route {path}.")
 
-    async def _draw(self, dialect: ModuleType, payload: Any, on_step: OnStep) -> dict[str, Any]:
+    async def _draw(self, dialect: ModuleType, payload: Any, on_step: OnStep, on_partial: OnPartial | None) -> Reply:
         if not isinstance(payload, dict):
             raise InvalidType("The body should be a JSON object.")
         start = time.perf_counter()
         request: ImageRequest = dialect.parse(payload)
         self._require_served(request.model)
+        if on_partial is None and (asked := _streamed(request)):
+            raise Unsupported(
+                f"{asked} needs a stream of events: over HTTP send stream true, elsewhere see the guide.", asked
+            )
+        if request.partial_images and on_partial:
+            on_step = _showing(on_step, on_partial, dialect, request)
         pictures = await self.draw(request, on_step)
-        answer: dict[str, Any] = dialect.render(request, self.lane.spec, pictures, time.perf_counter() - start)
-        return answer
+        render = partial(dialect.render, spec=self.lane.spec, seconds=time.perf_counter() - start)
+        return Reply(200, render(request, pictures=pictures), smaller=partial(_smaller, render, request, pictures))
 
-    async def draw(self, request: ImageRequest, on_step: OnStep = lambda done, of: None) -> list[Picture]:
+    async def draw(self, request: ImageRequest, on_step: OnStep = lambda *_: None) -> list[Picture]:
         """Draw all of a request's pictures; picture i has seed + i. One is encoded while the next is drawn."""
         spec = self.lane.spec
-        spec.check(request)  # before its images take time and memory
+        served = self.lane.settings.step_cache
+        self.lane.meter.check()
+        spec.check(request, served)  # before its images take time and memory
         images = await asyncio.to_thread(references, request.images) if request.images else ()
-        first = spec.recipe(request, images)
+        first = spec.recipe(request, images, served)
         encoding = []
         for i in range(request.n):
             recipe = replace(first, seed=(first.seed + i) % (MAX_SEED + 1))
@@ -100,11 +130,40 @@ class Api:
             raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")
 
 
-def _count(on_step: OnStep, before: int, total: int, done: int) -> None:
-    on_step(before + done, total)
+def _count(on_step: OnStep, before: int, total: int, done: int, preview: Preview) -> None:
+    on_step(before + done, total, preview)
 
 
-async def answered(work: Awaitable[Reply]) -> Reply:
+def _showing(on_step: OnStep, on_partial: OnPartial, dialect: ModuleType, request: ImageRequest) -> OnStep:
+    """`on_step`, and the partial pictures that `request` asks for, spread evenly over the steps before the last."""
+    shown = 0
+
+    def step(done: int, of: int, preview: Preview) -> None:
+        nonlocal shown
+        on_step(done, of, preview)
+        if done < of and done * (request.partial_images + 1) >= (shown + 1) * of:
+            rgb = preview()
+            data = codec.encode(rgb, request.output_format, request.output_compression, None)
+            on_partial(dialect.partial(request, data, (rgb.shape[1], rgb.shape[0]), shown))
+            shown += 1
+
+    return step
+
+
+def _streamed(request: ImageRequest) -> str:
+    """Which field of `request` only a stream can honour, if any."""
+    return "stream" if request.stream else "partial_images" if request.partial_images else ""
+
+
+def _smaller(
+    render: Callable[..., dict[str, Any]], request: ImageRequest, pictures: list[Picture], form: Format
+) -> dict[str, Any]:
+    quality = min(request.output_compression, LEAN)
+    recoded = [replace(picture, data=codec.recode(picture.data, form, quality), format=form) for picture in pictures]
+    return render(request.model_copy(update={"output_format": form}), pictures=recoded)
+
+
+async def answered(work: Awaitable[T]) -> T | Reply:
     """Await `work`; an error becomes its Reply."""
     try:
         return await work
@@ -116,10 +175,10 @@ async def answered(work: Awaitable[Reply]) -> Reply:
 
 
 def refusal(error: KindlingError) -> Reply:
-    """An error as an answer. Server errors say whether trying again can help, which OpenAI's client obeys."""
+    """An error as an answer. Where OpenAI's client would try again, it is told whether that can help."""
     headers = {}
     if error.retryable:
         headers["retry-after"] = "5"
-    elif error.status >= 500:
+    elif error.status == 429 or error.status >= 500:
         headers["x-should-retry"] = "false"
     return Reply(error.status, error.body(), headers, error.fatal)

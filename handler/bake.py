@@ -8,6 +8,8 @@ from pathlib import Path
 
 from handler.catalog import find
 from handler.clock import Clock
+from handler.decision import decide
+from handler.hardware import detect
 from handler.reader import LORA
 from handler.settings import Settings
 from handler.volume import publishing, served_source, weight_facts
@@ -44,12 +46,14 @@ def run(options: argparse.Namespace) -> int:
 
 def bake(settings: Settings, progress: bool = False) -> Baked:
     """Load and compile the model, publish both on the volume; what is there already is left alone."""
-    model = find(settings.model).id
+    spec = find(settings.model)
+    model = spec.id
 
     def announce(phase: str) -> None:
         if progress:
             print(f"kindling: {model}: {phase} ...", file=sys.stderr, flush=True)
 
+    settings = decide(settings, spec, detect(settings)).settings  # for the workers that will follow the receipt
     patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
     clock = Clock(PATIENT_S, announce=announce, publish=lambda ledger: None)
     worker = Worker.boot(patient, clock)
@@ -72,7 +76,9 @@ def publish_weights(worker: Worker, volume: Path) -> Path | None:
     spec, precision = worker.spec, worker.hardware.precision
     source = served_source(spec, volume, precision)
     fused = any(source.folder.glob(f"*/{LORA}.safetensors"))
-    if not fused and abs(worker.weight_bytes - source.weight_bytes) < HEADERS * source.weight_bytes:
+    rounded = worker.hardware.quantised and source.precision != precision
+    alike = abs(worker.weight_bytes - source.weight_bytes) < HEADERS * source.weight_bytes
+    if source.precision == precision or (alike and not fused and not rounded):
         return None
     target = volume / "baked" / spec.id / f"{precision}-{spec.revision[:8]}"
     with publishing(target, weight_facts(spec, precision)) as folder:

@@ -9,7 +9,8 @@ import math
 
 from handler import licenses
 from handler.errors import ModelNotFound
-from handler.spec import Graft, Mode, ModelSpec
+from handler.spec import Graft, Mode, ModelSpec, Streams
+from handler.stepcache import StepCache
 
 SDXL_SCHEDULERS = ("dpm++", "euler", "euler-a", "heun", "ddim")
 
@@ -36,6 +37,7 @@ SCHNELL = ModelSpec(
     license=licenses.APACHE_GATED,
     parameters=12_000_000_000,
     other_parameters=4_970_000_000,
+    streams=Streams(4_886_000_000, 193_000_000, 340_000_000),
     steps=4,
     max_steps=4,
     text_tokens=256,
@@ -49,9 +51,12 @@ DEV = ModelSpec(
     license=licenses.FLUX_1_DEV,
     parameters=12_000_000_000,
     other_parameters=4_970_000_000,
+    streams=Streams(4_886_000_000, 193_000_000, 340_000_000),
     steps=28,
     guidance=3.5,
     schedulers=("flow-match-euler", "dpm++"),
+    step_cache=StepCache(),
+    step_cache_blocks=57,
     aliases=("flux.1-dev",),
 )
 SD35_LARGE = ModelSpec(
@@ -62,11 +67,14 @@ SD35_LARGE = ModelSpec(
     license=licenses.STABILITY_GATED,
     parameters=8_000_000_000,
     other_parameters=5_660_000_000,
+    streams=Streams(5_580_000_000, 193_000_000, 213_000_000),
     steps=28,
     guidance=4.5,
     text_tokens=256,
     schedulers=("flow-match-euler", "heun", "dpm++"),
     takes_negative_prompt=True,
+    step_cache=StepCache(),
+    step_cache_blocks=38,
 )
 SDXL = ModelSpec(
     id="sdxl",
@@ -75,6 +83,7 @@ SDXL = ModelSpec(
     family="handler.families.sdxl",
     license=licenses.OPENRAIL,
     parameters=3_500_000_000,
+    streams=Streams(818_000_000, 63_000_000, 35_000_000),
     steps=20,
     guidance=5.0,
     multiple=8,
@@ -90,6 +99,7 @@ SDXL_TURBO = ModelSpec(
     family="handler.families.sdxl",
     license=licenses.STABILITY,
     parameters=3_500_000_000,
+    streams=Streams(818_000_000, 63_000_000, 35_000_000),
     steps=1,
     max_steps=4,
     size=(512, 512),
@@ -105,6 +115,7 @@ SDXL_LIGHTNING = ModelSpec(
     family="handler.families.sdxl",
     license=licenses.OPENRAIL,
     parameters=3_500_000_000,
+    streams=Streams(818_000_000, 63_000_000, 35_000_000),
     steps=4,
     max_steps=4,
     multiple=8,
@@ -123,10 +134,13 @@ FLUX2_DEV = ModelSpec(
     license=licenses.FLUX_2_DEV,
     parameters=32_000_000_000,
     other_parameters=24_100_000_000,
+    streams=Streams(24_016_000_000, 671_000_000, 981_000_000),
     steps=28,
     guidance=4.0,
     schedulers=("flow-match-euler", "dpm++"),
     max_images=6,
+    step_cache=StepCache(),
+    step_cache_blocks=8,
     aliases=("flux.2-dev",),
 )
 FLUX2_KLEIN = ModelSpec(
@@ -137,6 +151,7 @@ FLUX2_KLEIN = ModelSpec(
     license=licenses.APACHE,
     parameters=4_000_000_000,
     other_parameters=4_100_000_000,
+    streams=Streams(4_016_000_000, 389_000_000, 245_000_000),
     steps=4,
     max_steps=4,
     schedulers=("flow-match-euler", "dpm++"),
@@ -151,6 +166,7 @@ Z_IMAGE_TURBO = ModelSpec(
     license=licenses.APACHE,
     parameters=6_200_000_000,
     other_parameters=4_100_000_000,
+    streams=Streams(4_016_000_000, 389_000_000, 181_000_000),
     steps=8,
     max_steps=8,
 )
@@ -162,10 +178,13 @@ QWEN_IMAGE = ModelSpec(
     license=licenses.APACHE,
     parameters=20_400_000_000,
     other_parameters=8_400_000_000,
+    streams=Streams(8_273_000_000, 545_000_000, 340_000_000),
     steps=50,
     min_steps=2,
     guidance=4.0,
     takes_negative_prompt=True,
+    step_cache=StepCache(),
+    step_cache_blocks=60,
 )
 QWEN_IMAGE_LIGHTNING = ModelSpec(
     id="qwen-image-lightning",
@@ -175,6 +194,7 @@ QWEN_IMAGE_LIGHTNING = ModelSpec(
     license=licenses.APACHE,
     parameters=20_400_000_000,
     other_parameters=8_400_000_000,
+    streams=Streams(8_273_000_000, 545_000_000, 340_000_000),
     steps=4,
     max_steps=4,
     scheduler_config={  # a constant shift of 3, as its makers sample it
@@ -195,9 +215,12 @@ CHROMA = ModelSpec(
     license=licenses.APACHE,
     parameters=8_900_000_000,
     other_parameters=4_850_000_000,
+    streams=Streams(4_766_000_000, 193_000_000, 226_000_000),
     steps=40,
     guidance=3.0,
     takes_negative_prompt=True,
+    step_cache=StepCache(),
+    step_cache_blocks=19,
 )
 MODELS = {
     spec.id: spec

@@ -57,6 +57,9 @@ class Plan:
     compiles: bool = False
 
 
+STREAMING = Plan("EAGER", "the denoiser's blocks come from host memory, and compiled code wants them to stay in place")
+
+
 def plan(policy: str, device: str, outcome: str, found: str, remaining_s: float, compile_s: float | None) -> Plan:
     """COMPILED or EAGER, and why.
 
@@ -88,6 +91,7 @@ class Ledger:
     reason: str = ""
     plan: str = ""
     plan_reason: str = ""
+    memory: str = ""
     weights: str = ""
     phase: str = "start"
     total_s: float = 0.0

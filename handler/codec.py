@@ -32,6 +32,15 @@ def encode(rgb: Any, form: Format, quality: int, parameters: dict[str, Any] | No
     return buffer.getvalue()
 
 
+def recode(data: bytes, form: Format, quality: int) -> bytes:
+    """An encoded picture in another format."""
+    import numpy
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        return encode(numpy.asarray(picture), form, quality, None)
+
+
 def parameters_of(recipe: Recipe, facts: Mapping[str, str], version: str) -> dict[str, Any]:
     """What a PNG says about itself: all that its pixels depend on; `facts` are the worker's."""
     return {**recipe.described(), **facts, "version": version}

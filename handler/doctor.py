@@ -12,11 +12,12 @@ from typing import Any
 from handler import __version__, compiled
 from handler.boots import last_boots, measured
 from handler.catalog import find
-from handler.clock import COMPILE_S, process_age
+from handler.clock import COMPILE_S, STREAMING, process_age
 from handler.clock import plan as planned
+from handler.decision import decide
 from handler.errors import KindlingError
 from handler.hardware import GPU_DRIVER, Hardware, detect
-from handler.models import SILENT, patiently, states
+from handler.models import SILENT, expected, patiently, states
 from handler.settings import PREFIX, Settings
 from handler.volume import served_source
 
@@ -88,6 +89,8 @@ def volume_state(volume: Path) -> dict[str, Any]:
 def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     """The estimate for the configured model against the budget, summand by summand."""
     spec = find(settings.model)
+    decision = decide(settings, spec, hardware)
+    settings, hardware = decision.settings, decision.hardware
     try:
         source = served_source(spec, settings.volume, hardware.precision)
         found = compiled.look(spec, hardware, settings.volume)
@@ -107,7 +110,9 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     spent = sum(part.seconds for part in parts)
     compile_s = measured(boots, "compile", spec.id, hardware.name)
     left = settings.cold_start_budget_s - spent
+    memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
     chosen = planned(settings.compile, hardware.device, found.outcome, found.reason, left, compile_s)
+    chosen = STREAMING if memory.mode == "blocks" else chosen
     if chosen.compiles:
         parts.append(Part("compile", compile_s or COMPILE_S, "measured" if compile_s else "assumed"))
     parts += [past("artifacts")] * (found.outcome == "HIT") + [past("warm")]
@@ -119,6 +124,7 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         "budget_s": settings.cold_start_budget_s,
         "fits": total <= settings.cold_start_budget_s,
         "plan": asdict(chosen),
+        "memory": asdict(memory),
     }
 
 
@@ -178,7 +184,13 @@ def _estimate(estimate: dict[str, Any]) -> list[str]:
     sums = [f"  {part['seconds']:7.1f} s  {part['name']}: {part['why']}" for part in estimate["parts"]]
     verdict = "fits" if estimate["fits"] else "does not fit"
     total = f"  {estimate['total_s']:7.1f} s  in all: {verdict} the budget of {estimate['budget_s']:g} s"
-    return [*sums, total, f"  plan: {estimate['plan']['mode']}, {estimate['plan']['reason']}"]
+    plan, memory = estimate["plan"], estimate["memory"]
+    return [
+        *sums,
+        total,
+        f"  plan: {plan['mode']}, {plan['reason']}",
+        f"  memory: {memory['mode']}, {memory['reason']}",
+    ]
 
 
 def _boot(boot: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ KindlingError
 │   ├── BodyTooLarge           413
 │   └── OutOfRange             422  well-formed, but outside what this model allows
 ├── QueueFull                  429  retryable
+├── SpendCapReached            429  this month's money is spent; trying again does not help
 ├── Cancelled                  499  the caller went away or the job was stopped
 ├── NumericalError             500  NaN or an all-black picture
 ├── OutOfMemory                500  this size does not fit; the worker goes on
@@ -109,6 +110,10 @@ class OutOfRange(RequestError):
 
 class QueueFull(KindlingError):
     status, kind, code, retryable = 429, "rate_limit_error", "queue_full", True
+
+
+class SpendCapReached(KindlingError):
+    status, kind, code = 429, "insufficient_quota", "spend_cap_reached"
 
 
 class Cancelled(KindlingError):

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from handler.catalog import find
 from handler.errors import FetchFailed, WeightsCorrupt
-from handler.fit import fit, largest_below, nearest
-from handler.hardware import GPU_DRIVER, detect
+from handler.fit import largest_below, nearest
+from handler.hardware import GPU_DRIVER, detect, host_memory
 from handler.hub import Repository, Wait, explained
+from handler.models import expected
 from handler.needed import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
 from handler.settings import Settings
 from handler.spec import ModelSpec
@@ -81,8 +82,9 @@ def run(options: argparse.Namespace) -> int:
     spec = find(settings.model)
     if not spec.license.commercial:
         print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)
-    if GPU_DRIVER.exists() and not (found := fit(spec, hardware := detect(settings))).fits:
-        print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {nearest(hardware)}", file=sys.stderr)
+    if GPU_DRIVER.exists() and not (found := expected(spec, settings, hardware := detect(settings))).fits:
+        advice = nearest(hardware, host_memory() / 1e9)
+        print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {advice}", file=sys.stderr)
     named = settings.vae and not Path(settings.vae).is_absolute()
     vae = fetch_vae(settings.vae, settings.volume, quiet=options.json) if named else None  # first: it is the small one
     fetched = fetch(spec, settings.volume, quiet=options.json)

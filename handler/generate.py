@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", help="scheduler (default: the model's)")
     parser.add_argument("--seed", type=int, help="0 to 2147483647 (default: random; it is printed)")
     parser.add_argument("--negative-prompt", help="what to avoid, where the model can")
+    parser.add_argument("--step-cache", metavar="VALUES", help="on, off or such as Fn=1,W=4,R=0.24 (default: off)")
     parser.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="reference image; may be repeated"
     )
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """Draw, write, report; the exit code."""
     settings, form = Settings.from_env(model=options.model), _format(options.output)
     recipe, count, settings = _again(options, settings) if options.source else _asked(options, settings)
-    worker = _boot(settings, options.json)
+    worker = _boot(settings.model_copy(update={"step_cache": recipe.step_cache or "off"}), options.json)
     for i, path in enumerate(_paths(options.output, count)):
         _make(
             worker,
@@ -82,15 +83,17 @@ def _asked(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
             "scheduler": options.scheduler,
             "seed": options.seed,
             "negative_prompt": options.negative_prompt,
+            "step_cache": options.step_cache,
             "images": [_read(path) for path in options.image],
         }
     )
-    return _recipe(find(settings.model), request), request.n, settings
+    return _recipe(find(settings.model), request, settings), request.n, settings
 
 
-def _recipe(spec: ModelSpec, request: ImageRequest) -> Recipe:
-    spec.check(request)  # of two faults, tell first what no other image would mend
-    return spec.recipe(request, references(request.images))
+def _recipe(spec: ModelSpec, request: ImageRequest, settings: Settings) -> Recipe:
+    served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
+    spec.check(request, served)  # of two faults, tell first what no other image would mend
+    return spec.recipe(request, references(request.images), served)
 
 
 def _read(path: Path) -> bytes:
@@ -117,6 +120,7 @@ def _again(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
                 "scheduler": found["scheduler"],
                 "seed": found["seed"],
                 "negative_prompt": found["negative_prompt"] or None,
+                "step_cache": found.get("step_cache") or "off",
                 "images": images,
             }
         )
@@ -133,7 +137,7 @@ def _again(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
         raise InvalidValue(f"{source}: its parameters are incomplete.", "from") from None
     if not same:
         print(f"kindling: {source} was made by version {made_by}; pixels may differ", file=sys.stderr)
-    recipe = _recipe(spec, request)
+    recipe = _recipe(spec, request, settings)
     if recipe.described()["images"] != made_from:
         told = f"{source} was made from {len(made_from)} images; give exactly those, in their order, with --image."
         raise InvalidValue(told, "image")

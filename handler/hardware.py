@@ -1,31 +1,40 @@
 """What the model runs on, as a value with its reason. Imports torch only when asked."""
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from handler.errors import DeviceMissing
+from handler.precisions import PRECISIONS, choose
 from handler.settings import Settings
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A device and a precision. `name` is the vendor's; `dtype` is torch's name of `precision`; memory is in all."""
+    """A device and a precision. `name` is the vendor's, `capability` a GPU's compute capability, memory is in all."""
 
     device: str
     name: str
     precision: str
     reason: str
     memory_gb: float = math.inf
+    capability: tuple[int, int] | None = None
 
     @property
     def dtype(self) -> str:
-        return DTYPES[self.precision]
+        """torch's name of what pictures are computed in."""
+        row = PRECISIONS[self.precision]
+        return row.on_cpu if self.device == "cpu" else row.activations
+
+    @property
+    def quantised(self) -> bool:
+        return PRECISIONS[self.precision].quantised
 
 
 def detect(settings: Settings) -> Hardware:
@@ -36,11 +45,12 @@ def detect(settings: Settings) -> Hardware:
     if settings.device == "cuda" and not present:
         raise DeviceMissing("KINDLING_DEVICE=cuda, but torch sees no GPU. Check the driver, or use auto.", "device")
     device = "cuda" if present and settings.device != "cpu" else "cpu"
-    precision, reason = choose_precision(settings.precision, device)
     if device == "cpu":
-        return Hardware(device, "CPU", precision, reason, host_memory() / 1e9)
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return Hardware(device, torch.cuda.get_device_name(), precision, reason, memory / 1e9)
+        return Hardware(device, "CPU", *choose(settings.precision, device), host_memory() / 1e9)
+    found = torch.cuda.get_device_properties(0)
+    name, capability = torch.cuda.get_device_name(), (found.major, found.minor)
+    chosen = choose(settings.precision, device, name, capability)
+    return Hardware(device, name, *chosen, found.total_memory / 1e9, capability)
 
 
 def host_memory() -> int:
@@ -56,13 +66,15 @@ def host_memory() -> int:
 def expected_precision(settings: Settings) -> str:
     """What `detect` will most likely choose, told without torch: weights are read while torch is being imported."""
     gpu = settings.device != "cpu" and GPU_DRIVER.exists()
-    return choose_precision(settings.precision, "cuda" if gpu else "cpu")[0]
+    return choose(settings.precision, "cuda" if gpu else "cpu")[0]
 
 
-def choose_precision(asked: str, device: str) -> tuple[str, str]:
-    """The precision and why."""
-    if asked != "auto":
-        return asked, f"KINDLING_PRECISION={asked}"
-    if device == "cuda":
-        return "bf16", "a GPU: bf16 halves the bytes and keeps fp32's range"
-    return "fp32", "a CPU: fp32 is exact and no slower"
+def expected_name(settings: Settings) -> str | None:
+    """What `detect` will most likely call the device, told without torch; None where the driver does not say."""
+    if settings.device == "cpu" or not GPU_DRIVER.exists():
+        return "CPU"
+    told: list[str] = []
+    with contextlib.suppress(OSError):
+        told = [line for path in GPUS.glob("*/information") for line in path.read_text().splitlines()]
+    names = {line.partition(":")[2].strip() for line in told if line.startswith("Model:")}
+    return names.pop() if len(names) == 1 else None

@@ -5,6 +5,7 @@ stops at the next step. Callers on an event loop use `submit`; cancelling the aw
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -27,9 +28,11 @@ from handler.errors import (
     SettingsError,
     StartError,
 )
+from handler.preview import Preview
 from handler.request import Pixels, Recipe
 from handler.settings import Settings
-from handler.worker import Worker
+from handler.spend import Meter
+from handler.worker import OnStep, Worker
 
 State = Literal["starting", "ready", "failed", "stopped"]
 PUBLISH_S = 20.0  # a platform kills what has not left about 30 s after it was told to
@@ -40,7 +43,7 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Job:
     recipe: Recipe
-    on_step: Callable[[int], None]
+    on_step: OnStep
     done: "Future[Drawn]" = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
     entered: float = field(default_factory=time.perf_counter)
@@ -63,6 +66,7 @@ class Lane:
         except ModelNotFound as error:
             raise SettingsError(error.message, "KINDLING_MODEL") from None
         self.clock = clock or Clock(settings.cold_start_budget_s)
+        self.meter = Meter(settings, lambda: self.ledger.device)
         self.state: State = "starting"
         self.error: StartError | None = None
         self.worker: Worker | None = None
@@ -81,6 +85,7 @@ class Lane:
     def start(self) -> None:
         """Begin booting; returns at once."""
         self._thread.start()
+        self.meter.start()
 
     @property
     def booted(self) -> bool:
@@ -105,8 +110,9 @@ class Lane:
             self._thread.join()
         if self._publisher:
             self._publisher.join(PUBLISH_S)
+        self.meter.stop()
 
-    async def submit(self, recipe: Recipe, on_step: Callable[[int], None] = lambda done: None) -> Drawn:
+    async def submit(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
         """Draw one picture. Stage "queue" is the wait. Raises QueueFull, NotReady or what the worker raised."""
         if self.state in ("failed", "stopped"):
             raise self.error or NotReady("This worker is stopping; try again.")
@@ -153,9 +159,9 @@ class Lane:
             log.warning("compile artifacts are not published: %s", error.message)
 
     def _draw(self, worker: Worker, job: _Job) -> None:
-        def step(done: int) -> None:
+        def step(done: int, preview: Preview) -> None:
             job.check()
-            job.on_step(done)
+            job.on_step(done, preview)
 
         begun, self.drawing = time.perf_counter(), True
         try:
@@ -175,13 +181,15 @@ class Lane:
             self.drawing = False
 
     def _drop_waiting(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return
-            if job:
-                _settle(job, partial(job.done.set_exception, self.error or NotReady("This worker is stopping.")))
+        told_to_end = False
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if job := self._jobs.get_nowait():
+                    _settle(job, partial(job.done.set_exception, self.error or NotReady("This worker is stopping.")))
+                else:
+                    told_to_end = True
+        if told_to_end:  # the lane's thread waits for this word
+            self._jobs.put(None)
 
 
 def _settle(job: _Job, act: Callable[[], None]) -> None:

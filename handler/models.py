@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,33 +10,41 @@ from typing import Any
 
 from handler import compiled
 from handler.catalog import MODELS, MODES
+from handler.chips import dollars_of
+from handler.decision import decide
 from handler.errors import KindlingError, WeightsMissing
-from handler.fit import Fit, fit
-from handler.hardware import Hardware, detect
+from handler.fit import MemoryPlan, memory_plan
+from handler.hardware import Hardware, detect, host_memory
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.volume import baked_sources, served_source
 
 PATIENCE_S = 10.0  # a volume that hangs must not hang who looks at it
 SILENT = f"the volume does not answer within {PATIENCE_S:g} s"
+FITS = {"resident": "fits", "encoders": "fits with text encoders offloaded", "blocks": "fits offloaded"}
 ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One model on this volume and this machine. `baked` is HIT where compile artifacts fit this device."""
+    """One model on this volume and this machine. `baked` is HIT where compile artifacts fit this device.
+
+    `dollars` is what a picture costs by the current receipt, None where it does not say.
+    """
 
     id: str
     fetched: bool
     baked: str
     baked_weights: bool
     reason: str
-    fit: Fit
+    fit: MemoryPlan
+    dollars: float | None = None
 
 
 def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
     """Whether `spec` is on the volume, what was baked for it, whether it fits; else why not."""
-    verdict = fit(spec, hardware)
+    hardware = decide(settings, spec, hardware).hardware
+    verdict = expected(spec, settings, hardware)
     try:
         source = served_source(spec, settings.volume, hardware.precision)
         found = compiled.look(spec, hardware, settings.volume)
@@ -44,12 +53,20 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
     except KindlingError as error:
         return State(spec.id, False, "MISS", False, error.message, verdict)
     baked = any(source.folder == other.folder for other in baked_sources(spec, settings.volume))
-    return State(spec.id, True, found.outcome, baked, found.reason, verdict)
+    dollars = dollars_of(settings.volume, spec.id, hardware.name)
+    return State(spec.id, True, found.outcome, baked, found.reason, verdict, dollars)
+
+
+def expected(spec: ModelSpec, settings: Settings, hardware: Hardware, stored_gb: float = math.inf) -> MemoryPlan:
+    """The memory plan a worker here would make."""
+    return memory_plan(spec, hardware, stored_gb, host_memory() / 1e9, settings.offload)
 
 
 def states(settings: Settings, hardware: Hardware) -> list[State]:
     """The state of every model in the catalogue."""
-    unknown = [State(spec.id, False, "MISS", False, SILENT, fit(spec, hardware)) for spec in MODELS.values()]
+    unknown = [
+        State(spec.id, False, "MISS", False, SILENT, expected(spec, settings, hardware)) for spec in MODELS.values()
+    ]
 
     def examined() -> list[State]:
         return [state(spec, settings, hardware) for spec in MODELS.values()]
@@ -96,7 +113,8 @@ def lines(spec: ModelSpec, found: State) -> list[str]:
     parameters = f"{count / 1e6:,.1f}M" if count < 1e9 else f"{count / 1e9:g}B"
     fetched = "ships with Kindling" if spec.embedded else "fetched" if found.fetched else found.reason
     baked = [", baked weights"] * found.baked_weights + [", compiled"] * (found.baked == "HIT")
-    where = f"{'fits' if found.fit.fits else 'does not fit'}; {fetched}{''.join(baked)}"
+    price = "" if found.dollars is None else f"; {found.dollars:.6f} dollars a picture"
+    where = f"{FITS[found.fit.mode] if found.fit.fits else 'does not fit'}; {fetched}{''.join(baked)}{price}"
     return [
         ROW.format(spec.id, parameters, f"{spec.steps}/{spec.max_steps}", spec.guidance, size, where),
         f"{'':<22}{found.fit.reason}",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from handler import errors
+from handler.stepcache import Choice, StepCache
 
 MAX_SEED = 2**31 - 1
 MIN_SIDE, MAX_SIDE = 64, 2048
@@ -71,11 +72,14 @@ class ImageRequest(BaseModel):
     scheduler: Scheduler | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
     negative_prompt: str | None = Field(None, max_length=2000)
+    step_cache: Choice | None = Field(None, description="off, on, or the step cache's values; None is the worker's.")
     images: Annotated[
         tuple[bytes, ...],
         BeforeValidator(_files),
         Field(repr=False, description="PNG, JPEG or WebP files to work from: data URLs or base64."),
     ] = ()
+    stream: bool = Field(False, description="Answer as events, where the transport can.")
+    partial_images: int = Field(0, ge=0, le=3, description="Small pictures of what is coming, where answers stream.")
     output_format: Format = "png"
     output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")
 
@@ -85,6 +89,8 @@ class ImageRequest(BaseModel):
             raise ValueError("width and height must be given together")
         if self.output_format == "png" and self.output_compression != 100:
             raise ValueError("output_compression below 100 needs output_format jpeg or webp; PNG is lossless")
+        if self.partial_images and self.n > 1:
+            raise ValueError("partial_images are of one picture; send n 1")
         return self
 
     @classmethod
@@ -102,7 +108,7 @@ def translate(error: ValidationError) -> errors.RequestError:
     param = str(first["loc"][0]) if first["loc"] else None
     message = first["msg"].removeprefix("Value error, ")
     if param is None:
-        param = next((name for name in ("output_compression", "width") if name in message), None)
+        param = next((name for name in ("output_compression", "partial_images", "width") if name in message), None)
     kind = _ERROR_OF_TYPE.get(first["type"])
     if kind is None:
         kind = errors.InvalidType if first["type"].endswith(("_type", "_parsing")) else errors.OutOfRange
@@ -137,6 +143,7 @@ class Recipe:
     seed: int
     negative_prompt: str = ""
     images: tuple[Reference, ...] = ()
+    step_cache: StepCache | None = None
 
     def described(self) -> dict[str, Any]:
         """The recipe as JSON takes it: of each reference image its SHA-256."""

@@ -8,11 +8,16 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from handler.errors import SettingsError
+from handler.stepcache import Choice
 
 PREFIX = "KINDLING_"
 # RunPod's network volume; platform/modal_app.py's; the folder that platform/fal_app.py's fetch makes on fal's disk, not
 # /data itself, which many a machine has for other ends; the Dockerfile's.
 MOUNTS = (Path("/runpod-volume"), Path("/kindling"), Path("/data/kindling"), Path("/volume"))
+
+# What each platform sets in every worker of its own; the prices of that platform apply.
+Platform = Literal["other", "runpod", "modal", "fal"]
+PLATFORMS: dict[str, Platform] = {"RUNPOD_POD_ID": "runpod", "MODAL_TASK_ID": "modal", "FAL_RUNNER_STATE": "fal"}
 
 
 def _default_volume() -> Path:
@@ -20,6 +25,10 @@ def _default_volume() -> Path:
         if mount.is_dir():
             return mount
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kindling"
+
+
+def _default_platform() -> Platform:
+    return next((platform for name, platform in PLATFORMS.items() if os.environ.get(name)), "other")
 
 
 class Settings(BaseModel):
@@ -33,13 +42,23 @@ class Settings(BaseModel):
     allow_open: bool = Field(False, description="serve without keys on an address that others can reach")
     cold_start_budget_s: float = Field(240, gt=0, le=3600, description="seconds from process birth to ready")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8", "fp8-tensor", "int8", "int8-dynamic"] = Field(
+        "auto", description="auto: bf16 on a GPU, fp32 on a CPU; the quantised ones take half of bf16's memory"
+    )
+    offload: Literal["auto", "off", "encoders", "blocks"] = Field(
+        "auto", description="what waits in host memory: nothing, text encoders, all; auto: the first of these that fits"
+    )
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="leave compile artifacts on the volume for later workers")
     vae: str = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
+    step_cache: Choice = Field("off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps")
     queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")
     max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
     metadata: bool = Field(True, description="write prompt and parameters into each PNG")
+    platform: Platform = Field(default_factory=_default_platform, description="whose prices apply; detected")
+    gpu_price: float | None = Field(None, ge=0, le=1000, description="dollars an hour, in place of the list price")
+    monthly_cap: float | None = Field(None, gt=0, le=1e9, description="dollars a month, for all workers on this volume")
+    cap_action: Literal["alert", "refuse"] = Field("alert", description="past the cap: warn, or draw no more")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
     @field_validator("api_keys", mode="before")

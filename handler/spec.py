@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from handler.errors import OutOfRange, Unsupported
+from handler.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.licenses import License
 from handler.request import MAX_SEED, MAX_SIDE, ImageRequest, Recipe, Reference
+from handler.stepcache import Choice, StepCache
+
+FEWEST_TO_SKIP = 20  # steps; models that take fewer are distilled, and each of their steps counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,15 @@ class Graft:
 
     file: str
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Parameters of the text encoders; of the largest part of theirs, and of the denoiser's, that comes as one."""
+
+    encoders: int = 0
+    layer: int = 0
+    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,7 @@ class ModelSpec:
     min_steps: int = 1
     guidance: float = 0.0  # 0: distilled without, and none can be asked for
     other_parameters: int = 0  # of the text encoders and the VAE, where `parameters` leaves them out
+    streams: Streams = Streams()
     work_gb: float = 3.0  # for activations and the libraries; an assumption, not yet measured on a GPU
     size: tuple[int, int] = (1024, 1024)
     multiple: int = 16
@@ -41,6 +54,8 @@ class ModelSpec:
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)  # what differs from the repository's
     takes_negative_prompt: bool = False  # so it has classifier-free guidance, above a scale of 1
     max_images: int = 0  # reference images an edit may have
+    step_cache: StepCache | None = None  # what "on" means; None where few steps or a U-Net leave nothing to skip
+    step_cache_blocks: int = 0  # that Fn and Bn may come to: those of its shortest list
     variant: str = ""  # of the weight files to fetch, such as "fp16" where the plain ones are fp32
     base: "ModelSpec | None" = None  # whose files these are, but for the grafts
     grafts: tuple[Graft, ...] = ()
@@ -57,12 +72,12 @@ class ModelSpec:
         """Whether a guidance scale changes anything."""
         return self.guidance > 0
 
-    def recipe(self, request: ImageRequest, images: tuple[Reference, ...] = ()) -> Recipe:
+    def recipe(self, request: ImageRequest, images: tuple[Reference, ...] = (), served: Choice = "off") -> Recipe:
         """Fill what `request` leaves open; raise the error that names the first thing this model cannot do.
 
-        `images` are the request's, decoded.
+        `images` are the request's, decoded; `served` is the worker's KINDLING_STEP_CACHE.
         """
-        self.check(request)
+        self.check(request, served)
         return Recipe(
             model=self.id,
             revision=self.revision,
@@ -74,6 +89,7 @@ class ModelSpec:
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=request.negative_prompt or "",
             images=images,
+            step_cache=self.caching(request.step_cache or served),
         )
 
     def _size(self, request: ImageRequest, images: tuple[Reference, ...]) -> tuple[int, int]:
@@ -90,7 +106,28 @@ class ModelSpec:
     def _guidance(self, request: ImageRequest) -> float:
         return self.guidance if request.guidance_scale is None else request.guidance_scale
 
-    def check(self, request: ImageRequest) -> None:
+    def caching(self, asked: Choice) -> StepCache | None:
+        """The step cache that `asked` means for this model, or the error that says why it cannot be."""
+        if asked == "off":
+            return None
+        if self.step_cache is None:
+            few = self.max_steps < FEWEST_TO_SKIP
+            why = f"at most {self.max_steps} steps are too few to skip any" if few else "it works on transformers only"
+            raise Unsupported(f"{self.id} cannot have a step cache: {why}.", "step_cache")
+        cache = self.step_cache if asked == "on" else asked
+        if cache.Fn + cache.Bn > self.step_cache_blocks:
+            most, got = self.step_cache_blocks, cache.Fn + cache.Bn
+            raise OutOfRange(f"step_cache: Fn and Bn of {self.id} may add up to {most}, got {got}.", "step_cache")
+        return cache
+
+    def served_caching(self, asked: Choice) -> StepCache | None:
+        """What requests get that say nothing; SettingsError if this model cannot have it."""
+        try:
+            return self.caching(asked)
+        except RequestError as error:
+            raise SettingsError(f"KINDLING_STEP_CACHE: {error.message}", "KINDLING_STEP_CACHE") from None
+
+    def check(self, request: ImageRequest, served: Choice = "off") -> None:
         """Raise the error that names the first thing this model cannot do; needs no decoded images."""
         steps, guidance = request.num_inference_steps or self.steps, self._guidance(request)
         if not self.min_steps <= steps <= self.max_steps:
@@ -113,6 +150,8 @@ class ModelSpec:
             )
         if request.images and not self.max_images:
             raise Unsupported(f"{self.id} draws from text alone; leave images out.", "images")
+        if self.caching(request.step_cache or served) and served == "off":
+            raise Unsupported("This worker skips no steps; start it with KINDLING_STEP_CACHE=on.", "step_cache")
         if len(request.images) > self.max_images:
             raise OutOfRange(f"{self.id} takes at most {self.max_images} images, got {len(request.images)}.", "images")
 

@@ -3,7 +3,9 @@
     models/<id>/<revision>/       a model's files, manifest.json written last
     vae/<repository>/<revision>/  other autoencoders, likewise (vae.py)
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
+    receipts/<id>/<device>/       what optimize measured, and which of it workers follow (receipts.py)
     boots/                        ledgers of the last cold starts, the failed ones too (boots.py)
+    spend/<YYYY-MM>/              what each worker has cost that month, where a price is known (spend.py)
 
 A folder without its manifest is not there. A manifest has each file's size, its SHA-256 from when it was written,
 and a CRC-32 for each chunk, which every later reader checks while reading. Serving never needs write access.
@@ -59,6 +61,11 @@ class Source:
     folder: Path
     manifest: Manifest | None
     index: Mapping[str, Any] | None = None
+
+    @property
+    def precision(self) -> str:
+        """What its weights were baked in; empty for those that were fetched."""
+        return self.manifest.facts.get("precision", "") if self.manifest else ""
 
     @property
     def weight_bytes(self) -> int:

@@ -5,23 +5,23 @@ read, so no weight is there twice. The result equals the libraries' own `from_pr
 be there and wanted; nothing but classes of diffusers and transformers is ever made.
 """
 
-import contextlib
 import importlib
 import json
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from handler import lora
+from handler import lora, modules
 from handler.errors import WeightsCorrupt, WeightsMissing
 from handler.hardware import Hardware
 from handler.reader import CONFIGS, LORA, STEMS, Reader, ReadFile, remedy
 from handler.volume import CHUNK, INDEX
 
-ALIGNMENT = 256  # where a GPU's fast kernels want a weight to start
+ALIGNMENT = 256  # where a GPU's allocations start, and so the first weight of a file
+KERNELS = 16  # where its fast kernels want every weight to start
 TOKENIZER_OF = {"PixtralProcessor": "AutoTokenizer"}  # all that FLUX.2 uses of it; the rest wants torchvision
 OURS = {"Flux2TinyAutoEncoder": "handler.families.flux2_tiny"}  # whose repository would have us run its own code
 DTYPES = {
@@ -71,43 +71,68 @@ def _slot(entry: dict[str, Any], base: int) -> Slot:
     return Slot(dtype, tuple(shape), base + start, base + stop)
 
 
-def load_components(reader: Reader, hardware: Hardware) -> dict[str, Any]:
-    """All that the pipeline's constructor takes: models on the device, in eval mode; tokenizers; settings."""
+def load_components(reader: Reader, hardware: Hardware, waiting: tuple[str, ...] = ()) -> dict[str, Any]:
+    """All that the pipeline's constructor takes: models on the device, in eval mode; tokenizers; settings.
+
+    Those whose names begin with what `waiting` has are in host memory.
+    """
     for file in reader.take(CONFIGS):
         _arrive(reader, file)
     entries = {name: value for name, value in reader.index.items() if not name.startswith("_")}
-    return {name: _component(reader, name, value, hardware) for name, value in entries.items()}
+    places = {name: "cpu" if name.startswith(waiting) else hardware.device for name in entries}
+    return {name: _component(reader, name, value, hardware, places[name]) for name, value in entries.items()}
 
 
-def _component(reader: Reader, name: str, value: Any, hardware: Hardware) -> Any:
+def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place: str) -> Any:
     """One entry of model_index.json: [library, class], [null, null], or a setting of the pipeline."""
     match value:
         case [None, None]:
             return None
         case [library, str(word)]:
-            return _made(reader, name, _class(reader, library, word), hardware)
+            return _made(reader, name, _class(reader, library, word), hardware, place)
         case _:
             return value
 
 
-def _made(reader: Reader, name: str, kind: Any, hardware: Hardware) -> Any:
-    import diffusers
+def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) -> Any:
     import torch
 
-    folder = reader.source.folder / name
+    folder, dtype = reader.source.folder / name, getattr(torch, hardware.dtype)
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder, local_files_only=True)
-    found = tensors(reader, name, hardware.device, WIDTHS[hardware.dtype])
+    make, rounds, device, width = _way(reader, kind, hardware, place)
+    found = tensors(reader, name, device, width)
     if reader.has(part := f"{name}/{LORA}"):
         try:
-            lora.fuse(found, tensors(reader, part, hardware.device))
+            lora.fuse(found, tensors(reader, part, device))
         except (ValueError, RuntimeError) as error:
             raise WeightsCorrupt(f"The LoRA in {folder} does not fit: {error}. {remedy(reader.source)}") from None
-    make = _diffusers_model if issubclass(kind, diffusers.ModelMixin) else _transformers_model
-    model, faults = make(kind, folder, found, hardware)
+    model, faults = make(kind, folder, found, dtype, device)
+    found.clear()
     if told := "; ".join(f"{fault} {', '.join(sorted(keys)[:3])}" for fault, keys in faults.items() if keys):
         raise WeightsCorrupt(f"The weights in {folder} do not fit {kind.__name__}: {told}. {remedy(reader.source)}")
-    return model.requires_grad_(False).to(hardware.device)  # what is left to move are buffers that no file has
+    if rounds:
+        importlib.import_module("handler.quant").quantise(model, hardware.precision, place)
+    return model.requires_grad_(False).to(place)  # what is left to move are buffers that no file has
+
+
+def _way(
+    reader: Reader, kind: Any, hardware: Hardware, place: str
+) -> tuple[Callable[..., modules.Made], bool, str, int]:
+    """What makes the model; is it rounded (not an autoencoder); its tensors' first device; their widest float there.
+
+    What is to be rounded and was not baked so stays on the host until then: a GPU that has room for it in 8 bits may
+    have none for 16.
+    """
+    import diffusers
+
+    ours = issubclass(kind, diffusers.ModelMixin)
+    make, width = modules.from_diffusers if ours else modules.from_transformers, WIDTHS[hardware.dtype]
+    if not hardware.quantised or (ours and not kind._repeated_blocks):
+        return make, False, place, width
+    if reader.source.precision != hardware.precision:
+        return make, True, "cpu", width
+    return partial(modules.from_baked, precision=hardware.precision), True, place, max(WIDTHS.values())
 
 
 def _class(reader: Reader, library: object, word: str) -> Any:
@@ -130,58 +155,6 @@ def named(library: object, word: object) -> Any:
     return getattr(importlib.import_module(module), str(word), None) if module in (*STEMS, *OURS.values()) else None
 
 
-def _diffusers_model(kind: Any, folder: Path, found: dict[str, Any], hardware: Hardware) -> tuple[Any, dict[str, Any]]:
-    """What ModelMixin.from_pretrained makes, from tensors that are there already; and which keys do not fit."""
-    import torch
-    from accelerate import init_empty_weights
-
-    dtype = getattr(torch, hardware.dtype)
-    with init_empty_weights(), _default_dtype(dtype):  # buffers that no file has are computed here
-        model = kind.from_config(kind.load_config(folder, local_files_only=True))
-    model._fix_state_dict_keys_on_load(found)
-    for name, tensor in found.items():
-        if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            kept = set(kind._keep_in_fp32_modules or ()) & set(name.split("."))
-            found[name] = tensor.to(hardware.device, torch.float32 if kept else dtype)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    misfits = [name for name in shapes.keys() & found.keys() if shapes[name] != found[name].shape]
-    faults = {"missing": shapes.keys() - found.keys(), "unexpected": found.keys() - shapes.keys(), "misshapen": misfits}
-    if not any(faults.values()):
-        model.load_state_dict(found, assign=True)
-    return model.eval(), faults
-
-
-def _transformers_model(
-    kind: Any, folder: Path, found: dict[str, Any], hardware: Hardware
-) -> tuple[Any, dict[str, Any]]:
-    """The library's own loading, which renames and ties; it takes tensors of the right device and dtype as they are."""
-    import torch
-
-    model, report = kind.from_pretrained(
-        None,
-        config=kind.config_class.from_pretrained(folder, local_files_only=True),
-        state_dict=found,
-        dtype=getattr(torch, hardware.dtype),
-        device_map=None if hardware.device == "cpu" else {"": hardware.device},
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    misfits = [key[0] for key in report["mismatched_keys"]]
-    return model, {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"], "misshapen": misfits}
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: Any) -> Iterator[None]:
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def tensors(reader: Reader, component: str, device: str = "cpu", width: int = 8) -> dict[str, Any]:
     """The tensors of one component as its files have them, on the device. Once only.
 
@@ -201,7 +174,7 @@ def tensors(reader: Reader, component: str, device: str = "cpu", width: int = 8)
             if name in found:
                 raise file.corrupt(f"has {name}, as another file of {component} does")
             flat, dtype = memory[slot.start : slot.stop], getattr(torch, slot.dtype)
-            flat = flat.clone() if flat.storage_offset() % dtype.itemsize else flat
+            flat = flat.clone() if flat.storage_offset() % (dtype.itemsize if device == "cpu" else KERNELS) else flat
             found[name] = flat.view(dtype).view(slot.shape)
     if not found:
         folder = reader.source.folder / component

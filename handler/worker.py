@@ -8,32 +8,42 @@ import importlib
 import itertools
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
-from handler import compiled
+from handler import compiled, stepcache
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
 from handler.boots import BootLog, last_boots, measured
 from handler.catalog import find
-from handler.clock import Clock, Ledger, Plan, plan
-from handler.errors import BudgetExceeded, DeviceLost, KindlingError, OutOfMemory, StartError
-from handler.fit import require
-from handler.hardware import Hardware, detect, expected_precision
+from handler.clock import STREAMING, Clock, Ledger, Plan, plan
+from handler.decision import decide, expect
+from handler.errors import (
+    BudgetExceeded,
+    DeviceLost,
+    KindlingError,
+    StartError,
+)
+from handler.faults import meaning
+from handler.fit import MemoryPlan, fit, require
+from handler.hardware import Hardware, detect, host_memory
+from handler.preview import Preview, Projection
 from handler.reader import Reader
+from handler.receipts import Receipt
 from handler.request import ImageRequest, Pixels, Recipe
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.vae import label, vae_source
-from handler.volume import served_source
+from handler.volume import Source, served_source
 
-STICKY = ("illegal memory access", "device-side assert", "unspecified launch failure", "ecc error", "launch timed out")
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
+PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
 BOOTS_READ = 10  # how many past boots tell what compiling costs here
-OnStep = Callable[[int], None]
+OnStep = Callable[[int, Preview], None]
 log = logging.getLogger(__name__)
 
 
@@ -41,13 +51,22 @@ class Worker:
     """A loaded model. Make one with `boot`."""
 
     def __init__(
-        self, spec: ModelSpec, hardware: Hardware, family: ModuleType, pipeline: Any, ledger: Ledger, vae: str = ""
+        self,
+        spec: ModelSpec,
+        hardware: Hardware,
+        family: ModuleType,
+        pipeline: Any,
+        ledger: Ledger,
+        vae: str = "",
+        memory: MemoryPlan | None = None,
     ) -> None:
         self.spec, self.hardware, self.ledger, self.vae = spec, hardware, ledger, vae
+        self.memory = memory or fit(spec, hardware)
         self._families, self._family = importlib.import_module("handler.families"), family
-        self._pipeline = pipeline
-        self._prompt: tuple[tuple[str, str, float], dict[str, Any]] | None = None
+        self._pipeline, self._projection = pipeline, Projection()
+        self._prompts: OrderedDict[tuple[str, str, float], dict[str, Any]] = OrderedDict()
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
+        self.receipt: Receipt | None = None  # what was measured of this model on this device
 
     @classmethod
     def boot(cls, settings: Settings, clock: Clock | None = None) -> Self:
@@ -71,27 +90,44 @@ class Worker:
     @classmethod
     def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock) -> Self:
         with clock.phase("volume"):
-            source = served_source(spec, settings.volume, expected_precision(settings))
+            expected = expect(settings, spec)
+            source = served_source(spec, settings.volume, expected)
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
-        with Reader(source, without=("vae",) if vae else ()) as reader, Reader(vae) if vae else nullcontext() as other:
+        with ExitStack() as files:
+            reader, other = _opened(files, source, vae)
             with clock.phase("import"):
                 families = importlib.import_module("handler.families")
                 families.quiet()
                 family = importlib.import_module(spec.family)
-                hardware = detect(settings)
+                if spec.served_caching(settings.step_cache):
+                    stepcache.library()
+                decision = decide(settings, spec, detect(settings))
+                hardware = decision.hardware
                 clock.ledger.device = hardware.name
-                require(spec, hardware, source.weight_bytes / 1e9)
+                if hardware.precision != expected:  # the device, and so the receipt, is not what it seemed
+                    files.close()
+                    source = served_source(spec, settings.volume, hardware.precision)
+                    reader, other = _opened(files, source, vae)
+                    clock.ledger.weights = str(source.folder)
+                memory = require(spec, hardware, source.weight_bytes / 1e9, host_memory() / 1e9, settings.offload)
+                clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
-                pipeline = families.build(family, reader, hardware, other)
-        worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae)
-        worker._compile(settings, clock)
+                pipeline = families.build(family, reader, hardware, other, memory.mode)
+        worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory)
+        worker.receipt = decision.receipt
+        worker._compile(decision.settings, clock)
+        if decision.settings is not settings and decision.settings.compile == "off":
+            clock.ledger.plan_reason = hardware.reason  # the receipt's doing, not KINDLING_COMPILE's
         with clock.phase("warm"):
             worker._warm(clock)
         return worker
 
     def _compile(self, settings: Settings, clock: Clock) -> None:
         """Reuse compile artifacts, make them, or do without: as `clock.plan` says."""
+        if self.memory.mode == "blocks":
+            clock.ledger.plan, clock.ledger.plan_reason = STREAMING.mode, STREAMING.reason
+            return
         model = getattr(self._pipeline, self._family.DENOISER)
         with clock.phase("artifacts"):
             found = compiled.Found("MISS", "not looked for")
@@ -143,12 +179,13 @@ class Worker:
 
     def _draw_one(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock) -> None:
         request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
-        self.generate(self.spec.recipe(request), on_step=lambda done: clock.check())
+        self.generate(self.spec.recipe(request), on_step=lambda *_: clock.check())
 
     @property
     def facts(self) -> dict[str, str]:
         """What besides a recipe decides a picture's pixels."""
-        return {"precision": self.hardware.precision, "plan": self.ledger.plan, "vae": label(self.vae)}
+        facts = {"precision": self.hardware.precision, "plan": self.ledger.plan}
+        return facts | {"vae": label(self.vae), "tiling": self.memory.tiling}
 
     @property
     def unpublished(self) -> bool:
@@ -173,45 +210,50 @@ class Worker:
     def weight_bytes(self) -> int:
         """How many bytes the weights have as they are served."""
         modules = [module for module in self._pipeline.components.values() if hasattr(module, "parameters")]
-        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        kept = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def save(self, folder: Path) -> None:
         """Write the whole pipeline, weights as they are served, in diffusers' layout."""
-        self._pipeline.save_pretrained(folder)
+        if self.hardware.quantised:
+            importlib.import_module("handler.quant").save(self._pipeline, folder)
+        else:
+            self._pipeline.save_pretrained(folder)
 
-    def generate(self, recipe: Recipe, on_step: OnStep = lambda done: None) -> tuple[Pixels, dict[str, float]]:
-        """Draw one picture; also the seconds of each stage. `on_step(done)` may raise to stop the run."""
+    def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> tuple[Pixels, dict[str, float]]:
+        """Draw one picture; also the seconds of each stage.
+
+        `on_step(done, preview)` may raise to stop the run, and call `preview` for a small picture of what is coming.
+        """
         marks = {"encode": time.perf_counter()}
 
-        def step(done: int) -> None:
+        def step(done: int, preview: Preview) -> None:
             marks["decode"] = time.perf_counter()  # so it will be, unless another step follows
-            on_step(done)
+            on_step(done, preview)
 
         try:
             arguments = self._encoded(recipe)
             marks["denoise"] = time.perf_counter()
-            rgb = self._families.run(self._family, self._pipeline, arguments, recipe, self.spec, step)
+            self._families.tile(self._pipeline, self.memory.tiles(recipe.size))
+            rgb = self._families.run(self._family, self._pipeline, arguments, recipe, self.spec, step, self._projection)
         except RuntimeError as error:
-            raise self._device_error(error, recipe) from error
+            raise meaning(error, recipe.size) from error
         marks["end"] = time.perf_counter()
         stages = {name: later - start for (name, start), (_, later) in itertools.pairwise(marks.items())}
         return Pixels(rgb, recipe), stages
 
     def _encoded(self, recipe: Recipe) -> dict[str, Any]:
-        """What the family makes of the prompt, kept for the next picture of the same request."""
+        """What the family makes of the prompt, kept for later pictures of the same words."""
         key = (recipe.prompt, recipe.negative_prompt, recipe.guidance)
-        if self._prompt is None or self._prompt[0] != key:
-            self._prompt = key, self._families.encode(self._family, self._pipeline, recipe, self.spec)
-        return self._prompt[1]
+        if key not in self._prompts:
+            self._prompts[key] = self._families.encode(self._family, self._pipeline, recipe, self.spec)
+        self._prompts.move_to_end(key)
+        if len(self._prompts) > PROMPTS_KEPT:
+            self._prompts.popitem(last=False)
+        return self._prompts[key]
 
-    def _device_error(self, error: RuntimeError, recipe: Recipe) -> Exception:
-        """What a torch error means for the caller and for this process."""
-        import torch
 
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            width, height = recipe.size
-            return OutOfMemory(f"A {width}x{height} picture does not fit in this GPU's memory.", "size")
-        if any(sign in str(error).lower() for sign in STICKY):
-            return DeviceLost("The GPU failed; this worker is being replaced. Try again.")
-        return error
+def _opened(files: ExitStack, source: Source, vae: Source | None) -> tuple[Reader, Reader | None]:
+    """Readers of the model and of the other autoencoder, if there is one, for as long as `files` is open."""
+    reader = files.enter_context(Reader(source, without=("vae",) if vae else ()))
+    return reader, files.enter_context(Reader(vae)) if vae else None

@@ -31,6 +31,7 @@ class FakeFamily:
     drawn: list[int] = field(default_factory=list)
     scheduler: Any = field(default_factory=FlowMatchEulerDiscreteScheduler)
     num_timesteps: int = 0
+    vae: Any = None
 
     def __call__(
         self,
@@ -43,13 +44,16 @@ class FakeFamily:
     ) -> Any:
         """As a pipeline of diffusers is called."""
         self.num_timesteps = num_inference_steps
-        for step in range(num_inference_steps):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.zeros(1, 4, height // 8, width // 8)
+        for step, timestep in enumerate(self.scheduler.timesteps):
             self.entered.set()
             if self.gate:
                 assert self.gate.wait(30)
             self.at_step.get(step + 1, lambda: None)()
             self.steps_run += 1
-            callback_on_step_end(self, step, 0, {})
+            [latents] = self.scheduler.step(latents, timestep, latents, return_dict=False)
+            callback_on_step_end(self, step, timestep, {"latents": latents})
         seed = generator.initial_seed()
         self.drawn.append(seed)
         return SimpleNamespace(images=torch.full((1, 3, height, width), (seed % 255 + 1) / 255))

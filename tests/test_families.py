@@ -98,7 +98,7 @@ def test_cancelling_midway_leaves_no_trace(spec: ModelSpec, boot: Callable[..., 
     worker = boot(spec.id)
     before = draw(worker)
 
-    def stop(done: int) -> None:
+    def stop(*_: object) -> None:
         raise Cancelled("enough")
 
     recipe = spec.recipe(ImageRequest(prompt="a red circle", width=128, height=96))

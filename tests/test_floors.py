@@ -13,9 +13,11 @@ ROOT = Path(__file__).parent.parent
 FLOOR = {
     "errors": 0,
     "licenses": 0,
+    "stepcache": 0,
     "request": 1,
     "clock": 1,
     "settings": 1,
+    "precisions": 1,
     "hardware": 2,
     "spec": 2,
     "catalog": 3,
@@ -25,12 +27,22 @@ FLOOR = {
     "reader": 3,
     "vae": 3,
     "lora": 3,
+    "quant": 3,
+    "modules": 3,
     "weights": 3,
     "blocks": 3,
     "compiled": 3,
     "codec": 3,
     "references": 3,
+    "preview": 3,
+    "prices": 3,
+    "receipts": 3,
+    "spend": 4,
+    "decision": 4,
+    "chips": 5,
+    "offload": 3,
     "families": 3,
+    "faults": 4,
     "fit": 4,
     "worker": 5,
     "lane": 6,
@@ -43,11 +55,12 @@ FLOOR = {
     "fetch": 8,
     "bake": 8,
     "doctor": 8,
+    "optimize": 8,
     "__init__": 9,
-    "__main__": 10,
+    "__main__": 11,
 }
-HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal"}
-MAY_BE_HEAVY = {"families"}  # the others import these late, inside functions
+HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage"}
+MAY_BE_HEAVY = {"families", "quant"}  # imported late as a whole; the others import these late, inside functions
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 
 

@@ -94,7 +94,7 @@ def test_agrees_with_the_bare_pipeline(spark: Worker) -> None:
 def test_an_exception_in_a_step_stops_the_run_and_leaves_no_trace(spark: Worker) -> None:
     before, steps = digest(spark, recipe()), []
 
-    def stop(done: int) -> None:
+    def stop(done: int, _: object) -> None:
         steps.append(done)
         if done == 2:
             raise Cancelled("enough")

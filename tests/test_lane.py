@@ -1,6 +1,7 @@
 """Queueing, cancelling and failing, with a fake family under the real worker and lane."""
 
 import asyncio
+import base64
 import logging
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from fakes import FakeFamily, raises
 from handler import Api, ImageRequest, Lane, Settings, StartError
 from handler.errors import Cancelled, DeviceLost, Internal, NotReady, NumericalError, QueueFull, SettingsError
+from handler.preview import Preview
 
 RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
 
@@ -175,16 +177,56 @@ def test_stopping_finishes_the_picture_and_refuses_the_rest(lane: Lane, family: 
 
 def test_api_gives_each_picture_its_seed_and_counts_steps(lane: Lane, family: FakeFamily) -> None:
     steps: list[tuple[int, int]] = []
+    shapes = []
+
+    def on_step(done: int, of: int, preview: Preview) -> None:
+        steps.append((done, of))
+        shapes.append(preview().shape)
 
     async def main() -> None:
         payload = {"prompt": "x", "n": 3, "seed": 2**31 - 2}
-        reply = await Api(lane).call("/generate", payload, lambda done, of: steps.append((done, of)))
+        reply = await Api(lane).call("/generate", payload, on_step)
         assert reply.status == 200
         assert [image["seed"] for image in reply.body["images"]] == [2**31 - 2, 2**31 - 1, 0]
 
     asyncio.run(main())
     assert steps[-1] == (12, 12)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert set(shapes) == {(32, 32, 3)}
+
+
+@pytest.mark.parametrize(("asked", "steps", "told"), [(3, 4, [1, 2, 3]), (3, 8, [2, 4, 6]), (1, 4, [2]), (3, 2, [1])])
+def test_api_spreads_partial_pictures_over_the_steps(lane: Lane, asked: int, steps: int, told: list[int]) -> None:
+    done, events = [0], []
+
+    def on_partial(event: dict[str, Any]) -> None:
+        events.append((done[-1], event))
+
+    payload = {"prompt": "x", "partial_images": asked, "num_inference_steps": steps}
+    call = Api(lane).call("/v1/images/generations", payload, lambda step, *_: done.append(step), on_partial)
+    assert asyncio.run(call).status == 200
+    assert [step for step, _ in events] == told
+    assert [event["partial_image_index"] for _, event in events] == list(range(len(told)))
+    assert {(event["type"], event["size"], event["output_format"]) for _, event in events} == {
+        ("image_generation.partial_image", "32x32", "png")
+    }
+
+
+def test_api_refuses_partial_pictures_where_nothing_streams(lane: Lane, family: FakeFamily) -> None:
+    error = asyncio.run(Api(lane).call("/generate", {"prompt": "x", "partial_images": 1})).body["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "partial_images")
+    assert family.drawn == []
+
+
+@pytest.mark.parametrize("route", ["/generate", "/v1/images/generations"])
+def test_an_answer_can_be_had_smaller(lane: Lane, route: str) -> None:
+    reply = asyncio.run(Api(lane).call(route, {"prompt": "x", "seed": 1}))
+    assert reply.smaller
+    body = reply.smaller("webp")
+    [picture] = body.get("data") or body["images"]
+    assert base64.b64decode(picture["b64_json"])[8:12] == b"WEBP"
+    assert picture.get("format", body.get("output_format")) == "webp"
+    assert asyncio.run(Api(lane).call("/v1/models")).smaller is None
 
 
 def test_api_answers_errors_with_status_envelope_and_retry_advice(lane: Lane, family: FakeFamily) -> None:

@@ -101,6 +101,7 @@ def test_equals_from_pretrained_bit_by_bit(precision: str) -> None:
         assert mine[name].dtype == tensor.dtype
         assert torch.equal(mine[name], tensor), name
         assert not mine[name].requires_grad
+    theirs.vae.to(memory_format=torch.channels_last)  # sums in another order, so other last bits
     assert (picture(ours) == picture(theirs)).all()
 
 

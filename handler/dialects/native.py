@@ -4,10 +4,12 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from handler.dialects import openai
 from handler.request import ImageRequest, Picture
 from handler.spec import ModelSpec
 
 parse = ImageRequest.parse
+partial = openai.partial
 
 
 def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
@@ -28,3 +30,8 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "inference_ms": round(seconds * 1000, 1),
         "plan": pictures[0].plan,
     }
+
+
+def completed(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The last event of a stream: the whole rendered answer."""
+    return [{"type": "image_generation.completed", **body}]

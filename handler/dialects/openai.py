@@ -17,14 +17,10 @@ from handler.spec import ModelSpec
 IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
 ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us
     "response_format": ("b64_json",),
-    "stream": (False,),
-    "partial_images": (0,),
     "background": ("auto", "opaque"),
 }
 WHY = {
     "response_format": "response_format 'url' needs an object store, and none is configured; use 'b64_json'.",
-    "stream": "This server does not stream yet; leave stream out.",
-    "partial_images": "partial_images needs streaming, which this server does not do yet.",
     "background": "background can be 'auto' or 'opaque'; these models draw no transparency.",
 }
 UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
@@ -85,6 +81,27 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "model": request.model or spec.id,
         "plan": pictures[0].plan,
     }
+
+
+def partial(request: ImageRequest, data: bytes, size: tuple[int, int], index: int) -> dict[str, Any]:
+    """OpenAI's event for a partial picture; `size` is its own, smaller than what is being drawn."""
+    return {
+        "type": "image_generation.partial_image",
+        "partial_image_index": index,
+        "b64_json": base64.b64encode(data).decode(),
+        "created_at": int(time.time()),
+        "background": "opaque",
+        "output_format": request.output_format,
+        "quality": "auto",
+        "size": f"{size[0]}x{size[1]}",
+    }
+
+
+def completed(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """OpenAI's last event, for each picture of a rendered answer, with our extensions to it."""
+    shared = {name: value for name, value in body.items() if name not in ("created", "data")}
+    kind = {"type": "image_generation.completed", "created_at": body["created"]}
+    return [{**kind, **picture, **shared} for picture in body["data"]]
 
 
 def models(spec: ModelSpec) -> dict[str, Any]:

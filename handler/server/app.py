@@ -7,7 +7,8 @@ import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from handler.api import DIALECTS, MODELS_ROUTE, Api, Reply, answered, refusal
+from handler.api import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, Api, Reply, answered, refusal
 from handler.errors import (
     BodyTooLarge,
     Cancelled,
@@ -29,7 +30,9 @@ from handler.errors import (
     Unauthorized,
 )
 from handler.lane import Lane
+from handler.server.stream import stream
 
+T = TypeVar("T")
 PING_STATUS = {"starting": 204, "ready": 200, "failed": 503, "stopped": 503}
 OPEN_ROUTES = ("/ping", "/health/live")
 
@@ -47,6 +50,7 @@ def create_app(lane: Lane, public: bool) -> ASGIApp:
         *(Route(path, draw, methods=["POST"]) for path in DIALECTS),
         Route(MODELS_ROUTE, read),
         Route(MODELS_ROUTE + "/{id:path}", read),
+        Route(RECEIPT_ROUTE, read),
         Route("/ping", ping),
         Route("/health/live", live),
         Route("/health/ready", ready),
@@ -64,8 +68,9 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 async def draw(request: Request) -> Response:
-    """Any route of `DIALECTS`."""
-    return _response(await answered(_drawn(Api(request.app.state.lane), request)))
+    """Any route of `DIALECTS`; as events if the body says so."""
+    found = await answered(_drawn(Api(request.app.state.lane), request))
+    return found if isinstance(found, Response) else _response(found)
 
 
 async def read(request: Request) -> Response:
@@ -84,7 +89,7 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Whether the model is loaded, what the lane does, and the cold-start ledger."""
+    """Whether the model is loaded, what the lane does, the cold-start ledger, and what all this costs."""
     lane: Lane = request.app.state.lane
     body = {
         "status": lane.state,
@@ -92,6 +97,7 @@ async def ready(request: Request) -> Response:
         "drawing": lane.drawing,
         "waiting": lane.waiting,
         "cold_start": asdict(lane.ledger),
+        "spend": lane.meter.state(),
     }
     return JSONResponse(body, 200 if lane.state == "ready" else 503)
 
@@ -117,9 +123,12 @@ class Keys:
         return scheme.lower() == b"bearer" and any(matches)
 
 
-async def _drawn(api: Api, request: Request) -> Reply:
-    payload = decode(await _body(request, api.lane.settings.max_body_mb))
-    return await _while_connected(request, api.call(request.url.path, payload))
+async def _drawn(api: Api, request: Request) -> Reply | Response:
+    path, payload = request.url.path, decode(await _body(request, api.lane.settings.max_body_mb))
+    if isinstance(payload, dict) and payload.get("stream") is True:
+        call = partial(api.call, path, payload)
+        return await _while_connected(request, stream(lambda each: call(on_partial=each), DIALECTS[path].completed))
+    return await _while_connected(request, api.call(path, payload))
 
 
 async def _body(request: Request, limit_mb: float) -> bytes:
@@ -154,7 +163,7 @@ def decode(body: bytes) -> Any:
         raise InvalidJson(f"The body is not valid JSON: {error}") from None
 
 
-async def _while_connected(request: Request, work: Awaitable[Reply]) -> Reply:
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
     """Await `work`, but cancel it when the client goes away."""
     task = asyncio.ensure_future(work)
     gone = asyncio.create_task(_disconnected(request))

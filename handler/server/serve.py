@@ -1,4 +1,4 @@
-"""The serving process: one socket, one lane, one exit code."""
+"""The serving process: its sockets, one lane, one exit code."""
 
 import contextlib
 import ipaddress
@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from types import FrameType
 
 import uvicorn
@@ -23,6 +24,7 @@ SAVE = (
     "open('circle.png','wb').write(base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))"
 )
 DRAIN_S = 30
+MAX_PORT = 65_535
 
 
 def serve(settings: Settings, host: str, port: int) -> int:
@@ -34,16 +36,17 @@ def serve(settings: Settings, host: str, port: int) -> int:
     app = create_app(lane, public=not _is_loopback(host))
     if not lane.spec.license.commercial:
         logging.getLogger("kindling").warning("%s: %s", lane.spec.id, lane.spec.license.obligation)
-    with _listen(host, port) as listener:
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ)]
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=DRAIN_S)
         )
-        address = _address(listener)
+        address = _address(listeners[0])
         _say(f"listening on {address}, loading {lane.spec.id}")
         threading.Thread(target=_report, args=(lane, server, address), daemon=True).start()
         try:
             with contextlib.suppress(KeyboardInterrupt):
-                server.run(sockets=[listener])
+                server.run(sockets=listeners)
         finally:
             if not lane.booted:  # its thread is in native code; Python's own way out would pull the floor from under it
                 os._exit(0)
@@ -78,12 +81,20 @@ def _address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _ports(port: int, environ: Mapping[str, str]) -> list[int]:
+    """`port`, and PORT_HEALTH if that is another: where RunPod's load balancer may ask for /ping."""
+    health = environ.get("PORT_HEALTH") or str(port)
+    if not (health.isdecimal() and int(health) <= MAX_PORT):
+        raise SettingsError(f"PORT_HEALTH should be a port, 1 to {MAX_PORT}, not {health!r}.", "PORT_HEALTH")
+    return [port] if int(health) == port else [port, int(health)]
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}. Try another --port.") from None
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}. Try another port.") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,0 +1,61 @@
+"""One candidate in a process of its own, under a time limit; and how much its pictures are like the baseline's."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from handler.errors import StartError
+from handler.optimize.pareto import SAME_DB
+
+
+def attempt(command: Sequence[str], limit_s: float) -> dict[str, Any]:
+    """The JSON object of the last line that `command` prints; StartError, with the reason, if it fails.
+
+    Past `limit_s` it is killed with all its children, as it is when this process is interrupted.
+    """
+    process = subprocess.Popen(  # noqa: S603 - our own command line
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process:
+        try:
+            out, told = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise StartError(f"over the limit of {limit_s:g} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise StartError(_reason(process.returncode, told))
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def _reason(code: int, told: str) -> str:
+    """Why a process failed: our own words if it had any, else how it ended and what it said last."""
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    if ours := [line for line in lines if line.startswith("kindling: ")]:
+        return ours[-1].removeprefix("kindling: ")
+    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"{ended}: {lines[-1]}" if lines else ended
+
+
+def likeness(folder: Path, baseline: Path) -> tuple[float, float]:
+    """PSNR over all pictures, in dB, and mean SSIM of those in `folder` against the same in `baseline`."""
+    import numpy
+    from PIL import Image
+    from skimage.metrics import mean_squared_error, structural_similarity
+
+    errors, alike = [], []
+    for path in sorted(baseline.glob("*.png")):
+        with Image.open(path) as first, Image.open(folder / path.name) as second:
+            ours, theirs = numpy.asarray(second), numpy.asarray(first)
+        errors.append(mean_squared_error(ours, theirs))
+        alike.append(structural_similarity(ours, theirs, channel_axis=2))  # type: ignore[no-untyped-call]
+    error = float(numpy.mean(errors))
+    decibels = 10 * float(numpy.log10(255**2 / error)) if error else SAME_DB
+    return round(min(decibels, SAME_DB), 2), round(float(numpy.mean(alike)), 4)

@@ -1,0 +1,124 @@
+"""A sweep: every candidate measured in a process of its own, then the choice. A failure of one is its outcome."""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from handler.errors import KindlingError
+from handler.hardware import Hardware
+from handler.optimize.attempt import attempt, likeness
+from handler.optimize.pareto import Choice, choose
+from handler.optimize.trial import Task
+from handler.precisions import PRECISIONS, refusal
+from handler.prices import per_image, price_of
+from handler.receipts import Candidate, Figures, Outcome
+from handler.settings import Settings
+from handler.spec import ModelSpec
+
+Progress = Callable[[str], None]
+Attempt = Callable[[list[str], float], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What was asked of a sweep; no `candidates` means all, `limit_s` is for each."""
+
+    priority: str = "latency"
+    limits: Mapping[str, float] = field(default_factory=dict)
+    rounds: int = 3
+    limit_s: float = 900.0
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What came of it."""
+
+    outcomes: tuple[Outcome, ...]
+    choice: Choice
+
+    @property
+    def measured(self) -> dict[Candidate, Figures]:
+        return {one.candidate: one.figures for one in self.outcomes if one.figures}
+
+    @property
+    def noise_db(self) -> float | None:
+        """How like the eager baseline's the compiled baseline's pictures are: no precision need do better."""
+        figures = self.measured.get(replace(self.outcomes[0].candidate, compiled=True))
+        return figures.psnr_db if figures else None
+
+
+def every_candidate() -> list[Candidate]:
+    """All there could be, whatever this machine can do."""
+    return [Candidate(precision, compiled) for precision in PRECISIONS for compiled in (False, True)]
+
+
+def planned(hardware: Hardware, names: tuple[str, ...]) -> list[Outcome]:
+    """Every candidate, the baseline (what `auto` is without a receipt, eager) first; "skipped" says why not here."""
+    baseline = Candidate(hardware.precision, False)
+    wanted = [one for one in every_candidate() if one == baseline or not names or one.name in names]
+
+    def fate(one: Candidate) -> Outcome:
+        why = refusal(PRECISIONS[one.precision], hardware.device, hardware.name, hardware.capability)
+        return Outcome(one, "skipped" if why else "measured", reason=why)
+
+    return [fate(one) for one in sorted(wanted, key=lambda one: one != baseline)]
+
+
+def sweep(
+    settings: Settings,
+    spec: ModelSpec,
+    hardware: Hardware,
+    wished: Wishes,
+    progress: Progress,
+    attempted: Attempt = attempt,
+) -> Sweep:
+    """Measure each candidate in its own process and choose; a failure of one is its outcome."""
+    plan = planned(hardware, wished.candidates)
+    count, number, outcomes = sum(one.status == "measured" for one in plan), 0, []
+    with tempfile.TemporaryDirectory(prefix="kindling-") as place:
+        for outcome in plan:
+            if outcome.status == "measured":
+                number, begun = number + 1, time.monotonic()
+                progress(f"kindling: {number} of {count}: {outcome.candidate.name} ...")
+                pictures = Path(place) / outcome.candidate.name
+                pictures.mkdir()
+                command = _command(outcome.candidate, settings, spec, wished, pictures)
+                outcome = _outcome(outcome.candidate, command, wished.limit_s, attempted)
+                outcome = _judged(outcome, pictures, Path(place) / plan[0].candidate.name, settings, hardware)
+                progress(f"  {time.monotonic() - begun:.0f} s: {_told(outcome)}")
+            outcomes.append(outcome)
+    found = Sweep(tuple(outcomes), Choice(None, "", frozenset(), {}))
+    return replace(found, choice=choose(found.measured, wished.priority, wished.limits))
+
+
+def _command(one: Candidate, settings: Settings, spec: ModelSpec, wished: Wishes, pictures: Path) -> list[str]:
+    task = Task(one.precision, one.compiled, wished.rounds, str(settings.volume), settings.device, str(pictures))
+    return [sys.executable, "-m", "handler", "optimize", spec.id, "--candidate", json.dumps(asdict(task))]
+
+
+def _outcome(one: Candidate, command: list[str], limit_s: float, attempted: Attempt) -> Outcome:
+    try:
+        return Outcome(one, "measured", Figures(**attempted(command, limit_s)))
+    except (KindlingError, ValueError, TypeError, IndexError) as error:
+        return Outcome(one, "failed", reason=str(error))
+
+
+def _judged(outcome: Outcome, pictures: Path, baseline: Path, settings: Settings, hardware: Hardware) -> Outcome:
+    """With likeness to the baseline, if that drew, and with its price, if there is one."""
+    figures = outcome.figures
+    if figures is None:
+        return outcome
+    psnr_db, ssim = likeness(pictures, baseline) if any(baseline.glob("*.png")) else (None, None)
+    dollars = per_image(1 / figures.images_per_s, price_of(hardware.name, settings.platform, settings.gpu_price))
+    return replace(outcome, figures=replace(figures, psnr_db=psnr_db, ssim=ssim, dollars=dollars))
+
+
+def _told(outcome: Outcome) -> str:
+    figures = outcome.figures
+    return f"p50 {figures.p50_s:.3f} s" if figures else f"{outcome.status}: {outcome.reason}"

@@ -1,0 +1,213 @@
+"""Receipts: what `optimize` measured on a device and what won. Workers of that model and device follow the current one.
+
+receipts/<id>/<device>/<number>.json   one run, never overwritten
+receipts/<id>/<device>/current.json    the number that is followed, put in place at once
+"""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from handler.errors import InvalidValue, KindlingError, VolumeFailed
+from handler.precisions import PRECISIONS
+from handler.volume import write_atomically
+
+CURRENT = "current.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a model."""
+
+    precision: str
+    compiled: bool
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"there is no precision '{self.precision}'")
+
+    @property
+    def name(self) -> str:
+        """As `optimize --candidates` takes it."""
+        return f"{self.precision}+compile" if self.compiled else self.precision
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured of one candidate: seconds from prompt to PNG, the most memory ever held, likeness.
+
+    `cold_start_s` leaves compiling out, for only a first worker compiles. `psnr_db` and `ssim` compare with the
+    baseline's pictures, `dollars` are for one picture of a busy worker; None where there is nothing to go by.
+    """
+
+    pictures: int
+    p50_s: float
+    p95_s: float
+    images_per_s: float
+    peak_gb: float
+    cold_start_s: float
+    compile_s: float = 0.0
+    psnr_db: float | None = None
+    ssim: float | None = None
+    dollars: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one candidate; `reason` says why it has no figures."""
+
+    candidate: Candidate
+    status: Literal["measured", "skipped", "failed"]
+    figures: Figures | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One run of `optimize`. Its first outcome is the baseline's."""
+
+    model: str
+    revision: str
+    device: str
+    winner: Candidate
+    outcomes: tuple[Outcome, ...]
+    reason: str
+    priority: str
+    limits: Mapping[str, float]
+    picture: str
+    price: str
+    versions: Mapping[str, str]
+    command: str
+    when: str
+    step_cache: str = "off"
+    number: int = 0
+    format: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if self.of(self.winner.precision, self.winner.compiled) is None:
+            raise ValueError("nothing was measured of the winner")
+
+    def of(self, precision: str, compiled: bool) -> Figures | None:
+        """What was measured of this candidate."""
+        return next((o.figures for o in self.outcomes if o.candidate == Candidate(precision, compiled)), None)
+
+    @property
+    def figures(self) -> Figures:
+        """The winner's."""
+        found = self.of(self.winner.precision, self.winner.compiled)
+        assert found
+        return found
+
+    @property
+    def told(self) -> str:
+        """Why a worker is as it is."""
+        return f"receipt {self.number}: {self.winner.name} won by {self.priority} on {self.device}, {self.when[:10]}"
+
+
+def folder(volume: Path, model: str, device: str | None) -> Path:
+    """Where receipts of `model` on `device` are; of the only device there is, where its name is not known."""
+    home = volume / "receipts" / model
+    if device is None and len(places := [path for path in home.glob("*") if path.is_dir()]) == 1:
+        return places[0]
+    return home / re.sub(r"[^a-z0-9]+", "-", (device or "unknown").lower()).strip("-")
+
+
+def numbers(place: Path) -> list[int]:
+    """Of the receipts in `place`, the oldest first."""
+    return sorted(int(path.stem) for path in place.glob("*.json") if path.stem.isdigit())
+
+
+def read(place: Path, number: int) -> Receipt:
+    """One receipt; InvalidValue if there is no such, VolumeFailed if it cannot be read."""
+    path = place / f"{number}.json"
+    try:
+        with _reading(path):
+            found: Receipt = TypeAdapter(Receipt).validate_json(path.read_bytes())
+            return replace(found, number=number)
+    except FileNotFoundError:
+        there = ", ".join(map(str, numbers(place))) or "none"
+        raise InvalidValue(f"There is no receipt {number} in {place}; there are: {there}.", "number") from None
+
+
+def listed(place: Path) -> list[Receipt]:
+    """All that can be read, the oldest first."""
+    found = []
+    for number in numbers(place):
+        with suppress(KindlingError):
+            found.append(read(place, number))
+    return found
+
+
+def current_number(place: Path) -> int | None:
+    """Which receipt workers follow; None if nobody has said."""
+    path = place / CURRENT
+    try:
+        with _reading(path):
+            return int(json.loads(path.read_bytes())["number"])
+    except FileNotFoundError:
+        return None
+
+
+def current(volume: Path, model: str, device: str | None) -> Receipt | None:
+    """The receipt that workers follow, None if there is none; a KindlingError if it cannot be read."""
+    place = folder(volume, model, device)
+    number = current_number(place)
+    return None if number is None else read(place, number)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
+    except (ValidationError, ValueError, KeyError, TypeError):
+        raise VolumeFailed(f"{path} is not a receipt of this version. Run 'optimize' again, or use another.") from None
+
+
+def keep(receipt: Receipt, volume: Path) -> Receipt:
+    """Write `receipt` under the next number and make it the current one; VolumeFailed if that cannot be."""
+    place = folder(volume, receipt.model, receipt.device)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(max(numbers(place), default=0) + 1):
+            with suppress(FileExistsError), (place / f"{number}.json").open("xb") as file:
+                numbered = replace(receipt, number=number)
+                file.write(json.dumps(asdict(numbered), indent=1).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                break
+    except OSError as error:
+        raise VolumeFailed(f"Cannot write {place}: {error.strerror or error}.") from None
+    use(place, numbered.number)
+    return numbered
+
+
+def use(place: Path, number: int) -> Receipt:
+    """Make `number` the receipt that workers follow from their next start on."""
+    chosen = read(place, number)
+    try:
+        write_atomically(place / CURRENT, json.dumps({"number": number}).encode() + b"\n")
+    except OSError as error:
+        raise VolumeFailed(f"Cannot write {place / CURRENT}: {error.strerror or error}.") from None
+    return chosen
+
+
+def rollback(place: Path) -> Receipt:
+    """Make the one before the current receipt the current one; InvalidValue if there is none before."""
+    now = current_number(place)
+    before = [number for number in numbers(place) if now is not None and number < now]
+    if not before:
+        told = "there is no current receipt" if now is None else f"receipt {now} is the first"
+        raise InvalidValue(f"Cannot go back in {place}: {told}.", "number")
+    return use(place, before[-1])

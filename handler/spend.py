@@ -1,0 +1,181 @@
+"""What this worker has cost this month, what all workers of its volume have, and the cap on that.
+
+    spend/<YYYY-MM>/<worker>.json    a worker's own dollars: written by that worker alone, once a minute and at its end
+
+Seconds count from the birth of the process, for that is what platforms bill, cold start and idling included. A thread
+of its own writes and reads, so a request costs no I/O and a volume that hangs harms nobody; a worker that is killed
+takes at most its last minute along. Where the volume cannot be written, this process alone is counted, and `state` says
+so. A cap stops the drawing, not the billing of idle workers: those end when the platform scales them to zero.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from handler.clock import process_age
+from handler.errors import SpendCapReached
+from handler.prices import Price, price_of
+from handler.settings import Settings
+from handler.volume import write_atomically
+
+INTERVAL_S = 60.0
+UNKNOWN_S = 1.0  # between two looks while the GPU is not known yet: a worker over the cap should not draw for a minute
+PATIENCE_S = 2.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the cap lets this worker draw, and why."""
+
+    outcome: Literal["OK", "UNPRICED", "ALERT", "REFUSE"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Dollars of the other workers in a month; `counted` says whose files that is."""
+
+    month: str
+    dollars: float
+    counted: str
+
+
+def judge(dollars: float | None, cap: float | None, action: str) -> Verdict:
+    """Hold a month's `dollars` (None: no price is known) against `cap`; `action` is KINDLING_CAP_ACTION."""
+    if cap is None:
+        return Verdict("OK", "no KINDLING_MONTHLY_CAP is set")
+    if dollars is None:
+        return Verdict("UNPRICED", f"the cap of {cap:g} dollars cannot be held: the price of this worker is not known")
+    if dollars < cap:
+        return Verdict("OK", f"{dollars:.2f} of {cap:g} dollars are spent this month")
+    spent = f"{dollars:.2f} dollars are spent this month, the cap is {cap:g}"
+    if action == "refuse":
+        return Verdict("REFUSE", f"{spent}; nothing is drawn until next month, or until KINDLING_MONTHLY_CAP is raised")
+    return Verdict("ALERT", f"{spent}; KINDLING_CAP_ACTION=alert goes on drawing")
+
+
+def seconds_this_month(age_s: float, now: datetime) -> float:
+    """The part of a process's age that falls into the month of `now`."""
+    begun = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return min(age_s, (now - begun).total_seconds())
+
+
+class Meter:
+    """Counts one worker's dollars. `gpu` names its device as torch does, or is "" as long as nobody knows."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        gpu: Callable[[], str],
+        age: Callable[[], float] = process_age,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._settings, self._gpu, self._age, self._now = settings, gpu, age, now
+        self._name = f"{now():%Y-%m-%dT%H-%M-%S}-{socket.gethostname()}-{os.getpid()}.json"
+        self._others = Others("", 0.0, "this process alone: the volume has not been read yet")
+        self._known: dict[str, tuple[int, float]] = {}  # other workers' files, by when they were written
+        self._told = "OK"
+        self._quit = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="spend", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write and read, in a thread of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write a last time, if the volume answers within `PATIENCE_S`."""
+        self._quit.set()
+        if self._thread.is_alive():
+            self._thread.join(PATIENCE_S)
+
+    @property
+    def price(self) -> Price:
+        gpu, override = self._gpu(), self._settings.gpu_price
+        if not gpu and override is None:
+            return Price(None, "the GPU is not known yet")
+        return price_of(gpu, self._settings.platform, override)
+
+    @property
+    def verdict(self) -> Verdict:
+        return judge(self._dollars()[1], self._settings.monthly_cap, self._settings.cap_action)
+
+    def check(self) -> None:
+        """Raise SpendCapReached where the cap is reached and refuses; no I/O."""
+        if self.verdict.outcome == "REFUSE":
+            raise SpendCapReached(
+                "The operator's spend cap for this month is reached: nothing is drawn until it is raised or the month "
+                "ends."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """All of it as health shows it; dollars are None where no price is known."""
+        own, month = self._dollars()
+        return {
+            "month": self._month(),
+            "dollars_this_process": own,
+            "dollars_this_month": month,
+            "counted": self._others.counted,
+            "price": asdict(self.price),
+            "cap": self._settings.monthly_cap,
+            "verdict": asdict(self.verdict),
+        }
+
+    def tick(self) -> None:
+        """Write this worker's file, read the others', say once when the cap is crossed; never raises OSError."""
+        if not self._gpu():
+            return
+        own, _ = self._dollars()
+        if own is not None:
+            self._others = self._exchange(own)
+        verdict = self.verdict
+        if verdict.outcome not in ("OK", self._told):
+            log.warning("spend: %s", verdict.reason)
+        self._told = verdict.outcome
+
+    def _run(self) -> None:
+        self.tick()
+        while not self._quit.wait(INTERVAL_S if self._gpu() else UNKNOWN_S):
+            self.tick()
+        self.tick()
+
+    def _month(self) -> str:
+        return f"{self._now():%Y-%m}"
+
+    def _dollars(self) -> tuple[float | None, float | None]:
+        """This process's this month, and those of all that is counted."""
+        if (rate := self.price.dollars_per_s) is None:
+            return None, None
+        own, others = rate * seconds_this_month(self._age(), self._now()), self._others
+        return own, own + others.dollars * (others.month == self._month())
+
+    def _exchange(self, own: float) -> Others:
+        month, price = self._month(), self.price
+        folder = self._settings.volume / "spend" / month
+        facts = {"dollars": own, "gpu": self._gpu(), "dollars_per_s": price.dollars_per_s, "reason": price.reason}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / self._name, json.dumps(facts).encode())
+            return Others(month, sum(self._read(path) for path in folder.glob("[!.]*.json")), "all workers here")
+        except OSError as error:
+            return Others(month, 0.0, f"this process alone: the volume cannot be written ({error.strerror or error})")
+
+    def _read(self, path: Path) -> float:
+        """Another worker's dollars, read again only if written again; a file that cannot be understood counts none."""
+        if path.name == self._name:
+            return 0.0
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            written = path.stat().st_mtime_ns
+            if self._known.get(path.name, (0, 0.0))[0] != written:
+                self._known[path.name] = (written, float(json.loads(path.read_bytes())["dollars"]))
+        dollars = self._known.get(path.name, (0, 0.0))[1]
+        return dollars if math.isfinite(dollars) and dollars > 0 else 0.0

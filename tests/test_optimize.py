@@ -1,0 +1,240 @@
+"""The sweep: its choice by table, real candidates of spark in their own processes, and those that hang or crash."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_receipts import figures
+
+from handler import MODELS, Settings
+from handler.__main__ import main
+from handler.errors import StartError
+from handler.hardware import Hardware
+from handler.optimize.attempt import attempt, likeness
+from handler.optimize.pareto import SAME_DB, choose, pareto
+from handler.optimize.sweep import Wishes, planned, sweep
+from handler.receipts import Candidate, Figures, current
+
+ROOT = Path(__file__).parent.parent
+BASE, INT8, FP8, FP16 = (Candidate(name, False) for name in ("bf16", "int8", "fp8", "fp16"))
+COMPILED = Candidate("bf16", True)
+H200 = Hardware("cuda", "NVIDIA H200", "bf16", "", 141, (9, 0))
+A100 = Hardware("cuda", "NVIDIA A100-SXM4-80GB", "bf16", "", 80, (8, 0))
+CPU = Hardware("cpu", "CPU", "fp32", "")
+
+MEASURED: dict[Candidate, Figures] = {
+    BASE: figures(1.0, peak_gb=36.0, psnr_db=SAME_DB, dollars=0.004),
+    COMPILED: figures(0.7, peak_gb=36.5, psnr_db=45.0, dollars=0.003),
+    INT8: figures(1.3, peak_gb=20.0, psnr_db=38.0, dollars=0.005),
+    FP8: figures(0.5, peak_gb=21.0, psnr_db=33.0, dollars=0.002),
+    FP16: figures(1.4, peak_gb=37.0, psnr_db=30.0, dollars=0.006),
+}
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert pareto(MEASURED) == {BASE, COMPILED, INT8, FP8}
+    assert pareto({BASE: figures(1), FP8: figures(1)}) == {BASE, FP8}
+    assert pareto({}) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("priority", "limits", "winner"),
+    [
+        ("latency", {}, FP8),
+        ("throughput", {}, FP8),
+        ("cost", {}, FP8),
+        ("memory", {}, INT8),
+        ("balanced", {}, FP8),
+        ("latency", {"min_quality": 35}, COMPILED),
+        ("latency", {"min_quality": 50}, BASE),
+        ("latency", {"min_quality": 35, "max_memory": 24}, INT8),
+        ("memory", {"max_latency": 1.2}, FP8),
+        ("memory", {"max_cost_per_image": 0.0025}, FP8),
+    ],
+)
+def test_the_choice(priority: str, limits: dict[str, float], winner: Candidate) -> None:
+    found = choose(MEASURED, priority, limits)
+    assert found.winner == winner
+    assert found.reason.startswith(f"best by {priority}: p50 ")
+    assert found.winner not in found.refused
+
+
+def test_nothing_keeps_the_limits() -> None:
+    found = choose(MEASURED, "latency", {"max_latency": 0.5})
+    assert found.winner is None
+    assert found.reason == ("nothing keeps the limits; fp8 is nearest: p95 0.55 s misses at most 0.5 by 0.05")
+    assert found.refused[BASE] == "p95 1.1 s misses at most 0.5 by 0.6"
+    both = choose(MEASURED, "latency", {"max_latency": 0.6, "min_quality": 40})
+    assert both.refused[FP8] == "likeness 33 dB misses at least 40 by 7"
+
+
+def test_what_was_not_measured_keeps_no_limit() -> None:
+    found = choose({FP8: figures(1)}, "latency", {"min_quality": 30})
+    assert found.refused == {FP8: "likeness was not measured"}
+    assert choose({}, "latency", {}).reason == "nothing could be measured"
+
+
+def test_a_gain_within_the_noise_is_none() -> None:
+    near = {BASE: figures(1.0, psnr_db=SAME_DB), FP8: figures(0.99, psnr_db=30.0)}
+    found = choose(near, "latency", {})
+    assert found.winner == BASE
+    assert "2 are within 2%" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("hardware", "first", "skipped"), [(H200, BASE, 0), (A100, BASE, 4), (CPU, Candidate("fp32", False), 0)]
+)
+def test_every_precision_is_tried_or_told_why_not(hardware: Hardware, first: Candidate, skipped: int) -> None:
+    plan = planned(hardware, ())
+    assert plan[0].candidate == first
+    assert len(plan) == len({one.candidate for one in plan}) == 14
+    reasons = {one.candidate.name: one.reason for one in plan if one.status == "skipped"}
+    assert len(reasons) == skipped
+    if skipped:
+        assert "NVIDIA A100-SXM4-80GB has 8.0" in reasons["fp8+compile"]
+
+
+def test_the_baseline_is_always_measured() -> None:
+    assert [one.candidate.name for one in planned(H200, ("fp8+compile",))] == ["bf16", "fp8+compile"]
+
+
+def test_likeness(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for folder, values in ((first, pixels), (second, pixels + 1)):
+        folder.mkdir()
+        Image.fromarray(values).save(folder / "0.png")
+    assert likeness(first, first) == (SAME_DB, 1.0)
+    psnr_db, ssim = likeness(second, first)
+    assert psnr_db == pytest.approx(48.13, abs=0.01)  # every value off by one: 10 log10 255^2
+    assert 0.99 < ssim <= 1
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import os; os.abort()", "killed by SIGABRT"),
+        ("raise MemoryError('too much')", "ended with exit code 1: MemoryError: too much"),
+        ("import sys; print('kindling: no room', file=sys.stderr); sys.exit(1)", "no room"),
+    ],
+)
+def test_a_crash_is_told(code: str, why: str) -> None:
+    with pytest.raises(StartError, match=why):
+        attempt([sys.executable, "-c", code], 60)
+
+
+def test_past_the_limit_its_children_die_too(tmp_path: Path) -> None:
+    pipe = tmp_path / "held"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(StartError, match="over the limit of 2 s"):
+        attempt(["sh", "-c", f"(echo here; exec sleep 600) > {pipe} & wait"], 2)
+    os.set_blocking(reading, True)
+    with open(reading) as held:  # ends once the grandchild, which holds the other side, is gone
+        assert held.read() == "here\n"
+
+
+def test_one_that_fails_does_not_end_the_sweep(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def attempted(command: list[str], limit_s: float) -> dict[str, Any]:
+        task = json.loads(command[-1])
+        if task["precision"] == "fp16":
+            raise StartError("over the limit of 9 s")
+        Image.new("RGB", (64, 64), (task["precision"] == "int8", 0, 0)).save(Path(task["folder"]) / "0.png")
+        return {"pictures": 8, "p50_s": 1.0, "p95_s": 1.0, "images_per_s": 2.0, "peak_gb": 1.0, "cold_start_s": 3.0}
+
+    settings = Settings(volume=tmp_path, gpu_price=3.6)
+    wished = Wishes(candidates=("fp16", "int8"), limit_s=9)
+    found = sweep(settings, MODELS["spark"], CPU, wished, said.append, attempted)
+    assert [(one.candidate.name, one.status) for one in found.outcomes] == [
+        ("fp32", "measured"),
+        ("fp16", "failed"),
+        ("int8", "measured"),
+    ]
+    assert found.measured[Candidate("int8", False)].psnr_db == pytest.approx(52.9, abs=0.01)
+    assert found.measured[Candidate("int8", False)].dollars == pytest.approx(0.0005)
+    assert found.choice.winner == Candidate("fp32", False)
+    assert said[2:4] == ["kindling: 2 of 3: fp16 ...", "  0 s: failed: over the limit of 9 s"]
+
+
+def test_a_real_sweep(tmp_path: Path) -> None:
+    """Two candidates of spark, each in its process, through the command line; a receipt comes of it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "handler", "optimize", "spark", "--candidates", "int8", "--rounds", "1"],
+        cwd=ROOT, env={**kept, "KINDLING_VOLUME": str(tmp_path)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "kindling: 2 of 2: int8 ..." in done.stderr
+    receipt = current(tmp_path, "spark", "CPU")
+    assert receipt
+    assert [one.candidate.name for one in receipt.outcomes] == ["fp32", "int8"]
+    for one in receipt.outcomes:
+        assert one.figures
+        assert one.figures.pictures == 8
+        assert 0 < one.figures.p50_s <= one.figures.p95_s
+        assert 0.2 < one.figures.peak_gb < 4
+        assert one.figures.cold_start_s > 1
+    baseline, rounded = (one.figures for one in receipt.outcomes)
+    assert baseline
+    assert rounded
+    assert (baseline.psnr_db, baseline.ssim) == (SAME_DB, 1.0)
+    assert 20 < (rounded.psnr_db or 0) < SAME_DB
+    assert f"* {'':<1}{receipt.winner.name}" in done.stdout
+    with Image.open(tmp_path / "receipts" / "spark" / "cpu" / "1.png") as plot:
+        assert plot.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--candidates", "fp4"], 2, "There is no candidate 'fp4'; there are fp32, fp32+compile"),
+        (["--rounds", "0"], 2, "should be more than 0"),
+        (["--max-memory", "-1"], 2, "--max-memory should be more than 0"),
+        (["--max-cost-per-image", "0.01"], 2, "a CPU has no list price; set KINDLING_GPU_PRICE"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_first(
+    arguments: list[str], code: int, said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    assert main(["optimize", "spark", *arguments]) == code
+    assert said in capsys.readouterr().err
+    assert main(["optimize", "flux-schnell"]) == 1
+    assert "python -m handler fetch flux-schnell" in capsys.readouterr().err
+
+
+def test_a_dry_run_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    assert main(["optimize", "--dry-run", "--candidates", "int8+compile"]) == 0
+    assert capsys.readouterr().out.split() == ["measure", "fp32", "measure", "int8+compile"]
+    assert main(["optimize", "--dry-run", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["candidates"]) == 14
+    assert not (tmp_path / "receipts").exists()
+
+
+def test_without_a_winner_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attempted(command: list[str], limit_s: float) -> dict[str, Any]:
+        Image.new("RGB", (64, 64)).save(Path(json.loads(command[-1])["folder"]) / "0.png")
+        return {"pictures": 8, "p50_s": 1.0, "p95_s": 1.0, "images_per_s": 2.0, "peak_gb": 1.5, "cold_start_s": 3.0}
+
+    monkeypatch.setattr("handler.optimize.sweep", partial(sweep, attempted=attempted))
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    assert main(["optimize", "spark", "--candidates", "int8", "--max-memory", "1", "--json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["winner"] is None
+    assert "no receipt: nothing keeps the limits; fp32 is nearest: memory 1.5 GB misses at most 1 by 0.5" in said.err
+    assert not (tmp_path / "receipts").exists()

@@ -1,0 +1,72 @@
+"""Prices by torch's names of GPUs: the right row, the override, and no guess where nothing is published."""
+
+import pytest
+
+from handler.prices import HOUR, TARIFFS, Price, per_image, price_of
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "chip"),
+    [
+        ("modal", "Tesla T4", "T4"),
+        ("modal", "NVIDIA L4", "L4"),
+        ("modal", "NVIDIA A10", "A10"),
+        ("modal", "NVIDIA A10G", "A10G"),
+        ("modal", "NVIDIA L40S", "L40S"),
+        ("modal", "NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("modal", "NVIDIA A100-PCIE-40GB", "A100 40GB"),
+        ("modal", "NVIDIA A100-SXM4-80GB", "A100 80GB"),
+        ("modal", "NVIDIA A100 80GB PCIe", "A100 80GB"),
+        ("modal", "NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"),
+        ("modal", "NVIDIA H100 80GB HBM3", "H100"),
+        ("runpod", "NVIDIA H100 NVL", "H100"),
+        ("runpod", "NVIDIA L40", "L40"),
+        ("runpod", "NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("runpod", "NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("runpod", "NVIDIA RTX A6000", "A6000"),
+        ("runpod", "NVIDIA H200", "H200"),
+        ("fal", "NVIDIA H200", "H200"),
+        ("fal", "NVIDIA B200", "B200"),
+    ],
+)
+def test_torchs_name_finds_its_row(platform: str, name: str, chip: str) -> None:
+    found = price_of(name, platform)
+    assert found.dollars_per_s == TARIFFS[platform].rates[chip]
+    assert found.reason.startswith(f"{chip} at ")
+    assert TARIFFS[platform].date in found.reason
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "why"),
+    [
+        ("runpod", "CPU", "CPU"),
+        ("other", "NVIDIA H200", "outside runpod, modal, fal"),
+        ("modal", "NVIDIA GeForce RTX 5090", "no price of NVIDIA GeForce RTX 5090"),
+        ("runpod", "NVIDIA A100-SXM4-40GB", "no price"),
+        ("modal", "NVIDIA GH200 480GB", "no price"),
+        ("runpod", "NVIDIA RTX PRO 6000 Blackwell Server Edition", "no price"),
+    ],
+)
+def test_no_published_price_is_no_price_and_says_what_to_set(platform: str, name: str, why: str) -> None:
+    found = price_of(name, platform)
+    assert found.dollars_per_s is None
+    assert why in found.reason
+    assert "KINDLING_GPU_PRICE" in found.reason
+
+
+@pytest.mark.parametrize("name", ["CPU", "NVIDIA H200"])
+def test_the_override_wins_everywhere_even_when_it_is_nothing(name: str) -> None:
+    assert price_of(name, "runpod", 3.6) == Price(0.001, "KINDLING_GPU_PRICE=3.6 dollars an hour")
+    assert price_of(name, "other", 0).dollars_per_s == 0
+
+
+def test_rows_are_told_apart_and_plausible() -> None:
+    for platform, tariff in TARIFFS.items():
+        for chip, rate in tariff.rates.items():
+            assert price_of(f"NVIDIA {chip}", platform).dollars_per_s == rate
+            assert 0.3 < rate * HOUR < 10
+
+
+def test_a_picture_costs_its_seconds() -> None:
+    assert per_image(0.5, Price(0.002, "")) == 0.001
+    assert per_image(0.5, Price(None, "")) is None

@@ -1,0 +1,208 @@
+"""The spend meter: seconds since birth times a price, the month's total over workers, the cap, volumes that refuse."""
+
+import json
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from handler import Settings
+from handler.errors import SettingsError, SpendCapReached
+from handler.spend import Meter, judge, seconds_this_month
+
+NOON = datetime(2026, 11, 15, 12, tzinfo=UTC)
+HOUR = 3600.0
+
+
+class Time:
+    """A process's age and the date, moved by hand."""
+
+    def __init__(self, now: datetime = NOON) -> None:
+        self.born = self.moment = now
+
+    def age(self) -> float:
+        return (self.moment - self.born).total_seconds()
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def pass_hours(self, hours: float) -> None:
+        self.moment += timedelta(hours=hours)
+
+
+def meter(volume: Path, time: Time, gpu: str = "NVIDIA H200", **settings: Any) -> Meter:
+    chosen = Settings(volume=volume, gpu_price=settings.pop("gpu_price", 2.0), **settings)
+    return Meter(chosen, lambda: gpu, time.age, time.now)
+
+
+def worker(volume: Path, number: int, time: Time, **settings: Any) -> Meter:
+    """A meter as another process would have it: with a file name of its own."""
+    made = meter(volume, time, **settings)
+    made._name = f"worker-{number}.json"
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dollars", "cap", "action", "outcome"),
+    [
+        (99.0, None, "refuse", "OK"),
+        (None, 10.0, "refuse", "UNPRICED"),
+        (9.99, 10.0, "refuse", "OK"),
+        (10.0, 10.0, "alert", "ALERT"),
+        (10.0, 10.0, "refuse", "REFUSE"),
+    ],
+)
+def test_the_verdict_and_its_reason(dollars: float | None, cap: float | None, action: str, outcome: str) -> None:
+    verdict = judge(dollars, cap, action)
+    assert verdict.outcome == outcome
+    assert ("10" in verdict.reason) == (cap is not None)
+
+
+def test_only_this_months_part_of_a_long_life_counts() -> None:
+    assert seconds_this_month(60, NOON) == 60
+    assert seconds_this_month(40 * 24 * HOUR, NOON) == 14.5 * 24 * HOUR
+
+
+def test_dollars_are_seconds_since_birth_times_the_price(tmp_path: Path) -> None:
+    time = Time()
+    found = meter(tmp_path, time)
+    time.pass_hours(1.5)
+    assert found.state()["dollars_this_process"] == pytest.approx(3.0)
+    assert "KINDLING_GPU_PRICE=2" in found.state()["price"]["reason"]
+
+
+def test_all_workers_of_a_volume_add_up_and_each_writes_its_own_file(tmp_path: Path) -> None:
+    time = Time()
+    meters = [worker(tmp_path, number, time) for number in range(3)]
+    time.pass_hours(1)
+    for found in [*meters, meters[0]]:
+        found.tick()
+    state = meters[0].state()
+    assert state["dollars_this_process"] == pytest.approx(2.0)
+    assert state["dollars_this_month"] == pytest.approx(6.0)
+    assert state["counted"] == "all workers here"
+    files = sorted(path.name for path in (tmp_path / "spend" / "2026-11").iterdir())
+    assert files == ["worker-0.json", "worker-1.json", "worker-2.json"]
+
+
+def test_a_worker_that_has_ended_still_counts_until_the_month_ends(tmp_path: Path) -> None:
+    time = Time()
+    ended = worker(tmp_path, 0, time)
+    time.pass_hours(3)
+    ended.tick()
+    mine = worker(tmp_path, 1, time)
+    mine.tick()
+    assert mine.state()["dollars_this_month"] == pytest.approx(12.0)
+    time.pass_hours(24 * 20)  # into December
+    assert mine.state()["month"] == "2026-12"
+    assert mine.state()["dollars_this_month"] == pytest.approx(mine.state()["dollars_this_process"])
+    assert mine.state()["dollars_this_process"] == pytest.approx(2.0 * (4 * 24 + 15))
+
+
+def test_files_that_make_no_sense_count_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "spend" / "2026-11"
+    folder.mkdir(parents=True)
+    for number, text in enumerate(["{", "[]", "{}", '{"dollars": "x"}', '{"dollars": NaN}', '{"dollars": -5}']):
+        (folder / f"{number}.json").write_text(text)
+    (folder / "good.json").write_text('{"dollars": 1.5}')
+    found = meter(tmp_path, Time())
+    found.tick()
+    assert found.state()["dollars_this_month"] == pytest.approx(1.5)
+    (folder / "good.json").unlink()
+    (folder / "good.json").write_text('{"dollars": 2.5}')
+    found.tick()
+    assert found.state()["dollars_this_month"] == pytest.approx(2.5)
+
+
+def test_refuse_stops_drawing_and_alert_does_not(tmp_path: Path) -> None:
+    time = Time()
+    alert = meter(tmp_path, time, monthly_cap=1)
+    refuse = meter(tmp_path, time, monthly_cap=1, cap_action="refuse")
+    refuse.check()
+    time.pass_hours(0.5)
+    alert.check()
+    with pytest.raises(SpendCapReached) as caught:
+        refuse.check()
+    assert (caught.value.status, caught.value.code, caught.value.retryable) == (429, "spend_cap_reached", False)
+    assert refuse.state()["verdict"]["outcome"] == "REFUSE"
+
+
+def test_each_crossing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    time = Time()
+    found = meter(tmp_path, time, monthly_cap=1)
+    with caplog.at_level(logging.WARNING, "handler.spend"):
+        found.tick()
+        time.pass_hours(1)
+        found.tick()
+        found.tick()
+        assert len(caplog.messages) == 1
+        assert "2.00 dollars are spent this month, the cap is 1" in caplog.messages[0]
+        time.moment = datetime(2026, 12, 1, 0, 1, tzinfo=UTC)
+        found.tick()
+        time.pass_hours(1)
+        found.tick()
+    assert len(caplog.messages) == 2
+
+
+def test_a_cap_without_a_price_is_told_and_refuses_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = meter(tmp_path, Time(), gpu="CPU", gpu_price=None, monthly_cap=1, cap_action="refuse")
+    with caplog.at_level(logging.WARNING, "handler.spend"):
+        found.tick()
+    found.check()
+    assert "cannot be held" in caplog.text
+    assert found.state()["dollars_this_month"] is None
+    assert not (tmp_path / "spend").exists()
+
+
+def test_nothing_is_counted_before_the_gpu_is_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = meter(tmp_path, Time(), gpu="", gpu_price=None, monthly_cap=1)
+    found.tick()
+    assert found.state()["price"]["reason"] == "the GPU is not known yet"
+    assert not caplog.messages
+
+
+def test_a_volume_nobody_may_write_counts_this_process_alone_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "spend").write_text("in the way of every write")
+    time = Time()
+    found = meter(tmp_path, time, monthly_cap=1, cap_action="refuse")
+    time.pass_hours(1)
+    found.tick()
+    assert found.state()["counted"].startswith("this process alone: the volume cannot be written (")
+    with pytest.raises(SpendCapReached):
+        found.check()
+
+
+def test_the_thread_writes_at_the_end_and_stops(tmp_path: Path) -> None:
+    time = Time()
+    found = meter(tmp_path, time)
+    found.start()
+    time.pass_hours(2)
+    found.stop()
+    assert "spend" not in {thread.name for thread in threading.enumerate()}
+    (written,) = (tmp_path / "spend" / "2026-11").iterdir()
+    assert json.loads(written.read_bytes())["dollars"] == pytest.approx(4.0)
+
+
+def test_a_meter_that_never_started_stops(tmp_path: Path) -> None:
+    meter(tmp_path, Time()).stop()
+
+
+def test_settings() -> None:
+    chosen = Settings.from_env({"KINDLING_GPU_PRICE": "3.6", "KINDLING_MONTHLY_CAP": "100"})
+    assert (chosen.gpu_price, chosen.monthly_cap, chosen.cap_action) == (3.6, 100, "alert")
+    for name, value in {"GPU_PRICE": "nan", "MONTHLY_CAP": "0", "CAP_ACTION": "stop", "PLATFORM": "moon"}.items():
+        with pytest.raises(SettingsError, match=name):
+            Settings.from_env({f"KINDLING_{name}": value})
+    with pytest.raises(ValidationError):
+        Settings(gpu_price=float("inf"))
+
+
+def test_the_platform_is_found_by_what_it_sets_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().platform == "other"
+    monkeypatch.setenv("RUNPOD_POD_ID", "w1")
+    assert Settings().platform == "runpod"
+    assert Settings.from_env({"KINDLING_PLATFORM": "modal"}).platform == "modal"

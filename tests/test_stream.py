@@ -1,0 +1,181 @@
+"""Streamed answers over HTTP: the official client, on a real server; and what a client sees when things go wrong."""
+
+import asyncio
+import base64
+import http.client
+import io
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+from starlette.responses import StreamingResponse
+
+from fakes import FakeFamily, raises
+from handler import Api, Lane, Settings
+from handler.api import Reply
+from handler.dialects import openai as dialect
+from handler.errors import NumericalError
+from handler.server import stream as streams
+from serving import Served, serving
+
+ROUTE = "/v1/images/generations"
+ASKED: dict[str, Any] = {"prompt": "a red circle on a blue background", "size": "256x256"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The events of a stream, each of which says its type twice."""
+    found = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if lines:
+            found.append(json.loads(lines["data"]))
+            assert found[-1].get("type") == lines.get("event")
+    return found
+
+
+def test_the_official_client_streams(client: openai.OpenAI) -> None:
+    whole = client.images.generate(model="spark", extra_body={"seed": 7}, **ASKED)
+    with client.images.generate(
+        model="spark", stream=True, partial_images=3, extra_body={"seed": 7}, **ASKED
+    ) as stream:
+        *partials, last = list(stream)
+    assert [event.type for event in partials] == ["image_generation.partial_image"] * 3
+    assert [event.partial_image_index for event in partials] == [0, 1, 2]
+    for event in partials:
+        assert Image.open(io.BytesIO(base64.b64decode(event.b64_json))).size == (32, 32)
+    assert last.type == "image_generation.completed"
+    assert whole.data
+    assert last.b64_json == whole.data[0].b64_json
+    assert (last.size, last.output_format) == ("256x256", "png")
+
+
+def test_the_async_client_streams_without_partial_pictures(server: Served) -> None:
+    async def run() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+            stream = await client.images.generate(stream=True, **ASKED)
+            return [event async for event in stream]
+
+    assert [event.type for event in asyncio.run(run())] == ["image_generation.completed"]
+
+
+def test_every_picture_of_n_has_its_last_event(server: Served) -> None:
+    answer = httpx.post(server.url + ROUTE, json=ASKED | {"stream": True, "n": 2, "seed": 5}, timeout=60)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert [(event["type"], event["seed"]) for event in events(answer.text)] == [
+        ("image_generation.completed", 5),
+        ("image_generation.completed", 6),
+    ]
+
+
+def test_our_own_route_streams_its_own_shape(server: Served) -> None:
+    asked = {"prompt": "a red circle", "stream": True, "partial_images": 1}
+    partial, last = events(httpx.post(f"{server.url}/generate", json=asked, timeout=60).text)
+    assert partial["type"] == "image_generation.partial_image"
+    assert last["images"][0]["parameters"]["prompt"] == "a red circle"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"size": "17x17"}, 422, "size"),
+        ({"partial_images": 4}, 422, "partial_images"),
+        ({"nothing": 1}, 400, "nothing"),
+    ],
+)
+def test_bad_input_has_its_status_as_without_a_stream(
+    server: Served, fields: dict[str, Any], status: int, param: str
+) -> None:
+    answer = httpx.post(server.url + ROUTE, json=ASKED | {"stream": True} | fields, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+def test_partial_pictures_without_a_stream_are_refused(server: Served) -> None:
+    answer = httpx.post(server.url + ROUTE, json=ASKED | {"partial_images": 1}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_parameter")
+
+
+def test_a_client_that_leaves_a_stream_stops_its_work(server: Served) -> None:
+    connection = http.client.HTTPConnection(str(urlsplit(server.url).hostname), urlsplit(server.url).port, timeout=60)
+    wanted = {"prompt": "x", "size": "2048x2048", "num_inference_steps": 8, "stream": True, "partial_images": 3, "n": 1}
+    connection.request("POST", ROUTE, json.dumps(wanted), {"content-type": "application/json"})
+    assert connection.getresponse().readline().startswith(b"event: image_generation.partial_image")
+    connection.close()  # minutes of work; the next request must not wait for them
+    assert httpx.post(server.url + ROUTE, json=ASKED, timeout=30).status_code == 200
+
+
+def streamed(family: FakeFamily, **fields: Any) -> list[bytes] | Reply:
+    """What a stream over a fake model sends."""
+
+    async def run() -> list[bytes] | Reply:
+        lane = Lane(Settings(), boot=family.boot)
+        lane.start()
+        try:
+            payload = ASKED | {"stream": True} | fields
+            found = await streams.stream(
+                lambda each: Api(lane).call(ROUTE, payload, on_partial=each), dialect.completed
+            )
+            if isinstance(found, StreamingResponse):
+                return [bytes(chunk) async for chunk in found.body_iterator]  # type: ignore[arg-type]
+            return found
+        finally:
+            await asyncio.to_thread(lane.stop)
+
+    return asyncio.run(run())
+
+
+def test_an_error_midway_is_the_last_event() -> None:
+    found = streamed(FakeFamily(at_step={3: raises(NumericalError("NaN."))}), partial_images=2)
+    assert isinstance(found, list)
+    *partials, last = events(b"".join(found).decode())
+    assert [event["type"] for event in partials] == ["image_generation.partial_image"]
+    assert last["error"]["code"] == "numerical_error"
+
+
+def test_an_error_before_anything_was_said_is_a_reply() -> None:
+    found = streamed(FakeFamily(at_step={1: raises(NumericalError("NaN."))}))
+    assert isinstance(found, Reply)
+    assert found.status == 500
+
+
+def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PATIENCE_S", 0.01)
+    gate = threading.Event()
+    family = FakeFamily(gate=gate)
+    alive = 0
+
+    async def run() -> None:
+        nonlocal alive
+        lane = Lane(Settings(), boot=family.boot)
+        lane.start()
+        found = await streams.stream(
+            lambda each: Api(lane).call(ROUTE, ASKED | {"stream": True}, on_partial=each), dialect.completed
+        )
+        assert isinstance(found, StreamingResponse)
+        chunks = []
+        async for chunk in found.body_iterator:
+            chunks.append(bytes(chunk))  # type: ignore[arg-type]
+            alive += chunk == streams.ALIVE
+            if alive == 3:
+                gate.set()
+        assert events(b"".join(chunks).decode())[-1]["type"] == "image_generation.completed"
+        await asyncio.to_thread(lane.stop)
+
+    asyncio.run(run())
+    assert alive >= 3
