@@ -27,7 +27,8 @@ COPY spark spark
 COPY platform platform
 RUN pip install --no-deps .
 
-USER kindling
+# kindling, by its number: Kubernetes cannot tell from a name that it is not root.
+USER 1000
 EXPOSE 8000
 # Weights may load for up to the cold-start budget of 240 s before the first check counts.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=250s \

@@ -26,10 +26,13 @@ from handler import Api, ImageRequest, KindlingError, Lane, Settings
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
+MACHINES = {"GPU-L40": 48, "GPU-A100": 40, "GPU-H100": 80, "GPU-H200": 141, "GPU-B200": 180}  # GB; the cheapest first
 STAYS = ("KINDLING_API_KEYS", "KINDLING_VOLUME")
 CHOSEN = {name: value for name, value in os.environ.items() if name.startswith("KINDLING_") and name not in STAYS}
 ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", **CHOSEN}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
+SPEC = Lane(SETTINGS).spec  # so does a misspelt model
+NEEDED_GB = 2 * (SPEC.parameters + SPEC.other_parameters) / 1e9 + SPEC.work_gb
 BUDGET_S = int(SETTINGS.cold_start_budget_s)
 IMAGE = ContainerImage.from_dockerfile(
     str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": f"fal=={fal.__version__}"}
@@ -66,7 +69,7 @@ class Kindling(fal.App):
     app_name = "kindling"
     app_auth = "private"
     image = IMAGE
-    machine_type = ["GPU-L40", "GPU-A100", "GPU-H100"]  # noqa: RUF012  # the cheapest that holds FLUX.1 whole (37 GB)
+    machine_type = [name for name, memory in MACHINES.items() if memory >= NEEDED_GB][:3]
     data_mounts = ["/data"]  # noqa: RUF012
     secrets: list[str] = []  # noqa: RUF012  # drawing needs none of the account's
     keep_alive = 300

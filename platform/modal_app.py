@@ -2,10 +2,12 @@
 
 Every KINDLING_* variable set while deploying holds in the containers. Three more are Modal's own business:
 MODAL_SECRET names a secret with KINDLING_API_KEYS or HF_TOKEN in it; MODAL_PROXY_AUTH=1 lets in only who has a proxy
-token of Modal's, as it does unasked where there are no keys; MODAL_SNAPSHOT=1 restores containers from memory.
+token of Modal's, as it does unasked where there are no keys; MODAL_SNAPSHOT=cpu restores containers with torch and
+diffusers imported; MODAL_SNAPSHOT=gpu, an alpha of Modal's, with the model loaded.
 This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Lane, Settings, create_app
+from handler import Api, Clock, Lane, Settings, StartError, create_app
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
 VOLUME = "/kindling"
 GPUS = {"L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}  # GB; the cheapest first
 CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT")
+SNAPSHOTS = ("", "cpu", "gpu")  # whose memory containers are restored from
 CHOSEN = {name: value for name, value in os.environ.items() if name.startswith("KINDLING_") or name in CHOICES}
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
@@ -34,9 +37,10 @@ NAMED = ENVIRONMENT.get("MODAL_SECRET")
 GUARDED = SETTINGS.api_keys or SETTINGS.allow_open or NAMED
 ENVIRONMENT.setdefault("MODAL_PROXY_AUTH", "" if GUARDED else "1")  # a container hears it, and does not decide again
 PROXIED = ENVIRONMENT["MODAL_PROXY_AUTH"] == "1"
-# Off unless asked for: a cold start without snapshots keeps the budget or says why not, second by second; Modal calls
-# those of GPU memory an alpha, and failed restores are reported.
-SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT") == "1"
+# Off unless asked for: a cold start without snapshots keeps the budget or says why not, second by second.
+SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
+if SNAPSHOT not in SNAPSHOTS:
+    raise StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
 SHIPPED = modal.FilePatternMatcher("**/*.py", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
 
@@ -63,17 +67,27 @@ HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVI
     scaledown_window=BUDGET_S,  # to stay idle for as long as a cold start takes costs at most twice the optimum
     startup_timeout=BUDGET_S + 60,  # the core keeps the budget and says where it went; this is for what it cannot see
     timeout=600,
-    enable_memory_snapshot=SNAPSHOT,
-    experimental_options={"enable_gpu_snapshot": True} if SNAPSHOT else {},
+    enable_memory_snapshot=SNAPSHOT != "",
+    experimental_options={"enable_gpu_snapshot": True} if SNAPSHOT == "gpu" else {},
 )
 @modal.concurrent(max_inputs=16, target_inputs=4)  # fewer than KINDLING_QUEUE: Modal starts another rather than a 429
 class Kindling:
     """One container: one lane, asked over HTTP or by method."""
 
-    @modal.enter(snap=SNAPSHOT)
+    if SNAPSHOT == "cpu":
+
+        @modal.enter(snap=True)
+        def prepare(self) -> None:
+            """What needs no GPU, for there is none until the container is restored."""
+            importlib.import_module(SPEC.family)
+
+    @modal.enter(snap=SNAPSHOT == "gpu")
     def start(self) -> None:
         """Load the model; an exception is how Modal learns that this container cannot serve."""
-        self.lane = Lane(Settings.from_env())
+        settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **os.environ})  # never the CPU of a rented GPU
+        # What was restored was born long ago: its cold start begins here.
+        clock = Clock(settings.cold_start_budget_s, age=lambda: 0.0) if SNAPSHOT == "cpu" else None
+        self.lane = Lane(settings, clock)
         self.app = create_app(self.lane, public=not PROXIED)
         self.lane.start()
         self.lane.wait_booted()
@@ -117,6 +131,12 @@ def fetch(model: str = SETTINGS.model) -> None:
 def bake(model: str = SETTINGS.model) -> None:
     """Compile a model for the GPU that will serve it."""
     _run("bake", model)
+
+
+@app.function(**HOME, gpu=FITTING[:1], cpu=4, memory=8_192 + int(WEIGHTS_GB * 1_000), timeout=8 * 3600)
+def optimize(model: str = SETTINGS.model, priority: str = "latency") -> None:
+    """Measure how a model runs best on the cheapest GPU that holds it; workers there follow the receipt."""
+    _run("optimize", model, "--priority", priority)
 
 
 @app.function(**HOME)

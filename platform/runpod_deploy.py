@@ -1,7 +1,7 @@
 """Deploy to RunPod: `RUNPOD_API_KEY=... python platform/runpod_deploy.py flux-schnell --image NAME --volume ID`.
 
-Creates or updates, by name, one template and one serverless endpoint. KINDLING_* variables and MAX_CONCURRENCY, set
-while deploying, hold in the workers. What shall run is a value; `bodies` says it in the words of RunPod's REST API.
+Creates or updates, by name, one template and one serverless endpoint. KINDLING_* variables, MAX_CONCURRENCY and STREAM,
+set while deploying, hold in the workers. What shall run is a value; `bodies` says it in the words of RunPod's REST API.
 """
 
 import argparse
@@ -29,7 +29,7 @@ API = "https://api.runpod.io/v2"  # v1 is retired at the end of 2026
 MOUNT = "/runpod-volume"  # of network volumes and of cached models; our image names another
 INIT_TIMEOUT_S = "600"  # RunPod's patience with the image and us; our own budget is shorter and says where it went
 SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
-CARRIED = ("KINDLING_", "MAX_CONCURRENCY")
+CARRIED = ("KINDLING_", "MAX_CONCURRENCY", "STREAM")
 CREATED_ONLY = {"type"}  # refused when something is updated
 TIMEOUT_S = 60
 

@@ -4,9 +4,11 @@ A job's input is either the native fields or {"openai_route": "/v1/...", "openai
 how RunPod carries jobs; what an input means, and how a picture is drawn, it does not know.
 """
 
+import asyncio
 import functools
 import json
 import os
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import runpod
@@ -15,6 +17,14 @@ from handler import Api, Lane, Settings
 
 # Bytes of a result. RunPod keeps more for /runsync, whose job ids say so; what it finds too large it drops silently.
 MAX_RESULT, MAX_SYNC_RESULT = 10_000_000, 20_000_000
+MAX_CHUNK = 1_000_000  # of one item of /stream, which is where partial pictures are read
+LOSSY = ("webp", "jpeg")
+BAD_FORMAT = {
+    "message": "if_too_large should be 'webp' or 'jpeg'.",
+    "type": "invalid_request_error",
+    "param": "if_too_large",
+    "code": "invalid_value",
+}
 NO_WORKFLOWS = {
     "message": "ComfyUI workflows are not understood here yet: send the native fields, such as {'prompt': ...}, or "
     "{'openai_route': '/v1/images/generations', 'openai_input': {...}}.",
@@ -36,6 +46,8 @@ def lane() -> Lane:
 def boot() -> None:
     """RunPod's fitness check: a worker that cannot start is reported unhealthy and never takes a job."""
     at_once()
+    if streams() not in HANDLERS:
+        raise ValueError(f"STREAM should be 0 or 1, not {streams()!r}.")
     lane().wait_booted()
 
 
@@ -51,20 +63,46 @@ def at_once(current: int = 1) -> int:
     return int(given)
 
 
-async def handle(job: dict[str, Any]) -> dict[str, Any]:
+def streams() -> str:
+    """Whether jobs are answered by `stream`; the SDK wants to know before it knows any job, and its answers differ."""
+    return os.environ.get("STREAM") or "0"
+
+
+async def stream(job: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """Answer one job piece by piece: the partial pictures that it asks for, then what `handle` answers."""
+    loop, partials = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
+    answer = asyncio.create_task(handle(job, lambda event: loop.call_soon_threadsafe(partials.put_nowait, event)))
+    answer.add_done_callback(lambda _: partials.put_nowait(None))
+    try:
+        while event := await partials.get():
+            yield event
+        yield await answer
+    finally:
+        answer.cancel()
+
+
+async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
     """Answer one job. RunPod cancels this coroutine when the job is cancelled or out of time."""
     if isinstance(job["input"], dict) and "workflow" in job["input"]:
         return {"error": json.dumps(NO_WORKFLOWS)}
+    path, payload = route(job["input"])
+    options = payload if isinstance(payload, dict) else {}
+    lossy = options.pop("if_too_large", None)
+    if lossy not in (None, *LOSSY):
+        return {"error": json.dumps(BAD_FORMAT)}
 
-    def on_step(done: int, of: int) -> None:
+    def on_step(done: int, of: int, _: object) -> None:
         if 0 < done < of:  # each update is posted by a thread of its own: the last one could overtake the result
             runpod.serverless.progress_update(job, {"step": done, "of": of})
 
-    reply = await Api(lane()).call(*route(job["input"]), on_step)
+    reply = await Api(lane()).call(path, payload, on_step, on_partial)
     if reply.fatal:
         config["refresh_worker"] = True  # read after each job: the loop ends and RunPod replaces the worker
-    error = reply.body.get("error") or too_large(job["id"], reply.body)
-    return {"error": json.dumps(error)} if error else reply.body  # the SDK wants errors to be strings
+    body, most = reply.body, carried(job["id"], bool(options.get("partial_images")))
+    if lossy and reply.smaller and too_large(body, most):
+        body = await asyncio.to_thread(reply.smaller, lossy)
+    error = body.get("error") or too_large(body, most)
+    return {"error": json.dumps(error)} if error else body  # the SDK wants errors to be strings
 
 
 def route(given: Any) -> tuple[str, Any]:
@@ -74,17 +112,28 @@ def route(given: Any) -> tuple[str, Any]:
     return "/generate", given
 
 
-def too_large(job: str, body: dict[str, Any]) -> dict[str, Any] | None:
+def carried(job: str, streamed: bool) -> int:
+    """How many bytes of an answer reach whoever gave this job."""
+    if streamed:
+        return MAX_CHUNK
+    return MAX_SYNC_RESULT if job.startswith("sync-") else MAX_RESULT
+
+
+def too_large(body: dict[str, Any], most: int) -> dict[str, Any] | None:
     """The error for a result that RunPod would drop without telling the caller."""
-    size, most = len(json.dumps(body)), MAX_SYNC_RESULT if job.startswith("sync-") else MAX_RESULT
+    size = len(json.dumps(body))
     message = f"The answer has {size} bytes, RunPod carries {most} here: ask for webp or jpeg, or for fewer pictures."
     return {"code": "result_too_large", "message": message} if size > most else None
+
+
+HANDLERS: dict[str, Any] = {"0": handle, "1": stream}
 
 
 if __name__ == "__main__":  # the heartbeat is a process of its own, which may import this file again
     runpod.serverless.register_fitness_check(boot)
     if "RUNPOD_WEBHOOK_GET_JOB" not in os.environ:
         lane()  # no fitness checks run on a developer's machine; a job that comes early waits in the lane
-    config |= {"handler": handle, "concurrency_modifier": at_once}
+    config |= {"handler": HANDLERS.get(streams(), handle), "concurrency_modifier": at_once}
+    config["return_aggregate_stream"] = True  # what was streamed is, as a list, the answer to /run and /runsync
     runpod.serverless.start(config)
     lane().stop()  # a cancelled picture may still be at its last step

@@ -1,4 +1,5 @@
-"""Modal's control plane on loopback: takes what the unmodified `modal deploy` uploads, and feeds its container runtime.
+"""Modal's control plane on loopback: takes what the unmodified `modal deploy` or `modal run` uploads, and feeds its
+container runtime.
 
 It speaks a private protocol, that of modal 1.6.4, which pyproject.toml pins; with another version, read this again.
 A container here is Modal's own entrypoint in a folder that holds what was uploaded, under the plane's environment.
@@ -12,8 +13,9 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +60,19 @@ FIXED: dict[str, Message] = {
 
 @dataclass(frozen=True)
 class Input:
-    """What a container is asked: a method or function with its argument, or, with `body`, the app with a scope."""
+    """What a container is asked: a method or function with its argument, or, with `body`, the app with a scope.
+
+    `given` is what `modal run` asked for, passed on as it came.
+    """
 
     argument: Any = None
     method: str = ""
     body: bytes | None = None
+    given: pb.FunctionInput | None = None
 
     def message(self, number: int) -> pb.FunctionGetInputsItem:
         """As Modal sends it; an HTTP request's body is asked for afterwards."""
-        given = pb.FunctionInput(
+        given = self.given or pb.FunctionInput(
             args=serialize((() if self.argument is None else (self.argument,), {})),
             data_format=pb.DATA_FORMAT_PICKLE,
             method_name=self.method,
@@ -101,6 +107,8 @@ class Plane:
         self.objects: dict[str, Any] = {}  # what each id that was given out stands for
         self._inputs: list[Input] = []
         self._given_out = 0
+        self._contained: Mapping[str, str] = {}
+        self._called = asyncio.Event()  # then there is `_answering`
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -117,9 +125,18 @@ class Plane:
 
     def deploy(self, **environment: str) -> subprocess.CompletedProcess[str]:
         """`modal deploy platform/modal_app.py`, from the repository's root, by a user with a token."""
+        return self._modal("deploy", "platform/modal_app.py", environment=environment)
+
+    def run(self, name: str, *options: str, contained: Mapping[str, str], **environment: str) -> Any:
+        """`modal run platform/modal_app.py::NAME`; a container with `contained` in its environment answers it."""
+        self._contained = contained
+        self._called.clear()
+        return self._modal("run", f"platform/modal_app.py::{name}", *options, environment=environment)
+
+    def _modal(self, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         token = {"MODAL_TOKEN_ID": "ak-unused", "MODAL_TOKEN_SECRET": "as-unused"}
-        command = [str(Path(sys.executable).with_name("modal")), "deploy", "platform/modal_app.py"]
-        return self._run(command, ROOT, {**token, **environment})
+        modal = str(Path(sys.executable).with_name("modal"))
+        return self._run([modal, *arguments], ROOT, {**token, **environment})
 
     def function(self, name: str) -> pb.Function:
         """What was uploaded as `name`; for each of several GPUs the same but for the GPU."""
@@ -156,8 +173,12 @@ class Plane:
         function, home = self.function(name), self.folder / "container"
         home.mkdir(exist_ok=True)
         (home / "arguments").write_bytes(self._arguments(name).SerializeToString())
+        (home / "restored").unlink(missing_ok=True)
         runtime = {
+            "KINDLING_DEVICE": "cpu",  # whatever was rented
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(home / "arguments"),
+            "MODAL_ENABLE_SNAP_RESTORE": "1",
+            "MODAL_RESTORE_STATE_PATH": str(home / "restored"),
             "MODAL_IS_REMOTE": "1",
             "MODAL_TASK_ID": "ta-1",
             "PYTHONPATH": str(self._lay_out(function)),
@@ -216,7 +237,10 @@ class Plane:
 
     def _arguments(self, name: str) -> pb.ContainerArguments:
         function_id, data = self._data(name)
-        function = data.ranked_functions[0].function
+        function = pb.Function()
+        function.CopyFrom(data.ranked_functions[0].function)
+        function.is_checkpointing_function = function.checkpointing_enabled
+        function.resources.ClearField("gpu_config")
         layout = pb.AppLayout(function_ids={name: function_id})
         layout.objects.add(object_id=function_id, function_handle_metadata=_metadata(data))
         if function.is_class:
@@ -233,6 +257,7 @@ class Plane:
             function_def=function,
             app_layout=layout,
             environment_name="main",
+            checkpoint_id="ch-1",
         )
 
     def body(self, call: str) -> bytes | None:
@@ -250,6 +275,24 @@ class Plane:
         await self._server.wait_closed()
 
     # What follows is called by name, one for each request whose answer depends on it.
+
+    def ContainerCheckpoint(self, request: Any) -> Message:
+        """Modal's runtime would now stop the process and continue copies of it; here it goes on as its own copy."""
+        (self.folder / "container" / "restored").write_text('{"task_id": "ta-2"}')
+        return Empty()
+
+    def FunctionMap(self, request: Any) -> Message:
+        name = self.objects[request.function_id].function_name
+        contain = partial(self.contain, name, [Input(given=request.pipelined_inputs[0].input)], **self._contained)
+        self._answering = self._loop.run_in_executor(None, contain)
+        self._called.set()
+        taken = pb.FunctionPutInputsResponseItem(input_id="in-0", input_jwt="unused")
+        return pb.FunctionMapResponse(function_call_id="fc-0", pipelined_inputs=[taken])
+
+    async def answered(self) -> Ended:
+        """How the container ended that answers `modal run`."""
+        await self._called.wait()
+        return await asyncio.shield(self._answering)
 
     def FunctionPrecreate(self, request: Any) -> Message:
         return pb.FunctionPrecreateResponse(function_id=self._given("fu", None), handle_metadata=_metadata(request))
@@ -324,6 +367,22 @@ class _Routes(type("Answers", (api_grpc.ModalClientBase,), ROUTES)):  # type: ig
         message = serialize_data_format({"type": "http.request", "body": body}, pb.DATA_FORMAT_ASGI)
         await stream.send_message(pb.DataChunk(data_format=pb.DATA_FORMAT_ASGI, data=message, index=1))
         await asyncio.Event().wait()
+
+    async def FunctionGetOutputs(self, stream: Any) -> None:
+        """What the container answered, once it has."""
+        await stream.recv_message()
+        await self.plane.answered()
+        [put] = self.plane.calls["FunctionPutOutputs"]
+        [output] = put.outputs
+        item = pb.FunctionGetOutputsItem(result=output.result, data_format=output.data_format, input_id="in-0")
+        await stream.send_message(pb.FunctionGetOutputsResponse(idxs=[0], outputs=[item], last_entry_id="1-0"))
+
+    async def AppGetLogs(self, stream: Any) -> None:
+        """What the container said, all at once."""
+        await stream.recv_message()
+        said = pb.TaskLogs(data=(await self.plane.answered()).log, file_descriptor=pb.FILE_DESCRIPTOR_STDOUT)
+        await stream.send_message(pb.TaskLogsBatch(task_id="ta-1", entry_id="1-0", items=[said]))
+        await stream.send_message(pb.TaskLogsBatch(app_done=True))
 
 
 def _metadata(made: Any) -> pb.FunctionHandleMetadata:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from pathspec import GitIgnoreSpec
 
 from handler import MODELS, Lane, Settings, __version__, create_app
 from handler.clock import GRACE_S
@@ -37,6 +38,8 @@ def instructions(text: str) -> list[tuple[str, str]]:
 DOCKERFILE = instructions((ROOT / "Dockerfile").read_text())
 ENV = dict(pair.split("=", 1) for name, rest in DOCKERFILE if name == "ENV" for pair in rest.split())
 PORT = int(ENV["PORT"])
+# Docker's patterns start at the root, as git's do after a slash.
+IGNORED = GitIgnoreSpec.from_lines(f"/{line}" for line in (ROOT / ".dockerignore").read_text().split())
 
 
 def documents(name: str) -> dict[str, Any]:
@@ -192,14 +195,44 @@ def test_cloud_runs_model_fits_its_gpu() -> None:
 
 
 def test_what_is_copied_is_in_the_repository() -> None:
-    ignored = (ROOT / ".dockerignore").read_text().split()
     sources = [source for name, rest in DOCKERFILE if name == "COPY" for source in rest.split()[:-1]]
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     assert {package.split(".")[0] for package in packages} <= set(sources)
+    modules = [path.relative_to(ROOT) for package in ("handler", "spark") for path in (ROOT / package).rglob("*.py")]
+    assert {".".join(path.parent.parts) for path in modules} == set(packages)
     for source in sources:
-        assert source not in ignored
         tracked = subprocess.run(["git", "ls-files", source], cwd=ROOT, capture_output=True, text=True, check=True)
         assert tracked.stdout, source
+        assert not IGNORED.match_file(source)
+        assert not list(IGNORED.match_files(tracked.stdout.split()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".env",
+        ".git/config",
+        ".mypy_cache/3.11/a.json",
+        ".venv/bin/python",
+        "handler/__pycache__/api.pyc",
+        "kindling.egg-info/PKG-INFO",
+        "platform/.env.local",
+        "tests/conftest.py",
+    ],
+)
+def test_what_stays_out_of_the_image(name: str) -> None:
+    assert IGNORED.match_file(name)
+
+
+def test_what_is_ignored_is_said_as_every_builder_understands_it() -> None:
+    """fal reads each line as a regular expression of its own, so that nothing can be taken back."""
+    assert not re.search(r"^!", (ROOT / ".dockerignore").read_text(), re.M)
+
+
+def test_the_scripts_of_the_command_exist() -> None:
+    command = json.loads(next(rest for name, rest in DOCKERFILE if name == "CMD"))[-1]
+    [script] = re.findall(r"\S+\.py", command)
+    assert (ROOT / script).exists()
 
 
 def test_everything_is_pinned() -> None:
@@ -221,9 +254,9 @@ def test_layers_that_seldom_change_come_first() -> None:
 
 def test_it_runs_as_somebody_with_few_rights() -> None:
     users = [rest for name, rest in DOCKERFILE if name == "USER"]
-    assert users == ["kindling"]
+    assert users == [str(PODS["kubernetes"]["securityContext"]["runAsUser"])]
     made = next(rest for name, rest in DOCKERFILE if name == "RUN" and "useradd" in rest)
-    assert f"--uid {PODS['kubernetes']['securityContext']['runAsUser']} kindling" in made
+    assert f"--uid {users[0]} kindling" in made
 
 
 def test_the_command_serves_and_drains(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from handler import ImageRequest, StartError, Worker
+from handler import MODELS, ImageRequest, StartError, Worker
 from handler.errors import SettingsError
 
 ROOT = Path(__file__).parent.parent
@@ -159,6 +159,19 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
     assert module.IMAGE.context_dir == ROOT
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_gets_machines_that_hold_it(load: Callable[..., ModuleType], model: str) -> None:
+    module, spec = load(KINDLING_MODEL=model), MODELS[model]
+    machines = module.Kindling.machine_type
+    assert 1 <= len(machines) <= 3
+    assert min(map(module.MACHINES.get, machines)) > 2 * (spec.parameters + spec.other_parameters) / 1e9
+
+
+def test_a_misspelt_model_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(SettingsError, match="flux-snell"):
+        load(KINDLING_MODEL="flux-snell")
+
+
 def test_fal_never_meets_a_full_lane(load: Callable[..., ModuleType]) -> None:
     module = load()
     assert module.Kindling.max_multiplexing <= module.SETTINGS.queue
@@ -185,6 +198,17 @@ def test_draws_what_the_core_draws(app: Any, spark: Worker) -> None:
     answer = generate(app, **RECIPE)
     assert answer.seed == 7
     assert np.array_equal(pixels(answer.image.url), drawn_by(spark))
+
+
+def test_brings_the_bytes_that_the_command_line_writes(app: Any, tmp_path: Path) -> None:
+    """One leg of test_transports.py, which cannot run where fal's SDK is."""
+    steps, seed = str(RECIPE["num_inference_steps"]), str(RECIPE["seed"])
+    options = ["--steps", steps, "--seed", seed, "-o", str(tmp_path / "out.png")]
+    command = [sys.executable, "-m", "handler", "generate", str(RECIPE["prompt"]), *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    encoded = generate(app, **RECIPE).image.url.removeprefix("data:image/png;base64,")
+    assert base64.b64decode(encoded) == (tmp_path / "out.png").read_bytes()
 
 
 def test_the_answer_names_a_seed_that_was_left_out(app: Any) -> None:
@@ -255,6 +279,30 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK excludes runpod's: run again in .venv/fal")
+
+
+@needs_fal
+@pytest.mark.parametrize("guide", ["README.md", "platform/README.md"])
+def test_the_guides_commands_are_fals(guide: str) -> None:
+    text = (ROOT / guide).read_text()
+    shown = re.findall(r"\bfal ((?:apps|auth|deploy|files|keys|run|runners|secrets)\b[^`#\n]*)", text)
+    assert shown
+    command = [sys.executable, "-c", "import sys; from fal.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+    for arguments in shown:
+        asked = [*command, *arguments.split(), "--help"]
+        done = subprocess.run(asked, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_fal
+def test_what_is_uploaded_is_what_the_image_copies_but_no_secrets(load: Callable[..., ModuleType]) -> None:
+    sent = load().IMAGE.to_dict()
+    assert sent["docker_files_list"] == ["requirements.txt", "pyproject.toml", "handler", "spark", "platform"]
+    ignored = [re.compile(pattern) for pattern in sent["docker_ignore"]]
+    listed = subprocess.run(["git", "ls-files", *sent["docker_files_list"]], cwd=ROOT, capture_output=True, check=True)
+    kept = listed.stdout.decode().split()
+    for names, wanted in ((kept, False), (["handler/.env", "handler/__pycache__/api.pyc"], True)):
+        assert {any(pattern.search(name) for pattern in ignored) for name in names} == {wanted}
 
 
 @needs_fal

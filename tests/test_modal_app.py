@@ -6,6 +6,7 @@ import importlib.util
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,11 +15,13 @@ from typing import Any
 import httpx
 import modal
 import pytest
+import torch
 from modal._partial_function import _find_callables_for_obj, _PartialFunctionFlags
 from modal._runtime.asgi import LifespanManager
 from PIL import Image
 
 from handler import MODELS, Lane, StartError
+from handler.clock import process_age
 from handler.errors import DeviceLost, SettingsError
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +47,8 @@ def load_app(patch: pytest.MonkeyPatch, volume: Path, environ: dict[str, str]) -
     module = importlib.util.module_from_spec(spec)
     patch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    for name, value in (module.ENVIRONMENT | {"KINDLING_VOLUME": str(volume)}).items():
+    here = {"KINDLING_DEVICE": "cpu", **module.ENVIRONMENT, "KINDLING_VOLUME": str(volume)}
+    for name, value in here.items():
         patch.setenv(name, value)
     return module
 
@@ -73,7 +77,7 @@ def lose_the_gpu(*_: object, **__: object) -> None:
 def without_model(module: ModuleType, patch: pytest.MonkeyPatch) -> Any:
     """One container's object whose worker boots at once and loses its GPU at the first picture."""
     boot = lambda settings, clock: SimpleNamespace(generate=lose_the_gpu, unpublished=False)  # noqa: E731
-    patch.setattr(module, "Lane", lambda settings: Lane(settings, boot=boot))
+    patch.setattr(module, "Lane", lambda settings, clock: Lane(settings, clock, boot))
     return entered(module)
 
 
@@ -212,6 +216,54 @@ def test_a_container_hears_who_guards_it_and_does_not_decide_again(
 def test_a_failed_boot_is_raised(load: Callable[..., ModuleType]) -> None:
     with pytest.raises(StartError, match="flux-schnell is not on the volume"):
         entered(load(**KEYS, **LONG_BUDGET))
+
+
+def test_a_gpu_that_cannot_be_seen_is_no_reason_to_draw_on_the_cpu(
+    load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load(KINDLING_MODEL="spark", **KEYS, **LONG_BUDGET)
+    monkeypatch.delenv("KINDLING_DEVICE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StartError, match="torch sees no GPU"):
+        entered(module)
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after"), [("", [], ["start"]), ("cpu", ["prepare"], ["start"]), ("gpu", ["start"], [])]
+)
+def test_only_what_a_snapshot_can_hold_runs_before_it(
+    load: Callable[..., ModuleType], kind: str, before: list[str], after: list[str]
+) -> None:
+    user_class = load(MODAL_SNAPSHOT=kind).Kindling._get_user_cls()
+    for flag, names in {"ENTER_PRE_SNAPSHOT": before, "ENTER_POST_SNAPSHOT": after}.items():
+        assert list(_find_callables_for_obj(user_class(), _PartialFunctionFlags[flag])) == names
+
+
+def test_a_snapshot_of_anything_else_is_refused(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(StartError, match="may be cpu or gpu"):
+        load(MODAL_SNAPSHOT="1")
+
+
+def test_an_old_snapshot_has_its_whole_budget(load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process was born long before, as a restored one was."""
+    born = time.monotonic()
+    restored = without_model(load(MODAL_SNAPSHOT="cpu", **KEYS), monkeypatch).lane.clock
+    assert restored.elapsed <= time.monotonic() - born < process_age()
+
+
+def test_what_a_snapshot_imports_asks_nothing_about_gpus() -> None:
+    """CUDA would remember for ever that there was none."""
+    code = """
+import importlib, torch
+from handler import MODELS
+for name in ("is_available", "device_count", "_lazy_init", "get_device_properties"):
+    setattr(torch.cuda, name, lambda *_: print("asked"))
+for family in sorted({spec.family for spec in MODELS.values()}):
+    importlib.import_module(family)
+print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "imported\n"
 
 
 def test_the_lane_outlives_the_apps_lifespan_and_ends_with_the_container(

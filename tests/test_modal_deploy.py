@@ -5,10 +5,12 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import modal
 import numpy as np
 import pytest
+from modal_proto import api_pb2 as pb
 from PIL import Image
 
 from handler import ImageRequest, Worker
@@ -72,6 +74,7 @@ def test_the_plane_speaks_this_version() -> None:
 
 def test_gpus_in_order_of_preference(plane: Plane) -> None:
     assert plane.gpus(SERVING) == plane.gpus("bake") == ["L40S", "A100-80GB", "H100"]
+    assert plane.gpus("optimize") == ["L40S"]
     assert plane.gpus("fetch") == plane.gpus("doctor") == [""]
 
 
@@ -84,7 +87,7 @@ def test_it_scales_to_zero_and_has_time_to_start(plane: Plane) -> None:
 
 
 def test_every_function_has_the_volume(plane: Plane) -> None:
-    mounts = [plane.function(name).volume_mounts[0] for name in (SERVING, "fetch", "bake", "doctor")]
+    mounts = [plane.function(name).volume_mounts[0] for name in (SERVING, "fetch", "bake", "optimize", "doctor")]
     assert {mount.mount_path for mount in mounts} == {"/kindling"}
     assert {plane.objects[mount.volume_id].deployment_name for mount in mounts} == {"kindling"}
     assert all(mount.allow_background_commits and not mount.read_only for mount in mounts)
@@ -93,9 +96,30 @@ def test_every_function_has_the_volume(plane: Plane) -> None:
 def test_no_snapshot_unless_asked_for(plane: Plane, fresh: Plane) -> None:
     assert not plane.function(SERVING).checkpointing_enabled
     assert not plane.function(SERVING).experimental_options
-    deployed(fresh, MODAL_SNAPSHOT="1")
+    deployed(fresh, MODAL_SNAPSHOT="cpu")
+    assert fresh.function(SERVING).checkpointing_enabled
+    assert not fresh.function(SERVING).experimental_options
+    deployed(fresh, MODAL_SNAPSHOT="gpu")
     assert fresh.function(SERVING).checkpointing_enabled
     assert fresh.function(SERVING).experimental_options == {"enable_gpu_snapshot": "True"}
+
+
+@pytest.mark.parametrize(("kind", "boots"), [("cpu", 0), ("gpu", 1)])
+def test_a_container_goes_on_from_its_snapshot(
+    fresh: Plane, monkeypatch: pytest.MonkeyPatch, kind: str, boots: int
+) -> None:
+    """Without GPU memory, loading begins after it; with it, nothing is left to load."""
+    seen, take = [], fresh.ContainerCheckpoint
+
+    def look(request: Any) -> Any:
+        seen.append(len(list(Path(volume(fresh)).glob("boots/*.json"))))
+        return take(request)
+
+    monkeypatch.setattr(fresh, "ContainerCheckpoint", look)
+    deployed(fresh, KINDLING_MODEL="spark", KINDLING_API_KEYS=KEY, MODAL_SNAPSHOT=kind)
+    ended = fresh.contain(SERVING, [Input(ASKED, "generate")], KINDLING_VOLUME=volume(fresh))
+    assert (seen, ended.failures) == ([boots], []), ended.log
+    assert ended.values[0]["images"]
 
 
 def test_keys_travel_as_secrets_alone(plane: Plane) -> None:
@@ -186,3 +210,31 @@ def test_a_fetch_that_fails_says_why(plane: Plane) -> None:
     ended = plane.contain("fetch", [Input("flux-snell")], KINDLING_VOLUME=volume(plane))
     assert "kindling: There is no model 'flux-snell'" in ended.log
     assert "CalledProcessError" in ended.values[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["fetch"], "spark ships with Kindling"),
+        (["doctor"], "KINDLING_COLD_START_BUDGET_S"),
+        (["bake", "--model", "spark"], "spark on CPU, baked in"),
+    ],
+)
+@pytest.mark.usefixtures("compiler")
+def test_modal_run(fresh: Plane, command: list[str], said: str) -> None:
+    done = fresh.run(*command, contained={"KINDLING_VOLUME": volume(fresh)}, KINDLING_MODEL="spark")
+    assert done.returncode == 0, done.stdout
+    assert said in done.stdout
+    [created], [published] = fresh.calls["AppCreate"], fresh.calls["AppPublish"]
+    assert created.app_state == published.app_state == pb.APP_STATE_EPHEMERAL
+    assert {SERVING, command[0]} <= set(published.function_ids)
+    assert fresh.gpus(command[0]) == (["L40S", "A100-80GB", "H100"] if command[0] == "bake" else [""])
+    assert fresh.function(command[0]).volume_mounts[0].mount_path == "/kindling"
+    [left] = fresh.calls["AppClientDisconnect"]
+    assert left.reason == pb.APP_DISCONNECT_REASON_ENTRYPOINT_COMPLETED
+
+
+def test_modal_run_fails_with_the_function(fresh: Plane) -> None:
+    done = fresh.run("fetch", "--model", "flux-snell", contained={"KINDLING_VOLUME": volume(fresh)})
+    assert done.returncode == 1
+    assert "kindling: There is no model 'flux-snell'" in done.stdout

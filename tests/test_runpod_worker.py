@@ -120,6 +120,9 @@ def test_openai_read(api: httpx.Client) -> None:
         ({"prompt": "x", "model": "flux-dev"}, "model_not_found"),
         ({"openai_route": "/v1/nothing"}, "not_found"),
         ({"openai_route": 5}, "not_found"),
+        ({"prompt": "x", "if_too_large": "png"}, "invalid_value"),
+        ({"prompt": "x", "if_too_large": ["webp"]}, "invalid_value"),
+        ({"prompt": "x", "partial_images": 1}, "unsupported_parameter"),
         ({"openai_route": "/v1/images/generations"}, "invalid_type"),
         ({"workflow": {"1": {"class_type": "KSampler"}}}, "unsupported_parameter"),
     ],
@@ -254,6 +257,7 @@ def test_sigterm_finishes_the_job_and_exits_cleanly(tmp_path: Path) -> None:
         ("KINDLING_MODEL", "flux-schnell", "WeightsMissing"),
         ("KINDLING_MODLE", "spark", "SettingsError"),
         ("MAX_CONCURRENCY", "33", "ValueError: MAX_CONCURRENCY should be 1 to 32"),
+        ("STREAM", "yes", "ValueError: STREAM should be 0 or 1"),
     ],
 )
 def test_a_worker_that_cannot_start_takes_no_job(tmp_path: Path, setting: str, value: str, reason: str) -> None:
@@ -292,16 +296,104 @@ def test_several_jobs_at_once_are_taken_in_a_batch_and_all_answered(tmp_path: Pa
         assert [event.body["asked"] for event in plane.seen if event.kind == "take"][:3] == [3, 3, 3]
 
 
-@pytest.mark.parametrize(("job", "limit"), [("sync-1", 300), ("1", 200)])
-def test_a_result_that_runpod_would_drop_is_refused(tmp_path: Path, job: str, limit: int) -> None:
-    """Pictures that large are too slow to draw here, so the limits are lowered instead."""
-    lowered = WORKER.read_text().replace("= 10_000_000, 20_000_000", "= 200, 300")
-    (tmp_path / "worker.py").write_text(lowered)
+@pytest.fixture(scope="module")
+def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A worker with low limits: pictures that are too large for the real ones are too slow to draw here."""
+    folder = tmp_path_factory.mktemp("cramped")
+    lowered = WORKER.read_text().replace("= 10_000_000, 20_000_000", "= 15_000, 300")
+    (folder / "worker.py").write_text(lowered)
     with Plane() as plane:
-        plane.give(job, **SMALL)
-        environment = clean_environment(tmp_path, **plane.environment)
-        with started([str(tmp_path / "worker.py")], environment, tmp_path / "log"):
-            result = plane.result(job)
+        environment = clean_environment(folder, **plane.environment)
+        with started([str(folder / "worker.py")], environment, folder / "log"):
+            yield plane
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "limit"),
+    [
+        ("sync-1", {}, 300),
+        ("1", {}, 15000),
+        ("sync-2", {"if_too_large": "webp"}, 300),
+        ("2", {"output_format": "jpeg", "width": 512, "height": 512}, 15000),
+    ],
+)
+def test_a_result_that_runpod_would_drop_is_refused(
+    cramped: Plane, job: str, given: dict[str, Any], limit: int
+) -> None:
+    cramped.give(job, **SMALL, **given)
+    result = cramped.result(job)
     assert_refused(result["error"], "result_too_large")
     assert f"carries {limit} here" in result["error"]
     assert "output" not in result
+
+
+@pytest.mark.parametrize("form", ["webp", "jpeg"])
+def test_a_result_that_is_too_large_is_encoded_again_where_the_job_asks(cramped: Plane, form: str) -> None:
+    cramped.give(form, **SMALL, if_too_large=form)
+    [picture] = cramped.result(form)["output"]["images"]
+    assert (picture["format"], picture["seed"]) == (form, SMALL["seed"])
+    assert Image.open(io.BytesIO(base64.b64decode(picture["b64_json"]))).format == form.upper()
+    wanted = {**SMALL, "if_too_large": form}
+    cramped.give(f"openai-{form}", openai_route="/v1/images/generations", openai_input=wanted)
+    output = cramped.result(f"openai-{form}")["output"]
+    assert output["output_format"] == form
+    assert size_of(output["data"][0]["b64_json"]) == (256, 256)
+
+
+@pytest.fixture(scope="module")
+def streaming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A worker that streams."""
+    folder = tmp_path_factory.mktemp("stream")
+    with Plane() as plane:
+        environment = clean_environment(folder, **plane.environment, STREAM="1")
+        with started([str(WORKER)], environment, folder / "log"):
+            yield plane
+
+
+def streamed(plane: Plane, job: str) -> list[dict[str, Any]]:
+    """What a job streamed; the aggregate is the same, and nothing came after it."""
+    output = plane.result(job)["output"]
+    events = plane.of(job)
+    assert events[-1].kind == "done"
+    told = [event.body["output"] for event in events if event.kind == "stream"]
+    assert told == output
+    return told
+
+
+@pytest.mark.parametrize("route", ["", "/v1/images/generations"])
+def test_partial_pictures_are_streamed_and_then_the_result(streaming: Plane, route: str) -> None:
+    wanted, job = {**SMALL, "partial_images": 3}, f"partials{route.replace('/', '-')}"
+    streaming.give(job, **({"openai_route": route, "openai_input": wanted} if route else wanted))
+    streaming.give(f"after-{job}", openai_route="/v1/models")
+    assert [item["object"] for item in streamed(streaming, f"after-{job}")] == ["list"]
+    *partials, last = streamed(streaming, job)
+    assert [partial["partial_image_index"] for partial in partials] == [0, 1, 2]
+    for partial in partials:
+        assert (partial["type"], partial["size"]) == ("image_generation.partial_image", "32x32")
+        assert size_of(partial["b64_json"]) == (32, 32)
+    [picture] = last.get("data") or last["images"]
+    assert size_of(picture["b64_json"]) == (256, 256)
+
+
+def test_a_job_that_asks_for_no_partial_pictures_streams_its_result_alone(streaming: Plane) -> None:
+    streaming.give("plain", **SMALL)
+    [result] = streamed(streaming, "plain")
+    assert result["images"][0]["seed"] == SMALL["seed"]
+
+
+def test_a_bad_job_streams_nothing_and_is_refused(streaming: Plane) -> None:
+    streaming.give("bad", **SMALL, partial_images=4)
+    result = streaming.result("bad")
+    assert_refused(result["error"], "out_of_range")
+    assert [event.kind for event in streaming.of("bad")] == ["take", "done"]
+
+
+def test_a_cancelled_stream_stops_and_posts_no_result(streaming: Plane) -> None:
+    streaming.give("endless", **{**ENDLESS, "n": 1, "partial_images": 3})
+    streaming.wait(lambda event: event.kind == "stream" and event.job == "endless")
+    streaming.stop("endless")
+    streaming.give("next", **SMALL)
+    streaming.result("next")
+    kinds = [event.kind for event in streaming.of("endless")]
+    assert "done" not in kinds
+    assert kinds.count("stream") < 4

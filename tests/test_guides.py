@@ -1,0 +1,132 @@
+"""The guides, held by test: each command they show is run here as it is written, or its place is listed here."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import Served
+
+ROOT = Path(__file__).parent.parent
+GUIDES = ("README.md", "platform/README.md")
+FENCE = re.compile(r"^( *)```(sh|python)\n(.*?)^\1```$", re.M | re.S)
+PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|gcloud|convox|curl"
+INLINE = re.compile(rf"`((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:{PROGRAMS}) [^`]+)`")
+ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
+
+# How a command starts, and what is added to run it here: all of it, or what it does without time, network or account.
+RUN = {
+    ".venv/bin/python -m handler generate": "",
+    ".venv/bin/python platform/runpod_deploy.py": "",
+    "curl -s http://127.0.0.1:8000": "",
+    "curl -sL https://YOU--kindling-kindling-web.modal.run": "",
+    "export KINDLING_MODEL=flux-schnell": "",
+    "make ": " --dry-run",
+    "modal app ": " --help",
+    "modal secret create ": " --help",
+    "modal setup": " --help",
+    "pip install modal==": " --dry-run --no-index",  # are those the versions that are tested?
+    "python -m handler doctor": "",
+    "python -m handler models": "",
+    "python benchmarks/": " --help",
+    "python platform/runpod_deploy.py": " --dry-run",
+}
+TESTED = {
+    "HF_TOKEN=hf_... modal run platform/modal_app.py::fetch": "test_modal_deploy.py::test_modal_run",
+    "KINDLING_MODEL=spark fal run --local": "test_fal_app.py::local",
+    "KINDLING_VOLUME=/workspace python -m handler fetch": "test_fetch.py::test_the_command_brings",
+    "modal deploy platform/modal_app.py": "test_modal_deploy.py::deployed",
+    "modal run platform/modal_app.py::": "test_modal_deploy.py::test_modal_run",
+    "python -m handler bake": "test_bake.py::test_what_is_baked_is_used_and_draws_the_same",
+    "python -m handler fetch": "test_fetch.py::test_the_command_brings",
+    'python -m handler generate "put the hat': "test_images.py::test_made_again_bit_for_bit",
+    "python -m handler optimize": "test_optimize.py::test_a_real_sweep",
+    "python -m handler receipts": "test_receipts.py::test_the_verb",
+    "RUNPOD_API_KEY=... .venv/bin/python platform/runpod_deploy.py": "test_runpod_deploy.py::test_creates_a_template",
+}
+ELSEWHERE = (  # these want an account, a cluster or a container engine
+    "convox deploy ",
+    'curl -s "https://api.runpod.ai',
+    "docker build ",
+    "curl -s https://fal.run/YOU",
+    "fal ",  # tests/test_fal_app.py asks fal's own command line whether it knows these
+    "gcloud run services replace platform/cloudrun.yml",
+    "kubectl ",
+    "pip install -e '.[fal]'",
+)
+
+
+def commands(text: str) -> Iterator[str]:
+    """The shell commands of a guide, a line each: those of its blocks without their remarks, and those in its prose."""
+    for indent, language, block in FENCE.findall(text):
+        whole = re.sub(r"\\\n *", "", re.sub(rf"^{indent}", "", block, flags=re.M))
+        for line in re.sub(r"\|\n *", "| ", whole).splitlines() if language == "sh" else ():
+            yield re.sub(r"\s+# .*", "", line).strip()
+    for found in INLINE.findall(FENCE.sub("", text)):
+        yield re.sub(r"\s+", " ", found)
+
+
+TEXTS = {guide: (ROOT / guide).read_text() for guide in GUIDES}
+COMMANDS = list(dict.fromkeys(command for text in TEXTS.values() for command in commands(text) if command))
+
+
+def place(command: str) -> str:
+    """The longest start that is listed, of those that `command` has."""
+    return max((start for start in [*RUN, *TESTED, *ELSEWHERE] if command.startswith(start)), key=len, default="")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_place(command: str) -> None:
+    assert place(command), "add it to RUN, TESTED or ELSEWHERE"
+
+
+def test_no_place_is_left_over() -> None:
+    assert {place(command) for command in COMMANDS} >= {*RUN, *TESTED, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("where", sorted(set(TESTED.values())))
+def test_places_exist(where: str) -> None:
+    file, test = where.split("::")
+    assert f"def {test}" in (ROOT / "tests" / file).read_text()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the repository's, for pictures to fall into."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in [path for path in ROOT.iterdir() if path.name != ".venv"]:
+        (folder / path.name).symlink_to(path)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+def run(command: list[str], checkout: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KINDLING_", "MODAL_"))}
+    environment = {**kept, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if place(command) in RUN])
+def test_runs_as_written(command: str, checkout: Path, server: Served) -> None:
+    here = ADDRESS.sub(server.url, command) + RUN[place(command)]
+    run(["bash", "-o", "pipefail", "-c", here], checkout)
+
+
+def programs() -> list[str]:
+    return [block for text in TEXTS.values() for _, language, block in FENCE.findall(text) if language == "python"]
+
+
+@pytest.mark.parametrize("program", programs())
+def test_programs_run_as_written(program: str, checkout: Path, server: Served) -> None:
+    run([sys.executable, "-c", ADDRESS.sub(server.url, program)], checkout)
+
+
+def test_links_lead_somewhere() -> None:
+    for guide, text in TEXTS.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (ROOT / guide).parent.joinpath(target).exists(), f"{guide}: {target}"
