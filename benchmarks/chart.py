@@ -30,6 +30,6 @@ def stacked(rows: Mapping[str, Mapping[str, float]], parts: Sequence[str], path:
             width = row.get(part, 0.0) * scale
             pen.rectangle((x, y, x + width, y + BAR), colour)
             x += width
-        pen.text((x + 8, y + 7), f"{sum(row.get(part, 0.0) for part in parts):.1f} s", INK, small)
+        pen.text((x + 8, y + 7), f"{sum(row.get(part, 0.0) for part in parts):.3g} s", INK, small)
     path.parent.mkdir(exist_ok=True)
     image.save(path, optimize=True)

@@ -5,7 +5,9 @@ holds the model once for each side; else one side after the other: `turns` says 
 steps, guidance, size, text length and precision, goes straight to the device, and writes its PNGs with Pillow.
 Prompts differ, so that every picture pays for its text. `picture_s` is from prompt to PNG, `png_s` the PNG's part in
 it (pictures of random weights are noise), `step_s` what one more step takes, `peak_gb` the most memory ever held,
-loading and compiling included. Weights are random: `random_models.py` writes them where the volume has none.
+loading and compiling included. `tflop` is the arithmetic of a picture, counted by torch on the plain pipeline;
+`floor_s` how long the GPU takes for that at the rates below, and the bars show how far each side is from it. Weights
+are random: `random_models.py` writes them where the volume has none.
 
 On a lent GPU that reaches no package index, in the repository's root, in ten minutes, with .whl holding wheels of
 diffusers, isal, pydantic, pydantic-core, annotated-types, typing-inspection, typing-extensions, starlette, uvicorn and
@@ -15,7 +17,12 @@ importlib-metadata for its Python (it has torch, transformers, accelerate and th
     && export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1 || exit;
     timeout -s INT 370 python3 benchmarks/cold_start.py --random flux-schnell --rounds 1 --save;
     timeout -s INT 200 python3 benchmarks/latency.py --models sdxl-turbo z-image-turbo sd3.5-large --pictures 3 --save;
-    cp benchmarks/results/latency.json benchmarks/results/cold_start_flux-schnell.* $OUT
+    cp benchmarks/results/latency.* benchmarks/results/cold_start_flux-schnell.* $OUT
+
+and in a second call, after the same first lines, the precisions (compiling four sides takes most of the time):
+
+    timeout -s INT 560 python3 benchmarks/latency.py --models flux-schnell flux-dev --pictures 3 --save
+        --sides diffusers kindling-compiled kindling-fp8 kindling-fp8-tensor; cp benchmarks/results/latency.* $OUT
 
 Interrupted, it reports the models it has finished. FLUX.2 [dev] is 113 GB: it wants a call of its own, 139 GiB of GPU
 memory, a volume in memory (`mount -o remount,size=115G /dev/shm; export TMPDIR=/dev/shm`), and `--sides diffusers
@@ -40,14 +47,20 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch.utils.flop_counter import FlopCounterMode
 
+import chart
 import random_models
 import report
 from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Settings, detect, fetched_folder
 
 SPAWN = multiprocessing.get_context("spawn")
 LOADING = ("volume", "import", "weights")  # the phases of a cold start that plain diffusers has too
-COLUMNS = ("picture_s", "step_s", "png_s", "load_s", "compile_s", "peak_gb")
+COLUMNS = ("picture_s", "floor_s", "step_s", "png_s", "load_s", "compile_s", "peak_gb")
+# TFLOP/s that large matrix products reach of the 989 and 1979 which NVIDIA's data sheet of both promises: estimates
+HOPPER = {"bf16": 790, "fp8": 1450}
+RATES = {"NVIDIA H200": HOPPER, "NVIDIA H100 80GB HBM3": HOPPER}
+QUANTISED = ("fp8", "fp8-tensor", "int8", "int8-dynamic")
 Draw = Callable[[ImageRequest], tuple[bytes, float]]  # a PNG, and the seconds it took to make of pixels
 Side = Callable[[ModelSpec, Path], tuple[Draw, dict[str, Any]]]  # loads a model; also the facts about that
 
@@ -56,7 +69,7 @@ def main() -> None:
     """Measure model by model, print a row a side, end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=random_models.CONFIGS, required=True, metavar="MODEL")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="default: all three")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
     parser.add_argument("--pictures", type=int, default=5, help="pictures a side and model (default: 5)")
     parser.add_argument("--volume", type=Path, help="where to keep the models (default: each in a temporary folder)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/latency.json")
@@ -70,8 +83,17 @@ def main() -> None:
                 random_models.write(model, volume)
                 rows += compare(MODELS[model], volume, options.sides, options.pictures)
     finally:
+        if options.save and rows:
+            bars = {f"{row['model']} {row['side'].removeprefix('kindling-')}": parts(row) for row in rows}
+            chart.stacked(bars, ("floor", "above it"), report.RESULTS / "latency.png", "A picture: floor, and above it")
         figures = {"device": detect(Settings()).name, "pictures": options.pictures, "rows": rows}
         report.finish("latency", figures, options.save)
+
+
+def parts(row: dict[str, Any]) -> dict[str, float]:
+    """The bar of a row: what the GPU's arithmetic needs of a picture's seconds, and what is above that."""
+    floor = row.get("floor_s", 0.0)
+    return {"floor": floor, "above it": max(0.0, row.get("picture_s", 0.0) - floor)}
 
 
 def plain(spec: ModelSpec, volume: Path) -> tuple[Draw, dict[str, Any]]:
@@ -103,9 +125,10 @@ def plain(spec: ModelSpec, volume: Path) -> tuple[Draw, dict[str, Any]]:
     return draw, facts
 
 
-def kindling(spec: ModelSpec, volume: Path, policy: str) -> tuple[Draw, dict[str, Any]]:
+def kindling(spec: ModelSpec, volume: Path, policy: str, precision: str = "auto") -> tuple[Draw, dict[str, Any]]:
     """A lane with a worker, as the server has it; `policy` is KINDLING_COMPILE."""
-    lane = Lane(Settings(model=spec.id, volume=volume, compile=policy, publish=False, cold_start_budget_s=3600))
+    given: dict[str, Any] = {"model": spec.id, "volume": volume, "compile": policy, "precision": precision}
+    lane = Lane(Settings(**given, publish=False, cold_start_budget_s=3600))
     lane.start()
     lane.wait_booted()
     phases = {phase.name: phase.seconds for phase in lane.ledger.phases}
@@ -113,6 +136,7 @@ def kindling(spec: ModelSpec, volume: Path, policy: str) -> tuple[Draw, dict[str
         "load_s": sum(phases[name] for name in LOADING),
         "compile_s": phases.get("compile", 0.0),
         "plan": lane.ledger.decision,
+        "precision": precision,
     }
 
     def draw(request: ImageRequest) -> tuple[bytes, float]:
@@ -126,19 +150,33 @@ SIDES: dict[str, Side] = {
     "diffusers": plain,
     "kindling-eager": partial(kindling, policy="off"),
     "kindling-compiled": partial(kindling, policy="on"),
+    **{f"kindling-{p}": partial(kindling, policy="on", precision=p) for p in QUANTISED},
 }
+DEFAULT = list(SIDES)[:3]
 
 
 def serve(pipe: Connection, side: str, model: str, volume: Path) -> None:
     """The life of a side's process: loads, tells the facts, draws what it is told to, tells its peak."""
     draw, facts = SIDES[side](MODELS[model], volume)
     pipe.send(facts)
-    while request := pipe.recv():
+    while asked := pipe.recv():
         begun = time.perf_counter()
-        data, png_s = draw(request)
+        data, png_s = draw(asked)
         assert data.startswith(b"\x89PNG")
         pipe.send((time.perf_counter() - begun, png_s))
     pipe.send(peak_gb())
+    if side == "diffusers":
+        pipe.send(tflop(draw, MODELS[model]))
+
+
+def tflop(draw: Draw, spec: ModelSpec) -> float:
+    """The arithmetic of one picture in the model's steps, told from pictures of fewer: steps are alike."""
+    counted = []
+    for steps in (spec.min_steps, spec.min_steps + 1) if spec.steps > spec.min_steps else (spec.steps,):
+        with FlopCounterMode(display=False) as counter:
+            draw(request(0, steps))
+        counted.append(counter.get_total_flops() / 1e12)
+    return counted[0] + (spec.steps - spec.min_steps) * (counted[-1] - counted[0])
 
 
 def peak_gb() -> float:
@@ -197,6 +235,11 @@ def measure(spec: ModelSpec, volume: Path, group: list[str], pictures: int) -> d
         for side, pipe in pipes.items():
             pipe.send(None)
             found[side] |= {**seconds(spent[side], spec.steps), "peak_gb": pipe.recv()}
+        if "diffusers" in pipes:
+            count, rates = pipes["diffusers"].recv(), RATES.get(detect(Settings()).name, {})
+            for row in found.values():
+                rate = rates.get("fp8" if row.get("precision", "").startswith("fp8") else "bf16")
+                row |= {"tflop": count, **({"floor_s": count / rate} if rate else {})}
     return {side: rounded(row) for side, row in found.items()}
 
 

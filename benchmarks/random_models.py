@@ -122,6 +122,18 @@ CONFIGS: dict[str, tuple[Any, dict[str, Part]]] = {  # model -> its pipeline, an
             "transformer": (diffusers.FluxTransformer2DModel, {"guidance_embeds": False}),
         },
     ),
+    "flux-dev": (
+        diffusers.FluxPipeline,
+        {
+            "scheduler": (FLOW, {"shift": 3.0, "use_dynamic_shifting": True}),
+            "vae": FLUX_VAE,
+            "text_encoder": (transformers.CLIPTextModel, CLIP_L),
+            "tokenizer": CLIP_WORDS,
+            "text_encoder_2": T5,
+            "tokenizer_2": T5_WORDS,
+            "transformer": (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}),
+        },
+    ),
     "sdxl-turbo": (
         diffusers.StableDiffusionXLPipeline,
         {

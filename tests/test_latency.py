@@ -18,6 +18,7 @@ BENCHMARKS = ROOT / "benchmarks"
 T5_XXL, VAE, CLIP_L, CLIP_G = 4_762_310_656, 83_819_683, 123_060_480, 694_659_840
 PARAMETERS = {  # counted on the libraries' classes with the real models' configuration files
     "flux-schnell": 11_891_178_560 + T5_XXL + CLIP_L + VAE,
+    "flux-dev": 11_901_408_320 + T5_XXL + CLIP_L + VAE,
     "sdxl-turbo": 2_567_463_684 + CLIP_L + CLIP_G + 83_653_863,
     "sd3.5-large": 8_056_627_520 + 123_650_304 + CLIP_G + T5_XXL + VAE,
     "flux2-dev": 32_223_281_152 + 24_011_361_280 + 84_046_115,
@@ -54,4 +55,5 @@ def test_sides_take_turns_and_tell(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert row["turns"]
         assert row["plan"].startswith("EAGER")
+        assert row["tflop"] > 0
         assert all(row[name] > 0 for name in ("picture_s", "png_s", "load_s", "peak_gb"))
