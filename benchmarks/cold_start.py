@@ -5,6 +5,9 @@ come from one run, so their ratios hold on a busy machine. With `--random flux-s
 of full size and random weights (speed does not depend on values); that wants a GPU and 34 GB of disk:
 
     python benchmarks/cold_start.py --random flux-schnell --volume /tmp/volume --rounds 3 --save
+
+KINDLING_PRECISION=fp8 before it measures that precision: then the plain weights are rounded in every start that does
+not find baked ones.
 """
 
 import argparse

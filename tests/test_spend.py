@@ -182,7 +182,7 @@ def test_the_thread_writes_at_the_end_and_stops(tmp_path: Path) -> None:
     found.start()
     time.pass_hours(2)
     found.stop()
-    assert "spend" not in {thread.name for thread in threading.enumerate()}
+    assert found._thread not in threading.enumerate()
     (written,) = (tmp_path / "spend" / "2026-11").iterdir()
     assert json.loads(written.read_bytes())["dollars"] == pytest.approx(4.0)
 

@@ -13,8 +13,8 @@ from types import FrameType
 
 import uvicorn
 
-from handler.clock import Clock
-from handler.errors import SettingsError, StartError
+from handler.clock import EXIT_CODE, Clock
+from handler.errors import BudgetExceeded, SettingsError, StartError
 from handler.lane import Lane
 from handler.server.app import create_app
 from handler.settings import Settings
@@ -28,7 +28,7 @@ MAX_PORT = 65_535
 
 
 def serve(settings: Settings, host: str, port: int) -> int:
-    """Serve until told to stop; returns the exit code: 0, or 1 if the model could not be loaded."""
+    """Serve until told to stop; returns the exit code: 0, or 1 if the model could not be loaded, 124 if not in time."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _leave)
     clock = Clock(settings.cold_start_budget_s, announce=lambda phase: _say(f"{settings.model}: {phase} ..."))
@@ -50,6 +50,8 @@ def serve(settings: Settings, host: str, port: int) -> int:
         finally:
             if not lane.booted:  # its thread is in native code; Python's own way out would pull the floor from under it
                 os._exit(0)
+    if isinstance(lane.error, BudgetExceeded):
+        return EXIT_CODE  # as the watchdog has it
     return 1 if lane.error else 0
 
 
