@@ -37,6 +37,7 @@ class Reply:
     """An answer ready to be sent: HTTP's status, a JSON object, extra headers; `fatal` asks for a new worker.
 
     `smaller(form)` is the body again, if it has pictures, with those as JPEG or WebP; encoding takes a moment.
+    `pictures` are those, for who counts and times them.
     """
 
     status: int
@@ -44,6 +45,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     fatal: bool = False
     smaller: Callable[[Format], dict[str, Any]] | None = None
+    pictures: tuple[Picture, ...] = ()
 
 
 class Api:
@@ -96,7 +98,8 @@ class Api:
             on_step = _showing(on_step, on_partial, dialect, request)
         pictures = await self.draw(request, on_step)
         render = partial(dialect.render, spec=self.lane.spec, seconds=time.perf_counter() - start)
-        return Reply(200, render(request, pictures=pictures), smaller=partial(_smaller, render, request, pictures))
+        smaller = partial(_smaller, render, request, pictures)
+        return Reply(200, render(request, pictures=pictures), smaller=smaller, pictures=tuple(pictures))
 
     async def draw(self, request: ImageRequest, on_step: OnStep = lambda *_: None) -> list[Picture]:
         """Draw all of a request's pictures; picture i has seed + i. One is encoded while the next is drawn."""
@@ -178,7 +181,7 @@ def refusal(error: KindlingError) -> Reply:
     """An error as an answer. Where OpenAI's client would try again, it is told whether that can help."""
     headers = {}
     if error.retryable:
-        headers["retry-after"] = "5"
+        headers["retry-after"] = str(error.retry_s)
     elif error.status == 429 or error.status >= 500:
         headers["x-should-retry"] = "false"
     return Reply(error.status, error.body(), headers, error.fatal)

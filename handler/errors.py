@@ -33,11 +33,18 @@ KindlingError
     └── BudgetExceeded              the cold start took longer than its budget
 """
 
+import math
 from typing import Any, ClassVar
+
+RETRY_S = 5.0  # where nothing better is known
+MAX_RETRY_S = 120
 
 
 class KindlingError(Exception):
-    """Base of all errors with an answer for the caller. `param` names the offending field."""
+    """Base of all errors with an answer for the caller. `param` names the offending field.
+
+    `retry_s` is when a retryable one is worth another try, in whole seconds, 1 to `MAX_RETRY_S`.
+    """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
@@ -45,10 +52,11 @@ class KindlingError(Exception):
     retryable: ClassVar[bool] = False
     fatal: ClassVar[bool] = False
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, retry_s: float = RETRY_S) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_s = min(max(math.ceil(retry_s), 1), MAX_RETRY_S)
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error envelope."""

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import queue
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Literal
 from handler.catalog import find
 from handler.clock import Clock, Ledger
 from handler.errors import (
+    RETRY_S,
     Cancelled,
     Internal,
     KindlingError,
@@ -35,6 +37,7 @@ from handler.spend import Meter
 from handler.worker import OnStep, Worker
 
 State = Literal["starting", "ready", "failed", "stopped"]
+PACE = 16  # how many of the last pictures tell how long the next will take
 PUBLISH_S = 20.0  # a platform kills what has not left about 30 s after it was told to
 Drawn = tuple[Pixels, dict[str, float]]
 log = logging.getLogger(__name__)
@@ -72,6 +75,7 @@ class Lane:
         self.worker: Worker | None = None
         self.drawing = False
         self._boot = boot
+        self._took: tuple[float, ...] = ()  # seconds of the last pictures
         self._jobs: queue.Queue[_Job | None] = queue.Queue(settings.queue)
         self._booted = threading.Event()
         self._publisher: threading.Thread | None = None
@@ -115,12 +119,13 @@ class Lane:
     async def submit(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
         """Draw one picture. Stage "queue" is the wait. Raises QueueFull, NotReady or what the worker raised."""
         if self.state in ("failed", "stopped"):
-            raise self.error or NotReady("This worker is stopping; try again.")
+            raise self._closed()
         job = _Job(recipe, on_step)
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
-            raise QueueFull(f"{self.settings.queue} requests are waiting already; try again later.") from None
+            full = f"{self.settings.queue} requests are waiting already; try again later."
+            raise QueueFull(full, retry_s=self.wait_s) from None
         if self.state in ("failed", "stopped"):  # since we looked: nobody else would answer this job
             self._drop_waiting()
         try:
@@ -133,6 +138,16 @@ class Lane:
     def waiting(self) -> int:
         """Jobs in the queue, the one being drawn not counted."""
         return self._jobs.qsize()
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until what waits now is drawn, at the pace of the last pictures."""
+        return statistics.median(self._took) * self.waiting if self._took else RETRY_S
+
+    def _closed(self) -> KindlingError:
+        """Why this worker takes no jobs; another one takes about as long to start as this one did."""
+        stopping = NotReady("This worker is stopping; try again.", retry_s=self.ledger.total_s or RETRY_S)
+        return self.error or stopping
 
     def _run(self) -> None:
         try:
@@ -167,6 +182,7 @@ class Lane:
         try:
             job.check()
             pixels, stages = worker.generate(job.recipe, step)
+            self._took = (*self._took, time.perf_counter() - begun)[-PACE:]
             _settle(job, partial(job.done.set_result, (pixels, {"queue": begun - job.entered, **stages})))
         except KindlingError as error:
             if error.fatal:
@@ -185,7 +201,7 @@ class Lane:
         with contextlib.suppress(queue.Empty):
             while True:
                 if job := self._jobs.get_nowait():
-                    _settle(job, partial(job.done.set_exception, self.error or NotReady("This worker is stopping.")))
+                    _settle(job, partial(job.done.set_exception, self._closed()))
                 else:
                     told_to_end = True
         if told_to_end:  # the lane's thread waits for this word

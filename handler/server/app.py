@@ -7,9 +7,9 @@ import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Any, TypeVar
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from handler.api import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, Api, Reply, answered, refusal
+from handler.api import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, Api, OnPartial, Reply, answered, refusal
 from handler.errors import (
     BodyTooLarge,
     Cancelled,
@@ -30,6 +30,8 @@ from handler.errors import (
     Unauthorized,
 )
 from handler.lane import Lane
+from handler.server.metrics import Metrics
+from handler.server.observe import Observed, Seen
 from handler.server.stream import stream
 
 T = TypeVar("T")
@@ -54,10 +56,11 @@ def create_app(lane: Lane, public: bool) -> ASGIApp:
         Route("/ping", ping),
         Route("/health/live", live),
         Route("/health/ready", ready),
+        Route("/metrics", metrics),
     ]
     app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _http_error})
-    app.state.lane = lane
-    return Keys(app, settings.api_keys)
+    app.state.lane, app.state.metrics = lane, Metrics(lane)
+    return Observed(Keys(app, settings.api_keys), routes, app.state.metrics)
 
 
 @asynccontextmanager
@@ -70,12 +73,12 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 async def draw(request: Request) -> Response:
     """Any route of `DIALECTS`; as events if the body says so."""
     found = await answered(_drawn(Api(request.app.state.lane), request))
-    return found if isinstance(found, Response) else _response(found)
+    return found if isinstance(found, Response) else _response(request.scope, found)
 
 
 async def read(request: Request) -> Response:
     """The routes that only tell."""
-    return _response(await Api(request.app.state.lane).call(request.url.path))
+    return _response(request.scope, await Api(request.app.state.lane).call(request.url.path))
 
 
 async def ping(request: Request) -> Response:
@@ -102,6 +105,11 @@ async def ready(request: Request) -> Response:
     return JSONResponse(body, 200 if lane.state == "ready" else 503)
 
 
+async def metrics(request: Request) -> Response:
+    """For Prometheus. In a thread, for a GPU may take its time to answer."""
+    return Response(await asyncio.to_thread(request.app.state.metrics.text), media_type=CONTENT_TYPE_LATEST)
+
+
 class Keys:
     """Refuses requests without a known bearer key, on every route but `OPEN_ROUTES`. No keys: everyone may."""
 
@@ -113,7 +121,7 @@ class Keys:
         if scope["type"] != "http" or scope["path"] in OPEN_ROUTES or not self.digests or self._known(scope):
             return await self.app(scope, receive, send)
         error = Unauthorized("Send a valid key as 'Authorization: Bearer KEY'.")
-        await _response(refusal(error))(scope, receive, send)
+        await _response(scope, refusal(error))(scope, receive, send)
 
     def _known(self, scope: Scope) -> bool:
         header = dict(scope["headers"]).get(b"authorization", b"")
@@ -125,9 +133,15 @@ class Keys:
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:
     path, payload = request.url.path, decode(await _body(request, api.lane.settings.max_body_mb))
+    seen: Seen = request.state.seen
+    seen.prompt = payload.get("prompt") if isinstance(payload, dict) else None
     if isinstance(payload, dict) and payload.get("stream") is True:
-        call = partial(api.call, path, payload)
-        return await _while_connected(request, stream(lambda each: call(on_partial=each), DIALECTS[path].completed))
+        seen.note(refusal(Cancelled("The client went away.")))  # unless the call comes to its end
+
+        async def call(on_partial: OnPartial) -> Reply:
+            return seen.note(await api.call(path, payload, on_partial=on_partial))
+
+        return await _while_connected(request, stream(call, DIALECTS[path].completed))
     return await _while_connected(request, api.call(path, payload))
 
 
@@ -191,8 +205,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: MethodNotAllowed(f"{request.method} is not allowed on {path}."),
     }
     reply = refusal(refusals.get(error.status_code, RequestError(error.detail)))
-    return _response(Reply(reply.status, reply.body, {**reply.headers, **(error.headers or {})}))
+    return _response(request.scope, Reply(reply.status, reply.body, {**reply.headers, **(error.headers or {})}))
 
 
-def _response(reply: Reply) -> Response:
+def _response(scope: Scope, reply: Reply) -> Response:
+    seen: Seen = scope["state"]["seen"]
+    seen.note(reply)
     return JSONResponse(reply.body, reply.status, reply.headers)

@@ -1,0 +1,144 @@
+"""What Prometheus reads from one app: counters and histograms of its requests, gauges of its lane as it is right now.
+
+No label has free text: routes, statuses, error codes, stages and phases are all there are.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from handler.lane import Lane, State
+from handler.request import Picture
+
+PREFIX = "kindling_"
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
+Values = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """One number of the lane, or one for each value of `label`; None is not told."""
+
+    name: str
+    help: str
+    label: str
+    read: Callable[[Lane], Values]
+
+
+def _plan(lane: Lane) -> Values:
+    return {lane.ledger.plan: 1} if lane.ledger.plan else {}
+
+
+def _load(lane: Lane) -> Values:
+    return {phase.name: phase.seconds for phase in lane.ledger.phases}
+
+
+def _spend(lane: Lane) -> Values:
+    spend = lane.meter.state()
+    return {"process": spend["dollars_this_process"], "all": spend["dollars_this_month"]}
+
+
+def _cuda(lane: Lane) -> ModuleType | None:
+    """torch's module for the GPU that the worker draws on, if that is where it does."""
+    on_gpu = lane.worker is not None and lane.worker.hardware.device == "cuda"
+    return sys.modules["torch"].cuda if on_gpu else None
+
+
+def _memory(lane: Lane) -> Values:
+    """The GPU's first: that is the peak which matters where there are two."""
+    found: dict[str, float | None] = {}
+    if cuda := _cuda(lane):
+        free, total = cuda.mem_get_info()
+        found = {"gpu_peak": cuda.max_memory_allocated(), "gpu_used": total - free, "gpu_total": total}
+    status = Path("/proc/self/status").read_text()
+    return found | {"host_peak": float(status.partition("VmHWM:")[2].split()[0]) * 1024}
+
+
+def _nvml(reading: str, unit: float) -> Callable[[Lane], Values]:
+    """A reading of NVML's, which torch has where the package nvidia-ml-py is installed."""
+
+    def read(lane: Lane) -> Values:
+        cuda = _cuda(lane)
+        return {"": getattr(cuda, reading)() * unit} if cuda else {}
+
+    return read
+
+
+GAUGES = (
+    Gauge("queue_depth", "Pictures that wait.", "", lambda lane: {"": lane.waiting}),
+    Gauge("queue_limit", "Pictures that may wait.", "", lambda lane: {"": lane.settings.queue}),
+    Gauge("inflight", "Pictures being drawn.", "", lambda lane: {"": lane.drawing}),
+    Gauge("state", "1 for what the worker is.", "state", lambda lane: {s: s == lane.state for s in get_args(State)}),
+    Gauge("boot_outcome", "1 for how its cold start went.", "outcome", lambda lane: {lane.ledger.outcome: 1}),
+    Gauge(
+        "plan", "1 for how it runs the model.", "plan", lambda lane: {lane.ledger.plan: 1} if lane.ledger.plan else {}
+    ),
+    Gauge("cold_start_seconds", "From birth to ready.", "", lambda lane: {"": lane.ledger.total_s or None}),
+    Gauge(
+        "load_seconds", "Cold start by phase.", "phase", lambda lane: {p.name: p.seconds for p in lane.ledger.phases}
+    ),
+    Gauge("spend_dollars", "This month's, of this process and of all workers here.", "workers", _spend),
+    Gauge("memory_bytes", "The GPU's, and this process's own.", "kind", _memory),
+    Gauge("gpu_utilization_ratio", "How much of the time the GPU is busy.", "", _nvml("utilization", 0.01)),
+    Gauge("gpu_temperature_celsius", "The GPU's temperature.", "", _nvml("temperature", 1)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LaneCollector(Collector):
+    """Reads `GAUGES` whenever somebody asks."""
+
+    lane: Lane
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for gauge in GAUGES:
+            family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=[gauge.label] if gauge.label else [])
+            # A lost GPU, one without the reading, no NVML, no /proc: the rest is told all the same.
+            with contextlib.suppress(Exception):
+                for key, value in gauge.read(self.lane).items():
+                    if value is not None:
+                        family.add_metric([key] if gauge.label else [], value)
+            yield family
+
+
+class Metrics:
+    """The metrics of one app, in a registry of their own."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(LaneCollector(lane))
+        self._requests = self._counter("requests", "Answers; of errors with the code.", "route", "status", "reason")
+        self._images = self._counter("images", "Pictures drawn and answered.")
+        self._steps = self._counter("steps", "Denoising steps of these pictures.")
+        self._seconds = self._histogram("request_seconds", "From a request's head to its answer's end.", "route")
+        self._waits = self._histogram("queue_wait_seconds", "How long a picture waited for its turn.")
+        self._stages = self._histogram("stage_seconds", "The stages of a picture.", "stage")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(PREFIX + name, text, labels, registry=self._registry, buckets=BUCKETS)
+
+    def count(self, route: str, status: int, reason: str, seconds: float, pictures: tuple[Picture, ...]) -> None:
+        """One request has ended; `reason` is its error's code, or empty."""
+        self._requests.labels(route, status, reason).inc()
+        self._seconds.labels(route).observe(seconds)
+        for picture in pictures:
+            self._images.inc()
+            self._steps.inc(picture.recipe.steps)
+            self._waits.observe(picture.stages["queue"])
+            for stage in picture.stages.keys() - {"queue"}:
+                self._stages.labels(stage).observe(picture.stages[stage])
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format. Asks the GPU, so not on an event loop."""
+        return generate_latest(self._registry)

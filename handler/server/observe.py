@@ -1,0 +1,108 @@
+"""What is kept of each request: an id in its answer, its numbers in the metrics and, of drawing, a line in the log.
+
+The line is JSON. Of the prompt it has the length, and a hash under a key that dies with the process: enough to see that
+two were the same, never what they said.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import secrets
+import time
+import uuid
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from handler.api import DIALECTS, Reply
+from handler.errors import Cancelled
+from handler.request import Picture
+from handler.server.metrics import Metrics
+
+HEADER = b"x-request-id"
+VISIBLE = re.compile(rb"[!-~]{1,128}")
+log = logging.getLogger("kindling.requests")
+
+
+@dataclass(slots=True)
+class Seen:
+    """One request. `status` is None until it is answered."""
+
+    id: str
+    route: str
+    start: float = field(default_factory=time.perf_counter)
+    status: int | None = None
+    reason: str = ""
+    prompt: object = None
+    pictures: tuple[Picture, ...] = ()
+
+    def note(self, reply: Reply) -> Reply:
+        """Remember how this request ends, for a stream says 200 long before; the last reply counts."""
+        self.status, self.pictures = reply.status, reply.pictures
+        self.reason = reply.body["error"]["code"] if reply.status >= 400 else ""
+        return reply
+
+
+class Observed:
+    """Around a whole app. Its routes find their `Seen` in the request's state."""
+
+    def __init__(self, app: ASGIApp, routes: list[Route], metrics: Metrics) -> None:
+        self.app, self._routes, self._metrics = app, routes, metrics
+        self._key = secrets.token_bytes(16)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        seen = scope.setdefault("state", {})["seen"] = Seen(request_id(scope), self._route(scope["path"]))
+        try:
+            await self.app(scope, receive, partial(_sent, seen, send))
+        finally:
+            self._ended(seen)
+
+    def _route(self, path: str) -> str:
+        return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
+
+    def _ended(self, seen: Seen) -> None:
+        seconds, status = time.perf_counter() - seen.start, seen.status or Cancelled.status
+        self._metrics.count(seen.route, status, seen.reason, seconds, seen.pictures)
+        if seen.route in DIALECTS:
+            head = {"request_id": seen.id, "route": seen.route, "status": status, "error": seen.reason or None}
+            log.info(
+                json.dumps(head | {"seconds": round(seconds, 4)} | self._asked(seen.prompt) | _drawn(seen.pictures))
+            )
+
+    def _asked(self, prompt: object) -> dict[str, Any]:
+        if not isinstance(prompt, str):
+            return {}
+        data = prompt.encode(errors="surrogatepass")
+        return {
+            "prompt_length": len(prompt),
+            "prompt_hash": hashlib.blake2b(data, key=self._key, digest_size=8).hexdigest(),
+        }
+
+
+def request_id(scope: Scope) -> str:
+    """The caller's, if it can stand in a header and in a log; else a new one."""
+    given: bytes = dict(scope["headers"]).get(HEADER, b"")
+    return given.decode() if VISIBLE.fullmatch(given) else uuid.uuid4().hex
+
+
+async def _sent(seen: Seen, send: Send, message: Message) -> None:
+    if message["type"] == "http.response.start":
+        seen.status = seen.status or message["status"]
+        message = {**message, "headers": [*message.get("headers", ()), (HEADER, seen.id.encode())]}
+    await send(message)
+
+
+def _drawn(pictures: tuple[Picture, ...]) -> dict[str, Any]:
+    """What the pictures of one request have in common, the first one's seed, and seconds summed over all."""
+    if not pictures:
+        return {}
+    recipe = pictures[0].recipe
+    stages = {name: round(sum(each.stages[name] for each in pictures), 4) for name in pictures[0].stages}
+    size = "{}x{}".format(*recipe.size)
+    return {"n": len(pictures), "size": size, "steps": recipe.steps, "seed": recipe.seed, "stages_s": stages}

@@ -1,0 +1,239 @@
+"""What an operator sees of the endpoint: metrics, request ids, the log's lines, and when to try again."""
+
+import asyncio
+import json
+import logging
+import re
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+
+from fakes import FakeFamily, raises
+from handler import Api, ImageRequest, Lane, Settings, create_app
+from handler.errors import NumericalError
+from handler.server import metrics
+from serving import Served
+
+T = TypeVar("T")
+KEY, PROMPT = "canary-key-0451", "canary prompt, never to be seen: a façade"
+AUTH = {"authorization": f"Bearer {KEY}"}
+OK = {"prompt": PROMPT, "seed": 5, "size": "64x128", "num_inference_steps": 2, "n": 2}
+ROUTE = "/v1/images/generations"
+RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
+
+
+@pytest.fixture
+def family() -> FakeFamily:
+    return FakeFamily()
+
+
+@pytest.fixture
+def lane(family: FakeFamily) -> Iterator[Lane]:
+    lane = Lane(Settings(queue=2, api_keys=(KEY,), gpu_price=3.6, metadata=False), boot=family.boot)
+    lane.start()
+    lane.wait_booted()
+    yield lane
+    if family.gate:
+        family.gate.set()
+    lane.stop()
+
+
+def talk(app: ASGIApp, about: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
+    """Run `about` with a client of `app`."""
+
+    async def main() -> T:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://kindling", headers=AUTH) as client:
+            return await about(client)
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def app(lane: Lane) -> ASGIApp:
+    return create_app(lane, public=True)
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """Each value by its name and the values of its labels, in the order of their names."""
+    found = [each for family in text_string_to_metric_families(text) for each in family.samples]
+    return {(each.name, *(each.labels[name] for name in sorted(each.labels))): each.value for each in found}
+
+
+def test_the_metrics_tell_what_was_drawn_and_refused(app: ASGIApp, family: FakeFamily) -> None:
+    async def main(client: httpx.AsyncClient) -> str:
+        assert (await client.post(ROUTE, json=OK)).status_code == 200
+        assert (await client.post("/generate", json={"prompt": "x", "stream": True})).status_code == 200
+        family.at_step = {1: raises(NumericalError("NaN."))}
+        assert (await client.post(ROUTE, json=OK)).status_code == 500
+        for path in ("/nowhere", "/v1/models/spark", "/v1/models/none", "/generate"):
+            await client.get(path)
+        assert (await client.get("/metrics", headers={"authorization": "Bearer no"})).status_code == 401
+        answer = await client.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain")
+        return answer.text
+
+    text = talk(app, main)
+    found = samples(text)
+    requests = {key[1:]: value for key, value in found.items() if key[0] == "kindling_requests_total"}
+    assert requests == {
+        ("", ROUTE, "200"): 1,
+        ("", "/generate", "200"): 1,
+        ("numerical_error", ROUTE, "500"): 1,
+        ("not_found", "other", "404"): 1,
+        ("", "/v1/models/{id:path}", "200"): 1,
+        ("model_not_found", "/v1/models/{id:path}", "404"): 1,
+        ("method_not_allowed", "/generate", "405"): 1,
+        ("invalid_api_key", "/metrics", "401"): 1,
+    }
+    assert (found["kindling_images_total",], found["kindling_steps_total",]) == (3, 2 * 2 + 4)
+    assert found["kindling_queue_wait_seconds_count",] == 3
+    for stage in ("encode", "denoise", "decode", "serialize"):
+        assert found["kindling_stage_seconds_count", stage] == 3
+    assert found["kindling_request_seconds_count", ROUTE] == 2
+    assert [found[f"kindling_{name}",] for name in ("queue_depth", "queue_limit", "inflight")] == [0, 2, 0]
+    assert [found["kindling_state", state] for state in ("starting", "ready", "failed", "stopped")] == [0, 1, 0, 0]
+    assert found["kindling_boot_outcome", "ready"] == 1
+    assert found["kindling_spend_dollars", "process"] > 0
+    assert re.search(r"(?m)^\w+_bytes\{[^}]*peak[^}]*\} (\S+)", text)  # as benchmarks/serving.py reads it
+    assert found["kindling_memory_bytes", "host_peak"] > 1e7
+
+
+def test_a_gpu_is_told_as_far_as_it_answers(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> int:
+        raise RuntimeError("Not Supported")  # as NVML says of a slice of a GPU
+
+    cuda = SimpleNamespace(
+        mem_get_info=lambda: (3, 10), max_memory_allocated=lambda: 8, temperature=lambda: 41, utilization=refuses
+    )
+    monkeypatch.setattr(metrics, "_cuda", lambda lane: cuda)
+    found = samples(metrics.Metrics(lane).text().decode())
+    assert [found["kindling_memory_bytes", kind] for kind in ("gpu_peak", "gpu_used", "gpu_total")] == [8, 7, 10]
+    assert found["kindling_gpu_temperature_celsius",] == 41
+    assert ("kindling_gpu_utilization_ratio",) not in found
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", 'inject"\t'])
+def test_every_answer_has_a_request_id(app: ASGIApp, given: str) -> None:
+    async def main(client: httpx.AsyncClient) -> list[httpx.Response]:
+        headers = httpx.Headers({"x-request-id": given} if given else {}, encoding="utf-8")
+        stranger = httpx.Headers({**headers, "authorization": "no"}, encoding="utf-8")
+        return [
+            await client.post(ROUTE, json={"prompt": "x", "stream": True}, headers=headers),
+            await client.post(ROUTE, content=b"{", headers=headers),
+            await client.get("/nowhere", headers=headers),
+            await client.get("/ping", headers=stranger),
+            await client.get("/metrics", headers=stranger),
+        ]
+
+    answers = talk(app, main)
+    assert [answer.status_code for answer in answers] == [200, 400, 404, 200, 401]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_drawing_request_is_one_line_that_keeps_secrets(lane: Lane, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def main(client: httpx.AsyncClient) -> None:
+        answer = await client.post(ROUTE, json=OK, headers={"x-request-id": "mine-1"})
+        assert answer.headers["x-request-id"] == "mine-1"
+        await client.post("/generate", json=OK)  # which knows no size
+        await client.post(ROUTE, json=OK | {"stream": True})
+        await client.post(ROUTE, content=rb'{"prompt": "\ud800 canary"}')
+        await client.post(ROUTE, json=OK, headers={"authorization": f"Basic {KEY}"})
+        await client.get("/metrics")
+
+    talk(create_app(lane, public=True), main)
+    first, second, *others = [json.loads(each.message) for each in caplog.records if each.name == "kindling.requests"]
+    assert (first["request_id"], first["route"], first["status"], first["error"]) == ("mine-1", ROUTE, 200, None)
+    assert (first["n"], first["size"], first["steps"], first["seed"]) == (2, "64x128", 2, 5)
+    assert set(first["stages_s"]) == {"queue", "encode", "denoise", "decode", "serialize"}
+    assert first["seconds"] >= first["stages_s"]["denoise"]
+    assert first["prompt_length"] == len(PROMPT)
+    assert (second["status"], second["error"]) == (400, "unknown_parameter")
+    assert first["prompt_hash"] == second["prompt_hash"]
+    assert [each["status"] for each in others][-1] == 401
+    assert len(others) == 3
+    assert "canary" not in caplog.text
+    caplog.clear()
+    talk(create_app(lane, public=True), main)  # another app: another key
+    assert first["prompt_hash"] not in caplog.text
+
+
+def test_a_real_server_logs_no_prompt(server: Served) -> None:
+    answer = httpx.post(server.url + ROUTE, json={"prompt": PROMPT, "num_inference_steps": 1}, timeout=120)
+    line = server.wait_for(rf'kindling\.requests: (.*"{answer.headers["x-request-id"]}".*)')[1]
+    assert json.loads(line)["status"] == 200
+    assert "canary" not in "".join(server.lines)
+    found = samples(httpx.get(server.url + "/metrics").text)
+    assert found["kindling_load_seconds", "weights"] > 0
+    assert found["kindling_plan", "EAGER"] == 1
+
+
+def test_a_client_that_leaves_a_stream_is_counted_as_gone(app: ASGIApp, family: FakeFamily) -> None:
+    """As with uvicorn, where sending to who has left raises."""
+    gate = threading.Event()
+
+    def waits() -> None:
+        assert gate.wait(10)
+
+    family.at_step = {4: waits}
+    body = json.dumps({"prompt": "x", "stream": True, "partial_images": 1, "num_inference_steps": 4}).encode()
+    headers = [(name.encode(), value.encode()) for name, value in AUTH.items()]
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": ROUTE, "query_string": b"", "headers": headers}
+    said = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> Any:
+        return next(said, None) or await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError
+
+    async def main() -> None:
+        with pytest.raises(ClientDisconnect):
+            await app({**scope, "asgi": {"version": "3.0", "spec_version": "2.4"}}, receive, send)
+
+    asyncio.run(main())
+    gate.set()
+    found = samples(talk(app, lambda client: client.get("/metrics")).text)
+    assert found["kindling_requests_total", "cancelled", ROUTE, "499"] == 1
+
+
+@pytest.mark.parametrize(("took", "told"), [((), "5"), ((10.0, 20.5, 90.0), "41"), ((0.001,), "1"), ((100.0,), "120")])
+def test_a_full_queue_says_when_to_come_back(
+    lane: Lane, family: FakeFamily, took: tuple[float, ...], told: str
+) -> None:
+    family.gate = threading.Event()
+
+    async def main() -> None:
+        running = asyncio.create_task(lane.submit(RECIPE))
+        assert await asyncio.to_thread(family.entered.wait, 10)
+        waiting = [asyncio.create_task(lane.submit(RECIPE)) for _ in range(2)]
+        await asyncio.sleep(0)
+        lane._took = took
+        reply = await Api(lane).call("/generate", {"prompt": "x"})
+        assert (reply.status, reply.headers) == (429, {"retry-after": told})
+        assert family.gate
+        family.gate.set()
+        await asyncio.gather(running, *waiting)
+        assert len(lane._took) == len(took) + 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("started", "told"), [(0.0, "5"), (33.2, "34"), (500.0, "120")])
+def test_a_worker_that_stops_says_how_long_another_takes_to_start(lane: Lane, started: float, told: str) -> None:
+    lane.state, lane.ledger.total_s = "stopped", started
+    reply = asyncio.run(Api(lane).call("/generate", {"prompt": "x"}))
+    assert (reply.status, reply.headers) == (503, {"retry-after": told})
+    lane.state = "ready"
