@@ -8,7 +8,7 @@ objects are apart. The error of a share p of n prompts is about sqrt(p(1-p)/n): 
 
     python benchmarks/quality.py             the whole table, about ten minutes on two cores
     python benchmarks/quality.py --quick     ten prompts a kind, 256x256 only
-    python benchmarks/quality.py --precision int8     the same as a quantised worker draws it
+    python benchmarks/quality.py --precisions fp32 int8     four steps at 256x256, in each of these
 """
 
 import argparse
@@ -53,11 +53,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--quick", action="store_true", help="ten prompts a kind, native size only")
-    parser.add_argument("--precision", default="", help="in place of KINDLING_PRECISION")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/quality[-PRECISION].json")
+    parser.add_argument("--precisions", nargs="+", default=[], help="compare these at 256x256 in four steps")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/quality[_precisions].json")
     options = parser.parse_args()
-    asked = {"KINDLING_PRECISION": options.precision} if options.precision else {}
-    worker = Worker.boot(Settings.from_env({**os.environ, **asked}))
+    if options.precisions:
+        return compare(options.precisions, options.split, options.save)
+    worker = Worker.boot(Settings.from_env())
     cases = [case for case in CASES if not options.quick or case.size == (256, 256)]
     print(f"{'steps':>5} {'size':>9} {'phrasing':>9} {'scenes':>7} " + " ".join(f"{c:>10}" for c in COLUMNS))
     rows = []
@@ -69,7 +70,18 @@ def main() -> None:
             size = "x".join(map(str, case.size))
             print(f"{case.steps:>5} {size:>9} {case.phrasing:>9} {scenes:>7} {shares}", flush=True)
     figures = {"split": options.split, "precision": worker.hardware.precision, "rows": rows, **diversity(worker)}
-    report.finish("-".join(filter(None, ("quality", options.precision))), figures, options.save)
+    report.finish("quality", figures, options.save)
+
+
+def compare(precisions: list[str], split: str, save: bool) -> None:
+    """One case in each of `precisions`: a table, and one JSON line."""
+    rows = []
+    print(f"{'precision':>13} " + " ".join(f"{c:>10}" for c in COLUMNS))
+    for precision in precisions:
+        worker = Worker.boot(Settings.from_env({**os.environ, "KINDLING_PRECISION": precision}))
+        rows.append({"precision": precision, **score(worker, Case(4), ("one", "many"), split, None)})
+        print(f"{precision:>13} " + " ".join(f"{rows[-1][c]:>10.3f}" for c in COLUMNS), flush=True)
+    report.finish("quality_precisions", {"split": split, "rows": rows}, save)
 
 
 def score(worker: Worker, case: Case, kinds: tuple[str, ...], split: str, count: int | None) -> dict[str, object]:
