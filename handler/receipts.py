@@ -133,7 +133,8 @@ def read(place: Path, number: int) -> Receipt:
             found: Receipt = TypeAdapter(Receipt).validate_json(path.read_bytes())
             return replace(found, number=number)
     except FileNotFoundError:
-        there = ", ".join(map(str, numbers(place))) or "none"
+        if not (there := ", ".join(map(str, numbers(place)))):
+            raise InvalidValue(f"There are no receipts in {place} yet: 'optimize' makes one.", "number") from None
         raise InvalidValue(f"There is no receipt {number} in {place}; there are: {there}.", "number") from None
 
 
