@@ -12,6 +12,7 @@ and a CRC-32 for each chunk, which every later reader checks while reading. Serv
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -203,15 +204,24 @@ def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         write_manifest(part, facts)
-        if (target / MANIFEST).is_file():
-            return
-        shutil.rmtree(target, ignore_errors=True)
-        with contextlib.suppress(FileExistsError):
-            part.rename(target)
+        if not _placed(part, target) and not (target / MANIFEST).is_file():
+            shutil.rmtree(target, ignore_errors=True)  # an incomplete one
+            _placed(part, target)
     except OSError as error:
         raise VolumeFailed(f"Cannot write {target}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _placed(part: Path, target: Path) -> bool:
+    """Whether `part` is `target` now: not if a folder with files is there already."""
+    try:
+        part.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
 
 
 def weight_facts(spec: ModelSpec, precision: str) -> dict[str, str]:

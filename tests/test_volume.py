@@ -126,14 +126,19 @@ def test_published_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [source.manifest.facts for source in baked_sources(SCHNELL, tmp_path) if source.manifest] == [{"a": "b"}]
 
 
-def test_two_publishers_end_with_one_good_copy(tmp_path: Path) -> None:
-    target, both = tmp_path / "key", threading.Barrier(2)
+def test_two_publishers_end_with_one_good_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are about to put theirs in place at the same moment."""
+    target, both, rename = tmp_path / "key", threading.Barrier(2), Path.rename
+
+    def together(path: Path, where: Path) -> Path:
+        both.wait(30)
+        return rename(path, where)
 
     def publish(data: bytes) -> None:
         with publishing(target, {}) as part:
             (part / "file").write_bytes(data)
-            both.wait(30)
 
+    monkeypatch.setattr(Path, "rename", together)
     threads = [threading.Thread(target=publish, args=(data,)) for data in (b"one", b"two")]
     for thread in threads:
         thread.start()
