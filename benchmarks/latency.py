@@ -136,6 +136,7 @@ def kindling(spec: ModelSpec, volume: Path, policy: str, precision: str = "auto"
         "load_s": sum(phases[name] for name in LOADING),
         "compile_s": phases.get("compile", 0.0),
         "plan": lane.ledger.decision,
+        "attention": lane.ledger.attention,
         "precision": precision,
     }
 

@@ -24,6 +24,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -275,6 +276,7 @@ def started(timeout: float) -> Iterator[Server]:
             ready = next((line for line in process.stderr if "is ready on" in line), None)
             if ready is None:
                 raise SystemExit("The server did not start; try: python -m handler serve")
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
             yield Server(ready.split("is ready on ")[1].split()[0], timeout=timeout, pid=process.pid)
         finally:
             process.terminate()

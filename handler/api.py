@@ -5,8 +5,9 @@ One place turns a `KindlingError` into an answer; anything else is logged and be
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
@@ -15,19 +16,27 @@ from typing import Any, TypeVar
 from handler import __version__, codec
 from handler.catalog import find
 from handler.chips import answer
-from handler.dialects import native, openai
+from handler.dialects import edits, native, openai
+from handler.discreet import outline
 from handler.errors import Internal, InvalidType, KindlingError, ModelNotFound, RouteNotFound, Unsupported
 from handler.lane import Lane
 from handler.preview import Preview
-from handler.references import references
-from handler.request import MAX_SEED, Format, ImageRequest, Picture, Pixels, Recipe
+from handler.references import decoded
+from handler.request import MAX_SEED, Drawn, Format, ImageRequest, Picture, Pixels, Recipe
+from handler.store import Store
 
 T = TypeVar("T")
 MODELS_ROUTE = "/v1/models"
 RECEIPT_ROUTE = "/v1/receipt"
-DIALECTS: dict[str, ModuleType] = {"/v1/images/generations": openai, "/generate": native}
+DIALECTS: dict[str, ModuleType] = {
+    "/v1/images/generations": openai,
+    "/v1/images/edits": edits,
+    "/generate": native,
+}
+RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
 OnStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
+NO_STORE = "response_format 'url' needs an object store, and none is configured; use 'b64_json'."
 LEAN = 90  # percent: the quality of pictures that have to become smaller
 log = logging.getLogger(__name__)
 
@@ -37,6 +46,7 @@ class Reply:
     """An answer ready to be sent: HTTP's status, a JSON object, extra headers; `fatal` asks for a new worker.
 
     `smaller(form)` is the body again, if it has pictures, with those as JPEG or WebP; encoding takes a moment.
+    `stored()` is it again with them in the object store, if there is one that has not been asked before, by URL.
     `pictures` are those, for who counts and times them.
     """
 
@@ -45,6 +55,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     fatal: bool = False
     smaller: Callable[[Format], dict[str, Any]] | None = None
+    stored: Callable[[], Awaitable[dict[str, Any]]] | None = None
     pictures: tuple[Picture, ...] = ()
 
 
@@ -53,6 +64,7 @@ class Api:
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
+        self.store = Store.of(lane.settings)
 
     async def call(
         self,
@@ -60,18 +72,23 @@ class Api:
         payload: Any = None,
         on_step: OnStep = lambda *_: None,
         on_partial: OnPartial | None = None,
+        within_s: float = math.inf,
     ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
         `on_step(done, of, preview)` counts denoising steps over all pictures, on the lane's thread; `preview()` makes
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
-        the events that a request's `partial_images` asks for, on the same thread.
+        the events that a request's `partial_images` asks for, on the same thread. Drawing takes no longer than
+        `within_s`, nor than KINDLING_DEADLINE_S.
         """
-        return await answered(self._route(path, payload, on_step, on_partial))
+        deadline = time.perf_counter() + min(within_s, self.lane.settings.deadline_s)
+        return await answered(self._route(path, payload, on_step, on_partial, deadline))
 
-    async def _route(self, path: str, payload: Any, on_step: OnStep, on_partial: OnPartial | None) -> Reply:
+    async def _route(
+        self, path: str, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: float
+    ) -> Reply:
         if path in DIALECTS:
-            return await self._draw(DIALECTS[path], payload, on_step, on_partial)
+            return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
             return Reply(200, openai.models(self.lane.spec))
         if path.startswith(MODELS_ROUTE + "/"):
@@ -82,9 +99,11 @@ class Api:
             worker = self.lane.worker
             known = (worker.receipt, worker.facts) if worker else (None, {})
             return Reply(200, answer(self.lane.spec, *known))
-        raise RouteNotFound(f"There is no route {path}.")
+        raise RouteNotFound(RETIRED.get(path, f"There is no route {path}."))
 
-    async def _draw(self, dialect: ModuleType, payload: Any, on_step: OnStep, on_partial: OnPartial | None) -> Reply:
+    async def _draw(
+        self, dialect: ModuleType, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: float
+    ) -> Reply:
         if not isinstance(payload, dict):
             raise InvalidType("The body should be a JSON object.")
         start = time.perf_counter()
@@ -96,25 +115,49 @@ class Api:
             )
         if request.partial_images and on_partial:
             on_step = _showing(on_step, on_partial, dialect, request)
-        pictures = await self.draw(request, on_step)
+        pictures = await self.draw(request, on_step, deadline)
         render = partial(dialect.render, spec=self.lane.spec, seconds=time.perf_counter() - start)
         smaller = partial(_smaller, render, request, pictures)
-        return Reply(200, render(request, pictures=pictures), smaller=smaller, pictures=tuple(pictures))
+        untried = self.store if request.response_format != "url" else None
+        return Reply(
+            200,
+            render(request, pictures=pictures),
+            smaller=smaller,
+            stored=partial(_stored, untried, render, request, pictures) if untried else None,
+            pictures=tuple(pictures),
+        )
 
-    async def draw(self, request: ImageRequest, on_step: OnStep = lambda *_: None) -> list[Picture]:
-        """Draw all of a request's pictures; picture i has seed + i. One is encoded while the next is drawn."""
+    async def draw(
+        self, request: ImageRequest, on_step: OnStep = lambda *_: None, deadline: float = math.inf
+    ) -> list[Picture]:
+        """Draw all of a request's pictures; picture i has seed + i. Some are encoded while the next are drawn."""
         spec = self.lane.spec
         served = self.lane.settings.step_cache
         self.lane.meter.check()
+        if request.response_format == "url" and not self.store:
+            raise Unsupported(NO_STORE, "response_format")
         spec.check(request, served)  # before its images take time and memory
-        images = await asyncio.to_thread(references, request.images) if request.images else ()
-        first = spec.recipe(request, images, served)
-        encoding = []
-        for i in range(request.n):
+        images, mask = await asyncio.to_thread(decoded, request, spec) if request.images else ((), None)
+        first = spec.recipe(request, images, served, mask)
+        taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
+
+        def count(i: int, done: int, preview: Preview) -> None:
+            taken[i] = done
+            on_step(sum(taken), request.n * first.taken, preview)
+
+        async def submit(i: int) -> Drawn:
             recipe = replace(first, seed=(first.seed + i) % (MAX_SEED + 1))
-            drawn = await self.lane.submit(recipe, partial(_count, on_step, i * first.steps, request.n * first.steps))
-            encoding.append(asyncio.create_task(asyncio.to_thread(self._encode, *drawn, request)))
+            return await self.lane.submit(recipe, partial(count, i), deadline, admitted=i > 0)
+
+        while len(encoding) < request.n:
+            several = range(request.n)[len(encoding) :][: self.lane.at_once(first)]
+            for drawn in await _all(map(submit, several)):
+                encoding.append(asyncio.create_task(self._finish(drawn, request)))
         return list(await asyncio.gather(*encoding))
+
+    async def _finish(self, drawn: Drawn, request: ImageRequest) -> Picture:
+        picture = await asyncio.to_thread(self._encode, *drawn, request)
+        return await self.store.keep(picture) if self.store and request.response_format == "url" else picture
 
     def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:
         start = time.perf_counter()
@@ -122,7 +165,8 @@ class Api:
         worker, settings = self.lane.worker, self.lane.settings
         parameters = None
         if settings.metadata and worker:
-            parameters = codec.parameters_of(recipe, worker.facts, __version__)
+            facts = worker.facts | ({"batch": str(pixels.batch)} if pixels.batch > 1 else {})
+            parameters = codec.parameters_of(recipe, facts, __version__)
         data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
         stages = {**stages, "serialize": time.perf_counter() - start}
         return Picture(data, request.output_format, recipe, self.lane.ledger.decision, stages)
@@ -133,8 +177,14 @@ class Api:
             raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")
 
 
-def _count(on_step: OnStep, before: int, total: int, done: int, preview: Preview) -> None:
-    on_step(before + done, total, preview)
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all of it, at once; if one fails or nobody waits any more, nothing goes on."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _showing(on_step: OnStep, on_partial: OnPartial, dialect: ModuleType, request: ImageRequest) -> OnStep:
@@ -162,8 +212,17 @@ def _smaller(
     render: Callable[..., dict[str, Any]], request: ImageRequest, pictures: list[Picture], form: Format
 ) -> dict[str, Any]:
     quality = min(request.output_compression, LEAN)
-    recoded = [replace(picture, data=codec.recode(picture.data, form, quality), format=form) for picture in pictures]
+    recoded = [
+        picture if picture.url else replace(picture, data=codec.recode(picture.data, form, quality), format=form)
+        for picture in pictures
+    ]
     return render(request.model_copy(update={"output_format": form}), pictures=recoded)
+
+
+async def _stored(
+    store: Store, render: Callable[..., dict[str, Any]], request: ImageRequest, pictures: list[Picture]
+) -> dict[str, Any]:
+    return render(request, pictures=await asyncio.gather(*map(store.keep, pictures)))
 
 
 async def answered(work: Awaitable[T]) -> T | Reply:
@@ -172,8 +231,8 @@ async def answered(work: Awaitable[T]) -> T | Reply:
         return await work
     except KindlingError as error:
         return refusal(error)
-    except Exception:
-        log.exception("a request failed")
+    except Exception as error:
+        log.error("a request failed\n%s", outline(error))
         return refusal(Internal("Something went wrong on our side; the log has the details."))
 
 

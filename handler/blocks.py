@@ -2,7 +2,7 @@
 
 A package is one file with machine code for each kind of repeated block and no weights: `bind_blocks` gives each
 block of a loaded model the code over its own weights, in milliseconds and without Dynamo or Inductor. What differed
-between the pictures drawn while compiling is dynamic, so one package serves every picture size.
+between the pictures drawn while compiling is dynamic, so one package serves every picture size, one or several at once.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-RECIPE = "1"  # change it with OPTIONS, or with anything else that changes what is in a package
+RECIPE = "2"  # change it with OPTIONS, or with anything else that changes what is in a package
 OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,
@@ -28,7 +28,8 @@ LAYOUT = "kindling"  # the entry of the code's metadata that says what it takes
 def compile_blocks(transformer: Any, draw: Callable[[], object], package: Path) -> float:
     """Compile each kind of repeated block into `package` (a .pt2 file); the seconds it took.
 
-    `draw` draws pictures of two or more sizes, a step each: they show what the blocks take, and what of it varies.
+    `draw` draws pictures, a step each, that differ in size and in how many come at once, none alone: they show what
+    the blocks take, and what of it varies. A 1 would be taken for a constant.
     """
     from torch._inductor.package.package import package_aoti
 
@@ -145,7 +146,7 @@ def unbind_blocks(transformer: Any) -> None:
 
 
 def _forward(block: Any, code: Any) -> Callable[..., Any]:
-    """`code` as the block's forward. What it was not compiled for, such as a batch, stays eager: it checks nothing."""
+    """`code` as the block's forward. What it was not compiled for stays eager: the code itself checks nothing."""
     import torch
     from torch.utils._pytree import tree_unflatten, treespec_loads
 

@@ -27,6 +27,8 @@ SPARK = ModelSpec(
     size=(256, 256),
     multiple=32,
     text_tokens=32,
+    strength=0.75,
+    edit_scheduler_config={"shift": 3.0},  # its own 100 keeps hardly anything of an image
     embedded=True,
 )
 SCHNELL = ModelSpec(
@@ -41,6 +43,7 @@ SCHNELL = ModelSpec(
     steps=4,
     max_steps=4,
     text_tokens=256,
+    strength=0.75,  # its levels of noise are even, where others have more high ones
     aliases=("flux.1-schnell",),
 )
 DEV = ModelSpec(
@@ -139,6 +142,7 @@ FLUX2_DEV = ModelSpec(
     guidance=4.0,
     schedulers=("flow-match-euler", "dpm++"),
     max_images=6,
+    masked_pixels=0,
     step_cache=StepCache(),
     step_cache_blocks=8,
     aliases=("flux.2-dev",),
@@ -156,6 +160,7 @@ FLUX2_KLEIN = ModelSpec(
     max_steps=4,
     schedulers=("flow-match-euler", "dpm++"),
     max_images=4,
+    masked_pixels=1024 * 1024,  # diffusers' pipeline makes larger ones smaller
     aliases=("flux.2-klein-4b",),
 )
 Z_IMAGE_TURBO = ModelSpec(
@@ -218,28 +223,14 @@ CHROMA = ModelSpec(
     streams=Streams(4_766_000_000, 193_000_000, 226_000_000),
     steps=40,
     guidance=3.0,
+    strength=0.75,  # as in flux-schnell
     takes_negative_prompt=True,
     step_cache=StepCache(),
     step_cache_blocks=19,
 )
-MODELS = {
-    spec.id: spec
-    for spec in (
-        SPARK,
-        SCHNELL,
-        DEV,
-        SD35_LARGE,
-        SDXL,
-        SDXL_TURBO,
-        SDXL_LIGHTNING,
-        FLUX2_DEV,
-        FLUX2_KLEIN,
-        Z_IMAGE_TURBO,
-        QWEN_IMAGE,
-        QWEN_IMAGE_LIGHTNING,
-        CHROMA,
-    )
-}
+STABLE = (SD35_LARGE, SDXL, SDXL_TURBO, SDXL_LIGHTNING)
+NEWER = (FLUX2_DEV, FLUX2_KLEIN, Z_IMAGE_TURBO, QWEN_IMAGE, QWEN_IMAGE_LIGHTNING, CHROMA)
+MODELS = {spec.id: spec for spec in (SPARK, SCHNELL, DEV, *STABLE, *NEWER)}
 MODES = {
     mode.id: mode
     for mode in (

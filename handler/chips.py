@@ -10,7 +10,8 @@ from typing import Any
 from handler.catalog import find
 from handler.errors import KindlingError
 from handler.hardware import expected_name
-from handler.receipts import Receipt, current, current_number, folder, listed, read, rollback, use
+from handler.kernels import KERNELS, NATIVE
+from handler.receipts import Figures, Receipt, current, current_number, folder, listed, read, rollback, use
 from handler.settings import Settings
 from handler.spec import ModelSpec
 
@@ -31,12 +32,14 @@ def chips(spec: ModelSpec, receipt: Receipt | None, facts: Mapping[str, str]) ->
     precision = facts.get("precision") or (receipt.winner.precision if receipt else "auto")
     compiled = facts["plan"] == "COMPILED" if facts else bool(receipt and receipt.winner.compiled)
     pictures, likeness, speed = _measured(receipt, precision, compiled) or [UNMEASURED.format(model=spec.id)] * 3
+    kernel = facts.get("attention", NATIVE)
     rows = (
         ("steps", f"{spec.steps} step{'s' * (spec.steps > 1)}", pictures),
         ("guidance", f"gs {spec.guidance:g}", pictures),
         ("scheduler", SCHEDULERS.get(spec.schedulers[0], spec.schedulers[0]), pictures),
         ("precision", PRECISIONS.get(precision, precision.upper()), likeness),
         ("compile", "compiled" if compiled else "eager", speed),
+        *([("attention", KERNELS[kernel].name, speed)] if kernel != NATIVE else []),
     )
     return [dict(zip(("label", "value", "measured"), row, strict=True)) for row in rows]
 
@@ -114,11 +117,21 @@ def lines(spec: ModelSpec, receipt: Receipt, action: str) -> list[str]:
         f"{receipt.model} on {receipt.device}, {receipt.told}{'' if action == 'show' else '; workers now follow it'}",
         " / ".join(chip["value"] for chip in found),
         *(f"  {chip['label']:<10} {chip['measured']}" for chip in found[2:]),
+        f"  {'at once':<10} {_at_once(receipt.figures)}",
         f"  {'why':<10} {receipt.reason}",
         f"  {'a picture':<10} {price}",
         *(f"  {o.status:<10} {o.candidate.name}: {o.reason}" for o in receipt.outcomes if o.reason),
         f"  {'command':<10} {receipt.command}",
     ]
+
+
+def _at_once(figures: Figures) -> str:
+    """What drawing several pictures at once gains, by size."""
+    told = (
+        f"{size} {', '.join(f'{count}: {times:.2f}' for count, times in rows.items())}"
+        for size, rows in figures.batches.items()
+    )
+    return f"times the pictures a second: {'; '.join(told)}" if figures.batches else "not measured"
 
 
 def answer(spec: ModelSpec, receipt: Receipt | None, facts: Mapping[str, str]) -> dict[str, Any]:

@@ -92,6 +92,7 @@ class Ledger:
     plan: str = ""
     plan_reason: str = ""
     memory: str = ""
+    attention: str = ""
     weights: str = ""
     phase: str = "start"
     total_s: float = 0.0

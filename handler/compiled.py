@@ -4,6 +4,7 @@ A package (see `blocks.py`) travels as one file, baked/<id>/<key>/ on the volume
 compiled code depends on; a worker that finds no package with its fingerprint says in which field the nearest differs.
 """
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from handler.batching import MOST
 from handler.blocks import RECIPE, bind_blocks, digest
 from handler.errors import KindlingError, WeightsCorrupt
 from handler.hardware import Hardware
@@ -33,7 +35,10 @@ class Found:
 
 
 def fingerprint(spec: ModelSpec, hardware: Hardware) -> dict[str, str]:
-    """All that compiled code depends on; a package serves only where every field is equal."""
+    """All that compiled code depends on; a package serves only where every field is equal.
+
+    The kernel of attention is empty where it is not chosen yet: any package's will do then, and `packaged` tells it.
+    """
     import torch
 
     processor, instructions = _processor()
@@ -46,9 +51,10 @@ def fingerprint(spec: ModelSpec, hardware: Hardware) -> dict[str, str]:
         "instructions": instructions,  # with a GPU too: the code that launches its kernels is the CPU's
         "threads": "any" if on_gpu else str(torch.get_num_threads()),
         "precision": hardware.precision,
-        "shapes": f"1 picture of any size, {spec.text_tokens} text tokens",
+        "attention": hardware.attention,
+        "shapes": f"1 to {MOST} pictures of any size, {spec.text_tokens} text tokens",
         "cuda": torch.version.cuda or "none",
-        **{name: _version(name) for name in ("torch", "triton", "diffusers", "torchao")},
+        **{name: _version(name) for name in ("torch", "triton", "diffusers", "torchao", "flash_attn_3")},
         "recipe": RECIPE,
     }
 
@@ -90,12 +96,21 @@ def _is_package(source: Source) -> bool:
 
 
 def _differing(wanted: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
-    return [name for name in {**wanted, **facts} if wanted.get(name) != facts.get(name)]
+    return [name for name in {**wanted, **facts} if wanted.get(name) not in ("", facts.get(name))]
 
 
 def look(spec: ModelSpec, hardware: Hardware, volume: Path) -> Found:
     """What the volume has compiled for `spec` and this machine."""
     return find(fingerprint(spec, hardware), baked_sources(spec, volume))
+
+
+def packaged(spec: ModelSpec, hardware: Hardware, volume: Path) -> str:
+    """The kernel of attention in the package that fits otherwise; empty without one. Never raises."""
+    with contextlib.suppress(Exception):
+        found = look(spec, hardware, volume)
+        if found.outcome == "HIT" and found.source and found.source.manifest:
+            return found.source.manifest.facts["attention"]
+    return ""
 
 
 def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path) -> Found:

@@ -17,8 +17,10 @@ from handler.clock import plan as planned
 from handler.decision import decide
 from handler.errors import KindlingError
 from handler.hardware import GPU_DRIVER, Hardware, detect
+from handler.kernels import refusals
 from handler.models import SILENT, expected, patiently, states
 from handler.settings import PREFIX, Settings
+from handler.store import Store
 from handler.volume import served_source
 
 BOOTS_SHOWN = 5
@@ -45,7 +47,9 @@ def run(options: argparse.Namespace) -> int:
         "settings": described(settings),
         "hardware": asdict(hardware),
         "machine": machine(hardware),
+        "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
         "volume": patiently(volume_state, settings.volume, otherwise={"path": str(settings.volume), **silent}),
+        "store": store_state(settings),
         "models": [asdict(found) for found in states(settings, hardware)],
         "cold_start": patiently(cold_start, settings, hardware, otherwise={"model": settings.model, **silent}),
         "boots": patiently(last_boots, settings.volume, BOOTS_SHOWN, otherwise=[]),
@@ -84,6 +88,15 @@ def volume_state(volume: Path) -> dict[str, Any]:
     there = volume.is_dir()
     free = shutil.disk_usage(volume).free if there else None
     return {"path": str(volume), "there": there, "writable": there and os.access(volume, os.W_OK), "free": free}
+
+
+def store_state(settings: Settings) -> dict[str, Any]:
+    """The object store, if there is one, and why it cannot be reached, if so."""
+    store = Store.of(settings)
+    if store is None:
+        return {"bucket": None, "reason": "none; KINDLING_STORE_BUCKET names one"}
+    reason = patiently(store.check, otherwise="it does not answer")
+    return {"bucket": store.bucket, "endpoint": store.endpoint or None, "reachable": not reason, "reason": reason}
 
 
 def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
@@ -148,8 +161,10 @@ def lines(report: dict[str, Any]) -> list[str]:
     return [
         f"kindling {report['version']}, process up for {process_age():.1f} s",
         f"device: {hardware['device']} ({hardware['name']}), {hardware['precision']}: {hardware['reason']}",
+        f"attention: {_attention(hardware['attention'], report['attention'])}",
         f"torch {found['torch']}, CUDA {found['cuda'] or 'none'}, driver {found['driver'] or 'none'}; {memory}",
         f"volume: {volume['path']}, {_volume(volume)}",
+        f"object store: {_store(report['store'])}",
         "\nMODELS",
         *(f"  {m['id']:<21} {_state(m)}" for m in report["models"]),
         f"\nCOLD START of {report['cold_start']['model']}",
@@ -171,6 +186,16 @@ def _volume(volume: dict[str, Any]) -> str:
     if not volume["there"]:
         return "not there yet"
     return f"{'writable' if volume['writable'] else 'read-only'}, {volume['free'] / 1e9:.0f} GB free"
+
+
+def _store(store: dict[str, Any]) -> str:
+    where = f"bucket {store['bucket']} at {store['endpoint'] or 'AWS'}, " if store["bucket"] else ""
+    return f"{where}{store['reason'] or 'reachable'}"
+
+
+def _attention(chosen: str, refused: dict[str, str]) -> str:
+    usable = ", ".join(name for name, why in refused.items() if not why)
+    return "; ".join([chosen or f"the fastest of {usable}", *(f"{name} {why}" for name, why in refused.items() if why)])
 
 
 def _state(model: dict[str, Any]) -> str:

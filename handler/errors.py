@@ -9,20 +9,25 @@ KindlingError
 │   ├── InvalidValue           400  malformed, such as size "1024x"
 │   ├── Unsupported            400  understood, but not offered here
 │   ├── Unauthorized           401
+│   ├── ForeignOrigin          403  a page of another site, or a name that leads to this machine
 │   ├── ModelNotFound          404
 │   ├── RouteNotFound          404
 │   ├── MethodNotAllowed       405
 │   ├── BodyTooLarge           413
-│   └── OutOfRange             422  well-formed, but outside what this model allows
+│   ├── UnsupportedMedia       415  not JSON, or compressed
+│   ├── OutOfRange             422  well-formed, but outside what this model allows
+│   └── KeyReused              422  an idempotency key that came with another request before
 ├── QueueFull                  429  retryable
 ├── SpendCapReached            429  this month's money is spent; trying again does not help
 ├── Cancelled                  499  the caller went away or the job was stopped
 ├── NumericalError             500  NaN or an all-black picture
 ├── OutOfMemory                500  this size does not fit; the worker goes on
+│   └── Exhausted                   once too often: fatal, this process must end
 ├── DeviceLost                 500  retryable elsewhere; fatal: this process must end
 ├── Internal                   500  a bug; its text stays in the log
 ├── FetchFailed                500  the hub, the network or the disk did not let a model come
 ├── NotReady                   503  retryable: starting or stopping
+├── DeadlineExceeded           504  the picture was not ready in the time that its request had
 └── StartError                 503  this worker cannot serve; retryable elsewhere, fatal here
     ├── SettingsError               a KINDLING_* variable is unknown or malformed
     ├── WeightsMissing              the model's files are not where they should be
@@ -96,6 +101,10 @@ class Unauthorized(RequestError):
     status, code = 401, "invalid_api_key"
 
 
+class ForeignOrigin(RequestError):
+    status, code = 403, "foreign_origin"
+
+
 class ModelNotFound(RequestError):
     status, code = 404, "model_not_found"
 
@@ -112,8 +121,16 @@ class BodyTooLarge(RequestError):
     status, code = 413, "body_too_large"
 
 
+class UnsupportedMedia(RequestError):
+    status, code = 415, "unsupported_media_type"
+
+
 class OutOfRange(RequestError):
     status, code = 422, "out_of_range"
+
+
+class KeyReused(RequestError):
+    status, code = 422, "idempotency_key_reused"
 
 
 class QueueFull(KindlingError):
@@ -136,6 +153,10 @@ class OutOfMemory(KindlingError):
     code = "out_of_memory"
 
 
+class Exhausted(OutOfMemory):
+    fatal = True
+
+
 class DeviceLost(KindlingError):
     code, retryable, fatal = "device_lost", True, True
 
@@ -150,6 +171,10 @@ class FetchFailed(KindlingError):
 
 class NotReady(KindlingError):
     status, code, retryable = 503, "not_ready", True
+
+
+class DeadlineExceeded(KindlingError):
+    status, code = 504, "deadline_exceeded"
 
 
 class StartError(KindlingError):

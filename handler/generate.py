@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from handler.catalog import find
 from handler.clock import Clock
 from handler.dialects import openai
 from handler.errors import InvalidValue, MissingParameter
-from handler.references import references
+from handler.hardware import detect
+from handler.kernels import KERNELS, refusal
+from handler.references import decoded
 from handler.request import MAX_SEED, Format, ImageRequest, Recipe
 from handler.settings import Settings
 from handler.spec import ModelSpec
@@ -40,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", help="what to avoid, where the model can")
     parser.add_argument("--step-cache", metavar="VALUES", help="on, off or such as Fn=1,W=4,R=0.24 (default: off)")
     parser.add_argument(
-        "--image", type=Path, action="append", default=[], metavar="FILE", help="reference image; may be repeated"
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="image to edit; some models take more"
     )
+    parser.add_argument("--mask", type=Path, metavar="PNG", help="transparent where the image is to be drawn anew")
+    parser.add_argument("--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: 0.6)")
     parser.add_argument("--from", dest="source", type=Path, metavar="PNG", help="make this picture again, bit for bit")
 
 
@@ -85,6 +90,8 @@ def _asked(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
             "negative_prompt": options.negative_prompt,
             "step_cache": options.step_cache,
             "images": [_read(path) for path in options.image],
+            "mask": _read(options.mask, "mask") if options.mask else None,
+            "strength": options.strength,
         }
     )
     return _recipe(find(settings.model), request, settings), request.n, settings
@@ -93,23 +100,25 @@ def _asked(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
 def _recipe(spec: ModelSpec, request: ImageRequest, settings: Settings) -> Recipe:
     served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
     spec.check(request, served)  # of two faults, tell first what no other image would mend
-    return spec.recipe(request, references(request.images), served)
+    images, mask = decoded(request, spec)
+    return spec.recipe(request, images, served, mask)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, option: str = "image") -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InvalidValue(f"cannot read {path}: {error.strerror}", "image") from None
+        raise InvalidValue(f"cannot read {path}: {error.strerror}", option) from None
 
 
 def _again(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int, Settings]:
     """The recipe in a picture, checked like any request, and settings with its model, precision and autoencoder."""
     source = options.source
-    images = [_read(path) for path in options.image]
+    images, mask = [_read(path) for path in options.image], _read(options.mask, "mask") if options.mask else None
     try:
         found: dict[str, Any] = codec.read_parameters(source)
         spec, (width, height) = find(str(found["model"])), found["size"]
+        _check_files(source, images, mask, list(found["images"]), found.get("mask"))
         request = ImageRequest.parse(
             {
                 "prompt": found["prompt"],
@@ -122,26 +131,44 @@ def _again(options: argparse.Namespace, settings: Settings) -> tuple[Recipe, int
                 "negative_prompt": found["negative_prompt"] or None,
                 "step_cache": found.get("step_cache") or "off",
                 "images": images,
+                "mask": mask,
+                "strength": found.get("strength"),
             }
         )
         made_by, update = found["version"], {"model": spec.id, "precision": found["precision"]}
         if found["vae"] != label(settings.vae):
             update["vae"] = found["vae"]
+        update["attention"] = _kernel(settings.model_copy(update=update), found.get("attention", "native"), source)
         if found["plan"] == "EAGER":  # compiled code rounds differently
             update["compile"] = "off"
-        made_from = list(found["images"])
         same = made_by == __version__ and found["revision"] == spec.revision
     except OSError as error:
         raise InvalidValue(f"cannot read {source}: {error.strerror}", "from") from None
     except (KeyError, TypeError, ValueError):
         raise InvalidValue(f"{source}: its parameters are incomplete.", "from") from None
-    if not same:
-        print(f"kindling: {source} was made by version {made_by}; pixels may differ", file=sys.stderr)
-    recipe = _recipe(spec, request, settings)
-    if recipe.described()["images"] != made_from:
-        told = f"{source} was made from {len(made_from)} images; give exactly those, in their order, with --image."
+    others = "drawn together with others" if "batch" in found else ""
+    if why := others if same else f"made by version {made_by}":
+        print(f"kindling: {source} was {why}; pixels may differ", file=sys.stderr)
+    return _recipe(spec, request, settings), 1, settings.model_copy(update=update)
+
+
+def _check_files(source: Path, images: list[bytes], mask: bytes | None, hashes: list[str], masked: str | None) -> None:
+    """Whether these are the files that the picture was made from."""
+    if [sha256(image).hexdigest() for image in images] != hashes:
+        told = f"{source} was made from {len(hashes)} images; give exactly those, in their order, with --image."
         raise InvalidValue(told, "image")
-    return recipe, 1, settings.model_copy(update=update)
+    if (sha256(mask).hexdigest() if mask else None) != masked:
+        told = "with a mask; give exactly that with --mask" if masked else "without a mask; leave --mask out"
+        raise InvalidValue(f"{source} was made {told}.", "mask")
+
+
+def _kernel(settings: Settings, asked: str, source: Path) -> str:
+    """The kernel of attention that made a picture; what is best, and a word about it, where it is not to be had."""
+    hardware = detect(settings)
+    reason = refusal(KERNELS[asked], hardware.capability, hardware.dtype)
+    if reason:
+        print(f"kindling: {source} was made with {KERNELS[asked].name}: {reason}; pixels may differ", file=sys.stderr)
+    return "auto" if reason else asked
 
 
 def _boot(settings: Settings, quiet: bool) -> Worker:

@@ -3,10 +3,12 @@
 import contextlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from handler.errors import DeviceMissing
+from handler.kernels import NATIVE
+from handler.kernels import choose as choose_kernel
 from handler.precisions import PRECISIONS, choose
 from handler.settings import Settings
 
@@ -17,7 +19,10 @@ GPUS = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A device and a precision. `name` is the vendor's, `capability` a GPU's compute capability, memory is in all."""
+    """A device, a precision, and the kernel of attention: empty until it is measured.
+
+    `name` is the vendor's, `capability` a GPU's compute capability, memory is in all.
+    """
 
     device: str
     name: str
@@ -25,6 +30,7 @@ class Hardware:
     reason: str
     memory_gb: float = math.inf
     capability: tuple[int, int] | None = None
+    attention: str = NATIVE
 
     @property
     def dtype(self) -> str:
@@ -38,7 +44,7 @@ class Hardware:
 
 
 def detect(settings: Settings) -> Hardware:
-    """Choose device and precision; DeviceMissing if a GPU is demanded and absent."""
+    """Choose device, precision and, where that needs no measuring, kernel; DeviceMissing for a GPU that is absent."""
     import torch
 
     present = torch.cuda.is_available()
@@ -46,11 +52,14 @@ def detect(settings: Settings) -> Hardware:
         raise DeviceMissing("KINDLING_DEVICE=cuda, but torch sees no GPU. Check the driver, or use auto.", "device")
     device = "cuda" if present and settings.device != "cpu" else "cpu"
     if device == "cpu":
-        return Hardware(device, "CPU", *choose(settings.precision, device), host_memory() / 1e9)
-    found = torch.cuda.get_device_properties(0)
-    name, capability = torch.cuda.get_device_name(), (found.major, found.minor)
-    chosen = choose(settings.precision, device, name, capability)
-    return Hardware(device, name, *chosen, found.total_memory / 1e9, capability)
+        hardware = Hardware(device, "CPU", *choose(settings.precision, device), host_memory() / 1e9)
+    else:
+        found = torch.cuda.get_device_properties(0)
+        name, capability = torch.cuda.get_device_name(), (found.major, found.minor)
+        chosen = choose(settings.precision, device, name, capability)
+        hardware = Hardware(device, name, *chosen, found.total_memory / 1e9, capability)
+    kernel = choose_kernel(settings.attention, hardware.capability, hardware.dtype)
+    return replace(hardware, attention=kernel.id if kernel else "")
 
 
 def host_memory() -> int:

@@ -1,64 +1,50 @@
-"""The lane: the one thread that owns the model. It boots the worker, then draws one picture after another.
+"""The lane: the one thread that owns the model. It boots the worker, then draws what waits, picture by picture or alike
+ones at once.
 
-Requests wait in a bounded queue. A request that is cancelled while waiting is dropped, one that is being drawn
-stops at the next step. Callers on an event loop use `submit`; cancelling the awaiting task cancels the job.
+Callers on an event loop use `submit`; cancelling the awaiting task ends the job, and what is being drawn stops then at
+its next step, as it does when its deadline passes. A lane has failed if its GPU is lost, if it runs out of memory too
+often or if a step hangs: whoever waits is told to try again, elsewhere.
 """
 
 import asyncio
-import contextlib
 import logging
-import queue
-import statistics
+import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
+from handler.batching import at_once
 from handler.catalog import find
 from handler.clock import Clock, Ledger
 from handler.errors import (
     RETRY_S,
-    Cancelled,
-    Internal,
+    DeadlineExceeded,
     KindlingError,
     ModelNotFound,
     NotReady,
-    QueueFull,
     SettingsError,
     StartError,
 )
-from handler.preview import Preview
-from handler.request import Pixels, Recipe
+from handler.line import LATE, Job, Line
+from handler.painter import Painter
+from handler.preview import OnStep
+from handler.request import Drawn, Recipe
 from handler.settings import Settings
 from handler.spend import Meter
-from handler.worker import OnStep, Worker
+from handler.worker import Worker
 
-State = Literal["starting", "ready", "failed", "stopped"]
-PACE = 16  # how many of the last pictures tell how long the next will take
+State = Literal["starting", "ready", "draining", "stopped", "failed"]  # a lane only ever goes to a later one
+TIDY_S = 1.0
 PUBLISH_S = 20.0  # a platform kills what has not left about 30 s after it was told to
-Drawn = tuple[Pixels, dict[str, float]]
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Job:
-    recipe: Recipe
-    on_step: OnStep
-    done: "Future[Drawn]" = field(default_factory=Future)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    entered: float = field(default_factory=time.perf_counter)
-
-    def check(self) -> None:
-        """Raise Cancelled once nobody waits for this job."""
-        if self.cancelled.is_set():
-            raise Cancelled("The request was cancelled.")
-
-
 class Lane:
-    """Owns the worker's thread and queue. `start`, then `submit` from any event loop, then `stop`."""
+    """Owns the worker's thread and line. `start`, then `submit` from any event loop, then `stop`.
+
+    `over` is set once no more will be drawn, for whatever reason.
+    """
 
     def __init__(
         self, settings: Settings, clock: Clock | None = None, boot: Callable[..., Worker] = Worker.boot
@@ -73,11 +59,12 @@ class Lane:
         self.state: State = "starting"
         self.error: StartError | None = None
         self.worker: Worker | None = None
-        self.drawing = False
+        self.batch = settings.batch
         self._boot = boot
-        self._took: tuple[float, ...] = ()  # seconds of the last pictures
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(settings.queue)
-        self._booted = threading.Event()
+        self._painter = Painter(settings, self.spec, self.ledger, self._fail)
+        self._lock = threading.Lock()
+        self.line = Line(settings.queue, settings.queue_s)
+        self._booted, self.over = threading.Event(), threading.Event()
         self._publisher: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
 
@@ -89,6 +76,7 @@ class Lane:
     def start(self) -> None:
         """Begin booting; returns at once."""
         self._thread.start()
+        self._painter.watch.start()
         self.meter.start()
 
     @property
@@ -102,69 +90,125 @@ class Lane:
         if self.error:
             raise self.error
 
+    def drain(self) -> None:
+        """Refuse new requests, and go on with those that were accepted; nobody waits for a boot any longer."""
+        self._become("draining")
+        if not self.booted:
+            self._refuse_all()
+
     def stop(self) -> None:
         """Refuse new jobs, let the thread end after the picture it is drawing, answer the rest, and end publishing."""
-        if self.state == "starting":
+        if not self.booted:
             self.clock.finish("stopped", f"told to stop in phase '{self.ledger.phase}'")
-        if self.state in ("starting", "ready"):
-            self.state = "stopped"
-        self._drop_waiting()
-        self._jobs.put(None)
+        self._become("stopped")
+        self._refuse_all()
         if self.booted:
-            self._thread.join()
+            self.over.wait()
+            self._thread.join(TIDY_S)
         if self._publisher:
             self._publisher.join(PUBLISH_S)
+        self._painter.watch.close()
         self.meter.stop()
 
-    async def submit(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
-        """Draw one picture. Stage "queue" is the wait. Raises QueueFull, NotReady or what the worker raised."""
-        if self.state in ("failed", "stopped"):
+    def abort(self) -> None:
+        """Refuse new jobs and answer all others at once; what is being drawn stops at its next step."""
+        self._become("stopped")
+        self._refuse_all()
+        for job in self._painter.jobs:
+            job.end(self._closed())
+        self.over.set()
+
+    async def submit(
+        self,
+        recipe: Recipe,
+        on_step: OnStep = lambda *_: None,
+        deadline: float = math.inf,
+        admitted: bool = False,
+    ) -> Drawn:
+        """Draw one picture by `deadline`, in `time.perf_counter`'s seconds. Stage "queue" is the wait.
+
+        A picture of an `admitted` request, which has some already, is neither one too many nor too late for a drain.
+        Raises QueueFull, NotReady, DeadlineExceeded or what the worker raised.
+        """
+        job = Job(recipe, on_step, self._painter.work(recipe), deadline)
+        open_to = ("starting", "ready", "draining") if admitted else ("starting", "ready")
+        if self.state not in open_to or not self.line.join(job, self._painter.pace, admitted):
             raise self._closed()
-        job = _Job(recipe, on_step)
+        answer = asyncio.wrap_future(job.done)
         try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            full = f"{self.settings.queue} requests are waiting already; try again later."
-            raise QueueFull(full, retry_s=self.wait_s) from None
-        if self.state in ("failed", "stopped"):  # since we looked: nobody else would answer this job
-            self._drop_waiting()
-        try:
-            return await asyncio.wrap_future(job.done)
+            await asyncio.wait([answer], timeout=None if deadline == math.inf else deadline - time.perf_counter())
+            job.end(self._late())
+            return await answer
         except asyncio.CancelledError:
-            job.cancelled.set()
+            job.done.cancel()
             raise
 
     @property
-    def waiting(self) -> int:
-        """Jobs in the queue, the one being drawn not counted."""
-        return self._jobs.qsize()
+    def alive(self) -> bool:
+        """Whether its thread has not ended, be it over or not: what hangs in native code never does."""
+        return self._thread.is_alive()
 
     @property
-    def wait_s(self) -> float:
-        """Seconds until what waits now is drawn, at the pace of the last pictures."""
-        return statistics.median(self._took) * self.waiting if self._took else RETRY_S
+    def busy(self) -> bool:
+        """Whether anything is being drawn or waits for it."""
+        return self.drawing + self.waiting > 0
+
+    @property
+    def drawing(self) -> int:
+        """How many pictures are being drawn."""
+        return len(self._painter.jobs)
+
+    def at_once(self, recipe: Recipe) -> int:
+        """How many pictures of this shape are drawn at once, if there are as many: as KINDLING_BATCH says."""
+        if not (self.worker and self._painter.together):
+            return 1
+        return at_once(self.batch, self.worker.gains, recipe.size)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in line, the one being drawn not counted."""
+        return len(self.line)
 
     def _closed(self) -> KindlingError:
         """Why this worker takes no jobs; another one takes about as long to start as this one did."""
-        stopping = NotReady("This worker is stopping; try again.", retry_s=self.ledger.total_s or RETRY_S)
-        return self.error or stopping
+        return self.error or NotReady("This worker is stopping; try again.", retry_s=self.ledger.total_s or RETRY_S)
+
+    def _late(self) -> KindlingError:
+        starting = self.state == "starting"
+        return NotReady("This worker is still starting; try again.") if starting else DeadlineExceeded(LATE)
+
+    def _become(self, state: State) -> None:
+        order = get_args(State)
+        with self._lock:
+            self.state = max(self.state, state, key=order.index)
+
+    def _refuse_all(self) -> None:
+        for job in self.line.close():
+            job.end(self._closed())
+
+    def _fail(self, error: KindlingError) -> None:
+        if not self.error:
+            retry_s = self.ledger.total_s or RETRY_S
+            self.error = error if isinstance(error, StartError) else StartError(error.message, retry_s=retry_s)
+        self._become("failed")
+        self._refuse_all()
+        self.over.set()
 
     def _run(self) -> None:
         try:
             self.worker = self._boot(self.settings, self.clock)
         except StartError as error:
-            self.error, self.state = error, "failed"
+            self._fail(error)
             self._booted.set()
-            self._drop_waiting()
             return
-        if self.state == "starting":
-            self.state = "ready"
+        self._become("ready")
         self._booted.set()
         if self.settings.publish and self.worker.unpublished:
             self._publisher = threading.Thread(target=self._publish, args=(self.worker,), name="publish", daemon=True)
             self._publisher.start()
-        while job := self._jobs.get():
-            self._draw(self.worker, job)
+        while jobs := self.line.take(self.at_once):
+            self._painter.draw(self.worker.draw, jobs)
+        self.over.set()
 
     def _publish(self, worker: Worker) -> None:
         """Leave what was compiled for later workers, off the request path; they can do without."""
@@ -172,46 +216,3 @@ class Lane:
             log.info("published compile artifacts in %s", worker.publish(self.settings.volume))
         except StartError as error:
             log.warning("compile artifacts are not published: %s", error.message)
-
-    def _draw(self, worker: Worker, job: _Job) -> None:
-        def step(done: int, preview: Preview) -> None:
-            job.check()
-            job.on_step(done, preview)
-
-        begun, self.drawing = time.perf_counter(), True
-        try:
-            job.check()
-            pixels, stages = worker.generate(job.recipe, step)
-            self._took = (*self._took, time.perf_counter() - begun)[-PACE:]
-            _settle(job, partial(job.done.set_result, (pixels, {"queue": begun - job.entered, **stages})))
-        except KindlingError as error:
-            if error.fatal:
-                self.error, self.state = StartError(error.message), "failed"
-            _settle(job, partial(job.done.set_exception, error))
-            if error.fatal:
-                self._drop_waiting()
-        except Exception:
-            log.exception("the worker failed on a request")
-            _settle(job, partial(job.done.set_exception, Internal("The worker failed on this request; see its log.")))
-        finally:
-            self.drawing = False
-
-    def _drop_waiting(self) -> None:
-        told_to_end = False
-        with contextlib.suppress(queue.Empty):
-            while True:
-                if job := self._jobs.get_nowait():
-                    _settle(job, partial(job.done.set_exception, self._closed()))
-                else:
-                    told_to_end = True
-        if told_to_end:  # the lane's thread waits for this word
-            self._jobs.put(None)
-
-
-def _settle(job: _Job, act: Callable[[], None]) -> None:
-    """Answer a job unless its caller has gone."""
-    try:
-        if not job.done.cancelled():
-            act()
-    except InvalidStateError:
-        pass

@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from handler.batching import Gains
 from handler.errors import InvalidValue, KindlingError, VolumeFailed
 from handler.precisions import PRECISIONS
 from handler.volume import write_atomically
@@ -44,8 +45,9 @@ class Candidate:
 class Figures:
     """What was measured of one candidate: seconds from prompt to PNG, the most memory ever held, likeness.
 
-    `cold_start_s` leaves compiling out, for only a first worker compiles. `psnr_db` and `ssim` compare with the
-    baseline's pictures, `dollars` are for one picture of a busy worker; None where there is nothing to go by.
+    `cold_start_s` leaves compiling out, for only a first worker compiles. `batches` has what drawing several at once
+    gains. `psnr_db` and `ssim` compare with the baseline's pictures, `dollars` are for one picture of a busy worker;
+    None where there is nothing to go by.
     """
 
     pictures: int
@@ -55,6 +57,7 @@ class Figures:
     peak_gb: float
     cold_start_s: float
     compile_s: float = 0.0
+    batches: Gains = field(default_factory=dict)
     psnr_db: float | None = None
     ssim: float | None = None
     dollars: float | None = None

@@ -40,6 +40,10 @@ def _files(value: object) -> tuple[bytes, ...]:
     return tuple(_file(item, f"image {i}") for i, item in enumerate(value, 1))
 
 
+def _mask(value: object) -> bytes:
+    return _file(value, "the file")
+
+
 def _file(value: object, name: str) -> bytes:
     """From a data URL or bare base64. Nothing is ever fetched."""
     if isinstance(value, bytes):
@@ -78,8 +82,13 @@ class ImageRequest(BaseModel):
         BeforeValidator(_files),
         Field(repr=False, description="PNG, JPEG or WebP files to work from: data URLs or base64."),
     ] = ()
+    mask: Annotated[bytes, BeforeValidator(_mask)] | None = Field(
+        None, repr=False, description="A PNG, transparent where the first image is to be drawn anew; else it stays."
+    )
+    strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew; 1: all of it.")
     stream: bool = Field(False, description="Answer as events, where the transport can.")
     partial_images: int = Field(0, ge=0, le=3, description="Small pictures of what is coming, where answers stream.")
+    response_format: Literal["b64_json", "url"] = Field("b64_json", description="url needs an object store.")
     output_format: Format = "png"
     output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")
 
@@ -91,6 +100,10 @@ class ImageRequest(BaseModel):
             raise ValueError("output_compression below 100 needs output_format jpeg or webp; PNG is lossless")
         if self.partial_images and self.n > 1:
             raise ValueError("partial_images are of one picture; send n 1")
+        if self.mask is not None and not self.images:
+            raise ValueError("mask says where an image is drawn anew; send the image too")
+        if self.strength is not None and not self.images:
+            raise ValueError("strength says how much of an image is drawn anew; send the image too")
         return self
 
     @classmethod
@@ -108,7 +121,8 @@ def translate(error: ValidationError) -> errors.RequestError:
     param = str(first["loc"][0]) if first["loc"] else None
     message = first["msg"].removeprefix("Value error, ")
     if param is None:
-        param = next((name for name in ("output_compression", "partial_images", "width") if name in message), None)
+        several = ("output_compression", "partial_images", "width", "mask", "strength")
+        param = next((name for name in several if name in message), None)
     kind = _ERROR_OF_TYPE.get(first["type"])
     if kind is None:
         kind = errors.InvalidType if first["type"].endswith(("_type", "_parsing")) else errors.OutOfRange
@@ -129,9 +143,20 @@ class Reference:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """Where an image stays: `kept` is uint8 (height, width), 255 where it does, 0 where it is drawn anew."""
+
+    kept: Any
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides a picture's pixels, with nothing left open. `size` is (width, height) in pixels."""
+    """Everything that decides a picture's pixels, with nothing left open. `size` is (width, height) in pixels.
+
+    `strength` is how much of the first image is drawn anew; None where there is none, or all are references.
+    """
 
     model: str
     revision: str
@@ -144,26 +169,51 @@ class Recipe:
     negative_prompt: str = ""
     images: tuple[Reference, ...] = ()
     step_cache: StepCache | None = None
+    strength: float | None = None
+    mask: Mask | None = None
+
+    @property
+    def taken(self) -> int:
+        """How many of the steps are taken."""
+        return self.steps if self.strength is None else steps_taken(self.steps, self.strength)
 
     def described(self) -> dict[str, Any]:
-        """The recipe as JSON takes it: of each reference image its SHA-256."""
-        return asdict(replace(self, images=())) | {"images": [image.sha256 for image in self.images]}
+        """The recipe as JSON takes it: of each image, and of the mask, its SHA-256."""
+        hashes = {"images": [image.sha256 for image in self.images], "mask": self.mask and self.mask.sha256}
+        return asdict(replace(self, images=(), mask=None)) | hashes
+
+
+def steps_taken(steps: int, strength: float) -> int:
+    """An edit's share of the steps, which are the last ones; rounded down, but 0.7 of 10 are 7."""
+    return int(steps * strength + 1e-6)
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """One finished picture before encoding: `rgb` is uint8 (height, width, 3), C-contiguous."""
+    """One finished picture before encoding: `rgb` is uint8 (height, width, 3), C-contiguous.
+
+    `batch` is how many pictures were drawn at once.
+    """
 
     rgb: Any
     recipe: Recipe
+    batch: int = 1
+
+
+Drawn = tuple[Pixels, dict[str, float]]  # a picture, and the seconds of each stage
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One encoded picture and how it was made; `stages` are seconds per stage, `plan` is COMPILED or EAGER and why."""
+    """One encoded picture and how it was made; `stages` are seconds per stage, `plan` is COMPILED or EAGER and why.
+
+    `url` is where an object store has it too; `undelivered` says why it has not, though that was wanted.
+    """
 
     data: bytes
     format: Format
     recipe: Recipe
     plan: str = ""
     stages: dict[str, float] = field(default_factory=dict)
+    url: str = field(default="", repr=False)
+    undelivered: str = ""

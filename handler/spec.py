@@ -1,5 +1,6 @@
 """What a row of the catalogue says about a model, and what it makes of a request. The rows are in `catalog.py`."""
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,9 +8,10 @@ from typing import Any
 
 from handler.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.licenses import License
-from handler.request import MAX_SEED, MAX_SIDE, ImageRequest, Recipe, Reference
+from handler.request import MAX_SEED, MAX_SIDE, ImageRequest, Mask, Recipe, Reference, steps_taken
 from handler.stepcache import Choice, StepCache
 
+SEEN_PIXELS = 1024 * 1024  # of a reference image: FLUX.2 looks at no more
 FEWEST_TO_SKIP = 20  # steps; models that take fewer are distilled, and each of their steps counts
 
 
@@ -53,7 +55,10 @@ class ModelSpec:
     schedulers: tuple[str, ...] = ("flow-match-euler",)  # the default first
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)  # what differs from the repository's
     takes_negative_prompt: bool = False  # so it has classifier-free guidance, above a scale of 1
-    max_images: int = 0  # reference images an edit may have
+    strength: float = 0.6  # of an edit that says none, as diffusers has it for most; with a mask it is 1
+    edit_scheduler_config: Mapping[str, Any] = field(default_factory=dict)  # the same, where an image is kept in part
+    max_images: int = 0  # reference images an edit may have; 0: it draws one image anew instead, in part
+    masked_pixels: int = MAX_SIDE**2  # most of an edit with a mask; 0: none has one
     step_cache: StepCache | None = None  # what "on" means; None where few steps or a U-Net leave nothing to skip
     step_cache_blocks: int = 0  # that Fn and Bn may come to: those of its shortest list
     variant: str = ""  # of the weight files to fetch, such as "fp16" where the plain ones are fp32
@@ -72,36 +77,87 @@ class ModelSpec:
         """Whether a guidance scale changes anything."""
         return self.guidance > 0
 
-    def recipe(self, request: ImageRequest, images: tuple[Reference, ...] = (), served: Choice = "off") -> Recipe:
+    def recipe(
+        self,
+        request: ImageRequest,
+        images: tuple[Reference, ...] = (),
+        served: Choice = "off",
+        mask: Mask | None = None,
+    ) -> Recipe:
         """Fill what `request` leaves open; raise the error that names the first thing this model cannot do.
 
-        `images` are the request's, decoded; `served` is the worker's KINDLING_STEP_CACHE.
+        `images` and `mask` are the request's, decoded; `served` is the worker's KINDLING_STEP_CACHE.
         """
         self.check(request, served)
+        size = self._size(request, images)
+        if mask and math.prod(self.canvas(size)) > self.masked_pixels:
+            most, got = self.masked_pixels, "x".join(map(str, size))
+            raise OutOfRange(f"size: with a mask {self.id} draws at most {most} pixels, not {got}.", "size")
         return Recipe(
             model=self.id,
             revision=self.revision,
             prompt=request.prompt,
-            size=self._size(request, images),
-            steps=request.num_inference_steps or self.steps,
+            size=size,
+            steps=self._steps(request),
             guidance=self._guidance(request),
             scheduler=request.scheduler or self.schedulers[0],
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=request.negative_prompt or "",
             images=images,
             step_cache=self.caching(request.step_cache or served),
+            strength=self._strength(request),
+            mask=mask,
         )
 
+    def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What is drawn for a picture of `size`: that, up to the grid."""
+        width, height = (-(-side // self.multiple) * self.multiple for side in size)
+        return width, height
+
+    def looks_at(self, request: ImageRequest) -> int:
+        """How many pixels of each image of `request` matter."""
+        return SEEN_PIXELS if self._strength(request) is None else MAX_SIDE**2
+
+    @property
+    def edit_schedulers(self) -> tuple[str, ...]:
+        """Those that can start from an image: along a flow, diffusers' DPM++ cannot."""
+        flows = "flow-match-euler" in self.schedulers
+        return tuple(name for name in self.schedulers if not (flows and name == "dpm++"))
+
+    def _strength(self, request: ImageRequest) -> float | None:
+        """How much of the request's first image is drawn anew; None where there is none, or all are references."""
+        if not request.images or (self.max_images and request.mask is None):
+            return None
+        return request.strength or (self.strength if request.mask is None else 1.0)
+
+    def _steps(self, request: ImageRequest) -> int:
+        """As asked; else the model's, or more if an edit would not take one of them."""
+        return request.num_inference_steps or max(self.steps, self._fewest(self._strength(request) or 1.0))
+
+    def _fewest(self, strength: float) -> int:
+        """How few steps there may be, that an edit of this strength takes at least one; all there may be if none do."""
+        return next((steps for steps in range(1, self.max_steps) if steps_taken(steps, strength)), self.max_steps)
+
     def _size(self, request: ImageRequest, images: tuple[Reference, ...]) -> tuple[int, int]:
-        """As asked; else the first reference image's shape, at most at the model's area; else the model's size."""
+        """As asked; else the first image's shape, at most at the model's area; else the model's size.
+
+        An image that is drawn anew in part keeps its own size if it can, a reference image comes to the grid.
+        """
         if request.width is not None and request.height is not None:
             return request.width, request.height
         if not images:
             return self.size
         height, width = images[0].rgb.shape[:2]
         scale = min(1.0, (self.size[0] * self.size[1] / (width * height)) ** 0.5, MAX_SIDE / max(width, height))
-        width, height = (round(side * scale / self.multiple) * self.multiple for side in (width, height))
-        return width, height
+        return self._rounded(width * scale, height * scale, self._strength(request) is None)
+
+    def _rounded(self, width: float, height: float, to_grid: bool) -> tuple[int, int]:
+        grid = self.multiple
+        if to_grid:
+            return round(width / grid) * grid, round(height / grid) * grid
+        size = round(width), round(height)
+        fits = math.prod(self.canvas(size)) <= self.masked_pixels
+        return size if fits else (int(width / grid) * grid, int(height / grid) * grid)
 
     def _guidance(self, request: ImageRequest) -> float:
         return self.guidance if request.guidance_scale is None else request.guidance_scale
@@ -129,7 +185,7 @@ class ModelSpec:
 
     def check(self, request: ImageRequest, served: Choice = "off") -> None:
         """Raise the error that names the first thing this model cannot do; needs no decoded images."""
-        steps, guidance = request.num_inference_steps or self.steps, self._guidance(request)
+        steps, guidance = self._steps(request), self._guidance(request)
         if not self.min_steps <= steps <= self.max_steps:
             takes = f"{self.min_steps} to {self.max_steps}" if self.min_steps > 1 else f"at most {self.max_steps}"
             raise OutOfRange(f"num_inference_steps: {self.id} takes {takes}, got {steps}.", "num_inference_steps")
@@ -148,12 +204,31 @@ class ModelSpec:
             raise Unsupported(
                 "A negative prompt works through guidance: send guidance_scale above 1.", "negative_prompt"
             )
-        if request.images and not self.max_images:
-            raise Unsupported(f"{self.id} draws from text alone; leave images out.", "images")
         if self.caching(request.step_cache or served) and served == "off":
             raise Unsupported("This worker skips no steps; start it with KINDLING_STEP_CACHE=on.", "step_cache")
-        if len(request.images) > self.max_images:
-            raise OutOfRange(f"{self.id} takes at most {self.max_images} images, got {len(request.images)}.", "images")
+        if request.images:
+            self._check_edit(request, steps)
+
+    def _check_edit(self, request: ImageRequest, steps: int) -> None:
+        most, got, strength = self.max_images or 1, len(request.images), self._strength(request)
+        if got > most:
+            takes = f"takes at most {most} images" if most > 1 else "edits one image"
+            raise OutOfRange(f"images: {self.id} {takes}, got {got}.", "images")
+        if request.mask is not None and not self.masked_pixels:
+            raise Unsupported(f"{self.id} works from whole images; leave mask out.", "mask")
+        if strength is None:
+            if request.strength is not None:
+                needs = " without a mask" if self.masked_pixels else ""
+                raise Unsupported(f"{self.id} works from whole images{needs}; leave strength out.", "strength")
+            return
+        if not steps_taken(steps, strength):
+            enough, fewest = math.ceil(100 / steps) / 100, self._fewest(strength)
+            more = f", or num_inference_steps of at least {fewest}" if steps_taken(fewest, strength) else ""
+            told = f"{strength:g} of {steps} steps is less than one; send at least {enough:g}{more}"
+            raise OutOfRange(f"strength: {told}.", "strength")
+        if request.scheduler and request.scheduler not in self.edit_schedulers:
+            takes = ", ".join(self.edit_schedulers)
+            raise OutOfRange(f"An edit cannot use scheduler '{request.scheduler}'; it takes {takes}.", "scheduler")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,45 +5,36 @@
 """
 
 import importlib
-import itertools
 import logging
-import time
-from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
-from handler import compiled, stepcache
+from handler import attention, compiled, stepcache
+from handler.batching import Gains
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
 from handler.boots import BootLog, last_boots, measured
 from handler.catalog import find
 from handler.clock import STREAMING, Clock, Ledger, Plan, plan
 from handler.decision import decide, expect
-from handler.errors import (
-    BudgetExceeded,
-    DeviceLost,
-    KindlingError,
-    StartError,
-)
-from handler.faults import meaning
+from handler.drawing import Drawing
+from handler.errors import BudgetExceeded, DeviceLost, KindlingError, StartError
 from handler.fit import MemoryPlan, fit, require
 from handler.hardware import Hardware, detect, host_memory
-from handler.preview import Preview, Projection
+from handler.preview import OnStep
 from handler.reader import Reader
 from handler.receipts import Receipt
-from handler.request import ImageRequest, Pixels, Recipe
+from handler.request import Drawn, ImageRequest, Recipe
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.vae import label, vae_source
 from handler.volume import Source, served_source
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
-PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
 BOOTS_READ = 10  # how many past boots tell what compiling costs here
-OnStep = Callable[[int, Preview], None]
 log = logging.getLogger(__name__)
 
 
@@ -62,9 +53,8 @@ class Worker:
     ) -> None:
         self.spec, self.hardware, self.ledger, self.vae = spec, hardware, ledger, vae
         self.memory = memory or fit(spec, hardware)
-        self._families, self._family = importlib.import_module("handler.families"), family
-        self._pipeline, self._projection = pipeline, Projection()
-        self._prompts: OrderedDict[tuple[str, str, float], dict[str, Any]] = OrderedDict()
+        self._family = family
+        self._pipeline, self.draw = pipeline, Drawing(spec, family, pipeline, self.memory.tiles).draw
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
         self.receipt: Receipt | None = None  # what was measured of this model on this device
 
@@ -116,6 +106,9 @@ class Worker:
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory)
         worker.receipt = decision.receipt
+        model, streaming = getattr(pipeline, family.DENOISER), memory.mode == "blocks"
+        one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
+        worker.hardware = attention.settle(settings, spec, hardware, model, clock, streaming, one)
         worker._compile(decision.settings, clock)
         if decision.settings is not settings and decision.settings.compile == "off":
             clock.ledger.plan_reason = hardware.reason  # the receipt's doing, not KINDLING_COMPILE's
@@ -145,7 +138,8 @@ class Worker:
         folder = TemporaryDirectory(prefix="kindling-", ignore_cleanup_errors=True)
         package = Path(folder.name) / compiled.PACKAGE
         try:
-            compile_blocks(model, lambda: self._sketch(clock), package)
+            with attention.compiling(self.hardware.attention):
+                compile_blocks(model, lambda: self._sketch(clock), package)
             bind_blocks(model, package)
         except KindlingError:
             raise
@@ -157,15 +151,18 @@ class Worker:
         return chosen
 
     def _sketch(self, clock: Clock) -> None:
-        """One step of two pictures that differ in all that may vary: what compiling needs to see."""
-        width, height = self.spec.size
-        self._draw_one("warm-up", (width, height), self.spec.min_steps, clock)
-        self._draw_one("warm-up, with a longer prompt", (width, height // 2), self.spec.min_steps, clock)
+        """Few steps of pictures that differ in all that may vary, also in how many: what compiling needs to see.
+
+        Neither time they have more pixels than one picture of the model's own size.
+        """
+        (width, height), steps = self.spec.size, self.spec.min_steps
+        self._practise("warm-up", (width, height // 2), steps, clock, count=2)
+        self._practise("warm-up, with a longer prompt", (width // 2, height // 2), steps, clock, count=3)
 
     def _warm(self, clock: Clock) -> None:
         """Draw the first picture. Compiled code that cannot is taken off again: eager is slower, but it serves."""
         try:
-            self._draw_one("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
+            self._practise("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
         except (BudgetExceeded, DeviceLost):
             raise
         except Exception as error:
@@ -175,17 +172,25 @@ class Worker:
             unbind_blocks(getattr(self._pipeline, self._family.DENOISER))
             self._discard()
             self.ledger.plan, self.ledger.plan_reason = "EAGER", f"compiled code failed: {error}"
-            self._draw_one("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
+            self._practise("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
 
-    def _draw_one(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock) -> None:
+    def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:
         request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
-        self.generate(self.spec.recipe(request), on_step=lambda *_: clock.check())
+        for outcome in self.draw([self.spec.recipe(request)] * count, [lambda *_: clock.check()] * count):
+            if isinstance(outcome, Exception):
+                raise outcome
 
     @property
     def facts(self) -> dict[str, str]:
         """What besides a recipe decides a picture's pixels."""
-        facts = {"precision": self.hardware.precision, "plan": self.ledger.plan}
+        facts = {"precision": self.hardware.precision, "attention": self.hardware.attention, "plan": self.ledger.plan}
         return facts | {"vae": label(self.vae), "tiling": self.memory.tiling}
+
+    @property
+    def gains(self) -> Gains:
+        """What drawing several pictures at once gains, by the receipt for what this worker runs."""
+        measured = self.receipt and self.receipt.of(self.hardware.precision, self.ledger.plan == "COMPILED")
+        return measured.batches if measured else {}
 
     @property
     def unpublished(self) -> bool:
@@ -220,37 +225,15 @@ class Worker:
         else:
             self._pipeline.save_pretrained(folder)
 
-    def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> tuple[Pixels, dict[str, float]]:
+    def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
         """Draw one picture; also the seconds of each stage.
 
         `on_step(done, preview)` may raise to stop the run, and call `preview` for a small picture of what is coming.
         """
-        marks = {"encode": time.perf_counter()}
-
-        def step(done: int, preview: Preview) -> None:
-            marks["decode"] = time.perf_counter()  # so it will be, unless another step follows
-            on_step(done, preview)
-
-        try:
-            arguments = self._encoded(recipe)
-            marks["denoise"] = time.perf_counter()
-            self._families.tile(self._pipeline, self.memory.tiles(recipe.size))
-            rgb = self._families.run(self._family, self._pipeline, arguments, recipe, self.spec, step, self._projection)
-        except RuntimeError as error:
-            raise meaning(error, recipe.size) from error
-        marks["end"] = time.perf_counter()
-        stages = {name: later - start for (name, start), (_, later) in itertools.pairwise(marks.items())}
-        return Pixels(rgb, recipe), stages
-
-    def _encoded(self, recipe: Recipe) -> dict[str, Any]:
-        """What the family makes of the prompt, kept for later pictures of the same words."""
-        key = (recipe.prompt, recipe.negative_prompt, recipe.guidance)
-        if key not in self._prompts:
-            self._prompts[key] = self._families.encode(self._family, self._pipeline, recipe, self.spec)
-        self._prompts.move_to_end(key)
-        if len(self._prompts) > PROMPTS_KEPT:
-            self._prompts.popitem(last=False)
-        return self._prompts[key]
+        [found] = self.draw([recipe], [on_step])
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 def _opened(files: ExitStack, source: Source, vae: Source | None) -> tuple[Reader, Reader | None]:

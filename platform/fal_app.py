@@ -43,6 +43,7 @@ class Input(ImageRequest):
     """What `ImageRequest` takes, one picture at a time."""
 
     n: Literal[1] = 1
+    response_format: Literal["b64_json"] = "b64_json"  # the picture goes to fal's CDN
     sync_mode: bool = Field(False, description="Answer with a data URL, and keep nothing on fal's CDN.")
 
     @model_validator(mode="wrap")

@@ -1,7 +1,8 @@
 """Deploy to RunPod: `RUNPOD_API_KEY=... python platform/runpod_deploy.py flux-schnell --image NAME --volume ID`.
 
-Creates or updates, by name, one template and one serverless endpoint. KINDLING_* variables, MAX_CONCURRENCY and STREAM,
-set while deploying, hold in the workers. What shall run is a value; `bodies` says it in the words of RunPod's REST API.
+Creates or updates, by name, one template and one serverless endpoint. KINDLING_* and BUCKET_* variables,
+MAX_CONCURRENCY and STREAM, set while deploying, hold in the workers. What shall run is a value; `bodies` says it in the
+words of RunPod's REST API.
 """
 
 import argparse
@@ -29,7 +30,8 @@ API = "https://api.runpod.io/v2"  # v1 is retired at the end of 2026
 MOUNT = "/runpod-volume"  # of network volumes and of cached models; our image names another
 INIT_TIMEOUT_S = "600"  # RunPod's patience with the image and us; our own budget is shorter and says where it went
 SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
-CARRIED = ("KINDLING_", "MAX_CONCURRENCY", "STREAM")
+CARRIED = ("KINDLING_", "BUCKET_", "MAX_CONCURRENCY", "STREAM")
+SECRETS = ("KINDLING_API_KEYS", "BUCKET_SECRET_ACCESS_KEY")
 CREATED_ONLY = {"type"}  # refused when something is updated
 TIMEOUT_S = 60
 
@@ -160,11 +162,12 @@ def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bo
     env |= SERVER_ENV if args.load_balancer else {}
     env |= {"KINDLING_VOLUME": MOUNT} if volume else {}
     Settings.from_env(env)
-    if not SECRET.fullmatch(env.get("KINDLING_API_KEYS", "{{ RUNPOD_SECRET_none }}")):
-        raise RefusedError(
-            "KINDLING_API_KEYS would stand readable in the template: keep it as a secret in RunPod's console and set "
-            "KINDLING_API_KEYS='{{ RUNPOD_SECRET_name }}' here."
-        )
+    for name in SECRETS:
+        if not SECRET.fullmatch(env.get(name, "{{ RUNPOD_SECRET_none }}")):
+            raise RefusedError(
+                f"{name} would stand readable in the template: keep it as a secret in RunPod's console and set "
+                f"{name}='{{{{ RUNPOD_SECRET_name }}}}' here."
+            )
     return {**env, "RUNPOD_INIT_TIMEOUT": INIT_TIMEOUT_S}
 
 

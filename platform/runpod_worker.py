@@ -101,6 +101,8 @@ async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], obj
     body, most = reply.body, carried(job["id"], bool(options.get("partial_images")))
     if lossy and reply.smaller and too_large(body, most):
         body = await asyncio.to_thread(reply.smaller, lossy)
+    if reply.stored and too_large(body, most):
+        body = await reply.stored()
     error = body.get("error") or too_large(body, most)
     return {"error": json.dumps(error)} if error else body  # the SDK wants errors to be strings
 
@@ -122,14 +124,19 @@ def carried(job: str, streamed: bool) -> int:
 def too_large(body: dict[str, Any], most: int) -> dict[str, Any] | None:
     """The error for a result that RunPod would drop without telling the caller."""
     size = len(json.dumps(body))
-    message = f"The answer has {size} bytes, RunPod carries {most} here: ask for webp or jpeg, or for fewer pictures."
-    return {"code": "result_too_large", "message": message} if size > most else None
+    code, message = "result_too_large", f"The answer has {size} bytes, RunPod carries {most} here: "
+    if "delivery" in body:
+        code, message = "delivery_failed", f"{body['delivery']} {message}"
+    message += "ask for webp or jpeg, or for fewer pictures."
+    return {"code": code, "message": message} if size > most else None
 
 
 HANDLERS: dict[str, Any] = {"0": handle, "1": stream}
 
 
 if __name__ == "__main__":  # the heartbeat is a process of its own, which may import this file again
+    if os.environ.keys().isdisjoint(("RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL")):
+        runpod.RunPodLogger().set_level("INFO")  # left alone, the SDK logs every job and its answer: prompts and URLs
     runpod.serverless.register_fitness_check(boot)
     if "RUNPOD_WEBHOOK_GET_JOB" not in os.environ:
         lane()  # no fitness checks run on a developer's machine; a job that comes early waits in the lane
@@ -137,3 +144,5 @@ if __name__ == "__main__":  # the heartbeat is a process of its own, which may i
     config["return_aggregate_stream"] = True  # what was streamed is, as a list, the answer to /run and /runsync
     runpod.serverless.start(config)
     lane().stop()  # a cancelled picture may still be at its last step
+    if lane().alive:  # it hangs in native code, which Python's own way out would wait for
+        os._exit(1)

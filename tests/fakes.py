@@ -3,6 +3,7 @@
 It runs under the real `Worker` and `Lane`, so everything but the drawing is the product's own code.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,23 +30,28 @@ class FakeFamily:
     entered: threading.Event = field(default_factory=threading.Event)
     steps_run: int = 0
     drawn: list[int] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    broken: set[int] = field(default_factory=set)
     scheduler: Any = field(default_factory=FlowMatchEulerDiscreteScheduler)
     num_timesteps: int = 0
     vae: Any = None
+    vae_scale_factor: int = 8
 
     def __call__(
         self,
         width: int,
         height: int,
         num_inference_steps: int,
-        generator: torch.Generator,
+        generator: torch.Generator | list[torch.Generator],
         callback_on_step_end: Callable[..., Any],
         output_type: str,
     ) -> Any:
         """As a pipeline of diffusers is called."""
         self.num_timesteps = num_inference_steps
         self.scheduler.set_timesteps(num_inference_steps)
-        latents = torch.zeros(1, 4, height // 8, width // 8)
+        generators = generator if isinstance(generator, list) else [generator]
+        self.batches.append(len(generators))
+        latents = torch.zeros(len(generators), 4, height // 8, width // 8)
         for step, timestep in enumerate(self.scheduler.timesteps):
             self.entered.set()
             if self.gate:
@@ -54,9 +60,14 @@ class FakeFamily:
             self.steps_run += 1
             [latents] = self.scheduler.step(latents, timestep, latents, return_dict=False)
             callback_on_step_end(self, step, timestep, {"latents": latents})
-        seed = generator.initial_seed()
-        self.drawn.append(seed)
-        return SimpleNamespace(images=torch.full((1, 3, height, width), (seed % 255 + 1) / 255))
+        seeds = [each.initial_seed() for each in generators]
+        self.drawn += seeds
+        return SimpleNamespace(
+            images=torch.stack([torch.full((3, height, width), self.colour(seed)) for seed in seeds])
+        )
+
+    def colour(self, seed: int) -> float:
+        return math.nan if seed in self.broken else (seed % 255 + 1) / 255
 
     def boot(self, settings: Settings, clock: Clock) -> Worker:
         """In place of `Worker.boot`."""

@@ -165,7 +165,8 @@ def test_stale_names_what_differs_from_the_nearest(package: Path, volume: Path) 
 
 def test_every_field_is_in_the_key() -> None:
     facts = compiled.fingerprint(SPARK, CPU)
-    assert {"device", "torch", "triton", "diffusers", "torchao", "revision", "precision", "shapes"} < facts.keys()
+    named = {"device", "torch", "triton", "diffusers", "torchao", "revision", "precision", "attention", "shapes"}
+    assert named < facts.keys()
     assert all(value and isinstance(value, str) for value in facts.values())
     keys = {compiled.key(facts | {name: "other"}) for name in facts}
     assert len(keys | {compiled.key(facts)}) == len(facts) + 1

@@ -19,7 +19,7 @@ from pathspec import GitIgnoreSpec
 
 from handler import MODELS, Lane, Settings, __version__, create_app
 from handler.clock import GRACE_S
-from handler.server.serve import DRAIN_S
+from handler.server.leave import DRAIN_S
 from handler.settings import MOUNTS
 from serving import Served
 

@@ -42,7 +42,7 @@ BAD_OPENAI = [
     (OK | {"size": "٢٥٦x256"}, InvalidValue, "size"),
     (OK | {"size": 1024}, InvalidType, "size"),
     (OK | {"width": 256, "height": 256}, Unsupported, "width"),
-    (OK | {"response_format": "url"}, Unsupported, "response_format"),
+    (OK | {"response_format": "file"}, OutOfRange, "response_format"),
     (OK | {"stream": 0}, InvalidType, "stream"),
     (OK | {"stream": "true"}, InvalidType, "stream"),
     (OK | {"partial_images": 4}, OutOfRange, "partial_images"),

@@ -133,7 +133,7 @@ def _velocity(x: torch.Tensor, sigma: Any) -> torch.Tensor:
     return (x - TARGET) / sigma
 
 
-def _packed(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
+def packed(hidden_states: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
     return (_velocity(hidden_states, timestep.flatten()[0]),)
 
 
@@ -176,7 +176,7 @@ def test_every_allowed_scheduler_solves_what_the_model_predicts(
         return scheduler
 
     monkeypatch.setattr(schedulers, "make", watched)
-    perfect = PERFECT.get(spec.family.rpartition(".")[2], _packed)
+    perfect = PERFECT.get(spec.family.rpartition(".")[2], packed)
     monkeypatch.setattr(getattr(worker._pipeline, worker._family.DENOISER), "forward", perfect)
     draw(worker, scheduler=name, num_inference_steps=min(spec.steps, 8))
     assert (ends[-1] - TARGET).abs().max() < 0.05
@@ -186,15 +186,25 @@ def test_every_allowed_scheduler_solves_what_the_model_predicts(
 def test_compiles_and_draws_the_same(
     spec: ModelSpec, boot: Callable[..., Worker], compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One package serves other sizes and other prompts too: nothing falls back to eager code."""
+    """One package serves other sizes, prompts, edits and several at once: nothing falls back to eager code."""
     eager, fits, fitting = boot(spec.id), [], blocks._fits
     monkeypatch.setattr(blocks, "_fits", lambda *given: fits.append(fitting(*given)) or fits[-1])
     volume = Path(eager.ledger.weights).parents[2]
     worker = Worker.boot(PATIENT.model_copy(update={"model": spec.id, "volume": volume, "compile": "on"}))
     assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason
     assert worker.publish(tmp_path).is_dir()
-    for fields in ({}, {"width": 64, "height": 160}, {"prompt": "three yellow stars on a purple background"}):
+    image = Reference(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8), "")
+    asked: list[dict[str, Any]] = [
+        {},
+        {"width": 64, "height": 160},
+        {"prompt": "three yellow stars on a purple background"},
+    ]
+    for fields in [*asked, {"images": (image,)}]:
         assert np.abs(draw(worker, **fields) - draw(eager, **fields)).max() <= 1
+    several = [spec.recipe(ImageRequest(prompt="a red circle", width=96, height=64, seed=seed)) for seed in range(3)]
+    for recipe, outcome in zip(several, worker.draw(several, [lambda *_: None] * 3), strict=True):
+        assert not isinstance(outcome, Exception)
+        assert np.abs(outcome[0].rgb.astype(int) - eager.generate(recipe)[0].rgb).max() <= 1
     assert fits
     assert all(fits)
 
@@ -211,8 +221,7 @@ def test_another_autoencoder_decodes(
     worker = Worker.boot(PATIENT.model_copy(update=update))
     assert differ(draw(worker), draw(own))
     assert worker.facts["vae"] == "small"
-    if worker.spec.max_images:
-        assert differ(draw(worker, (Reference(np.zeros((64, 64, 3), np.uint8), ""),)), draw(worker))
+    assert differ(draw(worker, (Reference(np.zeros((64, 64, 3), np.uint8), ""),)), draw(worker))
 
     tiny.autoencoder(kind, 16).save_pretrained(tmp_path / "other")
     with pytest.raises(StartError, match="has 16 latent channels, the model draws"):

@@ -11,13 +11,16 @@ import handler
 
 ROOT = Path(__file__).parent.parent
 FLOOR = {
+    "discreet": 0,
     "errors": 0,
     "licenses": 0,
     "stepcache": 0,
     "request": 1,
     "clock": 1,
+    "watch": 1,
     "settings": 1,
     "precisions": 1,
+    "kernels": 1,
     "hardware": 2,
     "spec": 2,
     "catalog": 3,
@@ -35,6 +38,8 @@ FLOOR = {
     "codec": 3,
     "references": 3,
     "preview": 3,
+    "batching": 3,
+    "store": 3,
     "prices": 3,
     "receipts": 3,
     "spend": 4,
@@ -42,9 +47,13 @@ FLOOR = {
     "chips": 5,
     "offload": 3,
     "families": 3,
-    "faults": 4,
+    "faults": 3,
+    "drawing": 4,
+    "attention": 4,
+    "line": 4,
     "fit": 4,
     "worker": 5,
+    "painter": 5,
     "lane": 6,
     "api": 7,
     "server": 8,
@@ -59,7 +68,7 @@ FLOOR = {
     "__init__": 9,
     "__main__": 11,
 }
-HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage"}
+HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage", "boto3", "botocore"}
 MAY_BE_HEAVY = {"families", "quant"}  # imported late as a whole; the others import these late, inside functions
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 

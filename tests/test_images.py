@@ -242,15 +242,15 @@ def test_a_bomb_costs_no_memory_and_no_words(tmp_path: Path) -> None:
     [
         (KLEIN, 5, "flux2-klein takes at most 4 images, got 5"),
         (DEV, 7, "flux2-dev takes at most 6 images, got 7"),
-        (MODELS["spark"], 1, "spark draws from text alone; leave images out"),
-        (MODELS["flux-dev"], 1, "flux-dev draws from text alone; leave images out"),
+        (MODELS["spark"], 2, "spark edits one image, got 2"),
+        (MODELS["flux-dev"], 16, "flux-dev edits one image, got 16"),
     ],
 )
 def test_more_than_the_model_takes(spec: Any, count: int, told: str) -> None:
     request = ImageRequest(prompt="x", images=(b"never decoded",) * count)
     with pytest.raises(RequestError, match=told) as caught:
         spec.check(request)
-    assert (caught.value.param, caught.value.status) == ("images", 422 if spec.max_images else 400)
+    assert (caught.value.param, caught.value.status) == ("images", 422)
 
 
 @pytest.mark.parametrize(
@@ -338,12 +338,12 @@ def test_over_http(klein: Served, tmp_path: Path) -> None:
         assert private not in log
 
 
-def test_a_model_that_draws_from_text_alone(server: Served) -> None:
-    for images in ([url(A)], [text(CUT)], [text(png_of(30_000, 30_000))]):  # told before it is decoded
+def test_a_model_that_edits_one_image(server: Served) -> None:
+    for images in ([url(A)] * 2, [text(CUT)] * 2, [text(png_of(30_000, 30_000))] * 2):  # told before it is decoded
         answer = post(server, "/v1/images/generations", images=images)
         error = answer.json()["error"]
-        assert (answer.status_code, error["param"], error["code"]) == (400, "images", "unsupported_parameter")
-        assert error["message"] == "spark draws from text alone; leave images out."
+        assert (answer.status_code, error["param"], error["code"]) == (422, "images", "out_of_range")
+        assert error["message"] == "images: spark edits one image, got 2."
 
 
 def test_the_body_limit_comes_first(server: Served) -> None:
@@ -388,13 +388,14 @@ def test_made_again_bit_for_bit(generate: Callable[..., Any]) -> None:
         ("--from out.png --image a.png --image a.png", "made from 2 images"),
         ("--from out.png --image a.png --image b.png --image b.png", "made from 2 images"),
         ("--from out.png --image a.png --image none.png", "cannot read none.png"),
-        ("--from out.png --image a.png --image cut.png", "image 2 is not a whole PNG"),
+        ("--from out.png --image a.png --image cut.png", "made from 2 images"),
         ("--from a.png", "a.png carries no Kindling parameters"),
         ("x --model flux2-klein --image out.png --image none.png", "cannot read none.png"),
         ("x --model flux2-klein --image .", "cannot read ."),
         ("x --model flux2-klein --image a.png --image cut.png", "image 2 is not a whole PNG"),
         ("x --model flux2-klein" + 5 * " --image a.png", "takes at most 4 images, got 5"),
-        ("x --image cut.png", "spark draws from text alone"),
+        ("x --image cut.png", "image 1 is not a whole PNG"),
+        ("x --image a.png --image b.png", "spark edits one image, got 2"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(generate: Callable[..., Any], arguments: str, told: str) -> None:

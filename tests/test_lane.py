@@ -3,17 +3,37 @@
 import asyncio
 import base64
 import logging
+import math
 import threading
+import time
+import weakref
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fakes import FakeFamily, raises
 from handler import Api, ImageRequest, Lane, Settings, StartError
-from handler.errors import Cancelled, DeviceLost, Internal, NotReady, NumericalError, QueueFull, SettingsError
+from handler.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeviceLost,
+    Exhausted,
+    Internal,
+    KindlingError,
+    NotReady,
+    NumericalError,
+    OutOfMemory,
+    QueueFull,
+    SettingsError,
+)
+from handler.faults import meaning
+from handler.line import refusal
 from handler.preview import Preview
 
 RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
@@ -173,6 +193,223 @@ def test_stopping_finishes_the_picture_and_refuses_the_rest(lane: Lane, family: 
             await lane.submit(RECIPE)
 
     asyncio.run(main())
+
+
+def test_a_lane_that_drains_goes_on_with_what_it_accepted(lane: Lane, family: FakeFamily) -> None:
+    family.gate = threading.Event()
+
+    async def main() -> None:
+        running = asyncio.create_task(lane.submit(RECIPE))
+        assert await asyncio.to_thread(family.entered.wait, 10)
+        queued = asyncio.create_task(lane.submit(RECIPE))
+        await asyncio.sleep(0)
+        lane.drain()
+        with pytest.raises(NotReady):
+            await lane.submit(RECIPE)
+        assert family.gate
+        family.gate.set()
+        await asyncio.gather(running, queued, lane.submit(RECIPE, admitted=True))
+
+    asyncio.run(main())
+    assert (lane.state, len(family.drawn)) == ("draining", 3)
+
+
+@pytest.mark.parametrize(("how", "rounds"), [("cancel", 100), ("deadline", 100), ("abort", 1)])
+def test_what_ends_while_it_is_finished_ends_once(lane: Lane, family: FakeFamily, how: str, rounds: int) -> None:
+    """In every round the last step and another end meet at a barrier; either may win, and only one."""
+    barrier, jobs = threading.Barrier(2), []
+
+    def meet() -> None:
+        jobs.extend(lane._painter.jobs)
+        barrier.wait(10)
+
+    family.at_step = {RECIPE.steps: meet}
+
+    async def one() -> str:
+        task = asyncio.create_task(lane.submit(RECIPE))
+        await asyncio.sleep(0)
+        barrier.wait(10)
+        end = {"cancel": task.cancel, "abort": lane.abort, "deadline": lambda: jobs[-1].end(DeadlineExceeded("late"))}
+        end[how]()
+        try:
+            await task
+        except asyncio.CancelledError:
+            return "cancelled"
+        except KindlingError as error:
+            return error.code
+        return "drawn"
+
+    async def main() -> list[str]:
+        return [await one() for _ in range(rounds)]
+
+    told, counted = Counter(asyncio.run(main())), {outcome: count for (outcome, _), count in lane.line.ended.items()}
+    assert sum(counted.values()) == rounds
+    assert counted == told or how == "cancel"  # who goes away does not hear that the picture was drawn
+    if how != "abort":
+        family.at_step = {}
+        asyncio.run(lane.submit(RECIPE))  # the next is not hit
+        assert family.drawn[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("waiting", "wait_s", "left_s", "says"),
+    [
+        (0, 0.0, 1.0, ""),
+        (1, 9.0, math.inf, ""),
+        (2, 0.0, math.inf, "2 requests are waiting"),
+        (1, 11.0, math.inf, "about 11 s, more than the 10 s allowed"),
+        (1, 9.0, 8.0, "about 9 s, more than this request may take"),
+    ],
+)
+def test_who_may_join_the_line(waiting: int, wait_s: float, left_s: float, says: str) -> None:
+    found = refusal(waiting, wait_s, left_s, most=2, most_s=10)
+    assert says in found
+    assert bool(says) == bool(found)
+
+
+def test_what_waits_is_measured_by_its_work(family: FakeFamily) -> None:
+    lane = Lane(Settings(queue=100, queue_s=100), boot=family.boot)
+    family.gate = threading.Event()
+    lane.start()
+
+    async def main() -> None:
+        running = asyncio.create_task(lane.submit(RECIPE))
+        assert await asyncio.to_thread(family.entered.wait, 10)
+        lane._painter.took = (10.0,)
+        large = replace(RECIPE, size=(512, 512), steps=8)
+        waiting = [asyncio.create_task(lane.submit(each)) for each in (RECIPE, large)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="about 90 s") as caught:
+            await lane.submit(RECIPE, deadline=time.perf_counter() + 80)
+        assert caught.value.retry_s == 90
+        waiting.append(asyncio.create_task(lane.submit(replace(RECIPE, steps=8))))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="110 s, more than the 100 s allowed"):
+            await lane.submit(RECIPE)
+        assert family.gate
+        family.gate.set()
+        await asyncio.gather(running, *waiting)
+
+    asyncio.run(main())
+    lane.stop()
+
+
+def test_what_was_cancelled_leaves_its_place_in_line(lane: Lane, family: FakeFamily) -> None:
+    family.gate = threading.Event()
+
+    async def main() -> None:
+        running = asyncio.create_task(lane.submit(RECIPE))
+        assert await asyncio.to_thread(family.entered.wait, 10)
+        for _ in range(10):
+            gone = asyncio.create_task(lane.submit(RECIPE))
+            await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+        assert lane.waiting == 0
+        assert family.gate
+        family.gate.set()
+        await running
+
+    asyncio.run(main())
+    assert lane.line.ended == {("cancelled", "queue"): 10, ("drawn", "denoise"): 1}
+
+
+def test_a_step_that_hangs_fails_the_lane_and_nobody_waits_for_it(
+    family: FakeFamily, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lane = Lane(Settings(hang_s=0.2), boot=family.boot)
+    family.gate = threading.Event()
+    lane.start()
+
+    async def main() -> None:
+        hung, queued = (asyncio.create_task(lane.submit(RECIPE)) for _ in range(2))
+        with pytest.raises(DeviceLost):
+            await hung
+        with pytest.raises(StartError):
+            await queued
+
+    asyncio.run(main())
+    assert lane.state == "failed"
+    lane.stop()
+    assert lane.alive
+    assert "fakes.py" in capfd.readouterr().err  # where it hangs
+    family.gate.set()
+    while lane.alive:
+        threading.Event().wait(0.01)
+    assert family.drawn == []
+
+
+def test_steps_that_end_in_time_are_no_hang(family: FakeFamily) -> None:
+    lane = Lane(Settings(hang_s=1), boot=family.boot)
+    family.at_step = {step: lambda: threading.Event().wait(0.3) for step in range(1, 9)}  # type: ignore[misc]
+    lane.start()
+    asyncio.run(lane.submit(replace(RECIPE, steps=8)))
+    assert lane.state == "ready"
+    lane.stop()
+
+
+def test_running_out_of_memory_lets_go_of_all_that_was_made(lane: Lane, family: FakeFamily) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def spike() -> None:
+        large = torch.zeros(1_000_000)
+        made.append(weakref.ref(large))
+        if len(made) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    family.at_step = {2: spike}
+    with pytest.raises(OutOfMemory) as caught:
+        asyncio.run(lane.submit(RECIPE))
+    assert caught.value.param == "size"
+    assert made[0]() is None  # though somebody still holds the error
+    assert lane.state == "ready"
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_three_times_out_of_memory_in_a_row_are_enough(lane: Lane, family: FakeFamily, good: int) -> None:
+    """With a good picture after `good` of them the count begins again."""
+
+    def fail_once() -> None:
+        family.at_step = {}  # the canary can be drawn
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for turn in range(3):
+        if turn == good and turn:
+            asyncio.run(lane.submit(RECIPE))
+        family.at_step = {1: fail_once}
+        with pytest.raises(OutOfMemory) as caught:
+            asyncio.run(lane.submit(RECIPE))
+        assert caught.value.fatal == (turn == 2 and not good)
+    assert lane.state == ("ready" if good else "failed")
+
+
+def test_a_worker_that_cannot_draw_even_a_small_picture_has_failed(lane: Lane, family: FakeFamily) -> None:
+    family.at_step = {1: raises(torch.OutOfMemoryError("CUDA out of memory."))}
+    with pytest.raises(Exhausted):
+        asyncio.run(lane.submit(RECIPE))
+    assert lane.state == "failed"
+    assert family.steps_run == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", OutOfMemory),
+        ("CUDA error: out of memory", OutOfMemory),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", OutOfMemory),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", OutOfMemory),
+        ("CUDA error: an illegal memory access was encountered", DeviceLost),
+        ("CUDA error: device-side assert triggered", DeviceLost),
+        ("CUDA error: uncorrectable ECC error encountered", DeviceLost),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", DeviceLost),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", DeviceLost),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", RuntimeError),
+        ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`", RuntimeError),
+        ("The size of tensor a (4) must match the size of tensor b (5)", RuntimeError),
+    ],
+)
+def test_what_an_error_of_torch_means(said: str, kind: type[Exception]) -> None:
+    assert type(meaning(RuntimeError(said), (64, 64))) is kind
 
 
 def test_api_gives_each_picture_its_seed_and_counts_steps(lane: Lane, family: FakeFamily) -> None:

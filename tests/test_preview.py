@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PATIENT
-from test_families import EVERY, PAIRS, PERFECT, TARGET, _packed
+from test_families import EVERY, PAIRS, PERFECT, TARGET, packed
 
 import tiny
 from handler import MODELS, ImageRequest, ModelSpec, Worker
@@ -108,7 +108,7 @@ def test_previews_show_what_a_step_heads_for(
         return torch.zeros(size[1] // SHRINK, size[0] // SHRINK, 3, dtype=torch.uint8)
 
     monkeypatch.setattr(Projection, "draw", noted)
-    perfect = PERFECT.get(spec.family.rpartition(".")[2], _packed)
+    perfect = PERFECT.get(spec.family.rpartition(".")[2], packed)
     monkeypatch.setattr(getattr(worker._pipeline, worker._family.DENOISER), "forward", perfect)
     steps = min(spec.steps, 8)
     draw(worker, "x", 1, width=128, height=96, num_inference_steps=steps, scheduler=name)

@@ -225,18 +225,20 @@ def test_a_misspelt_setting_stops_the_deployment(
     assert "KINDLING_MODLE is not a setting" in refused(script, capsys, *ARGUMENTS, "--dry-run")
 
 
+@pytest.mark.parametrize("name", ["KINDLING_API_KEYS", "BUCKET_SECRET_ACCESS_KEY"])
 def test_keys_travel_only_as_runpods_secrets(
+    name: str,
     script: ModuleType,
     dry: Callable[..., list[dict[str, Any]]],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("KINDLING_API_KEYS", "hunter2")
+    monkeypatch.setenv(name, "hunter2")
     told = refused(script, capsys, *ARGUMENTS, "--dry-run")
     assert "{{ RUNPOD_SECRET_name }}" in told
     assert "hunter2" not in told
-    monkeypatch.setenv("KINDLING_API_KEYS", "{{ RUNPOD_SECRET_keys }}")
-    assert dry(*ARGUMENTS)[0]["env"]["KINDLING_API_KEYS"] == "{{ RUNPOD_SECRET_keys }}"
+    monkeypatch.setenv(name, "{{ RUNPOD_SECRET_keys }}")
+    assert dry(*ARGUMENTS)[0]["env"][name] == "{{ RUNPOD_SECRET_keys }}"
 
 
 def test_no_key(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

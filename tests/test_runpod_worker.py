@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from runpod_plane import DEADLINE_S, WORKER, Event, Plane, clean_environment, started
+from s3_plane import BUCKET, KEY, SECRET, Broken, s3_server
 
 SMALL = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 7}
 LONG = {**SMALL, "n": 4, "num_inference_steps": 8, "width": 512, "height": 512}
@@ -338,6 +339,53 @@ def test_a_result_that_is_too_large_is_encoded_again_where_the_job_asks(cramped:
     output = cramped.result(f"openai-{form}")["output"]
     assert output["output_format"] == form
     assert size_of(output["data"][0]["b64_json"]) == (256, 256)
+
+
+def test_a_result_that_is_too_large_goes_to_the_object_store_where_there_is_one(tmp_path: Path) -> None:
+    log, worker = tmp_path / "log", tmp_path / "worker.py"
+    worker.write_text(WORKER.read_text().replace("= 10_000_000, 20_000_000", "= 15_000, 2_500"))
+    with s3_server() as s3, Plane() as plane:
+        runpods = {"BUCKET_ENDPOINT_URL": s3.url, "BUCKET_ACCESS_KEY_ID": KEY, "BUCKET_SECRET_ACCESS_KEY": SECRET}
+        environment = clean_environment(tmp_path, **plane.environment, **runpods, KINDLING_STORE_BUCKET=BUCKET)
+        with started([str(worker)], environment, log):
+            for job, given in (("1", SMALL), ("sync-1", {**SMALL, "output_format": "webp"})):
+                plane.give(job, **given)
+                [picture] = plane.result(job)["output"]["images"]
+                got = httpx.get(picture["url"])
+                assert got.headers["content-type"] == f"image/{picture['format']}"
+                assert Image.open(io.BytesIO(got.content)).size == (256, 256)
+                assert "b64_json" not in picture
+            assert len(s3.objects()) == 2
+            plane.give("2", **SMALL, if_too_large="webp")  # asked for first, and small enough
+            assert size_of(plane.result("2")["output"]["images"][0]["b64_json"]) == (256, 256)
+            wanted = {**SMALL, "response_format": "url"}
+            plane.give("3", openai_route="/v1/images/generations", openai_input=wanted)
+            [picture] = plane.result("3")["output"]["data"]
+            assert httpx.get(picture["url"]).status_code == 200
+            assert len(s3.objects()) == 2  # the first picture again
+    assert not [secret for secret in (SECRET, KEY, "X-Amz-", SMALL["prompt"]) if secret in log.read_text()]
+
+
+def test_a_store_that_fails_loses_only_what_runpod_cannot_carry(tmp_path: Path) -> None:
+    log, worker = tmp_path / "log", tmp_path / "worker.py"
+    worker.write_text(WORKER.read_text().replace("= 10_000_000, 20_000_000", "= 15_000, 300"))
+    with Broken(403) as broken, Plane() as plane:
+        runpods = {"BUCKET_ENDPOINT_URL": broken.url, "BUCKET_ACCESS_KEY_ID": KEY, "BUCKET_SECRET_ACCESS_KEY": SECRET}
+        environment = clean_environment(tmp_path, **plane.environment, **runpods, KINDLING_STORE_BUCKET=BUCKET)
+        with started([str(worker)], environment, log):
+            plane.give("1", **SMALL, response_format="url", output_format="webp")
+            kept = plane.result("1")["output"]
+            for job in ("sync-1", "sync-2"):
+                plane.give(job, **SMALL, response_format="url" if job == "sync-1" else "b64_json")
+            lost = [plane.result(job) for job in ("sync-1", "sync-2")]
+    assert "status 403" in kept["delivery"]
+    assert size_of(kept["images"][0]["b64_json"]) == (256, 256)
+    for result in lost:
+        assert_refused(result["error"], "delivery_failed")
+        assert "status 403" in result["error"]
+    assert broken.tries == 3
+    told = log.read_text() + json.dumps([kept, *lost])
+    assert not [secret for secret in (SECRET, KEY, "X-Amz-") if secret in told]
 
 
 @pytest.fixture(scope="module")

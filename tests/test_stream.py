@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 
 from fakes import FakeFamily, raises
 from handler import Api, Lane, Settings
-from handler.api import Reply
+from handler.api import OnPartial, Reply
 from handler.dialects import openai as dialect
 from handler.errors import NumericalError
 from handler.server import stream as streams
@@ -179,3 +179,31 @@ def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(run())
     assert alive >= 3
+
+
+def test_a_slow_reader_misses_the_oldest_partial_pictures_and_never_the_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "HELD", 2)
+    told = threading.Event()
+    reply = Reply(200, {"created": 1, "size": "8x8", "data": [{"b64_json": "", "seed": 1}], "output_format": "png"})
+
+    async def call(on_partial: OnPartial) -> Reply:
+        on_partial({"number": 0})
+        await asyncio.sleep(0)
+        await asyncio.to_thread(told.wait, 10)
+        for number in range(1, 10):
+            on_partial({"number": number})
+        return reply
+
+    async def run() -> str:
+        found = await streams.stream(call, lambda body: [{"last": True}])
+        assert isinstance(found, StreamingResponse)
+        chunks = found.body_iterator.__aiter__()
+        first = await chunks.__anext__()
+        told.set()
+        while [task for task in asyncio.all_tasks() if task.get_coro().__name__ == "call"]:  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+        return b"".join([bytes(first), *[bytes(chunk) async for chunk in chunks]]).decode()  # type: ignore[arg-type]
+
+    assert [event.get("number") for event in events(asyncio.run(run()))] == [0, 8, 9, None]

@@ -19,6 +19,7 @@ from handler.spec import ModelSpec
 from handler.volume import EMBEDDED, fetched_folder, write_manifest
 
 LATENTS = 4  # channels; FLUX-like transformers see 2 by 2 of them at once
+SD3_LATENTS = 16  # its inpainting takes no other number
 FLUX2_LATENTS = 8  # as many as its tiny autoencoder has groups
 CLIP_L, CLIP_G, T5, LLM = 16, 24, 48, 16  # how wide the text encoders are
 ROPE = (4, 6, 6)  # of a head's 16 channels, how many tell the position along each axis
@@ -165,9 +166,10 @@ def vae(kind: type = diffusers.AutoencoderKL, latents: int = LATENTS, **differin
     )  # fmt: skip
 
 
-def flux_vae(scaling: float = 0.3611, shift: float = 0.1159) -> diffusers.AutoencoderKL:
+def flux_vae(scaling: float = 0.3611, shift: float = 0.1159, latents: int = LATENTS) -> diffusers.AutoencoderKL:
     """As FLUX.1, Chroma and Z-Image have it."""
-    return vae(scaling_factor=scaling, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False)
+    options = {"use_quant_conv": False, "use_post_quant_conv": False}
+    return vae(latents=latents, scaling_factor=scaling, shift_factor=shift, **options)
 
 
 def flux(spec: ModelSpec) -> diffusers.FluxPipeline:
@@ -208,13 +210,13 @@ def chroma(spec: ModelSpec) -> diffusers.ChromaPipeline:
 def sd3(spec: ModelSpec) -> diffusers.StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 large, for pictures up to 2048 by 2048."""
     transformer = diffusers.SD3Transformer2DModel(
-        in_channels=LATENTS, out_channels=LATENTS, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        in_channels=SD3_LATENTS, out_channels=SD3_LATENTS, num_layers=2, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=T5, caption_projection_dim=16, pooled_projection_dim=CLIP_L + CLIP_G, sample_size=128,
         pos_embed_max_size=128, qk_norm="rms_norm",
     )  # fmt: skip
     return diffusers.StableDiffusion3Pipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=flux_vae(scaling=1.5305, shift=0.0609),
+        vae=flux_vae(scaling=1.5305, shift=0.0609, latents=SD3_LATENTS),
         text_encoder=clip(transformers.CLIPTextModelWithProjection, CLIP_L),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip(transformers.CLIPTextModelWithProjection, CLIP_G),

@@ -1,6 +1,5 @@
 """Kindling's own shape: `ImageRequest`'s fields in, pictures with everything about them out."""
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,10 @@ partial = openai.partial
 
 
 def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
-    """`images`, each with its base64 bytes, format, seed, recipe and seconds per stage."""
+    """`images`, each with its bytes in base64 or its URL, format, seed, recipe and seconds per stage."""
     images = [
         {
-            "b64_json": base64.b64encode(picture.data).decode(),
+            **openai.carried(picture),
             "format": picture.format,
             "seed": picture.recipe.seed,
             "parameters": picture.recipe.described(),
@@ -29,6 +28,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "model": request.model or spec.id,
         "inference_ms": round(seconds * 1000, 1),
         "plan": pictures[0].plan,
+        **openai.delivery(pictures),
     }
 
 

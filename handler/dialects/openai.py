@@ -16,11 +16,9 @@ from handler.spec import ModelSpec
 
 IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
 ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us
-    "response_format": ("b64_json",),
     "background": ("auto", "opaque"),
 }
 WHY = {
-    "response_format": "response_format 'url' needs an object store, and none is configured; use 'b64_json'.",
     "background": "background can be 'auto' or 'opaque'; these models draw no transparency.",
 }
 UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
@@ -68,9 +66,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
     width, height = pictures[0].recipe.size
     return {
         "created": int(time.time()),
-        "data": [
-            {"b64_json": base64.b64encode(picture.data).decode(), "seed": picture.recipe.seed} for picture in pictures
-        ],
+        "data": [{**carried(picture), "seed": picture.recipe.seed} for picture in pictures],
         "background": "opaque",
         "output_format": request.output_format,
         "quality": "auto",
@@ -80,7 +76,20 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "height": height,
         "model": request.model or spec.id,
         "plan": pictures[0].plan,
+        **delivery(pictures),
     }
+
+
+def carried(picture: Picture) -> dict[str, str]:
+    """A picture as its URL, where it has one, or as its bytes."""
+    return {"url": picture.url} if picture.url else {"b64_json": base64.b64encode(picture.data).decode()}
+
+
+def delivery(pictures: Sequence[Picture]) -> dict[str, str]:
+    """What to say where the object store did not take every picture that it should have."""
+    why = next((picture.undelivered for picture in pictures if picture.undelivered), "")
+    told = f"The object store did not take every picture: {why}. Those without a url are here as base64."
+    return {"delivery": told} if why else {}
 
 
 def partial(request: ImageRequest, data: bytes, size: tuple[int, int], index: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""What a model family is: a module with one function and three names, itself named by string in the catalogue.
+"""What a model family is: a module with one function and a few names, itself named by string in the catalogue.
 
     PIPELINE                            diffusers' own pipeline class
+    IMAGE_TO_IMAGE, INPAINT             its classes for edits, where it has them and images are no references
     DENOISER                            the pipeline's component whose repeated blocks are compiled
     SCHEDULERS                          which table of `schedulers.py` its models can use
     encode(pipeline, recipe, tokens)    the arguments that tell the pipeline what to draw; made once for n pictures
@@ -11,20 +12,20 @@ loops. Reached late: importing this imports torch and diffusers.
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
-from PIL import Image
 from torch import nn
 
 from handler import offload, stepcache
 from handler.errors import NumericalError, SettingsError
-from handler.families import schedulers
+from handler.families import edits, schedulers
 from handler.hardware import Hardware
 from handler.preview import SHRINK, Preview, Projection, watched
 from handler.reader import Reader
@@ -90,54 +91,100 @@ def encode(family: ModuleType, pipeline: Any, recipe: Recipe, spec: ModelSpec) -
     return arguments
 
 
+def joined(arguments: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The arguments of several pictures as those of one run; None where prompts differ in length."""
+    first = arguments[0]
+    if len(arguments) == 1:
+        return dict(first)
+    if any(_shapes(other) != _shapes(first) for other in arguments):
+        return None
+    return {name: _together([each[name] for each in arguments]) for name in first}
+
+
+def _shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes of tensors, and the other values: those are what alike pictures share."""
+    return {n: list(v.shape) if isinstance(v, torch.Tensor) else v for n, v in arguments.items() if type(v) is not list}
+
+
+def _together(values: list[Any]) -> Any:
+    """Tensors as a batch, lists (of a tensor for each picture) as one list, anything else as it is."""
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    return [item for value in values for item in value] if isinstance(values[0], list) else values[0]
+
+
 @torch.inference_mode()
 def run(
     family: ModuleType,
     pipeline: Any,
     arguments: Mapping[str, Any],
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     spec: ModelSpec,
-    on_step: Callable[[int, Preview], None],
+    on_step: Callable[[int, Sequence[Preview]], None],
     projection: Projection,
-) -> Any:
-    """Draw: a uint8 (height, width, 3) array of exactly `recipe.size`; NumericalError rather than a broken picture.
+) -> list[Any]:
+    """Draw alike pictures at once: uint8 (height, width, 3) arrays of their exact size, NumericalErrors for broken.
 
-    Calls `on_step(done, preview)` after each step; an exception raised there ends the run. `projection` makes the
-    previews and learns from the picture. The noise is drawn on the CPU, so a seed means the same on every device.
+    Calls `on_step(done, previews)` after each step; an exception raised there ends the run. `projection` makes the
+    previews and learns from the pictures.
     """
-    width, height = (-(-side // spec.multiple) * spec.multiple for side in recipe.size)
-    small = -(-recipe.size[0] // SHRINK), -(-recipe.size[1] // SHRINK)
+    recipe, pipeline = recipes[0], edits.pipeline_for(recipes[0], family, pipeline)
+    width, height = spec.canvas(recipe.size)
 
     def step_end(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        done = -(-(step + 1) * recipe.steps // pipeline.num_timesteps)  # some schedulers take two turns a step
-        on_step(done, lambda: _crop(projection.draw(heading(), (width, height)), small))
+        done = -(-(step + 1) * recipe.taken // pipeline.num_timesteps)  # some schedulers take two turns a step
+        preview = partial(_preview, heading, projection, (width, height), recipe.size)
+        on_step(done, [partial(preview, i) for i in range(len(recipes))])
         return tensors
 
-    images = {"image": [Image.fromarray(image.rgb) for image in recipe.images]} if recipe.images else {}
     with (
         _scheduler(pipeline, family, recipe, spec) as heading,
         stepcache.caching(pipeline, recipe.step_cache, recipe.guidance > 1),
     ):
-        picture = pipeline(
+        pictures = pipeline(
             **arguments,
-            **images,
-            width=width,
+            **edits.arguments(recipe, (width, height), pipeline.vae_scale_factor),
+            width=width,  # SDXL's image-to-image takes the image's, whatever is said here
             height=height,
             num_inference_steps=recipe.steps,
-            generator=torch.Generator("cpu").manual_seed(recipe.seed),
+            generator=_noise(recipes),
             callback_on_step_end=step_end,
             output_type="pt",
-        ).images[0]
-    pixels = _pixels(picture)
-    projection.learn(heading(), picture)
-    return _crop(pixels, recipe.size)
+        ).images
+    return [_finished(*each, recipe, projection) for each in zip(pictures, heading().split(1), strict=True)]
+
+
+def _preview(
+    heading: Callable[[], Any], projection: Projection, canvas: tuple[int, int], size: tuple[int, int], i: int
+) -> Any:
+    """What picture `i` is heading for: uint8 (height, width, 3), an eighth of `size`, which lies amid `canvas`."""
+    small = projection.draw(heading()[i : i + 1], canvas)
+    return _crop(small, (-(-size[0] // SHRINK), -(-size[1] // SHRINK)))
+
+
+def _noise(recipes: Sequence[Recipe]) -> Any:
+    """Where each picture's noise comes from, as if it were alone: the CPU, so a seed means the same on every device."""
+    generators = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
+    return generators if len(recipes) > 1 else generators[0]
+
+
+def _finished(picture: torch.Tensor, latents: torch.Tensor, recipe: Recipe, projection: Projection) -> Any:
+    """(3, height, width) from 0 to 1 -> uint8 (height, width, 3), exactly `recipe.size`; a NumericalError if broken."""
+    try:
+        pixels = _pixels(picture)
+    except NumericalError as error:
+        return error
+    projection.learn(latents, picture)
+    return edits.pasted(_crop(pixels, recipe.size), recipe)
 
 
 @contextmanager
 def _scheduler(pipeline: Any, family: ModuleType, recipe: Recipe, spec: ModelSpec) -> Iterator[Callable[[], Any]]:
     """Put the scheduler that `recipe` names into `pipeline` for one run; gives what `watched` gives."""
     loaded = pipeline.scheduler
-    pipeline.scheduler = schedulers.make(family.SCHEDULERS, recipe.scheduler, loaded, spec.scheduler_config)
+    kept_in_part = recipe.strength is not None and recipe.strength < 1
+    differing = {**spec.scheduler_config, **(spec.edit_scheduler_config if kept_in_part else {})}
+    pipeline.scheduler = schedulers.make(family.SCHEDULERS, recipe.scheduler, loaded, differing)
     try:
         with watched(pipeline.scheduler) as heading:
             yield heading

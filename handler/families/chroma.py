@@ -2,12 +2,30 @@
 
 from typing import Any
 
-from diffusers import ChromaPipeline
+from diffusers import ChromaImg2ImgPipeline, ChromaInpaintPipeline, ChromaPipeline
+from diffusers.configuration_utils import FrozenDict
 
 from handler.families import schedulers
 from handler.request import Recipe
 
+
+class Inpaint(ChromaInpaintPipeline):
+    """diffusers', which as of 0.42.1 asks Chroma's transformer for a setting that only FLUX.1's has."""
+
+    transformer: Any
+
+    def __call__(self, **arguments: Any) -> Any:
+        transformer, config = self.transformer, self.transformer.config
+        transformer._internal_dict = FrozenDict({**config, "guidance_embeds": False})
+        try:
+            return super().__call__(**arguments)  # type: ignore[misc]
+        finally:
+            transformer._internal_dict = config
+
+
 PIPELINE = ChromaPipeline
+IMAGE_TO_IMAGE = ChromaImg2ImgPipeline
+INPAINT = Inpaint
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 

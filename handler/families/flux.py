@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from diffusers import FluxPipeline
+from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 
 from handler.families import schedulers
 from handler.request import Recipe
 
 PIPELINE = FluxPipeline
+IMAGE_TO_IMAGE = FluxImg2ImgPipeline
+INPAINT = FluxInpaintPipeline
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 

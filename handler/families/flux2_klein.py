@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from diffusers import Flux2KleinPipeline
+from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline
 
 from handler.families import schedulers
 from handler.request import Recipe
 
 PIPELINE = Flux2KleinPipeline
+INPAINT = Flux2KleinInpaintPipeline
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 

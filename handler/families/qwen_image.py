@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from diffusers import QwenImagePipeline
+from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline, QwenImagePipeline
 
 from handler.families import schedulers
 from handler.request import Recipe
 
 PIPELINE = QwenImagePipeline
+IMAGE_TO_IMAGE = QwenImageImg2ImgPipeline
+INPAINT = QwenImageInpaintPipeline
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 

@@ -2,12 +2,35 @@
 
 from typing import Any
 
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    SD3Transformer2DModel,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusion3Pipeline,
+)
 
 from handler.families import schedulers
 from handler.request import Recipe
 
+
+class Inpaint(StableDiffusion3InpaintPipeline):
+    """diffusers', which as of 0.42.1 forgets the VAE's shift when it decodes: huggingface/diffusers#13611."""
+
+    vae: Any
+
+    def __call__(self, **arguments: Any) -> Any:
+        vae, shift = self.vae, self.vae.config.shift_factor
+        decode = vae.decode
+        vae.decode = lambda latents, **options: decode(latents + shift, **options)
+        try:
+            return super().__call__(**arguments)  # type: ignore[misc]
+        finally:
+            del vae.decode
+
+
 PIPELINE = StableDiffusion3Pipeline
+IMAGE_TO_IMAGE = StableDiffusion3Img2ImgPipeline
+INPAINT = Inpaint
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 SD3Transformer2DModel._repeated_blocks = ["JointTransformerBlock"]  # type: ignore[attr-defined]  # diffusers names none

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 
 from handler.families import schedulers
 from handler.request import Recipe
 
 PIPELINE = StableDiffusionXLPipeline
+IMAGE_TO_IMAGE = StableDiffusionXLImg2ImgPipeline
+INPAINT = StableDiffusionXLInpaintPipeline
 DENOISER = "unet"
 SCHEDULERS = schedulers.EPSILON
 

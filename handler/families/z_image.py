@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from diffusers import ZImagePipeline
+from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline, ZImagePipeline
 
 from handler.families import schedulers
 from handler.request import Recipe
 
 PIPELINE = ZImagePipeline
+IMAGE_TO_IMAGE = ZImageImg2ImgPipeline
+INPAINT = ZImageInpaintPipeline
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handler.api import Api
+from handler.batching import at_once
 from handler.errors import StartError
 from handler.lane import Lane
+from handler.optimize.together import gains
 from handler.receipts import Candidate, Figures
 from handler.request import ImageRequest
 from handler.settings import Settings
@@ -54,42 +56,51 @@ def trial(task: Task, settings: Settings) -> Figures:
     """Boot a worker of this candidate and measure it; a StartError if it would run otherwise than asked."""
     policy = "on" if task.compiled else "off"
     asked = {"precision": task.precision, "compile": policy, "volume": Path(task.volume), "device": task.device}
-    lane = Lane(settings.model_copy(update={**asked, "vae": "", "step_cache": "off", "cold_start_budget_s": PATIENT_S}))
+    patient = {"cold_start_budget_s": PATIENT_S, "queue_s": PATIENT_S, "queue": 32, "batch": 1}
+    lane = Lane(settings.model_copy(update={**asked, **patient, "vae": "", "step_cache": "off"}))
     lane.start()
     try:
         lane.wait_booted()
         if (lane.ledger.plan == "COMPILED") != task.compiled:
             raise StartError(f"{Candidate(task.precision, task.compiled).name} runs {lane.ledger.decision}")
-        seconds, rate = asyncio.run(_draw(Api(lane), task))
+        seconds = asyncio.run(_one_by_one(Api(lane), task))
+        batches = asyncio.run(gains(lane))
+        lane.batch = at_once("auto", batches, lane.spec.size)
+        rate = asyncio.run(_rate(Api(lane), task))
         held = peak_gb(lane.ledger.device)
     finally:
         lane.stop()
     compile_s = sum(phase.seconds for phase in lane.ledger.phases if phase.name == "compile")
     p95, cold = statistics.quantiles(seconds, n=20, method="inclusive")[-1], lane.ledger.total_s - compile_s
-    return Figures(len(seconds), statistics.median(seconds), p95, rate, held, cold, compile_s)
+    return Figures(len(seconds), statistics.median(seconds), p95, rate, held, cold, compile_s, batches)
 
 
-async def _draw(api: Api, task: Task) -> tuple[list[float], float]:
-    """Seconds of each picture, one after another; then pictures a second, all asked for at once.
-
-    The first round is what likeness is judged by. No prompt comes twice: a worker remembers what it made of one.
-    """
+def _round(api: Api, turn: int) -> list[ImageRequest]:
+    """Pictures of the model's own size. No prompt comes twice: a worker remembers what it made of one."""
     prompts = SHAPES if api.lane.spec.embedded else SCENES
+    return [
+        ImageRequest(prompt=text + f", version {turn}" * (turn > 0), seed=seed) for seed, text in enumerate(prompts)
+    ]
+
+
+async def _one_by_one(api: Api, task: Task) -> list[float]:
+    """Seconds of each picture, one after another. The first round is what likeness is judged by."""
     seconds = []
-
-    def asked(turn: int, seed: int) -> ImageRequest:
-        return ImageRequest(prompt=prompts[seed] + f", version {turn}" * (turn > 0), seed=seed)
-
     for turn in range(task.rounds):
-        for seed in range(len(prompts)):
+        for seed, request in enumerate(_round(api, turn)):
             begun = time.perf_counter()
-            [picture] = await api.draw(asked(turn, seed))
+            [picture] = await api.draw(request)
             seconds.append(time.perf_counter() - begun)
             if turn == 0:
                 (Path(task.folder) / f"{seed}.png").write_bytes(picture.data)
-    begun = time.perf_counter()
-    await asyncio.gather(*(api.draw(asked(task.rounds, seed)) for seed in range(len(prompts))))
-    return seconds, len(prompts) / (time.perf_counter() - begun)
+    return seconds
+
+
+async def _rate(api: Api, task: Task) -> float:
+    """Pictures a second, all asked for at once."""
+    requests, begun = _round(api, task.rounds), time.perf_counter()
+    await asyncio.gather(*map(api.draw, requests))
+    return len(requests) / (time.perf_counter() - begun)
 
 
 def peak_gb(device: str) -> float:

@@ -1,45 +1,55 @@
-"""The ASGI app: routes, health, body limits, keys. What a route means is `api.py`'s business."""
+"""The ASGI app: routes, health, body limits. What a route means is `api.py`'s business."""
 
 import asyncio
-import hashlib
-import hmac
 import json
+import math
+import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from handler.api import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, Api, OnPartial, Reply, answered, refusal
+from handler.api import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial, Reply, answered, refusal
 from handler.errors import (
     BodyTooLarge,
     Cancelled,
+    Internal,
     InvalidJson,
+    InvalidValue,
     KindlingError,
     MethodNotAllowed,
     RequestError,
     RouteNotFound,
     SettingsError,
-    Unauthorized,
+    UnsupportedMedia,
 )
 from handler.lane import Lane
+from handler.server import forms
+from handler.server.guard import guarded
 from handler.server.metrics import Metrics
-from handler.server.observe import Observed, Seen
+from handler.server.observe import Observed, Seen, response
+from handler.server.openapi import document
+from handler.server.repeats import Repeats, key_of
 from handler.server.stream import stream
+from handler.server.traces import tracing
 
 T = TypeVar("T")
-PING_STATUS = {"starting": 204, "ready": 200, "failed": 503, "stopped": 503}
-OPEN_ROUTES = ("/ping", "/health/live")
+JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
+FORMS = ("/v1/images/edits",)
+DEADLINE, SECONDS = "x-deadline-s", re.compile(r"\d{1,9}(\.\d{1,9})?")
+PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
 
 
-def create_app(lane: Lane, public: bool) -> ASGIApp:
+def create_app(lane: Lane, public: bool) -> Observed:
     """The app over `lane`, which it starts and stops. `public`: reachable by others, so keys are required."""
     settings = lane.settings
     if public and not settings.api_keys and not settings.allow_open:
@@ -50,6 +60,7 @@ def create_app(lane: Lane, public: bool) -> ASGIApp:
         )
     routes = [
         *(Route(path, draw, methods=["POST"]) for path in DIALECTS),
+        *(Route(path, read, methods=["POST"]) for path in RETIRED),
         Route(MODELS_ROUTE, read),
         Route(MODELS_ROUTE + "/{id:path}", read),
         Route(RECEIPT_ROUTE, read),
@@ -57,10 +68,14 @@ def create_app(lane: Lane, public: bool) -> ASGIApp:
         Route("/health/live", live),
         Route("/health/ready", ready),
         Route("/metrics", metrics),
+        Route("/openapi.json", describe),
     ]
-    app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers={HTTPException: _http_error})
-    app.state.lane, app.state.metrics = lane, Metrics(lane)
-    return Observed(Keys(app, settings.api_keys), routes, app.state.metrics)
+    handlers = {HTTPException: _http_error, Exception: _crashed}
+    app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    app.state.repeats = Repeats()
+    app.state.lane, app.state.metrics, app.state.traces = lane, Metrics(lane), tracing(lane.spec.id)
+    return Observed(guarded(app, settings), routes, app.state.metrics, app.state.traces)
 
 
 @asynccontextmanager
@@ -68,17 +83,19 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     app.state.lane.start()
     yield
     await asyncio.to_thread(app.state.lane.stop)
+    if app.state.traces:
+        await asyncio.to_thread(app.state.traces.close)
 
 
 async def draw(request: Request) -> Response:
     """Any route of `DIALECTS`; as events if the body says so."""
     found = await answered(_drawn(Api(request.app.state.lane), request))
-    return found if isinstance(found, Response) else _response(request.scope, found)
+    return found if isinstance(found, Response) else response(request.scope, found)
 
 
 async def read(request: Request) -> Response:
     """The routes that only tell."""
-    return _response(request.scope, await Api(request.app.state.lane).call(request.url.path))
+    return response(request.scope, await Api(request.app.state.lane).call(request.url.path))
 
 
 async def ping(request: Request) -> Response:
@@ -110,60 +127,84 @@ async def metrics(request: Request) -> Response:
     return Response(await asyncio.to_thread(request.app.state.metrics.text), media_type=CONTENT_TYPE_LATEST)
 
 
-class Keys:
-    """Refuses requests without a known bearer key, on every route but `OPEN_ROUTES`. No keys: everyone may."""
-
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
-        self.app = app
-        self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_ROUTES or not self.digests or self._known(scope):
-            return await self.app(scope, receive, send)
-        error = Unauthorized("Send a valid key as 'Authorization: Bearer KEY'.")
-        await _response(scope, refusal(error))(scope, receive, send)
-
-    def _known(self, scope: Scope) -> bool:
-        header = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, key = header.partition(b" ")
-        digest = hashlib.sha256(key.strip()).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self.digests]
-        return scheme.lower() == b"bearer" and any(matches)
+async def describe(request: Request) -> Response:
+    """OpenAPI's description of all this."""
+    return JSONResponse(document(request.app.state.lane))
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:
-    path, payload = request.url.path, decode(await _body(request, api.lane.settings.max_body_mb))
+    body = await _body(request, api.lane.settings.max_body_mb)
+    path, headers = request.url.path, request.headers
+    form = _media(headers) == forms.MEDIA
+    payload = await forms.read(headers, body) if form else decode(body)
     seen: Seen = request.state.seen
-    seen.prompt = payload.get("prompt") if isinstance(payload, dict) else None
-    if isinstance(payload, dict) and payload.get("stream") is True:
-        seen.note(refusal(Cancelled("The client went away.")))  # unless the call comes to its end
+    seen.read(payload)
+    key, streams = key_of(headers), isinstance(payload, dict) and payload.get("stream") is True
+    within_s = _patience(headers, asks_again=streams or key is not None)
 
-        async def call(on_partial: OnPartial) -> Reply:
-            return seen.note(await api.call(path, payload, on_partial=on_partial))
+    async def call(on_partial: OnPartial | None = None) -> Reply:
+        start = partial(api.call, path, payload, on_partial=on_partial, within_s=within_s)
+        said = repr(payload).encode() if form and key else body  # with another boundary a form is still the same
+        return seen.note(await request.app.state.repeats.call(key, path.encode() + said, start))
 
-        return await _while_connected(request, stream(call, DIALECTS[path].completed))
-    return await _while_connected(request, api.call(path, payload))
+    if not streams:
+        return await _while_connected(request, call())
+    seen.note(refusal(Cancelled("The client went away.")))  # unless the call comes to its end
+    return await _while_connected(request, stream(call, DIALECTS[path].completed))
+
+
+def _patience(headers: Headers, asks_again: bool) -> float:
+    """How many seconds the caller gives us: its word, else when OpenAI's client hangs up if it has heard nothing.
+
+    Where that hears something meanwhile, or `asks_again` for the same job, its patience is not the end.
+    """
+    said, hangs_up = headers.get(DEADLINE), headers.get("x-stainless-read-timeout", "")
+    if said is None:
+        return float(hangs_up) if SECONDS.fullmatch(hangs_up) and not asks_again else math.inf
+    if not SECONDS.fullmatch(said) or not float(said):
+        raise InvalidValue(f"{DEADLINE} should be seconds, such as 30 or 2.5.", DEADLINE)
+    return float(said)
 
 
 async def _body(request: Request, limit_mb: float) -> bytes:
-    """The request's body, refused as soon as it is known to be too large."""
+    """The request's body, refused as soon as it is known to be too large, or to be neither JSON nor a form."""
+    _check_media(request.headers, JSON if request.url.path not in FORMS else (*JSON, forms.MEDIA))
     limit = int(limit_mb * 1e6)
     error = BodyTooLarge(f"The body may be at most {limit_mb:g} MB.")
     if int(request.headers.get("content-length", "0")) > limit:
         raise error
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise error
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise error
+    except ClientDisconnect:
+        raise Cancelled("The client went away.") from None
     return bytes(body)
 
 
+def _check_media(headers: Headers, allowed: tuple[str, ...]) -> None:
+    coding = headers.get("content-encoding") or "identity"
+    if coding.lower() != "identity":
+        raise UnsupportedMedia(f"Content-Encoding '{coding:.40}' is not understood here; send the body as it is.")
+    if _media(headers) not in allowed:
+        other = f", or as {forms.MEDIA}" if forms.MEDIA in allowed else ""
+        raise UnsupportedMedia(f"Send the body as JSON, with the header 'Content-Type: application/json'{other}.")
+
+
+def _media(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def decode(body: bytes) -> Any:
-    """Strict JSON: no NaN or Infinity, no key twice."""
+    """Strict JSON: no NaN or Infinity, no key twice. 7.0 is a whole number, as it is in JSON Schema."""
 
     def constant(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
+
+    def number(text: str) -> float:
+        return int(value) if (value := float(text)).is_integer() else value
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -172,7 +213,7 @@ def decode(body: bytes) -> Any:
         return found
 
     try:
-        return json.loads(body, parse_constant=constant, object_pairs_hook=unique)
+        return json.loads(body, parse_constant=constant, parse_float=number, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise InvalidJson(f"The body is not valid JSON: {error}") from None
 
@@ -205,10 +246,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: MethodNotAllowed(f"{request.method} is not allowed on {path}."),
     }
     reply = refusal(refusals.get(error.status_code, RequestError(error.detail)))
-    return _response(request.scope, Reply(reply.status, reply.body, {**reply.headers, **(error.headers or {})}))
+    return response(request.scope, Reply(reply.status, reply.body, {**reply.headers, **(error.headers or {})}))
 
 
-def _response(scope: Scope, reply: Reply) -> Response:
-    seen: Seen = scope["state"]["seen"]
-    seen.note(reply)
-    return JSONResponse(reply.body, reply.status, reply.headers)
+async def _crashed(request: Request, error: Exception) -> Response:
+    """A bug in a route, which the server logs; or a client that left while it was answered, which was noted before."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=Cancelled.status)
+    return response(request.scope, refusal(Internal("Something went wrong on our side; the log has the details.")))

@@ -12,10 +12,11 @@ from types import ModuleType
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from handler.lane import Lane, State
+from handler.line import Where
 from handler.request import Picture
 
 PREFIX = "kindling_"
@@ -92,13 +93,25 @@ GAUGES = (
 )
 
 
+ENDS = {  # how a job may have ended: by a counter's name what, and in words
+    "cancelled": ("cancelled", "Pictures whose caller went away."),
+    "deadline_exceeded": ("deadline_exceeded", "Pictures whose deadline passed."),
+    "oom": ("out_of_memory", "Pictures for which the memory was not enough."),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class LaneCollector(Collector):
-    """Reads `GAUGES` whenever somebody asks."""
+    """Reads `GAUGES` and `ENDS` whenever somebody asks."""
 
     lane: Lane
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
+        for name, (outcome, text) in ENDS.items():
+            counter = CounterMetricFamily(PREFIX + name, text, labels=["where"])
+            for where in get_args(Where):
+                counter.add_metric([where], self.lane.line.ended[outcome, where])
+            yield counter
         for gauge in GAUGES:
             family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=[gauge.label] if gauge.label else [])
             # A lost GPU, one without the reading, no NVML, no /proc: the rest is told all the same.
@@ -134,7 +147,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
         for picture in pictures:
             self._images.inc()
-            self._steps.inc(picture.recipe.steps)
+            self._steps.inc(picture.recipe.taken)
             self._waits.observe(picture.stages["queue"])
             for stage in picture.stages.keys() - {"queue"}:
                 self._stages.labels(stage).observe(picture.stages[stage])

@@ -1,4 +1,4 @@
-"""What is kept of each request: an id in its answer, its numbers in the metrics and, of drawing, a line in the log.
+"""What is kept of each request: an id in its answer, numbers in the metrics, a span, and of drawing a line in the log.
 
 The line is JSON. Of the prompt it has the length, and a hash under a key that dies with the process: enough to see that
 two were the same, never what they said.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +23,7 @@ from handler.api import DIALECTS, Reply
 from handler.errors import Cancelled
 from handler.request import Picture
 from handler.server.metrics import Metrics
+from handler.server.traces import Traces
 
 HEADER = b"x-request-id"
 VISIBLE = re.compile(rb"[!-~]{1,128}")
@@ -30,15 +32,21 @@ log = logging.getLogger("kindling.requests")
 
 @dataclass(slots=True)
 class Seen:
-    """One request. `status` is None until it is answered."""
+    """One request. `status` is None until it is answered, `begun` is when all of it was there."""
 
     id: str
     route: str
     start: float = field(default_factory=time.perf_counter)
+    begun: float = 0.0
     status: int | None = None
     reason: str = ""
     prompt: object = None
     pictures: tuple[Picture, ...] = ()
+
+    def read(self, payload: object) -> None:
+        """What is asked for is known from now on."""
+        self.begun = time.perf_counter()
+        self.prompt = payload.get("prompt") if isinstance(payload, dict) else None
 
     def note(self, reply: Reply) -> Reply:
         """Remember how this request ends, for a stream says 200 long before; the last reply counts."""
@@ -50,8 +58,8 @@ class Seen:
 class Observed:
     """Around a whole app. Its routes find their `Seen` in the request's state."""
 
-    def __init__(self, app: ASGIApp, routes: list[Route], metrics: Metrics) -> None:
-        self.app, self._routes, self._metrics = app, routes, metrics
+    def __init__(self, app: ASGIApp, routes: list[Route], metrics: Metrics, traces: Traces | None) -> None:
+        self.app, self._routes, self._metrics, self.traces = app, routes, metrics, traces
         self._key = secrets.token_bytes(16)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,14 +69,17 @@ class Observed:
         try:
             await self.app(scope, receive, partial(_sent, seen, send))
         finally:
-            self._ended(seen)
+            self._ended(scope, seen)
 
     def _route(self, path: str) -> str:
         return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
 
-    def _ended(self, seen: Seen) -> None:
-        seconds, status = time.perf_counter() - seen.start, seen.status or Cancelled.status
+    def _ended(self, scope: Scope, seen: Seen) -> None:
+        end, status = time.perf_counter(), seen.status or Cancelled.status
+        seconds = end - seen.start
         self._metrics.count(seen.route, status, seen.reason, seconds, seen.pictures)
+        if self.traces:
+            self.traces.request(scope, seen, status, end)
         if seen.route in DIALECTS:
             head = {"request_id": seen.id, "route": seen.route, "status": status, "error": seen.reason or None}
             log.info(
@@ -83,6 +94,13 @@ class Observed:
             "prompt_length": len(prompt),
             "prompt_hash": hashlib.blake2b(data, key=self._key, digest_size=8).hexdigest(),
         }
+
+
+def response(scope: Scope, reply: Reply) -> JSONResponse:
+    """`reply` as the answer of this request, and remembered as that."""
+    seen: Seen = scope["state"]["seen"]
+    seen.note(reply)
+    return JSONResponse(reply.body, reply.status, reply.headers)
 
 
 def request_id(scope: Scope) -> str:

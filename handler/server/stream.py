@@ -5,8 +5,8 @@ What is refused at once is refused with its HTTP status, as without a stream.
 """
 
 import asyncio
-import contextlib
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -14,10 +14,37 @@ from starlette.responses import StreamingResponse
 
 from handler.api import OnPartial, Reply
 
+HELD = 4  # events; one request has three at most before its last
 PATIENCE_S = 10.0  # proxies cut what says nothing for 30 s and more
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 ALIVE = b": still here\n\n"
 Completed = Callable[[dict[str, Any]], list[dict[str, Any]]]
+
+
+class Events:
+    """What there is to say and was not sent yet. A slow reader misses the oldest of it, and holds up nobody."""
+
+    def __init__(self, task: "asyncio.Future[Reply]") -> None:
+        self._task = task
+        self._held: deque[dict[str, Any]] = deque(maxlen=HELD)
+        self._came = asyncio.Event()
+
+    def put(self, event: dict[str, Any]) -> None:
+        """On the event loop's thread."""
+        self._held.append(event)
+        self._came.set()
+
+    async def next(self) -> dict[str, Any] | None:
+        """The next event; None if the call has ended and all were taken, or nothing came for a while."""
+        if not self._held:
+            self._came.clear()
+            waiting = asyncio.ensure_future(self._came.wait())
+            either: set[asyncio.Future[Any]] = {waiting, self._task}
+            try:
+                await asyncio.wait(either, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+        return self._held.popleft() if self._held else None
 
 
 async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Completed) -> Reply | StreamingResponse:
@@ -25,10 +52,11 @@ async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Compl
 
     `completed` makes the last events of the body. Closing the stream cancels the call.
     """
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
-    task = asyncio.ensure_future(call(lambda event: loop.call_soon_threadsafe(events.put_nowait, event)))
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(call(lambda event: loop.call_soon_threadsafe(events.put, event)))
+    events = Events(task)
     try:
-        first = await _next(events, task)
+        first = await events.next()
     except asyncio.CancelledError:
         task.cancel()
         raise
@@ -40,7 +68,7 @@ async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Compl
             event = first
             while event or not task.done():
                 yield _sent(event) if event else ALIVE
-                event = await _next(events, task)
+                event = await events.next()
             reply = task.result()
             for last in [{"error": reply.body["error"]}] if reply.status >= 400 else completed(reply.body):
                 yield _sent(last)
@@ -48,21 +76,6 @@ async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Compl
             task.cancel()
 
     return StreamingResponse(body(), headers=HEADERS, media_type="text/event-stream")
-
-
-async def _next(events: asyncio.Queue[dict[str, Any]], task: asyncio.Future[Reply]) -> dict[str, Any] | None:
-    """The next event; None if the call has ended and all were taken, or nothing came for a while."""
-    waiting = asyncio.ensure_future(events.get())
-    either: set[asyncio.Future[Any]] = {waiting, task}
-    try:
-        await asyncio.wait(either, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
-        with contextlib.suppress(asyncio.QueueEmpty):
-            return events.get_nowait()
-        return None
-    finally:
-        waiting.cancel()
 
 
 def _sent(event: dict[str, Any]) -> bytes:

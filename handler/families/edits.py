@@ -1,0 +1,79 @@
+"""Edits: an image drawn anew, in part or where a mask says, by diffusers' own pipelines for that.
+
+They share the components of the one that draws from text. Whatever grid a model stands on, the image lies in the middle
+of the canvas, its edges continued, where `_crop` will look for it.
+"""
+
+import inspect
+from fractions import Fraction
+from types import ModuleType
+from typing import Any
+
+import numpy
+from PIL import Image
+
+from handler.request import Recipe
+
+Size = tuple[int, int]
+
+
+def pipeline_for(recipe: Recipe, family: ModuleType, pipeline: Any) -> Any:
+    """The pipeline that draws `recipe`: `pipeline`, or one with its components. Making one takes milliseconds."""
+    if recipe.strength is None:
+        return pipeline
+    kind = family.INPAINT if recipe.mask else family.IMAGE_TO_IMAGE
+    known = {**pipeline.config, **pipeline.components}
+    made = kind(**{name: known[name] for name in inspect.signature(kind).parameters if name in known})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def arguments(recipe: Recipe, canvas: Size, cell: int) -> dict[str, Any]:
+    """What its pipeline must know of the images of `recipe`; `cell` is how many pixels a latent is wide."""
+    if not recipe.images:
+        return {}
+    first, *others = recipe.images
+    if recipe.strength is None:
+        return {"image": [Image.fromarray(image.rgb) for image in recipe.images]}
+    source = _sized(first.rgb, recipe.size, Image.Resampling.LANCZOS)
+    share = Fraction(recipe.taken, recipe.steps)  # exact, for some pipelines round up what others round down
+    known = {"image": Image.fromarray(_spread(source, recipe.size, canvas)), "strength": share}
+    if recipe.mask:
+        known["mask_image"] = _drawn_anew(_kept(recipe), recipe.size, canvas, cell)
+    if others:
+        known["image_reference"] = [Image.fromarray(image.rgb) for image in others]
+    return known
+
+
+def pasted(drawn: Any, recipe: Recipe) -> Any:
+    """`drawn`, with the image where its mask keeps that: there not one pixel is another."""
+    if not recipe.mask:
+        return drawn
+    source = _sized(recipe.images[0].rgb, recipe.size, Image.Resampling.LANCZOS)
+    both = Image.composite(Image.fromarray(source), Image.fromarray(drawn), Image.fromarray(_kept(recipe)))
+    return numpy.array(both)
+
+
+def _kept(recipe: Recipe) -> Any:
+    assert recipe.mask
+    return _sized(recipe.mask.kept, recipe.size, Image.Resampling.BILINEAR)
+
+
+def _drawn_anew(kept: Any, size: Size, canvas: Size, cell: int) -> Image.Image:
+    """diffusers' mask, white where to draw: every latent that has a pixel which is not wholly kept."""
+    width, height = canvas
+    cells = (_spread(kept, size, canvas) < 255).reshape(height // cell, cell, width // cell, cell).any((1, 3))
+    return Image.fromarray(cells.repeat(cell, 0).repeat(cell, 1))
+
+
+def _sized(pixels: Any, size: Size, filter_: Any) -> Any:
+    """`pixels` at `size`; the very same if that is theirs."""
+    image = Image.fromarray(pixels)
+    return pixels if image.size == size else numpy.asarray(image.resize(size, filter_))
+
+
+def _spread(pixels: Any, size: Size, canvas: Size) -> Any:
+    """`pixels` in the middle of the canvas, their edges continued."""
+    left, top = ((whole - part) // 2 for whole, part in zip(canvas, size, strict=True))
+    edges = [(top, canvas[1] - size[1] - top), (left, canvas[0] - size[0] - left), (0, 0)]
+    return numpy.pad(pixels, edges[: pixels.ndim], mode="edge")

@@ -1,0 +1,64 @@
+"""Forms with files (multipart/form-data), as clients send images to edit: read under limits, and never to disk."""
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from handler.errors import InvalidValue
+from handler.request import MAX_REFERENCES, ImageRequest
+
+MEDIA = "multipart/form-data"
+FILES = MAX_REFERENCES + 1  # and a mask
+FIELDS = 64
+FIELD_BYTES = 1_000_000  # of one that is text
+LISTS = ("image",)  # what may come more than once
+NUMBERS = {  # the fields that are no text
+    name
+    for name, field in ImageRequest.model_fields.items()
+    if field.annotation in (int, float, bool, int | None, float | None)
+}
+
+
+async def read(headers: Headers, body: bytes) -> dict[str, Any]:
+    """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none."""
+    try:
+        parser = MultiPartParser(headers, _once(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
+        parser.spool_max_size = len(body) + 1  # so no file leaves memory
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidValue(f"The form cannot be read: {error.message}") from None
+    try:
+        return await _fields(form)
+    finally:
+        await form.close()
+
+
+async def _fields(form: FormData) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for spelled, part in form.multi_items():
+        name = spelled.removesuffix("[]")
+        value = await part.read() if isinstance(part, UploadFile) else typed(name, part)
+        if name in LISTS:
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise InvalidValue(f"'{name:.40}' appears twice.", name)
+        else:
+            fields[name] = value
+    return fields
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
+def typed(name: str, text: str) -> Any:
+    """`text` as the type that the field has; as it is where that fails, for the field's check to refuse it by name."""
+    if name not in NUMBERS:
+        return text
+    try:
+        return json.loads(text.lower())  # some clients spell True
+    except (ValueError, RecursionError):
+        return text

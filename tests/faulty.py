@@ -1,0 +1,84 @@
+"""A server whose model is a fake with faults, chosen by a prompt's first word. Started as `serve` is, by its path.
+
+Every step says so on stderr. `hold` waits in its second step for a line on stdin; with FAULTY_BOOT=hold so does the
+boot.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from fakes import CPU, FakeFamily, raises
+from handler import Clock, Settings, Worker
+from handler.__main__ import main
+from handler.catalog import find
+from handler.families.schedulers import FLOW
+from handler.spec import ModelSpec
+
+
+def hold() -> None:
+    """Wait for a line on stdin."""
+    print("holding", file=sys.stderr, flush=True)
+    sys.stdin.readline()
+
+
+def hang() -> None:
+    """Never come back."""
+    threading.Event().wait()
+
+
+def tick() -> None:
+    """Take a moment."""
+    threading.Event().wait(0.02)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "oom": raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")),
+    "lose": raises(RuntimeError("CUDA error: an illegal memory access was encountered")),
+    "hang": hang,
+    "hold": hold,
+    "bug": raises(ZeroDivisionError("a detail that nobody should see")),
+}
+SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "black": torch.zeros_like,
+    "nan": lambda pixels: pixels * float("nan"),
+    "noise": torch.rand_like,  # no fault, but megabytes of PNG
+}
+
+
+class Faulty(FakeFamily):
+    """Fails in its second step, or afterwards, as the prompt says."""
+
+    def __call__(self, prompt: str, **options: Any) -> Any:
+        """As a pipeline of diffusers is called."""
+        word = prompt.partition(" ")[0]
+
+        def step(number: int) -> None:
+            print(f"step {number} of {prompt}", file=sys.stderr, flush=True)
+            if word == "slow":
+                tick()
+            if number == 2:
+                FAULTS.get(word, lambda: None)()
+
+        self.at_step = {number: lambda number=number: step(number) for number in range(1, 51)}
+        picture = super().__call__(**options)
+        picture.images = SPOILED.get(word, lambda pixels: pixels)(picture.images)
+        return picture
+
+    def load(self, settings: Settings, spec: ModelSpec, clock: Clock) -> Worker:
+        """In place of `Worker._load`."""
+        if os.environ.get("FAULTY_BOOT") == "hold":
+            hold()
+        encode = lambda pipeline, recipe, tokens: {"prompt": recipe.prompt}  # noqa: E731
+        family: Any = SimpleNamespace(encode=encode, SCHEDULERS=FLOW)
+        return Worker(find(settings.model), CPU, family, self, clock.ledger)
+
+
+if __name__ == "__main__":
+    Worker._load = Faulty().load  # type: ignore[method-assign]
+    sys.exit(main(["serve", *sys.argv[1:]]))

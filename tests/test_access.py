@@ -1,0 +1,332 @@
+"""Who may ask: keys on every route, other origins' pages, what is refused unread, and the head of every answer."""
+
+import asyncio
+import gzip
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Message, Scope
+
+from fakes import FakeFamily, raises
+from handler import Lane, Settings, create_app
+from handler.errors import NumericalError, SettingsError
+from handler.server import guard
+from handler.server.guard import DEFAULTS, OPEN_ROUTES, Head, Keys
+from handler.server.metrics import Metrics
+from serving import Served, serving
+
+KEY, OTHER = "canary-key-0451", "canary-key-0452"
+ROUTE, PAGE = "/v1/images/generations", "https://page.example"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "BREW")
+STRANGERS = {
+    "no key": {},
+    "wrong key": {"authorization": "Bearer canary-key-0453"},
+    "shorter": {"authorization": f"Bearer {KEY[:-1]}"},
+    "longer": {"authorization": f"Bearer {KEY}1"},
+    "both": {"authorization": f"Bearer {KEY},{OTHER}"},
+    "empty": {"authorization": "Bearer "},
+    "bare": {"authorization": KEY},
+    "basic": {"authorization": f"Basic {KEY}"},
+    "another header": {"x-api-key": KEY},
+    "much longer": {"authorization": "Bearer " + "k" * 10_000},
+    "not ASCII": {"authorization": "Bearer kéy"},
+}
+
+
+@pytest.fixture
+def family() -> FakeFamily:
+    return FakeFamily()
+
+
+@pytest.fixture
+def app(family: FakeFamily) -> Iterator[Callable[..., Any]]:
+    """Makes an app with the settings given, over a lane that is ready."""
+    lanes = []
+
+    def make(**settings: Any) -> Any:
+        lane = Lane(Settings(**settings), boot=family.boot)
+        lane.start()
+        lane.wait_booted()
+        lanes.append(lane)
+        return create_app(lane, public=False)
+
+    yield make
+    for lane in lanes:
+        lane.stop()
+
+
+def ask(app: ASGIApp, method: str = "POST", path: str = ROUTE, **options: Any) -> httpx.Response:
+    """One request; of a server's crash its answer, as the other side of the wire has it."""
+
+    async def main() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        headers = httpx.Headers(options.pop("headers", {}), encoding="utf-8")
+        async with httpx.AsyncClient(transport=transport, base_url="http://kindling") as client:
+            return await client.request(method, path, headers=headers, **options)
+
+    return asyncio.run(main())
+
+
+def code(answer: httpx.Response) -> str:
+    return str(answer.json()["error"]["code"])
+
+
+def paths(app: Any) -> list[str]:
+    """Every route's, with something in the place of what is variable."""
+    return [re.sub(r"\{\w+(:\w+)?\}", "spark", route.path) for route in app._routes]
+
+
+@pytest.mark.parametrize("who", STRANGERS)
+def test_every_route_asks_for_a_key(app: Callable[..., Any], family: FakeFamily, who: str) -> None:
+    made = app(api_keys=(KEY, OTHER))
+    assert len(paths(made)) >= 10
+    assert OPEN_ROUTES == ("/ping", "/health/live")
+    for path in [*paths(made), "/nowhere", "/", "/docs"]:
+        for method in METHODS:
+            answer = ask(made, method, path, headers=STRANGERS[who])
+            if path in OPEN_ROUTES:
+                assert answer.status_code in (200, 405)
+                continue
+            assert answer.status_code == 401, (method, path)
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert method == "HEAD" or code(answer) == "invalid_api_key"
+    assert family.drawn == []
+
+
+@pytest.mark.parametrize("key", [KEY, OTHER])
+def test_every_route_opens_to_a_known_key(app: Callable[..., Any], key: str) -> None:
+    made = app(api_keys=(KEY, OTHER))
+    for path in paths(made):
+        for method in METHODS:
+            answer = ask(made, method, path, json={"prompt": "x"}, headers={"authorization": f"bearer  {key}"})
+            assert answer.status_code not in (401, 403)
+            assert (answer.status_code == 405) == ("allow" in answer.headers)
+
+
+@pytest.mark.parametrize(
+    "path", ["/ping/", "//ping", "/ping/../metrics", "/PING", "/ping%2f", "/health/live/x", "/ping;", "", "/ping\n"]
+)
+def test_nothing_beside_an_open_route_is_open(app: Callable[..., Any], path: str) -> None:
+    made = app(api_keys=(KEY,))
+    assert spoken(made, {"path": path, "method": "GET"})[0]["status"] == 401
+
+
+def spoken(app: ASGIApp, scope: dict[str, Any], *said: dict[str, Any]) -> list[Any]:
+    """What an app sends, told `said`; hearing it out is an error."""
+    heard: list[Message] = []
+    saying = iter(said)
+
+    async def receive() -> Message:
+        try:
+            return next(saying)
+        except StopIteration:
+            raise AssertionError("asked for more") from None
+
+    async def send(message: Message) -> None:
+        heard.append(dict(message))
+
+    whole: Scope = {"type": "http", "query_string": b"", "headers": [], "server": ("203.0.113.1", 80), **scope}
+    asyncio.run(app(whole, receive, send))
+    return heard
+
+
+def test_a_websocket_needs_a_key_before_there_is_one(app: Callable[..., Any]) -> None:
+    scope = {"type": "websocket", "path": "/ws", "subprotocols": []}
+    assert spoken(app(api_keys=(KEY,)), scope) == [{"type": "websocket.close", "code": 1008}]
+    foreign = scope | {"headers": [(b"origin", PAGE.encode()), (b"host", b"kindling")]}
+    assert spoken(app(), foreign) == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_keys_are_kept_as_digests_only(app: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    settings = Settings(api_keys=(KEY,))
+    keys = Keys(settings.api_keys)
+    assert "canary" not in f"{settings} {settings!r} {keys!r} {vars(keys)}"
+    made = app(api_keys=(KEY,))
+    for headers in ({"authorization": f"Bearer {KEY}"}, {"authorization": f"Basic {KEY}"}):
+        for body in ({"prompt": "x"}, {"colour": "x"}):
+            assert "canary" not in ask(made, json=body, headers=headers).text
+    assert "canary" not in caplog.text
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    keys = Keys((KEY, OTHER, "third"))
+    assert keys({"headers": [(b"authorization", f"Bearer {KEY}".encode())]}) is None
+    assert len(compared) == 3  # whether the first fits or not
+    assert {len(each) for pair in compared for each in pair} == {32}
+
+
+PREFLIGHT = {"origin": PAGE, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+
+
+def test_without_the_setting_no_page_may_ask(app: Callable[..., Any]) -> None:
+    made = app(api_keys=(KEY,))
+    answers = [
+        ask(made, "OPTIONS", headers=PREFLIGHT),
+        ask(made, headers={"origin": PAGE, "authorization": f"Bearer {KEY}"}, json={"prompt": "x"}),
+    ]
+    assert [answer.status_code for answer in answers] == [401, 200]
+    assert not [name for answer in answers for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("origins", [f"http://localhost:3000, {PAGE}", "*"])
+def test_pages_of_allowed_origins_may_ask_and_read_errors(
+    app: Callable[..., Any], family: FakeFamily, origins: str
+) -> None:
+    made = app(api_keys=(KEY,), cors_origins=origins)
+    preflight = ask(made, "OPTIONS", headers=PREFLIGHT)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-headers"] == "authorization"
+    family.at_step = {2: raises(NumericalError("NaN."))}
+    headers = {"origin": PAGE, "authorization": f"Bearer {KEY}"}
+    answers = {
+        200: ask(made, headers=headers, json={"prompt": "x", "num_inference_steps": 1}),
+        400: ask(made, headers=headers, json={"prompt": 1}),
+        401: ask(made, headers={"origin": PAGE}, json={"prompt": "x"}),
+        404: ask(made, "GET", "/nowhere", headers=headers),
+        405: ask(made, "GET", headers=headers),
+        415: ask(made, headers=headers | {"content-type": "text/plain"}, content=b"{}"),
+        500: ask(made, headers=headers, json={"prompt": "x"}),
+    }
+    assert {answer.status_code for answer in answers.values()} == answers.keys()
+    for answer in (*answers.values(), preflight):
+        assert answer.headers["access-control-allow-origin"] == ("*" if origins == "*" else PAGE)
+        assert "access-control-allow-credentials" not in answer.headers
+    assert "x-request-id" in answers[401].headers["access-control-expose-headers"]
+
+
+def test_pages_of_other_origins_may_not(app: Callable[..., Any]) -> None:
+    made = app(api_keys=(KEY,), cors_origins=PAGE)
+    for origin in ("https://page.example.evil", "http://page.example", "https://PAGE.example", "null"):
+        preflight = ask(made, "OPTIONS", headers=PREFLIGHT | {"origin": origin})
+        answer = ask(made, headers={"origin": origin, "authorization": f"Bearer {KEY}"}, json={"prompt": "x"})
+        assert (preflight.status_code, answer.status_code) == (401, 200)
+        assert "access-control-allow-origin" not in {**preflight.headers, **answer.headers}
+
+
+@pytest.mark.parametrize("origins", ["page.example", "https://page.example/", "https://page.example/app", "https://*"])
+def test_an_origin_that_is_none_is_named(origins: str) -> None:
+    with pytest.raises(SettingsError, match=r"KINDLING_CORS_ORIGINS: .*without a path"):
+        Settings.from_env({"KINDLING_CORS_ORIGINS": origins})
+
+
+@pytest.mark.parametrize(
+    ("origin", "settings", "status"),
+    [
+        (None, {}, 200),
+        ("http://kindling", {}, 200),  # its own pages'
+        (PAGE, {}, 403),
+        ("null", {}, 403),
+        ("http://kindling.evil", {}, 403),
+        (PAGE, {"allow_open": True}, 403),
+        (PAGE, {"cors_origins": PAGE}, 200),
+        (PAGE, {"cors_origins": "*"}, 200),
+    ],
+)
+def test_without_keys_other_pages_cannot_spend_the_gpu(
+    app: Callable[..., Any], family: FakeFamily, origin: str | None, settings: dict[str, Any], status: int
+) -> None:
+    """What a page can send without asking first: a form's type, or none."""
+    made = app(**settings)
+    answer = ask(made, headers={"origin": origin} if origin else {}, content=b'{"prompt": "x"}')
+    assert (answer.status_code, len(family.drawn)) == (status, status == 200)
+    assert status == 200 or code(answer) == "foreign_origin"
+    assert ask(made, "GET", "/ping", headers={"origin": PAGE}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example:8000", 403),
+     ("127.0.0.1.evil.example", 403), ("[evil", 403), ("192.168.1.2", 403)],
+)  # fmt: skip
+def test_without_keys_a_loopback_server_answers_to_its_own_name(server: Served, host: str, status: int) -> None:
+    """For a stranger's name can be made to lead here, and its page is then of the same origin."""
+    answer = httpx.get(server.url + "/v1/models", headers={"host": host, "origin": f"http://{host}"})
+    assert answer.status_code == status
+    assert status == 200 or (code(answer), "KINDLING_API_KEYS" in answer.text) == ("foreign_origin", True)
+    assert httpx.get(server.url + "/ping", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("environ", [{"KINDLING_ALLOW_OPEN": "true"}, {"KINDLING_API_KEYS": KEY}])
+def test_with_keys_or_open_to_all_it_answers_to_any_name(environ: dict[str, str]) -> None:
+    headers = {"host": "kindling.example", "authorization": f"Bearer {KEY}"}
+    with serving(environ, ready=False) as server:
+        assert httpx.get(server.url + "/v1/models", headers=headers).status_code == 200
+        assert "canary" not in "".join(server.lines)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"content-type": "application/json; charset=utf-8"}, 200),
+        ({"content-type": "Application/JSON"}, 200),
+        ({"content-type": "application/x-www-form-urlencoded"}, 200),  # curl -d without -H
+        ({"content-encoding": "identity"}, 200),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, 415),
+        ({"content-encoding": "gzip"}, 415),
+        ({"content-encoding": "deflate, gzip", "content-type": "application/json"}, 415),
+    ],
+)
+def test_bodies_are_plain_json(app: Callable[..., Any], headers: dict[str, str], status: int) -> None:
+    answer = ask(app(), headers=headers, content=b'{"prompt": "x"}')
+    assert answer.status_code == status
+    assert status == 200 or code(answer) == "unsupported_media_type"
+
+
+def test_what_must_be_refused_is_refused_unread(app: Callable[..., Any]) -> None:
+    made = app(max_body_mb=1)
+    bomb = gzip.compress(b" " * 10_000_000)
+    cases: list[tuple[dict[str, str], list[bytes], int]] = [
+        ({"content-length": "1000001"}, [], 413),
+        ({"content-length": str(len(bomb)), "content-encoding": "gzip"}, [], 415),
+        ({"content-type": "text/plain"}, [], 415),
+        ({}, [b" " * 600_000] * 2, 413),  # of a body of unknown length as much as it takes, no more
+    ]
+    for given, chunks, status in cases:
+        headers = [(name.encode(), value.encode()) for name, value in given.items()]
+        said = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        head, _ = spoken(made, {"path": ROUTE, "method": "POST", "headers": headers}, *said)
+        assert head["status"] == status
+
+
+def test_whole_numbers_may_have_a_point(app: Callable[..., Any], family: FakeFamily) -> None:
+    made = app()
+    assert ask(made, content=b'{"prompt": "x", "seed": 7.0, "n": 2e0}').status_code == 200
+    assert family.drawn == [7, 8]
+    assert ask(made, content=b'{"prompt": "x", "seed": 7.5}').status_code == 400
+
+
+def test_every_answer_has_the_security_headers(app: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Metrics) -> bytes:
+        raise RuntimeError("a bug, with secrets in its text")
+
+    monkeypatch.setattr(Metrics, "text", broken)
+    made = app(cors_origins=PAGE)
+    answers = [
+        ask(made, "OPTIONS", headers=PREFLIGHT),
+        ask(made, headers={"origin": "https://evil.example"}),
+        ask(made, "GET", "/metrics"),
+        ask(made, json={"prompt": "x", "stream": True}),
+        *(ask(made, method, path, json={"prompt": "x"}) for path in [*paths(made), "/nowhere"] for method in METHODS),
+    ]
+    for answer in answers:
+        assert {name: answer.headers[name] for name in DEFAULTS} == DEFAULTS
+        assert answer.headers["x-request-id"]
+        assert "access-control-allow-origin" in answer.headers or answer is not answers[0]
+    assert (answers[2].status_code, code(answers[2])) == (500, "internal_error")
+    assert "secrets" not in answers[2].text
+
+
+def test_a_page_may_have_a_policy_of_its_own() -> None:
+    own = {"content-security-policy": "default-src 'self'"}
+    answer = ask(Head(HTMLResponse("<p>", headers=own)), "GET", "/")
+    assert {name: answer.headers[name] for name in DEFAULTS} == DEFAULTS | own

@@ -1,0 +1,310 @@
+"""Kernels of attention: what each needs, which wins, what later workers follow, and that the model really uses it."""
+
+import dataclasses
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PATIENT
+from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName
+
+import tiny
+from handler import MODELS, Clock, ImageRequest, Settings, Worker, attention, codec, compiled, generate, kernels
+from handler.attention import MARGIN, NEEDED_S, Timing, decide
+from handler.chips import chips
+from handler.errors import SettingsError
+from handler.hardware import Hardware, detect
+from handler.kernels import KERNELS, Choice, choose, refusal, refusals
+from handler.volume import EMBEDDED, publishing
+
+TURING, AMPERE, HOPPER, BLACKWELL = (7, 5), (8, 0), (9, 0), (10, 0)
+SPARK, SCHNELL = MODELS["spark"], MODELS["flux-schnell"]
+H200 = Hardware("cuda", "NVIDIA H200", "bf16", "a test", 141, HOPPER, attention="")
+NATIVE, FASTER = Choice("native", "a test"), Choice("cudnn", "a test")
+
+
+@pytest.fixture(autouse=True)
+def lacking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make this a machine with a new cuDNN and FlashAttention 3, or without what a test names, with the reason."""
+
+    def set_up(**reasons: str) -> None:
+        for name, row in KERNELS.items():
+            changed = dataclasses.replace(row, lacking=lambda name=name: reasons.get(name, ""))
+            monkeypatch.setitem(kernels.KERNELS, name, changed)
+
+    set_up()
+    return set_up
+
+
+@pytest.fixture
+def transformer() -> Any:
+    return FluxTransformer2DModel.from_pretrained(EMBEDDED / "spark" / "transformer")
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """One with a model of its own: these tests change how it computes, and diffusers notes that for all models."""
+    worker = Worker.boot(PATIENT)
+    yield worker
+    attention.use(worker._pipeline.transformer, NATIVE)
+
+
+def draw(worker: Worker) -> Any:
+    steps = worker.spec.min_steps
+    request = ImageRequest(prompt="a red ring", width=128, height=64, num_inference_steps=steps, seed=1)
+    return worker.generate(worker.spec.recipe(request))[0].rgb
+
+
+def backends(model: Any) -> set[Any]:
+    """What the processors of the model were told to use."""
+    processors = (getattr(module, "processor", None) for module in model.modules())
+    return {processor._attention_backend for processor in processors if hasattr(processor, "_attention_backend")}
+
+
+def test_diffusers_knows_every_name_and_none_fetches() -> None:
+    names = [AttentionBackendName(row.backend).value for row in KERNELS.values()]
+    assert not [name for name in names if name.endswith("hub")]
+    assert next(iter(KERNELS)) == "native"
+    for row in KERNELS.values():
+        assert all(hasattr(torch.nn.attention.SDPBackend, name) for name in row.order)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "capability", "dtype", "says"),
+    [
+        ("native", None, "float32", ""),
+        ("cudnn", None, "float32", "a CPU has only native"),
+        ("cudnn", AMPERE, "bfloat16", ""),
+        ("flash", TURING, "float16", "needs compute capability 8.0 or newer, this GPU has 7.5"),
+        ("flash3", HOPPER, "float16", ""),
+        ("flash3", BLACKWELL, "bfloat16", "needs compute capability 9.0 (Hopper), this GPU has 10.0"),
+        ("cudnn", HOPPER, "float32", "computes in 16-bit floats, and this precision in 32-bit ones"),
+    ],
+)
+def test_what_a_kernel_needs(kernel: str, capability: Any, dtype: str, says: str) -> None:
+    assert refusal(KERNELS[kernel], capability, dtype) == says
+
+
+def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels._no_flash3() == "the package flash_attn_3 is not installed"
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    assert kernels._old_cudnn() == "needs cuDNN 91501 or newer, torch has 91002"
+
+    def broken(name: str) -> None:
+        raise OSError("undefined symbol")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    assert kernels._no_flash3() == "the package flash_attn_3 does not work here: undefined symbol"
+
+
+def test_a_choice_that_needs_no_measuring(lacking: Callable[..., None]) -> None:
+    assert choose("auto", None, "float32") == Choice("native", "a CPU has one")
+    assert choose("auto", HOPPER, "bfloat16") is None
+    assert choose("flash3", HOPPER, "bfloat16") == Choice("flash3", "KINDLING_ATTENTION=flash3")
+    found = choose("auto", TURING, "float16")
+    assert found
+    assert found.id == "native"
+    assert found.reason.startswith("cuDNN needs compute capability 8.0 or newer, this GPU has 7.5; FlashAttention 2 ")
+    lacking(flash3="the package flash_attn_3 is not installed")
+    with pytest.raises(SettingsError, match=r"flash3: the package flash_attn_3 is not installed. Use auto, or native"):
+        choose("flash3", HOPPER, "bfloat16")
+    with pytest.raises(SettingsError, match="KINDLING_ATTENTION=cudnn: a CPU has only native"):
+        detect(Settings(attention="cudnn", device="cpu"))
+
+
+def timings(native: float | None, cudnn: float | None, flash3: float | None) -> list[Timing]:
+    why = {None: "cannot do it"}
+    rows = {"native": native, "cudnn": cudnn, "flash": None, "flash3": flash3}
+    return [Timing(name, ms, why.get(ms, "")) for name, ms in rows.items()]
+
+
+@pytest.mark.parametrize(
+    ("native", "cudnn", "flash3", "wins"),
+    [
+        (1.0, 0.5, None, "cudnn"),
+        (1.0, 0.5, 0.4, "flash3"),
+        (1.0, 0.5, 0.5 * (1 - MARGIN) + 0.001, "cudnn"),  # two alike: the earlier, on every worker
+        (1.0, 1 - MARGIN + 0.001, None, "native"),
+        (1.0, 1 - MARGIN - 0.001, None, "cudnn"),
+        (1.0, None, None, "native"),
+        (1.0, 2.0, 3.0, "native"),
+    ],
+)
+def test_the_fastest_wins_by_a_margin(native: float, cudnn: float | None, flash3: float | None, wins: str) -> None:
+    assert decide(timings(native, cudnn, flash3), 4608).id == wins
+
+
+def test_the_reason_has_the_figures() -> None:
+    assert decide(timings(0.55, 0.41, None), 4608).reason == (
+        "cuDNN 0.41 ms for 4608 tokens, against SDPA 0.55 ms; "
+        "FlashAttention 2 cannot do it; FlashAttention 3 cannot do it"
+    )
+    assert decide([Timing("native", 0.55)], 256).reason == "SDPA 0.55 ms for 256 tokens"
+
+
+def test_when_measuring_would_not_pay(transformer: Any) -> None:
+    assert attention.unmeasured(transformer, False, NEEDED_S) == ""
+    assert "host memory" in attention.unmeasured(transformer, True, NEEDED_S)
+    assert attention.unmeasured(transformer, False, 3) == "measuring may take 30 s, and 3 s are left"
+    assert attention.unmeasured(torch.nn.Linear(1, 1), False, NEEDED_S) == "diffusers has no other for Linear"
+
+
+@pytest.mark.parametrize("model", ["sdxl-turbo", "sd3.5-large"])
+def test_a_model_without_a_choice_says_so(model: str) -> None:
+    pipeline = tiny.build(MODELS[model])
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    attention.use(denoiser, NATIVE)
+    with pytest.raises(SettingsError, match=rf"a test: diffusers has only native for {type(denoiser).__name__}. Use a"):
+        attention.use(denoiser, FASTER)
+
+
+@pytest.mark.parametrize("model", ["flux-schnell", "flux2-klein", "z-image-turbo", "qwen-image", "chroma"])
+def test_what_a_model_asks_is_seen(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every family that has a choice: the shapes, and masks, which not every kernel can do."""
+    small = dataclasses.replace(MODELS[model], size=(64, 64))
+    monkeypatch.setattr("handler.worker.find", lambda name: small)
+    tiny.write(small, tmp_path)
+    worker = Worker.boot(PATIENT.model_copy(update={"model": model, "volume": tmp_path}))
+    denoiser = worker._pipeline.transformer
+    assert backends(denoiser) == {AttentionBackendName.NATIVE}
+    assert worker.ledger.attention == "native: a CPU has one"
+    calls = attention.calls_of(lambda: draw(worker))
+    assert max(map(attention._tokens, calls)) >= 8 * 4
+    assert all(call["query"].is_inference() for call in calls)
+    assert any(call["attn_mask"] is not None for call in calls) == (model == "chroma")
+
+
+def test_the_model_uses_what_was_chosen(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native changes no pixel; another kernel is really called."""
+    model, before = worker._pipeline.transformer, draw(worker)
+    attention.use(model, NATIVE)
+    assert (draw(worker) == before).all()
+    monkeypatch.setitem(attention.KERNELS, "cudnn", dataclasses.replace(KERNELS["cudnn"], backend="_flash_3"))
+    attention.use(model, NATIVE)
+    monkeypatch.setattr(model, "set_attention_backend", lambda name: said.append(name))
+    said: list[str] = []
+    attention.use(model, FASTER)
+    assert said == ["_flash_3"]
+
+
+@pytest.fixture
+def kernels_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that agrees with native, one that fails on a CPU, one that is wrong."""
+    for name, backend in {"cudnn": "_native_math", "flash": "_flash_3", "flash3": "native"}.items():
+        monkeypatch.setitem(attention.KERNELS, name, dataclasses.replace(KERNELS[name], backend=backend))
+    right = attention._attended
+    monkeypatch.setattr(attention, "_attended", lambda name, call: right(name, call) * (0.9 if name == "flash3" else 1))
+
+
+def test_kernels_are_measured_and_compared(worker: Worker, kernels_of_a_cpu: None) -> None:
+    calls = attention.calls_of(lambda: draw(worker))
+    native, cudnn, flash, flash3 = attention.measure(calls, {"native": ""})
+    assert (native.why, cudnn.why) == ("", "")
+    assert native.ms
+    assert cudnn.ms
+    assert flash.ms is flash3.ms is None
+    assert "cannot do it: " in flash.why
+    assert flash3.why == "differs from native by 0.100 of its norm"
+    refused = attention.measure(calls, {"cudnn": "too old"})
+    assert (refused[1].ms, refused[1].why) == (None, "too old")
+
+
+def settled(worker: Worker, volume: Path, **settings: Any) -> tuple[Hardware, Clock]:
+    """What a worker with spark and an H200 settles on."""
+    clock = Clock(1000, age=lambda: 0.0)
+    given = Settings(volume=volume, **settings)
+    model = worker._pipeline.transformer
+    return attention.settle(given, SPARK, H200, model, clock, False, lambda: draw(worker)), clock
+
+
+def test_the_fastest_is_settled_on(
+    worker: Worker, kernels_of_a_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = {"native": 2.0, "cudnn": 1.0}
+    monkeypatch.setattr(attention, "_milliseconds", lambda name, call: fake[name])
+    found, clock = settled(worker, tmp_path)
+    assert found.attention == "cudnn"
+    assert clock.ledger.attention.startswith("cudnn: cuDNN 1.00 ms for 40 tokens, against SDPA 2.00 ms; FlashAttention")
+    assert [phase.name for phase in clock.ledger.phases] == ["attention"]
+    assert backends(worker._pipeline.transformer) == {AttentionBackendName._NATIVE_MATH}
+    found, clock = settled(worker, tmp_path, attention="native")
+    assert (found.attention, clock.ledger.attention) == ("native", "native: KINDLING_ATTENTION=native")
+    assert not clock.ledger.phases
+    assert backends(worker._pipeline.transformer) == {AttentionBackendName.NATIVE}
+
+
+def publish(volume: Path, hardware: Hardware) -> None:
+    facts = compiled.fingerprint(SPARK, hardware)
+    with publishing(volume / "baked" / "spark" / compiled.key(facts), facts) as folder:
+        (folder / compiled.PACKAGE).write_bytes(b"never looked at")
+
+
+def test_what_is_compiled_is_followed(
+    worker: Worker,
+    kernels_of_a_cpu: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lacking: Callable[..., None],
+) -> None:
+    """However a later worker would have measured: its fingerprint is the same."""
+    monkeypatch.setattr(attention, "_milliseconds", lambda name, call: 1.0)
+    publish(tmp_path, dataclasses.replace(H200, attention="cudnn"))
+    assert compiled.look(SPARK, H200, tmp_path).outcome == "HIT"  # doctor, which measures nothing
+    found, clock = settled(worker, tmp_path)
+    assert clock.ledger.attention == "cudnn: as what is compiled on the volume"
+    assert compiled.look(SPARK, found, tmp_path).outcome == "HIT"
+    lacking(cudnn="needs a newer cuDNN")
+    found, _ = settled(worker, tmp_path)
+    assert found.attention == "native"
+    assert compiled.look(SPARK, found, tmp_path).reason.endswith("worker: attention is native, was cudnn")
+
+
+def test_the_kernel_is_in_the_fingerprint(tmp_path: Path) -> None:
+    facts = compiled.fingerprint(SPARK, H200)
+    assert (facts["attention"], facts["flash_attn_3"]) == ("", "none")  # installing it means measuring again
+    publish(tmp_path, dataclasses.replace(H200, attention="flash3"))
+    chosen = dataclasses.replace(H200, attention="flash")
+    assert compiled.look(SPARK, chosen, tmp_path).reason == (
+        "compiled for another worker: attention is flash, was flash3"
+    )
+    assert compiled.packaged(SPARK, chosen, tmp_path) == ""
+
+
+def test_torch_prefers_it_in_compiled_code() -> None:
+    """Exported blocks hold a plain call; which kernel it becomes is decided by what is enabled while compiling."""
+    flags = torch.backends.cuda
+    before = torch._C._get_sdp_priority_order()
+    with attention.compiling("cudnn"):
+        assert torch._C._get_sdp_priority_order()[0] == torch.nn.attention.SDPBackend.CUDNN_ATTENTION.value
+    with attention.compiling("flash"):
+        assert not flags.cudnn_sdp_enabled()
+        assert torch._C._get_sdp_priority_order()[0] == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
+    for name in ("native", "flash3"):
+        with attention.compiling(name):
+            assert flags.cudnn_sdp_enabled()
+            assert torch._C._get_sdp_priority_order() == before
+
+
+def test_a_picture_is_made_again_with_its_kernel(
+    worker: Worker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "a.png"
+    for made, wanted in {"native": "native", "cudnn": "auto"}.items():  # here, on a CPU
+        parameters = codec.parameters_of(SPARK.recipe(ImageRequest(prompt="a ring", seed=1)), worker.facts, "1")
+        source.write_bytes(codec.encode(draw(worker), "png", 95, parameters | {"attention": made}))
+        options = Namespace(source=source, image=[], mask=None)
+        assert generate._again(options, Settings())[2].attention == wanted
+    assert f"{source} was made with cuDNN: a CPU has only native; pixels may differ" in capsys.readouterr().err
+
+
+def test_it_is_shown(worker: Worker) -> None:
+    assert worker.facts["attention"] == "native"
+    facts = {"precision": "bf16", "plan": "EAGER"}
+    assert [chip["label"] for chip in chips(SCHNELL, None, facts | {"attention": "native"})][-1] == "compile"
+    [*_, last] = chips(SCHNELL, None, facts | {"attention": "flash3"})
+    assert (last["label"], last["value"]) == ("attention", "FlashAttention 3")
+    assert refusals(HOPPER, "bfloat16") == dict.fromkeys(KERNELS, "")

@@ -1,0 +1,225 @@
+"""The description at /openapi.json: complete, by the route table; true, by schemathesis against a live server."""
+
+import base64
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+import schemathesis
+import uvicorn
+from jsonschema_rs import Draft202012Validator
+from pydantic import TypeAdapter, ValidationError
+from schemathesis_hooks import picture
+
+from fakes import FakeFamily
+from handler import MODELS, Clock, Lane, Settings, Worker, create_app
+from handler.errors import KindlingError
+from handler.request import MAX_SIDE, MIN_SIDE
+from handler.server import app, repeats
+from handler.server.asked import SIDE
+from handler.server.openapi import OPERATIONS, document, every
+from handler.stepcache import Choice
+
+ST = Path(sys.executable).with_name("st")
+KEY = "the-key"
+
+
+CONFIG = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "504"] # 504 is what a deadline asks for
+"""
+
+
+class Editor(FakeFamily):
+    """A fake that takes images too; it paints the seed all the same."""
+
+    config: ClassVar[dict[str, Any]] = {}
+    components: ClassVar[dict[str, Any]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        images = ("image", "strength", "mask_image", "image_reference")
+        return super().__call__(*args, **{name: value for name, value in kwargs.items() if name not in images})
+
+    def set_progress_bar_config(self, disable: bool) -> None:
+        """As diffusers' pipelines have it."""
+
+    def boot(self, settings: Settings, clock: Clock) -> Worker:
+        """With what edits need."""
+        worker = super().boot(settings, clock)
+        worker._family.INPAINT = worker._family.IMAGE_TO_IMAGE = Editor
+        return worker
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[str]:
+    """The address of a live server whose pictures cost nothing."""
+    made = create_app(Lane(settings, boot=Editor().boot), public=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(made, log_level="critical", lifespan="on", ws="none"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(api_keys=(KEY,)), Settings(model="sd3.5-large"), Settings(model="flux2-klein")],
+    ids=lambda settings: settings.model,
+)
+def test_schemathesis_finds_nothing(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its checks, in all its phases: examples, coverage, fuzzing, stateful."""
+    # It sends one idempotency key with body after body, which is refused, as tests/test_repeats.py has it.
+    monkeypatch.setattr(app, "key_of", lambda headers: repeats.key_of(headers) and None)
+    key = ["--header", f"Authorization: Bearer {KEY}"] if settings.api_keys else []
+    bounds = ["--seed", "1", "--max-examples", "15", "--workers", "1", "--generation-database", "none"]
+    quiet = ["--no-color", "--warnings", "off"]  # it would warn of the retired route, which is never found
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    environ = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(Path(__file__).parent)}
+    with served(settings) as url:
+        told = httpx.get(f"{url}/openapi.json", headers={"authorization": f"Bearer {KEY}"}).json()
+        # Of fields that depend on one another it makes no forms with files; below is one.
+        del told["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
+        (tmp_path / "openapi.json").write_text(json.dumps(told))
+        found = subprocess.run(
+            [ST, "run", "openapi.json", "--url", url, "--checks", "all", *quiet, *bounds, *key],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert found.returncode == 0, found.stdout[-10_000:] + found.stderr
+    assert "No issues found" in found.stdout
+
+
+def described(**settings: Any) -> dict[str, Any]:
+    return document(Lane(Settings(**settings)))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_it_is_openapi_for_every_model(model: str) -> None:
+    schemathesis.openapi.from_dict(described(model=model)).validate()
+
+
+def test_every_route_is_described_with_its_methods() -> None:
+    made = create_app(Lane(Settings()), public=False)
+    routes = {re.sub(r":\w+", "", route.path): (route.methods or set()) - {"HEAD"} for route in made._routes}
+    assert routes == {path: {row.method.upper()} for path, row in OPERATIONS.items()}
+
+
+def test_every_error_is_described() -> None:
+    found = described(api_keys=("a",))
+    told = {code for answer in found["components"]["responses"].values() for code in re.findall(r"\w+", str(answer))}
+    assert {each.code for each in every(KindlingError)} <= told
+    assert not {"cancelled", "fetch_failed"} & told  # nobody is there any more to read it; no route fetches
+    drawing = found["paths"]["/generate"]["post"]["responses"]
+    assert {str(each.status) for each in every(KindlingError)} - {"403"} <= set(drawing)
+
+
+def test_who_may_ask_is_described() -> None:
+    keyed, open_ = described(api_keys=("a",)), described()
+    assert keyed["security"] == [{"key": []}]
+    assert "security" not in open_
+    for found, has, has_not in ((keyed, "401", "403"), (open_, "403", "401")):
+        statuses = found["paths"]["/v1/models"]["get"]["responses"].keys()
+        assert has in statuses
+        assert has_not not in statuses
+        assert not {"401", "403"} & found["paths"]["/ping"]["get"]["responses"].keys()
+
+
+def field(name: str, **settings: Any) -> dict[str, Any]:
+    """A request's field, as the worker with these settings describes it."""
+    request = described(**settings)["components"]["schemas"]["NativeRequest"]
+    return dict(request["properties"][name]["anyOf"][0])
+
+
+def test_limits_are_those_of_the_model() -> None:
+    assert field("num_inference_steps")["maximum"] == 8
+    assert field("num_inference_steps", model="flux-dev")["maximum"] == 50
+    assert field("scheduler", model="flux-dev")["enum"] == ["flow-match-euler", "dpm++"]
+    assert field("guidance_scale")["maximum"] == 0
+    assert [field("images", model=model)["maxItems"] for model in ("spark", "flux2-dev")] == [1, 6]
+    assert field("model", model="realtime")["enum"][-1] == "realtime"
+    assert field("step_cache", model="flux-dev") == {"enum": ["off"]}
+    assert field("response_format")["enum"] == ["b64_json"]
+    assert field("response_format", store_bucket="pictures")["enum"] == ["b64_json", "url"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["off", "on", "Fn=1,R=0.24", {"W": 4, "R": 0.5}, {}, "", "never", "Fn", {"W": 0}, {"R": 1.5}, {"W": 1.5}, {"Z": 1}],
+    ids=str,
+)
+def test_a_step_cache_is_described_as_it_is_read(value: object) -> None:
+    validator = Draft202012Validator(field("step_cache", model="flux-dev", step_cache="on"))
+    try:
+        TypeAdapter(Choice).validate_python(value)
+        reads = True
+    except ValidationError:
+        reads = False
+    assert validator.is_valid(value) == reads
+
+
+def test_the_pattern_of_a_side_is_its_bounds() -> None:
+    fitting = [side for side in range(10_000) if re.fullmatch(SIDE, str(side))]
+    assert fitting == list(range(MIN_SIDE, MAX_SIDE + 1))
+
+
+def strict(schema: Any) -> Any:
+    """`schema`, with objects that take no fields but those they name."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {"additionalProperties": False} if "properties" in schema and "required" in schema else {}
+    return {**closed, **{name: strict(each) for name, each in schema.items()}}
+
+
+JSON, IMAGE = "application/json", base64.b64encode(picture("PNG")).decode()
+READ = [path for path, row in OPERATIONS.items() if 200 in row.answers and JSON in row.answers[200].content]
+
+
+def test_a_form_is_described_as_it_is_read() -> None:
+    """Every field that a form may have, with its default or what it may be, as text; files as files."""
+    form = described()["components"]["schemas"]["EditForm"]
+    given = {"prompt": "x", "seed": 7, "strength": 0.5, "model": "spark"}
+    fields = {
+        name: given.get(name, schema.get("default", schema.get("enum", [""])[0]))
+        for name, schema in form["properties"].items()
+        if name not in ("image", "mask")
+    }
+    files = [(name, ("a.png", picture("PNG"), "image/png")) for name in ("image", "mask")]
+    with served(Settings()) as url:
+        answer = httpx.post(f"{url}/v1/images/edits", data=fields, files=files, timeout=60)
+        other = httpx.post(f"{url}/v1/images/edits", data=fields | {"other": "x"}, files=files, timeout=60)
+    assert (answer.status_code, other.status_code) == (200, 400), answer.text
+    assert answer.json()["data"][0]["seed"] == 7
+    assert form["required"] == ["image", "prompt"]
+
+
+@pytest.mark.parametrize("path", READ)
+def test_no_answer_has_a_field_that_is_not_described(path: str) -> None:
+    row = OPERATIONS[path]
+    components = strict(described()["components"])
+    asked = {"prompt": "x", "n": 2} | ({"image": IMAGE} if path.endswith("/edits") else {})
+    with served(Settings()) as url:
+        body = asked if row.body else None
+        answer = httpx.request(row.method, url + path.replace("{id}", "spark"), json=body, timeout=60)
+    assert answer.status_code == 200
+    (schema,) = [each for kind, each in row.answers[200].content.items() if kind in answer.headers["content-type"]]
+    Draft202012Validator({**schema, "components": components}).validate(answer.json())
