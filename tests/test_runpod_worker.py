@@ -107,6 +107,14 @@ def test_openai_job(api: httpx.Client) -> None:
     assert size_of(answer["output"]["data"][0]["b64_json"]) == (256, 256)
 
 
+def test_an_edit_is_a_job_too(api: httpx.Client) -> None:
+    [first] = ask(api, {"openai_route": "/v1/images/generations", "openai_input": SMALL})["output"]["data"]
+    image = {"image_url": f"data:image/png;base64,{first['b64_json']}"}
+    wanted = {"prompt": "a red circle on a white background", "images": [image]}
+    answer = ask(api, {"openai_route": "/v1/images/edits", "openai_input": wanted})
+    assert size_of(answer["output"]["data"][0]["b64_json"]) == (256, 256)
+
+
 def test_openai_read(api: httpx.Client) -> None:
     answer = ask(api, {"openai_route": "/v1/models"})
     assert answer["output"]["data"][0]["id"] == "spark"
