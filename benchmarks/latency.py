@@ -24,6 +24,13 @@ and in a second call, after the same first lines, the precisions (compiling four
     timeout -s INT 560 python3 benchmarks/latency.py --models flux-schnell flux-dev --pictures 3 --save
         --sides diffusers kindling-compiled kindling-fp8 kindling-fp8-tensor; cp benchmarks/results/latency.* $OUT
 
+and in a third one, with wheels of scikit-image and its needs (lazy-loader, imageio, tifffile, networkx, scipy), what
+several pictures at once gain, in the receipt that it leaves:
+
+    export KINDLING_VOLUME=/tmp/volume; python3 benchmarks/random_models.py flux-schnell $KINDLING_VOLUME;
+    python3 -m handler optimize flux-schnell --candidates bf16+compile --rounds 1 --limit 500;
+    cp -r $KINDLING_VOLUME/receipts $OUT
+
 Interrupted, it reports the models it has finished. FLUX.2 [dev] is 113 GB: it wants a call of its own, 139 GiB of GPU
 memory, a volume in memory (`mount -o remount,size=115G /dev/shm; export TMPDIR=/dev/shm`), and `--sides diffusers
 kindling-eager`.

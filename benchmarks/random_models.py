@@ -3,8 +3,11 @@
 Sizes are those in the configuration files of the models' repositories. What CLIP and T5 read comes from spark's
 tokenizers, what language models read from a tokenizer of plain bytes: they only decide which rows of the embeddings
 are looked up, and how many, where a model does not fill its text up to a fixed length (Z-Image).
+
+    python benchmarks/random_models.py flux-schnell /tmp/volume
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -228,3 +231,7 @@ def randomise(module: Any) -> None:
             weight.normal_(0, weight[0].numel() ** -0.5)
         else:
             weight.fill_(0 if name.endswith(("bias", "mean", "tracked")) else 1)
+
+
+if __name__ == "__main__":
+    print(write(sys.argv[1], Path(sys.argv[2])))
