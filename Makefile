@@ -16,7 +16,7 @@ run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
 
 test: $(VENV)/dev $(FAL)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(FAL)/bin/python -m pytest tests/test_fal_app.py tests/test_quant.py -k "fal or torchao"
 
 check: $(VENV)/dev
