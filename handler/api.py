@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
@@ -145,13 +145,11 @@ class Api:
             taken[i] = done
             on_step(sum(taken), request.n * first.taken, preview)
 
-        async def submit(i: int) -> Drawn:
-            recipe = replace(first, seed=(first.seed + i) % (MAX_SEED + 1))
-            return await self.lane.submit(recipe, partial(count, i), deadline, admitted=i > 0)
-
-        while len(encoding) < request.n:
-            several = range(request.n)[len(encoding) :][: self.lane.at_once(first)]
-            for drawn in await _all(map(submit, several)):
+        recipes = [replace(first, seed=(first.seed + i) % (MAX_SEED + 1)) for i in range(request.n)]
+        wanted = [(recipe, partial(count, i)) for i, recipe in enumerate(recipes)]
+        while left := wanted[len(encoding) :]:
+            several = left[: self.lane.at_once(first)]
+            for drawn in await self.lane.submit_all(several, deadline, admitted=bool(encoding)):
                 encoding.append(asyncio.create_task(self._finish(drawn, request)))
         return list(await asyncio.gather(*encoding))
 
@@ -175,16 +173,6 @@ class Api:
         spec = self.lane.spec
         if name is not None and find(name) is not spec:
             raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")
-
-
-async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Await all of it, at once; if one fails or nobody waits any more, nothing goes on."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _showing(on_step: OnStep, on_partial: OnPartial, dialect: ModuleType, request: ImageRequest) -> OnStep:

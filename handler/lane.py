@@ -11,15 +11,17 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from handler.batching import at_once
 from handler.catalog import find
 from handler.clock import Clock, Ledger
+from handler.discreet import outline
 from handler.errors import (
     RETRY_S,
     DeadlineExceeded,
+    Internal,
     KindlingError,
     ModelNotFound,
     NotReady,
@@ -125,23 +127,30 @@ class Lane:
         deadline: float = math.inf,
         admitted: bool = False,
     ) -> Drawn:
-        """Draw one picture by `deadline`, in `time.perf_counter`'s seconds. Stage "queue" is the wait.
+        """Draw one picture, as `submit_all` does."""
+        [drawn] = await self.submit_all([(recipe, on_step)], deadline, admitted)
+        return drawn
 
-        A picture of an `admitted` request, which has some already, is neither one too many nor too late for a drain.
-        Raises QueueFull, NotReady, DeadlineExceeded or what the worker raised.
+    async def submit_all(self, wanted: Sequence[tuple[Recipe, OnStep]], deadline: float, admitted: bool) -> list[Drawn]:
+        """Draw pictures that wait together, by `deadline`, in `time.perf_counter`'s seconds. Stage "queue" is the wait.
+
+        Pictures of an `admitted` request, which has some already, are neither too many nor too late for a drain.
+        Raises QueueFull, NotReady, DeadlineExceeded or what the worker raised; then the others are given up.
         """
-        job = Job(recipe, on_step, self._painter.work(recipe), deadline)
+        jobs = [Job(recipe, on_step, self._painter.work(recipe), deadline) for recipe, on_step in wanted]
         open_to = ("starting", "ready", "draining") if admitted else ("starting", "ready")
-        if self.state not in open_to or not self.line.join(job, self._painter.pace, admitted):
+        if self.state not in open_to or not self.line.join(jobs, self._painter.pace, admitted):
             raise self._closed()
-        answer = asyncio.wrap_future(job.done)
+        answers = [asyncio.wrap_future(job.done) for job in jobs]
+        left_s = None if deadline == math.inf else deadline - time.perf_counter()
         try:
-            await asyncio.wait([answer], timeout=None if deadline == math.inf else deadline - time.perf_counter())
-            job.end(self._late())
-            return await answer
-        except asyncio.CancelledError:
-            job.done.cancel()
-            raise
+            _, late = await asyncio.wait(answers, timeout=left_s, return_when=asyncio.FIRST_EXCEPTION)
+            for job in jobs if late else ():
+                job.end(self._late())
+            return await asyncio.gather(*answers)
+        finally:
+            for job in jobs:
+                job.done.cancel()
 
     @property
     def alive(self) -> bool:
@@ -206,8 +215,12 @@ class Lane:
         if self.settings.publish and self.worker.unpublished:
             self._publisher = threading.Thread(target=self._publish, args=(self.worker,), name="publish", daemon=True)
             self._publisher.start()
-        while jobs := self.line.take(self.at_once):
-            self._painter.draw(self.worker.draw, jobs)
+        try:
+            while jobs := self.line.take(self.at_once):
+                self._painter.draw(self.worker.draw, jobs)
+        except Exception as error:  # a bug of ours: nobody may wait for a thread that has ended
+            log.error("the lane failed\n%s", outline(error))
+            self._fail(Internal("This worker failed; see its log."))
         self.over.set()
 
     def _publish(self, worker: Worker) -> None:

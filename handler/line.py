@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,20 +89,21 @@ class Line:
         with self._changed:
             return sum(job.work for job in self._jobs)
 
-    def join(self, job: Job, pace: float | None, admitted: bool) -> bool:
-        """Let `job` wait; False if this line is closed. Raises QueueFull, but for a job of an `admitted` request.
+    def join(self, jobs: Sequence[Job], pace: float | None, admitted: bool) -> bool:
+        """Let one request's jobs wait; False if this line is closed. Raises QueueFull, but if it is `admitted` already.
 
         `pace` is how many seconds a unit of work takes, if that is known.
         """
         with self._changed:
-            wait_s, left_s = self.work * (pace or 0), job.deadline - time.perf_counter()
+            wait_s, left_s = self.work * (pace or 0), jobs[0].deadline - time.perf_counter()
             if self._closed:
                 return False
             if not admitted and (why := refusal(len(self), wait_s, left_s, self._most, self._most_s)):
                 raise QueueFull(why, retry_s=wait_s if pace else RETRY_S)
-            self._jobs.append(job)
+            self._jobs += jobs
             self._changed.notify()
-        job.done.add_done_callback(partial(self._leave, job))
+        for job in jobs:
+            job.done.add_done_callback(partial(self._leave, job))
         return True
 
     def take(self, room: Callable[[Recipe], int]) -> list[Job]:

@@ -502,3 +502,10 @@ def test_stopping_waits_for_what_is_being_published() -> None:
     go.set()
     stopping.join(10)
     assert done
+
+
+def test_a_bug_in_the_lane_leaves_nobody_waiting(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.lane.at_once", lambda *_: 1 / 0)
+    with pytest.raises(StartError, match="see its log"):
+        asyncio.run(lane.submit(RECIPE))
+    assert lane.state == "failed"

@@ -29,8 +29,9 @@ from handler.errors import DeviceLost
 class Broken:
     hardware = None
     unpublished = False
+    gains = {}
 
-    def generate(self, *_, **__):
+    def draw(self, *_):
         raise DeviceLost("The GPU failed.")
 
 Worker._load = lambda *_: Broken()

@@ -47,10 +47,10 @@ def boom(recipe):
         RuntimeError(f"CUDA error: an illegal memory access was encountered ({{recipe.prompt}})"),
     ][recipe.seed - {FAULTS}]
 
-def run(family, pipeline, arguments, recipe, *others):
-    if {FAULTS} <= recipe.seed < {FAULTS} + 6:
-        boom(recipe)
-    return drawn(family, pipeline, arguments, recipe, *others)
+def run(family, pipeline, arguments, recipes, *others):
+    if {FAULTS} <= recipes[0].seed < {FAULTS} + 6:
+        boom(recipes[0])
+    return drawn(family, pipeline, arguments, recipes, *others)
 
 drawn, families.run = families.run, run
 from handler.__main__ import main
