@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from queue import SimpleQueue
 from types import FrameType
 
 import uvicorn
@@ -29,11 +30,18 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._lane = lane
         self.told: list[int] = []  # the signals that came
+        self._signals: SimpleQueue[int] = SimpleQueue()
+        threading.Thread(target=self._obey, daemon=True).start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """In threads, for the thread that is interrupted here may hold the lane's locks."""
+        """Only pass it on: the thread that is interrupted here may hold any lock, and what is raised may be lost."""
         self.told.append(sig)
-        threading.Thread(target=self._drain if len(self.told) == 1 else self._abort, daemon=True).start()
+        self._signals.put(sig)
+
+    def _obey(self) -> None:
+        for act in (self._drain, self._abort):
+            self._signals.get()
+            threading.Thread(target=act, daemon=True).start()
 
     def watch(self) -> None:
         """Block until the lane is over, and leave if it has failed."""

@@ -44,11 +44,12 @@ def serve(settings: Settings, host: str, port: int) -> int:
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ)]
         server = Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"), lane)
+        for each in (signal.SIGTERM, signal.SIGINT):  # before uvicorn does: uvloop swallows what is raised as it starts
+            signal.signal(each, server.handle_exit)
         address = _address(listeners[0])
         say(f"listening on {address}, loading {lane.spec.id}")
         threading.Thread(target=_report, args=(lane, server, address), daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=listeners)
+        server.run(sockets=listeners)
         server.end()
     return server.code
 
@@ -70,7 +71,7 @@ def _tell(ledger: Ledger, traces: Traces | None) -> None:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """Before and after there is a server to be told."""
+    """Before there is a server to be told."""
     raise SystemExit(0)
 
 
