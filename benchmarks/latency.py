@@ -67,7 +67,7 @@ COLUMNS = ("picture_s", "floor_s", "step_s", "png_s", "load_s", "compile_s", "pe
 # TFLOP/s that large matrix products reach of the 989 and 1979 which NVIDIA's data sheet of both promises: estimates
 HOPPER = {"bf16": 790, "fp8": 1450}
 RATES = {"NVIDIA H200": HOPPER, "NVIDIA H100 80GB HBM3": HOPPER}
-QUANTISED = ("fp8", "fp8-tensor", "int8", "int8-dynamic")
+QUANTISED = ("fp8", "fp8-tensor", "int8", "int8-dynamic", "mxfp8", "nvfp4")
 Draw = Callable[[ImageRequest], tuple[bytes, float]]  # a PNG, and the seconds it took to make of pixels
 Side = Callable[[ModelSpec, Path], tuple[Draw, dict[str, Any]]]  # loads a model; also the facts about that
 

@@ -22,6 +22,8 @@ PRECISIONS = {
     "fp8-tensor": "FP8 dynamic, one scale",
     "int8": "INT8 weights",
     "int8-dynamic": "INT8 dynamic",
+    "mxfp8": "MXFP8 dynamic",
+    "nvfp4": "NVFP4 dynamic",
 }
 ACTIONS = ("list", "show", "use", "rollback")
 HEAD = f"  {'':<2}{'WHEN':<22}{'DEVICE':<24}{'WINNER':<20}{'PRIORITY':<12}{'P50 S':>8}{'PEAK GB':>9}{'PSNR DB':>9}"

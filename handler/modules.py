@@ -72,7 +72,7 @@ def _cast(found: dict[str, Any], kind: Any, dtype: Any, device: str) -> None:
     """Bring what is neither rounded nor a scale to `dtype`, but for what `kind` keeps in fp32."""
     import torch
 
-    kept = {*(kind._keep_in_fp32_modules or ()), "scale"} if hasattr(kind, "load_config") else {"scale"}
+    kept = {"scale", "whole", *(kind._keep_in_fp32_modules or () if hasattr(kind, "load_config") else ())}
     for name, tensor in found.items():
         if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16):
             found[name] = tensor.to(device, torch.float32 if kept & set(name.split(".")) else dtype)

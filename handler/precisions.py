@@ -7,6 +7,8 @@ from handler.errors import SettingsError
 
 AMPERE_FP8 = "FP8 arithmetic needs compute capability 8.9 (Ada) or 9.0 (Hopper); {name} has {has}"
 
+BLACKWELL = "matrix products with a scale for each block need compute capability 10.0 (Blackwell); {name} has {has}"
+
 
 @dataclass(frozen=True, slots=True)
 class Precision:
@@ -23,6 +25,7 @@ class Precision:
     quantised: bool = False
     capability: tuple[int, int] = (0, 0)
     lacking: str = ""  # why a GPU of less cannot, with {name} and {has}
+    emulated: bool = False  # on a CPU: right, but slower than what is exact
 
 
 PRECISIONS: Mapping[str, Precision] = {
@@ -55,6 +58,24 @@ PRECISIONS: Mapping[str, Precision] = {
             quantised=True,
             capability=(8, 0),
             lacking="fast INT8 matrix products need compute capability 8.0 (Ampere); {name} has {has}",
+        ),
+        Precision(
+            "mxfp8",
+            1.3,
+            "8-bit floats, weights and activations, a power of two for each 32",
+            quantised=True,
+            capability=(10, 0),
+            lacking=BLACKWELL,
+            emulated=True,
+        ),
+        Precision(
+            "nvfp4",
+            1.0,
+            "4-bit floats, weights and activations, an 8-bit float for each 16",
+            quantised=True,
+            capability=(10, 0),
+            lacking=BLACKWELL,
+            emulated=True,
         ),
     )
 }

@@ -4,14 +4,16 @@ A weight of n rows becomes q = round(w / s), with a float32 scale s = max|w| / m
 matrix products are torch's own (`_scaled_mm`, `_int_mm`), the same that torchao calls; a test holds the error to be no
 larger than torchao's. torchao itself wraps weights into tensors of its own kind. These here are plain tensors in plain
 modules, so the code that reads, checks, assigns, streams, saves and compiles any other weight does so with these too.
+Those with a scale for each block of a row are in `blockwise.py`.
 
 Where a picture is made, only the layers of the repeated blocks are quantised, and of those not the ones that make
 modulations from the timestep (`KEPT`), which shift and scale everything after them; nor what is before and after the
-blocks. Of text encoders all layers are, weights alone: they run once a prompt, and their activations have outliers.
+blocks. Of text encoders all layers are, weights alone and by row: they run once a prompt, and have outliers.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +21,33 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from handler.blockwise import MX_BLOCK, from_mxfp8, from_nvfp4, mxfp8, nvfp4, times_mxfp8, times_nvfp4
 from handler.reader import STEMS
 
 KEPT = ("norm", "mod")  # in the names of layers of a denoiser that stay as they are
 TIED = ("lm_head",)  # a text encoder's layer that is its embeddings again, and is not run
-GRID = 16  # what both sides of a matrix must be a multiple of, for the GPU's kernels
+GRID = 16  # what both sides of a matrix must be a multiple of, for the GPU's kernels, unless a block is longer
+E4M3_MOST = 448
 LEAST = 17  # rows of activations that `_int_mm` takes on a GPU
 TINY = torch.finfo(torch.float32).eps  # the least scale, for rows of zeros
-ROUNDED, SCALE = "rounded", "scale"  # what a quantised layer's tensors are called
-Multiply = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+PARTS = ("rounded", "scale", "whole")  # what a quantised layer's tensors are called; the last is NVFP4's
+Parts = tuple[Tensor, ...]
+Multiply = Callable[[Tensor, Parts, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How weights are kept, and how activations (rows, in) meet them (out, in)."""
+    """How weights (out, in) are kept, what they stand for then, and how activations (rows, in) meet them.
 
-    dtype: torch.dtype
-    most: float
+    `grid` is what the sides of a matrix must be a multiple of, `encoders` the scheme of text encoders if that is
+    another.
+    """
+
+    parts: Callable[[Tensor], Parts]
+    exact: Callable[..., Tensor]
     multiply: Multiply
-    each_row: bool = True
+    grid: int = GRID
+    encoders: str = ""
 
 
 def rounded(values: Tensor, dtype: torch.dtype, most: float, each_row: bool = True) -> tuple[Tensor, Tensor]:
@@ -48,62 +58,69 @@ def rounded(values: Tensor, dtype: torch.dtype, most: float, each_row: bool = Tr
     return (exact if dtype.is_floating_point else exact.round()).to(dtype), scale
 
 
-def weights_alone(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def scaled(rounded: Tensor, scale: Tensor) -> Tensor:
+    """What those stand for, in float32."""
+    return rounded.float() * scale
+
+
+def weights_alone(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
     """Exact activations, rounded weights."""
-    return nn.functional.linear(x, (weight.to(torch.float32) * scale).to(x.dtype), bias)
+    return nn.functional.linear(x, scaled(*parts).to(x.dtype), bias)
 
 
-def fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, each_row: bool = True) -> Tensor:
+def fp8(x: Tensor, parts: Parts, bias: Tensor | None, each_row: bool = True) -> Tensor:
     """Activations rounded to 8-bit floats as they come."""
-    rows, row_scale = rounded(x, weight.dtype, E4M3.most, each_row)
+    weight, scale = parts
+    rows, row_scale = rounded(x, weight.dtype, E4M3_MOST, each_row)
     return torch._scaled_mm(rows, weight.t(), row_scale, scale.t(), bias=bias, out_dtype=x.dtype, use_fast_accum=True)
 
 
-def fp8_tensor(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The same with one scale for all rows."""
-    return fp8(x, weight, scale, bias, each_row=False)
-
-
-def int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def int8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
     """Activations rounded to 8-bit integers as they come."""
+    weight, scale = parts
     missing = torch.sym_max(LEAST - x.shape[0], 0)  # not a branch: compiled code must serve every picture size
     rows, row_scale = rounded(nn.functional.pad(x, (0, 0, 0, missing)), torch.int8, 127)
     product = (torch._int_mm(rows, weight.t()).float() * row_scale * scale.t())[: x.shape[0]]
     return (product if bias is None else product + bias.float()).to(x.dtype)
 
 
-E4M3 = Scheme(torch.float8_e4m3fn, 448, fp8)
+FP8_ROWS = partial(rounded, dtype=torch.float8_e4m3fn, most=E4M3_MOST)
+FP8_ALL = partial(FP8_ROWS, each_row=False)
+INT8_ROWS = partial(rounded, dtype=torch.int8, most=127)
 SCHEMES = {
-    "fp8": E4M3,
-    "fp8-tensor": Scheme(torch.float8_e4m3fn, 448, fp8_tensor, each_row=False),
-    "int8": Scheme(torch.int8, 127, weights_alone),
-    "int8-dynamic": Scheme(torch.int8, 127, int8),
+    "fp8": Scheme(FP8_ROWS, scaled, fp8),
+    "fp8-tensor": Scheme(FP8_ALL, scaled, partial(fp8, each_row=False)),
+    "int8": Scheme(INT8_ROWS, scaled, weights_alone),
+    "int8-dynamic": Scheme(INT8_ROWS, scaled, int8),
+    "mxfp8": Scheme(mxfp8, from_mxfp8, times_mxfp8, MX_BLOCK, encoders="fp8"),
+    "nvfp4": Scheme(nvfp4, from_nvfp4, times_nvfp4, MX_BLOCK, encoders="fp8"),
 }
 
 
 class QuantisedLinear(nn.Module):
-    """nn.Linear over `rounded` (out, in) and `scale`."""
-
-    rounded: Tensor
-    scale: Tensor
+    """nn.Linear over the parts of a weight, by `PARTS`."""
 
     def __init__(self, linear: nn.Linear, scheme: Scheme, multiply: Multiply) -> None:
         super().__init__()
-        self.multiply = multiply
-        rounded_weight, scale = rounded(linear.weight.detach(), scheme.dtype, scheme.most, scheme.each_row)
-        self.register_buffer(ROUNDED, rounded_weight)
-        self.register_buffer(SCALE, scale)
+        self.multiply, self.exact = multiply, scheme.exact
+        for name, part in zip(PARTS, scheme.parts(linear.weight.detach()), strict=False):
+            self.register_buffer(name, part)
         self.bias = linear.bias
         self.dtype = linear.weight.dtype
 
     @property
+    def parts(self) -> Parts:
+        """The weight as its scheme keeps it."""
+        return tuple(self._buffers[name] for name in PARTS if name in self._buffers)  # type: ignore[misc]
+
+    @property
     def weight(self) -> Tensor:
         """What the layer multiplies by, for code that looks at it, as T5's does at its dtype."""
-        return (self.rounded.float() * self.scale).to(self.dtype)
+        return self.exact(*self.parts).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        flat = self.multiply(x.reshape(-1, x.shape[-1]), self.rounded, self.scale, self.bias)
+        flat = self.multiply(x.reshape(-1, x.shape[-1]), self.parts, self.bias)
         return flat.view(*x.shape[:-1], flat.shape[-1])
 
 
@@ -112,9 +129,10 @@ def quantise(model: nn.Module, precision: str, device: str) -> None:
 
     `model` may be on the host, or without memory at all: then what takes its layers' place has none either.
     """
-    scheme, denoises = SCHEMES[precision], _denoises(model)
+    denoises = _denoises(model)
+    scheme = SCHEMES[precision if denoises else SCHEMES[precision].encoders or precision]
     multiply = scheme.multiply if denoises else weights_alone
-    for place, name, linear in _layers(model, denoises):
+    for place, name, linear in _layers(model, denoises, scheme.grid):
         there = linear if linear.weight.is_meta else linear.to(device)
         setattr(place, name, QuantisedLinear(there, scheme, multiply))
 
@@ -123,7 +141,7 @@ def _denoises(model: nn.Module) -> bool:
     return bool(getattr(model, "_repeated_blocks", None))
 
 
-def _layers(model: nn.Module, denoises: bool) -> list[tuple[nn.Module, str, nn.Linear]]:
+def _layers(model: nn.Module, denoises: bool, grid: int) -> list[tuple[nn.Module, str, nn.Linear]]:
     """The layers to quantise, each with the module that holds it and its name there."""
     kinds: Any = model._repeated_blocks if denoises else [type(model).__name__]
     within, kept = [m for m in model.modules() if type(m).__name__ in kinds], KEPT if denoises else TIED
@@ -133,7 +151,7 @@ def _layers(model: nn.Module, denoises: bool) -> list[tuple[nn.Module, str, nn.L
         for path, place in block.named_modules()
         for name, child in place.named_children()
         if type(child) is nn.Linear
-        and child.in_features % GRID == child.out_features % GRID == 0
+        and child.in_features % grid == child.out_features % grid == 0
         and not any(word in f"{path}.{name}" for word in kept)
     ]
 

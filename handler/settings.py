@@ -76,7 +76,9 @@ class Settings(BaseModel):
     allow_open: bool = Field(False, description="serve without keys on an address that others can reach")
     cold_start_budget_s: float = Field(240, gt=0, le=3600, description="seconds from process birth to ready")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
-    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8", "fp8-tensor", "int8", "int8-dynamic"] = Field(
+    precision: Literal[
+        "auto", "fp32", "bf16", "fp16", "fp8", "fp8-tensor", "int8", "int8-dynamic", "mxfp8", "nvfp4"
+    ] = Field(
         "auto", description="auto: the receipt's, else bf16 on a GPU, fp32 on a CPU; fp8 and int8 halve bf16's memory"
     )
     offload: Literal["auto", "off", "encoders", "blocks"] = Field(

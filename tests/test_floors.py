@@ -21,6 +21,7 @@ FLOOR = {
     "settings": 1,
     "precisions": 1,
     "kernels": 1,
+    "blockwise": 1,
     "hardware": 2,
     "spec": 2,
     "catalog": 3,
@@ -69,7 +70,11 @@ FLOOR = {
     "__main__": 11,
 }
 HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage", "boto3", "botocore"}
-MAY_BE_HEAVY = {"families", "quant"}  # imported late as a whole; the others import these late, inside functions
+MAY_BE_HEAVY = {
+    "families",
+    "quant",
+    "blockwise",
+}  # imported late as a whole; the others import these late, inside functions
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 
 

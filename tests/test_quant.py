@@ -11,7 +11,7 @@ from conftest import PATIENT
 from torch import nn
 
 import tiny
-from handler import ImageRequest, Settings, Worker
+from handler import ImageRequest, Settings, Worker, blockwise
 from handler.bake import publish_weights
 from handler.catalog import MODELS, SCHNELL, SPARK
 from handler.errors import SettingsError
@@ -22,9 +22,29 @@ from handler.request import Recipe
 from handler.spec import ModelSpec
 
 QUANTISED = [row.id for row in PRECISIONS.values() if row.quantised]
-ERROR = {"fp8": 0.04, "fp8-tensor": 0.04, "int8": 0.008, "int8-dynamic": 0.012}  # of a layer, relative, in the mean
-FAR = {"fp8": 30, "fp8-tensor": 30, "int8": 8, "int8-dynamic": 8}  # of 255, mean, from fp32: random weights amplify
+BLOCKS = ["mxfp8", "nvfp4"]
+ERROR = {  # of a layer, relative, in the mean
+    "fp8": 0.04,
+    "fp8-tensor": 0.04,
+    "int8": 0.008,
+    "int8-dynamic": 0.012,
+    "mxfp8": 0.04,
+    "nvfp4": 0.14,
+}
+FAR = {  # of 255, mean, from fp32: random weights amplify
+    "fp8": 30,
+    "fp8-tensor": 30,
+    "int8": 8,
+    "int8-dynamic": 8,
+    "mxfp8": 30,
+    "nvfp4": 60,
+}
 OWN = [spec for spec in MODELS.values() if not spec.base and spec is not MODELS["sdxl-turbo"]]
+
+
+needs_torchao = pytest.mark.skipif(
+    not importlib.util.find_spec("torchao"), reason="torchao is not installed here; make test has it"
+)
 
 
 def by_id(spec: ModelSpec) -> str:
@@ -66,8 +86,8 @@ def test_a_layer_is_nearly_exact_for_any_number_of_rows(precision: str, rows: in
     assert torch.isfinite(layer(precision, exact)(torch.zeros(rows, 256))).all()
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("torchao"), reason="torchao is not installed here; make test has it")
-@pytest.mark.parametrize("precision", QUANTISED)
+@needs_torchao
+@pytest.mark.parametrize("precision", [each for each in QUANTISED if each not in BLOCKS])
 def test_errors_are_no_larger_than_those_of_torchao(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchao.quantization as ao
 
@@ -84,6 +104,65 @@ def test_errors_are_no_larger_than_those_of_torchao(precision: str, monkeypatch:
     ours = layer(precision, exact)(x)
     assert off(ours, other(x)) < 0.02
     assert off(ours, exact(x)) < 1.05 * off(other(x), exact(x))
+
+
+@needs_torchao
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_are_rounded_as_torchao_rounds_them(dtype: torch.dtype) -> None:
+    from torchao.prototype.mx_formats.mx_tensor import ScaleCalculationMode, to_mx
+    from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize, per_tensor_amax_to_scale
+    from torchao.prototype.mx_formats.utils import to_blocked
+
+    values = uneven().to(dtype)
+    scales, theirs = to_mx(values, torch.float8_e4m3fn, blockwise.MX_BLOCK, ScaleCalculationMode.RCEIL)
+    ours, tiles = blockwise.mxfp8(values)
+    assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+    assert torch.equal(tiles, to_blocked(scales.view(torch.uint8)))
+    scales, theirs = nvfp4_quantize(values, blockwise.NV_BLOCK, per_tensor_amax_to_scale(values.abs().max()))
+    ours, tiles, _ = blockwise.nvfp4(values)
+    assert torch.equal(tiles, to_blocked(scales.view(torch.uint8)))
+    # it multiplies by 1 / scale, which for halves between two levels may fall to the other side
+    assert (ours != theirs.view(torch.uint8)).float().mean() < (0.002 if dtype is torch.bfloat16 else 1e-4)
+
+
+@pytest.mark.parametrize("precision", BLOCKS)
+def test_a_block_of_zeros_and_one_far_larger_than_the_others(precision: str) -> None:
+    scheme, values = SCHEMES[precision], uneven()
+    values[:64, :32], values[3, 40] = 0, 1e4
+    found = scheme.exact(*scheme.parts(values))
+    assert found.shape == values.shape
+    assert (found[:64, :32] == 0).all()
+    assert abs(found[3, 40] - 1e4) < 500
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(scheme.exact(*scheme.parts(torch.zeros(8, 64)))).all()
+
+
+def test_every_four_bit_float() -> None:
+    levels = torch.tensor([*blockwise.E2M1, *(-level for level in blockwise.E2M1)])
+    packed, scale, whole = blockwise.nvfp4(levels.repeat(8, 4))
+    assert torch.equal(blockwise.from_nvfp4(packed, scale, whole), levels.repeat(8, 4))
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (128, 4), (130, 9), (300, 96)])
+def test_scales_in_tiles_and_back(rows: int, blocks: int) -> None:
+    scales = torch.randint(0, 256, (rows, blocks), dtype=torch.uint8)
+    tiles = blockwise.in_tiles(scales)
+    assert tiles.numel() % 512 == 0
+    assert torch.equal(blockwise.from_tiles(tiles, rows, blocks), scales)
+
+
+@pytest.mark.parametrize("precision", BLOCKS)
+def test_a_traced_layer_takes_any_number_of_rows(precision: str) -> None:
+    module, rows = layer(precision, linear()), torch.export.Dim("rows", min=2, max=4096)
+    traced = torch.export.export(module, (torch.randn(64, 256),), dynamic_shapes=({0: rows},)).module()
+    x = torch.randn(200, 256)
+    assert torch.equal(traced(x), module(x))
+
+
+def uneven() -> torch.Tensor:
+    """Rows from small to large, (200, 320)."""
+    values = torch.randn(200, 320, generator=torch.Generator().manual_seed(4))
+    return values * torch.logspace(-3, 3, 200).unsqueeze(1)
 
 
 def test_what_matters_most_stays_exact() -> None:

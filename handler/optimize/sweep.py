@@ -64,7 +64,9 @@ def planned(hardware: Hardware, names: tuple[str, ...]) -> list[Outcome]:
     wanted = [one for one in every_candidate() if one == baseline or not names or one.name in names]
 
     def fate(one: Candidate) -> Outcome:
-        why = refusal(PRECISIONS[one.precision], hardware.device, hardware.name, hardware.capability)
+        row = PRECISIONS[one.precision]
+        emulated = "a CPU only emulates it" if row.emulated and hardware.device == "cpu" else ""
+        why = emulated or refusal(row, hardware.device, hardware.name, hardware.capability)
         return Outcome(one, "skipped" if why else "measured", reason=why)
 
     return [fate(one) for one in sorted(wanted, key=lambda one: one != baseline)]
