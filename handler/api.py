@@ -19,6 +19,7 @@ from handler.chips import answer
 from handler.dialects import edits, native, openai
 from handler.discreet import outline
 from handler.errors import Internal, InvalidType, KindlingError, ModelNotFound, RouteNotFound, Unsupported
+from handler.faults import let_go
 from handler.lane import Lane
 from handler.preview import Preview
 from handler.references import decoded
@@ -218,6 +219,7 @@ async def answered(work: Awaitable[T]) -> T | Reply:
     try:
         return await work
     except KindlingError as error:
+        let_go(error)  # whoever waited for it is on its way, with all that was asked for
         return refusal(error)
     except Exception as error:
         log.error("a request failed\n%s", outline(error))

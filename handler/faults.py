@@ -21,7 +21,7 @@ def meaning(error: RuntimeError, size: tuple[int, int]) -> Exception:
 
     said = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError) or any(sign in said for sign in NO_MEMORY):
-        _let_go(error)
+        let_go(error)
         torch.cuda.empty_cache()
         return OutOfMemory(f"A {size[0]}x{size[1]} picture does not fit in this worker's memory.", "size")
     if any(sign in said for sign in LOST) and not any(sign in said for sign in REFUSED):
@@ -29,10 +29,11 @@ def meaning(error: RuntimeError, size: tuple[int, int]) -> Exception:
     return error
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Empty the frames that `error` and its causes came through, or it would hold the tensors in them."""
+def let_go(error: BaseException | None) -> None:
+    """Forget the way that `error` and its causes came, with all that is in those frames: tensors, pictures, itself."""
     while error:
         traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         error = error.__context__
 
 

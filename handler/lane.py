@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from handler.batching import at_once
@@ -20,6 +21,7 @@ from handler.clock import Clock, Ledger
 from handler.discreet import outline
 from handler.errors import (
     RETRY_S,
+    Cancelled,
     DeadlineExceeded,
     Internal,
     KindlingError,
@@ -28,7 +30,7 @@ from handler.errors import (
     SettingsError,
     StartError,
 )
-from handler.line import LATE, Job, Line
+from handler.line import LATE, Job, Line, hand
 from handler.painter import Painter
 from handler.preview import OnStep
 from handler.request import Drawn, Recipe
@@ -37,6 +39,7 @@ from handler.spend import Meter
 from handler.worker import Worker
 
 State = Literal["starting", "ready", "draining", "stopped", "failed"]  # a lane only ever goes to a later one
+OPEN: tuple[State, ...] = ("starting", "ready")
 TIDY_S = 1.0
 PUBLISH_S = 20.0  # a platform kills what has not left about 30 s after it was told to
 log = logging.getLogger(__name__)
@@ -120,6 +123,12 @@ class Lane:
             job.end(self._closed())
         self.over.set()
 
+    def check(self) -> None:
+        """Raise NotReady or QueueFull if a request that came now would be refused, whatever it asked for."""
+        if self.state not in OPEN:
+            raise self._closed()
+        self.line.check(self._painter.pace)
+
     async def submit(
         self,
         recipe: Recipe,
@@ -137,20 +146,26 @@ class Lane:
         Pictures of an `admitted` request, which has some already, are neither too many nor too late for a drain.
         Raises QueueFull, NotReady, DeadlineExceeded or what the worker raised; then the others are given up.
         """
-        jobs = [Job(recipe, on_step, self._painter.work(recipe), deadline) for recipe, on_step in wanted]
-        open_to = ("starting", "ready", "draining") if admitted else ("starting", "ready")
+        loop, work = asyncio.get_running_loop(), self._painter.work
+        answers: list[asyncio.Future[Drawn]] = [loop.create_future() for _ in wanted]
+        jobs = [
+            Job(recipe, on_step, work(recipe), deadline, partial(hand, answer))
+            for (recipe, on_step), answer in zip(wanted, answers, strict=True)
+        ]
+        open_to = (*OPEN, "draining") if admitted else OPEN
         if self.state not in open_to or not self.line.join(jobs, self._painter.pace, admitted):
             raise self._closed()
-        answers = [asyncio.wrap_future(job.done) for job in jobs]
         left_s = None if deadline == math.inf else deadline - time.perf_counter()
         try:
-            _, late = await asyncio.wait(answers, timeout=left_s, return_when=asyncio.FIRST_EXCEPTION)
-            for job in jobs if late else ():
-                job.end(self._late())
+            done, late = await asyncio.wait(answers, timeout=left_s, return_when=asyncio.FIRST_EXCEPTION)
+            if late and not any(answer.exception() for answer in done):
+                for job in jobs:
+                    job.end(self._late())
             return await asyncio.gather(*answers)
         finally:
-            for job in jobs:
-                job.done.cancel()
+            for job, answer in zip(jobs, answers, strict=True):
+                answer.cancel()
+                job.end(Cancelled("The request was cancelled."))
 
     @property
     def alive(self) -> bool:

@@ -4,14 +4,14 @@ A job ends exactly once, whoever ends it: the lane that drew it, its deadline, w
 that gives up. What has ended waits no longer, and is not drawn any further than its next step.
 """
 
+import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -20,36 +20,39 @@ from handler.errors import RETRY_S, Cancelled, DeadlineExceeded, KindlingError, 
 from handler.preview import OnStep
 from handler.request import Drawn, Recipe
 
+Outcome = Drawn | KindlingError
 Where = Literal["queue", "denoise"]
 LATE = "The picture was not ready in the time that this request may take. Ask for less, or allow more."
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One picture that somebody waits for. `work` is in pictures of the model's own size and steps.
+    """One picture, and whom to `answer`. `work` is in pictures of the model's own size and steps.
 
-    `deadline` is in `time.perf_counter`'s seconds.
+    `deadline` is in `time.perf_counter`'s seconds. The outcome is not kept: the memory of objects that know each other
+    is freed late, and a picture is much of it.
     """
 
     recipe: Recipe
     on_step: OnStep
     work: float
     deadline: float
+    answer: Callable[[Outcome], object]
+    line: "Line | None" = None
     begun: bool = False
     entered: float = field(default_factory=time.perf_counter)
-    done: "Future[Drawn]" = field(default_factory=Future)
+    _ended: threading.Lock = field(default_factory=threading.Lock)  # taken once
 
-    def end(self, outcome: Drawn | Exception) -> None:
+    def end(self, outcome: Outcome) -> None:
         """Answer, unless the job has ended before."""
-        with contextlib.suppress(InvalidStateError):
-            if isinstance(outcome, Exception):
-                self.done.set_exception(outcome)
-            else:
-                self.done.set_result(outcome)
+        if self._ended.acquire(blocking=False):
+            if self.line is not None:
+                self.line.leave(self, outcome)
+            self.answer(outcome)
 
     def check(self) -> None:
         """Raise what stops this job, if it should not go on."""
-        if self.done.done():
+        if self._ended.locked():
             raise Cancelled("The request was cancelled.")
         if time.perf_counter() >= self.deadline:
             raise DeadlineExceeded(LATE)
@@ -87,23 +90,28 @@ class Line:
     def work(self) -> float:
         """Of all that wait, in pictures of the model's own size and steps."""
         with self._changed:
-            return sum(job.work for job in self._jobs)
+            return sum([job.work for job in self._jobs])
+
+    def check(self, pace: float | None, left_s: float = math.inf) -> None:
+        """Raise QueueFull if nobody who has `left_s` seconds may join now."""
+        wait_s = self.work * (pace or 0)
+        if why := refusal(len(self), wait_s, left_s, self._most, self._most_s):
+            raise QueueFull(why, retry_s=wait_s if pace else RETRY_S)
 
     def join(self, jobs: Sequence[Job], pace: float | None, admitted: bool) -> bool:
-        """Let one request's jobs wait; False if this line is closed. Raises QueueFull, but if it is `admitted` already.
+        """Let one request's jobs wait; False if this line is closed. Raises QueueFull, unless it is `admitted` already.
 
         `pace` is how many seconds a unit of work takes, if that is known.
         """
         with self._changed:
-            wait_s, left_s = self.work * (pace or 0), jobs[0].deadline - time.perf_counter()
             if self._closed:
                 return False
-            if not admitted and (why := refusal(len(self), wait_s, left_s, self._most, self._most_s)):
-                raise QueueFull(why, retry_s=wait_s if pace else RETRY_S)
-            self._jobs += jobs
+            if not admitted:
+                self.check(pace, jobs[0].deadline - time.perf_counter())
+            for job in jobs:
+                job.line = self
+                self._jobs.append(job)
             self._changed.notify()
-        for job in jobs:
-            job.done.add_done_callback(partial(self._leave, job))
         return True
 
     def take(self, room: Callable[[Recipe], int]) -> list[Job]:
@@ -129,15 +137,25 @@ class Line:
             self._changed.notify_all()
         return left
 
-    def _leave(self, job: Job, done: "Future[Drawn]") -> None:
+    def leave(self, job: Job, outcome: Outcome) -> None:
+        """Count `job`, which has ended, and let it wait no longer."""
         with self._changed:
-            self.ended[_outcome(done), "denoise" if job.begun else "queue"] += 1
+            name = outcome.code if isinstance(outcome, KindlingError) else "drawn"
+            self.ended[name, "denoise" if job.begun else "queue"] += 1
             with contextlib.suppress(ValueError):
                 self._jobs.remove(job)
 
 
-def _outcome(done: "Future[Drawn]") -> str:
-    if done.cancelled():
-        return Cancelled.code
-    error = done.exception()
-    return error.code if isinstance(error, KindlingError) else "drawn"
+def hand(answer: asyncio.Future[Drawn], outcome: Outcome) -> None:
+    """Give a job's outcome, on whatever thread it ended, to the loop on which somebody waits for it."""
+    with contextlib.suppress(RuntimeError):  # that loop is closed
+        answer.get_loop().call_soon_threadsafe(_settle, answer, outcome)
+
+
+def _settle(answer: asyncio.Future[Drawn], outcome: Outcome) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, KindlingError):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from handler.clock import STDERR, Ledger
 from handler.errors import DeviceLost, Internal, KindlingError, OutOfMemory
-from handler.faults import Triage
+from handler.faults import Triage, let_go
 from handler.line import Job
 from handler.preview import OnStep, Preview
 from handler.request import MIN_SIDE, Drawn, ImageRequest, Recipe
@@ -78,6 +78,8 @@ class Painter:
             self.took = (*self.took, seconds / sum(job.work for job in jobs))[-PACE:]
             self._triage.drawn()
         verdicts = {error: self._judged(draw, error, jobs) for error in failed}
+        for fault in failed:
+            let_go(fault)
         for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 job.end(verdicts[outcome])
@@ -136,6 +138,7 @@ def _begin(job: Job) -> bool:
     try:
         job.check()
     except KindlingError as error:
+        let_go(error)
         job.end(error)
         return False
     job.begun = True

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes import FakeFamily
 from handler import Settings, Worker
 from serving import Served, serving
 
@@ -28,6 +29,12 @@ PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth
 def spark() -> Worker:
     """The embedded model, loaded in this process."""
     return Worker.boot(PATIENT)
+
+
+@pytest.fixture
+def family() -> FakeFamily:
+    """A model that paints without one."""
+    return FakeFamily()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ It runs under the real `Worker` and `Lane`, so everything but the drawing is the
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from handler import Clock, Settings, Worker
+from handler import Clock, Lane, Settings, Worker
 from handler.catalog import find
 from handler.families.schedulers import FLOW
 from handler.hardware import Hardware
@@ -74,6 +75,17 @@ class FakeFamily:
         clock.finish("ready")
         family: Any = SimpleNamespace(encode=lambda *_: {}, SCHEDULERS=FLOW)
         return Worker(find(settings.model), CPU, family, self, clock.ledger)
+
+    @contextmanager
+    def lane(self, **settings: Any) -> Iterator[Lane]:
+        """A lane that is ready to draw with this; in the end it is stopped, and what is held let go."""
+        lane = Lane(Settings(**settings), boot=self.boot)
+        lane.start()
+        lane.wait_booted()
+        yield lane
+        if self.gate:
+            self.gate.set()
+        lane.stop()
 
 
 def raises(error: BaseException) -> Callable[[], None]:

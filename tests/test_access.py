@@ -1,6 +1,7 @@
 """Who may ask: keys on every route, other origins' pages, what is refused unread, and the head of every answer."""
 
 import asyncio
+import contextlib
 import gzip
 import logging
 import re
@@ -13,7 +14,7 @@ from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Scope
 
 from fakes import FakeFamily, raises
-from handler import Lane, Settings, create_app
+from handler import Settings, create_app
 from handler.errors import NumericalError, SettingsError
 from handler.server import guard
 from handler.server.guard import DEFAULTS, OPEN_ROUTES, Head, Keys
@@ -39,25 +40,10 @@ STRANGERS = {
 
 
 @pytest.fixture
-def family() -> FakeFamily:
-    return FakeFamily()
-
-
-@pytest.fixture
 def app(family: FakeFamily) -> Iterator[Callable[..., Any]]:
     """Makes an app with the settings given, over a lane that is ready."""
-    lanes = []
-
-    def make(**settings: Any) -> Any:
-        lane = Lane(Settings(**settings), boot=family.boot)
-        lane.start()
-        lane.wait_booted()
-        lanes.append(lane)
-        return create_app(lane, public=False)
-
-    yield make
-    for lane in lanes:
-        lane.stop()
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: create_app(stack.enter_context(family.lane(**settings)), public=False)
 
 
 def ask(app: ASGIApp, method: str = "POST", path: str = ROUTE, **options: Any) -> httpx.Response:

@@ -14,10 +14,10 @@ from PIL import Image
 from test_families import EVERY, boot  # noqa: F401 - a fixture
 
 from fakes import FakeFamily, raises
-from handler import Api, ImageRequest, Lane, ModelSpec, Settings, Worker, blocks
+from handler import Api, ImageRequest, Lane, ModelSpec, Worker, blocks
 from handler.batching import MOST, alike, at_once, room
 from handler.clock import Clock
-from handler.errors import NumericalError, OutOfMemory
+from handler.errors import Cancelled, NumericalError, OutOfMemory
 from handler.request import Recipe
 from handler.stepcache import StepCache
 
@@ -105,13 +105,8 @@ def family() -> FakeFamily:
 
 @pytest.fixture
 def lane(family: FakeFamily) -> Iterator[Lane]:
-    lane = Lane(Settings(batch=4), boot=family.boot)
-    lane.start()
-    lane.wait_booted()
-    yield lane
-    assert family.gate
-    family.gate.set()
-    lane.stop()
+    with family.lane(batch=4) as lane:
+        yield lane
 
 
 async def waiting(lane: Lane, family: FakeFamily, *recipes: Recipe) -> list["asyncio.Task[Any]"]:
@@ -146,12 +141,13 @@ def test_what_waits_and_is_alike_is_drawn_at_once(lane: Lane, family: FakeFamily
 def test_one_that_is_given_up_does_not_stop_the_others(lane: Lane, family: FakeFamily) -> None:
     async def main() -> None:
         first, second, third = await waiting(lane, family, *seeds(2, 3))
-        family.at_step = {2: lambda: len(lane._painter.jobs) > 1 and lane._painter.jobs[0].done.cancel()}
+        family.at_step = {2: lambda: len(lane._painter.jobs) > 1 and lane._painter.jobs[0].end(Cancelled("gone"))}
         assert family.gate
         family.gate.set()
         assert (await third)[0].recipe.seed == 3
-        await asyncio.gather(first, second, return_exceptions=True)
-        assert second.cancelled()
+        await first
+        with pytest.raises(Cancelled):
+            await second
 
     asyncio.run(main())
     assert family.batches == [1, 2]
@@ -192,11 +188,9 @@ def test_a_batch_that_finds_no_memory_is_drawn_one_by_one(lane: Lane, family: Fa
 
 def test_the_pictures_of_one_request_are_drawn_at_once_and_say_so(family: FakeFamily) -> None:
     family.gate = None
-    lane, told = Lane(Settings(batch=3), boot=family.boot), list[tuple[int, int]]()
-    lane.start()
-    request = {"prompt": "a red circle", "seed": 7, "n": 4}
-    reply = asyncio.run(Api(lane).call("/generate", request, lambda done, of, _: told.append((done, of))))
-    lane.stop()
+    request, told = {"prompt": "a red circle", "seed": 7, "n": 4}, list[tuple[int, int]]()
+    with family.lane(batch=3) as lane:
+        reply = asyncio.run(Api(lane).call("/generate", request, lambda done, of, _: told.append((done, of))))
     assert family.batches == [3, 1]
     assert [image["seed"] for image in reply.body["images"]] == [7, 8, 9, 10]
     files = [Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))) for image in reply.body["images"]]

@@ -281,6 +281,22 @@ def test_the_official_client_comes_back_to_a_full_queue(server: Faulty) -> None:
     assert {each.result().status_code for each in (running, *accepted)} == {200}
 
 
+def test_a_full_queue_refuses_what_it_has_not_read_but_finds_what_is_running(server: Faulty) -> None:
+    key = {"idempotency-key": "full"}
+    running = server.hold(headers=key)
+    accepted = [server.begin("fine") for _ in range(8)]
+    server.waiting(8)
+    before = server.count("requests_total", route=ROUTE, status="429")
+    unread = httpx.post(server.url + ROUTE, content=b"{", headers={"content-type": "application/json"})
+    assert error(unread) == (429, "queue_full", None)
+    assert error(server.post("fine", {"idempotency-key": "another"})) == (429, "queue_full", None)
+    again = server.begin("hold", key)
+    server.release()
+    assert again.result().json()["data"] == running.result().json()["data"]
+    assert {each.result().status_code for each in accepted} == {200}
+    assert server.count("requests_total", route=ROUTE, status="429") == before + 2
+
+
 def test_after_running_out_of_memory_a_small_picture_proves_the_worker(server: Faulty) -> None:
     before, proofs = server.count("oom_total", where="denoise"), server.steps("warm-up")
     assert error(server.post("oom")) == (500, "out_of_memory", "false")

@@ -2,18 +2,20 @@
 
 import asyncio
 import base64
+import gc
 import logging
 import math
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,26 +35,18 @@ from handler.errors import (
     SettingsError,
 )
 from handler.faults import meaning
-from handler.line import refusal
+from handler.line import Job, refusal
 from handler.preview import Preview
+from handler.request import Picture, Pixels, Recipe
 
+ROUTE = "/v1/images/generations"
 RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
 
 
 @pytest.fixture
-def family() -> FakeFamily:
-    return FakeFamily()
-
-
-@pytest.fixture
 def lane(family: FakeFamily) -> Iterator[Lane]:
-    lane = Lane(Settings(queue=2), boot=family.boot)
-    lane.start()
-    lane.wait_booted()
-    yield lane
-    if family.gate:
-        family.gate.set()
-    lane.stop()
+    with family.lane(queue=2) as lane:
+        yield lane
 
 
 def test_draws_in_order_and_times_the_stages(lane: Lane, family: FakeFamily) -> None:
@@ -102,6 +96,41 @@ def test_cancelling_stops_at_the_next_step(lane: Lane, family: FakeFamily) -> No
     asyncio.run(main())
     assert family.drawn == [1]
     assert family.steps_run == 1 + RECIPE.steps
+
+
+@pytest.mark.parametrize("end", ["drawn", "failed", "cancelled", "late"])
+def test_nothing_of_a_picture_is_left_to_the_garbage_collector(lane: Lane, family: FakeFamily, end: str) -> None:
+    """What it frees, it frees late: until then pictures, and what a GPU holds of them, would pile up."""
+    asked = {"prompt": "x", "seed": 1, "size": "64x64"}
+
+    async def ask() -> None:
+        api, loop, gone = Api(lane), asyncio.get_running_loop(), threading.Event()
+        call = asyncio.create_task(api.call(ROUTE, asked))
+        call.add_done_callback(lambda _: gone.set())
+        ends: dict[str, Callable[[], object]] = {
+            "failed": raises(NumericalError("NaN")),
+            "late": lambda: lane._painter.jobs[0].end(DeadlineExceeded("late")),
+            "cancelled": lambda: (loop.call_soon_threadsafe(call.cancel), gone.wait(10)),
+        }
+        family.at_step = {2: ends[end]} if end in ends else {}
+        await asyncio.wait([call])
+        family.at_step = {}
+        assert (await api.call(ROUTE, asked)).status == 200  # so the lane is done with the one before
+
+    asyncio.run(ask())
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        asyncio.run(ask())
+        gc.collect()
+        kinds = (torch.Tensor, np.ndarray, Job, Pixels, Picture, Recipe)
+        left = [type(each).__name__ for each in gc.garbage if isinstance(each, kinds)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
 
 
 @pytest.mark.parametrize("error", [NumericalError("NaN"), Cancelled("enough")])

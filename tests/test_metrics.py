@@ -30,19 +30,9 @@ RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
 
 
 @pytest.fixture
-def family() -> FakeFamily:
-    return FakeFamily()
-
-
-@pytest.fixture
 def lane(family: FakeFamily) -> Iterator[Lane]:
-    lane = Lane(Settings(queue=2, api_keys=(KEY,), gpu_price=3.6, metadata=False), boot=family.boot)
-    lane.start()
-    lane.wait_booted()
-    yield lane
-    if family.gate:
-        family.gate.set()
-    lane.stop()
+    with family.lane(queue=2, api_keys=(KEY,), gpu_price=3.6, metadata=False) as lane:
+        yield lane
 
 
 def talk(app: ASGIApp, about: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:

@@ -38,16 +38,8 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def lane(family: FakeFamily) -> Iterator[Lane]:
-    lane = Lane(Settings(api_keys=(KEY,)), boot=family.boot)
-    lane.start()
-    lane.wait_booted()
-    yield lane
-    lane.stop()
-
-
-@pytest.fixture
-def family() -> FakeFamily:
-    return FakeFamily()
+    with family.lane(api_keys=(KEY,)) as lane:
+        yield lane
 
 
 def made(lane: Lane, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Observed:

@@ -133,13 +133,16 @@ async def describe(request: Request) -> Response:
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:
+    key = key_of(request.headers)
+    if key is None:  # else its picture may be there already
+        api.lane.check()  # before anything is read: a crowd that has to be refused must not slow the others down
     body = await _body(request, api.lane.settings.max_body_mb)
     path, headers = request.url.path, request.headers
     form = _media(headers) == forms.MEDIA
     payload = await forms.read(headers, body) if form else decode(body)
     seen: Seen = request.state.seen
     seen.read(payload)
-    key, streams = key_of(headers), isinstance(payload, dict) and payload.get("stream") is True
+    streams = isinstance(payload, dict) and payload.get("stream") is True
     within_s = _patience(headers, asks_again=streams or key is not None)
 
     async def call(on_partial: OnPartial | None = None) -> Reply:

@@ -8,7 +8,7 @@ for a name can be made to lead here.
 import hashlib
 import hmac
 import ipaddress
-from functools import partial
+from functools import lru_cache, partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -135,6 +135,7 @@ class Neighbours:
         return None
 
 
+@lru_cache(64)
 def is_loopback(host: str) -> bool:
     """Whether an address, or the name of one, is this machine's own."""
     try:

@@ -10,7 +10,6 @@ import logging
 import re
 import secrets
 import time
-import uuid
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -106,7 +105,7 @@ def response(scope: Scope, reply: Reply) -> JSONResponse:
 def request_id(scope: Scope) -> str:
     """The caller's, if it can stand in a header and in a log; else a new one."""
     given: bytes = dict(scope["headers"]).get(HEADER, b"")
-    return given.decode() if VISIBLE.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if VISIBLE.fullmatch(given) else secrets.token_hex(16)
 
 
 async def _sent(seen: Seen, send: Send, message: Message) -> None:
