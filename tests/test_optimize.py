@@ -20,11 +20,14 @@ from handler.hardware import Hardware
 from handler.optimize.attempt import attempt, likeness
 from handler.optimize.pareto import SAME_DB, choose, pareto
 from handler.optimize.sweep import Wishes, planned, sweep
+from handler.precisions import PRECISIONS
 from handler.receipts import Candidate, Figures, current
 
 ROOT = Path(__file__).parent.parent
 BASE, INT8, FP8, FP16 = (Candidate(name, False) for name in ("bf16", "int8", "fp8", "fp16"))
 COMPILED = Candidate("bf16", True)
+BLOCKS = {"mxfp8", "nvfp4"}
+B200 = Hardware("cuda", "NVIDIA B200", "bf16", "", 180, (10, 0))
 H200 = Hardware("cuda", "NVIDIA H200", "bf16", "", 141, (9, 0))
 A100 = Hardware("cuda", "NVIDIA A100-SXM4-80GB", "bf16", "", 80, (8, 0))
 CPU = Hardware("cpu", "CPU", "fp32", "")
@@ -89,16 +92,23 @@ def test_a_gain_within_the_noise_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hardware", "first", "skipped"), [(H200, BASE, 0), (A100, BASE, 4), (CPU, Candidate("fp32", False), 0)]
+    ("hardware", "first", "skipped", "why"),
+    [
+        (B200, BASE, set(), ""),
+        (H200, BASE, BLOCKS, "need compute capability 10.0 (Blackwell); NVIDIA H200 has 9.0"),
+        (A100, BASE, {"fp8", "fp8-tensor", *BLOCKS}, "NVIDIA A100-SXM4-80GB has 8.0"),
+        (CPU, Candidate("fp32", False), BLOCKS, "a CPU only emulates it"),
+    ],
 )
-def test_every_precision_is_tried_or_told_why_not(hardware: Hardware, first: Candidate, skipped: int) -> None:
+def test_every_precision_is_tried_or_told_why_not(
+    hardware: Hardware, first: Candidate, skipped: set[str], why: str
+) -> None:
     plan = planned(hardware, ())
     assert plan[0].candidate == first
-    assert len(plan) == len({one.candidate for one in plan}) == 14
-    reasons = {one.candidate.name: one.reason for one in plan if one.status == "skipped"}
-    assert len(reasons) == skipped
-    if skipped:
-        assert "NVIDIA A100-SXM4-80GB has 8.0" in reasons["fp8+compile"]
+    assert len(plan) == len({one.candidate for one in plan}) == 2 * len(PRECISIONS)
+    left_out = [one for one in plan if one.status == "skipped"]
+    assert {one.candidate.precision for one in left_out} == skipped
+    assert all(one.reason.endswith(why) for one in left_out)
 
 
 def test_the_baseline_is_always_measured() -> None:
@@ -220,7 +230,7 @@ def test_a_dry_run_measures_nothing(
     assert main(["optimize", "--dry-run", "--candidates", "int8+compile"]) == 0
     assert capsys.readouterr().out.split() == ["measure", "fp32", "measure", "int8+compile"]
     assert main(["optimize", "--dry-run", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["candidates"]) == 14
+    assert len(json.loads(capsys.readouterr().out)["candidates"]) == 2 * len(PRECISIONS)
     assert not (tmp_path / "receipts").exists()
 
 
