@@ -21,13 +21,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from handler.blockwise import MX_BLOCK, from_mxfp8, from_nvfp4, mxfp8, nvfp4, times_mxfp8, times_nvfp4
+from handler.blockwise import E4M3_MOST, MX_BLOCK, from_mxfp8, from_nvfp4, mxfp8, nvfp4, times_mxfp8, times_nvfp4
 from handler.reader import STEMS
 
 KEPT = ("norm", "mod")  # in the names of layers of a denoiser that stay as they are
 TIED = ("lm_head",)  # a text encoder's layer that is its embeddings again, and is not run
 GRID = 16  # what both sides of a matrix must be a multiple of, for the GPU's kernels, unless a block is longer
-E4M3_MOST = 448
 LEAST = 17  # rows of activations that `_int_mm` takes on a GPU
 TINY = torch.finfo(torch.float32).eps  # the least scale, for rows of zeros
 PARTS = ("rounded", "scale", "whole")  # what a quantised layer's tensors are called; the last is NVFP4's

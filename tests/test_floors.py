@@ -70,11 +70,8 @@ FLOOR = {
     "__main__": 11,
 }
 HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage", "boto3", "botocore"}
-MAY_BE_HEAVY = {
-    "families",
-    "quant",
-    "blockwise",
-}  # imported late as a whole; the others import these late, inside functions
+# Imported late as a whole; the others import these late, inside functions.
+MAY_BE_HEAVY = {"families", "quant", "blockwise"}
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 
 

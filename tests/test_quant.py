@@ -40,8 +40,6 @@ FAR = {  # of 255, mean, from fp32: random weights amplify
     "nvfp4": 60,
 }
 OWN = [spec for spec in MODELS.values() if not spec.base and spec is not MODELS["sdxl-turbo"]]
-
-
 needs_torchao = pytest.mark.skipif(
     not importlib.util.find_spec("torchao"), reason="torchao is not installed here; make test has it"
 )
