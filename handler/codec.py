@@ -1,13 +1,19 @@
 """Pixels to bytes. PNG by our own writer: Sub filter and Intel's ISA-L deflate, about 30 times Pillow's default.
 
+A large picture is deflated in stripes, side by side on several cores, and is still one zlib stream for any reader.
+Where the stripes begin is fixed by the picture's size alone, so that every machine makes the same bytes of it.
+
 The PNG carries the recipe as JSON in an iTXt chunk, so that `read_parameters` can make the picture again.
 """
 
 import io
 import json
+import os
 import struct
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,9 @@ from handler.request import Format, Recipe
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEYWORD = b"kindling"
 ISAL_LEVEL = 1
+ZLIB_HEADER = b"\x78\x01"  # deflate with a window of 32 KiB, fastest (RFC 1950, 2.2)
+STRIPE = 1 << 18  # bytes of filtered rows: about a millisecond of deflate; 1024 x 1024 has 13
+THREADS = 8
 MAX_PARAMETERS = 1_000_000  # bytes of text a picture may carry for us to read
 
 
@@ -47,8 +56,41 @@ def parameters_of(recipe: Recipe, facts: Mapping[str, str], version: str) -> dic
 
 
 def _png(rgb: Any, parameters: dict[str, Any] | None) -> bytes:
-    import numpy
+    height, width, _ = rgb.shape
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    text = _chunk(b"iTXt", KEYWORD + b"\0\0\0\0\0" + _text(parameters)) if parameters else []
+    return b"".join([PNG_SIGNATURE, *header, *text, *_chunk(b"IDAT", *_deflated(rgb)), *_chunk(b"IEND")])
+
+
+def _deflated(rgb: Any) -> list[bytes]:
+    """The pieces of a zlib stream (RFC 1950) of the filtered rows."""
     from isal import isal_zlib
+
+    rows = _filtered(rgb)
+    deep = max(1, STRIPE // rows.shape[1])
+    *stripes, last = (rows[top : top + deep].data for top in range(0, len(rows), deep))
+    others = _pool().map(_stripe, stripes) if stripes else ()
+    ending = _stripe(last, isal_zlib.Z_FINISH)
+    adler = struct.pack(">I", isal_zlib.adler32(rows.data))
+    return [ZLIB_HEADER, *(piece for stripe in others for piece in stripe), *ending, adler]
+
+
+def _stripe(rows: Any, end: int = zlib.Z_SYNC_FLUSH) -> tuple[bytes, bytes]:
+    """Raw deflate of some rows; flushed, it ends with a whole byte, so that more may follow."""
+    from isal import isal_zlib
+
+    deflate = isal_zlib.compressobj(ISAL_LEVEL, wbits=-zlib.MAX_WBITS)
+    return deflate.compress(rows), deflate.flush(end)
+
+
+@cache
+def _pool() -> Executor:
+    return ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "deflate")
+
+
+def _filtered(rgb: Any) -> Any:
+    """Every row as the bytes' differences from their left neighbours, behind the filter's number."""
+    import numpy
 
     height, width, channels = rgb.shape
     rows = numpy.empty((height, 1 + width * channels), numpy.uint8)
@@ -56,19 +98,21 @@ def _png(rgb: Any, parameters: dict[str, Any] | None) -> bytes:
     flat = rgb.reshape(height, -1)
     rows[:, 1 : 1 + channels] = flat[:, :channels]
     numpy.subtract(flat[:, channels:], flat[:, :-channels], out=rows[:, 1 + channels :])
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    text = _text(parameters) if parameters else b""
-    body = isal_zlib.compress(rows.data, ISAL_LEVEL)
-    return PNG_SIGNATURE + _chunk(b"IHDR", header) + text + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    return rows
 
 
 def _text(parameters: dict[str, Any]) -> bytes:
-    value = json.dumps(parameters, ensure_ascii=False, sort_keys=True).encode()
-    return _chunk(b"iTXt", KEYWORD + b"\0\0\0\0\0" + value)
+    return json.dumps(parameters, ensure_ascii=False, sort_keys=True).encode()
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+def _chunk(kind: bytes, *parts: bytes) -> list[bytes]:
+    """One chunk of a PNG, in pieces, for nothing is copied before the whole file is."""
+    from isal import isal_zlib  # its CRC takes a sixteenth of zlib's time
+
+    crc = isal_zlib.crc32(kind)
+    for part in parts:
+        crc = isal_zlib.crc32(part, crc)
+    return [struct.pack(">I", sum(map(len, parts))), kind, *parts, struct.pack(">I", crc)]
 
 
 def read_parameters(path: Path) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 import io
 import struct
+import threading
+import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from isal import isal_zlib
 from PIL import Image
 
-from handler import MODELS, ImageRequest
+from handler import MODELS, ImageRequest, codec
 from handler.codec import PNG_SIGNATURE, encode, parameters_of, read_parameters
 from handler.errors import InvalidValue
 
@@ -28,6 +33,71 @@ def test_png_is_lossless_for_any_reader(shape: tuple[int, int], kind: str) -> No
 
 def test_flat_pictures_stay_small() -> None:
     assert len(encode(np.zeros((1024, 1024, 3), np.uint8), "png", 100, None)) < 40_000
+
+
+def drawn(height: int, width: int) -> np.ndarray:
+    """Smooth, with grain: about as hard to compress as what a model draws."""
+    coarse = Image.fromarray(RNG.integers(0, 256, (height // 32 + 1, width // 32 + 1, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return np.clip(smooth + RNG.normal(0, 3, smooth.shape), 0, 255).astype(np.uint8)
+
+
+LARGE = drawn(1024, 1024)
+
+
+def stream_of(png: bytes) -> bytes:
+    """What its only IDAT chunk holds."""
+    at = png.index(b"IDAT")
+    (size,) = struct.unpack(">I", png[at - 4 : at])
+    assert png[at + 4 + size + 4 + 4 :].startswith(b"IEND")
+    return png[at + 4 : at + 4 + size]
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (257, 2047), (100_000, 1), (2, 100_000)])
+def test_stripes_are_one_stream_for_any_reader(shape: tuple[int, int]) -> None:
+    """Also with rows longer than a stripe, and with a last stripe of one row; zlib compares the checksum of all."""
+    rgb = LARGE if shape == (1024, 1024) else RNG.integers(0, 256, (*shape, 3), np.uint8)
+    png = encode(rgb, "png", 95, None)
+    rows = np.frombuffer(zlib.decompress(stream_of(png)), np.uint8).reshape(shape[0], -1)
+    assert (rows[:, 0] == 1).all()
+    assert (np.cumsum(rows[:, 1:].reshape(*shape, 3), axis=1, dtype=np.uint8) == rgb).all()
+    with Image.open(io.BytesIO(png)) as image:
+        assert np.array_equal(np.asarray(image), rgb)
+
+
+def test_stripes_are_deflated_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of two wait for each other: one after the other they would break the barrier."""
+    both, stripe = threading.Barrier(2, timeout=20), codec._stripe
+    monkeypatch.setattr(codec, "_stripe", lambda *given: (both.wait(), stripe(*given))[1])
+    rgb = LARGE[: codec.STRIPE // (1 + 3 * 1024) + 1]
+    with Image.open(io.BytesIO(encode(rgb, "png", 95, None))) as image:
+        assert np.array_equal(np.asarray(image), rgb)
+
+
+def test_the_bytes_are_the_same_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = set()
+    for cores in (1, 2, 5):
+        with ThreadPoolExecutor(cores) as pool:
+            monkeypatch.setattr(codec, "_pool", lambda pool=pool: pool)
+            made.add(encode(LARGE, "png", 95, PARAMETERS))
+    assert len(made) == 1
+
+
+def test_small_pictures_stay_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_pool", None)
+    encode(LARGE[:256, :256], "png", 95, None)
+
+
+def test_stripes_cost_no_size_and_few_copies() -> None:
+    """Of the picture's bytes, before as after deflate: what it grows to while it is made."""
+    once = isal_zlib.compress(codec._filtered(LARGE).data, codec.ISAL_LEVEL)
+    encode(LARGE, "png", 95, None)  # imports are no copies
+    tracemalloc.start()
+    png: Any = encode(LARGE, "png", 95, None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(png) < 1.01 * len(once)
+    assert peak < 4 * len(png)
 
 
 @pytest.mark.parametrize("form", ["jpeg", "webp"])
