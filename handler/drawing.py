@@ -2,7 +2,6 @@
 
 import importlib
 import itertools
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -12,17 +11,27 @@ from handler.faults import meaning
 from handler.preview import OnStep, Preview, Projection
 from handler.request import Drawn, Pixels, Recipe
 from handler.spec import ModelSpec
+from handler.stages import Mark, Stages
 
 PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
 
 
 class Drawing:
-    """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles."""
+    """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
+
+    `mark` leaves a mark in what the pipeline's device is told.
+    """
 
     def __init__(
-        self, spec: ModelSpec, family: ModuleType, pipeline: Any, tiles: Callable[[tuple[int, int]], bool]
+        self,
+        spec: ModelSpec,
+        family: ModuleType,
+        pipeline: Any,
+        tiles: Callable[[tuple[int, int]], bool],
+        mark: Callable[[], Mark],
     ) -> None:
         self._spec, self._family, self._pipeline, self._tiles = spec, family, pipeline, tiles
+        self._mark = mark
         self._families = importlib.import_module("handler.families")
         self._projection = Projection()
         self._prompts: OrderedDict[tuple[str, str, float], dict[str, Any]] = OrderedDict()
@@ -31,13 +40,14 @@ class Drawing:
         """Draw alike pictures (`batching.alike`), at once if their prompts allow; each, or why there is none.
 
         `on_steps[i](done, preview)` may raise to give up picture i; a lone picture's error is raised, as are those
-        that end the whole run. Stages are seconds from start to end of all, so equal for all that were drawn at once.
+        that end the whole run. It is called when the device has done all steps but the last of `done`. Stages are the
+        device's seconds from start to end of all, so equal for all that were drawn at once.
         """
-        marks = {"encode": time.perf_counter()}
+        stages = Stages(self._mark)
         given_up: dict[int, Exception] = {}
 
         def step(done: int, previews: Sequence[Preview]) -> None:
-            marks["decode"] = time.perf_counter()  # so it will be, unless another step follows
+            stages.step()
             for i, (on_step, preview) in enumerate(zip(on_steps, previews, strict=True)):
                 try:
                     if i not in given_up:
@@ -51,17 +61,15 @@ class Drawing:
             arguments = self._families.joined([self._encoded(recipe) for recipe in recipes])
             if arguments is None:
                 return [self._alone(*each) for each in zip(recipes, on_steps, strict=True)]
-            marks["denoise"] = time.perf_counter()
+            stages.begin("denoise")
             self._families.tile(self._pipeline, self._tiles(recipes[0].size))
             found = self._families.run(
-                self._family, self._pipeline, arguments, recipes, self._spec, step, self._projection
+                self._family, self._pipeline, arguments, recipes, self._spec, step, self._projection, stages.finish
             )
         except RuntimeError as error:
             raise meaning(error, recipes[0].size) from error
-        marks["end"] = time.perf_counter()
-        stages = {name: later - start for (name, start), (_, later) in itertools.pairwise(marks.items())}
-        outcomes = zip(itertools.count(), recipes, found, strict=False)
-        return [given_up.get(i) or _outcome(recipe, rgb, len(recipes), stages) for i, recipe, rgb in outcomes]
+        seconds, outcomes = stages.seconds, zip(itertools.count(), recipes, found, strict=False)
+        return [given_up.get(i) or _outcome(recipe, rgb, len(recipes), seconds) for i, recipe, rgb in outcomes]
 
     def _alone(self, recipe: Recipe, on_step: OnStep) -> Drawn | Exception:
         try:

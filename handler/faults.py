@@ -9,7 +9,14 @@ from handler.errors import DeviceLost, Exhausted, Internal, KindlingError, OutOf
 
 NO_MEMORY = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "not enough memory")
 # Whatever else CUDA reports may have come from an earlier kernel, and most of it stays: no picture can be trusted then.
-LOST = ("cuda error", "cuda driver error", "_status_execution_failed", "_status_internal_error")
+# "did not finish successfully" is what compiled code says of what CUDA reported to it.
+LOST = (
+    "cuda error",
+    "cuda driver error",
+    "_status_execution_failed",
+    "_status_internal_error",
+    "did not finish successfully",
+)
 REFUSED = ("_status_not_supported", "_status_invalid_value")  # libraries that did nothing, so nothing is lost
 OOMS = 3  # in a row are enough
 log = logging.getLogger(__name__)

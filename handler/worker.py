@@ -30,6 +30,7 @@ from handler.receipts import Receipt
 from handler.request import Drawn, ImageRequest, Recipe
 from handler.settings import Settings
 from handler.spec import ModelSpec
+from handler.stages import MARKS
 from handler.vae import label, vae_source
 from handler.volume import Source, served_source
 
@@ -54,7 +55,8 @@ class Worker:
         self.spec, self.hardware, self.ledger, self.vae = spec, hardware, ledger, vae
         self.memory = memory or fit(spec, hardware)
         self._family = family
-        self._pipeline, self.draw = pipeline, Drawing(spec, family, pipeline, self.memory.tiles).draw
+        mark = MARKS[hardware.device]
+        self._pipeline, self.draw = pipeline, Drawing(spec, family, pipeline, self.memory.tiles, mark).draw
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
         self.receipt: Receipt | None = None  # what was measured of this model on this device
 

@@ -40,6 +40,7 @@ FLOOR = {
     "references": 3,
     "preview": 3,
     "batching": 3,
+    "stages": 3,
     "store": 3,
     "prices": 3,
     "receipts": 3,

@@ -25,7 +25,7 @@ from torch import nn
 
 from handler import offload, stepcache
 from handler.errors import NumericalError, SettingsError
-from handler.families import edits, schedulers
+from handler.families import constants, edits, schedulers
 from handler.hardware import Hardware
 from handler.preview import SHRINK, Preview, Projection, watched
 from handler.reader import Reader
@@ -59,6 +59,7 @@ def build(
     pipeline.set_progress_bar_config(disable=True)
     models = [part for name, part in components.items() if name.startswith(waiting) and isinstance(part, nn.Module)]
     offload.stream(models, hardware.device)
+    constants.settle(pipeline)
     return pipeline
 
 
@@ -122,11 +123,13 @@ def run(
     spec: ModelSpec,
     on_step: Callable[[int, Sequence[Preview]], None],
     projection: Projection,
+    wait: Callable[[], None],
 ) -> list[Any]:
     """Draw alike pictures at once: uint8 (height, width, 3) arrays of their exact size, NumericalErrors for broken.
 
-    Calls `on_step(done, previews)` after each step; an exception raised there ends the run. `projection` makes the
-    previews and learns from the pictures.
+    Calls `on_step(done, previews)` when the device was told each step; an exception raised there ends the run.
+    `projection` makes the previews and learns from the pictures. `wait` returns when the device has done all it was
+    told, and is called once.
     """
     recipe, pipeline = recipes[0], edits.pipeline_for(recipes[0], family, pipeline)
     width, height = spec.canvas(recipe.size)
@@ -151,7 +154,10 @@ def run(
             callback_on_step_end=step_end,
             output_type="pt",
         ).images
-    return [_finished(*each, recipe, projection) for each in zip(pictures, heading().split(1), strict=True)]
+    on_host = [_fetched(picture, recipe.size) for picture in pictures]
+    latents = heading().split(1)
+    wait()
+    return [_finished(*each, recipe, projection) for each in zip(on_host, pictures, latents, strict=True)]
 
 
 def _preview(
@@ -159,7 +165,7 @@ def _preview(
 ) -> Any:
     """What picture `i` is heading for: uint8 (height, width, 3), an eighth of `size`, which lies amid `canvas`."""
     small = projection.draw(heading()[i : i + 1], canvas)
-    return _crop(small, (-(-size[0] // SHRINK), -(-size[1] // SHRINK)))
+    return _crop(small, (-(-size[0] // SHRINK), -(-size[1] // SHRINK))).cpu().numpy()
 
 
 def _noise(recipes: Sequence[Recipe]) -> Any:
@@ -168,14 +174,33 @@ def _noise(recipes: Sequence[Recipe]) -> Any:
     return generators if len(recipes) > 1 else generators[0]
 
 
-def _finished(picture: torch.Tensor, latents: torch.Tensor, recipe: Recipe, projection: Projection) -> Any:
-    """(3, height, width) from 0 to 1 -> uint8 (height, width, 3), exactly `recipe.size`; a NumericalError if broken."""
-    try:
-        pixels = _pixels(picture)
-    except NumericalError as error:
-        return error
+def _fetched(picture: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of (3, height, width) from 0 to 1, on their way to the host: whether it is finite, and not black; its pixels.
+
+    Those are uint8 (height, width, 3), exactly `size`. From a GPU they come to page-locked memory, and nothing waits.
+    """
+    pixels = (picture.float() * 255).round_().to(torch.uint8)
+    sound = torch.stack([torch.isfinite(picture).all(), pixels.any()])
+    cropped = _crop(pixels.permute(1, 2, 0), size)
+    return sound.to("cpu", non_blocking=True), cropped.to("cpu", non_blocking=True)
+
+
+def _finished(
+    on_host: tuple[torch.Tensor, torch.Tensor],
+    picture: torch.Tensor,
+    latents: torch.Tensor,
+    recipe: Recipe,
+    projection: Projection,
+) -> Any:
+    """The pixels that have come to the host, as an array; a NumericalError if the picture is broken."""
+    sound, pixels = on_host
+    finite, lit = sound.tolist()
+    if not finite:
+        return NumericalError("The model produced NaN or infinite values; no picture was made.")
+    if not lit:
+        return NumericalError("The model produced an all-black picture.")
     projection.learn(latents, picture)
-    return edits.pasted(_crop(pixels, recipe.size), recipe)
+    return edits.pasted(pixels.numpy(), recipe)
 
 
 @contextmanager
@@ -192,18 +217,8 @@ def _scheduler(pipeline: Any, family: ModuleType, recipe: Recipe, spec: ModelSpe
         pipeline.scheduler = loaded
 
 
-def _pixels(picture: torch.Tensor) -> torch.Tensor:
-    """(3, height, width) from 0 to 1 -> uint8 (height, width, 3) on the device."""
-    if not torch.isfinite(picture).all():
-        raise NumericalError("The model produced NaN or infinite values; no picture was made.")
-    pixels = (picture.float() * 255).round_().to(torch.uint8)
-    if not pixels.any():
-        raise NumericalError("The model produced an all-black picture.")
-    return pixels.permute(1, 2, 0)
-
-
-def _crop(pixels: torch.Tensor, size: tuple[int, int]) -> Any:
-    """The middle of `pixels`, exactly `size` (width, height), as a contiguous numpy array."""
+def _crop(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The middle of `pixels`, exactly `size` (width, height), contiguous."""
     width, height = size
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width].contiguous().cpu().numpy()
+    return pixels[top : top + height, left : left + width].contiguous()

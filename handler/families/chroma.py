@@ -1,9 +1,12 @@
 """Chroma: FLUX.1 [schnell] made smaller and trained anew with classifier-free guidance; T5 alone reads the prompt."""
 
+import functools
 from typing import Any
 
+import torch
 from diffusers import ChromaImg2ImgPipeline, ChromaInpaintPipeline, ChromaPipeline
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.transformers.transformer_chroma import ChromaCombinedTimestepTextProjEmbeddings
 
 from handler.families import schedulers
 from handler.request import Recipe
@@ -23,11 +26,21 @@ class Inpaint(ChromaInpaintPipeline):
             transformer._internal_dict = config
 
 
+@functools.wraps(ChromaCombinedTimestepTextProjEmbeddings.forward)
+def _embedded(self: Any, timestep: torch.Tensor) -> torch.Tensor:
+    """diffusers' (batch,) -> (batch, places, width), but its guidance of zero does not come from the CPU each time."""
+    steps, guidance = self.time_proj(timestep), self.guidance_proj(torch.zeros_like(timestep))
+    both = torch.cat([steps.to(timestep.dtype), guidance.to(timestep.dtype)], dim=1)
+    places = self.mod_proj.to(timestep).repeat(len(timestep), 1, 1)
+    return torch.cat([both.unsqueeze(1).repeat(1, places.shape[1], 1), places], dim=-1)
+
+
 PIPELINE = ChromaPipeline
 IMAGE_TO_IMAGE = ChromaImg2ImgPipeline
 INPAINT = Inpaint
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
+ChromaCombinedTimestepTextProjEmbeddings.forward = _embedded
 
 
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
