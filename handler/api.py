@@ -99,7 +99,7 @@ class Api:
         if path == RECEIPT_ROUTE:
             worker = self.lane.worker
             known = (worker.receipt, worker.facts) if worker else (None, {})
-            return Reply(200, answer(self.lane.spec, *known))
+            return Reply(200, answer(self.lane.spec, *known, self.lane.ledger.compile_failure))
         raise RouteNotFound(RETIRED.get(path, f"There is no route {path}."))
 
     async def _draw(

@@ -15,6 +15,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from handler import toolchain
+
 RECIPE = "2"  # change it with OPTIONS, or with anything else that changes what is in a package
 OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside
     "aot_inductor.package": True,
@@ -36,7 +38,7 @@ def compile_blocks(transformer: Any, draw: Callable[[], object], package: Path) 
     start = time.perf_counter()
     firsts = {kind: blocks[0] for kind, blocks in _kinds(transformer).items()}
     calls = _calls(firsts, draw)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), toolchain.environment():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         package_aoti(str(package), {kind: _compiled(block, calls[kind]) for kind, block in firsts.items()})
     return time.perf_counter() - start

@@ -136,9 +136,13 @@ def _at_once(figures: Figures) -> str:
     return f"times the pictures a second: {'; '.join(told)}" if figures.batches else "not measured"
 
 
-def answer(spec: ModelSpec, receipt: Receipt | None, facts: Mapping[str, str]) -> dict[str, Any]:
-    """The body of GET /v1/receipt: what a worker with these `facts` runs, and the receipt it found when it started."""
+def answer(spec: ModelSpec, receipt: Receipt | None, facts: Mapping[str, str], failure: str) -> dict[str, Any]:
+    """The body of GET /v1/receipt: what a worker with these `facts` runs, and the receipt it found when it started.
+
+    `failure` says why it could not be compiled, if so.
+    """
     body: dict[str, Any] = {"chips": chips(spec, receipt, facts), "receipt": asdict(receipt) if receipt else None}
+    body |= {"compile_failure": failure} if failure else {}
     how = f"python -m handler optimize {spec.id}" if facts else "This worker is still starting."
     return body if receipt else body | {"how": how}
 

@@ -50,21 +50,27 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How this worker runs its model; `compiles`: it must compile first, for no artifact fits."""
+    """How this worker runs its model; `compiles`: it must compile first, for no artifact fits.
+
+    `failure` says why it cannot be compiled, where that is the reason to be eager.
+    """
 
     mode: Literal["COMPILED", "EAGER"]
     reason: str
     compiles: bool = False
+    failure: str = ""
 
 
 STREAMING = Plan("EAGER", "the denoiser's blocks come from host memory, and compiled code wants them to stay in place")
 
 
-def plan(policy: str, device: str, outcome: str, found: str, remaining_s: float, compile_s: float | None) -> Plan:
+def plan(
+    policy: str, device: str, outcome: str, found: str, remaining_s: float, compile_s: float | None, failure: str = ""
+) -> Plan:
     """COMPILED or EAGER, and why.
 
     `policy` is KINDLING_COMPILE, `device` cpu or cuda, `outcome` and `found` what the search for artifacts gave,
-    `compile_s` how long compiling took when last measured, in seconds.
+    `compile_s` how long compiling took when last measured, in seconds, `failure` why it would fail, if it would.
     """
     if policy == "off":
         return Plan("EAGER", "KINDLING_COMPILE=off")
@@ -72,6 +78,8 @@ def plan(policy: str, device: str, outcome: str, found: str, remaining_s: float,
         return Plan("COMPILED", f"{outcome}: {found}")
     if device == "cpu" and policy == "auto":
         return Plan("EAGER", f"{outcome}: {found}; on a CPU only 'bake' compiles")
+    if failure:
+        return Plan("EAGER", f"{outcome}: {found}; {failure}", failure=failure)
     known = compile_s or COMPILE_S
     needed = MARGIN * known + FIRST_PICTURE_S
     guess = f"compiling takes about {known:.0f} s ({'measured' if compile_s else 'assumed'})"
@@ -91,6 +99,7 @@ class Ledger:
     reason: str = ""
     plan: str = ""
     plan_reason: str = ""
+    compile_failure: str = ""
     memory: str = ""
     attention: str = ""
     weights: str = ""

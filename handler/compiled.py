@@ -54,12 +54,13 @@ def fingerprint(spec: ModelSpec, hardware: Hardware) -> dict[str, str]:
         "attention": hardware.attention,
         "shapes": f"1 to {MOST} pictures of any size, {spec.text_tokens} text tokens",
         "cuda": torch.version.cuda or "none",
-        **{name: _version(name) for name in ("torch", "triton", "diffusers", "torchao", "flash_attn_3")},
+        **{name: version_of(name) for name in ("torch", "triton", "diffusers", "torchao", "flash_attn_3")},
         "recipe": RECIPE,
     }
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of an installed package, or none."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -84,8 +85,8 @@ def find(wanted: Mapping[str, str], sources: list[Source]) -> Found:
     packages = [(source.manifest.facts, source) for source in sources if source.manifest and _is_package(source)]
     if not packages:
         return Found("MISS", f"nothing is compiled for {wanted['model']} yet")
-    facts, nearest = min(packages, key=lambda package: len(_differing(wanted, package[0])))
-    if names := _differing(wanted, facts):
+    facts, nearest = min(packages, key=lambda package: len(differing(wanted, package[0])))
+    if names := differing(wanted, facts):
         changes = (f"{name} is {wanted.get(name, 'none')}, was {facts.get(name, 'none')}" for name in names)
         return Found("STALE", f"compiled for another worker: {'; '.join(changes)}", nearest)
     return Found("HIT", f"{nearest.folder.name} was compiled for exactly this", nearest)
@@ -95,7 +96,8 @@ def _is_package(source: Source) -> bool:
     return source.manifest is not None and PACKAGE in source.manifest.files
 
 
-def _differing(wanted: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
+def differing(wanted: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
+    """The fields in which `facts` are not as wanted; an empty one is wanted in no particular way."""
     return [name for name in {**wanted, **facts} if wanted.get(name) not in ("", facts.get(name))]
 
 

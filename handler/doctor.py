@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from handler import __version__, compiled
+from handler import __version__, compiled, toolchain
 from handler.boots import last_boots, measured
 from handler.catalog import find
 from handler.clock import COMPILE_S, STREAMING, process_age
 from handler.clock import plan as planned
 from handler.decision import decide
 from handler.errors import KindlingError
+from handler.failures import Failures
 from handler.hardware import GPU_DRIVER, Hardware, detect
 from handler.kernels import refusals
 from handler.models import SILENT, expected, patiently, states
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         "settings": described(settings),
         "hardware": asdict(hardware),
         "machine": machine(hardware),
+        "compiling": compiling(hardware),
         "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
         "volume": patiently(volume_state, settings.volume, otherwise={"path": str(settings.volume), **silent}),
         "store": store_state(settings),
@@ -83,6 +85,12 @@ def machine(hardware: Hardware) -> dict[str, Any]:
     return facts
 
 
+def compiling(hardware: Hardware) -> dict[str, str]:
+    """What there is to compile with, and why that does not do, if so."""
+    tools = toolchain.look()
+    return {**tools.facts, "missing": tools.missing(hardware.device)}
+
+
 def volume_state(volume: Path) -> dict[str, Any]:
     """Is the volume there, may this process write to it, how many bytes are free."""
     there = volume.is_dir()
@@ -102,7 +110,7 @@ def store_state(settings: Settings) -> dict[str, Any]:
 def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     """The estimate for the configured model against the budget, summand by summand."""
     spec = find(settings.model)
-    decision = decide(settings, spec, hardware)
+    decision, policy = decide(settings, spec, hardware), settings.compile
     settings, hardware = decision.settings, decision.hardware
     try:
         source = served_source(spec, settings.volume, hardware.precision)
@@ -113,9 +121,8 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
 
     def past(phase: str) -> Part:
         known = measured(boots, phase, spec.id, hardware.name)
-        return Part(
-            phase, known or ASSUMED_S[phase], f"longest of the last {BOOTS_SHOWN} boots" if known else "assumed"
-        )
+        why = f"longest of the last {BOOTS_SHOWN} boots" if known else "assumed"
+        return Part(phase, known or ASSUMED_S[phase], why)
 
     files = list(source.folder.rglob("*.safetensors"))
     size, speed = sum(path.stat().st_size for path in files), read_speed(max(files, key=lambda p: p.stat().st_size))
@@ -124,7 +131,8 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     compile_s = measured(boots, "compile", spec.id, hardware.name)
     left = settings.cold_start_budget_s - spent
     memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
-    chosen = planned(settings.compile, hardware.device, found.outcome, found.reason, left, compile_s)
+    failure = Failures(policy, spec, hardware, settings.volume).expected
+    chosen = planned(settings.compile, hardware.device, found.outcome, found.reason, left, compile_s, failure)
     chosen = STREAMING if memory.mode == "blocks" else chosen
     if chosen.compiles:
         parts.append(Part("compile", compile_s or COMPILE_S, "measured" if compile_s else "assumed"))
@@ -163,6 +171,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"device: {hardware['device']} ({hardware['name']}), {hardware['precision']}: {hardware['reason']}",
         f"attention: {_attention(hardware['attention'], report['attention'])}",
         f"torch {found['torch']}, CUDA {found['cuda'] or 'none'}, driver {found['driver'] or 'none'}; {memory}",
+        f"compiling: {_compiling(report['compiling'], hardware['device'])}",
         f"volume: {volume['path']}, {_volume(volume)}",
         f"object store: {_store(report['store'])}",
         "\nMODELS",
@@ -196,6 +205,11 @@ def _store(store: dict[str, Any]) -> str:
 def _attention(chosen: str, refused: dict[str, str]) -> str:
     usable = ", ".join(name for name, why in refused.items() if not why)
     return "; ".join([chosen or f"the fastest of {usable}", *(f"{name} {why}" for name, why in refused.items() if why)])
+
+
+def _compiling(tools: dict[str, str], device: str) -> str:
+    on_gpu = f", CUDA's headers in {tools['headers']}, {tools['driver']}" if device != "cpu" else ""
+    return tools["missing"] or f"possible, with {tools['compiler']}{on_gpu}"
 
 
 def _state(model: dict[str, Any]) -> str:

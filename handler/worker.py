@@ -22,6 +22,7 @@ from handler.clock import STREAMING, Clock, Ledger, Plan, plan
 from handler.decision import decide, expect
 from handler.drawing import Drawing
 from handler.errors import BudgetExceeded, DeviceLost, KindlingError, StartError
+from handler.failures import Failures, gist
 from handler.fit import MemoryPlan, fit, require
 from handler.hardware import Hardware, detect, host_memory
 from handler.preview import OnStep
@@ -111,14 +112,15 @@ class Worker:
         model, streaming = getattr(pipeline, family.DENOISER), memory.mode == "blocks"
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
         worker.hardware = attention.settle(settings, spec, hardware, model, clock, streaming, one)
-        worker._compile(decision.settings, clock)
+        failures = Failures(settings.compile, spec, worker.hardware, settings.volume)
+        worker._compile(decision.settings, clock, failures)
         if decision.settings is not settings and decision.settings.compile == "off":
             clock.ledger.plan_reason = hardware.reason  # the receipt's doing, not KINDLING_COMPILE's
         with clock.phase("warm"):
-            worker._warm(clock)
+            worker._warm(clock, failures)
         return worker
 
-    def _compile(self, settings: Settings, clock: Clock) -> None:
+    def _compile(self, settings: Settings, clock: Clock, failures: Failures) -> None:
         """Reuse compile artifacts, make them, or do without: as `clock.plan` says."""
         if self.memory.mode == "blocks":
             clock.ledger.plan, clock.ledger.plan_reason = STREAMING.mode, STREAMING.reason
@@ -129,13 +131,17 @@ class Worker:
             if settings.compile != "off":
                 found = compiled.restore(model, self.spec, self.hardware, settings.volume)
         known = measured(last_boots(settings.volume, BOOTS_READ), "compile", self.spec.id, self.hardware.name)
-        chosen = plan(settings.compile, self.hardware.device, found.outcome, found.reason, clock.remaining, known)
+        device, failure = self.hardware.device, "" if found.outcome == "HIT" else failures.expected
+        chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
         if chosen.compiles:
             with clock.phase("compile"):
-                chosen = self._compile_now(model, clock, chosen)
+                chosen = self._compile_now(model, clock, chosen, failures)
+        elif chosen.failure:
+            log.error("%s is served eagerly: %s", self.spec.id, chosen.failure)
         clock.ledger.plan, clock.ledger.plan_reason = chosen.mode, chosen.reason
+        clock.ledger.compile_failure = chosen.failure
 
-    def _compile_now(self, model: Any, clock: Clock, chosen: Plan) -> Plan:
+    def _compile_now(self, model: Any, clock: Clock, chosen: Plan, failures: Failures) -> Plan:
         """Carry `chosen` out; if that fails for any reason but the budget, this worker is eager instead."""
         folder = TemporaryDirectory(prefix="kindling-", ignore_cleanup_errors=True)
         package = Path(folder.name) / compiled.PACKAGE
@@ -143,12 +149,14 @@ class Worker:
             with attention.compiling(self.hardware.attention):
                 compile_blocks(model, lambda: self._sketch(clock), package)
             bind_blocks(model, package)
-        except KindlingError:
+        except (BudgetExceeded, DeviceLost):
             raise
         except Exception as error:
             log.exception("compiling %s failed", self.spec.id)
             folder.cleanup()
-            return Plan("EAGER", f"compiling failed: {type(error).__name__}: {error}")
+            reason = f"compiling failed: {gist(error)}"
+            failures.note(error, reason)
+            return Plan("EAGER", reason, failure=reason)
         self._package = folder
         return chosen
 
@@ -161,7 +169,7 @@ class Worker:
         self._practise("warm-up", (width, height // 2), steps, clock, count=2)
         self._practise("warm-up, with a longer prompt", (width // 2, height // 2), steps, clock, count=3)
 
-    def _warm(self, clock: Clock) -> None:
+    def _warm(self, clock: Clock, failures: Failures) -> None:
         """Draw the first picture. Compiled code that cannot is taken off again: eager is slower, but it serves."""
         try:
             self._practise("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
@@ -172,8 +180,11 @@ class Worker:
                 raise
             log.exception("the compiled blocks of %s do not work", self.spec.id)
             unbind_blocks(getattr(self._pipeline, self._family.DENOISER))
+            reason = f"compiled code failed: {gist(error)}"
+            if self._package:  # what another worker published has worked there
+                failures.note(error, reason)
             self._discard()
-            self.ledger.plan, self.ledger.plan_reason = "EAGER", f"compiled code failed: {error}"
+            self.ledger.plan, self.ledger.plan_reason, self.ledger.compile_failure = "EAGER", reason, reason
             self._practise("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
 
     def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:

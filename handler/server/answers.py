@@ -74,8 +74,10 @@ ANSWERS: dict[str, Schema] = {
             "chips": array(whole({"label": TEXT, "value": TEXT, "measured": TEXT})),
             "receipt": {"anyOf": [ref("Receipt"), NULL]},
             "how": TEXT | {"description": "How to measure, where nobody has."},
+            "compile_failure": TEXT | {"description": "Why this worker is eager, if it should have been compiled."},
         },
         "how",
+        "compile_failure",
     ),
     "Live": whole({"status": {"enum": ["live"]}}),
     "Ready": whole(

@@ -82,6 +82,12 @@ GAUGES = (
     Gauge(
         "plan", "1 for how it runs the model.", "plan", lambda lane: {lane.ledger.plan: 1} if lane.ledger.plan else {}
     ),
+    Gauge(
+        "compile_failed",
+        "1 if it is eager because compiling failed, here or before.",
+        "",
+        lambda lane: {"": bool(lane.ledger.compile_failure) if lane.ledger.plan else None},
+    ),
     Gauge("cold_start_seconds", "From birth to ready.", "", lambda lane: {"": lane.ledger.total_s or None}),
     Gauge(
         "load_seconds", "Cold start by phase.", "phase", lambda lane: {p.name: p.seconds for p in lane.ledger.phases}

@@ -1,0 +1,96 @@
+"""How compiling failed, on the volume: what one worker ran into, no later one tries again at each start.
+
+A record stands beside the artifacts, as baked/<id>/<key>.failed.json. It holds for exactly the fingerprint that failed,
+with the toolchain and the version of Kindling, so whatever may mend it makes workers try again by themselves.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import handler
+from handler import compiled, toolchain
+from handler.blocks import digest
+from handler.errors import KindlingError
+from handler.faults import LOST, NO_MEMORY
+from handler.hardware import Hardware
+from handler.spec import ModelSpec
+from handler.volume import write_atomically
+
+AGAIN = "KINDLING_COMPILE=on tries again"
+# What passes: too little memory or room for files, or a GPU that failed, which another worker's does not.
+PASSING = (*NO_MEMORY, *LOST, "no space left", "quota exceeded", "killed signal terminated program", "cannot allocate")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")  # of `toolchain.HEADERS`
+TOLD = 200  # characters of an error
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Of compiling `spec` on `hardware`. `policy` is KINDLING_COMPILE as it was set: "on" wants it tried again."""
+
+    policy: str
+    spec: ModelSpec
+    hardware: Hardware
+    volume: Path
+
+    @property
+    def expected(self) -> str:
+        """Why compiling would fail: for want of a tool, or as it did before. Empty if nothing is known."""
+        if self.policy == "on":
+            return ""
+        return toolchain.look().missing(self.hardware.device) or self._before()
+
+    def note(self, error: Exception, reason: str) -> None:
+        """Leave word that compiling failed for `reason`, unless `error` may pass or the volume takes nothing."""
+        if passing(error):
+            return
+        facts = self._facts()
+        path = self._folder / f"{digest(facts)}.failed.json"
+        found = {"reason": reason, "when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "facts": facts}
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
+            log.error("no later worker compiles this in vain, by %s; %s", path, AGAIN)
+
+    def _before(self) -> str:
+        wanted = self._facts()
+        for path in sorted(self._folder.glob("*.failed.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                found = json.loads(path.read_bytes())
+                if not compiled.differing(wanted, found["facts"]):
+                    return f"{found['reason']} ({found['when']}); {AGAIN}"
+        return ""
+
+    @property
+    def _folder(self) -> Path:
+        return self.volume / "baked" / self.spec.id
+
+    def _facts(self) -> dict[str, str]:
+        """All that may mend it."""
+        tools = toolchain.look().facts | {name: compiled.version_of(name) for name in WHEELS}
+        return {**compiled.fingerprint(self.spec, self.hardware), **tools, "kindling": handler.__version__}
+
+
+def passing(error: BaseException | None) -> bool:
+    """Whether `error`, or what it came from, says nothing about another try."""
+    while error:
+        said = str(error).lower()
+        if isinstance(error, KindlingError | MemoryError) or getattr(error, "errno", None) in FULL:
+            return True
+        if any(sign in said for sign in PASSING):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def gist(error: Exception) -> str:
+    """One line about `error`: of a compiler's many, the one that says what is wrong."""
+    rows = [row.strip() for row in str(error).splitlines() if row.strip()]
+    told = next((row for row in rows if "error: " in row), rows[0] if rows else "")
+    return f"{type(error).__name__}: {told}"[:TOLD]

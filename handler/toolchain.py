@@ -1,0 +1,135 @@
+"""The toolchain: what compiling needs besides torch, found where it is, and where it is missing named with a remedy.
+
+AOTInductor writes C++ that a compiler builds against CUDA's headers and links with the driver's library. The headers
+come as wheels beside CUDA's libraries, where torch does not look; and the driver brings its library under a name that
+a linker does not look for. While blocks are compiled `environment` lets both be seen.
+"""
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+HEADERS = ("cuda.h", "crt/host_defines.h", "nv/target")  # what AOTInductor's C++ includes, of three wheels
+DRIVER = "libcuda.so.1"
+TOOLKIT = "/usr/local/cuda"
+VERSION = re.compile(rb"#define CUDA_VERSION (\d+)")  # in cuda.h: 1000 times the major version, 10 times the minor one
+REMEDIES = {  # by field of `Toolchain`: what is missing, and what brings it
+    "compiler": ("C++ compiler", "apt-get install g++, or let CXX name one"),
+    "c": ("C compiler, which Triton wants", "apt-get install gcc, or let CC name one"),
+    "python": ("Python.h, which Triton wants", "apt-get install python3-dev"),
+    "headers": ("folder with CUDA's headers", "pip install 'cuda-toolkit[cccl,crt]=={cuda}.*'"),
+    "driver": (DRIVER, "start the container with its GPU"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """What there is to compile with; empty for what there is not.
+
+    `cuda` is the version of it that torch was built with, `headers` a folder with CUDA's in include/.
+    """
+
+    cuda: str
+    compiler: str
+    c: str
+    python: str
+    headers: str
+    driver: str
+
+    def missing(self, device: str) -> str:
+        """Why no code can be compiled for `device` (cpu or cuda), with the remedy; empty if it can."""
+        needed = REMEDIES if device != "cpu" else ("compiler",)
+        gone = [REMEDIES[name] for name in needed if not getattr(self, name)]
+        told = "; ".join(f"there is no {what} ({remedy.format(cuda=self.cuda)})" for what, remedy in gone)
+        return f"this worker cannot compile: {told}" if told else ""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """All of it, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def look() -> Toolchain:
+    """The toolchain of this process. Files are named by where they really are, which mostly tells their versions."""
+    import torch
+
+    cuda = torch.version.cuda or ""
+    python = Path(sysconfig.get_paths()["include"])
+    return Toolchain(
+        cuda,
+        compiler=_program(os.environ.get("CXX", "g++")),
+        c=_program(os.environ["CC"]) if "CC" in os.environ else _program("gcc") or _program("clang"),
+        python=str(python) if (python / "Python.h").is_file() else "",
+        headers=_headers(cuda) if cuda else "",
+        driver=_driver() if cuda else "",
+    )
+
+
+def _program(command: str) -> str:
+    return os.path.realpath(found) if (found := shutil.which(command)) else ""
+
+
+def _headers(cuda: str) -> str:
+    """The first folder that could be CUDA_HOME and is whole: the one that is set, the wheels', a toolkit's."""
+    major = cuda.partition(".")[0]
+    said = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
+    wheels = [f"{place}/nvidia/cu{major}" for place in sys.path]
+    toolkits = [str(Path(_program("nvcc")).parents[1]) if _program("nvcc") else "", TOOLKIT]
+    homes = filter(None, (*said, *wheels, *toolkits))
+    return next((home for home in homes if _whole(Path(home) / "include", int(major))), "")
+
+
+def _whole(include: Path, major: int) -> bool:
+    """Whether a folder has all of `HEADERS`, of this major version of CUDA."""
+    if not all((include / name).is_file() for name in HEADERS):
+        return False
+    version = VERSION.search((include / "cuda.h").read_bytes())
+    return version is not None and int(version[1]) // 1000 == major
+
+
+def _driver() -> str:
+    """The driver's library as the loader finds it, wherever that is."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(DRIVER)
+        mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+        return next((path for path in mapped if path.rpartition("/")[2].startswith("libcuda.so")), "")
+    return ""
+
+
+@contextlib.contextmanager
+def environment() -> Iterator[None]:
+    """While this lasts, torch and the linker find CUDA's headers and the driver's library, where these are at all."""
+    from torch.utils import cpp_extension
+
+    tools, before = look(), cpp_extension.CUDA_HOME  # what torch made of the environment when it was imported
+    with tempfile.TemporaryDirectory(prefix="kindling-") as folder, contextlib.ExitStack() as stack:
+        if tools.headers:
+            stack.callback(setattr, cpp_extension, "CUDA_HOME", before)
+            cpp_extension.CUDA_HOME = tools.headers
+            stack.enter_context(_set({"CUDA_HOME": tools.headers}))
+        if tools.driver:
+            (Path(folder) / "libcuda.so").symlink_to(tools.driver)
+            searched = [folder, *filter(None, [os.environ.get("LIBRARY_PATH")])]
+            stack.enter_context(_set({"LIBRARY_PATH": os.pathsep.join(searched)}))
+        yield
+
+
+@contextlib.contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

@@ -1,0 +1,380 @@
+"""What compiling needs: found, missed by name, given to torch and the linker; and what a failure leads to."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PATIENT, ROOT
+from packaging.requirements import Requirement
+from torch.utils import cpp_extension
+
+from handler import MODELS, Worker, blocks, chips, doctor, toolchain
+from handler.clock import plan
+from handler.errors import NumericalError, OutOfMemory
+from handler.failures import AGAIN, Failures, gist, passing
+from handler.hardware import Hardware
+
+SPARK = MODELS["spark"]
+H200 = Hardware("cuda", "NVIDIA H200", "fp8", "a test", 141.0, (9, 0))
+GPULESS = ROOT / ".gpuless"
+# What torch's CUDA builds require of cuda-toolkit: Requires-Dist of their x86_64 wheels on PyPI.
+PINNED = {"2.11.0": "13.0.2", "2.13.0": "13.0.3"}
+TOOLS = toolchain.Toolchain("13.0", "/usr/bin/g++", "/usr/bin/gcc", "/usr/include", "/cuda", "/lib/libcuda.so.1")
+
+
+def home(folder: Path, *left_out: str, version: int = 13000) -> Path:
+    """A folder as the wheels' nvidia/cu13, with all headers but those left out."""
+    for name in {*toolchain.HEADERS} - {*left_out}:
+        path = folder / "include" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#define CUDA_VERSION {version}\n")
+    return folder
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A CUDA build of torch on a machine without a toolkit; the folder of its packages, where no wheels are yet."""
+    for name in ("CUDA_HOME", "CUDA_PATH", "LIBRARY_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(toolchain, "TOOLKIT", str(tmp_path / "no toolkit"))
+    monkeypatch.setattr(toolchain, "_program", lambda command: "" if command == "nvcc" else f"/usr/bin/{command}")
+    monkeypatch.setattr(toolchain, "_driver", lambda: "/lib/libcuda.so.1.570")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    return tmp_path / "site-packages"
+
+
+def test_without_a_toolkit_torch_is_given_the_wheels_headers(cuda: Path) -> None:
+    with pytest.raises(OSError, match="CUDA_HOME"):
+        cpp_extension.include_paths("cuda")
+    wheels = home(cuda / "nvidia" / "cu13")
+    with toolchain.environment():
+        found = cpp_extension.include_paths("cuda")
+        assert str(wheels / "include") in found
+        assert os.environ["CUDA_HOME"] == str(wheels)
+    assert cpp_extension.CUDA_HOME is None
+    assert "CUDA_HOME" not in os.environ
+    assert "LIBRARY_PATH" not in os.environ
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "no cuda.h", "no crt", "of CUDA 12"])
+def test_a_wrong_cuda_home_is_passed_over_and_comes_back(
+    wrong: str, cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch infers it from an nvcc in /usr/local/bin, which has no headers beside it."""
+    made = {"no cuda.h": ("cuda.h",), "no crt": ("crt/host_defines.h",)}
+    other = tmp_path / "other"
+    if wrong != "nowhere":
+        home(other, *made.get(wrong, ()), version=12080 if wrong == "of CUDA 12" else 13000)
+    monkeypatch.setenv("CUDA_HOME", str(other))
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(other))
+    wheels = home(cuda / "nvidia" / "cu13")
+    with toolchain.environment():
+        assert str(cpp_extension.CUDA_HOME) == os.environ["CUDA_HOME"] == str(wheels)
+    assert str(cpp_extension.CUDA_HOME) == os.environ["CUDA_HOME"] == str(other)
+
+
+def test_a_right_cuda_home_is_kept(cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home(cuda / "nvidia" / "cu13")
+    mine = home(tmp_path / "mine")
+    monkeypatch.setenv("CUDA_HOME", str(mine))
+    assert toolchain.look().headers == str(mine)
+
+
+def test_a_real_toolkit_will_do(cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "TOOLKIT", str(home(tmp_path / "toolkit")))
+    assert toolchain.look().headers == str(tmp_path / "toolkit")
+
+
+def test_nothing_is_changed_where_nothing_is_found(cuda: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "_driver", lambda: "")
+    before = dict(os.environ)
+    with toolchain.environment():
+        assert dict(os.environ) == before
+        assert cpp_extension.CUDA_HOME is None
+
+
+def test_all_comes_back_after_an_error(cuda: Path) -> None:
+    home(cuda / "nvidia" / "cu13")
+    before = dict(os.environ)
+    with pytest.raises(RuntimeError, match="no good"), toolchain.environment():
+        raise RuntimeError("no good")
+    assert dict(os.environ) == before
+    assert cpp_extension.CUDA_HOME is None
+
+
+LINK = """
+import os, subprocess, sys
+from types import SimpleNamespace as Fake
+extension = Fake(CUDA_HOME=None)
+sys.modules["torch"] = Fake(version=Fake(cuda="13.0"))
+sys.modules["torch.utils"] = Fake(cpp_extension=extension)
+from handler import toolchain
+bare = subprocess.run([*sys.argv[1:]], capture_output=True).returncode
+with toolchain.environment():
+    given = subprocess.run([*sys.argv[1:]]).returncode
+    folder = os.environ["LIBRARY_PATH"].split(":")[0]
+print(bare, given, os.path.exists(folder), toolchain.look().driver)
+"""
+
+
+def test_the_linker_finds_a_driver_that_is_only_there_by_its_soname(tmp_path: Path, compiler: None) -> None:
+    (tmp_path / "driver.c").write_text("int cuInit(unsigned flags) { return 0; }")
+    (tmp_path / "user.c").write_text("int cuInit(unsigned flags); int main() { return cuInit(0); }")
+    driver, linked = tmp_path / "libcuda.so.1", tmp_path / "user"
+    made = ["g++", "-x", "c", "-shared", "-Wl,-soname,libcuda.so.1", str(tmp_path / "driver.c"), "-o", str(driver)]
+    subprocess.run(made, check=True)
+    asks = ["g++", "-x", "c", str(tmp_path / "user.c"), "-o", str(linked), "-lcuda"]
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([sys.executable, "-c", LINK, *asks], env=environ, capture_output=True, text=True, check=True)
+    bare, given, stays, found = out.stdout.split()
+    assert (int(bare) != 0, int(given), stays, found) == (True, 0, "False", str(driver))
+    assert subprocess.run([str(linked)], env=environ, check=False).returncode == 0  # it asks for libcuda.so.1
+
+
+@pytest.mark.parametrize(
+    ("without", "device", "says"),
+    [
+        ("", "cuda", ""),
+        ("compiler", "cuda", "there is no C++ compiler (apt-get install g++, or let CXX name one)"),
+        ("compiler", "cpu", "there is no C++ compiler (apt-get install g++, or let CXX name one)"),
+        ("headers", "cuda", "CUDA's headers (pip install 'cuda-toolkit[cccl,crt]==13.0.*')"),
+        ("headers", "cpu", ""),
+        ("python", "cuda", "Python.h"),
+        ("c", "cuda", "C compiler, which Triton wants"),
+        ("driver", "cuda", "libcuda.so.1 (start the container with its GPU)"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_remedy(without: str, device: str, says: str) -> None:
+    found = replace(TOOLS, **({without: ""} if without else {})).missing(device)
+    assert says in found
+    assert bool(found) == bool(says)
+
+
+def test_no_compiler_is_found_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    assert "no C++ compiler" in toolchain.look().missing("cpu")
+    monkeypatch.setenv("CXX", sys.executable)  # whatever it names
+    assert toolchain.look().missing("cpu") == ""
+
+
+def test_blocks_are_compiled_in_that_environment(cuda: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wheels = home(cuda / "nvidia" / "cu13")
+    seen: list[str | None] = []
+    monkeypatch.setattr(blocks, "_kinds", lambda transformer: {"kind": ["block"]})
+    monkeypatch.setattr(blocks, "_calls", lambda *_: {"kind": []})
+    monkeypatch.setattr(blocks, "_compiled", lambda *_: seen.append(cpp_extension.CUDA_HOME))
+    monkeypatch.setattr("torch._inductor.package.package.package_aoti", lambda *_: None)
+    blocks.compile_blocks(None, lambda: None, tmp_path / "a.pt2")
+    assert seen == [str(wheels)]
+
+
+def required(name: str, lines: list[str]) -> list[Requirement]:
+    found = [Requirement(line) for line in lines if re.match(name + r"\b", line)]
+    return [each for each in found if each.marker is None or each.marker.evaluate({"platform_system": "Linux"})]
+
+
+REQUIREMENTS = (ROOT / "requirements.txt").read_text().splitlines()
+
+
+def test_the_header_wheels_are_those_of_torchs_cuda() -> None:
+    [wheels], [pinned] = required("cuda-toolkit", REQUIREMENTS), required("torch", REQUIREMENTS)
+    assert wheels.extras == {"crt", "cccl"}
+    assert str(wheels.specifier) == f"=={PINNED[str(pinned.specifier).removeprefix('==')]}"
+    assert wheels.marker
+    assert not wheels.marker.evaluate({"platform_system": "Darwin"})
+
+
+@pytest.mark.parametrize("where", ["here", "gpuless"])
+def test_torch_itself_says_so(where: str) -> None:
+    """A CUDA build of torch is not in every environment; where one is, its own word counts."""
+    if where == "here":
+        lines = distribution("torch").requires or []
+    else:
+        found = [*GPULESS.glob("venv/lib/*/site-packages/torch-*.dist-info/METADATA")]
+        text = found[0].read_text() if found else ""
+        lines = re.findall(r"(?m)^Requires-Dist: (.*)$", text)
+    if not (asked := required("cuda-toolkit", lines)):
+        pytest.skip("torch is a CPU build here" if where == "here" else "'make lower' has not been run here")
+    version = torch.__version__ if where == "here" else found[0].parent.name.split("-")[1].removesuffix(".dist")
+    assert str(asked[0].specifier) == f"=={PINNED[version.partition('+')[0]]}"
+
+
+def test_every_image_installs_them() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "RUN pip install -r requirements.txt\n" in dockerfile
+    assert re.search(r"apt-get install .*\bg\+\+ libc6-dev\b", dockerfile)
+    modal, fal = ((ROOT / "platform" / name).read_text() for name in ("modal_app.py", "fal_app.py"))
+    assert '.pip_install_from_requirements(str(Path(__file__).parents[1] / "requirements.txt"))' in modal
+    assert 'from_dockerfile(\n    str(ROOT / "Dockerfile")' in fal
+    others = [text for text in (dockerfile, modal, fal) if "cuda-toolkit" in text]
+    assert not others  # the version stands in one place
+
+
+def test_aotinductor_builds_for_cuda_where_the_machines_toolkit_is_wrong(tmp_path: Path) -> None:
+    """The C++ half, by the CUDA build of torch: as torch alone would it fails, in our environment it is built."""
+    python = GPULESS / "venv" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("needs the environment that 'make lower' makes: a CUDA build of torch over stub libraries")
+    environ = {
+        "PATH": "/usr/bin:/bin",  # no nvcc
+        "CUDA_HOME": str(home(tmp_path / "other", "crt/host_defines.h")),
+        "LD_LIBRARY_PATH": str(GPULESS / "stubs"),
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    out = subprocess.run(
+        [str(python), str(ROOT / "benchmarks" / "gpuless" / "link.py")],
+        env=environ, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stdout + out.stderr
+    found = json.loads(out.stdout)
+    assert "error: " in found["bare"]["error"]
+    assert found["given"]["bytes"] > 10_000
+    assert str(GPULESS.resolve()) in str(Path(found["headers"]).resolve())
+
+
+def failures(volume: Path, **others: Any) -> Failures:
+    return replace(Failures("auto", SPARK, H200, volume), **others)
+
+
+@pytest.fixture
+def equipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has all it takes."""
+    monkeypatch.setattr(toolchain, "look", lambda: TOOLS)
+
+
+BROKEN = RuntimeError("C++ compile error\n\nCommand:\ng++ a.cpp\n\nOutput:\na.cpp:1:2: fatal error: cuda.h: none here")
+
+
+def test_a_failure_is_expected_again_by_workers_that_are_alike(
+    equipped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert failures(tmp_path).expected == ""
+    failures(tmp_path).note(BROKEN, f"compiling failed: {gist(BROKEN)}")
+    found = failures(tmp_path).expected
+    assert "compiling failed: RuntimeError: a.cpp:1:2: fatal error: cuda.h: none here (" in found
+    assert found.endswith(AGAIN)
+    assert failures(tmp_path, hardware=replace(H200, attention="")).expected == found  # doctor, which measures nothing
+    assert failures(tmp_path, policy="on").expected == ""
+    assert failures(tmp_path, hardware=replace(H200, precision="bf16")).expected == ""
+    assert failures(tmp_path, spec=MODELS["flux-schnell"]).expected == ""
+    monkeypatch.setattr(toolchain, "look", lambda: replace(TOOLS, headers="/another"))
+    assert failures(tmp_path).expected == ""  # what may have mended it
+    monkeypatch.setattr(toolchain, "look", lambda: TOOLS)
+    monkeypatch.setattr("handler.__version__", "9.9")
+    assert failures(tmp_path).expected == ""
+
+
+def test_a_volume_that_takes_no_word_or_gives_none(equipped: None, tmp_path: Path) -> None:
+    (tmp_path / "baked").write_text("in the way of every write")
+    failures(tmp_path).note(BROKEN, "broken")
+    assert failures(tmp_path).expected == ""
+    other = tmp_path / "other"
+    failures(other).note(BROKEN, "broken")
+    [record] = other.rglob("*.failed.json")
+    record.write_text('{"reason": ')
+    assert failures(other).expected == ""
+
+
+def test_a_missing_tool_is_expected_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "look", lambda: replace(TOOLS, headers=""))
+    assert "this worker cannot compile: there is no folder with CUDA's headers" in failures(tmp_path).expected
+    assert failures(tmp_path, policy="on").expected == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (BROKEN, False),
+        (RuntimeError("out of resource: shared memory"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (OutOfMemory("A 64x64 picture does not fit."), True),
+        (NumericalError("NaN"), True),
+        (MemoryError(), True),
+        (OSError(28, "No space left on device"), True),
+        (RuntimeError("C++ compile error\ng++: fatal error: Killed signal terminated program cc1plus"), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
+    ],
+)
+def test_what_may_pass_is_not_held_against_anybody(
+    error: Exception, passes: bool, equipped: None, tmp_path: Path
+) -> None:
+    wrapped = ValueError("lowering failed")
+    wrapped.__cause__ = error
+    assert passing(error) == passing(wrapped) == passes
+    failures(tmp_path).note(wrapped, "broken")
+    assert bool([*tmp_path.rglob("*.failed.json")]) != passes
+
+
+def test_the_plan_does_not_try_in_vain() -> None:
+    chosen = plan("auto", "cuda", "MISS", "nothing yet", 200, 10, "it failed before")
+    assert (chosen.mode, chosen.compiles, chosen.failure) == ("EAGER", False, "it failed before")
+    assert chosen.reason == "MISS: nothing yet; it failed before"
+    assert plan("auto", "cuda", "HIT", "found", 200, 10, "it failed before").mode == "COMPILED"
+    assert plan("off", "cuda", "MISS", "", 200, 10, "it failed before").failure == ""
+
+
+def test_a_worker_that_failed_says_so_everywhere_and_the_next_does_not_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+
+    def broken(*_: object) -> None:
+        tries.append("a try")
+        raise BROKEN
+
+    monkeypatch.setattr("handler.worker.compile_blocks", broken)
+    # As a receipt whose winner is compiled has it: KINDLING_COMPILE is auto, and on a CPU too it is compiled.
+    followed = {"precision": "fp32", "compile": "on"}
+    monkeypatch.setattr("handler.decision.follow", lambda settings, receipt: settings.model_copy(update=followed))
+    auto = PATIENT.model_copy(update={"volume": tmp_path})
+    ledgers = [Worker.boot(auto).ledger, Worker.boot(auto).ledger]
+    assert tries == ["a try"]
+    assert [ledger.plan for ledger in ledgers] == ["EAGER", "EAGER"]
+    assert "fatal error: cuda.h" in ledgers[0].compile_failure
+    assert ledgers[1].compile_failure.endswith(AGAIN)
+    assert ledgers[1].plan_reason.startswith("MISS: nothing is compiled for spark yet; compiling failed: ")
+    [told] = [each for each in caplog.records if "spark is served eagerly: compiling failed" in each.message]
+    assert told.levelname == "ERROR"
+    assert Worker.boot(auto.model_copy(update={"compile": "on"})).ledger.plan == "EAGER"
+    assert len(tries) == 2
+
+
+def test_a_picture_that_did_not_fit_while_compiling_is_no_failure_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutOfMemory("A 256x128 picture does not fit in this worker's memory.")
+
+    monkeypatch.setattr("handler.worker.compile_blocks", full)
+    worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}))
+    assert worker.ledger.plan == "EAGER"
+    assert "does not fit" in worker.ledger.compile_failure
+    assert not [*tmp_path.rglob("*.failed.json")]
+
+
+def test_the_receipt_tells() -> None:
+    assert chips.answer(SPARK, None, {"plan": "EAGER"}, "no g++")["compile_failure"] == "no g++"
+    assert "compile_failure" not in chips.answer(SPARK, None, {"plan": "EAGER"}, "")
+
+
+def test_doctor_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "look", lambda: TOOLS)
+    told = doctor._compiling(doctor.compiling(H200), "cuda")
+    assert told == "possible, with /usr/bin/g++, CUDA's headers in /cuda, /lib/libcuda.so.1"
+    monkeypatch.setattr(toolchain, "look", lambda: replace(TOOLS, compiler="", headers=""))
+    told = doctor._compiling(doctor.compiling(H200), "cuda")
+    assert told.startswith("this worker cannot compile: there is no C++ compiler (")
+    assert "; there is no folder with CUDA's headers (pip install" in told
