@@ -1,6 +1,7 @@
 # make run    set up what is missing and serve the embedded model on 127.0.0.1:8000
 # make test   set up what is missing and run the whole test suite
 # make check  lint and types
+# make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 FAL := $(VENV)/fal
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 .DEFAULT_GOAL := run
-.PHONY: run test check spark
+.PHONY: run test check gpu-wheels spark
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
@@ -23,6 +24,9 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-wheels: $(VENV)/run
+	@$(BIN)/python benchmarks/gpu_wheels.py
 
 spark: $(VENV)/dev
 	$(BIN)/python -m spark.train

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,23 @@ class Variant:
     cold: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Seconds by phase and in all, the peak memory in MB, and the plan with its reason."""
+
+    seconds: dict[str, float]
+    peak_mb: int
+    plan: str
+
+    @property
+    def eager(self) -> bool:
+        return self.plan.startswith("EAGER")
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {**self.seconds, "peak_mb": self.peak_mb}
+
+
 VARIANTS = (
     Variant("eager", "off"),
     Variant("no artifacts", "on"),
@@ -54,8 +71,11 @@ VARIANTS = (
 )
 
 
-def main() -> None:
-    """Bake once, start every variant `--rounds` times, print a table, draw the chart, end with one JSON line."""
+def main() -> int:
+    """Bake once, start every variant `--rounds` times; a table, a chart and one JSON line; the exit code.
+
+    Interrupted, it tells the starts it has finished.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="starts of each variant (default: 3)")
     parser.add_argument("--volume", type=Path, help="where to keep the volume (default: a temporary folder)")
@@ -63,25 +83,50 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/cold_start.json and .png")
     options = parser.parse_args()
     model = options.random or "spark"
-    with contextlib.ExitStack() as stack:
-        volume = options.volume or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if options.random:
-            random_models.write(options.random, volume)
-        bake_s = bake(model, volume)
-        variants = [v for v in VARIANTS if not v.cold or os.access(DROP_CACHES, os.W_OK)]
-        starts: dict[str, list[dict[str, float]]] = {v.name: [] for v in variants}
-        for _ in range(options.rounds):
-            for variant in variants:
-                with arranged(variant, model, volume) as folder:
-                    starts[variant.name].append(start(variant, model, folder))
-                print(f"{variant.name}: {starts[variant.name][-1]['total']:.1f} s", flush=True)
-    rows = {name: medians(found) for name, found in starts.items()}
+    starts: dict[str, list[Start]] = {}
+    bake_s = 0.0
+    try:
+        with contextlib.ExitStack() as stack:
+            volume = options.volume or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if options.random:
+                random_models.write(options.random, volume)
+            bake_s = bake(model, volume)
+            for _ in range(options.rounds):
+                measure(model, volume, starts)
+    finally:
+        tell(model, options.rounds, bake_s, starts, options.save)
+    return wrong(starts)
+
+
+def measure(model: str, volume: Path, starts: dict[str, list[Start]]) -> None:
+    """One start of every variant that this machine can have, each kept in `starts` once it is over."""
+    for variant in VARIANTS:
+        if variant.cold and not os.access(DROP_CACHES, os.W_OK):
+            continue
+        with arranged(variant, model, volume) as folder:
+            found = start(model, folder, variant.compile, os.environ.get("KINDLING_PRECISION", "auto"))
+        starts.setdefault(variant.name, []).append(found)
+        print(f"{variant.name}: {found.seconds['total']:.1f} s", flush=True)
+
+
+def tell(model: str, rounds: int, bake_s: float, starts: Mapping[str, list[Start]], save: bool) -> None:
+    """Print, draw and write what was found."""
+    rows = {name: medians([found.figures for found in each]) for name, each in starts.items()}
     print_table(rows)
-    figures = {"model": model, "rounds": options.rounds, "bake_s": bake_s, "rows": rows, "ratios": ratios(rows)}
+    figures = {"model": model, "rounds": rounds, "bake_s": bake_s, "rows": rows, "ratios": ratios(rows)}
     name = "cold_start" if model == "spark" else f"cold_start_{model}"
-    if options.save:
+    if save and rows:
         chart.stacked(rows, PHASES, report.RESULTS / f"{name}.png", "seconds from process birth to the first picture")
-    report.finish(name, figures, options.save)
+    report.finish(name, figures, save and bool(rows))
+
+
+def wrong(starts: Mapping[str, list[Start]]) -> int:
+    """1 if a start that was to run compiled code did not, which is said too; else 0."""
+    compiled = {variant.name for variant in VARIANTS if variant.compile != "off"}
+    eager = {name: found.plan for name in starts if name in compiled for found in starts[name] if found.eager}
+    for name, plan in eager.items():
+        print(f"'{name}' is not compiled: {plan}", file=sys.stderr)
+    return int(bool(eager))
 
 
 def bake(model: str, volume: Path) -> float:
@@ -110,11 +155,11 @@ def arranged(variant: Variant, model: str, volume: Path) -> Iterator[Path]:
         yield folder
 
 
-def start(variant: Variant, model: str, volume: Path) -> dict[str, float]:
-    """Start a server, ask for one picture, stop it; seconds by phase, in all, and its peak memory in MB."""
+def start(model: str, volume: Path, policy: str, precision: str) -> Start:
+    """Start a server, ask for one picture, stop it. `policy` is KINDLING_COMPILE."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
-    environment |= {"KINDLING_VOLUME": str(volume), "KINDLING_COMPILE": variant.compile, "KINDLING_PUBLISH": "0"}
-    environment |= {"KINDLING_MODEL": model, "KINDLING_COLD_START_BUDGET_S": "3600"}
+    environment |= {"KINDLING_VOLUME": str(volume), "KINDLING_COMPILE": policy, "KINDLING_PUBLISH": "0"}
+    environment |= {"KINDLING_MODEL": model, "KINDLING_PRECISION": precision, "KINDLING_COLD_START_BUDGET_S": "3600"}
     command = [sys.executable, "-m", "handler", "serve", "--port", "0"]
     begun = time.perf_counter()
     with subprocess.Popen(
@@ -122,20 +167,26 @@ def start(variant: Variant, model: str, volume: Path) -> dict[str, float]:
     ) as process:
         try:
             ledger, address = watch(process)
-            body = json.dumps({"prompt": "a red circle on a blue background", "seed": 1}).encode()
             asked = time.perf_counter()
-            request = urllib.request.Request(  # noqa: S310
-                f"{address}/v1/images/generations", body, {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310
-                assert len(json.load(answer)["data"]) == 1
+            draw(address)
             done = time.perf_counter()
             peak = peak_mb(process.pid)
         finally:
             process.terminate()
+            process.communicate()  # to the end: nobody closes a server's stderr while it still has something to say
     phases = {phase["name"]: phase["seconds"] for phase in ledger["phases"]}
     first = next(phase["start_s"] for phase in ledger["phases"])
-    return {"python": first, **phases, "serve": done - asked, "total": done - begun, "peak_mb": peak}
+    seconds = {"python": first, **phases, "serve": done - asked, "total": done - begun}
+    return Start(seconds, peak, f"{ledger['plan']}: {ledger['plan_reason']}")
+
+
+def draw(address: str) -> None:
+    """Ask a server for one picture."""
+    body = json.dumps({"prompt": "a red circle on a blue background", "seed": 1}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/v1/images/generations", body, headers)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310
+        assert len(json.load(answer)["data"]) == 1
 
 
 def watch(process: "subprocess.Popen[str]") -> tuple[dict[str, Any], str]:
@@ -162,15 +213,21 @@ def medians(starts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The figures the project promises, each from medians of this run."""
+    """The figures the project promises, each from medians of this run; those whose starts are finished."""
 
     def compiling(name: str) -> float:
         return rows[name].get("compile", 0.0) + rows[name].get("artifacts", 0.0)
 
+    def total(name: str) -> float:
+        return rows[name]["total"]
+
+    pairs = {
+        "compile_with_over_without_artifacts": (compiling, "artifacts", "no artifacts"),
+        "artifacts_over_eager": (total, "artifacts", "eager"),
+        "baked_over_eager": (total, "baked", "eager"),
+    }
     return {
-        "compile_with_over_without_artifacts": round(compiling("artifacts") / compiling("no artifacts"), 3),
-        "artifacts_over_eager": round(rows["artifacts"]["total"] / rows["eager"]["total"], 3),
-        "baked_over_eager": round(rows["baked"]["total"] / rows["eager"]["total"], 3),
+        name: round(of(one) / of(other), 3) for name, (of, one, other) in pairs.items() if {one, other} <= rows.keys()
     }
 
 
@@ -182,4 +239,4 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

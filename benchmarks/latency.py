@@ -41,9 +41,11 @@ import asyncio
 import contextlib
 import inspect
 import io
+import itertools
 import multiprocessing
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -72,8 +74,8 @@ Draw = Callable[[ImageRequest], tuple[bytes, float]]  # a PNG, and the seconds i
 Side = Callable[[ModelSpec, Path], tuple[Draw, dict[str, Any]]]  # loads a model; also the facts about that
 
 
-def main() -> None:
-    """Measure model by model, print a row a side, end with one JSON line."""
+def main() -> int:
+    """Measure model by model, print a row a side, end with one JSON line; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=random_models.CONFIGS, required=True, metavar="MODEL")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT, help=f"default: {' '.join(DEFAULT)}")
@@ -95,6 +97,19 @@ def main() -> None:
             chart.stacked(bars, ("floor", "above it"), report.RESULTS / "latency.png", "A picture: floor, and above it")
         figures = {"device": detect(Settings()).name, "pictures": options.pictures, "rows": rows}
         report.finish("latency", figures, options.save)
+    return wrong(rows)
+
+
+def wrong(rows: list[dict[str, Any]]) -> int:
+    """1 if a side ended early, or was to run compiled code and did not, which is said too; else 0."""
+    told = [
+        f"{row['model']} {row['side']}: {row.get('error') or 'not compiled: ' + row['plan']}"
+        for row in rows
+        if "error" in row or (row["side"] not in EAGER and row["plan"].startswith("EAGER"))
+    ]
+    for line in told:
+        print(line, file=sys.stderr)
+    return int(bool(told))
 
 
 def parts(row: dict[str, Any]) -> dict[str, float]:
@@ -161,6 +176,7 @@ SIDES: dict[str, Side] = {
     **{f"kindling-{p}": partial(kindling, policy="on", precision=p) for p in QUANTISED},
 }
 DEFAULT = list(SIDES)[:3]
+EAGER = DEFAULT[:2]
 
 
 def serve(pipe: Connection, side: str, model: str, volume: Path) -> None:
@@ -210,45 +226,60 @@ def process(side: str, model: str, volume: Path) -> Iterator[Connection]:
 
 
 def compare(spec: ModelSpec, volume: Path, sides: list[str], pictures: int) -> list[dict[str, Any]]:
-    """A row for each side, printed too. Where a side fails, its group's rows say so, and its traceback is above."""
+    """A row for each side, printed too. Where a side fails, its row says so, and its traceback is above."""
     weights = sum(path.stat().st_size for path in fetched_folder(spec, volume).rglob("*.safetensors")) / 1e9
     turns = len(sides) * (weights + spec.work_gb) <= detect(Settings()).memory_gb
     rows = []
     for group in [sides] if turns else [[side] for side in sides]:
-        try:
-            found = measure(spec, volume, group, pictures)
-        except (EOFError, ConnectionError):
-            found = {side: {"error": "a process of this group ended early"} for side in group}
-        for side, row in found.items():
+        for side, row in measure(spec, volume, group, pictures).items():
             rows.append({"model": spec.id, "side": side, "turns": turns, **row})
             print(f"{spec.id:<15}{side:<17}" + "".join(f"{row.get(c, 0):>11.3f}" for c in COLUMNS), flush=True)
     return rows
 
 
 def measure(spec: ModelSpec, volume: Path, group: list[str], pictures: int) -> dict[str, dict[str, Any]]:
-    """What each side of `group` needs; a picture of each side at a time, the first ones not counted."""
+    """What each side of `group` needs; a picture of each side at a time, the first ones not counted.
+
+    A side whose process ends early gets an error for a row, and the others go on.
+    """
     counts = (spec.min_steps, spec.steps) if spec.steps > spec.min_steps else (spec.steps, spec.max_steps)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {side: {} for side in group}
     spent: dict[str, dict[int, list[tuple[float, float]]]] = {side: {c: [] for c in counts} for side in group}
     with contextlib.ExitStack() as stack:
         pipes = {}
         for side in group:
             pipes[side] = stack.enter_context(process(side, spec.id, volume))
-            found[side] = pipes[side].recv()
-        for seed in range(pictures + 1):
-            for steps in counts:
-                for side, pipe in pipes.items():
-                    pipe.send(request(seed, steps))
-                    spent[side][steps].append(pipe.recv())
+            with alive(found[side]):
+                found[side] |= pipes[side].recv()
+        for seed, steps, side in itertools.product(range(pictures + 1), counts, group):
+            with alive(found[side]):
+                pipes[side].send(request(seed, steps))
+                spent[side][steps].append(pipes[side].recv())
         for side, pipe in pipes.items():
-            pipe.send(None)
-            found[side] |= {**seconds(spent[side], spec.steps), "peak_gb": pipe.recv()}
+            with alive(found[side]):
+                pipe.send(None)
+                found[side] |= {**seconds(spent[side], spec.steps), "peak_gb": pipe.recv()}
         if "diffusers" in pipes:
-            count, rates = pipes["diffusers"].recv(), RATES.get(detect(Settings()).name, {})
-            for row in found.values():
-                rate = rates.get("fp8" if row.get("precision", "").startswith("fp8") else "bf16")
-                row |= {"tflop": count, **({"floor_s": count / rate} if rate else {})}
+            with alive(found["diffusers"]):
+                tell_floors(found, pipes["diffusers"].recv())
     return {side: rounded(row) for side, row in found.items()}
+
+
+@contextlib.contextmanager
+def alive(row: dict[str, Any]) -> Iterator[None]:
+    """Talk to a side's process; once it has ended, its row says so."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        row["error"] = "its process ended early"
+
+
+def tell_floors(found: dict[str, dict[str, Any]], count: float) -> None:
+    """Put the arithmetic of a picture, in TFLOP, into each row, and how long the GPU takes for that."""
+    rates = RATES.get(detect(Settings()).name, {})
+    for row in found.values():
+        rate = rates.get("fp8" if row.get("precision", "").startswith("fp8") else "bf16")
+        row |= {"tflop": count, **({"floor_s": count / rate} if rate else {})}
 
 
 def request(seed: int, steps: int) -> ImageRequest:
@@ -270,4 +301,4 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

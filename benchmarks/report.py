@@ -15,7 +15,15 @@ PACKAGES = ("torch", "diffusers", "transformers", "pillow", "isal", "numpy")
 
 def finish(name: str, figures: dict[str, Any], save: bool) -> None:
     """Print the line; with `save`, also write it to results/`name`.json."""
-    facts = {
+    line = facts(name, figures)
+    print(json.dumps(line))
+    if save:
+        write(name, line)
+
+
+def facts(name: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures, and what they were measured on and with."""
+    return {
         "benchmark": name,
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
@@ -23,10 +31,15 @@ def finish(name: str, figures: dict[str, Any], save: bool) -> None:
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         **figures,
     }
-    print(json.dumps(facts))
-    if save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def write(name: str, line: dict[str, Any]) -> Path:
+    """Put the line into results/`name`.json, at once."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(line, indent=1) + "\n")
+    return part.replace(path)
 
 
 def machine() -> dict[str, Any]:

