@@ -11,6 +11,7 @@ import torch
 from conftest import PATIENT
 from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName
+from PIL import Image
 
 import tiny
 from handler import MODELS, Clock, ImageRequest, Settings, Worker, attention, codec, compiled, generate, kernels
@@ -20,6 +21,8 @@ from handler.errors import SettingsError
 from handler.hardware import Hardware, detect
 from handler.kernels import KERNELS, Choice, choose, refusal, refusals
 from handler.volume import EMBEDDED, publishing
+from spark.checker import check
+from spark.scenes import held_out
 
 TURING, AMPERE, HOPPER, BLACKWELL = (7, 5), (8, 0), (9, 0), (10, 0)
 SPARK, SCHNELL = MODELS["spark"], MODELS["flux-schnell"]
@@ -46,11 +49,15 @@ def transformer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
+def booted() -> Worker:
+    return Worker.boot(PATIENT)
+
+
+@pytest.fixture
+def worker(booted: Worker) -> Iterator[Worker]:
     """One with a model of its own: these tests change how it computes, and diffusers notes that for all models."""
-    worker = Worker.boot(PATIENT)
-    yield worker
-    attention.use(worker._pipeline.transformer, NATIVE)
+    yield booted
+    attention.use(booted._pipeline.transformer, NATIVE)
 
 
 def draw(worker: Worker) -> Any:
@@ -193,6 +200,14 @@ def test_the_model_uses_what_was_chosen(worker: Worker, monkeypatch: pytest.Monk
     said: list[str] = []
     attention.use(model, FASTER)
     assert said == ["_flash_3"]
+
+
+def test_eight_bits_still_draw_what_was_asked(worker: Worker) -> None:
+    """Prompts that spark never trained on, in all that its checker looks at."""
+    attention.use(worker._pipeline.transformer, Choice("cudnn-fp8", "a test"))
+    for seed, (prompt, scene) in enumerate(held_out(5, "test", "one", "plain")):
+        pixels, _ = worker.generate(worker.spec.recipe(ImageRequest(prompt=prompt, seed=seed, num_inference_steps=4)))
+        assert check(Image.fromarray(pixels.rgb), scene).right
 
 
 @pytest.fixture
