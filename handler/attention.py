@@ -11,7 +11,7 @@ from handler import compiled
 from handler.clock import Clock
 from handler.errors import SettingsError
 from handler.hardware import Hardware
-from handler.kernels import KERNELS, NATIVE, Choice, choose, refusals
+from handler.kernels import KERNELS, NATIVE, Choice, backend, choose, refusals
 from handler.settings import Settings
 from handler.spec import ModelSpec
 
@@ -50,8 +50,8 @@ def settle(
     if chosen is None:
         with clock.phase("attention"):
             refused = refusals(hardware.capability, hardware.dtype)
-            found = compiled.packaged(spec, hardware, settings.volume)
-            if not refused.get(found, "no package"):
+            usable = [name for name, why in refused.items() if not why]
+            if found := compiled.packaged(spec, hardware, settings.volume, usable):
                 chosen = Choice(found, "as what is compiled on the volume")
             elif why := unmeasured(model, streaming, clock.remaining):
                 chosen = Choice(NATIVE, why)
@@ -71,7 +71,7 @@ def dispatches(model: Any) -> bool:
 def use(model: Any, chosen: Choice) -> None:
     """Let `model` compute attention so; SettingsError if it has no choice."""
     if dispatches(model):
-        model.set_attention_backend(KERNELS[chosen.id].backend)
+        model.set_attention_backend(backend(chosen.id))
     elif chosen.id != NATIVE:
         told = f"{chosen.reason}: diffusers has only native for {type(model).__name__}. Use auto."
         raise SettingsError(told, "KINDLING_ATTENTION")
@@ -178,7 +178,7 @@ def _attended(kernel: str, call: Call) -> Any:
 
     tensors = (call[name].transpose(1, 2) for name in ("query", "key", "value"))
     same = {name: call[name] for name in SAME if name in call}
-    return dispatch_attention_fn(*tensors, **same, backend=AttentionBackendName(KERNELS[kernel].backend))
+    return dispatch_attention_fn(*tensors, **same, backend=AttentionBackendName(backend(kernel)))
 
 
 def _milliseconds(kernel: str, call: Call) -> float:

@@ -7,8 +7,8 @@ compiled code depends on; a worker that finds no package with its fingerprint sa
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,7 @@ class Found:
 def fingerprint(spec: ModelSpec, hardware: Hardware) -> dict[str, str]:
     """All that compiled code depends on; a package serves only where every field is equal.
 
-    The kernel of attention is empty where it is not chosen yet: any package's will do then, and `packaged` tells it.
+    The kernel of attention is empty where it is not chosen yet: any package's will do then.
     """
     import torch
 
@@ -106,12 +106,13 @@ def look(spec: ModelSpec, hardware: Hardware, volume: Path) -> Found:
     return find(fingerprint(spec, hardware), baked_sources(spec, volume))
 
 
-def packaged(spec: ModelSpec, hardware: Hardware, volume: Path) -> str:
-    """The kernel of attention in the package that fits otherwise; empty without one. Never raises."""
+def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterable[str]) -> str:
+    """The first of these kernels of attention with a package that fits otherwise; empty without one. Never raises."""
     with contextlib.suppress(Exception):
-        found = look(spec, hardware, volume)
-        if found.outcome == "HIT" and found.source and found.source.manifest:
-            return found.source.manifest.facts["attention"]
+        sources = baked_sources(spec, volume)
+        for kernel in kernels:
+            if find(fingerprint(spec, replace(hardware, attention=kernel)), sources).outcome == "HIT":
+                return kernel
     return ""
 
 

@@ -1,10 +1,12 @@
 """The kernels that can compute attention: a row each, with what they need. `attention.py` measures and uses them.
 
-They are torch's own, and FlashAttention 3 where its wheel is installed; none is ever fetched. diffusers' dispatcher
-calls them by names of its own. Native is what torch prefers: cuDNN's on new GPUs, FlashAttention 2 on others.
+They are torch's own, FlashAttention 3 where its wheel is installed, and cuDNN's in FP8; none is ever fetched.
+diffusers' dispatcher calls them by names of its own or, for the last, of ours. Native is what torch prefers: cuDNN's
+on new GPUs, FlashAttention 2 on others.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ class Kernel:
     """One way to compute attention. `backend` is diffusers' name for it; `lacking()` says what is missing here.
 
     `order` is what torch shall prefer, best first, while blocks are compiled: exported code forgets who asked.
+    `module` is what to import before it is used, if it is not diffusers' own; `aside`, why it is never taken unasked.
     """
 
     id: str
@@ -28,6 +31,8 @@ class Kernel:
     below: tuple[int, int] = (99, 0)
     lacking: Callable[[], str] = str
     order: tuple[str, ...] = ()
+    module: str = ""
+    aside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,11 @@ def _old_cudnn() -> str:
 
     has = torch.backends.cudnn.version() or 0
     return "" if has >= CUDNN else f"needs cuDNN {CUDNN} or newer, torch has {has}"
+
+
+def _no_cudnn_fp8() -> str:
+    missing = importlib.util.find_spec("cudnn") is None
+    return "the package nvidia-cudnn-frontend is not installed" if missing else _old_cudnn()
 
 
 def _no_flash3() -> str:
@@ -67,6 +77,15 @@ KERNELS: Mapping[str, Kernel] = {
         Kernel("cudnn", "cuDNN", "_native_cudnn", (8, 0), lacking=_old_cudnn, order=("CUDNN_ATTENTION", *FUSED)),
         Kernel("flash", "FlashAttention 2", "_native_flash", (8, 0), order=FUSED),
         Kernel("flash3", "FlashAttention 3", "_flash_3", (9, 0), below=(10, 0), lacking=_no_flash3),
+        Kernel(
+            "cudnn-fp8",
+            "cuDNN FP8",
+            "kindling_fp8",
+            (9, 0),
+            lacking=_no_cudnn_fp8,
+            module="handler.fp8_attention",
+            aside="rounds to 8 bits, so only when it is asked for",
+        ),
     )
 }
 
@@ -86,8 +105,16 @@ def refusal(row: Kernel, capability: tuple[int, int] | None, dtype: str) -> str:
 
 
 def refusals(capability: tuple[int, int] | None, dtype: str) -> dict[str, str]:
-    """Every kernel, with why this machine cannot use it: empty for those it can."""
-    return {row.id: refusal(row, capability, dtype) for row in KERNELS.values()}
+    """Every kernel, with why this machine does not take it unasked: empty for those that it may."""
+    return {row.id: refusal(row, capability, dtype) or row.aside for row in KERNELS.values()}
+
+
+def backend(kernel: str) -> str:
+    """diffusers' name for a kernel, which it knows from now on."""
+    row = KERNELS[kernel]
+    if row.module:
+        importlib.import_module(row.module)
+    return row.backend
 
 
 def choose(asked: str, capability: tuple[int, int] | None, dtype: str) -> Choice | None:

@@ -84,8 +84,9 @@ class Settings(BaseModel):
     offload: Literal["auto", "off", "encoders", "blocks"] = Field(
         "auto", description="what waits in host memory: nothing, text encoders, all; auto: the first of these that fits"
     )
-    attention: Literal["auto", "native", "cudnn", "flash", "flash3"] = Field(
-        "auto", description="what computes it: torch's choice (native), cuDNN, FlashAttention 2 or 3; auto: the fastest"
+    attention: Literal["auto", "native", "cudnn", "flash", "flash3", "cudnn-fp8"] = Field(
+        "auto",
+        description="what computes it: torch (native), cuDNN, FlashAttention, cuDNN's FP8; auto: the fastest but FP8",
     )
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = Field(
         "auto", description="pictures of one shape drawn at once, at most; auto: as many as the receipt says pay"

@@ -11,6 +11,7 @@ import torch
 from conftest import PATIENT
 from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName
+from PIL import Image
 
 import tiny
 from handler import MODELS, Clock, ImageRequest, Settings, Worker, attention, codec, compiled, generate, kernels
@@ -20,6 +21,8 @@ from handler.errors import SettingsError
 from handler.hardware import Hardware, detect
 from handler.kernels import KERNELS, Choice, choose, refusal, refusals
 from handler.volume import EMBEDDED, publishing
+from spark.checker import check
+from spark.scenes import held_out
 
 TURING, AMPERE, HOPPER, BLACKWELL = (7, 5), (8, 0), (9, 0), (10, 0)
 SPARK, SCHNELL = MODELS["spark"], MODELS["flux-schnell"]
@@ -46,11 +49,15 @@ def transformer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
+def booted() -> Worker:
+    return Worker.boot(PATIENT)
+
+
+@pytest.fixture
+def worker(booted: Worker) -> Iterator[Worker]:
     """One with a model of its own: these tests change how it computes, and diffusers notes that for all models."""
-    worker = Worker.boot(PATIENT)
-    yield worker
-    attention.use(worker._pipeline.transformer, NATIVE)
+    yield booted
+    attention.use(booted._pipeline.transformer, NATIVE)
 
 
 def draw(worker: Worker) -> Any:
@@ -66,7 +73,7 @@ def backends(model: Any) -> set[Any]:
 
 
 def test_diffusers_knows_every_name_and_none_fetches() -> None:
-    names = [AttentionBackendName(row.backend).value for row in KERNELS.values()]
+    names = [AttentionBackendName(kernels.backend(name)).value for name in KERNELS]
     assert not [name for name in names if name.endswith("hub")]
     assert next(iter(KERNELS)) == "native"
     for row in KERNELS.values():
@@ -104,7 +111,8 @@ def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_choice_that_needs_no_measuring(lacking: Callable[..., None]) -> None:
     assert choose("auto", None, "float32") == Choice("native", "a CPU has one")
     assert choose("auto", HOPPER, "bfloat16") is None
-    assert choose("flash3", HOPPER, "bfloat16") == Choice("flash3", "KINDLING_ATTENTION=flash3")
+    for name in ("flash3", "cudnn-fp8"):
+        assert choose(name, HOPPER, "bfloat16") == Choice(name, f"KINDLING_ATTENTION={name}")
     found = choose("auto", TURING, "float16")
     assert found
     assert found.id == "native"
@@ -183,12 +191,23 @@ def test_the_model_uses_what_was_chosen(worker: Worker, monkeypatch: pytest.Monk
     model, before = worker._pipeline.transformer, draw(worker)
     attention.use(model, NATIVE)
     assert (draw(worker) == before).all()
+    attention.use(model, Choice("cudnn-fp8", "a test"))
+    apart = abs(draw(worker).astype(int) - before).mean()
+    assert 0 < apart < 4
     monkeypatch.setitem(attention.KERNELS, "cudnn", dataclasses.replace(KERNELS["cudnn"], backend="_flash_3"))
     attention.use(model, NATIVE)
     monkeypatch.setattr(model, "set_attention_backend", lambda name: said.append(name))
     said: list[str] = []
     attention.use(model, FASTER)
     assert said == ["_flash_3"]
+
+
+def test_eight_bits_still_draw_what_was_asked(worker: Worker) -> None:
+    """Prompts that spark never trained on, in all that its checker looks at."""
+    attention.use(worker._pipeline.transformer, Choice("cudnn-fp8", "a test"))
+    for seed, (prompt, scene) in enumerate(held_out(5, "test", "one", "plain")):
+        pixels, _ = worker.generate(worker.spec.recipe(ImageRequest(prompt=prompt, seed=seed, num_inference_steps=4)))
+        assert check(Image.fromarray(pixels.rgb), scene).right
 
 
 @pytest.fixture
@@ -202,13 +221,14 @@ def kernels_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kernels_are_measured_and_compared(worker: Worker, kernels_of_a_cpu: None) -> None:
     calls = attention.calls_of(lambda: draw(worker))
-    native, cudnn, flash, flash3 = attention.measure(calls, {"native": ""})
+    native, cudnn, flash, flash3, fp8 = attention.measure(calls, {"native": ""})
     assert (native.why, cudnn.why) == ("", "")
     assert native.ms
     assert cudnn.ms
     assert flash.ms is flash3.ms is None
     assert "cannot do it: " in flash.why
     assert flash3.why == "differs from native by 0.100 of its norm"
+    assert fp8.why.startswith("differs from native by 0.0")  # even if it were not refused
     refused = attention.measure(calls, {"cudnn": "too old"})
     assert (refused[1].ms, refused[1].why) == (None, "too old")
 
@@ -263,6 +283,27 @@ def test_what_is_compiled_is_followed(
     assert compiled.look(SPARK, found, tmp_path).reason.endswith("worker: attention is native, was cudnn")
 
 
+def test_fewer_bits_are_never_taken_unasked(
+    worker: Worker, kernels_of_a_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither because it is fastest nor because someone who asked for it left a package, beside native's or alone."""
+    timed: list[str] = []
+    monkeypatch.setattr(attention, "_milliseconds", lambda name, call: timed.append(name) or 1.0)
+    publish(tmp_path, dataclasses.replace(H200, attention="cudnn-fp8"))
+    found, clock = settled(worker, tmp_path)
+    assert found.attention == "native"
+    assert "cuDNN FP8 rounds to 8 bits, so only when it is asked for" in clock.ledger.attention
+    assert timed
+    assert "cudnn-fp8" not in timed
+    publish(tmp_path, dataclasses.replace(H200, attention="native"))
+    found, clock = settled(worker, tmp_path)
+    assert clock.ledger.attention == "native: as what is compiled on the volume"
+    found, clock = settled(worker, tmp_path, attention="cudnn-fp8")
+    assert clock.ledger.attention == "cudnn-fp8: KINDLING_ATTENTION=cudnn-fp8"
+    assert backends(worker._pipeline.transformer) == {AttentionBackendName("kindling_fp8")}
+    assert compiled.look(SPARK, found, tmp_path).outcome == "HIT"
+
+
 def test_the_kernel_is_in_the_fingerprint(tmp_path: Path) -> None:
     facts = compiled.fingerprint(SPARK, H200)
     assert (facts["attention"], facts["flash_attn_3"]) == ("", "none")  # installing it means measuring again
@@ -271,7 +312,8 @@ def test_the_kernel_is_in_the_fingerprint(tmp_path: Path) -> None:
     assert compiled.look(SPARK, chosen, tmp_path).reason == (
         "compiled for another worker: attention is flash, was flash3"
     )
-    assert compiled.packaged(SPARK, chosen, tmp_path) == ""
+    assert compiled.packaged(SPARK, chosen, tmp_path, ["native", "flash"]) == ""
+    assert compiled.packaged(SPARK, chosen, tmp_path, KERNELS) == "flash3"
 
 
 def test_torch_prefers_it_in_compiled_code() -> None:
@@ -307,4 +349,6 @@ def test_it_is_shown(worker: Worker) -> None:
     assert [chip["label"] for chip in chips(SCHNELL, None, facts | {"attention": "native"})][-1] == "compile"
     [*_, last] = chips(SCHNELL, None, facts | {"attention": "flash3"})
     assert (last["label"], last["value"]) == ("attention", "FlashAttention 3")
-    assert refusals(HOPPER, "bfloat16") == dict.fromkeys(KERNELS, "")
+    aside = "rounds to 8 bits, so only when it is asked for"
+    assert refusals(HOPPER, "bfloat16") == dict.fromkeys(KERNELS, "") | {"cudnn-fp8": aside}
+    assert last["value"] in [row.name for row in KERNELS.values()]

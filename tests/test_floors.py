@@ -23,6 +23,7 @@ FLOOR = {
     "kernels": 1,
     "toolchain": 1,
     "blockwise": 1,
+    "fp8_attention": 2,
     "hardware": 2,
     "spec": 2,
     "catalog": 3,
@@ -74,7 +75,7 @@ FLOOR = {
 }
 HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage", "boto3", "botocore"}
 # Imported late as a whole; the others import these late, inside functions.
-MAY_BE_HEAVY = {"families", "quant", "blockwise"}
+MAY_BE_HEAVY = {"families", "quant", "blockwise", "fp8_attention"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
 DEEP: dict[str, set[str]] = {
     "gpu_cold.py": {"volume"},

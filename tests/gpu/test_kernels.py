@@ -10,7 +10,7 @@ from conftest import PATIENT
 
 from handler import Clock, ImageRequest, Settings, Worker, attention
 from handler.hardware import Hardware, detect
-from handler.kernels import KERNELS, refusals
+from handler.kernels import KERNELS, refusal, refusals
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 GPU = PATIENT.model_copy(update={"device": "cuda"})
@@ -59,11 +59,51 @@ def test_measuring_again_chooses_the_same(attempt: int) -> None:
     assert len(set(chosen)) == 1
 
 
+def unless_lacking(kernel: str) -> str:
+    """`kernel`, if this machine has it: also if it is never taken unasked."""
+    hardware = detect(GPU)
+    if why := refusal(KERNELS[kernel], hardware.capability, hardware.dtype):
+        pytest.skip(why)
+    return kernel
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_fp8_differs_as_eight_bits_do_and_is_timed(name: str) -> None:
+    """Beside native: with its roundings as kernels of their own, and without them, as in compiled code at best."""
+    from handler.fp8_attention import E4M3
+
+    kernel, given = unless_lacking("cudnn-fp8"), call(*SHAPES[name])
+    want, got = (attention._attended(one, given).float() for one in ("native", kernel))
+    apart = float((got - want).norm() / want.norm())
+    native_ms, eager_ms = (attention._milliseconds(one, given) for one in ("native", kernel))
+    rounded = [given[one].transpose(1, 2).to(E4M3).contiguous() for one in ("query", "key", "value")]
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(10):
+        torch.ops.kindling.attention_fp8(*rounded, 0.1)
+    end.record()
+    end.synchronize()
+    alone_ms = begin.elapsed_time(end) / 10
+    print(f"\n{name}: native {native_ms:.3f} ms, FP8 {eager_ms:.3f}, of it cuDNN {alone_ms:.3f}; apart {apart:.4f}")
+    assert attention.BOUND < apart < 0.07
+
+
+@pytest.mark.parametrize("channels", [32, 64, 128])
+def test_fp8_is_what_a_cpu_computes(channels: int) -> None:
+    """cuDNN rounds numerators by the largest score so far, the CPU by the largest of all: a last bit apart."""
+    unless_lacking("cudnn-fp8")
+    from handler.fp8_attention import E4M3, attention_fp8
+
+    generator = torch.Generator().manual_seed(0)
+    rounded = torch.randn(3, 2, 333, 4, channels, generator=generator).to(E4M3)
+    want, got = attention_fp8(*rounded, channels**-0.5), attention_fp8(*rounded.cuda(), channels**-0.5)
+    assert (got.cpu().float() - want.float()).norm() / want.float().norm() < 0.04
+
+
 @pytest.fixture(params=[name for name in KERNELS if name != "native"])
 def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
-    if why := refused()[request.param]:
-        pytest.skip(why)
-    yield request.param
+    yield unless_lacking(request.param)
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
     _AttentionBackendRegistry.set_active_backend("native")
@@ -85,7 +125,7 @@ def test_spark_draws_with_it(kernel: str, policy: str, tmp_path: Path) -> None:
     if worker.unpublished:
         worker.publish(tmp_path)
         assert booted(kernel).ledger.plan_reason.startswith("HIT")
-        assert booted("auto").hardware.attention == kernel
+        assert (booted("auto").hardware.attention == kernel) == (not KERNELS[kernel].aside)
         assert "attention is native, was" in booted("native").ledger.plan_reason
 
 
