@@ -1,6 +1,6 @@
 """Where the time of a picture goes, by the clock of what computes it.
 
-A GPU is told what to do long before it does it, so it leaves marks itself: CUDA events. A CPU has done what it was told.
+A GPU is told what to do long before it does it, so it leaves marks itself: CUDA events. A CPU does it at once.
 """
 
 import itertools
@@ -56,7 +56,7 @@ class Stages:
         self._marks[name] = self._mark()
 
     def step(self) -> None:
-        """A step was told to the device. Returns when it has done the one before: the host is one step ahead at most."""
+        """A step was told to the device; returns when it has done the one before, so the host is at most one ahead."""
         before = self._marks.get("decode")
         self.begin("decode")  # so it does, unless another step follows
         if before:

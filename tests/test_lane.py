@@ -428,6 +428,8 @@ def test_a_worker_that_cannot_draw_even_a_small_picture_has_failed(lane: Lane, f
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", OutOfMemory),
         ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", OutOfMemory),
         ("CUDA error: an illegal memory access was encountered", DeviceLost),
+        ("The model did not finish successfully. Error: an illegal memory access was encountered", DeviceLost),
+        ("The model did not finish successfully. Error: out of memory", OutOfMemory),
         ("CUDA error: device-side assert triggered", DeviceLost),
         ("CUDA error: uncorrectable ECC error encountered", DeviceLost),
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", DeviceLost),

@@ -40,7 +40,7 @@ IMAGE_TO_IMAGE = ChromaImg2ImgPipeline
 INPAINT = Inpaint
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
-ChromaCombinedTimestepTextProjEmbeddings.forward = _embedded
+ChromaCombinedTimestepTextProjEmbeddings.forward = _embedded  # type: ignore[method-assign]
 
 
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:

@@ -7,11 +7,10 @@ settled, and where a version of diffusers was not read or lacks a name, diffuser
 """
 
 import functools
-import itertools
 import logging
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,8 +20,10 @@ from torch import nn
 
 READ = ("0.42.1",)  # versions whose private functions are those that are replaced here
 log = logging.getLogger(__name__)
-# The tensors that tell a module's device and its type: they themselves, for their memory may move, or be cast.
-_telling: WeakKeyDictionary[nn.Module, tuple[torch.Tensor, torch.Tensor]] = WeakKeyDictionary()
+Place = tuple[dict[str, Any], str]  # of a tensor: it may be cast, or give way to another one
+_telling: WeakKeyDictionary[nn.Module, tuple[Place, Place]] = (
+    WeakKeyDictionary()
+)  # of a module's device, and of its type
 _runs_on: WeakKeyDictionary[nn.Module, torch.device] = WeakKeyDictionary()  # by the VAE, which a pipeline's edits share
 
 
@@ -33,10 +34,23 @@ def settle(pipeline: Any) -> None:
         return
     _replace()
     for part in pipeline.components.values():
-        if isinstance(part, diffusers.ModelMixin):
-            tensors = list(itertools.chain(part.parameters(), part.buffers()))
-            _telling[part] = tensors[0], next(tensor for tensor in tensors if tensor.dtype == part.dtype)
+        if isinstance(part, nn.Module) and isinstance(part, diffusers.ModelMixin):
+            first, *_ = places = list(_places(part))
+            _telling[part] = first, next(place for place in places if _at(place).dtype == part.dtype)
     _runs_on[pipeline.vae] = pipeline._execution_device
+
+
+def _places(part: nn.Module) -> Iterator[Place]:
+    """Of parameters, then of buffers, in the order in which diffusers finds them."""
+    for kind in ("_parameters", "_buffers"):
+        for module in part.modules():
+            tensors: dict[str, Any] = getattr(module, kind)
+            yield from ((tensors, name) for name, tensor in tensors.items() if tensor is not None)
+
+
+def _at(place: Place) -> Any:
+    tensors, name = place
+    return tensors[name]
 
 
 @functools.cache
@@ -74,8 +88,16 @@ def _execution_device(looking: Any) -> Any:
 
 KNOWING: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("diffusers.hooks.group_offloading", "_get_top_level_group_offload_hook", _function(lambda module: None)),
-    ("diffusers.models.modeling_utils", "get_parameter_device", _function(lambda module: _telling[module][0].device)),
-    ("diffusers.models.modeling_utils", "get_parameter_dtype", _function(lambda module: _telling[module][1].dtype)),
+    (
+        "diffusers.models.modeling_utils",
+        "get_parameter_device",
+        _function(lambda module: _at(_telling[module][0]).device),
+    ),
+    (
+        "diffusers.models.modeling_utils",
+        "get_parameter_dtype",
+        _function(lambda module: _at(_telling[module][1]).dtype),
+    ),
     ("diffusers.utils.torch_utils", "get_module_execution_device", _function(lambda module: module.device)),
     ("diffusers.hooks.hooks:HookRegistry", "reset_stateful_hooks", _reset),
     ("diffusers:DiffusionPipeline", "_execution_device", _execution_device),

@@ -2,16 +2,30 @@
 
 from typing import Any
 
-from diffusers import QwenImageImg2ImgPipeline, QwenImageInpaintPipeline, QwenImagePipeline
+from diffusers import (
+    AutoencoderKLQwenImage,
+    QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
+    QwenImagePipeline,
+)
 
 from handler.families import schedulers
 from handler.request import Recipe
+
+
+def _clear_cache(vae: Any) -> None:
+    """diffusers', which walks encoder and decoder twice a decode, to count modules whose number it has noted."""
+    known = vae._cached_conv_counts
+    vae._conv_num, vae._conv_idx, vae._feat_map = known["decoder"], [0], [None] * known["decoder"]
+    vae._enc_conv_num, vae._enc_conv_idx, vae._enc_feat_map = known["encoder"], [0], [None] * known["encoder"]
+
 
 PIPELINE = QwenImagePipeline
 IMAGE_TO_IMAGE = QwenImageImg2ImgPipeline
 INPAINT = QwenImageInpaintPipeline
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
+AutoencoderKLQwenImage.clear_cache = _clear_cache  # type: ignore[attr-defined]
 
 
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:

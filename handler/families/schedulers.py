@@ -28,6 +28,7 @@ class _Counting:
     """Begins where the pipeline says, else at the first step, and counts on."""
 
     sigmas: Any
+    timesteps: Any
     begin_index: int | None
     step_index: int | None
 
@@ -40,7 +41,7 @@ class _Counting:
         return self.sigmas[index].to(like.dtype)
 
 
-class FlowEuler(_Counting, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+class FlowEuler(_Counting, FlowMatchEulerDiscreteScheduler):
     """diffusers'."""
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
@@ -49,12 +50,12 @@ class FlowEuler(_Counting, FlowMatchEulerDiscreteScheduler):  # type: ignore[mis
         return sigma * noise + (1.0 - sigma) * sample
 
 
-class FlowHeun(_Counting, FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
+class FlowHeun(_Counting, FlowMatchHeunDiscreteScheduler):
     """diffusers', which asks at each turn whether a sigma lies between two numbers: in host memory."""
 
     @functools.wraps(FlowMatchHeunDiscreteScheduler.set_timesteps)
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        super().set_timesteps(num_inference_steps)
+        super().set_timesteps(num_inference_steps)  # type: ignore[misc]
         self.timesteps = self.timesteps.to(device)
 
 
@@ -64,33 +65,36 @@ class _Additive(_Counting):
         return original_samples + noise * self._sigma(original_samples)
 
 
-class Euler(_Additive, EulerDiscreteScheduler):  # type: ignore[misc]
+class Euler(_Additive, EulerDiscreteScheduler):
     """diffusers'."""
 
 
-class EulerAncestral(_Additive, EulerAncestralDiscreteScheduler):  # type: ignore[misc]
+class EulerAncestral(_Additive, EulerAncestralDiscreteScheduler):
     """diffusers'."""
 
 
-class Heun(_Additive, HeunDiscreteScheduler):  # type: ignore[misc]
+class Heun(_Additive, HeunDiscreteScheduler):
     """diffusers'."""
 
 
-class DPM(_Counting, DPMSolverMultistepScheduler):  # type: ignore[misc]
+class DPM(_Counting, DPMSolverMultistepScheduler):
     """diffusers'."""
 
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
         """`original_samples` with as much noise as there is at the step to come."""
-        alpha, sigma = self._sigma_to_alpha_sigma_t(self._sigma(original_samples))
+        alpha, sigma = self._sigma_to_alpha_sigma_t(self._sigma(original_samples))  # type: ignore[attr-defined]
         return alpha * original_samples + sigma * noise
 
 
-class DDIM(DDIMScheduler):  # type: ignore[misc]
+class DDIM(DDIMScheduler):
     """diffusers', which looks up by a timestep: one in host memory."""
+
+    alphas_cumprod: Any
+    timesteps: Any
 
     @functools.wraps(DDIMScheduler.set_timesteps)
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        super().set_timesteps(num_inference_steps)
+        super().set_timesteps(num_inference_steps)  # type: ignore[misc]
         self._known, self._next = self.timesteps.tolist(), 0
         self.timesteps = self.timesteps.to(device)
 
@@ -102,7 +106,7 @@ class DDIM(DDIMScheduler):  # type: ignore[misc]
     def step(self, model_output: Any, timestep: Any, *rest: Any, **options: Any) -> Any:
         known = self._known[self._next]
         self._next += 1
-        return super().step(model_output, known, *rest, **options)
+        return super().step(model_output, known, *rest, **options)  # type: ignore[misc]
 
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
         """`original_samples` with as much noise as there is at the step to come."""

@@ -1,0 +1,121 @@
+"""What a step says is true: progress, deadline and hang watch follow the device, not what it was told to do."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fakes import FakeFamily
+from handler import MODELS
+from handler.drawing import Drawing
+from handler.errors import Cancelled, DeviceLost, NumericalError
+from handler.families.schedulers import FLOW
+from handler.request import Recipe
+from handler.stages import MARKS, Stages
+
+RECIPE = Recipe("spark", "embedded", "a red circle", (64, 64), 4, 0.0, "flow-match-euler", 1)
+
+
+class Gpu:
+    """A device whose clock stands still unless somebody waits for it: each mark takes it a second to reach."""
+
+    def __init__(self) -> None:
+        self.told, self.done, self.waits = 0, 0, 0
+
+    def mark(self) -> "Mark":
+        """Leave a mark in what the device is told."""
+        self.told += 1
+        return Mark(self, self.told)
+
+
+class Mark:
+    """The device has reached it when it has done as much."""
+
+    def __init__(self, gpu: Gpu, place: int) -> None:
+        self._gpu, self.place = gpu, place
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._gpu.waits += 1
+        self._gpu.done = max(self._gpu.done, self.place)
+
+    def elapsed_time(self, later: "Mark") -> float:
+        """Milliseconds."""
+        assert self._gpu.done >= later.place, "the device has not come so far"
+        return 1000.0 * (later.place - self.place)
+
+
+@pytest.fixture
+def gpu() -> Gpu:
+    return Gpu()
+
+
+@pytest.fixture
+def pipeline() -> FakeFamily:
+    return FakeFamily()
+
+
+@pytest.fixture
+def drawing(gpu: Gpu, pipeline: Any) -> Drawing:
+    family: Any = SimpleNamespace(encode=lambda *_: {}, SCHEDULERS=FLOW)
+    return Drawing(MODELS["spark"], family, pipeline, lambda _: False, gpu.mark)
+
+
+def test_a_step_is_told_when_the_device_has_done_the_one_before(drawing: Drawing, gpu: Gpu) -> None:
+    """What is told to the device is two marks of encoding, then one a step; it never lags by more than one."""
+    seen: list[tuple[int, int, int]] = []
+    drawing.draw([RECIPE], [lambda done, _: seen.append((done, gpu.told - 2, gpu.done - 2))])
+    assert seen == [(1, 1, -2), (2, 2, 1), (3, 3, 2), (4, 4, 3)]
+
+
+def test_a_cancelled_picture_stops_where_the_device_is(drawing: Drawing, gpu: Gpu, pipeline: FakeFamily) -> None:
+    """Nobody launches what nobody wants: one step more than the device had done when it was given up."""
+
+    def stop(done: int, _: Any) -> None:
+        if gpu.done - 2 >= 1:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        drawing.draw([RECIPE], [stop])
+    assert pipeline.steps_run == 2
+
+
+def test_stages_are_the_time_of_the_device(drawing: Drawing) -> None:
+    """By its clock, which goes on by a second from mark to mark; what the host's says is microseconds."""
+    [(_, stages)] = drawing.draw([RECIPE], [lambda *_: None])
+    assert stages == {"encode": 1.0, "denoise": 4.0, "decode": 1.0}
+
+
+def test_a_picture_ends_with_one_wait(drawing: Drawing, gpu: Gpu, pipeline: FakeFamily) -> None:
+    """However many are drawn at once, and however they fail: each but the first step waits for the one before."""
+    pipeline.broken = {2}
+    outcomes = drawing.draw([replace(RECIPE, seed=seed) for seed in (1, 2, 254)], [lambda *_: None] * 3)
+    assert [type(outcome) for outcome in outcomes] == [tuple, NumericalError, tuple]
+    assert gpu.waits == 3 + 1
+
+
+def test_a_black_picture_is_none(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeFamily, "colour", lambda *_: 0.001)
+    [outcome] = drawing.draw([RECIPE], [lambda *_: None])
+    assert isinstance(outcome, NumericalError)
+    assert "all-black" in str(outcome)
+
+
+def test_a_device_that_fails_while_it_is_waited_for_is_lost(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Mark) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Mark, "synchronize", fail)
+    with pytest.raises(DeviceLost):
+        drawing.draw([RECIPE], [lambda *_: None])
+
+
+def test_on_a_cpu_all_is_done_when_it_is_told() -> None:
+    stages = Stages(MARKS["cpu"])
+    stages.begin("denoise")
+    stages.step()
+    stages.step()
+    stages.finish()
+    assert list(stages.seconds) == ["encode", "denoise", "decode"]
+    assert all(seconds >= 0 for seconds in stages.seconds.values())
