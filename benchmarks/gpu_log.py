@@ -10,7 +10,8 @@ from typing import Any
 
 import gpu_ground
 import report
-from gpu_scale import Row, predicted
+from gpu_predicted import predictions
+from gpu_scale import Row
 
 Record = dict[str, Any]
 FIRST = ("ms", "picture_ms", "step_ms")  # what the table shows first
@@ -23,7 +24,7 @@ class Log:
         self.name, self.code = name, 0
         self._save, self._ran, self._begun = save, dict[str, Record](), dict[str, float]()
         self._facts = {"card": gpu_ground.card(), "driver": gpu_ground.driver(), "commit": gpu_ground.commit()}
-        self._items = self._earlier()
+        self._items, self._expected = self._earlier(), predictions(self._facts["card"])
 
     def _earlier(self) -> dict[str, Record]:
         """The items that an earlier run of this commit found on such a card."""
@@ -45,7 +46,7 @@ class Log:
 
     def note(self, record: Record, case: str, row: Row) -> None:
         """Keep what a case found, beside what was predicted; a row with an error makes the exit code 1."""
-        expected = predicted(case)
+        expected = self._expected.get(case)
         record["cases"][case] = _rounded(row) | ({"predicted": expected} if expected else {})
         if "error" in row:
             self.code = self.code or 1

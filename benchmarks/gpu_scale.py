@@ -1,4 +1,4 @@
-"""What a run on a GPU shares: how large everything is, its clock, what was predicted, models made on the device."""
+"""What the parts of a run on a GPU share: how large everything is, its seconds, how it times, and random models."""
 
 import statistics
 import time
@@ -72,28 +72,6 @@ TINY = Scale(
         "vae": {"block_out_channels": (4, 4, 8, 8), "layers_per_block": 1, "norm_num_groups": 2},
     },
 )  # fmt: skip
-
-# Milliseconds on an H200, from arithmetic: rates of 720 TFLOP/s in bf16, 1250 in fp8, 600 for attention by cuDNN,
-# 3.5 TB/s for other kernels, over Inductor's own count of bytes. Nothing in it was measured on a GPU.
-PREDICTED: Mapping[str, Mapping[str, float]] = {
-    "products of a step, bf16": {"ms": 78},
-    "products of a step, fp8": {"ms": 45},
-    "T5 bf16": {"ms": 10},
-    "T5 fp8": {"ms": 35},
-    "CLIP": {"ms": 3.5},
-    "VAE decode, channels last": {"ms": 40},
-    "Kindling bf16 eager": {"step_ms": 150},
-    "Kindling bf16 compiled": {"step_ms": 113, "encode_ms": 13, "decode_ms": 40, "picture_ms": 530},
-    "Kindling fp8 eager": {"step_ms": 180},
-    "Kindling fp8 compiled": {"step_ms": 82, "encode_ms": 38, "decode_ms": 40, "picture_ms": 430},
-    "Kindling fp8 compiled, 28 steps": {"step_ms": 82, "picture_ms": 2400},
-    "Kindling fp8 compiled, 28 steps, 512 tokens": {"step_ms": 88, "picture_ms": 2550},
-}
-
-
-def predicted(case: str) -> Mapping[str, float]:
-    """What arithmetic says of a case on a GPU; nothing where it says nothing."""
-    return PREDICTED.get(case, {}) if DEVICE == "cuda" else {}
 
 
 class NotCompiledError(Exception):

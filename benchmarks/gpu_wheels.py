@@ -23,7 +23,8 @@ GLIBC = ("2_34", "2_28", "2_27", "2_24", "2_17")  # pip takes each for itself al
 PLATFORMS = [f"--platform=manylinux_{version}_x86_64" for version in GLIBC]
 WHOLE = ("pydantic", "importlib-metadata")  # with what they need: they pin it, or it is as rare
 ALONE = ("diffusers", "isal", "starlette", "uvicorn", "python-multipart", "cache-dit", "torchao")
-NVIDIA = (  # headers for CUDA 13.0, and a cuDNN front end that brings no compiler along
+NVIDIA = (  # CUDA 13.0's headers, all in one folder, and a cuDNN front end that brings no compiler along
+    "nvidia-cuda-runtime==13.0.*",
     "nvidia-cuda-crt==13.0.*",
     "nvidia-cuda-cccl==13.0.*",
     "nvidia-cudnn-frontend<1.29",

@@ -168,14 +168,23 @@ def test_two_calls_make_one_file(gpu: Any, tmp_path: Path, monkeypatch: pytest.M
     assert outcomes(found(tmp_path)) == {"3": "done"}
 
 
+@pytest.mark.parametrize(
+    ("card", "picture_ms"), [("NVIDIA H200", 395), ("NVIDIA H100 80GB HBM3", 438), ("NVIDIA B200", 430)]
+)
 def test_a_prediction_stands_beside_the_outcome(
-    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("gpu_scale.DEVICE", "cuda")
-    monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, CLIP=lambda: {"ms": 4.0}),))
+    card: str, picture_ms: float, gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """As lowered.json has it for this card; else what is kept for cases it does not know."""
+    row = {"model": "flux-schnell", "precision": "fp8", "encode_ms": 50.7, "denoise_ms": 328.0, "decode_ms": 30.0}
+    rows = [{**row, "card": "H200", "seconds": 0.395}, {**row, "card": "H100", "seconds": 0.438}]
+    (tmp_path / "lowered.json").write_text(json.dumps({"predictions": rows}))
+    monkeypatch.setattr("gpu_ground.card", lambda: card)
+    pictures = {"Kindling fp8 compiled": lambda: {"picture_ms": 400.0, "step_ms": 80.0}, "CLIP": lambda: {"ms": 4.0}}
+    monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, **pictures),))
     assert gpu.main(["--tiny", "--save"]) == 0
     assert cases(found(tmp_path))["CLIP"] == {"ms": 4, "predicted": {"ms": 3.5}}
-    assert "ms 4 (3.5)" in capsys.readouterr().out
+    assert f"picture_ms 400 ({picture_ms}), step_ms 80 (82)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("items", ["", "x", "1-", "1--3", "1,,2"])

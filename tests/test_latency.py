@@ -1,9 +1,14 @@
 """The GPU measurement, as far as a CPU shows it: models as large as the real ones, and sides that draw and tell."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +62,70 @@ def test_sides_take_turns_and_tell(tmp_path: Path) -> None:
         assert row["plan"].startswith("EAGER")
         assert row["tflop"] > 0
         assert all(row[name] > 0 for name in ("picture_s", "png_s", "load_s", "peak_gb"))
+
+
+@pytest.fixture
+def latency(random_models: Any) -> Any:
+    import latency
+
+    return latency
+
+
+def playing(*early: str) -> Any:
+    """In place of `process`: sides that answer at once; those in `early` end after their second picture."""
+
+    def answer(pipe: Connection, side: str) -> None:
+        pipe.send({"plan": "COMPILED: now"})
+        for drawn, _ in enumerate(iter(pipe.recv, None)):
+            if side in early and drawn == 2:
+                return pipe.close()
+            pipe.send((0.5, 0.1))
+        pipe.send(1.0)
+        if side == "diffusers":
+            pipe.send(9.0)
+        return pipe.close()
+
+    @contextlib.contextmanager
+    def process(side: str, model: str, volume: Path) -> Iterator[Connection]:
+        ours, theirs = multiprocessing.Pipe()
+        thread = threading.Thread(target=answer, args=(theirs, side))
+        thread.start()
+        yield ours
+        ours.close()
+        thread.join()
+
+    return process
+
+
+def test_a_side_that_ends_early_does_not_take_the_others_along(
+    latency: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "process", playing("kindling-eager"))
+    sides = ["diffusers", "kindling-eager", "kindling-compiled"]
+    rows = latency.measure(MODELS["flux-schnell"], tmp_path, sides, 2)
+    assert "error" in rows["kindling-eager"]
+    assert "picture_s" not in rows["kindling-eager"]
+    for side in ("diffusers", "kindling-compiled"):
+        assert "error" not in rows[side]
+        assert (rows[side]["picture_s"], rows[side]["tflop"]) == (0.5, 9)
+
+
+@pytest.mark.parametrize(
+    ("side", "row", "told"),
+    [
+        ("kindling-fp8", {"plan": "EAGER: compiling failed"}, "not compiled: EAGER: compiling failed"),
+        ("kindling-compiled", {"error": "its process ended early"}, "its process ended early"),
+        ("kindling-compiled", {"plan": "COMPILED: HIT"}, ""),
+        ("kindling-eager", {"plan": "EAGER: KINDLING_COMPILE=off"}, ""),
+        ("diffusers", {"plan": "EAGER: diffusers"}, ""),
+    ],
+)
+def test_a_side_called_compiled_that_is_not_is_told(
+    side: str, row: dict[str, str], told: str, latency: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(latency, "compare", lambda *_: [{"model": "spark", "side": side, **row}])
+    monkeypatch.setattr(latency.random_models, "write", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["latency.py", "--models", "flux-schnell", "--volume", str(tmp_path)])
+    assert latency.main() == bool(told)
+    assert capsys.readouterr().err == (f"spark {side}: {told}\n" if told else "")

@@ -1,0 +1,60 @@
+"""What arithmetic says of pictures and their parts on a GPU: results/lowered.json where it has it, else what is here.
+
+Those are milliseconds on an H200, at 720 TFLOP/s in bf16, 1250 in fp8 and 600 for attention by cuDNN, and 3.5 TB/s for
+other kernels, over Inductor's own count of bytes. Nothing of either was measured on a GPU.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import report
+from handler import MODELS
+
+Figures = Mapping[str, float]
+KEPT: Mapping[str, Figures] = {
+    "products of a step, bf16": {"ms": 78},
+    "products of a step, fp8": {"ms": 45},
+    "T5 bf16": {"ms": 10},
+    "T5 fp8": {"ms": 35},
+    "CLIP": {"ms": 3.5},
+    "VAE decode, channels last": {"ms": 40},
+    "Kindling bf16 eager": {"step_ms": 150},
+    "Kindling bf16 compiled": {"step_ms": 113, "encode_ms": 13, "decode_ms": 40, "picture_ms": 530},
+    "Kindling fp8 eager": {"step_ms": 180},
+    "Kindling fp8 compiled": {"step_ms": 82, "encode_ms": 38, "decode_ms": 40, "picture_ms": 430},
+    "Kindling fp8 compiled, 28 steps": {"step_ms": 82, "picture_ms": 2400},
+    "Kindling fp8 compiled, 28 steps, 512 tokens": {"step_ms": 88, "picture_ms": 2550},
+}
+CASES = {  # of lowered.json's models and precisions
+    ("flux-schnell", "bf16"): "Kindling bf16 compiled",
+    ("flux-schnell", "fp8"): "Kindling fp8 compiled",
+    ("flux-dev", "fp8"): "Kindling fp8 compiled, 28 steps, 512 tokens",
+}
+
+
+def predictions(card: str) -> dict[str, Figures]:
+    """By case, for a GPU of this name; none for a CPU."""
+    if card == "CPU":
+        return {}
+    try:
+        rows = json.loads((report.RESULTS / "lowered.json").read_text())["predictions"]
+    except FileNotFoundError:
+        rows = []
+    lowered = {case: _figures(row) for row in rows if row["card"] in card and (case := _case(row))}
+    return {**KEPT, **lowered}
+
+
+def _case(row: Mapping[str, Any]) -> str | None:
+    return CASES.get((row["model"], row["precision"]))
+
+
+def _figures(row: Mapping[str, Any]) -> Figures:
+    """Milliseconds under the names that `gpu_pictures` gives them."""
+    found = {
+        "step_ms": row["denoise_ms"] / MODELS[row["model"]].steps,
+        "encode_ms": row["encode_ms"],
+        "decode_ms": row["decode_ms"],
+        "picture_ms": 1000 * row["seconds"],
+    }
+    return {name: round(value, 1) for name, value in found.items()}

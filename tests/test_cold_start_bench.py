@@ -1,0 +1,93 @@
+"""The cold-start benchmark: its servers end, what it has measured it keeps, and eager is never called compiled."""
+
+import io
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+from conftest import ROOT
+
+from handler.server.leave import Server
+
+
+@pytest.fixture
+def cold_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The benchmark, with a folder of its own for results, and nothing to bake."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cold_start
+    import report
+
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(cold_start, "bake", lambda model, volume: (volume / "baked" / model).mkdir(parents=True) or 0.0)
+    monkeypatch.setattr(cold_start, "DROP_CACHES", tmp_path / "none")
+    monkeypatch.setattr("sys.argv", ["cold_start.py", "--rounds", "1", "--save"])
+    return cold_start
+
+
+def test_a_server_starts_draws_and_ends(cold_start: Any, tmp_path: Path) -> None:
+    found = cold_start.start("spark", tmp_path, "off", "bf16")
+    assert found.plan == "EAGER: KINDLING_COMPILE=off"
+    assert found.seconds["total"] > found.seconds["import"] > 0
+    [boot] = (tmp_path / "boots").iterdir()
+    assert json.loads(boot.read_text())["outcome"] == "ready"
+
+
+class Unread(io.StringIO):
+    """A pipe whose reader is gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(text)
+
+
+def test_a_server_drains_though_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Unread())
+    drained = threading.Event()
+    lane: Any = SimpleNamespace(drain=drained.set, busy=False, error=None)
+    Server(uvicorn.Config(lambda: None), lane).handle_exit(15, None)
+    assert drained.wait(30)
+
+
+def starting(cold_start: Any, *plans: str | BaseException) -> Callable[..., Any]:
+    """In place of `start`: plans in turn, or what is raised."""
+    left = list(plans)
+
+    def start(*_: object) -> Any:
+        plan = left.pop(0)
+        if isinstance(plan, BaseException):
+            raise plan
+        return cold_start.Start({"compile": 1.0, "total": 2.0}, 100, plan)
+
+    return start
+
+
+def test_interrupted_it_keeps_the_starts_it_has(
+    cold_start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = ("EAGER: off", "COMPILED: now", KeyboardInterrupt())
+    monkeypatch.setattr(cold_start, "start", starting(cold_start, *plans))
+    with pytest.raises(KeyboardInterrupt):
+        cold_start.main()
+    line = json.loads((tmp_path / "cold_start.json").read_text())
+    assert line["rows"]["no artifacts"]["total"] == 2
+    assert list(line["rows"]) == ["eager", "no artifacts"]
+    assert line["ratios"] == {}
+
+
+def test_a_start_called_compiled_that_is_not_is_told(
+    cold_start: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = ("EAGER: off", "COMPILED: now", "EAGER: compiling failed", "COMPILED: HIT")
+    monkeypatch.setattr(cold_start, "start", starting(cold_start, *plans))
+    assert cold_start.main() == 1
+    assert capsys.readouterr().err == "'artifacts' is not compiled: EAGER: compiling failed\n"
+
+
+def test_all_as_it_should_be(cold_start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cold_start, "start", starting(cold_start, "EAGER: off", *["COMPILED: now"] * 3))
+    assert cold_start.main() == 0
+    assert json.loads((tmp_path / "cold_start.json").read_text())["ratios"]["baked_over_eager"] == 1
