@@ -77,16 +77,23 @@ class Failures:
         return {**compiled.fingerprint(self.spec, self.hardware), **tools, "kindling": handler.__version__}
 
 
-def passing(error: BaseException | None) -> bool:
+def passing(error: Exception) -> bool:
     """Whether `error`, or what it came from, says nothing about another try."""
-    while error:
-        said = str(error).lower()
-        if isinstance(error, KindlingError | MemoryError) or getattr(error, "errno", None) in FULL:
-            return True
-        if any(sign in said for sign in PASSING):
-            return True
+    return any(
+        isinstance(each, KindlingError | MemoryError)
+        or getattr(each, "errno", None) in FULL
+        or any(sign in str(each).lower() for sign in PASSING)
+        for each in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """`error` and what it came from, which may be itself."""
+    found: list[BaseException] = []
+    while error and error not in found:
+        found.append(error)
         error = error.__cause__ or error.__context__
-    return False
+    return found
 
 
 def gist(error: Exception) -> str:

@@ -162,7 +162,10 @@ def test_compiled_code_that_does_not_work_is_taken_off_again(
     monkeypatch.setattr("handler.worker.bind_blocks", bind)
     worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}))
     assert (worker.ledger.plan, worker.unpublished) == ("EAGER", False)
-    assert worker.ledger.plan_reason == "compiled code failed: bad kernel"
+    assert worker.ledger.plan_reason == "compiled code failed: RuntimeError: bad kernel"
+    assert worker.ledger.compile_failure == worker.ledger.plan_reason
+    [record] = tmp_path.rglob("*.failed.json")
+    assert json.loads(record.read_text())["reason"] == worker.ledger.plan_reason
     recipe = SPARK.recipe(ImageRequest(prompt="a red circle", seed=1))
     assert (worker.generate(recipe)[0].rgb == spark.generate(recipe)[0].rgb).all()
 

@@ -237,7 +237,8 @@ def test_the_scripts_of_the_command_exist() -> None:
 
 def test_everything_is_pinned() -> None:
     requirements = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r'[\w.-]+==[\w.]+(; sys_platform == "linux")?', line) for line in requirements)
+    pinned = re.compile(r"[\w.-]+(\[[\w,]+\])?==[\w.]+(; platform_system == \"Linux\")?")
+    assert all(pinned.fullmatch(line) for line in requirements)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     arguments = dict(rest.split("=", 1) for name, rest in DOCKERFILE if name == "ARG")
     assert [arguments["SDK"]] == extras["runpod"]

@@ -96,6 +96,20 @@ def test_the_metrics_tell_what_was_drawn_and_refused(app: ASGIApp, family: FakeF
     assert found["kindling_memory_bytes", "host_peak"] > 1e7
 
 
+def test_a_worker_that_could_not_be_compiled_is_counted_and_says_why(app: ASGIApp, lane: Lane) -> None:
+    async def main(client: httpx.AsyncClient) -> tuple[str, str, Any, Any]:
+        lane.ledger.plan = "EAGER"
+        before = (await client.get("/metrics")).text
+        lane.ledger.compile_failure = "compiling failed: no g++"
+        after = (await client.get("/metrics")).text
+        told = [(await client.get(path)).json() for path in ("/health/ready", "/v1/receipt")]
+        return before, after, *told
+
+    before, after, ready, receipt = talk(app, main)
+    assert [samples(text)["kindling_compile_failed",] for text in (before, after)] == [0, 1]
+    assert ready["cold_start"]["compile_failure"] == receipt["compile_failure"] == "compiling failed: no g++"
+
+
 def test_a_gpu_is_told_as_far_as_it_answers(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses() -> int:
         raise RuntimeError("Not Supported")  # as NVML says of a slice of a GPU

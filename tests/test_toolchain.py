@@ -318,6 +318,12 @@ def test_what_may_pass_is_not_held_against_anybody(
     assert bool([*tmp_path.rglob("*.failed.json")]) != passes
 
 
+def test_an_error_may_have_come_from_itself() -> None:
+    error = RuntimeError("bad kernel")
+    error.__cause__ = error
+    assert not passing(error)
+
+
 def test_the_plan_does_not_try_in_vain() -> None:
     chosen = plan("auto", "cuda", "MISS", "nothing yet", 200, 10, "it failed before")
     assert (chosen.mode, chosen.compiles, chosen.failure) == ("EAGER", False, "it failed before")
