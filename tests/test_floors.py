@@ -32,6 +32,7 @@ FLOOR = {
     "vae": 3,
     "lora": 3,
     "quant": 3,
+    "rounding": 3,
     "modules": 3,
     "weights": 3,
     "blocks": 3,
@@ -52,7 +53,7 @@ FLOOR = {
     "drawing": 4,
     "attention": 4,
     "line": 4,
-    "fit": 4,
+    "fit": 3,
     "worker": 5,
     "painter": 5,
     "lane": 6,
@@ -71,7 +72,7 @@ FLOOR = {
 }
 HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage", "boto3", "botocore"}
 # Imported late as a whole; the others import these late, inside functions.
-MAY_BE_HEAVY = {"families", "quant", "blockwise"}
+MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
 DEEP: dict[str, set[str]] = {}
 FILES = sorted((ROOT / "handler").rglob("*.py"))
