@@ -24,8 +24,9 @@ Round = Callable[[Tensor], Parts]
 
 
 def hide() -> None:
-    """Let nobody find torchao until `_torchao` is asked for it; call it before diffusers and transformers come."""
-    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]  # Python's own sign of what cannot be imported
+    """Let nobody find torchao until `_torchao` is asked for it; too late once diffusers or transformers looked."""
+    if not {"diffusers", "transformers"} & sys.modules.keys():
+        sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]  # Python's own sign: cannot be imported
 
 
 def _torchao(module: str) -> Any:
