@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,7 +44,8 @@ def _quiet() -> Iterator[None]:
     try:
         for logger, _ in before:
             logger.setLevel(logging.ERROR)
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         for logger, level in before:
             logger.setLevel(level)
