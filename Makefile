@@ -18,7 +18,7 @@ run: $(VENV)/run
 
 test: $(VENV)/dev $(FAL)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(FAL)/bin/python -m pytest tests/test_fal_app.py tests/test_quant.py -k "fal or torchao"
+	$(FAL)/bin/python -m pytest tests/test_fal_app.py
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -45,10 +45,10 @@ $(VENV)/dev: $(VENV)/run
 	@touch $@
 
 $(FAL)/ready: $(VENV)/dev
-	@echo "Adding fal and torchao, in an environment over the first: pins of fal and RunPod exclude each other."
+	@echo "Adding fal, in an environment over the first: its pins and RunPod's exclude each other."
 	@$(BIN)/python -m venv $(FAL)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(FAL)/over
 	@mv $(FAL)/over $$($(FAL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
 	$(FAL)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
-	    $$(sed -n 's/^\(fal\|torchao\) = \["\(.*\)"\].*/\2/p' pyproject.toml)
+	    $$(sed -n 's/^fal = \["\(.*\)"\].*/\1/p' pyproject.toml)
 	@touch $@

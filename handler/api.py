@@ -98,7 +98,7 @@ class Api:
             return Reply(200, openai.model(name))
         if path == RECEIPT_ROUTE:
             worker = self.lane.worker
-            known = (worker.receipt, worker.facts) if worker else (None, {})
+            known = (worker.receipt, worker.facts, worker.hardware.reason) if worker else (None, {}, "")
             return Reply(200, answer(self.lane.spec, *known, self.lane.ledger.compile_failure))
         raise RouteNotFound(RETIRED.get(path, f"There is no route {path}."))
 

@@ -12,7 +12,7 @@ from handler.decision import decide
 from handler.hardware import detect
 from handler.reader import LORA
 from handler.settings import Settings
-from handler.volume import publishing, served_source, weight_facts
+from handler.volume import publishing, served_source, weight_facts, weights_folder
 from handler.worker import Worker
 
 HEADERS = 0.02  # share of a weight file that is not weights, at most
@@ -80,7 +80,7 @@ def publish_weights(worker: Worker, volume: Path) -> Path | None:
     alike = abs(worker.weight_bytes - source.weight_bytes) < HEADERS * source.weight_bytes
     if source.precision == precision or (alike and not fused and not rounded):
         return None
-    target = volume / "baked" / spec.id / f"{precision}-{spec.revision[:8]}"
+    target = weights_folder(spec, volume, precision)
     with publishing(target, weight_facts(spec, precision)) as folder:
         worker.save(folder)
     return target

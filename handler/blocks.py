@@ -17,7 +17,7 @@ from typing import Any
 
 from handler import toolchain
 
-RECIPE = "2"  # change it with OPTIONS, or with anything else that changes what is in a package
+RECIPE = "3"  # change it with OPTIONS, or with anything else that changes what is in a package
 OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,

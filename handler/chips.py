@@ -9,7 +9,7 @@ from typing import Any
 
 from handler.catalog import find
 from handler.errors import KindlingError
-from handler.hardware import expected_name
+from handler.hardware import expected
 from handler.kernels import KERNELS, NATIVE
 from handler.receipts import Figures, Receipt, current, current_number, folder, listed, read, rollback, use
 from handler.settings import Settings
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     spec, volume = find(settings.model), settings.volume
     if options.action == "list":
         return _list(volume, spec.id, options.json)
-    place = folder(volume, spec.id, expected_name(settings))
+    place = folder(volume, spec.id, expected(settings).name or None)
     chosen = _chosen(options.action, place, options.number)
     print(json.dumps({"receipt": asdict(chosen)}) if options.json else "\n".join(lines(spec, chosen, options.action)))
     return 0
@@ -136,12 +136,15 @@ def _at_once(figures: Figures) -> str:
     return f"times the pictures a second: {'; '.join(told)}" if figures.batches else "not measured"
 
 
-def answer(spec: ModelSpec, receipt: Receipt | None, facts: Mapping[str, str], failure: str) -> dict[str, Any]:
+def answer(
+    spec: ModelSpec, receipt: Receipt | None, facts: Mapping[str, str], reason: str = "", failure: str = ""
+) -> dict[str, Any]:
     """The body of GET /v1/receipt: what a worker with these `facts` runs, and the receipt it found when it started.
 
-    `failure` says why it could not be compiled, if so.
+    `reason` says why in this precision, `failure` why it could not be compiled, if so.
     """
-    body: dict[str, Any] = {"chips": chips(spec, receipt, facts), "receipt": asdict(receipt) if receipt else None}
+    kept = asdict(receipt) if receipt else None
+    body: dict[str, Any] = {"chips": chips(spec, receipt, facts), "reason": reason, "receipt": kept}
     body |= {"compile_failure": failure} if failure else {}
     how = f"python -m handler optimize {spec.id}" if facts else "This worker is still starting."
     return body if receipt else body | {"how": how}

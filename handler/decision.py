@@ -1,6 +1,7 @@
 """What a worker makes of its receipt, which decides where KINDLING_PRECISION and KINDLING_COMPILE are both auto.
 
-One that cannot be read, or that measured another revision, is told and ignored: no start fails for it.
+One that cannot be read, or that measured another revision, is told and ignored: no start fails for it. Without one,
+`automatic` decides the precision.
 """
 
 from dataclasses import dataclass, replace
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from handler.errors import KindlingError
-from handler.hardware import Hardware, expected_name, expected_precision
+from handler.fit import memory_plan
+from handler.hardware import Hardware, expected, host_memory
+from handler.precisions import PRECISIONS
 from handler.receipts import Receipt, current
 from handler.settings import Settings
 from handler.spec import ModelSpec
@@ -45,18 +48,36 @@ def follow(settings: Settings, receipt: Receipt | None) -> Settings:
     return settings.model_copy(update=decided)
 
 
+def automatic(spec: ModelSpec, hardware: Hardware, host_gb: float, offload: str = "auto") -> tuple[str, str]:
+    """What `auto` means for `spec` without a receipt, and why.
+
+    `hardware` has what it means for any model; `host_gb` and `offload` are those of `fit.memory_plan`.
+    """
+    has, fp8 = hardware.capability, PRECISIONS["fp8"]
+    if has is None or spec.embedded:
+        return hardware.precision, hardware.reason
+    if has >= fp8.capability and spec.fp8_source:
+        return "fp8", f"{hardware.name} computes in FP8, and {spec.id} is published in it ({spec.fp8_source})"
+    plan = memory_plan(spec, hardware, host_gb=host_gb, offload=offload)
+    if plan.fits and plan.mode != "blocks":
+        return hardware.precision, hardware.reason
+    return "int8", f"{hardware.precision} would have to stream the denoiser: {plan.reason}"
+
+
 def expect(settings: Settings, spec: ModelSpec) -> str:
     """The precision that `decide` will most likely give, told without torch: weights are read meanwhile."""
-    receipt, _ = applicable(settings.volume, spec, expected_name(settings))
-    return expected_precision(follow(settings, receipt))
+    return decide(settings, spec, expected(settings)).hardware.precision
 
 
 def decide(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Decision:
-    """What the receipt makes of `settings` and the detected `hardware`, which then tells why."""
-    receipt, told = applicable(settings.volume, spec, hardware.name)
+    """What the receipt, or `automatic`, makes of `settings` and the detected `hardware`, which then tells why."""
+    receipt, told = applicable(settings.volume, spec, hardware.name or None)
     followed = follow(settings, receipt)
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
-    elif receipt is None and told:
+    elif settings.precision == "auto":
+        precision, reason = automatic(spec, hardware, host_memory() / 1e9, settings.offload)
+        hardware = replace(hardware, precision=precision, reason=reason)
+    if receipt is None and told:
         hardware = replace(hardware, reason=f"{hardware.reason}; {told}")
     return Decision(followed, hardware, receipt)

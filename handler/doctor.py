@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     report = {
         "version": __version__,
         "settings": described(settings),
-        "hardware": asdict(hardware),
+        "hardware": asdict(patiently(_served, settings, hardware, otherwise=hardware)),
         "machine": machine(hardware),
         "compiling": compiling(hardware),
         "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
@@ -58,6 +58,11 @@ def run(options: argparse.Namespace) -> int:
     }
     print(json.dumps(report) if options.json else "\n".join(lines(report)))
     return 0
+
+
+def _served(settings: Settings, hardware: Hardware) -> Hardware:
+    """With what `auto` means for the configured model, and why."""
+    return decide(settings, find(settings.model), hardware).hardware
 
 
 def described(settings: Settings) -> dict[str, dict[str, Any]]:

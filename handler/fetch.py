@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from handler.catalog import find
+from handler.decision import decide
 from handler.errors import FetchFailed, WeightsCorrupt
 from handler.fit import largest_below, nearest
-from handler.hardware import GPU_DRIVER, detect, host_memory
+from handler.hardware import detect, host_memory, sees_gpu
 from handler.hub import Repository, Wait, explained
 from handler.models import expected
 from handler.needed import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
@@ -82,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
     spec = find(settings.model)
     if not spec.license.commercial:
         print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)
-    if GPU_DRIVER.exists() and not (found := expected(spec, settings, hardware := detect(settings))).fits:
+    hardware = decide(settings, spec, detect(settings)).hardware if sees_gpu() else None
+    if hardware and not (found := expected(spec, settings, hardware)).fits:
         advice = nearest(hardware, host_memory() / 1e9)
         print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {advice}", file=sys.stderr)
     named = settings.vae and not Path(settings.vae).is_absolute()

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,28 @@ from handler.settings import Settings
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
+GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
 GPUS = Path("/proc/driver/nvidia/gpus")
+CARDS = {  # by words that the driver's name of a GPU must all have: compute capability, and GB
+    "L4": ((8, 9), 24),
+    "L40S": ((8, 9), 48),
+    "L40": ((8, 9), 48),
+    "RTX 4090": ((8, 9), 24),
+    "RTX 6000 Ada": ((8, 9), 48),
+    "T4": ((7, 5), 16),
+    "A10": ((8, 6), 24),
+    "A10G": ((8, 6), 24),
+    "RTX 3090": ((8, 6), 24),
+    "RTX A5000": ((8, 6), 24),
+    "RTX A6000": ((8, 6), 48),
+    "A40": ((8, 6), 48),
+    "A100 80GB": ((8, 0), 80),
+    "A100": ((8, 0), 40),
+    "H100": ((9, 0), 80),
+    "H200": ((9, 0), 141),
+    "B200": ((10, 0), 180),
+    "RTX PRO 6000": ((12, 0), 96),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +94,49 @@ def host_memory() -> int:
     return min(machine, int(limit)) if limit.isdigit() else machine
 
 
-def expected_precision(settings: Settings) -> str:
-    """What `detect` will most likely choose, told without torch: weights are read while torch is being imported."""
-    gpu = settings.device != "cpu" and GPU_DRIVER.exists()
-    return choose(settings.precision, "cuda" if gpu else "cpu")[0]
+def sees_gpu() -> bool:
+    """Whether there is an NVIDIA driver, told without torch."""
+    return GPU_DRIVER.exists() or GPU_DEVICE.exists()
 
 
-def expected_name(settings: Settings) -> str | None:
-    """What `detect` will most likely call the device, told without torch; None where the driver does not say."""
-    if settings.device == "cpu" or not GPU_DRIVER.exists():
-        return "CPU"
+def expected(settings: Settings) -> Hardware:
+    """What `detect` will most likely find, told without torch: weights are read while torch is being imported.
+
+    Of a GPU that neither the driver's library nor the table of cards tells, the name is empty.
+    """
+    if settings.device == "cpu" or not sees_gpu():
+        return Hardware("cpu", "CPU", *choose(settings.precision, "cpu"), host_memory() / 1e9)
+    name, capability, memory_gb = _from_nvml() or _from_name()
+    return Hardware("cuda", name, *choose(settings.precision, "cuda"), memory_gb, capability)
+
+
+Card = tuple[str, tuple[int, int] | None, float]
+
+
+def _from_nvml() -> Card | None:
+    """The first GPU as the driver's own library tells it: a few milliseconds."""
+    with contextlib.suppress(Exception):
+        import pynvml
+
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
+        return pynvml.nvmlDeviceGetName(gpu), (major, minor), pynvml.nvmlDeviceGetMemoryInfo(gpu).total / 1e9
+    return None
+
+
+def _from_name() -> Card:
+    """The GPUs' name as the kernel's driver tells it, if they have one, and what cards of that name are."""
     told: list[str] = []
     with contextlib.suppress(OSError):
         told = [line for path in GPUS.glob("*/information") for line in path.read_text().splitlines()]
     names = {line.partition(":")[2].strip() for line in told if line.startswith("Model:")}
-    return names.pop() if len(names) == 1 else None
+    name = names.pop() if len(names) == 1 else ""
+    for card, (capability, memory_gb) in CARDS.items():
+        if _words(card) <= _words(name):
+            return name, capability, memory_gb
+    return name, None, math.inf
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", name.lower()))

@@ -27,9 +27,10 @@ ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One model on this volume and this machine. `baked` is HIT where compile artifacts fit this device.
+    """One model on this volume and this machine, and in which precision it would be served.
 
-    `dollars` is what a picture costs by the current receipt, None where it does not say.
+    `baked` is HIT where compile artifacts fit this device; `dollars` is what a picture costs by the current receipt,
+    None where it does not say.
     """
 
     id: str
@@ -38,6 +39,7 @@ class State:
     baked_weights: bool
     reason: str
     fit: MemoryPlan
+    precision: str
     dollars: float | None = None
 
 
@@ -49,12 +51,12 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
         source = served_source(spec, settings.volume, hardware.precision)
         found = compiled.look(spec, hardware, settings.volume)
     except WeightsMissing:
-        return State(spec.id, False, "MISS", False, "not fetched", verdict)
+        return State(spec.id, False, "MISS", False, "not fetched", verdict, hardware.precision)
     except KindlingError as error:
-        return State(spec.id, False, "MISS", False, error.message, verdict)
+        return State(spec.id, False, "MISS", False, error.message, verdict, hardware.precision)
     baked = any(source.folder == other.folder for other in baked_sources(spec, settings.volume))
     dollars = dollars_of(settings.volume, spec.id, hardware.name)
-    return State(spec.id, True, found.outcome, baked, found.reason, verdict, dollars)
+    return State(spec.id, True, found.outcome, baked, found.reason, verdict, hardware.precision, dollars)
 
 
 def expected(spec: ModelSpec, settings: Settings, hardware: Hardware, stored_gb: float = math.inf) -> MemoryPlan:
@@ -65,7 +67,8 @@ def expected(spec: ModelSpec, settings: Settings, hardware: Hardware, stored_gb:
 def states(settings: Settings, hardware: Hardware) -> list[State]:
     """The state of every model in the catalogue."""
     unknown = [
-        State(spec.id, False, "MISS", False, SILENT, expected(spec, settings, hardware)) for spec in MODELS.values()
+        State(spec.id, False, "MISS", False, SILENT, expected(spec, settings, hardware), hardware.precision)
+        for spec in MODELS.values()
     ]
 
     def examined() -> list[State]:
@@ -93,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
         models = [described(MODELS[s.id]) | {"state": asdict(s)} for s in found]
         print(json.dumps({"models": models, "modes": [asdict(mode) for mode in MODES.values()]}))
         return 0
-    print(ROW.format("MODEL", "PARAMS", "STEPS", "GUIDANCE", "SIZE", f"HERE ({hardware.name}, {hardware.precision})"))
+    print(ROW.format("MODEL", "PARAMS", "STEPS", "GUIDANCE", "SIZE", f"HERE ({hardware.name})"))
     for one in found:
         print("\n".join(lines(MODELS[one.id], one)))
     print("\nMODES")
@@ -114,7 +117,8 @@ def lines(spec: ModelSpec, found: State) -> list[str]:
     fetched = "ships with Kindling" if spec.embedded else "fetched" if found.fetched else found.reason
     baked = [", baked weights"] * found.baked_weights + [", compiled"] * (found.baked == "HIT")
     price = "" if found.dollars is None else f"; {found.dollars:.6f} dollars a picture"
-    where = f"{FITS[found.fit.mode] if found.fit.fits else 'does not fit'}; {fetched}{''.join(baked)}{price}"
+    fits = FITS[found.fit.mode] if found.fit.fits else "does not fit"
+    where = f"{fits} in {found.precision}; {fetched}{''.join(baked)}{price}"
     return [
         ROW.format(spec.id, parameters, f"{spec.steps}/{spec.max_steps}", spec.guidance, size, where),
         f"{'':<22}{found.fit.reason}",

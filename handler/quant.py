@@ -1,10 +1,11 @@
 """Quantised linear layers: one function for each way to multiply, one row for each precision of `precisions.py`.
 
-A weight of n rows becomes q = round(w / s), with a float32 scale s = max|w| / most for each row, or one for all. The
-matrix products are torch's own (`_scaled_mm`, `_int_mm`), the same that torchao calls; a test holds the error to be no
-larger than torchao's. torchao itself wraps weights into tensors of its own kind. These here are plain tensors in plain
-modules, so the code that reads, checks, assigns, streams, saves and compiles any other weight does so with these too.
-Those with a scale for each block of a row are in `blockwise.py`.
+A weight of n rows becomes q = round(w / s), with a float32 scale s = max|w| / most for each row, or one for all, as
+torchao rounds it (`rounding.py`). It keeps that in tensors of its own kind. These here are plain tensors in plain
+modules, so the code that reads, checks, assigns, streams, saves and compiles any other weight does so with these too,
+and baked weights need no torchao. Activations are rounded here, as they come, and the matrix products are torch's own
+(`_scaled_mm`, `_int_mm`), the same that torchao calls; tests hold both to its numbers. Those with a scale for each
+block of a row are in `blockwise.py`.
 
 Where a picture is made, only the layers of the repeated blocks are quantised, and of those not the ones that make
 modulations from the timestep (`KEPT`), which shift and scale everything after them; nor what is before and after the
@@ -20,9 +21,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from handler.blockwise import E4M3_MOST, MX_BLOCK, from_mxfp8, from_nvfp4, mxfp8, nvfp4, times_mxfp8, times_nvfp4
+from handler import rounding
+from handler.blockwise import E4M3_MOST, MX_BLOCK, mxfp8, nvfp4, times_mxfp8, times_nvfp4
 from handler.reader import STEMS
+from handler.rounding import Parts, Round, by_config
 
 KEPT = ("norm", "mod")  # in the names of layers of a denoiser that stay as they are
 TIED = ("lm_head",)  # a text encoder's layer that is its embeddings again, and is not run
@@ -30,20 +34,20 @@ GRID = 16  # what both sides of a matrix must be a multiple of, for the GPU's ke
 LEAST = 17  # rows of activations that `_int_mm` takes on a GPU
 TINY = torch.finfo(torch.float32).eps  # the least scale, for rows of zeros
 PARTS = ("rounded", "scale", "whole")  # what a quantised layer's tensors are called; the last is NVFP4's
-Parts = tuple[Tensor, ...]
 Multiply = Callable[[Tensor, Parts, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How weights (out, in) are kept, what they stand for then, and how activations (rows, in) meet them.
+    """How weights (out, in) become parts, and how activations (rows, in) meet those.
 
+    `likewise` rounds activations into parts of the same kind, and so tells what those of a weight without memory are.
     `grid` is what the sides of a matrix must be a multiple of, `encoders` the scheme of text encoders if that is
     another.
     """
 
-    parts: Callable[[Tensor], Parts]
-    exact: Callable[..., Tensor]
+    parts: Round
+    likewise: Round
     multiply: Multiply
     grid: int = GRID
     encoders: str = ""
@@ -57,14 +61,14 @@ def rounded(values: Tensor, dtype: torch.dtype, most: float, each_row: bool = Tr
     return (exact if dtype.is_floating_point else exact.round()).to(dtype), scale
 
 
-def scaled(rounded: Tensor, scale: Tensor) -> Tensor:
-    """What those stand for, in float32."""
-    return rounded.float() * scale
-
-
 def weights_alone(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
-    """Exact activations, rounded weights."""
-    return nn.functional.linear(x, scaled(*parts).to(x.dtype), bias)
+    """Exact activations, rounded weights, whose 8-bit values a 16-bit float holds exactly: only the product is scaled.
+
+    Scaling the weight first takes three passes over it in float32: 19 bytes a parameter beside the product's 2, not 3.
+    """
+    weight, scale = parts
+    product = nn.functional.linear(x, weight.to(x.dtype)).mul_(scale.t())  # in float32, and rounded once
+    return product if bias is None else product.add_(bias)
 
 
 def fp8(x: Tensor, parts: Parts, bias: Tensor | None, each_row: bool = True) -> Tensor:
@@ -86,13 +90,14 @@ def int8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
 FP8_ROWS = partial(rounded, dtype=torch.float8_e4m3fn, most=E4M3_MOST)
 FP8_ALL = partial(FP8_ROWS, each_row=False)
 INT8_ROWS = partial(rounded, dtype=torch.int8, most=127)
+FP8 = "Float8DynamicActivationFloat8WeightConfig"
 SCHEMES = {
-    "fp8": Scheme(FP8_ROWS, scaled, fp8),
-    "fp8-tensor": Scheme(FP8_ALL, scaled, partial(fp8, each_row=False)),
-    "int8": Scheme(INT8_ROWS, scaled, weights_alone),
-    "int8-dynamic": Scheme(INT8_ROWS, scaled, int8),
-    "mxfp8": Scheme(mxfp8, from_mxfp8, times_mxfp8, MX_BLOCK, encoders="fp8"),
-    "nvfp4": Scheme(nvfp4, from_nvfp4, times_nvfp4, MX_BLOCK, encoders="fp8"),
+    "fp8": Scheme(by_config(FP8), FP8_ROWS, fp8),
+    "fp8-tensor": Scheme(by_config(FP8, "PerTensor"), FP8_ALL, partial(fp8, each_row=False)),
+    "int8": Scheme(by_config("Int8WeightOnlyConfig"), INT8_ROWS, weights_alone),
+    "int8-dynamic": Scheme(by_config("Int8DynamicActivationInt8WeightConfig"), INT8_ROWS, int8),
+    "mxfp8": Scheme(rounding.mxfp8, mxfp8, times_mxfp8, MX_BLOCK, encoders="fp8"),
+    "nvfp4": Scheme(rounding.nvfp4, nvfp4, times_nvfp4, MX_BLOCK, encoders="fp8"),
 }
 
 
@@ -101,21 +106,17 @@ class QuantisedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, scheme: Scheme, multiply: Multiply) -> None:
         super().__init__()
-        self.multiply, self.exact = multiply, scheme.exact
-        for name, part in zip(PARTS, scheme.parts(linear.weight.detach()), strict=False):
+        weight = linear.weight.detach()
+        nothing = weight.is_meta or isinstance(weight, FakeTensor)
+        for name, part in zip(PARTS, (scheme.likewise if nothing else scheme.parts)(weight), strict=False):
             self.register_buffer(name, part)
-        self.bias = linear.bias
-        self.dtype = linear.weight.dtype
+        self.multiply, self.bias = multiply, linear.bias
+        self.weight = weight.to("meta")
 
     @property
     def parts(self) -> Parts:
         """The weight as its scheme keeps it."""
         return tuple(self._buffers[name] for name in PARTS if name in self._buffers)  # type: ignore[misc]
-
-    @property
-    def weight(self) -> Tensor:
-        """What the layer multiplies by, for code that looks at it, as T5's does at its dtype."""
-        return self.exact(*self.parts).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""

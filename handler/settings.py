@@ -79,7 +79,7 @@ class Settings(BaseModel):
     precision: Literal[
         "auto", "fp32", "bf16", "fp16", "fp8", "fp8-tensor", "int8", "int8-dynamic", "mxfp8", "nvfp4"
     ] = Field(
-        "auto", description="auto: the receipt's, else bf16 on a GPU, fp32 on a CPU; fp8 and int8 halve bf16's memory"
+        "auto", description="auto: the receipt's, else what the model and the device are best in; 8 bits halve memory"
     )
     offload: Literal["auto", "off", "encoders", "blocks"] = Field(
         "auto", description="what waits in host memory: nothing, text encoders, all; auto: the first of these that fits"

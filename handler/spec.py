@@ -61,6 +61,7 @@ class ModelSpec:
     masked_pixels: int = MAX_SIDE**2  # most of an edit with a mask; 0: none has one
     step_cache: StepCache | None = None  # what "on" means; None where few steps or a U-Net leave nothing to skip
     step_cache_blocks: int = 0  # that Fn and Bn may come to: those of its shortest list
+    fp8_source: str = ""  # who publishes it in FP8, with how alike it draws where they say so; empty: nobody known
     variant: str = ""  # of the weight files to fetch, such as "fp16" where the plain ones are fp32
     base: "ModelSpec | None" = None  # whose files these are, but for the grafts
     grafts: tuple[Graft, ...] = ()

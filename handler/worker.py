@@ -90,6 +90,7 @@ class Worker:
         with ExitStack() as files:
             reader, other = _opened(files, source, vae)
             with clock.phase("import"):
+                importlib.import_module("handler.rounding").hide()
                 families = importlib.import_module("handler.families")
                 families.quiet()
                 family = importlib.import_module(spec.family)

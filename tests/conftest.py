@@ -12,6 +12,10 @@ for name in [name for name in os.environ if name.startswith("KINDLING_")]:
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kindling-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
+from handler import rounding
+
+rounding.hide()  # as a worker does before it imports diffusers
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -34,6 +34,7 @@ FLOOR = {
     "vae": 3,
     "lora": 3,
     "quant": 3,
+    "rounding": 3,
     "modules": 3,
     "weights": 3,
     "blocks": 3,
@@ -56,7 +57,7 @@ FLOOR = {
     "drawing": 4,
     "attention": 4,
     "line": 4,
-    "fit": 4,
+    "fit": 3,
     "worker": 5,
     "painter": 5,
     "lane": 6,
@@ -75,7 +76,7 @@ FLOOR = {
 }
 HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage", "boto3", "botocore"}
 # Imported late as a whole; the others import these late, inside functions.
-MAY_BE_HEAVY = {"families", "quant", "blockwise", "fp8_attention"}
+MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
 DEEP: dict[str, set[str]] = {
     "gpu_cold.py": {"volume"},

@@ -17,7 +17,7 @@ from handler.bake import publish_weights
 from handler.chips import chips, dollars_of
 from handler.decision import Decision, applicable, decide, expect
 from handler.errors import InvalidValue, VolumeFailed
-from handler.hardware import Hardware, expected_name
+from handler.hardware import Hardware, expected
 from handler.receipts import (
     CURRENT,
     Candidate,
@@ -113,15 +113,16 @@ def test_a_device_that_cannot_be_told_is_the_only_one_there_is(tmp_path: Path, p
 
 
 def test_the_gpus_name_is_told_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert expected_name(Settings()) == "CPU"
+    monkeypatch.setattr("handler.hardware._from_nvml", lambda: None)
+    assert expected(Settings()).name == "CPU"
     monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path)
     monkeypatch.setattr("handler.hardware.GPUS", tmp_path)
-    assert expected_name(Settings(device="cpu")) == "CPU"
-    assert expected_name(Settings()) is None
+    assert expected(Settings(device="cpu")).name == "CPU"
+    assert expected(Settings()).name == ""
     for bus, name in (("1", H200), ("2", H200), ("3", "NVIDIA L4")):
         (tmp_path / bus).mkdir()
         (tmp_path / bus / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t 17\n")
-        assert expected_name(Settings()) == (H200 if name == H200 else None)
+        assert expected(Settings()).name == (H200 if name == H200 else "")
 
 
 def test_follow(tmp_path: Path, place: Path) -> None:
@@ -193,7 +194,8 @@ def test_a_worker_boots_from_its_receipt(
     assert worker.ledger.reason == worker.hardware.reason == worker.ledger.plan_reason == told
 
     baked = publish_weights(worker, tmp_path)
-    monkeypatch.setattr("handler.decision.expected_name", lambda _: H200)  # a wrong guess: fp32 is being read
+    wrong = replace(CPU, name=H200)
+    monkeypatch.setattr("handler.decision.expected", lambda _: wrong)  # so fp32 is being read
     again = Worker.boot(settings)
     assert (again.hardware.precision, again.ledger.weights) == ("int8", str(baked))
 

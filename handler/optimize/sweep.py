@@ -59,7 +59,7 @@ def every_candidate() -> list[Candidate]:
 
 
 def planned(hardware: Hardware, names: tuple[str, ...]) -> list[Outcome]:
-    """Every candidate, the baseline (what `auto` is without a receipt, eager) first; "skipped" says why not here."""
+    """Every candidate, the baseline (16 bit on a GPU, eager) first; "skipped" says why not here."""
     baseline = Candidate(hardware.precision, False)
     wanted = [one for one in every_candidate() if one == baseline or not names or one.name in names]
 

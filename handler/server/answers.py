@@ -72,6 +72,7 @@ ANSWERS: dict[str, Schema] = {
     "ReceiptAnswer": whole(
         {
             "chips": array(whole({"label": TEXT, "value": TEXT, "measured": TEXT})),
+            "reason": TEXT | {"description": "Why in this precision; empty while the worker starts."},
             "receipt": {"anyOf": [ref("Receipt"), NULL]},
             "how": TEXT | {"description": "How to measure, where nobody has."},
             "compile_failure": TEXT | {"description": "Why this worker is eager, if it should have been compiled."},

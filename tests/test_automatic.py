@@ -1,0 +1,169 @@
+"""What `auto` means without a receipt: on each of the cards people rent, and told without torch before it is needed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import PATIENT
+
+import tiny
+from handler import Settings, Worker
+from handler.catalog import DEV, MODELS, QWEN_IMAGE, SCHNELL, SDXL, SPARK
+from handler.decision import automatic, decide, expect
+from handler.hardware import CARDS, Hardware, expected
+from handler.models import lines, state
+from handler.precisions import PRECISIONS
+from handler.spec import ModelSpec
+
+CPU = Hardware("cpu", "CPU", "fp32", "a CPU: fp32 is exact and no slower", 32)
+SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}
+
+
+def card(name: str) -> Hardware:
+    capability, memory_gb = CARDS[name]
+    return Hardware("cuda", f"NVIDIA {name}", "bf16", "a GPU", memory_gb, capability)
+
+
+def auto(spec: ModelSpec, name: str) -> str:
+    return automatic(spec, card(name), 64)[0]
+
+
+@pytest.mark.parametrize("name", SEED)
+def test_flux_on_the_cards_of_the_seed(name: str) -> None:
+    assert (auto(SCHNELL, name), auto(DEV, name)) == (SEED[name],) * 2
+
+
+def test_models_that_nobody_publishes_in_fp8_stay_in_16_bits_where_they_fit() -> None:
+    assert {auto(SDXL, name) for name in CARDS} == {"bf16"}
+    small = replace(card("L4"), memory_gb=7)
+    assert automatic(SDXL, small, 64)[0] == "int8"
+
+
+def test_all_published_models_say_where() -> None:
+    named = {spec.family.rpartition(".")[2] for spec in MODELS.values() if spec.fp8_source}
+    assert named == {"flux", "flux2", "flux2_klein", "sd3", "qwen_image", "z_image", "chroma"}
+    assert not SPARK.fp8_source
+
+
+def test_spark_and_cpus_stay_as_they_are() -> None:
+    assert {auto(SPARK, name) for name in CARDS} == {"bf16"}
+    assert automatic(DEV, CPU, 64) == (CPU.precision, CPU.reason)
+    assert automatic(DEV, replace(card("H100"), capability=None), 64) == ("bf16", "a GPU")
+
+
+def test_the_reason_is_told() -> None:
+    assert automatic(DEV, card("L4"), 64)[1] == (
+        "NVIDIA L4 computes in FP8, and flux-dev is published in it (vllm-project/vllm-omni#2795: LPIPS 0.12)"
+    )
+    reason = automatic(DEV, card("A10G"), 64)[1]
+    assert reason.startswith("bf16 would have to stream the denoiser: all but the VAE waits in host memory (")
+    assert "of 24.0 GB on the NVIDIA A10G" in reason
+
+
+def test_how_much_may_wait_in_host_memory_counts() -> None:
+    less = replace(card("A100"), memory_gb=32)
+    assert automatic(DEV, less, 64)[0] == "bf16"  # its text encoders wait
+    assert automatic(DEV, less, 64, offload="off")[0] == "int8"
+    assert automatic(DEV, less, 8)[0] == "int8"  # a host too small for text encoders in 16 bits
+
+
+def test_settings_and_a_cards_limits_come_first(tmp_path: Path) -> None:
+    settings = Settings(volume=tmp_path, precision="bf16")
+    found = decide(settings, DEV, replace(card("H100"), reason="KINDLING_PRECISION=bf16"))
+    assert (found.hardware.precision, found.hardware.reason) == ("bf16", "KINDLING_PRECISION=bf16")
+    for name in CARDS:
+        for spec in MODELS.values():
+            assert CARDS[name][0] >= PRECISIONS[auto(spec, name)].capability
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A machine whose kernel tells of one GPU, and whose driver's library does not."""
+    monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path)
+    monkeypatch.setattr("handler.hardware.GPUS", tmp_path / "gpus")
+    monkeypatch.setattr("handler.hardware._from_nvml", lambda: None)
+    monkeypatch.setattr("handler.decision.host_memory", lambda: 64_000_000_000)
+    place = tmp_path / "gpus" / "0000:01:00.0"
+    place.mkdir(parents=True)
+    return lambda name: place.joinpath("information").write_text(f"Model: \t\t {name}\nIRQ:   \t 17\n") and None
+
+
+@pytest.mark.parametrize(
+    ("name", "card", "precision"),
+    [
+        ("NVIDIA L4", "L4", "fp8"),
+        ("NVIDIA A10G", "A10G", "int8"),
+        ("NVIDIA A100-SXM4-40GB", "A100", "bf16"),
+        ("NVIDIA A100 80GB PCIe", "A100 80GB", "bf16"),
+        ("NVIDIA H100 80GB HBM3", "H100", "fp8"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090", "fp8"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000", "fp8"),
+    ],
+)
+def test_what_is_read_ahead_is_what_will_be_chosen(
+    gpu: Callable[[str], None], tmp_path: Path, name: str, card: str, precision: str
+) -> None:
+    gpu(name)
+    settings = Settings(volume=tmp_path)
+    found = expected(settings)
+    assert (found.device, found.name, found.capability, found.memory_gb) == ("cuda", name, *CARDS[card])
+    assert expect(settings, DEV) == precision
+    assert expect(settings, SPARK) == "bf16"
+    assert expect(Settings(volume=tmp_path, device="cpu"), DEV) == "fp32"
+
+
+def test_a_card_that_nobody_knows_is_as_before(gpu: Callable[[str], None], tmp_path: Path) -> None:
+    gpu("NVIDIA Future 9000")
+    assert expect(Settings(volume=tmp_path), DEV) == "bf16"
+    assert (
+        expect(Settings(volume=tmp_path, precision="nvfp4"), DEV) == "nvfp4"
+    )  # `detect` will refuse it, with the name
+
+
+def test_the_drivers_library_is_asked_first(
+    gpu: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pynvml
+
+    gpu("NVIDIA A10G")
+    monkeypatch.undo()
+    monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path)
+    answers: dict[str, Callable[..., Any]] = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetCudaComputeCapability": lambda handle: (9, 0),
+        "nvmlDeviceGetName": lambda handle: "NVIDIA H200",
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=150_754_820_096),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    found = expected(Settings())
+    assert (found.name, found.capability, round(found.memory_gb)) == ("NVIDIA H200", (9, 0), 151)
+    assert expect(Settings(volume=tmp_path), DEV) == "fp8"
+
+
+def test_a_sandbox_that_hides_proc_still_has_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path / "none")
+    monkeypatch.setattr("handler.hardware._from_nvml", lambda: None)
+    assert expected(Settings()).device == "cpu"
+    monkeypatch.setattr("handler.hardware.GPU_DEVICE", tmp_path)
+    assert expected(Settings()).device == "cuda"
+
+
+def test_a_wrong_guess_is_corrected(gpu: Callable[[str], None], tmp_path: Path) -> None:
+    gpu("NVIDIA L4")  # but torch has no GPU here
+    tiny.write(SCHNELL, tmp_path)
+    assert expect(Settings(volume=tmp_path), SCHNELL) == "fp8"
+    settings = PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path, "compile": "off"})
+    worker = Worker.boot(settings)
+    assert (worker.hardware.precision, worker.ledger.device) == ("fp32", "CPU")
+
+
+def test_models_shows_what_each_would_be_served_in(tmp_path: Path) -> None:
+    settings, here = Settings(volume=tmp_path), card("L40S")
+    found = {spec.id: state(spec, settings, here) for spec in (DEV, SDXL, QWEN_IMAGE)}
+    assert {name: one.precision for name, one in found.items()} == {DEV.id: "fp8", SDXL.id: "bf16", "qwen-image": "fp8"}
+    assert "fits in fp8" in lines(DEV, found[DEV.id])[0]

@@ -1,0 +1,72 @@
+"""torchao rounds weights, and nobody else loads it: not the libraries that would, nor a worker with baked weights."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from handler import Settings, Worker
+from handler.bake import publish_weights
+from handler.catalog import SPARK
+from handler.precisions import PRECISIONS, ROUNDED_BY
+from handler.volume import publishing, served_source, weight_facts, weights_folder
+
+ROOT = Path(__file__).parent.parent
+SERVE = """
+import json, sys
+from handler import Clock, ImageRequest, Settings, Worker
+
+def loaded():
+    return len([name for name, module in sys.modules.items() if name.split(".")[0] == "torchao" and module])
+
+def serve(precision):
+    worker = Worker.boot(Settings(volume=sys.argv[1], precision=precision), Clock(3600, publish=lambda ledger: None))
+    worker.generate(worker.spec.recipe(ImageRequest(prompt="a red circle", width=64, height=64)))
+    return {"precision": worker.hardware.precision, "weights": worker.ledger.weights, "loaded": loaded()}
+
+print(json.dumps([serve(precision) for precision in sys.argv[2:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume with spark's weights in fp8."""
+    volume = tmp_path_factory.mktemp("volume")
+    settings = Settings(volume=volume, precision="fp8", compile="off", cold_start_budget_s=3600)
+    assert publish_weights(Worker.boot(settings), volume) == weights_folder(SPARK, volume, "fp8")
+    return volume
+
+
+def test_only_weights_that_are_not_baked_load_it_and_quietly(baked: Path) -> None:
+    command = [sys.executable, "-c", SERVE, str(baked), "auto", "fp8", "int8"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stderr == ""
+    plain, rounded, rounding = json.loads(out.stdout)
+    assert (plain["precision"], plain["loaded"]) == ("fp32", 0)
+    assert (rounded["weights"], rounded["loaded"]) == (str(weights_folder(SPARK, baked, "fp8")), 0)
+    assert rounding["loaded"]
+
+
+def test_weights_that_another_version_rounded_are_not_used(tmp_path: Path, baked: Path) -> None:
+    older = {name: fact for name, fact in weight_facts(SPARK, "fp8").items() if name != "rounded_by"}
+    with publishing(tmp_path / "baked" / SPARK.id / "fp8-embedded", older) as folder:
+        (folder / "model_index.json").write_text("{}")
+    assert served_source(SPARK, tmp_path, "fp8").precision == ""
+    assert served_source(SPARK, baked, "fp8").precision == "fp8"
+    assert weights_folder(SPARK, tmp_path, "fp8").name != "fp8-embedded"
+    assert weights_folder(SPARK, tmp_path, "bf16").name == "bf16-embedded"  # nothing rounds these
+
+
+def test_the_version_is_the_one_that_is_required() -> None:
+    [pinned] = re.findall(r"^torchao==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert f"torchao {pinned}" == ROUNDED_BY
+    assert pinned == version("torchao")
+
+
+def test_only_rounded_weights_name_it() -> None:
+    named = {precision for precision in PRECISIONS if "rounded_by" in weight_facts(SPARK, precision)}
+    assert named == {precision for precision, row in PRECISIONS.items() if row.quantised}
