@@ -3,6 +3,7 @@
 A package is one file with machine code for each kind of repeated block and no weights: `bind_blocks` gives each
 block of a loaded model the code over its own weights, in milliseconds and without Dynamo or Inductor. What differed
 between the pictures drawn while compiling is dynamic, so one package serves every picture size, one or several at once.
+A VAE's decoder can be one more block.
 """
 
 import contextlib
