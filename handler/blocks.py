@@ -3,6 +3,7 @@
 A package is one file with machine code for each kind of repeated block and no weights: `bind_blocks` gives each
 block of a loaded model the code over its own weights, in milliseconds and without Dynamo or Inductor. What differed
 between the pictures drawn while compiling is dynamic, so one package serves every picture size, one or several at once.
+A VAE's decoder can be one more block.
 """
 
 import contextlib
@@ -23,12 +24,13 @@ OPTIONS = {  # no weights inside, and nothing assumed of the values of those it 
     "aot_inductor.package_constants_in_so": False,
     "always_keep_tensor_constants": True,
     "joint_graph_constant_folding": False,
+    "force_layout_optimization": True,  # channels last for convolutions of any size: of a fixed one it is anyway
 }
 LAYOUT = "kindling"  # the entry of the code's metadata that says what it takes
 
 
-def compile_blocks(transformer: Any, draw: Callable[[], object], package: Path) -> float:
-    """Compile each kind of repeated block into `package` (a .pt2 file); the seconds it took.
+def compile_blocks(transformer: Any, draw: Callable[[], object], package: Path, decoder: Any = None) -> float:
+    """Compile each kind of repeated block, and a VAE's decoder, into `package` (a .pt2 file); the seconds it took.
 
     `draw` draws pictures, a step each, that differ in size and in how many come at once, none alone: they show what
     the blocks take, and what of it varies. A 1 would be taken for a constant.
@@ -36,7 +38,7 @@ def compile_blocks(transformer: Any, draw: Callable[[], object], package: Path) 
     from torch._inductor.package.package import package_aoti
 
     start = time.perf_counter()
-    firsts = {kind: blocks[0] for kind, blocks in _kinds(transformer).items()}
+    firsts = {kind: blocks[0] for kind, blocks in _kinds(transformer, decoder).items()}
     calls = _calls(firsts, draw)
     with warnings.catch_warnings(), toolchain.environment():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
@@ -44,16 +46,21 @@ def compile_blocks(transformer: Any, draw: Callable[[], object], package: Path) 
     return time.perf_counter() - start
 
 
-def _kinds(transformer: Any) -> dict[str, list[Any]]:
-    """The repeated blocks by kind: same class, same names, types and shapes of weights, so the same code."""
+def _kinds(transformer: Any, decoder: Any = None) -> dict[str, list[Any]]:
+    """The repeated blocks by kind, and the decoder, which is one of its own."""
     kinds: dict[str, list[Any]] = {}
     for module in transformer.modules():
         if type(module).__name__ in (transformer._repeated_blocks or ()):
-            weights = [(n, str(w.dtype), list(w.shape), list(w.stride())) for n, w in _weights(module).items()]
-            kinds.setdefault(f"{type(module).__name__}-{digest(weights)}", []).append(module)
+            kinds.setdefault(kind_of(module), []).append(module)
     if not kinds:
         raise ValueError(f"{type(transformer).__name__} names no repeated blocks")
-    return kinds
+    return kinds if decoder is None else {**kinds, kind_of(decoder): [decoder]}
+
+
+def kind_of(block: Any) -> str:
+    """The name of its kind: same class, same names, types and shapes of weights, so the same code."""
+    weights = [(n, str(w.dtype), list(w.shape), list(w.stride())) for n, w in _weights(block).items()]
+    return f"{type(block).__name__}-{digest(weights)}"
 
 
 def digest(value: Any) -> str:
@@ -102,7 +109,7 @@ def _compiled(block: Any, calls: list[dict[str, Any]]) -> Any:
     takes = [(str(first.dtype), _shape(first, *others)) for first, *others in zip(*map(_leaves, calls), strict=True)]
     metadata = {LAYOUT: json.dumps({"names": list(calls[0]), "takes": takes})}
     with torch.inference_mode(False):
-        example = tree_map_only(torch.Tensor, torch.zeros_like, calls[0])
+        example = tree_map_only(torch.Tensor, lambda t: torch.zeros_like(t.contiguous()), calls[0])
         varies = tree_map(_varying, *calls)
         program = torch.export.export(block, (), example, dynamic_shapes=varies)
         return aot_compile(program.module(), (), example, options={**OPTIONS, "aot_inductor.metadata": metadata})
@@ -122,17 +129,18 @@ def _shape(*tensors: Any) -> list[int | None]:
     return [first if {first} == {*others} else None for first, *others in zip(*(t.shape for t in tensors), strict=True)]
 
 
-def bind_blocks(transformer: Any, package: Path) -> None:
+def bind_blocks(transformer: Any, package: Path, decoder: Any = None) -> None:
     """Let a package's code, over the loaded weights, replace `forward` of every repeated block: of all, or of none.
 
-    The weights are shared, not copied: they must be where they will stay. The file is not needed afterwards.
+    And of a VAE's decoder. The weights are shared, not copied: they must be where they will stay. The file is not
+    needed afterwards. The code runs on one thread and in the order of one stream: then it need not wait for itself.
     """
     from torch._C._aoti import AOTIModelPackageLoader  # below torch's own wrapper, which loads every kind each time
 
     forwards = []
-    for kind, blocks in _kinds(transformer).items():
+    for kind, blocks in _kinds(transformer, decoder).items():
         for block in blocks:
-            code = AOTIModelPackageLoader(str(package), kind, False, 1, -1)
+            code = AOTIModelPackageLoader(str(package), kind, True, 1, -1)
             weights = _weights(block)
             code.load_constants({name: weights[name] for name in code.get_constant_fqns()}, False, True, True)
             forwards.append((block, _forward(block, code)))
@@ -140,9 +148,9 @@ def bind_blocks(transformer: Any, package: Path) -> None:
         block.forward = forward
 
 
-def unbind_blocks(transformer: Any) -> None:
-    """Give every repeated block its own `forward` back."""
-    for blocks in _kinds(transformer).values():
+def unbind_blocks(transformer: Any, decoder: Any = None) -> None:
+    """Give every repeated block, and a VAE's decoder, its own `forward` back."""
+    for blocks in _kinds(transformer, decoder).values():
         for block in blocks:
             block.__dict__.pop("forward", None)
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from handler.batching import MOST
-from handler.blocks import RECIPE, bind_blocks, digest
+from handler.blocks import RECIPE, bind_blocks, digest, kind_of
 from handler.errors import KindlingError, WeightsCorrupt
 from handler.hardware import Hardware
 from handler.spec import ModelSpec
 from handler.volume import Source, baked_sources, publishing, read_manifest, summarize
 
 PACKAGE = "blocks.pt2"
+EAGER = "eager"  # what a fingerprint says of a decoder that is not compiled
 INSTRUCTIONS = ("abm", "amx", "asimd", "avx", "bmi", "f16c", "fma", "gfni", "movbe", "popcnt", "sse", "sve")
 Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]
 
@@ -34,10 +35,11 @@ class Found:
     source: Source | None = None
 
 
-def fingerprint(spec: ModelSpec, hardware: Hardware) -> dict[str, str]:
+def fingerprint(spec: ModelSpec, hardware: Hardware, decoder: str = "") -> dict[str, str]:
     """All that compiled code depends on; a package serves only where every field is equal.
 
-    The kernel of attention is empty where it is not chosen yet: any package's will do then.
+    The kernel of attention is empty where it is not chosen yet: any package's will do then. So is `decoder`, what is
+    compiled of the VAE (see `decoder_of`), where no model is loaded.
     """
     import torch
 
@@ -52,6 +54,7 @@ def fingerprint(spec: ModelSpec, hardware: Hardware) -> dict[str, str]:
         "threads": "any" if on_gpu else str(torch.get_num_threads()),
         "precision": hardware.precision,
         "attention": hardware.attention,
+        "decoder": decoder or ("" if on_gpu else EAGER),
         "shapes": f"1 to {MOST} pictures of any size, {spec.text_tokens} text tokens",
         "cuda": torch.version.cuda or "none",
         **{name: version_of(name) for name in ("torch", "triton", "diffusers", "torchao", "flash_attn_3")},
@@ -101,9 +104,14 @@ def differing(wanted: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
     return [name for name in {**wanted, **facts} if wanted.get(name) not in ("", facts.get(name))]
 
 
-def look(spec: ModelSpec, hardware: Hardware, volume: Path) -> Found:
+def look(spec: ModelSpec, hardware: Hardware, volume: Path, decoder: str = "") -> Found:
     """What the volume has compiled for `spec` and this machine."""
-    return find(fingerprint(spec, hardware), baked_sources(spec, volume))
+    return find(fingerprint(spec, hardware, decoder), baked_sources(spec, volume))
+
+
+def decoder_of(decoder: Any) -> str:
+    """What a fingerprint says of the VAE's decoder that shall run compiled; None for one that stays eager."""
+    return EAGER if decoder is None else kind_of(decoder)
 
 
 def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterable[str]) -> str:
@@ -116,23 +124,26 @@ def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterabl
     return ""
 
 
-def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path) -> Found:
-    """Bind the package that `look` finds, on a HIT. Never raises: after anything else the transformer is as it was."""
+def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None) -> Found:
+    """Bind the package that `look` finds, on a HIT. Never raises: after anything else the transformer is as it was.
+
+    `decoder` is the VAE's if it shall run compiled too.
+    """
     try:
-        found = look(spec, hardware, volume)
+        found = look(spec, hardware, volume, decoder_of(decoder))
         if found.outcome == "HIT" and found.source:
             with tempfile.TemporaryDirectory() as folder:  # the volume may be slow, or vanish
                 copy = Path(shutil.copyfile(found.source.folder / PACKAGE, Path(folder) / PACKAGE))
                 _verify(copy, found.source)
-                bind_blocks(transformer, copy)
+                bind_blocks(transformer, copy, decoder)
     except Exception as error:
         return Found("ERROR", error.message if isinstance(error, KindlingError) else f"{type(error).__name__}: {error}")
     return found
 
 
-def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path) -> Path:
+def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None) -> Path:
     """Leave a package for later workers; a damaged one in its place goes first. VolumeFailed if it cannot be left."""
-    facts = fingerprint(spec, hardware)
+    facts = fingerprint(spec, hardware, decoder_of(decoder))
     target = volume / "baked" / spec.id / key(facts)
     if not _intact(target):
         shutil.rmtree(target, ignore_errors=True)

@@ -58,6 +58,7 @@ class Worker:
         self._family = family
         mark = MARKS[hardware.device]
         self._pipeline, self.draw = pipeline, Drawing(spec, family, pipeline, self.memory.tiles, mark).draw
+        self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
         self.receipt: Receipt | None = None  # what was measured of this model on this device
 
@@ -109,7 +110,7 @@ class Worker:
             with clock.phase("weights"):
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory)
-        worker.receipt = decision.receipt
+        worker.receipt, worker._decoder = decision.receipt, families.compilable(pipeline, hardware.device)
         model, streaming = getattr(pipeline, family.DENOISER), memory.mode == "blocks"
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
         worker.hardware = attention.settle(settings, spec, hardware, model, clock, streaming, one)
@@ -130,7 +131,7 @@ class Worker:
         with clock.phase("artifacts"):
             found = compiled.Found("MISS", "not looked for")
             if settings.compile != "off":
-                found = compiled.restore(model, self.spec, self.hardware, settings.volume)
+                found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
         known = measured(last_boots(settings.volume, BOOTS_READ), "compile", self.spec.id, self.hardware.name)
         device, failure = self.hardware.device, "" if found.outcome == "HIT" else failures.expected
         chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
@@ -148,8 +149,8 @@ class Worker:
         package = Path(folder.name) / compiled.PACKAGE
         try:
             with attention.compiling(self.hardware.attention):
-                compile_blocks(model, lambda: self._sketch(clock), package)
-            bind_blocks(model, package)
+                compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
+            bind_blocks(model, package, self._decoder)
         except (BudgetExceeded, DeviceLost):
             raise
         except Exception as error:
@@ -168,7 +169,7 @@ class Worker:
         """
         (width, height), steps = self.spec.size, self.spec.min_steps
         self._practise("warm-up", (width, height // 2), steps, clock, count=2)
-        self._practise("warm-up, with a longer prompt", (width // 2, height // 2), steps, clock, count=3)
+        self._practise("warm-up, with a longer prompt", (width // 2, height // 4), steps, clock, count=3)
 
     def _warm(self, clock: Clock, failures: Failures) -> None:
         """Draw the first picture. Compiled code that cannot is taken off again: eager is slower, but it serves."""
@@ -180,7 +181,7 @@ class Worker:
             if self.ledger.plan != "COMPILED":
                 raise
             log.exception("the compiled blocks of %s do not work", self.spec.id)
-            unbind_blocks(getattr(self._pipeline, self._family.DENOISER))
+            unbind_blocks(getattr(self._pipeline, self._family.DENOISER), self._decoder)
             reason = f"compiled code failed: {gist(error)}"
             if self._package:  # what another worker published has worked there
                 failures.note(error, reason)
@@ -215,7 +216,7 @@ class Worker:
         """Leave what was compiled on the volume; VolumeFailed if it cannot take it."""
         assert self._package
         package = Path(self._package.name) / compiled.PACKAGE
-        target = compiled.publish(package, self.spec, self.hardware, volume)
+        target = compiled.publish(package, self.spec, self.hardware, volume, self._decoder)
         self._discard()
         return target
 

@@ -14,7 +14,7 @@ from PIL import Image
 from test_families import EVERY, boot  # noqa: F401 - a fixture
 
 from fakes import FakeFamily, raises
-from handler import Api, ImageRequest, Lane, ModelSpec, Worker, blocks
+from handler import Api, ImageRequest, Lane, ModelSpec, Worker, blocks, families
 from handler.batching import MOST, alike, at_once, room
 from handler.clock import Clock
 from handler.errors import Cancelled, NumericalError, OutOfMemory
@@ -88,7 +88,8 @@ def test_code_compiled_for_a_batch_takes_one_picture(spec: ModelSpec, boot: Call
     """What blocks are called with differs in nothing but sizes: else a lone picture would silently be drawn eagerly."""
     worker = boot(spec.id)
     model = getattr(worker._pipeline, worker._family.DENOISER)
-    firsts = {kind: some[0] for kind, some in blocks._kinds(model).items()}
+    decoder = families.compilable(worker._pipeline, "cuda")
+    firsts = {kind: some[0] for kind, some in blocks._kinds(model, decoder).items()}
     sketched = blocks._calls(firsts, lambda: worker._sketch(Clock(3600)))
     [single] = recipes_of(worker, "a red circle")
     drawn = blocks._calls(firsts, lambda: worker.generate(single))
