@@ -7,7 +7,8 @@ of full size and random weights (speed does not depend on values); that wants a 
     python benchmarks/cold_start.py --random flux-schnell --volume /tmp/volume --rounds 3 --save
 
 KINDLING_PRECISION=fp8 before it measures that precision: then the plain weights are rounded in every start that does
-not find baked ones.
+not find baked ones. Exit code 1: a start that was to run compiled code did not. Interrupted, it tells the starts it has
+finished.
 """
 
 import argparse

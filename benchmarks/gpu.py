@@ -5,19 +5,22 @@ found is in the JSON file after each case, so an interrupted run, or one out of 
 was measured stands what arithmetic had predicted, where it had. Exit code 1: something failed, or a worker that was to
 compile serves eagerly.
 
-Here, in the repository's root, first `make gpu-wheels`. There, after these lines, which every call needs (and .whl):
+Here, in the repository's root, right before: `make gpu-wheels`, which notes the commit too. There, each call carries
+.whl and begins with these lines (the wheels of CUDA's headers bring a library that torch has already):
 
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
-    && export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1 || exit;
+    && rm -rf /tmp/site/nvidia/cu13/lib && export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1 || exit;
 
-two calls of 290 s, then one of 200 s with what is left:
+Two calls of 290 s, then one of 200 s with what is left:
 
-    timeout -s INT 285 python3 benchmarks/gpu.py --items 1-4 --seconds 270 --save
-    timeout -s INT 285 python3 benchmarks/gpu.py --items 5-7 --seconds 270 --save
-    timeout -s INT 195 python3 benchmarks/gpu.py --cold-start --seconds 180 --save
+    timeout -s INT 270 python3 benchmarks/gpu.py --items 1-4 --seconds 260 --save
+    timeout -s INT 270 python3 benchmarks/gpu.py --items 5-7 --seconds 260 --save
+    timeout -s INT 190 python3 benchmarks/gpu.py --cold-start --seconds 180 --save
 
-Each copies its JSON to $OUT. Put it into benchmarks/results before the next call: --save adds to what is there, if
-card and commit are the same. Items 8 and 9 are for a call with seconds to spare.
+Each leaves its JSON in $OUT. Put it into benchmarks/results before the next call: --save adds to what is there, if
+card and commit are the same. Items 8 and 9 are for a call with seconds to spare. Where item 1 says that there is no
+compiler: export CUDA_HOME=/tmp/site/nvidia/cu13, and as LIBRARY_PATH a folder with a link libcuda.so to the driver's
+libcuda.so.1.
 """
 
 import argparse

@@ -9,12 +9,9 @@ loading and compiling included. `tflop` is the arithmetic of a picture, counted 
 `floor_s` how long the GPU takes for that at the rates below, and the bars show how far each side is from it. Weights
 are random: `random_models.py` writes them where the volume has none.
 
-On a lent GPU that reaches no package index, in the repository's root, in ten minutes, with .whl holding wheels of
-diffusers, isal, pydantic, pydantic-core, annotated-types, typing-inspection, typing-extensions, starlette, uvicorn and
-importlib-metadata for its Python (it has torch, transformers, accelerate and their needs):
+On a lent GPU `gpu.py` comes first: it writes no models. This one, in the repository's root, in ten minutes, after
+the same first lines as there:
 
-    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
-    && export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1 || exit;
     timeout -s INT 370 python3 benchmarks/cold_start.py --random flux-schnell --rounds 1 --save;
     timeout -s INT 200 python3 benchmarks/latency.py --models sdxl-turbo z-image-turbo sd3.5-large --pictures 3 --save;
     cp benchmarks/results/latency.* benchmarks/results/cold_start_flux-schnell.* $OUT
@@ -31,9 +28,9 @@ several pictures at once gain, in the receipt that it leaves:
     python3 -m handler optimize flux-schnell --candidates bf16+compile --rounds 1 --limit 500;
     cp -r $KINDLING_VOLUME/receipts $OUT
 
-Interrupted, it reports the models it has finished. FLUX.2 [dev] is 113 GB: it wants a call of its own, 139 GiB of GPU
-memory, a volume in memory (`mount -o remount,size=115G /dev/shm; export TMPDIR=/dev/shm`), and `--sides diffusers
-kindling-eager`.
+Exit code 1: a side ended early, or is called compiled and is not. Interrupted, it reports the models it has finished.
+FLUX.2 [dev] is 113 GB: it wants a call of its own, 139 GiB of GPU memory, a volume in memory
+(`mount -o remount,size=115G /dev/shm; export TMPDIR=/dev/shm`), and `--sides diffusers kindling-eager`.
 """
 
 import argparse

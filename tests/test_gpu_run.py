@@ -192,3 +192,36 @@ def test_items_are_numbers(items: str, gpu: Any, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit, match="2"):
         gpu.main(["--items", items])
     assert "such as 1-4,8" in capsys.readouterr().err
+
+
+@pytest.fixture
+def gpu_wheels(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The target's script, which downloads wheels of a mebibyte each."""
+    import gpu_wheels
+
+    folder = tmp_path / "wheels"
+
+    def fetch(how: list[str], wanted: list[str]) -> None:
+        for name in wanted:
+            (folder / f"{name}.whl").write_bytes(bytes(1 << 20))
+
+    monkeypatch.setattr(gpu_wheels, "FOLDER", folder)
+    monkeypatch.setattr(gpu_wheels, "fetch", fetch)
+    monkeypatch.setattr(gpu_wheels, "git", lambda *words: "README.md" if words[0] == "ls-files" else "abc-dirty")
+    return gpu_wheels
+
+
+def test_wheels_are_those_that_requirements_pin(gpu_wheels: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_wheels.FOLDER.mkdir()
+    (gpu_wheels.FOLDER / "diffusers==0.1.whl").touch()  # of two versions pip would install none
+    assert gpu_wheels.main() == 0
+    names = {path.name.removesuffix(".whl") for path in gpu_wheels.FOLDER.iterdir()}
+    pins = {line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
+    assert {name for name in names if name.startswith(("diffusers", "pydantic", "isal", "uvicorn"))} <= pins
+    assert (gpu_wheels.FOLDER / "commit").read_text() == "abc-dirty\n"
+    assert f"with the tree {len(names) - 1}.0 of 64 MiB" in capsys.readouterr().out
+
+
+def test_wheels_that_weigh_too_much_fail(gpu_wheels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_wheels, "MOST", 5 << 20)
+    assert gpu_wheels.main() == 1
