@@ -1,5 +1,6 @@
 # One image for RunPod, fal, Kubernetes, Cloud Run, Convox or your own GPU machine. No weights inside: they live on the
-# volume, except for the embedded spark. The CUDA libraries come with torch; the driver comes from the host.
+# volume, except for the embedded spark. The CUDA libraries come with torch, the headers that compiling needs beside them
+# with requirements.txt; the driver comes from the host.
 #
 #   docker build -t kindling .
 #   docker run --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_MODEL=flux-schnell -e KINDLING_API_KEYS=secret kindling

@@ -235,7 +235,7 @@ def test_aotinductor_builds_for_cuda_where_the_machines_toolkit_is_wrong(tmp_pat
         "OMP_NUM_THREADS": "1",
     }
     out = subprocess.run(
-        [str(python), str(ROOT / "benchmarks" / "gpuless" / "link.py")],
+        [str(python), str(ROOT / "benchmarks" / "gpuless" / "toolchain.py")],
         env=environ, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert out.returncode == 0, out.stdout + out.stderr

@@ -1,6 +1,6 @@
 """Does AOTInductor's C++ half compile and link for CUDA with what is installed here? No GPU is needed, nothing is run.
 
-    python benchmarks/gpuless/link.py        needs a CUDA build of torch, g++ and any libcuda.so.1 that the loader finds
+    python benchmarks/gpuless/toolchain.py    needs a CUDA build of torch, g++ and a libcuda.so.1 that loads
 
 It compiles a linear layer, which has no Triton kernel, for a pretended H100: first as torch alone would (`bare`), then
 in the environment that `handler.toolchain` finds (`given`). One line of JSON; exit code 0 if the second is built.
