@@ -154,7 +154,7 @@ def test_compiled_code_that_does_not_work_is_taken_off_again(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("bad kernel")
 
-    def bind(transformer: torch.nn.Module, package: Path) -> None:
+    def bind(transformer: torch.nn.Module, *_: object) -> None:
         for block in transformer.transformer_blocks:
             block.forward = fail
 
