@@ -35,7 +35,7 @@ lower: $(GPULESS)/ready
 	$(GPULESS)/venv/bin/python benchmarks/lower.py
 
 lower-check: $(GPULESS)/ready
-	$(GPULESS)/venv/bin/python benchmarks/lower_check.py
+	$(GPULESS)/venv/bin/python benchmarks/lower.py --check
 
 $(VENV)/run: requirements.txt pyproject.toml
 	@echo "Setting up $(VENV): downloading and installing torch and diffusers, a few minutes the first time."

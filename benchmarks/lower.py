@@ -7,9 +7,9 @@ shapes and types, attention kernels, and how often activations are rounded; the 
 run eagerly. From these counts and the rates in `gpuless/cards.py`, how long a picture would take on each card. Nothing
 is run, and nothing here was measured on a GPU.
 
-A row takes about ten seconds of one core, everything about half an hour. Rows are kept as they come: interrupted, go on
-with `--resume`, which makes only those that the file does not have. `make lower-check` lowers FLUX.1's blocks again and
-says where they launch or move more than the file says, or a rule is broken.
+Rows are kept as they come: interrupted, go on with `--resume`, which makes only those that the file does not have.
+`make lower-check` lowers FLUX.1 again for Hopper in bf16 and fp8, compiles and links AOTInductor's C++ half, and fails
+where more is launched or moved than the file says.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import report
-from gpuless import predict
+from gpuless import check, predict
 from gpuless.cards import CARDS
 
 HERE = Path(__file__).parent
@@ -51,34 +51,49 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", metavar="GROUP", help="precisions, vae, t5 (default: all)")
     parser.add_argument("--capabilities", nargs="+", metavar="CAPABILITY", help="such as 9.0 (default: all)")
     parser.add_argument("--resume", action="store_true", help="keep what the file has, add what it lacks")
+    parser.add_argument("--check", action="store_true", help="compare FLUX.1 with the file instead of writing it")
     options = parser.parse_args()
+    if options.check:
+        sys.exit(checked())
     rows: list[Row] = json.loads(KEPT.read_text())["rows"] if options.resume else []
     for model, capability, groups in JOBS:
         if model in options.models and capability in (options.capabilities or [capability]):
             there = {row["group"] for row in rows if (row["model"], row["capability"]) == (model, capability)}
             asked = [name for name in groups if name in (options.groups or groups) and name not in there]
-            for row in worked(model, capability, asked, rows):
-                print(told(row), flush=True)
+            for found in worked(model, capability, asked):
+                rows += found
+                KEPT.write_text(json.dumps({"benchmark": "lowered", "rows": rows}, indent=1) + "\n")
     predictions = predict.all_of(rows)
     table(predictions)
     report.finish("lowered", {"rows": rows, "predictions": predictions}, save=True)
 
 
-def worked(model: str, capability: str, groups: list[str], rows: list[Row]) -> Iterator[Row]:
-    """Let a process lower these groups; what it makes goes to `rows` and to the file as it comes."""
-    path = os.pathsep.join((str(HERE), str(HERE.parent)))
-    environment = {**os.environ, "GPULESS_CAPABILITY": capability, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "gpuless.worker", model, *groups]
+def worked(model: str, capability: str, groups: list[str]) -> Iterator[list[Row]]:
+    """Let a process lower these groups; the rows of each, printed too, as they come."""
     if not groups:
         return
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "gpuless.worker", model, *groups]
+    with subprocess.Popen(command, env=environment(capability), stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             found = json.loads(line)
-            rows += found
-            KEPT.write_text(json.dumps({"benchmark": "lowered", "rows": rows}, indent=1) + "\n")
-            yield from found
+            print(*map(told, found), sep="\n", flush=True)
+            yield found
     if process.returncode:
         sys.exit(f"Lowering {model} for {capability} failed: see above. --resume goes on where this stopped.")
+
+
+def environment(capability: str) -> dict[str, str]:
+    """Of a process with a GPU of this compute capability that is not there."""
+    path = os.pathsep.join((str(HERE), str(HERE.parent)))
+    return {**os.environ, "GPULESS_CAPABILITY": capability, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def checked() -> str | None:
+    """Lower FLUX.1 again, compile and link AOTInductor's C++; what is worse than in the file, or None."""
+    kept = json.loads(KEPT.read_text())["rows"]
+    found = [row for rows in worked("flux-schnell", "9.0", ["bf16", "fp8", "vae"]) for row in rows]
+    subprocess.run([sys.executable, "-m", "gpuless.link"], env=environment("9.0"), check=True)
+    return "\n".join(check.worse(kept, found)) or None
 
 
 def told(row: Row) -> str:

@@ -13,6 +13,7 @@ FREE = {  # operations that start no kernel: they look at memory in another way,
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "empty", "empty_like",
     "empty_strided", "expand", "lift_fresh", "movedim", "narrow", "permute", "select", "slice", "split",
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+    "view_as_complex", "view_as_real",
 }  # fmt: skip
 LEFT = {"mm": 0, "bmm": 0, "_scaled_mm": 0, "_int_mm": 0, "addmm": 1, "baddbmm": 1}  # where a product's left side is
 ATTENTION = {  # torch's operators, and what their kernels are called here
@@ -31,7 +32,7 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, name = function(*args, **(kwargs or {})), function.overloadpacket.__name__
-        if self.paused or name in FREE:
+        if self.paused or name in FREE or function.namespace != "aten":
             return result
         if heavy := described(name, args, result):
             self.work.add(heavy)

@@ -4,7 +4,7 @@ It stops once all kernels are written. A program whose sizes are open is then co
 the code is that for the pictures it was exported beside, as a worker's is.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch._inductor.utils import sympy_subs
 from torch._inductor.virtualized import V
 from torch.utils._pytree import tree_structure, tree_unflatten
 
-from gpuless.eager import ATTENTION, LEFT, kind, product
+from gpuless.eager import ATTENTION, FREE, LEFT, kind, product
 from gpuless.work import BYTES, Work, line
 
 QUANTISED = (torch.float8_e4m3fn, torch.int8, torch.float4_e2m1fn_x2)
@@ -58,11 +58,13 @@ class Lowered:
 
     def _extern(self, node: Any, work: Work) -> None:
         """A kernel that was there before: heavy, or counted by what it takes and leaves."""
+        tensors, name = [value for value in node.inputs if value.has_tensor_output()], _name(node)
         if type(node).__name__ == "MultiOutput":  # one of several results of another node
+            work.extern_bytes += self._bytes(node) if _name(node.inputs[0]) not in ATTENTION else 0
             return
-        tensors = [value for value in node.inputs if hasattr(value, "get_size")]
+        if name in FREE:
+            return
         shapes = [[self.number(size) for size in value.get_size()] for value in tensors]
-        name = _name(node)
         if name in LEFT:
             result = [self.number(size) for size in node.get_size()]
             return work.add(product(tensors[LEFT[name]].get_dtype(), shapes[LEFT[name]], result))
@@ -74,7 +76,7 @@ class Lowered:
             result = [self.number(size) for size in node.get_size()]
             return work.add(line("conv", kind(tensors[0].get_dtype()), *_convolution(shapes, result)))
         work.launches += 1
-        work.extern_bytes += sum(self._bytes(value) for value in [*tensors, node] if hasattr(value, "get_size"))
+        work.extern_bytes += sum(self._bytes(value) for value in (*tensors, node) if value.has_tensor_output())
 
     def _bytes(self, value: Any) -> int:
         width = BYTES.get(kind(value.get_dtype()), value.get_dtype().itemsize)
@@ -103,8 +105,8 @@ class Lowered:
 
 def _name(node: Any) -> str:
     """torch.ops.aten._scaled_dot_product_cudnn_attention.default -> _scaled_dot_product_cudnn_attention"""
-    parts = (node.python_kernel_name or "").removesuffix(".default").split(".")
-    return parts[-1]
+    name = getattr(node, "python_kernel_name", None) or ""
+    return str(name).removeprefix("torch.ops.aten.").removeprefix("extern_kernels.").split(".")[0]
 
 
 def _convolution(shapes: list[list[int]], result: list[int]) -> tuple[int, ...]:
@@ -131,8 +133,18 @@ class _Stop(Exception):
 
 
 @contextmanager
+def distinct_weights() -> Iterator[None]:
+    """Fakes have no memory, by which Inductor tells whether two weights are one."""
+    before, graph.is_same_tensor = graph.is_same_tensor, lambda one, other: one is other
+    try:
+        yield
+    finally:
+        graph.is_same_tensor = before
+
+
+@contextmanager
 def _stopping() -> Iterator[None]:
-    """Inductor stops after its kernels, before anything is compiled; and no two weights are the same one."""
+    """Inductor stops after its kernels, before anything is compiled."""
 
     def codegen(self: Any) -> Any:
         self.init_wrapper_code()
@@ -141,25 +153,34 @@ def _stopping() -> Iterator[None]:
         self.scheduler.codegen()
         raise _Stop(self)
 
-    before = graph.GraphLowering.codegen, graph.is_same_tensor
-    graph.GraphLowering.codegen, graph.is_same_tensor = codegen, lambda one, other: one is other
+    before, graph.GraphLowering.codegen = graph.GraphLowering.codegen, codegen
     try:
-        yield
+        with distinct_weights():
+            yield
     finally:
-        graph.GraphLowering.codegen, graph.is_same_tensor = before
+        graph.GraphLowering.codegen = before
 
 
 def lower(module: Any, example: Mapping[str, Any], options: Mapping[str, Any]) -> Lowered:
     """An exported module, of fakes and called with keywords, lowered as AOTInductor would with these options."""
-    values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-    mode = next(value for value in values if isinstance(value, torch.Tensor)).fake_mode
-    with mode, torch.inference_mode(False), _stopping():
+    values = placeholders(module)
+    with mode_of(values), torch.inference_mode(False), _stopping():
         fill(module)
         try:
             aot_compile(module, (), tree_unflatten(values, tree_structure(dict(example))), options=dict(options))
         except Exception as error:
             return Lowered(_stopped(error).args[0])
     raise AssertionError("Inductor did not stop")
+
+
+def placeholders(module: Any) -> list[Any]:
+    """The tensors that an exported module was exported beside."""
+    return [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def mode_of(values: list[Any]) -> Any:
+    """The mode that these fakes live in."""
+    return next(value for value in values if isinstance(value, torch.Tensor)).fake_mode  # type: ignore[attr-defined]
 
 
 def _stopped(error: BaseException) -> _Stop:
@@ -175,16 +196,16 @@ def _stopped(error: BaseException) -> _Stop:
 def fill(module: Any) -> Any:
     """Give `module` weights without values on the GPU, of the fake mode that is on; the module."""
     for part in module.modules():
-        for held, wrap in ((part._parameters, _parameter), (part._buffers, lambda tensor: tensor)):
-            for name, tensor in held.items():
-                if tensor is not None:
-                    fresh = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda:0")
-                    held[name] = wrap(fresh)
+        for held, wrap in ((part._parameters, _parameter), (part._buffers, _same), (vars(part), _same)):
+            for name, tensor in [pair for pair in held.items() if isinstance(pair[1], torch.Tensor)]:
+                fresh = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda:0")
+                held[name] = wrap(fresh)
     return module
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _parameter(tensor: torch.Tensor) -> Any:
     return torch.nn.Parameter(tensor, requires_grad=False)
-
-
-Export = Callable[[Any, list[dict[str, Any]]], tuple[Any, dict[str, Any]]]

@@ -11,6 +11,7 @@ from gpuless.cards import ATTENTION, CARDS, CONVOLUTIONS, EAGER_US, LAUNCH_US, M
 from gpuless.work import flop, moved, operation
 
 STAGES = {"text_encoder": "encode", "text_encoder_2": "encode", "text_encoder_3": "encode", "vae": "decode"}
+ALL = ("encode", "denoise", "decode")
 RUN = {"encode": "eager", "decode": "eager"}  # as Kindling runs them; of a denoiser the blocks are compiled
 PNG_MS, WAITS_MS = 13.0, 6.0  # of a picture of 1024x1024: estimates, ../shared/facts/gpu.md
 ROOM = 1.1  # of the weights' bytes, that a card must have
@@ -43,11 +44,13 @@ def work_ms(row: Row, card: Card) -> float:
 
 
 def picture(rows: Iterable[Row], model: str, precision: str, card: Card) -> dict[str, float] | None:
-    """Milliseconds of each stage, and seconds of all; None if the card cannot, or something failed to lower."""
+    """Milliseconds of each stage, and seconds of all; None if the card cannot, or something is missing or failed."""
     mine = chosen(rows, model, precision, card)
-    if any("error" in row for row in mine) or not mine or not able(mine, precision, card):
+    if {STAGES.get(row["part"], "denoise") for row in mine} != set(ALL) or any("error" in row for row in mine):
         return None
-    gpu, cpu = dict.fromkeys(("encode", "denoise", "decode"), 0.0), dict.fromkeys(("encode", "denoise", "decode"), 0.0)
+    if not able(mine, precision, card):
+        return None
+    gpu, cpu = dict.fromkeys(ALL, 0.0), dict.fromkeys(ALL, 0.0)
     for row in mine:
         stage, times = STAGES.get(row["part"], "denoise"), row["calls"] * row["count"]
         gpu[stage] += times * work_ms(row, card)

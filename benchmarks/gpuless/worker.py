@@ -54,7 +54,7 @@ def steps(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str
     named = {path: module for path, module in model.named_modules() if type(module).__name__ in model._repeated_blocks}
     (width, height), step = spec.size, partial(denoisers.call, model, spec=spec)
     with mode:  # two sketches as `Worker` draws them, and the picture
-        sketches = [step(2 * many, (width, height // 2)), step(3 * many, (width // 2, height // 2), longer=32)]
+        sketches = [step(2 * many, (width, height // 2)), step(3 * many, (width // 2, height // 4), longer=32)]
         picture = step(many, spec.size)
     calls = called(named, lambda: [model(**call) for call in (*sketches, picture)], mode)
     facts = {"part": part, "precision": precision, "calls": spec.steps * times}
@@ -188,7 +188,7 @@ def decoded(spec: ModelSpec, recipe: random_models.Part) -> Iterator[Row]:
         return denoisers.full(many, channels, *depth, height // denoisers.SHRINK, width // denoisers.SHRINK)
 
     with mode:
-        pictures = [latents(2, width, height // 2), latents(3, width // 2, height), latents(1, width, height)]
+        pictures = [latents(2, width, height // 2), latents(3, width // 2, height // 4), latents(1, width, height)]
         work = eager.counted(lambda: vae.decode(pictures[-1]))
     facts = {"part": "vae", "precision": "bf16", "calls": 1, "name": type(vae).__name__}
     yield facts | {"plan": "eager", "count": 1, "weight_bytes": weight_bytes(vae), **asdict(work)}
