@@ -3,6 +3,8 @@
 # make check  lint and types
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
+# make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (half an hour; 0.8 GB of
+#             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -10,8 +12,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAL := $(VENV)/fal
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+GPULESS ?= .gpuless
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 .DEFAULT_GOAL := run
-.PHONY: run test check gpu-wheels spark
+.PHONY: run test check gpu-wheels spark lower lower-check
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
@@ -30,6 +34,12 @@ gpu-wheels: $(VENV)/run
 
 spark: $(VENV)/dev
 	$(BIN)/python -m spark.train
+
+lower: $(GPULESS)/ready
+	$(GPULESS)/venv/bin/python benchmarks/lower.py
+
+lower-check: $(GPULESS)/ready
+	$(GPULESS)/venv/bin/python benchmarks/lower.py --check
 
 $(VENV)/run: requirements.txt pyproject.toml
 	@echo "Setting up $(VENV): downloading and installing torch and diffusers, a few minutes the first time."
@@ -51,4 +61,13 @@ $(FAL)/ready: $(VENV)/dev
 	@mv $(FAL)/over $$($(FAL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
 	$(FAL)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
 	    $$(sed -n 's/^fal = \["\(.*\)"\].*/\1/p' pyproject.toml)
+	@touch $@
+
+$(GPULESS)/ready: benchmarks/gpuless/requirements.txt benchmarks/gpuless/stubs.py
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
+	    { echo "Lowering needs Python 3.12, as the GPU machine has it: make lower PYTHON312=/path/to/python3.12"; exit 1; }
+	@echo "Setting up $(GPULESS): downloading about 0.8 GB, torch for CUDA among it; a few minutes the first time."
+	@$(PYTHON312) -m venv $(GPULESS)/venv
+	$(GPULESS)/venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -r benchmarks/gpuless/requirements.txt
+	$(GPULESS)/venv/bin/python benchmarks/gpuless/stubs.py
 	@touch $@

@@ -9,6 +9,7 @@ are looked up, and how many, where a model does not fill its text up to a fixed 
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ MISTRAL: Part = (
             "model_type": "pixtral", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
             "num_attention_heads": 16, "image_size": 1540, "patch_size": 14,
         },
+        "tie_word_embeddings": False,
+    },
+)  # fmt: skip
+QWEN25_VL: Part = (
+    transformers.Qwen2_5_VLForConditionalGeneration,
+    {
+        "text_config": {
+            "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+            "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 128000,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584},
         "tie_word_embeddings": False,
     },
 )  # fmt: skip
@@ -183,7 +196,43 @@ CONFIGS: dict[str, tuple[Any, dict[str, Part]]] = {  # model -> its pipeline, an
             "transformer": (diffusers.ZImageTransformer2DModel, {}),
         },
     ),
-}
+    "flux2-klein": (
+        partial(diffusers.Flux2KleinPipeline, is_distilled=True),
+        {
+            "scheduler": (FLOW, {"shift": 3.0, "use_dynamic_shifting": True}),
+            "vae": (diffusers.AutoencoderKLFlux2, {}),
+            "text_encoder": (transformers.Qwen3ForCausalLM, QWEN3[1]),
+            "tokenizer": (byte_tokenizer, {"padding_side": "right"}),
+            "transformer": (
+                diffusers.Flux2Transformer2DModel,
+                {
+                    "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+                    "guidance_embeds": False,
+                },
+            ),
+        },
+    ),
+    "qwen-image": (  # whose transformer and VAE are their classes' defaults, as Chroma's transformer is
+        diffusers.QwenImagePipeline,
+        {
+            "scheduler": (FLOW, {"use_dynamic_shifting": True, "max_image_seq_len": 8192, "max_shift": 0.9}),
+            "vae": (diffusers.AutoencoderKLQwenImage, {}),
+            "text_encoder": QWEN25_VL,
+            "tokenizer": (byte_tokenizer, {"padding_side": "right"}),
+            "transformer": (diffusers.QwenImageTransformer2DModel, {}),
+        },
+    ),
+    "chroma": (
+        diffusers.ChromaPipeline,
+        {
+            "scheduler": (FLOW, {}),
+            "vae": FLUX_VAE,
+            "text_encoder": T5,
+            "tokenizer": T5_WORDS,
+            "transformer": (diffusers.ChromaTransformer2DModel, {}),
+        },
+    ),
+}  # fmt: skip
 
 
 def write(model: str, volume: Path) -> Path:

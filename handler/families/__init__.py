@@ -152,8 +152,14 @@ def run(
             callback_on_step_end=step_end,
             output_type="pt",
         ).images
+    return _brought(pictures, heading().split(1), recipe, projection, wait)
+
+
+def _brought(
+    pictures: Any, latents: Sequence[Any], recipe: Recipe, projection: Projection, wait: Callable[[], None]
+) -> list[Any]:
+    """Pictures (batch, 3, height, width) from 0 to 1 as arrays on the host, after one wait for the device."""
     on_host = [_fetched(picture, recipe.size) for picture in pictures]
-    latents = heading().split(1)
     wait()
     return [_finished(*each, recipe, projection) for each in zip(on_host, pictures, latents, strict=True)]
 

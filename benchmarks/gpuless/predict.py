@@ -1,0 +1,95 @@
+"""The arithmetic's time of a picture on a card, from the rows that `worker.py` makes; nothing was measured on a GPU.
+
+An operation takes as long as its arithmetic or its memory, whichever is longer, at the rates of `cards.py`; generated
+kernels take as long as their bytes; each launch costs a gap. What runs eagerly is no faster than a CPU starts it.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gpuless.cards import ATTENTION, CARDS, CONVOLUTIONS, EAGER_US, LAUNCH_US, MEMORY, PRODUCTS, Card
+from gpuless.work import flop, moved, operation
+
+STAGES = {"text_encoder": "encode", "text_encoder_2": "encode", "text_encoder_3": "encode", "vae": "decode"}
+ALL = ("encode", "denoise", "decode")
+RUN = {"encode": "eager", "decode": "eager"}  # as Kindling runs them; of a denoiser the blocks are compiled
+PNG_MS, WAITS_MS = 13.0, 6.0  # of a picture of 1024x1024: estimates, ../shared/facts/gpu.md
+ROOM = 1.1  # of the weights' bytes, that a card must have
+HOPPER, BLACKWELL = "9.0", "10.0"  # the capabilities that stand for others, in this order
+PRODUCT_OF = {
+    "fp8": "float8_e4m3fn", "fp8-tensor": "float8_e4m3fn", "mxfp8": "float8_e4m3fn", "nvfp4": "float4_e2m1fn_x2",
+    "int8-dynamic": "int8",
+}  # fmt: skip
+Row = Mapping[str, Any]
+
+
+def operation_ms(line: str, card: Card) -> float:
+    """Of one heavy operation."""
+    it = operation(line)
+    if it.kernel == "mm":
+        rate = card.promised[it.dtype] * PRODUCTS.get(it.dtype, 1)
+    elif it.kernel == "conv":
+        rate = card.promised[it.dtype] * CONVOLUTIONS
+    else:
+        kernel = "flash" if it.kernel == "cudnn" and card.capability.startswith("8") else it.kernel
+        rate = card.promised[it.dtype] * card.attention.get(kernel, ATTENTION["efficient"])
+    return max(flop(line) / rate / 1e9, moved(line) / (card.memory_tb_s * MEMORY) / 1e9)
+
+
+def work_ms(row: Row, card: Card) -> float:
+    """Of all that one row counts, once."""
+    heavy = sum(many * operation_ms(line, card) for line, many in row["operations"].items())
+    light = row["triton_bytes"] + row["extern_bytes"] - sum(n * moved(line) for line, n in row["operations"].items())
+    return float(heavy + light / (card.memory_tb_s * MEMORY) / 1e9 + row["launches"] * LAUNCH_US / 1000)
+
+
+def picture(rows: Iterable[Row], model: str, precision: str, card: Card) -> dict[str, float] | None:
+    """Milliseconds of each stage, and seconds of all; None if the card cannot, or something is missing or failed."""
+    mine = chosen(rows, model, precision, card)
+    if {STAGES.get(row["part"], "denoise") for row in mine} != set(ALL) or any("error" in row for row in mine):
+        return None
+    if not able(mine, precision, card):
+        return None
+    gpu, cpu = dict.fromkeys(ALL, 0.0), dict.fromkeys(ALL, 0.0)
+    for row in mine:
+        stage, times = STAGES.get(row["part"], "denoise"), row["calls"] * row["count"]
+        gpu[stage] += times * work_ms(row, card)
+        cpu[stage] += times * row["launches"] * EAGER_US / 1000 * (row["plan"] == "eager")
+    stages = {stage: max(gpu[stage], cpu[stage]) for stage in gpu}
+    width, height = mine[0]["size"]
+    stages["host"] = PNG_MS * width * height / 2**20 + WAITS_MS
+    return {**{f"{s}_ms": round(ms, 1) for s, ms in stages.items()}, "seconds": round(sum(stages.values()) / 1000, 3)}
+
+
+def chosen(rows: Iterable[Row], model: str, precision: str, card: Card) -> list[Row]:
+    """The rows of a picture, each part as Kindling runs it: for the card's capability, else what stands for it."""
+    mine = [row for row in rows if row["model"] == model and row["group"] in (precision, "vae") and _runs(row)]
+    found: list[Row] = []
+    for part in dict.fromkeys(row["part"] for row in mine):
+        here = [row for row in mine if row["part"] == part]
+        there = {row["capability"] for row in here}
+        best = next(c for c in (card.capability, HOPPER, BLACKWELL) if c in there)
+        found += [row for row in here if row["capability"] == best]
+    return found
+
+
+def _runs(row: Row) -> bool:
+    stage = STAGES.get(row["part"], "denoise")
+    return stage == "denoise" or row["plan"] == RUN[stage]
+
+
+def able(rows: list[Row], precision: str, card: Card) -> bool:
+    """Whether the card multiplies so, and its memory holds the weights."""
+    weights = sum(row.get("weight_bytes", 0) for row in rows)
+    return PRODUCT_OF.get(precision, "bfloat16") in card.promised and ROOM * weights <= card.memory_gb * 1e9
+
+
+def all_of(rows: list[Row]) -> list[dict[str, Any]]:
+    """A prediction for each model, precision and card that can."""
+    pairs = dict.fromkeys((row["model"], row["precision"]) for row in rows)
+    return [
+        {"model": model, "precision": precision, "card": name, **found}
+        for model, precision in pairs
+        for name, card in CARDS.items()
+        if (found := picture(rows, model, precision, card))
+    ]
