@@ -240,7 +240,7 @@ def test_aotinductor_builds_for_cuda_where_the_machines_toolkit_is_wrong(tmp_pat
     )  # fmt: skip
     assert out.returncode == 0, out.stdout + out.stderr
     found = json.loads(out.stdout)
-    assert "error: " in found["bare"]["error"]
+    assert "bytes" not in found["bare"]
     assert found["given"]["bytes"] > 10_000
     assert str(GPULESS.resolve()) in str(Path(found["headers"]).resolve())
 
