@@ -92,7 +92,7 @@ def checked() -> str | None:
     """Lower FLUX.1 again, compile and link AOTInductor's C++; what is worse than in the file, or None."""
     kept = json.loads(KEPT.read_text())["rows"]
     found = [row for rows in worked("flux-schnell", "9.0", ["bf16", "fp8", "vae"]) for row in rows]
-    subprocess.run([sys.executable, "-m", "gpuless.link"], env=environment("9.0"), check=True)
+    subprocess.run([sys.executable, HERE / "gpuless" / "toolchain.py"], env=environment("9.0"), check=True)
     return "\n".join(check.worse(kept, found)) or None
 
 

@@ -67,7 +67,9 @@ class Drawing:
                 self._family, self._pipeline, arguments, recipes, self._spec, step, self._projection, stages.finish
             )
         except RuntimeError as error:
-            raise meaning(error, recipes[0].size) from error
+            if (meant := meaning(error, recipes[0].size)) is error:
+                raise
+            raise meant from error
         seconds, outcomes = stages.seconds, zip(itertools.count(), recipes, found, strict=False)
         return [given_up.get(i) or _outcome(recipe, rgb, len(recipes), seconds) for i, recipe, rgb in outcomes]
 

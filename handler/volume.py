@@ -57,14 +57,11 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A complete folder of model files. Without a manifest (a hub cache) only sizes and headers can be checked.
-
-    `index` stands in for model_index.json where there is none.
-    """
+    """A complete folder of model files. Without a manifest (a hub cache) only sizes and headers can be checked."""
 
     folder: Path
     manifest: Manifest | None
-    index: Mapping[str, Any] | None = None
+    index: Mapping[str, Any] | None = None  # in the place of model_index.json where there is none
 
     @property
     def precision(self) -> str:

@@ -82,7 +82,8 @@ DEEP: dict[str, set[str]] = {
     "gpu_cold.py": {"volume"},
     "gpu_parts.py": {"blocks", "kernels", "quant"},
     "gpu_pictures.py": {"attention", "blocks", "families", "quant"},
-    "worker.py": {"blocks", "quant"},  # of gpuless/
+    "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
+    "worker.py": {"blocks", "quant"},
 }
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 
