@@ -40,18 +40,19 @@ def ceilings(run: Run) -> Iterator[Case]:
 
 def products(run: Run) -> Iterator[Case]:
     """Every matrix product of a step, as the layers are and fused, and what they add up to; rows x out x in."""
-    spent: dict[str, float] = dict.fromkeys(PRODUCTS, 0.0)
+    wanted, spent = shapes(run.scale), dict[str, list[float]]()
 
     def counted(kind: str, times: int, *sides: int) -> Row:
         row = product(kind, *sides)
-        spent[kind] += times * row["ms"]
+        spent.setdefault(kind, []).append(times * row["ms"])
         return row | {"times": times}
 
-    for sides, times in shapes(run.scale).items():
+    for sides, times in wanted.items():
         for kind in PRODUCTS:
             yield f"{kind} {'x'.join(map(str, sides))}", partial(counted, kind, times, *sides)
     for kind in PRODUCTS:
-        yield f"products of a step, {kind}", lambda kind=kind: {"ms": spent[kind]}
+        if len(spent.get(kind, ())) == len(wanted):
+            yield f"products of a step, {kind}", lambda kind=kind: {"ms": sum(spent[kind])}
     for sides in fused(run.scale):
         for kind in PRODUCTS:
             yield f"{kind} {'x'.join(map(str, sides))}, fused", partial(product, kind, *sides)

@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,15 @@ from unittest import mock
 import torch
 
 from gpu_scale import DEVICE, MODEL, PARTS, Case, NotCompiledError, Row, Run, built, synchronize
+from gpu_stages import peak_gb, told, watched
 from handler import MODELS, Api, Clock, ImageRequest, Lane, ModelSpec, Settings, Worker, attention, detect, families
 from handler.blocks import unbind_blocks
+from handler.failures import Failures
 from handler.families import flux
 from handler.quant import quantise
 
 PATIENT_S = 3600.0
 FEW = 1  # pictures of many steps that are timed after the first
-Stage = tuple[str, float, Any, Any]  # its name, the host's seconds, and the device's marks around it
 
 
 @dataclass(eq=False)
@@ -75,9 +76,10 @@ class Studio:
         worker = Worker(spec, detect(settings), flux, self.pipeline, clock.ledger)
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
         worker.hardware = attention.settle(settings, spec, worker.hardware, model, clock, False, one)
-        worker._compile(settings, clock)
+        failures = Failures(settings.compile, spec, worker.hardware, settings.volume)
+        worker._compile(settings, clock, failures)
         with clock.phase("warm"):
-            worker._warm(clock)
+            worker._warm(clock, failures)
         clock.finish("ready")
         return worker
 
@@ -105,61 +107,6 @@ def studio(run: Run) -> Studio:
     hardware = detect(Settings(precision="bf16"))
     with mock.patch.object(families, "load_components", return_value=components):
         return Studio(run, families.build(flux, None, hardware))
-
-
-@contextmanager
-def watched(pipeline: Any) -> Iterator[list[Stage]]:
-    """Note what the host and the device spend in each stage of a picture."""
-    stages: list[Stage] = []
-
-    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            begun, start = time.perf_counter(), mark()
-            result = function(*args, **kwargs)
-            stages.append((name, time.perf_counter() - begun, start, mark()))
-            return result
-
-        return call
-
-    with ExitStack() as stack:
-        places = (("encode", pipeline, "encode_prompt"), ("step", pipeline.transformer, "forward"))
-        for name, owner, method in (*places, ("decode", pipeline.vae, "decode")):
-            stack.enter_context(mock.patch.object(owner, method, noting(name, getattr(owner, method))))
-        yield stages
-
-
-def mark() -> Any:
-    """A point in the device's work; of a CPU's, now."""
-    if DEVICE != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def between(start: Any, end: Any) -> float:
-    """Milliseconds."""
-    return float(start.elapsed_time(end)) if DEVICE == "cuda" else 1000 * (end - start)
-
-
-def told(stages: list[Stage]) -> Row:
-    """Milliseconds of each stage: the device's, and the host's to launch it; of steps the medians."""
-    synchronize()
-    row: Row = {}
-    for name in dict.fromkeys(stage[0] for stage in stages):
-        those = [(1000 * seconds, between(start, end)) for each, seconds, start, end in stages if each == name]
-        row[f"{name}_launch_ms"], row[f"{name}_ms"] = (statistics.median(column) for column in zip(*those, strict=True))
-    return row
-
-
-def peak_gb() -> float:
-    """The most memory that tensors took at once, since the last time this was asked; 0 on a CPU."""
-    if DEVICE != "cuda":
-        return 0.0
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    torch.cuda.reset_peak_memory_stats()
-    return peak
 
 
 def by_api(lane: Lane, request: ImageRequest) -> Row:
