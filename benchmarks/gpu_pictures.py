@@ -44,9 +44,15 @@ class Studio:
         scaled = {"size": self.run.scale.size, "text_tokens": self.run.scale.tokens}
         return dataclasses.replace(MODELS[MODEL], **{**scaled, **differing})
 
+    def unbound(self) -> Any:
+        """Take compiled code off all parts; the VAE's decoder, where it could be compiled."""
+        decoder = families.compilable(self.pipeline, DEVICE)
+        unbind_blocks(self.pipeline.transformer, decoder)
+        return decoder
+
     def quantise(self, precision: str) -> None:
         """Round the weights in place, as a worker does that finds none baked."""
-        unbind_blocks(self.pipeline.transformer)
+        self.unbound()
         for name in ("transformer", "text_encoder", "text_encoder_2"):
             quantise(getattr(self.pipeline, name), precision, DEVICE)
         self.precision = precision
@@ -71,9 +77,9 @@ class Studio:
 
     def _boot(self, spec: ModelSpec, settings: Settings, clock: Clock) -> Worker:
         """What `Worker.boot` does once the weights are there."""
-        model = self.pipeline.transformer
-        unbind_blocks(model)
         worker = Worker(spec, detect(settings), flux, self.pipeline, clock.ledger)
+        worker._decoder = self.unbound()
+        model = self.pipeline.transformer
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
         worker.hardware = attention.settle(settings, spec, worker.hardware, model, clock, False, one)
         failures = Failures(settings.compile, spec, worker.hardware, settings.volume)
@@ -181,7 +187,7 @@ def quantised(run: Run) -> Iterator[Case]:
             by_worker, Worker(_dev(room, scale.tokens), worker.hardware, flux, room.pipeline, lane.ledger), 1
         )
         yield f"{name}, {scale.dev_steps} steps", lambda: room.pictures(long, scale.dev_steps, FEW, scale.size)
-        unbind_blocks(room.pipeline.transformer)
+        room.unbound()
         yield "Kindling fp8 eager", lambda: room.pictures(partial(by_worker, worker, 1), spec.steps, 1, scale.size)
 
 

@@ -144,8 +144,9 @@ def plain(spec: ModelSpec, volume: Path) -> tuple[Draw, dict[str, Any]]:
     return draw, facts
 
 
-def kindling(spec: ModelSpec, volume: Path, policy: str, precision: str = "auto") -> tuple[Draw, dict[str, Any]]:
-    """A lane with a worker, as the server has it; `policy` is KINDLING_COMPILE."""
+def kindling(spec: ModelSpec, volume: Path, policy: str, precision: str = "") -> tuple[Draw, dict[str, Any]]:
+    """A lane with a worker, as the server has it; `policy` is KINDLING_COMPILE. Plain diffusers' precision if none."""
+    precision = precision or detect(Settings()).precision
     given: dict[str, Any] = {"model": spec.id, "volume": volume, "compile": policy, "precision": precision}
     lane = Lane(Settings(**given, publish=False, cold_start_budget_s=3600))
     lane.start()
