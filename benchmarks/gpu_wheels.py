@@ -22,7 +22,8 @@ TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation",
 GLIBC = ("2_34", "2_28", "2_27", "2_24", "2_17")  # pip takes each for itself alone
 PLATFORMS = [f"--platform=manylinux_{version}_x86_64" for version in GLIBC]
 WHOLE = ("pydantic", "importlib-metadata")  # with what they need: they pin it, or it is as rare
-ALONE = ("diffusers", "isal", "starlette", "uvicorn", "python-multipart", "cache-dit", "torchao", "nvidia-cudnn-frontend")
+SERVER = ("starlette", "uvicorn", "python-multipart")
+ALONE = ("diffusers", "isal", "cache-dit", "torchao", "nvidia-cudnn-frontend", *SERVER)
 NVIDIA = (  # CUDA 13.0's headers, all in one folder
     "nvidia-cuda-runtime==13.0.*",
     "nvidia-cuda-crt==13.0.*",
