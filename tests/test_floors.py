@@ -78,7 +78,6 @@ HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_di
 # Imported late as a whole; the others import these late, inside functions.
 MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
-<<<<<<< HEAD
 DEEP: dict[str, set[str]] = {
     "gpu_cold.py": {"volume"},
     "gpu_parts.py": {"blocks", "kernels", "quant"},
@@ -86,9 +85,6 @@ DEEP: dict[str, set[str]] = {
     "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
     "worker.py": {"blocks", "quant"},
 }
-=======
-DEEP: dict[str, set[str]] = {"worker.py": {"blocks", "quant"}, "link.py": {"blocks"}}  # of gpuless/
->>>>>>> w/lower
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 
 
