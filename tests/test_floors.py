@@ -81,7 +81,7 @@ MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
 DEEP: dict[str, set[str]] = {
     "gpu_cold.py": {"volume"},
     "gpu_parts.py": {"blocks", "kernels", "quant"},
-    "gpu_pictures.py": {"attention", "blocks", "families", "quant"},
+    "gpu_pictures.py": {"attention", "blocks", "failures", "families", "quant"},
     "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
     "worker.py": {"blocks", "quant"},
 }
