@@ -83,7 +83,7 @@ DEEP: dict[str, set[str]] = {
     "gpu_parts.py": {"blocks", "kernels", "quant"},
     "gpu_pictures.py": {"attention", "blocks", "failures", "families", "quant"},
     "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
-    "worker.py": {"blocks", "quant"},
+    "worker.py": {"blocks", "families", "quant"},
 }
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 

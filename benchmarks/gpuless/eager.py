@@ -20,6 +20,7 @@ ATTENTION = {  # torch's operators, and what their kernels are called here
     "_scaled_dot_product_cudnn_attention": "cudnn",
     "_scaled_dot_product_flash_attention": "flash",
     "_scaled_dot_product_efficient_attention": "efficient",
+    "attend_wide": "wide",  # Kindling's own, of an autoencoder
 }
 
 
@@ -32,7 +33,7 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, name = function(*args, **(kwargs or {})), function.overloadpacket.__name__
-        if self.paused or name in FREE or function.namespace != "aten":
+        if self.paused or name in FREE or function.namespace not in ("aten", "kindling"):
             return result
         if heavy := described(name, args, result):
             self.work.add(heavy)

@@ -106,7 +106,7 @@ class Lowered:
 def _name(node: Any) -> str:
     """torch.ops.aten._scaled_dot_product_cudnn_attention.default -> _scaled_dot_product_cudnn_attention"""
     name = getattr(node, "python_kernel_name", None) or ""
-    return str(name).removeprefix("torch.ops.aten.").removeprefix("extern_kernels.").split(".")[0]
+    return str(name).removeprefix("torch.ops.").removeprefix("aten.").removeprefix("kindling.").removeprefix("extern_kernels.").split(".")[0]
 
 
 def _convolution(shapes: list[list[int]], result: list[int]) -> tuple[int, ...]:

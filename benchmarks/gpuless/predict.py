@@ -12,7 +12,6 @@ from gpuless.work import flop, moved, operation
 
 STAGES = {"text_encoder": "encode", "text_encoder_2": "encode", "text_encoder_3": "encode", "vae": "decode"}
 ALL = ("encode", "denoise", "decode")
-RUN = {"encode": "eager", "decode": "eager"}  # as Kindling runs them; of a denoiser the blocks are compiled
 PNG_MS, WAITS_MS = 13.0, 6.0  # of a picture of 1024x1024: estimates, ../shared/facts/gpu.md
 ROOM = 1.1  # of the weights' bytes, that a card must have
 HOPPER, BLACKWELL = "9.0", "10.0"  # the capabilities that stand for others, in this order
@@ -26,14 +25,15 @@ Row = Mapping[str, Any]
 def operation_ms(line: str, card: Card) -> float:
     """Of one heavy operation."""
     it = operation(line)
-    if it.kernel == "mm":
+    if it.kernel in ("mm", "wide"):
         rate = card.promised[it.dtype] * PRODUCTS.get(it.dtype, 1)
     elif it.kernel == "conv":
         rate = card.promised[it.dtype] * CONVOLUTIONS
     else:
         kernel = "flash" if it.kernel == "cudnn" and card.capability.startswith("8") else it.kernel
         rate = card.promised[it.dtype] * card.attention.get(kernel, ATTENTION["efficient"])
-    return max(flop(line) / rate / 1e9, moved(line) / (card.memory_tb_s * MEMORY) / 1e9)
+    whole = sum if it.kernel == "wide" else max  # its parts come one after another
+    return whole((flop(line) / rate / 1e9, moved(line) / (card.memory_tb_s * MEMORY) / 1e9))
 
 
 def work_ms(row: Row, card: Card) -> float:
@@ -63,19 +63,16 @@ def picture(rows: Iterable[Row], model: str, precision: str, card: Card) -> dict
 
 def chosen(rows: Iterable[Row], model: str, precision: str, card: Card) -> list[Row]:
     """The rows of a picture, each part as Kindling runs it: for the card's capability, else what stands for it."""
-    mine = [row for row in rows if row["model"] == model and row["group"] in (precision, "vae") and _runs(row)]
+    mine = [row for row in rows if row["model"] == model and row["group"] in (precision, "vae")]
     found: list[Row] = []
     for part in dict.fromkeys(row["part"] for row in mine):
         here = [row for row in mine if row["part"] == part]
+        if STAGES.get(part) == "decode":  # compiled, where it can be
+            here = [row for row in here if row["plan"] == "compiled"] or here
         there = {row["capability"] for row in here}
         best = next(c for c in (card.capability, HOPPER, BLACKWELL) if c in there)
         found += [row for row in here if row["capability"] == best]
     return found
-
-
-def _runs(row: Row) -> bool:
-    stage = STAGES.get(row["part"], "denoise")
-    return stage == "denoise" or row["plan"] == RUN[stage]
 
 
 def able(rows: list[Row], precision: str, card: Card) -> bool:

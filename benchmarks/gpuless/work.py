@@ -2,13 +2,15 @@
 
 An operation is a line of text: kernel, type, sizes. Products are `mm float8_e4m3fn 1x4096x9216x3072` (matrices, rows,
 columns, inner length); convolutions `conv bfloat16 1x512x512x9x16384` (pictures, channels out and in, pixels of the
-kernel, pixels out); attention `cudnn bfloat16 1x24x4352x4352x128` (pictures, heads, queries, keys, a head's width).
+kernel, pixels out); attention `cudnn bfloat16 1x24x4352x4352x128` (pictures, heads, queries, keys, a head's width), of
+which `wide` is no fused kernel: two products, with a softmax of scores in memory between them.
 """
 
 import math
 from dataclasses import dataclass, field
 
 BYTES = {"float32": 4, "float8_e4m3fn": 1, "int8": 1, "float4_e2m1fn_x2": 0.5}  # of a value; any other type has two
+SCORE = 20  # bytes of a score of `wide`: written, normalised and rounded in fp32, read again in 16 bits
 RESULT = 2  # bytes of a value of what comes out: 16-bit floats, everywhere
 
 
@@ -72,4 +74,5 @@ def moved(text: str) -> int:
         many, out, into, kernel, pixels = it.sizes
         return int(width * (many * pixels * (out + into) + out * into * kernel))
     many, heads, queries, keys, head = it.sizes
-    return int(width * many * heads * head * 2 * (queries + keys))
+    scores = SCORE * many * heads * queries * keys if it.kernel == "wide" else 0
+    return int(width * many * heads * head * 2 * (queries + keys)) + scores

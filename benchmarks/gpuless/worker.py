@@ -4,7 +4,7 @@
 
 Blocks that are repeated are lowered as a worker of Kindling compiles them, beside two sketches of pictures, and counted
 for one picture of the model's own size; what is around them, and text encoders, as they run: eagerly. The autoencoder
-is counted both ways.
+is counted eagerly, and compiled where a worker compiles its decoder.
 """
 
 import importlib
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 import random_models
 from gpuless import denoisers, device, eager, inductor
 from handler import MODELS, ModelSpec, blocks, quant
+from handler.families import autoencoders
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 AROUND = "around the blocks"
@@ -175,10 +177,9 @@ def prompt_lowered(spec: ModelSpec, recipe: random_models.Part, precision: str) 
 
 
 def decoded(spec: ModelSpec, recipe: random_models.Part) -> Iterator[Row]:
-    """The latents of a picture to pixels."""
+    """The latents of a picture to pixels: eagerly, and compiled where a worker compiles the decoder."""
     vae = random_models.made(recipe)
-    if all(parameter.ndim < 5 for parameter in vae.parameters()):  # as `families` lays it out
-        vae.to(memory_format=torch.channels_last)
+    autoencoders.prepare(vae, "cuda")
     vae, mode = on_gpu(vae, "bf16")
     width, height = spec.size
 
@@ -192,6 +193,10 @@ def decoded(spec: ModelSpec, recipe: random_models.Part) -> Iterator[Row]:
         work = eager.counted(lambda: vae.decode(pictures[-1]))
     facts = {"part": "vae", "precision": "bf16", "calls": 1, "name": type(vae).__name__}
     yield facts | {"plan": "eager", "count": 1, "weight_bytes": weight_bytes(vae), **asdict(work)}
+    upcasts = hasattr(random_models.CONFIGS[spec.id][0], "upcast_vae")
+    pipeline = SimpleNamespace(vae=vae, **({"upcast_vae": None} if upcasts else {}))
+    if not autoencoders.compilable(pipeline, "cuda"):
+        return
     calls = called({"decoder": vae.decoder}, lambda: [vae.decode(each) for each in pictures], mode)["decoder"]
     for row in lowered(vae.decoder, [calls], mode):
         yield facts | {"plan": "compiled"} | row
