@@ -5,7 +5,7 @@ four bits of all from 2^-6 to 448. Values are rounded in steps of a power of two
 is the result, for no average of them is larger; the numerators of the softmax, at most 1, in steps of 1/256. A power of
 two rounds alike whatever else is in a batch. Sums are in float32.
 
-The operator takes what is rounded already: in compiled code the rounding becomes part of the kernels before it.
+The operator takes what is rounded already: in compiled code its rounding becomes part of the kernels before it.
 Importing this makes it a backend of diffusers' dispatcher, and lets compiled code that calls it be loaded.
 """
 
@@ -47,27 +47,32 @@ def attend(
     q, k = (x.clamp(-E4M3_MOST, E4M3_MOST).to(E4M3).contiguous() for x in (query, key))
     unit = torch.exp2(torch.ceil(torch.log2((value.abs().amax().float() / E4M3_MOST).clamp(min=TINY))))
     v = (value / unit).to(E4M3).contiguous()
-    result: Tensor = torch.ops.kindling.attention_fp8(q, k, v, channels**-0.5 if scale is None else scale)
-    return result.to(query.dtype) * unit
+    result: Tensor = torch.ops.kindling.attention_fp8(q, k, v, unit, channels**-0.5 if scale is None else scale)
+    return result.to(query.dtype)
 
 
 @torch.library.custom_op("kindling::attention_fp8", mutates_args=(), device_types="cpu")
-def attention_fp8(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """softmax(query key^T scale) value of e4m3 (pictures, tokens, heads, channels), in e4m3, on a CPU."""
+def attention_fp8(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: float) -> Tensor:
+    """softmax(query key^T scale) value of e4m3 (pictures, tokens, heads, channels), on a CPU.
+
+    Values are in steps of `unit`; the result is rounded to e4m3 in the same, and given in bfloat16, which holds it. It
+    is not left to compiled code to multiply by `unit`: Inductor would then write FLUX's longest concatenation twice.
+    """
     q, k, v = (x.transpose(1, 2).float() for x in (query, key, value))
     scores = (q @ k.mT) * scale
     numerators = (scores - scores.amax(-1, keepdim=True)).exp()
     rounded = (numerators * NUMERATOR).to(E4M3).float() / NUMERATOR
-    return (rounded @ v / numerators.sum(-1, keepdim=True)).transpose(1, 2).to(E4M3).contiguous()
+    result = (rounded @ v / numerators.sum(-1, keepdim=True)).transpose(1, 2)
+    return result.to(E4M3).to(torch.bfloat16).contiguous().mul_(unit)
 
 
 @attention_fp8.register_fake
-def _shape_of(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return torch.empty_like(query)
+def _shape_of(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: float) -> Tensor:
+    return torch.empty_like(query, dtype=torch.bfloat16)
 
 
 @attention_fp8.register_kernel("cuda")
-def _by_cudnn(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _by_cudnn(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: float) -> Tensor:
     """The same by cuDNN, on the current stream."""
     import cudnn
 
@@ -77,7 +82,7 @@ def _by_cudnn(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
     workspace = torch.empty(graph.get_workspace_size(), dtype=torch.uint8, device=device)
     tensors = {QUERY: query, KEY: key, VALUE: value, OUT: out, **_numbers(device)}
     graph.execute(tensors, workspace, handle=handle)
-    return out
+    return out.to(torch.bfloat16).mul_(unit)
 
 
 @cache

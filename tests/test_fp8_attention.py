@@ -77,7 +77,7 @@ def test_what_it_cannot_do_is_told() -> None:
 
 
 def test_the_operator_keeps_torchs_rules() -> None:
-    given = (*(x.to(E4M3) for x in tensors(tokens=24)), 0.125)
+    given = (*(x.to(E4M3) for x in tensors(tokens=24)), torch.tensor(0.5), 0.125)
     torch.library.opcheck(attention_fp8, given, test_utils="test_faketensor")
 
 
@@ -203,7 +203,7 @@ def test_cudnn_is_told_the_same_as_a_cpu_computes(cudnn: list[Graph]) -> None:
     for tokens, keys, built in ((200, 200, 1), (200, 200, 1), (200, 77, 2), (130, 77, 3)):
         q, k, v = (x.to(E4M3) for x in tensors())
         q, k, v = q[:, :tokens].contiguous(), k[:, :keys].contiguous(), v[:, :keys].contiguous()
-        got, want = fp8_attention._by_cudnn(q, k, v, 0.125), attention_fp8(q, k, v, 0.125)
+        got, want = (compute(q, k, v, torch.tensor(0.5), 0.125) for compute in (fp8_attention._by_cudnn, attention_fp8))
         assert (got.float() == want.float()).all()
         assert len(cudnn) == built
     assert cudnn[0].given["handle"] == 7

@@ -77,11 +77,12 @@ def test_fp8_differs_as_eight_bits_do_and_is_timed(name: str) -> None:
     apart = float((got - want).norm() / want.norm())
     native_ms, eager_ms = (attention._milliseconds(one, given) for one in ("native", kernel))
     rounded = [given[one].transpose(1, 2).to(E4M3).contiguous() for one in ("query", "key", "value")]
+    unit = torch.ones((), device="cuda")
     torch.cuda.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(10):
-        torch.ops.kindling.attention_fp8(*rounded, 0.1)
+        torch.ops.kindling.attention_fp8(*rounded, unit, 0.1)
     end.record()
     end.synchronize()
     alone_ms = begin.elapsed_time(end) / 10
@@ -97,7 +98,8 @@ def test_fp8_is_what_a_cpu_computes(channels: int) -> None:
 
     generator = torch.Generator().manual_seed(0)
     rounded = torch.randn(3, 2, 333, 4, channels, generator=generator).to(E4M3)
-    want, got = attention_fp8(*rounded, channels**-0.5), attention_fp8(*rounded.cuda(), channels**-0.5)
+    unit, scale = torch.tensor(0.5), channels**-0.5
+    want, got = attention_fp8(*rounded, unit, scale), attention_fp8(*rounded.cuda(), unit.cuda(), scale)
     assert (got.cpu().float() - want.float()).norm() / want.float().norm() < 0.04
 
 
