@@ -20,6 +20,7 @@ from gpuless.eager import ATTENTION, FREE, LEFT, kind, product
 from gpuless.work import BYTES, Work, line
 
 QUANTISED = (torch.float8_e4m3fn, torch.int8, torch.float4_e2m1fn_x2)
+PLACES = ("torch", "ops", "aten", "kindling", "extern_kernels")  # of a kernel's full name
 Shapes = list[tuple[int, ...]]
 
 
@@ -106,7 +107,7 @@ class Lowered:
 def _name(node: Any) -> str:
     """torch.ops.aten._scaled_dot_product_cudnn_attention.default -> _scaled_dot_product_cudnn_attention"""
     name = getattr(node, "python_kernel_name", None) or ""
-    return str(name).removeprefix("torch.ops.").removeprefix("aten.").removeprefix("kindling.").removeprefix("extern_kernels.").split(".")[0]
+    return next((part for part in str(name).split(".") if part not in PLACES), "")
 
 
 def _convolution(shapes: list[list[int]], result: list[int]) -> tuple[int, ...]:
