@@ -127,9 +127,8 @@ def run(
 ) -> list[Any]:
     """Draw alike pictures at once: uint8 (height, width, 3) arrays of their exact size, NumericalErrors for broken.
 
-    Calls `on_step(done, previews)` when the device was told each step; an exception raised there ends the run.
-    `projection` makes the previews and learns from the pictures. `wait` returns when the device has done all it was
-    told, and is called once.
+    Calls `on_step(done, previews)` when the device was told each step; an exception raised there ends the run. `wait`,
+    called once, returns when it has done all. `projection` makes the previews and learns from the pictures.
     """
     recipe, pipeline = recipes[0], edits.pipeline_for(recipes[0], family, pipeline)
     width, height = spec.canvas(recipe.size)
@@ -154,10 +153,7 @@ def run(
             callback_on_step_end=step_end,
             output_type="pt",
         ).images
-    on_host = [_fetched(picture, recipe.size) for picture in pictures]
-    latents = heading().split(1)
-    wait()
-    return [_finished(*each, recipe, projection) for each in zip(on_host, pictures, latents, strict=True)]
+    return _finished(pictures, heading(), recipe, projection, wait)
 
 
 def _preview(
@@ -186,6 +182,16 @@ def _fetched(picture: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor
 
 
 def _finished(
+    pictures: torch.Tensor, latents: torch.Tensor, recipe: Recipe, projection: Projection, wait: Callable[[], None]
+) -> list[Any]:
+    """Each picture as `run` gives it, for one wait."""
+    on_host = [_fetched(picture, recipe.size) for picture in pictures]
+    wait()
+    each = zip(on_host, pictures, latents.split(1), strict=True)
+    return [_judged(*one, recipe, projection) for one in each]
+
+
+def _judged(
     on_host: tuple[torch.Tensor, torch.Tensor],
     picture: torch.Tensor,
     latents: torch.Tensor,

@@ -4,7 +4,6 @@ The one wait there is, for the event of the step before, is none that torch's de
 """
 
 import time
-
 from typing import Any
 
 import pytest
