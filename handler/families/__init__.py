@@ -125,9 +125,8 @@ def run(
 ) -> list[Any]:
     """Draw alike pictures at once: uint8 (height, width, 3) arrays of their exact size, NumericalErrors for broken.
 
-    Calls `on_step(done, previews)` when the device was told each step; an exception raised there ends the run.
-    `projection` makes the previews and learns from the pictures. `wait` returns when the device has done all it was
-    told, and is called once.
+    Calls `on_step(done, previews)` when the device was told each step; an exception raised there ends the run. `wait`,
+    called once, returns when it has done all. `projection` makes the previews and learns from the pictures.
     """
     recipe, pipeline = recipes[0], edits.pipeline_for(recipes[0], family, pipeline)
     width, height = spec.canvas(recipe.size)
@@ -152,16 +151,7 @@ def run(
             callback_on_step_end=step_end,
             output_type="pt",
         ).images
-    return _brought(pictures, heading().split(1), recipe, projection, wait)
-
-
-def _brought(
-    pictures: Any, latents: Sequence[Any], recipe: Recipe, projection: Projection, wait: Callable[[], None]
-) -> list[Any]:
-    """Pictures (batch, 3, height, width) from 0 to 1 as arrays on the host, after one wait for the device."""
-    on_host = [_fetched(picture, recipe.size) for picture in pictures]
-    wait()
-    return [_finished(*each, recipe, projection) for each in zip(on_host, pictures, latents, strict=True)]
+    return _finished(pictures, heading(), recipe, projection, wait)
 
 
 def _preview(
@@ -190,6 +180,16 @@ def _fetched(picture: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor
 
 
 def _finished(
+    pictures: torch.Tensor, latents: torch.Tensor, recipe: Recipe, projection: Projection, wait: Callable[[], None]
+) -> list[Any]:
+    """Each picture as `run` gives it, for one wait."""
+    on_host = [_fetched(picture, recipe.size) for picture in pictures]
+    wait()
+    each = zip(on_host, pictures, latents.split(1), strict=True)
+    return [_judged(*one, recipe, projection) for one in each]
+
+
+def _judged(
     on_host: tuple[torch.Tensor, torch.Tensor],
     picture: torch.Tensor,
     latents: torch.Tensor,
