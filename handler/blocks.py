@@ -15,7 +15,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from handler.fusing import fuse, joined
+from handler.fusing import fuse
+from handler.joining import joined
 
 RECIPE = "3"  # change it with OPTIONS, or with anything else that changes what is in a package
 OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside

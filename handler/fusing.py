@@ -1,20 +1,29 @@
-"""Passes over the graph of an exported block, and the memory they ask for: fewer kernels, fewer bytes, same numbers.
+"""Passes over the graph of an exported block: fewer kernels, fewer bytes, the same numbers.
 
 What is computed twice is computed once, so activations that several layers multiply are rounded once. Products of the
 same activations and different weights become one product by all those weights, one after another. That is so in the
-graph alone: the module keeps its layers, whose weights become slices of the memory that the product reads.
+graph alone: the module keeps its layers, whose weights become slices of the memory that the product reads. And the
+tokens of prompt and picture are put together last, after what is computed of each: so norm, rotation and copy are one.
 """
 
-from collections.abc import Iterable, Mapping
+import operator
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from handler.joining import Merged, as_bytes
+
 # Where matrix products have what belongs to the columns of their result: weights, weights' scales, biases.
 OWN = {"aten.linear.default": (1, 2), "aten._scaled_mm.default": (1, 3, 4), "aten._int_mm.default": (1,)}
-VIEWS = {"aten.t.default", "aten.view.dtype"}  # what may lie between a weight and its product
+VIEWS = {"aten.t.default", "aten.view.dtype", "aten.detach.default"}  # what may lie between a weight and its product
 TILE = 128  # rows of a weight that share a tile of MXFP8's or NVFP4's scales
-ALIGNMENT = 16  # bytes: where kernels want every weight to start
-Merged = dict[str, list[str]]  # the weights that a constant of the graph consists of, by their names in the block
+# What computes each token for itself, if it keeps the number of tokens.
+TOKENWISE = {
+    f"aten.{name}" for name in ("view.default", "unbind.int", "neg.default", "stack.default", "_to_copy.default")
+}
+BROADCAST = {"aten.mul.Tensor", "aten.add.Tensor"}
+TOKENWISE |= BROADCAST | {str(operator.getitem)}
 
 
 def fuse(module: Any) -> Merged:
@@ -23,6 +32,7 @@ def fuse(module: Any) -> Merged:
     Merged constants are buffers of `module`; of the weights they consist of it lets go.
     """
     _compute_once(module.graph)
+    _join_last(module.graph)
     merged = _merge(module)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -34,7 +44,9 @@ def fuse(module: Any) -> Merged:
 def _compute_once(graph: Any) -> None:
     seen: dict[tuple[str, str, str], Any] = {}
     for node in graph.nodes:
-        if node.op == "call_function" and not node.is_impure():
+        if str(node.target) == "aten._assert_tensor_metadata.default":  # of what was traced: it cannot be otherwise
+            graph.erase_node(node)
+        elif node.op == "call_function" and not node.is_impure():
             first = seen.setdefault((str(node.target), repr(node.args), repr(node.kwargs)), node)
             if first is not node:
                 node.replace_all_uses_with(first)
@@ -112,14 +124,14 @@ def _merge(module: Any) -> Merged:
     for node in module.graph.nodes:
         if product := _product(node, tensors):
             kinds.setdefault(product.kind, []).append(product)
-    merged: Merged = {}
+    merged: dict[str, list[str]] = {}
     for products in kinds.values():
         if len(products) > 1:
             _replace(module, products, merged)
     return merged
 
 
-def _replace(module: Any, products: list[Product], merged: Merged) -> None:
+def _replace(module: Any, products: list[Product], merged: dict[str, list[str]]) -> None:
     """Put one product, and slices of it, where the first of `products` is."""
     import torch
 
@@ -128,7 +140,7 @@ def _replace(module: Any, products: list[Product], merged: Merged) -> None:
         for position, operand in products[0].own.items():
             parts = [product.own[position] for product in products]
             merged[name := f"merged_{len(merged)}"] = [part.name for part in parts]
-            module.register_buffer(name, _bytes(part.tensor for part in parts).view(operand.tensor.dtype))
+            module.register_buffer(name, as_bytes(part.tensor for part in parts).view(operand.tensor.dtype))
             args[position] = graph.get_attr(name)
             for view in reversed(operand.views):
                 args[position] = graph.call_function(view.target, (args[position], *view.args[1:]))
@@ -142,67 +154,67 @@ def _replace(module: Any, products: list[Product], merged: Merged) -> None:
         graph.erase_node(product.node)
 
 
-def _bytes(tensors: Iterable[Any], flat: bool = False) -> Any:
-    """All rows of `tensors`, one after another, as bytes: there are dtypes that cannot be concatenated."""
+def _join_last(graph: Any) -> None:
+    """Move each concatenation of two kinds of tokens (batch, tokens, heads, width) behind what each token becomes."""
+    for node in list(graph.nodes):
+        cat = str(node.target) == "aten.cat.default" and node.args[1:] == (1,) and len(node.args[0]) == 2
+        if cat and node.meta["val"].ndim == 4 and len(nodes := _tokenwise(node)) > 1:
+            _compute_apart(graph, nodes)
+
+
+def _tokenwise(joined: Any) -> list[Any]:
+    """`joined` and all that is computed of it token by token, in the order of the graph."""
+    found, tokens, node = {joined: None}, str(joined.meta["val"].shape[1]), joined.next
+    while node.op != "output":
+        alone = str(node.target) in BROADCAST or not {*node.all_input_nodes} - found.keys() - {*_sizes(node)}
+        if str(node.target) in TOKENWISE and found.keys() & {*node.all_input_nodes} and alone:
+            values = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+            if all(value.ndim > 2 and str(value.shape[1]) == tokens for value in values):
+                found[node] = None
+        node = node.next
+    return list(found)
+
+
+def _sizes(node: Any) -> list[Any]:
+    """What a view is told as its shape."""
+    return list(node.args[1]) if str(node.target) == "aten.view.default" else []
+
+
+def _compute_apart(graph: Any, nodes: list[Any]) -> None:
+    """Compute `nodes` for each part of the first, a concatenation; put together what others read of them."""
     import torch
 
-    rows = (tensor.contiguous().view(torch.uint8) for tensor in tensors)
-    return torch.cat([each.flatten() if flat else each for each in rows])
+    joined, parts = nodes[0], nodes[0].args[0]
+    made, aten = {joined: parts}, torch.ops.aten
+    with graph.inserting_before(joined):
+        counts = [graph.call_function(aten.sym_size.int, (part, 1)) for part in parts]
+    for node in nodes[1:]:
+        with graph.inserting_before(node):
+            made[node] = [_for_part(graph, node, made, counts, which) for which in range(len(parts))]
+            if others := [user for user in node.users if user not in nodes]:
+                whole = graph.call_function(aten.cat.default, (made[node], 1))
+                for user in others:
+                    user.replace_input_with(node, whole)
+    for node in reversed(nodes):
+        graph.erase_node(node)
 
 
-def joined(weights: Mapping[str, Any], merged: Merged) -> dict[str, Any]:
-    """The tensors that `merged` names; the block's own `weights` share their memory from now on.
-
-    Weights that are views of a file's memory change places within it, so nothing is there twice; nobody else may
-    hold them.
-    """
+def _for_part(graph: Any, node: Any, made: dict[Any, Any], counts: list[Any], which: int) -> Any:
+    """`node` computed for one of two parts, of so many tokens, of what has been made for each so far."""
     import torch
 
-    with torch.inference_mode(False), torch.no_grad():
-        groups = {name: [weights[part] for part in parts] for name, parts in merged.items()}
-        for parts in groups.values():
-            if not _adjacent(parts):
-                _gather(parts, list(weights.values()))
-        return {name: _whole(parts) for name, parts in groups.items()}
+    span = ((0, counts[0]), (counts[0], sys.maxsize))[which]
 
+    def own(other: Any) -> Any:
+        if other in made:
+            return made[other][which]
+        value = other.meta["val"]
+        axis = 1 + value.ndim - node.meta["val"].ndim if hasattr(value, "ndim") else -1  # where its tokens are
+        if axis < 0 or str(value.shape[axis]) == "1":
+            return other
+        return graph.call_function(torch.ops.aten.slice.Tensor, (other, axis, *span))
 
-def _adjacent(tensors: list[Any]) -> bool:
-    """Whether each begins where the one before it ends, in the same allocation."""
-    first, *rest = tensors
-    end = first.data_ptr() + first.nbytes
-    for tensor in rest:
-        if tensor.data_ptr() != end or tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-            return False
-        end += tensor.nbytes
-    return all(tensor.is_contiguous() for tensor in tensors)
-
-
-def _gather(parts: list[Any], others: list[Any]) -> None:
-    """Let `parts` be adjacent: where they are, if all that lies between them is known, else in new memory."""
-    import torch
-
-    start = min(part.data_ptr() for part in parts)
-    stop = max(part.data_ptr() + part.nbytes for part in parts)
-    between = sorted((each for each in others if start <= each.data_ptr() < stop), key=lambda each: each.data_ptr())
-    if _adjacent(between) and not any(each.nbytes % ALIGNMENT for each in between):
-        moved = [*parts, *(each for each in between if all(each is not part for part in parts))]
-        offset = start - parts[0].untyped_storage().data_ptr()
-        memory = _within(parts[0], torch.uint8, offset, (stop - start,)).copy_(_bytes(moved, flat=True))
-    else:
-        moved, memory = parts, _bytes(parts, flat=True)
-    for tensor, piece in zip(moved, memory.split([each.nbytes for each in moved]), strict=True):
-        tensor.data = piece.view(tensor.dtype).view(tensor.shape)
-
-
-def _whole(parts: list[Any]) -> Any:
-    """Adjacent tensors as one."""
-    first, rows = parts[0], sum(part.shape[0] for part in parts)
-    return _within(first, first.dtype, first.storage_offset(), (rows, *first.shape[1:]))
-
-
-def _within(tensor: Any, dtype: Any, offset: int, shape: tuple[int, ...]) -> Any:
-    """What is `offset` elements into the allocation of `tensor`, which may be made for inference only."""
-    import torch
-
-    there = torch.empty(0, dtype=dtype, device=tensor.device)
-    return there.set_(tensor.untyped_storage(), offset, torch.Size(shape), torch.empty(shape, device="meta").stride())
+    args = torch.fx.node.map_arg(node.args, own)
+    if sizes := _sizes(node):
+        args = (args[0], [sizes[0], counts[which], *sizes[2:]])
+    return graph.call_function(node.target, args, node.kwargs)

@@ -34,6 +34,7 @@ FLOOR = {
     "quant": 3,
     "modules": 3,
     "weights": 3,
+    "joining": 1,
     "fusing": 2,
     "blocks": 3,
     "compiled": 3,

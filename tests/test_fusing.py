@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import tiny
 from handler import MODELS, blocks, quant
-from handler.fusing import joined
+from handler.joining import joined
 
 MERGED = {  # for each kind of block of tiny models the layers of each product, by the names of their layers
     "flux-schnell": {
@@ -98,6 +98,14 @@ def test_a_program_computes_what_its_block_does(precision: str) -> None:
         for call in calls:
             for found, want in zip(module(**call), block(**call), strict=True):
                 assert (found - want).norm() < TOLERANCE[precision] * want.norm()
+
+
+def test_tokens_are_joined_after_norm_and_rotation() -> None:
+    """So that one kernel reads and writes queries and keys: what it joins, attention takes as it is."""
+    _, _, module, _, _ = programs("flux-schnell")["FluxTransformerBlock"]
+    joins = [node for node in module.graph.nodes if str(node.target) == "aten.cat.default"]
+    assert len(joins) == 3
+    assert {str(user.target) for join in joins for user in join.users} == {"aten.permute.default"}
 
 
 PARTS = {"q.weight": (64, 32), "q.bias": (64,), "k.weight": (32, 32), "k.bias": (32,), "v.weight": (96, 32)}
