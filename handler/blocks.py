@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from handler import toolchain
+from handler.fusing import fuse
+from handler.joining import joined
 
 RECIPE = "3"  # change it with OPTIONS, or with anything else that changes what is in a package
 OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside
@@ -25,6 +27,7 @@ OPTIONS = {  # no weights inside, and nothing assumed of the values of those it 
     "always_keep_tensor_constants": True,
     "joint_graph_constant_folding": False,
     "force_layout_optimization": True,  # channels last for convolutions of any size: of a fixed one it is anyway
+    "shape_padding": False,  # else it times every product padded and unpadded, where sizes vary to no end
 }
 LAYOUT = "kindling"  # the entry of the code's metadata that says what it takes
 
@@ -104,15 +107,27 @@ def _compiled(block: Any, calls: list[dict[str, Any]]) -> Any:
     """Machine code for one block: what `package_aoti` puts into the package."""
     import torch
     from torch._inductor import aot_compile
+
+    module, example, layout = program(block, calls)
+    with torch.inference_mode(False):
+        return aot_compile(module, (), example, options={**OPTIONS, "aot_inductor.metadata": {LAYOUT: layout}})
+
+
+def program(block: Any, calls: list[dict[str, Any]]) -> tuple[Any, dict[str, Any], str]:
+    """One block as the graph that is compiled, what it is called with by parameter name, and, as JSON, what it takes.
+
+    `calls` differ in all that may vary. Fake tensors do as well.
+    """
+    import torch
     from torch.utils._pytree import tree_map, tree_map_only
 
     takes = [(str(first.dtype), _shape(first, *others)) for first, *others in zip(*map(_leaves, calls), strict=True)]
-    metadata = {LAYOUT: json.dumps({"names": list(calls[0]), "takes": takes})}
     with torch.inference_mode(False):
         example = tree_map_only(torch.Tensor, lambda t: torch.zeros_like(t.contiguous()), calls[0])
-        varies = tree_map(_varying, *calls)
-        program = torch.export.export(block, (), example, dynamic_shapes=varies)
-        return aot_compile(program.module(), (), example, options={**OPTIONS, "aot_inductor.metadata": metadata})
+        exported = torch.export.export(block, (), example, dynamic_shapes=tree_map(_varying, *calls))
+        module = exported.run_decompositions({}).module()  # into itself, but for mutations and what copies nothing
+        merged = fuse(module)
+    return module, example, json.dumps({"names": list(calls[0]), "takes": takes, "merged": merged})
 
 
 def _varying(*values: Any) -> Any:
@@ -141,9 +156,10 @@ def bind_blocks(transformer: Any, package: Path, decoder: Any = None) -> None:
     for kind, blocks in _kinds(transformer, decoder).items():
         for block in blocks:
             code = AOTIModelPackageLoader(str(package), kind, True, 1, -1)
-            weights = _weights(block)
+            layout, weights = json.loads(code.get_metadata()[LAYOUT]), _weights(block)
+            weights |= joined(weights, layout["merged"])
             code.load_constants({name: weights[name] for name in code.get_constant_fqns()}, False, True, True)
-            forwards.append((block, _forward(block, code)))
+            forwards.append((block, _forward(block, code, layout)))
     for block, forward in forwards:
         block.forward = forward
 
@@ -155,19 +171,19 @@ def unbind_blocks(transformer: Any, decoder: Any = None) -> None:
             block.__dict__.pop("forward", None)
 
 
-def _forward(block: Any, code: Any) -> Callable[..., Any]:
+def _forward(block: Any, code: Any, layout: dict[str, Any]) -> Callable[..., Any]:
     """`code` as the block's forward. What it was not compiled for stays eager: the code itself checks nothing."""
     import torch
     from torch.utils._pytree import tree_unflatten, treespec_loads
 
     eager, run, result = block.forward, code.boxed_run, treespec_loads(code.get_call_spec()[1])
-    parameters, takes = tuple(inspect.signature(eager).parameters), json.loads(code.get_metadata()[LAYOUT])
-    names, layout = takes["names"], [(getattr(torch, t.removeprefix("torch.")), shape) for t, shape in takes["takes"]]
+    names, parameters = layout["names"], tuple(inspect.signature(eager).parameters)
+    takes = [(getattr(torch, dtype.removeprefix("torch.")), shape) for dtype, shape in layout["takes"]]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(parameters, args, strict=False)), **kwargs}
         tensors = [leaf for name in names for leaf in _leaves(given.pop(name, None))]
-        if [*_leaves(given)] or not _fits(tensors, layout):
+        if [*_leaves(given)] or not _fits(tensors, takes):
             return eager(*args, **kwargs)
         return tree_unflatten(run([tensor.contiguous() for tensor in tensors]), result)
 

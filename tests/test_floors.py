@@ -37,6 +37,8 @@ FLOOR = {
     "rounding": 3,
     "modules": 3,
     "weights": 3,
+    "joining": 1,
+    "fusing": 2,
     "blocks": 3,
     "failures": 3,
     "compiled": 3,
