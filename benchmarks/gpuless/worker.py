@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._pytree import tree_map, tree_map_only
 
 import random_models
 from gpuless import denoisers, device, eager, inductor
@@ -90,7 +89,7 @@ def lowered(block: Any, calls: list[list[Row]], mode: FakeTensorMode) -> Iterato
     examples = {str(shapes(picture)): picture for *_, picture in calls}
     try:
         with mode:
-            module, example = program(block, calls[0][:-1])
+            module, example, _ = blocks.program(block, calls[0][:-1])
         code = inductor.lower(module, example, blocks.OPTIONS)
     except Exception as error:
         yield {"count": len(calls), "error": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
@@ -101,14 +100,6 @@ def lowered(block: Any, calls: list[list[Row]], mode: FakeTensorMode) -> Iterato
             with mode, torch.inference_mode():
                 work.activations = activations(block, examples[group])
         yield {"count": count, **asdict(work)}
-
-
-def program(block: Any, calls: list[Row]) -> tuple[Any, Row]:
-    """What is lowered, and what it was exported beside."""
-    with torch.inference_mode(False):
-        example = tree_map_only(torch.Tensor, torch.zeros_like, calls[0])
-        exported = torch.export.export(block, (), example, dynamic_shapes=tree_map(blocks._varying, *calls))
-    return exported.module(), example
 
 
 def shapes(call: Row) -> list[tuple[int, ...]]:
