@@ -83,7 +83,7 @@ def fit(spec: ModelSpec, hardware: Hardware, stored_gb: float = math.inf) -> Mem
 
 def _laid_out(mode: Mode, spec: ModelSpec, hardware: Hardware, stored_gb: float, host_gb: float) -> MemoryPlan:
     width, count = PRECISIONS[hardware.precision].width, (spec.parameters + spec.other_parameters) / 1e9
-    share = min(1.0, stored_gb / (2 * count))  # files smaller than the catalogue says
+    share = min(1.0, stored_gb / (min(2, width) * count))  # files smaller than the catalogue says, or baked in 8 bits
     parts = spec.streams
     waiting = {"resident": 0.0, "encoders": parts.encoders / 1e9, "blocks": max(0.0, count - VAE / 1e9)}
     waits = 0.0 if hardware.device == "cpu" else waiting[mode]

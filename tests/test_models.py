@@ -36,6 +36,12 @@ def test_the_files_that_are_there_say_more_than_the_catalogue() -> None:
     assert fit(SCHNELL, gpu(80), stored_gb=70).needs_gb == fit(SCHNELL, gpu(80)).needs_gb
 
 
+@pytest.mark.parametrize("precision", ["fp8", "nvfp4"])
+def test_baked_weights_take_what_their_files_have(precision: str) -> None:
+    """They are small because they are rounded, and are not so once more."""
+    assert fit(SCHNELL, gpu(24, precision), stored_gb=16).needs_gb == pytest.approx(16 + SCHNELL.work_gb)
+
+
 @pytest.mark.parametrize(
     ("memory_gb", "host_gb", "best"),
     [(24, 0, "z-image-turbo"), (24, 64, "qwen-image"), (12, 0, "sdxl"), (2, 64, "spark"), (141, 64, "flux2-dev")],
