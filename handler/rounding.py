@@ -2,7 +2,7 @@
 
 torchao is imported here alone, and only where weights are rounded: by `bake`, `optimize`, or a start that finds none
 baked. Installed, it is found by diffusers and transformers, which import it at every start: 2 seconds, 94 modules and
-lines on stderr, for what a worker with baked weights never calls. So `hide` makes every look for it end in a no.
+lines on stderr, for what a worker with baked weights never calls. So those two are imported while it is `hidden`.
 """
 
 import contextlib
@@ -24,16 +24,21 @@ Parts = tuple[Tensor, ...]
 Round = Callable[[Tensor], Parts]
 
 
-def hide() -> None:
-    """Let nobody find torchao until `_torchao` is asked for it; too late once diffusers or transformers looked."""
-    if not {"diffusers", "transformers"} & sys.modules.keys():
-        sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]  # Python's own sign: cannot be imported
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Let diffusers and transformers find no torchao, which they look for once; whoever wants it later may have it."""
+    if {"torchao", "diffusers", "transformers"} & sys.modules.keys():
+        yield
+        return
+    sys.modules["torchao"] = None  # type: ignore[assignment]  # Python's own sign: cannot be imported
+    try:
+        yield
+    finally:
+        sys.modules.pop("torchao", None)
 
 
 def _torchao(module: str) -> Any:
     """A module of torchao, imported without its advice."""
-    if sys.modules.get("torchao", ...) is None:
-        del sys.modules["torchao"]
     with _quiet():
         return importlib.import_module(f"torchao.{module}")
 

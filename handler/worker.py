@@ -90,8 +90,7 @@ class Worker:
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:
             reader, other = _opened(files, source, vae)
-            with clock.phase("import"):
-                importlib.import_module("handler.rounding").hide()
+            with clock.phase("import"), importlib.import_module("handler.rounding").hidden():
                 families = importlib.import_module("handler.families")
                 families.quiet()
                 family = importlib.import_module(spec.family)

@@ -14,7 +14,8 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 from handler import rounding
 
-rounding.hide()  # as a worker does before it imports diffusers
+with rounding.hidden():  # as a worker imports them
+    import handler.families.flux  # noqa: F401
 
 from collections.abc import Iterator
 from pathlib import Path

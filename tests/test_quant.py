@@ -52,7 +52,7 @@ def by_id(spec: ModelSpec) -> str:
 @pytest.fixture
 def unwarmed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The warm-up picture is as large as the model's own; what is drawn here is not."""
-    monkeypatch.setattr(Worker, "_warm", lambda worker, clock: None)
+    monkeypatch.setattr(Worker, "_warm", lambda *_: None)
 
 
 def layer(precision: str, linear: nn.Linear) -> QuantisedLinear:

@@ -51,6 +51,24 @@ def test_only_weights_that_are_not_baked_load_it_and_quietly(baked: Path) -> Non
     assert rounding["loaded"]
 
 
+HOST = """
+import sys
+if "first" in sys.argv[2:]:
+    import torchao
+from handler import Clock, Settings, Worker
+Worker.boot(Settings(volume=sys.argv[1], precision="fp8"), Clock(3600, publish=lambda ledger: None))
+import torchao.quantization
+print(torchao.quantization.quantize_.__name__)
+"""
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_a_program_that_boots_a_worker_may_use_it_itself(when: str, baked: Path) -> None:
+    command = [sys.executable, "-c", HOST, str(baked), when]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert out.stdout == "quantize_\n", out.stderr
+
+
 def test_weights_that_another_version_rounded_are_not_used(tmp_path: Path, baked: Path) -> None:
     older = {name: fact for name, fact in weight_facts(SPARK, "fp8").items() if name != "rounded_by"}
     with publishing(tmp_path / "baked" / SPARK.id / "fp8-embedded", older) as folder:

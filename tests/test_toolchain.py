@@ -172,7 +172,7 @@ def test_no_compiler_is_found_missing(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_blocks_are_compiled_in_that_environment(cuda: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wheels = home(cuda / "nvidia" / "cu13")
     seen: list[str | None] = []
-    monkeypatch.setattr(blocks, "_kinds", lambda transformer: {"kind": ["block"]})
+    monkeypatch.setattr(blocks, "_kinds", lambda *_: {"kind": ["block"]})
     monkeypatch.setattr(blocks, "_calls", lambda *_: {"kind": []})
     monkeypatch.setattr(blocks, "_compiled", lambda *_: seen.append(cpp_extension.CUDA_HOME))
     monkeypatch.setattr("torch._inductor.package.package.package_aoti", lambda *_: None)
@@ -372,8 +372,9 @@ def test_a_picture_that_did_not_fit_while_compiling_is_no_failure_for_ever(
 
 
 def test_the_receipt_tells() -> None:
-    assert chips.answer(SPARK, None, {"plan": "EAGER"}, "no g++")["compile_failure"] == "no g++"
-    assert "compile_failure" not in chips.answer(SPARK, None, {"plan": "EAGER"}, "")
+    found = chips.answer(SPARK, None, {"plan": "EAGER"}, "a CPU", "no g++")
+    assert (found["reason"], found["compile_failure"]) == ("a CPU", "no g++")
+    assert "compile_failure" not in chips.answer(SPARK, None, {"plan": "EAGER"}, "a CPU")
 
 
 def test_doctor_tells(monkeypatch: pytest.MonkeyPatch) -> None:
