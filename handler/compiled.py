@@ -5,6 +5,7 @@ compiled code depends on; a worker that finds no package with its fingerprint sa
 """
 
 import contextlib
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from handler.spec import ModelSpec
 from handler.volume import Source, baked_sources, publishing, read_manifest, summarize
 
 PACKAGE = "blocks.pt2"
+CPUINFO = Path("/proc/cpuinfo")
 EAGER = "eager"  # what a fingerprint says of a decoder that is not compiled
 INSTRUCTIONS = ("abm", "amx", "asimd", "avx", "bmi", "f16c", "fma", "gfni", "movbe", "popcnt", "sse", "sve")
 Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]
@@ -57,7 +59,7 @@ def fingerprint(spec: ModelSpec, hardware: Hardware, decoder: str = "") -> dict[
         "decoder": decoder or ("" if on_gpu else EAGER),
         "shapes": f"1 to {MOST} pictures of any size, {spec.text_tokens} text tokens",
         "cuda": torch.version.cuda or "none",
-        **{name: version_of(name) for name in ("torch", "triton", "diffusers", "torchao", "flash_attn_3")},
+        **{name: version_of(name) for name in ("torch", "triton", "diffusers", "flash_attn_3")},
         "recipe": RECIPE,
     }
 
@@ -72,7 +74,10 @@ def version_of(package: str) -> str:
 
 def _processor() -> tuple[str, str]:
     """The CPU's model, and a digest of the instructions it has: code with one it lacks ends the process."""
-    rows = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    try:
+        rows = [line.partition(":") for line in CPUINFO.read_text().splitlines()]
+    except OSError:  # no Linux
+        return platform.machine(), digest([])
     facts = {name.strip(): value.strip() for name, _, value in rows}
     flags = facts.get("flags", facts.get("Features", "")).split()
     return facts.get("model name", "CPU"), digest(sorted({flag for flag in flags if flag.startswith(INSTRUCTIONS)}))

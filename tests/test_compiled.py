@@ -165,8 +165,9 @@ def test_stale_names_what_differs_from_the_nearest(package: Path, volume: Path) 
 
 def test_every_field_is_in_the_key() -> None:
     facts = compiled.fingerprint(SPARK, CPU)
-    named = {"device", "torch", "triton", "diffusers", "torchao", "revision", "precision", "attention", "shapes"}
+    named = {"device", "torch", "triton", "diffusers", "revision", "precision", "attention", "shapes"}
     assert named < facts.keys()
+    assert "torchao" not in facts  # it rounds weights, whose bytes code does not know
     assert all(value and isinstance(value, str) for value in facts.values())
     keys = {compiled.key(facts | {name: "other"}) for name in facts}
     assert len(keys | {compiled.key(facts)}) == len(facts) + 1
