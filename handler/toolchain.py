@@ -99,7 +99,7 @@ def _driver() -> str:
     """The driver's library as the loader finds it, wherever that is."""
     with contextlib.suppress(OSError):
         ctypes.CDLL(DRIVER)
-        mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+        mapped = (line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines())
         return next((path for path in mapped if path.rpartition("/")[2].startswith("libcuda.so")), "")
     return ""
 
@@ -130,6 +130,6 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
