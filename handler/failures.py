@@ -23,7 +23,16 @@ from handler.volume import write_atomically
 
 AGAIN = "KINDLING_COMPILE=on tries again"
 # What passes: too little memory or room for files, or a GPU that failed, which another worker's does not.
-PASSING = (*NO_MEMORY, *LOST, "no space left", "quota exceeded", "killed signal terminated program", "cannot allocate")
+PASSING = (
+    *NO_MEMORY,
+    *LOST,
+    "no space left",
+    "quota exceeded",
+    "cannot allocate",
+    "killed signal terminated program",  # what g++ says of one that the kernel killed for its memory,
+    "terminated abruptly",  # Python of a process that compiled kernels,
+    "failed with error code -9",  # and Triton of ptxas
+)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")  # of `toolchain.HEADERS`
 TOLD = 200  # characters of an error
@@ -32,12 +41,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Of compiling `spec` on `hardware`. `policy` is KINDLING_COMPILE as it was set: "on" wants it tried again."""
+    """Of compiling `spec` on `hardware`. `policy` is KINDLING_COMPILE as it was set: "on" wants it tried again.
+
+    `decoder` is the VAE's that is compiled too, as fingerprints name it; empty where no model is loaded.
+    """
 
     policy: str
     spec: ModelSpec
     hardware: Hardware
     volume: Path
+    decoder: str = ""
 
     @property
     def expected(self) -> str:
@@ -60,12 +73,17 @@ class Failures:
 
     def _before(self) -> str:
         wanted = self._facts()
-        for path in sorted(self._folder.glob("*.failed.json")):
+        for path in self._records():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 found = json.loads(path.read_bytes())
                 if not compiled.differing(wanted, found["facts"]):
                     return f"{found['reason']} ({found['when']}); {AGAIN}"
         return ""
+
+    def _records(self) -> list[Path]:
+        with contextlib.suppress(OSError):
+            return sorted(self._folder.glob("*.failed.json"))
+        return []
 
     @property
     def _folder(self) -> Path:
@@ -74,7 +92,8 @@ class Failures:
     def _facts(self) -> dict[str, str]:
         """All that may mend it."""
         tools = toolchain.look().facts | {name: compiled.version_of(name) for name in WHEELS}
-        return {**compiled.fingerprint(self.spec, self.hardware), **tools, "kindling": handler.__version__}
+        code = compiled.fingerprint(self.spec, self.hardware, self.decoder)
+        return {**code, **tools, "kindling": handler.__version__}
 
 
 def passing(error: Exception) -> bool:

@@ -113,7 +113,8 @@ class Worker:
         model, streaming = getattr(pipeline, family.DENOISER), memory.mode == "blocks"
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
         worker.hardware = attention.settle(settings, spec, hardware, model, clock, streaming, one)
-        failures = Failures(settings.compile, spec, worker.hardware, settings.volume)
+        decoder = compiled.decoder_of(worker._decoder)
+        failures = Failures(settings.compile, spec, worker.hardware, settings.volume, decoder)
         worker._compile(decision.settings, clock, failures)
         if decision.settings is not settings and decision.settings.compile == "off":
             clock.ledger.plan_reason = hardware.reason  # the receipt's doing, not KINDLING_COMPILE's

@@ -1,5 +1,6 @@
 """What compiling needs: found, missed by name, given to torch and the linker; and what a failure leads to."""
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from conftest import PATIENT, ROOT
 from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
-from handler import MODELS, Worker, blocks, chips, doctor, toolchain
+from handler import MODELS, Worker, blocks, chips, compiled, doctor, toolchain
 from handler.clock import plan
 from handler.errors import NumericalError, OutOfMemory
 from handler.failures import AGAIN, Failures, gist, passing
@@ -123,11 +124,13 @@ bare = subprocess.run([*sys.argv[1:]], capture_output=True).returncode
 with toolchain.environment():
     given = subprocess.run([*sys.argv[1:]]).returncode
     folder = os.environ["LIBRARY_PATH"].split(":")[0]
-print(bare, given, os.path.exists(folder), toolchain.look().driver)
+print(bare, given, os.path.exists(folder), toolchain.look().driver, sep="\\n")
 """
 
 
-def test_the_linker_finds_a_driver_that_is_only_there_by_its_soname(tmp_path: Path, compiler: None) -> None:
+@pytest.mark.parametrize("place", ["lib64", "a folder"])
+def test_the_linker_finds_a_driver_that_is_only_there_by_its_soname(place: str, tmp_path: Path, compiler: None) -> None:
+    (tmp_path := tmp_path / place).mkdir()
     (tmp_path / "driver.c").write_text("int cuInit(unsigned flags) { return 0; }")
     (tmp_path / "user.c").write_text("int cuInit(unsigned flags); int main() { return cuInit(0); }")
     driver, linked = tmp_path / "libcuda.so.1", tmp_path / "user"
@@ -136,7 +139,7 @@ def test_the_linker_finds_a_driver_that_is_only_there_by_its_soname(tmp_path: Pa
     asks = ["g++", "-x", "c", str(tmp_path / "user.c"), "-o", str(linked), "-lcuda"]
     environ = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
     out = subprocess.run([sys.executable, "-c", LINK, *asks], env=environ, capture_output=True, text=True, check=True)
-    bare, given, stays, found = out.stdout.split()
+    bare, given, stays, found = out.stdout.splitlines()
     assert (int(bare) != 0, int(given), stays, found) == (True, 0, "False", str(driver))
     assert subprocess.run([str(linked)], env=environ, check=False).returncode == 0  # it asks for libcuda.so.1
 
@@ -277,6 +280,32 @@ def test_a_failure_is_expected_again_by_workers_that_are_alike(
     assert failures(tmp_path).expected == ""
 
 
+def test_what_one_decoder_does_is_not_held_against_another(equipped: None, tmp_path: Path) -> None:
+    """KINDLING_VAE may name one that cannot be compiled."""
+    failures(tmp_path, decoder="Decoder-1").note(BROKEN, "broken")
+    assert failures(tmp_path, decoder="Decoder-1").expected.startswith("broken (")
+    assert failures(tmp_path, decoder="Decoder-2").expected == ""
+
+
+def test_nothing_is_expected_where_the_volume_breaks(
+    equipped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "glob", breaks)
+    assert failures(tmp_path).expected == ""
+
+
+def test_nothing_is_expected_where_there_is_no_proc(
+    equipped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "CPUINFO", tmp_path / "none")
+    assert failures(tmp_path).expected == ""
+    failures(tmp_path).note(BROKEN, "broken")
+    assert failures(tmp_path).expected.startswith("broken (")
+
+
 def test_a_volume_that_takes_no_word_or_gives_none(equipped: None, tmp_path: Path) -> None:
     (tmp_path / "baked").write_text("in the way of every write")
     failures(tmp_path).note(BROKEN, "broken")
@@ -305,6 +334,9 @@ def test_a_missing_tool_is_expected_to_fail(tmp_path: Path, monkeypatch: pytest.
         (MemoryError(), True),
         (OSError(28, "No space left on device"), True),
         (RuntimeError("C++ compile error\ng++: fatal error: Killed signal terminated program cc1plus"), True),
+        (RuntimeError("A process in the process pool was terminated abruptly while the future was running"), True),
+        (RuntimeError("PTXAS error: `ptxas` failed with error code -9"), True),
+        (RuntimeError("PTXAS error: `ptxas` failed with error code 255"), False),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
     ],
 )
