@@ -6,6 +6,8 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from handler.errors import DeviceMissing
 from handler.kernels import NATIVE
@@ -114,15 +116,23 @@ Card = tuple[str, tuple[int, int] | None, float]
 
 
 def _from_nvml() -> Card | None:
-    """The first GPU as the driver's own library tells it: a few milliseconds."""
+    """The GPU as the driver's own library tells it, in a few milliseconds; None of several that are not alike.
+
+    Which of those torch takes first is its own affair, and CUDA_VISIBLE_DEVICES'.
+    """
     with contextlib.suppress(Exception):
         import pynvml
 
         pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
-        return pynvml.nvmlDeviceGetName(gpu), (major, minor), pynvml.nvmlDeviceGetMemoryInfo(gpu).total / 1e9
+        gpus = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        [card] = {_card(pynvml, gpu) for gpu in gpus}
+        return card
     return None
+
+
+def _card(nvml: ModuleType, gpu: Any) -> Card:
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(gpu)
+    return nvml.nvmlDeviceGetName(gpu), (major, minor), nvml.nvmlDeviceGetMemoryInfo(gpu).total / 1e9
 
 
 def _from_name() -> Card:

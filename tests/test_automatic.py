@@ -133,6 +133,7 @@ def test_the_drivers_library_is_asked_first(
     monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path)
     answers: dict[str, Callable[..., Any]] = {
         "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
         "nvmlDeviceGetHandleByIndex": lambda index: index,
         "nvmlDeviceGetCudaComputeCapability": lambda handle: (9, 0),
         "nvmlDeviceGetName": lambda handle: "NVIDIA H200",
@@ -143,6 +144,9 @@ def test_the_drivers_library_is_asked_first(
     found = expected(Settings())
     assert (found.name, found.capability, round(found.memory_gb)) == ("NVIDIA H200", (9, 0), 151)
     assert expect(Settings(volume=tmp_path), DEV) == "fp8"
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: ("NVIDIA H200", "NVIDIA L4")[handle])
+    monkeypatch.setattr("handler.hardware.GPUS", tmp_path / "none")
+    assert expected(Settings()).name == ""  # which of two it will be, only torch knows
 
 
 def test_a_sandbox_that_hides_proc_still_has_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
