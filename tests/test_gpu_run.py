@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from handler import families
+
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
@@ -209,6 +211,32 @@ def test_what_is_no_number_is_text(gpu: Any, tmp_path: Path, monkeypatch: pytest
     assert gpu.main(["--tiny", "--save"]) == 0
     assert "NaN" not in (tmp_path / "gpu.json").read_text()
     assert cases(found(tmp_path))["a"] == {"ms": 1, "apart": "nan"}
+
+
+def test_tools_that_are_missing_are_told(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing here may fail: without it there would be no run."""
+    import gpu_ground
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    row = gpu_ground.tools()
+    assert (row["nvcc"], row["g++"], row["libcuda"]) == ("None", "None", "")
+    assert gpu_ground.driver() == ""
+
+
+def test_plain_diffusers_knows_nothing_of_what_was_settled(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_pictures
+    from gpu_scale import TINY, Run
+
+    def by_diffusers(pipeline: Any, *_: Any) -> dict[str, Any]:
+        known = families.constants
+        return {"known": pipeline.vae in known._runs_on or pipeline.transformer in known._telling}
+
+    monkeypatch.setattr(gpu_pictures, "by_diffusers", by_diffusers)
+    run = Run(TINY, 60)
+    name, case = next(gpu_pictures.eager(run))
+    assert name == "plain diffusers bf16"
+    assert not case()["known"]
+    assert by_diffusers(gpu_pictures.studio(run).pipeline)["known"]
 
 
 def test_kernels_that_are_only_taken_when_asked_for_are_measured(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
