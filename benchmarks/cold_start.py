@@ -146,10 +146,9 @@ def arranged(variant: Variant, model: str, volume: Path) -> Iterator[Path]:
         if (volume / "models").exists():
             (folder / "models").symlink_to(volume / "models")
         (folder / "baked" / model).mkdir(parents=True)
-        for baked in (volume / "baked" / model).iterdir():
-            kind = json.loads((baked / "manifest.json").read_text())["facts"]["kind"]
-            if kind in variant.baked:
-                (folder / "baked" / model / baked.name).symlink_to(baked)
+        for manifest in (volume / "baked" / model).glob("*/manifest.json"):
+            if json.loads(manifest.read_text())["facts"]["kind"] in variant.baked:
+                (folder / "baked" / model / manifest.parent.name).symlink_to(manifest.parent)
         if variant.cold:
             os.sync()
             DROP_CACHES.write_text("3")

@@ -54,14 +54,21 @@ def tools() -> Row:
     named = {name: os.environ.get(name) for name in ("CUDA_HOME", "LIBRARY_PATH", "PYTHONPATH")}
     found = {name: shutil.which(name) for name in ("nvcc", "g++", "ptxas")}
     cudnn = torch.backends.cudnn.version() if DEVICE == "cuda" else None
-    libraries = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False).stdout.splitlines()  # noqa: S607
     return {
         "cuda": torch.version.cuda,
         "cudnn": cudnn,
         **{name: str(value) for name, value in (named | found).items()},
         **{name: _version(name) for name in PACKAGES},
-        "libcuda": "; ".join(line.strip() for line in libraries if "libcuda.so" in line),
+        "libcuda": "; ".join(libcuda()),
     }
+
+
+def libcuda() -> list[str]:
+    """Where the linker finds the driver's library, as ldconfig says; nothing where there is no ldconfig."""
+    with contextlib.suppress(OSError):
+        found = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False)  # noqa: S607
+        return [line.strip() for line in found.stdout.splitlines() if "libcuda.so" in line]
+    return []
 
 
 def _version(package: str) -> str:

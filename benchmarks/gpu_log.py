@@ -91,10 +91,12 @@ def line(case: str, row: Row) -> str:
 
 
 def _rounded(row: Row) -> Row:
-    return {
-        name: round(value, 5) if isinstance(value, float) and math.isfinite(value) else value
-        for name, value in row.items()
-    }
+    return {name: _figure(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _figure(value: float) -> float | str:
+    """Rounded; what is no number in JSON, as text."""
+    return round(value, 5) if math.isfinite(value) else str(value)
 
 
 def _short(items: dict[str, Record]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gpu_scale import DEVICE, Case, Row, Run, Scale, bare, built, kernels, noise, timed
 from handler import Settings, bind_blocks, compile_blocks, detect
 from handler.blocks import unbind_blocks
-from handler.kernels import KERNELS, refusals
+from handler.kernels import KERNELS, NATIVE, backend, refusal
 from handler.quant import QuantisedLinear, quantise
 
 Call = Callable[[], object]
@@ -116,24 +116,24 @@ def attentions(run: Run) -> Iterator[Case]:
     """Every kernel of attention that Kindling can choose, and how far its result is from native's."""
     image, text, _, config = sides_of(run.scale)
     small = math.prod(run.scale.small) // 256
-    refused = refusals(detect(Settings()).capability, "bfloat16")
+    capability = detect(Settings()).capability
+    usable = [name for name, kernel in KERNELS.items() if not refusal(kernel, capability, "bfloat16")]
     heads, channels = config.num_attention_heads, config.attention_head_dim
     for tokens in (image + text, image + run.scale.dev_tokens, small + text):
-        for name, kernel in KERNELS.items():
-            if not refused[name]:
-                yield f"{name} {heads}x{tokens}x{channels}", partial(attention, kernel.backend, tokens, heads, channels)
+        for name in usable:
+            yield f"{name} {heads}x{tokens}x{channels}", partial(attention, name, tokens, heads, channels)
 
 
-def attention(backend: str, tokens: int, heads: int, channels: int) -> Row:
+def attention(kernel: str, tokens: int, heads: int, channels: int) -> Row:
     """One call: its time and rate, and `apart`, the share of native's result that it differs by."""
     inputs = [noise(1, tokens, heads, channels) for _ in range(3)]
 
     def attended(name: str) -> Any:
-        return dispatch_attention_fn(*inputs, backend=AttentionBackendName(name))
+        return dispatch_attention_fn(*inputs, backend=AttentionBackendName(backend(name)))
 
-    row = timed(lambda: attended(backend))
-    want = attended("native").float()
-    apart = float((attended(backend).float() - want).norm() / want.norm())
+    row = timed(lambda: attended(kernel))
+    want = attended(NATIVE).float()
+    apart = float((attended(kernel).float() - want).norm() / want.norm())
     return row | {"tflops": 4 * tokens**2 * heads * channels / row["ms"] / 1e9, "apart": apart}
 
 

@@ -47,7 +47,7 @@ class Scale:
 
 FULL = Scale()
 TINY = Scale(
-    size=(128, 128),
+    size=(128, 256),  # the least whose half by a quarter is a picture still
     small=(64, 64),
     tokens=16,
     dev_tokens=32,

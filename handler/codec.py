@@ -88,6 +88,9 @@ def _pool() -> Executor:
     return ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "deflate")
 
 
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads stay behind
+
+
 def _filtered(rgb: Any) -> Any:
     """Every row as the bytes' differences from their left neighbours, behind the filter's number."""
     import numpy

@@ -115,8 +115,11 @@ def look(spec: ModelSpec, hardware: Hardware, volume: Path, decoder: str = "") -
 
 
 def decoder_of(decoder: Any) -> str:
-    """What a fingerprint says of the VAE's decoder that shall run compiled; None for one that stays eager."""
-    return EAGER if decoder is None else kind_of(decoder)
+    """What a fingerprint says of the VAE's decoder that shall run compiled; None for one that stays eager.
+
+    KINDLING_VAE may bring one whose weights are alike and whose layers are not: those are what `repr` says.
+    """
+    return EAGER if decoder is None else f"{kind_of(decoder)}-{digest(repr(decoder))}"
 
 
 def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterable[str]) -> str:

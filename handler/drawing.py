@@ -43,7 +43,6 @@ class Drawing:
         that end the whole run. It is called when the device has done all steps but the last of `done`. Stages are the
         device's seconds from start to end of all, so equal for all that were drawn at once.
         """
-        stages = Stages(self._mark)
         given_up: dict[int, Exception] = {}
 
         def step(done: int, previews: Sequence[Preview]) -> None:
@@ -58,6 +57,7 @@ class Drawing:
                         raise
 
         try:
+            stages = Stages(self._mark)
             arguments = self._families.joined([self._encoded(recipe) for recipe in recipes])
             if arguments is None:
                 return [self._alone(*each) for each in zip(recipes, on_steps, strict=True)]
@@ -66,11 +66,12 @@ class Drawing:
             found = self._families.run(
                 self._family, self._pipeline, arguments, recipes, self._spec, step, self._projection, stages.finish
             )
+            seconds = stages.seconds
         except RuntimeError as error:
             if (meant := meaning(error, recipes[0].size)) is error:
                 raise
             raise meant from error
-        seconds, outcomes = stages.seconds, zip(itertools.count(), recipes, found, strict=False)
+        outcomes = zip(itertools.count(), recipes, found, strict=False)
         return [given_up.get(i) or _outcome(recipe, rgb, len(recipes), seconds) for i, recipe, rgb in outcomes]
 
     def _alone(self, recipe: Recipe, on_step: OnStep) -> Drawn | Exception:

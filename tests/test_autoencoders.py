@@ -156,6 +156,15 @@ def test_a_package_without_the_decoder_is_stale_for_one_who_wants_it(tmp_path: P
         assert compiled.look(SPARK, GPU, tmp_path, asked).outcome == "HIT"
 
 
+def test_a_decoder_that_computes_otherwise_is_another() -> None:
+    """Weights alike in all: one normalises four channels at a time, another has ReLUs. So with KINDLING_VAE."""
+    differing: list[Any] = [{}, {"norm_num_groups": 4}, {"act_fn": "relu"}]
+    same = {**LEVELS, "block_out_channels": (8, 8), "norm_num_groups": 2}
+    vaes = [diffusers.AutoencoderKL(**{**same, **each}) for each in differing]
+    assert len({blocks.kind_of(vae.decoder) for vae in vaes}) == 1
+    assert len({compiled.decoder_of(vae.decoder) for vae in vaes}) == 3
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_sdxls_convolutions_are_channels_last_on_a_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = tiny.build(MODELS["sdxl"]).components

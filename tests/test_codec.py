@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from isal import isal_zlib
 from PIL import Image
 
@@ -86,6 +89,21 @@ def test_the_bytes_are_the_same_on_every_machine(monkeypatch: pytest.MonkeyPatch
 def test_small_pictures_stay_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "_pool", None)
     encode(LARGE[:256, :256], "png", 95, None)
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """Those of the one it comes from are not in it."""
+    script = """
+import os, numpy
+from handler.codec import encode
+rgb = numpy.zeros((1024, 1024, 3), numpy.uint8)
+made = encode(rgb, "png", 95, None)
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(encode(rgb, "png", 95, None) != made)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", f"import signal; signal.alarm(20)\n{script}"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def test_stripes_cost_no_size_and_few_copies() -> None:

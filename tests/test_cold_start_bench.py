@@ -87,6 +87,21 @@ def test_a_start_called_compiled_that_is_not_is_told(
     assert capsys.readouterr().err == "'artifacts' is not compiled: EAGER: compiling failed\n"
 
 
+def test_a_variant_has_what_it_may_find_and_no_word_of_failures(cold_start: Any, tmp_path: Path) -> None:
+    baked = tmp_path / "baked" / "spark"
+    for kind in ("code", "weights"):
+        (baked / kind).mkdir(parents=True)
+        (baked / kind / "manifest.json").write_text(json.dumps({"facts": {"kind": kind}}))
+    (baked / "code.failed.json").write_text("{}")
+    seen = {}
+    for variant in cold_start.VARIANTS:
+        if not variant.cold:
+            with cold_start.arranged(variant, "spark", tmp_path) as folder:
+                seen[variant.name] = {path.name for path in (folder / "baked" / "spark").iterdir()}
+    assert seen["eager"] == seen["no artifacts"] == set()
+    assert seen["artifacts"] == {"code"}
+
+
 def test_all_as_it_should_be(cold_start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cold_start, "start", starting(cold_start, "EAGER: off", *["COMPILED: now"] * 3))
     assert cold_start.main() == 0

@@ -82,6 +82,17 @@ def test_an_edit_runs_where_its_pipeline_does(monkeypatch: pytest.MonkeyPatch) -
     assert edit._execution_device == torch.device("cpu")
 
 
+def test_another_programs_pipelines_run_where_they_did() -> None:
+    """Such as those that have no VAE, whatever was settled before."""
+    constants.settle(tiny.build(MODELS["flux-dev"]))
+    with torch.device("meta"):
+        unet = diffusers.UNet2DModel()
+    assert diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())._execution_device == torch.device("meta")
+    bare = tiny.build(MODELS["flux-dev"])
+    bare.vae = None
+    assert bare._execution_device == torch.device("cpu")
+
+
 def test_an_unknown_diffusers_looks_itself(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(diffusers, "__version__", "0.99.0")
     spec = MODELS["flux-dev"]

@@ -84,7 +84,8 @@ DEEP: dict[str, set[str]] = {
     "gpu_cold.py": {"volume"},
     "gpu_parts.py": {"blocks", "kernels", "quant"},
     "gpu_pictures.py": {"attention", "blocks", "failures", "families", "quant"},
-    "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
+    "predict.py": {"precisions"},  # of gpuless/, as the next
+    "toolchain.py": {"blocks", "failures", "toolchain"},
     "worker.py": {"blocks", "families", "quant"},
 }
 FILES = sorted((ROOT / "handler").rglob("*.py"))

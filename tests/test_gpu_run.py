@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from handler import families
+
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
@@ -28,8 +30,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes no time and changes nothing; workers go through every step of it and think that they are."""
-    monkeypatch.setattr("handler.worker.compile_blocks", lambda model, draw, package: package.write_bytes(b"code"))
-    monkeypatch.setattr("handler.worker.bind_blocks", lambda model, package: None)
+    monkeypatch.setattr(
+        "handler.worker.compile_blocks", lambda model, draw, package, decoder: package.write_bytes(b"code")
+    )
+    monkeypatch.setattr("handler.worker.bind_blocks", lambda model, package, decoder: None)
 
 
 def found(folder: Path, name: str = "gpu") -> dict[str, Any]:
@@ -54,7 +58,7 @@ def test_every_item_runs(gpu: Any, uncompiled: None, tmp_path: Path, capsys: pyt
     assert {case: row["error"] for case, row in rows.items() if "error" in row} == {}
     assert code == 0
     assert outcomes(found(tmp_path)) == dict.fromkeys("12356789", "done")
-    assert rows["products of a step, fp8"]["ms"] > rows["fp8 64x32x32"]["ms"]
+    assert rows["products of a step, fp8"]["ms"] > rows["fp8 128x32x32"]["ms"]
     assert rows["Kindling fp8 compiled: its start"]["plan"].startswith("COMPILED")
     for name in ("plain diffusers bf16", "Kindling bf16 eager", "Kindling bf16 compiled", "Kindling fp8 compiled"):
         assert all(rows[name][figure] > 0 for figure in ("picture_ms", "step_ms", "step_launch_ms", "decode_ms"))
@@ -169,22 +173,80 @@ def test_two_calls_make_one_file(gpu: Any, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("card", "picture_ms"), [("NVIDIA H200", 395), ("NVIDIA H100 80GB HBM3", 438), ("NVIDIA B200", 430)]
+    ("card", "picture_ms", "clip"),
+    [
+        ("NVIDIA H200", " (395)", 3.5),
+        ("NVIDIA H100 80GB HBM3", " (438)", 3.5),
+        ("NVIDIA L40S", "", None),
+        ("NVIDIA A100-SXM4-40GB", " (999)", None),
+    ],
 )
 def test_a_prediction_stands_beside_the_outcome(
-    card: str, picture_ms: float, gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    card: str, picture_ms: str, clip: float | None, gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """As lowered.json has it for this card; else what is kept for cases it does not know."""
+    """As lowered.json has it for this card; else, on Hopper, what is kept for cases it does not know."""
     row = {"model": "flux-schnell", "precision": "fp8", "encode_ms": 50.7, "denoise_ms": 328.0, "decode_ms": 30.0}
-    rows = [{**row, "card": "H200", "seconds": 0.395}, {**row, "card": "H100", "seconds": 0.438}]
+    known = {"H200": 0.395, "H100": 0.438, "L4": 9.9, "A100-40GB": 0.999}
+    rows = [{**row, "card": name, "seconds": seconds} for name, seconds in known.items()]
     (tmp_path / "lowered.json").write_text(json.dumps({"predictions": rows}))
     monkeypatch.setattr("gpu_ground.card", lambda: card)
     pictures = {"Kindling fp8 compiled": lambda: {"picture_ms": 400.0, "step_ms": 80.0}, "CLIP": lambda: {"ms": 4.0}}
     monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, **pictures),))
     assert gpu.main(["--tiny", "--save"]) == 0
-    assert cases(found(tmp_path))["CLIP"] == {"ms": 4, "predicted": {"ms": 3.5}}
-    assert f"picture_ms 400 ({picture_ms}), step_ms 80 (82)" in capsys.readouterr().out
+    assert cases(found(tmp_path))["CLIP"].get("predicted", {}).get("ms") == clip
+    assert f"picture_ms 400{picture_ms}, step_ms 80" in capsys.readouterr().out
+
+
+def test_lowering_that_was_interrupted_predicts_nothing(gpu: Any, tmp_path: Path) -> None:
+    import gpu_predicted
+
+    (tmp_path / "lowered.json").write_text(json.dumps({"benchmark": "lowered", "rows": []}))
+    assert gpu_predicted.predictions("NVIDIA H200") == gpu_predicted.KEPT
+
+
+def test_what_is_no_number_is_text(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers other than Python's take no NaN."""
+    monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, a=lambda: {"ms": 1.0, "apart": float("nan")}),))
+    assert gpu.main(["--tiny", "--save"]) == 0
+    assert "NaN" not in (tmp_path / "gpu.json").read_text()
+    assert cases(found(tmp_path))["a"] == {"ms": 1, "apart": "nan"}
+
+
+def test_tools_that_are_missing_are_told(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing here may fail: without it there would be no run."""
+    import gpu_ground
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    row = gpu_ground.tools()
+    assert (row["nvcc"], row["g++"], row["libcuda"]) == ("None", "None", "")
+    assert gpu_ground.driver() == ""
+
+
+def test_plain_diffusers_knows_nothing_of_what_was_settled(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_pictures
+    from gpu_scale import TINY, Run
+
+    def by_diffusers(pipeline: Any, *_: Any) -> dict[str, Any]:
+        known = families.constants
+        return {"known": pipeline.vae in known._runs_on or pipeline.transformer in known._telling}
+
+    monkeypatch.setattr(gpu_pictures, "by_diffusers", by_diffusers)
+    run = Run(TINY, 60)
+    name, case = next(gpu_pictures.eager(run))
+    assert name == "plain diffusers bf16"
+    assert not case()["known"]
+    assert by_diffusers(gpu_pictures.studio(run).pipeline)["known"]
+
+
+def test_kernels_that_are_only_taken_when_asked_for_are_measured(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here by the CPU's half of it."""
+    import gpu_parts
+    from gpu_scale import TINY, Run
+
+    monkeypatch.setattr(gpu_parts, "refusal", lambda row, *_: "" if row.id in ("native", "cudnn-fp8") else "not here")
+    found = {name: case() for name, case in gpu_parts.attentions(Run(TINY, 60))}
+    assert 0.001 < found["cudnn-fp8 2x144x16"]["apart"] < 0.1
 
 
 @pytest.mark.parametrize("items", ["", "x", "1-", "1--3", "1,,2"])

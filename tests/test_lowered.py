@@ -92,6 +92,15 @@ def test_arithmetic_and_bytes_of_an_operation() -> None:
     assert work.flop("conv bfloat16 1x3x128x9x1048576") == 2 * 3 * 128 * 9 * 2**20
 
 
+def test_a_region_inside_another_is_not_moved_again() -> None:
+    from gpuless import work
+
+    assert work.values({(0, 64), (64, 64)}) == 128  # side by side
+    assert work.values({(0, 64), (0, 32), (1, 32)}) == 64  # as a whole, and its even and odd values
+    assert work.values({(7, 32), (8, 32)}) == 64  # both halves, and nothing else
+    assert work.values({(0, 64), (64, 32), (65, 32)}) == 128  # the halves of another
+
+
 def test_an_operation_takes_what_limits_it() -> None:
     from gpuless import cards, predict, work
 
@@ -116,9 +125,9 @@ def test_stages_of_a_picture() -> None:
     from gpuless.cards import CARDS, EAGER_US
 
     prompt = row(part="text_encoder", plan="eager", launches=3000)
-    vae = row(part="vae", plan="eager", group="vae")
+    vae = row(part="vae", group="vae")  # compiled, so what it would do eagerly is of no account
     blocks = row(count=19, calls=4, operations={GEMM: 2}, extern_bytes=2 * work.moved(GEMM))
-    rows = [blocks, prompt, vae, row(part="vae", group="vae", launches=10**9)]
+    rows = [blocks, prompt, vae, row(part="vae", plan="eager", group="vae", launches=10**9)]
     found = predict.picture(rows, "m", "fp8", CARDS["H100"])
     assert found
     assert found["encode_ms"] == 3000 * EAGER_US / 1000  # a CPU's
@@ -131,7 +140,12 @@ def test_stages_of_a_picture() -> None:
 
 @pytest.mark.parametrize(
     ("card", "differing"),
-    [("A100-40GB", {}), ("L4", {"weight_bytes": 23 * 10**9}), ("H100", {"error": "RuntimeError: no"})],
+    [
+        ("A100-40GB", {}),
+        ("L4", {"weight_bytes": 23 * 10**9}),
+        ("H100", {"error": "RuntimeError: no"}),
+        ("H100", {"capability": "8.9"}),
+    ],
 )
 def test_no_prediction_for_what_cannot_run(card: str, differing: dict[str, Any]) -> None:
     from gpuless import predict
@@ -140,6 +154,20 @@ def test_no_prediction_for_what_cannot_run(card: str, differing: dict[str, Any])
     others = [row(part=part, plan="eager", group=group) for part, group in (("text_encoder", "fp8"), ("vae", "vae"))]
     assert predict.picture([row(**differing), *others], "m", "fp8", CARDS[card]) is None
     assert predict.picture([row(), *others], "m", "fp8", CARDS["H100"])
+
+
+@pytest.mark.parametrize("precision", ["mxfp8", "nvfp4"])
+def test_no_prediction_where_a_worker_refuses(precision: str) -> None:
+    from gpuless import predict
+    from gpuless.cards import CARDS
+
+    parts = {"transformer": "compiled", "text_encoder": "eager", "vae": "eager"}
+    rows = [
+        row(part=part, plan=plan, group="vae" if part == "vae" else precision, capability="10.0")
+        for part, plan in parts.items()
+    ]
+    assert predict.picture(rows, "m", precision, CARDS["H100"]) is None
+    assert predict.picture(rows, "m", precision, CARDS["B200"])
 
 
 def test_the_check_tells_what_is_worse() -> None:

@@ -111,6 +111,15 @@ def test_a_device_that_fails_while_it_is_waited_for_is_lost(drawing: Drawing, mo
         drawing.draw([RECIPE], [lambda *_: None])
 
 
+def test_a_device_that_was_lost_before_takes_no_mark(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Mark:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(drawing, "_mark", fail)
+    with pytest.raises(DeviceLost):
+        drawing.draw([RECIPE], [lambda *_: None])
+
+
 def test_on_a_cpu_all_is_done_when_it_is_told() -> None:
     stages = Stages(MARKS["cpu"])
     stages.begin("denoise")

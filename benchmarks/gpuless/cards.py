@@ -1,8 +1,9 @@
 """The GPUs whose times are predicted: a row each. Rates are what large operations reach, not what data sheets promise.
 
-Memory, bandwidth and the promised rates (dense, 16-bit floats accumulated in 32 bits) are those of NVIDIA's data
-sheets: L4, L40S, A100 40GB SXM4, H100 SXM5, H200 SXM and B200; A10G's are AWS's for its G5. What is reached is told
-from published measurements on H100 and H200, as parts of the promise, and taken over to the other cards: estimates.
+Memory, bandwidth and the promised rates (dense: half of what those sheets say that count sparse ones; 16-bit floats
+accumulated in 32 bits) are those of NVIDIA's data sheets: L4, L40S, A100 40GB SXM4, H100 SXM5, H200 SXM, and B200 in an
+HGX B200 (an eighth of the board's); A10G's are those of NVIDIA's sheet for AWS's G5. What is reached is told from
+published measurements on H100 and H200, as parts of the promise, and taken over to the other cards: estimates.
 
 - products in bf16: 720 of 989 TFLOP/s; in fp8 1250 of 1979 (FBGEMM's pull request 2764 measures 1160 to 1360 on an
   H100, with a scale for each row, at FLUX.1's sizes); int8 and fp4 like fp8, for want of a measurement
@@ -35,10 +36,6 @@ class Card:
     promised: Mapping[str, float]
     attention: Mapping[str, float] = field(default_factory=lambda: ATTENTION)
 
-    def multiplies(self, dtype: str) -> bool:
-        """Whether there are tensor cores for it."""
-        return dtype in self.promised
-
 
 def _promised(bf16: float, fp8: float = 0, int8: float = 0, fp4: float = 0, fp32: float = 0) -> dict[str, float]:
     rates = {"bfloat16": bf16, "float16": bf16, "float8_e4m3fn": fp8, "int8": int8, "float4_e2m1fn_x2": fp4}
@@ -51,7 +48,7 @@ CARDS = {
     card.name: card
     for card in (
         Card("L4", "8.9", 24, 0.3, _promised(121, 242, 242, fp32=30)),
-        Card("A10G", "8.6", 24, 0.6, _promised(70, 0, 140, fp32=31)),
+        Card("A10G", "8.6", 24, 0.6, _promised(70, 0, 140, fp32=35)),
         Card("L40S", "8.9", 48, 0.864, _promised(362, 733, 733, fp32=91)),
         Card("A100-40GB", "8.0", 40, 1.555, _promised(312, 0, 624, fp32=19.5)),
         Card("H100", "9.0", 80, 3.35, HOPPER, HOPPER_ATTENTION),

@@ -17,7 +17,7 @@ from torch._inductor.virtualized import V
 from torch.utils._pytree import tree_structure, tree_unflatten
 
 from gpuless.eager import ATTENTION, FREE, LEFT, kind, product
-from gpuless.work import BYTES, Work, line
+from gpuless.work import BYTES, Region, Work, line, values
 
 QUANTISED = (torch.float8_e4m3fn, torch.int8, torch.float4_e2m1fn_x2)
 PLACES = ("torch", "ops", "aten", "kindling", "extern_kernels")  # of a kernel's full name
@@ -85,17 +85,16 @@ class Lowered:
 
     def _touched(self, node: BaseSchedulerNode) -> int:
         """Bytes a generated kernel reads and writes, each region of a buffer once, what stays inside it not at all."""
-        mine, regions = set(node.get_nodes()), dict[str, dict[tuple[Any, Any], int]]()
+        mine, regions = set(node.get_nodes()), dict[str, set[Region]]()
         for dep in node.read_writes.reads_and_writes():
             if not isinstance(dep, MemoryDep) or self._inner(dep.name, mine):
                 continue
-            count = dep.get_numel()
-            place = (dep.get_offset(), count)  # one region may be walked in several ways
-            regions.setdefault(dep.name, {})[place] = self.number(count)
+            place = (self.number(dep.get_offset()), self.number(dep.get_numel()))
+            regions.setdefault(dep.name, set()).add(place)  # one region may be walked in several ways
         total = 0
-        for name, counts in regions.items():
+        for name, places in regions.items():
             whole = _product(map(self.number, V.graph.get_buffer(name).get_size()))
-            total += min(sum(counts.values()), whole) * V.graph.get_dtype(name).itemsize
+            total += min(values(places), whole) * V.graph.get_dtype(name).itemsize
         return total
 
     def _inner(self, name: str, nodes: set[Any]) -> bool:

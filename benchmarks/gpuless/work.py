@@ -7,11 +7,13 @@ which `wide` is no fused kernel: two products, with a softmax of scores in memor
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 BYTES = {"float32": 4, "float8_e4m3fn": 1, "int8": 1, "float4_e2m1fn_x2": 0.5}  # of a value; any other type has two
 SCORE = 20  # bytes of a score of `wide`: written, normalised and rounded in fp32, read again in 16 bits
 RESULT = 2  # bytes of a value of what comes out: 16-bit floats, everywhere
+Region = tuple[int, int]  # of a buffer: where its first value is, and how many it has
 
 
 @dataclass(slots=True)
@@ -44,6 +46,19 @@ class Operation:
     kernel: str
     dtype: str
     sizes: tuple[int, ...]
+
+
+def values(regions: Iterable[Region]) -> int:
+    """How many values of a buffer these regions are, those inside another not counted again.
+
+    One of every n values of a region begins among its first n, as do the even and the odd halves that rotations read.
+    """
+    found = set(regions)
+    return sum(count for start, count in found if not any(_inside(start, count, *other) for other in found))
+
+
+def _inside(start: int, count: int, whole: int, many: int) -> bool:
+    return count < many and 0 <= start - whole < many // count
 
 
 def operation(line: str) -> Operation:

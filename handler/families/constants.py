@@ -83,7 +83,11 @@ def _reset(looking: Callable[..., None]) -> Any:
 
 
 def _execution_device(looking: Any) -> Any:
-    return property(lambda pipeline: _runs_on.get(pipeline.vae) or looking.fget(pipeline))
+    def device(pipeline: Any) -> Any:
+        vae = getattr(pipeline, "vae", None)  # those of other programs may have none
+        return _runs_on[vae] if vae in _runs_on else looking.fget(pipeline)
+
+    return property(device)
 
 
 KNOWING: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
