@@ -25,6 +25,8 @@ def take_out(module: Any, example: dict[str, Any]) -> dict[str, Any] | None:
 
     It comes in the place of the embedding (batch, width), also in `example`. None if another node reads that too.
     """
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
     tensors = [n for n in module.graph.nodes if n.op == "placeholder" and hasattr(n.meta["val"], "shape")]
     for at, node in enumerate(tensors):
         silu = _only_user(node, "aten.silu.default")
@@ -32,8 +34,9 @@ def take_out(module: Any, example: dict[str, Any]) -> dict[str, Any] | None:
         if node.name in example and linear and all(weight.op == "get_attr" for weight in linear.args[1:]):
             weights = linear.args[1:]
             columns = operator.attrgetter(weights[0].target)(module).shape[0]
-            for holder, name in ((node.meta, "val"), (example, node.name)):
-                holder[name] = holder[name].new_zeros(holder[name].shape[0], columns)
+            with unset_fake_temporarily():  # each makes one of its own kind
+                for holder, name in ((node.meta, "val"), (example, node.name)):
+                    holder[name] = holder[name].new_zeros(holder[name].shape[0], columns)
             linear.replace_all_uses_with(node)
             for gone in (linear, silu):
                 module.graph.erase_node(gone)
