@@ -19,8 +19,9 @@ from typing import Any
 from handler import toolchain
 from handler.fusing import fuse
 from handler.joining import joined
+from handler.modulation import Modulations, take_out
 
-RECIPE = "3"  # change it with OPTIONS, or with anything else that changes what is in a package
+RECIPE = "4"  # change it with OPTIONS, or with anything else that changes what is in a package
 OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,
@@ -125,9 +126,10 @@ def program(block: Any, calls: list[dict[str, Any]]) -> tuple[Any, dict[str, Any
     with torch.inference_mode(False):
         example = tree_map_only(torch.Tensor, lambda t: torch.zeros_like(t.contiguous()), calls[0])
         exported = torch.export.export(block, (), example, dynamic_shapes=tree_map(_varying, *calls))
-        module = exported.run_decompositions({}).module()  # into itself, but for mutations and what copies nothing
-        merged = fuse(module)
-    return module, example, json.dumps({"names": list(calls[0]), "takes": takes, "merged": merged})
+        decomposed = exported.run_decompositions({})  # into itself, but for mutations and what copies nothing
+        module = decomposed.module(check_guards=False)
+        made = {"merged": fuse(module), "modulation": take_out(module, example)}
+    return module, example, json.dumps({"names": list(calls[0]), "takes": takes, **made})
 
 
 def _varying(*values: Any) -> Any:
@@ -152,16 +154,18 @@ def bind_blocks(transformer: Any, package: Path, decoder: Any = None) -> None:
     """
     from torch._C._aoti import AOTIModelPackageLoader  # below torch's own wrapper, which loads every kind each time
 
-    forwards = []
+    forwards, modulations = [], Modulations()
     for kind, blocks in _kinds(transformer, decoder).items():
         for block in blocks:
             code = AOTIModelPackageLoader(str(package), kind, True, 1, -1)
             layout, weights = json.loads(code.get_metadata()[LAYOUT]), _weights(block)
             weights |= joined(weights, layout["merged"])
             code.load_constants({name: weights[name] for name in code.get_constant_fqns()}, False, True, True)
-            forwards.append((block, _forward(block, code, layout)))
+            making = layout["modulation"] and modulations.maker(layout["modulation"], weights)
+            forwards.append((block, _forward(block, code, layout, making)))
     for block, forward in forwards:
         block.forward = forward
+    transformer.modulations = modulations
 
 
 def unbind_blocks(transformer: Any, decoder: Any = None) -> None:
@@ -169,9 +173,10 @@ def unbind_blocks(transformer: Any, decoder: Any = None) -> None:
     for blocks in _kinds(transformer, decoder).values():
         for block in blocks:
             block.__dict__.pop("forward", None)
+    transformer.__dict__.pop("modulations", None)
 
 
-def _forward(block: Any, code: Any, layout: dict[str, Any]) -> Callable[..., Any]:
+def _forward(block: Any, code: Any, layout: dict[str, Any], modulate: Callable[[Any], Any] | None) -> Callable[..., Any]:
     """`code` as the block's forward. What it was not compiled for stays eager: the code itself checks nothing."""
     import torch
     from torch.utils._pytree import tree_unflatten, treespec_loads
@@ -179,12 +184,15 @@ def _forward(block: Any, code: Any, layout: dict[str, Any]) -> Callable[..., Any
     eager, run, result = block.forward, code.boxed_run, treespec_loads(code.get_call_spec()[1])
     names, parameters = layout["names"], tuple(inspect.signature(eager).parameters)
     takes = [(getattr(torch, dtype.removeprefix("torch.")), shape) for dtype, shape in layout["takes"]]
+    at = layout["modulation"]["at"] if modulate else -1
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(parameters, args, strict=False)), **kwargs}
         tensors = [leaf for name in names for leaf in _leaves(given.pop(name, None))]
         if [*_leaves(given)] or not _fits(tensors, takes):
             return eager(*args, **kwargs)
+        if modulate:
+            tensors[at] = modulate(tensors[at])
         return tree_unflatten(run([tensor.contiguous() for tensor in tensors]), result)
 
     return forward

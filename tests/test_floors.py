@@ -39,6 +39,7 @@ FLOOR = {
     "weights": 3,
     "joining": 1,
     "fusing": 2,
+    "modulation": 1,
     "blocks": 3,
     "failures": 3,
     "compiled": 3,

@@ -89,13 +89,13 @@ def lowered(block: Any, calls: list[list[Row]], mode: FakeTensorMode) -> Iterato
     examples = {str(shapes(picture)): picture for *_, picture in calls}
     try:
         with mode:
-            module, example, _ = blocks.program(block, calls[0][:-1])
+            module, example, layout = blocks.program(block, calls[0][:-1])
         code = inductor.lower(module, example, blocks.OPTIONS)
     except Exception as error:
         yield {"count": len(calls), "error": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
         return
     for group, count in groups.items():
-        work = code.at(shapes(examples[group]))
+        work = code.at(taken(examples[group], example, layout))
         if work.casts:
             with mode, torch.inference_mode():
                 work.activations = activations(block, examples[group])
@@ -105,6 +105,15 @@ def lowered(block: Any, calls: list[list[Row]], mode: FakeTensorMode) -> Iterato
 def shapes(call: Row) -> list[tuple[int, ...]]:
     """Of the tensors, in order."""
     return [tuple(leaf.shape) for leaf in blocks._leaves(call) if isinstance(leaf, torch.Tensor)]
+
+
+def taken(call: Row, example: Row, layout: str) -> list[tuple[int, ...]]:
+    """Of the tensors that the code takes, where the block is called so: its modulation for an embedding."""
+    found = shapes(call)
+    if modulation := json.loads(layout)["modulation"]:
+        at = modulation["at"]
+        found[at] = (found[at][0], *shapes(example)[at][1:])
+    return found
 
 
 def activations(block: Any, call: Row) -> int:

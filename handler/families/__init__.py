@@ -23,7 +23,7 @@ import torch
 import transformers.utils.logging
 from torch import nn
 
-from handler import offload, stepcache
+from handler import modulation, offload, stepcache
 from handler.errors import NumericalError, SettingsError
 from handler.families import constants, edits, schedulers
 from handler.families.autoencoders import compilable as compilable
@@ -140,6 +140,7 @@ def run(
     with (
         _scheduler(pipeline, family, recipe, spec) as heading,
         stepcache.caching(pipeline, recipe.step_cache, recipe.guidance > 1),
+        modulation.ahead(pipeline),
     ):
         pictures = pipeline(
             **arguments,
