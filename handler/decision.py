@@ -4,17 +4,20 @@ One that cannot be read, or that measured another revision, is told and ignored:
 `automatic` decides the precision.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from handler.errors import KindlingError
-from handler.fit import memory_plan
+from handler.fit import memory_plan, rounding_gb
 from handler.hardware import Hardware, expected, host_memory
 from handler.precisions import PRECISIONS
 from handler.receipts import Receipt, current
 from handler.settings import Settings
 from handler.spec import ModelSpec
+from handler.volume import baked_sources, weight_facts
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:
@@ -48,20 +51,38 @@ def follow(settings: Settings, receipt: Receipt | None) -> Settings:
     return settings.model_copy(update=decided)
 
 
-def automatic(spec: ModelSpec, hardware: Hardware, host_gb: float, offload: str = "auto") -> tuple[str, str]:
+def automatic(
+    spec: ModelSpec,
+    hardware: Hardware,
+    host_gb: float,
+    offload: str = "auto",
+    baked: Callable[[str], bool] = lambda precision: False,
+) -> tuple[str, str]:
     """What `auto` means for `spec` without a receipt, and why.
 
-    `hardware` has what it means for any model; `host_gb` and `offload` are those of `fit.memory_plan`.
+    `hardware` has what it means for any model; `host_gb` and `offload` are those of `fit.memory_plan`; `baked` tells
+    whether the weights are on the volume in a precision: others are rounded on the host, if that has room.
     """
-    has, fp8 = hardware.capability, PRECISIONS["fp8"]
+    has, fp8, rounding = hardware.capability, PRECISIONS["fp8"], rounding_gb(spec)
     if has is None or spec.embedded:
         return hardware.precision, hardware.reason
-    if has >= fp8.capability and spec.fp8_source:
-        return "fp8", f"{hardware.name} computes in FP8, and {spec.id} is published in it ({spec.fp8_source})"
+    fast = has >= fp8.capability and spec.fp8_source
     plan = memory_plan(spec, hardware, host_gb=host_gb, offload=offload)
-    if plan.fits and plan.mode != "blocks":
+    if not fast and plan.fits and plan.mode != "blocks":
         return hardware.precision, hardware.reason
+    better = "fp8" if fast else "int8"
+    if rounding > host_gb and not baked(better):
+        short = f"rounding to {better} takes {rounding:.1f} GB of host memory, of {host_gb:.1f} GB, unless it is baked"
+        return hardware.precision, f"{hardware.reason}; {short}"
+    if fast:
+        return "fp8", f"{hardware.name} computes in FP8, and {spec.id} is published in it ({spec.fp8_source})"
     return "int8", f"{hardware.precision} would have to stream the denoiser: {plan.reason}"
+
+
+def _baked(spec: ModelSpec, volume: Path, precision: str) -> bool:
+    """Whether weights in `precision` are on the volume."""
+    wanted = weight_facts(spec, precision)
+    return any(source.manifest and source.manifest.facts == wanted for source in baked_sources(spec, volume))
 
 
 def expect(settings: Settings, spec: ModelSpec) -> str:
@@ -76,7 +97,8 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Decision:
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
     elif settings.precision == "auto":
-        precision, reason = automatic(spec, hardware, host_memory() / 1e9, settings.offload)
+        baked = partial(_baked, spec, settings.volume)
+        precision, reason = automatic(spec, hardware, host_memory() / 1e9, settings.offload, baked)
         hardware = replace(hardware, precision=precision, reason=reason)
     if receipt is None and told:
         hardware = replace(hardware, reason=f"{hardware.reason}; {told}")

@@ -64,12 +64,20 @@ class Failures:
         if passing(error):
             return
         facts = self._facts()
-        path = self._folder / f"{digest(facts)}.failed.json"
+        path = self._path(facts)
         found = {"reason": reason, "when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "facts": facts}
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
             log.error("no later worker compiles this in vain, by %s; %s", path, AGAIN)
+
+    def forget(self) -> None:
+        """Compiling succeeded: what was noted of it holds no longer."""
+        with contextlib.suppress(OSError):
+            self._path(self._facts()).unlink(missing_ok=True)
+
+    def _path(self, facts: dict[str, str]) -> Path:
+        return self._folder / f"{digest(facts)}.failed.json"
 
     def _before(self) -> str:
         wanted = self._facts()

@@ -76,6 +76,12 @@ def memory_plan(
     return next((plan for plan in plans if plan.fits), plans[-1])
 
 
+def rounding_gb(spec: ModelSpec) -> float:
+    """Host memory that it takes to round weights that were not baked: the largest component comes there in 16 bits."""
+    denoiser = spec.parameters + spec.other_parameters - spec.streams.encoders
+    return EXACT * max(denoiser, spec.streams.encoders) / 1e9 + HOST_GB
+
+
 def fit(spec: ModelSpec, hardware: Hardware, stored_gb: float = math.inf) -> MemoryPlan:
     """Whether all of `spec` fits on the device at once."""
     return _laid_out("resident", spec, hardware, stored_gb, math.inf)

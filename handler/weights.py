@@ -9,7 +9,7 @@ import importlib
 import json
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from handler.hardware import Hardware
 from handler.reader import CONFIGS, LORA, STEMS, Reader, ReadFile, remedy
 from handler.volume import CHUNK, INDEX
 
-ALIGNMENT = 256  # where a GPU's allocations start, and so the first weight of a file
+ALIGNMENT = 256  # where a GPU's allocations start, and so one weight of a file
 KERNELS = 16  # where its fast kernels want every weight to start
 TOKENIZER_OF = {"PixtralProcessor": "AutoTokenizer"}  # all that FLUX.2 uses of it; the rest wants torchvision
 OURS = {"Flux2TinyAutoEncoder": "handler.families.flux2_tiny"}  # whose repository would have us run its own code
@@ -168,8 +168,7 @@ def tensors(reader: Reader, component: str, device: str = "cpu", width: int = 8)
         reader.wait(file, 0)
         slots = _slots(file)
         wide = any(slot.dtype.startswith("float") and WIDTHS[slot.dtype] > width for slot in slots.values())
-        first = min((slot.start for slot in slots.values()), default=0)
-        memory = _arrive(reader, file) if wide or device == "cpu" else _sent(reader, file, device, first)
+        memory = _arrive(reader, file) if wide or device == "cpu" else _sent(reader, file, device, aligned(slots))
         for name, slot in slots.items():
             if name in found:
                 raise file.corrupt(f"has {name}, as another file of {component} does")
@@ -180,6 +179,15 @@ def tensors(reader: Reader, component: str, device: str = "cpu", width: int = 8)
         folder = reader.source.folder / component
         raise WeightsMissing(f"{folder} has no weights in safetensors files. {remedy(reader.source)}")
     return found
+
+
+def aligned(slots: Mapping[str, Slot]) -> int:
+    """The byte of a file that starts where an allocation of a GPU does: the largest tensor's.
+
+    Tensors of one width follow each other, and most of theirs are multiples of `KERNELS`; single scales before them
+    need not be, and all that is not aligned is there twice.
+    """
+    return max(slots.values(), key=lambda slot: slot.stop - slot.start).start if slots else 0
 
 
 def _slots(file: ReadFile) -> dict[str, Slot]:

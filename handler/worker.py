@@ -159,6 +159,7 @@ class Worker:
             reason = f"compiling failed: {gist(error)}"
             failures.note(error, reason)
             return Plan("EAGER", reason, failure=reason)
+        failures.forget()
         self._package = folder
         return chosen
 

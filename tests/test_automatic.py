@@ -17,6 +17,7 @@ from handler.hardware import CARDS, Hardware, expected
 from handler.models import lines, state
 from handler.precisions import PRECISIONS
 from handler.spec import ModelSpec
+from handler.volume import publishing, weight_facts, weights_folder
 
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU: fp32 is exact and no slower", 32)
 SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}
@@ -67,7 +68,26 @@ def test_how_much_may_wait_in_host_memory_counts() -> None:
     less = replace(card("A100"), memory_gb=32)
     assert automatic(DEV, less, 64)[0] == "bf16"  # its text encoders wait
     assert automatic(DEV, less, 64, offload="off")[0] == "int8"
-    assert automatic(DEV, less, 8)[0] == "int8"  # a host too small for text encoders in 16 bits
+    assert automatic(DEV, less, 13)[0] == "bf16"  # a host too small for text encoders in 16 bits, and to round
+
+
+@pytest.mark.parametrize(("name", "better"), [("H100", "fp8"), ("A10G", "int8")])
+def test_weights_are_not_rounded_where_the_host_has_no_room(name: str, better: str) -> None:
+    """The whole denoiser would come there in 16 bits, and the kernel would end the process."""
+    assert automatic(DEV, card(name), 32)[0] == better
+    precision, reason = automatic(DEV, card(name), 16)
+    assert precision == "bf16"
+    assert reason == f"a GPU; rounding to {better} takes 28.2 GB of host memory, of 16.0 GB, unless it is baked"
+    assert automatic(DEV, card(name), 16, baked=lambda precision: precision == better)[0] == better
+
+
+def test_baked_weights_are_taken_where_the_host_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.decision.host_memory", lambda: 16_000_000_000)
+    settings = Settings(volume=tmp_path)
+    assert decide(settings, DEV, card("H100")).hardware.precision == "bf16"
+    with publishing(weights_folder(DEV, tmp_path, "fp8"), weight_facts(DEV, "fp8")) as folder:
+        (folder / "model_index.json").write_text("{}")
+    assert decide(settings, DEV, card("H100")).hardware.precision == "fp8"
 
 
 def test_settings_and_a_cards_limits_come_first(tmp_path: Path) -> None:
@@ -130,6 +150,7 @@ def test_the_drivers_library_is_asked_first(
 
     gpu("NVIDIA A10G")
     monkeypatch.undo()
+    monkeypatch.setattr("handler.decision.host_memory", lambda: 64_000_000_000)
     monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path)
     answers: dict[str, Callable[..., Any]] = {
         "nvmlInit": lambda: None,
@@ -166,7 +187,8 @@ def test_a_wrong_guess_is_corrected(gpu: Callable[[str], None], tmp_path: Path) 
     assert (worker.hardware.precision, worker.ledger.device) == ("fp32", "CPU")
 
 
-def test_models_shows_what_each_would_be_served_in(tmp_path: Path) -> None:
+def test_models_shows_what_each_would_be_served_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.decision.host_memory", lambda: 64_000_000_000)
     settings, here = Settings(volume=tmp_path), card("L40S")
     found = {spec.id: state(spec, settings, here) for spec in (DEV, SDXL, QWEN_IMAGE)}
     assert {name: one.precision for name, one in found.items()} == {DEV.id: "fp8", SDXL.id: "bf16", "qwen-image": "fp8"}

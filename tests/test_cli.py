@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from handler import MODELS
+from handler.__main__ import main
 from handler.codec import read_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +114,17 @@ def test_doctor_tells_everything(tmp_path: Path) -> None:
     for part in ("environment", "default", "GB of memory free", "writable", "not fetched", "in all: fits the budget"):
         assert part in out.stdout
     assert "failed: budget of 1 s in phase 'import'" in out.stdout
+
+
+def test_doctor_of_a_model_that_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told at once, not as a volume that does not answer."""
+    monkeypatch.setenv("KINDLING_MODEL", "nonsense")
+    assert main(["doctor"]) == 2
+    out = capsys.readouterr()
+    assert out.err.startswith("kindling: There is no model 'nonsense'. Known: spark, ")
+    assert not out.out
 
 
 def test_doctor_as_json(tmp_path: Path) -> None:

@@ -280,6 +280,16 @@ def test_a_failure_is_expected_again_by_workers_that_are_alike(
     assert failures(tmp_path).expected == ""
 
 
+def test_what_succeeded_is_expected_to(equipped: None, tmp_path: Path) -> None:
+    """Else a worker that finds the package gone would not make another one."""
+    failures(tmp_path).note(BROKEN, "broken")
+    failures(tmp_path, hardware=replace(H200, precision="bf16")).note(BROKEN, "broken too")
+    failures(tmp_path, policy="on").forget()
+    assert failures(tmp_path).expected == ""
+    assert failures(tmp_path, hardware=replace(H200, precision="bf16")).expected.startswith("broken too (")
+    failures(tmp_path / "no volume").forget()
+
+
 def test_what_one_decoder_does_is_not_held_against_another(equipped: None, tmp_path: Path) -> None:
     """KINDLING_VAE may name one that cannot be compiled."""
     failures(tmp_path, decoder="Decoder-1").note(BROKEN, "broken")

@@ -24,7 +24,7 @@ from handler.families import build, flux
 from handler.hardware import Hardware
 from handler.reader import CONFIGS, Reader
 from handler.volume import EMBEDDED, Source, model_source, read_manifest, write_manifest
-from handler.weights import _sent, layout, load_components, tensors
+from handler.weights import KERNELS, _sent, aligned, layout, load_components, tensors
 
 SPARK = EMBEDDED / "spark"
 FP32 = Hardware("cpu", "CPU", "fp32", "")
@@ -464,3 +464,18 @@ def test_a_file_wider_than_what_is_served_never_goes_to_the_gpu_whole(small: Pat
     with Reader(source(small)) as reader:
         found = tensors(reader, "a", "cuda", width=2)  # fp32 in the file: no GPU is touched
     assert {tensor.device.type for tensor in found.values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("layers", [5, 6, 8])
+def test_nearly_all_of_a_file_is_aligned_on_a_gpu(layers: int, tmp_path: Path) -> None:
+    """fp8-tensor's single scales, 4 bytes each, come first in a file: what is not aligned would be there twice."""
+    parts = {
+        "rounded": torch.zeros(64, 64, dtype=torch.int8),
+        "scale": torch.zeros(1, 1),
+        "bias": torch.zeros(64).bfloat16(),
+    }
+    save_file({f"{i}.{name}": part.clone() for i in range(layers) for name, part in parts.items()}, tmp_path / PART)
+    slots = layout(memoryview((tmp_path / PART).read_bytes()))
+    first = aligned(slots)
+    copied = [name for name, slot in slots.items() if (slot.start - first) % KERNELS]
+    assert not [name for name in copied if name.endswith("rounded")]
