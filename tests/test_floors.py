@@ -84,8 +84,7 @@ DEEP: dict[str, set[str]] = {
     "gpu_cold.py": {"volume"},
     "gpu_parts.py": {"blocks", "kernels", "quant"},
     "gpu_pictures.py": {"attention", "blocks", "failures", "families", "quant"},
-    "predict.py": {"precisions"},  # of gpuless/, as the next
-    "toolchain.py": {"blocks", "failures", "toolchain"},
+    "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
     "worker.py": {"blocks", "families", "quant"},
 }
 FILES = sorted((ROOT / "handler").rglob("*.py"))
