@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import sympy
 from conftest import ROOT
 
 from handler.precisions import PRECISIONS, refusal
@@ -99,6 +100,8 @@ def test_a_region_inside_another_is_not_moved_again() -> None:
     assert work.values({(0, 64), (0, 32), (1, 32)}) == 64  # as a whole, and its even and odd values
     assert work.values({(7, 32), (8, 32)}) == 64  # both halves, and nothing else
     assert work.values({(0, 64), (64, 32), (65, 32)}) == 128  # the halves of another
+    looked_up = sympy.Symbol("tmp0")
+    assert work.values({(looked_up, 64), (0, 128)}) == 192
 
 
 def test_an_operation_takes_what_limits_it() -> None:
