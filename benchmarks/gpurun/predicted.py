@@ -53,7 +53,7 @@ def _case(row: Mapping[str, Any]) -> str | None:
 
 
 def _figures(row: Mapping[str, Any]) -> Figures:
-    """Milliseconds under the names that `gpu_pictures` gives them."""
+    """Milliseconds under the names that `pictures.py` gives them."""
     found = {
         "step_ms": row["denoise_ms"] / MODELS[row["model"]].steps,
         "encode_ms": row["encode_ms"],
