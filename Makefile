@@ -30,7 +30,7 @@ check: $(VENV)/dev
 	$(BIN)/mypy
 
 gpu-wheels: $(VENV)/run
-	@$(BIN)/python benchmarks/gpu_wheels.py
+	@$(BIN)/python benchmarks/gpurun/wheels.py
 
 spark: $(VENV)/dev
 	$(BIN)/python -m spark.train

@@ -32,12 +32,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-import gpu_cold
-import gpu_ground
-import gpu_parts
-import gpu_pictures
-from gpu_log import Log, Record
-from gpu_scale import FULL, TINY, Part, Run
+from gpurun import cold, ground, parts, pictures
+from gpurun.log import Log, Record
+from gpurun.scale import FULL, TINY, Part, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +52,19 @@ class Item:
 
 
 ITEMS = (
-    Item(1, "the machine, and spark compiled", 40, (gpu_ground.machine,), vital=True),
-    Item(2, "products and attention", 25, (gpu_parts.ceilings, gpu_parts.products, gpu_parts.attentions)),
-    Item(3, "text encoders and VAE", 45, (gpu_parts.encoders, gpu_parts.decoder)),
-    Item(4, "one block of each kind", 120, tuple(map(gpu_parts.blocks, FULL.ways))),
-    Item(5, "pictures, eager", 40, (gpu_pictures.eager,)),
-    Item(6, "pictures, compiled in bf16", 100, (gpu_pictures.compiled,)),
-    Item(7, "pictures, compiled in fp8", 130, (gpu_pictures.quantised,)),
-    Item(8, "tests", 60, (gpu_ground.tests,)),
-    Item(9, "dev's steps and text, compiled in fp8", 100, (gpu_pictures.dev,)),
+    Item(1, "the machine, and spark compiled", 40, (ground.machine,), vital=True),
+    Item(2, "products and attention", 25, (parts.ceilings, parts.products, parts.attentions)),
+    Item(3, "text encoders and VAE", 45, (parts.encoders, parts.decoder)),
+    Item(4, "one block of each kind", 120, tuple(map(parts.blocks, FULL.ways))),
+    Item(5, "pictures, eager", 40, (pictures.eager,)),
+    Item(6, "pictures, compiled in bf16", 100, (pictures.compiled,)),
+    Item(7, "pictures, compiled in fp8", 130, (pictures.quantised,)),
+    Item(8, "tests", 60, (ground.tests,)),
+    Item(9, "dev's steps and text, compiled in fp8", 100, (pictures.dev,)),
 )
 COLD = (
-    Item(1, "baking in memory", 110, (gpu_cold.bake,), vital=True),
-    Item(2, "cold starts", 60, (gpu_cold.starts,)),
+    Item(1, "baking in memory", 110, (cold.bake,), vital=True),
+    Item(2, "cold starts", 60, (cold.starts,)),
 )
 
 

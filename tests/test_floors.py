@@ -82,11 +82,10 @@ HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_di
 MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
 DEEP: dict[str, set[str]] = {
-    "gpu_cold.py": {"volume"},
-    "gpu_parts.py": {"blocks", "kernels", "quant"},
-    "gpu_pictures.py": {"attention", "blocks", "failures", "families", "quant"},
-    "predict.py": {"precisions"},  # of gpuless/, as the next
-    "toolchain.py": {"blocks", "failures", "toolchain"},
+    "cold.py": {"volume"},  # of gpurun/, as the next
+    "parts.py": {"blocks", "kernels", "quant"},
+    "pictures.py": {"attention", "blocks", "failures", "families", "quant"},
+    "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
     "worker.py": {"blocks", "families", "quant"},
 }
 FILES = sorted((ROOT / "handler").rglob("*.py"))

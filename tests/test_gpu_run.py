@@ -167,7 +167,7 @@ def test_two_calls_make_one_file(gpu: Any, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, a=dict), item(gpu, 3, b=dict)))
     assert gpu.main(["--tiny", "--items", "2", "--save"]) == gpu.main(["--tiny", "--items", "3", "--save"]) == 0
     assert outcomes(found(tmp_path / "out")) == {"2": "done", "3": "done"}
-    monkeypatch.setattr("gpu_ground.commit", lambda: "another")
+    monkeypatch.setattr("gpurun.ground.commit", lambda: "another")
     assert gpu.main(["--tiny", "--items", "3", "--save"]) == 0
     assert outcomes(found(tmp_path)) == {"3": "done"}
 
@@ -190,7 +190,7 @@ def test_a_prediction_stands_beside_the_outcome(
     known = {"H200": 0.395, "H100": 0.438, "L4": 9.9, "A100-40GB": 0.999}
     rows = [{**row, "card": name, "seconds": seconds} for name, seconds in known.items()]
     (tmp_path / "lowered.json").write_text(json.dumps({"predictions": rows}))
-    monkeypatch.setattr("gpu_ground.card", lambda: card)
+    monkeypatch.setattr("gpurun.ground.card", lambda: card)
     pictures = {"Kindling fp8 compiled": lambda: {"picture_ms": 400.0, "step_ms": 80.0}, "CLIP": lambda: {"ms": 4.0}}
     monkeypatch.setattr(gpu, "ITEMS", (item(gpu, 2, **pictures),))
     assert gpu.main(["--tiny", "--save"]) == 0
@@ -199,10 +199,10 @@ def test_a_prediction_stands_beside_the_outcome(
 
 
 def test_lowering_that_was_interrupted_predicts_nothing(gpu: Any, tmp_path: Path) -> None:
-    import gpu_predicted
+    from gpurun import predicted
 
     (tmp_path / "lowered.json").write_text(json.dumps({"benchmark": "lowered", "rows": []}))
-    assert gpu_predicted.predictions("NVIDIA H200") == gpu_predicted.KEPT
+    assert predicted.predictions("NVIDIA H200") == predicted.KEPT
 
 
 def test_what_is_no_number_is_text(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,37 +215,37 @@ def test_what_is_no_number_is_text(gpu: Any, tmp_path: Path, monkeypatch: pytest
 
 def test_tools_that_are_missing_are_told(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing here may fail: without it there would be no run."""
-    import gpu_ground
+    from gpurun import ground
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    row = gpu_ground.tools()
+    row = ground.tools()
     assert (row["nvcc"], row["g++"], row["libcuda"]) == ("None", "None", "")
-    assert gpu_ground.driver() == ""
+    assert ground.driver() == ""
 
 
 def test_plain_diffusers_knows_nothing_of_what_was_settled(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gpu_pictures
-    from gpu_scale import TINY, Run
+    from gpurun import pictures
+    from gpurun.scale import TINY, Run
 
     def by_diffusers(pipeline: Any, *_: Any) -> dict[str, Any]:
         known = families.constants
         return {"known": pipeline.vae in known._runs_on or pipeline.transformer in known._telling}
 
-    monkeypatch.setattr(gpu_pictures, "by_diffusers", by_diffusers)
+    monkeypatch.setattr(pictures, "by_diffusers", by_diffusers)
     run = Run(TINY, 60)
-    name, case = next(gpu_pictures.eager(run))
+    name, case = next(pictures.eager(run))
     assert name == "plain diffusers bf16"
     assert not case()["known"]
-    assert by_diffusers(gpu_pictures.studio(run).pipeline)["known"]
+    assert by_diffusers(pictures.studio(run).pipeline)["known"]
 
 
 def test_kernels_that_are_only_taken_when_asked_for_are_measured(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here by the CPU's half of it."""
-    import gpu_parts
-    from gpu_scale import TINY, Run
+    from gpurun import parts
+    from gpurun.scale import TINY, Run
 
-    monkeypatch.setattr(gpu_parts, "refusal", lambda row, *_: "" if row.id in ("native", "cudnn-fp8") else "not here")
-    found = {name: case() for name, case in gpu_parts.attentions(Run(TINY, 60))}
+    monkeypatch.setattr(parts, "refusal", lambda row, *_: "" if row.id in ("native", "cudnn-fp8") else "not here")
+    found = {name: case() for name, case in parts.attentions(Run(TINY, 60))}
     assert 0.001 < found["cudnn-fp8 2x144x16"]["apart"] < 0.1
 
 
@@ -259,7 +259,7 @@ def test_items_are_numbers(items: str, gpu: Any, capsys: pytest.CaptureFixture[s
 @pytest.fixture
 def gpu_wheels(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The target's script, which downloads wheels of a mebibyte each."""
-    import gpu_wheels
+    from gpurun import wheels
 
     folder = tmp_path / "wheels"
 
@@ -267,10 +267,10 @@ def gpu_wheels(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any
         for name in wanted:
             (folder / f"{name}.whl").write_bytes(bytes(1 << 20))
 
-    monkeypatch.setattr(gpu_wheels, "FOLDER", folder)
-    monkeypatch.setattr(gpu_wheels, "fetch", fetch)
-    monkeypatch.setattr(gpu_wheels, "git", lambda *words: "README.md" if words[0] == "ls-files" else "abc-dirty")
-    return gpu_wheels
+    monkeypatch.setattr(wheels, "FOLDER", folder)
+    monkeypatch.setattr(wheels, "fetch", fetch)
+    monkeypatch.setattr(wheels, "git", lambda *words: "README.md" if words[0] == "ls-files" else "abc-dirty")
+    return wheels
 
 
 def test_wheels_are_those_that_requirements_pin(gpu_wheels: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,11 @@ class Lowered:
         """A size, with the inputs' sizes put in."""
         return int(sympy_subs(self.graph.sizevars.simplify(expression), self.values))
 
+    def _start(self, expression: Any) -> Any:
+        """A place in a buffer: a number, unless it depends on what is in memory."""
+        place = sympy_subs(self.graph.sizevars.simplify(expression), self.values)
+        return int(place) if place.is_number else place
+
     def _count(self) -> Work:
         work, casts = Work(kernels=len(self.graph.wrapper_code.src_to_kernel)), set()
         for node in self.graph.scheduler.nodes:
@@ -89,7 +94,7 @@ class Lowered:
         for dep in node.read_writes.reads_and_writes():
             if not isinstance(dep, MemoryDep) or self._inner(dep.name, mine):
                 continue
-            place = (self.number(dep.get_offset()), self.number(dep.get_numel()))
+            place = (self._start(dep.get_offset()), self.number(dep.get_numel()))
             regions.setdefault(dep.name, set()).add(place)  # one region may be walked in several ways
         total = 0
         for name, places in regions.items():

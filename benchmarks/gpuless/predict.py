@@ -9,7 +9,6 @@ from typing import Any
 
 from gpuless.cards import ATTENTION, CARDS, CONVOLUTIONS, EAGER_US, LAUNCH_US, MEMORY, PRODUCTS, Card
 from gpuless.work import flop, moved, operation
-from handler.precisions import PRECISIONS
 
 STAGES = {"text_encoder": "encode", "text_encoder_2": "encode", "text_encoder_3": "encode", "vae": "decode"}
 ALL = ("encode", "denoise", "decode")
@@ -18,6 +17,10 @@ ALL = ("encode", "denoise", "decode")
 PNG_MS, WAITS_MS = 8.0, 2.0
 ROOM = 1.1  # of the weights' bytes, that a card must have
 HOPPER, BLACKWELL = "9.0", "10.0"  # the capabilities that stand for others, in this order
+NEEDED = {  # what a card must have tensor cores for; scales for each block came with those for 4 bits
+    "fp8": "float8_e4m3fn", "fp8-tensor": "float8_e4m3fn", "mxfp8": "float4_e2m1fn_x2", "nvfp4": "float4_e2m1fn_x2",
+    "int8-dynamic": "int8",
+}  # fmt: skip
 Row = Mapping[str, Any]
 
 
@@ -77,8 +80,7 @@ def chosen(rows: Iterable[Row], model: str, precision: str, card: Card) -> list[
 def able(rows: list[Row], precision: str, card: Card) -> bool:
     """Whether a worker on the card takes the precision, and its memory holds the weights."""
     weights = sum(row.get("weight_bytes", 0) for row in rows)
-    capability = tuple(map(int, card.capability.split(".")))
-    return capability >= PRECISIONS[precision].capability and ROOM * weights <= card.memory_gb * 1e9
+    return NEEDED.get(precision, "bfloat16") in card.promised and ROOM * weights <= card.memory_gb * 1e9
 
 
 def all_of(rows: list[Row]) -> list[dict[str, Any]]:

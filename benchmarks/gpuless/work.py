@@ -9,11 +9,12 @@ which `wide` is no fused kernel: two products, with a softmax of scores in memor
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 BYTES = {"float32": 4, "float8_e4m3fn": 1, "int8": 1, "float4_e2m1fn_x2": 0.5}  # of a value; any other type has two
 SCORE = 20  # bytes of a score of `wide`: written, normalised and rounded in fp32, read again in 16 bits
 RESULT = 2  # bytes of a value of what comes out: 16-bit floats, everywhere
-Region = tuple[int, int]  # of a buffer: where its first value is, and how many it has
+Region = tuple[Any, int]  # of a buffer: where its first value is, if that is known, and how many it has
 
 
 @dataclass(slots=True)
@@ -58,7 +59,8 @@ def values(regions: Iterable[Region]) -> int:
 
 
 def _inside(start: int, count: int, whole: int, many: int) -> bool:
-    return count < many and 0 <= start - whole < many // count
+    after = start - whole
+    return count < many and isinstance(after, int) and 0 <= after < many // count
 
 
 def operation(line: str) -> Operation:

@@ -84,7 +84,7 @@ def _reset(looking: Callable[..., None]) -> Any:
 
 def _execution_device(looking: Any) -> Any:
     def device(pipeline: Any) -> Any:
-        vae = getattr(pipeline, "vae", None)  # those of other programs may have none
+        vae: Any = getattr(pipeline, "vae", None)  # those of other programs may have none
         return _runs_on[vae] if vae in _runs_on else looking.fget(pipeline)
 
     return property(device)

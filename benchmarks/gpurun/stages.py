@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from gpu_scale import DEVICE, Row, synchronize
+from gpurun.scale import DEVICE, Row, synchronize
 
 Stage = tuple[str, float, Any, Any]  # its name, the host's seconds, and the device's marks around it
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from gpu_scale import DEVICE, Case, NotCompiledError, Row, Run, timed
+from gpurun.scale import DEVICE, Case, NotCompiledError, Row, Run, timed
 from handler import Clock, ImageRequest, Settings, Worker
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("triton", "accelerate", "torchao", "nvidia-cudnn-frontend", "nvidia-cuda-crt", "nvidia-cuda-cccl")
 ASKED = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
 TOLD = 3000  # characters of the tests' output

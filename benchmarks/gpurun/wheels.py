@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".whl"
 MOST = 64 << 20  # bytes that travel
 TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]

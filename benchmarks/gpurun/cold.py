@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 import cold_start
-from gpu_pictures import ready, started, studio
-from gpu_scale import MODEL, Case, NotCompiledError, Row, Run
+from gpurun.pictures import ready, started, studio
+from gpurun.scale import MODEL, Case, NotCompiledError, Row, Run
 from handler import MODELS, Worker
 from handler.volume import publishing, weight_facts
 

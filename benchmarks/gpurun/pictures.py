@@ -18,8 +18,8 @@ from unittest import mock
 
 import torch
 
-from gpu_scale import DEVICE, MODEL, PARTS, Case, NotCompiledError, Row, Run, built, synchronize
-from gpu_stages import peak_gb, told, watched
+from gpurun.scale import DEVICE, MODEL, PARTS, Case, NotCompiledError, Row, Run, built, synchronize
+from gpurun.stages import peak_gb, told, watched
 from handler import MODELS, Api, Clock, ImageRequest, Lane, ModelSpec, Settings, Worker, attention, detect, families
 from handler.blocks import unbind_blocks
 from handler.failures import Failures

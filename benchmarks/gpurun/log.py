@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gpu_ground
 import report
-from gpu_predicted import predictions
-from gpu_scale import Row
+from gpurun import ground
+from gpurun.predicted import predictions
+from gpurun.scale import Row
 
 Record = dict[str, Any]
 FIRST = ("ms", "picture_ms", "step_ms")  # what the table shows first
@@ -23,7 +23,7 @@ class Log:
     def __init__(self, name: str, save: bool) -> None:
         self.name, self.code = name, 0
         self._save, self._ran, self._begun = save, dict[str, Record](), dict[str, float]()
-        self._facts = {"card": gpu_ground.card(), "driver": gpu_ground.driver(), "commit": gpu_ground.commit()}
+        self._facts = {"card": ground.card(), "driver": ground.driver(), "commit": ground.commit()}
         self._items, self._expected = self._earlier(), predictions(self._facts["card"])
 
     def _earlier(self) -> dict[str, Record]:

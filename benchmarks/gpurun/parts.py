@@ -15,7 +15,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from gpu_scale import DEVICE, Case, Row, Run, Scale, bare, built, kernels, noise, timed
+from gpurun.scale import DEVICE, Case, Row, Run, Scale, bare, built, kernels, noise, timed
 from handler import Settings, bind_blocks, compile_blocks, detect
 from handler.blocks import unbind_blocks
 from handler.kernels import KERNELS, NATIVE, backend, refusal
