@@ -111,7 +111,17 @@ def _compiled(block: Any, calls: list[dict[str, Any]]) -> Any:
 
     module, example, layout = program(block, calls)
     with torch.inference_mode(False):
-        return aot_compile(module, (), example, options={**OPTIONS, "aot_inductor.metadata": {LAYOUT: layout}})
+        metadata = {"aot_inductor.metadata": {LAYOUT: layout}}
+        return aot_compile(module, (), example, options={**options(module), **metadata})
+
+
+def options(module: Any) -> dict[str, Any]:
+    """With what Inductor compiles this graph: where tokens are rounded each with its own scale, by one kernel each.
+
+    The sketches have so few that it would find the peaks of long ones by a kernel of its own, which reads them all.
+    """
+    peaks = [node.args[1:] for node in module.graph.nodes if str(node.target) == "aten.amax.default"]
+    return {**OPTIONS, "split_reductions": not peaks or () in peaks}
 
 
 def program(block: Any, calls: list[dict[str, Any]]) -> tuple[Any, dict[str, Any], str]:
@@ -176,7 +186,9 @@ def unbind_blocks(transformer: Any, decoder: Any = None) -> None:
     transformer.__dict__.pop("modulations", None)
 
 
-def _forward(block: Any, code: Any, layout: dict[str, Any], modulate: Callable[[Any], Any] | None) -> Callable[..., Any]:
+def _forward(
+    block: Any, code: Any, layout: dict[str, Any], modulate: Callable[[Any], Any] | None
+) -> Callable[..., Any]:
     """`code` as the block's forward. What it was not compiled for stays eager: the code itself checks nothing."""
     import torch
     from torch.utils._pytree import tree_unflatten, treespec_loads

@@ -16,6 +16,7 @@ from handler import MODELS, compiled
 from handler.blocks import bind_blocks, compile_blocks
 from handler.errors import Cancelled
 from handler.hardware import Hardware
+from handler.modulation import Run, ahead
 from handler.volume import EMBEDDED, publishing
 
 SPARK = MODELS["spark"]
@@ -145,6 +146,22 @@ def test_a_run_may_be_cancelled(bound: Any) -> None:
     assert torch.equal(draw(bound), before)
 
 
+def test_a_run_makes_the_modulation_of_all_its_steps_at_once(
+    eager: Any, bound: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block multiplies those weights once, and draws what it draws when it does so at each step."""
+    found, find = [], Run.find
+    monkeypatch.setattr(Run, "find", lambda *given: found.append(find(*given)) or found[-1])
+    with ahead(bound):
+        picture = draw(bound)
+        made = bound.transformer.modulations.run._made
+    count = len(forwards(bound.transformer))
+    assert (len(made), len(found), sum(each is None for each in found)) == (count, 4 * count, 0)
+    assert (picture - draw(eager)).abs().max() < 0.01
+    assert (picture - draw(bound)).abs().max() < 0.01
+    assert len(found) == 4 * count
+
+
 def test_an_empty_volume_is_a_miss(eager: Any, tmp_path: Path) -> None:
     found = compiled.restore(eager.transformer, SPARK, CPU, tmp_path / "not there")
     assert (found.outcome, found.reason) == ("MISS", "nothing is compiled for spark yet")
@@ -230,6 +247,7 @@ def test_restoring_starts_no_compiler(volume: Path) -> None:
 import sys, pathlib, torch, diffusers
 from handler import MODELS, compiled
 from handler.hardware import Hardware
+from handler.modulation import Run, ahead
 from handler.volume import EMBEDDED
 from diffusers import FluxTransformer2DModel
 transformer = FluxTransformer2DModel.from_pretrained(EMBEDDED / "spark" / "transformer").requires_grad_(False)

@@ -109,6 +109,15 @@ def test_a_program_computes_what_its_block_does(precision: str) -> None:
                 assert (found - want).norm() < TOLERANCE[precision] * want.norm()
 
 
+@pytest.mark.parametrize(
+    ("precision", "splits"), [("fp32", True), ("fp8", False), ("fp8-tensor", True), ("int8-dynamic", False)]
+)
+def test_the_peak_of_a_token_is_found_by_the_kernel_that_rounds_it(precision: str, splits: bool) -> None:
+    """The peak of all tokens is found by many."""
+    for _, _, module, _, _ in programs("flux-schnell", precision).values():
+        assert blocks.options(module)["split_reductions"] is splits
+
+
 def test_tokens_are_joined_after_norm_and_rotation() -> None:
     """So that one kernel reads and writes queries and keys: what it joins, attention takes as it is."""
     _, _, module, _, _ = programs("flux-schnell")["FluxTransformerBlock"]

@@ -90,7 +90,7 @@ def lowered(block: Any, calls: list[list[Row]], mode: FakeTensorMode) -> Iterato
     try:
         with mode:
             module, example, layout = blocks.program(block, calls[0][:-1])
-        code = inductor.lower(module, example, blocks.OPTIONS)
+        code = inductor.lower(module, example, blocks.options(module))
     except Exception as error:
         yield {"count": len(calls), "error": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
         return
