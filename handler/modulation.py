@@ -63,7 +63,7 @@ class Modulations:
         from torch.nn.functional import linear, silu
 
         names = ("weight", "bias")[: len(layout["weights"])]
-        layer = partial(linear, **dict(zip(names, (weights[name] for name in layout["weights"]), strict=True)))
+        layer: Any = partial(linear, **dict(zip(names, (weights[name] for name in layout["weights"]), strict=True)))
 
         def make(temb: Any) -> Any:
             known = self.run and self.run.find(layer, temb)
@@ -134,13 +134,13 @@ def _is_row(value: Any) -> bool:
 @contextmanager
 def ahead(pipeline: Any) -> Iterator[None]:
     """While this lasts, a run of `pipeline`, its bound blocks have their modulation made for several steps at once."""
-    transformer, scheduler = getattr(pipeline, "transformer", None), pipeline.scheduler
+    transformer: Any = getattr(pipeline, "transformer", None)
     modulations: Modulations | None = getattr(transformer, "modulations", None)
     if modulations is None or type(transformer).__name__ not in CONVERTED:
         yield
         return
-    kind = type(pipeline).__name__, type(scheduler).__name__
-    run = modulations.run = Run(transformer, scheduler, kind in modulations.proven)
+    kind = type(pipeline).__name__, type(pipeline.scheduler).__name__
+    run = modulations.run = Run(transformer, pipeline.scheduler, kind in modulations.proven)
     transformer.time_text_embed.forward = run.embed
     try:
         yield
