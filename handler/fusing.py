@@ -195,7 +195,7 @@ def _compute_apart(graph: Any, nodes: list[Any]) -> None:
                 whole = graph.call_function(aten.cat.default, (made[node], 1))
                 for user in others:
                     user.replace_input_with(node, whole)
-    for node in reversed(nodes):
+    for node in reversed(nodes[1:]):  # the first may have other readers
         graph.erase_node(node)
 
 

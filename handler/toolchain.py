@@ -89,10 +89,11 @@ def _headers(cuda: str) -> str:
 
 def _whole(include: Path, major: int) -> bool:
     """Whether a folder has all of `HEADERS`, of this major version of CUDA."""
-    if not all((include / name).is_file() for name in HEADERS):
-        return False
-    version = VERSION.search((include / "cuda.h").read_bytes())
-    return version is not None and int(version[1]) // 1000 == major
+    with contextlib.suppress(OSError):  # one that may not be read
+        if all((include / name).is_file() for name in HEADERS):
+            version = VERSION.search((include / "cuda.h").read_bytes())
+            return version is not None and int(version[1]) // 1000 == major
+    return False
 
 
 def _driver() -> str:

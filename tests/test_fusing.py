@@ -126,6 +126,22 @@ def test_tokens_are_joined_after_norm_and_rotation() -> None:
     assert {str(user.target) for join in joins for user in join.users} == {"aten.permute.default"}
 
 
+class Reads(torch.nn.Module):
+    """What is joined and computed token by token is read before too, and multiplied by what was joined elsewhere."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        one, other = torch.cat([x, y], 1), torch.cat([x + 1, y * 2], 1)
+        return (-one * 2).flatten(2), one[:, 1:], one * other
+
+
+def test_what_is_joined_may_have_other_readers() -> None:
+    calls = [{"x": torch.randn(n, 3 * n, 4, 8), "y": torch.randn(n, 5, 4, 8)} for n in (2, 3)]
+    module, *_ = blocks.program(Reads(), calls)
+    for call in calls:
+        for found, want in zip(module(**call), Reads()(**call), strict=True):
+            assert torch.equal(found, want)
+
+
 PARTS = {"q.weight": (64, 32), "q.bias": (64,), "k.weight": (32, 32), "k.bias": (32,), "v.weight": (96, 32)}
 ASKED = {"weights": ["q.weight", "k.weight", "v.weight"], "biases": ["q.bias", "k.bias"]}
 

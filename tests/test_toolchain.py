@@ -84,6 +84,12 @@ def test_a_wrong_cuda_home_is_passed_over_and_comes_back(
     assert str(cpp_extension.CUDA_HOME) == os.environ["CUDA_HOME"] == str(other)
 
 
+def test_a_folder_that_cannot_be_looked_into_is_passed_over(cuda: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = home(cuda / "nvidia" / "cu13")
+    monkeypatch.setenv("CUDA_HOME", "/" + "a" * 300)  # a name too long is told as one that is forbidden
+    assert toolchain.look().headers == str(wheels)
+
+
 def test_a_right_cuda_home_is_kept(cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home(cuda / "nvidia" / "cu13")
     mine = home(tmp_path / "mine")
