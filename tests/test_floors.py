@@ -86,7 +86,7 @@ DEEP: dict[str, set[str]] = {
     "parts.py": {"blocks", "families", "kernels", "quant"},
     "pictures.py": {"attention", "blocks", "failures", "families", "quant"},
     "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
-    "worker.py": {"blocks", "families", "quant"},
+    "worker.py": {"blocks", "families", "modulation", "quant"},
 }
 FILES = sorted((ROOT / "handler").rglob("*.py"))
 

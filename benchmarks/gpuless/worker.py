@@ -24,7 +24,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import random_models
 from gpuless import denoisers, device, eager, inductor
-from handler import MODELS, ModelSpec, blocks, quant
+from gpuless.work import Work, line
+from handler import MODELS, ModelSpec, blocks, modulation, quant
 from handler.families import autoencoders
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -63,6 +64,8 @@ def steps(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str
         paths = [path for path, module in named.items() if any(module is block for block in kind)]
         for row in lowered(named[paths[0]], [calls[path] for path in paths], mode):
             yield facts | {"name": paths[0], "plan": "compiled"} | row
+            for each in modulated(row, spec.steps * many, spec.steps * (times - 1)):
+                yield facts | each | {"name": f"{paths[0]}: {each['name']}", "plan": "eager"}
     with mode:
         work = eager.counted(lambda: model(**picture), partial(only, named.values(), False))
     yield facts | {"name": AROUND, "plan": "eager", "count": 1, "weight_bytes": weight_bytes(model), **asdict(work)}
@@ -99,7 +102,29 @@ def lowered(block: Any, calls: list[list[Row]], mode: FakeTensorMode) -> Iterato
         if work.casts:
             with mode, torch.inference_mode():
                 work.activations = activations(block, examples[group])
-        yield {"count": count, **asdict(work)}
+        yield {"count": count, **asdict(work), "modulation": modulation_of(block, layout)}
+
+
+def modulation_of(block: Any, layout: str) -> list[int]:
+    """Columns and rows of the weight that makes a block's modulation, outside compiled code; empty if there is none."""
+    if not (made := json.loads(layout)["modulation"]):
+        return []
+    merged, weights = json.loads(layout)["merged"], blocks._weights(block)
+    parts = [weights[name] for name in merged.get(made["weights"][0], made["weights"][:1])]
+    return [sum(part.shape[0] for part in parts), parts[0].shape[1]]
+
+
+def modulated(row: Row, ahead: int, alone: int) -> Iterator[Row]:
+    """What makes the modulation of a kind of block for a picture: of `ahead` rows many at once, of `alone` one by one."""
+    if size := row.get("modulation"):
+        for rows, calls in Counter([*_parts(ahead, modulation.ROWS), *[1] * alone]).items():
+            work = Work()
+            work.add(line("mm", "bfloat16", 1, rows, *size))
+            yield {"name": f"modulation, rows: {rows}", "count": row["count"], "calls": calls, **asdict(work)}
+
+
+def _parts(count: int, most: int) -> list[int]:
+    return [min(most, count - start) for start in range(0, count, most)]
 
 
 def shapes(call: Row) -> list[tuple[int, ...]]:
