@@ -115,7 +115,7 @@ def modulation_of(block: Any, layout: str) -> list[int]:
 
 
 def modulated(row: Row, ahead: int, alone: int) -> Iterator[Row]:
-    """What makes the modulation of a kind of block for a picture: of `ahead` rows many at once, of `alone` one by one."""
+    """What makes the modulation of a kind of block: of `ahead` rows many at once, of `alone` one by one."""
     if size := row.get("modulation"):
         for rows, calls in Counter([*_parts(ahead, modulation.ROWS), *[1] * alone]).items():
             work = Work()
