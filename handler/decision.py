@@ -63,17 +63,18 @@ def automatic(
     `hardware` has what it means for any model; `host_gb` and `offload` are those of `fit.memory_plan`; `baked` tells
     whether the weights are on the volume in a precision: others are rounded on the host, if that has room.
     """
-    has, fp8, rounding = hardware.capability, PRECISIONS["fp8"], rounding_gb(spec)
+    has, fp8 = hardware.capability, PRECISIONS["fp8"]
     if has is None or spec.embedded:
         return hardware.precision, hardware.reason
     fast = has >= fp8.capability and spec.fp8_source
     plan = memory_plan(spec, hardware, host_gb=host_gb, offload=offload)
     if not fast and plan.fits and plan.mode != "blocks":
         return hardware.precision, hardware.reason
-    better = "fp8" if fast else "int8"
-    if rounding > host_gb and not baked(better):
-        short = f"rounding to {better} takes {rounding:.1f} GB of host memory, of {host_gb:.1f} GB, unless it is baked"
-        return hardware.precision, f"{hardware.reason}; {short}"
+    better = replace(hardware, precision="fp8" if fast else "int8")
+    takes = rounding_gb(spec, memory_plan(spec, better, host_gb=host_gb, offload=offload))
+    if takes > host_gb and not baked(better.precision):
+        room = f"{takes:.1f} GB of host memory, of {host_gb:.1f} GB, unless it is baked"
+        return hardware.precision, f"{hardware.reason}; rounding to {better.precision} takes {room}"
     if fast:
         return "fp8", f"{hardware.name} computes in FP8, and {spec.id} is published in it ({spec.fp8_source})"
     return "int8", f"{hardware.precision} would have to stream the denoiser: {plan.reason}"

@@ -22,18 +22,19 @@ from handler.spec import ModelSpec
 from handler.volume import write_atomically
 
 AGAIN = "KINDLING_COMPILE=on tries again"
-# What passes: too little memory or room for files, or a GPU that failed, which another worker's does not.
+# What passes: too little memory, nowhere to write, or a GPU that failed; another worker need not have it so.
 PASSING = (
     *NO_MEMORY,
     *LOST,
     "no space left",
     "quota exceeded",
+    "no usable temporary directory",
     "cannot allocate",
     "killed signal terminated program",  # what g++ says of one that the kernel killed for its memory,
     "terminated abruptly",  # Python of a process that compiled kernels,
     "failed with error code -9",  # and Triton of ptxas
 )
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EROFS, errno.EACCES)
 WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")  # of `toolchain.HEADERS`
 TOLD = 200  # characters of an error
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def passing(error: Exception) -> bool:
     """Whether `error`, or what it came from, says nothing about another try."""
     return any(
         isinstance(each, KindlingError | MemoryError)
-        or getattr(each, "errno", None) in FULL
+        or getattr(each, "errno", None) in UNWRITTEN
         or any(sign in str(each).lower() for sign in PASSING)
         for each in _chain(error)
     )

@@ -76,10 +76,13 @@ def memory_plan(
     return next((plan for plan in plans if plan.fits), plans[-1])
 
 
-def rounding_gb(spec: ModelSpec) -> float:
-    """Host memory that it takes to round weights that were not baked: the largest component comes there in 16 bits."""
+def rounding_gb(spec: ModelSpec, plan: MemoryPlan) -> float:
+    """Host memory that rounding to the precision of `plan` takes, of weights that were not baked.
+
+    Beside what waits there the largest component is there in 16 bits, whole.
+    """
     denoiser = spec.parameters + spec.other_parameters - spec.streams.encoders
-    return EXACT * max(denoiser, spec.streams.encoders) / 1e9 + HOST_GB
+    return EXACT * max(denoiser, spec.streams.encoders) / 1e9 + max(plan.host_gb, HOST_GB)
 
 
 def fit(spec: ModelSpec, hardware: Hardware, stored_gb: float = math.inf) -> MemoryPlan:

@@ -145,22 +145,23 @@ class Worker:
 
     def _compile_now(self, model: Any, clock: Clock, chosen: Plan, failures: Failures) -> Plan:
         """Carry `chosen` out; if that fails for any reason but the budget, this worker is eager instead."""
-        folder = TemporaryDirectory(prefix="kindling-", ignore_cleanup_errors=True)
-        package = Path(folder.name) / compiled.PACKAGE
         try:
-            with attention.compiling(self.hardware.attention):
-                compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
-            bind_blocks(model, package, self._decoder)
+            with ExitStack() as unless_done:
+                made = TemporaryDirectory(prefix="kindling-", ignore_cleanup_errors=True)
+                package = Path(unless_done.enter_context(made)) / compiled.PACKAGE
+                with attention.compiling(self.hardware.attention):
+                    compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
+                bind_blocks(model, package, self._decoder)
+                unless_done.pop_all()
         except (BudgetExceeded, DeviceLost):
             raise
         except Exception as error:
             log.exception("compiling %s failed", self.spec.id)
-            folder.cleanup()
             reason = f"compiling failed: {gist(error)}"
             failures.note(error, reason)
             return Plan("EAGER", reason, failure=reason)
         failures.forget()
-        self._package = folder
+        self._package = made
         return chosen
 
     def _sketch(self, clock: Clock) -> None:

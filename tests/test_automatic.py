@@ -71,13 +71,13 @@ def test_how_much_may_wait_in_host_memory_counts() -> None:
     assert automatic(DEV, less, 13)[0] == "bf16"  # a host too small for text encoders in 16 bits, and to round
 
 
-@pytest.mark.parametrize(("name", "better"), [("H100", "fp8"), ("A10G", "int8")])
-def test_weights_are_not_rounded_where_the_host_has_no_room(name: str, better: str) -> None:
-    """The whole denoiser would come there in 16 bits, and the kernel would end the process."""
-    assert automatic(DEV, card(name), 32)[0] == better
+@pytest.mark.parametrize(("name", "better", "takes"), [("H100", "fp8", "28.2"), ("A10G", "int8", "34.5")])
+def test_weights_are_not_rounded_where_the_host_has_no_room(name: str, better: str, takes: str) -> None:
+    """The whole denoiser comes there in 16 bits, on an A10G beside text encoders: the kernel would end the process."""
+    assert automatic(DEV, card(name), float(takes) + 0.1)[0] == better
     precision, reason = automatic(DEV, card(name), 16)
     assert precision == "bf16"
-    assert reason == f"a GPU; rounding to {better} takes 28.2 GB of host memory, of 16.0 GB, unless it is baked"
+    assert reason == f"a GPU; rounding to {better} takes {takes} GB of host memory, of 16.0 GB, unless it is baked"
     assert automatic(DEV, card(name), 16, baked=lambda precision: precision == better)[0] == better
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
@@ -349,6 +350,8 @@ def test_a_missing_tool_is_expected_to_fail(tmp_path: Path, monkeypatch: pytest.
         (NumericalError("NaN"), True),
         (MemoryError(), True),
         (OSError(28, "No space left on device"), True),
+        (OSError(30, "Read-only file system"), True),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/app']"), True),
         (RuntimeError("C++ compile error\ng++: fatal error: Killed signal terminated program cc1plus"), True),
         (RuntimeError("A process in the process pool was terminated abruptly while the future was running"), True),
         (RuntimeError("PTXAS error: `ptxas` failed with error code -9"), True),
@@ -417,6 +420,22 @@ def test_a_picture_that_did_not_fit_while_compiling_is_no_failure_for_ever(
     assert worker.ledger.plan == "EAGER"
     assert "does not fit" in worker.ledger.compile_failure
     assert not [*tmp_path.rglob("*.failed.json")]
+
+
+@pytest.mark.parametrize("where", ["handler.worker.TemporaryDirectory", "handler.worker.bind_blocks"])
+def test_where_nothing_can_be_written_a_worker_is_eager(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("handler.worker.compile_blocks", lambda *_: 0.0)
+    monkeypatch.setattr(where, read_only)
+    worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path / "volume", "compile": "on"}))
+    assert (worker.ledger.plan, worker.unpublished) == ("EAGER", False)
+    assert "No usable temporary directory" in worker.ledger.compile_failure
+    assert not [*tmp_path.glob("kindling-*"), *tmp_path.rglob("*.failed.json")]
 
 
 def test_the_receipt_tells() -> None:
