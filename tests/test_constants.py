@@ -42,7 +42,7 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 
 @pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.id)
 def test_no_picture_walks_a_model(spec: ModelSpec, walked: list[nn.Module]) -> None:
-    """Neither from text nor from an image; the first may, to learn what there is."""
+    """From text; the first picture may, to learn what there is."""
     pipeline = tiny.build(spec)
     constants.settle(pipeline)
     draw = drawing(spec, pipeline).draw
