@@ -3,7 +3,7 @@
 # make check  lint and types
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
-# make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (half an hour; 0.8 GB of
+# make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
 #             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)
 
 PYTHON ?= python3
@@ -65,7 +65,7 @@ $(FAL)/ready: $(VENV)/dev
 
 $(GPULESS)/ready: benchmarks/gpuless/requirements.txt benchmarks/gpuless/stubs.py
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
-	    { echo "Lowering needs Python 3.12, as the GPU machine has it: make lower PYTHON312=/path/to/python3.12"; exit 1; }
+	    { echo "Lowering needs Python 3.12, as the GPU machine has it: make ... PYTHON312=/path/to/python3.12"; exit 1; }
 	@echo "Setting up $(GPULESS): downloading about 0.8 GB, torch for CUDA among it; a few minutes the first time."
 	@$(PYTHON312) -m venv $(GPULESS)/venv
 	$(GPULESS)/venv/bin/python -m pip install -q --disable-pip-version-check --no-deps -r benchmarks/gpuless/requirements.txt

@@ -11,10 +11,10 @@ Here, in the repository's root, right before: `make gpu-wheels`, which notes the
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
     && rm -rf /tmp/site/nvidia/cu13/lib && export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1 || exit;
 
-Two calls of 290 s, then one of 200 s with what is left:
+Two calls of about 290 s, then one of 200 s with what is left:
 
     timeout -s INT 270 python3 benchmarks/gpu.py --items 1-4 --seconds 260 --save
-    timeout -s INT 270 python3 benchmarks/gpu.py --items 5-7 --seconds 260 --save
+    timeout -s INT 295 python3 benchmarks/gpu.py --items 5-7 --seconds 285 --save
     timeout -s INT 190 python3 benchmarks/gpu.py --cold-start --seconds 180 --save
 
 Each leaves its JSON in $OUT. Put it into benchmarks/results before the next call: --save adds to what is there, if
@@ -87,13 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=numbers, default=[item.number for item in ITEMS], help="such as 1-4,8")
     parser.add_argument("--cold-start", action="store_true", help="bake fp8 weights in memory and start from them")
     parser.add_argument("--seconds", type=float, default=3600, help="start nothing that would not end by then")
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand weights, to try the run itself")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results, and the folder OUT names")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if unknown := {*options.items} - {item.number for item in ITEMS}:
+        parser.error(f"there is no item {min(unknown)}: they are 1 to {ITEMS[-1].number}")
+    if not options.seconds > 0:
+        parser.error("--seconds should be more than 0")
+    return options
 
 
 def numbers(text: str) -> list[int]:

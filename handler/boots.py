@@ -63,7 +63,7 @@ def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
     """The newest ledgers, newest first, each with its file's name as "boot"; unreadable ones are left out."""
     boots = []
     for path in sorted((volume / "boots").glob("*.json"), reverse=True)[:count]:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             boots.append({"boot": path.stem, **json.loads(path.read_bytes())})
     return boots
 

@@ -37,6 +37,7 @@ PASSING = (
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EROFS, errno.EACCES)
 WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")  # of `toolchain.HEADERS`
 TOLD = 200  # characters of an error
+LONGEST = 64 << 10  # bytes of a record; a longer one is none
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +60,10 @@ class Failures:
         if self.policy == "on":
             return ""
         return toolchain.look().missing(self.hardware.device) or self._before()
+
+    def reason(self, error: Exception) -> str:
+        """Why compiling failed, in a line: for want of a tool if one is missing, whatever `error` says then."""
+        return f"compiling failed: {toolchain.look().missing(self.hardware.device) or gist(error)}"
 
     def note(self, error: Exception, reason: str) -> None:
         """Leave word that compiling failed for `reason`, unless `error` may pass or the volume takes nothing."""
@@ -83,7 +88,7 @@ class Failures:
     def _before(self) -> str:
         wanted = self._facts()
         for path in self._records():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 found = json.loads(path.read_bytes())
                 if not compiled.differing(wanted, found["facts"]):
                     return f"{found['reason']} ({found['when']}); {AGAIN}"
@@ -91,7 +96,8 @@ class Failures:
 
     def _records(self) -> list[Path]:
         with contextlib.suppress(OSError):
-            return sorted(self._folder.glob("*.failed.json"))
+            found = sorted(self._folder.glob("*.failed.json"))
+            return [path for path in found if path.is_file() and path.stat().st_size <= LONGEST]
         return []
 
     @property

@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except OSError as error:
         raise VolumeFailed(f"Cannot read {folder / MANIFEST}: {error.strerror or error}.") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise WeightsCorrupt(f"{folder / MANIFEST} is not a manifest. Remove that folder and fetch it again.") from None
 
 

@@ -157,7 +157,7 @@ class Worker:
             raise
         except Exception as error:
             log.exception("compiling %s failed", self.spec.id)
-            reason = f"compiling failed: {gist(error)}"
+            reason = failures.reason(error)
             failures.note(error, reason)
             return Plan("EAGER", reason, failure=reason)
         failures.forget()

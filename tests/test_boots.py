@@ -45,6 +45,14 @@ def test_a_volume_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) ->
     assert last_boots(tmp_path, 1) == []
 
 
+@pytest.mark.parametrize("damaged", ["", "null", "3", '{"model": ', "[" * 50_000])
+def test_damaged_ledgers_are_left_out(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / "boots").mkdir()
+    (tmp_path / "boots" / "9999.json").write_text(damaged)
+    (tmp_path / "boots" / "1.json").write_text('{"model": "spark"}')
+    assert last_boots(tmp_path, 9) == [{"boot": "1", "model": "spark"}]
+
+
 def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -256,6 +256,18 @@ def test_items_are_numbers(items: str, gpu: Any, capsys: pytest.CaptureFixture[s
     assert "such as 1-4,8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["--items", "8-99"], "there is no item 10"), (["--seconds", "nan"], "more than 0"), (["--seconds=-5"], "more")],
+)
+def test_what_would_measure_nothing_is_refused(
+    arguments: list[str], told: str, gpu: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main(arguments)
+    assert told in capsys.readouterr().err
+
+
 @pytest.fixture
 def gpu_wheels(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The target's script, which downloads wheels of a mebibyte each."""

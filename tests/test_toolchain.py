@@ -21,7 +21,7 @@ from torch.utils import cpp_extension
 from handler import MODELS, Worker, blocks, chips, compiled, doctor, toolchain
 from handler.clock import plan
 from handler.errors import NumericalError, OutOfMemory
-from handler.failures import AGAIN, Failures, gist, passing
+from handler.failures import AGAIN, LONGEST, Failures, gist, passing
 from handler.hardware import Hardware
 
 SPARK = MODELS["spark"]
@@ -330,7 +330,11 @@ def test_a_volume_that_takes_no_word_or_gives_none(equipped: None, tmp_path: Pat
     other = tmp_path / "other"
     failures(other).note(BROKEN, "broken")
     [record] = other.rglob("*.failed.json")
-    record.write_text('{"reason": ')
+    for damaged in ('{"reason": ', "null", "[" * 50_000, " " * (LONGEST + 1)):
+        record.write_text(damaged)
+        assert failures(other).expected == ""
+    record.unlink()
+    os.mkfifo(record)  # whoever opened it would wait for ever
     assert failures(other).expected == ""
 
 
@@ -338,6 +342,7 @@ def test_a_missing_tool_is_expected_to_fail(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(toolchain, "look", lambda: replace(TOOLS, headers=""))
     assert "this worker cannot compile: there is no folder with CUDA's headers" in failures(tmp_path).expected
     assert failures(tmp_path, policy="on").expected == ""
+    assert "there is no folder with CUDA's headers (pip install" in failures(tmp_path).reason(BROKEN)
 
 
 @pytest.mark.parametrize(
