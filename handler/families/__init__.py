@@ -18,10 +18,16 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
 from torch import nn
+
+from handler.rounding import hidden
+
+with hidden():  # whoever imports a family first, be it a worker or a snapshot that has none yet
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    transformers.utils.is_torchao_available()  # remembers what it saw
 
 from handler import modulation, offload, stepcache
 from handler.errors import NumericalError, SettingsError
