@@ -26,8 +26,9 @@ from handler.rounding import hidden
 with hidden():  # whoever imports a family first, be it a worker or a snapshot that has none yet
     import diffusers.utils.logging
     import transformers.utils.logging
+    from transformers.utils.import_utils import is_torchao_available
 
-    transformers.utils.is_torchao_available()  # remembers what it saw
+    is_torchao_available()  # it remembers what it saw
 
 from handler import modulation, offload, stepcache
 from handler.errors import NumericalError, SettingsError
