@@ -30,12 +30,14 @@ KEPT = report.RESULTS / "lowered.json"
 AMPERE = ("bf16", "int8", "int8-dynamic")
 ADA = (*AMPERE, "fp8", "fp8-tensor")
 BLACKWELL = ("mxfp8", "nvfp4")
+VARIANTS = ("fp8/cudnn-fp8", "fp8/512", "fp8/512x4", "vae/512", "vae/512x4")  # as worker.py knows them
 MODELS = (
     "flux-schnell", "flux-dev", "flux2-klein", "z-image-turbo", "sdxl-turbo", "sd3.5-large", "qwen-image", "chroma",
     "flux2-dev",
 )  # fmt: skip
 JOBS = (  # model, compute capability, groups: FLUX.1 for all, the others for Hopper, and Blackwell's own precisions
-    ("flux-schnell", "9.0", (*ADA, "vae", "t5")),
+    ("flux-schnell", "9.0", (*ADA, "vae", "t5", *VARIANTS)),
+    ("flux-dev", "9.0", VARIANTS[:1]),
     *((model, "9.0", (*ADA, "vae")) for model in MODELS[1:]),
     ("flux-schnell", "10.0", (*ADA, *BLACKWELL)),
     *(("flux-schnell", *job) for job in (("8.9", ADA), ("8.6", AMPERE), ("8.0", AMPERE))),
@@ -110,9 +112,9 @@ def told(row: Row) -> str:
 def table(predictions: list[Row]) -> None:
     """Seconds of a picture: a line for each model and precision, a column for each card."""
     print(f"\n{'predicted seconds of a picture':<32}" + "".join(f"{name:>11}" for name in CARDS))
-    for model, precision in dict.fromkeys((row["model"], row["precision"]) for row in predictions):
-        mine = {r["card"]: r["seconds"] for r in predictions if (r["model"], r["precision"]) == (model, precision)}
-        print(f"{model:<19}{precision:<13}" + "".join(f"{mine.get(name, '-'):>11}" for name in CARDS))
+    for model, group in dict.fromkeys((row["model"], row["group"]) for row in predictions):
+        mine = {r["card"]: r["seconds"] for r in predictions if (r["model"], r["group"]) == (model, group)}
+        print(f"{model:<19}{group:<13}" + "".join(f"{mine.get(name, '-'):>11}" for name in CARDS))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ objects are apart. The error of a share p of n prompts is about sqrt(p(1-p)/n): 
 
     python benchmarks/quality.py             the whole table, about ten minutes on two cores
     python benchmarks/quality.py --quick     ten prompts a kind, 256x256 only
-    python benchmarks/quality.py --precisions fp32 int8     four steps at 256x256, in each of these
+    python benchmarks/quality.py --precisions fp32 int8 fp32+cudnn-fp8     four steps at 256x256, in each of these
+
+After a plus stands how attention is computed, with the roundings that a GPU's kernel has. Likeness (PSNR, SSIM) is the
+median of pictures to the first precision's.
 """
 
 import argparse
@@ -21,13 +24,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
 import report
-from handler import ImageRequest, Settings, Worker
+from handler import ImageRequest, Settings, Worker, kernels
 from spark.checker import ATTRIBUTES, check
 from spark.scenes import held_out
 
 COUNTS = {"one": 60, "many": 40, "pair": 40}
 COLUMNS = ("right", *ATTRIBUTES)
+SAME_DB = 99.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +81,43 @@ def main() -> None:
 
 def compare(precisions: list[str], split: str, save: bool) -> None:
     """One case in each of `precisions`: a table, and one JSON line."""
-    rows = []
-    print(f"{'precision':>13} " + " ".join(f"{c:>10}" for c in COLUMNS))
-    for precision in precisions:
+    rows, first = [], list[np.ndarray]()
+    print(f"{'precision':>14} " + " ".join(f"{c:>10}" for c in (*COLUMNS, "psnr_db", "ssim")))
+    for asked in precisions:
+        precision, _, kernel = asked.partition("+")
         worker = Worker.boot(Settings.from_env({**os.environ, "KINDLING_PRECISION": precision}))
-        rows.append({"precision": precision, **score(worker, Case(4), ("one", "many"), split, None)})
-        print(f"{precision:>13} " + " ".join(f"{rows[-1][c]:>10.3f}" for c in COLUMNS), flush=True)
+        if kernel:
+            worker._pipeline.transformer.set_attention_backend(kernels.backend(kernel))
+        drawn = list[np.ndarray]()
+        row = {"precision": asked, **score(worker, Case(4), ("one", "many"), split, None, drawn)}
+        first = first or drawn
+        rows.append(row | likeness(drawn, first))
+        print(f"{asked:>14} " + " ".join(f"{rows[-1][c]:>10.3f}" for c in (*COLUMNS, "psnr_db", "ssim")), flush=True)
     report.finish("quality_precisions", {"split": split, "rows": rows}, save)
 
 
-def score(worker: Worker, case: Case, kinds: tuple[str, ...], split: str, count: int | None) -> dict[str, object]:
-    """Shares right of one case over `kinds`, with the median seconds a picture took."""
+def likeness(drawn: list[np.ndarray], first: list[np.ndarray]) -> dict[str, float]:
+    """Medians over pictures; 99 dB where none differs."""
+    pairs = list(zip(drawn, first, strict=True))
+    psnr = [peak_signal_noise_ratio(b, a) if (a != b).any() else SAME_DB for a, b in pairs]
+    ssim = [structural_similarity(b, a, channel_axis=2) for a, b in pairs]
+    return {"psnr_db": round(float(np.median(psnr)), 2), "ssim": round(float(np.median(ssim)), 4)}
+
+
+def score(
+    worker: Worker,
+    case: Case,
+    kinds: tuple[str, ...],
+    split: str,
+    count: int | None,
+    drawn: list[np.ndarray] | None = None,
+) -> dict[str, object]:
+    """Shares right of one case over `kinds`, with the median seconds a picture took; pictures go to `drawn`."""
     verdicts, seconds = [], []
     for image, scene, took in pictures(worker, case, kinds, split, count):
         verdicts.append(check(image, scene))
+        if drawn is not None:
+            drawn.append(np.asarray(image))
         seconds.append(took)
     return {
         "steps": case.steps,

@@ -21,7 +21,7 @@ from handler.fusing import fuse
 from handler.joining import joined
 from handler.modulation import Modulations, take_out
 
-RECIPE = "4"  # change it with OPTIONS, or with anything else that changes what is in a package
+RECIPE = "5"  # change it with OPTIONS, or with anything else that changes what is in a package
 OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,

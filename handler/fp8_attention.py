@@ -1,11 +1,12 @@
 """Attention in 8-bit floats (e4m3), as an operator of torch: cuDNN's on Hopper and newer, the same roundings on a CPU.
 
-Queries and keys are rounded as they are: every family that has this choice normalises them to about 1, and e4m3 keeps
-four bits of all from 2^-6 to 448. Values are rounded in steps of a power of two, the least that holds the largest; so
-is the result, for no average of them is larger; the numerators of the softmax, at most 1, in steps of 1/256. A power of
-two rounds alike whatever else is in a batch. Sums are in float32.
+All is rounded as it is: e4m3 keeps four bits of everything from 2^-6 to 448. Every family that has this choice
+normalises queries and keys to about 1; values come from normalised tokens, and the result is an average of them. A
+scale measured for each call would cost half of what 8 bits gain, and let one picture of a batch round another; a fixed
+one would make Inductor write FLUX's longest concatenation twice. The numerators of the softmax, at most 1, are in steps
+of 1/256. Sums are in float32.
 
-The operator takes what is rounded already: in compiled code its rounding becomes part of the kernels before it.
+The operator takes and gives 8 bits: in compiled code roundings become part of the kernels before and after it.
 Importing this makes it a backend of diffusers' dispatcher, and lets compiled code that calls it be loaded.
 """
 
@@ -16,7 +17,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
-from handler.blockwise import E4M3_MOST, TINY
+from handler.blockwise import E4M3_MOST
 
 BACKEND = "kindling_fp8"
 E4M3 = torch.float8_e4m3fn
@@ -44,35 +45,29 @@ def attend(
         raise ValueError("attention in FP8 takes no mask and no grouped heads")
     if channels % GRID or channels > CHANNELS:
         raise ValueError(f"attention in FP8 takes heads of {GRID} to {CHANNELS} channels, by {GRID}, not {channels}")
-    q, k = (x.clamp(-E4M3_MOST, E4M3_MOST).to(E4M3).contiguous() for x in (query, key))
-    unit = torch.exp2(torch.ceil(torch.log2((value.abs().amax().float() / E4M3_MOST).clamp(min=TINY))))
-    v = (value / unit).to(E4M3).contiguous()
-    result: Tensor = torch.ops.kindling.attention_fp8(q, k, v, unit, channels**-0.5 if scale is None else scale)
+    q, k, v = (x.clamp(-E4M3_MOST, E4M3_MOST).to(E4M3).contiguous() for x in (query, key, value))
+    result: Tensor = torch.ops.kindling.attention_fp8(q, k, v, channels**-0.5 if scale is None else scale)
     return result.to(query.dtype)
 
 
 @torch.library.custom_op("kindling::attention_fp8", mutates_args=(), device_types="cpu")
-def attention_fp8(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: float) -> Tensor:
-    """softmax(query key^T scale) value of e4m3 (pictures, tokens, heads, channels), on a CPU.
-
-    Values are in steps of `unit`; the result is rounded to e4m3 in the same, and given in bfloat16, which holds it. It
-    is not left to compiled code to multiply by `unit`: Inductor would then write FLUX's longest concatenation twice.
-    """
+def attention_fp8(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """softmax(query key^T scale) value of e4m3 (pictures, tokens, heads, channels), on a CPU."""
     q, k, v = (x.transpose(1, 2).float() for x in (query, key, value))
     scores = (q @ k.mT) * scale
     numerators = (scores - scores.amax(-1, keepdim=True)).exp()
     rounded = (numerators * NUMERATOR).to(E4M3).float() / NUMERATOR
     result = (rounded @ v / numerators.sum(-1, keepdim=True)).transpose(1, 2)
-    return result.to(E4M3).to(torch.bfloat16).contiguous().mul_(unit)
+    return result.to(E4M3).contiguous()
 
 
 @attention_fp8.register_fake
-def _shape_of(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: float) -> Tensor:
-    return torch.empty_like(query, dtype=torch.bfloat16)
+def _shape_of(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return torch.empty_like(query)
 
 
 @attention_fp8.register_kernel("cuda")
-def _by_cudnn(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: float) -> Tensor:
+def _by_cudnn(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """The same by cuDNN, on the current stream."""
     import cudnn
 
@@ -82,7 +77,7 @@ def _by_cudnn(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: fl
     workspace = torch.empty(graph.get_workspace_size(), dtype=torch.uint8, device=device)
     tensors = {QUERY: query, KEY: key, VALUE: value, OUT: out, **_numbers(device)}
     graph.execute(tensors, workspace, handle=handle)
-    return out.to(torch.bfloat16).mul_(unit)
+    return out
 
 
 @cache
@@ -128,9 +123,9 @@ def described(shape: Shape, keys: int, scale: float, **given: Any) -> Any:
     )
     units = {"descale_q": one, "descale_k": one, "descale_v": one, "descale_s": less, "scale_s": more, "scale_o": one}
     out, _, *most = graph.sdpa_fp8(q=q, k=k, v=v, **units, attn_scale=scale, generate_stats=False)
-    results = {OUT: (out, _layout(shape, shape[1]), e4m3)}
-    results |= {name: (made, NUMBER, float32) for name, made in zip((MOST_NUMERATOR, MOST_OUT), most, strict=True)}
-    for name, (made, layout, kind) in results.items():
+    outputs = {OUT: (out, _layout(shape, shape[1]), e4m3)}
+    outputs |= {name: (made, NUMBER, float32) for name, made in zip((MOST_NUMERATOR, MOST_OUT), most, strict=True)}
+    for name, (made, layout, kind) in outputs.items():
         made.set_uid(name).set_output(True).set_dim(layout["dim"]).set_stride(layout["stride"]).set_data_type(kind)
     return graph
 

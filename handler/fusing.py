@@ -20,7 +20,8 @@ VIEWS = {"aten.t.default", "aten.view.dtype", "aten.detach.default"}  # what may
 TILE = 128  # rows of a weight that share a tile of MXFP8's or NVFP4's scales
 # What computes each token for itself, if it keeps the number of tokens.
 TOKENWISE = {
-    f"aten.{name}" for name in ("view.default", "unbind.int", "neg.default", "stack.default", "_to_copy.default")
+    f"aten.{name}"
+    for name in ("view.default", "unbind.int", "neg.default", "stack.default", "clamp.default", "_to_copy.default")
 }
 BROADCAST = {"aten.mul.Tensor", "aten.add.Tensor"}
 TOKENWISE |= BROADCAST | {str(operator.getitem)}

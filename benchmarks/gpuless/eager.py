@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gpuless.cards import FP8_ATTENTION
 from gpuless.work import Work, line
 
 FREE = {  # operations that start no kernel: they look at memory in another way, or only take some
@@ -21,6 +22,7 @@ ATTENTION = {  # torch's operators, and what their kernels are called here
     "_scaled_dot_product_flash_attention": "flash",
     "_scaled_dot_product_efficient_attention": "efficient",
     "attend_wide": "wide",  # Kindling's own, of an autoencoder
+    "attention_fp8": FP8_ATTENTION,  # Kindling's own
 }
 
 
@@ -65,9 +67,15 @@ def product(dtype: torch.dtype, left: Any, result: Any) -> str:
 
 
 def attended(kernel: str, queries: Any, keys: Any) -> str:
-    """Of (pictures, heads, tokens, width) each."""
-    (pictures, heads, tokens, width), others = queries.shape, keys.shape[2]
-    return line(kernel, kind(queries.dtype), pictures, heads, tokens, others, width)
+    """Of tensors (pictures, heads, tokens, width), or for attention in FP8 (pictures, tokens, heads, width)."""
+    return attention_line(kernel, queries.dtype, list(queries.shape), list(keys.shape))
+
+
+def attention_line(kernel: str, dtype: torch.dtype, queries: list[int], keys: list[int]) -> str:
+    """The same of shapes."""
+    pictures, *both, width = queries
+    heads, tokens, others = (both[1], both[0], keys[1]) if kernel == FP8_ATTENTION else (*both, keys[2])
+    return line(kernel, kind(dtype), pictures, heads, tokens, others, width)
 
 
 def kind(dtype: torch.dtype) -> str:

@@ -16,7 +16,7 @@ from torch._inductor.utils import sympy_subs
 from torch._inductor.virtualized import V
 from torch.utils._pytree import tree_structure, tree_unflatten
 
-from gpuless.eager import ATTENTION, FREE, LEFT, kind, product
+from gpuless.eager import ATTENTION, FREE, LEFT, attention_line, kind, product
 from gpuless.work import BYTES, Region, Work, line, values
 
 QUANTISED = (torch.float8_e4m3fn, torch.int8, torch.float4_e2m1fn_x2)
@@ -75,9 +75,7 @@ class Lowered:
             result = [self.number(size) for size in node.get_size()]
             return work.add(product(tensors[LEFT[name]].get_dtype(), shapes[LEFT[name]], result))
         if name in ATTENTION:
-            (many, heads, queries, width), keys = shapes[0], shapes[1][2]
-            dtype = kind(tensors[0].get_dtype())
-            return work.add(line(ATTENTION[name], dtype, many, heads, queries, keys, width))
+            return work.add(attention_line(ATTENTION[name], tensors[0].get_dtype(), *shapes[:2]))
         if name == "convolution":
             result = [self.number(size) for size in node.get_size()]
             return work.add(line("conv", kind(tensors[0].get_dtype()), *_convolution(shapes, result)))

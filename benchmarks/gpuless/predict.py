@@ -7,14 +7,17 @@ kernels take as long as their bytes; each launch costs a gap. What runs eagerly 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gpuless.cards import ATTENTION, CARDS, CONVOLUTIONS, EAGER_US, LAUNCH_US, MEMORY, PRODUCTS, Card
+from gpuless.cards import (
+    ATTENTION, CARDS, CONVOLUTIONS, EAGER_US, FP8_ATTENTION, LAUNCH_US, MEMORY, PRODUCTS, Card,
+)  # fmt: skip
 from gpuless.work import flop, moved, operation
 
 STAGES = {"text_encoder": "encode", "text_encoder_2": "encode", "text_encoder_3": "encode", "vae": "decode"}
 ALL = ("encode", "denoise", "decode")
-# Estimates, by measurements without a GPU: a PNG of 1024x1024 takes 7.4 to 8.4 ms on two cores; from a request's turn
-# to the first kernel's launch 1.3 to 1.5 ms pass, and the one wait at a picture's end brings that to about 2.
-PNG_MS, WAITS_MS = 8.0, 2.0
+# Estimates, by measurements without a GPU: of a PNG of 1024x1024 the 13 stripes take 0.7 ms each, on the four cores or
+# more that the host of a GPU has, and the rest 0.9 (results/host.json); from a request's turn to the first kernel's
+# launch 1.3 to 1.5 ms pass, and the one wait at a picture's end brings that to about 2.
+PNG_MS, WAITS_MS = 4.0, 2.0
 ROOM = 1.1  # of the weights' bytes, that a card must have
 HOPPER, BLACKWELL = "9.0", "10.0"  # the capabilities that stand for others, in this order
 NEEDED = {  # what a card must have tensor cores for; scales for each block came with those for 4 bits
@@ -45,12 +48,15 @@ def work_ms(row: Row, card: Card) -> float:
     return float(heavy + light / (card.memory_tb_s * MEMORY) / 1e9 + row["launches"] * LAUNCH_US / 1000)
 
 
-def picture(rows: Iterable[Row], model: str, precision: str, card: Card) -> dict[str, float] | None:
-    """Milliseconds of each stage, and seconds of all; None if the card cannot, or something is missing or failed."""
-    mine = chosen(rows, model, precision, card)
+def picture(rows: Iterable[Row], model: str, group: str, card: Card) -> dict[str, float] | None:
+    """Milliseconds of each stage, and seconds of all; None if the card cannot, or something is missing or failed.
+
+    `group` is a precision and, after a slash, how else: attention in FP8, or the size and number of pictures.
+    """
+    mine = chosen(rows, model, group, card)
     if {STAGES.get(row["part"], "denoise") for row in mine} != set(ALL) or any("error" in row for row in mine):
         return None
-    if not able(mine, precision, card):
+    if not able(mine, group, card):
         return None
     gpu, cpu = dict.fromkeys(ALL, 0.0), dict.fromkeys(ALL, 0.0)
     for row in mine:
@@ -59,13 +65,15 @@ def picture(rows: Iterable[Row], model: str, precision: str, card: Card) -> dict
         cpu[stage] += times * row["launches"] * EAGER_US / 1000 * (row["plan"] == "eager")
     stages = {stage: max(gpu[stage], cpu[stage]) for stage in gpu}
     width, height = mine[0]["size"]
-    stages["host"] = PNG_MS * width * height / 2**20 + WAITS_MS
+    stages["host"] = PNG_MS * mine[0]["pictures"] * width * height / 2**20 + WAITS_MS
     return {**{f"{s}_ms": round(ms, 1) for s, ms in stages.items()}, "seconds": round(sum(stages.values()) / 1000, 3)}
 
 
-def chosen(rows: Iterable[Row], model: str, precision: str, card: Card) -> list[Row]:
+def chosen(rows: Iterable[Row], model: str, group: str, card: Card) -> list[Row]:
     """The rows of a picture, each part as Kindling runs it: for the card's capability, else what stands for it."""
-    mine = [row for row in rows if row["model"] == model and row["group"] in (precision, "vae")]
+    variant = group.partition("/")[2]
+    decoding = "vae" if variant in ("", FP8_ATTENTION) else f"vae/{variant}"
+    mine = [row for row in rows if row["model"] == model and row["group"] in (group, decoding)]
     found: list[Row] = []
     for part in dict.fromkeys(row["part"] for row in mine):
         here = [row for row in mine if row["part"] == part]
@@ -77,18 +85,22 @@ def chosen(rows: Iterable[Row], model: str, precision: str, card: Card) -> list[
     return found
 
 
-def able(rows: list[Row], precision: str, card: Card) -> bool:
-    """Whether a worker on the card takes the precision, and its memory holds the weights."""
-    weights = sum(row.get("weight_bytes", 0) for row in rows)
-    return NEEDED.get(precision, "bfloat16") in card.promised and ROOM * weights <= card.memory_gb * 1e9
+def able(rows: list[Row], group: str, card: Card) -> bool:
+    """Whether a worker on the card takes the precision and the attention, and its memory holds the weights."""
+    precision, _, variant = group.partition("/")
+    if NEEDED.get(precision, "bfloat16") not in card.promised:
+        return False
+    if variant == FP8_ATTENTION and variant not in card.attention:
+        return False
+    return ROOM * sum(row.get("weight_bytes", 0) for row in rows) <= card.memory_gb * 1e9
 
 
 def all_of(rows: list[Row]) -> list[dict[str, Any]]:
-    """A prediction for each model, precision and card that can."""
-    pairs = dict.fromkeys((row["model"], row["precision"]) for row in rows)
+    """A prediction for each model, group and card that can."""
+    pairs = dict.fromkeys((row["model"], row["group"]) for row in rows)
     return [
-        {"model": model, "precision": precision, "card": name, **found}
-        for model, precision in pairs
+        {"model": model, "group": group, "card": name, **found}
+        for model, group in pairs
         for name, card in CARDS.items()
-        if (found := picture(rows, model, precision, card))
+        if (found := picture(rows, model, group, card))
     ]

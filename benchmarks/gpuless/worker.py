@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 import random_models
 from gpuless import denoisers, device, eager, inductor
 from gpuless.work import Work, line
-from handler import MODELS, ModelSpec, blocks, modulation, quant
+from handler import MODELS, ModelSpec, blocks, kernels, modulation, quant
 from handler.families import autoencoders
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -33,38 +33,63 @@ AROUND = "around the blocks"
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How else pictures are drawn: `side` pixels wide and high, and how many at once."""
+
+    attention: str = kernels.NATIVE
+    side: int | None = None
+    pictures: int = 1
+
+    def size(self, spec: ModelSpec) -> tuple[int, int]:
+        """Width and height: the model's own, if nothing else is said."""
+        return (self.side, self.side) if self.side else spec.size
+
+
+VARIANTS = {  # by what follows a group's "/"
+    "": Variant(),
+    "cudnn-fp8": Variant(attention="cudnn-fp8"),
+    "512": Variant(side=512),
+    "512x4": Variant(side=512, pictures=4),
+}
+
+
 def group(model: str, asked: str) -> Iterator[Row]:
     """What a picture of `model` is made of: in a precision its steps and its prompt, or its decoding, `vae`."""
     spec, parts = MODELS[model], random_models.CONFIGS[model][1]
-    if asked == "vae":
-        yield from decoded(spec, parts["vae"])
-    elif asked == "t5":
+    what, _, named = asked.partition("/")
+    variant = VARIANTS[named]
+    if what == "vae":
+        yield from decoded(spec, parts["vae"], variant)
+    elif what == "t5":
         for precision in ("bf16", "fp8"):
             yield from prompt_lowered(spec, parts["text_encoder_2"], precision)
     else:
         denoiser = importlib.import_module(spec.family).DENOISER
-        yield from steps(spec, denoiser, parts[denoiser], asked)
+        yield from steps(spec, denoiser, parts[denoiser], what, variant)
         for name in ENCODERS:
             if name in parts:
-                yield encoded(spec, name, parts[name], asked)
+                yield encoded(spec, name, parts[name], what, variant)
 
 
-def steps(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str) -> Iterator[Row]:
+def steps(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str, variant: Variant) -> Iterator[Row]:
     """A step of the denoiser: its repeated blocks lowered, what is around them eagerly."""
     model, mode = on_gpu(random_models.made(recipe), precision)
+    if variant.attention != kernels.NATIVE:
+        model.set_attention_backend(kernels.backend(variant.attention))
     many, times = denoisers.passes(model, spec)
     named = {path: module for path, module in model.named_modules() if type(module).__name__ in model._repeated_blocks}
     (width, height), step = spec.size, partial(denoisers.call, model, spec=spec)
     with mode:  # two sketches as `Worker` draws them, and the picture
         sketches = [step(2 * many, (width, height // 2)), step(3 * many, (width // 2, height // 4), longer=32)]
-        picture = step(many, spec.size)
+        picture = step(many * variant.pictures, variant.size(spec))
     calls = called(named, lambda: [model(**call) for call in (*sketches, picture)], mode)
     facts = {"part": part, "precision": precision, "calls": spec.steps * times}
     for kind in blocks._kinds(model).values():
         paths = [path for path, module in named.items() if any(module is block for block in kind)]
         for row in lowered(named[paths[0]], [calls[path] for path in paths], mode):
             yield facts | {"name": paths[0], "plan": "compiled"} | row
-            for each in modulated(row, spec.steps * many, spec.steps * (times - 1)):
+            for each in modulated(row, spec.steps * many * variant.pictures, spec.steps * (times - 1)):
                 yield facts | each | {"name": f"{paths[0]}: {each['name']}", "plan": "eager"}
     with mode:
         work = eager.counted(lambda: model(**picture), partial(only, named.values(), False))
@@ -169,12 +194,12 @@ def only(modules: Any, inside: bool, count: eager.Count) -> None:
         module.register_forward_hook(pause(inside))
 
 
-def encoded(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str) -> Row:
+def encoded(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str, variant: Variant) -> Row:
     """A prompt through a text encoder; `layer_bytes`: what its quantised layers move for each value in them."""
     model, mode = on_gpu(random_models.made(recipe), precision)
     layers = [layer for layer in model.modules() if isinstance(layer, quant.QuantisedLinear)]
     with mode:
-        ids = prompt(spec, model)
+        ids = prompt(spec, model, variant.pictures)
         work = eager.counted(lambda: model(input_ids=ids))
         inside = eager.counted(lambda: model(input_ids=ids), partial(only, layers, True))
     values = sum(layer.rounded.numel() for layer in layers)
@@ -184,10 +209,10 @@ def encoded(spec: ModelSpec, part: str, recipe: random_models.Part, precision: s
     return facts | sizes | asdict(work)
 
 
-def prompt(spec: ModelSpec, model: Any) -> torch.Tensor:
-    """As many tokens as the family fills a prompt up to."""
+def prompt(spec: ModelSpec, model: Any, many: int = 1) -> torch.Tensor:
+    """As many tokens as the family fills a prompt up to, of each of `many`."""
     tokens = denoisers.CLIP_TOKENS if type(model).__name__.startswith("CLIP") else spec.text_tokens
-    return torch.zeros(1, tokens, dtype=torch.long, device="cuda")
+    return torch.zeros(many, tokens, dtype=torch.long, device="cuda")
 
 
 def prompt_lowered(spec: ModelSpec, recipe: random_models.Part, precision: str) -> Iterator[Row]:
@@ -201,7 +226,7 @@ def prompt_lowered(spec: ModelSpec, recipe: random_models.Part, precision: str) 
         yield facts | {"plan": "compiled"} | row
 
 
-def decoded(spec: ModelSpec, recipe: random_models.Part) -> Iterator[Row]:
+def decoded(spec: ModelSpec, recipe: random_models.Part, variant: Variant) -> Iterator[Row]:
     """The latents of a picture to pixels: eagerly, and compiled where a worker compiles the decoder."""
     vae = random_models.made(recipe)
     autoencoders.prepare(vae, "cuda")
@@ -214,7 +239,8 @@ def decoded(spec: ModelSpec, recipe: random_models.Part) -> Iterator[Row]:
         return denoisers.full(many, channels, *depth, height // denoisers.SHRINK, width // denoisers.SHRINK)
 
     with mode:
-        pictures = [latents(2, width, height // 2), latents(3, width // 2, height // 4), latents(1, width, height)]
+        sketches = latents(2, width, height // 2), latents(3, width // 2, height // 4)
+        pictures = [*sketches, latents(variant.pictures, *variant.size(spec))]
         work = eager.counted(lambda: vae.decode(pictures[-1]))
     facts = {"part": "vae", "precision": "bf16", "calls": 1, "name": type(vae).__name__}
     yield facts | {"plan": "eager", "count": 1, "weight_bytes": weight_bytes(vae), **asdict(work)}
@@ -233,7 +259,8 @@ def main() -> None:
     model, *groups = sys.argv[1:]
     capability = "{}.{}".format(*device.CAPABILITY)
     for asked in groups:
-        facts = {"model": model, "capability": capability, "group": asked, "size": MODELS[model].size}
+        variant, facts = VARIANTS[asked.partition("/")[2]], {"model": model, "capability": capability, "group": asked}
+        facts |= {"size": variant.size(MODELS[model]), "pictures": variant.pictures}
         print(json.dumps([facts | row for row in group(model, asked)]), flush=True)
 
 

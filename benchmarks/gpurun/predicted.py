@@ -29,7 +29,7 @@ KEPT: Mapping[str, Figures] = {
     "Kindling fp8 compiled, 28 steps, 512 tokens": {"step_ms": 88, "picture_ms": 2540},
 }
 HOPPER = {"H100", "H200"}
-CASES = {  # of lowered.json's models and precisions
+CASES = {  # of lowered.json's models and groups
     ("flux-schnell", "bf16"): "Kindling bf16 compiled",
     ("flux-schnell", "fp8"): "Kindling fp8 compiled",
     ("flux-dev", "fp8"): "Kindling fp8 compiled, 28 steps, 512 tokens",
@@ -49,7 +49,7 @@ def predictions(card: str) -> dict[str, Figures]:
 
 
 def _case(row: Mapping[str, Any]) -> str | None:
-    return CASES.get((row["model"], row["precision"]))
+    return CASES.get((row["model"], row["group"]))
 
 
 def _figures(row: Mapping[str, Any]) -> Figures:
