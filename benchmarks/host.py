@@ -52,7 +52,7 @@ def pngs(rounds: int) -> dict[str, float]:
     rgb = picture()
 
     def png(threads: int) -> bytes:
-        if codec.THREADS != threads:
+        if threads != codec.THREADS:
             codec.THREADS = threads
             codec._pool.cache_clear()
         return codec.encode(rgb, "png", 100, None)

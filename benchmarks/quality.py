@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import report

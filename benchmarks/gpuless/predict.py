@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuless.cards import (
-    ATTENTION, CARDS, CONVOLUTIONS, EAGER_US, FP8_ATTENTION, LAUNCH_US, MEMORY, PRODUCTS, Card,
+    ATTENTION,
+    CARDS,
+    CONVOLUTIONS,
+    EAGER_US,
+    FP8_ATTENTION,
+    LAUNCH_US,
+    MEMORY,
+    PRODUCTS,
+    Card,
 )  # fmt: skip
 from gpuless.work import flop, moved, operation
 
