@@ -27,24 +27,24 @@ def gpuless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def row(**differing: Any) -> dict[str, Any]:
     same = {"model": "m", "group": "fp8", "capability": "9.0", "precision": "fp8", "part": "transformer", "name": "b"}
+    same |= {"pictures": 1}
     counts = {"count": 1, "calls": 1, "launches": 0, "triton_bytes": 0, "extern_bytes": 0, "casts": 0, "operations": {}}
     return {**same, **counts, "plan": "compiled", "size": [1024, 1024], "weight_bytes": 10**9, **differing}
 
 
-def predicted(model: str, precision: str, card: str) -> float:
+def predicted(model: str, group: str, card: str, figure: str = "seconds") -> float:
     from gpuless import predict
     from gpuless.cards import CARDS
 
-    found = predict.picture(ROWS, model, precision, CARDS[card])
-    assert found, f"{model} was not lowered in {precision}"
-    return found["seconds"]
+    found = predict.picture(ROWS, model, group, CARDS[card])
+    assert found, f"{model} was not lowered in {group}"
+    return found[figure]
 
 
 def test_nothing_failed_to_lower() -> None:
     assert [f"{row['model']} {row['group']} {row['name']}: {row['error']}" for row in ROWS if "error" in row] == []
 
 
-@YET(reason="ten groups of FLUX.1 are in the file: run make lower")
 def test_all_was_lowered() -> None:
     import lower
 
@@ -71,14 +71,21 @@ def test_no_attention_with_heads_too_wide_for_fast_kernels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "seconds"),
+    ("model", "group", "seconds"),
     [
-        ("flux-schnell", 0.365),
-        pytest.param("flux-dev", 2.1, marks=YET(reason="2.37 s: products and attention alone take 2.0 at these rates")),
+        ("flux-schnell", "fp8", 0.365),
+        ("flux-schnell", "fp8/cudnn-fp8", 0.33),
+        pytest.param("flux-dev", "fp8", 2.1, marks=YET(reason="products and attention alone take 2.0 at these rates")),
+        ("flux2-klein", "fp8", 0.25),
+        ("z-image-turbo", "fp8", 1.0),
     ],
 )
-def test_predicted_times_keep_the_bars(model: str, seconds: float) -> None:
-    assert predicted(model, "fp8", "H200") <= seconds
+def test_predicted_times_keep_the_bars(model: str, group: str, seconds: float) -> None:
+    assert predicted(model, group, "H200") <= seconds
+
+
+def test_a_picture_is_decoded_in_thirty_milliseconds() -> None:
+    assert predicted("flux-schnell", "fp8", "H200", "decode_ms") <= 30
 
 
 @pytest.mark.parametrize(
