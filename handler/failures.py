@@ -16,7 +16,7 @@ import handler
 from handler import compiled, toolchain
 from handler.blocks import digest
 from handler.errors import KindlingError
-from handler.faults import LOST, NO_MEMORY
+from handler.faults import LOST, NO_MEMORY, causes
 from handler.hardware import Hardware
 from handler.spec import ModelSpec
 from handler.volume import write_atomically
@@ -117,17 +117,8 @@ def passing(error: Exception) -> bool:
         isinstance(each, KindlingError | MemoryError)
         or getattr(each, "errno", None) in UNWRITTEN
         or any(sign in str(each).lower() for sign in PASSING)
-        for each in _chain(error)
+        for each in causes(error)
     )
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """`error` and what it came from, which may be itself."""
-    found: list[BaseException] = []
-    while error and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
 
 
 def gist(error: Exception) -> str:

@@ -57,7 +57,8 @@ class Worker:
         self.memory = memory or fit(spec, hardware)
         self._family = family
         mark = MARKS[hardware.device]
-        self._pipeline, self.draw = pipeline, Drawing(spec, family, pipeline, self.memory.tiles, mark).draw
+        drawing = Drawing(spec, family, pipeline, self.memory.tiles, mark)
+        self._pipeline, self.draw, self.draw_some = pipeline, drawing.draw, drawing.draw_some
         self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
         self.receipt: Receipt | None = None  # what was measured of this model on this device
@@ -78,6 +79,9 @@ class Worker:
         except Exception as error:
             clock.finish("failed", f"{type(error).__name__}: {error}")
             raise StartError(f"{settings.model} could not be loaded: {type(error).__name__}: {error}") from error
+        except BaseException as error:  # whoever ends a start, such as Ctrl-C, ends its watchdogs too
+            clock.finish("stopped", f"{type(error).__name__} in phase '{clock.ledger.phase}'")
+            raise
         clock.finish("ready", worker.hardware.reason)
         return worker
 
@@ -194,7 +198,7 @@ class Worker:
     def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:
         request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
         for outcome in self.draw([self.spec.recipe(request)] * count, [lambda *_: clock.check()] * count):
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BaseException):
                 raise outcome
 
     @property
@@ -248,7 +252,7 @@ class Worker:
         `on_step(done, preview)` may raise to stop the run, and call `preview` for a small picture of what is coming.
         """
         [found] = self.draw([recipe], [on_step])
-        if isinstance(found, Exception):
+        if isinstance(found, BaseException):
             raise found
         return found
 
