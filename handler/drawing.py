@@ -17,6 +17,13 @@ PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
 Outcome = Drawn | BaseException  # a picture, or why there is none
 
 
+def sound(outcome: Outcome) -> Drawn:
+    """The picture; raises why there is none."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
 class Drawing:
     """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
 
@@ -92,7 +99,9 @@ class Drawing:
                     stages.finish,
                 )
             seconds = stages.seconds
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and error not in given_up.values():
+                raise
             meant = meaning(error, recipes[0].size)
             return [given_up.get(i, meant) for i in range(len(recipes))]
         each = enumerate(zip(recipes, found, strict=True))

@@ -91,29 +91,42 @@ def let_go(error: BaseException) -> None:
         each.__traceback__ = None
 
 
+class Row:
+    """How many times in a row requests failed: each once, and those that failed together once."""
+
+    def __init__(self) -> None:
+        self._seen: set[object] = set()
+        self._times = 0
+
+    def add(self, requests: Iterable[object]) -> int:
+        """Once more, unless one of them is known; how many times by now."""
+        known = set(requests)
+        self._times += not known & self._seen
+        self._seen |= known
+        return self._times
+
+
 class Triage:
     """Tells what a worker's errors are to callers, and to the worker itself: a fatal one is its last.
 
-    A worker that ran out of memory, or that draws nothing sound, has to prove that it can go on. What counts is
-    requests: one may fail in each of its pictures.
+    A worker that ran out of memory, or that draws nothing sound, has to prove that it can go on.
     """
 
     def __init__(self) -> None:
-        self._full: set[object] = set()  # requests without memory since a picture came out well
-        self._alike: set[object] = set()  # likewise, that failed by the same fault
+        self._full, self._alike = Row(), Row()  # out of memory; the same fault
         self._fault = ""
 
     def drawn(self) -> None:
         """A picture came out well."""
-        self._full.clear()
-        self._alike.clear()
+        self._full, self._alike = Row(), Row()
 
     def judge(
         self, error: BaseException, canary: Callable[[], None], requests: Iterable[object], *prompts: str
     ) -> KindlingError:
         """The error that callers get. `canary` draws a small picture, or raises why it cannot.
 
-        `requests` are those whose pictures failed by `error`, each always the same object.
+        `requests` are those whose pictures failed by `error`, each always the same object: one may fail in each of its
+        pictures, and that counts once.
         """
         if isinstance(error, OutOfMemory):
             return self._out_of_memory(error, canary, requests)
@@ -126,26 +139,23 @@ class Triage:
             return error
         log.error("the worker failed on a request\n%s", outline(error, *prompts))
         if self._again(fault(error), requests):
-            log.error("%s requests in a row failed by the same fault", len(self._alike))
+            log.error("%s requests in a row failed by the same fault", IN_A_ROW)
             return Broken(f"The worker fails on every request; see its log. {REPLACED}")
         return Internal("The worker failed on this request; see its log.")
 
     def _again(self, fault: str, requests: Iterable[object]) -> bool:
         """Whether `fault` came often enough, with not one picture between, to be the worker's."""
         if fault != self._fault:
-            self._alike.clear()
-        self._fault = fault
-        self._alike.update(requests)
-        return len(self._alike) >= IN_A_ROW
+            self._fault, self._alike = fault, Row()
+        return self._alike.add(requests) >= IN_A_ROW
 
     def _out_of_memory(
         self, error: OutOfMemory, canary: Callable[[], None], requests: Iterable[object]
     ) -> KindlingError:
-        self._full.update(requests)
         exhausted = Exhausted(f"{error.message} {REPLACED}", error.param)
-        if len(self._full) < IN_A_ROW:
+        if self._full.add(requests) < IN_A_ROW:
             return _lost(canary, exhausted) or error
-        log.error("%s requests in a row ran out of memory", len(self._full))
+        log.error("%s requests in a row ran out of memory", IN_A_ROW)
         return exhausted
 
 

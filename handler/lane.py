@@ -210,11 +210,14 @@ class Lane:
         for job in self.line.close():
             job.end(self._closed())
 
-    def _fail(self, error: KindlingError) -> None:
+    def _fail(self, error: KindlingError, jobs: Sequence[Job] = ()) -> None:
+        """Take no more; `jobs` are told `error` itself, and before all others that this worker is no more."""
         if not self.error:
             retry_s = self.ledger.total_s or RETRY_S
             self.error = error if isinstance(error, StartError) else StartError(error.message, retry_s=retry_s)
         self._become("failed")
+        for job in jobs:
+            job.end(error)
         self._refuse_all()
         self.over.set()
 

@@ -30,7 +30,8 @@ class Job:
     """One picture, and whom to `answer`. `work` is in pictures of the model's own size and steps.
 
     `deadline` is in `time.perf_counter`'s seconds, `request` the same object in all pictures of one. The outcome is not
-    kept: the memory of objects that know each other is freed late, and a picture is much of it.
+    kept: the memory of objects that know each other is freed late, and a picture is much of it. `alone`: it failed
+    among others, maybe by their fault.
     """
 
     recipe: Recipe
@@ -41,6 +42,7 @@ class Job:
     request: object = field(default_factory=object)
     line: "Line | None" = None
     begun: bool = False
+    alone: bool = False
     entered: float = field(default_factory=time.perf_counter)
     _ended: threading.Lock = field(default_factory=threading.Lock)  # taken once
 
@@ -129,9 +131,10 @@ class Line:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             if not self._jobs:
                 return []
-            first = self._jobs[0].recipe
-            others = (job for job in list(self._jobs)[1:] if alike(first, job.recipe))
-            taken = [self._jobs[0], *islice(others, room(first) - 1)]
+            first, *others = self._jobs
+            most = 1 if first.alone else room(first.recipe)
+            fitting = (job for job in others if not job.alone and alike(first.recipe, job.recipe))
+            taken = [first, *islice(fitting, most - 1)]
             self._jobs = deque(job for job in self._jobs if job not in taken)
             return taken
 

@@ -4,11 +4,13 @@ import faulthandler
 import logging
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from handler.clock import STDERR, Ledger
-from handler.drawing import Outcome
+from handler.discreet import outline
+from handler.drawing import Outcome, sound
 from handler.errors import DeviceLost, Internal, KindlingError, OutOfMemory
 from handler.faults import Triage, let_go
 from handler.line import Job
@@ -26,7 +28,8 @@ log = logging.getLogger(__name__)
 
 
 class Painter:
-    """Draws jobs, some at once. Calls `fail`, from any thread, with the error after which it can draw no more.
+    """Draws jobs, some at once. Calls `fail`, from any thread, with the error after which it can draw no more, and the
+    jobs that end by it.
 
     `put_back` gets, in its thread, the jobs that did not fit into a run and wait for another. `jobs` are those being
     drawn. `together` says whether it may still draw several at once: not after many at once found no room in memory.
@@ -37,7 +40,7 @@ class Painter:
         settings: Settings,
         spec: ModelSpec,
         ledger: Ledger,
-        fail: Callable[[KindlingError], None],
+        fail: Callable[[KindlingError, Sequence[Job]], None],
         put_back: Callable[[Sequence[Job]], None],
     ) -> None:
         self.jobs: Sequence[Job] = ()
@@ -74,7 +77,7 @@ class Painter:
             self.jobs = ()
 
     def _draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> list[Job]:
-        """Draw and end the jobs of one run; the others: what their prompts keep out, or all if there was no memory."""
+        """Draw and end the jobs of one run; those that wait for another."""
         start, patience = time.perf_counter(), self._patience(jobs)
         outcomes: Sequence[Outcome | None]
         try:
@@ -82,16 +85,27 @@ class Painter:
         except BaseException as error:  # also a library that wants to end this process: it would end this thread alone
             outcomes = [error] * len(jobs)
         run = [(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True) if outcome is not None]
-        left = [job for job, outcome in zip(jobs, outcomes, strict=True) if outcome is None]
         self._end_drawn(run, start)
         failed = [(job, outcome) for job, outcome in run if isinstance(outcome, BaseException)]
-        if len(failed) == len(run) > 1 and (full := [job for job, error in failed if isinstance(error, OutOfMemory)]):
-            log.warning("%s pictures at once do not fit in memory; from now on they are drawn one by one", len(run))
-            self.together = False
-            left = [job for job in jobs if job in full or job in left]
-            failed = [(job, error) for job, error in failed if job not in full]
-        self._end_failed(failed, draw_some, patience)
-        return left
+        again = self._alone(failed) if len(failed) == len(run) > 1 else []
+        self._end_failed([each for each in failed if each[0] not in again], draw_some, patience)
+        return [job for job, outcome in zip(jobs, outcomes, strict=True) if outcome is None or job in again]
+
+    def _alone(self, failed: Sequence[tuple[Job, BaseException]]) -> list[Job]:
+        """Of a run that gave no picture, those that may come out well alone: there was no memory, or one did harm."""
+        times = Counter(id(error) for _, error in failed)
+        again = [
+            (job, error)
+            for job, error in failed
+            if isinstance(error, OutOfMemory) or (times[id(error)] > 1 and not isinstance(error, KindlingError))
+        ]
+        for job, _ in again:
+            job.alone = True
+        for error in {id(error): error for _, error in again}.values():
+            log.warning("%s pictures at once failed, and are drawn one by one\n%s", len(failed), outline(error))
+            self.together = self.together and not isinstance(error, OutOfMemory)
+            let_go(error)
+        return [job for job, _ in again]
 
     def _end_drawn(self, run: Sequence[tuple[Job, Outcome]], start: float) -> None:
         drawn = [(job, outcome) for job, outcome in run if not isinstance(outcome, BaseException)]
@@ -104,22 +118,17 @@ class Painter:
 
     def _end_failed(self, failed: Sequence[tuple[Job, BaseException]], draw_some: DrawSome, patience: float) -> None:
         for error in {id(error): error for _, error in failed}.values():
-            theirs = [job for job, outcome in failed if outcome is error]
-            found = self._judged(error, theirs, draw_some, patience)
+            jobs = [job for job, outcome in failed if outcome is error]
+            words = [word for job in jobs for word in (job.recipe.prompt, job.recipe.negative_prompt)]
+            canary = partial(self._canary, draw_some, patience)
+            found = self._triage.judge(error, canary, {job.request for job in jobs}, *words)
             let_go(error)
-            for job in theirs:
+            if found.fatal:
+                self._fail(found, jobs)
+            for job in jobs:
                 job.end(found)
                 if job.line:
                     job.line.give_up(job.request)
-
-    def _judged(self, error: BaseException, jobs: Sequence[Job], draw_some: DrawSome, patience: float) -> KindlingError:
-        """What callers get for `error`. It may quote any of their prompts."""
-        words = [word for job in jobs for word in (job.recipe.prompt, job.recipe.negative_prompt)]
-        canary = partial(self._canary, draw_some, patience)
-        found = self._triage.judge(error, canary, {job.request for job in jobs}, *words)
-        if found.fatal:
-            self._fail(found)
-        return found
 
     def _step(self, job: Job, patience: float) -> OnStep:
         def step(done: int, preview: Preview) -> None:
@@ -140,17 +149,14 @@ class Painter:
         size, steps = MIN_SIDE, self._spec.min_steps
         small = ImageRequest(prompt="warm-up", width=size, height=size, num_inference_steps=steps, seed=0)
         [outcome] = draw_some([self._spec.recipe(small)], [lambda *_: self.watch.beat(patience)])
-        if isinstance(outcome, BaseException):
-            raise outcome
+        assert outcome
+        sound(outcome)
 
     def _hung(self) -> None:
         """A step has not ended. This is not the thread that could stop it, but the one that can say so."""
         log.error("a step hangs; the stacks of all threads follow")
         faulthandler.dump_traceback(file=STDERR)
-        error, jobs = DeviceLost("The GPU does not answer; this worker is being replaced. Try again."), self.jobs
-        self._fail(error)
-        for job in jobs:
-            job.end(error)
+        self._fail(DeviceLost("The GPU does not answer; this worker is being replaced. Try again."), self.jobs)
 
 
 def _begin(job: Job) -> bool:
