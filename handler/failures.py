@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,6 +92,15 @@ class Failures:
         """Leave word that the GPU was lost to compiling, or to compiled code, if the volume takes it."""
         self._leave(reason, "lost")
 
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Leave word if compiled code loses the GPU inside: no later start shall run into it again."""
+        try:
+            yield
+        except DeviceLost as error:
+            self.note_lost(f"compiled code lost the GPU: {gist(error.__cause__ or error)}")
+            raise
+
     def _leave(self, reason: str, kind: str) -> None:
         facts = self._facts()
         path = self._path(facts, kind)
@@ -153,7 +163,7 @@ def passing(error: Exception) -> bool:
     )
 
 
-def gist(error: Exception) -> str:
+def gist(error: BaseException) -> str:
     """One line about `error`: of a compiler's many, the one that says what is wrong."""
     rows = [row.strip() for row in str(error).splitlines() if row.strip()]
     told = next((row for row in rows if "error: " in row), rows[0] if rows else "")

@@ -127,7 +127,8 @@ class Worker:
         with clock.phase("artifacts"):
             found, lost = compiled.Found("MISS", "not looked for"), failures.lost
             if settings.compile != "off" and not lost:
-                found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
+                with failures.watched():
+                    found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
         known = measured(last_boots(settings.volume, BOOTS_READ), "compile", self.spec.id, self.hardware.name)
         device, failure = self.hardware.device, "" if found.outcome == "HIT" else lost or failures.expected
         chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
@@ -176,11 +177,9 @@ class Worker:
     def _proven(self, first: Callable[[], None], failures: Failures) -> bool:
         """Whether compiled code draws the first picture; if not, the worker is eager from here on."""
         try:
-            first()
-        except BudgetExceeded:
-            raise
-        except DeviceLost as error:  # the next start must not run into it again
-            failures.note_lost(f"compiled code lost the GPU: {gist(error.__cause__ or error)}")
+            with failures.watched():
+                first()
+        except (BudgetExceeded, DeviceLost):
             raise
         except Exception as error:
             log.exception("the compiled blocks of %s do not work", self.spec.id)

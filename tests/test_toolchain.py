@@ -20,14 +20,16 @@ from conftest import PATIENT, ROOT
 from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
+from fakes import raises
 from handler import MODELS, Settings, StartError, Worker, blocks, chips, compiled, doctor, families, toolchain
 from handler.clock import plan
 from handler.errors import NumericalError, OutOfMemory
 from handler.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
 from handler.hardware import Hardware
+from handler.volume import Source
 
 SPARK = MODELS["spark"]
-LOST = RuntimeError("CUDA error: unspecified launch failure")
+LOST, RESTORE = RuntimeError("CUDA error: unspecified launch failure"), compiled.restore
 H200 = Hardware("cuda", "NVIDIA H200", "fp8", "a test", 141.0, (9, 0))
 GPULESS = ROOT / ".gpuless"
 # What torch's CUDA builds require of cuda-toolkit: Requires-Dist of their x86_64 wheels on PyPI.
@@ -504,6 +506,15 @@ def test_compiling_that_loses_the_gpu_is_not_tried_again(fragile: Settings, monk
         Worker.boot(fragile)
     again = Worker.boot(fragile).ledger
     assert (again.plan, again.compile_failure.partition(" (")[0]) == ("EAGER", f"compiling failed: {gist(LOST)}")
+
+
+def test_a_package_that_loses_the_gpu_is_not_loaded_again(fragile: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "restore", RESTORE)
+    monkeypatch.setattr(compiled, "look", lambda *_: compiled.Found("HIT", "a package", Source(fragile.volume, None)))
+    monkeypatch.setattr("handler.compiled.shutil.copyfile", lambda *_: raises(LOST)())
+    with pytest.raises(StartError, match="The GPU failed"):
+        Worker.boot(fragile)
+    assert "compiled code lost the GPU" in Worker.boot(fragile).ledger.plan_reason
 
 
 def test_what_draws_again_is_held_against_nobody(equipped: None, tmp_path: Path) -> None:
