@@ -9,7 +9,8 @@ from typing import Any
 
 from handler import compiled
 from handler.clock import Clock
-from handler.errors import SettingsError
+from handler.errors import BudgetExceeded, DeviceLost, SettingsError
+from handler.faults import let_go, meaning
 from handler.hardware import Hardware
 from handler.kernels import KERNELS, NATIVE, Choice, backend, choose, refusals
 from handler.settings import Settings
@@ -56,7 +57,7 @@ def settle(
             elif why := unmeasured(model, streaming, clock.remaining):
                 chosen = Choice(NATIVE, why)
             else:
-                chosen = fastest(model, refused, draw)
+                chosen = _measured(model, refused, draw)
     use(model, chosen)
     clock.ledger.attention = f"{chosen.id}: {chosen.reason}"
     return replace(hardware, attention=chosen.id)
@@ -98,6 +99,20 @@ def unmeasured(model: Any, streaming: bool, remaining_s: float) -> str:
     if remaining_s < NEEDED_S:
         return f"measuring may take {NEEDED_S:.0f} s, and {remaining_s:.0f} s are left"
     return ""
+
+
+def _measured(model: Any, refused: Mapping[str, str], draw: Callable[[], object]) -> Choice:
+    """`fastest`, but native where that cannot be told: it may draw where measuring found no memory, or NaN."""
+    try:
+        return fastest(model, refused, draw)
+    except BudgetExceeded:
+        raise
+    except Exception as error:
+        why = f"measuring failed: {(str(error) or type(error).__name__).splitlines()[0][:TOLD]}"
+        if isinstance(meant := meaning(error, (0, 0)), DeviceLost):
+            raise meant from error
+        let_go(error)
+        return Choice(NATIVE, why)
 
 
 def fastest(model: Any, refused: Mapping[str, str], draw: Callable[[], object]) -> Choice:
@@ -166,6 +181,8 @@ def _unlike(kernel: str, calls: list[Call]) -> str:
         try:
             apart = float((_attended(kernel, call).float() - want).norm() / want.norm())
         except Exception as error:
+            if isinstance(meant := meaning(error, (0, 0)), DeviceLost):
+                raise meant from error
             return f"cannot do it: {(str(error) or type(error).__name__).splitlines()[0][:TOLD]}"
         if not apart <= BOUND:  # NaN neither
             return f"differs from native by {apart:.3f} of its norm"

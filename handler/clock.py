@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from handler.errors import BudgetExceeded
+from handler.errors import BudgetExceeded, KindlingError, StartError
 
 GRACE_S = 2.0
 EXIT_CODE = 124  # as timeout(1) has it; 1 if only faulthandler could end the process
@@ -161,6 +161,21 @@ class Clock:
         threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
 
     @contextmanager
+    def start(self, name: str) -> Iterator[None]:
+        """Around the cold start of `name`: whatever it raises disarms, and is a StartError if it is any error."""
+        try:
+            yield
+        except KindlingError as error:
+            self.finish("failed", error.message)
+            raise error if isinstance(error, StartError) else StartError(error.message, error.param) from None
+        except Exception as error:
+            self.finish("failed", f"{type(error).__name__}: {error}")
+            raise StartError(f"{name} could not be loaded: {type(error).__name__}: {error}") from error
+        except BaseException as error:  # Ctrl-C: the program goes on, in a notebook, and must not be ended later
+            self.finish("stopped", f"{type(error).__name__} in phase '{self.ledger.phase}'")
+            raise
+
+    @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the enclosed block as phase `name`, then check the budget."""
         self.ledger.phase, start = name, self.elapsed
@@ -177,11 +192,11 @@ class Clock:
 
     def finish(self, outcome: str, reason: str = "") -> bool:
         """Disarm and close the ledger; False if the watchdog closed it first."""
+        faulthandler.cancel_dump_traceback_later()  # first: what interrupts this calls it again
         with self._lock:
             if self._done.is_set():
                 return False
             self._done.set()
-        faulthandler.cancel_dump_traceback_later()
         self.ledger.outcome, self.ledger.reason = outcome, reason
         self.ledger.total_s = round(self.elapsed, 3)
         self._publish(self.ledger)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from handler.batching import MOST
 from handler.blocks import RECIPE, bind_blocks, digest, kind_of
-from handler.errors import KindlingError, WeightsCorrupt
+from handler.errors import DeviceLost, KindlingError, WeightsCorrupt
+from handler.faults import meaning
 from handler.hardware import Hardware
 from handler.spec import ModelSpec
 from handler.volume import Source, baked_sources, publishing, read_manifest, summarize
@@ -133,9 +134,9 @@ def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterabl
 
 
 def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None) -> Found:
-    """Bind the package that `look` finds, on a HIT. Never raises: after anything else the transformer is as it was.
+    """Bind the package that `look` finds, on a HIT. After anything else the transformer is as it was.
 
-    `decoder` is the VAE's if it shall run compiled too.
+    `decoder` is the VAE's if it shall run compiled too. Raises nothing but DeviceLost.
     """
     try:
         found = look(spec, hardware, volume, decoder_of(decoder))
@@ -145,6 +146,8 @@ def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path,
                 _verify(copy, found.source)
                 bind_blocks(transformer, copy, decoder)
     except Exception as error:
+        if isinstance(meant := meaning(error, spec.size), DeviceLost):
+            raise meant from error
         return Found("ERROR", error.message if isinstance(error, KindlingError) else f"{type(error).__name__}: {error}")
     return found
 

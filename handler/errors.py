@@ -25,6 +25,7 @@ KindlingError
 │   └── Exhausted                   once too often: fatal, this process must end
 ├── DeviceLost                 500  retryable elsewhere; fatal: this process must end
 ├── Internal                   500  a bug; its text stays in the log
+│   └── Broken                      the same again and again: fatal, this process must end
 ├── FetchFailed                500  the hub, the network or the disk did not let a model come
 ├── NotReady                   503  retryable: starting or stopping
 ├── DeadlineExceeded           504  the picture was not ready in the time that its request had
@@ -163,6 +164,10 @@ class DeviceLost(KindlingError):
 
 class Internal(KindlingError):
     pass
+
+
+class Broken(Internal):
+    fatal = True
 
 
 class FetchFailed(KindlingError):

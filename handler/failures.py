@@ -1,13 +1,16 @@
 """How compiling failed, on the volume: what one worker ran into, no later one tries again at each start.
 
 A record stands beside the artifacts, as baked/<id>/<key>.failed.json. It holds for exactly the fingerprint that failed,
-with the toolchain and the version of Kindling, so whatever may mend it makes workers try again by themselves.
+with the toolchain and the version of Kindling, so whatever may mend it makes workers try again by themselves. One of a
+lost GPU holds for a day, also against what is compiled already: the fault may have been that one GPU's.
 """
 
 import contextlib
 import errno
 import json
 import logging
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +18,8 @@ from pathlib import Path
 import handler
 from handler import compiled, toolchain
 from handler.blocks import digest
-from handler.errors import KindlingError
-from handler.faults import LOST, NO_MEMORY
+from handler.errors import DeviceLost, KindlingError
+from handler.faults import LOST, NO_MEMORY, causes, meaning
 from handler.hardware import Hardware
 from handler.spec import ModelSpec
 from handler.volume import write_atomically
@@ -34,6 +37,7 @@ PASSING = (
     "terminated abruptly",  # Python of a process that compiled kernels,
     "failed with error code -9",  # and Triton of ptxas
 )
+LOST_S = 24 * 3600.0  # how long it is held against compiled code that a GPU was lost with it
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EROFS, errno.EACCES)
 WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")  # of `toolchain.HEADERS`
 TOLD = 200  # characters of an error
@@ -59,18 +63,47 @@ class Failures:
         """Why compiling would fail: for want of a tool, or as it did before. Empty if nothing is known."""
         if self.policy == "on":
             return ""
-        return toolchain.look().missing(self.hardware.device) or self._before()
+        return toolchain.look().missing(self.hardware.device) or self._before(self._records())
+
+    @property
+    def lost(self) -> str:
+        """Why what is compiled already may not run: a GPU was lost with it. Empty if none was."""
+        return "" if self.policy == "on" else self._before(self._records("lost"))
 
     def reason(self, error: Exception) -> str:
         """Why compiling failed, in a line: for want of a tool if one is missing, whatever `error` says then."""
         return f"compiling failed: {toolchain.look().missing(self.hardware.device) or gist(error)}"
 
+    def blame(self, error: Exception) -> str:
+        """Why compiling failed, and leave word of it; DeviceLost if it took the GPU along."""
+        reason = self.reason(error)
+        if isinstance(meant := meaning(error, self.spec.size), DeviceLost):
+            self.note_lost(reason)
+            raise meant from error
+        self.note(error, reason)
+        return reason
+
     def note(self, error: Exception, reason: str) -> None:
         """Leave word that compiling failed for `reason`, unless `error` may pass or the volume takes nothing."""
-        if passing(error):
-            return
+        if not passing(error):
+            self._leave(reason, "failed")
+
+    def note_lost(self, reason: str) -> None:
+        """Leave word that the GPU was lost to compiling, or to compiled code, if the volume takes it."""
+        self._leave(reason, "lost")
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Leave word if compiled code loses the GPU inside: no later start shall run into it again."""
+        try:
+            yield
+        except DeviceLost as error:
+            self.note_lost(f"compiled code lost the GPU: {gist(error.__cause__ or error)}")
+            raise
+
+    def _leave(self, reason: str, kind: str) -> None:
         facts = self._facts()
-        path = self._path(facts)
+        path = self._path(facts, kind)
         found = {"reason": reason, "when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "facts": facts}
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -78,26 +111,29 @@ class Failures:
             log.error("no later worker compiles this in vain, by %s; %s", path, AGAIN)
 
     def forget(self) -> None:
-        """Compiling succeeded: what was noted of it holds no longer."""
-        with contextlib.suppress(OSError):
-            self._path(self._facts()).unlink(missing_ok=True)
+        """Compiled code has drawn: what was noted of it holds no longer."""
+        facts = self._facts()
+        for kind in ("failed", "lost"):
+            with contextlib.suppress(OSError):
+                self._path(facts, kind).unlink(missing_ok=True)
 
-    def _path(self, facts: dict[str, str]) -> Path:
-        return self._folder / f"{digest(facts)}.failed.json"
+    def _path(self, facts: dict[str, str], kind: str) -> Path:
+        return self._folder / f"{digest(facts)}.{kind}.json"
 
-    def _before(self) -> str:
-        wanted = self._facts()
-        for path in self._records():
+    def _before(self, records: list[Path]) -> str:
+        wanted = self._facts() if records else {}
+        for path in records:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 found = json.loads(path.read_bytes())
                 if not compiled.differing(wanted, found["facts"]):
                     return f"{found['reason']} ({found['when']}); {AGAIN}"
         return ""
 
-    def _records(self) -> list[Path]:
+    def _records(self, *kinds: str) -> list[Path]:
+        """The files that hold, of these kinds or of all."""
         with contextlib.suppress(OSError):
-            found = sorted(self._folder.glob("*.failed.json"))
-            return [path for path in found if path.is_file() and path.stat().st_size <= LONGEST]
+            found = sorted(path for kind in kinds or ("failed", "lost") for path in self._folder.glob(f"*.{kind}.json"))
+            return [path for path in found if path.is_file() and _holds(path)]
         return []
 
     @property
@@ -111,26 +147,23 @@ class Failures:
         return {**code, **tools, "kindling": handler.__version__}
 
 
+def _holds(path: Path) -> bool:
+    facts = path.stat()
+    young = path.suffixes[-2:] != [".lost", ".json"] or time.time() - facts.st_mtime < LOST_S
+    return young and facts.st_size <= LONGEST
+
+
 def passing(error: Exception) -> bool:
     """Whether `error`, or what it came from, says nothing about another try."""
     return any(
         isinstance(each, KindlingError | MemoryError)
         or getattr(each, "errno", None) in UNWRITTEN
         or any(sign in str(each).lower() for sign in PASSING)
-        for each in _chain(error)
+        for each in causes(error)
     )
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """`error` and what it came from, which may be itself."""
-    found: list[BaseException] = []
-    while error and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-def gist(error: Exception) -> str:
+def gist(error: BaseException) -> str:
     """One line about `error`: of a compiler's many, the one that says what is wrong."""
     rows = [row.strip() for row in str(error).splitlines() if row.strip()]
     told = next((row for row in rows if "error: " in row), rows[0] if rows else "")

@@ -66,7 +66,7 @@ class Lane:
         self.worker: Worker | None = None
         self.batch = settings.batch
         self._boot = boot
-        self._painter = Painter(settings, self.spec, self.ledger, self._fail)
+        self._painter = Painter(settings, self.spec, self.ledger, self._fail, self._put_back)
         self._lock = threading.Lock()
         self.line = Line(settings.queue, settings.queue_s)
         self._booted, self.over = threading.Event(), threading.Event()
@@ -146,10 +146,10 @@ class Lane:
         Pictures of an `admitted` request, which has some already, are neither too many nor too late for a drain.
         Raises QueueFull, NotReady, DeadlineExceeded or what the worker raised; then the others are given up.
         """
-        loop, work = asyncio.get_running_loop(), self._painter.work
+        loop, work, request = asyncio.get_running_loop(), self._painter.work, object()
         answers: list[asyncio.Future[Drawn]] = [loop.create_future() for _ in wanted]
         jobs = [
-            Job(recipe, on_step, work(recipe), deadline, partial(hand, answer))
+            Job(recipe, on_step, work(recipe), deadline, partial(hand, answer), request)
             for (recipe, on_step), answer in zip(wanted, answers, strict=True)
         ]
         open_to = (*OPEN, "draining") if admitted else OPEN
@@ -210,33 +210,46 @@ class Lane:
         for job in self.line.close():
             job.end(self._closed())
 
-    def _fail(self, error: KindlingError) -> None:
+    def _fail(self, error: KindlingError, jobs: Sequence[Job] = ()) -> None:
+        """Take no more; `jobs` are told `error` itself, and before all others that this worker is no more."""
         if not self.error:
             retry_s = self.ledger.total_s or RETRY_S
             self.error = error if isinstance(error, StartError) else StartError(error.message, retry_s=retry_s)
         self._become("failed")
+        for job in jobs:
+            job.end(error)
         self._refuse_all()
         self.over.set()
 
     def _run(self) -> None:
+        """The thread. Nobody may wait for one that has ended, whatever ended it: a library may even want to exit."""
         try:
             self.worker = self._boot(self.settings, self.clock)
+            self._become("ready")
         except StartError as error:
             self._fail(error)
-            self._booted.set()
-            return
-        self._become("ready")
+        except BaseException as error:
+            log.error("the start failed\n%s", outline(error))
+            self._fail(StartError(f"{self.settings.model} could not be loaded: {type(error).__name__}."))
         self._booted.set()
-        if self.settings.publish and self.worker.unpublished:
-            self._publisher = threading.Thread(target=self._publish, args=(self.worker,), name="publish", daemon=True)
-            self._publisher.start()
-        try:
-            while jobs := self.line.take(self.at_once):
-                self._painter.draw(self.worker.draw, jobs)
-        except Exception as error:  # a bug of ours: nobody may wait for a thread that has ended
-            log.error("the lane failed\n%s", outline(error))
-            self._fail(Internal("This worker failed; see its log."))
+        if self.worker:
+            try:
+                self._work(self.worker)
+            except BaseException as error:  # a bug of ours
+                log.error("the lane failed\n%s", outline(error))
+                self._fail(Internal("This worker failed; see its log."))
         self.over.set()
+
+    def _work(self, worker: Worker) -> None:
+        if self.settings.publish and worker.unpublished:
+            self._publisher = threading.Thread(target=self._publish, args=(worker,), name="publish", daemon=True)
+            self._publisher.start()
+        while jobs := self.line.take(self.at_once):
+            self._painter.draw(worker.draw_some, jobs)
+
+    def _put_back(self, jobs: Sequence[Job]) -> None:
+        for job in self.line.put_back(jobs):
+            job.end(self._closed())
 
     def _publish(self, worker: Worker) -> None:
         """Leave what was compiled for later workers, off the request path; they can do without."""

@@ -29,8 +29,9 @@ LATE = "The picture was not ready in the time that this request may take. Ask fo
 class Job:
     """One picture, and whom to `answer`. `work` is in pictures of the model's own size and steps.
 
-    `deadline` is in `time.perf_counter`'s seconds. The outcome is not kept: the memory of objects that know each other
-    is freed late, and a picture is much of it.
+    `deadline` is in `time.perf_counter`'s seconds, `request` the same object in all pictures of one. The outcome is not
+    kept: the memory of objects that know each other is freed late, and a picture is much of it. `alone`: it failed
+    among others, maybe by their fault.
     """
 
     recipe: Recipe
@@ -38,8 +39,10 @@ class Job:
     work: float
     deadline: float
     answer: Callable[[Outcome], object]
+    request: object = field(default_factory=object)
     line: "Line | None" = None
     begun: bool = False
+    alone: bool = False
     entered: float = field(default_factory=time.perf_counter)
     _ended: threading.Lock = field(default_factory=threading.Lock)  # taken once
 
@@ -50,9 +53,14 @@ class Job:
                 self.line.leave(self, outcome)
             self.answer(outcome)
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._ended.locked()
+
     def check(self) -> None:
         """Raise what stops this job, if it should not go on."""
-        if self._ended.locked():
+        if self.over:
             raise Cancelled("The request was cancelled.")
         if time.perf_counter() >= self.deadline:
             raise DeadlineExceeded(LATE)
@@ -123,11 +131,23 @@ class Line:
             self._changed.wait_for(lambda: self._jobs or self._closed)
             if not self._jobs:
                 return []
-            first = self._jobs[0].recipe
-            others = (job for job in list(self._jobs)[1:] if alike(first, job.recipe))
-            taken = [self._jobs[0], *islice(others, room(first) - 1)]
+            first, *others = self._jobs
+            most = 1 if first.alone else room(first.recipe)
+            fitting = (job for job in others if not job.alone and alike(first.recipe, job.recipe))
+            taken = [first, *islice(fitting, most - 1)]
             self._jobs = deque(job for job in self._jobs if job not in taken)
             return taken
+
+    def put_back(self, jobs: Sequence[Job]) -> list[Job]:
+        """Let jobs that were taken wait again, before all others; those that this line is closed to."""
+        with self._changed:
+            if self._closed:
+                return list(jobs)
+            for job in reversed(jobs):
+                job.begun = False
+                if not job.over:
+                    self._jobs.appendleft(job)
+        return []
 
     def close(self) -> list[Job]:
         """Let nobody join any more; who waited, for somebody to answer them."""
@@ -144,6 +164,13 @@ class Line:
             self.ended[name, "denoise" if job.begun else "queue"] += 1
             with contextlib.suppress(ValueError):
                 self._jobs.remove(job)
+
+    def give_up(self, request: object) -> None:
+        """End those of `request` that wait: another picture of it failed, so nobody will get them."""
+        with self._changed:
+            vain = [job for job in self._jobs if job.request is request]
+        for job in vain:
+            job.end(Cancelled("Another picture of this request failed."))
 
 
 def hand(answer: asyncio.Future[Drawn], outcome: Outcome) -> None:

@@ -14,7 +14,9 @@ import mmap
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakSet
 
+streamed: WeakSet[Any] = WeakSet()  # the models whose parts come and go
 WAITING = {"resident": (), "encoders": ("text_encoder",), "blocks": ("text_encoder", "transformer", "unet")}
 
 
@@ -42,6 +44,7 @@ class Stream:
         for tensor in _tensors(model):
             if id(tensor) not in moved:
                 tensor.data = tensor.data.to(device)
+        streamed.add(model)
         model.register_forward_pre_hook(self._begin)
         for part in self._parts:
             part.register_forward_pre_hook(self._enter)

@@ -3,7 +3,7 @@
     models/<id>/<revision>/       a model's files, manifest.json written last
     vae/<repository>/<revision>/  other autoencoders, likewise (vae.py)
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
-    baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py)
+    baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py); .lost.json: and lost the GPU
     receipts/<id>/<device>/       what optimize measured, and which of it workers follow (receipts.py)
     boots/                        ledgers of the last cold starts, the failed ones too (boots.py)
     spend/<YYYY-MM>/              what each worker has cost that month, where a price is known (spend.py)

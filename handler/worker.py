@@ -6,6 +6,7 @@
 
 import importlib
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from handler.boots import BootLog, last_boots, measured
 from handler.catalog import find
 from handler.clock import STREAMING, Clock, Ledger, Plan, plan
 from handler.decision import decide, expect
-from handler.drawing import Drawing
-from handler.errors import BudgetExceeded, DeviceLost, KindlingError, StartError
+from handler.drawing import Drawing, sound
+from handler.errors import BudgetExceeded, DeviceLost
 from handler.failures import Failures, gist
+from handler.faults import let_go
 from handler.fit import MemoryPlan, fit, require
 from handler.hardware import Hardware, detect, host_memory
 from handler.preview import OnStep
@@ -56,8 +58,8 @@ class Worker:
         self.spec, self.hardware, self.ledger, self.vae = spec, hardware, ledger, vae
         self.memory = memory or fit(spec, hardware)
         self._family = family
-        mark = MARKS[hardware.device]
-        self._pipeline, self.draw = pipeline, Drawing(spec, family, pipeline, self.memory.tiles, mark).draw
+        drawing = Drawing(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device])
+        self._pipeline, self.draw, self.draw_some = pipeline, drawing.draw, drawing.draw_some
         self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
         self.receipt: Receipt | None = None  # what was measured of this model on this device
@@ -66,19 +68,13 @@ class Worker:
     def boot(cls, settings: Settings, clock: Clock | None = None) -> Self:
         """Load the model under the cold-start budget; raises a StartError, and never returns half a worker."""
         clock = clock or Clock(settings.cold_start_budget_s)
-        try:
+        with clock.start(settings.model):
             spec = find(settings.model)
             clock.ledger.model = spec.id
             clock.record = BootLog(settings.volume)
             clock.arm()
             worker = cls._load(settings, spec, clock)
-        except KindlingError as error:
-            clock.finish("failed", error.message)
-            raise error if isinstance(error, StartError) else StartError(error.message, error.param) from None
-        except Exception as error:
-            clock.finish("failed", f"{type(error).__name__}: {error}")
-            raise StartError(f"{settings.model} could not be loaded: {type(error).__name__}: {error}") from error
-        clock.finish("ready", worker.hardware.reason)
+            clock.finish("ready", worker.hardware.reason)
         return worker
 
     @classmethod
@@ -129,11 +125,12 @@ class Worker:
             return
         model = getattr(self._pipeline, self._family.DENOISER)
         with clock.phase("artifacts"):
-            found = compiled.Found("MISS", "not looked for")
-            if settings.compile != "off":
-                found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
+            found, lost = compiled.Found("MISS", "not looked for"), failures.lost
+            if settings.compile != "off" and not lost:
+                with failures.watched():
+                    found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
         known = measured(last_boots(settings.volume, BOOTS_READ), "compile", self.spec.id, self.hardware.name)
-        device, failure = self.hardware.device, "" if found.outcome == "HIT" else failures.expected
+        device, failure = self.hardware.device, "" if found.outcome == "HIT" else lost or failures.expected
         chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
         if chosen.compiles:
             with clock.phase("compile"):
@@ -153,14 +150,12 @@ class Worker:
                     compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
                 bind_blocks(model, package, self._decoder)
                 unless_done.pop_all()
-        except (BudgetExceeded, DeviceLost):
+        except (BudgetExceeded, DeviceLost):  # those of the eager pictures that are drawn for it
             raise
         except Exception as error:
             log.exception("compiling %s failed", self.spec.id)
-            reason = failures.reason(error)
-            failures.note(error, reason)
+            reason = failures.blame(error)
             return Plan("EAGER", reason, failure=reason)
-        failures.forget()
         self._package = made
         return chosen
 
@@ -175,13 +170,18 @@ class Worker:
 
     def _warm(self, clock: Clock, failures: Failures) -> None:
         """Draw the first picture. Compiled code that cannot is taken off again: eager is slower, but it serves."""
+        first = partial(self._practise, "warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
+        if self.ledger.plan != "COMPILED" or not self._proven(first, failures):
+            first()
+
+    def _proven(self, first: Callable[[], None], failures: Failures) -> bool:
+        """Whether compiled code draws the first picture; if not, the worker is eager from here on."""
         try:
-            self._practise("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
+            with failures.watched():
+                first()
         except (BudgetExceeded, DeviceLost):
             raise
         except Exception as error:
-            if self.ledger.plan != "COMPILED":
-                raise
             log.exception("the compiled blocks of %s do not work", self.spec.id)
             unbind_blocks(getattr(self._pipeline, self._family.DENOISER), self._decoder)
             reason = f"compiled code failed: {gist(error)}"
@@ -189,13 +189,16 @@ class Worker:
                 failures.note(error, reason)
             self._discard()
             self.ledger.plan, self.ledger.plan_reason, self.ledger.compile_failure = "EAGER", reason, reason
-            self._practise("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
+            let_go(error)  # what it holds would be there twice
+            return False
+        if self._package or failures.policy == "on":
+            failures.forget()
+        return True
 
     def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:
         request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
         for outcome in self.draw([self.spec.recipe(request)] * count, [lambda *_: clock.check()] * count):
-            if isinstance(outcome, Exception):
-                raise outcome
+            sound(outcome)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -247,10 +250,7 @@ class Worker:
 
         `on_step(done, preview)` may raise to stop the run, and call `preview` for a small picture of what is coming.
         """
-        [found] = self.draw([recipe], [on_step])
-        if isinstance(found, Exception):
-            raise found
-        return found
+        return sound(*self.draw([recipe], [on_step]))
 
 
 def _opened(files: ExitStack, source: Source, vae: Source | None) -> tuple[Reader, Reader | None]:

@@ -3,6 +3,7 @@
 import dataclasses
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from PIL import Image
 
 import tiny
+from fakes import raises
 from handler import MODELS, Clock, ImageRequest, Settings, Worker, attention, codec, compiled, generate, kernels
 from handler.attention import MARGIN, NEEDED_S, Timing, decide
 from handler.chips import chips
-from handler.errors import SettingsError
+from handler.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
 from handler.hardware import Hardware, detect
 from handler.kernels import KERNELS, Choice, choose, refusal, refusals
 from handler.volume import EMBEDDED, publishing
@@ -184,6 +186,36 @@ def test_what_a_model_asks_is_seen(model: str, tmp_path: Path, monkeypatch: pyte
     assert max(map(attention._tokens, calls)) >= 8 * 4
     assert all(call["query"].is_inference() for call in calls)
     assert any(call["attn_mask"] is not None for call in calls) == (model == "chroma")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OutOfMemory("It does not fit."), "native: measuring failed: It does not fit."),
+        (NumericalError("NaN."), "native: measuring failed: NaN."),
+        (KeyError("x"), "native: measuring failed: 'x'"),
+        (RuntimeError("CUDA error: unspecified launch failure"), DeviceLost),
+        (BudgetExceeded("too late"), BudgetExceeded),
+    ],
+)
+def test_where_measuring_fails_native_draws(error: Exception, told: Any, transformer: Any, tmp_path: Path) -> None:
+    """Unless the GPU is lost, or the time."""
+    clock = Clock(3600, publish=lambda ledger: None)
+    settings = PATIENT.model_copy(update={"volume": tmp_path})
+    settle = partial(attention.settle, settings, SPARK, H200, transformer, clock, False, raises(error))
+    if isinstance(told, str):
+        assert settle().attention == "native"
+        assert clock.ledger.attention == told
+    else:
+        with pytest.raises(told):
+            settle()
+
+
+def test_a_kernel_that_loses_the_gpu_is_no_reason_to_try_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = raises(RuntimeError("CUDA error: misaligned address"))
+    monkeypatch.setattr(attention, "_attended", lambda kernel, _: torch.ones(1) if kernel == "native" else lost())
+    with pytest.raises(DeviceLost):
+        attention._unlike("cudnn", [{}])
 
 
 def test_the_model_uses_what_was_chosen(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from handler import Clock
+from handler import Clock, Settings, Worker
 from handler.clock import COMPILE_S, FIRST_PICTURE_S, MARGIN, Ledger, plan, process_age
 from handler.errors import BudgetExceeded
 
@@ -145,3 +146,48 @@ def test_a_plan_to_compile_always_leaves_its_margin() -> None:
         for past in (None, 5.0, 30.0, 100.0):
             chosen = plan("auto", "cuda", "MISS", "", left, past)
             assert not chosen.compiles or left >= MARGIN * (past or COMPILE_S) + FIRST_PICTURE_S
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(0), GeneratorExit()])
+@pytest.mark.parametrize("phase", ["volume", "import"])
+def test_whoever_ends_a_start_disarms_it(
+    error: BaseException, phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a notebook, or a library that wants to exit: the program that goes on is not ended later."""
+
+    def ends(*_: object) -> None:
+        raise error
+
+    place = {"volume": "handler.worker.served_source", "import": "handler.worker.decide"}[phase]
+    monkeypatch.setattr(place, ends)
+    killed: list[int] = []
+    clock = Clock(3600, publish=lambda ledger: None, abort=killed.append)
+    with pytest.raises(type(error)):
+        Worker.boot(Settings(volume=tmp_path), clock)
+    assert (clock.ledger.outcome, clock.ledger.reason) == ("stopped", f"{type(error).__name__} in phase '{phase}'")
+    assert not clock.finish("ready")  # so it was disarmed
+    for thread in threading.enumerate():
+        if thread.name == "cold-start-watchdog":
+            thread.join(10)
+    assert killed == []
+
+
+def test_the_program_lives_on_after_ctrl_c_in_a_start(tmp_path: Path) -> None:
+    """With both watchdogs as they are: past the budget nothing happens."""
+    code = """
+import sys, time
+from handler import Clock, Settings, Worker
+import handler.worker
+def interrupt(*_): raise KeyboardInterrupt
+handler.worker.served_source = interrupt
+clock = Clock(0.5, age=lambda: 0.0, publish=lambda ledger: None)
+try:
+    Worker.boot(Settings(volume=sys.argv[1]), clock)
+except KeyboardInterrupt:
+    pass
+while clock.remaining > -2.5:  # longer than GRACE_S past it
+    time.sleep(0.05)
+print("alive")
+"""
+    out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (out.returncode, out.stdout) == (0, "alive\n"), out.stderr

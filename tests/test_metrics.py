@@ -96,6 +96,29 @@ def test_the_metrics_tell_what_was_drawn_and_refused(app: ASGIApp, family: FakeF
     assert found["kindling_memory_bytes", "host_peak"] > 1e7
 
 
+def test_a_picture_is_counted_once_whoever_gets_it(app: ASGIApp, family: FakeFamily) -> None:
+    """The first who asked under a key has left when it is there; the second gets it, and a third later."""
+    family.gate = threading.Event()
+    key = {"idempotency-key": "one"}
+
+    async def main(client: httpx.AsyncClient) -> None:
+        first = asyncio.create_task(client.post(ROUTE, json=OK, headers=key))
+        assert await asyncio.to_thread(family.entered.wait, 10)
+        second = asyncio.create_task(client.post(ROUTE, json=OK, headers=key))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert family.gate
+        family.gate.set()
+        assert (await second).status_code == 200
+        assert (await client.post(ROUTE, json=OK, headers=key)).status_code == 200
+
+    talk(app, main)
+    found = samples(talk(app, lambda client: client.get("/metrics")).text)
+    assert found["kindling_images_total",] == found["kindling_queue_wait_seconds_count",] == 2
+    assert found["kindling_stage_seconds_count", "serialize"] == 2
+
+
 def test_a_worker_that_could_not_be_compiled_is_counted_and_says_why(app: ASGIApp, lane: Lane) -> None:
     async def main(client: httpx.AsyncClient) -> tuple[str, str, Any, Any]:
         lane.ledger.plan = "EAGER"

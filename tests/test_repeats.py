@@ -98,6 +98,23 @@ async def test_whom_nobody_comes_back_for_is_ended_and_forgotten() -> None:
 
 
 @in_turns
+async def test_the_grace_runs_from_the_last_departure() -> None:
+    """Who came back and left again has as long to come as who never came back."""
+    source, known, loop = Source(), Repeats(), asyncio.get_running_loop()
+    handles: list[asyncio.TimerHandle] = []
+    later = loop.call_later
+    loop.call_later = lambda *args: handles.append(later(*args)) or handles[-1]  # type: ignore
+    for _ in range(2):
+        waits = asyncio.create_task(known.call(KEY, b"x", source))
+        await turns()
+        waits.cancel()
+        await turns()
+    assert [handle.cancelled() for handle in handles] == [True, False]
+    source.go.set()
+    assert (await known.call(KEY, b"x", source)).body["turn"] == 1
+
+
+@in_turns
 async def test_whoever_comes_back_in_time_finds_the_job() -> None:
     source, known = Source(), Repeats()
     only = asyncio.create_task(known.call(KEY, b"x", source))

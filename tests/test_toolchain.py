@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
@@ -18,13 +20,16 @@ from conftest import PATIENT, ROOT
 from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
-from handler import MODELS, Worker, blocks, chips, compiled, doctor, toolchain
+from fakes import raises
+from handler import MODELS, Settings, StartError, Worker, blocks, chips, compiled, doctor, families, toolchain
 from handler.clock import plan
 from handler.errors import NumericalError, OutOfMemory
-from handler.failures import AGAIN, LONGEST, Failures, gist, passing
+from handler.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
 from handler.hardware import Hardware
+from handler.volume import Source
 
 SPARK = MODELS["spark"]
+LOST, RESTORE = RuntimeError("CUDA error: unspecified launch failure"), compiled.restore
 H200 = Hardware("cuda", "NVIDIA H200", "fp8", "a test", 141.0, (9, 0))
 GPULESS = ROOT / ".gpuless"
 # What torch's CUDA builds require of cuda-toolkit: Requires-Dist of their x86_64 wheels on PyPI.
@@ -425,6 +430,102 @@ def test_a_picture_that_did_not_fit_while_compiling_is_no_failure_for_ever(
     assert worker.ledger.plan == "EAGER"
     assert "does not fit" in worker.ledger.compile_failure
     assert not [*tmp_path.rglob("*.failed.json")]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), NumericalError("NaN")])
+def test_the_first_pictures_of_a_compilation_may_fail(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are drawn at once, which takes more memory; and whatever they are, eager may serve."""
+    run = families.run
+
+    def first_fail(family: object, pipeline: object, arguments: object, recipes: Sequence[object], *rest: Any) -> Any:
+        if len(recipes) > 1 and isinstance(error, RuntimeError):
+            raise error
+        found = run(family, pipeline, arguments, recipes, *rest)  # type: ignore[arg-type]
+        return [error] * len(recipes) if len(recipes) > 1 else found
+
+    monkeypatch.setattr(families, "run", first_fail)
+    worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}))
+    assert (worker.ledger.outcome, worker.ledger.plan) == ("ready", "EAGER")
+    assert worker.ledger.compile_failure.startswith("compiling failed: ")
+    assert not [*tmp_path.rglob("*.failed.json"), *tmp_path.rglob("*.lost.json")]
+
+
+@pytest.fixture
+def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Compiling takes no time, and what is compiled loses the GPU; as a receipt has it, also on a CPU."""
+
+    def lose(*_: object, **__: object) -> None:
+        raise LOST
+
+    def bind(transformer: torch.nn.Module, *_: object) -> None:
+        for block in transformer.transformer_blocks:  # type: ignore[union-attr]
+            block.forward = lose
+
+    def found(transformer: torch.nn.Module, *_: object) -> compiled.Found:
+        if (tmp_path / "package").exists():
+            bind(transformer)
+            return compiled.Found("HIT", "a package")
+        return compiled.Found("MISS", "nothing yet")
+
+    followed = {"precision": "fp32", "compile": "on"}
+    monkeypatch.setattr("handler.decision.follow", lambda settings, receipt: settings.model_copy(update=followed))
+    monkeypatch.setattr("handler.worker.compile_blocks", lambda *_: 0.0)
+    monkeypatch.setattr("handler.worker.bind_blocks", bind)
+    monkeypatch.setattr(compiled, "restore", found)
+    return PATIENT.model_copy(update={"volume": tmp_path})
+
+
+@pytest.mark.parametrize("package", [False, True], ids=["own", "found"])
+def test_compiled_code_that_lost_the_gpu_is_not_run_again(fragile: Settings, package: bool) -> None:
+    if package:
+        (fragile.volume / "package").touch()
+    with pytest.raises(StartError, match="The GPU failed"):
+        Worker.boot(fragile)
+    [record] = fragile.volume.rglob("*.lost.json")
+    again = Worker.boot(fragile).ledger
+    assert (again.outcome, again.plan) == ("ready", "EAGER")
+    assert "compiled code lost the GPU: RuntimeError: CUDA error: unspecified launch failure" in again.compile_failure
+    with pytest.raises(StartError, match="The GPU failed"):
+        Worker.boot(fragile.model_copy(update={"compile": "on"}))  # tries again, as AGAIN says
+    old = time.time() - LOST_S - 1
+    os.utime(record, (old, old))  # it may have been that one GPU
+    with pytest.raises(StartError, match="The GPU failed"):
+        Worker.boot(fragile)
+
+
+def test_compiling_that_loses_the_gpu_is_not_tried_again(fragile: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Inductor times kernels: an error that the GPU stays with is not one of the compiler."""
+
+    def lose(*_: object) -> None:
+        raise LOST
+
+    monkeypatch.setattr("handler.worker.compile_blocks", lose)
+    with pytest.raises(StartError, match="The GPU failed"):
+        Worker.boot(fragile)
+    again = Worker.boot(fragile).ledger
+    assert (again.plan, again.compile_failure.partition(" (")[0]) == ("EAGER", f"compiling failed: {gist(LOST)}")
+
+
+def test_a_package_that_loses_the_gpu_is_not_loaded_again(fragile: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "restore", RESTORE)
+    monkeypatch.setattr(compiled, "look", lambda *_: compiled.Found("HIT", "a package", Source(fragile.volume, None)))
+    monkeypatch.setattr("handler.compiled.shutil.copyfile", lambda *_: raises(LOST)())
+    with pytest.raises(StartError, match="The GPU failed"):
+        Worker.boot(fragile)
+    assert "compiled code lost the GPU" in Worker.boot(fragile).ledger.plan_reason
+
+
+def test_what_draws_again_is_held_against_nobody(equipped: None, tmp_path: Path) -> None:
+    failures(tmp_path).note_lost("lost")
+    assert failures(tmp_path).lost.startswith("lost (")
+    assert failures(tmp_path).expected == failures(tmp_path).lost
+    assert failures(tmp_path, policy="on").lost == ""
+    failures(tmp_path).forget()
+    assert failures(tmp_path).lost == ""
+    failures(tmp_path).note(BROKEN, "broken")
+    assert failures(tmp_path).lost == ""  # a package was made since, by whatever
 
 
 @pytest.mark.parametrize("where", ["handler.worker.TemporaryDirectory", "handler.worker.bind_blocks"])

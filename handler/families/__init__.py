@@ -35,6 +35,7 @@ from handler.errors import NumericalError, SettingsError
 from handler.families import constants, edits, schedulers
 from handler.families.autoencoders import compilable as compilable
 from handler.families.autoencoders import prepare
+from handler.families.borrowed import Components as Components
 from handler.hardware import Hardware
 from handler.preview import SHRINK, Preview, Projection, watched
 from handler.reader import Reader
@@ -74,10 +75,18 @@ def build(
     return pipeline
 
 
-def tile(pipeline: Any, tiles: bool) -> None:
-    """Whether the VAE decodes in tiles, where it can: less memory, and pixels that differ slightly."""
-    if hasattr(pipeline.vae, "use_tiling"):
-        pipeline.vae.use_tiling = tiles
+@contextmanager
+def tiled(pipeline: Any, tiles: bool) -> Iterator[None]:
+    """Let the VAE decode in tiles for a while, where it can: less memory, and pixels that differ slightly."""
+    before = getattr(pipeline.vae, "use_tiling", None)
+    if before is None:
+        yield
+        return
+    pipeline.vae.use_tiling = tiles
+    try:
+        yield
+    finally:
+        pipeline.vae.use_tiling = before
 
 
 def _check_latents(vae: Any, reader: Reader) -> None:
@@ -97,13 +106,17 @@ def encode(family: ModuleType, pipeline: Any, recipe: Recipe, spec: ModelSpec) -
     return arguments
 
 
-def joined(arguments: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The arguments of several pictures as those of one run; None where prompts differ in length."""
+def fitting(arguments: Mapping[int, Mapping[str, Any]]) -> list[int]:
+    """Which pictures one run can draw, by the arguments of each: the first, and those whose prompts are as long."""
+    first = next(iter(arguments.values()), {})
+    return [i for i, each in arguments.items() if _shapes(each) == _shapes(first)]
+
+
+def joined(arguments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of pictures that fit together as those of one run."""
     first = arguments[0]
     if len(arguments) == 1:
         return dict(first)
-    if any(_shapes(other) != _shapes(first) for other in arguments):
-        return None
     return {name: _together([each[name] for each in arguments]) for name in first}
 
 

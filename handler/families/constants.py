@@ -35,13 +35,13 @@ def settle(pipeline: Any) -> None:
     _replace()
     for part in pipeline.components.values():
         if isinstance(part, nn.Module) and isinstance(part, diffusers.ModelMixin):
-            first, *_ = places = list(_places(part))
-            _telling[part] = first, next(place for place in places if _at(place).dtype == part.dtype)
+            first, *_ = found = list(places(part))
+            _telling[part] = first, next(place for place in found if _at(place).dtype == part.dtype)
     _runs_on[pipeline.vae] = pipeline._execution_device
 
 
-def _places(part: nn.Module) -> Iterator[Place]:
-    """Of parameters, then of buffers, in the order in which diffusers finds them."""
+def places(part: nn.Module) -> Iterator[Place]:
+    """Where its tensors are: parameters, then buffers, in the order in which diffusers finds them."""
     for kind in ("_parameters", "_buffers"):
         for module in part.modules():
             tensors: dict[str, Any] = getattr(module, kind)

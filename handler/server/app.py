@@ -89,7 +89,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 async def draw(request: Request) -> Response:
     """Any route of `DIALECTS`; as events if the body says so."""
-    found = await answered(_drawn(Api(request.app.state.lane), request))
+    found = await answered(_drawn(Api(request.app.state.lane, request.app.state.metrics.picture), request))
     return found if isinstance(found, Response) else response(request.scope, found)
 
 

@@ -135,7 +135,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(LaneCollector(lane))
         self._requests = self._counter("requests", "Answers; of errors with the code.", "route", "status", "reason")
-        self._images = self._counter("images", "Pictures drawn and answered.")
+        self._images = self._counter("images", "Pictures drawn and encoded.")
         self._steps = self._counter("steps", "Denoising steps of these pictures.")
         self._seconds = self._histogram("request_seconds", "From a request's head to its answer's end.", "route")
         self._waits = self._histogram("queue_wait_seconds", "How long a picture waited for its turn.")
@@ -147,16 +147,18 @@ class Metrics:
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(PREFIX + name, text, labels, registry=self._registry, buckets=BUCKETS)
 
-    def count(self, route: str, status: int, reason: str, seconds: float, pictures: tuple[Picture, ...]) -> None:
+    def count(self, route: str, status: int, reason: str, seconds: float) -> None:
         """One request has ended; `reason` is its error's code, or empty."""
         self._requests.labels(route, status, reason).inc()
         self._seconds.labels(route).observe(seconds)
-        for picture in pictures:
-            self._images.inc()
-            self._steps.inc(picture.recipe.taken)
-            self._waits.observe(picture.stages["queue"])
-            for stage in picture.stages.keys() - {"queue"}:
-                self._stages.labels(stage).observe(picture.stages[stage])
+
+    def picture(self, picture: Picture) -> None:
+        """One picture has come to its end, whoever gets it."""
+        self._images.inc()
+        self._steps.inc(picture.recipe.taken)
+        self._waits.observe(picture.stages["queue"])
+        for stage in picture.stages.keys() - {"queue"}:
+            self._stages.labels(stage).observe(picture.stages[stage])
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format. Asks the GPU, so not on an event loop."""

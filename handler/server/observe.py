@@ -76,7 +76,7 @@ class Observed:
     def _ended(self, scope: Scope, seen: Seen) -> None:
         end, status = time.perf_counter(), seen.status or Cancelled.status
         seconds = end - seen.start
-        self._metrics.count(seen.route, status, seen.reason, seconds, seen.pictures)
+        self._metrics.count(seen.route, status, seen.reason, seconds)
         if self.traces:
             self.traces.request(scope, seen, status, end)
         if seen.route in DIALECTS:

@@ -42,6 +42,7 @@ class Call:
     asked: bytes
     reply: asyncio.Future[Reply]
     waiting: int = 0
+    ending: asyncio.TimerHandle | None = None  # once nobody waits
     size: int = 0
     until: float = math.inf
 
@@ -72,12 +73,14 @@ class Repeats:
     async def _follow(self, key: Key, call: Call) -> Reply:
         """Wait for the reply without ending the call when whoever waits goes away."""
         call.waiting += 1
+        if call.ending:
+            call.ending.cancel()
         try:
             return await asyncio.shield(call.reply)
         finally:
             call.waiting -= 1
             if not call.waiting and not call.reply.done():
-                asyncio.get_running_loop().call_later(GRACE_S, self._abandon, key, call)
+                call.ending = asyncio.get_running_loop().call_later(GRACE_S, self._abandon, key, call)
 
     def _abandon(self, key: Key, call: Call) -> None:
         if not call.waiting and not call.reply.done():

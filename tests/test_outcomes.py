@@ -1,0 +1,322 @@
+"""Every picture has an outcome of its own, and a worker that fails at all of them says so."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from typing import Any
+
+import pytest
+import torch
+
+from fakes import CPU, FakeFamily, raises
+from handler import Clock, ImageRequest, Lane, Settings, StartError, Worker
+from handler.catalog import find
+from handler.errors import (
+    Broken,
+    Cancelled,
+    DeviceLost,
+    Exhausted,
+    Internal,
+    KindlingError,
+    NotReady,
+    NumericalError,
+    OutOfMemory,
+)
+from handler.families.schedulers import FLOW
+from handler.preview import Preview
+from handler.request import Recipe
+
+RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
+FULL, LOST = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: unspecified launch failure")
+
+
+@dataclass
+class Wordy(FakeFamily):
+    """Told prompts as tensors that are as long as they; words of these lengths cannot be encoded."""
+
+    unsaid: tuple[int, ...] = ()
+    error: Exception = LOST
+
+    def __call__(self, prompt_embeds: torch.Tensor, **options: Any) -> Any:
+        """As a pipeline of diffusers is called."""
+        return super().__call__(**options)
+
+    def encode(self, pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
+        """As a family's."""
+        if len(recipe.prompt) in self.unsaid:
+            raise self.error
+        return {"prompt_embeds": torch.zeros(1, len(recipe.prompt))}
+
+    def boot(self, settings: Settings, clock: Clock) -> Worker:
+        """In place of `Worker.boot`."""
+        family: Any = type("Family", (), {"encode": self.encode, "SCHEDULERS": FLOW})
+        return Worker(find(settings.model), CPU, family, self, clock.ledger)
+
+
+@pytest.fixture
+def wordy() -> Wordy:
+    return Wordy(gate=threading.Event())
+
+
+def worded(*prompts: str) -> list[Recipe]:
+    return [replace(RECIPE, prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts, 2)]
+
+
+@contextmanager
+def behind(family: FakeFamily) -> Iterator[Any]:
+    """A lane that is drawing already; gives what asks for pictures meanwhile, each its own request: the outcomes."""
+    family.gate = threading.Event()
+
+    async def one(lane: Lane, recipe: Recipe, on_step: Any, answered: threading.Event) -> Any:
+        try:
+            return await lane.submit(recipe, on_step)
+        finally:
+            answered.set()
+
+    async def main(lane: Lane, recipes: list[Recipe], on_steps: Any = (), answers: Any = ()) -> list[Any]:
+        first = asyncio.create_task(lane.submit(RECIPE))
+        assert await asyncio.to_thread(family.entered.wait, 10)
+        each = zip(
+            recipes, on_steps or repeat(lambda *_: None), chain(answers, iter(threading.Event, None)), strict=False
+        )
+        waiting = [asyncio.create_task(one(lane, *some)) for some in each]
+        await asyncio.sleep(0)
+        assert family.gate
+        family.gate.set()
+        await first
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    with family.lane(batch=4) as lane:
+        yield lambda recipes, on_steps=(), answers=(): asyncio.run(main(lane, recipes, on_steps, answers))
+
+
+def ask(lane: Lane, count: int = 1, recipe: Recipe = RECIPE) -> Any:
+    """One request's pictures, or what it is told."""
+
+    async def main() -> Any:
+        return await lane.submit_all([(recipe, lambda *_: None)] * count, float("inf"), admitted=False)
+
+    try:
+        return asyncio.run(main())
+    except KindlingError as error:
+        return error
+
+
+def test_a_request_that_does_not_fit_counts_once_and_is_drawn_no_further(family: FakeFamily) -> None:
+    def full() -> None:
+        if size[0] == RECIPE.size[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    size = RECIPE.size
+    with family.lane(batch=4) as lane:
+        draw = lane.worker.draw_some  # type: ignore[union-attr]
+
+        def sized(recipes: Any, on_steps: Any) -> Any:
+            nonlocal size
+            size = recipes[0].size
+            return draw(recipes, on_steps)
+
+        lane.worker.draw_some = sized  # type: ignore[union-attr]
+        family.at_step = {1: full}
+        for turn in range(2):
+            assert isinstance(ask(lane, 4), OutOfMemory)
+            assert lane.state == "ready"
+            assert family.batches == [4, 1, 1, *[1, 1] * turn]  # at once, alone, and a small one as proof; then alone
+        assert isinstance(ask(lane, 4), Exhausted)
+        assert lane.state == "failed"
+
+
+def test_a_gpu_that_fails_in_a_preview_is_lost_for_all(family: FakeFamily) -> None:
+    def looks(_: int, preview: Preview) -> None:
+        raise LOST
+
+    with behind(family) as drawn:
+        quiet: Any = lambda *_: None  # noqa: E731
+        outcomes = drawn([replace(RECIPE, seed=seed) for seed in (2, 3, 4)], [quiet, looks, quiet])
+    assert [type(outcome) for outcome in outcomes] == [DeviceLost] * 3
+    assert family.steps_run == RECIPE.steps + 1
+
+
+@pytest.mark.parametrize("where", ["encode", "denoise", "wrapped"])
+def test_a_gpu_that_fails_draws_nothing_more(wordy: Wordy, where: str) -> None:
+    """Though the prompts differ in length, so that each would be drawn for itself."""
+
+    def fails() -> None:
+        if len(wordy.batches) > 1:
+            try:
+                raise LOST
+            except RuntimeError as error:
+                if where == "wrapped":
+                    raise ValueError("the callback failed") from error
+                raise
+
+    if where == "encode":
+        wordy.unsaid = (3,)
+    wordy.at_step = {1: fails} if where != "encode" else {}
+    with behind(wordy) as drawn:
+        outcomes = drawn(worded("abc", "abcd", "abcde"))
+    assert [type(outcome) for outcome in outcomes[:1]] == [DeviceLost]
+    assert all(isinstance(outcome, DeviceLost | StartError) for outcome in outcomes)
+    assert wordy.drawn == [1]
+    assert len(wordy.batches) == (1 if where == "encode" else 2)
+
+
+def test_each_that_gives_up_is_told_its_own_reason(family: FakeFamily) -> None:
+    whys = [NumericalError("one"), Cancelled("two"), ZeroDivisionError("three"), SystemExit("four")]
+    with behind(family) as drawn:
+        outcomes = drawn(
+            [replace(RECIPE, seed=seed) for seed in range(2, 6)], [lambda *_, e=e: raises(e)() for e in whys]
+        )
+    assert [str(outcome) for outcome in outcomes[:2]] == ["one", "two"]
+    assert [type(outcome) for outcome in outcomes[2:]] == [Internal, Internal]
+    assert family.batches == [1, 4]
+
+
+def test_what_harms_its_neighbours_is_drawn_alone(family: FakeFamily) -> None:
+    """A fault that ends a whole run is one picture's, perhaps: only that one fails."""
+    begun: list[int] = []
+    family.at_step = {1: begun.clear, 2: lambda: raises(ZeroDivisionError())() if 3 in begun else None}
+    watches: Any = [lambda done, _, seed=seed: begun.append(seed) if done == 1 else None for seed in (2, 3, 4)]
+
+    with behind(family) as drawn:
+        outcomes = drawn([replace(RECIPE, seed=seed) for seed in (2, 3, 4)], watches)
+    assert [type(outcome) for outcome in outcomes] == [tuple, Internal, tuple]
+    assert family.batches == [1, 3, 1, 1, 1]
+
+
+def test_prompts_of_other_lengths_do_not_wait_for_each_other(wordy: Wordy) -> None:
+    """A run has those that fit; the others keep their places, and who comes meanwhile may join them."""
+    ended: list[int] = []
+    with behind(wordy) as drawn:
+        recipes = worded("abc", "abcd", "abc", "abcd", "ab")
+        on_steps: Any = [lambda done, _, i=i: ended.append(i) if done == RECIPE.steps else None for i in range(5)]
+        outcomes = drawn(recipes, on_steps)
+    assert wordy.batches == [1, 2, 2, 1]
+    assert ended == [0, 2, 1, 3, 4]
+    for pixels, stages in outcomes:
+        assert pixels.batch == (1 if pixels.recipe.prompt == "ab" else 2)
+        assert set(stages) == {"queue", "encode", "denoise", "decode"}
+    assert outcomes[1][1]["queue"] >= sum(outcomes[0][1].values())  # so stages add up to what it took
+
+
+def test_a_job_ends_when_its_picture_is_drawn(wordy: Wordy) -> None:
+    """The first has its answer before the other, of another length, goes on from its first step."""
+    answered = threading.Event()
+    waits: Any = lambda *_: answered.wait(10) or pytest.fail("held together")  # noqa: E731
+    with behind(wordy) as drawn:
+        one, other = worded("abc", "abcd")
+        told = drawn([one, other], [lambda *_: None, waits], answers=[answered])
+    assert not [outcome for outcome in told if isinstance(outcome, Exception)]
+
+
+def test_stopping_answers_those_that_did_not_fit(wordy: Wordy) -> None:
+    wordy.gate = None
+    with wordy.lane(batch=4) as lane:
+
+        async def main() -> list[Any]:
+            holds, go = threading.Event(), threading.Event()
+            hold: Any = lambda *_: (holds.set(), go.wait(10))  # noqa: E731
+            first = asyncio.create_task(lane.submit(RECIPE, hold))
+            assert await asyncio.to_thread(holds.wait, 10)
+            stop: Any = lambda *_: lane.line.close()  # noqa: E731 - as `Lane.stop` does from its thread
+            others = [asyncio.create_task(lane.submit(each, stop)) for each in worded("abc", "abcd")]
+            await asyncio.sleep(0)
+            go.set()
+            await first
+            return await asyncio.gather(*others, return_exceptions=True)
+
+        done, left = asyncio.run(main())
+    assert done[0].recipe.prompt == "abc"
+    assert isinstance(left, NotReady)
+
+
+def test_a_prompt_that_cannot_be_encoded_is_nobody_elses_fault(wordy: Wordy) -> None:
+    wordy.unsaid, wordy.error = (4,), ValueError("no such word")
+    with behind(wordy) as drawn:
+        outcomes = drawn(worded("abc", "abcd", "abc"))
+    assert isinstance(outcomes[1], Internal)
+    assert [outcome[0].batch for outcome in (outcomes[0], outcomes[2])] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("errors", "ends"),
+    [
+        ([ValueError("one")] * 3, True),
+        ([ValueError("picture 1 of 7"), ValueError("picture 2 of 8"), ValueError("picture 3 of 9")], True),
+        ([ValueError("one"), ValueError("two"), ValueError("one")], False),
+        ([ValueError("one"), TypeError("one"), ValueError("one")], False),
+        ([ValueError("one"), ValueError("one"), None, ValueError("one")], False),
+        ([ValueError("one"), ValueError("one"), Cancelled("gone"), ValueError("one")], True),
+        ([SystemExit(1)] * 3, True),
+    ],
+)
+def test_the_same_bug_again_and_again_ends_a_worker(
+    family: FakeFamily, errors: list[BaseException | None], ends: bool
+) -> None:
+    with family.lane() as lane:
+        for error in errors:
+            family.at_step = {1: raises(error)} if error else {}
+            told = ask(lane)
+            assert isinstance(told, KindlingError if error else list)
+        assert isinstance(told, Broken) == ends
+        assert lane.state == ("failed" if ends else "ready")
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_worker_that_draws_nothing_sound_has_to_prove_itself(family: FakeFamily, small: bool) -> None:
+    family.broken = {1} if small else {0, 1}
+    with family.lane() as lane:
+        told = [ask(lane) for _ in range(3)]
+        assert [type(each) for each in told[:2]] == [NumericalError] * 2
+        assert (type(told[2]), lane.state) == ((NumericalError, "ready") if small else (Broken, "failed"))
+
+
+def test_a_proof_that_loses_the_gpu_says_so(family: FakeFamily) -> None:
+    def then() -> None:
+        family.at_step = {1: raises(LOST)}
+        raise FULL
+
+    family.at_step = {1: then}
+    with family.lane() as lane:
+        assert isinstance(ask(lane), DeviceLost)
+        assert lane.state == "failed"
+
+
+def test_the_hosts_memory_may_be_full_too(family: FakeFamily) -> None:
+    def once() -> None:
+        family.at_step = {}
+        raise MemoryError
+
+    family.at_step = {2: once}
+    with family.lane() as lane:
+        assert isinstance(ask(lane), OutOfMemory)
+        assert lane.state == "ready"
+
+
+def test_a_gpu_that_cannot_even_give_memory_back_is_lost(family: FakeFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", raises(LOST))
+    family.at_step = {1: raises(FULL)}
+    with family.lane() as lane:
+        assert isinstance(ask(lane), DeviceLost)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ZeroDivisionError()])
+def test_a_library_that_ends_a_start_leaves_nobody_waiting(error: BaseException) -> None:
+    lane = Lane(Settings(), boot=lambda *_: raises(error)())
+    lane.start()
+    with pytest.raises(StartError, match="spark could not be loaded"):
+        lane.wait_booted()
+    assert lane.state == "failed"
+    assert lane.over.is_set()
+    lane.stop()
+
+
+def test_a_library_that_wants_to_exit_ends_one_picture(family: FakeFamily) -> None:
+    with family.lane() as lane:
+        family.at_step = {2: raises(SystemExit("bye"))}
+        assert isinstance(ask(lane), Internal)
+        family.at_step = {}
+        assert isinstance(ask(lane), list)
