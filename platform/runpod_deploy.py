@@ -1,8 +1,8 @@
 """Deploy to RunPod: `RUNPOD_API_KEY=... python platform/runpod_deploy.py flux-schnell --image NAME --volume ID`.
 
-Creates or updates, by name, one template and one serverless endpoint. KINDLING_* and BUCKET_* variables,
-MAX_CONCURRENCY and STREAM, set while deploying, hold in the workers. What shall run is a value; `bodies` says it in the
-words of RunPod's REST API.
+Creates or updates, by name, one template and one serverless endpoint. Kindling's settings and what `CARRIED` names, set
+while deploying, hold in the workers, but for KINDLING_VOLUME and KINDLING_MODEL, which the command line decides. What
+shall run is a value; `bodies` says it in the words of RunPod's REST API.
 """
 
 import argparse
@@ -30,8 +30,8 @@ API = "https://api.runpod.io/v2"  # v1 is retired at the end of 2026
 MOUNT = "/runpod-volume"  # of network volumes and of cached models; our image names another
 INIT_TIMEOUT_S = "600"  # RunPod's patience with the image and us; our own budget is shorter and says where it went
 SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
-CARRIED = ("KINDLING_", "BUCKET_", "MAX_CONCURRENCY", "STREAM")
 SECRETS = ("KINDLING_API_KEYS", "BUCKET_SECRET_ACCESS_KEY")
+CARRIED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM")
 CREATED_ONLY = {"type"}  # refused when something is updated
 TIMEOUT_S = 60
 
@@ -156,12 +156,12 @@ def gpus_for(spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:
 
 def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bool) -> dict[str, str]:
     """The workers' variables: the deployer's settings, checked here rather than in the first worker."""
-    mine = {name: value for name, value in environ.items() if name.startswith(CARRIED) and value}
-    mine.pop("KINDLING_VOLUME", None)  # a folder of this machine
+    mine = {name: value for name in CARRIED if (value := environ.get(name))}
+    mine |= {name: value for name, value in Settings.named(environ).items() if value and name != "KINDLING_VOLUME"}
     env = {**mine, "KINDLING_MODEL": args.model}
     env |= SERVER_ENV if args.load_balancer else {}
     env |= {"KINDLING_VOLUME": MOUNT} if volume else {}
-    Settings.from_env(env)
+    check_jobs(env, Settings.from_env(env).queue)
     for name in SECRETS:
         if not SECRET.fullmatch(env.get(name, "{{ RUNPOD_SECRET_none }}")):
             raise RefusedError(
@@ -169,6 +169,15 @@ def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bo
                 f"{name}='{{{{ RUNPOD_SECRET_name }}}}' here."
             )
     return {**env, "RUNPOD_INIT_TIMEOUT": INIT_TIMEOUT_S}
+
+
+def check_jobs(env: Mapping[str, str], queue: int) -> None:
+    """Refuse what the first worker would refuse."""
+    if env.get("STREAM", "0") not in ("0", "1"):
+        raise RefusedError(f"STREAM should be 0 or 1, not {env['STREAM']!r}.")
+    held = env.get("MAX_CONCURRENCY", "1")
+    if not held.isdecimal() or not 1 <= int(held) <= queue:
+        raise RefusedError(f"MAX_CONCURRENCY should be 1 to {queue} (KINDLING_QUEUE), not {held!r}.")
 
 
 def requests(wanted: Deployment) -> list[dict[str, Any]]:
