@@ -6,6 +6,7 @@ a process that was killed, in the phase it names.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -22,6 +23,7 @@ from handler.volume import write_atomically
 
 PATIENCE_S = 2.0
 KEPT = 50
+LOOKED = 10  # starts that had a phase tell how long it takes
 
 
 class BootLog:
@@ -68,15 +70,15 @@ def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
     return boots
 
 
-def measured(boots: Iterable[dict[str, Any]], phase: str, model: str, device: str) -> float | None:
-    """The longest that `phase` took among `boots` of this model on this device, in seconds; None if never seen."""
-    return max(
-        (
-            float(part["seconds"])
-            for boot in boots
-            if boot.get("model") == model and boot.get("device") == device
-            for part in boot.get("phases", ())
-            if part["name"] == phase
-        ),
-        default=None,
-    )
+def measured(
+    boots: Iterable[dict[str, Any]], phase: str, model: str, device: str, precision: str | None = None
+) -> float | None:
+    """The longest that `phase` took in the last `LOOKED` of `boots` that had it, in seconds; None if none had.
+
+    Only those of this model on this device count, and of this precision, where it matters; and none whose compiling
+    failed, for that may have ended early.
+    """
+    wanted = {"model": model, "device": device} | ({"precision": precision} if precision else {})
+    alike = (boot for boot in boots if wanted.items() <= boot.items() and not boot.get("compile_failure"))
+    took = (float(part["seconds"]) for boot in alike for part in boot.get("phases", ()) if part["name"] == phase)
+    return max(itertools.islice(took, LOOKED), default=None)

@@ -94,6 +94,7 @@ class Ledger:
 
     model: str = ""
     device: str = ""
+    precision: str = ""
     budget_s: float = 0.0
     outcome: str = "starting"
     reason: str = ""

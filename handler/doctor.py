@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from handler import __version__, compiled, toolchain
-from handler.boots import last_boots, measured
+from handler.boots import KEPT, LOOKED, last_boots, measured
 from handler.catalog import find
 from handler.clock import COMPILE_S, STREAMING, process_age
 from handler.clock import plan as planned
@@ -123,18 +123,18 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         found = compiled.look(spec, hardware, settings.volume)
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
-    boots = last_boots(settings.volume, BOOTS_SHOWN)
+    boots = last_boots(settings.volume, KEPT)
 
     def past(phase: str) -> Part:
-        known = measured(boots, phase, spec.id, hardware.name)
-        why = f"longest of the last {BOOTS_SHOWN} boots" if known else "assumed"
+        known = measured(boots, phase, spec.id, hardware.name, hardware.precision)
+        why = f"longest of its last {LOOKED} boots here" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 
     files = list(source.folder.rglob("*.safetensors"))
     size, speed = sum(path.stat().st_size for path in files), read_speed(max(files, key=lambda p: p.stat().st_size))
     parts = [past("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
     spent = sum(part.seconds for part in parts)
-    compile_s = measured(boots, "compile", spec.id, hardware.name)
+    compile_s = measured(boots, "compile", spec.id, hardware.name, hardware.precision)
     left = settings.cold_start_budget_s - spent
     memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
     failure = Failures(policy, spec, hardware, settings.volume).expected

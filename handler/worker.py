@@ -16,7 +16,7 @@ from typing import Any, Self
 from handler import attention, compiled, stepcache
 from handler.batching import Gains
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
-from handler.boots import BootLog, last_boots, measured
+from handler.boots import KEPT, BootLog, last_boots, measured
 from handler.catalog import find
 from handler.clock import STREAMING, Clock, Ledger, Plan, plan
 from handler.decision import decide, expect
@@ -36,7 +36,6 @@ from handler.vae import label, vae_source
 from handler.volume import Source, served_source
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
-BOOTS_READ = 10  # how many past boots tell what compiling costs here
 log = logging.getLogger(__name__)
 
 
@@ -98,7 +97,7 @@ class Worker:
                     stepcache.library()
                 decision = decide(settings, spec, detect(settings))
                 hardware = decision.hardware
-                clock.ledger.device = hardware.name
+                clock.ledger.device, clock.ledger.precision = hardware.name, hardware.precision
                 if hardware.precision != expected:  # the device, and so the receipt, is not what it seemed
                     files.close()
                     source = served_source(spec, settings.volume, hardware.precision)
@@ -132,7 +131,8 @@ class Worker:
             found = compiled.Found("MISS", "not looked for")
             if settings.compile != "off":
                 found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
-        known = measured(last_boots(settings.volume, BOOTS_READ), "compile", self.spec.id, self.hardware.name)
+        boots = [] if found.outcome == "HIT" else last_boots(settings.volume, KEPT)
+        known = measured(boots, "compile", self.spec.id, self.hardware.name, self.hardware.precision)
         device, failure = self.hardware.device, "" if found.outcome == "HIT" else failures.expected
         chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
         if chosen.compiles:

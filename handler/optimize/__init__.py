@@ -61,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
         (lambda line: None) if options.json else (lambda line: print(line, file=sys.stderr, flush=True))
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops the sweep stops its candidate
-    found = sweep(settings, spec, hardware, wished, progress)
+    try:
+        found = sweep(settings, spec, hardware, wished, progress)
+    except KeyboardInterrupt:
+        progress("kindling: what was measured is kept; the same command goes on from there")
+        raise
     if not options.json:
         print("\n".join(table(found)))
     receipt = _kept(found, settings, spec, hardware, wished) if found.choice.winner else None
