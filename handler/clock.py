@@ -77,7 +77,7 @@ def plan(
     if outcome == "HIT":
         return Plan("COMPILED", f"{outcome}: {found}")
     if device == "cpu" and policy == "auto":
-        return Plan("EAGER", f"{outcome}: {found}; on a CPU only 'bake' compiles")
+        return Plan("EAGER", f"{outcome}: {found}; on a CPU only 'bake' compiles, or KINDLING_COMPILE=on")
     if failure:
         return Plan("EAGER", f"{outcome}: {found}; {failure}", failure=failure)
     known = compile_s or COMPILE_S

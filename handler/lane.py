@@ -35,7 +35,7 @@ from handler.painter import Painter
 from handler.preview import OnStep
 from handler.request import Drawn, Recipe
 from handler.settings import Settings
-from handler.spend import Meter
+from handler.spend import Meter, unheld
 from handler.worker import Worker
 
 State = Literal["starting", "ready", "draining", "stopped", "failed"]  # a lane only ever goes to a later one
@@ -58,7 +58,7 @@ class Lane:
         try:
             self.spec = find(settings.model)
         except ModelNotFound as error:
-            raise SettingsError(error.message, "KINDLING_MODEL") from None
+            raise SettingsError(f"{error.message} KINDLING_MODEL should name one.", "KINDLING_MODEL") from None
         self.clock = clock or Clock(settings.cold_start_budget_s)
         self.meter = Meter(settings, lambda: self.ledger.device)
         self.state: State = "starting"
@@ -220,7 +220,10 @@ class Lane:
 
     def _run(self) -> None:
         try:
-            self.worker = self._boot(self.settings, self.clock)
+            worker = self._boot(self.settings, self.clock)
+            if why := unheld(self.settings, self.ledger.device):
+                raise SettingsError(why, "KINDLING_CAP_ACTION")
+            self.worker = worker
         except StartError as error:
             self._fail(error)
             self._booted.set()

@@ -120,7 +120,7 @@ class Settings(BaseModel):
         "auto", description="pictures of one shape drawn at once, at most; auto: as many as the receipt says pay"
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
-    publish: bool = Field(True, description="leave compile artifacts on the volume for later workers")
+    publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
     vae: str = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
     step_cache: Choice = Field("off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps")
     queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")

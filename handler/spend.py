@@ -64,6 +64,14 @@ def judge(dollars: float | None, cap: float | None, action: str) -> Verdict:
     return Verdict("ALERT", f"{spent}; KINDLING_CAP_ACTION=alert goes on drawing")
 
 
+def unheld(settings: Settings, gpu: str) -> str:
+    """Why a cap that shall refuse could not be held on this device; nothing where it can be, or there is none."""
+    price = price_of(gpu, settings.platform, settings.gpu_price)
+    if settings.monthly_cap is None or settings.cap_action != "refuse" or price.dollars_per_s is not None:
+        return ""
+    return f"KINDLING_CAP_ACTION=refuse could not be held: {price.reason}."
+
+
 def seconds_this_month(age_s: float, now: datetime) -> float:
     """The part of a process's age that falls into the month of `now`."""
     begun = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)

@@ -1,6 +1,6 @@
 """The worker: boots one model once, then draws. The only holder of a model.
 
-`boot` is the cold start, one timed phase per line. `generate` draws one picture. Both must run on one thread;
+`boot` is the cold start, in timed phases. `generate` draws one picture. Both must run on one thread;
 `lane.py` sees to that. torch and diffusers are first imported inside `boot`, as a timed phase.
 """
 
@@ -19,7 +19,7 @@ from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
 from handler.boots import KEPT, BootLog, last_boots, measured
 from handler.catalog import find
 from handler.clock import STREAMING, Clock, Ledger, Plan, plan
-from handler.decision import decide, expect
+from handler.decision import decide, sought
 from handler.drawing import Drawing
 from handler.errors import BudgetExceeded, DeviceLost, KindlingError, StartError
 from handler.failures import Failures, gist
@@ -83,8 +83,7 @@ class Worker:
     @classmethod
     def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock) -> Self:
         with clock.phase("volume"):
-            expected = expect(settings, spec)
-            source = served_source(spec, settings.volume, expected)
+            expected, source = sought(settings, spec)
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:
