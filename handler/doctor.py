@@ -16,8 +16,9 @@ from handler.clock import COMPILE_S, STREAMING, process_age
 from handler.clock import plan as planned
 from handler.configured import described, listed
 from handler.decision import decide
-from handler.errors import KindlingError
+from handler.errors import DoesNotFit, KindlingError, SettingsError
 from handler.failures import Failures
+from handler.fit import MemoryPlan
 from handler.hardware import GPU_DRIVER, Hardware, detect
 from handler.kernels import refusals
 from handler.models import SILENT, expected, patiently, states
@@ -26,7 +27,7 @@ from handler.spec import ModelSpec
 from handler.spend import unheld
 from handler.store import Store
 from handler.vae import vae_source
-from handler.volume import served_source
+from handler.volume import Source, served_source
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -114,14 +115,9 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     decision, policy = decide(settings, spec, hardware), settings.compile
     settings, hardware = decision.settings, decision.hardware
     try:
-        source = served_source(spec, settings.volume, hardware.precision)
-        found = compiled.look(spec, hardware, settings.volume)
-        memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
-        obstacle = _obstacle(settings, spec, hardware) or ("" if memory.fits else f"it does not fit: {memory.reason}")
+        source, found, memory = _grounds(settings, spec, hardware)
     except KindlingError as error:
-        obstacle = error.message
-    if obstacle:
-        return {"model": spec.id, "reason": obstacle}
+        return {"model": spec.id, "reason": error.message}
     boots = last_boots(settings.volume, KEPT)
 
     def past(phase: str) -> Part:
@@ -153,12 +149,18 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     }
 
 
-def _obstacle(settings: Settings, spec: ModelSpec, hardware: Hardware) -> str:
-    """What else ends a start of this worker: raised as there, or as a sentence."""
+def _grounds(settings: Settings, spec: ModelSpec, hardware: Hardware) -> tuple[Source, compiled.Found, MemoryPlan]:
+    """What a start has to go by: weights, compiled code, memory. Raises what would end it, as a worker does."""
+    source = served_source(spec, settings.volume, hardware.precision)
     if settings.vae:
         vae_source(settings.vae, settings.volume)
     spec.served_caching(settings.step_cache)
-    return unheld(settings, hardware.name)
+    memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
+    if not memory.fits:
+        raise DoesNotFit(f"it does not fit: {memory.reason}")
+    if why := unheld(settings, hardware.name):
+        raise SettingsError(why)
+    return source, compiled.look(spec, hardware, settings.volume), memory
 
 
 def read_speed(path: Path) -> float:

@@ -39,6 +39,8 @@ NAMED = ENVIRONMENT.get("MODAL_SECRET")
 SETTLED = SETTINGS.api_keys or SETTINGS.allow_open
 ENVIRONMENT.setdefault("MODAL_PROXY_AUTH", "" if SETTLED or NAMED else "1")  # a container hears it, and decides nothing
 PROXIED = Settings.flag(ENVIRONMENT, "MODAL_PROXY_AUTH")
+if ENVIRONMENT["MODAL_PROXY_AUTH"] and not (SETTLED or NAMED or PROXIED):
+    raise StartError("Nothing would guard this: set KINDLING_API_KEYS or MODAL_PROXY_AUTH=1.", "MODAL_PROXY_AUTH")
 # Where only the secret can guard, Modal refuses to deploy one without keys: every container would fail with it.
 REQUIRED = [] if SETTLED or PROXIED else ["KINDLING_API_KEYS"]
 # Off unless asked for: a cold start without snapshots keeps the budget or says why not, second by second.

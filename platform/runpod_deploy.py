@@ -7,6 +7,7 @@ shall run is a value; `bodies` says it in the words of RunPod's REST API.
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -34,6 +35,7 @@ SECRETS = ("KINDLING_API_KEYS", "BUCKET_SECRET_ACCESS_KEY")
 CARRIED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM")
 CREATED_ONLY = {"type"}  # refused when something is updated
 TIMEOUT_S = 60
+TIMEOUT_MS = 600_000  # of a job, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Deployment:
     idle_s: int = 60  # about a cold start: to wait as long as one costs is at most twice the best one could do
     queue_delay_s: int = 4
     waiting: int = 4  # requests per worker behind the load balancer; the lane holds 32
-    timeout_ms: int = 600_000
+    timeout_ms: int = TIMEOUT_MS
     disk_gb: int = 20
     min_cuda: str = "13.0"  # torch's wheels on PyPI are built for it
 
@@ -258,7 +260,9 @@ def planned(args: argparse.Namespace, environ: Mapping[str, str]) -> Deployment:
         print(f"{spec.id}: without --volume, choose it as the endpoint's cached model in the console.", file=sys.stderr)
     env = environment(args, environ, volume=bool(args.volume) or not spec.embedded)
     name = f"kindling-{args.model}"
-    return Deployment(name, args.image, gpus_for(spec, args.gpu), env, args.volume, args.load_balancer)
+    longest = max(TIMEOUT_MS, math.ceil(1000 * Settings.from_env(env).deadline_s))
+    gpus = gpus_for(spec, args.gpu)
+    return Deployment(name, args.image, gpus, env, args.volume, args.load_balancer, timeout_ms=longest)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

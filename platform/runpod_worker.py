@@ -56,7 +56,7 @@ def at_once(current: int = 1) -> int:
     The second waits in the lane, which spares the second that the SDK sleeps between jobs; but it waits there even
     while another worker is idle, its time is running out, and it is lost with this worker's GPU. So the default is 1.
     """
-    given, most = os.environ.get("MAX_CONCURRENCY", "1"), lane().settings.queue
+    given, most = os.environ.get("MAX_CONCURRENCY") or "1", lane().settings.queue
     if not given.isdecimal() or not 1 <= int(given) <= most:
         raise ValueError(f"MAX_CONCURRENCY should be 1 to {most} (KINDLING_QUEUE), not {given!r}.")
     return int(given)
@@ -143,7 +143,7 @@ if __name__ == "__main__":  # the heartbeat is a process of its own, which may i
         streams()
         lane()  # no fitness checks run on a developer's machine; a job that comes early waits in the lane
     # Of a word that means neither the fitness check tells: not before, or RunPod would not hear why.
-    config |= {"handler": HANDLERS.get(os.environ.get("STREAM", "0"), handle), "concurrency_modifier": at_once}
+    config |= {"handler": HANDLERS.get(os.environ.get("STREAM") or "0", handle), "concurrency_modifier": at_once}
     config["return_aggregate_stream"] = True  # what was streamed is, as a list, the answer to /run and /runsync
     runpod.serverless.start(config)
     lane().stop()  # a cancelled picture may still be at its last step

@@ -216,6 +216,11 @@ def test_a_guard_that_is_asked_for_in_other_words_stops_the_deployment(load: Cal
         load(**KEYS, MODAL_PROXY_AUTH="enabled")
 
 
+def test_what_nobody_would_guard_is_not_deployed(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(StartError, match="Nothing would guard this: set KINDLING_API_KEYS"):
+        load(MODAL_PROXY_AUTH="0")
+
+
 @pytest.mark.parametrize(
     ("environ", "required"),
     [

@@ -165,6 +165,14 @@ def test_settings_travel(dry: Callable[..., list[dict[str, Any]]], monkeypatch: 
     }
 
 
+@pytest.mark.parametrize(("deadline", "most"), [("30", 600_000), ("900", 900_000)])
+def test_runpod_waits_as_long_as_a_request_may_take(
+    dry: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, deadline: str, most: int
+) -> None:
+    monkeypatch.setenv("KINDLING_DEADLINE_S", deadline)
+    assert dry(*ARGUMENTS)[1]["timeout"] == most
+
+
 def test_spark_needs_no_volume(dry: Callable[..., list[dict[str, Any]]]) -> None:
     template, endpoint = dry("spark", "--image", "registry/kindling:1")
     assert "KINDLING_VOLUME" not in template["env"]
