@@ -21,8 +21,9 @@ from handler.__main__ import main
 from handler.errors import KindlingError, StartError
 from handler.hardware import Hardware
 from handler.optimize.attempt import attempt, likeness
+from handler.optimize.journal import close
 from handler.optimize.pareto import SAME_DB, choose, pareto
-from handler.optimize.sweep import Wishes, planned, sweep
+from handler.optimize.sweep import Wishes, place, planned, sweep
 from handler.optimize.together import gains
 from handler.precisions import PRECISIONS
 from handler.receipts import Candidate, Figures, current
@@ -203,7 +204,10 @@ def test_a_sweep_goes_on_after_an_interruption(tmp_path: Path) -> None:
     assert tried == ["fp32", "bf16", "int8", "int8"]
     assert [one.status for one in found.outcomes] == ["measured", "failed", "measured"]
     assert found.measured[Candidate("int8", False)].psnr_db == pytest.approx(52.9, abs=0.01)
-    assert list(tmp_path.iterdir()) == []  # it has ended
+    assert len(swept().measured) == 2  # all is there as long as no receipt is
+    assert len(tried) == 4
+    close(place(Settings(volume=tmp_path), MODELS["spark"], CPU))
+    assert list(tmp_path.iterdir()) == []
     swept()
     assert tried[4:] == ["fp32", "bf16", "int8"]
 
@@ -330,3 +334,4 @@ def test_without_a_winner_nothing_is_written(
     assert json.loads(said.out)["winner"] is None
     assert "no receipt: nothing keeps the limits; fp32 is nearest: memory 1.5 GB misses at most 1 by 0.5" in said.err
     assert not (tmp_path / "receipts").exists()
+    assert not (tmp_path / "sweeps").exists()

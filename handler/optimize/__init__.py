@@ -16,9 +16,9 @@ from handler import __version__
 from handler.catalog import find
 from handler.errors import InvalidValue, SettingsError
 from handler.hardware import Hardware, detect
-from handler.optimize import plot
+from handler.optimize import journal, plot
 from handler.optimize.pareto import LIMITS, PRIORITIES
-from handler.optimize.sweep import Progress, Sweep, Wishes, every_candidate, planned, sweep
+from handler.optimize.sweep import Progress, Sweep, Wishes, every_candidate, place, planned, sweep
 from handler.optimize.trial import Task, trial
 from handler.prices import price_of
 from handler.receipts import Outcome, Receipt, folder, keep
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         print("\n".join(table(found)))
     receipt = _kept(found, settings, spec, hardware, wished) if found.choice.winner else None
+    journal.close(place(settings, spec, hardware))
     _report(found, receipt, settings, options.json)
     return 0 if receipt else 1
 
@@ -118,9 +119,9 @@ def _kept(found: Sweep, settings: Settings, spec: ModelSpec, hardware: Hardware,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     kept = keep(receipt, settings.volume)
-    place = folder(settings.volume, spec.id, hardware.name)
+    chart = folder(settings.volume, spec.id, hardware.name) / f"{kept.number}.png"
     title = f"{spec.id} on {hardware.name}: {receipt.picture}"
-    plot.scatter(found.measured, found.choice.front, receipt.winner, place / f"{kept.number}.png", title)
+    plot.scatter(found.measured, found.choice.front, receipt.winner, chart, title)
     return kept
 
 
@@ -167,7 +168,7 @@ def _report(found: Sweep, receipt: Receipt | None, settings: Settings, as_json: 
         }
         print(json.dumps(body))
     elif receipt and choice.winner:
-        place = folder(settings.volume, receipt.model, receipt.device) / f"{receipt.number}.json"
-        print(f"{choice.winner.name}: {choice.reason}\nreceipt {receipt.number}, now current: {place}")
+        kept = folder(settings.volume, receipt.model, receipt.device) / f"{receipt.number}.json"
+        print(f"{choice.winner.name}: {choice.reason}\nreceipt {receipt.number}, now current: {kept}")
     if receipt is None:
         print(f"kindling: no receipt: {choice.reason}", file=sys.stderr)

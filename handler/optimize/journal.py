@@ -3,7 +3,8 @@
     sweeps/<id>/<device>/facts.json     what is measured, how, and in which versions
     sweeps/<id>/<device>/<candidate>/   its pictures, and outcome.json, written last
 
-The folder goes when the sweep has ended. One that was made by other facts is of no use, and goes too.
+The folder goes with `close`, once what came of the sweep is kept elsewhere. One that was made by other facts is of no
+use, and goes too.
 """
 
 import json
@@ -56,19 +57,20 @@ class Journal:
         """Leave `outcome` for a later run."""
         self._write(self.pictures(outcome.candidate) / OUTCOME, asdict(outcome))
 
-    def close(self) -> None:
-        """All is measured."""
-        shutil.rmtree(self._place, ignore_errors=True)
-        with suppress(OSError):  # where sweeps of others are
-            self._place.parent.rmdir()
-            self._place.parent.parent.rmdir()
-
     def _write(self, path: Path, what: dict[str, Any]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(what).encode())
         except OSError as error:
             raise VolumeFailed(f"Cannot write {path}: {error.strerror or error}.") from None
+
+
+def close(place: Path) -> None:
+    """The sweep is over, and its results are told."""
+    shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):  # where sweeps of others are
+        place.parent.rmdir()
+        place.parent.parent.rmdir()
 
 
 def _read(path: Path) -> Any:

@@ -85,11 +85,11 @@ def sweep(
 ) -> Sweep:
     """Measure each candidate in its own process and choose; a failure of one is its outcome.
 
-    What is measured is kept on the volume until all is: after an interruption it is not measured again.
+    What is measured is kept at `place` until that is closed: after an interruption it is not measured again.
     """
     plan = planned(hardware, wished.candidates)
     count, number, outcomes = sum(one.status == "measured" for one in plan), 0, []
-    journal = Journal(_place(settings, spec, hardware), _facts(settings, spec, hardware, wished))
+    journal = Journal(place(settings, spec, hardware), _facts(settings, spec, hardware, wished))
     for outcome in plan:
         if outcome.status == "measured":
             one, number, begun = outcome.candidate, number + 1, time.monotonic()
@@ -105,12 +105,12 @@ def sweep(
             outcome = _judged(outcome, journal.pictures(one), baseline, settings, hardware)
             progress(f"  {took}: {_told(outcome)}")
         outcomes.append(outcome)
-    journal.close()
     found = Sweep(tuple(outcomes), Choice(None, "", frozenset(), {}))
     return replace(found, choice=choose(found.measured, wished.priority, wished.limits))
 
 
-def _place(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Path:
+def place(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Path:
+    """Where the journal of a sweep is."""
     return settings.volume / "sweeps" / spec.id / folder(settings.volume, spec.id, hardware.name).name
 
 
