@@ -10,7 +10,8 @@ import pytest
 
 from handler import boots
 from handler.boots import BootLog, last_boots, measured
-from handler.clock import Ledger, Phase
+from handler.clock import Clock, Ledger, Phase, plan
+from handler.errors import BudgetExceeded
 
 
 def test_the_newest_state_is_on_the_volume(tmp_path: Path) -> None:
@@ -80,6 +81,19 @@ def test_what_a_phase_took_before() -> None:
     assert measured(rounded, "compile", "a", "H200", "fp8") == 60.0
     assert measured(rounded, "compile", "a", "H200", "bf16") == 31.5
     assert measured(rounded, "compile", "a", "H200", "int8") is None
+
+
+def test_a_start_that_ended_while_it_compiled_tells_how_long_that_takes_at_least() -> None:
+    """Else each one after it would do the same, and none would serve."""
+    clock = Clock(0.0, publish=lambda ledger: None)
+    clock.ledger.model, clock.ledger.device, clock.ledger.phase = "a", "H200", "compile"
+    with pytest.raises(BudgetExceeded) as caught:
+        clock.check()
+    clock.finish("failed", caught.value.message)
+    boot = asdict(clock.ledger) | {"total_s": 240.0, "phases": [asdict(Phase("weights", 10.0, 20.0))]}
+    assert measured([boot], "compile", "a", "H200") == 210.0
+    assert measured([boot | {"reason": "the GPU failed"}], "compile", "a", "H200") is None
+    assert plan("auto", "cuda", "MISS", "", 200, 210.0).mode == "EAGER"
 
 
 def test_a_phase_is_looked_for_in_the_last_starts_that_had_it() -> None:
