@@ -3,6 +3,7 @@
 # with requirements.txt; the driver comes from the host.
 #
 #   docker build -t kindling .
+#   docker run --rm -v kindling:/volume kindling python -m handler fetch flux-schnell
 #   docker run --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_MODEL=flux-schnell -e KINDLING_API_KEYS=secret kindling
 #
 FROM python:3.11.14-slim-bookworm

@@ -80,8 +80,10 @@ def main() -> None:
         model, name, store, born = options.child
         print(json.dumps(child(model, VARIANTS[name], Path(store), float(born))))
         return
-    models = {model: measure(model, options.rounds) for model in options.models}
-    report.finish("artifacts", {"device": DEVICE, "dtype": str(DTYPE), "models": models}, options.save)
+    with report.measuring("artifacts", options.save) as figures:
+        figures |= {"device": DEVICE, "dtype": str(DTYPE), "models": (models := {})}
+        for model in options.models:
+            models[model] = measure(model, options.rounds)
 
 
 def measure(model: str, rounds: int) -> dict[str, dict[str, float]]:

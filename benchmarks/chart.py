@@ -1,11 +1,12 @@
 """Stacked bars as a PNG, for the README."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = ("#9aa5b1", "#f2c14e", "#4d9de0", "#3bb273", "#7768ae", "#e15554", "#f78154", "#5b5f97")
+COLOURS = ("#9aa5b1", "#f2c14e", "#4d9de0", "#3bb273", "#7768ae", "#e15554", "#f78154", "#5b5f97", "#2f4858")
 WIDTH, BAR, GAP, LEFT, TOP = 1000, 34, 14, 190, 84
 INK = "#222222"
 
@@ -19,14 +20,14 @@ def stacked(rows: Mapping[str, Mapping[str, float]], parts: Sequence[str], path:
     pen = ImageDraw.Draw(image)
     pen.text((20, 14), title, INK, font)
     x = 20.0
-    for part, colour in zip(parts, COLOURS, strict=False):
+    for part, colour in zip(parts, cycle(COLOURS), strict=False):
         pen.rectangle((x, 52, x + 14, 66), colour)
         pen.text((x + 20, 49), part, INK, small)
         x += 40 + pen.textlength(part, small)
     for i, (name, row) in enumerate(rows.items()):
         x, y = float(LEFT), TOP + i * (BAR + GAP)
         pen.text((20, y + 8), name, INK, small)
-        for part, colour in zip(parts, COLOURS, strict=False):
+        for part, colour in zip(parts, cycle(COLOURS), strict=False):
             width = row.get(part, 0.0) * scale
             pen.rectangle((x, y, x + width, y + BAR), colour)
             x += width

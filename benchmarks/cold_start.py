@@ -7,8 +7,9 @@ of full size and random weights (speed does not depend on values); that wants a 
     python benchmarks/cold_start.py --random flux-schnell --volume /tmp/volume --rounds 3 --save
 
 KINDLING_PRECISION=fp8 before it measures that precision: then the plain weights are rounded in every start that does
-not find baked ones. Exit code 1: a start that was to run compiled code did not. Interrupted, it tells the starts it has
-finished.
+not find baked ones. KINDLING_ATTENTION, _DEVICE, _OFFLOAD, _STEP_CACHE and _VAE hold likewise, in starts and in what is
+baked; no other setting does. Exit code 1: a start that was to run compiled code did not. Interrupted, it tells the
+starts it has finished.
 """
 
 import argparse
@@ -31,7 +32,9 @@ import random_models
 import report
 
 ROOT = Path(__file__).parent.parent
-PHASES = ("python", "volume", "import", "weights", "artifacts", "compile", "warm", "serve")
+PHASES = ("python", "volume", "import", "weights", "attention", "artifacts", "compile", "warm", "serve")
+# Settings that a start and the bake before it have in common, if whoever measures sets them.
+KEPT = tuple(f"KINDLING_{name}" for name in ("PRECISION", "ATTENTION", "DEVICE", "OFFLOAD", "STEP_CACHE", "VAE"))
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -105,7 +108,7 @@ def measure(model: str, volume: Path, starts: dict[str, list[Start]]) -> None:
         if variant.cold and not os.access(DROP_CACHES, os.W_OK):
             continue
         with arranged(variant, model, volume) as folder:
-            found = start(model, folder, variant.compile, os.environ.get("KINDLING_PRECISION", "auto"))
+            found = start(model, folder, variant.compile)
         starts.setdefault(variant.name, []).append(found)
         print(f"{variant.name}: {found.seconds['total']:.1f} s", flush=True)
 
@@ -133,7 +136,7 @@ def wrong(starts: Mapping[str, list[Start]]) -> int:
 def bake(model: str, volume: Path) -> float:
     """Bake `model`; the seconds that took, process and all."""
     begun = time.perf_counter()
-    environment = {**os.environ, "KINDLING_VOLUME": str(volume)}
+    environment = report.environment(*KEPT, KINDLING_VOLUME=str(volume))
     subprocess.run([sys.executable, "-m", "handler", "bake", model], cwd=ROOT, env=environment, check=True)
     return round(time.perf_counter() - begun, 1)
 
@@ -155,11 +158,11 @@ def arranged(variant: Variant, model: str, volume: Path) -> Iterator[Path]:
         yield folder
 
 
-def start(model: str, volume: Path, policy: str, precision: str) -> Start:
-    """Start a server, ask for one picture, stop it. `policy` is KINDLING_COMPILE."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
-    environment |= {"KINDLING_VOLUME": str(volume), "KINDLING_COMPILE": policy, "KINDLING_PUBLISH": "0"}
-    environment |= {"KINDLING_MODEL": model, "KINDLING_PRECISION": precision, "KINDLING_COLD_START_BUDGET_S": "3600"}
+def start(model: str, volume: Path, policy: str, precision: str = "") -> Start:
+    """Start a server, ask for one picture, stop it. `policy` is KINDLING_COMPILE; `precision`, if given, wins."""
+    environment = report.environment(*KEPT, KINDLING_VOLUME=str(volume), KINDLING_COMPILE=policy)
+    environment |= {"KINDLING_MODEL": model, "KINDLING_PUBLISH": "0", "KINDLING_COLD_START_BUDGET_S": "3600"}
+    environment |= {"KINDLING_PRECISION": precision} if precision else {}
     command = [sys.executable, "-m", "handler", "serve", "--port", "0"]
     begun = time.perf_counter()
     with subprocess.Popen(

@@ -10,6 +10,7 @@ a box that is drawn anew. The error of a share p of n edits is about sqrt(p(1-p)
 
 import argparse
 import asyncio
+import contextlib
 import io
 import math
 import random
@@ -52,20 +53,17 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=60, help="how many of each kind")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/edits.json and edits.png")
     options = parser.parse_args()
-    lane = Lane(Settings.from_env())
+    lane = Lane(Settings.from_env(model="spark"))
     lane.start()
     lane.wait_booted()
-    try:
-        rows = asyncio.run(_rows(Api(lane), options.edits))
+    with report.measuring("edits", options.save) as figures, contextlib.ExitStack() as stack:
+        stack.callback(lane.stop)
+        asyncio.run(_rows(Api(lane), options.edits, figures.setdefault("rows", [])))
         if options.save:
             asyncio.run(_sheet(Api(lane)))
-    finally:
-        lane.stop()
-    report.finish("edits", {"rows": rows}, options.save)
 
 
-async def _rows(api: Api, count: int) -> list[dict[str, object]]:
-    rows = []
+async def _rows(api: Api, count: int, rows: list[dict[str, object]]) -> None:
     print(f"{'strength':>8} {'mask':>5}  right  behind colour  shape  moved")
     for strength, masked in WAYS:
         verdicts, moved = [], []
@@ -78,7 +76,6 @@ async def _rows(api: Api, count: int) -> list[dict[str, object]]:
         shares["moved"] = round(statistics.mean(moved), 1)
         rows.append({"strength": strength, "mask": masked, "edits": count, **shares})
         print(f"{strength:>8} {masked!s:>5} " + " ".join(f"{share:>6}" for share in shares.values()), flush=True)
-    return rows
 
 
 async def edited(

@@ -274,13 +274,13 @@ def main() -> None:
     parser.add_argument("--disconnects", type=int, default=200, help="clients that vanish (default: 200)")
     parser.add_argument("--requests", type=int, default=1000, help="of the mix (default: 1000)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/endurance.json")
-    options, found = parser.parse_args(), {}
-    for mode in options.mode:
-        with started(timeout=600) as server:
-            assert server.pid
-            found[mode] = asyncio.run(MODES[mode](server, Watch(server.pid), options))
-        print(mode, json.dumps(found[mode]), flush=True)
-    report.finish("endurance", found, options.save)
+    options = parser.parse_args()
+    with report.measuring("endurance", options.save) as found:
+        for mode in options.mode:
+            with started(timeout=600) as server:
+                assert server.pid
+                found[mode] = asyncio.run(MODES[mode](server, Watch(server.pid), options))
+            print(mode, json.dumps(found[mode]), flush=True)
 
 
 if __name__ == "__main__":

@@ -42,14 +42,14 @@ def main() -> None:
     imports = import_times()
     pipeline = FluxPipeline.from_pretrained(WEIGHTS, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    rows = []
-    with server() as (address, process):
+    with report.measuring("overhead", options.save) as figures, server() as (address, process):
+        figures |= {"rows": (rows := []), **imports}
         for side in options.sides:
             rows.append(row := compare(pipeline, address, side, options.rounds))
             print("{side:>5}: bare {bare_s:.3f} s, served {served_s:.3f} s, served/bare {ratio:.2f}".format(**row))
         memory = {"served_peak_mb": peak_mb(process), "bare_peak_mb": resource.getrusage(0).ru_maxrss // 1024}
-    print(f"import handler: {imports['import_handler_s']:.3f} s; peak memory {memory}")
-    report.finish("overhead", {"rows": rows, **imports, **memory}, options.save)
+        print(f"import handler: {imports['import_handler_s']:.3f} s; peak memory {memory}")
+        figures |= memory
 
 
 def compare(pipeline: FluxPipeline, address: str, side: int, rounds: int) -> dict[str, Any]:
@@ -101,7 +101,9 @@ def served(address: str, side: int, seed: int) -> bytes:
 def server() -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A ready server process and its address."""
     command = [sys.executable, "-m", "handler", "serve", "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=report.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr
         ready = next(line for line in process.stderr if "is ready on" in line)
         try:

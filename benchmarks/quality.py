@@ -15,6 +15,7 @@ median of pictures to the first precision's.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import time
@@ -31,6 +32,7 @@ from spark.checker import ATTRIBUTES, check
 from spark.scenes import held_out
 
 COUNTS = {"one": 60, "many": 40, "pair": 40}
+SCENES = {"equal": ("one", "many"), "pairs": ("pair",)}
 COLUMNS = ("right", *ATTRIBUTES)
 SAME_DB = 99.0
 
@@ -63,36 +65,38 @@ def main() -> None:
     options = parser.parse_args()
     if options.precisions:
         return compare(options.precisions, options.split, options.save)
-    worker = Worker.boot(Settings.from_env())
+    worker = Worker.boot(Settings.from_env(model="spark"))
     cases = [case for case in CASES if not options.quick or case.size == (256, 256)]
     print(f"{'steps':>5} {'size':>9} {'phrasing':>9} {'scenes':>7} " + " ".join(f"{c:>10}" for c in COLUMNS))
-    rows = []
-    for case in cases:
-        for scenes, kinds in {"equal": ("one", "many"), "pairs": ("pair",)}.items():
+    with report.measuring("quality", options.save) as figures:
+        figures |= {"split": options.split, "precision": worker.hardware.precision, "rows": (rows := [])}
+        for case, (scenes, kinds) in itertools.product(cases, SCENES.items()):
             row = {"scenes": scenes, **score(worker, case, kinds, options.split, 10 if options.quick else case.prompts)}
             rows.append(row)
             shares = " ".join(f"{row[c]:>10.3f}" for c in COLUMNS)
             size = "x".join(map(str, case.size))
             print(f"{case.steps:>5} {size:>9} {case.phrasing:>9} {scenes:>7} {shares}", flush=True)
-    figures = {"split": options.split, "precision": worker.hardware.precision, "rows": rows, **diversity(worker)}
-    report.finish("quality", figures, options.save)
+        figures |= diversity(worker)
 
 
 def compare(precisions: list[str], split: str, save: bool) -> None:
     """One case in each of `precisions`: a table, and one JSON line."""
     rows, first = [], list[np.ndarray]()
     print(f"{'precision':>14} " + " ".join(f"{c:>10}" for c in (*COLUMNS, "psnr_db", "ssim")))
-    for asked in precisions:
-        precision, _, kernel = asked.partition("+")
-        worker = Worker.boot(Settings.from_env({**os.environ, "KINDLING_PRECISION": precision}))
-        if kernel:
-            worker._pipeline.transformer.set_attention_backend(kernels.backend(kernel))
-        drawn = list[np.ndarray]()
-        row = {"precision": asked, **score(worker, Case(4), ("one", "many"), split, None, drawn)}
-        first = first or drawn
-        rows.append(row | likeness(drawn, first))
-        print(f"{asked:>14} " + " ".join(f"{rows[-1][c]:>10.3f}" for c in (*COLUMNS, "psnr_db", "ssim")), flush=True)
-    report.finish("quality_precisions", {"split": split, "rows": rows}, save)
+    with report.measuring("quality_precisions", save) as figures:
+        figures |= {"split": split, "rows": rows}
+        for asked in precisions:
+            precision, _, kernel = asked.partition("+")
+            given = {**os.environ, "KINDLING_PRECISION": precision}
+            worker = Worker.boot(Settings.from_env(given, model="spark"))
+            if kernel:
+                worker._pipeline.transformer.set_attention_backend(kernels.backend(kernel))
+            drawn = list[np.ndarray]()
+            row = {"precision": asked, **score(worker, Case(4), SCENES["equal"], split, None, drawn)}
+            first = first or drawn
+            rows.append(row | likeness(drawn, first))
+            told = " ".join(f"{rows[-1][c]:>10.3f}" for c in (*COLUMNS, "psnr_db", "ssim"))
+            print(f"{asked:>14} {told}", flush=True)
 
 
 def likeness(drawn: list[np.ndarray], first: list[np.ndarray]) -> dict[str, float]:

@@ -150,21 +150,22 @@ def main() -> None:
     if options.child:
         print(json.dumps(one_reading(options.child[0], Path(options.child[1]))))
         return
-    rows: list[dict[str, Any]] = []
-    for megabytes in options.megabytes:
-        with tempfile.TemporaryDirectory(dir=options.folder) as name:
-            write(Path(name), megabytes)
-            for cache in ("warm", "cold"):
-                rows += [{"mb": megabytes, "cache": cache, **row} for row in compare(Path(name), cache, options.rounds)]
-                print_table(rows[-len(READERS) :])
-    pipelines = {name: medians([child(name, SPARK) for _ in range(options.rounds)]) for name in PIPELINES}
-    for name, figures in pipelines.items():
-        print(f"{name}: {figures['read_s']:.3f} s after imports, {figures['total_s']:.3f} s with them")
-    slope = growth([row for row in rows if row["reader"] == "kindling" and row["cache"] == "warm"])
-    print(f"kindling's peak memory grows by {slope} bytes a byte read")
     versions = {name: installed(name) or "not installed" for name in LIBRARIES}
-    figures = {"rounds": options.rounds, "libraries": versions, "peak_growth_per_byte": slope, "rows": rows}
-    report.finish("reading", figures | pipelines, options.save)
+    with report.measuring("reading", options.save) as figures:
+        figures |= {"rounds": options.rounds, "libraries": versions, "rows": (rows := [])}
+        for megabytes in options.megabytes:
+            with tempfile.TemporaryDirectory(dir=options.folder) as name:
+                write(Path(name), megabytes)
+                for cache in ("warm", "cold"):
+                    found = compare(Path(name), cache, options.rounds)
+                    rows += [{"mb": megabytes, "cache": cache, **row} for row in found]
+                    print_table(rows[-len(READERS) :])
+        for name in PIPELINES:
+            figures[name] = medians([child(name, SPARK) for _ in range(options.rounds)])
+            print("{}: {read_s:.3f} s after imports, {total_s:.3f} s with them".format(name, **figures[name]))
+        slope = growth([row for row in rows if row["reader"] == "kindling" and row["cache"] == "warm"])
+        print(f"kindling's peak memory grows by {slope} bytes a byte read")
+        figures["peak_growth_per_byte"] = slope
 
 
 def installed(package: str) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +13,28 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "pillow", "isal", "numpy")
+
+
+@contextmanager
+def measuring(name: str, save: bool) -> Iterator[dict[str, Any]]:
+    """Figures to fill. In the end the line is printed, and saved as `finish` does.
+
+    Whatever ends this early, an interruption or a failure, what was found until then is printed, and no file replaced.
+    """
+    figures: dict[str, Any] = {}
+    try:
+        yield figures
+    except BaseException:
+        if figures:
+            print(json.dumps(facts(name, {"unfinished": True, **figures})), flush=True)
+        raise
+    finish(name, figures, save)
+
+
+def environment(*kept: str, **given: str) -> dict[str, str]:
+    """This process's variables for one that is measured: of Kindling's settings only those `kept`, and `given`."""
+    passed = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_") or name in kept}
+    return passed | given
 
 
 def finish(name: str, figures: dict[str, Any], save: bool) -> None:

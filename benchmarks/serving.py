@@ -266,10 +266,9 @@ MODES = {"load": load, "lane": lane, "overhead": overhead, "growth": growth}
 @contextlib.contextmanager
 def started(timeout: float) -> Iterator[Server]:
     """Our own server with spark, on a free loopback port."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
     command = [sys.executable, "-m", "handler", "serve", "--port", "0"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=report.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stderr
@@ -305,8 +304,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure what was asked for, print tables, end with one JSON line."""
-    options, found = arguments(), {}
-    with contextlib.ExitStack() as stack:
+    options = arguments()
+    with report.measuring("serving", options.save) as found, contextlib.ExitStack() as stack:
         if options.base_url:
             key = os.environ[options.api_key_from_env] if options.api_key_from_env else ""
             server = Server(options.base_url, key, options.timeout, options.pid)
@@ -315,9 +314,8 @@ def main() -> None:
         for mode in options.mode:
             figures = MODES[mode](server, options)
             found |= figures if mode == "load" else {mode: figures}
-    if options.output:
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
-    report.finish("serving", found, options.save)
+        if options.output:
+            options.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

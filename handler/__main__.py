@@ -1,14 +1,20 @@
-"""The command line: `python -m handler VERB`. Exit codes: 0 done, 1 failed, 2 bad usage."""
+"""The command line: `python -m handler VERB`. `CODES` are its exit codes."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 
 from handler import __version__, bake, chips, doctor, fetch, generate, models, optimize
-from handler.errors import KindlingError, RequestError, SettingsError
+from handler.clock import EXIT_CODE
+from handler.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError
 from handler.settings import Settings
 
 MODEL = "model id, alias or mode (default: $KINDLING_MODEL or spark)"
+CODES = """exit codes: 0 done, or told once to stop; 1 failed; 2 bad usage or a bad setting; 124 past the cold-start
+budget; 130 Ctrl-C, 143 SIGTERM: of serve when it is told twice"""
+
+
+BAD_USAGE = (RequestError, SettingsError)
 
 
 def _takes_model(parser: argparse.ArgumentParser) -> None:
@@ -37,15 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return verb(options)
     except KindlingError as error:
-        print(f"kindling: {error.message}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError | SettingsError) else 1
+        named = " KINDLING_MODEL or the command should name one." if isinstance(error, ModelNotFound) else ""
+        print(f"kindling: {error.message}{named}", file=sys.stderr)
+        return EXIT_CODE if isinstance(error, BudgetExceeded) else 2 if isinstance(error, BAD_USAGE) else 1
     except KeyboardInterrupt:
         print("kindling: stopped", file=sys.stderr)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kindling", description="Text to pictures, on a GPU or on your laptop.")
+    parser = argparse.ArgumentParser(
+        prog="kindling", description="Text to pictures, on a GPU or on your laptop.", epilog=CODES
+    )
     parser.add_argument("--version", action="version", version=f"kindling {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 

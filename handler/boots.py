@@ -6,22 +6,24 @@ a process that was killed, in the phase it names.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import queue
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from handler.clock import Ledger
+from handler.clock import OVER, Ledger
 from handler.volume import write_atomically
 
 PATIENCE_S = 2.0
 KEPT = 50
+LOOKED = 10  # starts that had a phase tell how long it takes
 
 
 class BootLog:
@@ -68,15 +70,23 @@ def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
     return boots
 
 
-def measured(boots: Iterable[dict[str, Any]], phase: str, model: str, device: str) -> float | None:
-    """The longest that `phase` took among `boots` of this model on this device, in seconds; None if never seen."""
-    return max(
-        (
-            float(part["seconds"])
-            for boot in boots
-            if boot.get("model") == model and boot.get("device") == device
-            for part in boot.get("phases", ())
-            if part["name"] == phase
-        ),
-        default=None,
-    )
+def measured(
+    boots: Iterable[dict[str, Any]], phase: str, model: str, device: str, precision: str | None = None
+) -> float | None:
+    """The longest that `phase` took in the last `LOOKED` of `boots` that had it, in seconds; None if none had.
+
+    Only those of this model on this device count, and of this precision, where it matters; and none whose compiling
+    failed, for that may have ended early. A start that spent its budget in the phase tells that it takes longer.
+    """
+    wanted = {"model": model, "device": device} | ({"precision": precision} if precision else {})
+    alike = (boot for boot in boots if wanted.items() <= boot.items() and not boot.get("compile_failure"))
+    took = (seconds for boot in alike for seconds in _took(boot, phase))
+    return max(itertools.islice(took, LOOKED), default=None)
+
+
+def _took(boot: dict[str, Any], phase: str) -> Iterator[float]:
+    """Seconds of `phase` in one start, if it had it; of one that was ended there, until then."""
+    parts = boot.get("phases", ())
+    yield from (float(part["seconds"]) for part in parts if part["name"] == phase)
+    if (boot.get("outcome"), boot.get("phase")) == ("failed", phase) and OVER in str(boot.get("reason")):
+        yield float(boot["total_s"]) - max((part["start_s"] + part["seconds"] for part in parts), default=0.0)

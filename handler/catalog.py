@@ -243,8 +243,8 @@ MODELS = {spec.id: spec for spec in (SPARK, SCHNELL, DEV, *STABLE, *NEWER)}
 MODES = {
     mode.id: mode
     for mode in (
-        Mode("realtime", "flux-schnell", "under 1.5 s on an L40S: 4 steps, distilled"),
-        Mode("quality", "flux-dev", "3 to 5 s on an L40S: full step count and guidance"),
+        Mode("realtime", "flux-schnell", "as fast as may be: 4 steps, distilled"),
+        Mode("quality", "flux-dev", "as good as may be: full step count and guidance"),
     )
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.catalog import find
-from handler.errors import KindlingError
+from handler.errors import InvalidValue, KindlingError
 from handler.hardware import expected
 from handler.kernels import KERNELS, NATIVE
 from handler.receipts import Figures, Receipt, current, current_number, folder, listed, read, rollback, use
@@ -83,7 +83,9 @@ def run(options: argparse.Namespace) -> int:
 def _chosen(action: str, place: Path, number: int | None) -> Receipt:
     if action == "rollback":
         return rollback(place)
-    wanted = current_number(place) if number is None and action == "show" else number
+    if action == "use" and number is None:
+        raise InvalidValue("Say which receipt to use, by its number; 'receipts list' shows them.", "number")
+    wanted = current_number(place) if number is None else number
     return (read if action == "show" else use)(place, wanted or 0)
 
 

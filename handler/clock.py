@@ -22,6 +22,7 @@ from typing import Literal
 from handler.errors import BudgetExceeded, KindlingError, StartError
 
 GRACE_S = 2.0
+OVER = "exceeded its budget"
 EXIT_CODE = 124  # as timeout(1) has it; 1 if only faulthandler could end the process
 COMPILE_S = 90.0  # regional AOTInductor of FLUX.1 takes ~30 s on an H200 (Hugging Face's ZeroGPU blog); thrice that
 MARGIN = 1.5  # how much longer than last time a compilation may take
@@ -77,7 +78,7 @@ def plan(
     if outcome == "HIT":
         return Plan("COMPILED", f"{outcome}: {found}")
     if device == "cpu" and policy == "auto":
-        return Plan("EAGER", f"{outcome}: {found}; on a CPU only 'bake' compiles")
+        return Plan("EAGER", f"{outcome}: {found}; on a CPU only 'bake' compiles, or KINDLING_COMPILE=on")
     if failure:
         return Plan("EAGER", f"{outcome}: {found}; {failure}", failure=failure)
     known = compile_s or COMPILE_S
@@ -94,6 +95,7 @@ class Ledger:
 
     model: str = ""
     device: str = ""
+    precision: str = ""
     budget_s: float = 0.0
     outcome: str = "starting"
     reason: str = ""
@@ -204,7 +206,7 @@ class Clock:
         return True
 
     def _verdict(self) -> str:
-        return f"cold start exceeded its budget of {self.ledger.budget_s:g} s in phase '{self.ledger.phase}'"
+        return f"cold start {OVER} of {self.ledger.budget_s:g} s in phase '{self.ledger.phase}'"
 
     def _watch(self) -> None:
         if self._done.wait(max(0.0, self.remaining)):

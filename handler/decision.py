@@ -4,20 +4,21 @@ One that cannot be read, or that measured another revision, is told and ignored:
 `automatic` decides the precision.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from handler.errors import KindlingError
-from handler.fit import memory_plan, rounding_gb
+from handler.errors import DoesNotFit, KindlingError, WeightsMissing
+from handler.fit import memory_plan, require, rounding_gb
 from handler.hardware import Hardware, expected, host_memory
 from handler.precisions import PRECISIONS
 from handler.receipts import Receipt, current
 from handler.settings import Settings
 from handler.spec import ModelSpec
-from handler.volume import baked_sources, weight_facts
+from handler.volume import Source, baked_sources, served_source, weight_facts
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:
@@ -89,6 +90,23 @@ def _baked(spec: ModelSpec, volume: Path, precision: str) -> bool:
 def expect(settings: Settings, spec: ModelSpec) -> str:
     """The precision that `decide` will most likely give, told without torch: weights are read meanwhile."""
     return decide(settings, spec, expected(settings)).hardware.precision
+
+
+def sought(settings: Settings, spec: ModelSpec) -> tuple[str, Source]:
+    """The precision that is expected, and the weights for it; told without torch.
+
+    Where they are missing, and would not fit if they were fetched, WeightsMissing says that too.
+    """
+    precision = expect(settings, spec)
+    try:
+        return precision, served_source(spec, settings.volume, precision)
+    except WeightsMissing as error:
+        hardware = decide(settings, spec, expected(settings)).hardware
+        try:
+            require(spec, hardware, math.inf, host_memory() / 1e9, settings.offload)
+        except DoesNotFit as why:
+            raise WeightsMissing(f"{error.message} But {why.message}") from None
+        raise
 
 
 def decide(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Decision:

@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from handler import __version__, compiled, toolchain
-from handler.boots import last_boots, measured
+from handler.boots import KEPT, LOOKED, last_boots, measured
 from handler.catalog import find
 from handler.clock import COMPILE_S, STREAMING, process_age
 from handler.clock import plan as planned
+from handler.configured import described, listed
 from handler.decision import decide
-from handler.errors import KindlingError
+from handler.errors import DoesNotFit, KindlingError, SettingsError
 from handler.failures import Failures
+from handler.fit import MemoryPlan
 from handler.hardware import GPU_DRIVER, Hardware, detect
 from handler.kernels import refusals
 from handler.models import SILENT, expected, patiently, states
-from handler.settings import PREFIX, Settings
+from handler.settings import Settings
+from handler.spec import ModelSpec
+from handler.spend import unheld
 from handler.store import Store
-from handler.volume import served_source
+from handler.vae import vae_source
+from handler.volume import Source, served_source
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -40,13 +45,17 @@ class Part:
 
 def run(options: argparse.Namespace) -> int:
     """Examine, print; the exit code."""
-    settings = Settings.from_env()
-    find(settings.model)  # of one that nobody knows there is nothing to tell
+    settings, faults = Settings.examined(os.environ)
+    if faults:
+        wrong = described(settings, faults)
+        print(json.dumps({"settings": wrong}) if options.json else "\n".join(["SETTINGS", *listed(wrong)]))
+        Settings.from_env()  # says which; of a worker that cannot start there is nothing else to tell
+    find(settings.model)  # nor of a model that nobody knows
     hardware = detect(settings)
     silent = {"reason": SILENT}
     report = {
         "version": __version__,
-        "settings": described(settings),
+        "settings": described(settings, faults),
         "hardware": asdict(patiently(_served, settings, hardware, otherwise=hardware)),
         "machine": machine(hardware),
         "compiling": compiling(hardware),
@@ -64,19 +73,6 @@ def run(options: argparse.Namespace) -> int:
 def _served(settings: Settings, hardware: Hardware) -> Hardware:
     """With what `auto` means for the configured model, and why."""
     return decide(settings, find(settings.model), hardware).hardware
-
-
-def described(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Every setting's value, where it came from and what it means; keys are only counted."""
-    values = settings.model_dump(mode="json") | {"api_keys": f"{len(settings.api_keys)} set"}
-    return {
-        PREFIX + name.upper(): {
-            "value": values[name],
-            "source": "environment" if name in settings.model_fields_set else "default",
-            "meaning": field.description,
-        }
-        for name, field in Settings.model_fields.items()
-    }
 
 
 def machine(hardware: Hardware) -> dict[str, Any]:
@@ -119,24 +115,22 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     decision, policy = decide(settings, spec, hardware), settings.compile
     settings, hardware = decision.settings, decision.hardware
     try:
-        source = served_source(spec, settings.volume, hardware.precision)
-        found = compiled.look(spec, hardware, settings.volume)
+        source, found, memory = _grounds(settings, spec, hardware)
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
-    boots = last_boots(settings.volume, BOOTS_SHOWN)
+    boots = last_boots(settings.volume, KEPT)
 
     def past(phase: str) -> Part:
-        known = measured(boots, phase, spec.id, hardware.name)
-        why = f"longest of the last {BOOTS_SHOWN} boots" if known else "assumed"
+        known = measured(boots, phase, spec.id, hardware.name, hardware.precision)
+        why = f"longest of its last {LOOKED} boots here" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 
     files = list(source.folder.rglob("*.safetensors"))
     size, speed = sum(path.stat().st_size for path in files), read_speed(max(files, key=lambda p: p.stat().st_size))
     parts = [past("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
     spent = sum(part.seconds for part in parts)
-    compile_s = measured(boots, "compile", spec.id, hardware.name)
+    compile_s = measured(boots, "compile", spec.id, hardware.name, hardware.precision)
     left = settings.cold_start_budget_s - spent
-    memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
     failure = Failures(policy, spec, hardware, settings.volume).expected
     chosen = planned(settings.compile, hardware.device, found.outcome, found.reason, left, compile_s, failure)
     chosen = STREAMING if memory.mode == "blocks" else chosen
@@ -153,6 +147,20 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         "plan": asdict(chosen),
         "memory": asdict(memory),
     }
+
+
+def _grounds(settings: Settings, spec: ModelSpec, hardware: Hardware) -> tuple[Source, compiled.Found, MemoryPlan]:
+    """What a start has to go by: weights, compiled code, memory. Raises what would end it, as a worker does."""
+    source = served_source(spec, settings.volume, hardware.precision)
+    if settings.vae:
+        vae_source(settings.vae, settings.volume)
+    spec.served_caching(settings.step_cache)
+    memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
+    if not memory.fits:
+        raise DoesNotFit(f"it does not fit: {memory.reason}")
+    if why := unheld(settings, hardware.name):
+        raise SettingsError(why)
+    return source, compiled.look(spec, hardware, settings.volume), memory
 
 
 def read_speed(path: Path) -> float:
@@ -188,10 +196,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         *(_boot(boot) for boot in report["boots"]),
         *(["  none recorded on this volume"] if not report["boots"] else []),
         "\nSETTINGS",
-        *(
-            f"  {name:<32} {s['value']!s:<24} {s['source']:<12} {s['meaning']}"
-            for name, s in report["settings"].items()
-        ),
+        *listed(report["settings"]),
     ]
 
 
@@ -242,7 +247,10 @@ def _boot(boot: dict[str, Any]) -> str:
     outcome = boot.get("outcome", "?")
     if outcome == "starting":
         outcome = f"still starting, or killed, in phase '{boot.get('phase')}'"
-    words = f"{outcome}: {boot['reason']}" if outcome == "failed" else outcome
+    words = outcome
+    if outcome == "failed":
+        reason, phase = str(boot.get("reason")), boot.get("phase")
+        words = f"failed: {reason}" + (f" (in phase '{phase}')" if phase and "in phase" not in reason else "")
     return (
         f"  {boot['boot']}  {boot.get('model')}  {boot.get('total_s') or 0:.1f} s  {boot.get('plan') or '-'}  {words}"
     )

@@ -183,6 +183,8 @@ class DeadlineExceeded(KindlingError):
 
 
 class StartError(KindlingError):
+    """This worker cannot serve."""
+
     status, code, retryable, fatal = 503, "start_failed", True, True
 
 

@@ -1,4 +1,4 @@
-"""Fetch a model, or another autoencoder, from the Hugging Face hub to the volume: what is needed, each file checked.
+"""Fetch a model, and the autoencoder of KINDLING_VAE, from the Hugging Face hub to the volume: each file is checked.
 
 Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
 """

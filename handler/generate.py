@@ -31,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options on `parser`."""
     parser.add_argument("prompt", nargs="?", help="what the picture should show")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("out.png"), help="file; -1, -2 ... added when --n > 1"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("out.png"),
+        help="file; -1, -2 ... added when --n > 1 (default: out.png)",
     )
     parser.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
     parser.add_argument("--size", default="auto", help="WIDTHxHEIGHT in pixels (default: the model's)")
@@ -41,12 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", help="scheduler (default: the model's)")
     parser.add_argument("--seed", type=int, help="0 to 2147483647 (default: random; it is printed)")
     parser.add_argument("--negative-prompt", help="what to avoid, where the model can")
-    parser.add_argument("--step-cache", metavar="VALUES", help="on, off or such as Fn=1,W=4,R=0.24 (default: off)")
+    parser.add_argument(
+        "--step-cache", metavar="VALUES", help="on, off or such as Fn=1,W=4,R=0.24 (default: $KINDLING_STEP_CACHE)"
+    )
     parser.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="image to edit; some models take more"
     )
     parser.add_argument("--mask", type=Path, metavar="PNG", help="transparent where the image is to be drawn anew")
-    parser.add_argument("--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: 0.6)")
+    parser.add_argument(
+        "--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: the model's)"
+    )
     parser.add_argument("--from", dest="source", type=Path, metavar="PNG", help="make this picture again, bit for bit")
 
 

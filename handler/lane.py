@@ -35,7 +35,7 @@ from handler.painter import Painter
 from handler.preview import OnStep
 from handler.request import Drawn, Recipe
 from handler.settings import Settings
-from handler.spend import Meter
+from handler.spend import Meter, require_held
 from handler.worker import Worker
 
 State = Literal["starting", "ready", "draining", "stopped", "failed"]  # a lane only ever goes to a later one
@@ -58,7 +58,7 @@ class Lane:
         try:
             self.spec = find(settings.model)
         except ModelNotFound as error:
-            raise SettingsError(error.message, "KINDLING_MODEL") from None
+            raise SettingsError(f"{error.message} KINDLING_MODEL should name one.", "KINDLING_MODEL") from None
         self.clock = clock or Clock(settings.cold_start_budget_s)
         self.meter = Meter(settings, lambda: self.ledger.device)
         self.state: State = "starting"
@@ -202,9 +202,8 @@ class Lane:
         return NotReady("This worker is still starting; try again.") if starting else DeadlineExceeded(LATE)
 
     def _become(self, state: State) -> None:
-        order = get_args(State)
         with self._lock:
-            self.state = max(self.state, state, key=order.index)
+            self.state = max(self.state, state, key=get_args(State).index)
 
     def _refuse_all(self) -> None:
         for job in self.line.close():
@@ -224,7 +223,9 @@ class Lane:
     def _run(self) -> None:
         """The thread. Nobody may wait for one that has ended, whatever ended it: a library may even want to exit."""
         try:
-            self.worker = self._boot(self.settings, self.clock)
+            worker = self._boot(self.settings, self.clock)
+            require_held(self.settings, self.ledger.device)
+            self.worker = worker
             self._become("ready")
         except StartError as error:
             self._fail(error)

@@ -69,7 +69,7 @@ class Job:
 def refusal(waiting: int, wait_s: float, left_s: float, most: int, most_s: float) -> str:
     """Why a job may not join `waiting` others that will take `wait_s`; empty if it may. It has `left_s` itself."""
     if waiting >= most:
-        return f"{waiting} requests are waiting already; try again later."
+        return f"{waiting} request{' is' if waiting == 1 else 's are'} waiting already; try again later."
     if wait_s > most_s:
         return f"What waits already takes about {wait_s:.0f} s, more than the {most_s:g} s allowed; try again later."
     if wait_s > left_s:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from handler.clock import process_age
-from handler.errors import SpendCapReached
+from handler.errors import SettingsError, SpendCapReached
 from handler.prices import Price, price_of
 from handler.settings import Settings
 from handler.volume import write_atomically
@@ -62,6 +62,20 @@ def judge(dollars: float | None, cap: float | None, action: str) -> Verdict:
     if action == "refuse":
         return Verdict("REFUSE", f"{spent}; nothing is drawn until next month, or until KINDLING_MONTHLY_CAP is raised")
     return Verdict("ALERT", f"{spent}; KINDLING_CAP_ACTION=alert goes on drawing")
+
+
+def unheld(settings: Settings, gpu: str) -> str:
+    """Why a cap that shall refuse could not be held on this device; nothing where it can be, or there is none."""
+    price = price_of(gpu, settings.platform, settings.gpu_price)
+    if settings.monthly_cap is None or settings.cap_action != "refuse" or price.dollars_per_s is not None:
+        return ""
+    return f"KINDLING_CAP_ACTION=refuse could not be held: {price.reason}."
+
+
+def require_held(settings: Settings, gpu: str) -> None:
+    """SettingsError where a cap that shall refuse could not be held on this device."""
+    if why := unheld(settings, gpu):
+        raise SettingsError(why, "KINDLING_CAP_ACTION")
 
 
 def seconds_this_month(age_s: float, now: datetime) -> float:

@@ -1,6 +1,6 @@
 """The worker: boots one model once, then draws. The only holder of a model.
 
-`boot` is the cold start, one timed phase per line. `generate` draws one picture. Both must run on one thread;
+`boot` is the cold start, in timed phases. `generate` draws one picture. Both must run on one thread;
 `lane.py` sees to that. torch and diffusers are first imported inside `boot`, as a timed phase.
 """
 
@@ -17,10 +17,10 @@ from typing import Any, Self
 from handler import attention, compiled, stepcache
 from handler.batching import Gains
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
-from handler.boots import BootLog, last_boots, measured
+from handler.boots import KEPT, BootLog, last_boots, measured
 from handler.catalog import find
 from handler.clock import STREAMING, Clock, Ledger, Plan, plan
-from handler.decision import decide, expect
+from handler.decision import decide, sought
 from handler.drawing import Drawing, sound
 from handler.errors import BudgetExceeded, DeviceLost
 from handler.failures import Failures, gist
@@ -38,7 +38,6 @@ from handler.vae import label, vae_source
 from handler.volume import Source, served_source
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
-BOOTS_READ = 10  # how many past boots tell what compiling costs here
 log = logging.getLogger(__name__)
 
 
@@ -80,8 +79,7 @@ class Worker:
     @classmethod
     def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock) -> Self:
         with clock.phase("volume"):
-            expected = expect(settings, spec)
-            source = served_source(spec, settings.volume, expected)
+            expected, source = sought(settings, spec)
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:
@@ -94,7 +92,7 @@ class Worker:
                     stepcache.library()
                 decision = decide(settings, spec, detect(settings))
                 hardware = decision.hardware
-                clock.ledger.device = hardware.name
+                clock.ledger.device, clock.ledger.precision = hardware.name, hardware.precision
                 if hardware.precision != expected:  # the device, and so the receipt, is not what it seemed
                     files.close()
                     source = served_source(spec, settings.volume, hardware.precision)
@@ -129,7 +127,8 @@ class Worker:
             if settings.compile != "off" and not lost:
                 with failures.watched():
                     found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
-        known = measured(last_boots(settings.volume, BOOTS_READ), "compile", self.spec.id, self.hardware.name)
+        boots = [] if found.outcome == "HIT" else last_boots(settings.volume, KEPT)
+        known = measured(boots, "compile", self.spec.id, self.hardware.name, self.hardware.precision)
         device, failure = self.hardware.device, "" if found.outcome == "HIT" else lost or failures.expected
         chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
         if chosen.compiles:

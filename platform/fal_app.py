@@ -7,6 +7,7 @@ knows how fal rents GPUs; what a request means, it does not know.
 
 import asyncio
 import base64
+import math
 import os
 import subprocess
 import sys
@@ -28,12 +29,12 @@ ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
 MACHINES = {"GPU-L40": 48, "GPU-A100": 40, "GPU-H100": 80, "GPU-H200": 141, "GPU-B200": 180}  # GB; the cheapest first
 STAYS = ("KINDLING_API_KEYS", "KINDLING_VOLUME")
-CHOSEN = {name: value for name, value in os.environ.items() if name.startswith("KINDLING_") and name not in STAYS}
+CHOSEN = {name: value for name, value in Settings.named(os.environ).items() if name not in STAYS}
 ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", **CHOSEN}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
 SPEC = Lane(SETTINGS).spec  # so does a misspelt model
 NEEDED_GB = 2 * (SPEC.parameters + SPEC.other_parameters) / 1e9 + SPEC.work_gb
-BUDGET_S = int(SETTINGS.cold_start_budget_s)
+BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 IMAGE = ContainerImage.from_dockerfile(
     str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": f"fal=={fal.__version__}"}
 )
@@ -77,7 +78,7 @@ class Kindling(fal.App):
     min_concurrency = 0
     max_concurrency = 4
     max_multiplexing = 4  # one is drawn while three wait; fal starts another runner rather than fill the lane
-    request_timeout = 600
+    request_timeout = REQUEST_S
     startup_timeout = BUDGET_S + 60  # the core keeps the budget and says where it went; this is for what it cannot see
     termination_grace_period_seconds = 60
 

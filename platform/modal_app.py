@@ -1,13 +1,15 @@
 """Kindling on Modal: `modal deploy platform/modal_app.py`; `modal run platform/modal_app.py::fetch` fills the volume.
 
-Every KINDLING_* variable set while deploying holds in the containers. Three more are Modal's own business:
-MODAL_SECRET names a secret with KINDLING_API_KEYS or HF_TOKEN in it; MODAL_PROXY_AUTH=1 lets in only who has a proxy
-token of Modal's, as it does unasked where there are no keys; MODAL_SNAPSHOT=cpu restores containers with torch and
-diffusers imported; MODAL_SNAPSHOT=gpu, an alpha of Modal's, with the model loaded.
+Every KINDLING_* variable set while deploying holds in the containers, but for the volume, which is Modal's. Three more
+are Modal's own business: MODAL_SECRET names a secret with KINDLING_API_KEYS in it, or others that the containers shall
+have; MODAL_PROXY_AUTH=1 lets in only who has a proxy token of Modal's, as it does unasked where there are neither keys
+nor a secret; MODAL_SNAPSHOT=cpu restores containers with torch and diffusers imported; MODAL_SNAPSHOT=gpu, an alpha of
+Modal's, with the model loaded.
 This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -26,17 +28,21 @@ VOLUME = "/kindling"
 GPUS = {"L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}  # GB; the cheapest first
 CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT")
 SNAPSHOTS = ("", "cpu", "gpu")  # whose memory containers are restored from
-CHOSEN = {name: value for name, value in os.environ.items() if name.startswith("KINDLING_") or name in CHOICES}
+CHOSEN = {**Settings.named(os.environ), **{name: os.environ[name] for name in CHOICES if name in os.environ}}
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
 SPEC = Lane(SETTINGS).spec  # so does a misspelt model
 WEIGHTS_GB = 2 * (SPEC.parameters + SPEC.other_parameters) / 1e9
 FITTING = [name for name, memory in GPUS.items() if memory >= WEIGHTS_GB + SPEC.work_gb][:3]
-BUDGET_S = int(SETTINGS.cold_start_budget_s)
+BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 NAMED = ENVIRONMENT.get("MODAL_SECRET")
-GUARDED = SETTINGS.api_keys or SETTINGS.allow_open or NAMED
-ENVIRONMENT.setdefault("MODAL_PROXY_AUTH", "" if GUARDED else "1")  # a container hears it, and does not decide again
-PROXIED = ENVIRONMENT["MODAL_PROXY_AUTH"] == "1"
+SETTLED = SETTINGS.api_keys or SETTINGS.allow_open
+ENVIRONMENT.setdefault("MODAL_PROXY_AUTH", "" if SETTLED or NAMED else "1")  # a container hears it, and decides nothing
+PROXIED = Settings.flag(ENVIRONMENT, "MODAL_PROXY_AUTH")
+if ENVIRONMENT["MODAL_PROXY_AUTH"] and not (SETTLED or NAMED or PROXIED):
+    raise StartError("Nothing would guard this: set KINDLING_API_KEYS or MODAL_PROXY_AUTH=1.", "MODAL_PROXY_AUTH")
+# Where only the secret can guard, Modal refuses to deploy one without keys: every container would fail with it.
+REQUIRED = [] if SETTLED or PROXIED else ["KINDLING_API_KEYS"]
 # Off unless asked for: a cold start without snapshots keeps the budget or says why not, second by second.
 SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
 if SNAPSHOT not in SNAPSHOTS:
@@ -52,7 +58,7 @@ image = (
     .add_local_python_source("handler", ignore=~SHIPPED)
 )
 # Always one secret, for Modal wants a container to define as many objects as were deployed. `env` becomes another.
-secret = modal.Secret.from_name(NAMED) if NAMED else modal.Secret.from_dict({})
+secret = modal.Secret.from_name(NAMED, required_keys=REQUIRED) if NAMED else modal.Secret.from_dict({})
 token = modal.Secret.from_dict({"HF_TOKEN": os.environ.get("HF_TOKEN")})
 HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVIRONMENT, "secrets": [secret]}
 
@@ -66,7 +72,7 @@ HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVI
     max_containers=4,
     scaledown_window=BUDGET_S,  # to stay idle for as long as a cold start takes costs at most twice the optimum
     startup_timeout=BUDGET_S + 60,  # the core keeps the budget and says where it went; this is for what it cannot see
-    timeout=600,
+    timeout=REQUEST_S,
     enable_memory_snapshot=SNAPSHOT != "",
     experimental_options={"enable_gpu_snapshot": True} if SNAPSHOT == "gpu" else {},
 )

@@ -1,12 +1,13 @@
 """Deploy to RunPod: `RUNPOD_API_KEY=... python platform/runpod_deploy.py flux-schnell --image NAME --volume ID`.
 
-Creates or updates, by name, one template and one serverless endpoint. KINDLING_* and BUCKET_* variables,
-MAX_CONCURRENCY and STREAM, set while deploying, hold in the workers. What shall run is a value; `bodies` says it in the
-words of RunPod's REST API.
+Creates or updates, by name, one template and one serverless endpoint. Kindling's settings and what `CARRIED` names, set
+while deploying, hold in the workers, but for KINDLING_VOLUME and KINDLING_MODEL, which the command line decides. What
+shall run is a value; `bodies` says it in the words of RunPod's REST API.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -30,10 +31,11 @@ API = "https://api.runpod.io/v2"  # v1 is retired at the end of 2026
 MOUNT = "/runpod-volume"  # of network volumes and of cached models; our image names another
 INIT_TIMEOUT_S = "600"  # RunPod's patience with the image and us; our own budget is shorter and says where it went
 SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
-CARRIED = ("KINDLING_", "BUCKET_", "MAX_CONCURRENCY", "STREAM")
 SECRETS = ("KINDLING_API_KEYS", "BUCKET_SECRET_ACCESS_KEY")
+CARRIED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM")
 CREATED_ONLY = {"type"}  # refused when something is updated
 TIMEOUT_S = 60
+TIMEOUT_MS = 600_000  # of a job, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Deployment:
     idle_s: int = 60  # about a cold start: to wait as long as one costs is at most twice the best one could do
     queue_delay_s: int = 4
     waiting: int = 4  # requests per worker behind the load balancer; the lane holds 32
-    timeout_ms: int = 600_000
+    timeout_ms: int = TIMEOUT_MS
     disk_gb: int = 20
     min_cuda: str = "13.0"  # torch's wheels on PyPI are built for it
 
@@ -156,12 +158,12 @@ def gpus_for(spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:
 
 def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bool) -> dict[str, str]:
     """The workers' variables: the deployer's settings, checked here rather than in the first worker."""
-    mine = {name: value for name, value in environ.items() if name.startswith(CARRIED) and value}
-    mine.pop("KINDLING_VOLUME", None)  # a folder of this machine
+    mine = {name: value for name in CARRIED if (value := environ.get(name))}
+    mine |= {name: value for name, value in Settings.named(environ).items() if value and name != "KINDLING_VOLUME"}
     env = {**mine, "KINDLING_MODEL": args.model}
     env |= SERVER_ENV if args.load_balancer else {}
     env |= {"KINDLING_VOLUME": MOUNT} if volume else {}
-    Settings.from_env(env)
+    check_jobs(env, Settings.from_env(env).queue)
     for name in SECRETS:
         if not SECRET.fullmatch(env.get(name, "{{ RUNPOD_SECRET_none }}")):
             raise RefusedError(
@@ -169,6 +171,15 @@ def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bo
                 f"{name}='{{{{ RUNPOD_SECRET_name }}}}' here."
             )
     return {**env, "RUNPOD_INIT_TIMEOUT": INIT_TIMEOUT_S}
+
+
+def check_jobs(env: Mapping[str, str], queue: int) -> None:
+    """Refuse what the first worker would refuse."""
+    if env.get("STREAM", "0") not in ("0", "1"):
+        raise RefusedError(f"STREAM should be 0 or 1, not {env['STREAM']!r}.")
+    held = env.get("MAX_CONCURRENCY", "1")
+    if not held.isdecimal() or not 1 <= int(held) <= queue:
+        raise RefusedError(f"MAX_CONCURRENCY should be 1 to {queue} (KINDLING_QUEUE), not {held!r}.")
 
 
 def requests(wanted: Deployment) -> list[dict[str, Any]]:
@@ -249,7 +260,9 @@ def planned(args: argparse.Namespace, environ: Mapping[str, str]) -> Deployment:
         print(f"{spec.id}: without --volume, choose it as the endpoint's cached model in the console.", file=sys.stderr)
     env = environment(args, environ, volume=bool(args.volume) or not spec.embedded)
     name = f"kindling-{args.model}"
-    return Deployment(name, args.image, gpus_for(spec, args.gpu), env, args.volume, args.load_balancer)
+    longest = max(TIMEOUT_MS, math.ceil(1000 * Settings.from_env(env).deadline_s))
+    gpus = gpus_for(spec, args.gpu)
+    return Deployment(name, args.image, gpus, env, args.volume, args.load_balancer, timeout_ms=longest)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,8 +46,7 @@ def lane() -> Lane:
 def boot() -> None:
     """RunPod's fitness check: a worker that cannot start is reported unhealthy and never takes a job."""
     at_once()
-    if streams() not in HANDLERS:
-        raise ValueError(f"STREAM should be 0 or 1, not {streams()!r}.")
+    streams()
     lane().wait_booted()
 
 
@@ -57,7 +56,7 @@ def at_once(current: int = 1) -> int:
     The second waits in the lane, which spares the second that the SDK sleeps between jobs; but it waits there even
     while another worker is idle, its time is running out, and it is lost with this worker's GPU. So the default is 1.
     """
-    given, most = os.environ.get("MAX_CONCURRENCY", "1"), lane().settings.queue
+    given, most = os.environ.get("MAX_CONCURRENCY") or "1", lane().settings.queue
     if not given.isdecimal() or not 1 <= int(given) <= most:
         raise ValueError(f"MAX_CONCURRENCY should be 1 to {most} (KINDLING_QUEUE), not {given!r}.")
     return int(given)
@@ -65,7 +64,9 @@ def at_once(current: int = 1) -> int:
 
 def streams() -> str:
     """Whether jobs are answered by `stream`; the SDK wants to know before it knows any job, and its answers differ."""
-    return os.environ.get("STREAM") or "0"
+    if (said := os.environ.get("STREAM") or "0") not in HANDLERS:
+        raise ValueError(f"STREAM should be 0 or 1, not {said!r}.")
+    return said
 
 
 async def stream(job: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -139,8 +140,10 @@ if __name__ == "__main__":  # the heartbeat is a process of its own, which may i
         runpod.RunPodLogger().set_level("INFO")  # left alone, the SDK logs every job and its answer: prompts and URLs
     runpod.serverless.register_fitness_check(boot)
     if "RUNPOD_WEBHOOK_GET_JOB" not in os.environ:
+        streams()
         lane()  # no fitness checks run on a developer's machine; a job that comes early waits in the lane
-    config |= {"handler": HANDLERS.get(streams(), handle), "concurrency_modifier": at_once}
+    # Of a word that means neither the fitness check tells: not before, or RunPod would not hear why.
+    config |= {"handler": HANDLERS.get(os.environ.get("STREAM") or "0", handle), "concurrency_modifier": at_once}
     config["return_aggregate_stream"] = True  # what was streamed is, as a list, the answer to /run and /runsync
     runpod.serverless.start(config)
     lane().stop()  # a cancelled picture may still be at its last step

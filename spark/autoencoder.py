@@ -8,6 +8,7 @@ plain colour passes from the first step; two norm groups; crops that grow from 3
 
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -158,7 +159,7 @@ def train(folder: Path, minutes: float) -> None:
     average = _optimise(vae, vae.parameters(), Journal(folder / "vae.log"), minutes, _growing)
     vae.load_state_dict(average)
     _measure_scale(vae.eval())
-    vae.save_pretrained(folder / "vae")
+    save(vae, folder)
     Journal(folder / "vae.log").write(**measure(folder))
 
 
@@ -169,8 +170,20 @@ def refine(folder: Path, minutes: float) -> None:
     vae.encoder.requires_grad_(False)
     average = _optimise(vae, vae.decoder.parameters(), Journal(folder / "vae.log"), minutes, _mixed)
     vae.load_state_dict(average)
-    vae.save_pretrained(folder / "vae")
+    save(vae, folder)
     Journal(folder / "vae.log").write(**measure(folder))
+
+
+def save(vae: AutoencoderKL, folder: Path) -> None:
+    """Leave `vae` in `folder`/vae, whole: interrupted, the one that was there before stays."""
+    part, old = folder / "vae.part", folder / "vae.old"
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    vae.save_pretrained(part)
+    if (folder / "vae").exists():
+        (folder / "vae").rename(old)
+    part.rename(folder / "vae")
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _optimise(

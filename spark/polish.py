@@ -46,7 +46,7 @@ def polish(folder: Path, minutes: float) -> None:
                 journal.write(polish=step, loss=round(loss.item(), 4), progress=round(progress, 3))
             progress = (time.monotonic() - start) / (60 * minutes)
     vae.load_state_dict(average)
-    vae.save_pretrained(folder / "vae")
+    autoencoder.save(vae, folder)
     journal.write(**autoencoder.measure(folder))
 
 

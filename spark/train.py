@@ -1,4 +1,4 @@
-"""Make spark again: `python -m spark.train`. Each stage is skipped when its result is already in the folder.
+"""Make spark again: `python -m spark.train`. A stage that has ended before, which its `.done` file says, is skipped.
 
     vae, text           the autoencoder, and the text encoders, each from nothing
     refine              the decoder alone
@@ -17,6 +17,7 @@ of `flow` under `FINISH` throughout, and 14 minutes of `polish`.
 import argparse
 import multiprocessing
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from handler.volume import write_manifest
@@ -43,21 +44,22 @@ def main() -> None:
     folder: Path = options.folder
     if options.adopt and not folder.exists():
         adopt(folder)
-    if not (folder / "vae").exists():
-        autoencoder.train(folder, options.vae)
-    if not (folder / "refined").exists():
-        autoencoder.refine(folder, options.refine)
-        (folder / "refined").touch()
-    if not (folder / "text_encoder_2").exists():
-        text.train(folder, options.text)
-    if not (folder / "latents").exists():
-        _produce(folder, options.producers, options.latents)
+    once(folder, "vae", lambda: autoencoder.train(folder, options.vae))
+    once(folder, "refine", lambda: autoencoder.refine(folder, options.refine))
+    once(folder, "text", lambda: text.train(folder, options.text))
+    once(folder, "latents", lambda: _produce(folder, options.producers, options.latents))
     flow.train(folder, options.flow)
-    if not (folder / "polished").exists():
-        polish.polish(folder, options.polish)
-        (folder / "polished").touch()
+    once(folder, "polish", lambda: polish.polish(folder, options.polish))
     if options.publish:
         publish(folder)
+
+
+def once(folder: Path, stage: str, work: Callable[[], object]) -> None:
+    """Do `work` unless it has ended before; one that was interrupted, whatever it left, begins again."""
+    done = folder / f"{stage}.done"
+    if not done.exists():
+        work()
+        done.touch()
 
 
 def _produce(folder: Path, producers: int, minutes: float) -> None:
@@ -67,15 +69,22 @@ def _produce(folder: Path, producers: int, minutes: float) -> None:
 
 def adopt(folder: Path) -> None:
     """Begin `folder` with the shipped weights, so that only latents and the transformer's training remain."""
-    shutil.copytree(SHIPPED, folder)
-    (folder / "refined").touch()
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(SHIPPED, part)
+    for stage in ("vae", "refine", "text"):
+        (part / f"{stage}.done").touch()
+    part.rename(folder)
 
 
 def publish(folder: Path) -> None:
     """Replace the shipped weights and logs with `folder`'s."""
+    part = SHIPPED.with_name(f"{SHIPPED.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    flow.export(flow.finished(folder), part)
+    write_manifest(part, {"model": "spark", "revision": "embedded"})
     shutil.rmtree(SHIPPED, ignore_errors=True)
-    flow.export(flow.finished(folder), SHIPPED)
-    write_manifest(SHIPPED, {"model": "spark", "revision": "embedded"})
+    part.rename(SHIPPED)
     LOGS.mkdir(exist_ok=True)
     for log in folder.glob("*.log"):
         shutil.copy(log, LOGS)

@@ -10,7 +10,8 @@ import pytest
 
 from handler import boots
 from handler.boots import BootLog, last_boots, measured
-from handler.clock import Ledger, Phase
+from handler.clock import Clock, Ledger, Phase, plan
+from handler.errors import BudgetExceeded
 
 
 def test_the_newest_state_is_on_the_volume(tmp_path: Path) -> None:
@@ -67,13 +68,40 @@ def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(
 
 
 def test_what_a_phase_took_before() -> None:
-    def boot(model: str, device: str, seconds: float) -> dict[str, object]:
-        return asdict(Ledger(model=model, device=device, phases=[Phase("compile", 1.0, seconds)]))
+    def boot(model: str, device: str, seconds: float, precision: str = "bf16", failure: str = "") -> dict[str, object]:
+        phases = [Phase("compile", 1.0, seconds)]
+        told = Ledger(model=model, device=device, precision=precision, phases=phases, compile_failure=failure)
+        return asdict(told)
 
     past = [boot("a", "H200", 20.0), boot("a", "H200", 31.5), boot("b", "H200", 90.0), boot("a", "L4", 80.0), {}]
     assert measured(past, "compile", "a", "H200") == 31.5
     assert measured(past, "warm", "a", "H200") is None
     assert measured([], "compile", "a", "H200") is None
+    rounded = [boot("a", "H200", 60.0, "fp8"), boot("a", "H200", 3.0, failure="no compiler"), *past]
+    assert measured(rounded, "compile", "a", "H200", "fp8") == 60.0
+    assert measured(rounded, "compile", "a", "H200", "bf16") == 31.5
+    assert measured(rounded, "compile", "a", "H200", "int8") is None
+
+
+def test_a_start_that_ended_while_it_compiled_tells_how_long_that_takes_at_least() -> None:
+    """Else each one after it would do the same, and none would serve."""
+    clock = Clock(0.0, publish=lambda ledger: None)
+    clock.ledger.model, clock.ledger.device, clock.ledger.phase = "a", "H200", "compile"
+    with pytest.raises(BudgetExceeded) as caught:
+        clock.check()
+    clock.finish("failed", caught.value.message)
+    boot = asdict(clock.ledger) | {"total_s": 240.0, "phases": [asdict(Phase("weights", 10.0, 20.0))]}
+    assert measured([boot], "compile", "a", "H200") == 210.0
+    assert measured([boot | {"reason": "the GPU failed"}], "compile", "a", "H200") is None
+    assert plan("auto", "cuda", "MISS", "", 200, 210.0).mode == "EAGER"
+
+
+def test_a_phase_is_looked_for_in_the_last_starts_that_had_it() -> None:
+    """However many starts of other models, or such as found everything compiled, came since."""
+    others = [asdict(Ledger(model=f"m{i}", device="H200")) for i in range(20)]
+    found = [asdict(Ledger(model="a", device="H200", phases=[Phase("artifacts", 1.0, 0.1)])) for _ in range(20)]
+    mine = [asdict(Ledger(model="a", device="H200", phases=[Phase("compile", 1.0, float(i))])) for i in range(30, 50)]
+    assert measured([*others, *found, *mine], "compile", "a", "H200") == 39.0
 
 
 def test_names_sort_by_time_and_tell_processes_apart(tmp_path: Path) -> None:

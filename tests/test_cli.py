@@ -4,14 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import uvicorn
 from PIL import Image
 
-from handler import MODELS
+import tiny
+from fakes import raises
+from handler import MODELS, Settings, StartError, detect, doctor
 from handler.__main__ import main
 from handler.codec import read_parameters
+from handler.configured import described
+from handler.errors import BudgetExceeded, SettingsError
+from handler.server.leave import Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,8 +112,6 @@ def test_models_prints_rows_licences_and_modes() -> None:
 
 
 def test_doctor_tells_everything(tmp_path: Path) -> None:
-    from handler import Settings
-
     (tmp_path / "boots").mkdir()
     failed = {"model": "spark", "outcome": "failed", "reason": "budget of 1 s in phase 'import'", "total_s": 1.0}
     (tmp_path / "boots" / "2026-01-01T00-00-00-host-1.json").write_text(json.dumps(failed))
@@ -124,7 +131,89 @@ def test_doctor_of_a_model_that_nobody_knows(
     assert main(["doctor"]) == 2
     out = capsys.readouterr()
     assert out.err.startswith("kindling: There is no model 'nonsense'. Known: spark, ")
+    assert out.err.endswith("KINDLING_MODEL or the command should name one.\n")
     assert not out.out
+
+
+def test_doctor_lists_settings_though_some_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each that is, with the reason; and never its value, which may be a key in the wrong place."""
+    for name, value in {"MODLE": "canary", "QUEUE": "canary", "STEP_CACHE": "off"}.items():
+        monkeypatch.setenv(f"KINDLING_{name}", value)
+    assert main(["doctor"]) == 2
+    out, err = capsys.readouterr()
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert {f"KINDLING_{name.upper()}" for name in Settings.model_fields} | {"KINDLING_MODLE"} == rows.keys()
+    assert "WRONG: KINDLING_MODLE is not a setting. Did you mean KINDLING_MODEL?" in rows["KINDLING_MODLE"]
+    assert "WRONG: KINDLING_QUEUE: should be a whole number." in rows["KINDLING_QUEUE"]
+    assert "WRONG" not in rows["KINDLING_STEP_CACHE"]
+    assert err.startswith("kindling: KINDLING_MODLE is not a setting")
+    assert "canary" not in out + err
+    assert main(["doctor", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["settings"]["KINDLING_MODLE"]["value"] is None
+
+
+def test_doctor_says_where_each_setting_is_from_and_what_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUCKET_ENDPOINT_URL", "https://s3.example")
+    monkeypatch.setenv("RUNPOD_POD_ID", "p")
+    monkeypatch.setenv("KINDLING_CAP_ACTION", "refuse")
+    settings, faults = Settings.examined(os.environ)
+    rows = described(settings, faults)
+    assert rows["KINDLING_STORE_ENDPOINT"]["source"] == "BUCKET_ENDPOINT_URL"
+    assert rows["KINDLING_STORE_ENDPOINT"]["meaning"].endswith("NO EFFECT without KINDLING_STORE_BUCKET")
+    assert rows["KINDLING_PLATFORM"] | {"value": "runpod", "source": "detected"} == rows["KINDLING_PLATFORM"]
+    assert rows["KINDLING_CAP_ACTION"]["meaning"].endswith("NO EFFECT without KINDLING_MONTHLY_CAP")
+    assert rows["KINDLING_STORE_REGION"]["source"] == "default"
+    assert rows["KINDLING_QUEUE"]["meaning"].endswith("(1 to 10000)")
+    assert rows["KINDLING_GPU_PRICE"]["meaning"].endswith("(0 to 1000)")
+    assert rows["KINDLING_QUEUE_S"]["meaning"].endswith("(above 0 to 86400)")
+    used = settings.model_copy(update={"store_bucket": "b", "monthly_cap": 1})
+    assert not [row for row in described(used, {}).values() if "NO EFFECT" in row["meaning"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("vae", "/nonexistent", "KINDLING_VAE: /nonexistent has no config.json."),
+        ("vae", "foo", "KINDLING_VAE: 'foo' is not an absolute path"),
+        ("step_cache", "on", "KINDLING_STEP_CACHE: spark cannot have a step cache"),
+        ("cap_action", "refuse", "a CPU has no list price; set KINDLING_GPU_PRICE"),
+        ("model", "flux-schnell", "does not fit"),
+    ],
+)
+def test_doctor_knows_what_ends_a_start(name: str, value: str, told: str, tmp_path: Path) -> None:
+    """It was told to fit the budget."""
+    tiny.write(MODELS["flux-schnell"], tmp_path)
+    settings = Settings(volume=tmp_path, monthly_cap=1, **{name: value})
+    hardware = replace(detect(settings), memory_gb=2)
+    assert told in doctor.cold_start(settings, hardware)["reason"]
+
+
+def test_doctor_names_the_phase_of_a_start_that_failed() -> None:
+    boot = {"boot": "1", "outcome": "failed", "reason": "no such file", "phase": "weights"}
+    assert doctor._boot(boot).endswith("failed: no such file (in phase 'weights')")
+    assert doctor._boot(boot | {"reason": "past its budget in phase 'weights'"}).endswith("in phase 'weights'")
+
+
+def test_a_setting_that_ends_a_start_is_bad_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever verb meets it; and past the budget is 124 for all."""
+    lane: Any = SimpleNamespace(error=None)
+    server = Server(uvicorn.Config(lambda: None), lane)
+    for error, code in ((None, 0), (SettingsError("x"), 2), (StartError("x"), 1), (BudgetExceeded("x"), 124)):
+        lane.error = error
+        assert server.code == code
+    monkeypatch.setenv("KINDLING_STEP_CACHE", "on")
+    assert main(["generate", "x", "-o", str(tmp_path / "out.png")]) == 2
+    monkeypatch.setattr("handler.generate.Worker.boot", lambda *_: raises(BudgetExceeded("late"))())
+    monkeypatch.setenv("KINDLING_STEP_CACHE", "off")
+    assert main(["generate", "x", "-o", str(tmp_path / "out.png")]) == 124
+    assert "124 past the" in kindling("--help").stdout
+
+
+def test_a_receipt_to_use_has_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["receipts", "use"]) == 2
+    assert "Say which receipt to use" in capsys.readouterr().err
 
 
 def test_doctor_as_json(tmp_path: Path) -> None:

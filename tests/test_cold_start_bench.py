@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,44 @@ def test_a_server_starts_draws_and_ends(cold_start: Any, tmp_path: Path) -> None
     assert found.seconds["total"] > found.seconds["import"] > 0
     [boot] = (tmp_path / "boots").iterdir()
     assert json.loads(boot.read_text())["outcome"] == "ready"
+
+
+def test_what_its_head_tells_to_set_holds(cold_start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: a key would have the picture refused, another volume have it found elsewhere."""
+    for name, value in {"PRECISION": "bf16", "ATTENTION": "native", "API_KEYS": "mine", "VOLUME": "/nowhere"}.items():
+        monkeypatch.setenv(f"KINDLING_{name}", value)
+    assert cold_start.start("spark", tmp_path, "off").plan == "EAGER: KINDLING_COMPILE=off"
+    [boot] = (tmp_path / "boots").iterdir()
+    assert json.loads(boot.read_text())["precision"] == "bf16"
+
+
+def test_no_phase_is_missing_from_the_bars(cold_start: Any) -> None:
+    import chart
+
+    phases = re.findall(r'phase\("(\w+)"\)', (ROOT / "handler/worker.py").read_text())
+    assert {*phases, "attention"} <= set(cold_start.PHASES)
+    assert len(set(chart.COLOURS)) >= len(cold_start.PHASES)
+
+
+def test_what_is_measured_survives_a_failure(
+    cold_start: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import report
+
+    def fails() -> None:
+        with report.measuring("mine", save=True) as figures:
+            figures["rows"] = [1]
+            raise KeyboardInterrupt
+
+    (tmp_path / "mine.json").write_text("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fails()
+    line = json.loads(capsys.readouterr().out)
+    assert (line["benchmark"], line["rows"], line["unfinished"]) == ("mine", [1], True)
+    assert (tmp_path / "mine.json").read_text() == "whole"
+    with report.measuring("mine", save=True) as figures:
+        figures["rows"] = [1, 2]
+    assert json.loads((tmp_path / "mine.json").read_text())["rows"] == [1, 2]
 
 
 class Unread(io.StringIO):

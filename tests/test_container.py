@@ -286,3 +286,9 @@ def test_the_command_serves_and_drains(tmp_path: Path) -> None:
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def test_pods_hear_nothing_of_services() -> None:
+    """The Service is called kindling: what Kubernetes would tell its pods of it looks like settings."""
+    assert KUBERNETES["Service"]["metadata"]["name"] == "kindling"
+    assert [pod["enableServiceLinks"] for pod in (JOB, PODS["kubernetes"])] == [False, False]

@@ -1,6 +1,7 @@
 """The plan of the house, held by test: a file imports only from lower floors, heavy imports only where allowed."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ FLOOR = {
     "clock": 1,
     "watch": 1,
     "settings": 1,
+    "configured": 2,
     "precisions": 1,
     "kernels": 1,
     "toolchain": 1,
@@ -150,6 +152,19 @@ def test_scripts_use_only_public_names(folder: str) -> None:
             if parts[0] == "handler" and len(parts) > 1 and parts[1] not in handler.__all__:
                 deep.setdefault(path.name, set()).add(parts[1])
     assert deep == (DEEP if folder == "benchmarks" else {})
+
+
+def test_the_map_has_each_room_below_those_it_imports_from() -> None:
+    """README's Map, read from above."""
+    lines = (ROOT / "README.md").read_text().split("\nhandler/ ")[1].split("\n.runpod/")[0].splitlines()[1:]
+    heads = [head[0] for line in lines if (head := re.match(r"  (?:[\w/]+(?:\.py|/)(?:, )?)+", line))]
+    told = [name.strip(" /").removesuffix(".py") for head in heads for name in head.split(",")]
+    places = {name: place for place, name in enumerate(told) if name in FLOOR}
+    assert places.keys() == FLOOR.keys() - {"__init__"}
+    for path in FILES:
+        names = {name.split(".")[1] for name in imports(ast.parse(path.read_text())) if name.startswith("handler.")}
+        for name in names & places.keys() - {room(path)}:
+            assert room(path) == "__init__" or places[name] < places[room(path)], f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -135,6 +135,15 @@ def test_the_deployers_settings_hold_in_the_container(load: Callable[..., Module
     assert module.Kindling().generate.info().startup_timeout == 160
 
 
+def test_kubernetes_words_on_a_service_are_not_carried(load: Callable[..., ModuleType]) -> None:
+    assert "KINDLING_PORT" not in load(KINDLING_PORT="tcp://10.0.0.1:80").ENVIRONMENT
+
+
+@pytest.mark.parametrize(("deadline", "given"), [("30", 600), ("900.5", 901)])
+def test_modal_waits_as_long_as_a_request_may_take(load: Callable[..., ModuleType], deadline: str, given: int) -> None:
+    assert given == load(KINDLING_DEADLINE_S=deadline).REQUEST_S
+
+
 def test_a_misspelt_setting_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
     with pytest.raises(SettingsError, match="KINDLING_MODLE"):
         load(KINDLING_MODLE="spark")
@@ -192,11 +201,40 @@ def test_web_needs_a_key(spark: Any) -> None:
         ({"MODAL_SECRET": "kindling"}, False),
         ({"KINDLING_ALLOW_OPEN": "true"}, False),
         ({**KEYS, "MODAL_PROXY_AUTH": "1"}, True),
+        ({**KEYS, "MODAL_PROXY_AUTH": "true"}, True),
+        ({"KINDLING_ALLOW_OPEN": "true", "MODAL_PROXY_AUTH": "yes"}, True),
+        ({**KEYS, "MODAL_PROXY_AUTH": "off"}, False),
         ({"MODAL_PROXY_AUTH": ""}, False),
     ],
 )
 def test_modal_guards_what_has_no_keys(load: Callable[..., ModuleType], environ: dict[str, str], guarded: bool) -> None:
     assert load(**environ).PROXIED is guarded
+
+
+def test_a_guard_that_is_asked_for_in_other_words_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(SettingsError, match="MODAL_PROXY_AUTH: should be true or false"):
+        load(**KEYS, MODAL_PROXY_AUTH="enabled")
+
+
+def test_what_nobody_would_guard_is_not_deployed(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(StartError, match="Nothing would guard this: set KINDLING_API_KEYS"):
+        load(MODAL_PROXY_AUTH="0")
+
+
+@pytest.mark.parametrize(
+    ("environ", "required"),
+    [
+        ({}, ["KINDLING_API_KEYS"]),
+        (KEYS, []),
+        ({"MODAL_PROXY_AUTH": "1"}, []),
+        ({"MODAL_PROXY_AUTH": "0"}, ["KINDLING_API_KEYS"]),
+        ({"KINDLING_ALLOW_OPEN": "1"}, []),
+    ],
+)
+def test_only_a_secret_that_guards_must_have_keys(
+    load: Callable[..., ModuleType], environ: dict[str, str], required: list[str]
+) -> None:
+    assert required == load(MODAL_SECRET="mine", **environ).REQUIRED
 
 
 @pytest.mark.parametrize("environ", [{"MODAL_SECRET": "one-without-keys"}, {"MODAL_PROXY_AUTH": ""}])

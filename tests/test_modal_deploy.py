@@ -140,6 +140,8 @@ def test_a_named_secret_is_used_and_modal_guards_what_has_no_keys(plane: Plane, 
     deployed(fresh, MODAL_SECRET="mine")
     secrets = [fresh.objects[secret].deployment_name for secret in fresh.function(SERVING).secret_ids]
     assert secrets == ["mine", ""]
+    asked = [call.required_keys for call in fresh.calls["SecretGetOrCreate"] if call.deployment_name == "mine"]
+    assert asked == [["KINDLING_API_KEYS"]]  # one that has none guards nothing: Modal refuses to deploy with it
     assert not plane.function(SERVING).method_definitions["web"].webhook_config.requires_proxy_auth
     deployed(fresh)
     assert fresh.function(SERVING).method_definitions["web"].webhook_config.requires_proxy_auth

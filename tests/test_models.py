@@ -1,6 +1,7 @@
 """Choosing a model: what fits, what is on the volume, and refusals that name what would work."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import PATIENT
 import tiny
 from handler import MODELS, Settings, Worker
 from handler.__main__ import main
-from handler.errors import DoesNotFit
+from handler.errors import DoesNotFit, WeightsMissing
 from handler.fit import MemoryPlan, fit, largest_below, memory_plan, nearest, require
 from handler.hardware import Hardware, detect
 
@@ -128,6 +129,17 @@ def test_a_worker_refuses_before_it_loads(tmp_path: Path, monkeypatch: pytest.Mo
         Worker.boot(PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path}))
 
 
+def test_what_would_not_fit_is_not_advised_to_be_fetched_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34 GB of downloads that could not run."""
+    settings = PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path})
+    monkeypatch.setattr("handler.hardware.host_memory", lambda: 2_000_000_000)
+    with pytest.raises(WeightsMissing, match=r"Fetch it with: .* But flux-schnell does not fit .* fits is spark\."):
+        Worker.boot(settings)
+    monkeypatch.setattr("handler.hardware.host_memory", lambda: 100_000_000_000)
+    with pytest.raises(WeightsMissing, match=r"python -m handler fetch flux-schnell$"):
+        Worker.boot(settings)
+
+
 def test_memory_is_the_machines_or_the_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
     monkeypatch.setattr("handler.hardware.CGROUP_LIMIT", limit)
@@ -157,3 +169,4 @@ def test_models_shows_each_row(
     assert not found["flux-dev"]["state"]["fetched"]
     assert found["sdxl-lightning"]["base"]["id"] == "sdxl"
     assert "GB to work" in found["flux-dev"]["state"]["fit"]["reason"]
+    assert not re.search(r"[\d.]+ s on an? ", said)  # nobody has timed anything on a GPU

@@ -1,5 +1,7 @@
 """The sweep: its choice by table, real candidates of spark in their own processes, and those that hang or crash."""
 
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -13,13 +15,16 @@ import pytest
 from PIL import Image
 from test_receipts import figures
 
+from fakes import FakeFamily, raises
 from handler import MODELS, Settings
 from handler.__main__ import main
-from handler.errors import StartError
+from handler.errors import KindlingError, StartError
 from handler.hardware import Hardware
 from handler.optimize.attempt import attempt, likeness
+from handler.optimize.journal import close
 from handler.optimize.pareto import SAME_DB, choose, pareto
-from handler.optimize.sweep import Wishes, planned, sweep
+from handler.optimize.sweep import Wishes, place, planned, sweep
+from handler.optimize.together import gains
 from handler.precisions import PRECISIONS
 from handler.receipts import Candidate, Figures, current
 
@@ -175,6 +180,87 @@ def test_one_that_fails_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert said[2:4] == ["kindling: 2 of 3: fp16 ...", "  0 s: failed: over the limit of 9 s"]
 
 
+def test_a_sweep_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    """What was measured before is not measured again, and its likeness is still to the first one's baseline."""
+    tried: list[str] = []
+
+    def attempted(command: list[str], limit_s: float) -> dict[str, Any]:
+        task = json.loads(command[-1])
+        tried.append(task["precision"])
+        Image.new("RGB", (64, 64), (task["precision"] == "int8", 0, 0)).save(Path(task["folder"]) / "0.png")
+        if tried == ["fp32", "bf16", "int8"]:
+            raise KeyboardInterrupt
+        if task["precision"] == "bf16":
+            raise StartError("no")
+        return {"pictures": 8, "p50_s": 1.0, "p95_s": 1.0, "images_per_s": 2.0, "peak_gb": 1.0, "cold_start_s": 3.0}
+
+    def swept(**wishes: Any) -> Any:
+        wished = Wishes(candidates=("bf16", "int8"), **wishes)
+        return sweep(Settings(volume=tmp_path), MODELS["spark"], CPU, wished, lambda line: None, attempted)
+
+    with pytest.raises(KeyboardInterrupt):
+        swept()
+    found = swept(priority="memory")  # that may be chosen anew
+    assert tried == ["fp32", "bf16", "int8", "int8"]
+    assert [one.status for one in found.outcomes] == ["measured", "failed", "measured"]
+    assert found.measured[Candidate("int8", False)].psnr_db == pytest.approx(52.9, abs=0.01)
+    assert len(swept().measured) == 2  # all is there as long as no receipt is
+    assert len(tried) == 4
+    close(place(Settings(volume=tmp_path), MODELS["spark"], CPU))
+    assert list(tmp_path.iterdir()) == []
+    swept()
+    assert tried[4:] == ["fp32", "bf16", "int8"]
+
+
+def test_a_sweep_by_other_wishes_begins_anew(tmp_path: Path) -> None:
+    tried: list[int] = []
+
+    def attempted(command: list[str], limit_s: float) -> dict[str, Any]:
+        tried.append(json.loads(command[-1])["rounds"])
+        raise KeyboardInterrupt if len(tried) == 2 else StartError("no")
+
+    for rounds in (1, 2):
+        wished = Wishes(candidates=("int8",), rounds=rounds)
+        with contextlib.suppress(KeyboardInterrupt):
+            sweep(Settings(volume=tmp_path), MODELS["spark"], CPU, wished, lambda line: None, attempted)
+    assert tried == [1, 1, 2, 2]
+
+
+def test_a_torn_picture_of_the_baseline_is_left_out(tmp_path: Path) -> None:
+    """It was killed while it wrote; the sweep goes on, and what can be compared is."""
+
+    def attempted(command: list[str], limit_s: float) -> dict[str, Any]:
+        task = json.loads(command[-1])
+        for seed in range(2):
+            Image.effect_noise((64, 64), 50).convert("RGB").save(Path(task["folder"]) / f"{seed}.png")
+        if task["precision"] == "fp32":
+            torn = Path(task["folder"]) / "1.png"
+            torn.write_bytes(torn.read_bytes()[:-200])
+            raise StartError("over the limit of 9 s")
+        return {"pictures": 8, "p50_s": 1.0, "p95_s": 1.0, "images_per_s": 2.0, "peak_gb": 1.0, "cold_start_s": 3.0}
+
+    wished = Wishes(candidates=("int8",))
+    found = sweep(Settings(volume=tmp_path), MODELS["spark"], CPU, wished, lambda line: None, attempted)
+    assert [one.status for one in found.outcomes] == ["failed", "measured"]
+    assert 5 < (found.measured[Candidate("int8", False)].psnr_db or 0) < 30  # noise to noise: the whole ones
+
+
+def test_likeness_of_nothing_is_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"\x89PNG")
+    assert likeness(tmp_path, tmp_path) == (None, None)
+    assert likeness(tmp_path, tmp_path / "none") == (None, None)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_trial_that_cannot_draw_ends_with_the_reason(refused: bool) -> None:
+    """At its first small picture, be it before that is drawn at all."""
+    with FakeFamily(at_step={1: raises(RuntimeError("no kernel image"))}).lane() as lane:
+        if refused:
+            lane.drain()
+        with pytest.raises(KindlingError):
+            asyncio.run(asyncio.wait_for(gains(lane), 60))
+
+
 def test_a_real_sweep(tmp_path: Path) -> None:
     """Two candidates of spark, each in its process, through the command line; a receipt comes of it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
@@ -248,3 +334,4 @@ def test_without_a_winner_nothing_is_written(
     assert json.loads(said.out)["winner"] is None
     assert "no receipt: nothing keeps the limits; fp32 is nearest: memory 1.5 GB misses at most 1 by 0.5" in said.err
     assert not (tmp_path / "receipts").exists()
+    assert not (tmp_path / "sweeps").exists()

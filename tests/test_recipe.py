@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,49 @@ def test_case_does_not_matter_to_t5(folder: Path) -> None:
         pooled, tokens = words.read([said], 20)
         assert torch.allclose(tokens, lower, atol=1e-5)
         assert torch.isfinite(pooled).all()
+
+
+def test_a_stage_that_was_interrupted_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it left: each makes the folder of its result first, and is stopped there once."""
+    seen: list[str] = []
+
+    def work(name: str, left: str, folder: Path, *_: object) -> None:
+        (folder / left).mkdir(parents=True, exist_ok=True)
+        seen.append(name)
+        if seen.count(name) == 1:
+            raise KeyboardInterrupt
+
+    for module, function, left in (
+        (autoencoder, "train", "vae"),
+        (autoencoder, "refine", "vae"),
+        (text, "train", "text_encoder_2"),
+        (train, "_produce", "latents"),
+        (polish, "polish", "vae"),
+    ):
+        monkeypatch.setattr(module, function, partial(work, f"{module.__name__}.{function}", left))
+    monkeypatch.setattr(flow, "train", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["train", "--folder", str(tmp_path / "run")])
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            train.main()
+    train.main()
+    train.main()
+    assert [seen.count(name) for name in dict.fromkeys(seen)] == [2] * 5
+
+
+def test_an_autoencoder_is_saved_whole_or_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    vae = autoencoder.build()
+
+    def torn(part: Path) -> None:
+        part.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vae, "save_pretrained", torn)
+        with pytest.raises(KeyboardInterrupt):
+            autoencoder.save(vae, tmp_path)
+    before = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors").keys() == before.keys()
+    autoencoder.save(vae, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["vae"]

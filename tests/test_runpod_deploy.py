@@ -165,6 +165,14 @@ def test_settings_travel(dry: Callable[..., list[dict[str, Any]]], monkeypatch: 
     }
 
 
+@pytest.mark.parametrize(("deadline", "most"), [("30", 600_000), ("900", 900_000)])
+def test_runpod_waits_as_long_as_a_request_may_take(
+    dry: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, deadline: str, most: int
+) -> None:
+    monkeypatch.setenv("KINDLING_DEADLINE_S", deadline)
+    assert dry(*ARGUMENTS)[1]["timeout"] == most
+
+
 def test_spark_needs_no_volume(dry: Callable[..., list[dict[str, Any]]]) -> None:
     template, endpoint = dry("spark", "--image", "registry/kindling:1")
     assert "KINDLING_VOLUME" not in template["env"]
@@ -239,6 +247,26 @@ def test_keys_travel_only_as_runpods_secrets(
     assert "hunter2" not in told
     monkeypatch.setenv(name, "{{ RUNPOD_SECRET_keys }}")
     assert dry(*ARGUMENTS)[0]["env"][name] == "{{ RUNPOD_SECRET_keys }}"
+
+
+def test_only_what_is_ours_travels(dry: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else begins like a name of ours is somebody's secret, or Kubernetes's word on a Service."""
+    ours = {"BUCKET_ACCESS_KEY_ID": "id", "BUCKET_ENDPOINT_URL": "https://s3.example", "STREAM": "1"}
+    for name in ("STREAMLIT_SECRET", "BUCKET_BACKUP_PASSWORD", "BUCKET_SECRET_ACCESS_KEY_OLD", "MAX_CONCURRENCY_TOKEN"):
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("KINDLING_PORT", "tcp://canary:80")
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    template, _ = dry("spark", "--image", "registry/kindling:1")
+    assert template["env"] == {"KINDLING_MODEL": "spark", "RUNPOD_INIT_TIMEOUT": "600", **ours}
+
+
+@pytest.mark.parametrize(("name", "value"), [("STREAM", "true"), ("MAX_CONCURRENCY", "99"), ("MAX_CONCURRENCY", "two")])
+def test_what_the_worker_would_refuse_is_refused_here(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert f"{name} should be" in refused(script, capsys, *ARGUMENTS, "--dry-run")
 
 
 def test_no_key(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,83 @@ def test_keys_are_never_shown() -> None:
     assert out.returncode == 2
     assert "KINDLING_QUEUE" in out.stderr
     assert "canary-key" not in out.stdout + out.stderr
+
+
+LINKS = {  # of a Service `kindling` with a port `http`, of `kindling-web`, and of one that speaks UDP on IPv6
+    "KINDLING_SERVICE_HOST": "10.0.171.239",
+    "KINDLING_SERVICE_PORT": "80",
+    "KINDLING_SERVICE_PORT_HTTP": "80",
+    "KINDLING_PORT": "tcp://10.0.171.239:80",
+    "KINDLING_PORT_80_TCP": "tcp://10.0.171.239:80",
+    "KINDLING_PORT_80_TCP_PROTO": "tcp",
+    "KINDLING_PORT_80_TCP_PORT": "80",
+    "KINDLING_PORT_80_TCP_ADDR": "10.0.171.239",
+    "KINDLING_WEB_SERVICE_HOST": "10.0.171.240",
+    "KINDLING_WEB_PORT": "tcp://10.0.171.240:8000",
+    "KINDLING_QUEUE_PORT": "udp://[fd00::1]:53",
+    "KINDLING_QUEUE_PORT_53_UDP_ADDR": "fd00::1",
+}
+
+
+def test_what_kubernetes_says_of_a_service_is_no_setting() -> None:
+    """Its name is `kindling` in our own manifest."""
+    assert Settings.from_env({**LINKS, "KINDLING_QUEUE": "7"}).queue == 7
+    assert Settings.named({**LINKS, "KINDLING_QUEUE": "7", "HOME": "/x"}) == {"KINDLING_QUEUE": "7"}
+
+
+@pytest.mark.parametrize("name", ["KINDLING_PORT", "KINDLING_HOST", "KINDLING_SERVICE", "KINDLING_STORE_PORT"])
+def test_what_only_looks_like_it_is_still_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is not a setting"):
+        Settings.from_env({name: "8000"})
+
+
+def test_a_misspelt_one_is_told_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"Did you mean KINDLING_MODEL\?"):
+        Settings.from_env({"KINDLING_MODLE": "spark"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("KINDLING_QUEUE", "many", "should be a whole number."),
+        ("KINDLING_QUEUE_S", "soon", "should be a number."),
+        ("KINDLING_QUEUE_S", "0", "should be greater than 0."),
+        ("KINDLING_METADATA", "perhaps", "should be true or false."),
+        ("KINDLING_BATCH", "9", "should be 'auto', or should be less than or equal to 8."),
+        ("KINDLING_STEP_CACHE", "maybe", "should be off, on, or values such as"),
+        ("KINDLING_STORE_BUCKET", "s3://mine", "has characters that no such name has."),
+        ("KINDLING_API_KEYS", " , ", "should be values, separated by commas; there is none."),
+        ("BUCKET_ENDPOINT_URL", "ftp://mine", "should be http:// or https:// and a host"),
+    ],
+)
+def test_what_is_wrong_is_said_in_our_words(name: str, value: str, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({name: value})
+    assert caught.value.message.startswith(f"{name}: {told}")
+
+
+@pytest.mark.parametrize(("said", "meant"), [("1", True), ("True", True), ("on", True), ("", False), ("no", False)])
+def test_a_flag_is_read_as_settings_are(said: str, meant: bool) -> None:
+    assert Settings.flag({"MODAL_PROXY_AUTH": said}, "MODAL_PROXY_AUTH") is meant
+    assert Settings.flag({}, "MODAL_PROXY_AUTH") is False
+
+
+def test_a_flag_that_says_neither_is_no_no() -> None:
+    with pytest.raises(SettingsError, match="MODAL_PROXY_AUTH: should be true or false"):
+        Settings.flag({"MODAL_PROXY_AUTH": "enabled"}, "MODAL_PROXY_AUTH")
+
+
+def test_where_each_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.settings.MOUNTS", (tmp_path / "none",))
+    environ = {"BUCKET_ENDPOINT_URL": "https://r2.example", "MODAL_TASK_ID": "ta-1", "KINDLING_QUEUE": "3"}
+    found = Settings.given({**environ, "XDG_CACHE_HOME": str(tmp_path)})
+    assert {name: one.source for name, one in found.items()} == {
+        "store_endpoint": "BUCKET_ENDPOINT_URL",
+        "platform": "detected",
+        "queue": "KINDLING_QUEUE",
+        "volume": "XDG_CACHE_HOME",
+    }
+    assert found["volume"].value == tmp_path / "kindling"
+    monkeypatch.setattr("handler.settings.MOUNTS", (tmp_path,))
+    assert Settings.given({})["volume"].value == tmp_path
+    assert Settings.given({"KINDLING_VOLUME": "/v"})["volume"].source == "KINDLING_VOLUME"

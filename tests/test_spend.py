@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from handler import Settings
+from fakes import FakeFamily
+from handler import Lane, Settings
 from handler.errors import SettingsError, SpendCapReached
-from handler.spend import Meter, judge, seconds_this_month
+from handler.spend import Meter, judge, seconds_this_month, unheld
 
 NOON = datetime(2026, 11, 15, 12, tzinfo=UTC)
 HOUR = 3600.0
@@ -206,3 +207,16 @@ def test_the_platform_is_found_by_what_it_sets_itself(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RUNPOD_POD_ID", "w1")
     assert Settings().platform == "runpod"
     assert Settings.from_env({"KINDLING_PLATFORM": "modal"}).platform == "modal"
+
+
+def test_a_worker_that_could_not_hold_the_cap_does_not_draw() -> None:
+    """It shall refuse past the cap, and nobody knows what it costs."""
+    family = FakeFamily()
+    lane = Lane(Settings(monthly_cap=10, cap_action="refuse"), boot=family.boot)
+    lane.start()
+    with pytest.raises(SettingsError, match=r"KINDLING_CAP_ACTION=refuse could not be held: .*set KINDLING_GPU_PRICE"):
+        lane.wait_booted()
+    assert lane.state == "failed"
+    lane.stop()
+    for settings in ({"gpu_price": 1.0}, {"cap_action": "alert"}, {"monthly_cap": None}):
+        assert not unheld(Settings(**{"monthly_cap": 10, "cap_action": "refuse", **settings}), "CPU")

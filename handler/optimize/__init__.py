@@ -16,9 +16,9 @@ from handler import __version__
 from handler.catalog import find
 from handler.errors import InvalidValue, SettingsError
 from handler.hardware import Hardware, detect
-from handler.optimize import plot
+from handler.optimize import journal, plot
 from handler.optimize.pareto import LIMITS, PRIORITIES
-from handler.optimize.sweep import Progress, Sweep, Wishes, every_candidate, planned, sweep
+from handler.optimize.sweep import Progress, Sweep, Wishes, every_candidate, place, planned, sweep
 from handler.optimize.trial import Task, trial
 from handler.prices import price_of
 from handler.receipts import Outcome, Receipt, folder, keep
@@ -61,10 +61,15 @@ def run(options: argparse.Namespace) -> int:
         (lambda line: None) if options.json else (lambda line: print(line, file=sys.stderr, flush=True))
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops the sweep stops its candidate
-    found = sweep(settings, spec, hardware, wished, progress)
+    try:
+        found = sweep(settings, spec, hardware, wished, progress)
+    except KeyboardInterrupt:
+        progress("kindling: what was measured is kept; the same command goes on from there")
+        raise
     if not options.json:
         print("\n".join(table(found)))
     receipt = _kept(found, settings, spec, hardware, wished) if found.choice.winner else None
+    journal.close(place(settings, spec, hardware))
     _report(found, receipt, settings, options.json)
     return 0 if receipt else 1
 
@@ -114,9 +119,9 @@ def _kept(found: Sweep, settings: Settings, spec: ModelSpec, hardware: Hardware,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     kept = keep(receipt, settings.volume)
-    place = folder(settings.volume, spec.id, hardware.name)
+    chart = folder(settings.volume, spec.id, hardware.name) / f"{kept.number}.png"
     title = f"{spec.id} on {hardware.name}: {receipt.picture}"
-    plot.scatter(found.measured, found.choice.front, receipt.winner, place / f"{kept.number}.png", title)
+    plot.scatter(found.measured, found.choice.front, receipt.winner, chart, title)
     return kept
 
 
@@ -163,7 +168,7 @@ def _report(found: Sweep, receipt: Receipt | None, settings: Settings, as_json: 
         }
         print(json.dumps(body))
     elif receipt and choice.winner:
-        place = folder(settings.volume, receipt.model, receipt.device) / f"{receipt.number}.json"
-        print(f"{choice.winner.name}: {choice.reason}\nreceipt {receipt.number}, now current: {place}")
+        kept = folder(settings.volume, receipt.model, receipt.device) / f"{receipt.number}.json"
+        print(f"{choice.winner.name}: {choice.reason}\nreceipt {receipt.number}, now current: {kept}")
     if receipt is None:
         print(f"kindling: no receipt: {choice.reason}", file=sys.stderr)

@@ -44,18 +44,33 @@ def _reason(code: int, told: str) -> str:
     return f"{ended}: {lines[-1]}" if lines else ended
 
 
-def likeness(folder: Path, baseline: Path) -> tuple[float, float]:
-    """PSNR over all pictures, in dB, and mean SSIM of those in `folder` against the same in `baseline`."""
+def likeness(folder: Path, baseline: Path) -> tuple[float | None, float | None]:
+    """PSNR over all pictures, in dB, and mean SSIM of those in `folder` against the same in `baseline`.
+
+    A picture that one of them lacks, or left torn when it was killed, is left out; None and None if none remains.
+    """
     import numpy
-    from PIL import Image
     from skimage.metrics import mean_squared_error, structural_similarity
 
     errors, alike = [], []
     for path in sorted(baseline.glob("*.png")):
-        with Image.open(path) as first, Image.open(folder / path.name) as second:
-            ours, theirs = numpy.asarray(second), numpy.asarray(first)
+        ours, theirs = _pixels(folder / path.name), _pixels(path)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            continue
         errors.append(mean_squared_error(ours, theirs))
         alike.append(structural_similarity(ours, theirs, channel_axis=2))  # type: ignore[no-untyped-call]
+    if not errors:
+        return None, None
     error = float(numpy.mean(errors))
     decibels = 10 * float(numpy.log10(255**2 / error)) if error else SAME_DB
     return round(min(decibels, SAME_DB), 2), round(float(numpy.mean(alike)), 4)
+
+
+def _pixels(path: Path) -> Any:
+    """A picture's pixels; None where there is no whole one, whatever Pillow says of it."""
+    import numpy
+    from PIL import Image
+
+    with contextlib.suppress(Exception), Image.open(path) as picture:
+        return numpy.asarray(picture)
+    return None

@@ -2,26 +2,29 @@
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from handler import __version__
 from handler.errors import KindlingError
 from handler.hardware import Hardware
 from handler.optimize.attempt import attempt, likeness
+from handler.optimize.journal import Journal
 from handler.optimize.pareto import Choice, choose
 from handler.optimize.trial import Task
 from handler.precisions import PRECISIONS, refusal
 from handler.prices import per_image, price_of
-from handler.receipts import Candidate, Figures, Outcome
+from handler.receipts import Candidate, Figures, Outcome, folder
 from handler.settings import Settings
 from handler.spec import ModelSpec
 
 Progress = Callable[[str], None]
 Attempt = Callable[[list[str], float], dict[str, Any]]
+DECIDING = ("attention", "offload", "device", "metadata")  # settings that a candidate runs with as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +83,48 @@ def sweep(
     progress: Progress,
     attempted: Attempt = attempt,
 ) -> Sweep:
-    """Measure each candidate in its own process and choose; a failure of one is its outcome."""
+    """Measure each candidate in its own process and choose; a failure of one is its outcome.
+
+    What is measured is kept at `place` until that is closed: after an interruption it is not measured again.
+    """
     plan = planned(hardware, wished.candidates)
     count, number, outcomes = sum(one.status == "measured" for one in plan), 0, []
-    with tempfile.TemporaryDirectory(prefix="kindling-") as place:
-        for outcome in plan:
-            if outcome.status == "measured":
-                number, begun = number + 1, time.monotonic()
-                progress(f"kindling: {number} of {count}: {outcome.candidate.name} ...")
-                pictures = Path(place) / outcome.candidate.name
-                pictures.mkdir()
-                command = _command(outcome.candidate, settings, spec, wished, pictures)
-                outcome = _outcome(outcome.candidate, command, wished.limit_s, attempted)
-                outcome = _judged(outcome, pictures, Path(place) / plan[0].candidate.name, settings, hardware)
-                progress(f"  {time.monotonic() - begun:.0f} s: {_told(outcome)}")
-            outcomes.append(outcome)
+    journal = Journal(place(settings, spec, hardware), _facts(settings, spec, hardware, wished))
+    for outcome in plan:
+        if outcome.status == "measured":
+            one, number, begun = outcome.candidate, number + 1, time.monotonic()
+            progress(f"kindling: {number} of {count}: {one.name} ...")
+            if known := journal.known(one):
+                outcome, took = known, "before"
+            else:
+                command = _command(one, settings, spec, wished, journal.begin(one))
+                outcome = _outcome(one, command, wished.limit_s, attempted)
+                journal.keep(outcome)
+                took = f"{time.monotonic() - begun:.0f} s"
+            baseline = journal.pictures(plan[0].candidate)
+            outcome = _judged(outcome, journal.pictures(one), baseline, settings, hardware)
+            progress(f"  {took}: {_told(outcome)}")
+        outcomes.append(outcome)
     found = Sweep(tuple(outcomes), Choice(None, "", frozenset(), {}))
     return replace(found, choice=choose(found.measured, wished.priority, wished.limits))
+
+
+def place(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Path:
+    """Where the journal of a sweep is."""
+    return settings.volume / "sweeps" / spec.id / folder(settings.volume, spec.id, hardware.name).name
+
+
+def _facts(settings: Settings, spec: ModelSpec, hardware: Hardware, wished: Wishes) -> dict[str, Any]:
+    """All that a measurement depends on but its candidate."""
+    values = settings.model_dump(mode="json")
+    return {
+        "revision": spec.revision,
+        "hardware": [hardware.name, hardware.precision],
+        "rounds": wished.rounds,
+        "limit_s": wished.limit_s,
+        "settings": {name: values[name] for name in DECIDING},
+        "versions": {"kindling": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
+    }
 
 
 def _command(one: Candidate, settings: Settings, spec: ModelSpec, wished: Wishes, pictures: Path) -> list[str]:
@@ -116,7 +144,7 @@ def _judged(outcome: Outcome, pictures: Path, baseline: Path, settings: Settings
     figures = outcome.figures
     if figures is None:
         return outcome
-    psnr_db, ssim = likeness(pictures, baseline) if any(baseline.glob("*.png")) else (None, None)
+    psnr_db, ssim = likeness(pictures, baseline)
     dollars = per_image(1 / figures.images_per_s, price_of(hardware.name, settings.platform, settings.gpu_price))
     return replace(outcome, figures=replace(figures, psnr_db=psnr_db, ssim=ssim, dollars=dollars))
 

@@ -32,8 +32,10 @@ async def _rate(lane: Lane, side: int, count: int) -> float:
     """Pictures a second with `count` at once. All wait already when the first begins."""
     lane.batch, gate = count, threading.Event()
     plug = asyncio.create_task(lane.submit(_recipe(lane, MIN_SIDE, 0), lambda *_: _open(gate)))
-    while not lane.drawing:
+    while not (lane.drawing or plug.done()):
         await asyncio.sleep(0)
+    if plug.done():
+        await plug  # it could not even begin: its reason is that of all
     tasks = [asyncio.create_task(lane.submit(_recipe(lane, side, seed))) for seed in range(MOST)]
     await asyncio.sleep(0)
     gate.set()

@@ -14,6 +14,7 @@ from handler.optimize.together import gains
 from handler.receipts import Candidate, Figures
 from handler.request import ImageRequest
 from handler.settings import Settings
+from handler.volume import write_atomically
 
 PATIENT_S = 3600.0  # the sweep's own limit ends what takes too long
 STATUS = Path("/proc/self/status")
@@ -92,7 +93,7 @@ async def _one_by_one(api: Api, task: Task) -> list[float]:
             [picture] = await api.draw(request)
             seconds.append(time.perf_counter() - begun)
             if turn == 0:
-                (Path(task.folder) / f"{seed}.png").write_bytes(picture.data)
+                write_atomically(Path(task.folder) / f"{seed}.png", picture.data)
     return seconds
 
 

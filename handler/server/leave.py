@@ -1,4 +1,6 @@
-"""How the serving process leaves: told to, with exit code 0, or because its worker failed: 1, or 124 if not in time.
+"""How the serving process leaves: told to, with exit code 0, or because its worker failed.
+
+That is 1, 2 if a setting is the reason, 124 if it did not start in time.
 
 Told once (SIGTERM, Ctrl-C) it drains: what was accepted is drawn, for as long as platforms wait, and who asks then is
 told when to come back. Told twice it answers all at once and is gone, with the code of the signal: 143 or 130.
@@ -15,7 +17,7 @@ from types import FrameType
 import uvicorn
 
 from handler.clock import EXIT_CODE
-from handler.errors import BudgetExceeded
+from handler.errors import BudgetExceeded, SettingsError, StartError
 from handler.lane import Lane
 
 DRAIN_S = 25.0  # a platform kills what has not left about 30 s after it was told to
@@ -56,7 +58,8 @@ class Server(uvicorn.Server):
         """The exit code."""
         if len(self.told) > 1:
             return ABORTED + self.told[1]
-        return EXIT_CODE if isinstance(self._lane.error, BudgetExceeded) else 1 if self._lane.error else 0
+        codes = {BudgetExceeded: EXIT_CODE, SettingsError: 2, StartError: 1}
+        return next((code for kind, code in codes.items() if isinstance(self._lane.error, kind)), 0)
 
     def end(self) -> None:
         """End this process here if it failed, or if the lane's thread is in native code, out of Python's reach."""

@@ -1,0 +1,79 @@
+"""What a sweep has measured so far, on the volume: interrupted, the same command goes on from there.
+
+    sweeps/<id>/<device>/facts.json     what is measured, how, and in which versions
+    sweeps/<id>/<device>/<candidate>/   its pictures, and outcome.json, written last
+
+The folder goes with `close`, once what came of the sweep is kept elsewhere. One that was made by other facts is of no
+use, and goes too.
+"""
+
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from handler.errors import VolumeFailed
+from handler.receipts import Candidate, Outcome
+from handler.volume import write_atomically
+
+FACTS, OUTCOME = "facts.json", "outcome.json"
+
+
+class Journal:
+    """The outcomes of one sweep in `place`, as attempted: not yet judged. VolumeFailed if nothing can be kept there."""
+
+    def __init__(self, place: Path, facts: dict[str, Any]) -> None:
+        self._place = place
+        if _read(place / FACTS) != facts:
+            shutil.rmtree(place, ignore_errors=True)
+            self._write(place / FACTS, facts)
+
+    def pictures(self, one: Candidate) -> Path:
+        """Where the pictures of `one` are."""
+        return self._place / one.name
+
+    def known(self, one: Candidate) -> Outcome | None:
+        """What became of `one` before the interruption; None if that is still to be found out."""
+        found = _read(self.pictures(one) / OUTCOME)
+        with suppress(ValueError, TypeError):
+            return TypeAdapter(Outcome).validate_python(found)
+        return None
+
+    def begin(self, one: Candidate) -> Path:
+        """An empty folder for the pictures of `one`."""
+        folder = self.pictures(one)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise VolumeFailed(f"Cannot write {folder}: {error.strerror or error}.") from None
+        return folder
+
+    def keep(self, outcome: Outcome) -> None:
+        """Leave `outcome` for a later run."""
+        self._write(self.pictures(outcome.candidate) / OUTCOME, asdict(outcome))
+
+    def _write(self, path: Path, what: dict[str, Any]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(what).encode())
+        except OSError as error:
+            raise VolumeFailed(f"Cannot write {path}: {error.strerror or error}.") from None
+
+
+def close(place: Path) -> None:
+    """The sweep is over, and its results are told."""
+    shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):  # where sweeps of others are
+        place.parent.rmdir()
+        place.parent.parent.rmdir()
+
+
+def _read(path: Path) -> Any:
+    with suppress(OSError, ValueError, RecursionError):
+        return json.loads(path.read_bytes())
+    return None
