@@ -34,7 +34,7 @@ class Drawing:
         self._mark = mark
         self._families = importlib.import_module("handler.families")
         self._projection = Projection()
-        self._prompts: OrderedDict[tuple[str, str, float], dict[str, Any]] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, str | None, float], dict[str, Any]] = OrderedDict()
 
     def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Drawn | Exception]:
         """Draw alike pictures (`batching.alike`), at once if their prompts allow; each, or why there is none.

@@ -95,7 +95,7 @@ class Painter:
 
     def _judged(self, draw: Draw, error: Exception, jobs: Sequence[Job]) -> KindlingError:
         """What callers get for `error`. It may quote any of the prompts."""
-        words = [word for job in jobs for word in (job.recipe.prompt, job.recipe.negative_prompt)]
+        words = [word for job in jobs for word in (job.recipe.prompt, job.recipe.negative_prompt or "")]
         found = self._triage.judge(error, lambda: self._canary(draw), *words)
         if found.fatal:
             self._fail(found)

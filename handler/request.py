@@ -75,7 +75,7 @@ class ImageRequest(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=20)
     scheduler: Scheduler | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
-    negative_prompt: str | None = Field(None, max_length=2000)
+    negative_prompt: str | None = Field(None, max_length=2000, description="What to avoid; None is the model's way.")
     step_cache: Choice | None = Field(None, description="off, on, or the step cache's values; None is the worker's.")
     images: Annotated[
         tuple[bytes, ...],
@@ -166,7 +166,7 @@ class Recipe:
     guidance: float
     scheduler: str
     seed: int
-    negative_prompt: str = ""
+    negative_prompt: str | None = None  # an empty one is not none: SDXL and Qwen-Image draw other pictures of it
     images: tuple[Reference, ...] = ()
     step_cache: StepCache | None = None
     strength: float | None = None

@@ -103,7 +103,7 @@ class ModelSpec:
             guidance=self._guidance(request),
             scheduler=request.scheduler or self.schedulers[0],
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-            negative_prompt=request.negative_prompt or "",
+            negative_prompt=self._negative_prompt(request),
             images=images,
             step_cache=self.caching(request.step_cache or served),
             strength=self._strength(request),
@@ -116,7 +116,7 @@ class ModelSpec:
         return width, height
 
     def looks_at(self, request: ImageRequest) -> int:
-        """How many pixels of each image of `request` matter."""
+        """How many pixels of the first image of `request` matter."""
         return SEEN_PIXELS if self._strength(request) is None else MAX_SIDE**2
 
     @property
@@ -162,6 +162,10 @@ class ModelSpec:
 
     def _guidance(self, request: ImageRequest) -> float:
         return self.guidance if request.guidance_scale is None else request.guidance_scale
+
+    def _negative_prompt(self, request: ImageRequest) -> str | None:
+        """As asked, if there is guidance for it to work through; an empty one is not the same as none."""
+        return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
 
     def caching(self, asked: Choice) -> StepCache | None:
         """The step cache that `asked` means for this model, or the error that says why it cannot be."""
