@@ -1,8 +1,10 @@
 """The models: one frozen row each, stating only what differs, and the modes that pick a row for you.
 
 Rows name their family's code by string, so this table needs no torch. A new variant of a known family is one row
-here. The values of the FLUX.1, SD3.5 and SDXL rows are RunInfra's published table, those of the others their makers'
-model cards; revisions are the hub's commits; parameters are counted on diffusers' own classes.
+here. Steps and guidance of the FLUX.1, SD3.5 and SDXL rows are RunInfra's published table, those of the others as their
+makers' model cards have them; FLUX.2 [dev]'s has 50 steps and calls 28 a good trade-off, which it is here. Sizes are
+what the cards say or one megapixel; Qwen-Image's says 1328x1328, which would take 1.7 times as long. Revisions are the
+hub's commits; parameters are counted on diffusers' own classes.
 """
 
 import math
@@ -20,7 +22,8 @@ SPARK = ModelSpec(
     revision="embedded",
     family="handler.families.flux",
     license=licenses.MIT,
-    parameters=3_800_000,
+    parameters=2_310_000,
+    other_parameters=1_550_000,
     work_gb=1.1,
     steps=4,
     max_steps=8,
@@ -88,7 +91,8 @@ SDXL = ModelSpec(
     revision="462165984030d82259a11f4367a4eed129e94a7b",
     family="handler.families.sdxl",
     license=licenses.OPENRAIL,
-    parameters=3_500_000_000,
+    parameters=2_570_000_000,
+    other_parameters=900_000_000,
     streams=Streams(818_000_000, 63_000_000, 35_000_000),
     steps=20,
     guidance=5.0,
@@ -104,7 +108,8 @@ SDXL_TURBO = ModelSpec(
     revision="71153311d3dbb46851df1931d3ca6e939de83304",
     family="handler.families.sdxl",
     license=licenses.STABILITY,
-    parameters=3_500_000_000,
+    parameters=2_570_000_000,
+    other_parameters=900_000_000,
     streams=Streams(818_000_000, 63_000_000, 35_000_000),
     steps=1,
     max_steps=4,
@@ -120,7 +125,8 @@ SDXL_LIGHTNING = ModelSpec(
     revision="c9a24f48e1c025556787b0c58dd67a091ece2e44",
     family="handler.families.sdxl",
     license=licenses.OPENRAIL,
-    parameters=3_500_000_000,
+    parameters=2_570_000_000,
+    other_parameters=900_000_000,
     streams=Streams(818_000_000, 63_000_000, 35_000_000),
     steps=4,
     max_steps=4,

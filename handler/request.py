@@ -85,7 +85,7 @@ class ImageRequest(BaseModel):
     mask: Annotated[bytes, BeforeValidator(_mask)] | None = Field(
         None, repr=False, description="A PNG, transparent where the first image is to be drawn anew; else it stays."
     )
-    strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew; 1: all of it.")
+    strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew.")
     stream: bool = Field(False, description="Answer as events, where the transport can.")
     partial_images: int = Field(0, ge=0, le=3, description="Small pictures of what is coming, where answers stream.")
     response_format: Literal["b64_json", "url"] = Field("b64_json", description="url needs an object store.")

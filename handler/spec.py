@@ -41,12 +41,12 @@ class ModelSpec:
     revision: str
     family: str
     license: License
-    parameters: int  # of what denoises; of all of it in the SDXL rows, as their makers count
+    parameters: int  # of what denoises
     steps: int
     max_steps: int = 50
     min_steps: int = 1
     guidance: float = 0.0  # 0: distilled without, and none can be asked for
-    other_parameters: int = 0  # of the text encoders and the VAE, where `parameters` leaves them out
+    other_parameters: int = 0  # of the text encoders and the VAE
     streams: Streams = Streams()
     work_gb: float = 3.0  # for activations and the libraries; an assumption, not yet measured on a GPU
     size: tuple[int, int] = (1024, 1024)
@@ -229,7 +229,8 @@ class ModelSpec:
         if not steps_taken(steps, strength):
             enough, fewest = math.ceil(100 / steps) / 100, self._fewest(strength)
             more = f", or num_inference_steps of at least {fewest}" if steps_taken(fewest, strength) else ""
-            told = f"{strength:g} of {steps} steps is less than one; send at least {enough:g}{more}"
+            of = f"{steps} steps" if request.num_inference_steps else f"the {steps} steps that {self.id} takes at most"
+            told = f"{strength:g} of {of} is less than one; send at least {enough:g}{more}"
             raise OutOfRange(f"strength: {told}.", "strength")
         if request.scheduler and request.scheduler not in self.edit_schedulers:
             takes = ", ".join(self.edit_schedulers)

@@ -126,6 +126,13 @@ def test_strength_is_where_the_steps_begin(
     assert steps((ONE,), MASK, strength=0.5) == half
 
 
+@of("spec", REDRAWING, ids=each)
+def test_at_strength_1_nothing_is_left_but_of_sdxl(spec: ModelSpec, boot: Callable[[str], Worker]) -> None:
+    """As README says: its noise is finite, a flow's begins as nothing else."""
+    first, second = (drawn(boot(spec.id), (image,), strength=1.0, num_inference_steps=1) for image in (ONE, OTHER))
+    assert (first == second).all() == (not spec.family.endswith("sdxl"))
+
+
 @of("spec", MASKED, ids=each)
 def test_outside_the_mask_nothing_changes(spec: ModelSpec, boot: Callable[[str], Worker]) -> None:
     worker, inside = boot(spec.id), KEPT < 255
@@ -356,7 +363,7 @@ def test_spark_replaces_what_is_under_a_mask(spark: Worker) -> None:
     [
         (SPARK, {}, 4, 0.75),
         (SPARK, {"strength": 0.15}, 7, 0.15),
-        (SPARK, {"strength": 0.1, "num_inference_steps": None}, None, "strength: 0.1 of 8 steps is less than one"),
+        (SPARK, {"strength": 0.1, "num_inference_steps": None}, None, "0.1 of the 8 steps that spark takes at most is"),
         (SPARK, {"strength": 0.2, "num_inference_steps": 4}, None, "0.25, or num_inference_steps of at least 5"),
         (SPARK, {"strength": 0.1, "num_inference_steps": 4}, None, "send at least 0.25."),
         (SPARK, {"mask": b"x"}, 4, 1.0),
