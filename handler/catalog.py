@@ -1,10 +1,8 @@
 """The models: one frozen row each, stating only what differs, and the modes that pick a row for you.
 
-Rows name their family's code by string, so this table needs no torch. A new variant of a known family is one row
-here. Steps and guidance of the FLUX.1, SD3.5 and SDXL rows are RunInfra's published table, those of the others as their
-makers' model cards have them; FLUX.2 [dev]'s has 50 steps and calls 28 a good trade-off, which it is here. Sizes are
-what the cards say or one megapixel; Qwen-Image's says 1328x1328, which would take 1.7 times as long. Revisions are the
-hub's commits; parameters are counted on diffusers' own classes.
+Rows name their family's code by string, so this table needs no torch. Steps and guidance of FLUX.1, SD3.5 and SDXL are
+RunInfra's published table, all else is as the makers' cards have it, but for two: FLUX.2 [dev]'s calls 28 of its 50
+steps a good trade-off, and Qwen-Image's draws 1328x1328, 1.7 times as long. Revisions are the hub's commits.
 """
 
 import math
@@ -13,8 +11,6 @@ from handler import licenses
 from handler.errors import ModelNotFound
 from handler.spec import Graft, Mode, ModelSpec, Streams
 from handler.stepcache import StepCache
-
-SDXL_SCHEDULERS = ("dpm++", "euler", "euler-a", "heun", "ddim")
 
 SPARK = ModelSpec(
     id="spark",
@@ -98,7 +94,7 @@ SDXL = ModelSpec(
     guidance=5.0,
     multiple=8,
     text_tokens=77,
-    schedulers=SDXL_SCHEDULERS,
+    schedulers=("dpm++", "euler", "euler-a", "heun", "ddim"),
     takes_negative_prompt=True,
     variant="fp16",
 )

@@ -41,7 +41,7 @@ class ModelSpec:
     revision: str
     family: str
     license: License
-    parameters: int  # of what denoises
+    parameters: int  # of what denoises, counted on diffusers' own classes
     steps: int
     max_steps: int = 50
     min_steps: int = 1

@@ -29,6 +29,7 @@ from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker, codec, r
 from handler.dialects import edits as dialect
 from handler.errors import Cancelled, InvalidType, InvalidValue, KindlingError, OutOfRange, RequestError, Unsupported
 from handler.families import edits, schedulers
+from handler.preview import Projection
 from handler.request import Mask, Reference
 from handler.server import forms
 from handler.volume import fetched_folder
@@ -285,6 +286,16 @@ def test_klein_edits_under_a_mask_with_references(boot: Callable[[str], Worker])
     worker, small = boot(KLEIN.id), Reference(RNG.integers(0, 256, (64, 80, 3), np.uint8), "")
     pictures = [drawn(worker, images, MASK)[KEPT == 0] for images in ((ONE,), (ONE, small), (ONE, small, OTHER))]
     assert all(differ(pictures[i], pictures[j]) for i in range(3) for j in range(i))
+
+
+def test_previews_learn_nothing_under_a_mask(spark: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step heads for other latents than those that the image is put back into."""
+    learned = []
+    monkeypatch.setattr(Projection, "learn", lambda *given: learned.append(given))
+    drawn(spark, (ONE,), MASK)
+    assert not learned
+    drawn(spark, (ONE,))
+    assert len(learned) == 1
 
 
 def test_under_kleins_mask_references_are_what_they_are_without(

@@ -212,7 +212,8 @@ def _judged(
         return NumericalError("The model produced NaN or infinite values; no picture was made.")
     if not lit:
         return NumericalError("The model produced an all-black picture.")
-    projection.learn(latents, picture)
+    if not recipe.mask:  # where it keeps, what the last step headed for is not what was decoded
+        projection.learn(latents, picture)
     return edits.pasted(pixels.numpy(), recipe)
 
 
