@@ -2,7 +2,8 @@
 
 The models are tests/tiny.py's, real pipelines with small weights. Plain diffusers draws (plain.py) in a process that
 never imports Kindling's families, Kindling in another, asked by JSON and answering PNGs, as callers ask. For each
-option: how many of the pictures' values differ, and by how much at most.
+option: how many of the pictures' values differ, and by how much at most. One is not met: the images that are looked at
+beside a mask plain diffusers encodes all at once, which rounds otherwise than one by one, as Kindling always does it.
 
     python benchmarks/differential.py --save          all rows and options in fp32 and bf16: some minutes
     python benchmarks/differential.py --models sdxl

@@ -76,7 +76,7 @@ LONGER = {
     "spark": ["text: off the grid", "image: strength 0.5", "mask: off the grid"],
     "sd3.5-large": ["mask: half open"],
     "sdxl": [*NEGATIVES, "image: transparent"],
-    "flux2-klein": ["mask: three images to look at"],
+    "flux2-klein": ["mask: an image to look at"],
     "qwen-image": NEGATIVES,
 }
 
