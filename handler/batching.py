@@ -49,4 +49,4 @@ def alike(one: Recipe, other: Recipe) -> bool:
 
 
 def _shape(recipe: Recipe) -> Recipe:
-    return replace(recipe, prompt="", negative_prompt="", seed=0)
+    return replace(recipe, prompt="", negative_prompt=None, seed=0)

@@ -43,7 +43,7 @@ class Drawing:
         self._families = importlib.import_module("handler.families")
         self._components = self._families.Components(pipeline)
         self._projection = Projection()
-        self._prompts: OrderedDict[tuple[str, str, float], dict[str, Any]] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, str | None, float], dict[str, Any]] = OrderedDict()
 
     def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome]:
         """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""

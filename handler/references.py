@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import math
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,9 +28,13 @@ def decoded(request: ImageRequest, spec: ModelSpec) -> tuple[tuple[Reference, ..
 
 
 def references(images: Sequence[bytes], most: int = SEEN_PIXELS) -> tuple[Reference, ...]:
-    """Decode images to at most so many pixels; InvalidValue or OutOfRange says which cannot be used, and why."""
+    """Decode images; InvalidValue or OutOfRange says which cannot be used, and why.
+
+    The first comes to at most so many pixels, the others, which are never drawn anew, to what is looked at.
+    """
     return tuple(
-        Reference(_decode(data, f"images: image {i + 1}", most), _sha256(data)) for i, data in enumerate(images)
+        Reference(_decode(data, f"images: image {i + 1}", SEEN_PIXELS if i else most), _sha256(data))
+        for i, data in enumerate(images)
     )
 
 
@@ -113,7 +118,7 @@ def _check(image: Any, name: str) -> None:
 
 def _shrunk(image: Any, most: int, filter_: Any) -> Any:
     """At most `most` pixels, resized as FLUX.2's pipelines would do it: what waits in the queue stays small."""
-    scale = (most / (image.width * image.height)) ** 0.5
+    scale = math.sqrt(most / (image.width * image.height))
     if scale >= 1:
         return image
     return image.resize((int(image.width * scale), int(image.height * scale)), filter_)

@@ -75,7 +75,7 @@ class ImageRequest(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=20)
     scheduler: Scheduler | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
-    negative_prompt: str | None = Field(None, max_length=2000)
+    negative_prompt: str | None = Field(None, max_length=2000, description="What to avoid; None is the model's way.")
     step_cache: Choice | None = Field(None, description="off, on, or the step cache's values; None is the worker's.")
     images: Annotated[
         tuple[bytes, ...],
@@ -85,7 +85,7 @@ class ImageRequest(BaseModel):
     mask: Annotated[bytes, BeforeValidator(_mask)] | None = Field(
         None, repr=False, description="A PNG, transparent where the first image is to be drawn anew; else it stays."
     )
-    strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew; 1: all of it.")
+    strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew.")
     stream: bool = Field(False, description="Answer as events, where the transport can.")
     partial_images: int = Field(0, ge=0, le=3, description="Small pictures of what is coming, where answers stream.")
     response_format: Literal["b64_json", "url"] = Field("b64_json", description="url needs an object store.")
@@ -166,7 +166,7 @@ class Recipe:
     guidance: float
     scheduler: str
     seed: int
-    negative_prompt: str = ""
+    negative_prompt: str | None = None  # an empty one is not none: SDXL and Qwen-Image draw other pictures of it
     images: tuple[Reference, ...] = ()
     step_cache: StepCache | None = None
     strength: float | None = None

@@ -41,12 +41,12 @@ class ModelSpec:
     revision: str
     family: str
     license: License
-    parameters: int  # of what denoises; of all of it in the SDXL rows, as their makers count
+    parameters: int  # of what denoises, counted on diffusers' own classes
     steps: int
     max_steps: int = 50
     min_steps: int = 1
     guidance: float = 0.0  # 0: distilled without, and none can be asked for
-    other_parameters: int = 0  # of the text encoders and the VAE, where `parameters` leaves them out
+    other_parameters: int = 0  # of the text encoders and the VAE
     streams: Streams = Streams()
     work_gb: float = 3.0  # for activations and the libraries; an assumption, not yet measured on a GPU
     size: tuple[int, int] = (1024, 1024)
@@ -103,7 +103,7 @@ class ModelSpec:
             guidance=self._guidance(request),
             scheduler=request.scheduler or self.schedulers[0],
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-            negative_prompt=request.negative_prompt or "",
+            negative_prompt=self._negative_prompt(request),
             images=images,
             step_cache=self.caching(request.step_cache or served),
             strength=self._strength(request),
@@ -116,7 +116,7 @@ class ModelSpec:
         return width, height
 
     def looks_at(self, request: ImageRequest) -> int:
-        """How many pixels of each image of `request` matter."""
+        """How many pixels of the first image of `request` matter."""
         return SEEN_PIXELS if self._strength(request) is None else MAX_SIDE**2
 
     @property
@@ -162,6 +162,10 @@ class ModelSpec:
 
     def _guidance(self, request: ImageRequest) -> float:
         return self.guidance if request.guidance_scale is None else request.guidance_scale
+
+    def _negative_prompt(self, request: ImageRequest) -> str | None:
+        """As asked, if there is guidance for it to work through; an empty one is not the same as none."""
+        return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
 
     def caching(self, asked: Choice) -> StepCache | None:
         """The step cache that `asked` means for this model, or the error that says why it cannot be."""
@@ -225,7 +229,8 @@ class ModelSpec:
         if not steps_taken(steps, strength):
             enough, fewest = math.ceil(100 / steps) / 100, self._fewest(strength)
             more = f", or num_inference_steps of at least {fewest}" if steps_taken(fewest, strength) else ""
-            told = f"{strength:g} of {steps} steps is less than one; send at least {enough:g}{more}"
+            of = f"{steps} steps" if request.num_inference_steps else f"the {steps} steps that {self.id} takes at most"
+            told = f"{strength:g} of {of} is less than one; send at least {enough:g}{more}"
             raise OutOfRange(f"strength: {told}.", "strength")
         if request.scheduler and request.scheduler not in self.edit_schedulers:
             takes = ", ".join(self.edit_schedulers)

@@ -15,7 +15,9 @@ import httpx
 import numpy as np
 import openai as client_library
 import pytest
+import torch
 from conftest import PATIENT
+from diffusers import Flux2KleinPipeline
 from PIL import Image
 from starlette.datastructures import Headers
 from test_cli import kindling
@@ -27,6 +29,7 @@ from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker, codec, r
 from handler.dialects import edits as dialect
 from handler.errors import Cancelled, InvalidType, InvalidValue, KindlingError, OutOfRange, RequestError, Unsupported
 from handler.families import edits, schedulers
+from handler.preview import Projection
 from handler.request import Mask, Reference
 from handler.server import forms
 from handler.volume import fetched_folder
@@ -124,6 +127,15 @@ def test_strength_is_where_the_steps_begin(
     assert steps((ONE,), MASK, strength=0.5) == half
 
 
+@of("spec", REDRAWING, ids=each)
+def test_at_strength_1_nothing_is_left_but_of_sdxl(spec: ModelSpec, boot: Callable[[str], Worker]) -> None:
+    """As README says: its noise is finite, a flow's begins as nothing else."""
+    first, second = (
+        drawn(boot(spec.id), (image,), strength=1.0, num_inference_steps=spec.min_steps) for image in (ONE, OTHER)
+    )
+    assert (first == second).all() == (not spec.family.endswith("sdxl"))
+
+
 @of("spec", MASKED, ids=each)
 def test_outside_the_mask_nothing_changes(spec: ModelSpec, boot: Callable[[str], Worker]) -> None:
     worker, inside = boot(spec.id), KEPT < 255
@@ -140,6 +152,50 @@ def test_outside_the_mask_nothing_changes(spec: ModelSpec, boot: Callable[[str],
 def test_what_is_around_the_mask_matters(spec: ModelSpec, boot: Callable[[str], Worker]) -> None:
     first, second = (drawn(boot(spec.id), (image,), MASK)[KEPT == 0] for image in (ONE, OTHER))
     assert (first != second).any()
+
+
+def noise(width: int, height: int) -> Reference:
+    return Reference(RNG.integers(0, 256, (height, width, 3), np.uint8), "")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Worker], list[torch.Tensor]]:
+    """Notes what a worker's VAE is given to decode."""
+
+    def watched(worker: Worker) -> list[torch.Tensor]:
+        kind, seen = type(worker._pipeline.vae), []
+        decode = kind.decode
+
+        def decoding(vae: Any, latents: torch.Tensor, *given: Any, **options: Any) -> Any:
+            seen.append(latents.clone())
+            return decode(vae, latents, *given, **options)
+
+        monkeypatch.setattr(kind, "decode", decoding)
+        return seen
+
+    return watched
+
+
+@of("spec", MASKED, ids=each)
+def test_a_hole_of_any_place_is_drawn_anew_whole(
+    spec: ModelSpec, boot: Callable[[str], Worker], decoded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given a perfect predictor, not one latent that a hole touches keeps any of the image, and others keep it."""
+    worker = boot(spec.id)
+    seen = decoded(worker)
+    perfect = PERFECT.get(spec.family.rpartition(".")[2], packed)
+    monkeypatch.setattr(getattr(worker._pipeline, worker._family.DENOISER), "forward", perfect)
+    image, kept = noise(128, 96), np.full((96, 128), 255, np.uint8)
+    for x, y in ((0, 0), (17, 33), (46, 31), (127, 95)):
+        kept[y, x] = 254
+    drawn(worker, (image,), Mask(np.zeros_like(kept), ""))
+    drawn(worker, (image,), Mask(kept, ""))
+    whole, holes = (latents.flatten(0, -3) for latents in seen)
+    cell = 128 // whole.shape[-1]
+    touched = (kept < 255).reshape(96 // cell, cell, 128 // cell, cell).any((1, 3))
+    equal = (whole - holes).abs().amax(0).numpy() < 1e-4
+    assert equal[touched].all()
+    assert equal.mean() < 0.3  # the rest is the image's, of each token that was not touched
 
 
 def test_half_kept_is_half_of_both(boot: Callable[[str], Worker]) -> None:
@@ -234,6 +290,41 @@ def test_klein_edits_under_a_mask_with_references(boot: Callable[[str], Worker])
     assert all(differ(pictures[i], pictures[j]) for i in range(3) for j in range(i))
 
 
+def test_previews_learn_nothing_under_a_mask(spark: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step heads for other latents than those that the image is put back into."""
+    learned = []
+    monkeypatch.setattr(Projection, "learn", lambda *given: learned.append(given))
+    drawn(spark, (ONE,), MASK)
+    assert not learned
+    drawn(spark, (ONE,))
+    assert len(learned) == 1
+
+
+def test_under_kleins_mask_references_are_what_they_are_without(
+    boot: Callable[[str], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any shape, and those above a megapixel as small as plain diffusers makes them: the very same tokens."""
+    worker, seen = boot(KLEIN.id), []
+    plain = Flux2KleinPipeline(**worker._pipeline.components, is_distilled=True)
+    plain.set_progress_bar_config(disable=True)
+    forward = plain.transformer.forward
+
+    def watching(hidden_states: torch.Tensor, img_ids: torch.Tensor, **given: Any) -> Any:
+        seen.append((hidden_states.clone(), img_ids.clone()))
+        return forward(hidden_states=hidden_states, img_ids=img_ids, **given)
+
+    monkeypatch.setattr(plain.transformer, "forward", watching)
+    images = (noise(128, 96), noise(72, 200), noise(1300, 900), noise(65, 500))
+    mask = Mask(np.zeros((96, 128), np.uint8), "")
+    drawn(worker, images, mask, num_inference_steps=1)
+    plain([Image.fromarray(image.rgb) for image in images], "a red circle", 96, 128, num_inference_steps=1)
+    (ours, places), (theirs, their_places) = seen
+    own = (128 // 16) * (96 // 16)
+    assert ours.shape == theirs.shape
+    assert (ours[:, own:] == theirs[:, own:]).all()
+    assert (places == their_places).all()
+
+
 def test_families_have_what_their_rows_say(boot: Callable[[str], Worker]) -> None:
     for spec in ROWS:
         family = boot(spec.id)._family
@@ -285,7 +376,7 @@ def test_spark_replaces_what_is_under_a_mask(spark: Worker) -> None:
     [
         (SPARK, {}, 4, 0.75),
         (SPARK, {"strength": 0.15}, 7, 0.15),
-        (SPARK, {"strength": 0.1, "num_inference_steps": None}, None, "strength: 0.1 of 8 steps is less than one"),
+        (SPARK, {"strength": 0.1, "num_inference_steps": None}, None, "0.1 of the 8 steps that spark takes at most is"),
         (SPARK, {"strength": 0.2, "num_inference_steps": 4}, None, "0.25, or num_inference_steps of at least 5"),
         (SPARK, {"strength": 0.1, "num_inference_steps": 4}, None, "send at least 0.25."),
         (SPARK, {"mask": b"x"}, 4, 1.0),
@@ -396,6 +487,15 @@ def test_a_mask_is_its_alpha_channel() -> None:
     large = references.kept(hole((3000, 2000)), saved(PHOTO.resize((3000, 2000))), 1_000_000)
     assert large.kept.shape == (816, 1224)
     assert set(np.unique(large.kept[40:, 40:])) == {255}
+
+
+def test_references_are_decoded_no_larger_than_they_are_looked_at() -> None:
+    large = saved(PHOTO.resize((1600, 1200)))
+    request = ImageRequest(prompt="x", images=(large, large), mask=hole((1600, 1200)))
+    images, mask = references.decoded(request, KLEIN)
+    assert [image.rgb.shape for image in images] == [(1200, 1600, 3), (886, 1182, 3)]
+    assert mask
+    assert mask.kept.shape == (1200, 1600)
 
 
 BAD_MASKS: list[tuple[str, bytes, type[RequestError], str]] = [

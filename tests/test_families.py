@@ -3,7 +3,10 @@
 A new row is tested by existing: it needs a builder in tiny.py if its family is new, and nothing here.
 """
 
-from collections.abc import Callable
+import argparse
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENT
-from diffusers import DiffusionPipeline
+from conftest import PATIENT, ROOT
 
 import tiny
-from handler import MODELS, ImageRequest, ModelSpec, Worker, blocks
+from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker, blocks, codec, generate
+from handler.dialects import edits, openai
 from handler.errors import Cancelled, StartError
 from handler.families import schedulers
 from handler.request import Reference
+from handler.server import forms
 from handler.volume import fetched_folder
 
 ROWS = [spec for spec in MODELS.values() if not spec.embedded]
@@ -65,25 +69,53 @@ def test_draws_what_is_asked(spec: ModelSpec, boot: Callable[..., Worker]) -> No
     assert (draw(worker) == first).all()
 
 
+# Each kind of option once; benchmarks/differential.py has all.
+SHORT = ["text", "mask: holes of a pixel", "images: of all shapes"]
+NEGATIVES = ["negative prompt: none", "negative prompt: empty"]
+LONGER = {
+    "spark": ["text: off the grid", "image: strength 0.5", "mask: off the grid"],
+    "sd3.5-large": ["mask: half open"],
+    "sdxl": [*NEGATIVES, "image: transparent"],
+    "flux2-klein": ["mask: an image to look at"],
+    "qwen-image": NEGATIVES,
+}
+
+
+@pytest.fixture
+def differential(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import differential
+
+    return differential
+
+
+@contextmanager
+def serving(worker: Worker) -> Iterator[Lane]:
+    lane = Lane(PATIENT.model_copy(update={"model": worker.spec.id}), boot=lambda *_: worker)
+    lane.start()
+    lane.wait_booted()
+    try:
+        yield lane
+    finally:
+        lane.stop()
+
+
 @EVERY
-def test_agrees_with_plain_diffusers(spec: ModelSpec, boot: Callable[..., Worker]) -> None:
-    """Encoding apart, loading by ourselves and swapping the scheduler change nothing."""
-    pipeline: Any = DiffusionPipeline.from_pretrained(
-        Path(boot(spec.id).ledger.weights), dtype=torch.float32, local_files_only=True
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    table = boot(spec.id)._family.SCHEDULERS
-    pipeline.scheduler = schedulers.make(table, spec.schedulers[0], pipeline.scheduler, spec.scheduler_config)
-    scale = "true_cfg_scale" if "qwen" in spec.family else "guidance_scale"
-    guidance = {} if "klein" in spec.family else {scale: spec.guidance}
-    negative = {"negative_prompt": "blur"} if spec.takes_negative_prompt else {}
-    tokens = {} if "sdxl" in spec.family else {"max_sequence_length": spec.text_tokens}
-    image = pipeline(
-        prompt="a red circle", width=128, height=96, num_inference_steps=min(2, spec.max_steps),
-        generator=torch.Generator().manual_seed(1), **guidance, **negative, **tokens,
-    ).images[0]  # fmt: skip
-    fields = {"negative_prompt": "blur"} if negative else {}
-    assert np.abs(np.asarray(image).astype(int) - draw(boot(spec.id), **fields)).max() <= 1
+def test_pictures_are_those_of_plain_diffusers(spec: ModelSpec, boot: Callable[..., Worker], differential: Any) -> None:
+    """Bit for bit: encoding apart, loading by ourselves and swapping the scheduler change nothing."""
+    folder, names = Path(boot(spec.id).ledger.weights), [*SHORT, *LONGER.get(spec.id, [])]
+    wanted = [option for option in differential.options(spec) if option.name in names]
+    with serving(boot(spec.id)) as lane:
+        for option, (_, theirs) in zip(wanted, differential.plainly(spec, folder, "fp32", wanted), strict=True):
+            ours = differential.answered(lane, spec, option)
+            assert differential.differing(ours, theirs) == (0, 0), option.name
+
+
+def test_the_comparison_tells_pictures_apart(differential: Any) -> None:
+    one = np.zeros((2, 2, 3), np.uint8)
+    other = one.copy()
+    other[1, 1] = 0, 3, 255
+    assert differential.differing([one, other], [one, one]) == (2, 255)
 
 
 @EVERY
@@ -113,6 +145,77 @@ def test_guidance_and_the_negative_prompt_matter(spec: ModelSpec, boot: Callable
     first = draw(worker)
     assert differ(draw(worker, guidance_scale=1.0), first)
     assert differ(draw(worker, negative_prompt="three yellow stars"), first)
+
+
+@pytest.mark.parametrize("spec", GUIDED, ids=lambda spec: spec.id)
+def test_an_empty_negative_prompt_is_what_it_is_in_plain_diffusers(
+    spec: ModelSpec, boot: Callable[[str], Worker]
+) -> None:
+    """Of SDXL, none is zeros; Qwen-Image, whose pipeline without one takes no guidance, gets its makers' space."""
+    worker = boot(spec.id)
+    none, empty, space = (draw(worker, **fields) for fields in ({}, {"negative_prompt": ""}, {"negative_prompt": " "}))
+    assert (none == empty).all() == (spec.id not in ("sdxl", "qwen-image"))
+    assert (none == space).all() == (spec.id != "sdxl") or spec.id == "sd3.5-large"
+
+
+def test_pictures_with_and_without_negative_prompts_are_drawn_together(boot: Callable[[str], Worker]) -> None:
+    worker = boot("sdxl")
+    request = ImageRequest(prompt="a ring", seed=1, width=128, height=96, num_inference_steps=2)
+    recipes = [
+        worker.spec.recipe(request.model_copy(update={"negative_prompt": negative}))
+        for negative in (None, "", "blurry", None)
+    ]
+    outcomes = worker.draw(recipes, [lambda *_: None] * 4)
+    for recipe, outcome in zip(recipes, outcomes, strict=True):
+        assert not isinstance(outcome, Exception)
+        assert outcome[0].batch == 4
+        assert np.abs(outcome[0].rgb.astype(int) - worker.generate(recipe)[0].rgb).max() <= 1
+
+
+SDXL = MODELS["sdxl"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "negative"),
+    [
+        (SDXL, {}, None),
+        (SDXL, {"negative_prompt": None}, None),
+        (SDXL, {"negative_prompt": ""}, ""),
+        (SDXL, {"negative_prompt": "", "guidance_scale": 1.0}, None),
+        (SDXL, {"negative_prompt": "blur"}, "blur"),
+        (MODELS["spark"], {"negative_prompt": ""}, None),
+        (MODELS["flux-dev"], {"negative_prompt": ""}, None),
+    ],
+)
+@pytest.mark.parametrize("parse", [ImageRequest.parse, openai.parse], ids=["native", "openai"])
+def test_an_empty_negative_prompt_is_not_none(spec: ModelSpec, fields: Any, negative: str | None, parse: Any) -> None:
+    recipe = spec.recipe(parse({"prompt": "x"} | fields))
+    assert recipe.negative_prompt == negative
+    assert recipe.described()["negative_prompt"] == negative
+    of_edit = edits.parse({"prompt": "x", "image": b"x"} | fields).negative_prompt
+    assert of_edit == fields.get("negative_prompt")
+    assert forms.typed("negative_prompt", "") == ""
+
+
+@pytest.mark.parametrize("negative", [None, "", "blur"])
+def test_a_picture_says_it_and_is_drawn_again(
+    negative: str | None, boot: Callable[[str], Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = boot("sdxl")
+    fields = {"prompt": "x", "seed": 1, "width": 64, "height": 64, "negative_prompt": negative}
+    with serving(worker) as lane:
+        told = asyncio.run(Api(lane).call("/generate", fields)).body["images"][0]["parameters"]
+    assert told["negative_prompt"] == negative
+    recipe = worker.spec.recipe(ImageRequest.parse(fields))
+    pixels, _ = worker.generate(recipe)
+    made, again = tmp_path / "made.png", tmp_path / "again.png"
+    made.write_bytes(codec.encode(pixels.rgb, "png", 100, codec.parameters_of(recipe, worker.facts, "0.1.0")))
+    monkeypatch.setattr(generate, "_boot", lambda *_: worker)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    generate.add_arguments(parser)
+    assert generate.run(parser.parse_args(["--from", str(made), "-o", str(again)])) == 0
+    assert again.read_bytes() == made.read_bytes()
 
 
 @pytest.mark.parametrize("spec", EDITING, ids=lambda spec: spec.id)

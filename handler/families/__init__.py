@@ -2,6 +2,7 @@
 
     PIPELINE                            diffusers' own pipeline class
     IMAGE_TO_IMAGE, INPAINT             its classes for edits, where it has them and images are no references
+    MASK_CELL                           with INPAINT: how many latents, along each side, a mask keeps or not as one
     DENOISER                            the pipeline's component whose repeated blocks are compiled
     SCHEDULERS                          which table of `schedulers.py` its models can use
     encode(pipeline, recipe, tokens)    the arguments that tell the pipeline what to draw; made once for n pictures
@@ -164,7 +165,7 @@ def run(
     ):
         pictures = pipeline(
             **arguments,
-            **edits.arguments(recipe, (width, height), pipeline.vae_scale_factor),
+            **edits.arguments(recipe, (width, height), edits.cell(recipe, family, pipeline)),
             width=width,  # SDXL's image-to-image takes the image's, whatever is said here
             height=height,
             num_inference_steps=recipe.steps,
@@ -224,7 +225,8 @@ def _judged(
         return NumericalError("The model produced NaN or infinite values; no picture was made.")
     if not lit:
         return NumericalError("The model produced an all-black picture.")
-    projection.learn(latents, picture)
+    if not recipe.mask:  # where it keeps, what the last step headed for is not what was decoded
+        projection.learn(latents, picture)
     return edits.pasted(pixels.numpy(), recipe)
 
 

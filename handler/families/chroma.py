@@ -38,6 +38,7 @@ def _embedded(self: Any, timestep: torch.Tensor) -> torch.Tensor:
 PIPELINE = ChromaPipeline
 IMAGE_TO_IMAGE = ChromaImg2ImgPipeline
 INPAINT = Inpaint
+MASK_CELL = 1
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 ChromaCombinedTimestepTextProjEmbeddings.forward = _embedded  # type: ignore[method-assign]

@@ -28,8 +28,14 @@ def pipeline_for(recipe: Recipe, family: ModuleType, pipeline: Any) -> Any:
     return made
 
 
+def cell(recipe: Recipe, family: ModuleType, pipeline: Any) -> int:
+    """How many pixels wide is what the mask of `recipe` keeps or draws anew as one; 1 where it has none."""
+    width: int = family.MASK_CELL * pipeline.vae_scale_factor if recipe.mask else 1
+    return width
+
+
 def arguments(recipe: Recipe, canvas: Size, cell: int) -> dict[str, Any]:
-    """What its pipeline must know of the images of `recipe`; `cell` is how many pixels a latent is wide."""
+    """What its pipeline must know of the images of `recipe`, whose mask it takes in squares of `cell` pixels."""
     if not recipe.images:
         return {}
     first, *others = recipe.images
@@ -60,7 +66,7 @@ def _kept(recipe: Recipe) -> Any:
 
 
 def _drawn_anew(kept: Any, size: Size, canvas: Size, cell: int) -> Image.Image:
-    """diffusers' mask, white where to draw: every latent that has a pixel which is not wholly kept."""
+    """diffusers' mask, white where to draw: every cell that has a pixel which is not wholly kept."""
     width, height = canvas
     cells = (_spread(kept, size, canvas) < 255).reshape(height // cell, cell, width // cell, cell).any((1, 3))
     return Image.fromarray(cells.repeat(cell, 0).repeat(cell, 1))

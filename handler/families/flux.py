@@ -10,6 +10,7 @@ from handler.request import Recipe
 PIPELINE = FluxPipeline
 IMAGE_TO_IMAGE = FluxImg2ImgPipeline
 INPAINT = FluxInpaintPipeline
+MASK_CELL = 1
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 

@@ -23,6 +23,7 @@ def _clear_cache(vae: Any) -> None:
 PIPELINE = QwenImagePipeline
 IMAGE_TO_IMAGE = QwenImageImg2ImgPipeline
 INPAINT = QwenImageInpaintPipeline
+MASK_CELL = 1
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 AutoencoderKLQwenImage.clear_cache = _clear_cache  # type: ignore[attr-defined]
@@ -33,6 +34,6 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     context, _ = pipeline.encode_prompt(recipe.prompt, max_sequence_length=tokens)
     arguments = {"prompt_embeds": context, "true_cfg_scale": recipe.guidance, "max_sequence_length": tokens}
     if recipe.guidance > 1:
-        negative = recipe.negative_prompt or " "  # an empty one has no tokens left once the template is cut off
+        negative = " " if recipe.negative_prompt is None else recipe.negative_prompt  # as its makers do without one
         arguments["negative_prompt_embeds"], _ = pipeline.encode_prompt(negative, max_sequence_length=tokens)
     return arguments

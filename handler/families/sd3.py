@@ -31,6 +31,7 @@ class Inpaint(StableDiffusion3InpaintPipeline):
 PIPELINE = StableDiffusion3Pipeline
 IMAGE_TO_IMAGE = StableDiffusion3Img2ImgPipeline
 INPAINT = Inpaint
+MASK_CELL = 1
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 SD3Transformer2DModel._repeated_blocks = ["JointTransformerBlock"]  # type: ignore[attr-defined]  # diffusers names none

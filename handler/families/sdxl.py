@@ -10,6 +10,7 @@ from handler.request import Recipe
 PIPELINE = StableDiffusionXLPipeline
 IMAGE_TO_IMAGE = StableDiffusionXLImg2ImgPipeline
 INPAINT = StableDiffusionXLInpaintPipeline
+MASK_CELL = 1
 DENOISER = "unet"
 SCHEDULERS = schedulers.EPSILON
 
@@ -18,7 +19,7 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """Embeddings of prompt and negative prompt, (1, 77, width) and pooled (1, width)."""
     context, negative, pooled, negative_pooled = pipeline.encode_prompt(
         recipe.prompt,
-        negative_prompt=recipe.negative_prompt or None,  # none at all is zeros, which is how the base was trained
+        negative_prompt=recipe.negative_prompt,  # None is zeros, which is how the base was trained
         do_classifier_free_guidance=recipe.guidance > 1,
     )
     return {

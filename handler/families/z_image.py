@@ -10,6 +10,7 @@ from handler.request import Recipe
 PIPELINE = ZImagePipeline
 IMAGE_TO_IMAGE = ZImageImg2ImgPipeline
 INPAINT = ZImageInpaintPipeline
+MASK_CELL = 1
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 
