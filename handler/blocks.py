@@ -120,8 +120,8 @@ def options(module: Any) -> dict[str, Any]:
 
     The sketches have so few that it would find the peaks of long ones by a kernel of its own, which reads them all.
     """
-    peaks = [node.args[1:] for node in module.graph.nodes if str(node.target) == "aten.amax.default"]
-    return {**OPTIONS, "split_reductions": not peaks or () in peaks}
+    over = [node.args[1] for node in module.graph.nodes if str(node.target) == "aten.amax.default"]
+    return {**OPTIONS, "split_reductions": not over or any(len(axes) > 1 for axes in over)}
 
 
 def program(block: Any, calls: list[dict[str, Any]]) -> tuple[Any, dict[str, Any], str]:

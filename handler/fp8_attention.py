@@ -2,8 +2,8 @@
 
 Queries and keys are rounded as they are: every family that has this choice normalises them to about 1, and e4m3 keeps
 four bits of all from 2^-6 to 448. Values are rounded in steps of a power of two, the least that holds the largest; so
-is the result, for no average of them is larger; the numerators of the softmax, at most 1, in steps of 1/256. A power of
-two rounds alike whatever else is in a batch. Sums are in float32.
+is the result, for no average of them is larger; the numerators of the softmax, at most 1, in steps of 1/256. Each
+picture has a power of its own, so none is rounded by what is beside it. Sums are in float32.
 
 The operator takes what is rounded already: in compiled code its rounding becomes part of the kernels before it.
 Importing this makes it a backend of diffusers' dispatcher, and lets compiled code that calls it be loaded.
@@ -45,7 +45,8 @@ def attend(
     if channels % GRID or channels > CHANNELS:
         raise ValueError(f"attention in FP8 takes heads of {GRID} to {CHANNELS} channels, by {GRID}, not {channels}")
     q, k = (x.clamp(-E4M3_MOST, E4M3_MOST).to(E4M3).contiguous() for x in (query, key))
-    unit = torch.exp2(torch.ceil(torch.log2((value.abs().amax().float() / E4M3_MOST).clamp(min=TINY))))
+    most = value.abs().amax((1, 2, 3), keepdim=True).float()
+    unit = torch.exp2(torch.ceil(torch.log2((most / E4M3_MOST).clamp(min=TINY))))
     v = (value / unit).to(E4M3).contiguous()
     result: Tensor = torch.ops.kindling.attention_fp8(q, k, v, unit, channels**-0.5 if scale is None else scale)
     return result.to(query.dtype)
@@ -55,7 +56,7 @@ def attend(
 def attention_fp8(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: float) -> Tensor:
     """softmax(query key^T scale) value of e4m3 (pictures, tokens, heads, channels), on a CPU.
 
-    Values are in steps of `unit`; the result is rounded to e4m3 in the same, and given in bfloat16, which holds it. It
+    Values are in steps of `unit`, (pictures, 1, 1, 1); the result is rounded to e4m3 in the same, and given in bfloat16, which holds it. It
     is not left to compiled code to multiply by `unit`: Inductor would then write FLUX's longest concatenation twice.
     """
     q, k, v = (x.transpose(1, 2).float() for x in (query, key, value))

@@ -45,7 +45,7 @@ PRECISIONS: Mapping[str, Precision] = {
         Precision(
             "fp8-tensor",
             1.3,
-            "8-bit floats, weights and activations, a scale for each matrix",
+            "8-bit floats, weights and activations, a scale for each weight and each picture",
             quantised=True,
             capability=(8, 9),
             lacking=AMPERE_FP8,
