@@ -2,7 +2,8 @@
 
 MXFP8 (Open Compute's Microscaling 1.0): 32 8-bit floats and a power of two, here the least that holds the largest
 value. NVFP4 (NVIDIA's): 16 4-bit floats and an 8-bit one, which one float scales again: one for a weight, one for each
-picture's activations. Both as torchao has them; the matrix product is torch's own. Where there is none, on a CPU, it is emulated: the same roundings, then exact.
+picture's activations. Both as torchao has them; the matrix product is torch's own. Where there is none, on a CPU, it
+is emulated: the same roundings, then exact.
 
 Scales are kept as bytes, in the order that cuBLAS wants: tiles of 128 rows and 4 blocks, in which the rows j, 32 + j,
 64 + j and 96 + j lie side by side (its "1D block scaling factors layout").
@@ -46,7 +47,7 @@ def times_mxfp8(x: Tensor, parts: tuple[Tensor, ...], bias: Tensor | None) -> Te
 
 
 def nvfp4(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`values` (..., rows, columns) as 4-bit floats, two in a byte, for all rows; the scales' bytes; the scales (...)."""
+    """`values` (..., rows, columns) as 4-bit floats, two in a byte, row by row; the scales' bytes; their scales (...)."""
     blocks = values.float().unflatten(-1, (-1, NV_BLOCK))
     peaks = blocks.abs().amax(-1)
     whole = (peaks.amax((-2, -1), keepdim=True) / (E4M3_MOST * E2M1_MOST)).clamp(min=TINY)
@@ -77,8 +78,8 @@ def times_nvfp4(x: Tensor, parts: tuple[Tensor, ...], bias: Tensor | None) -> Te
         scales = scale.view(e4m3), parts[1].view(e4m3)
         product = torch._scaled_mm(packed.view(e2m1), parts[0].view(e2m1).t(), *scales, out_dtype=x.dtype)
     else:
-        exact, weight = (from_nvfp4(*each, 1.0).to(x.dtype) for each in ((packed, scale), parts[:2]))
-        product = nn.functional.linear(exact, weight)
+        exact, weight = from_nvfp4(packed, scale, 1.0), from_nvfp4(parts[0], parts[1], 1.0)
+        product = nn.functional.linear(exact.to(x.dtype), weight.to(x.dtype))
     return scaled(product, (whole * parts[2])[:, None, None], bias)
 
 

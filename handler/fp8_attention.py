@@ -56,8 +56,9 @@ def attend(
 def attention_fp8(query: Tensor, key: Tensor, value: Tensor, unit: Tensor, scale: float) -> Tensor:
     """softmax(query key^T scale) value of e4m3 (pictures, tokens, heads, channels), on a CPU.
 
-    Values are in steps of `unit`, (pictures, 1, 1, 1); the result is rounded to e4m3 in the same, and given in bfloat16, which holds it. It
-    is not left to compiled code to multiply by `unit`: Inductor would then write FLUX's longest concatenation twice.
+    Values are in steps of `unit`, (pictures, 1, 1, 1); the result is rounded to e4m3 in the same, and given in
+    bfloat16, which holds it. It is not left to compiled code to multiply by `unit`: Inductor would then write FLUX's
+    longest concatenation twice.
     """
     q, k, v = (x.transpose(1, 2).float() for x in (query, key, value))
     scores = (q @ k.mT) * scale
