@@ -47,7 +47,7 @@ def times_mxfp8(x: Tensor, parts: tuple[Tensor, ...], bias: Tensor | None) -> Te
 
 
 def nvfp4(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`values` (..., rows, columns) as 4-bit floats, two in a byte, row by row; the scales' bytes; their scales (...)."""
+    """`values` (..., rows, columns) as 4-bit floats, two in a byte, by rows; the scales' bytes; their scales (...)."""
     blocks = values.float().unflatten(-1, (-1, NV_BLOCK))
     peaks = blocks.abs().amax(-1)
     whole = (peaks.amax((-2, -1), keepdim=True) / (E4M3_MOST * E2M1_MOST)).clamp(min=TINY)
