@@ -23,6 +23,7 @@ FLOOR = {
     "kernels": 1,
     "toolchain": 1,
     "blockwise": 1,
+    "processor": 1,
     "fp8_attention": 2,
     "hardware": 2,
     "spec": 2,
