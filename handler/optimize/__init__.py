@@ -101,7 +101,7 @@ def _kept(found: Sweep, settings: Settings, spec: ModelSpec, hardware: Hardware,
     receipt = Receipt(
         model=spec.id,
         revision=spec.revision,
-        device=hardware.name,
+        device=hardware.identity,
         winner=found.choice.winner,
         outcomes=found.outcomes,
         reason=found.choice.reason,
@@ -114,7 +114,7 @@ def _kept(found: Sweep, settings: Settings, spec: ModelSpec, hardware: Hardware,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     kept = keep(receipt, settings.volume)
-    place = folder(settings.volume, spec.id, hardware.name)
+    place = folder(settings.volume, spec.id, hardware.identity)
     title = f"{spec.id} on {hardware.name}: {receipt.picture}"
     plot.scatter(found.measured, found.choice.front, receipt.winner, place / f"{kept.number}.png", title)
     return kept
