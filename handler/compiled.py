@@ -97,6 +97,12 @@ def key(facts: Mapping[str, str]) -> str:
     return digest(dict(facts))
 
 
+def name_of(transformer: Any, spec: ModelSpec, hardware: Hardware, decoder: Any = None) -> str:
+    """The name of the package that fits a loaded model."""
+    blocks = digest(kinds_of(transformer, decoder))
+    return key({**fingerprint(spec, hardware, decoder_of(decoder)), "blocks": blocks})
+
+
 def find(wanted: Mapping[str, str], sources: list[Source]) -> Found:
     """HIT if a package has exactly this fingerprint; else STALE, naming how the nearest differs, or MISS."""
     packages = [(source.manifest.facts, source) for source in sources if source.manifest and _is_package(source)]

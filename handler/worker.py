@@ -21,6 +21,7 @@ from handler.catalog import find
 from handler.clock import STREAMING, Clock, Ledger, Plan, plan
 from handler.decision import decide, expect
 from handler.drawing import Drawing
+from handler.environment import environment
 from handler.errors import BudgetExceeded, DeviceLost, KindlingError, StartError
 from handler.failures import Failures, gist
 from handler.fit import MemoryPlan, fit, require
@@ -53,7 +54,7 @@ class Worker:
         vae: str = "",
         memory: MemoryPlan | None = None,
     ) -> None:
-        self.spec, self.hardware, self.ledger, self.vae = spec, hardware, ledger, vae
+        self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
         self.memory = memory or fit(spec, hardware)
         self._family = family
         mark = MARKS[hardware.device]
@@ -120,6 +121,8 @@ class Worker:
             clock.ledger.plan_reason = hardware.reason  # the receipt's doing, not KINDLING_COMPILE's
         with clock.phase("warm"):
             worker._warm(clock, failures)
+        if clock.ledger.plan == "COMPILED":
+            worker.package = compiled.name_of(model, spec, worker.hardware, worker._decoder)
         return worker
 
     def _compile(self, settings: Settings, clock: Clock, failures: Failures) -> None:
@@ -200,8 +203,8 @@ class Worker:
     @property
     def facts(self) -> dict[str, str]:
         """What besides a recipe decides a picture's pixels."""
-        facts = {"precision": self.hardware.precision, "attention": self.hardware.attention, "plan": self.ledger.plan}
-        return facts | {"vae": label(self.vae), "tiling": self.memory.tiling}
+        own = {"plan": self.ledger.plan, "vae": label(self.vae), "tiling": self.memory.tiling}
+        return own | environment(self.hardware, self.package)
 
     @property
     def gains(self) -> Gains:
@@ -243,10 +246,7 @@ class Worker:
             self._pipeline.save_pretrained(folder)
 
     def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
-        """Draw one picture; also the seconds of each stage.
-
-        `on_step(done, preview)` may raise to stop the run, and call `preview` for a small picture of what is coming.
-        """
+        """Draw one picture, with the seconds of each stage; `on_step` may raise to stop, or ask for a preview."""
         [found] = self.draw([recipe], [on_step])
         if isinstance(found, Exception):
             raise found
