@@ -121,8 +121,6 @@ class Worker:
             clock.ledger.plan_reason = hardware.reason  # the receipt's doing, not KINDLING_COMPILE's
         with clock.phase("warm"):
             worker._warm(clock, failures)
-        if clock.ledger.plan == "COMPILED":
-            worker.package = compiled.name_of(model, spec, worker.hardware, worker._decoder)
         return worker
 
     def _compile(self, settings: Settings, clock: Clock, failures: Failures) -> None:
@@ -145,6 +143,8 @@ class Worker:
             log.error("%s is served eagerly: %s", self.spec.id, chosen.failure)
         clock.ledger.plan, clock.ledger.plan_reason = chosen.mode, chosen.reason
         clock.ledger.compile_failure = chosen.failure
+        if chosen.mode == "COMPILED":
+            self.package = compiled.name_of(model, self.spec, self.hardware, self._decoder)
 
     def _compile_now(self, model: Any, clock: Clock, chosen: Plan, failures: Failures) -> Plan:
         """Carry `chosen` out; if that fails for any reason but the budget, this worker is eager instead."""
@@ -191,6 +191,7 @@ class Worker:
             if self._package:  # what another worker published has worked there
                 failures.note(error, reason)
             self._discard()
+            self.package = ""
             self.ledger.plan, self.ledger.plan_reason, self.ledger.compile_failure = "EAGER", reason, reason
             self._practise("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
 

@@ -157,7 +157,7 @@ def test_nothing_may_contradict_the_picture_to_be_made_again(
     source = _made(tmp_path)
     for option, value in {
         "--seed": "1", "--steps": "8", "--size": "512x512", "--n": "2", "--model": "flux-dev", "--guidance": "2",
-        "--scheduler": "heun", "--negative-prompt": "blurry", "--strength": "0.5", "--step-cache": "on",
+        "--scheduler": "heun", "--negative-prompt": "blurry", "--strength": "0.5",
     }.items():  # fmt: skip
         assert main(["generate", "--from", str(source), option, value, "-o", str(tmp_path / "b.png")]) == 2
         told = capsys.readouterr().err
