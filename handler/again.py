@@ -17,6 +17,7 @@ from handler.catalog import find
 from handler.errors import InvalidValue
 from handler.hardware import detect
 from handler.kernels import KERNELS, refusal
+from handler.precisions import PRECISIONS
 from handler.request import ImageRequest
 from handler.settings import Settings
 from handler.spec import ModelSpec
@@ -84,9 +85,9 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "mask": mask,
             "strength": found.get("strength"),
         }
-        if found["plan"] not in ("EAGER", "COMPILED") or found.get("attention", "native") not in KERNELS:
-            raise KeyError
-        [str(found[name]) for name in ("precision", "vae", "version", "revision")]
+        known = found["precision"] in PRECISIONS and found.get("attention", "native") in KERNELS
+        if not known or not isinstance(found["vae"], str) or found["plan"] not in ("EAGER", "COMPILED"):
+            raise ValueError("made by nothing that this version knows")
         return Said(source, found, ImageRequest.parse(fields), spec)
     except OSError as error:
         raise InvalidValue(f"cannot read {source}: {error.strerror}", "from") from None

@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from handler import MODELS, again, generate
+from handler import MODELS, ImageRequest, Settings, again, generate
 from handler.__main__ import main
-from handler.codec import encode, read_parameters
+from handler.codec import encode, parameters_of, read_parameters
 from handler.dialects import openai
+from handler.errors import InvalidValue
 
 ROOT = Path(__file__).parent.parent
 
@@ -201,3 +203,14 @@ def _made(folder: Path) -> Path:
     asked = ["a red circle", "--size", "64x64", "--steps", "1", "--seed", "3", "-o", str(folder / "a.png")]
     assert main(["generate", *asked]) == 0
     return folder / "a.png"
+
+
+@pytest.mark.parametrize("strange", [{"precision": "int3"}, {"attention": []}, {"vae": None}, {"plan": 3}], ids=str)
+def test_what_no_worker_could_have_been_is_no_picture_to_make_again(strange: dict[str, Any], tmp_path: Path) -> None:
+    spec, facts = MODELS["spark"], {"precision": "fp32", "attention": "native", "plan": "EAGER", "vae": ""}
+    found = parameters_of(spec.recipe(ImageRequest(prompt="a ring", seed=1)), facts, "1")
+    (tmp_path / "a.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "png", 95, found))
+    assert again.read(tmp_path / "a.png", [], None).settings(Settings()).precision == "fp32"
+    (tmp_path / "a.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "png", 95, found | strange))
+    with pytest.raises(InvalidValue, match="its parameters are incomplete"):
+        again.read(tmp_path / "a.png", [], None)
