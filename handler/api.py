@@ -48,7 +48,7 @@ class Reply:
 
     `smaller(form)` is the body again, if it has pictures, with those as JPEG or WebP; encoding takes a moment.
     `stored()` is it again with them in the object store, if there is one that has not been asked before, by URL.
-    `pictures` are those, for who counts and times them.
+    `pictures` are those, for who counts and times them. `lasts_s` is for how long any URL in it surely works.
     """
 
     status: int
@@ -58,6 +58,7 @@ class Reply:
     smaller: Callable[[Format], dict[str, Any]] | None = None
     stored: Callable[[], Awaitable[dict[str, Any]]] | None = None
     pictures: tuple[Picture, ...] = ()
+    lasts_s: float = math.inf
 
 
 class Api:
@@ -119,6 +120,7 @@ class Api:
         pictures = await self.draw(request, on_step, deadline)
         render = partial(dialect.render, spec=self.lane.spec, seconds=time.perf_counter() - start)
         smaller = partial(_smaller, render, request, pictures)
+        linked = self.store if any(picture.url for picture in pictures) else None
         untried = self.store if request.response_format != "url" else None
         return Reply(
             200,
@@ -126,6 +128,7 @@ class Api:
             smaller=smaller,
             stored=partial(_stored, untried, render, request, pictures) if untried else None,
             pictures=tuple(pictures),
+            lasts_s=linked.expires_s - (time.perf_counter() - start) if linked else math.inf,
         )
 
     async def draw(

@@ -11,6 +11,7 @@ import inspect
 import json
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -21,7 +22,6 @@ from handler.fusing import fuse
 from handler.joining import joined
 from handler.modulation import Modulations, take_out
 
-RECIPE = "5"  # change it with OPTIONS, or with anything else that changes what is in a package
 OPTIONS = {  # no weights inside, and nothing assumed of the values of those it was compiled beside
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,
@@ -31,6 +31,8 @@ OPTIONS = {  # no weights inside, and nothing assumed of the values of those it 
     "shape_padding": False,  # else it times every product padded and unpadded, where sizes vary to no end
 }
 LAYOUT = "kindling"  # the entry of the code's metadata that says what it takes
+# Of modules: what no code depends on, and the place of a block among others.
+UNTOLD = {"training", "gradient_checkpointing", "forward", "layer_id"}
 
 
 def compile_blocks(transformer: Any, draw: Callable[[], object], package: Path, decoder: Any = None) -> float:
@@ -61,10 +63,41 @@ def _kinds(transformer: Any, decoder: Any = None) -> dict[str, list[Any]]:
     return kinds if decoder is None else {**kinds, kind_of(decoder): [decoder]}
 
 
+def kinds_of(transformer: Any, decoder: Any = None) -> list[str]:
+    """The kinds of what is compiled."""
+    return sorted(_kinds(transformer, decoder))
+
+
+def kinds_in(package: Path) -> list[str]:
+    """The kinds that a package has code for; none if it is no package."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(package) as file:
+        paths = [name.split("/") for name in file.namelist()]
+        return sorted({path[path.index("aotinductor") + 1] for path in paths if "aotinductor" in path[:-1]})
+    return []
+
+
 def kind_of(block: Any) -> str:
-    """The name of its kind: same class, same names, types and shapes of weights, so the same code."""
+    """The name of its kind: same class, same names, types and shapes of weights, same settings, so the same code."""
     weights = [(n, str(w.dtype), list(w.shape), list(w.stride())) for n, w in _weights(block).items()]
-    return f"{type(block).__name__}-{digest(weights)}"
+    return f"{type(block).__name__}-{digest([weights, [*_settings(block)]])}"
+
+
+def _settings(block: Any) -> Iterator[Any]:
+    """What else its code is made for: heads, epsilons, flags, functions; of each module in it by name."""
+    for path, module in block.named_modules():
+        told = {name: value for name, value in vars(module).items() if name[0] != "_" and name not in UNTOLD}
+        yield path, type(module).__qualname__, {name: _told(value) for name, value in told.items()}
+
+
+def _told(value: Any) -> Any:
+    """`value` as JSON has it; of what is no plain value, which function or class it is."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_told(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _told(item) for name, item in value.items()}
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def digest(value: Any) -> str:
@@ -120,8 +153,8 @@ def options(module: Any) -> dict[str, Any]:
 
     The sketches have so few that it would find the peaks of long ones by a kernel of its own, which reads them all.
     """
-    peaks = [node.args[1:] for node in module.graph.nodes if str(node.target) == "aten.amax.default"]
-    return {**OPTIONS, "split_reductions": not peaks or () in peaks}
+    over = [node.args[1] for node in module.graph.nodes if str(node.target) == "aten.amax.default"]
+    return {**OPTIONS, "split_reductions": not over or any(len(axes) > 1 for axes in over)}
 
 
 def program(block: Any, calls: list[dict[str, Any]]) -> tuple[Any, dict[str, Any], str]:

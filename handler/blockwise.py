@@ -1,8 +1,9 @@
 """Precisions with a scale for each block of a row, for Blackwell's tensor cores: MXFP8 and NVFP4.
 
 MXFP8 (Open Compute's Microscaling 1.0): 32 8-bit floats and a power of two, here the least that holds the largest
-value. NVFP4 (NVIDIA's): 16 4-bit floats and an 8-bit one, which one float for all scales again. Both as torchao has
-them; the matrix product is torch's own. Where there is none, on a CPU, it is emulated: the same roundings, then exact.
+value. NVFP4 (NVIDIA's): 16 4-bit floats and an 8-bit one, which one float scales again: one for a weight, one for each
+picture's activations. Both as torchao has them; the matrix product is torch's own. Where there is none, on a CPU, it
+is emulated: the same roundings, then exact.
 
 Scales are kept as bytes, in the order that cuBLAS wants: tiles of 128 rows and 4 blocks, in which the rows j, 32 + j,
 64 + j and 96 + j lie side by side (its "1D block scaling factors layout").
@@ -35,8 +36,8 @@ def from_mxfp8(rounded: Tensor, scale: Tensor) -> Tensor:
 
 
 def times_mxfp8(x: Tensor, parts: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
-    """`x` (rows, in), rounded likewise, by a weight (out, in) and its bias."""
-    rounded, scale = mxfp8(x)
+    """`x` (pictures, tokens, in), rounded likewise, by a weight (out, in) and its bias."""
+    rounded, scale = mxfp8(x.flatten(0, 1))
     if not x.is_cuda:
         return nn.functional.linear(from_mxfp8(rounded, scale).to(x.dtype), from_mxfp8(*parts).to(x.dtype), bias)
     e8m0 = torch.float8_e8m0fnu
@@ -46,21 +47,22 @@ def times_mxfp8(x: Tensor, parts: tuple[Tensor, ...], bias: Tensor | None) -> Te
 
 
 def nvfp4(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`values` (rows, columns) as 4-bit floats, two in a byte; the scales' bytes; the scale of all."""
-    blocks = values.float().unflatten(1, (-1, NV_BLOCK))
-    peaks = blocks.abs().amax(2)
-    whole = (peaks.amax() / (E4M3_MOST * E2M1_MOST)).clamp(min=TINY)
+    """`values` (..., rows, columns) as 4-bit floats, two in a byte, by rows; the scales' bytes; their scales (...)."""
+    blocks = values.float().unflatten(-1, (-1, NV_BLOCK))
+    peaks = blocks.abs().amax(-1)
+    whole = (peaks.amax((-2, -1), keepdim=True) / (E4M3_MOST * E2M1_MOST)).clamp(min=TINY)
     scale = (peaks / E2M1_MOST / whole).clamp(E4M3_LEAST, E4M3_MOST).to(torch.float8_e4m3fn)
-    exact = blocks / (scale.float() * whole).unsqueeze(2)
+    exact = (blocks / (scale.float() * whole).unsqueeze(-1)).reshape(-1, values.shape[-1])
     size = exact.abs().clamp(max=E2M1_MOST)
     octave = (size >= 2).int() + (size >= 4).int()
     # torch rounds halves to even, and codes of neighbours take turns in being even
     codes = torch.ldexp(size, 1 - octave).round().to(torch.uint8) + 2 * octave.to(torch.uint8)
-    codes = (codes + 8 * (exact < 0).to(torch.uint8)).flatten(1)
-    return codes[:, ::2] + (codes[:, 1::2] << 4), in_tiles(scale.view(torch.uint8)), whole
+    codes = codes + 8 * (exact < 0).to(torch.uint8)
+    tiles = in_tiles(scale.view(torch.uint8).reshape(codes.shape[0], -1))
+    return codes[:, ::2] + (codes[:, 1::2] << 4), tiles, whole[..., 0, 0]
 
 
-def from_nvfp4(packed: Tensor, scale: Tensor, whole: Tensor) -> Tensor:
+def from_nvfp4(packed: Tensor, scale: Tensor, whole: Tensor | float) -> Tensor:
     """What those stand for, in float32."""
     codes = torch.stack((packed & 15, packed >> 4), 2).flatten(1)
     levels = torch.tensor((*E2M1, *(-level for level in E2M1)), device=packed.device)[codes.int()]
@@ -69,15 +71,22 @@ def from_nvfp4(packed: Tensor, scale: Tensor, whole: Tensor) -> Tensor:
 
 
 def times_nvfp4(x: Tensor, parts: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
-    """`x` (rows, in), rounded likewise, by a weight (out, in) and its bias."""
+    """`x` (pictures, tokens, in), rounded likewise, by a weight (out, in) and its bias."""
     packed, scale, whole = nvfp4(x)
-    if not x.is_cuda:
-        return nn.functional.linear(from_nvfp4(packed, scale, whole).to(x.dtype), from_nvfp4(*parts).to(x.dtype), bias)
-    e2m1, e4m3 = torch.float4_e2m1fn_x2, torch.float8_e4m3fn
-    scales = scale.view(e4m3), parts[1].view(e4m3)
-    product: Tensor = torch._scaled_mm(packed.view(e2m1), parts[0].view(e2m1).t(), *scales, out_dtype=x.dtype)
-    product = product * (whole * parts[2]).to(x.dtype)
-    return product if bias is None else product + bias
+    if x.is_cuda:
+        e2m1, e4m3 = torch.float4_e2m1fn_x2, torch.float8_e4m3fn
+        scales = scale.view(e4m3), parts[1].view(e4m3)
+        product = torch._scaled_mm(packed.view(e2m1), parts[0].view(e2m1).t(), *scales, out_dtype=x.dtype)
+    else:
+        exact, weight = from_nvfp4(packed, scale, 1.0), from_nvfp4(parts[0], parts[1], 1.0)
+        product = nn.functional.linear(exact.to(x.dtype), weight.to(x.dtype))
+    return scaled(product, (whole * parts[2])[:, None, None], bias)
+
+
+def scaled(product: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """`product` (rows, out) by `scales` (pictures, 1, 1), in float32 and rounded once; with the bias."""
+    result = product.view(scales.shape[0], -1, product.shape[1]).mul_(scales)
+    return result if bias is None else result.add_(bias)
 
 
 def in_tiles(scales: Tensor) -> Tensor:

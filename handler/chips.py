@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     spec, volume = find(settings.model), settings.volume
     if options.action == "list":
         return _list(volume, spec.id, options.json)
-    place = folder(volume, spec.id, expected(settings).name or None)
+    place = folder(volume, spec.id, expected(settings).identity or None)
     chosen = _chosen(options.action, place, options.number)
     print(json.dumps({"receipt": asdict(chosen)}) if options.json else "\n".join(lines(spec, chosen, options.action)))
     return 0

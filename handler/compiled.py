@@ -5,27 +5,31 @@ compiled code depends on; a worker that finds no package with its fingerprint sa
 """
 
 import contextlib
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from handler.batching import MOST
-from handler.blocks import RECIPE, bind_blocks, digest, kind_of
+from handler.blocks import bind_blocks, digest, kind_of, kinds_in, kinds_of
 from handler.errors import DeviceLost, KindlingError, WeightsCorrupt
 from handler.faults import meaning
 from handler.hardware import Hardware
+from handler.processor import processor
 from handler.spec import ModelSpec
 from handler.volume import Source, baked_sources, publishing, read_manifest, summarize
 
 PACKAGE = "blocks.pt2"
-CPUINFO = Path("/proc/cpuinfo")
 EAGER = "eager"  # what a fingerprint says of a decoder that is not compiled
-INSTRUCTIONS = ("abm", "amx", "asimd", "avx", "bmi", "f16c", "fma", "gfni", "movbe", "popcnt", "sse", "sve")
+CODE = (  # what decides what is in a package, and what is expected of one
+    *("attention", "blocks", "blockwise", "fp8_attention", "fusing", "joining", "kernels", "modulation", "quant"),
+    "families/autoencoders",
+)
+ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]
 
 
@@ -46,14 +50,14 @@ def fingerprint(spec: ModelSpec, hardware: Hardware, decoder: str = "") -> dict[
     """
     import torch
 
-    processor, instructions = _processor()
+    cpu = processor()
     on_gpu = hardware.device != "cpu"
     return {
         "kind": "code",
         "model": spec.id,
         "revision": spec.revision,
-        "device": hardware.name if on_gpu else processor,
-        "instructions": instructions,  # with a GPU too: the code that launches its kernels is the CPU's
+        "device": hardware.name if on_gpu else cpu.name,
+        "instructions": cpu.instructions,  # with a GPU too: the code that launches its kernels is the CPU's
         "threads": "any" if on_gpu else str(torch.get_num_threads()),
         "precision": hardware.precision,
         "attention": hardware.attention,
@@ -61,7 +65,9 @@ def fingerprint(spec: ModelSpec, hardware: Hardware, decoder: str = "") -> dict[
         "shapes": f"1 to {MOST} pictures of any size, {spec.text_tokens} text tokens",
         "cuda": torch.version.cuda or "none",
         **{name: version_of(name) for name in ("torch", "triton", "diffusers", "flash_attn_3")},
-        "recipe": RECIPE,
+        "code": _code(),
+        "inductor": _inductor(),
+        "matmul": torch.get_float32_matmul_precision(),
     }
 
 
@@ -73,20 +79,29 @@ def version_of(package: str) -> str:
         return "none"
 
 
-def _processor() -> tuple[str, str]:
-    """The CPU's model, and a digest of the instructions it has: code with one it lacks ends the process."""
-    try:
-        rows = [line.partition(":") for line in CPUINFO.read_text().splitlines()]
-    except OSError:  # no Linux
-        return platform.machine(), digest([])
-    facts = {name.strip(): value.strip() for name, _, value in rows}
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    return facts.get("model name", "CPU"), digest(sorted({flag for flag in flags if flag.startswith(INSTRUCTIONS)}))
+@cache
+def _code() -> str:
+    """A digest of the code that makes what is compiled."""
+    return digest([(Path(__file__).parent / f"{name}.py").read_text() for name in CODE])
+
+
+def _inductor() -> str:
+    """A digest of Inductor's settings, as torch has them for its own caches of compiled code."""
+    from torch._inductor import config
+
+    settings = {name: repr(value) for name, value in config.save_config_portable().items()}
+    return digest({name: value for name, value in settings.items() if not name.endswith(ELSEWHERE)})
 
 
 def key(facts: Mapping[str, str]) -> str:
     """The name of the folder for artifacts with this fingerprint."""
     return digest(dict(facts))
+
+
+def name_of(transformer: Any, spec: ModelSpec, hardware: Hardware, decoder: Any = None) -> str:
+    """The name of the package that fits a loaded model."""
+    blocks = digest(kinds_of(transformer, decoder))
+    return key({**fingerprint(spec, hardware, decoder_of(decoder)), "blocks": blocks})
 
 
 def find(wanted: Mapping[str, str], sources: list[Source]) -> Found:
@@ -110,25 +125,21 @@ def differing(wanted: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
     return [name for name in {**wanted, **facts} if wanted.get(name) not in ("", facts.get(name))]
 
 
-def look(spec: ModelSpec, hardware: Hardware, volume: Path, decoder: str = "") -> Found:
-    """What the volume has compiled for `spec` and this machine."""
-    return find(fingerprint(spec, hardware, decoder), baked_sources(spec, volume))
+def look(spec: ModelSpec, hardware: Hardware, volume: Path, decoder: str = "", blocks: str = "") -> Found:
+    """What the volume has compiled for `spec` and this machine, where a model is loaded for these `blocks` of it."""
+    return find({**fingerprint(spec, hardware, decoder), "blocks": blocks}, baked_sources(spec, volume))
 
 
 def decoder_of(decoder: Any) -> str:
-    """What a fingerprint says of the VAE's decoder that shall run compiled; None for one that stays eager.
-
-    KINDLING_VAE may bring one whose weights are alike and whose layers are not: those are what `repr` says.
-    """
-    return EAGER if decoder is None else f"{kind_of(decoder)}-{digest(repr(decoder))}"
+    """What a fingerprint says of the VAE's decoder that shall run compiled; None for one that stays eager."""
+    return EAGER if decoder is None else kind_of(decoder)
 
 
 def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterable[str]) -> str:
     """The first of these kernels of attention with a package that fits otherwise; empty without one. Never raises."""
     with contextlib.suppress(Exception):
-        sources = baked_sources(spec, volume)
         for kernel in kernels:
-            if find(fingerprint(spec, replace(hardware, attention=kernel)), sources).outcome == "HIT":
+            if look(spec, replace(hardware, attention=kernel), volume).outcome == "HIT":
                 return kernel
     return ""
 
@@ -139,7 +150,7 @@ def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path,
     `decoder` is the VAE's if it shall run compiled too. Raises nothing but DeviceLost.
     """
     try:
-        found = look(spec, hardware, volume, decoder_of(decoder))
+        found = look(spec, hardware, volume, decoder_of(decoder), digest(kinds_of(transformer, decoder)))
         if found.outcome == "HIT" and found.source:
             with tempfile.TemporaryDirectory() as folder:  # the volume may be slow, or vanish
                 copy = Path(shutil.copyfile(found.source.folder / PACKAGE, Path(folder) / PACKAGE))
@@ -154,7 +165,7 @@ def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path,
 
 def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None) -> Path:
     """Leave a package for later workers; a damaged one in its place goes first. VolumeFailed if it cannot be left."""
-    facts = fingerprint(spec, hardware, decoder_of(decoder))
+    facts = {**fingerprint(spec, hardware, decoder_of(decoder)), "blocks": digest(kinds_in(package))}
     target = volume / "baked" / spec.id / key(facts)
     if not _intact(target):
         shutil.rmtree(target, ignore_errors=True)

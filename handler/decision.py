@@ -111,7 +111,7 @@ def sought(settings: Settings, spec: ModelSpec) -> tuple[str, Source]:
 
 def decide(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Decision:
     """What the receipt, or `automatic`, makes of `settings` and the detected `hardware`, which then tells why."""
-    receipt, told = applicable(settings.volume, spec, hardware.name or None)
+    receipt, told = applicable(settings.volume, spec, hardware.identity or None)
     followed = follow(settings, receipt)
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)

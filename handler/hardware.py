@@ -13,6 +13,7 @@ from handler.errors import DeviceMissing
 from handler.kernels import NATIVE
 from handler.kernels import choose as choose_kernel
 from handler.precisions import PRECISIONS, choose
+from handler.processor import processor
 from handler.settings import Settings
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -45,7 +46,7 @@ CARDS = {  # by words that the driver's name of a GPU must all have: compute cap
 class Hardware:
     """A device, a precision, and the kernel of attention: empty until it is measured.
 
-    `name` is the vendor's, `capability` a GPU's compute capability, memory is in all.
+    `name` is the vendor's, `capability` a GPU's compute capability, memory is in all; `processor` says which CPU.
     """
 
     device: str
@@ -55,6 +56,12 @@ class Hardware:
     memory_gb: float = math.inf
     capability: tuple[int, int] | None = None
     attention: str = NATIVE
+    processor: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What is measured here holds for this: a GPU by its name, a CPU by which it is. Empty if not known."""
+        return f"{self.name} {self.processor}".strip()
 
     @property
     def dtype(self) -> str:
@@ -76,7 +83,7 @@ def detect(settings: Settings) -> Hardware:
         raise DeviceMissing("KINDLING_DEVICE=cuda, but torch sees no GPU. Check the driver, or use auto.", "device")
     device = "cuda" if present and settings.device != "cpu" else "cpu"
     if device == "cpu":
-        hardware = Hardware(device, "CPU", *choose(settings.precision, device), host_memory() / 1e9)
+        hardware = _cpu(settings)
     else:
         found = torch.cuda.get_device_properties(0)
         name, capability = torch.cuda.get_device_name(), (found.major, found.minor)
@@ -84,6 +91,11 @@ def detect(settings: Settings) -> Hardware:
         hardware = Hardware(device, name, *chosen, found.total_memory / 1e9, capability)
     kernel = choose_kernel(settings.attention, hardware.capability, hardware.dtype)
     return replace(hardware, attention=kernel.id if kernel else "")
+
+
+def _cpu(settings: Settings) -> Hardware:
+    chosen = choose(settings.precision, "cpu")
+    return Hardware("cpu", "CPU", *chosen, host_memory() / 1e9, processor=processor().name)
 
 
 def host_memory() -> int:
@@ -107,7 +119,7 @@ def expected(settings: Settings) -> Hardware:
     Of a GPU that neither the driver's library nor the table of cards tells, the name is empty.
     """
     if settings.device == "cpu" or not sees_gpu():
-        return Hardware("cpu", "CPU", *choose(settings.precision, "cpu"), host_memory() / 1e9)
+        return _cpu(settings)
     name, capability, memory_gb = _from_nvml() or _from_name()
     return Hardware("cuda", name, *choose(settings.precision, "cuda"), memory_gb, capability)
 

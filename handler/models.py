@@ -55,7 +55,7 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
     except KindlingError as error:
         return State(spec.id, False, "MISS", False, error.message, verdict, hardware.precision)
     baked = any(source.folder == other.folder for other in baked_sources(spec, settings.volume))
-    dollars = dollars_of(settings.volume, spec.id, hardware.name)
+    dollars = dollars_of(settings.volume, spec.id, hardware.identity)
     return State(spec.id, True, found.outcome, baked, found.reason, verdict, hardware.precision, dollars)
 
 

@@ -7,6 +7,7 @@ from handler.errors import SettingsError
 
 AMPERE_FP8 = "FP8 arithmetic needs compute capability 8.9 (Ada) or 9.0 (Hopper); {name} has {has}"
 ROUNDED_BY = "torchao 0.18.0"  # other weights than these may be other numbers, and are not used for them
+SCHEME = "1"  # likewise: change it with which layers are rounded, or how what they become is laid out
 BLACKWELL = "matrix products with a scale for each block need compute capability 10.0 (Blackwell); {name} has {has}"
 
 
@@ -45,7 +46,7 @@ PRECISIONS: Mapping[str, Precision] = {
         Precision(
             "fp8-tensor",
             1.3,
-            "8-bit floats, weights and activations, a scale for each matrix",
+            "8-bit floats, weights and activations, a scale for each weight and each picture",
             quantised=True,
             capability=(8, 9),
             lacking=AMPERE_FP8,

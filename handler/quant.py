@@ -5,7 +5,8 @@ torchao rounds it (`rounding.py`). It keeps that in tensors of its own kind. The
 modules, so the code that reads, checks, assigns, streams, saves and compiles any other weight does so with these too,
 and baked weights need no torchao. Activations are rounded here, as they come, and the matrix products are torch's own
 (`_scaled_mm`, `_int_mm`), the same that torchao calls; tests hold both to its numbers. Those with a scale for each
-block of a row are in `blockwise.py`.
+block of a row are in `blockwise.py`. No scale of activations is for more than one picture: what is drawn beside a
+picture changes nothing of it, and a NaN stays where it is.
 
 Where a picture is made, only the layers of the repeated blocks are quantised, and of those not the ones that make
 modulations from the timestep (`KEPT`), which shift and scale everything after them; nor what is before and after the
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from handler import rounding
-from handler.blockwise import E4M3_MOST, MX_BLOCK, mxfp8, nvfp4, times_mxfp8, times_nvfp4
+from handler.blockwise import E4M3_MOST, MX_BLOCK, mxfp8, nvfp4, scaled, times_mxfp8, times_nvfp4
 from handler.reader import STEMS
 from handler.rounding import Parts, Round, by_config
 
@@ -39,7 +40,7 @@ Multiply = Callable[[Tensor, Parts, Tensor | None], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How weights (out, in) become parts, and how activations (rows, in) meet those.
+    """How weights (out, in) become parts, and how activations (pictures, tokens, in) meet those.
 
     `likewise` rounds activations into parts of the same kind, and so tells what those of a weight without memory are.
     `grid` is what the sides of a matrix must be a multiple of, `encoders` the scheme of text encoders if that is
@@ -53,9 +54,9 @@ class Scheme:
     encoders: str = ""
 
 
-def rounded(values: Tensor, dtype: torch.dtype, most: float, each_row: bool = True) -> tuple[Tensor, Tensor]:
-    """`values` (rows, columns) in `dtype`, and the float32 scales: (rows, 1), or (1, 1)."""
-    peak = values.abs().amax(1, keepdim=True) if each_row else values.abs().amax().reshape(1, 1)
+def rounded(values: Tensor, dtype: torch.dtype, most: float, over: int = 1) -> tuple[Tensor, Tensor]:
+    """`values` in `dtype`, and the float32 scales: one for all that the last `over` axes hold, which it keeps as 1."""
+    peak = values.abs().amax(tuple(range(-over, 0)), keepdim=True)
     scale = (peak.float() / most).clamp(min=TINY)
     exact = (values.float() / scale).clamp(-most, most)
     return (exact if dtype.is_floating_point else exact.round()).to(dtype), scale
@@ -71,29 +72,39 @@ def weights_alone(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
     return product if bias is None else product.add_(bias)
 
 
-def fp8(x: Tensor, parts: Parts, bias: Tensor | None, each_row: bool = True) -> Tensor:
-    """Activations rounded to 8-bit floats as they come."""
+def fp8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
+    """Activations rounded to 8-bit floats as they come, each token by itself."""
     weight, scale = parts
-    rows, row_scale = rounded(x, weight.dtype, E4M3_MOST, each_row)
+    rows, row_scale = FP8_ROWS(x.flatten(0, 1))
     return torch._scaled_mm(rows, weight.t(), row_scale, scale.t(), bias=bias, out_dtype=x.dtype, use_fast_accum=True)
 
 
-def int8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
-    """Activations rounded to 8-bit integers as they come."""
+def fp8_tensor(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
+    """Likewise, each picture by itself: the product takes one scale for all, so theirs come after it."""
     weight, scale = parts
+    values, scales = FP8_ALL(x)
+    one = torch.ones(1, 1, device=x.device)
+    product = torch._scaled_mm(values.flatten(0, 1), weight.t(), one, scale.t(), out_dtype=x.dtype, use_fast_accum=True)
+    return scaled(product, scales, bias)
+
+
+def int8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
+    """Activations rounded to 8-bit integers as they come, each token by itself."""
+    weight, scale = parts
+    x = x.flatten(0, 1)
     missing = torch.sym_max(LEAST - x.shape[0], 0)  # not a branch: compiled code must serve every picture size
-    rows, row_scale = rounded(nn.functional.pad(x, (0, 0, 0, missing)), torch.int8, 127)
+    rows, row_scale = INT8_ROWS(nn.functional.pad(x, (0, 0, 0, missing)))
     product = (torch._int_mm(rows, weight.t()).float() * row_scale * scale.t())[: x.shape[0]]
     return (product if bias is None else product + bias.float()).to(x.dtype)
 
 
 FP8_ROWS = partial(rounded, dtype=torch.float8_e4m3fn, most=E4M3_MOST)
-FP8_ALL = partial(FP8_ROWS, each_row=False)
+FP8_ALL = partial(FP8_ROWS, over=2)
 INT8_ROWS = partial(rounded, dtype=torch.int8, most=127)
 FP8 = "Float8DynamicActivationFloat8WeightConfig"
 SCHEMES = {
     "fp8": Scheme(by_config(FP8), FP8_ROWS, fp8),
-    "fp8-tensor": Scheme(by_config(FP8, "PerTensor"), FP8_ALL, partial(fp8, each_row=False)),
+    "fp8-tensor": Scheme(by_config(FP8, "PerTensor"), FP8_ALL, fp8_tensor),
     "int8": Scheme(by_config("Int8WeightOnlyConfig"), INT8_ROWS, weights_alone),
     "int8-dynamic": Scheme(by_config("Int8DynamicActivationInt8WeightConfig"), INT8_ROWS, int8),
     "mxfp8": Scheme(rounding.mxfp8, mxfp8, times_mxfp8, MX_BLOCK, encoders="fp8"),
@@ -119,9 +130,9 @@ class QuantisedLinear(nn.Module):
         return tuple(self._buffers[name] for name in PARTS if name in self._buffers)  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)"""
-        flat = self.multiply(x.reshape(-1, x.shape[-1]), self.parts, self.bias)
-        return flat.view(*x.shape[:-1], flat.shape[-1])
+        """(pictures, tokens, in) -> (pictures, tokens, out); without an axis for pictures it is one."""
+        product = self.multiply(x.reshape(-1, *x.shape[-2:]), self.parts, self.bias)
+        return product.view(*x.shape[:-1], product.shape[-1])
 
 
 def quantise(model: nn.Module, precision: str, device: str) -> None:

@@ -1,7 +1,7 @@
 """Reading ahead: a model's files, from the volume into host memory, before torch is even imported.
 
 Never faults through an mmap of the volume. Threads read whole chunks into anonymous memory and compare each chunk's
-CRC-32 with the manifest while it is in cache. What `weights.py` makes of the bytes are views, not copies.
+CRC-32 with the manifest while it is in cache; without one, a file must stay what it is. `weights.py` makes views of it.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ class ReadFile:
     """One file on its way into `memory`; `landed` has the first bytes of the chunks that are there."""
 
     path: Path
+    identity: tuple[int, ...]  # which file `memory` is for; checksums say more, also where inodes are made up
     crc32: tuple[int, ...]  # one for each chunk; none if nobody wrote them down
     remedy: str
     memory: mmap.mmap
@@ -48,17 +49,37 @@ class ReadFile:
         from isal import isal_zlib
 
         chunk = memoryview(self.memory)[start:stop]
-        with _volume_errors(self.path), _opened(self.path) as descriptor:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != len(self.memory):
-                raise self.corrupt(f"is no longer a file of {len(self.memory)} bytes")
-            count = 0 if _cached(descriptor, chunk, start) else _read_directly(self.path, chunk, start)
+        with _volume_errors(self.path), self._opened() as descriptor:
+            count = 0 if _cached(descriptor, chunk, start) else self._read_directly(chunk, start)
             while got := os.preadv(descriptor, [chunk[count:]], start + count) if count < len(chunk) else 0:
                 count += got
         if count < len(chunk):
             raise self.corrupt(f"ends at byte {start + count}, not at {len(self.memory)}")
         if self.crc32 and isal_zlib.crc32(chunk) != self.crc32[start // CHUNK]:
             raise self.corrupt(f"is damaged between bytes {start} and {stop}")
+
+    def _read_directly(self, chunk: memoryview, start: int) -> int:
+        """Past the page cache: no second copy in memory, and from a cold disk twice as fast; how many bytes."""
+        with contextlib.suppress(OSError), self._opened(os.O_DIRECT) as descriptor:
+            return os.preadv(descriptor, [chunk[: len(chunk) // mmap.PAGESIZE * mmap.PAGESIZE]], start)
+        return 0
+
+    @contextlib.contextmanager
+    def _opened(self, flags: int = 0) -> Iterator[int]:
+        """For reading; WeightsCorrupt if, before or after, it is not the file that it was."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | flags)  # a FIFO would hold us in open
+        try:
+            self._check(os.fstat(descriptor))
+            yield descriptor
+            self._check(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def _check(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode) or status.st_size != len(self.memory):
+            raise self.corrupt(f"is no longer a file of {len(self.memory)} bytes")
+        if not self.crc32 and _identity(status) != self.identity:
+            raise self.corrupt("was replaced, or written to, while it was read")
 
     def corrupt(self, what: str) -> WeightsCorrupt:
         return WeightsCorrupt(f"{self.path} {what}. {self.remedy}")
@@ -179,9 +200,13 @@ def _file(source: Source, name: str) -> ReadFile:
     if source.manifest and (entry is None or entry.size != status.st_size):
         raise WeightsCorrupt(f"{path} has {status.st_size} bytes, its manifest says otherwise. {remedy(source)}")
     memory = mmap.mmap(-1, status.st_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)  # reading is 3 times faster: page by page, faults take longer than bytes
-    return ReadFile(path, entry.crc32 if entry else (), remedy(source), memory)
+    with contextlib.suppress(OSError):  # a kernel without huge pages, by which reading is 3 times faster
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return ReadFile(path, _identity(status), entry.crc32 if entry else (), remedy(source), memory)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _configs(source: Source) -> list[str]:
@@ -208,11 +233,9 @@ def _weights(source: Source, component: str, value: Any) -> list[str]:
 
 
 def _json(source: Source, name: str) -> dict[str, Any]:
-    path = source.folder / name
-    with _volume_errors(path):
+    with _volume_errors(path := source.folder / name):
         try:
-            found = json.loads(path.read_bytes())
-            return dict(found.items())
+            return dict(json.loads(path.read_bytes()).items())
         except FileNotFoundError:
             raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
         except (ValueError, AttributeError, RecursionError):
@@ -227,22 +250,6 @@ def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
         return False
     except OSError:
         return True
-
-
-def _read_directly(path: Path, chunk: memoryview, start: int) -> int:
-    """Bytes read past the page cache: no second copy in memory, and from a cold disk twice as fast."""
-    with contextlib.suppress(OSError), _opened(path, os.O_DIRECT) as descriptor:
-        return os.preadv(descriptor, [chunk[: len(chunk) // mmap.PAGESIZE * mmap.PAGESIZE]], start)
-    return 0
-
-
-@contextlib.contextmanager
-def _opened(path: Path, flags: int = 0) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags)  # a FIFO would hold us in open
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

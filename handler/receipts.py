@@ -120,7 +120,11 @@ def folder(volume: Path, model: str, device: str | None) -> Path:
     home = volume / "receipts" / model
     if device is None and len(places := [path for path in home.glob("*") if path.is_dir()]) == 1:
         return places[0]
-    return home / re.sub(r"[^a-z0-9]+", "-", (device or "unknown").lower()).strip("-")
+    return home / _slug(device or "unknown")
+
+
+def _slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def numbers(place: Path) -> list[int]:
@@ -129,16 +133,18 @@ def numbers(place: Path) -> list[int]:
 
 
 def read(place: Path, number: int) -> Receipt:
-    """One receipt; InvalidValue if there is no such, VolumeFailed if it cannot be read."""
+    """One receipt; InvalidValue if there is no such, VolumeFailed if it cannot be read or belongs elsewhere."""
     path = place / f"{number}.json"
     try:
         with _reading(path):
             found: Receipt = TypeAdapter(Receipt).validate_json(path.read_bytes())
-            return replace(found, number=number)
     except FileNotFoundError:
         if not (there := ", ".join(map(str, numbers(place)))):
             raise InvalidValue(f"There are no receipts in {place} yet: 'optimize' makes one.", "number") from None
         raise InvalidValue(f"There is no receipt {number} in {place}; there are: {there}.", "number") from None
+    if (found.model, _slug(found.device)) != (place.parent.name, place.name):
+        raise VolumeFailed(f"{path} measured {found.model} on {found.device}, so it does not hold here.")
+    return replace(found, number=number)
 
 
 def listed(place: Path) -> list[Receipt]:
@@ -208,10 +214,16 @@ def use(place: Path, number: int) -> Receipt:
 
 
 def rollback(place: Path) -> Receipt:
-    """Make the one before the current receipt the current one; InvalidValue if there is none before."""
-    now = current_number(place)
-    before = [number for number in numbers(place) if now is not None and number < now]
+    """Make the last whole one before the current receipt the current one; InvalidValue if there is none before.
+
+    Where nobody can read which that is, it is the last one.
+    """
+    try:
+        now = current_number(place)
+    except VolumeFailed:
+        now = max(numbers(place), default=0) + 1
+    before = [receipt.number for receipt in listed(place) if now is not None and receipt.number < now]
     if not before:
-        told = "there is no current receipt" if now is None else f"receipt {now} is the first"
+        told = "there is no current receipt" if now is None else f"no whole receipt is before {now}"
         raise InvalidValue(f"Cannot go back in {place}: {told}.", "number")
     return use(place, before[-1])

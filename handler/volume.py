@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.errors import StartError, VolumeFailed, WeightsCorrupt, WeightsMissing
-from handler.precisions import PRECISIONS, ROUNDED_BY
+from handler.precisions import PRECISIONS, ROUNDED_BY, SCHEME
 from handler.spec import ModelSpec
 
 EMBEDDED = Path(__file__).parent / "weights"
@@ -229,13 +229,13 @@ def _placed(part: Path, target: Path) -> bool:
 def weight_facts(spec: ModelSpec, precision: str) -> dict[str, str]:
     """What decides the bytes of weights as served."""
     facts = {"kind": "weights", "model": spec.id, "revision": spec.revision, "precision": precision}
-    return facts | ({"rounded_by": ROUNDED_BY} if PRECISIONS[precision].quantised else {})
+    return facts | ({"rounded_by": ROUNDED_BY, "scheme": SCHEME} if PRECISIONS[precision].quantised else {})
 
 
 def weights_folder(spec: ModelSpec, volume: Path, precision: str) -> Path:
     """Where `bake` puts weights as served; a folder of other facts, of an older version, is never in the way."""
-    by = weight_facts(spec, precision).get("rounded_by", "")
-    return volume / "baked" / spec.id / "-".join(filter(None, (precision, spec.revision[:8], by.replace(" ", "-"))))
+    by = list(weight_facts(spec, precision).values())[4:]
+    return volume / "baked" / spec.id / "-".join((precision, spec.revision[:8], *by)).replace(" ", "-")
 
 
 def served_source(spec: ModelSpec, volume: Path, precision: str) -> Source:

@@ -22,6 +22,7 @@ from handler.catalog import find
 from handler.clock import STREAMING, Clock, Ledger, Plan, plan
 from handler.decision import decide, sought
 from handler.drawing import Drawing, sound
+from handler.environment import environment
 from handler.errors import BudgetExceeded, DeviceLost
 from handler.failures import Failures, gist
 from handler.faults import let_go
@@ -54,7 +55,7 @@ class Worker:
         vae: str = "",
         memory: MemoryPlan | None = None,
     ) -> None:
-        self.spec, self.hardware, self.ledger, self.vae = spec, hardware, ledger, vae
+        self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
         self.memory = memory or fit(spec, hardware)
         self._family = family
         drawing = Drawing(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device])
@@ -138,6 +139,8 @@ class Worker:
             log.error("%s is served eagerly: %s", self.spec.id, chosen.failure)
         clock.ledger.plan, clock.ledger.plan_reason = chosen.mode, chosen.reason
         clock.ledger.compile_failure = chosen.failure
+        if chosen.mode == "COMPILED":
+            self.package = compiled.name_of(model, self.spec, self.hardware, self._decoder)
 
     def _compile_now(self, model: Any, clock: Clock, chosen: Plan, failures: Failures) -> Plan:
         """Carry `chosen` out; if that fails for any reason but the budget, this worker is eager instead."""
@@ -187,6 +190,7 @@ class Worker:
             if self._package:  # what another worker published has worked there
                 failures.note(error, reason)
             self._discard()
+            self.package = ""
             self.ledger.plan, self.ledger.plan_reason, self.ledger.compile_failure = "EAGER", reason, reason
             let_go(error)  # what it holds would be there twice
             return False
@@ -202,8 +206,8 @@ class Worker:
     @property
     def facts(self) -> dict[str, str]:
         """What besides a recipe decides a picture's pixels."""
-        facts = {"precision": self.hardware.precision, "attention": self.hardware.attention, "plan": self.ledger.plan}
-        return facts | {"vae": label(self.vae), "tiling": self.memory.tiling}
+        own = {"plan": self.ledger.plan, "vae": label(self.vae), "tiling": self.memory.tiling}
+        return own | environment(self.hardware, self.package)
 
     @property
     def gains(self) -> Gains:
@@ -245,10 +249,7 @@ class Worker:
             self._pipeline.save_pretrained(folder)
 
     def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
-        """Draw one picture; also the seconds of each stage.
-
-        `on_step(done, preview)` may raise to stop the run, and call `preview` for a small picture of what is coming.
-        """
+        """Draw one picture, with the seconds of each stage; `on_step` may raise to stop, or ask for a preview."""
         return sound(*self.draw([recipe], [on_step]))
 
 

@@ -1,7 +1,6 @@
 """Kernels of attention: what each needs, which wins, what later workers follow, and that the model really uses it."""
 
 import dataclasses
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import MODELS, Clock, ImageRequest, Settings, Worker, attention, codec, compiled, generate, kernels
+from handler import MODELS, Clock, ImageRequest, Settings, Worker, again, attention, codec, compiled, kernels
 from handler.attention import MARGIN, NEEDED_S, Timing, decide
 from handler.chips import chips
 from handler.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
@@ -363,16 +362,14 @@ def test_torch_prefers_it_in_compiled_code() -> None:
             assert torch._C._get_sdp_priority_order() == before
 
 
-def test_a_picture_is_made_again_with_its_kernel(
-    worker: Worker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_is_made_again_with_its_kernel(worker: Worker, tmp_path: Path) -> None:
     source = tmp_path / "a.png"
     for made, wanted in {"native": "native", "cudnn": "auto"}.items():  # here, on a CPU
         parameters = codec.parameters_of(SPARK.recipe(ImageRequest(prompt="a ring", seed=1)), worker.facts, "1")
         source.write_bytes(codec.encode(draw(worker), "png", 95, parameters | {"attention": made}))
-        options = Namespace(source=source, image=[], mask=None)
-        assert generate._again(options, Settings())[2].attention == wanted
-    assert f"{source} was made with cuDNN: a CPU has only native; pixels may differ" in capsys.readouterr().err
+        said = again.read(source, [], None)
+        assert said.settings(Settings()).attention == wanted
+        assert again.differing(said.found, parameters) == ["attention was cudnn and is native"] * (made == "cudnn")
 
 
 def test_it_is_shown(worker: Worker) -> None:

@@ -1,5 +1,6 @@
 """The command line as a newcomer uses it, in real processes."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,17 +10,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import uvicorn
 from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import MODELS, Settings, StartError, detect, doctor
+from handler import MODELS, ImageRequest, Settings, StartError, again, detect, doctor, generate
 from handler.__main__ import main
-from handler.codec import read_parameters
+from handler.codec import encode, parameters_of, read_parameters
 from handler.configured import described
-from handler.errors import BudgetExceeded, SettingsError
+from handler.dialects import openai
+from handler.errors import BudgetExceeded, InvalidValue, SettingsError
 from handler.server.leave import Server
 
 ROOT = Path(__file__).parent.parent
@@ -234,3 +238,66 @@ def test_a_volume_that_hangs_does_not_hang_the_doctor(tmp_path: Path) -> None:
     out = kindling("doctor", KINDLING_VOLUME=str(tmp_path))
     assert out.returncode == 0, out.stderr
     assert "the volume does not answer" in out.stdout
+
+
+def test_nothing_may_contradict_the_picture_to_be_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = _made(tmp_path)
+    for option, value in {
+        "--seed": "1", "--steps": "8", "--size": "512x512", "--n": "2", "--model": "flux-dev", "--guidance": "2",
+        "--scheduler": "heun", "--negative-prompt": "blurry", "--strength": "0.5",
+    }.items():  # fmt: skip
+        assert main(["generate", "--from", str(source), option, value, "-o", str(tmp_path / "b.png")]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("kindling: ")
+        assert value in told
+        assert option.strip("-") in told
+    assert main(["generate", "a green ring", "--from", str(source)]) == 2
+    assert "has prompt 'a red circle', and the prompt says 'a green ring'" in capsys.readouterr().err
+    said = again.read(source, [], None)
+    alike = ["a red circle", "--seed", "3", "--steps", "1", "--size", "64x64", "--n", "1", "--model", "spark"]
+    options = _parsed(*alike, "--guidance", "0", "--scheduler", "flow-match-euler", "--step-cache", "off")
+    again.check(said, options, openai.parse(generate._fields(options)))
+
+
+def test_what_differs_from_where_a_picture_was_made_is_told_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = _made(tmp_path)
+    assert main(["generate", "--from", str(source), "-o", str(tmp_path / "same.png")]) == 0
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "same.png").read_bytes() == source.read_bytes()
+    found = read_parameters(source)
+    assert found["threads"] == str(torch.get_num_threads())
+    elsewhere = {"threads": "96", "torch": "2.0", "device": "CPU Apple M1", "version": "0.0.1", "batch": "3"}
+    source.write_bytes(encode(np.full((64, 64, 3), 9, np.uint8), "png", 95, found | elsewhere))
+    assert main(["generate", "--from", str(source), "-o", str(tmp_path / "other.png")]) == 0
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    for name, was in elsewhere.items():
+        assert f"{name} was {was} and is " in told
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+
+
+def _parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def _made(folder: Path) -> Path:
+    asked = ["a red circle", "--size", "64x64", "--steps", "1", "--seed", "3", "-o", str(folder / "a.png")]
+    assert main(["generate", *asked]) == 0
+    return folder / "a.png"
+
+
+@pytest.mark.parametrize("strange", [{"precision": "int3"}, {"attention": []}, {"vae": None}, {"plan": 3}], ids=str)
+def test_what_no_worker_could_have_been_is_no_picture_to_make_again(strange: dict[str, Any], tmp_path: Path) -> None:
+    spec, facts = MODELS["spark"], {"precision": "fp32", "attention": "native", "plan": "EAGER", "vae": ""}
+    found = parameters_of(spec.recipe(ImageRequest(prompt="a ring", seed=1)), facts, "1")
+    (tmp_path / "a.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "png", 95, found))
+    assert again.read(tmp_path / "a.png", [], None).settings(Settings()).precision == "fp32"
+    (tmp_path / "a.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "png", 95, found | strange))
+    with pytest.raises(InvalidValue, match="its parameters are incomplete"):
+        again.read(tmp_path / "a.png", [], None)

@@ -1,6 +1,8 @@
 """Compile artifacts: spark's blocks compiled once, bound by a second pipeline, refused when damaged or foreign."""
 
+import ast
 import dataclasses
+import importlib
 import subprocess
 import sys
 import threading
@@ -12,13 +14,15 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
-from handler import MODELS, compiled
-from handler.blocks import bind_blocks, compile_blocks
+import tiny
+from handler import MODELS, blocks, compiled, processor
+from handler.blocks import bind_blocks, compile_blocks, kind_of, kinds_in, kinds_of
 from handler.errors import Cancelled
 from handler.hardware import Hardware
 from handler.modulation import Run, ahead
 from handler.volume import EMBEDDED, publishing
 
+ROOT = Path(__file__).parent.parent
 SPARK = MODELS["spark"]
 CPU = Hardware("cpu", "CPU", "fp32", "a test")
 NATIVE, UNSEEN = (256, 256), (384, 320)
@@ -219,16 +223,106 @@ def test_an_unreadable_manifest_is_a_miss_and_replaced(package: Path, volume: Pa
     assert compiled.look(SPARK, CPU, volume).outcome == "HIT"
 
 
-def test_blocks_of_another_shape_are_refused_whole(package: Path, tmp_path: Path) -> None:
-    """One kind of block fits, the other does not: neither is bound."""
+def test_blocks_of_another_shape_are_stale(package: Path, tmp_path: Path) -> None:
+    """One kind of block fits, the other does not: neither is bound, nor where a package lacks what it should have."""
     config = {**FluxTransformer2DModel.load_config(EMBEDDED / "spark" / "transformer")}
     other = FluxTransformer2DModel.from_config({**config, "num_layers": 1}).requires_grad_(False)
     other.single_transformer_blocks[3].proj_mlp.bias = None
     compiled.publish(package, SPARK, CPU, tmp_path)
     found = compiled.restore(other, SPARK, CPU, tmp_path)
-    assert found.outcome == "ERROR"
-    assert "FluxSingleTransformerBlock" in found.reason
+    assert found.outcome == "STALE"
+    assert "blocks is" in found.reason
+    with pytest.raises(RuntimeError, match="FluxSingleTransformerBlock"):
+        bind_blocks(other, package)
     assert not any(forwards(other))
+
+
+def spark_with(**differing: Any) -> Any:
+    config = {**FluxTransformer2DModel.load_config(EMBEDDED / "spark" / "transformer")}
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config({**config, **differing}).requires_grad_(False)
+
+
+def test_blocks_of_other_heads_epsilons_flags_or_functions_are_other_kinds() -> None:
+    """Of weights that are alike in all."""
+    config = FluxTransformer2DModel.load_config(EMBEDDED / "spark" / "transformer")
+    changed = [spark_with() for _ in range(5)]
+    changed[1].transformer_blocks[0].norm1.norm.eps = 1e-3
+    changed[2].transformer_blocks[0].attn.heads = 2 * config["num_attention_heads"]
+    changed[3].transformer_blocks[0].ff.net[0].approximate = "none"
+    changed[4].transformer_blocks[0].attn.processor = type("Other", (), {})()
+    kinds = [kind_of(model.transformer_blocks[0]) for model in changed]
+    assert len({*kinds}) == 5
+    assert kind_of(spark_with().transformer_blocks[0]) == kinds[0]
+
+
+@pytest.mark.parametrize("spec", [s for s in MODELS.values() if not s.base and not s.embedded], ids=lambda s: s.id)
+def test_blocks_that_differ_in_nothing_but_their_place_are_one_kind(spec: Any) -> None:
+    """Else each would be compiled for itself."""
+    pipeline = tiny.build(spec)
+    model = getattr(pipeline, importlib.import_module(spec.family).DENOISER)
+    kinds = blocks._kinds(model)
+    weights = {
+        f"{type(some[0])} {[(n, w.shape) for n, w in blocks._weights(some[0]).items()]}" for some in kinds.values()
+    }
+    assert len(kinds) == len(weights)
+
+
+def test_what_is_published_says_of_which_blocks(eager: Any, package: Path) -> None:
+    assert kinds_in(package) == kinds_of(eager.transformer)
+
+
+APPLE = (
+    "processor\t: {i}\nFeatures\t: fp asimd {more}\nCPU implementer\t: 0x61\nCPU variant\t: 0x1\nCPU part\t: {part}\n\n"
+)
+NEOVERSE = "processor\t: {i}\nFeatures\t: fp asimd sve bf16\nCPU implementer\t: 0x41\nCPU part\t: {part}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (APPLE.format(i=0, more="", part="0x022"), APPLE.format(i=0, more="", part="0x032")),  # M1, M2
+        (APPLE.format(i=0, more="", part="0x000"), APPLE.format(i=0, more="i8mm bf16", part="0x000")),  # in a machine
+        (NEOVERSE.format(i=0, part="0xd40"), NEOVERSE.format(i=0, part="0xd4f")),  # Graviton 3, 4
+        ("model name\t: AMD EPYC\nmodel\t: 1\nflags: avx2\n", "model name\t: AMD EPYC\nmodel\t: 17\nflags: avx2\n"),
+    ],
+)
+def test_processors_are_told_apart(one: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for text in (one, one + one.replace("processor\t: 0", "processor\t: 1"), other):
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+        found.append(compiled.fingerprint(SPARK, CPU))
+    assert found[0] == found[1] != found[2]
+    assert compiled.differing(found[0], found[2]) in (["device"], ["instructions"])
+
+
+def test_all_code_that_makes_a_package_is_in_its_key() -> None:
+    """What the compiler of blocks and the layers import of ours, but for what only reads, finds or rounds weights."""
+    needed, wanted = set[str](), ["blocks", "quant", "attention"]
+    aside = {"clock", "compiled", "errors", "hardware", "reader", "rounding", "settings", "spec", "toolchain"}
+    while wanted:
+        needed.add(name := wanted.pop())
+        found = ast.walk(ast.parse((ROOT / "handler" / f"{name}.py").read_text()))
+        froms = [node for node in found if isinstance(node, ast.ImportFrom)]
+        names = {node.module.removeprefix("handler.") for node in froms if (node.module or "").startswith("handler.")}
+        names |= {alias.name for node in froms if node.module == "handler" for alias in node.names}
+        wanted += names - needed - aside
+    assert needed <= {*compiled.CODE}
+    assert all((ROOT / "handler" / f"{name}.py").exists() for name in compiled.CODE)
+
+
+def test_inductors_settings_and_torchs_precision_are_in_the_key() -> None:
+    from torch._inductor import config
+
+    found = [compiled.fingerprint(SPARK, CPU)]
+    with config.patch(epilogue_fusion=False):
+        found.append(compiled.fingerprint(SPARK, CPU))
+    torch.set_float32_matmul_precision("high")
+    found.append(compiled.fingerprint(SPARK, CPU))
+    torch.set_float32_matmul_precision("highest")
+    assert [compiled.differing(found[0], each) for each in found[1:]] == [["inductor"], ["matmul"]]
+    assert compiled.fingerprint(SPARK, CPU) == found[0]
 
 
 def test_two_builders_leave_one_copy(package: Path, tmp_path: Path) -> None:

@@ -47,11 +47,12 @@ def test_a_scale_and_keys_of_another_length() -> None:
     assert (got - want).norm() / want.norm() < 0.08
 
 
-def test_a_picture_is_the_same_in_any_batch() -> None:
+@pytest.mark.parametrize("beside", [4.0, 1e6, torch.nan, torch.inf])
+def test_a_picture_is_the_same_in_any_batch(beside: float) -> None:
     q, k, v = tensors()
-    v[1] *= 400
+    v[1] *= beside
     v[1, 0] = float("nan")
-    assert (attend(q, k, v)[:1] == attend(q[:1], k[:1], v[:1])).all()
+    assert torch.equal(attend(q, k, v)[:1], attend(q[:1], k[:1], v[:1]))
 
 
 @pytest.mark.parametrize("size", [0.5, 1.0, 50.0])

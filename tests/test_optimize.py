@@ -19,14 +19,14 @@ from fakes import FakeFamily, raises
 from handler import MODELS, Settings
 from handler.__main__ import main
 from handler.errors import KindlingError, StartError
-from handler.hardware import Hardware
+from handler.hardware import Hardware, expected
 from handler.optimize.attempt import attempt, likeness
 from handler.optimize.journal import close
 from handler.optimize.pareto import SAME_DB, choose, pareto
 from handler.optimize.sweep import Wishes, place, planned, sweep
 from handler.optimize.together import gains
 from handler.precisions import PRECISIONS
-from handler.receipts import Candidate, Figures, current
+from handler.receipts import Candidate, Figures, current, folder
 
 ROOT = Path(__file__).parent.parent
 BASE, INT8, FP8, FP16 = (Candidate(name, False) for name in ("bf16", "int8", "fp8", "fp16"))
@@ -123,9 +123,9 @@ def test_the_baseline_is_always_measured() -> None:
 def test_likeness(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    for folder, values in ((first, pixels), (second, pixels + 1)):
-        folder.mkdir()
-        Image.fromarray(values).save(folder / "0.png")
+    for at, values in ((first, pixels), (second, pixels + 1)):
+        at.mkdir()
+        Image.fromarray(values).save(at / "0.png")
     assert likeness(first, first) == (SAME_DB, 1.0)
     psnr_db, ssim = likeness(second, first)
     assert psnr_db == pytest.approx(48.13, abs=0.01)  # every value off by one: 10 log10 255^2
@@ -270,7 +270,7 @@ def test_a_real_sweep(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "kindling: 2 of 2: int8 ..." in done.stderr
-    receipt = current(tmp_path, "spark", "CPU")
+    receipt = current(tmp_path, "spark", expected(Settings()).identity)
     assert receipt
     assert [one.candidate.name for one in receipt.outcomes] == ["fp32", "int8"]
     for one in receipt.outcomes:
@@ -285,7 +285,7 @@ def test_a_real_sweep(tmp_path: Path) -> None:
     assert (baseline.psnr_db, baseline.ssim) == (SAME_DB, 1.0)
     assert 20 < (rounded.psnr_db or 0) < SAME_DB
     assert f"* {'':<1}{receipt.winner.name}" in done.stdout
-    with Image.open(tmp_path / "receipts" / "spark" / "cpu" / "1.png") as plot:
+    with Image.open(folder(tmp_path, "spark", receipt.device) / "1.png") as plot:
         assert plot.format == "PNG"
 
 

@@ -282,6 +282,29 @@ def test_what_was_baked_is_the_same(spec: ModelSpec, tmp_path: Path) -> None:
     assert np.abs(pictures[0] - pictures[1]).mean() < FAR["fp8"] / 10
 
 
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_a_layer_rounds_each_picture_by_itself(precision: str) -> None:
+    """Whatever is beside it: far larger values, or none at all."""
+    made, x = layer(precision, linear()), torch.randn(3, 40, 256, generator=torch.Generator().manual_seed(5))
+    want = made(x)[0]
+    for other in (x[1] * 1e4, torch.full_like(x[1], torch.nan), torch.full_like(x[1], torch.inf)):
+        assert torch.equal(made(torch.stack((x[0], other, x[2])))[0], want)
+
+
+@pytest.mark.parametrize(
+    "spec", [SPARK, MODELS["sdxl"], MODELS["sd3.5-large"], MODELS["z-image-turbo"]], ids=lambda s: s.id
+)
+def test_a_picture_is_the_same_beside_any_other(spec: ModelSpec, tmp_path: Path, unwarmed: None) -> None:
+    """In one precision with a scale for all tokens of a picture, so in all; and every layer knows its pictures."""
+    settings, recipe = small(spec, tmp_path)
+    worker = Worker.boot(settings.model_copy(update={"precision": "nvfp4"}))
+    beside = [dataclasses.replace(recipe, prompt=words, seed=4) for words in ("a red circle", "a blue star and a ring")]
+    drawn = [worker.draw([recipe, other], [lambda *_: None] * 2)[0] for other in beside]
+    first, second = (each[0] for each in drawn if not isinstance(each, Exception))
+    if first.batch == second.batch:  # prompts of other lengths are not drawn together
+        assert np.array_equal(first.rgb, second.rgb)
+
+
 def small(spec: ModelSpec, volume: Path) -> tuple[Settings, Recipe]:
     """Settings for an eager worker with a tiny model, and a small picture."""
     if not spec.embedded:

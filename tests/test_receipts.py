@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from handler.bake import publish_weights
 from handler.chips import chips, dollars_of
 from handler.decision import Decision, applicable, decide, expect
 from handler.errors import InvalidValue, VolumeFailed
-from handler.hardware import Hardware, expected
+from handler.hardware import Hardware, detect, expected
+from handler.processor import processor
 from handler.receipts import (
     CURRENT,
     Candidate,
@@ -35,7 +36,8 @@ from handler.receipts import (
 )
 
 SPARK, H200 = MODELS["spark"], "NVIDIA H200"
-CPU = Hardware("cpu", "CPU", "fp32", "a CPU")
+CPU = Hardware("cpu", "CPU", "fp32", "a CPU", processor=processor().name)
+HERE = CPU.identity
 
 
 def figures(p50_s: float, **others: Any) -> Figures:
@@ -55,7 +57,7 @@ def receipt(precision: str = "int8", compiled: bool = False, **others: Any) -> R
     row: dict[str, Any] = {
         "model": "spark",
         "revision": SPARK.revision,
-        "device": "CPU",
+        "device": HERE,
         "outcomes": MEASURED,
         "reason": "best by latency",
         "priority": "latency",
@@ -74,13 +76,14 @@ def place(tmp_path: Path) -> Path:
     """A volume with three receipts for the CPU, the last one current."""
     for precision, compiled in (("fp32", False), ("int8", False), ("int8", True)):
         keep(receipt(precision, compiled), tmp_path)
-    return folder(tmp_path, "spark", "CPU")
+    return folder(tmp_path, "spark", HERE)
 
 
 def test_kept_for_good_and_read_again(tmp_path: Path, place: Path) -> None:
-    assert place == tmp_path / "receipts" / "spark" / "cpu"
+    assert place.parent == tmp_path / "receipts" / "spark"
+    assert place.name.startswith("cpu-")
     assert [one.number for one in listed(place)] == [1, 2, 3]
-    assert current(tmp_path, "spark", "CPU") == receipt("int8", True, number=3)
+    assert current(tmp_path, "spark", HERE) == receipt("int8", True, number=3)
     assert current(tmp_path, "spark", H200) is None
     assert keep(receipt(), tmp_path).number == 4
     assert read(place, 3) == receipt("int8", True, number=3)
@@ -95,7 +98,7 @@ def test_two_writers_get_two_numbers(tmp_path: Path, place: Path, monkeypatch: p
 def test_use_and_rollback(place: Path) -> None:
     assert rollback(place).number == 2
     assert rollback(place).number == 1
-    with pytest.raises(InvalidValue, match="receipt 1 is the first"):
+    with pytest.raises(InvalidValue, match="no whole receipt is before 1"):
         rollback(place)
     assert use(place, 3).number == 3 == current_number(place)
     with pytest.raises(InvalidValue, match=r"no receipt 7 in .*; there are: 1, 2, 3"):
@@ -129,7 +132,7 @@ def test_follow(tmp_path: Path, place: Path) -> None:
     settings = Settings(volume=tmp_path)
     found = decide(settings, SPARK, CPU)
     assert (found.settings.precision, found.settings.compile) == ("int8", "on")
-    told = "receipt 3: int8+compile won by latency on CPU, 2026-11-21"
+    told = f"receipt 3: int8+compile won by latency on {HERE}, 2026-11-21"
     assert (found.hardware.precision, found.hardware.reason) == ("int8", told)
     assert expect(settings, SPARK) == "int8"
     use(place, 2)
@@ -140,7 +143,7 @@ def test_follow(tmp_path: Path, place: Path) -> None:
         assert (found.settings, found.hardware) == (mine, CPU)
         assert found.receipt  # there to be shown
         assert expect(mine, SPARK) == "fp32"
-    other = replace(CPU, name=H200)
+    other = replace(CPU, name=H200, processor="")
     assert decide(settings, SPARK, other) == Decision(settings, other, None)
 
 
@@ -158,16 +161,44 @@ def test_follow(tmp_path: Path, place: Path) -> None:
 )
 def test_what_cannot_be_read_is_told_and_ignored(tmp_path: Path, place: Path, damage: Any, why: str) -> None:
     damage(place)
-    found, told = applicable(tmp_path, SPARK, "CPU")
+    found, told = applicable(tmp_path, SPARK, HERE)
     assert found is None
     assert told.startswith("receipt ignored: ")
     assert why in told
-    assert dollars_of(tmp_path, "spark", "CPU") is None
+    assert dollars_of(tmp_path, "spark", HERE) is None
 
 
 def test_another_revision_is_told_and_ignored(tmp_path: Path) -> None:
     keep(receipt(revision="older"), tmp_path)
-    assert applicable(tmp_path, SPARK, "CPU") == (None, "receipt 1 ignored: it measured revision older, not embedded")
+    assert applicable(tmp_path, SPARK, HERE) == (None, "receipt 1 ignored: it measured revision older, not embedded")
+
+
+def test_one_processors_is_not_anothers(tmp_path: Path, place: Path) -> None:
+    assert decide(Settings(volume=tmp_path), SPARK, CPU).receipt
+    assert decide(Settings(volume=tmp_path), SPARK, replace(CPU, processor="ARM (0x61 0x022)")).receipt is None
+    assert expected(Settings(device="cpu")).identity == detect(Settings(device="cpu")).identity == HERE
+
+
+@pytest.mark.parametrize("other", [{"model": "flux-dev"}, {"device": "NVIDIA L4"}], ids=str)
+def test_one_that_measured_something_else_is_told_and_never_followed(
+    tmp_path: Path, place: Path, other: dict[str, str]
+) -> None:
+    (place / "3.json").write_text(json.dumps(asdict(receipt(**other))))
+    found, told = applicable(tmp_path, SPARK, HERE)
+    assert found is None
+    assert "receipt ignored: " in told
+    assert "does not hold here" in told
+    assert dollars_of(tmp_path, "spark", HERE) is None
+    with pytest.raises(VolumeFailed, match="does not hold here"):
+        use(place, 3)
+    assert [one.number for one in listed(place)] == [1, 2]
+
+
+def test_going_back_passes_over_what_is_not_whole(place: Path) -> None:
+    (place / "2.json").write_text('{"format": 1')
+    assert rollback(place).number == 1
+    (place / CURRENT).write_text('{"num')
+    assert rollback(place).number == 3
 
 
 def test_a_volume_that_cannot_be_written(tmp_path: Path) -> None:
@@ -190,11 +221,11 @@ def test_a_worker_boots_from_its_receipt(
     assert worker.hardware.precision == "int8"
     assert worker.ledger.plan == "EAGER"
     assert worker.receipt == read(place, 2)
-    told = "receipt 2: int8 won by latency on CPU, 2026-11-21"
+    told = f"receipt 2: int8 won by latency on {HERE}, 2026-11-21"
     assert worker.ledger.reason == worker.hardware.reason == worker.ledger.plan_reason == told
 
     baked = publish_weights(worker, tmp_path)
-    wrong = replace(CPU, name=H200)
+    wrong = replace(CPU, name=H200, processor="")
     monkeypatch.setattr("handler.decision.expected", lambda _: wrong)  # so fp32 is being read
     again = Worker.boot(settings)
     assert (again.hardware.precision, again.ledger.weights) == ("int8", str(baked))

@@ -1,6 +1,7 @@
 """Requests that come again under the same key, one event loop's turn after another."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ class Source:
     def __init__(self, status: int = 200, size: int = 3) -> None:
         self.go = asyncio.Event()
         self.started = self.cancelled = 0
-        self.status, self.size = status, size
+        self.status, self.size, self.lasts_s = status, size, math.inf
 
     async def __call__(self) -> Reply:
         self.started += 1
@@ -31,7 +32,7 @@ class Source:
             self.cancelled += 1
             raise
         picture: Any = SimpleNamespace(data=bytes(self.size))
-        return Reply(self.status, {"turn": self.started}, {"a": "b"}, pictures=(picture,))
+        return Reply(self.status, {"turn": self.started}, {"a": "b"}, pictures=(picture,), lasts_s=self.lasts_s)
 
 
 def in_turns(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -156,5 +157,22 @@ def test_answers_are_kept_within_bounds(name: str, value: float, monkeypatch: py
             await known.call((b"", str(i)), b"x", source)
             await turns()
         assert list(known._calls) == ([] if name == "KEPT_S" else [(b"", "3"), (b"", "4")])
+
+    asyncio.run(main())
+
+
+def test_no_answer_is_given_again_whose_url_works_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another that is older lasts longer."""
+
+    async def main() -> None:
+        lasting, brief, found = Source(), Source(), Repeats()
+        brief.lasts_s, now = 60.0, repeats.time.monotonic()
+        for source in (lasting, brief):
+            source.go.set()
+        for after, started in ((0, 1), (59, 1), (61, 2)):
+            monkeypatch.setattr(repeats.time, "monotonic", lambda after=after: now + after)
+            for key, source in ((KEY, lasting), (OTHER, brief)):
+                await found.call(key, b"x", source)
+            assert (lasting.started, brief.started) == (1, started)
 
     asyncio.run(main())

@@ -4,15 +4,19 @@ import json
 import re
 import subprocess
 import sys
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
-from handler import Settings, Worker
+import tiny
+from handler import MODELS, Settings, Worker
 from handler.bake import publish_weights
 from handler.catalog import SPARK
-from handler.precisions import PRECISIONS, ROUNDED_BY
+from handler.precisions import PRECISIONS, ROUNDED_BY, SCHEME
+from handler.quant import SCHEMES, quantise
 from handler.volume import publishing, served_source, weight_facts, weights_folder
 
 ROOT = Path(__file__).parent.parent
@@ -69,8 +73,9 @@ def test_a_program_that_boots_a_worker_may_use_it_itself(when: str, baked: Path)
     assert out.stdout == "quantize_\n", out.stderr
 
 
-def test_weights_that_another_version_rounded_are_not_used(tmp_path: Path, baked: Path) -> None:
-    older = {name: fact for name, fact in weight_facts(SPARK, "fp8").items() if name != "rounded_by"}
+@pytest.mark.parametrize("unknown", ["rounded_by", "scheme"])
+def test_weights_that_another_version_rounded_are_not_used(unknown: str, tmp_path: Path, baked: Path) -> None:
+    older = {name: fact for name, fact in weight_facts(SPARK, "fp8").items() if name != unknown}
     with publishing(tmp_path / "baked" / SPARK.id / "fp8-embedded", older) as folder:
         (folder / "model_index.json").write_text("{}")
     assert served_source(SPARK, tmp_path, "fp8").precision == ""
@@ -88,3 +93,17 @@ def test_the_version_is_the_one_that_is_required() -> None:
 def test_only_rounded_weights_name_it() -> None:
     named = {precision for precision in PRECISIONS if "rounded_by" in weight_facts(SPARK, precision)}
     assert named == {precision for precision, row in PRECISIONS.items() if row.quantised}
+
+
+def test_the_scheme_is_another_where_layers_or_their_parts_are() -> None:
+    """What is baked in scheme 1, of one model: change the number in `precisions.py` with this digest."""
+    found = blake2b(digest_size=8)
+    values = torch.arange(-1024, 1024).reshape(32, 64) / 100
+    for name, scheme in sorted(SCHEMES.items()):
+        model = tiny.build(MODELS["flux-schnell"]).transformer
+        quantise(model, name, "cpu")
+        layers = sorted((key, str(part.dtype), [*part.shape]) for key, part in model.state_dict().items())
+        found.update(json.dumps([name, scheme.encoders, layers]).encode())
+        for part in scheme.parts(values):
+            found.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    assert (SCHEME, found.hexdigest()) == ("1", "6ebf2c05778d36da")

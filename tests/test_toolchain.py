@@ -21,7 +21,19 @@ from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
 from fakes import raises
-from handler import MODELS, Settings, StartError, Worker, blocks, chips, compiled, doctor, families, toolchain
+from handler import (
+    MODELS,
+    Settings,
+    StartError,
+    Worker,
+    blocks,
+    chips,
+    compiled,
+    doctor,
+    families,
+    processor,
+    toolchain,
+)
 from handler.clock import plan
 from handler.errors import NumericalError, OutOfMemory
 from handler.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
@@ -322,7 +334,7 @@ def test_nothing_is_expected_where_the_volume_breaks(
 def test_nothing_is_expected_where_there_is_no_proc(
     equipped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
     assert failures(tmp_path).expected == ""
     failures(tmp_path).note(BROKEN, "broken")
     assert failures(tmp_path).expected.startswith("broken (")

@@ -206,6 +206,40 @@ def test_a_file_that_changes_while_it_is_read(small: Path, spoil: Callable[[Path
             file.read(0, CHUNK)
 
 
+def rename(path: Path, data: bytes) -> None:
+    (path.parent / "new").write_bytes(data)
+    (path.parent / "new").replace(path)
+
+
+def write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # two writes may fall into one tick of the clock
+
+
+@pytest.mark.parametrize("change", [rename, write])
+@pytest.mark.parametrize("cached", [True, False])
+def test_no_file_without_a_manifest_is_read_from_two(
+    small: Path, change: Callable[[Path, bytes], None], cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By as many other bytes, between one chunk and the next."""
+    monkeypatch.setattr("handler.reader._cached", lambda *_: cached)
+    with Reader(Source(small, None)) as reader:
+        file = reader.take("b")[0]
+        file.read(0, CHUNK)
+        change(file.path, file.path.read_bytes()[:CHUNK] + bytes(len(file.memory) - CHUNK))
+        with pytest.raises(WeightsCorrupt, match="was replaced, or written to, while it was read"):
+            file.read(CHUNK, 2 * CHUNK)
+
+
+def test_no_file_is_written_to_while_a_chunk_is_read(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.preadv
+    with Reader(Source(small, None)) as reader:
+        file = reader.take("b")[0]
+        monkeypatch.setattr(os, "preadv", lambda *given: (os.utime(file.path, (1, 1)), whole(*given))[1])
+        with pytest.raises(WeightsCorrupt, match="was replaced, or written to"):
+            file.read(CHUNK, 2 * CHUNK)
+
+
 def test_a_file_that_ends_early(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "preadv", lambda *_: 0)
     with pytest.raises(WeightsCorrupt, match="ends at byte"), Reader(source(small)) as reader:

@@ -106,7 +106,7 @@ def _kept(found: Sweep, settings: Settings, spec: ModelSpec, hardware: Hardware,
     receipt = Receipt(
         model=spec.id,
         revision=spec.revision,
-        device=hardware.name,
+        device=hardware.identity,
         winner=found.choice.winner,
         outcomes=found.outcomes,
         reason=found.choice.reason,
@@ -119,7 +119,7 @@ def _kept(found: Sweep, settings: Settings, spec: ModelSpec, hardware: Hardware,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     kept = keep(receipt, settings.volume)
-    chart = folder(settings.volume, spec.id, hardware.name) / f"{kept.number}.png"
+    chart = folder(settings.volume, spec.id, hardware.identity) / f"{kept.number}.png"
     title = f"{spec.id} on {hardware.name}: {receipt.picture}"
     plot.scatter(found.measured, found.choice.front, receipt.winner, chart, title)
     return kept

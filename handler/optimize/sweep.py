@@ -111,7 +111,7 @@ def sweep(
 
 def place(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Path:
     """Where the journal of a sweep is."""
-    return settings.volume / "sweeps" / spec.id / folder(settings.volume, spec.id, hardware.name).name
+    return settings.volume / "sweeps" / spec.id / folder(settings.volume, spec.id, hardware.identity).name
 
 
 def _facts(settings: Settings, spec: ModelSpec, hardware: Hardware, wished: Wishes) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Repeats:
         if call.reply.cancelled() or (reply := call.reply.result()).status >= 400:
             return
         call.size = sum(len(picture.data) for picture in reply.pictures) * 4 // 3
-        call.until = time.monotonic() + KEPT_S
+        call.until = time.monotonic() + min(KEPT_S, reply.lasts_s)
         call.reply = asyncio.get_running_loop().create_future()
         call.reply.set_result(_again(reply))
         self._calls[key] = call
@@ -107,7 +107,7 @@ class Repeats:
         count, size, now = len(kept), sum(call.size for _, call in kept), time.monotonic()
         for key, call in kept:
             if call.until > now and count <= KEPT and size <= KEPT_BYTES:
-                return
+                continue  # a younger one may end earlier, with its URL
             del self._calls[key]
             count, size = count - 1, size - call.size
 
