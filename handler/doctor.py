@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from handler import __version__, compiled, toolchain
+from handler.birth import process_age
 from handler.boots import last_boots, measured
 from handler.catalog import find
-from handler.clock import COMPILE_S, STREAMING, process_age
+from handler.clock import COMPILE_S, STREAMING
 from handler.clock import plan as planned
 from handler.decision import decide
 from handler.errors import KindlingError

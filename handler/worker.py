@@ -69,7 +69,7 @@ class Worker:
         try:
             spec = find(settings.model)
             clock.ledger.model = spec.id
-            clock.record = BootLog(settings.volume)
+            clock.record = BootLog(settings.volume, clock.birth)
             clock.arm()
             worker = cls._load(settings, spec, clock)
         except KindlingError as error:
