@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from handler.errors import KindlingError
 from handler.failures import Failures
 from handler.hardware import GPU_DRIVER, Hardware, detect
 from handler.kernels import refusals
-from handler.models import SILENT, expected, patiently, states
+from handler.models import expected, patiently, states
 from handler.settings import PREFIX, Settings
 from handler.store import Store
 from handler.volume import served_source
@@ -44,19 +45,23 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings.from_env()
     find(settings.model)  # of one that nobody knows there is nothing to tell
     hardware = detect(settings)
-    silent = {"reason": SILENT}
+    volume, model = {"path": str(settings.volume)}, {"model": settings.model}
+    boots: tuple[list[dict[str, Any]], str] = patiently(
+        lambda: (last_boots(settings.volume, BOOTS_SHOWN), ""), otherwise=lambda why: ([], why)
+    )
     report = {
         "version": __version__,
         "settings": described(settings),
-        "hardware": asdict(patiently(_served, settings, hardware, otherwise=hardware)),
+        "hardware": asdict(patiently(_served, settings, hardware, otherwise=partial(_unserved, hardware))),
         "machine": machine(hardware),
         "compiling": compiling(hardware),
         "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
-        "volume": patiently(volume_state, settings.volume, otherwise={"path": str(settings.volume), **silent}),
+        "volume": patiently(volume_state, settings.volume, otherwise=lambda why: volume | {"reason": why}),
         "store": store_state(settings),
         "models": [asdict(found) for found in states(settings, hardware)],
-        "cold_start": patiently(cold_start, settings, hardware, otherwise={"model": settings.model, **silent}),
-        "boots": patiently(last_boots, settings.volume, BOOTS_SHOWN, otherwise=[]),
+        "cold_start": patiently(cold_start, settings, hardware, otherwise=lambda why: model | {"reason": why}),
+        "boots": boots[0],
+        "boots_reason": boots[1],
     }
     print(json.dumps(report) if options.json else "\n".join(lines(report)))
     return 0
@@ -65,6 +70,10 @@ def run(options: argparse.Namespace) -> int:
 def _served(settings: Settings, hardware: Hardware) -> Hardware:
     """With what `auto` means for the configured model, and why."""
     return decide(settings, find(settings.model), hardware).hardware
+
+
+def _unserved(hardware: Hardware, why: str) -> Hardware:
+    return replace(hardware, reason=f"{hardware.reason}; what else decides it is not known: {why}")
 
 
 def described(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -110,7 +119,7 @@ def store_state(settings: Settings) -> dict[str, Any]:
     store = Store.of(settings)
     if store is None:
         return {"bucket": None, "reason": "none; KINDLING_STORE_BUCKET names one"}
-    reason = patiently(store.check, otherwise="it does not answer")
+    reason = patiently(store.check, otherwise=str, where="it")
     return {"bucket": store.bucket, "endpoint": store.endpoint or None, "reachable": not reason, "reason": reason}
 
 
@@ -131,7 +140,8 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         why = f"longest of the last {BOOTS_SHOWN} boots" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 
-    files = list(source.folder.rglob("*.safetensors"))
+    if not (files := list(source.folder.rglob("*.safetensors"))):
+        return {"model": spec.id, "reason": f"{source.folder} has no weights in safetensors files"}
     size, speed = sum(path.stat().st_size for path in files), read_speed(max(files, key=lambda p: p.stat().st_size))
     parts = [past("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
     spent = sum(part.seconds for part in parts)
@@ -187,7 +197,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         *_estimate(report["cold_start"]),
         "\nLAST BOOTS",
         *(_boot(boot) for boot in report["boots"]),
-        *(["  none recorded on this volume"] if not report["boots"] else []),
+        *([f"  {report['boots_reason'] or 'none recorded on this volume'}"] if not report["boots"] else []),
         "\nSETTINGS",
         *(
             f"  {name:<32} {s['value']!s:<24} {s['source']:<12} {s['meaning']}"

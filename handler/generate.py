@@ -19,6 +19,7 @@ from handler.hardware import detect
 from handler.kernels import KERNELS, refusal
 from handler.references import decoded
 from handler.request import MAX_SEED, Format, ImageRequest, Recipe
+from handler.room import writing
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.vae import label
@@ -196,7 +197,8 @@ def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bo
     pixels, stages = worker.generate(recipe)
     start = time.perf_counter()
     parameters = codec.parameters_of(recipe, worker.facts, __version__)
-    path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
+    with writing(path):
+        path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
     stages["serialize"] = time.perf_counter() - start
     if as_json:
         print(json.dumps({"file": str(path), **parameters, "stages_s": stages, "boot_s": worker.ledger.total_s}))

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 DEEPEST = 64  # levels of lists and objects
@@ -22,6 +22,15 @@ BITS = 1024  # of a whole number: what a float may hold
 
 class Malformed(ValueError):
     """Why something cannot be understood."""
+
+
+def _inside(name: str) -> str:
+    if "\0" in name or not name or name.startswith("/") or ".." in name.split("/"):
+        raise ValueError("should be a file inside the folder")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_inside)]  # of a file in a folder, with slashes
 
 
 def parse(
@@ -52,11 +61,11 @@ def check(value: object) -> None:
         count += sum(map(len, nested))
         if count > MOST:
             raise Malformed("it has too many values")
-        level = [inner for each in nested for inner in _inside(each)]
+        level = [inner for each in nested for inner in _within(each)]
     raise Malformed("it is nested too deeply")
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _within(value: Any) -> Iterable[Any]:
     return (*value, *value.values()) if isinstance(value, dict) else value
 
 

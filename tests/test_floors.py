@@ -20,6 +20,7 @@ FLOOR = {
     "request": 1,
     "clock": 1,
     "watch": 1,
+    "room": 1,
     "settings": 1,
     "precisions": 1,
     "kernels": 1,

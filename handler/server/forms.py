@@ -1,6 +1,5 @@
 """Forms with files (multipart/form-data), as clients send images to edit: read under limits, and never to disk."""
 
-import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -9,6 +8,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from handler.errors import InvalidValue
 from handler.request import MAX_REFERENCES, ImageRequest
+from handler.untrusted import Malformed, parse
 
 MEDIA = "multipart/form-data"
 FILES = MAX_REFERENCES + 1  # and a mask
@@ -22,15 +22,29 @@ NUMBERS = {  # the fields that are no text
 }
 
 
+class Parser(MultiPartParser):
+    """Starlette's, which takes a form that was cut short for a whole one; `ended` tells them apart."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        """The last boundary came."""
+        self.ended = True
+
+
 async def read(headers: Headers, body: bytes) -> dict[str, Any]:
     """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none."""
     try:
-        parser = MultiPartParser(headers, _once(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
+        parser = Parser(headers, _once(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
         parser.spool_max_size = len(body) + 1  # so no file leaves memory
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidValue(f"The form cannot be read: {error.message}") from None
+    except (ValueError, LookupError):  # its charset's
+        raise InvalidValue("The form cannot be read: send it as UTF-8.") from None
     try:
+        if not parser.ended:
+            raise InvalidValue("The form was cut short: its last boundary is missing.")
         return await _fields(form)
     finally:
         await form.close()
@@ -59,6 +73,6 @@ def typed(name: str, text: str) -> Any:
     if name not in NUMBERS:
         return text
     try:
-        return json.loads(text.lower())  # some clients spell True
-    except (ValueError, RecursionError):
+        return parse(text.lower())  # some clients spell True
+    except Malformed:
         return text
