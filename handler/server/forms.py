@@ -23,28 +23,32 @@ NUMBERS = {  # the fields that are no text
 
 
 class Parser(MultiPartParser):
-    """Starlette's, which takes a form that was cut short for a whole one; `ended` tells them apart."""
+    """Starlette's, which takes a form that was cut short for a whole one."""
 
-    ended = False
+    def __init__(self, headers: Headers, body: bytes) -> None:
+        super().__init__(headers, self._whole(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
+        self.spool_max_size = len(body) + 1  # so no file leaves memory
+        self._ended = False
 
     def on_end(self) -> None:
         """The last boundary came."""
-        self.ended = True
+        self._ended = True
+
+    async def _whole(self, body: bytes) -> AsyncGenerator[bytes, None]:
+        yield body
+        if not self._ended:
+            raise MultiPartException("it was cut short, for its last boundary is missing.")
 
 
 async def read(headers: Headers, body: bytes) -> dict[str, Any]:
     """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none."""
     try:
-        parser = Parser(headers, _once(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
-        parser.spool_max_size = len(body) + 1  # so no file leaves memory
-        form = await parser.parse()
+        form = await Parser(headers, body).parse()
     except MultiPartException as error:
         raise InvalidValue(f"The form cannot be read: {error.message}") from None
     except (ValueError, LookupError):  # its charset's
         raise InvalidValue("The form cannot be read: send it as UTF-8.") from None
     try:
-        if not parser.ended:
-            raise InvalidValue("The form was cut short: its last boundary is missing.")
         return await _fields(form)
     finally:
         await form.close()
@@ -62,10 +66,6 @@ async def _fields(form: FormData) -> dict[str, Any]:
         else:
             fields[name] = value
     return fields
-
-
-async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
 
 
 def typed(name: str, text: str) -> Any:
