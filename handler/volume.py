@@ -252,8 +252,9 @@ def served_source(spec: ModelSpec, volume: Path, precision: str) -> Source:
 def baked_sources(spec: ModelSpec, volume: Path) -> list[Source]:
     """Everything that was baked for `spec`, by its manifests. One that cannot be read is as good as none."""
     sources = []
-    for folder in sorted((volume / "baked" / spec.id).glob("[!.]*")):
-        with contextlib.suppress(StartError):
-            if manifest := read_manifest(folder):
-                sources.append(Source(folder, manifest))
+    with contextlib.suppress(OSError):
+        for folder in sorted((volume / "baked" / spec.id).glob("[!.]*")):
+            with contextlib.suppress(StartError):
+                if manifest := read_manifest(folder):
+                    sources.append(Source(folder, manifest))
     return sources
