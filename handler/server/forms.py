@@ -36,7 +36,7 @@ class Parser(MultiPartParser):
 
     async def _whole(self, body: bytes) -> AsyncGenerator[bytes, None]:
         yield body
-        if not self._ended:
+        if body and not self._ended:
             raise MultiPartException("it was cut short, for its last boundary is missing.")
 
 
