@@ -6,6 +6,7 @@ Importing this package imports neither torch nor diffusers; `Worker.boot` does, 
 __version__ = "0.1.0"
 
 from handler.api import Api, Reply
+from handler.birth import Birth
 from handler.blocks import bind_blocks, compile_blocks
 from handler.catalog import MODELS, MODES
 from handler.clock import Clock
@@ -25,6 +26,7 @@ __all__ = [
     "MODELS",
     "MODES",
     "Api",
+    "Birth",
     "Clock",
     "ImageRequest",
     "KindlingError",

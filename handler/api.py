@@ -18,13 +18,14 @@ from handler.catalog import find
 from handler.chips import answer
 from handler.dialects import edits, native, openai
 from handler.discreet import outline
-from handler.errors import Internal, InvalidType, KindlingError, ModelNotFound, RouteNotFound, Unsupported
+from handler.errors import Internal, InvalidJson, InvalidType, KindlingError, ModelNotFound, RouteNotFound, Unsupported
 from handler.faults import let_go
 from handler.lane import Lane
 from handler.preview import Preview
 from handler.references import decoded
 from handler.request import MAX_SEED, Drawn, Format, ImageRequest, Picture, Pixels, Recipe
 from handler.store import Store
+from handler.untrusted import Malformed, check
 
 T = TypeVar("T")
 MODELS_ROUTE = "/v1/models"
@@ -108,6 +109,7 @@ class Api:
     ) -> Reply:
         if not isinstance(payload, dict):
             raise InvalidType("The body should be a JSON object.")
+        _check(payload)
         start = time.perf_counter()
         request: ImageRequest = dialect.parse(payload)
         self._require_served(request.model)
@@ -195,6 +197,14 @@ def _showing(on_step: OnStep, on_partial: OnPartial, dialect: ModuleType, reques
             shown += 1
 
     return step
+
+
+def _check(payload: dict[str, Any]) -> None:
+    """InvalidJson for what no transport should have let through: others read JSON less strictly than ours."""
+    try:
+        check(payload)
+    except Malformed as error:
+        raise InvalidJson(f"The request cannot be understood: {error}.") from None
 
 
 def _streamed(request: ImageRequest) -> str:

@@ -10,7 +10,9 @@ from handler.catalog import find
 from handler.clock import Clock
 from handler.decision import decide
 from handler.hardware import detect
+from handler.precisions import PRECISIONS
 from handler.reader import LORA
+from handler.room import require
 from handler.settings import Settings
 from handler.volume import publishing, served_source, weight_facts, weights_folder
 from handler.worker import Worker
@@ -53,7 +55,11 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
         if progress:
             print(f"kindling: {model}: {phase} ...", file=sys.stderr, flush=True)
 
-    settings = decide(settings, spec, detect(settings)).settings  # for the workers that will follow the receipt
+    decided = decide(settings, spec, detect(settings))  # for the workers that will follow the receipt
+    settings, hardware = decided.settings, decided.hardware
+    if hardware.quantised and served_source(spec, settings.volume, hardware.precision).precision != hardware.precision:
+        about = PRECISIONS[hardware.precision].width * (spec.parameters + spec.other_parameters)
+        require(settings.volume, about, f"The weights of {model} in {hardware.precision}")  # before hours of work
     patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
     clock = Clock(PATIENT_S, announce=announce, publish=lambda ledger: None)
     worker = Worker.boot(patient, clock)
@@ -81,6 +87,7 @@ def publish_weights(worker: Worker, volume: Path) -> Path | None:
     if source.precision == precision or (alike and not fused and not rounded):
         return None
     target = weights_folder(spec, volume, precision)
+    require(volume, worker.weight_bytes, f"The weights of {spec.id} in {precision}")
     with publishing(target, weight_facts(spec, precision)) as folder:
         worker.save(folder)
     return target

@@ -3,35 +3,37 @@
 A volume may be read-only, full, or hang for ever, and none of that may touch a start: a thread of its own writes,
 and only a start that ends early waits for it, for `PATIENCE_S` at most. A file that still says "starting" belongs to
 a process that was killed, in the phase it names.
+
+Which is the newest is what the volume's own clock says of when each was written: those of workers differ.
 """
 
 import contextlib
-import itertools
 import json
-import os
 import queue
-import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from handler.birth import Birth
 from handler.clock import OVER, Ledger
+from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
 PATIENCE_S = 2.0
 KEPT = 50
 LOOKED = 10  # starts that had a phase tell how long it takes
+LONGEST = 1 << 20  # bytes of a record; a longer one is none
 
 
 class BootLog:
     """Call it with the ledger at every turn of a start; it writes the newest state and never raises."""
 
-    def __init__(self, volume: Path) -> None:
+    def __init__(self, volume: Path, birth: Birth) -> None:
         self._folder = volume / "boots"
-        self._path = self._folder / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{socket.gethostname()}-{os.getpid()}.json"
+        self._path = self._folder / f"{birth.identity}.json"
         self._news: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="boot-log", daemon=True).start()
 
@@ -57,17 +59,36 @@ class BootLog:
             with contextlib.suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._path, news)
-                for old in sorted(self._folder.glob("*.json"))[:-KEPT]:
-                    old.unlink(missing_ok=True)
+            self._remove_old()  # also from a volume that is full
+
+    def _remove_old(self) -> None:
+        for path in _newest_first(self._folder)[KEPT:]:
+            if path != self._path:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The records there, by when the volume says that they were written last."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in folder.glob("[!.]*.json"):
+            with contextlib.suppress(FileNotFoundError):  # another worker has just removed it
+                found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
     """The newest ledgers, newest first, each with its file's name as "boot"; unreadable ones are left out."""
-    boots = []
-    for path in sorted((volume / "boots").glob("*.json"), reverse=True)[:count]:
-        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            boots.append({"boot": path.stem, **json.loads(path.read_bytes())})
-    return boots
+    return list(islice(_read(_newest_first(volume / "boots")), count))
+
+
+def _read(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with contextlib.suppress(OSError, Malformed):
+            found = load(path, LONGEST)
+            checked = asdict(shaped(Ledger, found))
+            yield {name: checked.get(name, value) for name, value in found.items()} | {"boot": path.stem}
 
 
 def measured(
@@ -81,7 +102,7 @@ def measured(
     wanted = {"model": model, "device": device} | ({"precision": precision} if precision else {})
     alike = (boot for boot in boots if wanted.items() <= boot.items() and not boot.get("compile_failure"))
     took = (seconds for boot in alike for seconds in _took(boot, phase))
-    return max(itertools.islice(took, LOOKED), default=None)
+    return max(islice(took, LOOKED), default=None)
 
 
 def _took(boot: dict[str, Any], phase: str) -> Iterator[float]:

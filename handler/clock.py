@@ -1,4 +1,4 @@
-"""The cold-start clock: from the birth of the process, against one budget, phase by phase.
+"""The cold-start clock: from the birth of the worker, against one budget, phase by phase.
 
 `Clock.arm` starts two watchdogs. A thread ends the process at the deadline with the phase named and every
 stack dumped. If native code holds the GIL so that no thread can run, `faulthandler`, which needs no GIL, does
@@ -13,12 +13,14 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from handler.birth import Birth
 from handler.errors import BudgetExceeded, KindlingError, StartError
 
 GRACE_S = 2.0
@@ -30,23 +32,16 @@ FIRST_PICTURE_S = 15.0  # kept back for the warm-up picture after it
 STDERR = 2  # the file descriptor: sys.stderr may be replaced, or busy in the thread that hangs
 
 
-def process_age() -> float:
-    """Seconds since the kernel started this process; from Python's start where /proc does not exist."""
-    try:
-        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
-            born = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-            return max(0.0, float(uptime.read().split()[0]) - born)
-    except OSError:
-        return time.process_time()
+Seconds = Annotated[float, Field(ge=0, le=86_400)]  # a record that says more is damaged
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One timed part of the cold start, in seconds; `start_s` counts from the process's birth."""
+    """One timed part of the cold start, in seconds; `start_s` counts from the worker's birth."""
 
     name: str
-    start_s: float
-    seconds: float
+    start_s: Seconds
+    seconds: Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +123,20 @@ class Clock:
     """Times the phases of one cold start and ends the process when the budget is spent.
 
     `announce(phase)` is called as each phase begins, `publish(ledger)` once at the end, by default as one JSON
-    line on stderr, and `record(ledger)` at both; `abort` replaces the hard exit in tests.
+    line on stderr, and `record(ledger)` at both; `abort` replaces the hard exit in tests. `birth` is the process's
+    unless told.
     """
 
     def __init__(
         self,
         budget_s: float,
-        age: Callable[[], float] = process_age,
+        birth: Birth | None = None,
         announce: Callable[[str], None] = lambda phase: None,
         publish: Callable[[Ledger], None] = print_ledger,
         abort: Callable[[int], None] = os._exit,
     ) -> None:
         self.ledger = Ledger(budget_s=budget_s)
-        self._zero = time.monotonic() - age()
+        self.birth = birth or Birth.of_process()
         self._announce, self._publish, self._abort = announce, publish, abort
         self.record: Callable[[Ledger], None] = lambda ledger: None
         self._done = threading.Event()
@@ -148,8 +144,8 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the process was born."""
-        return time.monotonic() - self._zero
+        """Seconds since the worker was born."""
+        return self.birth.age
 
     @property
     def remaining(self) -> float:

@@ -5,14 +5,16 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from handler import __version__, compiled, toolchain
+from handler.birth import process_age
 from handler.boots import KEPT, LOOKED, last_boots, measured
 from handler.catalog import find
-from handler.clock import COMPILE_S, STREAMING, process_age
+from handler.clock import COMPILE_S, STREAMING
 from handler.clock import plan as planned
 from handler.configured import described, listed
 from handler.decision import decide
@@ -21,7 +23,7 @@ from handler.failures import Failures
 from handler.fit import MemoryPlan
 from handler.hardware import GPU_DRIVER, Hardware, detect
 from handler.kernels import refusals
-from handler.models import SILENT, expected, patiently, states
+from handler.models import expected, patiently, states
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.spend import unheld
@@ -52,19 +54,23 @@ def run(options: argparse.Namespace) -> int:
         Settings.from_env()  # says which; of a worker that cannot start there is nothing else to tell
     find(settings.model)  # nor of a model that nobody knows
     hardware = detect(settings)
-    silent = {"reason": SILENT}
+    volume, model = {"path": str(settings.volume)}, {"model": settings.model}
+    boots: tuple[list[dict[str, Any]], str] = patiently(
+        lambda: (last_boots(settings.volume, BOOTS_SHOWN), ""), otherwise=lambda why: ([], why)
+    )
     report = {
         "version": __version__,
         "settings": described(settings, faults),
-        "hardware": asdict(patiently(_served, settings, hardware, otherwise=hardware)),
+        "hardware": asdict(patiently(_served, settings, hardware, otherwise=partial(_unserved, hardware))),
         "machine": machine(hardware),
         "compiling": compiling(hardware),
         "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
-        "volume": patiently(volume_state, settings.volume, otherwise={"path": str(settings.volume), **silent}),
+        "volume": patiently(volume_state, settings.volume, otherwise=lambda why: volume | {"reason": why}),
         "store": store_state(settings),
         "models": [asdict(found) for found in states(settings, hardware)],
-        "cold_start": patiently(cold_start, settings, hardware, otherwise={"model": settings.model, **silent}),
-        "boots": patiently(last_boots, settings.volume, BOOTS_SHOWN, otherwise=[]),
+        "cold_start": patiently(cold_start, settings, hardware, otherwise=lambda why: model | {"reason": why}),
+        "boots": boots[0],
+        "boots_reason": boots[1],
     }
     print(json.dumps(report) if options.json else "\n".join(lines(report)))
     return 0
@@ -73,6 +79,10 @@ def run(options: argparse.Namespace) -> int:
 def _served(settings: Settings, hardware: Hardware) -> Hardware:
     """With what `auto` means for the configured model, and why."""
     return decide(settings, find(settings.model), hardware).hardware
+
+
+def _unserved(hardware: Hardware, why: str) -> Hardware:
+    return replace(hardware, reason=f"{hardware.reason}; what else decides it is not known: {why}")
 
 
 def machine(hardware: Hardware) -> dict[str, Any]:
@@ -105,7 +115,7 @@ def store_state(settings: Settings) -> dict[str, Any]:
     store = Store.of(settings)
     if store is None:
         return {"bucket": None, "reason": "none; KINDLING_STORE_BUCKET names one"}
-    reason = patiently(store.check, otherwise="it does not answer")
+    reason = patiently(store.check, otherwise=str, where="it")
     return {"bucket": store.bucket, "endpoint": store.endpoint or None, "reachable": not reason, "reason": reason}
 
 
@@ -194,7 +204,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         *_estimate(report["cold_start"]),
         "\nLAST BOOTS",
         *(_boot(boot) for boot in report["boots"]),
-        *(["  none recorded on this volume"] if not report["boots"] else []),
+        *([f"  {report['boots_reason'] or 'none recorded on this volume'}"] if not report["boots"] else []),
         "\nSETTINGS",
         *listed(report["settings"]),
     ]

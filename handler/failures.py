@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from handler.errors import DeviceLost, KindlingError
 from handler.faults import LOST, NO_MEMORY, causes, meaning
 from handler.hardware import Hardware
 from handler.spec import ModelSpec
+from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
 AGAIN = "KINDLING_COMPILE=on tries again"
@@ -43,6 +44,15 @@ WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")  # of `t
 TOLD = 200  # characters of an error
 LONGEST = 64 << 10  # bytes of a record; a longer one is none
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a file must say."""
+
+    reason: str
+    when: str
+    facts: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +114,10 @@ class Failures:
     def _leave(self, reason: str, kind: str) -> None:
         facts = self._facts()
         path = self._path(facts, kind)
-        found = {"reason": reason, "when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "facts": facts}
+        found = Record(reason, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", facts)
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
+            write_atomically(path, json.dumps(asdict(found), indent=1).encode() + b"\n")
             log.error("no later worker compiles this in vain, by %s; %s", path, AGAIN)
 
     def forget(self) -> None:
@@ -123,10 +133,10 @@ class Failures:
     def _before(self, records: list[Path]) -> str:
         wanted = self._facts() if records else {}
         for path in records:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                found = json.loads(path.read_bytes())
-                if not compiled.differing(wanted, found["facts"]):
-                    return f"{found['reason']} ({found['when']}); {AGAIN}"
+            with contextlib.suppress(OSError, Malformed):
+                found = shaped(Record, load(path, LONGEST))
+                if not compiled.differing(wanted, found.facts):
+                    return f"{found.reason} ({found.when}); {AGAIN}"
         return ""
 
     def _records(self, *kinds: str) -> list[Path]:

@@ -28,6 +28,7 @@ from handler.models import expected
 from handler.needed import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
 from handler.settings import Settings
 from handler.spec import ModelSpec
+from handler.untrusted import Malformed, load
 from handler.vae import fetched_vae
 from handler.volume import (
     INDEX,
@@ -184,7 +185,7 @@ def _download(order: Order, wait: Wait) -> Source:
         return _bring(order, item, listings[item.repository][item.file], wait)
 
     bring(order.head)
-    items = order.choose(listings, json.loads((order.folder / order.head.path).read_bytes()))
+    items = order.choose(listings, _object(order, order.head))
     _check_space(order, {item.path: listings[item.repository][item.file] for item in items})
     entries = {item.path: bring(item) for item in items}
     for item in items:
@@ -192,6 +193,14 @@ def _download(order: Order, wait: Wait) -> Source:
             entries[item.path] = _rename_shards(order, item, items)
     shutil.rmtree(order.folder / COMING, ignore_errors=True)
     return Source(order.folder, write_manifest(order.folder, order.facts, entries))
+
+
+def _object(order: Order, item: Item) -> dict[str, Any]:
+    """The JSON object in a file that has come."""
+    try:
+        return load(order.folder / item.path)
+    except Malformed as error:
+        raise FetchFailed(f"{item.file} of {item.repository.name} is no JSON object: {error}.") from None
 
 
 def _check_space(order: Order, files: Mapping[str, "RepoFile"]) -> None:
@@ -206,8 +215,8 @@ def _rename_shards(order: Order, item: Item, items: list[Item]) -> Entry:
     """Let an index name its shards as they are stored. Last of all: until then it can be compared with the hub's."""
     names = dict(other.names for other in items if Path(other.path).parent == Path(item.path).parent)
     path = order.folder / item.path
+    index = _object(order, item)
     try:
-        index = json.loads(path.read_bytes())
         index["weight_map"] = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise FetchFailed(f"{item.file} of {item.repository.name} does not list its shards: {error}.") from None

@@ -16,6 +16,7 @@ from handler.dialects import openai
 from handler.errors import InvalidValue, MissingParameter
 from handler.references import decoded
 from handler.request import MAX_SEED, Format, ImageRequest, Recipe
+from handler.room import writing
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.worker import Worker
@@ -161,7 +162,8 @@ def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bo
     pixels, stages = worker.generate(recipe)
     start = time.perf_counter()
     parameters = _parameters(worker, recipe)
-    path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
+    with writing(path):
+        path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
     stages["serialize"] = time.perf_counter() - start
     if as_json:
         print(json.dumps({"file": str(path), **parameters, "stages_s": stages, "boot_s": worker.ledger.total_s}))

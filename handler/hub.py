@@ -1,7 +1,6 @@
 """The Hugging Face hub: what a repository has, one file of it at a time, and what its client's errors mean."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from handler.errors import FetchFailed, VolumeFailed
+from handler.room import refused
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -66,9 +66,16 @@ def _pause(error: BaseException, attempt: int) -> float | None:
             asked = response.headers.get("Retry-After", "")
             pause = min(int(asked), LONGEST_WAIT_S) if asked.isdigit() else 2**attempt
             return float(pause) if response.status_code >= 500 else None
+        case _ if _disks(error):
+            return None
         case httpx2.TransportError() | RuntimeError() | OSError(errno=None):  # of hf_xet; of the client's own checks
             return 2.0**attempt
     return None
+
+
+def _disks(error: BaseException) -> bool:
+    """Whether an error is the disk's; an OSError of the client has no number."""
+    return error.errno is not None if isinstance(error, OSError) else bool(refused(error))
 
 
 @contextlib.contextmanager
@@ -94,7 +101,7 @@ def explained(what: str, repository: Repository, folder: Path) -> Iterator[None]
     except httpx2.HTTPError as error:
         text = f"Cannot reach the hub at {constants.ENDPOINT} ({error}). Check the network. {stays}"
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's; those of the client have none
-            raise VolumeFailed(f"Cannot write {folder}: {os.strerror(error.errno)}. {stays}") from error
+        if _disks(error):
+            raise VolumeFailed(f"Cannot write {folder}: {refused(error)}. {stays}") from error
         text = f"{what} could not be fetched: {' '.join(str(error).split())}. {stays}"
     raise FetchFailed(text)

@@ -60,7 +60,7 @@ class Lane:
         except ModelNotFound as error:
             raise SettingsError(f"{error.message} KINDLING_MODEL should name one.", "KINDLING_MODEL") from None
         self.clock = clock or Clock(settings.cold_start_budget_s)
-        self.meter = Meter(settings, lambda: self.ledger.device)
+        self.meter = Meter(settings, lambda: self.ledger.device, self.clock.birth)
         self.state: State = "starting"
         self.error: StartError | None = None
         self.worker: Worker | None = None

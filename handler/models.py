@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from handler import compiled
 from handler.catalog import MODELS, MODES
@@ -19,8 +19,8 @@ from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.volume import baked_sources, served_source
 
+T = TypeVar("T")
 PATIENCE_S = 10.0  # a volume that hangs must not hang who looks at it
-SILENT = f"the volume does not answer within {PATIENCE_S:g} s"
 FITS = {"resident": "fits", "encoders": "fits with text encoders offloaded", "blocks": "fits offloaded"}
 ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
 
@@ -66,25 +66,48 @@ def expected(spec: ModelSpec, settings: Settings, hardware: Hardware, stored_gb:
 
 def states(settings: Settings, hardware: Hardware) -> list[State]:
     """The state of every model in the catalogue."""
-    unknown = [
-        State(spec.id, False, "MISS", False, SILENT, expected(spec, settings, hardware), hardware.precision)
-        for spec in MODELS.values()
-    ]
 
-    def examined() -> list[State]:
-        return [state(spec, settings, hardware) for spec in MODELS.values()]
+    def unknown(spec: ModelSpec, why: str) -> State:
+        return State(spec.id, False, "MISS", False, why, expected(spec, settings, hardware), hardware.precision)
 
-    found: list[State] = patiently(examined, otherwise=unknown)
-    return found
+    def examined(spec: ModelSpec) -> State:
+        try:
+            return state(spec, settings, hardware)
+        except Exception as error:  # one model's folder that cannot be read hides no other
+            return unknown(spec, cause(error))
+
+    def all_examined() -> list[State]:
+        return [examined(spec) for spec in MODELS.values()]
+
+    return patiently(all_examined, otherwise=lambda why: [unknown(spec, why) for spec in MODELS.values()])
 
 
-def patiently(examine: Callable[..., Any], *given: Any, otherwise: Any) -> Any:
-    """What `examine` finds, or `otherwise` if it hangs, as a read from a dead network mount does."""
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(examine(*given)), daemon=True)
+def patiently(examine: Callable[..., T], *given: Any, otherwise: Callable[[str], T], where: str = "the volume") -> T:
+    """What `examine` finds; else `otherwise` of why not: it failed, or it hangs, as reads from a dead mount do."""
+    found: list[T] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(examine(*given))
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(PATIENCE_S)
-    return found[0] if found else otherwise
+    if found:
+        return found[0]
+    return otherwise(cause(failed[0]) if failed else f"{where} does not answer within {PATIENCE_S:g} s")
+
+
+def cause(error: Exception) -> str:
+    """An error in a few words."""
+    if isinstance(error, KindlingError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
 
 
 def run(options: argparse.Namespace) -> int:

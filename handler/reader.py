@@ -5,7 +5,6 @@ CRC-32 with the manifest while it is in cache; without one, a file must stay wha
 """
 
 import contextlib
-import json
 import mmap
 import os
 import stat
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.untrusted import Malformed, load
 from handler.volume import CHUNK, EMBEDDED, INDEX, Source
 
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
@@ -95,7 +95,7 @@ class Reader:
     def __init__(
         self, source: Source, threads: int = THREADS, ahead: int = AHEAD, without: Collection[str] = ()
     ) -> None:
-        index = source.index or _json(source, INDEX)
+        index = source.index or json_of(source, INDEX)
         self.source, self.index = source, {name: value for name, value in index.items() if name not in without}
         self._files = {CONFIGS: [_file(source, name) for name in _configs(source)]}
         for component, value in self.index.items():
@@ -225,20 +225,21 @@ def _weights(source: Source, component: str, value: Any) -> list[str]:
     with _volume_errors(source.folder / component):
         if not (source.folder / f"{whole}.index.json").exists():
             return [whole] if (source.folder / whole).exists() else []
-    listed = _json(source, f"{whole}.index.json").get("weight_map")
+    listed = json_of(source, f"{whole}.index.json").get("weight_map")
     names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
     if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
         raise WeightsCorrupt(f"{source.folder / whole}.index.json does not list files beside it. {remedy(source)}")
     return [f"{component}/{name}" for name in sorted(names)]
 
 
-def _json(source: Source, name: str) -> dict[str, Any]:
+def json_of(source: Source, name: str) -> dict[str, Any]:
+    """The JSON object in one of its files; raises what says that it is missing, damaged or cannot be read."""
     with _volume_errors(path := source.folder / name):
         try:
-            return dict(json.loads(path.read_bytes()).items())
+            return load(path)
         except FileNotFoundError:
             raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
-        except (ValueError, AttributeError, RecursionError):
+        except Malformed:
             raise WeightsCorrupt(f"{path} is no JSON object. {remedy(source)}") from None
 
 

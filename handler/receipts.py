@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from handler.batching import Gains
 from handler.errors import InvalidValue, KindlingError, VolumeFailed
 from handler.precisions import PRECISIONS
+from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
 CURRENT = "current.json"
@@ -115,6 +114,13 @@ class Receipt:
         return f"receipt {self.number}: {self.winner.name} won by {self.priority} on {self.device}, {self.when[:10]}"
 
 
+@dataclass(frozen=True, slots=True)
+class Current:
+    """Which receipt is followed."""
+
+    number: int
+
+
 def folder(volume: Path, model: str, device: str | None) -> Path:
     """Where receipts of `model` on `device` are; of the only device there is, where its name is not known."""
     home = volume / "receipts" / model
@@ -129,7 +135,7 @@ def _slug(device: str) -> str:
 
 def numbers(place: Path) -> list[int]:
     """Of the receipts in `place`, the oldest first."""
-    return sorted(int(path.stem) for path in place.glob("*.json") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in place.glob("[0-9]*.json") if re.fullmatch("[0-9]{1,9}", path.stem))
 
 
 def read(place: Path, number: int) -> Receipt:
@@ -137,7 +143,7 @@ def read(place: Path, number: int) -> Receipt:
     path = place / f"{number}.json"
     try:
         with _reading(path):
-            found: Receipt = TypeAdapter(Receipt).validate_json(path.read_bytes())
+            found = shaped(Receipt, load(path))
     except FileNotFoundError:
         if not (there := ", ".join(map(str, numbers(place)))):
             raise InvalidValue(f"There are no receipts in {place} yet: 'optimize' makes one.", "number") from None
@@ -161,7 +167,7 @@ def current_number(place: Path) -> int | None:
     path = place / CURRENT
     try:
         with _reading(path):
-            return int(json.loads(path.read_bytes())["number"])
+            return shaped(Current, load(path)).number
     except FileNotFoundError:
         return None
 
@@ -181,7 +187,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
-    except (ValidationError, ValueError, KeyError, TypeError):
+    except Malformed:
         raise VolumeFailed(f"{path} is not a receipt of this version. Run 'optimize' again, or use another.") from None
 
 

@@ -1,22 +1,25 @@
 """The images and the mask of a request, decoded safely. What a header gives away is checked before any pixel is."""
 
+import contextlib
 import hashlib
 import io
 import logging
 import math
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from handler.errors import InvalidValue, OutOfRange
+from handler.errors import InvalidValue, KindlingError, OutOfRange
 from handler.request import MIN_SIDE, ImageRequest, Mask, Reference
 from handler.spec import SEEN_PIXELS, ModelSpec
 
 MAX_PIXELS = 4096 * 4096
 MAX_ASPECT = 8  # FLUX.2 takes none longer, nor smaller than MIN_SIDE
-ORIENTATION, LIES = 0x0112, (5, 6, 7, 8)  # a photo's tag, and its values for one that was taken on its side
+ORIENTATION = 0x0112  # a photo's tag, and Pillow's names of what turns those upright that were taken otherwise
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
+TURNS_LYING = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+GREY, COLOUR = 0, 2  # types of a PNG that have no alpha (specification, 11.2.2)
 
 
 def decoded(request: ImageRequest, spec: ModelSpec) -> tuple[tuple[Reference, ...], Mask | None]:
@@ -41,14 +44,14 @@ def references(images: Sequence[bytes], most: int = SEEN_PIXELS) -> tuple[Refere
 def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS) -> Mask:
     """Decode the mask of `image`: its alpha channel. It must have one, and the image's size."""
     import numpy
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _opened(image, "images: image 1") as of, _opened(data, "mask: the file") as found:
         size, wanted = _upright_size(found), _upright_size(of)
         if size != wanted:
             both = f"it is {size[0]}x{size[1]} and its image {wanted[0]}x{wanted[1]}"
             raise InvalidValue(f"mask: {both}; send one of the image's size.", "mask")
-        alpha = ImageOps.exif_transpose(found).convert("RGBA").getchannel("A")
+        alpha = _upright(found, data).convert("RGBA").getchannel("A")
     if alpha.getextrema()[0] == 255:
         raise InvalidValue("mask: it is opaque all over; make it transparent where the image is to change.", "mask")
     return Mask(numpy.asarray(_shrunk(alpha, most, Image.Resampling.BILINEAR)), _sha256(data))  # which never overshoots
@@ -61,15 +64,62 @@ def _sha256(data: bytes) -> str:
 def _decode(data: bytes, name: str, most: int) -> Any:
     """uint8 (height, width, 3), upright, on white where it is transparent."""
     import numpy
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _opened(data, name) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8, not scale
-            upright = Image.fromarray((numpy.asarray(upright) >> 8).astype(numpy.uint8))
-        if upright.has_transparency_data:
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-        return numpy.asarray(_shrunk(upright.convert("RGB"), most, Image.Resampling.LANCZOS))
+        upright = _upright(image, data)
+        if upright.mode == "RGBA":
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+        return numpy.asarray(_shrunk(upright, most, Image.Resampling.LANCZOS))
+
+
+def _upright(image: Any, data: bytes) -> Any:
+    """In 8 bits, RGB or, if anything may be transparent, RGBA; turned as its tag says."""
+    import numpy
+    from PIL import Image
+
+    alpha, turn = _keyed(image, data), (TURNS | TURNS_LYING).get(_orientation(image))
+    if alpha:
+        image.info.pop("transparency")
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8, not scale
+        image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
+    pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if alpha:
+        pixels.putalpha(alpha)
+    return pixels.transpose(Image.Transpose[turn]) if turn else pixels
+
+
+def _keyed(image: Any, data: bytes) -> Any:
+    """The alpha of a PNG that says which one colour is transparent, compared in all its bits; None of any other image.
+
+    Pillow compares that colour with samples that it has cut or stretched to eight bits.
+    """
+    import numpy
+    from PIL import Image
+
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None:
+        return None
+    if data[12:16] != b"IHDR":
+        raise SyntaxError("the header does not come first")
+    depth, kind = data[24:26]
+    if kind not in (GREY, COLOUR):
+        return None
+    clear = _samples(image, data, depth) == numpy.array(key) & ((1 << depth) - 1)
+    return Image.fromarray(numpy.where(clear.all(-1) if kind == COLOUR else clear, 0, 255).astype(numpy.uint8))
+
+
+def _samples(image: Any, data: bytes, depth: int) -> Any:
+    """What the file has: (height, width), or (height, width, 3) of `COLOUR`, in `depth` bits."""
+    import numpy
+    from PIL import Image
+
+    found = numpy.asarray(image).astype(numpy.uint16)
+    if image.mode == "RGB" and depth == 16:  # Pillow gives the upper byte, or, told that they lie otherwise, the lower
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as other:
+            other.tile = [tile._replace(args="RGB;16L") for tile in other.tile]
+            return found << 8 | numpy.asarray(other)
+    return found // (255 // ((1 << depth) - 1)) if image.mode == "L" else found
 
 
 @contextmanager
@@ -82,9 +132,11 @@ def _opened(data: bytes, name: str) -> Iterator[Any]:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             _check(image, name)
             yield image
+    except KindlingError:
+        raise
     except Image.DecompressionBombError:
         raise _too_large(name) from None
-    except (OSError, SyntaxError, ValueError, struct.error):  # what Pillow raises on damaged files
+    except Exception:  # whatever Pillow raises, and that is much, is the file's fault
         raise InvalidValue(f"{name} is not a whole PNG, JPEG or WebP file.", _param(name)) from None
 
 
@@ -93,9 +145,16 @@ def _param(name: str) -> str:
 
 
 def _upright_size(image: Any) -> tuple[int, int]:
-    """Width and height as `exif_transpose` would make them."""
     width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION) in LIES else (width, height)
+    return (height, width) if _orientation(image) in TURNS_LYING else (width, height)
+
+
+def _orientation(image: Any) -> int:
+    """A photo's, by that tag alone; upright, 1, where it says nothing that can be read."""
+    with contextlib.suppress(Exception):  # of all the other tags, or of pixels, which are decoded again
+        if isinstance(found := image.getexif().get(ORIENTATION), int):
+            return found
+    return 1
 
 
 def _hush() -> None:

@@ -1,35 +1,36 @@
 """What this worker has cost this month, what all workers of its volume have, and the cap on that.
 
-    spend/<YYYY-MM>/<worker>.json    a worker's own dollars: written by that worker alone, once a minute and at its end
+    spend/<YYYY-MM>/<identity>.json    a worker's own dollars: it alone writes them, once a minute and at its end
 
-Seconds count from the birth of the process, for that is what platforms bill, cold start and idling included. A thread
-of its own writes and reads, so a request costs no I/O and a volume that hangs harms nobody; a worker that is killed
-takes at most its last minute along. Where the volume cannot be written, this process alone is counted, and `state` says
-so. A cap stops the drawing, not the billing of idle workers: those end when the platform scales them to zero.
+Seconds count from the worker's birth, for that is what platforms bill, cold start and idling included. A thread of its
+own writes and reads, so a request costs no I/O and a volume that hangs harms nobody; a worker that is killed takes at
+most its last minute along. `state` says whose dollars are counted: on a volume that is full or gone, not everybody's.
+A cap stops the drawing, not the billing of idle workers: those end when the platform scales them to zero.
 """
 
-import contextlib
 import json
 import logging
-import math
-import os
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from handler.clock import process_age
+from pydantic import Field
+
+from handler.birth import Birth
 from handler.errors import SettingsError, SpendCapReached
 from handler.prices import Price, price_of
 from handler.settings import Settings
+from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
 INTERVAL_S = 60.0
 UNKNOWN_S = 1.0  # between two looks while the GPU is not known yet: a worker over the cap should not draw for a minute
 PATIENCE_S = 2.0
+DEAREST = 1000 * 24 * 31  # dollars that one worker can cost in a month: KINDLING_GPU_PRICE is at most 1000 an hour
+LONGEST = 64 << 10  # bytes of a file; a longer one is none
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +40,13 @@ class Verdict:
 
     outcome: Literal["OK", "UNPRICED", "ALERT", "REFUSE"]
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a worker's file must say."""
+
+    dollars: Annotated[float, Field(strict=True, ge=0, le=DEAREST)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,38 +87,44 @@ def require_held(settings: Settings, gpu: str) -> None:
 
 
 def seconds_this_month(age_s: float, now: datetime) -> float:
-    """The part of a process's age that falls into the month of `now`."""
+    """The part of a worker's age that falls into the month of `now`."""
     begun = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return min(age_s, (now - begun).total_seconds())
 
 
 class Meter:
-    """Counts one worker's dollars. `gpu` names its device as torch does, or is "" as long as nobody knows."""
+    """Counts the dollars of the worker of this `birth`. `gpu` names its device as torch does, "" while nobody knows."""
 
     def __init__(
         self,
         settings: Settings,
         gpu: Callable[[], str],
-        age: Callable[[], float] = process_age,
+        birth: Birth,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._settings, self._gpu, self._age, self._now = settings, gpu, age, now
-        self._name = f"{now():%Y-%m-%dT%H-%M-%S}-{socket.gethostname()}-{os.getpid()}.json"
+        self._settings, self._gpu, self.birth, self._now = settings, gpu, birth, now
         self._others = Others("", 0.0, "this process alone: the volume has not been read yet")
-        self._known: dict[str, tuple[int, float]] = {}  # other workers' files, by when they were written
+        self._known: dict[str, tuple[tuple[int, ...], float]] = {}  # other workers' dollars, by file and its state
         self._told = "OK"
         self._quit = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="spend", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to write and read, in a thread of its own."""
+        self._quit = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(self._quit,), name="spend", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Write a last time, if the volume answers within `PATIENCE_S`."""
+        """Write a last time, if the volume answers within `PATIENCE_S`. Before a snapshot too, and then `renew`."""
         self._quit.set()
-        if self._thread.is_alive():
+        if self._thread:
             self._thread.join(PATIENCE_S)
+
+    def renew(self) -> None:
+        """This process was restored from a snapshot: from now on count another worker, as each of its clones does."""
+        self.birth = Birth.anew()
+        self.start()
 
     @property
     def price(self) -> Price:
@@ -156,9 +170,9 @@ class Meter:
             log.warning("spend: %s", verdict.reason)
         self._told = verdict.outcome
 
-    def _run(self) -> None:
+    def _run(self, quit_: threading.Event) -> None:
         self.tick()
-        while not self._quit.wait(INTERVAL_S if self._gpu() else UNKNOWN_S):
+        while not quit_.wait(INTERVAL_S if self._gpu() else UNKNOWN_S):
             self.tick()
         self.tick()
 
@@ -169,27 +183,38 @@ class Meter:
         """This process's this month, and those of all that is counted."""
         if (rate := self.price.dollars_per_s) is None:
             return None, None
-        own, others = rate * seconds_this_month(self._age(), self._now()), self._others
+        own, others = rate * seconds_this_month(self.birth.age, self._now()), self._others
         return own, own + others.dollars * (others.month == self._month())
 
     def _exchange(self, own: float) -> Others:
         month, price = self._month(), self.price
         folder = self._settings.volume / "spend" / month
         facts = {"dollars": own, "gpu": self._gpu(), "dollars_per_s": price.dollars_per_s, "reason": price.reason}
+        unwritten = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / self._name, json.dumps(facts).encode())
-            return Others(month, sum(self._read(path) for path in folder.glob("[!.]*.json")), "all workers here")
+            write_atomically(folder / f"{self.birth.identity}.json", json.dumps(facts).encode())
         except OSError as error:
-            return Others(month, 0.0, f"this process alone: the volume cannot be written ({error.strerror or error})")
+            unwritten = f"the volume cannot be written ({error.strerror or error})"
+        try:
+            dollars = sum(self._read(path) for path in list(folder.iterdir()))
+        except OSError as error:
+            reason = unwritten or f"the volume cannot be read ({error.strerror or error})"
+            return Others(month, 0.0, f"this process alone: {reason}")
+        unseen = f", but they cannot see what this one costs: {unwritten}" if unwritten else ""
+        return Others(month, dollars, f"all workers here{unseen}")
 
     def _read(self, path: Path) -> float:
-        """Another worker's dollars, read again only if written again; a file that cannot be understood counts none."""
-        if path.name == self._name:
+        """Another worker's dollars, read again only if written again; of a damaged file what it said before."""
+        if path.name.startswith(".") or path.suffix != ".json" or path.stem == self.birth.identity:
             return 0.0
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            written = path.stat().st_mtime_ns
-            if self._known.get(path.name, (0, 0.0))[0] != written:
-                self._known[path.name] = (written, float(json.loads(path.read_bytes())["dollars"]))
-        dollars = self._known.get(path.name, (0, 0.0))[1]
-        return dollars if math.isfinite(dollars) and dollars > 0 else 0.0
+        before, dollars = self._known.get(path.name, ((), 0.0))
+        try:
+            status = path.stat()
+            state = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if state != before:
+                dollars = shaped(Bill, load(path, LONGEST)).dollars
+                self._known[path.name] = (state, dollars)
+        except (OSError, Malformed):
+            pass
+        return dollars

@@ -5,8 +5,8 @@ and is then as it was: nothing of a stopped run is left, and a picture without a
 """
 
 import importlib
-import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -16,6 +16,7 @@ from pydantic import PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
 BOUNDS = {"Fn": (1, 64), "Bn": (0, 64), "W": (1, 50), "R": (0, 1), "MC": (1, 50), "order": (0, 2)}
+SPELLED = re.compile(r"\s*([^\s=]{1,40})\s*=\s*(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*")
 SHAPE = "should be off, on, or values such as Fn=1,Bn=0,W=4,R=0.24,MC=3,order=1"
 
 
@@ -55,10 +56,11 @@ Choice = Annotated[
 
 def _spelled(text: str) -> dict[str, Any]:
     """The values in `text`, such as "Fn=1,R=0.24"."""
-    try:
-        return {name.strip(): json.loads(number) for name, number in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise ValueError(SHAPE) from None
+    found = [SPELLED.fullmatch(part) for part in text.split(",")]
+    values = {part[1]: float(part[2]) if "." in part[2] else int(part[2]) for part in found if part}
+    if len(values) < len(found):  # one is none, or came twice
+        raise ValueError(SHAPE)
+    return values
 
 
 def _check(name: str, number: object) -> None:

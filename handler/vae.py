@@ -1,10 +1,10 @@
 """Another autoencoder in the place of a model's own: where it lies, and whether it is whole."""
 
-import json
 import re
 from pathlib import Path
 
-from handler.errors import SettingsError, WeightsMissing
+from handler.errors import SettingsError, VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.untrusted import Malformed, load
 from handler.volume import Source, checked
 
 
@@ -28,9 +28,15 @@ def vae_source(name: str, volume: Path) -> Source:
             raise WeightsMissing(missing)
         source = found
     try:
-        kind = json.loads((folder / "config.json").read_bytes())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kind = load(folder / "config.json").get("_class_name")
+    except (FileNotFoundError, NotADirectoryError):
         raise WeightsMissing(missing) from None
+    except OSError as error:
+        raise VolumeFailed(f"KINDLING_VAE: cannot read {folder}/config.json: {error.strerror or error}.") from None
+    except Malformed as error:
+        raise WeightsCorrupt(f"KINDLING_VAE: {folder}/config.json is no JSON object: {error}.") from None
+    if not isinstance(kind, str):
+        raise WeightsCorrupt(f"KINDLING_VAE: {folder}/config.json names no class.")
     return Source(source.folder, source.manifest, {folder.name: ["diffusers", kind]})
 
 

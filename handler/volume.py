@@ -28,7 +28,9 @@ from typing import Any
 
 from handler.errors import StartError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.precisions import PRECISIONS, ROUNDED_BY, SCHEME
+from handler.room import writing
 from handler.spec import ModelSpec
+from handler.untrusted import Malformed, Name, load, shaped
 
 EMBEDDED = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
@@ -52,7 +54,7 @@ class Manifest:
     """What a folder holds. `facts` say what it was made for; file names are relative, with slashes."""
 
     facts: dict[str, str]
-    files: dict[str, Entry]
+    files: dict[Name, Entry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +125,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of `folder`, None if there is none; WeightsCorrupt if it cannot be understood."""
     try:
-        found: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-        files = {n: Entry(e["size"], e["sha256"], tuple(e["crc32"])) for n, e in found["files"].items()}
-        return Manifest(found["facts"], files)
+        return shaped(Manifest, load(folder / MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise VolumeFailed(f"Cannot read {folder / MANIFEST}: {error.strerror or error}.") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except Malformed:
         raise WeightsCorrupt(f"{folder / MANIFEST} is not a manifest. Remove that folder and fetch it again.") from None
 
 
@@ -203,14 +203,13 @@ def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
     """
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        part.mkdir(parents=True)
-        yield part
-        write_manifest(part, facts)
-        if not _placed(part, target) and not (target / MANIFEST).is_file():
-            shutil.rmtree(target, ignore_errors=True)  # an incomplete one
-            _placed(part, target)
-    except OSError as error:
-        raise VolumeFailed(f"Cannot write {target}: {error.strerror or error}.") from error
+        with writing(target):
+            part.mkdir(parents=True)
+            yield part
+            write_manifest(part, facts)
+            if not _placed(part, target) and not (target / MANIFEST).is_file():
+                shutil.rmtree(target, ignore_errors=True)  # an incomplete one
+                _placed(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -253,8 +252,9 @@ def served_source(spec: ModelSpec, volume: Path, precision: str) -> Source:
 def baked_sources(spec: ModelSpec, volume: Path) -> list[Source]:
     """Everything that was baked for `spec`, by its manifests. One that cannot be read is as good as none."""
     sources = []
-    for folder in sorted((volume / "baked" / spec.id).glob("[!.]*")):
-        with contextlib.suppress(StartError):
-            if manifest := read_manifest(folder):
-                sources.append(Source(folder, manifest))
+    with contextlib.suppress(OSError):
+        for folder in sorted((volume / "baked" / spec.id).glob("[!.]*")):
+            with contextlib.suppress(StartError):
+                if manifest := read_manifest(folder):
+                    sources.append(Source(folder, manifest))
     return sources

@@ -6,7 +6,6 @@ be there and wanted; nothing but classes of diffusers and transformers is ever m
 """
 
 import importlib
-import json
 import math
 import mmap
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from handler import lora, modules
 from handler.errors import WeightsCorrupt, WeightsMissing
 from handler.hardware import Hardware
 from handler.reader import CONFIGS, LORA, STEMS, Reader, ReadFile, remedy
+from handler.untrusted import parse
 from handler.volume import CHUNK, INDEX
 
 ALIGNMENT = 256  # where a GPU's allocations start, and so one weight of a file
@@ -30,6 +30,7 @@ DTYPES = {
     "F8_E8M0": ("float8_e8m0fnu", 1), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4),
     "F64": ("float64", 8),
 }  # fmt: skip
+LARGEST = 1 << 63  # what torch counts with
 WIDTHS = dict(DTYPES.values())
 
 
@@ -49,10 +50,10 @@ def layout(data: memoryview) -> dict[str, Slot]:
     if end > min(len(data), CHUNK):
         raise ValueError(f"its header cannot have {end - 8} bytes")
     try:
-        entries = json.loads(bytes(data[8:end]))
+        entries = parse(bytes(data[8:end]))
         entries.pop("__metadata__", None)
         slots = {name: _slot(entry, end) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("its header makes no sense") from None
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop)):
         if slot.start != end:
@@ -66,7 +67,8 @@ def layout(data: memoryview) -> dict[str, Slot]:
 def _slot(entry: dict[str, Any], base: int) -> Slot:
     dtype, width = DTYPES[entry["dtype"]]
     shape, (start, stop) = entry["shape"], entry["data_offsets"]
-    if any(type(n) is not int or n < 0 for n in (*shape, start, stop)) or stop - start != math.prod(shape) * width:
+    counts = all(type(n) is int and 0 <= n < LARGEST for n in (*shape, start, stop))
+    if not counts or stop - start != math.prod(shape) * width:
         raise ValueError(entry)
     return Slot(dtype, tuple(shape), base + start, base + stop)
 

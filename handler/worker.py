@@ -71,7 +71,7 @@ class Worker:
         with clock.start(settings.model):
             spec = find(settings.model)
             clock.ledger.model = spec.id
-            clock.record = BootLog(settings.volume)
+            clock.record = BootLog(settings.volume, clock.birth)
             clock.arm()
             worker = cls._load(settings, spec, clock)
             clock.finish("ready", worker.hardware.reason)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Clock, Lane, Settings, StartError, create_app
+from handler import Api, Birth, Clock, Lane, Settings, StartError, create_app
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -92,11 +92,20 @@ class Kindling:
         """Load the model; an exception is how Modal learns that this container cannot serve."""
         settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **os.environ})  # never the CPU of a rented GPU
         # What was restored was born long ago: its cold start begins here.
-        clock = Clock(settings.cold_start_budget_s, age=lambda: 0.0) if SNAPSHOT == "cpu" else None
+        clock = Clock(settings.cold_start_budget_s, Birth.anew()) if SNAPSHOT == "cpu" else None
         self.lane = Lane(settings, clock)
         self.app = create_app(self.lane, public=not PROXIED)
         self.lane.start()
         self.lane.wait_booted()
+        if SNAPSHOT == "gpu":
+            self.lane.meter.stop()
+
+    if SNAPSHOT == "gpu":
+
+        @modal.enter()
+        def restored(self) -> None:
+            """Each container that is made of the snapshot is a worker of its own."""
+            self.lane.meter.renew()
 
     @modal.exit()
     def stop(self) -> None:

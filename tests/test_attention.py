@@ -15,7 +15,7 @@ from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import MODELS, Clock, ImageRequest, Settings, Worker, again, attention, codec, compiled, kernels
+from handler import MODELS, Birth, Clock, ImageRequest, Settings, Worker, again, attention, codec, compiled, kernels
 from handler.attention import MARGIN, NEEDED_S, Timing, decide
 from handler.chips import chips
 from handler.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
@@ -266,7 +266,7 @@ def test_kernels_are_measured_and_compared(worker: Worker, kernels_of_a_cpu: Non
 
 def settled(worker: Worker, volume: Path, **settings: Any) -> tuple[Hardware, Clock]:
     """What a worker with spark and an H200 settles on."""
-    clock = Clock(1000, age=lambda: 0.0)
+    clock = Clock(1000, birth=Birth.anew())
     given = Settings(volume=volume, **settings)
     model = worker._pipeline.transformer
     return attention.settle(given, SPARK, H200, model, clock, False, lambda: draw(worker)), clock

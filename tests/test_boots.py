@@ -3,19 +3,34 @@
 import json
 import os
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from handler import boots
+from handler.birth import Birth
 from handler.boots import BootLog, last_boots, measured
 from handler.clock import Clock, Ledger, Phase, plan
 from handler.errors import BudgetExceeded
 
 
+def boot_log(volume: Path) -> BootLog:
+    return BootLog(volume, Birth.anew())
+
+
+def left(volume: Path, name: str, text: str, hours: float) -> Path:
+    """A record that the volume says was written so many hours ago; later, if they are negative."""
+    (volume / "boots").mkdir(exist_ok=True)
+    path = volume / "boots" / f"{name}.json"
+    path.write_text(text)
+    os.utime(path, (then := time.time() - 3600 * hours, then))
+    return path
+
+
 def test_the_newest_state_is_on_the_volume(tmp_path: Path) -> None:
-    log, ledger = BootLog(tmp_path), Ledger(model="spark", phase="weights")
+    log, ledger = boot_log(tmp_path), Ledger(model="spark", phase="weights")
     log(ledger)
     assert log.flush()
     assert [(boot["outcome"], boot["phase"]) for boot in last_boots(tmp_path, 5)] == [("starting", "weights")]
@@ -27,11 +42,9 @@ def test_the_newest_state_is_on_the_volume(tmp_path: Path) -> None:
 
 def test_only_the_newest_are_kept_and_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boots, "KEPT", 3)
-    (tmp_path / "boots").mkdir()
     for day in range(1, 6):
-        (tmp_path / "boots" / f"2020-01-0{day}.json").write_text(json.dumps({"day": day}))
-    (tmp_path / "boots" / "2020-01-05.json").write_text("torn {")
-    log = BootLog(tmp_path)
+        left(tmp_path, f"2020-01-0{day}", "torn {" if day == 5 else json.dumps({"day": day}), 24 * (6 - day))
+    log = boot_log(tmp_path)
     log(Ledger(model="spark"))
     assert log.flush()
     assert [boot.get("day", "new") for boot in last_boots(tmp_path, 9)] == ["new", 4]
@@ -39,19 +52,66 @@ def test_only_the_newest_are_kept_and_shown_first(tmp_path: Path, monkeypatch: p
 
 def test_a_volume_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "boots").write_text("not a folder")
-    log = BootLog(tmp_path)
+    log = boot_log(tmp_path)
     log(Ledger())
     assert log.flush()
     log(Ledger(outcome="failed"))
     assert last_boots(tmp_path, 1) == []
 
 
-@pytest.mark.parametrize("damaged", ["", "null", "3", '{"model": ', "[" * 50_000])
+def test_the_volumes_clock_orders_and_no_workers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose clock is years ahead left as many records as are kept: they are older, and go first."""
+    monkeypatch.setattr(boots, "KEPT", 3)
+    for number in range(3):
+        left(tmp_path, f"2099-01-0{number + 1}T00-00-00-ahead-{number}", f'{{"reason": "{number}"}}', 9 - number)
+    log = boot_log(tmp_path)
+    log(Ledger(reason="mine"))
+    assert log.flush()
+    assert [boot["reason"] for boot in last_boots(tmp_path, 9)] == ["mine", "2", "1"]
+
+
+def test_a_worker_never_removes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the volume itself says that all others were written later."""
+    monkeypatch.setattr(boots, "KEPT", 3)
+    for number in range(4):
+        left(tmp_path, str(number), "{}", -1)
+    log = boot_log(tmp_path)
+    log(Ledger(reason="mine"))
+    assert log.flush()
+    assert [boot.get("reason") for boot in last_boots(tmp_path, 9)] == [None, None, None, "mine"]
+
+
+PHASES = '{"model": "spark", "device": "CPU", "phases": [{"name": "compile", "start_s": 1, "seconds": %s}]}'
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(
+            "",
+            "null",
+            "3",
+            '{"model": ',
+            "[" * 50_000,
+            '{"a":' * 5000 + "1" + "}" * 5000,
+            "[" * 99 + "]" * 99,
+            "\0",
+            "\xff",
+        ),
+        *(
+            PHASES % value
+            for value in ("1" + "0" * 400, "1e400", "NaN", "-Infinity", '"x"', "null", "[]", "1e300", "-1")
+        ),
+        *('{"phases": 5}', '{"phases": [5]}', '{"phases": [{}]}', '{"total_s": "soon"}', '{"reason": 5}', "[{}]"),
+        '{"model": "\\ud800"}',
+    ],
+    ids=lambda text: text[:40],
+)
 def test_damaged_ledgers_are_left_out(damaged: str, tmp_path: Path) -> None:
-    (tmp_path / "boots").mkdir()
-    (tmp_path / "boots" / "9999.json").write_text(damaged)
-    (tmp_path / "boots" / "1.json").write_text('{"model": "spark"}')
-    assert last_boots(tmp_path, 9) == [{"boot": "1", "model": "spark"}]
+    left(tmp_path, "1", '{"model": "spark"}', 1)
+    left(tmp_path, "9999", damaged, 0).write_bytes(damaged.encode("latin-1"))
+    assert last_boots(tmp_path, 1) == [{"boot": "1", "model": "spark"}]
+    assert measured(last_boots(tmp_path, 9), "compile", "spark", "CPU") is None
 
 
 def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(
@@ -60,7 +120,7 @@ def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(
     released = threading.Event()
     monkeypatch.setattr(boots, "PATIENCE_S", 0.05)
     monkeypatch.setattr(boots, "write_atomically", lambda path, data: released.wait(60))
-    log = BootLog(tmp_path)
+    log = boot_log(tmp_path)
     log(Ledger())  # returns at once
     assert not log.flush()
     log(Ledger(outcome="failed"))  # returns after its patience
@@ -104,9 +164,10 @@ def test_a_phase_is_looked_for_in_the_last_starts_that_had_it() -> None:
     assert measured([*others, *found, *mine], "compile", "a", "H200") == 39.0
 
 
-def test_names_sort_by_time_and_tell_processes_apart(tmp_path: Path) -> None:
-    log = BootLog(tmp_path)
-    log(Ledger())
-    assert log.flush()
-    (path,) = (tmp_path / "boots").iterdir()
-    assert path.stem.endswith(str(os.getpid()))
+def test_workers_that_are_alike_in_all_have_records_of_their_own(tmp_path: Path) -> None:
+    """Same second, same host, same process id, as containers that are restored from one snapshot have."""
+    logs = [boot_log(tmp_path) for _ in range(3)]
+    for log in logs:
+        log(Ledger())
+        assert log.flush()
+    assert len(last_boots(tmp_path, 9)) == 3

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from handler import Clock, Settings, Worker
-from handler.clock import COMPILE_S, FIRST_PICTURE_S, MARGIN, Ledger, plan, process_age
+from handler.birth import Birth, process_age
+from handler.clock import COMPILE_S, FIRST_PICTURE_S, MARGIN, Ledger, plan
 from handler.errors import BudgetExceeded
 
 HANG = """
@@ -28,13 +29,18 @@ with clock.phase("weights"):
 """
 
 
+def born(seconds: float) -> Birth:
+    """The birth of a worker that many seconds ago."""
+    return Birth(time.monotonic() - seconds)
+
+
 def quiet(ledger: Ledger) -> None:
     pass
 
 
 def test_phases_are_timed_from_birth() -> None:
     said: list[str] = []
-    clock = Clock(100, age=lambda: 7.0, announce=said.append, publish=quiet)
+    clock = Clock(100, birth=born(7.0), announce=said.append, publish=quiet)
     clock.arm()
     with clock.phase("import"):
         time.sleep(0.01)
@@ -53,7 +59,7 @@ def test_phases_are_timed_from_birth() -> None:
 
 def test_age_is_the_process_age() -> None:
     out = subprocess.run(
-        [sys.executable, "-c", "import time; time.sleep(0.3); from handler.clock import *; print(process_age())"],
+        [sys.executable, "-c", "import time; time.sleep(0.3); from handler.birth import *; print(process_age())"],
         capture_output=True,
         text=True,
         check=True,
@@ -63,11 +69,11 @@ def test_age_is_the_process_age() -> None:
 
 
 def test_a_spent_budget_names_the_phase() -> None:
-    clock = Clock(5, age=lambda: 4.99, publish=quiet)
+    clock = Clock(5, birth=born(4.99), publish=quiet)
     with pytest.raises(BudgetExceeded, match=r"5 s in phase 'weights'"), clock.phase("weights"):
         time.sleep(0.05)
     with pytest.raises(BudgetExceeded):
-        Clock(5, age=lambda: 6.0, publish=quiet).arm()
+        Clock(5, birth=born(6.0), publish=quiet).arm()
 
 
 def test_watchdog_closes_the_ledger_once(capfd: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +84,7 @@ def test_watchdog_closes_the_ledger_once(capfd: pytest.CaptureFixture[str]) -> N
         codes.append(code)
         ended.set()
 
-    clock = Clock(0.05, age=lambda: 0.0, publish=published.append, abort=abort)
+    clock = Clock(0.05, birth=born(0.0), publish=published.append, abort=abort)
     clock.arm()
     assert ended.wait(10)
     assert codes == [124]
@@ -89,7 +95,7 @@ def test_watchdog_closes_the_ledger_once(capfd: pytest.CaptureFixture[str]) -> N
 
 def test_finishing_disarms_the_watchdog() -> None:
     codes: list[int] = []
-    clock = Clock(0.05, age=lambda: 0.0, publish=quiet, abort=codes.append)
+    clock = Clock(0.05, birth=born(0.0), publish=quiet, abort=codes.append)
     clock.arm()
     assert clock.finish("ready")
     for thread in threading.enumerate():

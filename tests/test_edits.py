@@ -570,7 +570,7 @@ def test_refused_shapes(sent: dict[str, Any], kind: type[KindlingError], param: 
         ("n", "2", 2), ("seed", "7", 7), ("strength", "0.5", 0.5), ("strength", "1", 1), ("stream", "true", True),
         ("stream", "False", False), ("prompt", "7", "7"), ("size", "64x64", "64x64"), ("n", "two", "two"),
         ("n", "", ""), ("n", "2.5", 2.5), ("seed", "[" * 100_000, "[" * 100_000), ("guidance_scale", "NaN", "NaN"),
-        ("n", "٢", "٢"), ("n", "1_0", "1_0"), ("seed", "1e400", float("inf")),
+        ("n", "٢", "٢"), ("n", "1_0", "1_0"), ("seed", "1e400", "1e400"),
     ],
 )  # fmt: skip
 def test_a_forms_text_becomes_what_the_field_is(name: str, spelled: str, value: Any) -> None:

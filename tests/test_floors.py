@@ -12,13 +12,16 @@ import handler
 
 ROOT = Path(__file__).parent.parent
 FLOOR = {
+    "birth": 0,
     "discreet": 0,
     "errors": 0,
     "licenses": 0,
     "stepcache": 0,
+    "untrusted": 0,
     "request": 1,
     "clock": 1,
     "watch": 1,
+    "room": 1,
     "settings": 1,
     "configured": 2,
     "precisions": 1,

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import importlib.util
 import io
+import random
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from modal._runtime.asgi import LifespanManager
 from PIL import Image
 
 from handler import MODELS, Lane, StartError
-from handler.clock import process_age
+from handler.birth import process_age
 from handler.errors import DeviceLost, SettingsError
 
 ROOT = Path(__file__).parent.parent
@@ -267,7 +268,8 @@ def test_a_gpu_that_cannot_be_seen_is_no_reason_to_draw_on_the_cpu(
 
 
 @pytest.mark.parametrize(
-    ("kind", "before", "after"), [("", [], ["start"]), ("cpu", ["prepare"], ["start"]), ("gpu", ["start"], [])]
+    ("kind", "before", "after"),
+    [("", [], ["start"]), ("cpu", ["prepare"], ["start"]), ("gpu", ["start"], ["restored"])],
 )
 def test_only_what_a_snapshot_can_hold_runs_before_it(
     load: Callable[..., ModuleType], kind: str, before: list[str], after: list[str]
@@ -285,8 +287,21 @@ def test_a_snapshot_of_anything_else_is_refused(load: Callable[..., ModuleType])
 def test_an_old_snapshot_has_its_whole_budget(load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     """This process was born long before, as a restored one was."""
     born = time.monotonic()
-    restored = without_model(load(MODAL_SNAPSHOT="cpu", **KEYS), monkeypatch).lane.clock
-    assert restored.elapsed <= time.monotonic() - born < process_age()
+    lane = without_model(load(MODAL_SNAPSHOT="cpu", **KEYS, KINDLING_GPU_PRICE="3.6"), monkeypatch).lane
+    dollars = lane.meter.state()["dollars_this_process"]
+    assert 1000 * dollars <= time.monotonic() - born < process_age()  # at a tenth of a cent a second
+    assert lane.clock.elapsed <= time.monotonic() - born
+
+
+def test_containers_of_a_gpu_snapshot_are_workers_of_their_own(
+    load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random.seed(7)
+    foreseen = random.Random(7).random()
+    lane = without_model(load(MODAL_SNAPSHOT="gpu", **KEYS, KINDLING_GPU_PRICE="3.6"), monkeypatch).lane
+    assert lane.meter.birth.identity != lane.clock.birth.identity
+    assert lane.meter.state()["dollars_this_process"] < 0.001 * process_age()
+    assert random.random() != foreseen  # ids of traces
 
 
 def test_what_a_snapshot_imports_asks_nothing_about_gpus() -> None:

@@ -1,18 +1,23 @@
 """Choosing a model: what fits, what is on the volume, and refusals that name what would work."""
 
+import errno
 import json
+import os
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import PATIENT
 
 import tiny
-from handler import MODELS, Settings, Worker
+from handler import MODELS, Settings, Worker, models
 from handler.__main__ import main
 from handler.errors import DoesNotFit, WeightsMissing
 from handler.fit import MemoryPlan, fit, largest_below, memory_plan, nearest, require
 from handler.hardware import Hardware, detect
+from handler.models import patiently
 
 SCHNELL = MODELS["flux-schnell"]
 
@@ -170,3 +175,38 @@ def test_models_shows_each_row(
     assert found["sdxl-lightning"]["base"]["id"] == "sdxl"
     assert "GB to work" in found["flux-dev"]["state"]["fit"]["reason"]
     assert not re.search(r"[\d.]+ s on an? ", said)  # nobody has timed anything on a GPU
+
+
+def test_what_fails_is_not_called_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert patiently(lambda: "7", otherwise=str) == "7"
+    assert patiently(lambda: str(1 / 0), otherwise=str) == "ZeroDivisionError: division by zero"
+    assert patiently(Path("/nowhere/at/all").read_text, otherwise=str) == "/nowhere/at/all: No such file or directory"
+    assert "flux-schnell" in patiently(lambda: str(require(SCHNELL, gpu(8), 34, 0)), otherwise=str)
+    monkeypatch.setattr(models, "PATIENCE_S", 0.01)
+    released = threading.Event()
+    assert patiently(lambda: str(released.wait(60)), otherwise=str) == "the volume does not answer within 0.01 s"
+    assert patiently(lambda: str(released.wait(60)), otherwise=str, where="it") == "it does not answer within 0.01 s"
+    released.set()
+
+
+def test_one_folder_that_cannot_be_read_hides_no_other_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    glob = Path.glob
+
+    def broken(self: Path, pattern: str) -> Iterator[Path]:
+        if SCHNELL.repository.partition("/")[2] in str(self):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", broken)
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    monkeypatch.setenv("KINDLING_MODEL", "flux-schnell")
+    assert main(["models", "--json"]) == 0
+    found = {each["id"]: each["state"] for each in json.loads(capsys.readouterr().out)["models"]}
+    assert found["flux-schnell"]["reason"].endswith("FLUX.1-schnell/snapshots: Input/output error")
+    assert (found["flux-dev"]["reason"], found["spark"]["fetched"]) == ("not fetched", True)
+    assert main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cold_start"]["reason"].endswith("Input/output error")
+    assert "does not answer" not in json.dumps(told)

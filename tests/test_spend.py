@@ -3,15 +3,18 @@
 import json
 import logging
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import full_disk
 from pydantic import ValidationError
 
 from fakes import FakeFamily
 from handler import Lane, Settings
+from handler.birth import Birth
 from handler.errors import SettingsError, SpendCapReached
 from handler.spend import Meter, judge, seconds_this_month, unheld
 
@@ -20,13 +23,16 @@ HOUR = 3600.0
 
 
 class Time:
-    """A process's age and the date, moved by hand."""
+    """The date, moved by hand, and seconds since 1970 that follow it."""
 
     def __init__(self, now: datetime = NOON) -> None:
         self.born = self.moment = now
 
-    def age(self) -> float:
-        return (self.moment - self.born).total_seconds()
+    def seconds(self) -> float:
+        return self.moment.timestamp()
+
+    def birth(self) -> Birth:
+        return Birth(self.born.timestamp(), clock=self.seconds)
 
     def now(self) -> datetime:
         return self.moment
@@ -37,14 +43,7 @@ class Time:
 
 def meter(volume: Path, time: Time, gpu: str = "NVIDIA H200", **settings: Any) -> Meter:
     chosen = Settings(volume=volume, gpu_price=settings.pop("gpu_price", 2.0), **settings)
-    return Meter(chosen, lambda: gpu, time.age, time.now)
-
-
-def worker(volume: Path, number: int, time: Time, **settings: Any) -> Meter:
-    """A meter as another process would have it: with a file name of its own."""
-    made = meter(volume, time, **settings)
-    made._name = f"worker-{number}.json"
-    return made
+    return Meter(chosen, lambda: gpu, time.birth(), time.now)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_dollars_are_seconds_since_birth_times_the_price(tmp_path: Path) -> None
 
 def test_all_workers_of_a_volume_add_up_and_each_writes_its_own_file(tmp_path: Path) -> None:
     time = Time()
-    meters = [worker(tmp_path, number, time) for number in range(3)]
+    meters = [meter(tmp_path, time) for _ in range(3)]  # alike in all: they began at once, in equal containers
     time.pass_hours(1)
     for found in [*meters, meters[0]]:
         found.tick()
@@ -86,16 +85,42 @@ def test_all_workers_of_a_volume_add_up_and_each_writes_its_own_file(tmp_path: P
     assert state["dollars_this_process"] == pytest.approx(2.0)
     assert state["dollars_this_month"] == pytest.approx(6.0)
     assert state["counted"] == "all workers here"
-    files = sorted(path.name for path in (tmp_path / "spend" / "2026-11").iterdir())
-    assert files == ["worker-0.json", "worker-1.json", "worker-2.json"]
+    assert len(list((tmp_path / "spend" / "2026-11").iterdir())) == 3
+
+
+def test_a_cap_holds_for_workers_that_are_alike(tmp_path: Path) -> None:
+    """As many as are restored from one snapshot: same second, same host, same process id."""
+    time = Time()
+    meters = [meter(tmp_path, time, monthly_cap=30, cap_action="refuse") for _ in range(2)]
+    time.pass_hours(9.5)
+    for found in meters * 2:
+        found.tick()
+    for found in meters:
+        assert found.state()["dollars_this_month"] == pytest.approx(38)
+        with pytest.raises(SpendCapReached):
+            found.check()
+
+
+def test_what_a_snapshot_has_become_is_another_worker(tmp_path: Path) -> None:
+    """It costs from its restoration on; what the snapshot cost to take stays counted."""
+    taken = Birth(time.monotonic() - 14 * 24 * HOUR)
+    found = Meter(Settings(volume=tmp_path, gpu_price=2.0, monthly_cap=1e6), lambda: "NVIDIA H200", taken)
+    found.start()
+    found.stop()
+    before = found.state()["dollars_this_process"]
+    found.renew()
+    found.stop()
+    assert found.state()["dollars_this_process"] < 1 < before
+    assert len(list(tmp_path.glob("spend/*/*.json"))) == 2
+    assert found.state()["dollars_this_month"] == pytest.approx(before, rel=0.1)
 
 
 def test_a_worker_that_has_ended_still_counts_until_the_month_ends(tmp_path: Path) -> None:
     time = Time()
-    ended = worker(tmp_path, 0, time)
+    ended = meter(tmp_path, time)
     time.pass_hours(3)
     ended.tick()
-    mine = worker(tmp_path, 1, time)
+    mine = meter(tmp_path, time)
     mine.tick()
     assert mine.state()["dollars_this_month"] == pytest.approx(12.0)
     time.pass_hours(24 * 20)  # into December
@@ -104,11 +129,25 @@ def test_a_worker_that_has_ended_still_counts_until_the_month_ends(tmp_path: Pat
     assert mine.state()["dollars_this_process"] == pytest.approx(2.0 * (4 * 24 + 15))
 
 
+VALUES = ('"x"', '"5"', "NaN", "-Infinity", "-5", "1" + "0" * 400, "1" * 5000, "1e999", "1e308", "true", "null", "[5]")
+DAMAGED = [
+    "",
+    "{",
+    "[]",
+    "{}",
+    "\0",
+    "[" * 50_000,
+    '{"dollars": ' * 5000,
+    *(f'{{"dollars": {value}}}' for value in VALUES),
+]
+
+
 def test_files_that_make_no_sense_count_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "spend" / "2026-11"
     folder.mkdir(parents=True)
-    for number, text in enumerate(["{", "[]", "{}", '{"dollars": "x"}', '{"dollars": NaN}', '{"dollars": -5}']):
+    for number, text in enumerate(DAMAGED):
         (folder / f"{number}.json").write_text(text)
+    (folder / "folder.json").mkdir()
     (folder / "good.json").write_text('{"dollars": 1.5}')
     found = meter(tmp_path, Time())
     found.tick()
@@ -175,6 +214,18 @@ def test_a_volume_nobody_may_write_counts_this_process_alone_and_says_so(tmp_pat
     assert found.state()["counted"].startswith("this process alone: the volume cannot be written (")
     with pytest.raises(SpendCapReached):
         found.check()
+
+
+def test_what_others_cost_counts_on_a_volume_that_takes_nothing_more(tmp_path: Path) -> None:
+    time = Time()
+    other, mine = (meter(tmp_path, time, monthly_cap=3, cap_action="refuse") for _ in range(2))
+    time.pass_hours(1)
+    other.tick()
+    with full_disk():
+        mine.tick()
+    with pytest.raises(SpendCapReached):
+        mine.check()
+    assert "but they cannot see what this one costs: the volume cannot be written (" in mine.state()["counted"]
 
 
 def test_the_thread_writes_at_the_end_and_stops(tmp_path: Path) -> None:

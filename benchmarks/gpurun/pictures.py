@@ -20,7 +20,20 @@ import torch
 
 from gpurun.scale import DEVICE, MODEL, PARTS, Case, NotCompiledError, Row, Run, built, synchronize
 from gpurun.stages import peak_gb, told, watched
-from handler import MODELS, Api, Clock, ImageRequest, Lane, ModelSpec, Settings, Worker, attention, detect, families
+from handler import (
+    MODELS,
+    Api,
+    Birth,
+    Clock,
+    ImageRequest,
+    Lane,
+    ModelSpec,
+    Settings,
+    Worker,
+    attention,
+    detect,
+    families,
+)
 from handler.blocks import unbind_blocks
 from handler.failures import Failures
 from handler.families import flux
@@ -66,7 +79,7 @@ class Studio:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
             given: dict[str, Any] = {"precision": self.precision, "compile": policy, "volume": volume or Path(empty)}
             settings = Settings(model=MODEL, cold_start_budget_s=PATIENT_S, **given)
-            clock = Clock(PATIENT_S, age=lambda: 0.0, publish=lambda ledger: None)
+            clock = Clock(PATIENT_S, birth=Birth.anew(), publish=lambda ledger: None)
             lane = Lane(settings, clock, boot=partial(self._boot, spec))
             lane.start()
             try:

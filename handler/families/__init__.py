@@ -11,7 +11,6 @@ What all families share is here: `build`, `run`. They call diffusers' pipelines 
 loops. Reached late: importing this imports torch and diffusers.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ from handler.families.autoencoders import prepare
 from handler.families.borrowed import Components as Components
 from handler.hardware import Hardware
 from handler.preview import SHRINK, Preview, Projection, watched
-from handler.reader import Reader
+from handler.reader import Reader, json_of
 from handler.request import Recipe
 from handler.spec import ModelSpec
 from handler.weights import load_components
@@ -92,7 +91,7 @@ def tiled(pipeline: Any, tiles: bool) -> Iterator[None]:
 
 def _check_latents(vae: Any, reader: Reader) -> None:
     """SettingsError if `vae` cannot decode the latents that the model's own autoencoder decodes."""
-    own = json.loads((reader.source.folder / "vae" / "config.json").read_bytes())
+    own = json_of(reader.source, "vae/config.json")
     wanted, found = (config.get("z_dim", config.get("latent_channels")) for config in (own, vae.config))
     if wanted != found:
         raise SettingsError(

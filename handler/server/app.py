@@ -1,7 +1,6 @@
 """The ASGI app: routes, health, body limits. What a route means is `api.py`'s business."""
 
 import asyncio
-import json
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable
@@ -41,6 +40,7 @@ from handler.server.openapi import document
 from handler.server.repeats import Repeats, key_of
 from handler.server.stream import stream
 from handler.server.traces import tracing
+from handler.untrusted import Malformed, parse
 
 T = TypeVar("T")
 JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
@@ -203,21 +203,18 @@ def _media(headers: Headers) -> str:
 def decode(body: bytes) -> Any:
     """Strict JSON: no NaN or Infinity, no key twice. 7.0 is a whole number, as it is in JSON Schema."""
 
-    def constant(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
-
     def number(text: str) -> float:
         return int(value) if (value := float(text)).is_integer() else value
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("a key appears twice")
+            raise Malformed("a key appears twice")
         return found
 
     try:
-        return json.loads(body, parse_constant=constant, parse_float=number, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        return parse(body, number, unique)
+    except Malformed as error:
         raise InvalidJson(f"The body is not valid JSON: {error}") from None
 
 

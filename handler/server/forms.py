@@ -1,6 +1,5 @@
 """Forms with files (multipart/form-data), as clients send images to edit: read under limits, and never to disk."""
 
-import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -9,6 +8,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from handler.errors import InvalidValue
 from handler.request import MAX_REFERENCES, ImageRequest
+from handler.untrusted import Malformed, parse
 
 MEDIA = "multipart/form-data"
 FILES = MAX_REFERENCES + 1  # and a mask
@@ -22,14 +22,32 @@ NUMBERS = {  # the fields that are no text
 }
 
 
+class Parser(MultiPartParser):
+    """Starlette's, which takes a form that was cut short for a whole one."""
+
+    def __init__(self, headers: Headers, body: bytes) -> None:
+        super().__init__(headers, self._whole(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
+        self.spool_max_size = len(body) + 1  # so no file leaves memory
+        self._ended = False
+
+    def on_end(self) -> None:
+        """The last boundary came."""
+        self._ended = True
+
+    async def _whole(self, body: bytes) -> AsyncGenerator[bytes, None]:
+        yield body
+        if body and not self._ended:
+            raise MultiPartException("it was cut short, for its last boundary is missing.")
+
+
 async def read(headers: Headers, body: bytes) -> dict[str, Any]:
     """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none."""
     try:
-        parser = MultiPartParser(headers, _once(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
-        parser.spool_max_size = len(body) + 1  # so no file leaves memory
-        form = await parser.parse()
+        form = await Parser(headers, body).parse()
     except MultiPartException as error:
         raise InvalidValue(f"The form cannot be read: {error.message}") from None
+    except (ValueError, LookupError):  # its charset's
+        raise InvalidValue("The form cannot be read: send it as UTF-8.") from None
     try:
         return await _fields(form)
     finally:
@@ -50,15 +68,11 @@ async def _fields(form: FormData) -> dict[str, Any]:
     return fields
 
 
-async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
-
-
 def typed(name: str, text: str) -> Any:
     """`text` as the type that the field has; as it is where that fails, for the field's check to refuse it by name."""
     if name not in NUMBERS:
         return text
     try:
-        return json.loads(text.lower())  # some clients spell True
-    except (ValueError, RecursionError):
+        return parse(text.lower())  # some clients spell True
+    except Malformed:
         return text

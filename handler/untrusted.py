@@ -1,0 +1,112 @@
+"""What others wrote: JSON of files and requests, read under limits. What is wrong with it is one error, `Malformed`.
+
+What passes holds nothing that would fail later, far from here: no number that is none, no half of a character, no depth
+that ends somebody's recursion.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+DEEPEST = 64  # levels of lists and objects
+MOST = 1 << 20  # values in all
+LONGEST = 64 << 20  # bytes of a file
+BITS = 1024  # of a whole number: what a float may hold
+
+
+class Malformed(ValueError):
+    """Why something cannot be understood."""
+
+
+def _inside(name: str) -> str:
+    if "\0" in name or not name or name.startswith("/") or ".." in name.split("/"):
+        raise ValueError("should be a file inside the folder")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_inside)]  # of a file in a folder, with slashes
+
+
+def parse(
+    text: bytes | str,
+    number: Callable[[str], float] = float,
+    pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict,
+) -> Any:
+    """The value of a JSON text. `number` reads what has a point or an exponent, `pairs` makes objects of fields."""
+    try:
+        found = json.loads(text, parse_constant=_constant, parse_float=number, object_pairs_hook=pairs)
+    except RecursionError:
+        raise Malformed("it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:
+        raise Malformed(str(error)) from None
+    check(found)
+    return found
+
+
+def check(value: object) -> None:
+    """Malformed unless `value`, such as a platform's client made of JSON, is as `parse` would give it."""
+    level, count = [value], 1
+    for _ in range(DEEPEST):
+        for each in level:
+            _check_one(each)
+        nested = [each for each in level if isinstance(each, dict | list | tuple)]
+        if not nested:
+            return
+        count += sum(map(len, nested))
+        if count > MOST:
+            raise Malformed("it has too many values")
+        level = [inner for each in nested for inner in _within(each)]
+    raise Malformed("it is nested too deeply")
+
+
+def _within(value: Any) -> Iterable[Any]:
+    return (*value, *value.values()) if isinstance(value, dict) else value
+
+
+def _check_one(value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Malformed("it has a number that is too large, or none")
+    if isinstance(value, int) and value.bit_length() > BITS:
+        raise Malformed("it has a number that is too large")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Malformed("it has half of a character (a lone surrogate)") from None
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def load(path: Path, longest: int = LONGEST) -> dict[str, Any]:
+    """The JSON object in a file. OSError if it cannot be read, Malformed if it holds none."""
+    with path.open("rb") as file:
+        data = file.read(longest + 1)
+    if len(data) > longest:
+        raise Malformed(f"it is longer than {longest} bytes")
+    found = parse(data)
+    if not isinstance(found, dict):
+        raise Malformed("it is no JSON object")
+    return found
+
+
+def shaped(kind: Callable[..., T], value: object) -> T:
+    """`value` as the dataclass `kind`; Malformed if a field is missing or of another type. Others are passed over."""
+    try:
+        found: T = _adapter(kind).validate_python(value)
+        return found
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise Malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

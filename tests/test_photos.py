@@ -1,0 +1,189 @@
+"""Files that are images in name: turned by their tag, transparent as they say, refused whatever is wrong with them."""
+
+import io
+import random
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from handler.errors import InvalidValue, KindlingError, OutOfRange
+from handler.references import kept, references
+
+SIDE = 64
+X_RESOLUTION, GPS, ORIENTATION = 282, 0x8825, 274
+TURNED = {  # what is at the top left of the stored picture, which is red there alone, is where upright
+    1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0),
+}  # fmt: skip
+
+
+def exif(orientation: object, *others: tuple[int, int, int, bytes]) -> bytes:
+    """A TIFF header with entries (tag, type, count, four bytes); the orientation is a SHORT unless it is bytes."""
+    given = orientation if isinstance(orientation, bytes) else struct.pack("<HHIHH", ORIENTATION, 3, 1, orientation, 0)
+    entries = [given, *(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in others)]
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
+
+
+def photo(tags: bytes, kind: str = "JPEG") -> bytes:
+    pixels = np.zeros((SIDE, 2 * SIDE, 3), np.uint8)
+    pixels[:24, :24] = (255, 0, 0)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, exif=tags, quality=95, lossless=True)
+    return file.getvalue()
+
+
+def corner(rgb: np.ndarray) -> tuple[int, int]:
+    """Which corner is red."""
+    [found] = [(y, x) for y in (0, -1) for x in (0, -1) if rgb[y, x, 0] > 200]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_a_photo_is_turned_by_its_tag(kind: str, orientation: int) -> None:
+    [found] = references([photo(exif(orientation), kind)])
+    assert found.rgb.shape[:2] == ((2 * SIDE, SIDE) if orientation > 4 else (SIDE, 2 * SIDE))
+    assert corner(found.rgb) == TURNED[orientation]
+
+
+OTHER_TAGS = {  # that Pillow reads, and cannot write again
+    "XResolution as ASCII": (X_RESOLUTION, 2, 3, b"72\0\0"),
+    "XResolution over nothing": (X_RESOLUTION, 5, 1, struct.pack("<I", 8)),
+    "GPS that leads nowhere": (GPS, 4, 1, struct.pack("<I", 1 << 30)),
+    "of an unknown type": (0x9C9B, 99, 1, b"abcd"),
+    "longer than the file": (X_RESOLUTION, 5, 1 << 28, struct.pack("<I", 8)),
+}
+
+
+@pytest.mark.parametrize("entry", OTHER_TAGS.values(), ids=OTHER_TAGS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_what_else_a_camera_wrote_is_nobodys_business(kind: str, entry: tuple[int, int, int, bytes]) -> None:
+    [found] = references([photo(exif(6, entry), kind)])
+    assert corner(found.rgb) == TURNED[6]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        exif(0),
+        exif(9),
+        exif(struct.pack("<HHI", ORIENTATION, 2, 2) + b"6\0\0\0"),
+        b"Exif\0\0II*\0",
+        b"Exif\0\0rubbish",
+        b"",
+    ],
+)
+def test_an_orientation_that_makes_no_sense_is_none(value: bytes) -> None:
+    [found] = references([photo(value)])
+    assert found.rgb.shape[:2] == (SIDE, 2 * SIDE)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(depth: int, colours: int, values: np.ndarray, clear: int | None = None, interlaced: bool = False) -> bytes:
+    """A PNG of samples in `depth` bits, (height, width, `colours`); `clear` is transparent in each of its colours."""
+    height, width, _ = values.shape
+    rows = ["".join(f"{value:0{depth}b}" for value in row.ravel()) for row in values]
+    data = b"".join(b"\0" + int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+    head = struct.pack(">IIBBBBB", width, height, depth, 0 if colours == 1 else 2, 0, 0, 0)
+    key = chunk(b"tRNS", struct.pack(">H", clear) * colours) if clear is not None else b""
+    return codec_signature() + chunk(b"IHDR", head) + key + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def codec_signature() -> bytes:
+    return b"\x89PNG\r\n\x1a\n"
+
+
+KEYED = [(1, 1, 1), (2, 1, 3), (4, 1, 15), (8, 1, 255), (16, 1, 300), (8, 3, 255), (16, 3, 300), (16, 3, 65535)]
+
+
+@pytest.mark.parametrize(("depth", "colours", "clear"), KEYED)
+def test_a_transparent_colour_is_compared_in_all_its_bits(depth: int, colours: int, clear: int) -> None:
+    """The colour beside it differs in the last bit alone."""
+    values = np.full((SIDE, SIDE, colours), clear - 1)
+    values[:, : SIDE // 2] = clear
+    data = png(depth, colours, values, clear)
+    mask = kept(data, data).kept
+    assert (mask[:, : SIDE // 2] == 0).all()
+    assert (mask[:, SIDE // 2 :] == 255).all()
+    [image] = references([data])
+    assert (image.rgb[:, : SIDE // 2] == 255).all()  # laid on white
+    assert (
+        image.rgb[:, SIDE // 2 :] == ((clear - 1) >> 8 if depth == 16 else 255 * (clear - 1) // ((1 << depth) - 1))
+    ).all()
+
+
+@pytest.mark.parametrize(("depth", "colours", "clear"), KEYED)
+def test_without_one_nothing_is_transparent(depth: int, colours: int, clear: int) -> None:
+    data = png(depth, colours, np.full((SIDE, SIDE, colours), clear))
+    with pytest.raises(InvalidValue, match="opaque"):
+        kept(data, data)
+
+
+def whole(kind: str) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 4), np.uint8)
+    file = io.BytesIO()
+    picture = Image.fromarray(noise if kind != "JPEG" else noise[..., :3].copy())
+    picture.save(file, kind, exif=exif(6, OTHER_TAGS["XResolution as ASCII"]))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_image_cut_short_is_refused(kind: str) -> None:
+    data = whole(kind)
+    for length in range(0, len(data) * 9 // 10, len(data) // 40):
+        with pytest.raises(KindlingError) as caught:
+            references([data[:length]])
+        assert caught.value.status in (400, 422)
+        with pytest.raises(KindlingError):
+            kept(data[:length], data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_no_damage_is_more_than_a_refusal(kind: str) -> None:
+    """Bytes set at random, most of them in the headers: drawn from, or refused, but never a crash."""
+    data, chance = whole(kind), random.Random(1)
+    for _ in range(150):
+        spoilt = bytearray(data)
+        for _ in range(chance.randint(1, 4)):
+            spoilt[chance.randrange(min(len(data), chance.choice((64, 256, len(data)))))] = chance.randrange(256)
+        assert refusal(bytes(spoilt), data) in (None, 400, 422)
+
+
+def refusal(spoilt: bytes, image: bytes) -> int | None:
+    """The status of the refusal of `spoilt`, as an image or as a mask, if it is refused."""
+    try:
+        references([spoilt])
+        kept(spoilt, image)
+    except KindlingError as error:
+        return error.status
+    return None
+
+
+def bomb(width: int, height: int, *chunks: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    return codec_signature() + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_bombs_are_refused_unpacked() -> None:
+    for size in ((20_000, 20_000), (10_000, 10_000), (1 << 31, 1), (4097, 4097)):
+        with pytest.raises(KindlingError) as caught:
+            references([bomb(*size)])
+        assert caught.value.status in (400, 422)
+    with pytest.raises(OutOfRange, match="too large"):
+        references([bomb(20_000, 20_000)])
+    packed = zlib.compress(bytes(2 * PngImagePlugin.MAX_TEXT_CHUNK))
+    for part in (b"zTXt", b"iCCP"):
+        with pytest.raises(InvalidValue):
+            references([bomb(SIDE, SIDE, chunk(part, b"a\0\0" + packed))])
+
+
+def test_nothing_is_said_of_what_is_wrong_with_a_file() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        references([photo(exif(6, OTHER_TAGS["longer than the file"]))])

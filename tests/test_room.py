@@ -1,0 +1,109 @@
+"""Volumes that are full: looked at before much is written, and told as what they are."""
+
+import errno
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PATIENT
+from disks import full_disk
+from safetensors.torch import save_file
+
+from handler import Worker
+from handler.__main__ import main
+from handler.bake import bake, publish_weights
+from handler.birth import Birth
+from handler.boots import BootLog, last_boots
+from handler.clock import Ledger
+from handler.errors import FetchFailed, VolumeFailed
+from handler.hub import Repository, explained
+from handler.room import refused, require
+from handler.volume import publishing
+
+TENSORS = {"a": torch.zeros(1 << 16)}
+Usage = namedtuple("Usage", "total used free")
+
+
+def no_room(free: int) -> object:
+    return lambda path: Usage(1 << 40, 0, free)
+
+
+def test_what_a_library_in_rust_says_of_a_full_disk(tmp_path: Path) -> None:
+    told, target = f"Cannot write .*: {os.strerror(errno.EFBIG)}", tmp_path / "baked" / "a"
+    with pytest.raises(VolumeFailed, match=told), full_disk(1 << 12), publishing(target, {}) as folder:
+        save_file(TENSORS, folder / "model.safetensors")
+    assert list((tmp_path / "baked").iterdir()) == []  # nothing half-written stays
+
+
+def test_what_is_no_fault_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), publishing(tmp_path / "a", {}):
+        raise ZeroDivisionError
+    assert refused(ValueError("(os error)")) == ""
+    assert refused(RuntimeError("I/O error: (os error 28)")) == os.strerror(errno.ENOSPC)
+    assert refused(OSError("nobody knows")) == "nobody knows"
+
+
+def test_room_is_looked_at_where_a_folder_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require(tmp_path / "not" / "there" / "yet", 1, "Files")
+    monkeypatch.setattr("shutil.disk_usage", no_room(500_000_000))
+    with pytest.raises(VolumeFailed, match=r"Files need 2\.5 GB, .* has 0\.5 GB free\."):
+        require(tmp_path / "not", 2.5e9, "Files")
+
+
+def test_a_bake_that_has_no_room_ends_before_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", no_room(1_000_000))
+    settings = PATIENT.model_copy(update={"volume": tmp_path, "precision": "int8"})
+    with pytest.raises(VolumeFailed, match=r"weights of spark in int8 need 0\.00\d+ GB, .* has 0\.001 GB free"):
+        bake(settings)
+    assert last_boots(tmp_path, 1) == []
+
+
+def test_weights_are_not_begun_where_they_cannot_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: Worker
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", no_room(1_000_000))
+    with pytest.raises(VolumeFailed, match="spark in fp32 need"):
+        publish_weights(spark, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_while_weights_are_written(tmp_path: Path, spark: Worker) -> None:
+    with full_disk(1 << 20), pytest.raises(VolumeFailed, match=os.strerror(errno.EFBIG)):
+        publish_weights(spark, tmp_path)
+    assert list((tmp_path / "baked" / "spark").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (RuntimeError("Data processing error: No space left on device (os error 28)"), VolumeFailed, "No space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), VolumeFailed, "No space left"),
+        (RuntimeError("the connection broke"), FetchFailed, "the connection broke"),
+        (OSError("Consistency check failed"), FetchFailed, "Consistency check failed"),
+    ],
+)
+def test_a_fetch_tells_the_disk_from_the_network(
+    error: Exception, kind: type[Exception], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=told), explained("a model", Repository("a/b", "0"), tmp_path):
+        raise error
+
+
+def test_a_full_volume_is_no_reason_for_a_start_to_fail(tmp_path: Path) -> None:
+    with full_disk():
+        log = BootLog(tmp_path, Birth.anew())
+        log(Ledger(outcome="failed"))
+    assert last_boots(tmp_path, 9) == []
+    assert list((tmp_path / "boots").iterdir()) == []
+
+
+def test_a_picture_that_has_no_room_is_a_line_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KINDLING_COLD_START_BUDGET_S", "3600")
+    path = str(tmp_path / "a.png")
+    with full_disk():
+        assert main(["generate", "a red circle", "--size", "64x64", "--steps", "1", "-o", path, "--json"]) == 1
+    assert f"kindling: Cannot write {path}: {os.strerror(errno.EFBIG)}" in capsys.readouterr().err
