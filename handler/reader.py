@@ -247,10 +247,8 @@ def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
     """Whether the page cache has the chunk, told by its first byte; yes where the file system cannot tell."""
     try:
         return os.preadv(descriptor, [chunk[:1]], start, os.RWF_NOWAIT) >= 0
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
 
 
 @contextlib.contextmanager

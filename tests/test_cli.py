@@ -18,7 +18,7 @@ from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import MODELS, ImageRequest, Settings, StartError, again, detect, doctor, generate
+from handler import MODELS, ImageRequest, Settings, StartError, again, detect, doctor, findings, generate
 from handler.__main__ import main
 from handler.codec import encode, parameters_of, read_parameters
 from handler.configured import described
@@ -196,8 +196,8 @@ def test_doctor_knows_what_ends_a_start(name: str, value: str, told: str, tmp_pa
 
 def test_doctor_names_the_phase_of_a_start_that_failed() -> None:
     boot = {"boot": "1", "outcome": "failed", "reason": "no such file", "phase": "weights"}
-    assert doctor._boot(boot).endswith("failed: no such file (in phase 'weights')")
-    assert doctor._boot(boot | {"reason": "past its budget in phase 'weights'"}).endswith("in phase 'weights'")
+    assert findings._boot(boot).endswith("failed: no such file (in phase 'weights')")
+    assert findings._boot(boot | {"reason": "past its budget in phase 'weights'"}).endswith("in phase 'weights'")
 
 
 def test_a_setting_that_ends_a_start_is_bad_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ FLOOR = {
     "generate": 8,
     "fetch": 8,
     "bake": 8,
+    "findings": 7,
     "doctor": 8,
     "optimize": 8,
     "__init__": 9,

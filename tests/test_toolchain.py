@@ -564,9 +564,9 @@ def test_the_receipt_tells() -> None:
 
 def test_doctor_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "look", lambda: TOOLS)
-    told = doctor._compiling(doctor.compiling(H200), "cuda")
+    told = findings._compiling(doctor.compiling(H200), "cuda")
     assert told == "possible, with /usr/bin/g++, CUDA's headers in /cuda, /lib/libcuda.so.1"
     monkeypatch.setattr(toolchain, "look", lambda: replace(TOOLS, compiler="", headers=""))
-    told = doctor._compiling(doctor.compiling(H200), "cuda")
+    told = findings._compiling(doctor.compiling(H200), "cuda")
     assert told.startswith("this worker cannot compile: there is no C++ compiler (")
     assert "; there is no folder with CUDA's headers (pip install" in told
