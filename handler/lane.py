@@ -18,6 +18,7 @@ from typing import Literal, get_args
 from handler.batching import at_once
 from handler.catalog import find
 from handler.clock import Clock, Ledger
+from handler.deadline import EXIT_S, LATE, Deadline
 from handler.discreet import outline
 from handler.errors import (
     RETRY_S,
@@ -30,7 +31,7 @@ from handler.errors import (
     SettingsError,
     StartError,
 )
-from handler.line import LATE, Job, Line, hand
+from handler.line import Job, Line, hand
 from handler.painter import Painter
 from handler.preview import OnStep
 from handler.request import Drawn, Recipe
@@ -41,14 +42,14 @@ from handler.worker import Worker
 State = Literal["starting", "ready", "draining", "stopped", "failed"]  # a lane only ever goes to a later one
 OPEN: tuple[State, ...] = ("starting", "ready")
 TIDY_S = 1.0
-PUBLISH_S = 20.0  # a platform kills what has not left about 30 s after it was told to
+LAST_S = 3.0  # of an exit: for the thread to tidy up, and for the last word on spend
 log = logging.getLogger(__name__)
 
 
 class Lane:
     """Owns the worker's thread and line. `start`, then `submit` from any event loop, then `stop`.
 
-    `over` is set once no more will be drawn, for whatever reason.
+    `over` is set once no more will be drawn, for whatever reason. `exit` ends `EXIT_S` after the first word to leave.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Lane:
         self._boot = boot
         self._painter = Painter(settings, self.spec, self.ledger, self._fail)
         self._lock = threading.Lock()
+        self.exit = Deadline()
         self.line = Line(settings.queue, settings.queue_s)
         self._booted, self.over = threading.Event(), threading.Event()
         self._publisher: threading.Thread | None = None
@@ -97,37 +99,44 @@ class Lane:
 
     def drain(self) -> None:
         """Refuse new requests, and go on with those that were accepted; nobody waits for a boot any longer."""
+        self.exit.begin(EXIT_S)
         self._become("draining")
         if not self.booted:
             self._refuse_all()
 
     def stop(self) -> None:
-        """Refuse new jobs, let the thread end after the picture it is drawing, answer the rest, and end publishing."""
+        """Refuse new jobs, let the thread end after the picture it is drawing, answer the rest, and end publishing.
+
+        What is not over in time is given up.
+        """
+        self.exit.begin(EXIT_S)
         if not self.booted:
             self.clock.finish("stopped", f"told to stop in phase '{self.ledger.phase}'")
         self._become("stopped")
         self._refuse_all()
         if self.booted:
-            self.over.wait()
+            if not self.over.wait(self.exit.left_s - LAST_S):
+                self.abort()
             self._thread.join(TIDY_S)
         if self._publisher:
-            self._publisher.join(PUBLISH_S)
+            self._publisher.join(self.exit.left_s - (LAST_S - TIDY_S))
         self._painter.watch.close()
         self.meter.stop()
 
     def abort(self) -> None:
         """Refuse new jobs and answer all others at once; what is being drawn stops at its next step."""
+        self.exit.begin(EXIT_S)
         self._become("stopped")
         self._refuse_all()
         for job in self._painter.jobs:
             job.end(self._closed())
         self.over.set()
 
-    def check(self) -> None:
-        """Raise NotReady or QueueFull if a request that came now would be refused, whatever it asked for."""
+    def check(self, left_s: float = math.inf) -> None:
+        """Raise what a request that came now would be refused with, whatever it asked for; it has `left_s` seconds."""
         if self.state not in OPEN:
             raise self._closed()
-        self.line.check(self._painter.pace)
+        self.line.check(self._painter.pace, left_s)
 
     async def submit(
         self,
@@ -160,7 +169,7 @@ class Lane:
             done, late = await asyncio.wait(answers, timeout=left_s, return_when=asyncio.FIRST_EXCEPTION)
             if late and not any(answer.exception() for answer in done):
                 for job in jobs:
-                    job.end(self._late())
+                    job.end(self.late())
             return await asyncio.gather(*answers)
         finally:
             for job, answer in zip(jobs, answers, strict=True):
@@ -197,7 +206,8 @@ class Lane:
         """Why this worker takes no jobs; another one takes about as long to start as this one did."""
         return self.error or NotReady("This worker is stopping; try again.", retry_s=self.ledger.total_s or RETRY_S)
 
-    def _late(self) -> KindlingError:
+    def late(self) -> KindlingError:
+        """What is told to whom whose time is up before there is a picture."""
         starting = self.state == "starting"
         return NotReady("This worker is still starting; try again.") if starting else DeadlineExceeded(LATE)
 
