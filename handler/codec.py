@@ -51,7 +51,7 @@ def recode(data: bytes, form: Format, quality: int) -> bytes:
 
 
 def parameters_of(recipe: Recipe, facts: Mapping[str, str], version: str) -> dict[str, Any]:
-    """What a PNG says about itself: all that its pixels depend on; `facts` are the worker's."""
+    """What a PNG says about itself: what was asked for, and of what draws it the worker's `facts`."""
     return {**recipe.described(), **facts, "version": version}
 
 

@@ -153,7 +153,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides a picture's pixels, with nothing left open. `size` is (width, height) in pixels.
+    """All that a caller can choose about a picture, with nothing left open. `size` is (width, height) in pixels.
 
     `strength` is how much of the first image is drawn anew; None where there is none, or all are references.
     """

@@ -225,7 +225,8 @@ class ModelSpec:
         if not steps_taken(steps, strength):
             enough, fewest = math.ceil(100 / steps) / 100, self._fewest(strength)
             more = f", or num_inference_steps of at least {fewest}" if steps_taken(fewest, strength) else ""
-            told = f"{strength:g} of {steps} steps is less than one; send at least {enough:g}{more}"
+            of = f"{steps} steps" if request.num_inference_steps else f"the {steps} steps that {self.id} takes at most"
+            told = f"{strength:g} of {of} is less than one; send at least {enough:g}{more}"
             raise OutOfRange(f"strength: {told}.", "strength")
         if request.scheduler and request.scheduler not in self.edit_schedulers:
             takes = ", ".join(self.edit_schedulers)

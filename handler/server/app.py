@@ -34,14 +34,12 @@ from handler.server import bodies, forms
 from handler.server.guard import guarded
 from handler.server.metrics import Metrics
 from handler.server.observe import Observed, Seen, response
-from handler.server.openapi import document
+from handler.server.openapi import DEADLINE, HANGS_UP, SECONDS, document
 from handler.server.repeats import Repeats, fingerprint, key_of
 from handler.server.stream import stream
 from handler.server.traces import tracing
 
 T = TypeVar("T")
-DEADLINE, HANGS_UP = "x-deadline-s", "x-stainless-read-timeout"
-SECONDS = re.compile(r"0*[1-9][0-9]*(\.[0-9]+)?|0+\.0*[1-9][0-9]*")  # more than none
 PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
 
 
@@ -140,7 +138,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     payload = bodies.decode(body) if form is None else form
     seen.read(payload)
     streams = isinstance(payload, dict) and payload.get("stream") is True
-    if not streams and key is None and SECONDS.fullmatch(hangs_up := headers.get(HANGS_UP, "")):
+    if not streams and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
         deadline.no_later(float(hangs_up))  # OpenAI's client does, having heard nothing, and asks for another
     asked = await asyncio.to_thread(fingerprint, path, body, form) if key else b""
 
@@ -161,7 +159,7 @@ def _patience(headers: Headers) -> float:
     said = headers.get(DEADLINE)
     if said is None:
         return math.inf
-    if not SECONDS.fullmatch(said):
+    if not re.fullmatch(SECONDS, said):
         raise InvalidValue(f"{DEADLINE} should be seconds, such as 30 or 2.5.", DEADLINE)
     return float(said)
 
