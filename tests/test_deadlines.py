@@ -70,6 +70,7 @@ def test_so_it_does_for_each_who_waits_under_one_key(server: Faulty) -> None:
     patient = server.begin("fine", key | {"x-deadline-s": "60"}, **URL)
     server.until(lambda _: server.count("stage_seconds_count", stage="denoise") > 0 or patient.done())
     hasty = server.post("fine", key | {"x-deadline-s": "2"}, **URL)
+    assert "in the time that the request had left" in delivered(hasty)
     assert delivered(hasty) == delivered(patient.result())
 
 
@@ -123,29 +124,67 @@ def test_what_is_no_http_is_answered_like_all_else(server: Faulty, junk: bytes) 
     assert json.loads(body)["error"]["code"] == "invalid_request"
 
 
-def test_the_protocol_without_httptools_answers_the_same() -> None:
-    code = (
-        "import sys; sys.modules['httptools'] = None\n"
-        "from handler.server.wire import Wire\n"
-        "from uvicorn.protocols.http.h11_impl import H11Protocol\n"
-        "assert issubclass(Wire, H11Protocol)\n"
-        "class Transport:\n"
-        "    said = b''\n"
-        "    def get_extra_info(self, name): return None\n"
-        "    def write(self, data): self.said += data\n"
-        "    def close(self): self.said += b'closed'\n"
-        "import asyncio, uvicorn\n"
-        "from uvicorn.server import ServerState\n"
-        "async def main():\n"
-        "    wire = Wire(uvicorn.Config(None, ws='none'), ServerState(), {}, asyncio.get_running_loop())\n"
-        "    transport = Transport(); wire.connection_made(transport)\n"
-        "    wire.data_received(b'GARBAGE\\r\\n\\r\\n'); print(transport.said.decode())\n"
-        "asyncio.run(main())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("HTTP/1.1 400")
-    assert "x-request-id" in done.stdout
-    assert '"error"' in done.stdout
+CONNECTION = """
+import asyncio, json, sys, time
+if sys.argv[1] == "h11":
+    sys.modules["httptools"] = None
+import uvicorn
+from uvicorn.server import ServerState
+from handler.server.observe import ARRIVED
+from handler.server.wire import Wire
+
+class Transport:
+    said = b""
+    def get_extra_info(self, name): return None
+    def write(self, data): self.said += data
+    def close(self): self.closed = True
+    def is_closing(self): return False
+    def pause_reading(self): pass
+    resume_reading = pause_reading
+
+async def main():
+    arrived, requests = [], asyncio.Semaphore(0)
+
+    async def app(scope, receive, send):
+        arrived.append(scope["state"][ARRIVED])
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+        requests.release()
+
+    transport = Transport()
+    config = uvicorn.Config(app, ws="none", http=Wire, log_level="critical")
+    wire = Wire(config, ServerState(), {}, asyncio.get_running_loop())
+    wire.connection_made(transport)
+    times = []
+    for _ in range(2):
+        for part in (b"POST / HTTP/1.1\\r\\nhost: here", b"\\r\\ncontent-length: 2\\r\\n\\r\\n", b"a", b"b"):
+            times.append(time.perf_counter())
+            wire.data_received(part)
+        await requests.acquire()
+    times.append(time.perf_counter())
+    junk = Transport()
+    other = Wire(config, ServerState(), {}, asyncio.get_running_loop())
+    other.connection_made(junk)
+    other.data_received(b"GARBAGE\\r\\n\\r\\n")
+    print(json.dumps([Wire.__mro__[1].__name__, arrived, times, junk.said.decode(), junk.closed]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("parser", "base"), [("httptools", "HttpToolsProtocol"), ("h11", "H11Protocol")])
+def test_a_request_begins_with_its_first_byte_and_junk_is_answered_whatever_parses(parser: str, base: str) -> None:
+    done = subprocess.run([sys.executable, "-c", CONNECTION, parser], capture_output=True, text=True, check=True)
+    name, arrived, times, said, closed = json.loads(done.stdout)
+    assert (name, closed) == (base, True)
+    assert times[0] <= arrived[0] < times[1]
+    assert times[4] <= arrived[1] < times[5]  # the second on the same connection
+    head, _, body = said.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 400 ")
+    assert "x-request-id: " in head
+    assert json.loads(body)["error"]["code"] == "invalid_request"
 
 
 def test_a_websocket_is_asked_for_in_vain_and_told_so_in_http(server: Faulty) -> None:
