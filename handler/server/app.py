@@ -33,7 +33,7 @@ from handler.reply import Reply, answered, refusal
 from handler.server import bodies, forms
 from handler.server.guard import guarded
 from handler.server.metrics import Metrics
-from handler.server.observe import Observed, Seen, response
+from handler.server.observe import Answering, Observed, Seen, response
 from handler.server.openapi import DEADLINE, HANGS_UP, SECONDS, document
 from handler.server.repeats import Repeats, fingerprint, key_of
 from handler.server.stream import stream
@@ -69,7 +69,7 @@ def create_app(lane: Lane, public: bool) -> Observed:
     app.router.redirect_slashes = False
     app.state.repeats = Repeats(lane.late)
     app.state.lane, app.state.metrics, app.state.traces = lane, Metrics(lane), tracing(lane.spec.id)
-    return Observed(guarded(app, settings), routes, app.state.metrics, app.state.traces)
+    return Observed(guarded(Answering(app), settings), routes, app.state.metrics, app.state.traces)
 
 
 @asynccontextmanager

@@ -67,7 +67,7 @@ class Seen:
 
 
 class Observed:
-    """Around a whole app. Its routes find their `Seen` in the request's state; none ends without an answer of ours."""
+    """Around a whole app. Its routes find their `Seen` in the request's state."""
 
     def __init__(self, app: ASGIApp, routes: list[Route], metrics: Metrics, traces: Traces | None) -> None:
         self.app, self._routes, self._metrics, self.traces = app, routes, metrics, traces
@@ -84,10 +84,6 @@ class Observed:
         self._open.add(seen)
         try:
             await self.app(scope, receive, answer)
-        except asyncio.CancelledError:  # by a server that ends
-            if not seen.answered:
-                await response(scope, refusal(NotReady("This worker is stopping; try again.")))(scope, receive, answer)
-            raise
         finally:
             self._open.discard(seen)
             self._ended(scope, seen)
@@ -121,6 +117,21 @@ class Observed:
             "prompt_length": len(prompt),
             "prompt_hash": hashlib.blake2b(data, key=self._key, digest_size=8).hexdigest(),
         }
+
+
+class Answering:
+    """Around an app: what its server cancels, as it ends, is answered by us and not by the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not scope["state"]["seen"].answered:
+                await response(scope, refusal(NotReady("This worker is stopping; try again.")))(scope, receive, send)
+            raise
 
 
 def response(scope: Scope, reply: Reply) -> Response:
