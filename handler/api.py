@@ -88,8 +88,7 @@ class Api:
         self._require_served(request.model)
         if on_partial is None and (asked := _streamed(request)):
             raise Unsupported(
-                f"{asked} needs an answer of events: over HTTP send stream true; RunPod's jobs have one with STREAM=1.",
-                asked,
+                f"{asked} needs a stream of events: over HTTP send stream true, on RunPod set STREAM=1.", asked
             )
         if request.partial_images and on_partial:
             on_step = _showing(on_step, on_partial, dialect, request)

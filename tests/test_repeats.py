@@ -54,16 +54,16 @@ async def turns(count: int = 5) -> None:
 async def test_without_a_key_every_request_is_its_own() -> None:
     source, known = Source(), Repeats()
     source.go.set()
-    assert [(await known.call(None, b"x", source, Deadline())).body["turn"] for _ in range(2)] == [1, 2]
+    assert [(await known.call(None, b"x", source)).body["turn"] for _ in range(2)] == [1, 2]
 
 
 @in_turns
 async def test_the_second_follows_the_first_and_its_pictures_count_once() -> None:
     source, known = Source(), Repeats()
-    first, second = (asyncio.create_task(known.call(KEY, b"x", source, Deadline())) for _ in range(2))
+    first, second = (asyncio.create_task(known.call(KEY, b"x", source)) for _ in range(2))
     await turns()
     source.go.set()
-    later = await known.call(KEY, b"x", source, Deadline())
+    later = await known.call(KEY, b"x", source)
     assert [each.body["turn"] for each in (await first, await second, later)] == [1, 1, 1]
     assert [len(each.pictures) for each in (await first, await second, later)] == [1, 0, 0]
     assert (await second).headers == later.headers == {"a": "b", "idempotent-replayed": "true"}
@@ -73,7 +73,7 @@ async def test_the_second_follows_the_first_and_its_pictures_count_once() -> Non
 @in_turns
 async def test_whoever_leaves_ends_nothing_that_another_waits_for() -> None:
     source, known = Source(), Repeats()
-    first, second = (asyncio.create_task(known.call(KEY, b"x", source, Deadline())) for _ in range(2))
+    first, second = (asyncio.create_task(known.call(KEY, b"x", source)) for _ in range(2))
     await turns()
     first.cancel()
     await turns()
@@ -87,13 +87,13 @@ async def test_whom_nobody_comes_back_for_is_ended_and_forgotten() -> None:
     source, known, grace = Source(), Repeats(), repeats.GRACE_S
     repeats.GRACE_S = 0.0
     try:
-        only = asyncio.create_task(known.call(KEY, b"x", source, Deadline()))
+        only = asyncio.create_task(known.call(KEY, b"x", source))
         await turns()
         only.cancel()
         while not source.cancelled:
             await asyncio.sleep(0)
         source.go.set()
-        assert (await known.call(KEY, b"another body", source, Deadline())).body["turn"] == 2
+        assert (await known.call(KEY, b"another body", source)).body["turn"] == 2
     finally:
         repeats.GRACE_S = grace
 
@@ -101,11 +101,11 @@ async def test_whom_nobody_comes_back_for_is_ended_and_forgotten() -> None:
 @in_turns
 async def test_whoever_comes_back_in_time_finds_the_job() -> None:
     source, known = Source(), Repeats()
-    only = asyncio.create_task(known.call(KEY, b"x", source, Deadline()))
+    only = asyncio.create_task(known.call(KEY, b"x", source))
     await turns()
     only.cancel()
     await turns()
-    again = asyncio.create_task(known.call(KEY, b"x", source, Deadline()))
+    again = asyncio.create_task(known.call(KEY, b"x", source))
     await turns()
     source.go.set()
     assert (await again).body["turn"] == 1
@@ -116,17 +116,17 @@ async def test_whoever_comes_back_in_time_finds_the_job() -> None:
 async def test_a_key_is_for_one_request() -> None:
     source, known = Source(), Repeats()
     source.go.set()
-    await known.call(KEY, b"x", source, Deadline())
+    await known.call(KEY, b"x", source)
     with pytest.raises(KeyReused):
-        await known.call(KEY, b"y", source, Deadline())
-    assert (await known.call(OTHER, b"y", source, Deadline())).body["turn"] == 2
+        await known.call(KEY, b"y", source)
+    assert (await known.call(OTHER, b"y", source)).body["turn"] == 2
 
 
 @in_turns
 async def test_failures_are_not_kept() -> None:
     source, known = Source(status=500), Repeats()
     source.go.set()
-    assert [(await known.call(KEY, b"x", source, Deadline())).body["turn"] for _ in range(2)] == [1, 2]
+    assert [(await known.call(KEY, b"x", source)).body["turn"] for _ in range(2)] == [1, 2]
 
 
 @pytest.mark.parametrize(("name", "value"), [("KEPT", 2), ("KEPT_BYTES", 2 * 4 * 100), ("KEPT_S", -1.0)])
@@ -137,7 +137,7 @@ def test_answers_are_kept_within_bounds(name: str, value: float, monkeypatch: py
         source, known = Source(size=300), Repeats()
         source.go.set()
         for i in range(5):
-            await known.call((b"", str(i)), b"x", source, Deadline())
+            await known.call((b"", str(i)), b"x", source)
             await turns()
         assert list(known._calls) == ([] if name == "KEPT_S" else [(b"", "3"), (b"", "4")])
 

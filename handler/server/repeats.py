@@ -99,12 +99,13 @@ class Repeats:
         key: Key | None,
         asked: bytes,
         start: Start,
-        deadline: Deadline,
+        deadline: Deadline | None = None,
     ) -> Reply:
         """What `start` answers, or what it answered, or will, to the first who asked the same under this `key`.
 
-        `asked` is a `fingerprint`.
+        `asked` is a `fingerprint`. Whoever asks waits until `deadline`.
         """
+        deadline = deadline or Deadline()
         if key is None:
             return await start(deadline)
         known = self.knows(key)
@@ -141,7 +142,7 @@ class Repeats:
             short.cancel()
             call.waiting -= 1
             if not call.waiting and not call.reply.done():
-                call.ending = loop.call_at(max(call.grace, loop.time()), self._abandon, key, call)
+                call.ending = loop.call_later(max(0.0, call.grace - loop.time()), self._abandon, key, call)
 
     def _abandon(self, key: Key, call: Call) -> None:
         if not call.waiting and not call.reply.done():
