@@ -285,7 +285,7 @@ def test_spark_replaces_what_is_under_a_mask(spark: Worker) -> None:
     [
         (SPARK, {}, 4, 0.75),
         (SPARK, {"strength": 0.15}, 7, 0.15),
-        (SPARK, {"strength": 0.1, "num_inference_steps": None}, None, "strength: 0.1 of the 8 steps that spark takes at most is less than one"),
+        (SPARK, {"strength": 0.1, "num_inference_steps": None}, None, "0.1 of the 8 steps that spark takes at most is"),
         (SPARK, {"strength": 0.2, "num_inference_steps": 4}, None, "0.25, or num_inference_steps of at least 5"),
         (SPARK, {"strength": 0.1, "num_inference_steps": 4}, None, "send at least 0.25."),
         (SPARK, {"mask": b"x"}, 4, 1.0),
