@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 from test_faults import Faulty, error, faulty
 
 from fakes import FakeFamily
@@ -22,7 +24,7 @@ from handler.deadline import EXIT_S, Deadline
 from handler.errors import DeadlineExceeded, NotReady, QueueFull
 from handler.hands import Hands
 from handler.line import Line
-from handler.server import leave
+from handler.server import app, leave
 from handler.server.repeats import Repeats
 from handler.store import Store
 from s3_plane import BUCKET, KEY, SECRET, Broken
@@ -390,3 +392,8 @@ def test_told_to_stop_it_ends_in_time_whatever_hangs() -> None:
         assert b"x-content-type-options: nosniff" in answer
         assert error(running.result()) == (503, "not_ready", None)
         assert own.ends() == 0
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("1000000000", 1e9), ("007.50", 7.5), ("0.25", 0.25), (None, math.inf)])
+def test_any_number_of_seconds_may_be_said(said: str | None, seconds: float) -> None:
+    assert app._patience(Headers({"x-deadline-s": said} if said else {})) == seconds
