@@ -5,7 +5,7 @@ Importing this package imports neither torch nor diffusers; `Worker.boot` does, 
 
 __version__ = "0.1.0"
 
-from handler.api import Api, Reply
+from handler.api import Api
 from handler.birth import Birth
 from handler.blocks import bind_blocks, compile_blocks
 from handler.catalog import MODELS, MODES
@@ -14,6 +14,7 @@ from handler.errors import KindlingError, StartError
 from handler.hardware import detect
 from handler.lane import Lane
 from handler.reader import Reader
+from handler.reply import Reply
 from handler.request import ImageRequest, Picture, Recipe
 from handler.server import create_app
 from handler.settings import Settings

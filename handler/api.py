@@ -1,33 +1,29 @@
-"""From a JSON payload to a JSON answer, whatever carried it: HTTP, a job queue or a test.
-
-One place turns a `KindlingError` into an answer; anything else is logged and becomes an opaque 500.
-"""
+"""From a JSON payload to a JSON answer, whatever carried it: HTTP, a job queue or a test."""
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from handler import __version__, codec
 from handler.catalog import find
 from handler.chips import answer
+from handler.deadline import Deadline
 from handler.dialects import edits, native, openai
-from handler.discreet import outline
-from handler.errors import Internal, InvalidJson, InvalidType, KindlingError, ModelNotFound, RouteNotFound, Unsupported
-from handler.faults import let_go
+from handler.errors import InvalidJson, InvalidType, ModelNotFound, RouteNotFound, Unsupported
 from handler.lane import Lane
+from handler.pieces import plain
 from handler.preview import Preview
 from handler.references import decoded
+from handler.reply import Reply, answered
 from handler.request import MAX_SEED, Drawn, Format, ImageRequest, Picture, Pixels, Recipe
 from handler.store import Store
 from handler.untrusted import Malformed, check
 
-T = TypeVar("T")
 MODELS_ROUTE = "/v1/models"
 RECEIPT_ROUTE = "/v1/receipt"
 DIALECTS: dict[str, ModuleType] = {
@@ -40,26 +36,6 @@ OnStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
 NO_STORE = "response_format 'url' needs an object store, and none is configured; use 'b64_json'."
 LEAN = 90  # percent: the quality of pictures that have to become smaller
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer ready to be sent: HTTP's status, a JSON object, extra headers; `fatal` asks for a new worker.
-
-    `smaller(form)` is the body again, if it has pictures, with those as JPEG or WebP; encoding takes a moment.
-    `stored()` is it again with them in the object store, if there is one that has not been asked before, by URL.
-    `pictures` are those, for who counts and times them. `lasts_s` is for how long any URL in it surely works.
-    """
-
-    status: int
-    body: dict[str, Any]
-    headers: dict[str, str] = field(default_factory=dict)
-    fatal: bool = False
-    smaller: Callable[[Format], dict[str, Any]] | None = None
-    stored: Callable[[], Awaitable[dict[str, Any]]] | None = None
-    pictures: tuple[Picture, ...] = ()
-    lasts_s: float = math.inf
 
 
 class Api:
@@ -75,20 +51,20 @@ class Api:
         payload: Any = None,
         on_step: OnStep = lambda *_: None,
         on_partial: OnPartial | None = None,
-        within_s: float = math.inf,
+        deadline: Deadline | None = None,
     ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
         `on_step(done, of, preview)` counts denoising steps over all pictures, on the lane's thread; `preview()` makes
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
-        the events that a request's `partial_images` asks for, on the same thread. Drawing takes no longer than
-        `within_s`, nor than KINDLING_DEADLINE_S.
+        the events that a request's `partial_images` asks for, on the same thread. All is done by `deadline`, which is
+        KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded.
         """
-        deadline = time.perf_counter() + min(within_s, self.lane.settings.deadline_s)
+        deadline = deadline or Deadline.within(self.lane.settings.deadline_s)
         return await answered(self._route(path, payload, on_step, on_partial, deadline))
 
     async def _route(
-        self, path: str, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: float
+        self, path: str, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: Deadline
     ) -> Reply:
         if path in DIALECTS:
             return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
@@ -105,7 +81,7 @@ class Api:
         raise RouteNotFound(RETIRED.get(path, f"There is no route {path}."))
 
     async def _draw(
-        self, dialect: ModuleType, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: float
+        self, dialect: ModuleType, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: Deadline
     ) -> Reply:
         if not isinstance(payload, dict):
             raise InvalidType("The body should be a JSON object.")
@@ -128,22 +104,31 @@ class Api:
             200,
             render(request, pictures=pictures),
             smaller=smaller,
-            stored=partial(_stored, untried, render, request, pictures) if untried else None,
+            stored=partial(_stored, untried, deadline, render, request, pictures) if untried else None,
             pictures=tuple(pictures),
             lasts_s=linked.expires_s - (time.perf_counter() - start) if linked else math.inf,
         )
 
+    def check(self, deadline: Deadline) -> None:
+        """Raise what a request that has until `deadline` would be refused with now, whatever it asked for."""
+        self.lane.meter.check()
+        self.lane.check(deadline.left_s)
+
     async def draw(
-        self, request: ImageRequest, on_step: OnStep = lambda *_: None, deadline: float = math.inf
+        self, request: ImageRequest, on_step: OnStep = lambda *_: None, deadline: Deadline | None = None
     ) -> list[Picture]:
-        """Draw all of a request's pictures; picture i has seed + i. Some are encoded while the next are drawn."""
+        """Draw all of a request's pictures; picture i has seed + i. Some are encoded while the next are drawn.
+
+        Raises DeadlineExceeded if they are not there by `deadline`.
+        """
+        deadline = deadline or Deadline()
         spec = self.lane.spec
         served = self.lane.settings.step_cache
         self.lane.meter.check()
         if request.response_format == "url" and not self.store:
             raise Unsupported(NO_STORE, "response_format")
         spec.check(request, served)  # before its images take time and memory
-        images, mask = await asyncio.to_thread(decoded, request, spec) if request.images else ((), None)
+        images, mask = await deadline.hold(asyncio.to_thread(decoded, request, spec)) if request.images else ((), None)
         first = spec.recipe(request, images, served, mask)
         taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
 
@@ -153,15 +138,23 @@ class Api:
 
         recipes = [replace(first, seed=(first.seed + i) % (MAX_SEED + 1)) for i in range(request.n)]
         wanted = [(recipe, partial(count, i)) for i, recipe in enumerate(recipes)]
-        while left := wanted[len(encoding) :]:
-            several = left[: self.lane.at_once(first)]
-            for drawn in await self.lane.submit_all(several, deadline, admitted=bool(encoding)):
-                encoding.append(asyncio.create_task(self._finish(drawn, request)))
-        return list(await asyncio.gather(*encoding))
+        try:
+            while left := wanted[len(encoding) :]:
+                several = left[: self.lane.at_once(first)]
+                for drawn in await self.lane.submit_all(several, deadline.at, admitted=bool(encoding)):
+                    encoding.append(asyncio.create_task(self._finish(drawn, request, deadline)))
+            return list(await asyncio.gather(*encoding))
+        finally:
+            for task in encoding:  # what failed first is told, and the others are of no use
+                task.cancel()
+                task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _finish(self, drawn: Drawn, request: ImageRequest) -> Picture:
-        picture = await asyncio.to_thread(self._encode, *drawn, request)
-        return await self.store.keep(picture) if self.store and request.response_format == "url" else picture
+    async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:
+        picture = await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
+        if self.store and request.response_format == "url":
+            picture = await self.store.keep(picture, deadline)
+        deadline.check()
+        return picture
 
     def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:
         start = time.perf_counter()
@@ -220,32 +213,17 @@ def _smaller(
         picture if picture.url else replace(picture, data=codec.recode(picture.data, form, quality), format=form)
         for picture in pictures
     ]
-    return render(request.model_copy(update={"output_format": form}), pictures=recoded)
+    made: dict[str, Any] = plain(render(request.model_copy(update={"output_format": form}), pictures=recoded))
+    return made
 
 
 async def _stored(
-    store: Store, render: Callable[..., dict[str, Any]], request: ImageRequest, pictures: list[Picture]
+    store: Store,
+    deadline: Deadline,
+    render: Callable[..., dict[str, Any]],
+    request: ImageRequest,
+    pictures: list[Picture],
 ) -> dict[str, Any]:
-    return render(request, pictures=await asyncio.gather(*map(store.keep, pictures)))
-
-
-async def answered(work: Awaitable[T]) -> T | Reply:
-    """Await `work`; an error becomes its Reply."""
-    try:
-        return await work
-    except KindlingError as error:
-        let_go(error)  # whoever waited for it is on its way, with all that was asked for
-        return refusal(error)
-    except Exception as error:
-        log.error("a request failed\n%s", outline(error))
-        return refusal(Internal("Something went wrong on our side; the log has the details."))
-
-
-def refusal(error: KindlingError) -> Reply:
-    """An error as an answer. Where OpenAI's client would try again, it is told whether that can help."""
-    headers = {}
-    if error.retryable:
-        headers["retry-after"] = str(error.retry_s)
-    elif error.status == 429 or error.status >= 500:
-        headers["x-should-retry"] = "false"
-    return Reply(error.status, error.body(), headers, error.fatal)
+    kept = await asyncio.gather(*(store.keep(picture, deadline) for picture in pictures))
+    made: dict[str, Any] = plain(render(request, pictures=kept))
+    return made

@@ -183,7 +183,7 @@ class DeadlineExceeded(KindlingError):
 
 
 class StartError(KindlingError):
-    """This worker cannot serve."""
+    """This worker cannot serve, and says so before it is ready; another may."""
 
     status, code, retryable, fatal = 503, "start_failed", True, True
 

@@ -1,5 +1,4 @@
-"""The lane: the one thread that owns the model. It boots the worker, then draws what waits, picture by picture or alike
-ones at once.
+"""The lane: the one thread that owns the model. It boots the worker, then draws what waits, alike pictures at once.
 
 Callers on an event loop use `submit`; cancelling the awaiting task ends the job, and what is being drawn stops then at
 its next step, as it does when its deadline passes. A lane has failed if its GPU is lost, if it runs out of memory too
@@ -18,6 +17,7 @@ from typing import Literal, get_args
 from handler.batching import at_once
 from handler.catalog import find
 from handler.clock import Clock, Ledger
+from handler.deadline import EXIT_S, LATE, Deadline
 from handler.discreet import outline
 from handler.errors import (
     RETRY_S,
@@ -30,9 +30,10 @@ from handler.errors import (
     SettingsError,
     StartError,
 )
-from handler.line import LATE, Job, Line, hand
+from handler.line import Job, Line, hand
 from handler.painter import Painter
 from handler.preview import OnStep
+from handler.publisher import Publisher
 from handler.request import Drawn, Recipe
 from handler.settings import Settings
 from handler.spend import Meter, require_held
@@ -41,14 +42,14 @@ from handler.worker import Worker
 State = Literal["starting", "ready", "draining", "stopped", "failed"]  # a lane only ever goes to a later one
 OPEN: tuple[State, ...] = ("starting", "ready")
 TIDY_S = 1.0
-PUBLISH_S = 20.0  # a platform kills what has not left about 30 s after it was told to
+LAST_S = 3.0  # of an exit: for the thread to tidy up, and for the last word on spend
 log = logging.getLogger(__name__)
 
 
 class Lane:
     """Owns the worker's thread and line. `start`, then `submit` from any event loop, then `stop`.
 
-    `over` is set once no more will be drawn, for whatever reason.
+    `over` is set once no more will be drawn, for whatever reason. `exit` ends `EXIT_S` after the first word to leave.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class Lane:
         self._boot = boot
         self._painter = Painter(settings, self.spec, self.ledger, self._fail, self._put_back)
         self._lock = threading.Lock()
+        self.exit = Deadline()
         self.line = Line(settings.queue, settings.queue_s)
         self._booted, self.over = threading.Event(), threading.Event()
-        self._publisher: threading.Thread | None = None
+        self._publisher = Publisher()
         self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
 
     @property
@@ -97,37 +99,43 @@ class Lane:
 
     def drain(self) -> None:
         """Refuse new requests, and go on with those that were accepted; nobody waits for a boot any longer."""
+        self.exit.begin(EXIT_S)
         self._become("draining")
         if not self.booted:
             self._refuse_all()
 
     def stop(self) -> None:
-        """Refuse new jobs, let the thread end after the picture it is drawing, answer the rest, and end publishing."""
+        """Refuse new jobs, let the thread end after the picture it is drawing, answer the rest, and end publishing.
+
+        What is not over in time is given up.
+        """
+        self.exit.begin(EXIT_S)
         if not self.booted:
             self.clock.finish("stopped", f"told to stop in phase '{self.ledger.phase}'")
         self._become("stopped")
         self._refuse_all()
         if self.booted:
-            self.over.wait()
+            if not self.over.wait(self.exit.left_s - LAST_S):
+                self.abort()
             self._thread.join(TIDY_S)
-        if self._publisher:
-            self._publisher.join(PUBLISH_S)
+        self._publisher.join(self.exit.left_s - (LAST_S - TIDY_S))
         self._painter.watch.close()
         self.meter.stop()
 
     def abort(self) -> None:
         """Refuse new jobs and answer all others at once; what is being drawn stops at its next step."""
+        self.exit.begin(EXIT_S)
         self._become("stopped")
         self._refuse_all()
         for job in self._painter.jobs:
             job.end(self._closed())
         self.over.set()
 
-    def check(self) -> None:
-        """Raise NotReady or QueueFull if a request that came now would be refused, whatever it asked for."""
+    def check(self, left_s: float = math.inf) -> None:
+        """Raise what a request that came now would be refused with, whatever it asked for; it has `left_s` seconds."""
         if self.state not in OPEN:
             raise self._closed()
-        self.line.check(self._painter.pace)
+        self.line.check(self._painter.pace, left_s)
 
     async def submit(
         self,
@@ -160,7 +168,7 @@ class Lane:
             done, late = await asyncio.wait(answers, timeout=left_s, return_when=asyncio.FIRST_EXCEPTION)
             if late and not any(answer.exception() for answer in done):
                 for job in jobs:
-                    job.end(self._late())
+                    job.end(self.late())
             return await asyncio.gather(*answers)
         finally:
             for job, answer in zip(jobs, answers, strict=True):
@@ -197,7 +205,8 @@ class Lane:
         """Why this worker takes no jobs; another one takes about as long to start as this one did."""
         return self.error or NotReady("This worker is stopping; try again.", retry_s=self.ledger.total_s or RETRY_S)
 
-    def _late(self) -> KindlingError:
+    def late(self) -> KindlingError:
+        """What is told to whom whose time is up before there is a picture."""
         starting = self.state == "starting"
         return NotReady("This worker is still starting; try again.") if starting else DeadlineExceeded(LATE)
 
@@ -243,18 +252,10 @@ class Lane:
 
     def _work(self, worker: Worker) -> None:
         if self.settings.publish and worker.unpublished:
-            self._publisher = threading.Thread(target=self._publish, args=(worker,), name="publish", daemon=True)
-            self._publisher.start()
+            self._publisher.begin(partial(worker.publish, self.settings.volume))
         while jobs := self.line.take(self.at_once):
             self._painter.draw(worker.draw_some, jobs)
 
     def _put_back(self, jobs: Sequence[Job]) -> None:
         for job in self.line.put_back(jobs):
             job.end(self._closed())
-
-    def _publish(self, worker: Worker) -> None:
-        """Leave what was compiled for later workers, off the request path; they can do without."""
-        try:
-            log.info("published compile artifacts in %s", worker.publish(self.settings.volume))
-        except StartError as error:
-            log.warning("compile artifacts are not published: %s", error.message)

@@ -16,13 +16,13 @@ from itertools import islice
 from typing import Literal
 
 from handler.batching import alike
+from handler.deadline import LATE
 from handler.errors import RETRY_S, Cancelled, DeadlineExceeded, KindlingError, QueueFull
 from handler.preview import OnStep
 from handler.request import Drawn, Recipe
 
 Outcome = Drawn | KindlingError
 Where = Literal["queue", "denoise"]
-LATE = "The picture was not ready in the time that this request may take. Ask for less, or allow more."
 
 
 @dataclass(slots=True, eq=False)
@@ -101,13 +101,15 @@ class Line:
             return sum([job.work for job in self._jobs])
 
     def check(self, pace: float | None, left_s: float = math.inf) -> None:
-        """Raise QueueFull if nobody who has `left_s` seconds may join now."""
+        """Raise QueueFull if nobody who has `left_s` seconds may join now, DeadlineExceeded if those are over."""
+        if left_s <= 0:
+            raise DeadlineExceeded(LATE)
         wait_s = self.work * (pace or 0)
         if why := refusal(len(self), wait_s, left_s, self._most, self._most_s):
             raise QueueFull(why, retry_s=wait_s if pace else RETRY_S)
 
     def join(self, jobs: Sequence[Job], pace: float | None, admitted: bool) -> bool:
-        """Let one request's jobs wait; False if this line is closed. Raises QueueFull, unless it is `admitted` already.
+        """Let one request's jobs wait; False if this line is closed. Raises as `check`, unless it is `admitted`.
 
         `pace` is how many seconds a unit of work takes, if that is known.
         """

@@ -4,8 +4,9 @@ A key is `PREFIX/MODEL/SHA256.png`, of the picture's own bytes: a retry, or a jo
 the same object once more rather than another, and an object never changes, so caches may keep it as long as its URL
 works. Whoever can name the key has the picture already; in a private bucket only the presigned URL opens it.
 
-A picture that was drawn is paid for. If the store does not take it, after a bounded number of tries, `Store.keep` says
-why and leaves the bytes where they are. Why is told in our own words: what libraries and servers say may quote a key.
+A picture that was drawn is paid for. If the store does not take it, after a bounded number of tries and in the time
+that whoever waits has left, `Store.keep` says why and leaves the bytes where they are. Why is told in our own words:
+what libraries and servers say may quote a key.
 """
 
 import asyncio
@@ -13,11 +14,12 @@ import hashlib
 import logging
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Self
 
+from handler.deadline import Deadline
+from handler.hands import Hands
 from handler.request import Picture
 from handler.settings import Settings, bucket_keys
 
@@ -42,11 +44,11 @@ WHY = {  # by the store's code, by the status where an answer has no body, or by
     "ConnectTimeoutError": "it cannot be reached",
     "ReadTimeoutError": "it does not answer",
     "ConnectionClosedError": "the connection broke",
-    "TimeoutError": f"it took longer than {DEADLINE_S:g} s",
     "SSLError": "its certificate is not trusted",
 }
-# Their own, so that a dead store never holds up the encoding of pictures that need none.
-_threads = ThreadPoolExecutor(THREADS, "upload")
+SLOW, SHORT = f"it took longer than {DEADLINE_S:g} s", "it did not answer in the time that the request had left"
+# Their own, so that a dead store holds up neither the encoding of pictures that need none nor the end of the process.
+_hands = Hands(THREADS, "upload")
 log = logging.getLogger(__name__)
 
 
@@ -72,15 +74,22 @@ class Store:
             return None
         return cls(bucket, endpoint, region, settings.store_prefix, settings.store_expires_s, *bucket_keys())
 
-    async def keep(self, picture: Picture) -> Picture:
-        """`picture` with the URL where it now is too, or with why it is not. Takes `DEADLINE_S` at most."""
+    async def keep(self, picture: Picture, deadline: Deadline) -> Picture:
+        """`picture` with the URL where it now is too, or with why it is not, in time for an answer by `deadline`.
+
+        Takes `DEADLINE_S` at most.
+        """
         start = time.perf_counter()
-        upload = asyncio.get_running_loop().run_in_executor(_threads, self._put, picture)
-        url, why = "", ""
+        upload = asyncio.wrap_future(_hands.run(partial(self._put, picture)))
+        short = asyncio.ensure_future(deadline.short())
+        either: set[asyncio.Future[Any]] = {upload, short}
         try:
-            url = await asyncio.wait_for(upload, DEADLINE_S)
-        except Exception as error:
-            why = reason(error)
+            await asyncio.wait(either, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+            url, why = _outcome(upload, SHORT if short.done() else SLOW)
+        finally:
+            short.cancel()
+            upload.cancel()
+        if why:
             log.warning("the object store did not take a picture: %s", why)
         stages = {**picture.stages, "upload": time.perf_counter() - start}
         return replace(picture, url=url, undelivered=why, stages=stages)
@@ -129,7 +138,15 @@ def _client(store: Store) -> Any:
     return session.client("s3", region_name=region, endpoint_url=store.endpoint or None, config=config, **keys)
 
 
-def reason(error: Exception) -> str:
+def _outcome(upload: asyncio.Future[str], late: str) -> tuple[str, str]:
+    """The URL, or why there is none: `late` if the upload has not ended."""
+    if not upload.done():
+        return "", late
+    error = upload.exception()
+    return ("", reason(error)) if error else (upload.result(), "")
+
+
+def reason(error: BaseException) -> str:
     """What went wrong, in our words; of what is not foreseen only the status or the error's name."""
     answer = getattr(error, "response", None)
     if not isinstance(answer, dict):

@@ -96,9 +96,10 @@ class Kindling(fal.App):
     async def generate(self, wanted: Input) -> Output:
         """Draw one picture."""
         reply = await Api(self.lane).call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
-        if "error" in reply.body:
-            raise refusal(reply.status, reply.body["error"])
-        [picture] = reply.body["images"]
+        body = await asyncio.to_thread(lambda: reply.body)
+        if "error" in body:
+            raise refusal(reply.status, body["error"])
+        [picture] = body["images"]
         width, height = picture["parameters"]["size"]
         image = await asyncio.to_thread(
             Image.from_bytes,

@@ -1,7 +1,8 @@
 """A server whose model is a fake with faults, chosen by a prompt's first word. Started as `serve` is, by its path.
 
-Every step says so on stderr. `hold` waits in its second step for a line on stdin; with FAULTY_BOOT=hold so does the
-boot.
+Every step says so on stderr, as does every upload. `hold` waits in its second step for a line on stdin; with
+FAULTY_BOOT=hold so does the boot. FAULTY_DRAIN_S and FAULTY_EXIT_S shorten the exit, FAULTY_JOIN lets the interpreter
+wait for ever at its end.
 """
 
 import os
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 
 from fakes import CPU, FakeFamily, raises
-from handler import Clock, Settings, Worker
+from handler import Clock, Picture, Settings, Worker, lane
 from handler.__main__ import main
 from handler.catalog import find
 from handler.families.schedulers import FLOW
+from handler.server import leave
 from handler.spec import ModelSpec
+from handler.store import Store
 
 
 def hold() -> None:
@@ -30,6 +33,12 @@ def hold() -> None:
 def hang() -> None:
     """Never come back."""
     threading.Event().wait()
+
+
+def put(self: Store, picture: Picture, put: Callable[[Store, Picture], str] = Store._put) -> str:
+    """Say so, and upload."""
+    print("uploading", file=sys.stderr, flush=True)
+    return put(self, picture)
 
 
 def tick() -> None:
@@ -81,4 +90,9 @@ class Faulty(FakeFamily):
 
 if __name__ == "__main__":
     Worker._load = Faulty().load  # type: ignore[method-assign]
+    leave.DRAIN_S = float(os.environ.get("FAULTY_DRAIN_S", leave.DRAIN_S))
+    lane.EXIT_S = float(os.environ.get("FAULTY_EXIT_S", lane.EXIT_S))  # type: ignore[attr-defined]
+    Store._put = put  # type: ignore[method-assign]
+    if "FAULTY_JOIN" in os.environ:
+        threading.Thread(target=hang).start()
     sys.exit(main(["serve", *sys.argv[1:]]))

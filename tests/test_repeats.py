@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from handler.api import Reply
+from handler.deadline import Deadline
 from handler.errors import KeyReused
+from handler.reply import Reply
 from handler.server import repeats
 from handler.server.repeats import Repeats
 
@@ -24,7 +25,7 @@ class Source:
         self.started = self.cancelled = 0
         self.status, self.size, self.lasts_s = status, size, math.inf
 
-    async def __call__(self) -> Reply:
+    async def __call__(self, deadline: Deadline) -> Reply:
         self.started += 1
         try:
             await self.go.wait()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fakes import FakeFamily
 from handler import Api, Lane, Picture, Recipe, Settings, doctor, store
+from handler.deadline import Deadline
 from handler.errors import SettingsError
 from handler.store import Store
 from s3_plane import BUCKET, KEY, S3, SECRET, Broken, s3_server
@@ -61,10 +62,14 @@ def settings(url: str, **more: Any) -> Settings:
     return Settings(**{"store_bucket": BUCKET, "store_endpoint": url, "metadata": False, **more})
 
 
+async def keeping(found: Store, picture: Picture) -> Picture:
+    return await found.keep(picture, Deadline())
+
+
 def keep(url: str, picture: Picture = DRAWN, **more: Any) -> Picture:
     found = Store.of(settings(url, **more))
     assert found
-    return asyncio.run(found.keep(picture))
+    return asyncio.run(keeping(found, picture))
 
 
 def draw(given: Settings, route: str, **more: Any) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from starlette.responses import StreamingResponse
 
 from fakes import FakeFamily, raises
 from handler import Api, Lane, Settings
-from handler.api import OnPartial, Reply
+from handler.api import OnPartial
 from handler.dialects import openai as dialect
 from handler.errors import NumericalError
+from handler.reply import Reply
 from handler.server import stream as streams
 from serving import Served, serving
 

@@ -31,6 +31,7 @@ from handler import (
     compiled,
     doctor,
     families,
+    findings,
     processor,
     toolchain,
 )

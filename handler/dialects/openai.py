@@ -4,13 +4,13 @@ Fields that change nothing here are accepted and ignored; fields that would chan
 name rather than ignored. Null counts as not sent, as the official clients send it.
 """
 
-import base64
 import re
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from handler.errors import InvalidType, InvalidValue, OutOfRange, Unsupported
+from handler.pieces import File
 from handler.request import MAX_SIDE, MIN_SIDE, ImageRequest, Picture
 from handler.spec import ModelSpec
 
@@ -80,9 +80,9 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
     }
 
 
-def carried(picture: Picture) -> dict[str, str]:
+def carried(picture: Picture) -> dict[str, str | File]:
     """A picture as its URL, where it has one, or as its bytes."""
-    return {"url": picture.url} if picture.url else {"b64_json": base64.b64encode(picture.data).decode()}
+    return {"url": picture.url} if picture.url else {"b64_json": File(picture.data)}
 
 
 def delivery(pictures: Sequence[Picture]) -> dict[str, str]:
@@ -97,7 +97,7 @@ def partial(request: ImageRequest, data: bytes, size: tuple[int, int], index: in
     return {
         "type": "image_generation.partial_image",
         "partial_image_index": index,
-        "b64_json": base64.b64encode(data).decode(),
+        "b64_json": File(data).text(),
         "created_at": int(time.time()),
         "background": "opaque",
         "output_format": request.output_format,

@@ -1,4 +1,4 @@
-"""The ASGI app: routes, health, body limits. What a route means is `api.py`'s business."""
+"""The ASGI app: routes and health. What a route means is `api.py`'s business."""
 
 import asyncio
 import math
@@ -6,8 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -17,40 +16,35 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from handler.api import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial, Reply, answered, refusal
+from handler.api import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
+from handler.deadline import Deadline
 from handler.errors import (
-    BodyTooLarge,
     Cancelled,
     Internal,
-    InvalidJson,
     InvalidValue,
     KindlingError,
     MethodNotAllowed,
     RequestError,
     RouteNotFound,
     SettingsError,
-    UnsupportedMedia,
 )
 from handler.lane import Lane
-from handler.server import forms
+from handler.reply import Reply, answered, refusal
+from handler.server import bodies, forms
 from handler.server.guard import guarded
 from handler.server.metrics import Metrics
-from handler.server.observe import Observed, Seen, response
-from handler.server.openapi import document
-from handler.server.repeats import Repeats, key_of
+from handler.server.observe import Answering, Observed, Seen, response
+from handler.server.openapi import DEADLINE, HANGS_UP, SECONDS, document
+from handler.server.repeats import Repeats, fingerprint, key_of
 from handler.server.stream import stream
 from handler.server.traces import tracing
-from handler.untrusted import Malformed, parse
 
 T = TypeVar("T")
-JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
-FORMS = ("/v1/images/edits",)
-DEADLINE, SECONDS = "x-deadline-s", re.compile(r"\d{1,9}(\.\d{1,9})?")
 PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
 
 
 def create_app(lane: Lane, public: bool) -> Observed:
-    """The app over `lane`, which it starts and stops. `public`: reachable by others, so keys are required."""
+    """The app over `lane`, which it starts and stops. `public`: others can reach it, so it wants keys or allow_open."""
     settings = lane.settings
     if public and not settings.api_keys and not settings.allow_open:
         raise SettingsError(
@@ -73,18 +67,17 @@ def create_app(lane: Lane, public: bool) -> Observed:
     handlers = {HTTPException: _http_error, Exception: _crashed}
     app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    app.state.repeats = Repeats()
+    app.state.repeats = Repeats(lane.late)
     app.state.lane, app.state.metrics, app.state.traces = lane, Metrics(lane), tracing(lane.spec.id)
-    return Observed(guarded(app, settings), routes, app.state.metrics, app.state.traces)
+    return Observed(guarded(Answering(app), settings), routes, app.state.metrics, app.state.traces)
 
 
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     app.state.lane.start()
     yield
-    await asyncio.to_thread(app.state.lane.stop)
-    if app.state.traces:
-        await asyncio.to_thread(app.state.traces.close)
+    closing = [app.state.lane.stop, *([app.state.traces.close] if app.state.traces else [])]
+    await asyncio.gather(*map(asyncio.to_thread, closing))
 
 
 async def draw(request: Request) -> Response:
@@ -133,22 +126,27 @@ async def describe(request: Request) -> Response:
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:
-    key = key_of(request.headers)
-    if key is None:  # else its picture may be there already
-        api.lane.check()  # before anything is read: a crowd that has to be refused must not slow the others down
-    body = await _body(request, api.lane.settings.max_body_mb)
-    path, headers = request.url.path, request.headers
-    form = _media(headers) == forms.MEDIA
-    payload = await forms.read(headers, body) if form else decode(body)
     seen: Seen = request.state.seen
+    path, headers, settings = request.url.path, request.headers, api.lane.settings
+    repeats: Repeats = request.app.state.repeats
+    key = key_of(headers)
+    deadline = seen.deadline = Deadline.within(min(_patience(headers), settings.deadline_s), seen.start)
+    if not repeats.knows(key):  # else its picture may be there already
+        api.check(deadline)  # before anything is read: a crowd that has to be refused must not slow the others down
+    body = await deadline.hold(bodies.read(request, settings.max_body_mb))
+    form = await forms.read(headers, body) if bodies.media(headers) == forms.MEDIA else None
+    payload = bodies.decode(body) if form is None else form
     seen.read(payload)
     streams = isinstance(payload, dict) and payload.get("stream") is True
-    within_s = _patience(headers, asks_again=streams or key is not None)
+    if not streams and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
+        deadline.no_later(float(hangs_up))  # OpenAI's client does, having heard nothing, and asks for another
+    asked = await asyncio.to_thread(fingerprint, path, body, form) if key else b""
 
     async def call(on_partial: OnPartial | None = None) -> Reply:
-        start = partial(api.call, path, payload, on_partial=on_partial, within_s=within_s)
-        said = repr(payload).encode() if form and key else body  # with another boundary a form is still the same
-        return seen.note(await request.app.state.repeats.call(key, path.encode() + said, start))
+        def start(until: Deadline) -> Awaitable[Reply]:
+            return api.call(path, payload, on_partial=on_partial, deadline=until)
+
+        return seen.note(await repeats.call(key, asked, start, deadline))
 
     if not streams:
         return await _while_connected(request, call())
@@ -156,66 +154,14 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     return await _while_connected(request, stream(call, DIALECTS[path].completed))
 
 
-def _patience(headers: Headers, asks_again: bool) -> float:
-    """How many seconds the caller gives us: its word, else when OpenAI's client hangs up if it has heard nothing.
-
-    Where that hears something meanwhile, or `asks_again` for the same job, its patience is not the end.
-    """
-    said, hangs_up = headers.get(DEADLINE), headers.get("x-stainless-read-timeout", "")
+def _patience(headers: Headers) -> float:
+    """How many seconds the caller says it waits; any number if it does not."""
+    said = headers.get(DEADLINE)
     if said is None:
-        return float(hangs_up) if SECONDS.fullmatch(hangs_up) and not asks_again else math.inf
-    if not SECONDS.fullmatch(said) or not float(said):
+        return math.inf
+    if not re.fullmatch(SECONDS, said):
         raise InvalidValue(f"{DEADLINE} should be seconds, such as 30 or 2.5.", DEADLINE)
     return float(said)
-
-
-async def _body(request: Request, limit_mb: float) -> bytes:
-    """The request's body, refused as soon as it is known to be too large, or to be neither JSON nor a form."""
-    _check_media(request.headers, JSON if request.url.path not in FORMS else (*JSON, forms.MEDIA))
-    limit = int(limit_mb * 1e6)
-    error = BodyTooLarge(f"The body may be at most {limit_mb:g} MB.")
-    if int(request.headers.get("content-length", "0")) > limit:
-        raise error
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise error
-    except ClientDisconnect:
-        raise Cancelled("The client went away.") from None
-    return bytes(body)
-
-
-def _check_media(headers: Headers, allowed: tuple[str, ...]) -> None:
-    coding = headers.get("content-encoding") or "identity"
-    if coding.lower() != "identity":
-        raise UnsupportedMedia(f"Content-Encoding '{coding:.40}' is not understood here; send the body as it is.")
-    if _media(headers) not in allowed:
-        other = f", or as {forms.MEDIA}" if forms.MEDIA in allowed else ""
-        raise UnsupportedMedia(f"Send the body as JSON, with the header 'Content-Type: application/json'{other}.")
-
-
-def _media(headers: Headers) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def decode(body: bytes) -> Any:
-    """Strict JSON: no NaN or Infinity, no key twice. 7.0 is a whole number, as it is in JSON Schema."""
-
-    def number(text: str) -> float:
-        return int(value) if (value := float(text)).is_integer() else value
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise Malformed("a key appears twice")
-        return found
-
-    try:
-        return parse(body, number, unique)
-    except Malformed as error:
-        raise InvalidJson(f"The body is not valid JSON: {error}") from None
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:

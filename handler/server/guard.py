@@ -14,8 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handler.api import refusal
 from handler.errors import ForeignOrigin, RequestError, Unauthorized
+from handler.reply import refusal
 from handler.server.observe import response
 from handler.settings import Settings
 

@@ -2,36 +2,43 @@
 
 That is 1, 2 if a setting is the reason, 124 if it did not start in time.
 
-Told once (SIGTERM, Ctrl-C) it drains: what was accepted is drawn, for as long as platforms wait, and who asks then is
-told when to come back. Told twice it answers all at once and is gone, with the code of the signal: 143 or 130.
+Told once (SIGTERM, Ctrl-C) it drains: what was accepted is drawn and answered, for `DRAIN_S`, and who asks then is told
+when to come back. Then it closes its sockets and finishes what it writes, and `EXIT_S` after it was told it is gone,
+whatever hangs. Told twice it answers all at once and is gone, with the code of the signal: 143 or 130.
 """
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 from types import FrameType
 
 import uvicorn
 
 from handler.clock import EXIT_CODE
+from handler.deadline import Deadline
 from handler.errors import BudgetExceeded, SettingsError, StartError
 from handler.lane import Lane
 
-DRAIN_S = 25.0  # a platform kills what has not left about 30 s after it was told to
-ANSWER_S = 3.0  # for answers to reach who waits
+DRAIN_S = 22.0  # of `EXIT_S`
+ANSWER_S = 2.0  # for answers to reach who waits
 TICK_S = 0.1  # as uvicorn has it
 ABORTED = 128  # and the signal's number, as shells have it
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but it listens until its lane has drained, and leaves when that has failed."""
+    """uvicorn, but it listens until its lane has drained, and leaves when that has failed.
 
-    def __init__(self, config: uvicorn.Config, lane: Lane) -> None:
+    `hurry` lets whoever still waits be answered with what is there.
+    """
+
+    def __init__(self, config: uvicorn.Config, lane: Lane, hurry: Callable[[], None]) -> None:
         super().__init__(config)
-        self._lane = lane
+        self._lane, self._hurry = lane, hurry
         self.told: list[int] = []  # the signals that came
         self._signals: SimpleQueue[int] = SimpleQueue()
         threading.Thread(target=self._obey, daemon=True).start()
@@ -67,15 +74,26 @@ class Server(uvicorn.Server):
             sys.stdout.flush()
             os._exit(self.code)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What uvicorn does at its end; it waits no longer for whoever hurries."""
+        self._hurry()
+        await super().shutdown(sockets)
+
     def _drain(self) -> None:
         say("stopping; what was accepted is being drawn. Ctrl-C or SIGTERM again stops at once.")
-        end = time.monotonic() + DRAIN_S
+        end = Deadline.within(DRAIN_S)
         self._lane.drain()
-        while self._lane.busy and time.monotonic() < end:
+        threading.Thread(target=self._guard, daemon=True).start()
+        while (self._lane.busy or self.server_state.tasks) and end.left_s:
             time.sleep(TICK_S)
         if self._lane.busy:
             self._lane.abort()
-        self._leave(max(ANSWER_S, end - time.monotonic()))
+        self._leave(max(ANSWER_S, end.left_s))
+
+    def _guard(self) -> None:
+        """End this process when its time is up, whatever it waits for: the interpreter joins what hangs for ever."""
+        time.sleep(self._lane.exit.left_s)
+        os._exit(self.code)
 
     def _abort(self) -> None:
         self._lane.abort()

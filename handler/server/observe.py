@@ -4,39 +4,51 @@ The line is JSON. Of the prompt it has the length, and a hash under a key that d
 two were the same, never what they said.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
 import re
 import secrets
 import time
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handler.api import DIALECTS, Reply
-from handler.errors import Cancelled
+from handler.api import DIALECTS
+from handler.deadline import Deadline
+from handler.errors import Cancelled, NotReady
+from handler.pieces import PIECE, encoded, pieces, size
+from handler.reply import Reply, refusal
 from handler.request import Picture
 from handler.server.metrics import Metrics
 from handler.server.traces import Traces
 
 HEADER = b"x-request-id"
+ARRIVED = "arrived"  # in the state of a request whose server knows when its first byte came
 VISIBLE = re.compile(rb"[!-~]{1,128}")
+JSON = "application/json"
 log = logging.getLogger("kindling.requests")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Seen:
-    """One request. `status` is None until it is answered, `begun` is when all of it was there."""
+    """One request: its first byte came at `start`, all of it was there at `begun`, in `time.perf_counter`'s seconds.
+
+    `status` is None until it is known how it ends, and `answered` is whether that is on its way.
+    """
 
     id: str
     route: str
-    start: float = field(default_factory=time.perf_counter)
+    start: float
+    deadline: Deadline | None = None
     begun: float = 0.0
+    answered: bool = False
     status: int | None = None
     reason: str = ""
     prompt: object = None
@@ -50,7 +62,7 @@ class Seen:
     def note(self, reply: Reply) -> Reply:
         """Remember how this request ends, for a stream says 200 long before; the last reply counts."""
         self.status, self.pictures = reply.status, reply.pictures
-        self.reason = reply.body["error"]["code"] if reply.status >= 400 else ""
+        self.reason = reply.content["error"]["code"] if reply.status >= 400 else ""
         return reply
 
 
@@ -60,15 +72,27 @@ class Observed:
     def __init__(self, app: ASGIApp, routes: list[Route], metrics: Metrics, traces: Traces | None) -> None:
         self.app, self._routes, self._metrics, self.traces = app, routes, metrics, traces
         self._key = secrets.token_bytes(16)
+        self._open: set[Seen] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        seen = scope.setdefault("state", {})["seen"] = Seen(request_id(scope), self._route(scope["path"]))
+        state = scope.setdefault("state", {})
+        start = state.get(ARRIVED) or time.perf_counter()
+        seen = state["seen"] = Seen(request_id(scope), self._route(scope["path"]), start)
+        answer = partial(_sent, seen, send)
+        self._open.add(seen)
         try:
-            await self.app(scope, receive, partial(_sent, seen, send))
+            await self.app(scope, receive, answer)
         finally:
+            self._open.discard(seen)
             self._ended(scope, seen)
+
+    def hurry(self) -> None:
+        """Let all who wait be answered with what is there."""
+        for seen in self._open:
+            if seen.deadline:
+                seen.deadline.hurry()
 
     def _route(self, path: str) -> str:
         return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
@@ -95,11 +119,37 @@ class Observed:
         }
 
 
-def response(scope: Scope, reply: Reply) -> JSONResponse:
+class Answering:
+    """Around an app: what its server cancels, as it ends, is answered by us and not by the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not scope["state"]["seen"].answered:
+                await response(scope, refusal(NotReady("This worker is stopping; try again.")))(scope, receive, send)
+            raise
+
+
+def response(scope: Scope, reply: Reply) -> Response:
     """`reply` as the answer of this request, and remembered as that."""
     seen: Seen = scope["state"]["seen"]
     seen.note(reply)
-    return JSONResponse(reply.body, reply.status, reply.headers)
+    parts = encoded(reply.content)
+    if size(parts) <= PIECE:
+        return Response(b"".join(pieces(parts)), reply.status, reply.headers, JSON)
+    headers = reply.headers | {"content-length": str(size(parts))}
+    return StreamingResponse(spread(pieces(parts)), reply.status, headers, JSON)
+
+
+async def spread(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """`parts` one by one, with room for others between them."""
+    for part in parts:
+        yield part
+        await asyncio.sleep(0)
 
 
 def request_id(scope: Scope) -> str:
@@ -110,7 +160,7 @@ def request_id(scope: Scope) -> str:
 
 async def _sent(seen: Seen, send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
-        seen.status = seen.status or message["status"]
+        seen.status, seen.answered = seen.status or message["status"], True
         message = {**message, "headers": [*message.get("headers", ()), (HEADER, seen.id.encode())]}
     await send(message)
 

@@ -11,7 +11,7 @@ from handler.lane import Lane
 from handler.server import forms
 from handler.server.answers import ANSWERS, types
 from handler.server.asked import requests
-from handler.server.guard import OPEN_ROUTES
+from handler.server.guard import DEFAULTS, OPEN_ROUTES
 from handler.server.repeats import HEADER, KEY, REPEATED
 from handler.server.shapes import TEXT, Schema, ref, whole
 
@@ -34,10 +34,14 @@ HEADERS: dict[str, Schema] = {
     "idempotent-replayed": {"schema": {"enum": ["true"]}, "description": "Where it was drawn before."},
     "allow": {"required": True, "schema": TEXT},
     "www-authenticate": {"required": True, "schema": TEXT},
+    "x-accel-buffering": {"schema": {"enum": ["no"]}, "description": "Of a stream, which nginx should not hold back."},
+    **{name: {"required": True, "schema": {"enum": [value]}} for name, value in DEFAULTS.items()},
 }
+EVERYWHERE = ("x-request-id", *DEFAULTS)
 RETRY = ("retry-after", "x-should-retry")
 HEADERS_OF = {401: ("www-authenticate",), 405: ("allow",)}  # and `RETRY` where trying again is a question
-SECONDS = r"^([1-9][0-9]{0,8}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9])$"
+SECONDS = r"0*[1-9][0-9]*(\.[0-9]+)?|0+\.0*[1-9][0-9]*"  # more than none
+DEADLINE, HANGS_UP = "x-deadline-s", "x-stainless-read-timeout"
 PARAMETERS: dict[str, Schema] = {
     "id": {"in": "path", "required": True, "description": "As /v1/models names it."},
     "x-request-id": {
@@ -48,10 +52,17 @@ PARAMETERS: dict[str, Schema] = {
         "schema": TEXT | {"pattern": f"^{KEY.pattern}$"},
         "description": "Your own name for this request: sent again under it, it is not drawn again.",
     },
-    "x-deadline-s": {
-        "schema": TEXT | {"pattern": SECONDS},
-        "description": "Seconds after which the pictures are of no use: 504 then, and nothing is drawn any more.",
+    DEADLINE: {
+        "schema": TEXT | {"pattern": f"^({SECONDS})$"},
+        "description": "Seconds after which the pictures are of no use: 504 then, and nothing is drawn any more. They "
+        "count from the first byte of the request, and are never more than KINDLING_DEADLINE_S.",
     },
+    HANGS_UP: {
+        "schema": TEXT,
+        "description": "OpenAI's client says here after how many seconds it hangs up. Without a stream or an "
+        "idempotency-key that is a deadline too, from when all of the request is there.",
+    },
+    "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
 PLAIN = str.maketrans("/.", "__", "{}")
 
@@ -85,7 +96,7 @@ class Operation:
     answers: Mapping[int, Answer]
     body: Mapping[str, Schema] = field(default_factory=dict)
     errors: tuple[int, ...] = ALWAYS
-    parameters: tuple[str, ...] = ("x-request-id",)
+    parameters: tuple[str, ...] = ("x-request-id", "traceparent")
     retired: bool = False
 
 
@@ -94,8 +105,9 @@ def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str
     data = {"oneOf": [ref(name) for name in (*events, "Error")]}
     said = whole({"event": TEXT, "data": TEXT | {"contentMediaType": JSON, "contentSchema": data}}, "event")
     content = {JSON: ref(answer), EVENTS: said}
-    drawn = Answer("The pictures; with stream true, events.", content, tuple(REPEATED))
-    return Operation("post", summary, {200: drawn}, body, DRAWING, ("x-request-id", HEADER, "x-deadline-s"))
+    drawn = Answer("The pictures; with stream true, events.", content, (*REPEATED, "x-accel-buffering"))
+    parameters = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP)
+    return Operation("post", summary, {200: drawn}, body, DRAWING, parameters)
 
 
 def _reading(summary: str, answer: str) -> Operation:
@@ -126,7 +138,7 @@ OPERATIONS: dict[str, Operation] = {
         "One name of the model",
         {200: Answer("It is served.", {JSON: ref("Model")})},
         errors=(*ALWAYS, 404),
-        parameters=("id", "x-request-id"),
+        parameters=("id", "x-request-id", "traceparent"),
     ),
     "/v1/receipt": _reading("What this worker runs, and what was measured of that", "ReceiptAnswer"),
     "/ping": Operation(
@@ -184,7 +196,7 @@ def _parameter(name: str, names: tuple[str, ...]) -> Schema:
 
 
 def _answer(answer: Answer) -> Schema:
-    found = {"description": answer.description, "headers": _headers("x-request-id", *answer.headers)}
+    found = {"description": answer.description, "headers": _headers(*EVERYWHERE, *answer.headers)}
     return found | ({"content": _content(answer.content)} if answer.content else {})
 
 
@@ -201,7 +213,7 @@ def _refusal(status: int) -> Schema:
     code = {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
     return {
         "description": f"{HTTPStatus(status).phrase}: {', '.join(codes)}.",
-        "headers": _headers("x-request-id", *HEADERS_OF.get(status, RETRY if status >= 429 else ())),
+        "headers": _headers(*EVERYWHERE, *HEADERS_OF.get(status, RETRY if status >= 429 else ())),
         "content": {JSON: {"schema": {"allOf": [ref("Error"), code]}}},
     }
 

@@ -1,7 +1,8 @@
 """Requests that come again under the same Idempotency-Key: they get what the first one gets, not another picture.
 
 A client that lost its connection, or its patience, asks again without knowing how far the first try came. Under its key
-it finds the running job, or the answer for a while. So a job with a key outlives its last client by a moment.
+it finds the running job, or the answer for a while. So a job with a key outlives its last client by a moment. Whoever
+waits for it does so until its own deadline; the job has none but that somebody waits.
 """
 
 import asyncio
@@ -9,13 +10,15 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from starlette.datastructures import Headers
 
-from handler.api import Reply
-from handler.errors import InvalidValue, KeyReused
+from handler.deadline import LATE, Deadline
+from handler.errors import DeadlineExceeded, InvalidValue, KeyReused, KindlingError
+from handler.reply import Reply, refusal
 
 HEADER = "idempotency-key"
 KEY = re.compile(r"[!-~]{1,255}")
@@ -23,6 +26,7 @@ REPEATED = {"idempotent-replayed": "true"}
 GRACE_S = 10.0  # OpenAI's client waits 0.5 to 8 s before it tries again
 KEPT_S, KEPT, KEPT_BYTES = 600.0, 256, 64_000_000  # of answers
 Key = tuple[bytes, str]
+Start = Callable[[Deadline], Awaitable[Reply]]
 
 
 def key_of(headers: Headers) -> Key | None:
@@ -35,52 +39,110 @@ def key_of(headers: Headers) -> Key | None:
     return hashlib.sha256(headers.get("authorization", "").encode()).digest(), given
 
 
+def fingerprint(path: str, body: bytes, form: Mapping[str, Any] | None) -> bytes:
+    """Of what is asked; of a form by its fields, for with another boundary it is still the same."""
+    digest = hashlib.sha256(path.encode())
+    fields = [("", body)] if form is None else [(n, each) for n, v in form.items() for each in _several(v)]
+    for name, value in fields:
+        data = value if isinstance(value, bytes) else repr(value).encode()
+        digest.update(repr((name, len(data))).encode())
+        digest.update(data)
+    return digest.digest()
+
+
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 @dataclass(slots=True, eq=False)
 class Call:
-    """One request under way, or its good answer; `until` is when that is forgotten."""
+    """One request under way, or its good answer; `until` is when that is forgotten.
+
+    `deadline` never comes, but hurries with that of whoever waits. `grace` is until when who left may come back, in the
+    loop's seconds; `told` is whether anybody has the answer, with its pictures.
+    """
 
     asked: bytes
     reply: asyncio.Future[Reply]
+    deadline: Deadline
     waiting: int = 0
-    ending: asyncio.TimerHandle | None = None  # once nobody waits
+    grace: float = 0.0
+    ending: asyncio.TimerHandle | None = None
+    told: bool = False
+
+    def hurry(self, short: asyncio.Future[None]) -> None:
+        """There is little time, unless whoever said so has left."""
+        if not short.cancelled():
+            self.deadline.hurry()
+
     size: int = 0
     until: float = math.inf
 
 
 class Repeats:
-    """The calls that can be found again. Failures are not kept: they may be tried again under the same key."""
+    """The calls that can be found again. Failures are not kept: they may be tried again under the same key.
 
-    def __init__(self) -> None:
+    `late` makes the error of whose deadline passes.
+    """
+
+    def __init__(self, late: Callable[[], KindlingError] = lambda: DeadlineExceeded(LATE)) -> None:
+        self._late = late
         self._calls: dict[Key, Call] = {}
 
-    async def call(self, key: Key | None, asked: bytes, start: Callable[[], Awaitable[Reply]]) -> Reply:
-        """What `start` answers, or what it answered, or will, to the first who asked the same under this `key`."""
-        if key is None:
-            return await start()
+    def knows(self, key: Key | None) -> bool:
+        """Whether a request under `key` is under way, or its answer is here."""
         self._forget()
-        call, digest = self._calls.get(key), hashlib.sha256(asked).digest()
-        if call is None:
-            return await self._follow(key, self._begin(key, digest, start))
-        if call.asked != digest:
-            raise KeyReused("This Idempotency-Key came with another request before; use a new one.", "Idempotency-Key")
-        return _again(await self._follow(key, call))
+        return key in self._calls
 
-    def _begin(self, key: Key, asked: bytes, start: Callable[[], Awaitable[Reply]]) -> Call:
-        call = self._calls[key] = Call(asked, asyncio.ensure_future(start()))
+    async def call(
+        self,
+        key: Key | None,
+        asked: bytes,
+        start: Start,
+        deadline: Deadline | None = None,
+    ) -> Reply:
+        """What `start` answers, or what it answered, or will, to the first who asked the same under this `key`.
+
+        `asked` is a `fingerprint`. Whoever asks waits until `deadline`.
+        """
+        deadline = deadline or Deadline()
+        if key is None:
+            return await start(deadline)
+        known = self.knows(key)
+        call = self._calls[key] if known else self._begin(key, asked, start)
+        if call.asked != asked:
+            raise KeyReused("This Idempotency-Key came with another request before; use a new one.", "Idempotency-Key")
+        try:
+            reply = await self._follow(key, call, deadline)
+        except DeadlineExceeded:
+            return refusal(self._late())
+        first, call.told = not call.told, True
+        return _told(reply, known, first)
+
+    def _begin(self, key: Key, asked: bytes, start: Start) -> Call:
+        unending = Deadline()
+        call = self._calls[key] = Call(asked, asyncio.ensure_future(start(unending)), unending)
         call.reply.add_done_callback(lambda _: self._keep(key, call))
         return call
 
-    async def _follow(self, key: Key, call: Call) -> Reply:
+    async def _follow(self, key: Key, call: Call, deadline: Deadline) -> Reply:
         """Wait for the reply without ending the call when whoever waits goes away."""
+        loop = asyncio.get_running_loop()
         call.waiting += 1
         if call.ending:
             call.ending.cancel()
+        short = asyncio.ensure_future(deadline.short())
+        short.add_done_callback(call.hurry)
         try:
-            return await asyncio.shield(call.reply)
+            return await deadline.hold(asyncio.shield(call.reply))
+        except asyncio.CancelledError:  # it goes away, and may come back
+            call.grace = loop.time() + GRACE_S
+            raise
         finally:
+            short.cancel()
             call.waiting -= 1
             if not call.waiting and not call.reply.done():
-                call.ending = asyncio.get_running_loop().call_later(GRACE_S, self._abandon, key, call)
+                call.ending = loop.call_later(max(0.0, call.grace - loop.time()), self._abandon, key, call)
 
     def _abandon(self, key: Key, call: Call) -> None:
         if not call.waiting and not call.reply.done():
@@ -88,16 +150,16 @@ class Repeats:
             call.reply.cancel()
 
     def _keep(self, key: Key, call: Call) -> None:
-        """Keep a good answer as its body alone, for a while, and as the youngest."""
+        """Keep a good answer for a while, and as the youngest."""
         if self._calls.get(key) is not call:
             return
         del self._calls[key]
         if call.reply.cancelled() or (reply := call.reply.result()).status >= 400:
             return
-        call.size = sum(len(picture.data) for picture in reply.pictures) * 4 // 3
+        call.size = sum(len(picture.data) for picture in reply.pictures)
         call.until = time.monotonic() + min(KEPT_S, reply.lasts_s)
         call.reply = asyncio.get_running_loop().create_future()
-        call.reply.set_result(_again(reply))
+        call.reply.set_result(replace(reply, smaller=None, stored=None))
         self._calls[key] = call
         self._forget()
 
@@ -112,6 +174,7 @@ class Repeats:
             count, size = count - 1, size - call.size
 
 
-def _again(reply: Reply) -> Reply:
-    """`reply` as a repetition has it: its pictures were counted before."""
-    return replace(reply, headers=reply.headers | REPEATED, pictures=(), smaller=None, stored=None)
+def _told(reply: Reply, known: bool, first: bool) -> Reply:
+    """`reply` for one who asked: as a repetition if it was `known` before; its pictures count for one."""
+    headers = reply.headers | (REPEATED if known else {})
+    return replace(reply, headers=headers, pictures=reply.pictures if first else ())

@@ -17,8 +17,10 @@ from handler.lane import Lane
 from handler.server.app import create_app
 from handler.server.guard import is_loopback
 from handler.server.leave import Server, say
+from handler.server.observe import Observed
 from handler.server.observe import log as requests
 from handler.server.traces import Traces
+from handler.server.wire import Wire
 from handler.settings import Settings
 
 SAVE = (
@@ -26,6 +28,7 @@ SAVE = (
     "open('circle.png','wb').write(base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))"
 )
 MAX_PORT = 65_535
+KEEP_ALIVE_S = 75  # proxies keep idle connections for 60 s, and ask again on one that is being closed
 
 
 def serve(settings: Settings, host: str, port: int) -> int:
@@ -43,7 +46,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         logging.getLogger("kindling").warning("%s: %s", lane.spec.id, lane.spec.license.obligation)
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ)]
-        server = Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"), lane)
+        server = Server(_config(app), lane, app.hurry)
         for each in (signal.SIGTERM, signal.SIGINT):  # before uvicorn does: uvloop swallows what is raised as it starts
             signal.signal(each, server.handle_exit)
         address = _address(listeners[0])
@@ -52,6 +55,18 @@ def serve(settings: Settings, host: str, port: int) -> int:
         server.run(sockets=listeners)
         server.end()
     return server.code
+
+
+def _config(app: Observed) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Wire,
+        ws="none",  # there are none here: who asks for one is answered in HTTP
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
 
 
 def _log(level: str) -> None:

@@ -5,14 +5,17 @@ What is refused at once is refused with its HTTP status, as without a stream.
 """
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from starlette.responses import StreamingResponse
 
-from handler.api import OnPartial, Reply
+from handler.api import OnPartial
+from handler.pieces import encoded, pieces
+from handler.reply import Reply
+from handler.server.observe import spread
 
 HELD = 4  # events; one request has three at most before its last
 PATIENCE_S = 10.0  # proxies cut what says nothing for 30 s and more
@@ -67,17 +70,18 @@ async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Compl
         try:
             event = first
             while event or not task.done():
-                yield _sent(event) if event else ALIVE
+                yield b"".join(_sent(event)) if event else ALIVE
                 event = await events.next()
             reply = task.result()
-            for last in [{"error": reply.body["error"]}] if reply.status >= 400 else completed(reply.body):
-                yield _sent(last)
+            for last in [{"error": reply.content["error"]}] if reply.status >= 400 else completed(reply.content):
+                async for piece in spread(_sent(last)):
+                    yield piece
         finally:
             task.cancel()
 
     return StreamingResponse(body(), headers=HEADERS, media_type="text/event-stream")
 
 
-def _sent(event: dict[str, Any]) -> bytes:
+def _sent(event: dict[str, Any]) -> Iterator[bytes]:
     name = f"event: {event['type']}\n" if "type" in event else ""
-    return f"{name}data: {json.dumps(event)}\n\n".encode()
+    return chain([f"{name}data: ".encode()], pieces(encoded(event)), [b"\n\n"])

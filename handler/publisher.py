@@ -1,0 +1,33 @@
+"""Leaves what a worker compiled for later ones, off the request path: they can do without."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from handler.errors import StartError
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """A thread for one act of publishing, if there is any."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def begin(self, publish: Callable[[], Path]) -> None:
+        """Let `publish` run; where it put something, or why it could not, is logged."""
+        self._thread = threading.Thread(target=self._run, args=(publish,), name="publish", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for it, but no longer than that."""
+        if self._thread:
+            self._thread.join(timeout_s)
+
+    def _run(self, publish: Callable[[], Path]) -> None:
+        try:
+            log.info("published compile artifacts in %s", publish())
+        except StartError as error:
+            log.warning("compile artifacts are not published: %s", error.message)

@@ -1,0 +1,62 @@
+"""Bodies of requests: read under limits, as JSON or as a form, and refused unread where that is known before."""
+
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+
+from handler.errors import BodyTooLarge, Cancelled, InvalidJson, UnsupportedMedia
+from handler.server import forms
+from handler.untrusted import Malformed, parse
+
+JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
+FORMS = ("/v1/images/edits",)
+
+
+async def read(request: Request, limit_mb: float) -> bytes:
+    """The request's body, refused as soon as it is known to be too large, or to be neither JSON nor a form."""
+    _check_media(request.headers, JSON if request.url.path not in FORMS else (*JSON, forms.MEDIA))
+    limit = int(limit_mb * 1e6)
+    error = BodyTooLarge(f"The body may be at most {limit_mb:g} MB.")
+    if int(request.headers.get("content-length", "0")) > limit:
+        raise error
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise error
+    except ClientDisconnect:
+        raise Cancelled("The client went away.") from None
+    return bytes(body)
+
+
+def _check_media(headers: Headers, allowed: tuple[str, ...]) -> None:
+    coding = headers.get("content-encoding") or "identity"
+    if coding.lower() != "identity":
+        raise UnsupportedMedia(f"Content-Encoding '{coding:.40}' is not understood here; send the body as it is.")
+    if media(headers) not in allowed:
+        other = f", or as {forms.MEDIA}" if forms.MEDIA in allowed else ""
+        raise UnsupportedMedia(f"Send the body as JSON, with the header 'Content-Type: application/json'{other}.")
+
+
+def media(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def decode(body: bytes) -> Any:
+    """Strict JSON: no NaN or Infinity, no key twice. 7.0 is a whole number, as it is in JSON Schema."""
+
+    def number(text: str) -> float:
+        return int(value) if (value := float(text)).is_integer() else value
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise Malformed("a key appears twice")
+        return found
+
+    try:
+        return parse(body, number, unique)
+    except Malformed as error:
+        raise InvalidJson(f"The body is not valid JSON: {error}") from None
