@@ -69,8 +69,7 @@ class Lane:
         self._boot = boot
         self._painter = Painter(settings, self.spec, self.ledger, self._fail, self._put_back)
         self._lock = threading.Lock()
-        self.exit = Deadline()
-        self.line = Line(settings.queue, settings.queue_s)
+        self.exit, self.line = Deadline(), Line(settings.queue, settings.queue_s)
         self._booted, self.over = threading.Event(), threading.Event()
         self._publisher = Publisher()
         self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
