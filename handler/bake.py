@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import logging
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,12 +12,15 @@ from handler.catalog import find
 from handler.clock import Clock
 from handler.decision import decide
 from handler.hardware import detect
+from handler.publishing import publishing, retire, whole
 from handler.reader import LORA
 from handler.settings import Settings
-from handler.volume import publishing, served_source, weight_facts, weights_folder
+from handler.spec import ModelSpec
+from handler.volume import baked_sources, model_source, served_source, weight_facts, weights_folder
 from handler.worker import Worker
 
 HEADERS = 0.02  # share of a weight file that is not weights, at most
+log = logging.getLogger(__name__)
 PATIENT_S = 3600.0  # baking is done once and nobody waits for an answer
 
 
@@ -45,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def bake(settings: Settings, progress: bool = False) -> Baked:
-    """Load and compile the model, publish both on the volume; what is there already is left alone."""
+    """Load and compile the model, publish both on the volume; what is there whole, and works, is left alone."""
     spec = find(settings.model)
     model = spec.id
 
@@ -53,10 +58,15 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
         if progress:
             print(f"kindling: {model}: {phase} ...", file=sys.stderr, flush=True)
 
-    settings = decide(settings, spec, detect(settings)).settings  # for the workers that will follow the receipt
+    decided = decide(settings, spec, detect(settings))
+    settings = decided.settings  # for the workers that will follow the receipt
+    announce("check")
+    discard_damaged(spec, settings.volume, decided.hardware.precision)
     patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
-    clock = Clock(PATIENT_S, announce=announce, publish=lambda ledger: None)
-    worker = Worker.boot(patient, clock)
+    worker, clock = _booted(patient, announce)
+    if worker.found.outcome == "HIT" and worker.ledger.plan == "EAGER":  # what was there did not work, and is gone
+        del worker
+        worker, clock = _booted(patient, announce)
     announce("publish")
     artifacts = _placed(worker.publish(settings.volume)) if worker.unpublished else worker.ledger.plan_reason
     weights = publish_weights(worker, settings.volume)
@@ -69,6 +79,24 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
         compiling,
         round(clock.elapsed, 1),
     )
+
+
+def _booted(settings: Settings, announce: Callable[[str], None]) -> tuple[Worker, Clock]:
+    clock = Clock(PATIENT_S, announce=announce, publish=lambda ledger: None)
+    return Worker.boot(settings, clock), clock
+
+
+def discard_damaged(spec: ModelSpec, volume: Path, precision: str) -> None:
+    """Remove baked weights that are not whole, so that they are made again, if there is something to make them from.
+
+    Raises WeightsMissing or WeightsCorrupt if there is not: then they stay as they are.
+    """
+    wanted = weight_facts(spec, precision)
+    for source in baked_sources(spec, volume):
+        if source.manifest and source.manifest.facts == wanted and not whole(source.folder, wanted):
+            model_source(spec, volume)
+            log.warning("The weights in %s are damaged; they are made again.", source.folder)
+            retire(source)
 
 
 def publish_weights(worker: Worker, volume: Path) -> Path | None:

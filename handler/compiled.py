@@ -18,8 +18,9 @@ from handler.batching import MOST
 from handler.blocks import RECIPE, bind_blocks, digest, kind_of
 from handler.errors import KindlingError, WeightsCorrupt
 from handler.hardware import Hardware
+from handler.publishing import publishing
 from handler.spec import ModelSpec
-from handler.volume import Source, baked_sources, publishing, read_manifest, summarize
+from handler.volume import Source, baked_sources, summarize
 
 PACKAGE = "blocks.pt2"
 CPUINFO = Path("/proc/cpuinfo")
@@ -30,11 +31,12 @@ Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a worker's look for artifacts concluded, and why."""
+    """What a worker's look for artifacts concluded, and why; with what binding them raised, if that is why."""
 
     outcome: Outcome
     reason: str
     source: Source | None = None
+    error: Exception | None = None
 
 
 def fingerprint(spec: ModelSpec, hardware: Hardware, decoder: str = "") -> dict[str, str]:
@@ -137,6 +139,7 @@ def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path,
 
     `decoder` is the VAE's if it shall run compiled too.
     """
+    found = Found("MISS", "")
     try:
         found = look(spec, hardware, volume, decoder_of(decoder))
         if found.outcome == "HIT" and found.source:
@@ -145,16 +148,15 @@ def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path,
                 _verify(copy, found.source)
                 bind_blocks(transformer, copy, decoder)
     except Exception as error:
-        return Found("ERROR", error.message if isinstance(error, KindlingError) else f"{type(error).__name__}: {error}")
+        reason = error.message if isinstance(error, KindlingError) else f"{type(error).__name__}: {error}"
+        return Found("ERROR", reason, found.source, error)
     return found
 
 
 def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None) -> Path:
-    """Leave a package for later workers; a damaged one in its place goes first. VolumeFailed if it cannot be left."""
+    """Leave a package for later workers, unless a whole one is there. VolumeFailed if it cannot be left."""
     facts = fingerprint(spec, hardware, decoder_of(decoder))
     target = volume / "baked" / spec.id / key(facts)
-    if not _intact(target):
-        shutil.rmtree(target, ignore_errors=True)
     with publishing(target, facts) as part:
         shutil.copyfile(package, part / PACKAGE)
     return target
@@ -164,11 +166,3 @@ def _verify(copy: Path, source: Source) -> None:
     """WeightsCorrupt unless `copy` is what was published: loading damaged code would end the process."""
     if source.manifest and summarize(copy) != source.manifest.files.get(PACKAGE):
         raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says; compiling again replaces it.")
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        _verify(folder / PACKAGE, Source(folder, read_manifest(folder)))
-    except (OSError, KindlingError):
-        return False
-    return True

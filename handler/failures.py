@@ -15,9 +15,10 @@ from pathlib import Path
 import handler
 from handler import compiled, toolchain
 from handler.blocks import digest
-from handler.errors import KindlingError
+from handler.errors import KindlingError, NumericalError, VolumeFailed
 from handler.faults import LOST, NO_MEMORY
 from handler.hardware import Hardware
+from handler.publishing import retire
 from handler.spec import ModelSpec
 from handler.volume import write_atomically
 
@@ -81,6 +82,15 @@ class Failures:
         """Compiling succeeded: what was noted of it holds no longer."""
         with contextlib.suppress(OSError):
             self._path(self._facts()).unlink(missing_ok=True)
+
+    def blame(self, found: compiled.Found, error: Exception | None) -> None:
+        """Remove a published package that does not work, so that another is made; not for an error that may pass."""
+        wrong = isinstance(error, NumericalError) or (error and not passing(error))
+        if not (found.source and wrong and found.outcome in ("HIT", "ERROR")):
+            return
+        with contextlib.suppress(VolumeFailed):
+            retire(found.source)
+            log.error("%s does not work and was removed: another is compiled in its place", found.source.folder)
 
     def _path(self, facts: dict[str, str]) -> Path:
         return self._folder / f"{digest(facts)}.failed.json"

@@ -161,7 +161,7 @@ def remedy(source: Source) -> str:
     if facts.get("kind") == "vae":
         return "Remove it and fetch it again with the same KINDLING_VAE: python -m handler fetch"
     if "kind" in facts:
-        return f"Remove its folder and bake it again with: python -m handler bake {facts['model']}"
+        return f"Bake it again with: python -m handler bake {facts['model']}"
     return f"Remove it and fetch it again with: python -m handler fetch {facts.get('model', 'MODEL')}"
 
 

@@ -13,14 +13,12 @@ and a CRC-32 for each chunk, which every later reader checks while reading. Serv
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -192,38 +190,6 @@ def _missing(spec: ModelSpec, volume: Path, folder: Path) -> str:
         f"{spec.id} is not on the volume: {found}.{gate if spec.license.gated else ''} "
         f"Fetch it with: python -m handler fetch {spec.id}"
     )
-
-
-@contextlib.contextmanager
-def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
-    """Fill a temporary folder beside `target`; afterwards it becomes `target`, with its manifest, at once.
-
-    If another worker published `target` meanwhile, its copy stays and ours goes. Raises VolumeFailed if the volume
-    cannot be written; nothing half-written stays.
-    """
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        write_manifest(part, facts)
-        if not _placed(part, target) and not (target / MANIFEST).is_file():
-            shutil.rmtree(target, ignore_errors=True)  # an incomplete one
-            _placed(part, target)
-    except OSError as error:
-        raise VolumeFailed(f"Cannot write {target}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _placed(part: Path, target: Path) -> bool:
-    """Whether `part` is `target` now: not if a folder with files is there already."""
-    try:
-        part.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-        return False
-    return True
 
 
 def weight_facts(spec: ModelSpec, precision: str) -> dict[str, str]:

@@ -60,6 +60,7 @@ class Worker:
         self._pipeline, self.draw = pipeline, Drawing(spec, family, pipeline, self.memory.tiles, mark).draw
         self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
+        self.found = compiled.Found("MISS", "not looked for")
         self.receipt: Receipt | None = None  # what was measured of this model on this device
 
     @classmethod
@@ -129,9 +130,10 @@ class Worker:
             return
         model = getattr(self._pipeline, self._family.DENOISER)
         with clock.phase("artifacts"):
-            found = compiled.Found("MISS", "not looked for")
             if settings.compile != "off":
-                found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
+                self.found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
+                failures.blame(self.found, self.found.error)
+        found = self.found
         known = measured(last_boots(settings.volume, BOOTS_READ), "compile", self.spec.id, self.hardware.name)
         device, failure = self.hardware.device, "" if found.outcome == "HIT" else failures.expected
         chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
@@ -185,11 +187,12 @@ class Worker:
             log.exception("the compiled blocks of %s do not work", self.spec.id)
             unbind_blocks(getattr(self._pipeline, self._family.DENOISER), self._decoder)
             reason = f"compiled code failed: {gist(error)}"
-            if self._package:  # what another worker published has worked there
+            if made := self._package:
                 failures.note(error, reason)
             self._discard()
             self.ledger.plan, self.ledger.plan_reason, self.ledger.compile_failure = "EAGER", reason, reason
             self._practise("warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
+            failures.blame(self.found, None if made else error)  # now that the model itself is known to draw
 
     def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:
         request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)

