@@ -16,6 +16,7 @@ from handler.precisions import PRECISIONS, choose
 from handler.settings import Settings
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+AHEAD, SHARE = 4 << 30, 4  # what 1 GB/s brings while torch is imported; at most a fourth of the memory
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -94,6 +95,11 @@ def host_memory() -> int:
     except OSError:
         return machine
     return min(machine, int(limit)) if limit.isdigit() else machine
+
+
+def read_ahead(host: int) -> int:
+    """How many bytes of files may wait in the memory of a host that has so many bytes."""
+    return min(AHEAD, host // SHARE)
 
 
 def sees_gpu() -> bool:

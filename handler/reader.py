@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.hardware import host_memory, read_ahead
 from handler.volume import CHUNK, EMBEDDED, INDEX, Source
 
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
-AHEAD = 4 << 30  # bytes that may wait for torch: what 1 GB/s brings while it is imported
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
 LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
 CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
@@ -67,26 +67,26 @@ class ReadFile:
 class Reader:
     """Reads `source` from now on, in the order of model_index.json, `without` some components. Used from one thread.
 
-    At most `room` bytes wait to be taken: `ahead`, or the largest file if that is more. A file asked for out of order
-    is read next. Leaving the context never waits for a read that hangs.
+    At most `room` bytes wait to be taken, and the chunk that somebody waits for. A file asked for out of order is read
+    next. Leaving the context never waits for a read that hangs.
     """
 
     def __init__(
-        self, source: Source, threads: int = THREADS, ahead: int = AHEAD, without: Collection[str] = ()
+        self, source: Source, threads: int = THREADS, room: int | None = None, without: Collection[str] = ()
     ) -> None:
         index = source.index or _json(source, INDEX)
         self.source, self.index = source, {name: value for name, value in index.items() if name not in without}
         self._files = {CONFIGS: [_file(source, name) for name in _configs(source)]}
         for component, value in self.index.items():
-            self._files[component] = [_file(source, name) for name in _weights(source, component, value)]
             if (source.folder / (lora := f"{component}/{LORA}.safetensors")).exists():
                 self._files[f"{component}/{LORA}"] = [_file(source, lora)]
+            self._files[component] = [_file(source, name) for name in _weights(source, component, value)]
         files = [file for found in self._files.values() for file in found]
-        self.room = max([ahead, *(len(file.memory) for file in files)])
+        self.room = read_ahead(host_memory()) if room is None else room
         self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
         self._turn = threading.Condition()
         self._waiting = 0  # bytes read, or being read, that nobody has taken yet
-        self._wanted: ReadFile | None = None
+        self._wanted: tuple[ReadFile, int] | None = None
         self._failure: Exception | None = None
         for number in range(min(threads, len(self._jobs))):
             threading.Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
@@ -102,6 +102,10 @@ class Reader:
         """Whether there is something to take."""
         return bool(self._files.get(component))
 
+    def files(self, component: str) -> list[ReadFile]:
+        """Those of `component`, which wait to be taken."""
+        return self._files.get(component, [])
+
     def take(self, component: str) -> list[ReadFile]:
         """The files of `component`, for the caller to `wait` for and to report as `taken`; none the second time."""
         return self._files.pop(component, [])
@@ -109,9 +113,9 @@ class Reader:
     def wait(self, file: ReadFile, start: int) -> None:
         """Until the chunk at `start` is there; raises what went wrong with it or with any other."""
         with self._turn:
-            if self._wanted is not file:
-                self._wanted = file
-                self._jobs = deque(sorted(self._jobs, key=lambda job: job[0] is not file))
+            self._wanted = file, start
+            if start not in file.landed:
+                self._jobs = deque(sorted(self._jobs, key=lambda job: (job[:2] != (file, start), job[0] is not file)))
                 self._turn.notify_all()
             self._turn.wait_for(lambda: self._failure or start in file.landed)
             if self._failure:
@@ -144,7 +148,7 @@ class Reader:
         return True
 
     def _fits(self, file: ReadFile, start: int, stop: int) -> bool:
-        return file is self._wanted or self._waiting + stop - start <= self.room
+        return (file, start) == self._wanted or self._waiting + stop - start <= self.room
 
     def _stop(self, error: Exception) -> None:
         with self._turn:

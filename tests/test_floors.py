@@ -43,6 +43,8 @@ FLOOR = {
     "blocks": 3,
     "failures": 3,
     "publishing": 3,
+    "layout": 3,
+    "filling": 3,
     "compiled": 3,
     "codec": 3,
     "references": 3,
