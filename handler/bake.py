@@ -11,15 +11,14 @@ from pathlib import Path
 from handler.catalog import find
 from handler.clock import Clock
 from handler.decision import decide
+from handler.footprint import weigh
 from handler.hardware import detect
 from handler.publishing import publishing, retire, whole
-from handler.reader import LORA
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.volume import baked_sources, model_source, served_source, weight_facts, weights_folder
 from handler.worker import Worker
 
-HEADERS = 0.02  # share of a weight file that is not weights, at most
 log = logging.getLogger(__name__)
 PATIENT_S = 3600.0  # baking is done once and nobody waits for an answer
 
@@ -103,10 +102,7 @@ def publish_weights(worker: Worker, volume: Path) -> Path | None:
     """Leave the weights as they are served at baked/<id>/; None if those on the volume are that already."""
     spec, precision = worker.spec, worker.hardware.precision
     source = served_source(spec, volume, precision)
-    fused = any(source.folder.glob(f"*/{LORA}.safetensors"))
-    rounded = worker.hardware.quantised and source.precision != precision
-    alike = abs(worker.weight_bytes - source.weight_bytes) < HEADERS * source.weight_bytes
-    if source.precision == precision or (alike and not fused and not rounded):
+    if source.precision == precision or not weigh(spec, worker.hardware, source).changed:
         return None
     target = weights_folder(spec, volume, precision)
     with publishing(target, weight_facts(spec, precision)) as folder:

@@ -17,12 +17,14 @@ from handler.clock import plan as planned
 from handler.decision import decide
 from handler.errors import KindlingError
 from handler.failures import Failures
+from handler.footprint import weigh
 from handler.hardware import GPU_DRIVER, Hardware, detect
 from handler.kernels import refusals
+from handler.listing import weight_files
 from handler.models import SILENT, expected, patiently, states
 from handler.settings import PREFIX, Settings
 from handler.store import Store
-from handler.volume import served_source
+from handler.volume import Source, served_source
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -121,6 +123,8 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     try:
         source = served_source(spec, settings.volume, hardware.precision)
         found = compiled.look(spec, hardware, settings.volume)
+        size = weigh(spec, hardware, source).stored
+        memory = expected(spec, settings, hardware, source)
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
     boots = last_boots(settings.volume, BOOTS_SHOWN)
@@ -130,13 +134,11 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         why = f"longest of the last {BOOTS_SHOWN} boots" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 
-    files = list(source.folder.rglob("*.safetensors"))
-    size, speed = sum(path.stat().st_size for path in files), read_speed(max(files, key=lambda p: p.stat().st_size))
+    speed = read_speed(_largest(source))
     parts = [past("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
     spent = sum(part.seconds for part in parts)
     compile_s = measured(boots, "compile", spec.id, hardware.name)
     left = settings.cold_start_budget_s - spent
-    memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
     failure = Failures(policy, spec, hardware, settings.volume).expected
     chosen = planned(settings.compile, hardware.device, found.outcome, found.reason, left, compile_s, failure)
     chosen = STREAMING if memory.mode == "blocks" else chosen
@@ -153,6 +155,11 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         "plan": asdict(chosen),
         "memory": asdict(memory),
     }
+
+
+def _largest(source: Source) -> Path:
+    files = [source.folder / name for names in weight_files(source).values() for name in names]
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 def read_speed(path: Path) -> float:

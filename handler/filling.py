@@ -6,6 +6,8 @@ that is served or to rounded parts, and what was read of its file goes: no model
 type.
 """
 
+import contextlib
+import ctypes
 import importlib
 import itertools
 import mmap
@@ -86,6 +88,7 @@ def fill(
             if layer := rounded.pop(given[name].data_ptr(), None):
                 weight.data = tensor
                 layer.quantise(place)
+                _trim()
             else:
                 weight.data = _own(tensor, weight.dtype, place)
             del tensor, weight
@@ -153,6 +156,12 @@ def _arriving(reader: Reader, file: ReadFile, slots: Slots) -> Any:
         yield name, _seen(reader, file, slot)
         leave(slot.stop)
     leave(len(file.memory))
+
+
+def _trim() -> None:
+    """Let the C library give back what it keeps of freed memory: rounding one matrix takes several times its size."""
+    with contextlib.suppress(OSError, AttributeError):  # another one than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _own(tensor: Any, dtype: Any, place: str) -> Any:

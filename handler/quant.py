@@ -25,12 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from handler import rounding
 from handler.blockwise import E4M3_MOST, MX_BLOCK, mxfp8, nvfp4, times_mxfp8, times_nvfp4
-from handler.reader import STEMS
+from handler.listing import STEMS
+from handler.precisions import GRID, KEPT, TIED
 from handler.rounding import Parts, Round, by_config
 
-KEPT = ("norm", "mod")  # in the names of layers of a denoiser that stay as they are
-TIED = ("lm_head",)  # a text encoder's layer that is its embeddings again, and is not run
-GRID = 16  # what both sides of a matrix must be a multiple of, for the GPU's kernels, unless a block is longer
 LEAST = 17  # rows of activations that `_int_mm` takes on a GPU
 TINY = torch.finfo(torch.float32).eps  # the least scale, for rows of zeros
 PARTS = ("rounded", "scale", "whole")  # what a quantised layer's tensors are called; the last is NVFP4's

@@ -5,7 +5,6 @@ CRC-32 with the manifest while it is in cache. What `weights.py` makes of the by
 """
 
 import contextlib
-import json
 import mmap
 import os
 import stat
@@ -14,17 +13,15 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.hardware import host_memory, read_ahead
-from handler.volume import CHUNK, EMBEDDED, INDEX, Source
+from handler.listing import config_files, index_of, remedy, volume_errors, weight_files
+from handler.volume import CHUNK, Source
 
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
-STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
-LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
 CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
-CONFIG_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +45,7 @@ class ReadFile:
         from isal import isal_zlib
 
         chunk = memoryview(self.memory)[start:stop]
-        with _volume_errors(self.path), _opened(self.path) as descriptor:
+        with volume_errors(self.path), _opened(self.path) as descriptor:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size != len(self.memory):
                 raise self.corrupt(f"is no longer a file of {len(self.memory)} bytes")
@@ -74,13 +71,11 @@ class Reader:
     def __init__(
         self, source: Source, threads: int = THREADS, room: int | None = None, without: Collection[str] = ()
     ) -> None:
-        index = source.index or _json(source, INDEX)
-        self.source, self.index = source, {name: value for name, value in index.items() if name not in without}
-        self._files = {CONFIGS: [_file(source, name) for name in _configs(source)]}
-        for component, value in self.index.items():
-            if (source.folder / (lora := f"{component}/{LORA}.safetensors")).exists():
-                self._files[f"{component}/{LORA}"] = [_file(source, lora)]
-            self._files[component] = [_file(source, name) for name in _weights(source, component, value)]
+        index = index_of(source).items()
+        self.source, self.index = source, {name: value for name, value in index if name not in without}
+        self._files = {CONFIGS: [_file(source, name) for name in config_files(source)]}
+        for component, names in weight_files(source, self.index).items():
+            self._files[component] = [_file(source, name) for name in names]
         files = [file for found in self._files.values() for file in found]
         self.room = read_ahead(host_memory()) if room is None else room
         self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
@@ -98,12 +93,8 @@ class Reader:
         self._stop(RuntimeError("The reader is closed."))
         self._files.clear()
 
-    def has(self, component: str) -> bool:
-        """Whether there is something to take."""
-        return bool(self._files.get(component))
-
     def files(self, component: str) -> list[ReadFile]:
-        """Those of `component`, which wait to be taken."""
+        """Those of `component` that were not taken yet."""
         return self._files.get(component, [])
 
     def take(self, component: str) -> list[ReadFile]:
@@ -157,18 +148,6 @@ class Reader:
             self._turn.notify_all()
 
 
-def remedy(source: Source) -> str:
-    """What to do about a bad file of `source`."""
-    facts = source.manifest.facts if source.manifest else {}
-    if source.folder.parent == EMBEDDED:
-        return "Is the installation complete?"
-    if facts.get("kind") == "vae":
-        return "Remove it and fetch it again with the same KINDLING_VAE: python -m handler fetch"
-    if "kind" in facts:
-        return f"Bake it again with: python -m handler bake {facts['model']}"
-    return f"Remove it and fetch it again with: python -m handler fetch {facts.get('model', 'MODEL')}"
-
-
 def _file(source: Source, name: str) -> ReadFile:
     path = source.folder / name
     entry = source.manifest.files.get(name) if source.manifest else None
@@ -186,41 +165,6 @@ def _file(source: Source, name: str) -> ReadFile:
     with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)  # reading is 3 times faster: page by page, faults take longer than bytes
     return ReadFile(path, entry.crc32 if entry else (), remedy(source), memory)
-
-
-def _configs(source: Source) -> list[str]:
-    """A flipped bit in a configuration is as bad as one in a weight, so these are read and checked too."""
-    files = source.manifest.files if source.manifest else {}
-    return [name for name, entry in files.items() if entry.size and Path(name).suffix in CONFIG_SUFFIXES]
-
-
-def _weights(source: Source, component: str, value: Any) -> list[str]:
-    """The safetensors files of one entry of model_index.json, in order; none if it has no weights."""
-    match value:
-        case [("diffusers" | "transformers") as library, _]:
-            whole = f"{component}/{STEMS[library]}.safetensors"
-        case _:
-            return []
-    with _volume_errors(source.folder / component):
-        if not (source.folder / f"{whole}.index.json").exists():
-            return [whole] if (source.folder / whole).exists() else []
-    listed = _json(source, f"{whole}.index.json").get("weight_map")
-    names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
-    if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
-        raise WeightsCorrupt(f"{source.folder / whole}.index.json does not list files beside it. {remedy(source)}")
-    return [f"{component}/{name}" for name in sorted(names)]
-
-
-def _json(source: Source, name: str) -> dict[str, Any]:
-    path = source.folder / name
-    with _volume_errors(path):
-        try:
-            found = json.loads(path.read_bytes())
-            return dict(found.items())
-        except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
-        except (ValueError, AttributeError, RecursionError):
-            raise WeightsCorrupt(f"{path} is no JSON object. {remedy(source)}") from None
 
 
 def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
@@ -247,11 +191,3 @@ def _opened(path: Path, flags: int = 0) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _volume_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None

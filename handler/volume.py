@@ -66,11 +66,6 @@ class Source:
         """What its weights were baked in; empty for those that were fetched."""
         return self.manifest.facts.get("precision", "") if self.manifest else ""
 
-    @property
-    def weight_bytes(self) -> int:
-        """How many bytes its weight files have."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
-
 
 def summarize(path: Path) -> Entry:
     """Size and checksums of a file, in one pass over its bytes."""

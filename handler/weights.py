@@ -16,7 +16,8 @@ from handler.errors import WeightsCorrupt, WeightsMissing
 from handler.filling import as_served, dtype_of, fill, layouts, slots_of
 from handler.hardware import Hardware
 from handler.layout import Slot
-from handler.reader import CONFIGS, LORA, STEMS, Reader, ReadFile, remedy
+from handler.listing import LORA, STEMS, remedy
+from handler.reader import CONFIGS, Reader, ReadFile
 from handler.volume import CHUNK, INDEX
 
 ALIGNMENT = 256  # where a GPU's allocations start, and so one weight of a file
@@ -54,7 +55,7 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) 
     folder = reader.source.folder / name
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder, local_files_only=True)
-    changes = tensors(reader, part) if reader.has(part := f"{name}/{LORA}") else {}
+    changes = tensors(reader, part) if reader.files(part := f"{name}/{LORA}") else {}
     try:
         model, faults = _weighed(reader, name, kind, hardware, place, changes)
     except lora.Misfit as error:

@@ -105,7 +105,7 @@ class Worker:
                     source = served_source(spec, settings.volume, hardware.precision)
                     reader, other = _opened(files, source, vae)
                     clock.ledger.weights = str(source.folder)
-                memory = require(spec, hardware, source.weight_bytes / 1e9, host_memory() / 1e9, settings.offload)
+                memory = require(spec, hardware, source, host_memory() / 1e9, settings.offload)
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
@@ -240,10 +240,8 @@ class Worker:
 
     def save(self, folder: Path) -> None:
         """Write the whole pipeline, weights as they are served, in diffusers' layout."""
-        if self.hardware.quantised:
-            importlib.import_module("handler.quant").save(self._pipeline, folder)
-        else:
-            self._pipeline.save_pretrained(folder)
+        quantised, plain = importlib.import_module("handler.quant"), type(self._pipeline)
+        (quantised.save if self.hardware.quantised else plain.save_pretrained)(self._pipeline, folder)
 
     def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
         """Draw one picture; also the seconds of each stage.

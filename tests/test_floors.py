@@ -44,6 +44,8 @@ FLOOR = {
     "failures": 3,
     "publishing": 3,
     "layout": 3,
+    "listing": 3,
+    "footprint": 3,
     "filling": 3,
     "compiled": 3,
     "codec": 3,
