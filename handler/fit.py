@@ -80,7 +80,7 @@ def fit(spec: ModelSpec, hardware: Hardware, source: Source | None = None) -> Me
     return memory_plan(spec, hardware, source, offload="off")
 
 
-def footprint(spec: ModelSpec, precision: str = "bf16") -> MemoryPlan:
+def room_for(spec: ModelSpec, precision: str = "bf16") -> MemoryPlan:
     """What a machine must have to hold all of `spec` on its GPU: `needs_gb` there, and `host_gb`."""
     return fit(spec, Hardware("cuda", "GPU", precision, ""))
 
