@@ -29,7 +29,7 @@ from handler.volume import HUB_CACHE, model_source, served_source, weight_facts,
 SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
 OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("sdxl-turbo", "flux-dev")]
 ROOM = 16 << 20  # bytes read ahead, where the peak is measured
-NOISE = 32 << 20  # of a process: small allocations, threads' stacks, what the libraries keep
+NOISE = 48 << 20  # of a process: small allocations, threads' stacks, what the libraries keep
 LOAD = """
 import importlib, json, resource, sys
 from pathlib import Path

@@ -131,6 +131,12 @@ def test_memory_is_the_machines_or_the_containers(tmp_path: Path, monkeypatch: p
     assert detect(Settings()).memory_gb == machine
     limit.write_text("1500000000\n")
     assert detect(Settings()).memory_gb == 1.5
+    limit.unlink()
+    monkeypatch.setattr("handler.hardware.CGROUP_V1_LIMIT", limit := tmp_path / "memory.limit_in_bytes")
+    limit.write_text("1400000000\n")
+    assert detect(Settings()).memory_gb == 1.4
+    limit.write_text(f"{(1 << 63) - 4096}\n")  # none
+    assert detect(Settings()).memory_gb == machine
 
 
 def test_models_shows_each_row(
