@@ -1,11 +1,13 @@
 """Publishing: a folder of the volume is there whole, with its manifest, or not at all; a whole one is never lost.
 
 A publisher fills a folder of its own, beside the place, and moves it there at once. What is in the way stays if it is
-whole and was made for the same. Else it is moved aside, and looked at again there: another publisher may have put a
-whole one in its place meanwhile, which then goes back. No locks: network volumes need not have them.
+whole and was made for the same. Else the two change places, at once, and what came out is looked at again: another
+publisher may have put a whole one there meanwhile, which then goes back. Where a file system cannot exchange folders,
+the old one is moved aside, and back. No locks: network volumes need not have them.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
@@ -16,6 +18,8 @@ from pathlib import Path
 
 from handler.errors import VolumeFailed, WeightsCorrupt
 from handler.volume import Source, checked, read_manifest, summarize, write_manifest
+
+HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 @contextlib.contextmanager
@@ -30,6 +34,10 @@ def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
         yield part
         write_manifest(part, facts)
         while not _moved(part, target) and not whole(target, facts):
+            if _exchanged(part, target):
+                if whole(part, facts):  # another publisher's, put there since
+                    _exchanged(part, target)
+                break
             _clear(target, keep=lambda folder: whole(folder, facts))
     except OSError as error:
         raise VolumeFailed(f"Cannot write {target}: {error.strerror or error}.") from error
@@ -81,6 +89,14 @@ def _moved(part: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def _exchanged(part: Path, target: Path) -> bool:
+    """Whether the two have changed places, so that `target` was never missing; not where that cannot be done."""
+    with contextlib.suppress(OSError, AttributeError):
+        paths = os.fsencode(part), os.fsencode(target)
+        return bool(ctypes.CDLL(None).renameat2(HERE, paths[0], HERE, paths[1], EXCHANGE) == 0)
+    return False
 
 
 def _manifest(folder: Path) -> object:

@@ -13,6 +13,7 @@ import torch
 from conftest import PATIENT, ROOT
 
 from handler import MODELS, Worker, bake, compiled
+from handler import publishing as publishing_module
 from handler.errors import NumericalError, VolumeFailed, WeightsMissing
 from handler.failures import Failures
 from handler.hardware import Hardware
@@ -93,22 +94,23 @@ def test_what_is_whole_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["key"]
 
 
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchanged", "moved aside"])
 @pytest.mark.parametrize("spoil", BAD)
 def test_the_slower_of_two_never_removes_what_the_faster_put_there(
-    spoil: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spoil: object, exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has seen a folder that is no good, and is about to move that aside, when the faster puts a whole one there."""
+    """It has seen a folder that is no good, and is about to take that away, when the faster puts a whole one there."""
     assert callable(spoil)
     spoil(target := tmp_path / "key")
-    seen, done, rename = threading.Event(), threading.Event(), Path.rename
+    seen, done, exchange = threading.Event(), threading.Event(), publishing_module._exchanged
 
-    def slowly(path: Path, where: Path) -> Path:
-        if threading.current_thread().name == "slower" and path == target and not done.is_set():
+    def slowly(part: Path, where: Path) -> bool:
+        if threading.current_thread().name == "slower" and not done.is_set():
             seen.set()
             assert done.wait(30)
-        return rename(path, where)
+        return exchanges and exchange(part, where)
 
-    monkeypatch.setattr(Path, "rename", slowly)
+    monkeypatch.setattr(publishing_module, "_exchanged", slowly)
     slower = threading.Thread(target=put, args=(target, "slow"), name="slower")
     slower.start()
     assert seen.wait(30)
