@@ -11,6 +11,7 @@ from handler.blocks import bind_blocks, compile_blocks
 from handler.catalog import MODELS, MODES
 from handler.clock import Clock
 from handler.errors import KindlingError, StartError
+from handler.fit import room_for
 from handler.hardware import detect
 from handler.lane import Lane
 from handler.reader import Reader
@@ -47,6 +48,7 @@ __all__ = [
     "detect",
     "fetched_folder",
     "load_components",
+    "room_for",
     "tensors",
     "write_manifest",
 ]

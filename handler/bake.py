@@ -2,22 +2,25 @@
 
 import argparse
 import json
+import logging
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from handler.catalog import find
 from handler.clock import Clock
 from handler.decision import decide
+from handler.footprint import weigh
 from handler.hardware import detect
-from handler.precisions import PRECISIONS
-from handler.reader import LORA
+from handler.publishing import publishing, retire, whole
 from handler.room import require
 from handler.settings import Settings
-from handler.volume import publishing, served_source, weight_facts, weights_folder
+from handler.spec import ModelSpec
+from handler.volume import baked_sources, model_source, served_source, weight_facts, weights_folder
 from handler.worker import Worker
 
-HEADERS = 0.02  # share of a weight file that is not weights, at most
+log = logging.getLogger(__name__)
 PATIENT_S = 3600.0  # baking is done once and nobody waits for an answer
 
 
@@ -47,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def bake(settings: Settings, progress: bool = False) -> Baked:
-    """Load and compile the model, publish both on the volume; what is there already is left alone."""
+    """Load and compile the model, publish both on the volume; what is there whole, and works, is left alone."""
     spec = find(settings.model)
     model = spec.id
 
@@ -57,12 +60,17 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
 
     decided = decide(settings, spec, detect(settings))  # for the workers that will follow the receipt
     settings, hardware = decided.settings, decided.hardware
-    if hardware.quantised and served_source(spec, settings.volume, hardware.precision).precision != hardware.precision:
-        about = PRECISIONS[hardware.precision].width * (spec.parameters + spec.other_parameters)
-        require(settings.volume, about, f"The weights of {model} in {hardware.precision}")  # before hours of work
+    announce("check")
+    discard_damaged(spec, settings.volume, hardware.precision)
+    source = served_source(spec, settings.volume, hardware.precision)
+    if hardware.quantised and source.precision != hardware.precision:  # before hours of work
+        about = weigh(spec, hardware, source).held
+        require(settings.volume, about, f"The weights of {model} in {hardware.precision}")
     patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
-    clock = Clock(PATIENT_S, announce=announce, publish=lambda ledger: None)
-    worker = Worker.boot(patient, clock)
+    worker, clock = _booted(patient, announce)
+    if worker.found.outcome == "HIT" and worker.ledger.plan == "EAGER":  # what was there did not work, and is gone
+        del worker
+        worker, clock = _booted(patient, announce)
     announce("publish")
     artifacts = _placed(worker.publish(settings.volume)) if worker.unpublished else worker.ledger.plan_reason
     weights = publish_weights(worker, settings.volume)
@@ -77,14 +85,29 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
     )
 
 
+def _booted(settings: Settings, announce: Callable[[str], None]) -> tuple[Worker, Clock]:
+    clock = Clock(PATIENT_S, announce=announce, publish=lambda ledger: None)
+    return Worker.boot(settings, clock), clock
+
+
+def discard_damaged(spec: ModelSpec, volume: Path, precision: str) -> None:
+    """Remove baked weights that are not whole, so that they are made again, if there is something to make them from.
+
+    Raises WeightsMissing or WeightsCorrupt if there is not: then they stay as they are.
+    """
+    wanted = weight_facts(spec, precision)
+    for source in baked_sources(spec, volume):
+        if source.manifest and source.manifest.facts == wanted and not whole(source.folder, wanted):
+            model_source(spec, volume)
+            log.warning("The weights in %s are damaged; they are made again.", source.folder)
+            retire(source)
+
+
 def publish_weights(worker: Worker, volume: Path) -> Path | None:
     """Leave the weights as they are served at baked/<id>/; None if those on the volume are that already."""
     spec, precision = worker.spec, worker.hardware.precision
     source = served_source(spec, volume, precision)
-    fused = any(source.folder.glob(f"*/{LORA}.safetensors"))
-    rounded = worker.hardware.quantised and source.precision != precision
-    alike = abs(worker.weight_bytes - source.weight_bytes) < HEADERS * source.weight_bytes
-    if source.precision == precision or (alike and not fused and not rounded):
+    if source.precision == precision or not weigh(spec, worker.hardware, source).changed:
         return None
     target = weights_folder(spec, volume, precision)
     require(volume, worker.weight_bytes, f"The weights of {spec.id} in {precision}")

@@ -20,8 +20,9 @@ from handler.errors import DeviceLost, KindlingError, WeightsCorrupt
 from handler.faults import meaning
 from handler.hardware import Hardware
 from handler.processor import processor
+from handler.publishing import publishing
 from handler.spec import ModelSpec
-from handler.volume import Source, baked_sources, publishing, read_manifest, summarize
+from handler.volume import Source, baked_sources, summarize
 
 PACKAGE = "blocks.pt2"
 EAGER = "eager"  # what a fingerprint says of a decoder that is not compiled
@@ -35,11 +36,12 @@ Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a worker's look for artifacts concluded, and why."""
+    """What a worker's look for artifacts concluded, and why; with what binding them raised, if that is why."""
 
     outcome: Outcome
     reason: str
     source: Source | None = None
+    error: Exception | None = None
 
 
 def fingerprint(spec: ModelSpec, hardware: Hardware, decoder: str = "") -> dict[str, str]:
@@ -149,6 +151,7 @@ def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path,
 
     `decoder` is the VAE's if it shall run compiled too. Raises nothing but DeviceLost.
     """
+    found = Found("MISS", "")
     try:
         found = look(spec, hardware, volume, decoder_of(decoder), digest(kinds_of(transformer, decoder)))
         if found.outcome == "HIT" and found.source:
@@ -159,16 +162,15 @@ def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path,
     except Exception as error:
         if isinstance(meant := meaning(error, spec.size), DeviceLost):
             raise meant from error
-        return Found("ERROR", error.message if isinstance(error, KindlingError) else f"{type(error).__name__}: {error}")
+        reason = error.message if isinstance(error, KindlingError) else f"{type(error).__name__}: {error}"
+        return Found("ERROR", reason, found.source, error)
     return found
 
 
 def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None) -> Path:
-    """Leave a package for later workers; a damaged one in its place goes first. VolumeFailed if it cannot be left."""
+    """Leave a package for later workers, unless a whole one is there. VolumeFailed if it cannot be left."""
     facts = {**fingerprint(spec, hardware, decoder_of(decoder)), "blocks": digest(kinds_in(package))}
     target = volume / "baked" / spec.id / key(facts)
-    if not _intact(target):
-        shutil.rmtree(target, ignore_errors=True)
     with publishing(target, facts) as part:
         shutil.copyfile(package, part / PACKAGE)
     return target
@@ -178,11 +180,3 @@ def _verify(copy: Path, source: Source) -> None:
     """WeightsCorrupt unless `copy` is what was published: loading damaged code would end the process."""
     if source.manifest and summarize(copy) != source.manifest.files.get(PACKAGE):
         raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says; compiling again replaces it.")
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        _verify(folder / PACKAGE, Source(folder, read_manifest(folder)))
-    except (OSError, KindlingError):
-        return False
-    return True

@@ -4,21 +4,18 @@ One that cannot be read, or that measured another revision, is told and ignored:
 `automatic` decides the precision.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from handler.errors import DoesNotFit, KindlingError, WeightsMissing
-from handler.fit import memory_plan, require, rounding_gb
+from handler.fit import memory_plan, require
 from handler.hardware import Hardware, expected, host_memory
 from handler.precisions import PRECISIONS
 from handler.receipts import Receipt, current
 from handler.settings import Settings
 from handler.spec import ModelSpec
-from handler.volume import Source, baked_sources, served_source, weight_facts
+from handler.volume import Source, served_source
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:
@@ -57,12 +54,10 @@ def automatic(
     hardware: Hardware,
     host_gb: float,
     offload: str = "auto",
-    baked: Callable[[str], bool] = lambda precision: False,
 ) -> tuple[str, str]:
     """What `auto` means for `spec` without a receipt, and why.
 
-    `hardware` has what it means for any model; `host_gb` and `offload` are those of `fit.memory_plan`; `baked` tells
-    whether the weights are on the volume in a precision: others are rounded on the host, if that has room.
+    `hardware` has what it means for any model; `host_gb` and `offload` are those of `fit.memory_plan`.
     """
     has, fp8 = hardware.capability, PRECISIONS["fp8"]
     if has is None or spec.embedded:
@@ -72,19 +67,11 @@ def automatic(
     if not fast and plan.fits and plan.mode != "blocks":
         return hardware.precision, hardware.reason
     better = replace(hardware, precision="fp8" if fast else "int8")
-    takes = rounding_gb(spec, memory_plan(spec, better, host_gb=host_gb, offload=offload))
-    if takes > host_gb and not baked(better.precision):
-        room = f"{takes:.1f} GB of host memory, of {host_gb:.1f} GB, unless it is baked"
-        return hardware.precision, f"{hardware.reason}; rounding to {better.precision} takes {room}"
+    if plan.fits and not (rounded := memory_plan(spec, better, host_gb=host_gb, offload=offload)).fits:
+        return hardware.precision, f"{hardware.reason}; {better.precision} does not fit: {rounded.reason}"
     if fast:
         return "fp8", f"{hardware.name} computes in FP8, and {spec.id} is published in it ({spec.fp8_source})"
     return "int8", f"{hardware.precision} would have to stream the denoiser: {plan.reason}"
-
-
-def _baked(spec: ModelSpec, volume: Path, precision: str) -> bool:
-    """Whether weights in `precision` are on the volume."""
-    wanted = weight_facts(spec, precision)
-    return any(source.manifest and source.manifest.facts == wanted for source in baked_sources(spec, volume))
 
 
 def expect(settings: Settings, spec: ModelSpec) -> str:
@@ -103,7 +90,7 @@ def sought(settings: Settings, spec: ModelSpec) -> tuple[str, Source]:
     except WeightsMissing as error:
         hardware = decide(settings, spec, expected(settings)).hardware
         try:
-            require(spec, hardware, math.inf, host_memory() / 1e9, settings.offload)
+            require(spec, hardware, None, host_memory() / 1e9, settings.offload)
         except DoesNotFit as why:
             raise WeightsMissing(f"{error.message} But {why.message}") from None
         raise
@@ -116,8 +103,7 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Decision:
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
     elif settings.precision == "auto":
-        baked = partial(_baked, spec, settings.volume)
-        precision, reason = automatic(spec, hardware, host_memory() / 1e9, settings.offload, baked)
+        precision, reason = automatic(spec, hardware, host_memory() / 1e9, settings.offload)
         hardware = replace(hardware, precision=precision, reason=reason)
     if receipt is None and told:
         hardware = replace(hardware, reason=f"{hardware.reason}; {told}")

@@ -21,8 +21,10 @@ from handler.errors import DoesNotFit, KindlingError, SettingsError
 from handler.failures import Failures
 from handler.findings import lines
 from handler.fit import MemoryPlan
+from handler.footprint import weigh
 from handler.hardware import GPU_DRIVER, Hardware, detect
 from handler.kernels import refusals
+from handler.listing import weight_files
 from handler.models import expected, patiently, states
 from handler.settings import Settings
 from handler.spec import ModelSpec
@@ -126,6 +128,7 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     settings, hardware = decision.settings, decision.hardware
     try:
         source, found, memory = _grounds(settings, spec, hardware)
+        size = weigh(spec, hardware, source).stored
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
     boots = last_boots(settings.volume, KEPT)
@@ -135,8 +138,7 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         why = f"longest of its last {LOOKED} boots here" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 
-    files = list(source.folder.rglob("*.safetensors"))
-    size, speed = sum(path.stat().st_size for path in files), read_speed(max(files, key=lambda p: p.stat().st_size))
+    speed = read_speed(_largest(source))
     parts = [past("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
     spent = sum(part.seconds for part in parts)
     compile_s = measured(boots, "compile", spec.id, hardware.name, hardware.precision)
@@ -165,12 +167,17 @@ def _grounds(settings: Settings, spec: ModelSpec, hardware: Hardware) -> tuple[S
     if settings.vae:
         vae_source(settings.vae, settings.volume)
     spec.served_caching(settings.step_cache)
-    memory = expected(spec, settings, hardware, source.weight_bytes / 1e9)
+    memory = expected(spec, settings, hardware, source)
     if not memory.fits:
         raise DoesNotFit(f"it does not fit: {memory.reason}")
     if why := unheld(settings, hardware.name):
         raise SettingsError(why)
     return source, compiled.look(spec, hardware, settings.volume), memory
+
+
+def _largest(source: Source) -> Path:
+    files = [source.folder / name for names in weight_files(source).values() for name in names]
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 def read_speed(path: Path) -> float:

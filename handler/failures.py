@@ -18,9 +18,10 @@ from pathlib import Path
 import handler
 from handler import compiled, toolchain
 from handler.blocks import digest
-from handler.errors import DeviceLost, KindlingError
+from handler.errors import DeviceLost, KindlingError, NumericalError, VolumeFailed
 from handler.faults import LOST, NO_MEMORY, causes, meaning
 from handler.hardware import Hardware
+from handler.publishing import retire
 from handler.spec import ModelSpec
 from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
@@ -126,6 +127,15 @@ class Failures:
         for kind in ("failed", "lost"):
             with contextlib.suppress(OSError):
                 self._path(facts, kind).unlink(missing_ok=True)
+
+    def discredit(self, found: compiled.Found, error: Exception | None) -> None:
+        """Remove a published package that does not work, so that another is made; not for an error that may pass."""
+        wrong = isinstance(error, NumericalError) or (error and not passing(error))
+        if not (found.source and wrong and found.outcome in ("HIT", "ERROR")):
+            return
+        with contextlib.suppress(VolumeFailed):
+            retire(found.source)
+            log.error("%s does not work and was removed: another is compiled in its place", found.source.folder)
 
     def _path(self, facts: dict[str, str], kind: str) -> Path:
         return self._folder / f"{digest(facts)}.{kind}.json"

@@ -13,10 +13,12 @@ from typing import Literal
 
 from handler.catalog import MODELS
 from handler.errors import DoesNotFit
+from handler.footprint import Weights, weigh
 from handler.hardware import Hardware
 from handler.precisions import PRECISIONS
 from handler.request import MAX_SIDE
 from handler.spec import ModelSpec
+from handler.volume import Source
 
 Mode = Literal["resident", "encoders", "blocks"]
 TRIED: dict[str, tuple[Mode, ...]] = {  # for each value of KINDLING_OFFLOAD
@@ -26,10 +28,6 @@ TRIED: dict[str, tuple[Mode, ...]] = {  # for each value of KINDLING_OFFLOAD
     "blocks": ("blocks",),
 }
 WAITS = {"encoders": "the text encoders wait in host memory", "blocks": "all but the VAE waits in host memory"}
-VAE = 127_000_000  # parameters of the largest, Qwen-Image's
-PARTS = 2  # at once on the GPU: the one computing, and the next
-EXACT = 2  # bytes a parameter of a part may take in any precision: embeddings and norms are not rounded
-HOST_GB = 4.0  # host memory for the process, and for what is being read; an assumption
 CONTEXT_GB = 1.0  # what driver and libraries keep of a GPU's memory; an assumption
 DECODED = 2500  # bytes a pixel while 16-bit VAEs decode: three times 256 channels, and cuDNN's work; an assumption
 NONE = "No model of the catalogue fits."
@@ -37,7 +35,7 @@ NONE = "No model of the catalogue fits."
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Where the weights are, GB needed on the device and the host, and how that was reckoned.
+    """Where the weights are, GB needed on the device and on the host at the worst, and how that was reckoned.
 
     Pictures of more pixels than `tile_above` are decoded in tiles; 0: none is.
     """
@@ -61,53 +59,51 @@ class MemoryPlan:
 def memory_plan(
     spec: ModelSpec,
     hardware: Hardware,
-    stored_gb: float = math.inf,
+    source: Source | None = None,
     host_gb: float = math.inf,
     offload: str = "auto",
 ) -> MemoryPlan:
-    """The first mode that fits, else the last one tried, with the reason.
+    """The first mode that fits, else the first that would on a larger host, or the last one tried, with the reason.
 
-    `stored_gb` is how much its weight files have, if they are there, `host_gb` what the host has, `offload` is
-    KINDLING_OFFLOAD.
+    `source` is its files, if they are there, `host_gb` what the host has, `offload` is KINDLING_OFFLOAD.
     """
     on_cpu = hardware.device == "cpu"  # whose memory is the host's: nothing is gained
     tried = TRIED["off" if on_cpu and offload == "auto" else offload]
-    plans = [_laid_out(mode, spec, hardware, stored_gb, host_gb) for mode in tried]
-    return next((plan for plan in plans if plan.fits), plans[-1])
+    weights = weigh(spec, hardware, source)
+    plans = [_laid_out(mode, weights, host_gb, counted=source is None) for mode in tried]
+    roomy = (plan for plan in plans if plan.needs_gb <= hardware.memory_gb)  # but for the host
+    return next((plan for plan in plans if plan.fits), next(roomy, plans[-1]))
 
 
-def rounding_gb(spec: ModelSpec, plan: MemoryPlan) -> float:
-    """Host memory that rounding to the precision of `plan` takes, of weights that were not baked.
-
-    Beside what waits there the largest component is there in 16 bits, whole.
-    """
-    denoiser = spec.parameters + spec.other_parameters - spec.streams.encoders
-    return EXACT * max(denoiser, spec.streams.encoders) / 1e9 + max(plan.host_gb, HOST_GB)
-
-
-def fit(spec: ModelSpec, hardware: Hardware, stored_gb: float = math.inf) -> MemoryPlan:
+def fit(spec: ModelSpec, hardware: Hardware, source: Source | None = None) -> MemoryPlan:
     """Whether all of `spec` fits on the device at once."""
-    return _laid_out("resident", spec, hardware, stored_gb, math.inf)
+    return memory_plan(spec, hardware, source, offload="off")
 
 
-def _laid_out(mode: Mode, spec: ModelSpec, hardware: Hardware, stored_gb: float, host_gb: float) -> MemoryPlan:
-    width, count = PRECISIONS[hardware.precision].width, (spec.parameters + spec.other_parameters) / 1e9
-    share = min(1.0, stored_gb / (min(2, width) * count))  # files smaller than the catalogue says, or baked in 8 bits
-    parts = spec.streams
-    waiting = {"resident": 0.0, "encoders": parts.encoders / 1e9, "blocks": max(0.0, count - VAE / 1e9)}
-    waits = 0.0 if hardware.device == "cpu" else waiting[mode]
-    largest = parts.layer if mode == "encoders" else max(parts.layer, parts.block)
-    comes = PARTS * largest / 1e9 * max(width, EXACT) * share if waits else 0.0
-    stays = (count - waits) * width * share
-    needs, host = stays + comes + spec.work_gb, waits * width * share + HOST_GB if waits else 0.0
-    words = [f"{count - waits:.3g}B parameters x {width:g} bytes" if share == 1 else f"{stays:.3g} GB of weights"]
-    words += [f"{comes:.2g} GB for parts that come and go"] if comes else []
-    words += [f"{spec.work_gb:g} GB to work"]
+def room_for(spec: ModelSpec, precision: str = "bf16") -> MemoryPlan:
+    """What a machine must have to hold all of `spec` on its GPU: `needs_gb` there, and `host_gb`."""
+    return fit(spec, Hardware("cuda", "GPU", precision, ""))
+
+
+def _laid_out(mode: Mode, weights: Weights, host_gb: float, counted: bool) -> MemoryPlan:
+    """The plan for one mode; `counted`: by the catalogue's parameters, for there are no files."""
+    spec, hardware = weights.spec, weights.hardware
+    takes, comes = weights.footprint(mode, host_gb * 1e9), weights.comes(mode)
+    stays, host = (takes.device - comes) / 1e9, takes.host_peak / 1e9
+    loads, draws = takes.device_peak / 1e9 + CONTEXT_GB, takes.device / 1e9 + spec.work_gb
+    needs = max(loads, draws)
+    count = (sum(part.parameters for part in weights.parts) - sum(p.parameters for p in weights.waiting(mode))) / 1e9
+    width = PRECISIONS[hardware.precision].width
+    words = [f"{count:.3g}B parameters x {width:g} bytes" if counted else f"{stays:.3g} GB of weights"]
+    words += [f"{comes / 1e9:.2g} GB for parts that come and go"] if comes else []
+    words.append(f"{spec.work_gb:g} GB to work" if draws >= loads else f"{needs - takes.device / 1e9:.2g} GB to load")
     reason = f"{' + '.join(words)} = {needs:.1f} GB, of {hardware.memory_gb:.1f} GB on the {hardware.name}"
-    if waits:
-        reason = f"{WAITS[mode]} ({host:.1f} GB with the process, of {host_gb:.1f} GB): {reason}"
-    fits = needs <= hardware.memory_gb and host <= host_gb
-    return MemoryPlan(fits, mode, needs, host, _tile_above(hardware, stays + comes), reason)
+    if weights.waiting(mode):
+        reason = f"{WAITS[mode]} ({host:.1f} GB with the process and what is read, of {host_gb:.1f} GB): {reason}"
+    elif host > host_gb:
+        reason = f"loading takes {host:.1f} GB of host memory, of {host_gb:.1f} GB: {reason}"
+    tile_above = _tile_above(hardware, takes.device / 1e9)
+    return MemoryPlan(needs <= hardware.memory_gb and host <= host_gb, mode, needs, host, tile_above, reason)
 
 
 def _tile_above(hardware: Hardware, taken_gb: float) -> int:
@@ -120,20 +116,24 @@ def _tile_above(hardware: Hardware, taken_gb: float) -> int:
 
 
 def require(
-    spec: ModelSpec, hardware: Hardware, stored_gb: float, host_gb: float = math.inf, offload: str = "auto"
+    spec: ModelSpec,
+    hardware: Hardware,
+    source: Source | None = None,
+    host_gb: float = math.inf,
+    offload: str = "auto",
 ) -> MemoryPlan:
     """The plan; DoesNotFit, with the arithmetic and what would fit, rather than running out of memory."""
-    found = memory_plan(spec, hardware, stored_gb, host_gb, offload)
+    found = memory_plan(spec, hardware, source, host_gb, offload)
     if found.fits:
         return found
-    could = offload != "auto" and memory_plan(spec, hardware, stored_gb, host_gb).fits
+    could = offload != "auto" and memory_plan(spec, hardware, source, host_gb).fits
     advice = "It would with KINDLING_OFFLOAD=auto." if could else nearest(hardware, host_gb)
     raise DoesNotFit(f"{spec.id} does not fit at {hardware.precision}: {found.reason}. {advice}")
 
 
 def largest_below(free_gb: float) -> str:
-    """The largest model whose files, at two bytes a parameter, take less than `free_gb` of disk; as a sentence."""
-    sizes = {spec.id: (spec.parameters + spec.other_parameters) * 2 / 1e9 for spec in MODELS.values()}
+    """The largest model whose files, in 16 bits, take less than `free_gb` of disk; as a sentence."""
+    sizes = {spec.id: weigh(spec, Hardware("cpu", "CPU", "bf16", "")).stored / 1e9 for spec in MODELS.values()}
     best = max((model for model in sizes if sizes[model] < free_gb), key=lambda model: sizes[model], default="")
     return f"The largest that fits there is {best} ({sizes[best]:.3g} GB)." if best else NONE
 

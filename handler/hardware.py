@@ -17,6 +17,8 @@ from handler.processor import processor
 from handler.settings import Settings
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUP_V1_LIMIT = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+AHEAD, SHARE = 4 << 30, 4  # what 1 GB/s brings while torch is imported; at most a fourth of the memory
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -100,12 +102,16 @@ def _cpu(settings: Settings) -> Hardware:
 
 def host_memory() -> int:
     """Bytes this process may use: the machine's, or its container's if that has fewer."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = CGROUP_LIMIT.read_text().strip()
-    except OSError:
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in (CGROUP_LIMIT, CGROUP_V1_LIMIT):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def read_ahead(host: int) -> int:
+    """How many bytes of files may wait in the memory of a host that has so many bytes."""
+    return min(AHEAD, host // SHARE)
 
 
 def sees_gpu() -> bool:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from handler.fit import MemoryPlan, memory_plan
 from handler.hardware import Hardware, detect, host_memory
 from handler.settings import Settings
 from handler.spec import ModelSpec
-from handler.volume import baked_sources, served_source
+from handler.volume import Source, baked_sources, served_source
 
 T = TypeVar("T")
 PATIENCE_S = 10.0  # a volume that hangs must not hang who looks at it
@@ -49,6 +48,7 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
     verdict = expected(spec, settings, hardware)
     try:
         source = served_source(spec, settings.volume, hardware.precision)
+        verdict = expected(spec, settings, hardware, source)
         found = compiled.look(spec, hardware, settings.volume)
     except WeightsMissing:
         return State(spec.id, False, "MISS", False, "not fetched", verdict, hardware.precision)
@@ -59,9 +59,9 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
     return State(spec.id, True, found.outcome, baked, found.reason, verdict, hardware.precision, dollars)
 
 
-def expected(spec: ModelSpec, settings: Settings, hardware: Hardware, stored_gb: float = math.inf) -> MemoryPlan:
+def expected(spec: ModelSpec, settings: Settings, hardware: Hardware, source: Source | None = None) -> MemoryPlan:
     """The memory plan a worker here would make."""
-    return memory_plan(spec, hardware, stored_gb, host_memory() / 1e9, settings.offload)
+    return memory_plan(spec, hardware, source, host_memory() / 1e9, settings.offload)
 
 
 def states(settings: Settings, hardware: Hardware) -> list[State]:

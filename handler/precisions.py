@@ -8,12 +8,17 @@ from handler.errors import SettingsError
 AMPERE_FP8 = "FP8 arithmetic needs compute capability 8.9 (Ada) or 9.0 (Hopper); {name} has {has}"
 ROUNDED_BY = "torchao 0.18.0"  # other weights than these may be other numbers, and are not used for them
 SCHEME = "1"  # likewise: change it with which layers are rounded, or how what they become is laid out
+KEPT = ("norm", "mod")  # in the names of layers of a denoiser that stay as they are
+TIED = ("lm_head",)  # a text encoder's layer that is its embeddings again, and is not run
+GRID = 16  # what both sides of a matrix must be a multiple of, for the GPU's kernels, unless a block is longer
 BLACKWELL = "matrix products with a scale for each block need compute capability 10.0 (Blackwell); {name} has {has}"
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How weights are kept and multiplied. `width` is bytes a parameter takes, over a whole model.
+    """How weights are kept and multiplied. `width` is bytes a parameter takes, over a whole model of the catalogue.
+
+    `rounded` is bytes a parameter of a rounded layer takes, with a block's scales; a row's come to that.
 
     `activations` is what a picture is computed in on a GPU; a CPU computes in float32 where that is not the point.
     """
@@ -24,6 +29,7 @@ class Precision:
     activations: str = "bfloat16"
     on_cpu: str = "float32"
     quantised: bool = False
+    rounded: float = 1
     capability: tuple[int, int] = (0, 0)
     lacking: str = ""  # why a GPU of less cannot, with {name} and {has}
     emulated: bool = False  # on a CPU: right, but slower than what is exact
@@ -65,6 +71,7 @@ PRECISIONS: Mapping[str, Precision] = {
             1.3,
             "8-bit floats, weights and activations, a power of two for each 32",
             quantised=True,
+            rounded=1 + 1 / 32,
             capability=(10, 0),
             lacking=BLACKWELL,
             emulated=True,
@@ -74,6 +81,7 @@ PRECISIONS: Mapping[str, Precision] = {
             1.0,
             "4-bit floats, weights and activations, an 8-bit float for each 16",
             quantised=True,
+            rounded=1 / 2 + 1 / 16,
             capability=(10, 0),
             lacking=BLACKWELL,
             emulated=True,

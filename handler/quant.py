@@ -26,12 +26,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from handler import rounding
 from handler.blockwise import E4M3_MOST, MX_BLOCK, mxfp8, nvfp4, scaled, times_mxfp8, times_nvfp4
-from handler.reader import STEMS
+from handler.listing import STEMS
+from handler.precisions import GRID, KEPT, TIED
 from handler.rounding import Parts, Round, by_config
 
-KEPT = ("norm", "mod")  # in the names of layers of a denoiser that stay as they are
-TIED = ("lm_head",)  # a text encoder's layer that is its embeddings again, and is not run
-GRID = 16  # what both sides of a matrix must be a multiple of, for the GPU's kernels, unless a block is longer
 LEAST = 17  # rows of activations that `_int_mm` takes on a GPU
 TINY = torch.finfo(torch.float32).eps  # the least scale, for rows of zeros
 PARTS = ("rounded", "scale", "whole")  # what a quantised layer's tensors are called; the last is NVFP4's
@@ -140,24 +138,48 @@ def quantise(model: nn.Module, precision: str, device: str) -> None:
 
     `model` may be on the host, or without memory at all: then what takes its layers' place has none either.
     """
+    for layer in layers(model, precision):
+        layer.quantise(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer to quantise, `name` in the module `place`, and how."""
+
+    place: nn.Module
+    name: str
+    scheme: Scheme
+    multiply: Multiply
+
+    @property
+    def linear(self) -> Any:
+        """As it is so far."""
+        return getattr(self.place, self.name)
+
+    def quantise(self, device: str) -> None:
+        """Let the quantised layer, made on `device`, take its place."""
+        there = self.linear if self.linear.weight.is_meta else self.linear.to(device)
+        setattr(self.place, self.name, QuantisedLinear(there, self.scheme, self.multiply))
+
+
+def layers(model: nn.Module, precision: str) -> list[Layer]:
+    """Those of `model` that `precision` quantises."""
     denoises = _denoises(model)
     scheme = SCHEMES[precision if denoises else SCHEMES[precision].encoders or precision]
     multiply = scheme.multiply if denoises else weights_alone
-    for place, name, linear in _layers(model, denoises, scheme.grid):
-        there = linear if linear.weight.is_meta else linear.to(device)
-        setattr(place, name, QuantisedLinear(there, scheme, multiply))
+    return [Layer(place, name, scheme, multiply) for place, name in _places(model, denoises, scheme.grid)]
 
 
 def _denoises(model: nn.Module) -> bool:
     return bool(getattr(model, "_repeated_blocks", None))
 
 
-def _layers(model: nn.Module, denoises: bool, grid: int) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """The layers to quantise, each with the module that holds it and its name there."""
+def _places(model: nn.Module, denoises: bool, grid: int) -> list[tuple[nn.Module, str]]:
+    """The layers to quantise, each by the module that holds it and its name there."""
     kinds: Any = model._repeated_blocks if denoises else [type(model).__name__]
     within, kept = [m for m in model.modules() if type(m).__name__ in kinds], KEPT if denoises else TIED
     return [
-        (place, name, child)
+        (place, name)
         for block in within
         for path, place in block.named_modules()
         for name, child in place.named_children()

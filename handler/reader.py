@@ -13,18 +13,15 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
-from handler.untrusted import Malformed, load
-from handler.volume import CHUNK, EMBEDDED, INDEX, Source
+from handler.hardware import host_memory, read_ahead
+from handler.listing import config_files, index_of, remedy, volume_errors, weight_files
+from handler.volume import CHUNK, Source
 
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
-AHEAD = 4 << 30  # bytes that may wait for torch: what 1 GB/s brings while it is imported
-STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
-LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
 CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
-CONFIG_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +46,7 @@ class ReadFile:
         from isal import isal_zlib
 
         chunk = memoryview(self.memory)[start:stop]
-        with _volume_errors(self.path), self._opened() as descriptor:
+        with volume_errors(self.path), self._opened() as descriptor:
             count = 0 if _cached(descriptor, chunk, start) else self._read_directly(chunk, start)
             while got := os.preadv(descriptor, [chunk[count:]], start + count) if count < len(chunk) else 0:
                 count += got
@@ -88,26 +85,24 @@ class ReadFile:
 class Reader:
     """Reads `source` from now on, in the order of model_index.json, `without` some components. Used from one thread.
 
-    At most `room` bytes wait to be taken: `ahead`, or the largest file if that is more. A file asked for out of order
-    is read next. Leaving the context never waits for a read that hangs.
+    At most `room` bytes wait to be taken, and the chunk that somebody waits for. A file asked for out of order is read
+    next. Leaving the context never waits for a read that hangs.
     """
 
     def __init__(
-        self, source: Source, threads: int = THREADS, ahead: int = AHEAD, without: Collection[str] = ()
+        self, source: Source, threads: int = THREADS, room: int | None = None, without: Collection[str] = ()
     ) -> None:
-        index = source.index or json_of(source, INDEX)
-        self.source, self.index = source, {name: value for name, value in index.items() if name not in without}
-        self._files = {CONFIGS: [_file(source, name) for name in _configs(source)]}
-        for component, value in self.index.items():
-            self._files[component] = [_file(source, name) for name in _weights(source, component, value)]
-            if (source.folder / (lora := f"{component}/{LORA}.safetensors")).exists():
-                self._files[f"{component}/{LORA}"] = [_file(source, lora)]
+        index = index_of(source).items()
+        self.source, self.index = source, {name: value for name, value in index if name not in without}
+        self._files = {CONFIGS: [_file(source, name) for name in config_files(source)]}
+        for component, names in weight_files(source, self.index).items():
+            self._files[component] = [_file(source, name) for name in names]
         files = [file for found in self._files.values() for file in found]
-        self.room = max([ahead, *(len(file.memory) for file in files)])
+        self.room = read_ahead(host_memory()) if room is None else room
         self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
         self._turn = threading.Condition()
         self._waiting = 0  # bytes read, or being read, that nobody has taken yet
-        self._wanted: ReadFile | None = None
+        self._wanted: tuple[ReadFile, int] | None = None
         self._failure: Exception | None = None
         for number in range(min(threads, len(self._jobs))):
             threading.Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
@@ -119,9 +114,9 @@ class Reader:
         self._stop(RuntimeError("The reader is closed."))
         self._files.clear()
 
-    def has(self, component: str) -> bool:
-        """Whether there is something to take."""
-        return bool(self._files.get(component))
+    def files(self, component: str) -> list[ReadFile]:
+        """Those of `component` that were not taken yet."""
+        return self._files.get(component, [])
 
     def take(self, component: str) -> list[ReadFile]:
         """The files of `component`, for the caller to `wait` for and to report as `taken`; none the second time."""
@@ -130,9 +125,9 @@ class Reader:
     def wait(self, file: ReadFile, start: int) -> None:
         """Until the chunk at `start` is there; raises what went wrong with it or with any other."""
         with self._turn:
-            if self._wanted is not file:
-                self._wanted = file
-                self._jobs = deque(sorted(self._jobs, key=lambda job: job[0] is not file))
+            self._wanted = file, start
+            if start not in file.landed:
+                self._jobs = deque(sorted(self._jobs, key=lambda job: (job[:2] != (file, start), job[0] is not file)))
                 self._turn.notify_all()
             self._turn.wait_for(lambda: self._failure or start in file.landed)
             if self._failure:
@@ -165,25 +160,13 @@ class Reader:
         return True
 
     def _fits(self, file: ReadFile, start: int, stop: int) -> bool:
-        return file is self._wanted or self._waiting + stop - start <= self.room
+        return (file, start) == self._wanted or self._waiting + stop - start <= self.room
 
     def _stop(self, error: Exception) -> None:
         with self._turn:
             self._failure = self._failure or error
             self._jobs.clear()
             self._turn.notify_all()
-
-
-def remedy(source: Source) -> str:
-    """What to do about a bad file of `source`."""
-    facts = source.manifest.facts if source.manifest else {}
-    if source.folder.parent == EMBEDDED:
-        return "Is the installation complete?"
-    if facts.get("kind") == "vae":
-        return "Remove it and fetch it again with the same KINDLING_VAE: python -m handler fetch"
-    if "kind" in facts:
-        return f"Remove its folder and bake it again with: python -m handler bake {facts['model']}"
-    return f"Remove it and fetch it again with: python -m handler fetch {facts.get('model', 'MODEL')}"
 
 
 def _file(source: Source, name: str) -> ReadFile:
@@ -209,51 +192,9 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _configs(source: Source) -> list[str]:
-    """A flipped bit in a configuration is as bad as one in a weight, so these are read and checked too."""
-    files = source.manifest.files if source.manifest else {}
-    return [name for name, entry in files.items() if entry.size and Path(name).suffix in CONFIG_SUFFIXES]
-
-
-def _weights(source: Source, component: str, value: Any) -> list[str]:
-    """The safetensors files of one entry of model_index.json, in order; none if it has no weights."""
-    match value:
-        case [("diffusers" | "transformers") as library, _]:
-            whole = f"{component}/{STEMS[library]}.safetensors"
-        case _:
-            return []
-    with _volume_errors(source.folder / component):
-        if not (source.folder / f"{whole}.index.json").exists():
-            return [whole] if (source.folder / whole).exists() else []
-    listed = json_of(source, f"{whole}.index.json").get("weight_map")
-    names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
-    if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
-        raise WeightsCorrupt(f"{source.folder / whole}.index.json does not list files beside it. {remedy(source)}")
-    return [f"{component}/{name}" for name in sorted(names)]
-
-
-def json_of(source: Source, name: str) -> dict[str, Any]:
-    """The JSON object in one of its files; raises what says that it is missing, damaged or cannot be read."""
-    with _volume_errors(path := source.folder / name):
-        try:
-            return load(path)
-        except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
-        except Malformed:
-            raise WeightsCorrupt(f"{path} is no JSON object. {remedy(source)}") from None
-
-
 def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
     """Whether the page cache has the chunk, told by its first byte; yes where the file system cannot tell."""
     try:
         return os.preadv(descriptor, [chunk[:1]], start, os.RWF_NOWAIT) >= 0
     except OSError as error:
         return not isinstance(error, BlockingIOError)
-
-
-@contextlib.contextmanager
-def _volume_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None

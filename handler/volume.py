@@ -13,14 +13,12 @@ and a CRC-32 for each chunk, which every later reader checks while reading. Serv
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +26,6 @@ from typing import Any
 
 from handler.errors import StartError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.precisions import PRECISIONS, ROUNDED_BY, SCHEME
-from handler.room import writing
 from handler.spec import ModelSpec
 from handler.untrusted import Malformed, Name, load, shaped
 
@@ -69,11 +66,6 @@ class Source:
     def precision(self) -> str:
         """What its weights were baked in; empty for those that were fetched."""
         return self.manifest.facts.get("precision", "") if self.manifest else ""
-
-    @property
-    def weight_bytes(self) -> int:
-        """How many bytes its weight files have."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
 
 
 def summarize(path: Path) -> Entry:
@@ -192,37 +184,6 @@ def _missing(spec: ModelSpec, volume: Path, folder: Path) -> str:
         f"{spec.id} is not on the volume: {found}.{gate if spec.license.gated else ''} "
         f"Fetch it with: python -m handler fetch {spec.id}"
     )
-
-
-@contextlib.contextmanager
-def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
-    """Fill a temporary folder beside `target`; afterwards it becomes `target`, with its manifest, at once.
-
-    If another worker published `target` meanwhile, its copy stays and ours goes. Raises VolumeFailed if the volume
-    cannot be written; nothing half-written stays.
-    """
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with writing(target):
-            part.mkdir(parents=True)
-            yield part
-            write_manifest(part, facts)
-            if not _placed(part, target) and not (target / MANIFEST).is_file():
-                shutil.rmtree(target, ignore_errors=True)  # an incomplete one
-                _placed(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _placed(part: Path, target: Path) -> bool:
-    """Whether `part` is `target` now: not if a folder with files is there already."""
-    try:
-        part.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-        return False
-    return True
 
 
 def weight_facts(spec: ModelSpec, precision: str) -> dict[str, str]:

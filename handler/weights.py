@@ -6,71 +6,24 @@ be there and wanted; nothing but classes of diffusers and transformers is ever m
 """
 
 import importlib
-import math
 import mmap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from handler import lora, modules
 from handler.errors import WeightsCorrupt, WeightsMissing
+from handler.filling import as_served, dtype_of, fill, layouts, slots_of
 from handler.hardware import Hardware
-from handler.reader import CONFIGS, LORA, STEMS, Reader, ReadFile, remedy
-from handler.untrusted import parse
+from handler.layout import Slot
+from handler.listing import LORA, STEMS, remedy
+from handler.reader import CONFIGS, Reader, ReadFile
 from handler.volume import CHUNK, INDEX
 
 ALIGNMENT = 256  # where a GPU's allocations start, and so one weight of a file
 KERNELS = 16  # where its fast kernels want every weight to start
 TOKENIZER_OF = {"PixtralProcessor": "AutoTokenizer"}  # all that FLUX.2 uses of it; the rest wants torchvision
 OURS = {"Flux2TinyAutoEncoder": "handler.families.flux2_tiny"}  # whose repository would have us run its own code
-DTYPES = {
-    "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1), "I16": ("int16", 2), "I32": ("int32", 4),
-    "I64": ("int64", 8), "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
-    "F8_E8M0": ("float8_e8m0fnu", 1), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4),
-    "F64": ("float64", 8),
-}  # fmt: skip
-LARGEST = 1 << 63  # what torch counts with
-WIDTHS = dict(DTYPES.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where a tensor is in its file; `dtype` is torch's name."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-def layout(data: memoryview) -> dict[str, Slot]:
-    """What a safetensors file holds, told from its header alone. ValueError says why it cannot be one."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    if end > min(len(data), CHUNK):
-        raise ValueError(f"its header cannot have {end - 8} bytes")
-    try:
-        entries = parse(bytes(data[8:end]))
-        entries.pop("__metadata__", None)
-        slots = {name: _slot(entry, end) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("its header makes no sense") from None
-    for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if slot.start != end:
-            raise ValueError(f"there is a gap or an overlap before {name}")
-        end = slot.stop
-    if end != len(data):
-        raise ValueError(f"its tensors end at byte {end}, the file at {len(data)}")
-    return slots
-
-
-def _slot(entry: dict[str, Any], base: int) -> Slot:
-    dtype, width = DTYPES[entry["dtype"]]
-    shape, (start, stop) = entry["shape"], entry["data_offsets"]
-    counts = all(type(n) is int and 0 <= n < LARGEST for n in (*shape, start, stop))
-    if not counts or stop - start != math.prod(shape) * width:
-        raise ValueError(entry)
-    return Slot(dtype, tuple(shape), base + start, base + stop)
 
 
 def load_components(reader: Reader, hardware: Hardware, waiting: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -99,42 +52,42 @@ def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place:
 def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) -> Any:
     import torch
 
-    folder, dtype = reader.source.folder / name, getattr(torch, hardware.dtype)
+    folder = reader.source.folder / name
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder, local_files_only=True)
-    make, rounds, device, width = _way(reader, kind, hardware, place)
-    found = tensors(reader, name, device, width)
-    if reader.has(part := f"{name}/{LORA}"):
-        try:
-            lora.fuse(found, tensors(reader, part, device))
-        except (ValueError, RuntimeError) as error:
-            raise WeightsCorrupt(f"The LoRA in {folder} does not fit: {error}. {remedy(reader.source)}") from None
-    model, faults = make(kind, folder, found, dtype, device)
-    found.clear()
+    changes = tensors(reader, part) if reader.files(part := f"{name}/{LORA}") else {}
+    try:
+        model, faults = _weighed(reader, name, kind, hardware, place, changes)
+    except lora.Misfit as error:
+        raise WeightsCorrupt(f"The LoRA in {folder} does not fit: {error}. {remedy(reader.source)}") from None
     if told := "; ".join(f"{fault} {', '.join(sorted(keys)[:3])}" for fault, keys in faults.items() if keys):
         raise WeightsCorrupt(f"The weights in {folder} do not fit {kind.__name__}: {told}. {remedy(reader.source)}")
-    if rounds:
-        importlib.import_module("handler.quant").quantise(model, hardware.precision, place)
     return model.requires_grad_(False).to(place)  # what is left to move are buffers that no file has
 
 
-def _way(
-    reader: Reader, kind: Any, hardware: Hardware, place: str
-) -> tuple[Callable[..., modules.Made], bool, str, int]:
-    """What makes the model; is it rounded (not an autoencoder); its tensors' first device; their widest float there.
-
-    What is to be rounded and was not baked so stays on the host until then: a GPU that has room for it in 8 bits may
-    have none for 16.
-    """
+def _weighed(
+    reader: Reader, name: str, kind: Any, hardware: Hardware, place: str, changes: Mapping[str, Any]
+) -> modules.Made:
+    """The model with its weights, and what does not fit: over what was read, as it is, or filled tensor by tensor."""
     import diffusers
+    import torch
 
+    folder, dtype = reader.source.folder / name, getattr(torch, hardware.dtype)
     ours = issubclass(kind, diffusers.ModelMixin)
-    make, width = modules.from_diffusers if ours else modules.from_transformers, WIDTHS[hardware.dtype]
-    if not hardware.quantised or (ours and not kind._repeated_blocks):
-        return make, False, place, width
-    if reader.source.precision != hardware.precision:
-        return make, True, "cpu", width
-    return partial(modules.from_baked, precision=hardware.precision), True, place, max(WIDTHS.values())
+    rounds = hardware.quantised and not (ours and not kind._repeated_blocks)  # autoencoders are not
+    baked = rounds and reader.source.precision == hardware.precision
+    maker: Callable[..., modules.Made] = modules.from_diffusers if ours else modules.from_transformers
+    files = layouts(reader.files(name))
+    if baked:
+        maker = partial(modules.from_baked, precision=hardware.precision)
+    elif files and (rounds or not as_served(files, dtype)):
+        reader.take(name)
+        make = partial(maker, kind, folder, dtype=dtype, device="cpu")
+        precision = hardware.precision if rounds else ""
+        return fill(reader, files, make, dtype, place, precision, changes)
+    found = tensors(reader, name, place)
+    lora.fuse(found, changes)
+    return maker(kind, folder, found, dtype, place)
 
 
 def _class(reader: Reader, library: object, word: str) -> Any:
@@ -157,24 +110,17 @@ def named(library: object, word: object) -> Any:
     return getattr(importlib.import_module(module), str(word), None) if module in (*STEMS, *OURS.values()) else None
 
 
-def tensors(reader: Reader, component: str, device: str = "cpu", width: int = 8) -> dict[str, Any]:
-    """The tensors of one component as its files have them, on the device. Once only.
-
-    Files of floats wider than `width` bytes stay in host memory, to be narrowed on their way: a GPU that has room for
-    Z-Image in bf16 has none for its files in fp32.
-    """
-    import torch
-
+def tensors(reader: Reader, component: str, device: str = "cpu") -> dict[str, Any]:
+    """The tensors of one component as its files have them, on the device. Once only."""
     found: dict[str, Any] = {}
     for file in reader.take(component):
         reader.wait(file, 0)
-        slots = _slots(file)
-        wide = any(slot.dtype.startswith("float") and WIDTHS[slot.dtype] > width for slot in slots.values())
-        memory = _arrive(reader, file) if wide or device == "cpu" else _sent(reader, file, device, aligned(slots))
+        slots = slots_of(file)
+        memory = _arrive(reader, file) if device == "cpu" else _sent(reader, file, device, aligned(slots))
         for name, slot in slots.items():
             if name in found:
                 raise file.corrupt(f"has {name}, as another file of {component} does")
-            flat, dtype = memory[slot.start : slot.stop], getattr(torch, slot.dtype)
+            flat, dtype = memory[slot.start : slot.stop], dtype_of(slot)
             flat = flat.clone() if flat.storage_offset() % (dtype.itemsize if device == "cpu" else KERNELS) else flat
             found[name] = flat.view(dtype).view(slot.shape)
     if not found:
@@ -192,20 +138,13 @@ def aligned(slots: Mapping[str, Slot]) -> int:
     return max(slots.values(), key=lambda slot: slot.stop - slot.start).start if slots else 0
 
 
-def _slots(file: ReadFile) -> dict[str, Slot]:
-    try:
-        return layout(memoryview(file.memory))
-    except ValueError as error:
-        raise file.corrupt(f"is no whole safetensors file: {error}") from None
-
-
 def _arrive(reader: Reader, file: ReadFile) -> Any:
     """The whole file as bytes where it was read to; the tensor keeps them alive."""
     import torch
 
+    reader.taken(len(file.memory))  # it stays, and so waits for nobody
     for start, _ in file.chunks:
         reader.wait(file, start)
-    reader.taken(len(file.memory))
     return torch.frombuffer(file.memory, dtype=torch.uint8)
 
 

@@ -62,6 +62,7 @@ class Worker:
         self._pipeline, self.draw, self.draw_some = pipeline, drawing.draw, drawing.draw_some
         self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
+        self.found = compiled.Found("MISS", "not looked for")
         self.receipt: Receipt | None = None  # what was measured of this model on this device
 
     @classmethod
@@ -99,7 +100,7 @@ class Worker:
                     source = served_source(spec, settings.volume, hardware.precision)
                     reader, other = _opened(files, source, vae)
                     clock.ledger.weights = str(source.folder)
-                memory = require(spec, hardware, source.weight_bytes / 1e9, host_memory() / 1e9, settings.offload)
+                memory = require(spec, hardware, source, host_memory() / 1e9, settings.offload)
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
@@ -124,10 +125,12 @@ class Worker:
             return
         model = getattr(self._pipeline, self._family.DENOISER)
         with clock.phase("artifacts"):
-            found, lost = compiled.Found("MISS", "not looked for"), failures.lost
+            lost = failures.lost
             if settings.compile != "off" and not lost:
                 with failures.watched():
-                    found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
+                    self.found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
+                failures.discredit(self.found, self.found.error)
+        found = self.found
         boots = [] if found.outcome == "HIT" else last_boots(settings.volume, KEPT)
         known = measured(boots, "compile", self.spec.id, self.hardware.name, self.hardware.precision)
         device, failure = self.hardware.device, "" if found.outcome == "HIT" else lost or failures.expected
@@ -173,11 +176,13 @@ class Worker:
     def _warm(self, clock: Clock, failures: Failures) -> None:
         """Draw the first picture. Compiled code that cannot is taken off again: eager is slower, but it serves."""
         first = partial(self._practise, "warm-up", self.spec.size, min(self.spec.steps, WARM_STEPS), clock)
-        if self.ledger.plan != "COMPILED" or not self._proven(first, failures):
+        error = self._tried(first, failures) if self.ledger.plan == "COMPILED" else None
+        if self.ledger.plan != "COMPILED":
             first()
+            failures.discredit(self.found, error)  # now that the model itself is known to draw
 
-    def _proven(self, first: Callable[[], None], failures: Failures) -> bool:
-        """Whether compiled code draws the first picture; if not, the worker is eager from here on."""
+    def _tried(self, first: Callable[[], None], failures: Failures) -> Exception | None:
+        """Draw by compiled code; if it fails, the worker is eager from here on, and a published package is to blame."""
         try:
             with failures.watched():
                 first()
@@ -187,16 +192,16 @@ class Worker:
             log.exception("the compiled blocks of %s do not work", self.spec.id)
             unbind_blocks(getattr(self._pipeline, self._family.DENOISER), self._decoder)
             reason = f"compiled code failed: {gist(error)}"
-            if self._package:  # what another worker published has worked there
+            if made := self._package:
                 failures.note(error, reason)
             self._discard()
             self.package = ""
             self.ledger.plan, self.ledger.plan_reason, self.ledger.compile_failure = "EAGER", reason, reason
             let_go(error)  # what it holds would be there twice
-            return False
+            return None if made else error
         if self._package or failures.policy == "on":
             failures.forget()
-        return True
+        return None
 
     def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:
         request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
@@ -243,10 +248,8 @@ class Worker:
 
     def save(self, folder: Path) -> None:
         """Write the whole pipeline, weights as they are served, in diffusers' layout."""
-        if self.hardware.quantised:
-            importlib.import_module("handler.quant").save(self._pipeline, folder)
-        else:
-            self._pipeline.save_pretrained(folder)
+        quantised, plain = importlib.import_module("handler.quant"), type(self._pipeline)
+        (quantised.save if self.hardware.quantised else plain.save_pretrained)(self._pipeline, folder)
 
     def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
         """Draw one picture, with the seconds of each stage; `on_step` may raise to stop, or ask for a preview."""

@@ -23,7 +23,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 import handler
-from handler import Api, ImageRequest, KindlingError, Lane, Settings
+from handler import Api, ImageRequest, KindlingError, Lane, Settings, room_for
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
@@ -33,7 +33,7 @@ CHOSEN = {name: value for name, value in Settings.named(os.environ).items() if n
 ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", **CHOSEN}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
 SPEC = Lane(SETTINGS).spec  # so does a misspelt model
-NEEDED_GB = 2 * (SPEC.parameters + SPEC.other_parameters) / 1e9 + SPEC.work_gb
+NEEDED_GB = room_for(SPEC).needs_gb
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 IMAGE = ContainerImage.from_dockerfile(
     str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": f"fal=={fal.__version__}"}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Birth, Clock, Lane, Settings, StartError, create_app
+from handler import Api, Birth, Clock, Lane, Settings, StartError, create_app, room_for
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,8 +32,9 @@ CHOSEN = {**Settings.named(os.environ), **{name: os.environ[name] for name in CH
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
 SPEC = Lane(SETTINGS).spec  # so does a misspelt model
-WEIGHTS_GB = 2 * (SPEC.parameters + SPEC.other_parameters) / 1e9
-FITTING = [name for name, memory in GPUS.items() if memory >= WEIGHTS_GB + SPEC.work_gb][:3]
+ROOM = room_for(SPEC)
+FITTING = [name for name, memory in GPUS.items() if memory >= ROOM.needs_gb][:3]
+WHOLE_MB = int((ROOM.host_gb + ROOM.needs_gb) * 1_000)  # where weights come back from the GPU to be written
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 NAMED = ENVIRONMENT.get("MODAL_SECRET")
 SETTLED = SETTINGS.api_keys or SETTINGS.allow_open
@@ -67,7 +68,7 @@ HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVI
     **HOME,
     gpu=FITTING,  # the cheapest that holds the model whole, then whatever is free
     cpu=4,
-    memory=8_192 + int(WEIGHTS_GB * 1_000),  # the weights pass through it on their way to the GPU
+    memory=int(ROOM.host_gb * 1_000),  # the weights pass through it on their way to the GPU, a part at a time
     min_containers=0,
     max_containers=4,
     scaledown_window=BUDGET_S,  # to stay idle for as long as a cold start takes costs at most twice the optimum
@@ -142,13 +143,13 @@ def fetch(model: str = SETTINGS.model) -> None:
     _run("fetch", model)
 
 
-@app.function(**HOME, gpu=FITTING, cpu=4, memory=8_192 + int(WEIGHTS_GB * 1_000), timeout=4 * 3600)
+@app.function(**HOME, gpu=FITTING, cpu=4, memory=WHOLE_MB, timeout=4 * 3600)
 def bake(model: str = SETTINGS.model) -> None:
     """Compile a model for the GPU that will serve it."""
     _run("bake", model)
 
 
-@app.function(**HOME, gpu=FITTING[:1], cpu=4, memory=8_192 + int(WEIGHTS_GB * 1_000), timeout=8 * 3600)
+@app.function(**HOME, gpu=FITTING[:1], cpu=4, memory=WHOLE_MB, timeout=8 * 3600)
 def optimize(model: str = SETTINGS.model, priority: str = "latency") -> None:
     """Measure how a model runs best on the cheapest GPU that holds it; workers there follow the receipt."""
     _run("optimize", model, "--priority", priority)

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-from handler import MODELS, MODES, KindlingError, ModelSpec, Settings
+from handler import MODELS, MODES, KindlingError, ModelSpec, Settings, room_for
 
 WORKER = ("python", "-u", "platform/runpod_worker.py")
 SERVER = ("python", "-m", "handler", "serve", "--host", "0.0.0.0", "--port", "8000")  # noqa: S104
@@ -131,7 +131,7 @@ def bodies(wanted: Deployment) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def needed_gb(spec: ModelSpec) -> float:
     """What a worker reckons before it loads the model: two bytes a parameter, and room to work."""
-    return (spec.parameters + spec.other_parameters) * 2 / 1e9 + spec.work_gb
+    return room_for(spec).needs_gb
 
 
 def gpus_for(spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ from handler.chips import chips
 from handler.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
 from handler.hardware import Hardware, detect
 from handler.kernels import KERNELS, Choice, choose, refusal, refusals
-from handler.volume import EMBEDDED, publishing
+from handler.publishing import publishing
+from handler.volume import EMBEDDED
 from spark.checker import check
 from spark.scenes import held_out
 

@@ -13,11 +13,11 @@ import tiny
 from handler import Settings, Worker
 from handler.catalog import DEV, MODELS, QWEN_IMAGE, SCHNELL, SDXL, SPARK
 from handler.decision import automatic, decide, expect
+from handler.fit import memory_plan
 from handler.hardware import CARDS, Hardware, expected
 from handler.models import lines, state
 from handler.precisions import PRECISIONS
 from handler.spec import ModelSpec
-from handler.volume import publishing, weight_facts, weights_folder
 
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU: fp32 is exact and no slower", 32)
 SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}
@@ -68,26 +68,20 @@ def test_how_much_may_wait_in_host_memory_counts() -> None:
     less = replace(card("A100"), memory_gb=32)
     assert automatic(DEV, less, 64)[0] == "bf16"  # its text encoders wait
     assert automatic(DEV, less, 64, offload="off")[0] == "int8"
-    assert automatic(DEV, less, 13)[0] == "bf16"  # a host too small for text encoders in 16 bits, and to round
+    assert automatic(DEV, less, 13)[0] == "int8"  # a host too small for text encoders in 16 bits
 
 
-@pytest.mark.parametrize(("name", "better", "takes"), [("H100", "fp8", "28.2"), ("A10G", "int8", "34.5")])
-def test_weights_are_not_rounded_where_the_host_has_no_room(name: str, better: str, takes: str) -> None:
-    """The whole denoiser comes there in 16 bits, on an A10G beside text encoders: the kernel would end the process."""
-    assert automatic(DEV, card(name), float(takes) + 0.1)[0] == better
-    precision, reason = automatic(DEV, card(name), 16)
-    assert precision == "bf16"
-    assert reason == f"a GPU; rounding to {better} takes {takes} GB of host memory, of 16.0 GB, unless it is baked"
-    assert automatic(DEV, card(name), 16, baked=lambda precision: precision == better)[0] == better
+def test_rounding_wants_no_more_of_the_host_than_reading() -> None:
+    """Weights that are not baked are rounded one by one, as they come."""
+    assert automatic(DEV, card("H100"), 16)[0] == "fp8"
+    assert automatic(DEV, card("A10G"), 16)[0] == "int8"
+    assert automatic(DEV, replace(card("A10G"), memory_gb=30), 7)[0] == "int8"
 
 
-def test_baked_weights_are_taken_where_the_host_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.decision.host_memory", lambda: 16_000_000_000)
-    settings = Settings(volume=tmp_path)
-    assert decide(settings, DEV, card("H100")).hardware.precision == "bf16"
-    with publishing(weights_folder(DEV, tmp_path, "fp8"), weight_facts(DEV, "fp8")) as folder:
-        (folder / "model_index.json").write_text("{}")
-    assert decide(settings, DEV, card("H100")).hardware.precision == "fp8"
+def test_a_host_too_small_to_read_on_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.decision.host_memory", lambda: 3_500_000_000)
+    assert decide(Settings(volume=tmp_path), DEV, card("H100")).hardware.precision == "fp8"  # none fits: as ever
+    assert not memory_plan(DEV, replace(card("H100"), precision="fp8"), host_gb=3.5).fits
 
 
 def test_settings_and_a_cards_limits_come_first(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from handler.boots import last_boots
 from handler.compiled import PACKAGE, fingerprint, key
 from handler.errors import WeightsCorrupt
 from handler.hardware import Hardware
-from handler.volume import EMBEDDED, fetched_folder, publishing, write_manifest
+from handler.publishing import publishing
+from handler.volume import EMBEDDED, fetched_folder, write_manifest
 from serving import serving
 
 SPARK = MODELS["spark"]

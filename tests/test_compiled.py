@@ -20,7 +20,8 @@ from handler.blocks import bind_blocks, compile_blocks, kind_of, kinds_in, kinds
 from handler.errors import Cancelled
 from handler.hardware import Hardware
 from handler.modulation import Run, ahead
-from handler.volume import EMBEDDED, publishing
+from handler.publishing import publishing
+from handler.volume import EMBEDDED
 
 ROOT = Path(__file__).parent.parent
 SPARK = MODELS["spark"]

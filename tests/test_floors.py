@@ -51,6 +51,11 @@ FLOOR = {
     "modulation": 1,
     "blocks": 3,
     "failures": 3,
+    "publishing": 3,
+    "layout": 3,
+    "listing": 3,
+    "footprint": 3,
+    "filling": 3,
     "compiled": 3,
     "codec": 3,
     "references": 3,
@@ -98,7 +103,7 @@ MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
 DEEP: dict[str, set[str]] = {
     "host.py": {"codec", "families"},
     "quality.py": {"kernels"},
-    "cold.py": {"volume"},  # of gpurun/, as the next
+    "cold.py": {"publishing", "volume"},  # of gpurun/, as the next
     "parts.py": {"blocks", "families", "kernels", "quant"},
     "pictures.py": {"attention", "blocks", "failures", "families", "quant"},
     "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next

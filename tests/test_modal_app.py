@@ -118,7 +118,7 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
 def test_every_model_gets_gpus_that_hold_it(load: Callable[..., ModuleType], model: str) -> None:
     module = load(KINDLING_MODEL=model)
     assert 1 <= len(module.FITTING) <= 3
-    assert min(map(module.GPUS.get, module.FITTING)) > module.WEIGHTS_GB
+    assert min(map(module.GPUS.get, module.FITTING)) > module.ROOM.needs_gb
 
 
 def test_a_large_model_gets_large_gpus(load: Callable[..., ModuleType]) -> None:

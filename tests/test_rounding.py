@@ -16,8 +16,9 @@ from handler import MODELS, Settings, Worker
 from handler.bake import publish_weights
 from handler.catalog import SPARK
 from handler.precisions import PRECISIONS, ROUNDED_BY, SCHEME
+from handler.publishing import publishing
 from handler.quant import SCHEMES, quantise
-from handler.volume import publishing, served_source, weight_facts, weights_folder
+from handler.volume import served_source, weight_facts, weights_folder
 
 ROOT = Path(__file__).parent.parent
 SERVE = """

@@ -10,6 +10,7 @@ import pytest
 
 from handler import MODELS
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.publishing import publishing
 from handler.volume import (
     CHUNK,
     MANIFEST,
@@ -17,7 +18,6 @@ from handler.volume import (
     checked,
     fetched_folder,
     model_source,
-    publishing,
     read_manifest,
     served_source,
     summarize,

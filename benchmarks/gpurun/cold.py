@@ -12,7 +12,8 @@ import cold_start
 from gpurun.pictures import ready, started, studio
 from gpurun.scale import MODEL, Case, NotCompiledError, Row, Run
 from handler import MODELS, Worker
-from handler.volume import publishing, weight_facts
+from handler.publishing import publishing
+from handler.volume import weight_facts
 
 MEMORY = Path("/dev/shm")  # noqa: S108
 

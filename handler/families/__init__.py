@@ -37,8 +37,9 @@ from handler.families.autoencoders import compilable as compilable
 from handler.families.autoencoders import prepare
 from handler.families.borrowed import Components as Components
 from handler.hardware import Hardware
+from handler.listing import json_of
 from handler.preview import SHRINK, Preview, Projection, watched
-from handler.reader import Reader, json_of
+from handler.reader import Reader
 from handler.request import Recipe
 from handler.spec import ModelSpec
 from handler.weights import load_components

@@ -1,0 +1,211 @@
+"""What weights take in memory: reckoned from files' headers, and held to what processes really hold, at the peak."""
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PATIENT, ROOT
+from diffusers import FluxTransformer2DModel
+from torch import nn
+
+import tiny
+from handler import MODELS, ModelSpec, Reader, Settings, Worker, room_for
+from handler.bake import publish_weights
+from handler.decision import decide
+from handler.errors import StartError
+from handler.families import build
+from handler.fit import memory_plan
+from handler.footprint import PROCESS, weigh
+from handler.hardware import AHEAD, Hardware, read_ahead
+from handler.publishing import publishing
+from handler.volume import HUB_CACHE, model_source, served_source, weight_facts, weights_folder, write_manifest
+
+SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
+OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("sdxl-turbo", "flux-dev")]
+ROOM = 16 << 20  # bytes read ahead, where the peak is measured
+NOISE = 48 << 20  # of a process: small allocations, threads' stacks, what the libraries keep
+LOAD = """
+import importlib, json, resource, sys
+from pathlib import Path
+import torch
+from handler import MODELS, Reader, families, hardware
+from handler.footprint import weigh
+from handler.hardware import Hardware
+from handler.volume import served_source
+
+def status(name):
+    rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(rows[name].split()[0]) << 10
+
+hardware.AHEAD = int(sys.argv[3])
+families.quiet()
+device = Hardware("cpu", "CPU", sys.argv[2], "")
+spec, family = MODELS["flux-schnell"], importlib.import_module("handler.families.flux")
+importlib.import_module("handler.quant").SCHEMES["int8"].parts(torch.ones(64, 64))
+source = served_source(spec, Path(sys.argv[1]), sys.argv[2])
+weights = weigh(spec, device, source)
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+with Reader(source) as reader:
+    pipeline = families.build(family, reader, device)
+found = weights.footprint()
+print(json.dumps({
+    "folder": source.folder.name, "stored": weights.stored, "held": found.device, "peak": found.device_peak,
+    "measured": status("VmHWM") - before, "stays": status("VmRSS") - before,
+}))
+"""
+
+
+def big(volume: Path, dtype: torch.dtype) -> Path:
+    """flux-schnell with a transformer of 0.1 billion parameters, in files of `dtype`."""
+    folder = tiny.write(SCHNELL, volume)
+    config = FluxTransformer2DModel.load_config(folder / "transformer")
+    wide = {"num_attention_heads": 8, "attention_head_dim": 128, "axes_dims_rope": (32, 48, 48)}
+    larger = FluxTransformer2DModel.from_config({**config, **wide, "num_layers": 1, "num_single_layers": 3})
+    larger.to(dtype).save_pretrained(folder / "transformer", max_shard_size="64MB")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+    write_manifest(folder, {"model": SCHNELL.id})
+    return volume
+
+
+def measured(volume: Path, precision: str, room: int = ROOM) -> dict[str, Any]:
+    """What a process of its own holds while it loads and afterwards, beside what was reckoned."""
+    command = [sys.executable, "-c", LOAD, str(volume), precision, str(room)]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume with files in bf16, and with those baked in int8."""
+    return big(tmp_path_factory.mktemp("half"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_plan_is_held_to_the_measured_peak(precision: str, half: Path) -> None:
+    """Cast, and rounded one by one: neither the files nor wider weights are there beside what is served."""
+    found = measured(half, precision)
+    assert found["stays"] == pytest.approx(found["held"], abs=NOISE)
+    assert found["measured"] == pytest.approx(found["peak"], abs=NOISE + ROOM)
+
+
+def held(pipeline: Any) -> int:
+    """Bytes of all its tensors, those that are tied once."""
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    found = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers()) if not tensor.is_meta]
+    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in found}.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("spec", OWN, ids=lambda spec: spec.id)
+def test_what_files_say_is_what_is_held(spec: ModelSpec, precision: str, tmp_path: Path) -> None:
+    """Which layers are rounded is told by names alone, nearly."""
+    if not spec.embedded:
+        tiny.write(spec, tmp_path)
+    source, hardware = model_source(spec, tmp_path), Hardware("cpu", "CPU", precision, "")
+    with Reader(source) as reader:
+        pipeline = build(importlib.import_module(spec.family), reader, hardware)
+    weights = weigh(spec, hardware, source)
+    assert weights.held == pytest.approx(held(pipeline), rel=0.04)
+    assert weights.changed == (weights.held != weights.stored)
+
+
+def on_gpu(precision: str, memory_gb: float = 80) -> Hardware:
+    return Hardware("cuda", "a GPU", precision, "", memory_gb)
+
+
+def test_baked_weights_are_rounded_already(tmp_path: Path) -> None:
+    """The plan is the same before and after: what is held is what the baked files have."""
+    tiny.write(SCHNELL, tmp_path)
+    settings = PATIENT.model_copy(
+        update={"model": SCHNELL.id, "volume": tmp_path, "precision": "int8", "compile": "off"}
+    )
+    cpu = Hardware("cpu", "CPU", "int8", "")
+    before = weigh(SCHNELL, cpu, served_source(SCHNELL, tmp_path, "int8"))
+    assert publish_weights(Worker.boot(settings), tmp_path)
+    source = served_source(SCHNELL, tmp_path, "int8")
+    after = weigh(SCHNELL, cpu, source)
+    assert source.precision == "int8"
+    assert after.held == after.stored == pytest.approx(before.held, rel=0.02)
+    assert not after.changed
+    assert before.changed
+    plans = [memory_plan(SCHNELL, cpu, found) for found in (model_source(SCHNELL, tmp_path), source)]
+    assert plans[0].mode == plans[1].mode
+    assert plans[0].needs_gb == pytest.approx(plans[1].needs_gb, rel=0.01)
+
+
+def test_files_that_no_pipeline_reads_count_nothing(tmp_path: Path) -> None:
+    """A snapshot's root has single-file checkpoints, and its folders other variants and formats."""
+    whole = tiny.write(SCHNELL, tmp_path / "fetched")
+    snapshot = tmp_path / HUB_CACHE / "models--black-forest-labs--FLUX.1-schnell" / "snapshots" / SCHNELL.revision
+    snapshot.parent.mkdir(parents=True)
+    whole.rename(snapshot)
+    hardware = on_gpu("fp32")
+    before = weigh(SCHNELL, hardware, source := model_source(SCHNELL, tmp_path))
+    weights = snapshot / "transformer" / "diffusion_pytorch_model.safetensors"
+    others = ("flux1-schnell.safetensors", "ae.safetensors", "transformer/diffusion_pytorch_model.fp16.safetensors")
+    for name in (*others, "text_encoder/flax_model.msgpack", "vae/model.onnx", "transformer_onnx/model.safetensors"):
+        (snapshot / name).parent.mkdir(exist_ok=True)
+        (snapshot / name).write_bytes(weights.read_bytes())
+    assert weigh(SCHNELL, hardware, source) == before
+    assert not before.changed  # so `bake` copies nothing
+
+
+def test_bake_leaves_alone_what_is_served_as_it_is(tmp_path: Path) -> None:
+    folder = tiny.write(SCHNELL, tmp_path)
+    (folder / "flux1-schnell.safetensors").write_bytes(bytes(1 << 20))
+    worker = Worker.boot(PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path, "compile": "off"}))
+    assert publish_weights(worker, tmp_path) is None
+
+
+def test_a_damaged_header_is_named(tmp_path: Path) -> None:
+    folder = tiny.write(SCHNELL, tmp_path)
+    [path] = (folder / "vae").glob("*.safetensors")
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(StartError, match=f"{path} is no whole safetensors file"):
+        weigh(SCHNELL, on_gpu("bf16"), model_source(SCHNELL, tmp_path))
+
+
+def test_what_is_read_ahead_and_what_waits_count_on_the_host() -> None:
+    weights = weigh(DEV, on_gpu("fp8"))
+    resident, encoders, blocks = (weights.footprint(mode, 64e9) for mode in ("resident", "encoders", "blocks"))
+    assert resident.host == PROCESS
+    assert resident.host_peak == PROCESS + AHEAD
+    assert encoders.host == pytest.approx(PROCESS + 1.3 * DEV.streams.encoders)
+    assert encoders.host_peak == encoders.host + AHEAD
+    assert blocks.host_peak > blocks.host > encoders.host
+    assert blocks.device < encoders.device < resident.device
+    assert weights.footprint("resident", 8e9).host_peak - PROCESS == read_ahead(8_000_000_000) == 2_000_000_000
+
+
+def test_a_cpus_memory_is_the_hosts() -> None:
+    weights = weigh(DEV, Hardware("cpu", "CPU", "int8", ""))
+    found = weights.footprint("resident", 64e9)
+    assert (found.host, found.host_peak) == (0, 0)
+    assert found.device < found.device_peak < weights.stored  # not three copies, nor all that is read
+
+
+def test_explicit_rounding_is_planned_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Baked or not, by a setting or a receipt: no host is asked for more than it has."""
+    gpu = replace(on_gpu("fp8", 20), capability=(9, 0))
+    monkeypatch.setattr("handler.decision.host_memory", lambda: 16_000_000_000)
+    decided = decide(Settings(volume=tmp_path, precision="fp8"), DEV, gpu).hardware
+    assert memory_plan(DEV, decided, host_gb=16).mode == "encoders"
+    assert not memory_plan(DEV, decided, host_gb=9).fits
+    with publishing(weights_folder(DEV, tmp_path, "fp8"), weight_facts(DEV, "fp8")) as folder:
+        (folder / "model_index.json").write_text("{}")
+    assert served_source(DEV, tmp_path, "fp8").folder == weights_folder(DEV, tmp_path, "fp8")
+
+
+def test_platforms_rent_by_the_same_reckoning() -> None:
+    plan = room_for(SCHNELL)
+    assert plan.needs_gb == pytest.approx(2 * 16.97 + 3)
+    assert plan.host_gb == pytest.approx((PROCESS + AHEAD) / 1e9)

@@ -1,0 +1,314 @@
+"""Publishing is one act: whole folders appear and stay, whoever else publishes; what is no good gives way."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PATIENT, ROOT
+
+from handler import MODELS, Worker, bake, compiled
+from handler import publishing as publishing_module
+from handler.errors import NumericalError, VolumeFailed, WeightsMissing
+from handler.failures import Failures
+from handler.hardware import Hardware
+from handler.publishing import publishing, retire, whole
+from handler.volume import MANIFEST, baked_sources, served_source, weight_facts, weights_folder, write_manifest
+
+SPARK = MODELS["spark"]
+CPU = Hardware("cpu", "CPU", "fp32", "a test")
+FACTS = {"kind": "test"}
+PUBLISHERS, ROUNDS = 3, 12
+PUBLISHER = """
+import sys
+from pathlib import Path
+from handler.publishing import publishing
+for line in sys.stdin:
+    with publishing(Path(line.strip()), {"kind": "test"}) as part:
+        (part / "file").write_text(sys.argv[1])
+    print("done", flush=True)
+"""
+
+
+def put(target: Path, text: str) -> None:
+    with publishing(target, FACTS) as part:
+        (part / "file").write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def torn(target: Path) -> None:
+    """A folder that somebody began: no manifest."""
+    target.mkdir()
+    (target / "file").write_text("half")
+
+
+def flipped(target: Path) -> None:
+    """A folder of the right sizes, with other bytes."""
+    put(target, "whole")
+    (target / "file").write_text("w0ole")
+
+
+def foreign(target: Path) -> None:
+    """A whole folder, made for something else."""
+    target.mkdir()
+    (target / "file").write_text("other")
+    write_manifest(target, {"kind": "another"})
+
+
+def illegible(target: Path) -> None:
+    put(target, "whole")
+    (target / MANIFEST).write_text("{")
+
+
+def shortened(target: Path) -> None:
+    put(target, "whole")
+    os.truncate(target / "file", 2)
+
+
+BAD = [torn, flipped, foreign, illegible, shortened]
+
+
+@pytest.mark.parametrize("spoil", BAD)
+def test_what_is_no_good_gives_way(spoil: object, tmp_path: Path) -> None:
+    assert callable(spoil)
+    spoil(target := tmp_path / "key")
+    assert not whole(target, FACTS)
+    put(target, "new")
+    assert whole(target, FACTS)
+    assert (target / "file").read_text() == "new"
+    assert names(tmp_path) == ["key"]
+
+
+def test_what_is_whole_stays(tmp_path: Path) -> None:
+    put(tmp_path / "key", "first")
+    put(tmp_path / "key", "second")
+    assert (tmp_path / "key" / "file").read_text() == "first"
+    assert names(tmp_path) == ["key"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchanged", "moved aside"])
+@pytest.mark.parametrize("spoil", BAD)
+def test_the_slower_of_two_never_removes_what_the_faster_put_there(
+    spoil: object, exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has seen a folder that is no good, and is about to take that away, when the faster puts a whole one there."""
+    assert callable(spoil)
+    spoil(target := tmp_path / "key")
+    seen, done, exchange = threading.Event(), threading.Event(), publishing_module._exchanged
+
+    def slowly(part: Path, where: Path) -> bool:
+        if threading.current_thread().name == "slower" and not done.is_set():
+            seen.set()
+            assert done.wait(30)
+        return exchanges and exchange(part, where)
+
+    monkeypatch.setattr(publishing_module, "_exchanged", slowly)
+    slower = threading.Thread(target=put, args=(target, "slow"), name="slower")
+    slower.start()
+    assert seen.wait(30)
+    put(target, "fast")
+    faster = target.stat().st_ino
+    done.set()
+    slower.join(30)
+    assert (target / "file").read_text() == "fast"
+    assert target.stat().st_ino == faster
+    assert whole(target, FACTS)
+    assert names(tmp_path) == ["key"]
+
+
+@pytest.fixture
+def publishers() -> Iterator[list["subprocess.Popen[str]"]]:
+    """Processes that publish to each folder they are told."""
+    command, pipe = [sys.executable, "-c", PUBLISHER], subprocess.PIPE
+    found = [
+        subprocess.Popen([*command, f"by {i}"], cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for i in range(PUBLISHERS)
+    ]
+    yield found
+    for each in found:
+        with each:
+            each.kill()
+
+
+def test_processes_that_publish_at_once_leave_one_whole_folder(
+    publishers: list["subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    for number in range(ROUNDS):
+        target = tmp_path / f"key-{number}"
+        BAD[number % len(BAD)](target)
+        for each in publishers:
+            assert each.stdin
+            each.stdin.write(f"{target}\n")
+            each.stdin.flush()
+        for each in publishers:
+            assert each.stdout
+            assert each.stdout.readline() == "done\n"
+            assert (target / MANIFEST).is_file()  # from the first that is done, it is never away
+        assert whole(target, FACTS)
+        assert (target / "file").read_text().startswith("by ")
+    assert names(tmp_path) == sorted(f"key-{number}" for number in range(ROUNDS))
+
+
+def test_what_is_retired_goes_unless_another_is_there_by_now(tmp_path: Path) -> None:
+    target = tmp_path / "baked" / SPARK.id / "key"
+    put(target, "does not work")
+    [found] = baked_sources(SPARK, tmp_path)
+    retire(found)
+    assert not target.exists()
+    retire(found)  # somebody else was as fast
+    put(target, "works")
+    retire(found)
+    assert (target / "file").read_text() == "works"
+    assert names(target.parent) == ["key"]
+
+
+def test_a_volume_that_takes_nothing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "baked").write_text("a file where a folder should be")
+    with pytest.raises(VolumeFailed, match="Cannot write"), publishing(tmp_path / "baked" / "x" / "key", {}):
+        pass
+
+
+# baked weights
+
+
+def test_baked_weights_that_are_damaged_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, facts = weights_folder(SPARK, tmp_path, "fp32"), weight_facts(SPARK, "fp32")
+    settings = PATIENT.model_copy(update={"volume": tmp_path, "compile": "off"})
+    assert bake.publish_weights(Worker.boot(settings), tmp_path) == folder
+    weights = next(folder.glob("transformer/*.safetensors"))
+    for spoil in (shorten, flip):
+        spoil(weights)
+        assert not whole(folder, facts)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            bake.discard_damaged(SPARK, tmp_path, "fp32")
+        assert f"The weights in {folder} are damaged; they are made again." in caplog.text
+        assert bake.publish_weights(Worker.boot(settings), tmp_path) == folder
+        assert whole(folder, facts)
+        assert Worker.boot(settings).ledger.weights == str(folder)
+    before = folder.stat().st_ino
+    bake.discard_damaged(SPARK, tmp_path, "fp32")
+    assert folder.stat().st_ino == before
+
+
+def shorten(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_weights_stay_where_there_is_nothing_to_make_them_from(tmp_path: Path) -> None:
+    spec = MODELS["flux-schnell"]
+    folder = weights_folder(spec, tmp_path, "bf16")
+    with publishing(folder, weight_facts(spec, "bf16")) as part:
+        (part / "model_index.json").write_text("{}")
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(WeightsMissing, match="python -m handler fetch flux-schnell"):
+        bake.discard_damaged(spec, tmp_path, "bf16")
+    assert served_source(spec, tmp_path, "bf16").folder == folder
+
+
+# compiled packages
+
+
+def package(volume: Path) -> Path:
+    """A package that cannot be bound, published for this very worker; its folder."""
+    made = volume / compiled.PACKAGE
+    made.write_bytes(b"no package of torch's")
+    return compiled.publish(made, SPARK, CPU, volume)
+
+
+def test_a_package_that_cannot_be_bound_is_made_again(tmp_path: Path) -> None:
+    folder = package(tmp_path)
+    found = compiled.restore(torch.nn.Module(), SPARK, CPU, tmp_path)
+    assert (found.outcome, found.source and found.source.folder) == ("ERROR", folder)
+    failures = Failures("auto", SPARK, CPU, tmp_path)
+    failures.blame(found, MemoryError())  # says nothing about the package
+    assert folder.exists()
+    failures.blame(found, found.error)
+    assert not folder.exists()
+    assert compiled.look(SPARK, CPU, tmp_path).outcome == "MISS"
+
+
+def test_the_nearest_package_is_not_blamed_for_ones_own(tmp_path: Path) -> None:
+    folder = package(tmp_path)
+    other = Hardware("cpu", "CPU", "bf16", "a test")
+    found = compiled.look(SPARK, other, tmp_path)
+    assert found.outcome == "STALE"
+    Failures("auto", SPARK, other, tmp_path).blame(found, RuntimeError("bad kernel"))
+    assert folder.exists()
+
+
+def package_for_this_worker(volume: Path) -> Path:
+    facts = compiled.fingerprint(SPARK, Worker.boot(PATIENT).hardware, compiled.EAGER)
+    folder = volume / "baked" / "spark" / compiled.key(facts)
+    with publishing(folder, facts) as part:
+        (part / compiled.PACKAGE).write_bytes(b"old")
+    return folder
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bad kernel"), NumericalError("NaN")])
+def test_a_package_that_is_found_and_does_not_work_is_made_again(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first worker draws eagerly and takes it away, the second compiles."""
+    draws = {"worker": fail(error)}
+
+    def bind(transformer: torch.nn.Module, *_: object) -> None:
+        for block in transformer.transformer_blocks:
+            if draws:
+                block.forward = draws["worker"]
+
+    def compile_blocks(_: object, __: object, made: Path, ___: object) -> float:
+        made.write_bytes(b"new")
+        return 0.0
+
+    monkeypatch.setattr("handler.compiled.bind_blocks", bind)
+    monkeypatch.setattr("handler.worker.bind_blocks", bind)
+    monkeypatch.setattr("handler.worker.compile_blocks", compile_blocks)
+    settings = PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"})
+    package_for_this_worker(tmp_path)
+    first = Worker.boot(settings)
+    assert (first.found.outcome, first.ledger.plan) == ("HIT", "EAGER")
+    draws.clear()
+    second = Worker.boot(settings)
+    assert (second.found.outcome, second.ledger.plan, second.unpublished) == ("MISS", "COMPILED", True)
+    assert (second.publish(tmp_path) / compiled.PACKAGE).read_bytes() == b"new"
+    again = Worker.boot(settings)
+    assert (again.found.outcome, again.ledger.plan) == ("HIT", "COMPILED")
+
+
+def fail(error: Exception) -> object:
+    def forward(*_: object, **__: object) -> None:
+        raise error
+
+    return forward
+
+
+def test_bake_makes_a_package_again_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = package_for_this_worker(tmp_path)
+    broken: list[object] = [fail(RuntimeError("bad kernel"))]
+
+    def bind(transformer: torch.nn.Module, *_: object) -> None:
+        for block in transformer.transformer_blocks:
+            if broken:
+                block.forward = broken[0]
+        broken.clear()
+
+    monkeypatch.setattr("handler.compiled.bind_blocks", bind)
+    monkeypatch.setattr("handler.worker.bind_blocks", lambda *_: None)
+    monkeypatch.setattr("handler.worker.compile_blocks", lambda _, __, made, ___: made.write_bytes(b"new"))
+    told = bake.bake(PATIENT.model_copy(update={"volume": tmp_path}))
+    assert str(folder) in told.artifacts
+    assert (folder / compiled.PACKAGE).read_bytes() == b"new"
