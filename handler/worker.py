@@ -70,8 +70,7 @@ class Worker:
         """Load the model under the cold-start budget; raises a StartError, and never returns half a worker."""
         clock = clock or Clock(settings.cold_start_budget_s)
         with clock.start(settings.model):
-            spec = find(settings.model)
-            clock.ledger.model = spec.id
+            clock.ledger.model = (spec := find(settings.model)).id
             clock.record = BootLog(settings.volume, clock.birth)
             clock.arm()
             worker = cls._load(settings, spec, clock)
@@ -130,8 +129,7 @@ class Worker:
                 with failures.watched():
                     self.found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
                 failures.discredit(self.found, self.found.error)
-        found = self.found
-        boots = [] if found.outcome == "HIT" else last_boots(settings.volume, KEPT)
+        boots = [] if (found := self.found).outcome == "HIT" else last_boots(settings.volume, KEPT)
         known = measured(boots, "compile", self.spec.id, self.hardware.name, self.hardware.precision)
         device, failure = self.hardware.device, "" if found.outcome == "HIT" else lost or failures.expected
         chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
