@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from handler import rounding
-from handler.blockwise import E4M3_MOST, MX_BLOCK, mxfp8, nvfp4, scaled, times_mxfp8, times_nvfp4
+from handler.blockwise import E4M3_MOST, MX_BLOCK, mxfp8, nvfp4, times_mxfp8, times_nvfp4
 from handler.listing import STEMS
 from handler.precisions import GRID, KEPT, TIED
 from handler.rounding import Parts, Round, by_config
@@ -70,20 +70,12 @@ def weights_alone(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
     return product if bias is None else product.add_(bias)
 
 
-def fp8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
-    """Activations rounded to 8-bit floats as they come, each token by itself."""
+def fp8(x: Tensor, parts: Parts, bias: Tensor | None, over: int = 1) -> Tensor:
+    """Activations rounded to 8-bit floats as they come: each token by itself or, over 2 axes, each picture."""
     weight, scale = parts
-    rows, row_scale = FP8_ROWS(x.flatten(0, 1))
-    return torch._scaled_mm(rows, weight.t(), row_scale, scale.t(), bias=bias, out_dtype=x.dtype, use_fast_accum=True)
-
-
-def fp8_tensor(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
-    """Likewise, each picture by itself: the product takes one scale for all, so theirs come after it."""
-    weight, scale = parts
-    values, scales = FP8_ALL(x)
-    one = torch.ones(1, 1, device=x.device)
-    product = torch._scaled_mm(values.flatten(0, 1), weight.t(), one, scale.t(), out_dtype=x.dtype, use_fast_accum=True)
-    return scaled(product, scales, bias)
+    values, scales = FP8_ROWS(x, over=over)
+    rows, row_scales = values.flatten(0, 1), scales.expand(*x.shape[:2], 1).flatten(0, 1).contiguous()
+    return torch._scaled_mm(rows, weight.t(), row_scales, scale.t(), bias=bias, out_dtype=x.dtype, use_fast_accum=True)
 
 
 def int8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
@@ -97,12 +89,11 @@ def int8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
 
 
 FP8_ROWS = partial(rounded, dtype=torch.float8_e4m3fn, most=E4M3_MOST)
-FP8_ALL = partial(FP8_ROWS, over=2)
 INT8_ROWS = partial(rounded, dtype=torch.int8, most=127)
 FP8 = "Float8DynamicActivationFloat8WeightConfig"
 SCHEMES = {
     "fp8": Scheme(by_config(FP8), FP8_ROWS, fp8),
-    "fp8-tensor": Scheme(by_config(FP8, "PerTensor"), FP8_ALL, fp8_tensor),
+    "fp8-tensor": Scheme(by_config(FP8, "PerTensor"), FP8_ROWS, partial(fp8, over=2)),
     "int8": Scheme(by_config("Int8WeightOnlyConfig"), INT8_ROWS, weights_alone),
     "int8-dynamic": Scheme(by_config("Int8DynamicActivationInt8WeightConfig"), INT8_ROWS, int8),
     "mxfp8": Scheme(rounding.mxfp8, mxfp8, times_mxfp8, MX_BLOCK, encoders="fp8"),

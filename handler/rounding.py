@@ -57,7 +57,10 @@ def _quiet() -> Iterator[None]:
 
 
 def by_config(config: str, granularity: str = "PerRow") -> Round:
-    """(out, in) -> what `quantize_` with this config makes of it: 8-bit values (out, in), and float32 scales."""
+    """(out, in) -> what `quantize_` with this config makes of it: 8-bit values (out, in), and float32 scales (out, 1).
+
+    One scale for all is there for each row too: so products by such weights take what others take, and become one.
+    """
 
     def parts(weight: Tensor) -> Parts:
         ao, api = _torchao("quantization"), _torchao("quantization.quant_api")
@@ -69,7 +72,7 @@ def by_config(config: str, granularity: str = "PerRow") -> Round:
         found: Any = layer.weight
         values, scale = found.qdata, found.scale
         exact = values.view(torch.uint8) * (scale > 0)  # a row of zeros came out as 0 / 0
-        return exact.view(values.dtype), scale.clamp(min=LEAST)
+        return exact.view(values.dtype), scale.clamp(min=LEAST).expand(len(values), 1).contiguous()
 
     return parts
 

@@ -504,7 +504,7 @@ def test_on_its_way_to_a_gpu_each_chunk_leaves_host_memory(small: Path, monkeypa
 
 @pytest.mark.parametrize("layers", [5, 6, 8])
 def test_nearly_all_of_a_file_is_aligned_on_a_gpu(layers: int, tmp_path: Path) -> None:
-    """fp8-tensor's single scales, 4 bytes each, come first in a file: what is not aligned would be there twice."""
+    """nvfp4's single scales, 4 bytes each, come first in a file: what is not aligned would be there twice."""
     parts = {
         "rounded": torch.zeros(64, 64, dtype=torch.int8),
         "scale": torch.zeros(1, 1),
