@@ -27,7 +27,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import report
-from handler import ImageRequest, Settings, Worker, kernels
+from handler import Clock, ImageRequest, Settings, Worker, kernels
 from spark.checker import ATTRIBUTES, check
 from spark.scenes import held_out
 
@@ -35,6 +35,7 @@ COUNTS = {"one": 60, "many": 40, "pair": 40}
 SCENES = {"equal": ("one", "many"), "pairs": ("pair",)}
 COLUMNS = ("right", *ATTRIBUTES)
 SAME_DB = 99.0
+PATIENT_S = 3600.0  # for one start after the other in a process, whose age counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def compare(precisions: list[str], split: str, save: bool) -> None:
         for asked in precisions:
             precision, _, kernel = asked.partition("+")
             given = {**os.environ, "KINDLING_PRECISION": precision}
-            worker = Worker.boot(Settings.from_env(given, model="spark"))
+            worker = Worker.boot(Settings.from_env(given, model="spark"), Clock(PATIENT_S))
             if kernel:
                 worker._pipeline.transformer.set_attention_backend(kernels.backend(kernel))
             drawn = list[np.ndarray]()
