@@ -169,6 +169,30 @@ def test_what_is_retired_goes_unless_another_is_there_by_now(tmp_path: Path) -> 
     assert names(target.parent) == ["key"]
 
 
+def test_damaged_weights_go_unless_others_have_made_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one still reads what is damaged. Weights are rounded alike, so the manifest is the same again."""
+    folder, facts = weights_folder(SPARK, tmp_path, "int8"), weight_facts(SPARK, "int8")
+
+    def make() -> None:
+        with publishing(folder, facts) as part:
+            (part / "file").write_text("whole")
+
+    def slowly(place: Path, wanted: dict[str, str]) -> bool:
+        found = whole(place, wanted)
+        monkeypatch.setattr(bake, "whole", whole)
+        make()
+        return found
+
+    make()
+    (folder / "file").write_text("w0ole")
+    monkeypatch.setattr(bake, "whole", slowly)
+    bake.discard_damaged(SPARK, tmp_path, "int8")
+    assert whole(folder, facts)
+    assert names(folder.parent) == [folder.name]
+
+
 def test_a_volume_that_takes_nothing_says_so(tmp_path: Path) -> None:
     (tmp_path / "baked").write_text("a file where a folder should be")
     with pytest.raises(VolumeFailed, match="Cannot write"), publishing(tmp_path / "baked" / "x" / "key", {}):
