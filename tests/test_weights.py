@@ -211,7 +211,7 @@ def test_a_file_that_changes_while_it_is_read(small: Path, spoil: Callable[[Path
 def test_a_file_that_vanishes_before_its_header_is_read(small: Path) -> None:
     with Reader(source(small)) as reader:
         (small / "b" / PART).unlink()
-        with pytest.raises(VolumeFailed, match="Cannot read .*b/diffusion"):
+        with pytest.raises(VolumeFailed, match=r"Cannot read .*b/diffusion"):
             layouts(reader.files("b"))
 
 
@@ -306,7 +306,7 @@ def test_an_index_that_is_none(small: Path, text: str) -> None:
 
 
 def test_an_index_whose_names_no_file_system_takes(small: Path) -> None:
-    with pytest.raises(VolumeFailed, match="Cannot read .*: File name too long"):
+    with pytest.raises(VolumeFailed, match=r"Cannot read .*: File name too long"):
         Reader(Source(small, None, {"x" * 300: ["diffusers", "AutoencoderKL"]}))
 
 
