@@ -100,7 +100,7 @@ def discard_damaged(spec: ModelSpec, volume: Path, precision: str) -> None:
         if source.manifest and source.manifest.facts == wanted and not whole(source.folder, wanted):
             model_source(spec, volume)
             log.warning("The weights in %s are damaged; they are made again.", source.folder)
-            retire(source)
+            retire(source, keep=lambda folder: whole(folder, wanted))
 
 
 def publish_weights(worker: Worker, volume: Path) -> Path | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from handler import lora
 from handler.layout import FLOATS, Slot, layout, read_layout
+from handler.listing import volume_errors
 from handler.modules import Made
 from handler.reader import Reader, ReadFile
 from handler.volume import CHUNK
@@ -39,7 +40,8 @@ def layouts(files: list[ReadFile]) -> dict[ReadFile, Slots]:
 
 def _read(file: ReadFile) -> Slots:
     try:
-        return read_layout(file.path)
+        with volume_errors(file.path):
+            return read_layout(file.path)
     except ValueError as error:
         raise file.corrupt(f"is no whole safetensors file: {error}") from None
 
@@ -116,9 +118,13 @@ def dtype_of(slot: Slot) -> Any:
 
 
 def _found(model: Any, given: Mapping[str, Any]) -> set[str]:
-    """Which placeholders are the model's: not those that its library copied, to change them or their type."""
-    there = {tensor.data_ptr() for tensor in tensors_of(model) if tensor.numel()}
-    return {name for name, tensor in given.items() if tensor.data_ptr() in there}
+    """Which placeholders are the model's: not those that its library copied, cut, turned or gave another type."""
+    there = {_where(tensor) for tensor in tensors_of(model) if tensor.numel()}
+    return {name for name, tensor in given.items() if _where(tensor) in there}
+
+
+def _where(tensor: Any) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _early(reader: Reader, files: Files, name: str) -> Any:

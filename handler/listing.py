@@ -24,8 +24,9 @@ def weight_files(source: Source, index: Mapping[str, Any] | None = None) -> dict
     """The weight files that a pipeline reads, by component; before those that a LoRA changes, the LoRA's."""
     found: dict[str, list[str]] = {}
     for component, value in (index_of(source) if index is None else index).items():
-        if (source.folder / f"{component}/{LORA}.safetensors").exists():
-            found[f"{component}/{LORA}"] = [f"{component}/{LORA}.safetensors"]
+        with volume_errors(path := source.folder / component / f"{LORA}.safetensors"):
+            if path.exists():
+                found[f"{component}/{LORA}"] = [f"{component}/{LORA}.safetensors"]
         found[component] = _weights(source, component, value)
     return found
 

@@ -58,10 +58,13 @@ def whole(folder: Path, facts: Mapping[str, str]) -> bool:
         return False
 
 
-def retire(source: Source) -> None:
-    """Remove a published folder that is no good, unless another was put in its place. VolumeFailed if it cannot go."""
+def retire(source: Source, keep: Callable[[Path], bool] | None = None) -> None:
+    """Remove a published folder that is no good, unless another was put in its place. VolumeFailed if it cannot go.
+
+    Another has another manifest; or `keep` tells, where what is made again is the same.
+    """
     try:
-        _clear(source.folder, keep=lambda folder: _manifest(folder) != source.manifest)
+        _clear(source.folder, keep or (lambda folder: _manifest(folder) != source.manifest))
     except OSError as error:
         raise VolumeFailed(f"Cannot remove {source.folder}: {error.strerror or error}.") from error
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from handler import MODELS, KindlingError
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.families import build, flux
+from handler.filling import fill, layouts
 from handler.hardware import Hardware
 from handler.layout import layout
 from handler.reader import CONFIGS, Reader
@@ -207,6 +208,13 @@ def test_a_file_that_changes_while_it_is_read(small: Path, spoil: Callable[[Path
             file.read(0, CHUNK)
 
 
+def test_a_file_that_vanishes_before_its_header_is_read(small: Path) -> None:
+    with Reader(source(small)) as reader:
+        (small / "b" / PART).unlink()
+        with pytest.raises(VolumeFailed, match=r"Cannot read .*b/diffusion"):
+            layouts(reader.files("b"))
+
+
 def rename(path: Path, data: bytes) -> None:
     (path.parent / "new").write_bytes(data)
     (path.parent / "new").replace(path)
@@ -295,6 +303,11 @@ def test_an_index_that_is_none(small: Path, text: str) -> None:
     (small / "model_index.json").unlink()
     with pytest.raises(WeightsMissing, match=r"model_index\.json is missing"):
         Reader(source(small))
+
+
+def test_an_index_whose_names_no_file_system_takes(small: Path) -> None:
+    with pytest.raises(VolumeFailed, match=r"Cannot read .*: File name too long"):
+        Reader(Source(small, None, {"x" * 300: ["diffusers", "AutoencoderKL"]}))
 
 
 @pytest.mark.parametrize("weight_map", [{"x": "../b/" + PART}, {"x": ""}, ["x"], {"x": 1}, None])
@@ -406,6 +419,23 @@ def test_two_files_with_the_same_key(small: Path) -> None:
     (small / "a" / f"{PART}.index.json").write_text(json.dumps(index))
     with pytest.raises(WeightsCorrupt, match="has a0, as another file"), Reader(Source(small, None)) as reader:
         tensors(reader, "a")
+
+
+@pytest.mark.parametrize("change", ["chunk", "t", "view"])
+def test_what_a_library_cuts_or_turns_is_never_taken_for_the_tensor_itself(change: str, tmp_path: Path) -> None:
+    """It may be a view of it that begins where it does."""
+    (tmp_path / "a").mkdir()
+    save_file({"w": (whole := torch.arange(16.0).view(4, 4).bfloat16())}, tmp_path / "a" / PART)
+    changed = {"chunk": lambda w: w.chunk(2), "t": lambda w: [w.t()], "view": lambda w: [w.view(2, 8)]}[change]
+
+    def make(found: dict[str, torch.Tensor]) -> tuple[Any, dict[str, Any]]:
+        return torch.nn.ParameterList(torch.nn.Parameter(part, False) for part in changed(found["w"])), {}
+
+    with Reader(Source(tmp_path, None, {"a": ["diffusers", "AutoencoderKL"]})) as reader:
+        files = layouts(reader.take("a"))
+        model, _ = fill(reader, files, make, torch.float32, "cpu", "", {})
+    for part, wanted in zip(model, changed(whole), strict=True):
+        assert torch.equal(part.float(), wanted.float())
 
 
 # reading ahead
