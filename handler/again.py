@@ -79,7 +79,7 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "guidance_scale": found["guidance"] if spec.takes_guidance else None,
             "scheduler": found["scheduler"],
             "seed": found["seed"],
-            "negative_prompt": found["negative_prompt"] or None,
+            "negative_prompt": found["negative_prompt"],
             "step_cache": found.get("step_cache") or "off",
             "images": images,
             "mask": mask,

@@ -39,10 +39,18 @@ LEAN = 90  # percent: the quality of pictures that have to become smaller
 
 
 class Api:
-    """Answers payloads with the model of one lane. `counts` gets each picture that is finished, on another thread."""
+    """Answers payloads with the model of one lane.
 
-    def __init__(self, lane: Lane, counts: Callable[[Picture], object] = lambda picture: None) -> None:
-        self.lane, self._counts = lane, counts
+    `counts` gets each picture that is encoded, on another thread, and `uploaded` the seconds of each upload.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        counts: Callable[[Picture], object] = lambda picture: None,
+        uploaded: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
+        self.lane, self._counts, self._uploaded = lane, counts, uploaded
         self.store = Store.of(lane.settings)
 
     async def call(
@@ -153,6 +161,7 @@ class Api:
         picture = await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
         if self.store and request.response_format == "url":
             picture = await self.store.keep(picture, deadline)
+            self._uploaded(picture.stages["upload"])
         deadline.check()
         return picture
 

@@ -110,4 +110,5 @@ def _took(boot: dict[str, Any], phase: str) -> Iterator[float]:
     parts = boot.get("phases", ())
     yield from (float(part["seconds"]) for part in parts if part["name"] == phase)
     if (boot.get("outcome"), boot.get("phase")) == ("failed", phase) and OVER in str(boot.get("reason")):
-        yield float(boot["total_s"]) - max((part["start_s"] + part["seconds"] for part in parts), default=0.0)
+        begun = max((part["start_s"] + part["seconds"] for part in parts), default=0.0)
+        yield max(0.0, float(boot.get("total_s", 0.0)) - begun)

@@ -51,9 +51,12 @@ class Deadline:
         if not self.left_s:
             raise DeadlineExceeded(LATE)
 
-    def hurry(self) -> None:
-        """From now on there is only time to answer with what is there."""
-        self._short.set()
+    def hurry(self, short: bool = True) -> None:
+        """From now on there is only time to answer with what is there; or, if not `short`, what `at` says."""
+        if short:
+            self._short.set()
+        else:
+            self._short.clear()
 
     async def short(self) -> None:
         """Return once there is only time to answer with what is there."""

@@ -128,6 +128,16 @@ class Failures:
             with contextlib.suppress(OSError):
                 self._path(facts, kind).unlink(missing_ok=True)
 
+    def condemn(self, found: compiled.Found, error: Exception | None) -> None:
+        """Compiled code failed by `error`, if any, and the model itself draws: what was `found` goes.
+
+        Of what was made here nothing stays, but word that it draws nothing sound; of other errors there is one already.
+        """
+        if found.outcome == "HIT":
+            self.discredit(found, error)
+        elif isinstance(error, NumericalError):
+            self._leave(f"compiled code failed: {gist(error)}", "failed")
+
     def discredit(self, found: compiled.Found, error: Exception | None) -> None:
         """Remove a published package that does not work, so that another is made; not for an error that may pass."""
         wrong = isinstance(error, NumericalError) or (error and not passing(error))

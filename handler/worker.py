@@ -177,10 +177,10 @@ class Worker:
         error = self._tried(first, failures) if self.ledger.plan == "COMPILED" else None
         if self.ledger.plan != "COMPILED":
             first()
-            failures.discredit(self.found, error)  # now that the model itself is known to draw
+            failures.condemn(self.found, error)  # now that the model itself is known to draw
 
     def _tried(self, first: Callable[[], None], failures: Failures) -> Exception | None:
-        """Draw by compiled code; if it fails, the worker is eager from here on, and a published package is to blame."""
+        """Draw by compiled code; if it fails, the worker is eager from here on. Why it did."""
         try:
             with failures.watched():
                 first()
@@ -190,13 +190,13 @@ class Worker:
             log.exception("the compiled blocks of %s do not work", self.spec.id)
             unbind_blocks(getattr(self._pipeline, self._family.DENOISER), self._decoder)
             reason = f"compiled code failed: {gist(error)}"
-            if made := self._package:
+            if self._package:
                 failures.note(error, reason)
             self._discard()
             self.package = ""
             self.ledger.plan, self.ledger.plan_reason, self.ledger.compile_failure = "EAGER", reason, reason
             let_go(error)  # what it holds would be there twice
-            return None if made else error
+            return error
         if self._package or failures.policy == "on":
             failures.forget()
         return None

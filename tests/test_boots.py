@@ -156,6 +156,12 @@ def test_a_start_that_ended_while_it_compiled_tells_how_long_that_takes_at_least
     assert plan("auto", "cuda", "MISS", "", 200, 210.0).mode == "EAGER"
 
 
+def test_a_record_that_does_not_say_how_long_a_start_took_tells_nothing_of_its_end(tmp_path: Path) -> None:
+    said = {"model": "a", "device": "H200", "outcome": "failed", "phase": "compile", "reason": "it exceeded its budget"}
+    left(tmp_path, "1", json.dumps(said), 1)
+    assert measured(last_boots(tmp_path, 1), "compile", "a", "H200") == 0.0
+
+
 def test_a_phase_is_looked_for_in_the_last_starts_that_had_it() -> None:
     """However many starts of other models, or such as found everything compiled, came since."""
     others = [asdict(Ledger(model=f"m{i}", device="H200")) for i in range(20)]

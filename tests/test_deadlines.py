@@ -147,7 +147,7 @@ async def main():
 
     async def app(scope, receive, send):
         arrived.append(scope["state"][ARRIVED])
-        while (await receive())["more_body"]:
+        while scope["path"] == "/" and (await receive())["more_body"]:
             pass
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
@@ -163,6 +163,13 @@ async def main():
             times.append(time.perf_counter())
             wire.data_received(part)
         await requests.acquire()
+    for _ in range(2):  # answered before its body is there
+        times.append(time.perf_counter())
+        wire.data_received(b"POST /full HTTP/1.1\\r\\nhost: here\\r\\ncontent-length: 2\\r\\n\\r\\n")
+        await requests.acquire()
+        for part in (b"a", b"b"):
+            times.append(time.perf_counter())
+            wire.data_received(part)
     times.append(time.perf_counter())
     junk = Transport()
     other = Wire(config, ServerState(), {}, asyncio.get_running_loop())
@@ -181,6 +188,8 @@ def test_a_request_begins_with_its_first_byte_and_junk_is_answered_whatever_pars
     assert (name, closed) == (base, True)
     assert times[0] <= arrived[0] < times[1]
     assert times[4] <= arrived[1] < times[5]  # the second on the same connection
+    assert times[8] <= arrived[2] < times[9]
+    assert times[11] <= arrived[3] < times[12]  # the fourth, though of the third nobody read the body
     head, _, body = said.partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 400 ")
     assert "x-request-id: " in head

@@ -26,7 +26,7 @@ class Source:
         self.status, self.size, self.lasts_s = status, size, math.inf
 
     async def __call__(self, deadline: Deadline) -> Reply:
-        self.started += 1
+        self.started, self.deadline = self.started + 1, deadline
         try:
             await self.go.wait()
         except asyncio.CancelledError:
@@ -128,6 +128,24 @@ async def test_whoever_comes_back_in_time_finds_the_job() -> None:
     source.go.set()
     assert (await again).body["turn"] == 1
     assert source.cancelled == 0
+
+
+@in_turns
+async def test_whoever_has_little_time_hurries_all_until_it_leaves() -> None:
+    source, known, hasty = Source(), Repeats(), Deadline()
+    patient = asyncio.create_task(known.call(KEY, b"x", source))
+    other = asyncio.create_task(known.call(KEY, b"x", source, hasty))
+    await turns()
+    hasty.hurry()
+    await asyncio.wait_for(source.deadline.short(), 60)
+    other.cancel()
+    await turns()
+    short = asyncio.create_task(source.deadline.short())
+    await turns()
+    assert not short.done()
+    short.cancel()
+    source.go.set()
+    assert (await patient).status == 200
 
 
 @in_turns

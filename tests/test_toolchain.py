@@ -508,6 +508,27 @@ def test_compiled_code_that_lost_the_gpu_is_not_run_again(fragile: Settings, pac
         Worker.boot(fragile)
 
 
+def test_what_is_compiled_and_draws_nothing_sound_is_not_compiled_again(
+    fragile: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each start would spend its time on that; unless the model itself does no better."""
+
+    def unsound(*_: object, **__: object) -> None:
+        raise NumericalError("The model produced NaN.")
+
+    def bind(transformer: torch.nn.Module, *_: object) -> None:
+        for block in transformer.transformer_blocks:  # type: ignore[union-attr]
+            block.forward = unsound
+
+    compiled_here: list[object] = []
+    monkeypatch.setattr("handler.worker.compile_blocks", lambda *given: compiled_here.append(given))
+    monkeypatch.setattr("handler.worker.bind_blocks", bind)
+    for _ in range(2):
+        ledger = Worker.boot(fragile).ledger
+        assert (ledger.outcome, ledger.plan, len(compiled_here)) == ("ready", "EAGER", 1)
+        assert ledger.compile_failure.startswith("compiled code failed: NumericalError: The model produced NaN.")
+
+
 def test_compiling_that_loses_the_gpu_is_not_tried_again(fragile: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where Inductor times kernels: an error that the GPU stays with is not one of the compiler."""
 

@@ -82,7 +82,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 async def draw(request: Request) -> Response:
     """Any route of `DIALECTS`; as events if the body says so."""
-    found = await answered(_drawn(Api(request.app.state.lane, request.app.state.metrics.picture), request))
+    metrics: Metrics = request.app.state.metrics
+    found = await answered(_drawn(Api(request.app.state.lane, metrics.picture, metrics.uploaded), request))
     return found if isinstance(found, Response) else response(request.scope, found)
 
 

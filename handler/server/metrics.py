@@ -153,12 +153,16 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def picture(self, picture: Picture) -> None:
-        """One picture has come to its end, whoever gets it."""
+        """One picture is drawn and encoded, whoever gets it."""
         self._images.inc()
         self._steps.inc(picture.recipe.taken)
         self._waits.observe(picture.stages["queue"])
         for stage in picture.stages.keys() - {"queue"}:
             self._stages.labels(stage).observe(picture.stages[stage])
+
+    def uploaded(self, seconds: float) -> None:
+        """The object store took a picture, or was given up."""
+        self._stages.labels("upload").observe(seconds)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format. Asks the GPU, so not on an event loop."""

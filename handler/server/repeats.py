@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -58,25 +58,24 @@ def _several(value: Any) -> list[Any]:
 class Call:
     """One request under way, or its good answer; `until` is when that is forgotten.
 
-    `deadline` never comes, but hurries with that of whoever waits. `grace` is until when who left may come back, in the
-    loop's seconds; `told` is whether anybody has the answer, with its pictures.
+    `waiting` has, of each who waits, what is done once that one's time is short; `deadline` never comes, but hurries
+    while there is such a one. `grace` is until when who left may come back, in the loop's seconds; `told` is whether
+    anybody has the answer, with its pictures.
     """
 
     asked: bytes
     reply: asyncio.Future[Reply]
     deadline: Deadline
-    waiting: int = 0
+    waiting: set[asyncio.Future[None]] = field(default_factory=set)
     grace: float = 0.0
     ending: asyncio.TimerHandle | None = None
     told: bool = False
-
-    def hurry(self, short: asyncio.Future[None]) -> None:
-        """There is little time, unless whoever said so has left."""
-        if not short.cancelled():
-            self.deadline.hurry()
-
     size: int = 0
     until: float = math.inf
+
+    def pace(self, _: object = None) -> None:
+        """Hurry, or no longer, as those who wait now would have it."""
+        self.deadline.hurry(any(short.done() for short in self.waiting))
 
 
 class Repeats:
@@ -128,19 +127,20 @@ class Repeats:
     async def _follow(self, key: Key, call: Call, deadline: Deadline) -> Reply:
         """Wait for the reply without ending the call when whoever waits goes away."""
         loop = asyncio.get_running_loop()
-        call.waiting += 1
+        short = asyncio.ensure_future(deadline.short())
+        call.waiting.add(short)
+        short.add_done_callback(call.pace)
         if call.ending:
             call.ending.cancel()
-        short = asyncio.ensure_future(deadline.short())
-        short.add_done_callback(call.hurry)
         try:
             return await deadline.hold(asyncio.shield(call.reply))
         except asyncio.CancelledError:  # it goes away, and may come back
             call.grace = loop.time() + GRACE_S
             raise
         finally:
+            call.waiting.discard(short)
             short.cancel()
-            call.waiting -= 1
+            call.pace()
             if not call.waiting and not call.reply.done():
                 call.ending = loop.call_later(max(0.0, call.grace - loop.time()), self._abandon, key, call)
 

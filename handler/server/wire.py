@@ -28,9 +28,14 @@ class Wire(Base):
         self._noted: object = self  # the request that was the last when the time of another was noted
 
     def data_received(self, data: bytes) -> None:
-        """Note the time if a request begins: the one before, if any, is all there, and nothing came since."""
-        if self._noted is not self.cycle and not (self.cycle and self.cycle.more_body):
-            self._noted = self.cycle
+        """Note the time if a request begins: the one before, if any, is all there, and nothing came since.
+
+        Of a body that still comes when it is answered, nobody tells the end; a request may begin with any part then.
+        """
+        before = self.cycle
+        unread = before and before.more_body and before.response_complete
+        if unread or (self._noted is not before and not (before and before.more_body)):
+            self._noted = before
             self.app_state = {**self.app_state, ARRIVED: time.perf_counter()}
         super().data_received(data)
 
