@@ -366,7 +366,7 @@ def test_a_lane_stops_within_its_exit_whatever_is_drawn_or_published(monkeypatch
             await running
 
     asyncio.run(main())
-    assert lane.alive
+    assert lane._thread.is_alive()
     assert begun[0].is_set()
     go.set()
 

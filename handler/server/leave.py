@@ -69,10 +69,11 @@ class Server(uvicorn.Server):
         return next((code for kind, code in codes.items() if isinstance(self._lane.error, kind)), 0)
 
     def end(self) -> None:
-        """End this process here if it failed, or if the lane's thread is in native code, out of Python's reach."""
-        if self.code or self._lane.alive:
-            sys.stdout.flush()
-            os._exit(self.code)
+        """End this process here: taking the interpreter down takes seconds, and joins threads that may hang for ever."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self.code)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What uvicorn does at its end; it waits no longer for whoever hurries."""
