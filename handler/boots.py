@@ -4,11 +4,13 @@ A volume may be read-only, full, or hang for ever, and none of that may touch a 
 and only a start that ends early waits for it, for `PATIENCE_S` at most. A file that still says "starting" belongs to
 a process that was killed, in the phase it names.
 
-Which is the newest is what the volume's own clock says of when each was written: those of workers differ.
+Which is the newest is what the volume's own clock says of when each was written: those of workers differ. A worker
+knows what time it is there from what it has just written; a record of a later date counts as the oldest.
 """
 
 import contextlib
 import json
+import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -25,6 +27,7 @@ from handler.volume import write_atomically
 PATIENCE_S = 2.0
 KEPT = 50
 LOOKED = 10  # starts that had a phase tell how long it takes
+AHEAD_S = 60  # others write while this one looks
 LONGEST = 1 << 20  # bytes of a record; a longer one is none
 
 
@@ -59,7 +62,16 @@ class BootLog:
             with contextlib.suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._path, news)
+            self._date_anew()
             self._remove_old()  # also from a volume that is full
+
+    def _date_anew(self) -> None:
+        """Give records of a date to come the first of all dates, so that whoever reads takes them for old."""
+        with contextlib.suppress(OSError):
+            now = self._path.stat().st_mtime_ns
+            for at, path in _dated(self._folder):
+                if at > now + AHEAD_S * 10**9:
+                    _make_oldest(path)
 
     def _remove_old(self) -> None:
         for path in _newest_first(self._folder)[KEPT:]:
@@ -68,14 +80,27 @@ class BootLog:
                     path.unlink()
 
 
+def _make_oldest(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another worker has just removed it
+        try:
+            os.utime(path, (0, 0))
+        except PermissionError:  # another user's, whose dates only that one may change
+            path.unlink()
+
+
 def _newest_first(folder: Path) -> list[Path]:
     """The records there, by when the volume says that they were written last."""
+    return [path for _, path in sorted(_dated(folder), reverse=True)]
+
+
+def _dated(folder: Path) -> list[tuple[int, Path]]:
+    """When the volume says that each record was written last, in nanoseconds, and the record."""
     found = []
     with contextlib.suppress(OSError):
         for path in folder.glob("[!.]*.json"):
             with contextlib.suppress(FileNotFoundError):  # another worker has just removed it
                 found.append((path.stat().st_mtime_ns, path))
-    return [path for _, path in sorted(found, reverse=True)]
+    return found
 
 
 def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:

@@ -3,37 +3,67 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Task = tuple[Future[Any], Callable[[], Any]]
 
 
 class Hands:
-    """Runs functions in at most `most` threads, which are started as they are needed and stay."""
+    """Runs functions in at most `most` threads, each of which ends when nothing waits for its turn.
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._name = most, name
-        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._free = threading.Semaphore(0)
+    A function that was forsaken cannot be ended from outside. Until it ends it leaves its place to another, but no
+    more than `spare` at once do.
+    """
+
+    def __init__(self, most: int, spare: int, name: str) -> None:
+        self._most, self._spare, self._name = most, spare, name
+        self._lock = threading.Lock()  # of what follows
+        self._waiting: dict[Future[Any], Callable[[], Any]] = {}
+        self._running: set[Future[Any]] = set()
+        self._forsaken: set[Future[Any]] = set()  # of those that run
 
     def run(self, act: Callable[[], T]) -> "Future[T]":
         """What `act` will give; what is cancelled before its turn is not run."""
         future: Future[T] = Future()
-        self._tasks.put((future, act))
-        if not self._free.acquire(blocking=False) and len(self._threads) < self._most:
-            self._threads.append(threading.Thread(target=self._work, name=self._name, daemon=True))
-            self._threads[-1].start()
+        with self._lock:
+            self._waiting[future] = act
+            self._start()
         return future
 
-    def _work(self) -> None:
-        while True:
-            future, act = self._tasks.get()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(act())
-                except BaseException as error:
-                    future.set_exception(error)
-            del future, act  # a picture is in there
-            self._free.release()
+    def forsake(self, future: Future[Any]) -> None:
+        """Nobody waits for `future` any more."""
+        future.cancel()
+        with self._lock:
+            self._waiting.pop(future, None)  # a picture is in there
+            if future in self._running:
+                self._forsaken.add(future)
+            self._start()
+
+    def _start(self) -> None:
+        if task := self._taken():
+            threading.Thread(target=self._work, args=(task,), name=self._name, daemon=True).start()
+
+    def _taken(self) -> Task | None:
+        """Who has waited longest, if there is a place; it runs from now on."""
+        if not self._waiting or len(self._running) >= self._most + min(len(self._forsaken), self._spare):
+            return None
+        future = next(iter(self._waiting))
+        self._running.add(future)
+        return future, self._waiting.pop(future)
+
+    def _work(self, task: Task | None) -> None:
+        while task:
+            _done(*task)
+            with self._lock:
+                self._running.remove(task[0])
+                self._forsaken.discard(task[0])
+                task = self._taken()
+
+
+def _done(future: Future[Any], act: Callable[[], Any]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(act())
+        except BaseException as error:
+            future.set_exception(error)

@@ -105,8 +105,20 @@ def _keyed(image: Any, data: bytes) -> Any:
     depth, kind = data[24:26]
     if kind not in (GREY, COLOUR):
         return None
+    if depth == 1:
+        key = _grey_key(data)  # Pillow says only whether any bit of it is set
     clear = _samples(image, data, depth) == numpy.array(key) & ((1 << depth) - 1)
     return Image.fromarray(numpy.where(clear.all(-1) if kind == COLOUR else clear, 0, 255).astype(numpy.uint8))
+
+
+def _grey_key(data: bytes) -> int:
+    """All 16 bits of a grey PNG's transparent sample; the file was opened, so its chunks are whole."""
+    found, at = 0, 8
+    while (kind := data[at + 4 : at + 8]) not in (b"IDAT", b""):
+        if kind == b"tRNS":
+            found = int.from_bytes(data[at + 8 : at + 10])
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return found
 
 
 def _samples(image: Any, data: bytes, depth: int) -> Any:

@@ -14,10 +14,12 @@ from handler.errors import SettingsError
 from handler.stepcache import Choice
 
 PREFIX = "KINDLING_"
-# What Kubernetes, and Docker before it, tells every container of a Service named `kindling` or `kindling-...`:
+# What Kubernetes tells every container of a Service named `kindling` or `kindling-...`, and Docker one that is linked:
 # kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+# docs.docker.com/engine/network/links/#environment-variables
 LINK = re.compile(
-    PREFIX + r"(?:\w+_)?(?:SERVICE_HOST=|SERVICE_PORT(?:_\w+)?=|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?=)"
+    PREFIX + r"(?:\w+_)?(?:SERVICE_HOST=|SERVICE_PORT(?:_\w+)?=|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?="
+    r"|NAME=/[^/]+/|ENV_[^=]+=)"
 )
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
 ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/?")
@@ -156,8 +158,8 @@ class Settings(BaseModel):
 
     @staticmethod
     def named(environ: Mapping[str, str]) -> dict[str, str]:
-        """The variables of `environ` that mean to be settings: all KINDLING_* but what Kubernetes says of Services."""
-        return {k: v for k, v in environ.items() if k.startswith(PREFIX) and not LINK.match(f"{k}={v}")}
+        """The variables of `environ` that mean to be settings: all KINDLING_* but empty ones and those of links."""
+        return {k: v for k, v in environ.items() if v and k.startswith(PREFIX) and not LINK.match(f"{k}={v}")}
 
     @staticmethod
     def flag(environ: Mapping[str, str], name: str) -> bool:
@@ -169,8 +171,8 @@ class Settings(BaseModel):
 
     @classmethod
     def given(cls, environ: Mapping[str, str]) -> dict[str, Given]:
-        """What `environ` says of each setting, by field; an empty variable counts as unset."""
-        said = {k.removeprefix(PREFIX).lower(): Given(v, k) for k, v in cls.named(environ).items() if v}
+        """What `environ` says of each setting, by field."""
+        said = {k.removeprefix(PREFIX).lower(): Given(v, k) for k, v in cls.named(environ).items()}
         return _detected(environ) | {name: said[name] for name in cls.model_fields if name in said}
 
     @classmethod

@@ -27,6 +27,7 @@ TRIES = 3
 CONNECT_S, READ_S = 10.0, 10.0  # of one try; urllib3 counts sending with connecting
 DEADLINE_S = 30.0  # of all tries together
 THREADS = 8
+SPARE = 56  # READ_S is of one reading: a store that sends a byte now and then holds an upload for long
 # As worker-comfyui's users write it.
 AWS_BUCKET = re.compile(r"https://(?P<bucket>[a-z0-9.-]+)\.s3[.-](?P<region>[a-z0-9-]+)\.amazonaws\.com/?")
 WHY = {  # by the store's code, by the status where an answer has no body, or by the library's error
@@ -48,7 +49,7 @@ WHY = {  # by the store's code, by the status where an answer has no body, or by
 }
 SLOW, SHORT = f"it took longer than {DEADLINE_S:g} s", "it did not answer in the time that the request had left"
 # Their own, so that a dead store holds up neither the encoding of pictures that need none nor the end of the process.
-_hands = Hands(THREADS, "upload")
+_hands = Hands(THREADS, SPARE, "upload")
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +81,8 @@ class Store:
         Takes `DEADLINE_S` at most.
         """
         start = time.perf_counter()
-        upload = asyncio.wrap_future(_hands.run(partial(self._put, picture)))
+        running = _hands.run(partial(self._put, picture))
+        upload = asyncio.wrap_future(running)
         short = asyncio.ensure_future(deadline.short())
         either: set[asyncio.Future[Any]] = {upload, short}
         try:
@@ -89,6 +91,7 @@ class Store:
         finally:
             short.cancel()
             upload.cancel()
+            _hands.forsake(running)
         if why:
             log.warning("the object store did not take a picture: %s", why)
         stages = {**picture.stages, "upload": time.perf_counter() - start}
@@ -128,7 +131,7 @@ def _client(store: Store) -> Any:
         connect_timeout=CONNECT_S,
         read_timeout=READ_S,
         retries={"total_max_attempts": TRIES, "mode": "standard"},
-        max_pool_connections=THREADS,
+        max_pool_connections=THREADS + SPARE,
         s3={"addressing_style": "path" if store.endpoint else "auto"},
         request_checksum_calculation="when_required",  # what boto3 sends otherwise, R2 and GCS do not understand
         response_checksum_validation="when_required",

@@ -159,7 +159,7 @@ def gpus_for(spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:
 def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bool) -> dict[str, str]:
     """The workers' variables: the deployer's settings, checked here rather than in the first worker."""
     mine = {name: value for name in CARRIED if (value := environ.get(name))}
-    mine |= {name: value for name, value in Settings.named(environ).items() if value and name != "KINDLING_VOLUME"}
+    mine |= {name: value for name, value in Settings.named(environ).items() if name != "KINDLING_VOLUME"}
     env = {**mine, "KINDLING_MODEL": args.model}
     env |= SERVER_ENV if args.load_balancer else {}
     env |= {"KINDLING_VOLUME": MOUNT} if volume else {}

@@ -71,14 +71,30 @@ def test_the_volumes_clock_orders_and_no_workers_own(tmp_path: Path, monkeypatch
 
 
 def test_a_worker_never_removes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where the volume itself says that all others were written later."""
+    """Not even where as many as are kept were written since, by others that start."""
     monkeypatch.setattr(boots, "KEPT", 3)
     for number in range(4):
-        left(tmp_path, str(number), "{}", -1)
+        left(tmp_path, str(number), "{}", -30 / 3600)
     log = boot_log(tmp_path)
     log(Ledger(reason="mine"))
     assert log.flush()
     assert [boot.get("reason") for boot in last_boots(tmp_path, 9)] == [None, None, None, "mine"]
+
+
+def test_records_of_a_date_to_come_are_older_than_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else as many of them as are kept would let each start remove the last true one."""
+    monkeypatch.setattr(boots, "KEPT", 3)
+    for number in range(3):
+        left(tmp_path, f"ahead-{number}", '{"reason": "ahead"}', -24 * (number + 1))
+    told = []
+    for reason in ("first", "second", "third", "fourth"):
+        log = boot_log(tmp_path)
+        log(Ledger(reason=reason))
+        assert log.flush()
+        told.append([boot["reason"] for boot in last_boots(tmp_path, 9)])
+    assert told[0] == ["first", "ahead", "ahead"]
+    assert told[1] == ["second", "first", "ahead"]
+    assert told[3] == ["fourth", "third", "second"]
 
 
 PHASES = '{"model": "spark", "device": "CPU", "phases": [{"name": "compile", "start_s": 1, "seconds": %s}]}'

@@ -275,7 +275,7 @@ def test_an_upload_is_given_up_when_there_is_only_time_to_answer(silent: Broken)
 
 
 def test_hands_work_at_once_up_to_their_number_and_skip_what_is_cancelled() -> None:
-    hands, go, begun = Hands(2, "test"), threading.Event(), [threading.Event() for _ in range(2)]
+    hands, go, begun = Hands(2, 0, "test"), threading.Event(), [threading.Event() for _ in range(2)]
 
     def wait(mine: threading.Event) -> int:
         mine.set()
@@ -290,7 +290,31 @@ def test_hands_work_at_once_up_to_their_number_and_skip_what_is_cancelled() -> N
     assert len({each.result(60) for each in first}) == 2
     assert isinstance(late.exception(60), ZeroDivisionError)
     assert hands.run(threading.current_thread).result(60).daemon
-    assert len(hands._threads) == 2
+
+
+def test_hands_that_nobody_waits_for_keep_no_others_from_work_up_to_a_number() -> None:
+    hands, go, begun = Hands(1, 2, "test"), threading.Event(), [threading.Event() for _ in range(3)]
+
+    def hang(mine: threading.Event) -> None:
+        mine.set()
+        assert go.wait(60)
+
+    waiting = None
+    for mine in begun:
+        running = hands.run(lambda mine=mine: hang(mine))
+        waiting = hands.run(lambda: 1)
+        assert mine.wait(60)
+        assert not waiting.done()  # the one place is taken
+        hands.forsake(running)
+        if mine is not begun[-1]:
+            assert waiting.result(60) == 1
+    assert waiting
+    assert not waiting.done()  # all spare ones are at it too
+    hands.forsake(waiting)
+    assert waiting.cancelled()
+    last = hands.run(lambda: 2)
+    go.set()
+    assert last.result(60) == 2
 
 
 def test_the_grace_of_a_job_counts_from_who_left_last(monkeypatch: pytest.MonkeyPatch) -> None:

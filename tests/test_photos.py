@@ -118,6 +118,18 @@ def test_a_transparent_colour_is_compared_in_all_its_bits(depth: int, colours: i
     ).all()
 
 
+@pytest.mark.parametrize(("depth", "colours"), [(1, 1), (2, 1), (4, 1), (8, 1), (8, 3)])
+@pytest.mark.parametrize("clear", [0, 1])
+def test_of_a_transparent_colour_only_the_bits_that_samples_have_count(depth: int, colours: int, clear: int) -> None:
+    """PNG specification, 11.3.2.1: the least significant are used, whatever the others are."""
+    values = np.full((SIDE, SIDE, colours), 1 - clear)
+    values[:, : SIDE // 2] = clear
+    data = png(depth, colours, values, 0xFFFF << depth & 0xFFFF | clear)
+    mask = kept(data, data).kept
+    assert (mask[:, : SIDE // 2] == 0).all()
+    assert (mask[:, SIDE // 2 :] == 255).all()
+
+
 @pytest.mark.parametrize(("depth", "colours", "clear"), KEYED)
 def test_without_one_nothing_is_transparent(depth: int, colours: int, clear: int) -> None:
     data = png(depth, colours, np.full((SIDE, SIDE, colours), clear))

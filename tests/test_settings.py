@@ -70,6 +70,10 @@ LINKS = {  # of a Service `kindling` with a port `http`, of `kindling-web`, and 
     "KINDLING_WEB_PORT": "tcp://10.0.171.240:8000",
     "KINDLING_QUEUE_PORT": "udp://[fd00::1]:53",
     "KINDLING_QUEUE_PORT_53_UDP_ADDR": "fd00::1",
+    "KINDLING_NAME": "/web/kindling",  # of a container that Docker linked to this one
+    "KINDLING_1_NAME": "/app_web_1/app_kindling_1",
+    "KINDLING_ENV_PATH": "/usr/bin:/bin",
+    "KINDLING_1_ENV_KINDLING_MODEL": "sdxl",
 }
 
 
@@ -79,10 +83,18 @@ def test_what_kubernetes_says_of_a_service_is_no_setting() -> None:
     assert Settings.named({**LINKS, "KINDLING_QUEUE": "7", "HOME": "/x"}) == {"KINDLING_QUEUE": "7"}
 
 
-@pytest.mark.parametrize("name", ["KINDLING_PORT", "KINDLING_HOST", "KINDLING_SERVICE", "KINDLING_STORE_PORT"])
+@pytest.mark.parametrize(
+    "name", ["KINDLING_PORT", "KINDLING_HOST", "KINDLING_SERVICE", "KINDLING_STORE_PORT", "KINDLING_NAME"]
+)
 def test_what_only_looks_like_it_is_still_refused(name: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} is not a setting"):
         Settings.from_env({name: "8000"})
+
+
+@pytest.mark.parametrize("name", ["KINDLING_FOO", "KINDLING_PORT", "KINDLING_WEB_PORT", "KINDLING_QUEUE"])
+def test_an_empty_one_counts_as_unset_whatever_its_name(name: str) -> None:
+    assert Settings.from_env({name: ""}) == Settings.from_env({})
+    assert Settings.named({name: ""}) == {}
 
 
 def test_a_misspelt_one_is_told_the_nearest() -> None:

@@ -23,6 +23,7 @@ from fakes import FakeFamily
 from handler import Api, Lane, Picture, Recipe, Settings, doctor, store
 from handler.deadline import Deadline
 from handler.errors import SettingsError
+from handler.hands import Hands
 from handler.store import Store
 from s3_plane import BUCKET, KEY, S3, SECRET, Broken, s3_server
 from serving import ROOT, Served, serving
@@ -231,6 +232,16 @@ def test_all_tries_together_have_a_deadline(monkeypatch: pytest.MonkeyPatch) -> 
     with Broken(0) as broken:
         assert_not_lost(broken.url, "it took longer than")
         assert broken.tries == 2  # one for each answer
+
+
+def test_uploads_that_are_overdue_keep_no_others_from_the_store(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "READ_S", 60)
+    monkeypatch.setattr(store, "_hands", Hands(1, 1, "upload"))
+    with Broken(0) as broken:
+        with monkeypatch.context() as soon:
+            soon.setattr(store, "DEADLINE_S", 0.5)
+            assert keep(broken.url).undelivered == store.SLOW
+        assert keep(s3.url).undelivered == ""
 
 
 def test_what_cannot_be_foreseen_loses_no_picture_either(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
