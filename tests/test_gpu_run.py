@@ -281,7 +281,7 @@ def gpu_wheels(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any
 
     monkeypatch.setattr(wheels, "FOLDER", folder)
     monkeypatch.setattr(wheels, "fetch", fetch)
-    monkeypatch.setattr(wheels, "git", lambda *words: "README.md" if words[0] == "ls-files" else "abc-dirty")
+    monkeypatch.setattr(wheels, "git", lambda *words: "LICENSE" if words[0] == "ls-files" else "abc-dirty")
     return wheels
 
 
