@@ -175,7 +175,7 @@ async def main():
     other = Wire(config, ServerState(), {}, asyncio.get_running_loop())
     other.connection_made(junk)
     other.data_received(b"GARBAGE\\r\\n\\r\\n")
-    print(json.dumps([Wire.__mro__[1].__name__, arrived, times, junk.said.decode(), junk.closed]))
+    print(json.dumps([[base.__name__ for base in Wire.__mro__], arrived, times, junk.said.decode(), junk.closed]))
 
 asyncio.run(main())
 """
@@ -184,8 +184,8 @@ asyncio.run(main())
 @pytest.mark.parametrize(("parser", "base"), [("httptools", "HttpToolsProtocol"), ("h11", "H11Protocol")])
 def test_a_request_begins_with_its_first_byte_and_junk_is_answered_whatever_parses(parser: str, base: str) -> None:
     done = subprocess.run([sys.executable, "-c", CONNECTION, parser], capture_output=True, text=True, check=True)
-    name, arrived, times, said, closed = json.loads(done.stdout)
-    assert (name, closed) == (base, True)
+    names, arrived, times, said, closed = json.loads(done.stdout)
+    assert (base in names, closed) == (True, True)
     assert times[0] <= arrived[0] < times[1]
     assert times[4] <= arrived[1] < times[5]  # the second on the same connection
     assert times[8] <= arrived[2] < times[9]

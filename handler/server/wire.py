@@ -1,11 +1,14 @@
-"""uvicorn's protocol, but for two things: it notes when each request began, and answers what is no HTTP as all else."""
+"""uvicorn's protocol, but it notes when each request began, waits for no head forever, and answers junk as all else."""
 
+import asyncio
 import json
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
+from uvicorn.config import Config
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from handler.errors import RequestError
 from handler.reply import refusal
@@ -14,18 +17,35 @@ from handler.server.observe import ARRIVED, HEADER, JSON
 
 NOT_HTTP = refusal(RequestError("What came is not a request in HTTP/1.1, or its head is too large."))
 
-if TYPE_CHECKING:  # one of two classes that are alike in what is used here
-    from uvicorn.protocols.http.h11_impl import H11Protocol as Base
+HEAD = 64 << 10  # bytes of a request's head, at most
+PART = 4 << 10  # bytes that are parsed at once, so that a head's limit does not depend on how it comes
+
+if TYPE_CHECKING or AutoHTTPProtocol is not H11Protocol:  # two classes that are alike in what is used here
+    from handler.server.parsing import Parsed as Base
 else:
-    Base = AutoHTTPProtocol
+    Base = H11Protocol
 
 
 class Wire(Base):
     """One connection."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    head = HEAD
+
+    def __init__(self, config: Config, *args: Any, **options: Any) -> None:
+        config.h11_max_incomplete_event_size = HEAD
+        super().__init__(config, *args, **options)
         self._noted: object = self  # the request that was the last when the time of another was noted
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request as for each that follows."""
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Note the time if a request begins: the one before, if any, is all there, and nothing came since.
@@ -37,7 +57,27 @@ class Wire(Base):
         if unread or (self._noted is not before and not (before and before.more_body)):
             self._noted = before
             self.app_state = {**self.app_state, ARRIVED: time.perf_counter()}
-        super().data_received(data)
+            self._wait()
+        for start in range(0, len(data), PART):
+            super().data_received(data[start : start + PART])
+            if self.transport.is_closing():
+                break
+        if self.cycle is not before:
+            self._stop_waiting()
+
+    def _wait(self) -> None:
+        """For a head, as long as for a request on a connection that is kept."""
+        self._stop_waiting()
+        self._patience = self.loop.call_later(self.timeout_keep_alive, self._hang_up, self.cycle)
+
+    def _stop_waiting(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+
+    def _hang_up(self, before: Any) -> None:
+        """Unless a head came after all, as it may when the answer `before` it is there, or that is still to come."""
+        if self.cycle is before and (before is None or before.response_complete):
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, and hang up."""

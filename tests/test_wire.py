@@ -1,0 +1,183 @@
+"""What comes on a connection, byte by byte, on real servers with either parser."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+SERVER = """
+import socket, sys
+parser, kept_s = sys.argv[1], float(sys.argv[2])
+if parser == "h11":
+    sys.modules["httptools"] = None
+import uvicorn
+from handler.server.wire import Wire
+
+async def app(scope, receive, send):
+    read = bytearray()
+    while scope["path"] != "/unread":
+        part = await receive()
+        read += part["body"]
+        if not part["more_body"]:
+            break
+    said = b"%d read" % len(read)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+    await send({"type": "http.response.body", "body": said})
+
+listening = socket.create_server(("127.0.0.1", 0))
+config = uvicorn.Config(app, ws="none", lifespan="off", http=Wire, log_level="critical", timeout_keep_alive=kept_s)
+print(listening.getsockname()[1], flush=True)
+uvicorn.Server(config).run(sockets=[listening])
+"""
+HEAD = 64 << 10
+SLACK = 8 << 10
+HOST = b"host: here\r\n"
+UPGRADES = [
+    b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n",
+    b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\nsec-websocket-version: 13\r\n",
+    b"connection: upgrade\r\nconnection: keep-alive\r\nupgrade: websocket\r\n",
+]
+
+
+def started(parser: str, kept_s: float) -> Iterator[int]:
+    command = [sys.executable, "-c", SERVER, parser, str(kept_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        yield int(process.stdout.readline())
+        process.terminate()
+
+
+@pytest.fixture(scope="module", params=["httptools", "h11"])
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    yield from started(request.param, 75)
+
+
+@pytest.fixture(params=["httptools", "h11"])
+def hasty(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A server that keeps a connection for no time worth mentioning."""
+    yield from started(request.param, 0.05)
+
+
+class Client:
+    """A connection."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+
+    def send(self, data: bytes) -> bool:
+        """Whether all of it was taken."""
+        try:
+            self.socket.sendall(data)
+        except ConnectionError:
+            return False
+        return True
+
+    def rest(self) -> bytes:
+        """All that is said until it is closed."""
+        said = b""
+        try:
+            while part := self.socket.recv(1 << 20):
+                said += part
+        except ConnectionError:  # closed while more came
+            pass
+        return said
+
+    def answer(self) -> bytes:
+        """The next body that is answered."""
+        said = b""
+        while not said.endswith(b" read"):
+            part = self.socket.recv(1)
+            assert part, said
+            said += part
+        assert said.count(b"HTTP/1.1 200") == 1
+        return said.rpartition(b"\r\n")[2]
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[Client]:
+    made = Client(port)
+    with made.socket:
+        yield made
+
+
+def refused(said: bytes) -> bool:
+    head, _, body = said.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert lines[0] == b"http/1.1 400 bad request"
+    assert b"connection: close" in lines
+    assert "too large" in json.loads(body)["error"]["message"]
+    return bool(json.loads(body)["error"]["code"] == "invalid_request")
+
+
+def padded(size: int, line: bytes = b"GET / HTTP/1.1\r\n") -> bytes:
+    """A head of that many bytes."""
+    start = line + HOST + b"x: "
+    return start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nx: ", b"GET /", b"GET / HTTP/1.1\r\n"])
+def test_a_head_without_an_end_is_refused_when_it_is_too_large(client: Client, start: bytes) -> None:
+    """One header, a path, many headers: after as much as the limit, not when all has come."""
+    more = b"x: a\r\n" if start.endswith(b"\n") else b"a"
+    client.send(start + more * (HEAD // len(more)) + more * (SLACK // len(more)))
+    assert refused(client.rest())
+
+
+def test_a_head_of_that_size_is_refused_though_it_comes_whole(client: Client) -> None:
+    client.send(padded(200_000))
+    assert refused(client.rest())
+
+
+def test_heads_count_each_anew_and_bodies_do_not(client: Client) -> None:
+    for _ in range(3):
+        client.send(padded(HEAD - SLACK))
+        assert client.answer() == b"0 read"
+    client.send(b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 1000000\r\n\r\n" + b"a" * 1_000_000)
+    assert client.answer() == b"1000000 read"
+    client.send(b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n")
+    client.send(b"8000\r\n%b\r\n" % (b"a" * 0x8000) * 4 + b"0\r\n\r\n")
+    assert client.answer() == b"131072 read"
+    client.send(padded(HEAD + SLACK))
+    assert refused(client.rest())
+
+
+def test_a_body_that_nobody_reads_does_not_count(client: Client) -> None:
+    client.send(b"POST /unread HTTP/1.1\r\n" + HOST + b"content-length: 300000\r\n\r\n")
+    assert client.answer() == b"0 read"
+    assert client.send(b"a" * 300_000 + b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert client.answer() == b"0 read"
+
+
+def test_trailers_have_an_end_too(client: Client) -> None:
+    client.send(b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx: ")
+    client.send(b"a" * (HEAD + SLACK))
+    assert refused(client.rest())
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+def test_an_upgrade_is_ignored_and_the_body_is_read(client: Client, upgrade: bytes) -> None:
+    head = b"POST /a?b HTTP/1.1\r\n" + HOST + upgrade
+    for framing, body in [
+        (b"content-length: 5", b"abcde"),
+        (b"transfer-encoding: chunked", b"5\r\nabcde\r\n0\r\n\r\n"),
+    ]:
+        client.send(head + framing + b"\r\n\r\n" + body)
+        assert client.answer() == b"5 read"
+        client.send(head + framing + b"\r\n\r\n")
+        client.send(body)
+        assert client.answer() == b"5 read"
+    client.send(b"GET / HTTP/1.1\r\n" + HOST + upgrade + b"\r\n")
+    assert client.answer() == b"0 read"
+    client.send(b"GET / HTTP/1.1\r\n" + HOST + b"connection: close\r\n\r\n")
+    assert client.rest().endswith(b"0 read")
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nx: "])
+def test_a_head_that_is_never_finished_is_waited_for_no_longer_than_a_request(hasty: int, start: bytes) -> None:
+    client = Client(hasty)
+    with client.socket:
+        client.send(start)
+        assert client.rest() == b""
