@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     items = COLD if options.cold_start else [item for item in ITEMS if item.number in options.items]
     run = Run(TINY if options.tiny else FULL, options.seconds)
     log = Log("gpu_cold" if options.cold_start else "gpu", options.save)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _interrupt)
     try:
         for item in items:
             if not measure(item, run, log) and item.vital:

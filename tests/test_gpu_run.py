@@ -22,9 +22,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.delenv("OUT", raising=False)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
     yield gpu
-    signal.signal(signal.SIGTERM, handler)
+    for sig, handler in handlers.items():
+        signal.signal(sig, handler)
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_a_prediction_stands_beside_the_outcome(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """As lowered.json has it for this card; else, on Hopper, what is kept for cases it does not know."""
-    row = {"model": "flux-schnell", "precision": "fp8", "encode_ms": 50.7, "denoise_ms": 328.0, "decode_ms": 30.0}
+    row = {"model": "flux-schnell", "group": "fp8", "encode_ms": 50.7, "denoise_ms": 328.0, "decode_ms": 30.0}
     known = {"H200": 0.395, "H100": 0.438, "L4": 9.9, "A100-40GB": 0.999}
     rows = [{**row, "card": name, "seconds": seconds} for name, seconds in known.items()]
     (tmp_path / "lowered.json").write_text(json.dumps({"predictions": rows}))
