@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 
 from handler.errors import InvalidJson, InvalidValue
 from handler.server import forms
-from handler.server.app import decode
+from handler.server.bodies import decode
 
 EDGE = "a-boundary"
 PARTS = (("prompt", b"a red circle"), ("seed", b"7"), ("image", b"\x89PNG--a-boundar\r\n"), ("mask", b"\r\n--\r\n-"))

@@ -285,7 +285,7 @@ def test_what_ends_while_it_is_finished_ends_once(lane: Lane, family: FakeFamily
     [
         (0, 0.0, 1.0, ""),
         (1, 9.0, math.inf, ""),
-        (2, 0.0, math.inf, "full, with 2 waiting"),
+        (2, 0.0, math.inf, "2 requests are waiting already"),
         (1, 11.0, math.inf, "about 11 s, more than the 10 s allowed"),
         (1, 9.0, 8.0, "about 9 s, more than this request may take"),
     ],

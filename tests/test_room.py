@@ -19,8 +19,8 @@ from handler.boots import BootLog, last_boots
 from handler.clock import Ledger
 from handler.errors import FetchFailed, VolumeFailed
 from handler.hub import Repository, explained
+from handler.publishing import publishing
 from handler.room import refused, require
-from handler.volume import publishing
 
 TENSORS = {"a": torch.zeros(1 << 16)}
 Usage = namedtuple("Usage", "total used free")

@@ -19,13 +19,13 @@ from handler.errors import InvalidJson, InvalidValue, KindlingError, VolumeFaile
 from handler.failures import Failures
 from handler.hardware import detect
 from handler.lane import Lane
-from handler.reader import INDEX, json_of
+from handler.layout import layout
+from handler.listing import json_of
 from handler.request import ImageRequest
-from handler.server.app import decode
+from handler.server.bodies import decode
 from handler.untrusted import DEEPEST, Malformed, check, load, parse, shaped
 from handler.vae import vae_source
-from handler.volume import MANIFEST, Source, checked, read_manifest
-from handler.weights import layout
+from handler.volume import INDEX, MANIFEST, Source, checked, read_manifest
 
 SPARK = MODELS["spark"]
 NO_JSON = {
@@ -187,7 +187,7 @@ def failure(folder: Path, text: bytes) -> None:
 
 def header(folder: Path, text: bytes) -> None:
     with pytest.raises(ValueError, match=r"its header|its tensors"):
-        layout(memoryview(struct.pack("<Q", len(text)) + text + b"\0"))
+        layout(memoryview(data := struct.pack("<Q", len(text)) + text + b"\0"), len(data))
 
 
 def picture(folder: Path, text: bytes) -> None:
@@ -229,7 +229,7 @@ def test_a_manifest_names_files_of_its_own_folder(name: str, tmp_path: Path) -> 
 def test_a_tensor_of_an_impossible_shape(shape: object) -> None:
     text = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
     with pytest.raises(ValueError, match="its header makes no sense"):
-        layout(memoryview(struct.pack("<Q", len(text)) + text))
+        layout(memoryview(data := struct.pack("<Q", len(text)) + text), len(data))
 
 
 def test_a_file_that_cannot_be_read_is_not_called_missing(tmp_path: Path) -> None:
