@@ -164,7 +164,7 @@ def test_whoever_ends_a_start_disarms_it(
     def ends(*_: object) -> None:
         raise error
 
-    place = {"volume": "handler.worker.served_source", "import": "handler.worker.decide"}[phase]
+    place = {"volume": "handler.worker.sought", "import": "handler.worker.decide"}[phase]
     monkeypatch.setattr(place, ends)
     killed: list[int] = []
     clock = Clock(3600, publish=lambda ledger: None, abort=killed.append)
@@ -183,10 +183,11 @@ def test_the_program_lives_on_after_ctrl_c_in_a_start(tmp_path: Path) -> None:
     code = """
 import sys, time
 from handler import Clock, Settings, Worker
+from handler.birth import Birth
 import handler.worker
 def interrupt(*_): raise KeyboardInterrupt
-handler.worker.served_source = interrupt
-clock = Clock(0.5, age=lambda: 0.0, publish=lambda ledger: None)
+handler.worker.sought = interrupt
+clock = Clock(0.5, Birth.anew(), publish=lambda ledger: None)
 try:
     Worker.boot(Settings(volume=sys.argv[1]), clock)
 except KeyboardInterrupt:

@@ -57,7 +57,9 @@ def test_spark_is_a_plain_flux_pipeline_below_10_mb() -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 10e6
     pipeline = FluxPipeline.from_pretrained(folder)
     assert type(pipeline) is FluxPipeline
-    assert sum(p.numel() for p in pipeline.transformer.parameters()) < SPARK.parameters
+    models = (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.vae)
+    own, *others = (sum(p.numel() for p in model.parameters()) for model in models)
+    assert (own, sum(others)) == pytest.approx((SPARK.parameters, SPARK.other_parameters), abs=5000)  # as rounded
     image = pipeline("a red circle", height=256, width=256, num_inference_steps=1, guidance_scale=0.0).images[0]
     assert image.size == (256, 256)
 

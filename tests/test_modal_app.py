@@ -77,7 +77,7 @@ def lose_the_gpu(*_: object, **__: object) -> None:
 
 def without_model(module: ModuleType, patch: pytest.MonkeyPatch) -> Any:
     """One container's object whose worker boots at once and loses its GPU at the first picture."""
-    boot = lambda settings, clock: SimpleNamespace(draw=lose_the_gpu, gains={}, unpublished=False)  # noqa: E731
+    boot = lambda settings, clock: SimpleNamespace(draw_some=lose_the_gpu, gains={}, unpublished=False)  # noqa: E731
     patch.setattr(module, "Lane", lambda settings, clock: Lane(settings, clock, boot))
     return entered(module)
 

@@ -113,7 +113,7 @@ def test_large_pictures_are_tiled_where_little_is_left() -> None:
 
 def test_the_largest_that_fits_a_disk() -> None:
     assert largest_below(30) == "The largest that fits there is chroma (27.5 GB)."
-    assert largest_below(1) == "The largest that fits there is spark (0.0076 GB)."
+    assert largest_below(1) == "The largest that fits there is spark (0.00772 GB)."
 
 
 def test_nothing_fits() -> None:
@@ -181,7 +181,7 @@ def test_what_fails_is_not_called_silent(monkeypatch: pytest.MonkeyPatch) -> Non
     assert patiently(lambda: "7", otherwise=str) == "7"
     assert patiently(lambda: str(1 / 0), otherwise=str) == "ZeroDivisionError: division by zero"
     assert patiently(Path("/nowhere/at/all").read_text, otherwise=str) == "/nowhere/at/all: No such file or directory"
-    assert "flux-schnell" in patiently(lambda: str(require(SCHNELL, gpu(8), 34, 0)), otherwise=str)
+    assert "flux-schnell" in patiently(lambda: str(require(SCHNELL, gpu(8), host_gb=0)), otherwise=str)
     monkeypatch.setattr(models, "PATIENCE_S", 0.01)
     released = threading.Event()
     assert patiently(lambda: str(released.wait(60)), otherwise=str) == "the volume does not answer within 0.01 s"

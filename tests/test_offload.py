@@ -222,6 +222,9 @@ def test_large_pictures_are_decoded_in_tiles_where_memory_is_short(
     tiny.write(spec, tmp_path)
     monkeypatch.setattr("handler.fit._tile_above", lambda *_: 64 * 64 - tiles)
     worker = boot(spec, tmp_path, "off")
+    vae, seen = worker._pipeline.vae, set[bool]()
+    vae.decoder.register_forward_pre_hook(lambda *_: seen.add(vae.use_tiling))
     worker.generate(small(spec))
-    assert worker._pipeline.vae.use_tiling == tiles
+    assert seen == {tiles}
+    assert not vae.use_tiling
     assert worker.facts["tiling"] == f"above {64 * 64 - tiles} pixels"

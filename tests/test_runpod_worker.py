@@ -31,7 +31,7 @@ class Broken:
     unpublished = False
     gains = {}
 
-    def draw(self, *_):
+    def draw_some(self, *_):
         raise DeviceLost("The GPU failed.")
 
 Worker._load = lambda *_: Broken()
