@@ -376,7 +376,7 @@ def test_a_lane_stops_within_its_exit_whatever_is_drawn_or_published(monkeypatch
         return []
 
     worker: Any = SimpleNamespace(
-        unpublished=True, publish=lambda _: hang(0), draw=lambda *_: hang(1), gains={}, facts={}
+        unpublished=True, publish=lambda _: hang(0), draw_some=lambda *_: hang(1), gains={}, facts={}
     )
     lane = Lane(Settings(), boot=lambda *_: worker)
     lane.start()

@@ -23,6 +23,7 @@ import tiny
 from handler import MODELS, ImageRequest, codec, references
 from handler.dialects import native, openai
 from handler.errors import InvalidType, InvalidValue, OutOfRange, RequestError
+from handler.pieces import plain
 from handler.request import Picture, Reference
 from serving import ROOT, Served, serving
 
@@ -281,7 +282,7 @@ def test_a_picture_names_its_images_and_never_holds_them(tmp_path: Path) -> None
     parameters = codec.parameters_of(recipe, {"plan": "EAGER"}, "0")
     (tmp_path / "a.png").write_bytes(codec.encode(RGB.astype(np.uint8), "png", 100, parameters))
     assert codec.read_parameters(tmp_path / "a.png")["images"] == shas
-    answer = native.render(request, KLEIN, [Picture(b"", "png", recipe)], 1.0)
+    answer = plain(native.render(request, KLEIN, [Picture(b"", "png", recipe)], 1.0))
     assert json.loads(json.dumps(answer))["images"][0]["parameters"]["images"] == shas
     assert len(json.dumps(answer)) < 1000
 

@@ -57,6 +57,7 @@ class Editor(FakeFamily):
         """With what edits need."""
         worker = super().boot(settings, clock)
         worker._family.INPAINT = worker._family.IMAGE_TO_IMAGE = Editor
+        worker._family.MASK_CELL = 1
         return worker
 
 
