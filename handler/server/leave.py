@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
         return next((code for kind, code in codes.items() if isinstance(self._lane.error, kind)), 0)
 
     def end(self) -> None:
-        """End this process here: taking the interpreter down takes seconds, and joins threads that may hang for ever."""
+        """End this process here: taking the interpreter down takes seconds and joins threads that may hang for ever."""
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
