@@ -27,8 +27,8 @@ from handler.volume import Source, baked_sources, summarize
 PACKAGE = "blocks.pt2"
 EAGER = "eager"  # what a fingerprint says of a decoder that is not compiled
 CODE = (  # what decides what is in a package, and what is expected of one
-    *("attention", "blocks", "blockwise", "fp8_attention", "fusing", "joining", "kernels", "modulation", "quant"),
-    "families/autoencoders",
+    *("attention", "blocks", "blockwise", "fp8_attention", "fusing", "joining", "kernels", "modulation", "precisions"),
+    *("quant", "families/autoencoders"),
 )
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]

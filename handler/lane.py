@@ -175,6 +175,11 @@ class Lane:
                 job.end(Cancelled("The request was cancelled."))
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread has not ended, be it over or not: what hangs in native code never does."""
+        return self._thread.is_alive()
+
+    @property
     def busy(self) -> bool:
         """Whether anything is being drawn or waits for it."""
         return self.drawing + self.waiting > 0

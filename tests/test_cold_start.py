@@ -14,6 +14,7 @@ import torch
 from conftest import PATIENT, ROOT
 
 from handler import MODELS, ImageRequest, StartError, Worker
+from handler.blocks import digest, kinds_of
 from handler.boots import last_boots
 from handler.compiled import PACKAGE, fingerprint, key
 from handler.errors import WeightsCorrupt
@@ -96,7 +97,8 @@ def test_artifacts_of_another_torch_are_stale_and_the_worker_is_eager(tmp_path: 
 
 @pytest.mark.parametrize("damage", ["changed", "garbage", "missing"])
 def test_damaged_artifacts_are_never_loaded(damage: str, tmp_path: Path, spark: Worker) -> None:
-    facts = fingerprint(SPARK, spark.hardware)
+    blocks = digest(kinds_of(spark._pipeline.transformer, spark._decoder))
+    facts = fingerprint(SPARK, spark.hardware) | {"blocks": blocks}
     folder = tmp_path / "baked" / "spark" / key(facts)
     with publishing(folder, facts) as part:
         (part / PACKAGE).write_bytes(b"no zip" * 1000)

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from conftest import ROOT
 
+from handler.deadline import Deadline
 from handler.server.leave import Server
 
 
@@ -86,8 +87,8 @@ class Unread(io.StringIO):
 def test_a_server_drains_though_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Unread())
     drained = threading.Event()
-    lane: Any = SimpleNamespace(drain=drained.set, busy=False, error=None)
-    Server(uvicorn.Config(lambda: None), lane).handle_exit(15, None)
+    lane: Any = SimpleNamespace(drain=drained.set, busy=False, error=None, exit=Deadline.within(1e6))
+    Server(uvicorn.Config(lambda: None), lane, hurry=lambda: None).handle_exit(15, None)
     assert drained.wait(30)
 
 
