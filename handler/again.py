@@ -34,6 +34,8 @@ SAID: Mapping[str, tuple[str, Callable[[ImageRequest], Any]]] = {  # option -> f
     "negative_prompt": ("negative_prompt", lambda asked: asked.negative_prompt),
 }
 
+TEXTS = ("model", "revision", "prompt", "scheduler", "precision", "attention", "plan", "vae", "version")
+
 
 @dataclass(frozen=True, slots=True)
 class Said:
@@ -86,7 +88,8 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "strength": found.get("strength"),
         }
         known = found["precision"] in PRECISIONS and found.get("attention", "native") in KERNELS
-        if not known or not isinstance(found["vae"], str) or found["plan"] not in ("EAGER", "COMPILED"):
+        texts = "vae" in found and all(isinstance(found.get(name, ""), str) for name in TEXTS)
+        if not known or not texts or found["plan"] not in ("EAGER", "COMPILED"):
             raise ValueError("made by nothing that this version knows")
         return Said(source, found, ImageRequest.parse(fields), spec)
     except OSError as error:

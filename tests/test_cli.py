@@ -292,7 +292,10 @@ def _made(folder: Path) -> Path:
     return folder / "a.png"
 
 
-@pytest.mark.parametrize("strange", [{"precision": "int3"}, {"attention": []}, {"vae": None}, {"plan": 3}], ids=str)
+STRANGE = [{"precision": "int3"}, {"attention": []}, {"vae": None}, {"plan": 3}, {"version": 3}]
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=str)
 def test_what_no_worker_could_have_been_is_no_picture_to_make_again(strange: dict[str, Any], tmp_path: Path) -> None:
     spec, facts = MODELS["spark"], {"precision": "fp32", "attention": "native", "plan": "EAGER", "vae": ""}
     found = parameters_of(spec.recipe(ImageRequest(prompt="a ring", seed=1)), facts, "1")
