@@ -30,14 +30,14 @@ KEPT = report.RESULTS / "lowered.json"
 AMPERE = ("bf16", "int8", "int8-dynamic")
 ADA = (*AMPERE, "fp8", "fp8-tensor")
 BLACKWELL = ("mxfp8", "nvfp4")
-VARIANTS = ("fp8/cudnn-fp8", "fp8/512", "fp8/512x4", "vae/512", "vae/512x4")  # as worker.py knows them
+OTHERWISE = ("fp8/cudnn-fp8", "fp8/512", "fp8/512x4", "vae/512", "vae/512x4")  # by variants.py
 MODELS = (
     "flux-schnell", "flux-dev", "flux2-klein", "z-image-turbo", "sdxl-turbo", "sd3.5-large", "qwen-image", "chroma",
     "flux2-dev",
 )  # fmt: skip
 JOBS = (  # model, compute capability, groups: FLUX.1 for all, the others for Hopper, and Blackwell's own precisions
-    ("flux-schnell", "9.0", (*ADA, "vae", "t5", *VARIANTS)),
-    ("flux-dev", "9.0", VARIANTS[:1]),
+    ("flux-schnell", "9.0", (*ADA, "vae", "t5", *OTHERWISE)),
+    ("flux-dev", "9.0", OTHERWISE[:1]),
     *((model, "9.0", (*ADA, "vae")) for model in MODELS[1:]),
     ("flux-schnell", "10.0", (*ADA, *BLACKWELL)),
     *(("flux-schnell", *job) for job in (("8.9", ADA), ("8.6", AMPERE), ("8.0", AMPERE))),

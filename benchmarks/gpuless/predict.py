@@ -12,12 +12,12 @@ from gpuless.cards import (
     CARDS,
     CONVOLUTIONS,
     EAGER_US,
-    FP8_ATTENTION,
     LAUNCH_US,
     MEMORY,
     PRODUCTS,
     Card,
 )  # fmt: skip
+from gpuless.variants import decoding_of, variant_of
 from gpuless.work import flop, moved, operation
 
 STAGES = {"text_encoder": "encode", "text_encoder_2": "encode", "text_encoder_3": "encode", "vae": "decode"}
@@ -79,9 +79,8 @@ def picture(rows: Iterable[Row], model: str, group: str, card: Card) -> dict[str
 
 def chosen(rows: Iterable[Row], model: str, group: str, card: Card) -> list[Row]:
     """The rows of a picture, each part as Kindling runs it: for the card's capability, else what stands for it."""
-    variant = group.partition("/")[2]
-    decoding = "vae" if variant in ("", FP8_ATTENTION) else f"vae/{variant}"
-    mine = [row for row in rows if row["model"] == model and row["group"] in (group, decoding)]
+    wanted = (group, decoding_of(group))
+    mine = [row for row in rows if row["model"] == model and row["group"] in wanted]
     found: list[Row] = []
     for part in dict.fromkeys(row["part"] for row in mine):
         here = [row for row in mine if row["part"] == part]
@@ -95,10 +94,8 @@ def chosen(rows: Iterable[Row], model: str, group: str, card: Card) -> list[Row]
 
 def able(rows: list[Row], group: str, card: Card) -> bool:
     """Whether a worker on the card takes the precision and the attention, and its memory holds the weights."""
-    precision, _, variant = group.partition("/")
-    if NEEDED.get(precision, "bfloat16") not in card.promised:
-        return False
-    if variant == FP8_ATTENTION and variant not in card.attention:
+    attention = variant_of(group).attention
+    if NEEDED.get(group.partition("/")[0], "bfloat16") not in card.promised or attention not in {"", *card.attention}:
         return False
     return ROOM * sum(row.get("weight_bytes", 0) for row in rows) <= card.memory_gb * 1e9
 

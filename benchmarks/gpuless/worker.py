@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import random_models
 from gpuless import denoisers, device, eager, inductor
+from gpuless.variants import Variant, variant_of
 from gpuless.work import Work, line
 from handler import MODELS, ModelSpec, blocks, kernels, modulation, quant
 from handler.families import autoencoders
@@ -33,32 +34,10 @@ AROUND = "around the blocks"
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """How else pictures are drawn: `side` pixels wide and high, and how many at once."""
-
-    attention: str = kernels.NATIVE
-    side: int | None = None
-    pictures: int = 1
-
-    def size(self, spec: ModelSpec) -> tuple[int, int]:
-        """Width and height: the model's own, if nothing else is said."""
-        return (self.side, self.side) if self.side else spec.size
-
-
-VARIANTS = {  # by what follows a group's "/"
-    "": Variant(),
-    "cudnn-fp8": Variant(attention="cudnn-fp8"),
-    "512": Variant(side=512),
-    "512x4": Variant(side=512, pictures=4),
-}
-
-
 def group(model: str, asked: str) -> Iterator[Row]:
     """What a picture of `model` is made of: in a precision its steps and its prompt, or its decoding, `vae`."""
     spec, parts = MODELS[model], random_models.CONFIGS[model][1]
-    what, _, named = asked.partition("/")
-    variant = VARIANTS[named]
+    what, variant = asked.partition("/")[0], variant_of(asked)
     if what == "vae":
         yield from decoded(spec, parts["vae"], variant)
     elif what == "t5":
@@ -75,7 +54,7 @@ def group(model: str, asked: str) -> Iterator[Row]:
 def steps(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str, variant: Variant) -> Iterator[Row]:
     """A step of the denoiser: its repeated blocks lowered, what is around them eagerly."""
     model, mode = on_gpu(random_models.made(recipe), precision)
-    if variant.attention != kernels.NATIVE:
+    if variant.attention:
         model.set_attention_backend(kernels.backend(variant.attention))
     many, times = denoisers.passes(model, spec)
     named = {path: module for path, module in model.named_modules() if type(module).__name__ in model._repeated_blocks}
@@ -259,7 +238,8 @@ def main() -> None:
     model, *groups = sys.argv[1:]
     capability = "{}.{}".format(*device.CAPABILITY)
     for asked in groups:
-        variant, facts = VARIANTS[asked.partition("/")[2]], {"model": model, "capability": capability, "group": asked}
+        variant = variant_of(asked)
+        facts = {"model": model, "capability": capability, "group": asked}
         facts |= {"size": variant.size(MODELS[model]), "pictures": variant.pictures}
         print(json.dumps([facts | row for row in group(model, asked)]), flush=True)
 
