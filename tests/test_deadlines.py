@@ -349,7 +349,7 @@ def test_a_lane_stops_within_its_exit_whatever_is_drawn_or_published(monkeypatch
             await running
 
     asyncio.run(main())
-    assert lane._thread.is_alive()
+    assert lane.alive
     assert begun[0].is_set()
     go.set()
 

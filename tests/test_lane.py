@@ -360,10 +360,10 @@ def test_a_step_that_hangs_fails_the_lane_and_nobody_waits_for_it(
     asyncio.run(main())
     assert lane.state == "failed"
     lane.stop()
-    assert lane._thread.is_alive()
+    assert lane.alive
     assert "fakes.py" in capfd.readouterr().err  # where it hangs
     family.gate.set()
-    while lane._thread.is_alive():
+    while lane.alive:
         threading.Event().wait(0.01)
     assert family.drawn == []
 
