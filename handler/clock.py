@@ -57,6 +57,7 @@ class Plan:
     failure: str = ""
 
 
+OFF = Plan("EAGER", "KINDLING_COMPILE=off")
 STREAMING = Plan("EAGER", "the denoiser's blocks come from host memory, and compiled code wants them to stay in place")
 
 
@@ -69,7 +70,7 @@ def plan(
     `compile_s` how long compiling took when last measured, in seconds, `failure` why it would fail, if it would.
     """
     if policy == "off":
-        return Plan("EAGER", "KINDLING_COMPILE=off")
+        return OFF
     if outcome == "HIT":
         return Plan("COMPILED", f"{outcome}: {found}")
     if device == "cpu" and policy == "auto":

@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -134,13 +134,19 @@ def _texts(data: bytes) -> list[tuple[bytes, bytes]]:
     """Keyword and text of every iTXt chunk whose checksum is right."""
     if not data.startswith(PNG_SIGNATURE):
         raise ValueError("not a PNG")
-    found, at = [], len(PNG_SIGNATURE)
-    while at + 12 <= len(data):
-        size, kind = struct.unpack(">I4s", data[at : at + 8])
-        body = data[at + 8 : at + 8 + size]
-        (crc,) = struct.unpack(">I", data[at + 8 + size : at + 12 + size])
-        if kind == b"iTXt" and size <= MAX_PARAMETERS and crc == zlib.crc32(body, zlib.crc32(kind)):
-            keyword, _, rest = body.partition(b"\0")
+    found = []
+    for kind, body, crc in chunks(data):
+        if kind == b"iTXt" and len(body) <= MAX_PARAMETERS and crc == zlib.crc32(body, zlib.crc32(kind)):
+            keyword, _, rest = bytes(body).partition(b"\0")
             found.append((keyword, rest[4:]))
-        at += 12 + size
     return found
+
+
+def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+    """Of every chunk of a PNG its kind, what is in it, and the checksum that it says; struct.error at half a one."""
+    at = len(PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        (crc,) = struct.unpack_from(">I", data, at + 8 + size)
+        yield kind, memoryview(data)[at + 8 : at + 8 + size], crc
+        at += 12 + size

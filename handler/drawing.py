@@ -66,10 +66,10 @@ class Drawing:
             return [meaning(error, recipes[0].size)] * len(recipes)
         told = [self._encoded(recipe) for recipe in recipes]
         outcomes: list[Outcome | None] = [each if isinstance(each, BaseException) else None for each in told]
-        sound = {i: each for i, each in enumerate(told) if not isinstance(each, BaseException)}
+        known = {i: each for i, each in enumerate(told) if not isinstance(each, BaseException)}
         if not any(isinstance(each, DeviceLost) for each in told):
-            at = self._families.fitting(sound)
-            arguments, some, watching = [sound[i] for i in at], [recipes[i] for i in at], [on_steps[i] for i in at]
+            at = self._families.fitting(known)
+            arguments, some, watching = [known[i] for i in at], [recipes[i] for i in at], [on_steps[i] for i in at]
             for i, outcome in zip(at, self._run(stages, arguments, some, watching), strict=True):
                 outcomes[i] = outcome
         lost = next((each for each in outcomes if isinstance(each, DeviceLost)), None)

@@ -8,8 +8,10 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
+from handler.codec import chunks
 from handler.errors import InvalidValue, KindlingError, OutOfRange
 from handler.request import MIN_SIDE, ImageRequest, Mask, Reference
 from handler.spec import SEEN_PIXELS, ModelSpec
@@ -112,13 +114,10 @@ def _keyed(image: Any, data: bytes) -> Any:
 
 
 def _grey_key(data: bytes) -> int:
-    """All 16 bits of a grey PNG's transparent sample; the file was opened, so its chunks are whole."""
-    found, at = 0, 8
-    while (kind := data[at + 4 : at + 8]) not in (b"IDAT", b""):
-        if kind == b"tRNS":
-            found = int.from_bytes(data[at + 8 : at + 10])
-        at += 12 + int.from_bytes(data[at : at + 4])
-    return found
+    """All 16 bits of a grey PNG's transparent sample."""
+    head = takewhile(lambda chunk: chunk[0] != b"IDAT", chunks(data))
+    *_, key = (body for kind, body, _ in head if kind == b"tRNS")
+    return int.from_bytes(key[:2])
 
 
 def _samples(image: Any, data: bytes, depth: int) -> Any:

@@ -19,7 +19,7 @@ from handler.batching import Gains
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
 from handler.boots import KEPT, BootLog, last_boots, measured
 from handler.catalog import find
-from handler.clock import STREAMING, Clock, Ledger, Plan, plan
+from handler.clock import OFF, STREAMING, Clock, Ledger, Plan, plan
 from handler.decision import decide, sought
 from handler.drawing import Drawing, sound
 from handler.environment import environment
@@ -119,13 +119,13 @@ class Worker:
 
     def _compile(self, settings: Settings, clock: Clock, failures: Failures) -> None:
         """Reuse compile artifacts, make them, or do without: as `clock.plan` says."""
-        if self.memory.mode == "blocks":
-            clock.ledger.plan, clock.ledger.plan_reason = STREAMING.mode, STREAMING.reason
+        if (streams := self.memory.mode == "blocks") or settings.compile == "off":
+            eager = STREAMING if streams else OFF
+            clock.ledger.plan, clock.ledger.plan_reason = eager.mode, eager.reason
             return
         model = getattr(self._pipeline, self._family.DENOISER)
         with clock.phase("artifacts"):
-            lost = failures.lost
-            if settings.compile != "off" and not lost:
+            if not (lost := failures.lost):
                 with failures.watched():
                     self.found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
                 failures.discredit(self.found, self.found.error)

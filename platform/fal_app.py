@@ -6,7 +6,6 @@ knows how fal rents GPUs; what a request means, it does not know.
 """
 
 import asyncio
-import base64
 import math
 import os
 import subprocess
@@ -19,7 +18,7 @@ from fal.container import ContainerImage
 from fal.exceptions import AppException, FieldException
 from fal.toolkit import Image
 from fal.toolkit.image.image import ImageSize
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 import handler
@@ -96,14 +95,13 @@ class Kindling(fal.App):
     async def generate(self, wanted: Input) -> Output:
         """Draw one picture."""
         reply = await Api(self.lane).call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
-        body = await asyncio.to_thread(lambda: reply.body)
-        if "error" in body:
-            raise refusal(reply.status, body["error"])
-        [picture] = body["images"]
+        if "error" in reply.content:
+            raise refusal(reply.status, reply.content["error"])
+        [picture] = reply.content["images"]
         width, height = picture["parameters"]["size"]
         image = await asyncio.to_thread(
             Image.from_bytes,
-            base64.b64decode(picture["b64_json"]),
+            picture["b64_json"].data,
             picture["format"],
             ImageSize(width=width, height=height),
             repository="in_memory" if wanted.sync_mode else "fal_v3",
@@ -111,10 +109,10 @@ class Kindling(fal.App):
         return Output(image=image, seed=picture["seed"])
 
     @fal.endpoint("/v1/images/generations")
-    async def openai(self, payload: dict[str, Any]) -> JSONResponse:
+    async def openai(self, payload: dict[str, Any]) -> Response:
         """OpenAI's Images API."""
         reply = await Api(self.lane).call("/v1/images/generations", payload)
-        return JSONResponse(reply.body, reply.status, reply.headers)
+        return Response(await asyncio.to_thread(reply.json), reply.status, reply.headers, "application/json")
 
     @fal.endpoint("/alive", health_check=fal.HealthCheck(call_regularly=True, failure_threshold=1))
     def alive(self) -> dict[str, str]:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from handler import Clock, Lane, Settings, Worker
+from handler import Clock, ImageRequest, Lane, Settings, Worker
 from handler.catalog import find
 from handler.families.schedulers import FLOW
 from handler.hardware import Hardware
 
 CPU = Hardware("cpu", "fake", "fp32", "a fake")
+RECIPE = find("spark").recipe(ImageRequest(prompt="x", seed=1))
 
 
 @dataclass

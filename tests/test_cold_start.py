@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import PATIENT, ROOT
 
+from fakes import raises
 from handler import MODELS, ImageRequest, StartError, Worker
 from handler.blocks import digest, kinds_of
 from handler.boots import last_boots
@@ -45,6 +46,14 @@ def test_past_the_budget_the_process_ends_and_leaves_word(tmp_path: Path) -> Non
     (boot,) = last_boots(tmp_path, 9)
     assert (boot["outcome"], boot["model"]) == ("failed", "spark")
     assert "budget of 0.6 s in phase" in boot["reason"]
+
+
+def test_a_worker_that_shall_not_compile_looks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for packages nor for what compiling took, which are many files on a volume that may be slow."""
+    monkeypatch.setattr("handler.worker.last_boots", raises(AssertionError("read")))
+    ledger = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "off"})).ledger
+    assert ledger.decision == "EAGER: KINDLING_COMPILE=off"
+    assert [phase.name for phase in ledger.phases] == ["volume", "import", "weights", "warm"]
 
 
 def test_a_volume_that_hangs_ends_the_process_and_names_the_phase(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from handler.errors import DeadlineExceeded, NotReady, QueueFull
 from handler.hands import Hands
 from handler.line import Line
 from handler.server import app, leave
-from handler.server.repeats import Repeats
 from handler.store import Store
 from s3_plane import BUCKET, KEY, SECRET, Broken
 
@@ -315,46 +314,6 @@ def test_hands_that_nobody_waits_for_keep_no_others_from_work_up_to_a_number() -
     last = hands.run(lambda: 2)
     go.set()
     assert last.result(60) == 2
-
-
-def test_the_grace_of_a_job_counts_from_who_left_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        known, loop, key = Repeats(), asyncio.get_running_loop(), (b"", "one")
-        go = asyncio.Event()
-
-        async def start(_: Deadline) -> Any:
-            await go.wait()
-
-        due = []
-        for _ in range(2):
-            asking = asyncio.create_task(known.call(key, b"x", start, Deadline()))
-            while not known._calls or not known._calls[key].waiting:
-                await asyncio.sleep(0)
-            asking.cancel()
-            await asyncio.wait({asking})
-            ending = known._calls[key].ending
-            assert ending
-            due.append(ending)
-        assert due[0].cancelled()
-        assert due[0].when() < due[1].when() <= loop.time() + 10
-        known._calls[key].reply.cancel()
-
-    asyncio.run(main())
-
-
-def test_a_picture_whose_first_client_left_counts_for_the_next_and_once() -> None:
-    from test_repeats import KEY as NAME
-    from test_repeats import Source, turns
-
-    async def main() -> list[int]:
-        source, known = Source(), Repeats()
-        asking = [asyncio.create_task(known.call(NAME, b"x", source, Deadline())) for _ in range(3)]
-        await turns()
-        asking[0].cancel()
-        source.go.set()
-        return [len((await each).pictures) for each in asking[1:]]
-
-    assert asyncio.run(main()) == [1, 0]
 
 
 def test_the_stages_of_an_exit_fit_into_it() -> None:

@@ -7,6 +7,7 @@ environment of the other tests. There, a few names stand in for its SDK. In an e
 
 import asyncio
 import base64
+import binascii
 import importlib.util
 import io
 import os
@@ -14,6 +15,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from handler import MODELS, ImageRequest, StartError, Worker
+from handler import MODELS, ImageRequest, StartError, Worker, pieces
 from handler.errors import SettingsError
 
 ROOT = Path(__file__).parent.parent
@@ -229,6 +231,21 @@ def test_openai(app: Any) -> None:
     assert answer.status_code == 200
     refused = asyncio.run(app.openai({"prompt": "a circle", "size": "64"}))
     assert (refused.status_code, b"WIDTHxHEIGHT" in refused.body) == (400, True)
+
+
+def test_the_loop_makes_no_text_of_pictures(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep all others waiting."""
+    encode, threads = binascii.b2a_base64, list[threading.Thread]()
+
+    def noted(data: Any, **options: Any) -> bytes:
+        threads.append(threading.current_thread())
+        return encode(data, **options)
+
+    monkeypatch.setattr(pieces, "binascii", SimpleNamespace(b2a_base64=noted))
+    asyncio.run(app.openai({"prompt": "a circle", "size": "64x64"}))
+    assert threads
+    generate(app, prompt="a circle", width=64, height=64)
+    assert threading.main_thread() not in threads
 
 
 def test_a_runner_that_lost_its_gpu_is_not_alive(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:

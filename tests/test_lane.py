@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from fakes import FakeFamily, raises
-from handler import Api, ImageRequest, Lane, Settings, StartError
+from fakes import RECIPE, FakeFamily, raises
+from handler import Api, Lane, Settings, StartError
 from handler.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -40,7 +40,6 @@ from handler.preview import Preview
 from handler.request import Picture, Pixels, Recipe
 
 ROUTE = "/v1/images/generations"
-RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from fakes import FakeFamily, raises
-from handler import Api, ImageRequest, Lane, Settings, create_app
+from fakes import RECIPE, FakeFamily, raises
+from handler import Api, Lane, create_app
 from handler.errors import NumericalError
 from handler.server import metrics
 from serving import Served
@@ -26,7 +26,6 @@ KEY, PROMPT = "canary-key-0451", "canary prompt, never to be seen: a façade"
 AUTH = {"authorization": f"Bearer {KEY}"}
 OK = {"prompt": PROMPT, "seed": 5, "size": "64x128", "num_inference_steps": 2, "n": 2}
 ROUTE = "/v1/images/generations"
-RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
 
 
 @pytest.fixture

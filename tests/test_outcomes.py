@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fakes import CPU, FakeFamily, raises
-from handler import Clock, ImageRequest, Lane, Settings, StartError, Worker
+from fakes import CPU, RECIPE, FakeFamily, raises
+from handler import Clock, Lane, Settings, StartError, Worker
 from handler.catalog import find
 from handler.errors import (
     Broken,
@@ -29,7 +29,6 @@ from handler.families.schedulers import FLOW
 from handler.preview import Preview
 from handler.request import Recipe
 
-RECIPE = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
 FULL, LOST = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: unspecified launch failure")
 
 

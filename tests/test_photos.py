@@ -9,7 +9,9 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from test_codec import chunk
 
+from handler.codec import PNG_SIGNATURE
 from handler.errors import InvalidValue, KindlingError, OutOfRange
 from handler.references import kept, references
 
@@ -81,10 +83,6 @@ def test_an_orientation_that_makes_no_sense_is_none(value: bytes) -> None:
     assert found.rgb.shape[:2] == (SIDE, 2 * SIDE)
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def png(depth: int, colours: int, values: np.ndarray, clear: int | None = None, interlaced: bool = False) -> bytes:
     """A PNG of samples in `depth` bits, (height, width, `colours`); `clear` is transparent in each of its colours."""
     height, width, _ = values.shape
@@ -92,11 +90,7 @@ def png(depth: int, colours: int, values: np.ndarray, clear: int | None = None, 
     data = b"".join(b"\0" + int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
     head = struct.pack(">IIBBBBB", width, height, depth, 0 if colours == 1 else 2, 0, 0, 0)
     key = chunk(b"tRNS", struct.pack(">H", clear) * colours) if clear is not None else b""
-    return codec_signature() + chunk(b"IHDR", head) + key + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-
-
-def codec_signature() -> bytes:
-    return b"\x89PNG\r\n\x1a\n"
+    return PNG_SIGNATURE + chunk(b"IHDR", head) + key + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 KEYED = [(1, 1, 1), (2, 1, 3), (4, 1, 15), (8, 1, 255), (16, 1, 300), (8, 3, 255), (16, 3, 300), (16, 3, 65535)]
@@ -179,7 +173,7 @@ def refusal(spoilt: bytes, image: bytes) -> int | None:
 
 def bomb(width: int, height: int, *chunks: bytes) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    return codec_signature() + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return PNG_SIGNATURE + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 def test_bombs_are_refused_unpacked() -> None:

@@ -84,6 +84,16 @@ async def test_whoever_leaves_ends_nothing_that_another_waits_for() -> None:
 
 
 @in_turns
+async def test_pictures_whose_first_client_left_count_for_the_next() -> None:
+    source, known = Source(), Repeats()
+    first, second, third = (asyncio.create_task(known.call(KEY, b"x", source)) for _ in range(3))
+    await turns()
+    first.cancel()
+    source.go.set()
+    assert [len(each.pictures) for each in (await second, await third)] == [1, 0]
+
+
+@in_turns
 async def test_whom_nobody_comes_back_for_is_ended_and_forgotten() -> None:
     source, known, grace = Source(), Repeats(), repeats.GRACE_S
     repeats.GRACE_S = 0.0
@@ -112,6 +122,7 @@ async def test_the_grace_runs_from_the_last_departure() -> None:
         waits.cancel()
         await turns()
     assert [handle.cancelled() for handle in handles] == [True, False]
+    assert handles[0].when() < handles[1].when() <= loop.time() + repeats.GRACE_S
     source.go.set()
     assert (await known.call(KEY, b"x", source)).body["turn"] == 1
 

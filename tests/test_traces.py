@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fakes import FakeFamily, raises
-from handler import ImageRequest, Lane, Settings, __version__
+from fakes import RECIPE, FakeFamily, raises
+from handler import Lane, __version__
 from handler.errors import NumericalError, SettingsError
 from handler.request import Picture
 from handler.server import traces
@@ -104,8 +104,7 @@ def test_a_request_is_a_span_below_its_callers_with_the_stages_of_its_pictures(
 
 @pytest.mark.parametrize(("end", "starts"), [(18.0, [10, 11, 13, 14, 15, 17]), (17.9, [10, 11, 13, 10, 11, 13])])
 def test_pictures_follow_each_other_if_there_was_time_for_that(end: float, starts: list[float]) -> None:
-    recipe = Lane(Settings()).spec.recipe(ImageRequest(prompt="x", seed=1))
-    picture = Picture(b"", "png", recipe, stages={"queue": 1.0, "denoise": 2.0, "decode": 1.0, "serialize": 0.5})
+    picture = Picture(b"", "png", RECIPE, stages={"queue": 1.0, "denoise": 2.0, "decode": 1.0, "serialize": 0.5})
     laid = [start for name, _, start, _ in traces.laid_out([picture] * 2, 10.0, end) if name != "serialize"]
     assert laid == starts
 
