@@ -14,10 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from handler.errors import VolumeFailed
 from handler.receipts import Candidate, Outcome
+from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
 FACTS, OUTCOME = "facts.json", "outcome.json"
@@ -28,9 +27,11 @@ class Journal:
 
     def __init__(self, place: Path, facts: dict[str, Any]) -> None:
         self._place = place
-        if _read(place / FACTS) != facts:
-            shutil.rmtree(place, ignore_errors=True)
-            self._write(place / FACTS, facts)
+        with suppress(OSError, Malformed):
+            if load(place / FACTS) == facts:
+                return
+        shutil.rmtree(place, ignore_errors=True)
+        self._write(place / FACTS, facts)
 
     def pictures(self, one: Candidate) -> Path:
         """Where the pictures of `one` are."""
@@ -38,9 +39,9 @@ class Journal:
 
     def known(self, one: Candidate) -> Outcome | None:
         """What became of `one` before the interruption; None if that is still to be found out."""
-        found = _read(self.pictures(one) / OUTCOME)
-        with suppress(ValueError, TypeError):
-            return TypeAdapter(Outcome).validate_python(found)
+        with suppress(OSError, Malformed):
+            found = shaped(Outcome, load(self.pictures(one) / OUTCOME))
+            return found if found.candidate == one else None
         return None
 
     def begin(self, one: Candidate) -> Path:
@@ -71,9 +72,3 @@ def close(place: Path) -> None:
     with suppress(OSError):  # where sweeps of others are
         place.parent.rmdir()
         place.parent.parent.rmdir()
-
-
-def _read(path: Path) -> Any:
-    with suppress(OSError, ValueError, RecursionError):
-        return json.loads(path.read_bytes())
-    return None
