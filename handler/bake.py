@@ -75,7 +75,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
     return Baked(
         model,
         worker.hardware.name,
-        _placed(weights) if weights else "on the volume as they are served; nothing to gain",
+        _placed(weights) if weights else "those on the volume are as small; nothing to gain",
         artifacts,
         compiling,
         round(clock.elapsed, 1),

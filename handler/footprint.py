@@ -8,10 +8,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from handler.errors import VolumeFailed, WeightsCorrupt
+from handler.errors import WeightsCorrupt
 from handler.hardware import Hardware, read_ahead
 from handler.layout import FLOATS, WIDTHS, Slot, read_layout
-from handler.listing import LORA, remedy, weight_files
+from handler.listing import LORA, remedy, volume_errors, weight_files
 from handler.offload import WAITING
 from handler.precisions import GRID, KEPT, PRECISIONS, TIED
 from handler.spec import ModelSpec
@@ -64,7 +64,7 @@ class Weights:
 
     @property
     def changed(self) -> bool:
-        """Whether what is served is not what the files have."""
+        """Whether what is served has another size than what the files have."""
         return any(part.held != part.stored for part in self.parts)
 
     def waiting(self, mode: str) -> tuple[Part, ...]:
@@ -136,11 +136,10 @@ def _listed(spec: ModelSpec, width: float) -> tuple[Part, ...]:
 def _slots(source: Source, name: str) -> dict[str, Slot]:
     path = source.folder / name
     try:
-        return read_layout(path)
+        with volume_errors(path):
+            return read_layout(path)
     except ValueError as error:
         raise WeightsCorrupt(f"{path} is no whole safetensors file: {error}. {remedy(source)}") from None
-    except OSError as error:
-        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
 
 
 def _held(name: str, slot: Slot, hardware: Hardware, rounded: float) -> int:

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from handler.errors import VolumeFailed
 from handler.receipts import Candidate, Outcome
+from handler.room import writing
 from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
@@ -48,10 +48,8 @@ class Journal:
         """An empty folder for the pictures of `one`."""
         folder = self.pictures(one)
         shutil.rmtree(folder, ignore_errors=True)
-        try:
+        with writing(folder):
             folder.mkdir(parents=True)
-        except OSError as error:
-            raise VolumeFailed(f"Cannot write {folder}: {error.strerror or error}.") from None
         return folder
 
     def keep(self, outcome: Outcome) -> None:
@@ -59,11 +57,9 @@ class Journal:
         self._write(self.pictures(outcome.candidate) / OUTCOME, asdict(outcome))
 
     def _write(self, path: Path, what: dict[str, Any]) -> None:
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(what).encode())
-        except OSError as error:
-            raise VolumeFailed(f"Cannot write {path}: {error.strerror or error}.") from None
 
 
 def close(place: Path) -> None:
