@@ -13,7 +13,7 @@ from handler.hardware import Hardware, read_ahead
 from handler.layout import FLOATS, WIDTHS, Slot, read_layout
 from handler.listing import LORA, remedy, volume_errors, weight_files
 from handler.offload import WAITING
-from handler.precisions import GRID, KEPT, PRECISIONS, TIED
+from handler.precisions import KEPT, PRECISIONS, TIED
 from handler.spec import ModelSpec
 from handler.volume import Source
 
@@ -118,9 +118,10 @@ def _part(component: str, found: list[tuple[str, Slot]], source: Source, hardwar
     stored = sum(slot.stop - slot.start for _, slot in found)
     rounds = hardware.quantised and source.precision != hardware.precision and component != "vae"
     encodes, added = component.startswith("text_encoder"), component.endswith(LORA)
-    rounded = [rounds and _is_rounded(*item, TIED if encodes else KEPT) for item in found]
-    width = 1 if encodes else PRECISIONS[hardware.precision].rounded
-    held = sum(_held(*item, hardware, width * each) for item, each in zip(found, rounded, strict=True))
+    row = PRECISIONS[hardware.precision]
+    row = PRECISIONS[row.encoders] if encodes and row.encoders else row
+    rounded = [rounds and _is_rounded(*item, row.grid, TIED if encodes else KEPT) for item in found]
+    held = sum(_held(*item, hardware, row.rounded * each) for item, each in zip(found, rounded, strict=True))
     largest = max((count for count, each in zip(counts, rounded, strict=True) if each), default=0)
     return Part(component, sum(counts), stored, 0 if added else held, ROUNDING * largest)
 
@@ -151,8 +152,8 @@ def _held(name: str, slot: Slot, hardware: Hardware, rounded: float) -> int:
     return math.prod(slot.shape) * WIDTHS[hardware.dtype]
 
 
-def _is_rounded(name: str, slot: Slot, kept: tuple[str, ...]) -> bool:
+def _is_rounded(name: str, slot: Slot, grid: int, kept: tuple[str, ...]) -> bool:
     """As `quant.layers` will find it to be, told by its name alone: a matrix within one of many blocks."""
     listed = any(word.isdigit() for word in name.split(".")[:-2])
-    matrix = name.endswith(".weight") and len(slot.shape) == 2 and not any(side % GRID for side in slot.shape)
+    matrix = name.endswith(".weight") and len(slot.shape) == 2 and not any(side % grid for side in slot.shape)
     return listed and matrix and slot.dtype in FLOATS and not any(word in name for word in kept)
