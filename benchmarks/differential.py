@@ -231,13 +231,13 @@ def main() -> None:
     if given.plain:
         _plain(given.plain, given.models, given.precisions)
     else:
-        with tempfile.TemporaryDirectory() as volume:
-            rows = _both(Path(volume), given.models, given.precisions)
-        figures = {"pictures": len(rows), "equal": sum(not row["differ"] for row in rows), "rows": rows}
-        report.finish("differential", figures, given.save)
+        with report.measuring("differential", given.save) as figures, tempfile.TemporaryDirectory() as volume:
+            rows: list[dict[str, Any]] = figures.setdefault("rows", [])
+            _both(Path(volume), given.models, given.precisions, rows)
+            figures |= {"pictures": len(rows), "equal": sum(not row["differ"] for row in rows)}
 
 
-def _both(volume: Path, models: Sequence[str], precisions: Sequence[str]) -> list[dict[str, Any]]:
+def _both(volume: Path, models: Sequence[str], precisions: Sequence[str], rows: list[dict[str, Any]]) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     import tiny
 
@@ -246,7 +246,6 @@ def _both(volume: Path, models: Sequence[str], precisions: Sequence[str]) -> lis
             tiny.write(MODELS[model], volume)
     command = [sys.executable, __file__, "--plain", volume, "--models", *models, "--precisions", *precisions]
     subprocess.run(command, check=True)
-    rows = []
     for model in models:
         for precision in precisions:
             with numpy.load(volume / f"{model}-{precision}.npz") as theirs:
@@ -258,7 +257,6 @@ def _both(volume: Path, models: Sequence[str], precisions: Sequence[str]) -> lis
             for row in found:
                 if row["differ"]:
                     print(f"  {row['option']}: {row['differ']} values differ, by up to {row['by']}", flush=True)
-    return rows
 
 
 def _plain(volume: Path, models: Sequence[str], precisions: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ def pngs(rounds: int) -> dict[str, float]:
 
 def picture() -> Any:
     """uint8 (1024, 1024, 3)."""
-    worker = Worker.boot(Settings.from_env())
+    worker = Worker.boot(Settings.from_env(model="spark"))
     asked = ImageRequest(prompt="a red circle on a blue background", seed=1, width=SIDE, height=SIDE)
     pixels, _ = worker.generate(worker.spec.recipe(asked))
     noise = np.random.default_rng(0).normal(0, NOISE, (SIDE, SIDE, 3))

@@ -29,7 +29,7 @@ COLUMNS, SIDE, CAPTION, GAP = 6, 160, 44, 8
 
 def main() -> None:
     """Draw them all with seeds 0, 1, 2, ... and save the sheet."""
-    worker = Worker.boot(Settings.from_env())
+    worker = Worker.boot(Settings.from_env(model="spark"))
     rows = -(-len(PROMPTS) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, rows * (SIDE + CAPTION) + GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)

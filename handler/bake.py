@@ -12,7 +12,7 @@ from handler.catalog import find
 from handler.clock import Clock
 from handler.decision import decide
 from handler.footprint import weigh
-from handler.hardware import detect
+from handler.hardware import Hardware, detect
 from handler.publishing import publishing, retire, whole
 from handler.room import require
 from handler.settings import Settings
@@ -62,10 +62,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
     settings, hardware = decided.settings, decided.hardware
     announce("check")
     discard_damaged(spec, settings.volume, hardware.precision)
-    source = served_source(spec, settings.volume, hardware.precision)
-    if hardware.quantised and source.precision != hardware.precision:  # before hours of work
-        about = weigh(spec, hardware, source).held
-        require(settings.volume, about, f"The weights of {model} in {hardware.precision}")
+    unbaked(spec, hardware, settings.volume)  # for there may be no room, and hours of work are ahead
     patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
     worker, clock = _booted(patient, announce)
     if worker.found.outcome == "HIT" and worker.ledger.plan == "EAGER":  # what was there did not work, and is gone
@@ -78,7 +75,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
     return Baked(
         model,
         worker.hardware.name,
-        _placed(weights) if weights else "on the volume as they are served; nothing to gain",
+        _placed(weights) if weights else "those on the volume are as small; nothing to gain",
         artifacts,
         compiling,
         round(clock.elapsed, 1),
@@ -103,14 +100,22 @@ def discard_damaged(spec: ModelSpec, volume: Path, precision: str) -> None:
             retire(source, keep=lambda folder: whole(folder, wanted))
 
 
+def unbaked(spec: ModelSpec, hardware: Hardware, volume: Path) -> bool:
+    """Whether those on the volume are not what is served; VolumeFailed if there is no room for what would be left."""
+    source = served_source(spec, volume, hardware.precision)
+    weights = weigh(spec, hardware, source)
+    if source.precision == hardware.precision or not weights.changed:
+        return False
+    require(volume, weights.held, f"The weights of {spec.id} in {hardware.precision}")
+    return True
+
+
 def publish_weights(worker: Worker, volume: Path) -> Path | None:
     """Leave the weights as they are served at baked/<id>/; None if those on the volume are that already."""
     spec, precision = worker.spec, worker.hardware.precision
-    source = served_source(spec, volume, precision)
-    if source.precision == precision or not weigh(spec, worker.hardware, source).changed:
+    if not unbaked(spec, worker.hardware, volume):
         return None
     target = weights_folder(spec, volume, precision)
-    require(volume, worker.weight_bytes, f"The weights of {spec.id} in {precision}")
     with publishing(target, weight_facts(spec, precision)) as folder:
         worker.save(folder)
     return target

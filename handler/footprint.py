@@ -8,12 +8,12 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from handler.errors import VolumeFailed, WeightsCorrupt
+from handler.errors import WeightsCorrupt
 from handler.hardware import Hardware, read_ahead
 from handler.layout import FLOATS, WIDTHS, Slot, read_layout
-from handler.listing import LORA, remedy, weight_files
+from handler.listing import LORA, remedy, volume_errors, weight_files
 from handler.offload import WAITING
-from handler.precisions import GRID, KEPT, PRECISIONS, TIED
+from handler.precisions import KEPT, PRECISIONS, TIED
 from handler.spec import ModelSpec
 from handler.volume import Source
 
@@ -64,7 +64,7 @@ class Weights:
 
     @property
     def changed(self) -> bool:
-        """Whether what is served is not what the files have."""
+        """Whether what is served has another size than what the files have."""
         return any(part.held != part.stored for part in self.parts)
 
     def waiting(self, mode: str) -> tuple[Part, ...]:
@@ -118,9 +118,10 @@ def _part(component: str, found: list[tuple[str, Slot]], source: Source, hardwar
     stored = sum(slot.stop - slot.start for _, slot in found)
     rounds = hardware.quantised and source.precision != hardware.precision and component != "vae"
     encodes, added = component.startswith("text_encoder"), component.endswith(LORA)
-    rounded = [rounds and _is_rounded(*item, TIED if encodes else KEPT) for item in found]
-    width = 1 if encodes else PRECISIONS[hardware.precision].rounded
-    held = sum(_held(*item, hardware, width * each) for item, each in zip(found, rounded, strict=True))
+    row = PRECISIONS[hardware.precision]
+    row = PRECISIONS[row.encoders] if encodes and row.encoders else row
+    rounded = [rounds and _is_rounded(*item, row.grid, TIED if encodes else KEPT) for item in found]
+    held = sum(_held(*item, hardware, row.rounded * each) for item, each in zip(found, rounded, strict=True))
     largest = max((count for count, each in zip(counts, rounded, strict=True) if each), default=0)
     return Part(component, sum(counts), stored, 0 if added else held, ROUNDING * largest)
 
@@ -136,11 +137,10 @@ def _listed(spec: ModelSpec, width: float) -> tuple[Part, ...]:
 def _slots(source: Source, name: str) -> dict[str, Slot]:
     path = source.folder / name
     try:
-        return read_layout(path)
+        with volume_errors(path):
+            return read_layout(path)
     except ValueError as error:
         raise WeightsCorrupt(f"{path} is no whole safetensors file: {error}. {remedy(source)}") from None
-    except OSError as error:
-        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
 
 
 def _held(name: str, slot: Slot, hardware: Hardware, rounded: float) -> int:
@@ -152,8 +152,8 @@ def _held(name: str, slot: Slot, hardware: Hardware, rounded: float) -> int:
     return math.prod(slot.shape) * WIDTHS[hardware.dtype]
 
 
-def _is_rounded(name: str, slot: Slot, kept: tuple[str, ...]) -> bool:
+def _is_rounded(name: str, slot: Slot, grid: int, kept: tuple[str, ...]) -> bool:
     """As `quant.layers` will find it to be, told by its name alone: a matrix within one of many blocks."""
     listed = any(word.isdigit() for word in name.split(".")[:-2])
-    matrix = name.endswith(".weight") and len(slot.shape) == 2 and not any(side % GRID for side in slot.shape)
+    matrix = name.endswith(".weight") and len(slot.shape) == 2 and not any(side % grid for side in slot.shape)
     return listed and matrix and slot.dtype in FLOATS and not any(word in name for word in kept)

@@ -10,7 +10,6 @@ ROUNDED_BY = "torchao 0.18.0"  # other weights than these may be other numbers, 
 SCHEME = "1"  # likewise: change it with which layers are rounded, or how what they become is laid out
 KEPT = ("norm", "mod")  # in the names of layers of a denoiser that stay as they are
 TIED = ("lm_head",)  # a text encoder's layer that is its embeddings again, and is not run
-GRID = 16  # what both sides of a matrix must be a multiple of, for the GPU's kernels, unless a block is longer
 BLACKWELL = "matrix products with a scale for each block need compute capability 10.0 (Blackwell); {name} has {has}"
 
 
@@ -18,7 +17,9 @@ BLACKWELL = "matrix products with a scale for each block need compute capability
 class Precision:
     """How weights are kept and multiplied. `width` is bytes a parameter takes, over a whole model of the catalogue.
 
-    `rounded` is bytes a parameter of a rounded layer takes, with a block's scales; a row's come to that.
+    `rounded` is bytes a parameter of a rounded layer takes, with a block's scales; a row's come to that. Both sides of
+    its matrix are multiples of `grid`, for the GPU's kernels or for whole blocks. `encoders` is what text encoders are
+    rounded to, if that is another.
 
     `activations` is what a picture is computed in on a GPU; a CPU computes in float32 where that is not the point.
     """
@@ -30,6 +31,8 @@ class Precision:
     on_cpu: str = "float32"
     quantised: bool = False
     rounded: float = 1
+    grid: int = 16
+    encoders: str = ""
     capability: tuple[int, int] = (0, 0)
     lacking: str = ""  # why a GPU of less cannot, with {name} and {has}
     emulated: bool = False  # on a CPU: right, but slower than what is exact
@@ -72,6 +75,8 @@ PRECISIONS: Mapping[str, Precision] = {
             "8-bit floats, weights and activations, a power of two for each 32",
             quantised=True,
             rounded=1 + 1 / 32,
+            grid=32,
+            encoders="fp8",
             capability=(10, 0),
             lacking=BLACKWELL,
             emulated=True,
@@ -82,6 +87,8 @@ PRECISIONS: Mapping[str, Precision] = {
             "4-bit floats, weights and activations, an 8-bit float for each 16",
             quantised=True,
             rounded=1 / 2 + 1 / 16,
+            grid=32,
+            encoders="fp8",
             capability=(10, 0),
             lacking=BLACKWELL,
             emulated=True,

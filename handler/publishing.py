@@ -46,7 +46,10 @@ def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
 
 
 def whole(folder: Path, facts: Mapping[str, str]) -> bool:
-    """Whether `folder` was made for exactly this and has every byte that its manifest promises; reads all of it."""
+    """Whether `folder` was made for exactly this and has every byte that its manifest promises; reads all of it.
+
+    Raises VolumeFailed where that cannot be told, for reading fails.
+    """
     try:
         source = checked(folder, "")
         if source is None or source.manifest is None or source.manifest.facts != dict(facts):
@@ -56,6 +59,8 @@ def whole(folder: Path, facts: Mapping[str, str]) -> bool:
             return all(threads.map(lambda name: summarize(folder / name) == files[name], files))
     except (WeightsCorrupt, FileNotFoundError):  # the second: it is being moved aside
         return False
+    except OSError as error:
+        raise VolumeFailed(f"Cannot read {folder}: {error.strerror or error}.") from None
 
 
 def retire(source: Source, keep: Callable[[Path], bool] | None = None) -> None:
@@ -70,12 +75,15 @@ def retire(source: Source, keep: Callable[[Path], bool] | None = None) -> None:
 
 
 def _clear(target: Path, keep: Callable[[Path], bool]) -> None:
-    """Move `target` aside and remove it there; back again if what came aside is to be kept."""
-    aside = _beside(target)
+    """Move `target` aside and remove it there; back again if what came aside is to be kept, or nobody can tell."""
+    aside, kept = _beside(target), True
     with contextlib.suppress(FileNotFoundError):  # another was faster
         target.rename(aside)
-        if not (keep(aside) and _moved(aside, target)):
-            shutil.rmtree(aside, ignore_errors=True)
+        try:
+            kept = keep(aside)
+        finally:
+            if not (kept and _moved(aside, target)):
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 def _beside(target: Path) -> Path:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from handler import rounding
-from handler.blockwise import E4M3_MOST, MX_BLOCK, mxfp8, nvfp4, times_mxfp8, times_nvfp4
+from handler.blockwise import E4M3_MOST, mxfp8, nvfp4, times_mxfp8, times_nvfp4
 from handler.listing import STEMS
-from handler.precisions import GRID, KEPT, TIED
+from handler.precisions import KEPT, PRECISIONS, TIED
 from handler.rounding import Parts, Round, by_config
 
 LEAST = 17  # rows of activations that `_int_mm` takes on a GPU
@@ -41,15 +41,11 @@ class Scheme:
     """How weights (out, in) become parts, and how activations (pictures, tokens, in) meet those.
 
     `likewise` rounds activations into parts of the same kind, and so tells what those of a weight without memory are.
-    `grid` is what the sides of a matrix must be a multiple of, `encoders` the scheme of text encoders if that is
-    another.
     """
 
     parts: Round
     likewise: Round
     multiply: Multiply
-    grid: int = GRID
-    encoders: str = ""
 
 
 def rounded(values: Tensor, dtype: torch.dtype, most: float, over: int = 1) -> tuple[Tensor, Tensor]:
@@ -96,8 +92,8 @@ SCHEMES = {
     "fp8-tensor": Scheme(by_config(FP8, "PerTensor"), FP8_ROWS, partial(fp8, over=2)),
     "int8": Scheme(by_config("Int8WeightOnlyConfig"), INT8_ROWS, weights_alone),
     "int8-dynamic": Scheme(by_config("Int8DynamicActivationInt8WeightConfig"), INT8_ROWS, int8),
-    "mxfp8": Scheme(rounding.mxfp8, mxfp8, times_mxfp8, MX_BLOCK, encoders="fp8"),
-    "nvfp4": Scheme(rounding.nvfp4, nvfp4, times_nvfp4, MX_BLOCK, encoders="fp8"),
+    "mxfp8": Scheme(rounding.mxfp8, mxfp8, times_mxfp8),
+    "nvfp4": Scheme(rounding.nvfp4, nvfp4, times_nvfp4),
 }
 
 
@@ -156,9 +152,10 @@ class Layer:
 def layers(model: nn.Module, precision: str) -> list[Layer]:
     """Those of `model` that `precision` quantises."""
     denoises = _denoises(model)
-    scheme = SCHEMES[precision if denoises else SCHEMES[precision].encoders or precision]
+    row = PRECISIONS[precision if denoises else PRECISIONS[precision].encoders or precision]
+    scheme = SCHEMES[row.id]
     multiply = scheme.multiply if denoises else weights_alone
-    return [Layer(place, name, scheme, multiply) for place, name in _places(model, denoises, scheme.grid)]
+    return [Layer(place, name, scheme, multiply) for place, name in _places(model, denoises, row.grid)]
 
 
 def _denoises(model: nn.Module) -> bool:

@@ -5,6 +5,7 @@
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
     baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py); .lost.json: and lost the GPU
     receipts/<id>/<device>/       what optimize measured, and which of it workers follow (receipts.py)
+    sweeps/<id>/<device>/         what an optimize that goes on has measured so far (optimize/journal.py)
     boots/                        ledgers of the last cold starts, the failed ones too (boots.py)
     spend/<YYYY-MM>/              what each worker has cost that month, where a price is known (spend.py)
 

@@ -104,9 +104,10 @@ def held(pipeline: Any) -> int:
     return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in found}.values())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+# Scales of blocks lie in tiles, which tiny matrices do not fill.
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 0.04), ("bf16", 0.04), ("int8", 0.04), ("nvfp4", 0.07)])
 @pytest.mark.parametrize("spec", OWN, ids=lambda spec: spec.id)
-def test_what_files_say_is_what_is_held(spec: ModelSpec, precision: str, tmp_path: Path) -> None:
+def test_what_files_say_is_what_is_held(spec: ModelSpec, precision: str, near: float, tmp_path: Path) -> None:
     """Which layers are rounded is told by names alone, nearly."""
     if not spec.embedded:
         tiny.write(spec, tmp_path)
@@ -114,7 +115,7 @@ def test_what_files_say_is_what_is_held(spec: ModelSpec, precision: str, tmp_pat
     with Reader(source) as reader:
         pipeline = build(importlib.import_module(spec.family), reader, hardware)
     weights = weigh(spec, hardware, source)
-    assert weights.held == pytest.approx(held(pipeline), rel=0.04)
+    assert weights.held == pytest.approx(held(pipeline), rel=near)
     assert weights.changed == (weights.held != weights.stored)
 
 

@@ -21,12 +21,12 @@ from handler.__main__ import main
 from handler.errors import KindlingError, StartError
 from handler.hardware import Hardware, expected
 from handler.optimize.attempt import attempt, likeness
-from handler.optimize.journal import close
+from handler.optimize.journal import Journal, close
 from handler.optimize.pareto import SAME_DB, choose, pareto
 from handler.optimize.sweep import Wishes, place, planned, sweep
 from handler.optimize.together import gains
 from handler.precisions import PRECISIONS
-from handler.receipts import Candidate, Figures, current, folder
+from handler.receipts import Candidate, Figures, Outcome, current, folder
 
 ROOT = Path(__file__).parent.parent
 BASE, INT8, FP8, FP16 = (Candidate(name, False) for name in ("bf16", "int8", "fp8", "fp16"))
@@ -210,6 +210,21 @@ def test_a_sweep_goes_on_after_an_interruption(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     swept()
     assert tried[4:] == ["fp32", "bf16", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("change", "to"),
+    [('"images_per_s": 1.0', '"images_per_s": NaN'), ("int8", "bf16"), ("{", "["), ("{", '{"a":' * 99)],
+)
+def test_an_outcome_that_is_none_is_found_out_again(change: str, to: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "sweep", {"rounds": 1})
+    journal.begin(INT8)
+    journal.keep(outcome := Outcome(INT8, "measured", Figures(1, 1.0, 1.0, 1.0, 1.0, 1.0)))
+    assert Journal(tmp_path / "sweep", {"rounds": 1}).known(INT8) == outcome
+    [path] = tmp_path.rglob("outcome.json")
+    assert change in path.read_text()
+    path.write_text(path.read_text().replace(change, to, 1))
+    assert journal.known(INT8) is None
 
 
 def test_a_sweep_by_other_wishes_begins_anew(tmp_path: Path) -> None:

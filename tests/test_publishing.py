@@ -1,5 +1,6 @@
 """Publishing is one act: whole folders appear and stay, whoever else publishes; what is no good gives way."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -24,6 +25,7 @@ from handler.volume import MANIFEST, baked_sources, served_source, weight_facts,
 
 SPARK = MODELS["spark"]
 FACTS = {"kind": "test"}
+MEMORY = Path("/proc/self/mem")  # an empty file, by its size, of which no byte can be read
 PUBLISHERS, ROUNDS = 3, 12
 PUBLISHER = """
 import sys
@@ -168,6 +170,22 @@ def test_what_is_retired_goes_unless_another_is_there_by_now(tmp_path: Path) -> 
     retire(found)
     assert (target / "file").read_text() == "works"
     assert names(target.parent) == ["key"]
+
+
+@pytest.mark.skipif(not MEMORY.exists(), reason="Linux only")
+def test_what_cannot_be_read_is_neither_called_damaged_nor_lost(tmp_path: Path) -> None:
+    folder, facts = weights_folder(SPARK, tmp_path, "int8"), weight_facts(SPARK, "int8")
+    with publishing(folder, facts) as part:
+        (part / "file").touch()
+    (folder / "file").unlink()
+    (folder / "file").symlink_to(MEMORY)
+    [found] = baked_sources(SPARK, tmp_path)
+    told = os.strerror(errno.EIO)
+    with pytest.raises(VolumeFailed, match=f"Cannot read {folder}: {told}"):
+        bake.discard_damaged(SPARK, tmp_path, "int8")
+    with pytest.raises(VolumeFailed, match=told):
+        retire(found, keep=lambda aside: whole(aside, facts))
+    assert names(folder.parent) == [folder.name]
 
 
 def test_damaged_weights_go_unless_others_have_made_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,8 +301,8 @@ def test_a_picture_is_the_same_beside_any_other(spec: ModelSpec, tmp_path: Path,
     beside = [dataclasses.replace(recipe, prompt=words, seed=4) for words in ("a red circle", "a blue star and a ring")]
     drawn = [worker.draw([recipe, other], [lambda *_: None] * 2)[0] for other in beside]
     first, second = (each[0] for each in drawn if not isinstance(each, Exception))
-    if first.batch == second.batch:  # prompts of other lengths are not drawn together
-        assert np.array_equal(first.rgb, second.rgb)
+    assert first.batch == second.batch == 2
+    assert np.array_equal(first.rgb, second.rgb)
 
 
 def small(spec: ModelSpec, volume: Path) -> tuple[Settings, Recipe]:

@@ -52,10 +52,13 @@ def test_room_is_looked_at_where_a_folder_will_be(tmp_path: Path, monkeypatch: p
         require(tmp_path / "not", 2.5e9, "Files")
 
 
-def test_a_bake_that_has_no_room_ends_before_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["int8", "fp32"])  # rounded, and cast
+def test_a_bake_that_has_no_room_ends_before_it_loads(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", no_room(1_000_000))
-    settings = PATIENT.model_copy(update={"volume": tmp_path, "precision": "int8"})
-    with pytest.raises(VolumeFailed, match=r"weights of spark in int8 need 0\.00\d+ GB, .* has 0\.001 GB free"):
+    settings = PATIENT.model_copy(update={"volume": tmp_path, "precision": precision})
+    with pytest.raises(VolumeFailed, match=rf"weights of spark in {precision} need 0\.0\d+ GB, .* has 0\.001 GB free"):
         bake(settings)
     assert last_boots(tmp_path, 1) == []
 

@@ -14,10 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from handler.errors import VolumeFailed
 from handler.receipts import Candidate, Outcome
+from handler.room import writing
+from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
 FACTS, OUTCOME = "facts.json", "outcome.json"
@@ -28,9 +27,11 @@ class Journal:
 
     def __init__(self, place: Path, facts: dict[str, Any]) -> None:
         self._place = place
-        if _read(place / FACTS) != facts:
-            shutil.rmtree(place, ignore_errors=True)
-            self._write(place / FACTS, facts)
+        with suppress(OSError, Malformed):
+            if load(place / FACTS) == facts:
+                return
+        shutil.rmtree(place, ignore_errors=True)
+        self._write(place / FACTS, facts)
 
     def pictures(self, one: Candidate) -> Path:
         """Where the pictures of `one` are."""
@@ -38,19 +39,17 @@ class Journal:
 
     def known(self, one: Candidate) -> Outcome | None:
         """What became of `one` before the interruption; None if that is still to be found out."""
-        found = _read(self.pictures(one) / OUTCOME)
-        with suppress(ValueError, TypeError):
-            return TypeAdapter(Outcome).validate_python(found)
+        with suppress(OSError, Malformed):
+            found = shaped(Outcome, load(self.pictures(one) / OUTCOME))
+            return found if found.candidate == one else None
         return None
 
     def begin(self, one: Candidate) -> Path:
         """An empty folder for the pictures of `one`."""
         folder = self.pictures(one)
         shutil.rmtree(folder, ignore_errors=True)
-        try:
+        with writing(folder):
             folder.mkdir(parents=True)
-        except OSError as error:
-            raise VolumeFailed(f"Cannot write {folder}: {error.strerror or error}.") from None
         return folder
 
     def keep(self, outcome: Outcome) -> None:
@@ -58,11 +57,9 @@ class Journal:
         self._write(self.pictures(outcome.candidate) / OUTCOME, asdict(outcome))
 
     def _write(self, path: Path, what: dict[str, Any]) -> None:
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(what).encode())
-        except OSError as error:
-            raise VolumeFailed(f"Cannot write {path}: {error.strerror or error}.") from None
 
 
 def close(place: Path) -> None:
@@ -71,9 +68,3 @@ def close(place: Path) -> None:
     with suppress(OSError):  # where sweeps of others are
         place.parent.rmdir()
         place.parent.parent.rmdir()
-
-
-def _read(path: Path) -> Any:
-    with suppress(OSError, ValueError, RecursionError):
-        return json.loads(path.read_bytes())
-    return None
