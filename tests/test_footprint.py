@@ -31,7 +31,7 @@ OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("sd
 ROOM = 16 << 20  # bytes read ahead, where the peak is measured
 NOISE = 48 << 20  # of a process: small allocations, threads' stacks, what the libraries keep
 LOAD = """
-import importlib, json, resource, sys
+import ctypes, importlib, json, sys
 from pathlib import Path
 import torch
 from handler import MODELS, Reader, families, hardware
@@ -55,6 +55,7 @@ Path("/proc/self/clear_refs").write_text("5")
 with Reader(source) as reader:
     pipeline = families.build(family, reader, device)
 found = weights.footprint()
+ctypes.CDLL(None).malloc_trim(0)  # freed blocks that glibc has not yet given back, up to 64 MB, nobody holds
 print(json.dumps({
     "folder": source.folder.name, "stored": weights.stored, "held": found.device, "peak": found.device_peak,
     "measured": status("VmHWM") - before, "stays": status("VmRSS") - before,
