@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from gpuless.cards import FP8_ATTENTION
-from handler import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +13,9 @@ class Variant:
     side: int | None = None
     pictures: int = 1
 
-    def size(self, spec: ModelSpec) -> tuple[int, int]:
+    def size(self, own: tuple[int, int]) -> tuple[int, int]:
         """Width and height: the model's own, if nothing else is said."""
-        return (self.side, self.side) if self.side else spec.size
+        return (self.side, self.side) if self.side else own
 
 
 VARIANTS = {

@@ -61,7 +61,7 @@ def steps(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str
     (width, height), step = spec.size, partial(denoisers.call, model, spec=spec)
     with mode:  # two sketches as `Worker` draws them, and the picture
         sketches = [step(2 * many, (width, height // 2)), step(3 * many, (width // 2, height // 4), longer=32)]
-        picture = step(many * variant.pictures, variant.size(spec))
+        picture = step(many * variant.pictures, variant.size(spec.size))
     calls = called(named, lambda: [model(**call) for call in (*sketches, picture)], mode)
     facts = {"part": part, "precision": precision, "calls": spec.steps * times}
     for kind in blocks._kinds(model).values():
@@ -219,7 +219,7 @@ def decoded(spec: ModelSpec, recipe: random_models.Part, variant: Variant) -> It
 
     with mode:
         sketches = latents(2, width, height // 2), latents(3, width // 2, height // 4)
-        pictures = [*sketches, latents(variant.pictures, *variant.size(spec))]
+        pictures = [*sketches, latents(variant.pictures, *variant.size(spec.size))]
         work = eager.counted(lambda: vae.decode(pictures[-1]))
     facts = {"part": "vae", "precision": "bf16", "calls": 1, "name": type(vae).__name__}
     yield facts | {"plan": "eager", "count": 1, "weight_bytes": weight_bytes(vae), **asdict(work)}
@@ -240,7 +240,7 @@ def main() -> None:
     for asked in groups:
         variant = variant_of(asked)
         facts = {"model": model, "capability": capability, "group": asked}
-        facts |= {"size": variant.size(MODELS[model]), "pictures": variant.pictures}
+        facts |= {"size": variant.size(MODELS[model].size), "pictures": variant.pictures}
         print(json.dumps([facts | row for row in group(model, asked)]), flush=True)
 
 
