@@ -48,9 +48,14 @@ class Scheme:
     multiply: Multiply
 
 
-def rounded(values: Tensor, dtype: torch.dtype, most: float, over: int = 1) -> tuple[Tensor, Tensor]:
-    """`values` in `dtype`, and the float32 scales: one for all that the last `over` axes hold, which it keeps as 1."""
-    peak = values.abs().amax(tuple(range(-over, 0)), keepdim=True)
+def rounded(values: Tensor, dtype: torch.dtype, most: float, pictures: int = 0) -> tuple[Tensor, Tensor]:
+    """`values` (rows, columns) in `dtype`, and the float32 scales (rows, 1): each row's own, or one for each picture's.
+
+    The rows' peaks come first either way, for whatever makes the values finds them on its way.
+    """
+    peak = values.abs().amax(1, keepdim=True)
+    if pictures:
+        peak = peak.view(pictures, -1).amax(1, keepdim=True).expand(-1, values.shape[0] // pictures).reshape(-1, 1)
     scale = (peak.float() / most).clamp(min=TINY)
     exact = (values.float() / scale).clamp(-most, most)
     return (exact if dtype.is_floating_point else exact.round()).to(dtype), scale
@@ -66,12 +71,11 @@ def weights_alone(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
     return product if bias is None else product.add_(bias)
 
 
-def fp8(x: Tensor, parts: Parts, bias: Tensor | None, over: int = 1) -> Tensor:
-    """Activations rounded to 8-bit floats as they come: each token by itself or, over 2 axes, each picture."""
+def fp8(x: Tensor, parts: Parts, bias: Tensor | None, whole: bool = False) -> Tensor:
+    """Activations rounded to 8-bit floats as they come: each token by itself or, `whole`, each picture."""
     weight, scale = parts
-    values, scales = FP8_ROWS(x, over=over)
-    rows, row_scales = values.flatten(0, 1), scales.expand(*x.shape[:2], 1).flatten(0, 1).contiguous()
-    return torch._scaled_mm(rows, weight.t(), row_scales, scale.t(), bias=bias, out_dtype=x.dtype, use_fast_accum=True)
+    rows, row_scale = FP8_ROWS(x.flatten(0, 1), pictures=x.shape[0] if whole else 0)
+    return torch._scaled_mm(rows, weight.t(), row_scale, scale.t(), bias=bias, out_dtype=x.dtype, use_fast_accum=True)
 
 
 def int8(x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
@@ -89,7 +93,7 @@ INT8_ROWS = partial(rounded, dtype=torch.int8, most=127)
 FP8 = "Float8DynamicActivationFloat8WeightConfig"
 SCHEMES = {
     "fp8": Scheme(by_config(FP8), FP8_ROWS, fp8),
-    "fp8-tensor": Scheme(by_config(FP8, "PerTensor"), FP8_ROWS, partial(fp8, over=2)),
+    "fp8-tensor": Scheme(by_config(FP8, "PerTensor"), FP8_ROWS, partial(fp8, whole=True)),
     "int8": Scheme(by_config("Int8WeightOnlyConfig"), INT8_ROWS, weights_alone),
     "int8-dynamic": Scheme(by_config("Int8DynamicActivationInt8WeightConfig"), INT8_ROWS, int8),
     "mxfp8": Scheme(rounding.mxfp8, mxfp8, times_mxfp8),

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,7 +32,7 @@ OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("sd
 ROOM = 16 << 20  # bytes read ahead, where the peak is measured
 NOISE = 48 << 20  # of a process: small allocations, threads' stacks, what the libraries keep
 LOAD = """
-import ctypes, importlib, json, sys
+import importlib, json, sys
 from pathlib import Path
 import torch
 from handler import MODELS, Reader, families, hardware
@@ -55,7 +56,6 @@ Path("/proc/self/clear_refs").write_text("5")
 with Reader(source) as reader:
     pipeline = families.build(family, reader, device)
 found = weights.footprint()
-ctypes.CDLL(None).malloc_trim(0)  # freed blocks that glibc has not yet given back, up to 64 MB, nobody holds
 print(json.dumps({
     "folder": source.folder.name, "stored": weights.stored, "held": found.device, "peak": found.device_peak,
     "measured": status("VmHWM") - before, "stays": status("VmRSS") - before,
@@ -78,7 +78,8 @@ def big(volume: Path, dtype: torch.dtype) -> Path:
 def measured(volume: Path, precision: str, room: int = ROOM) -> dict[str, Any]:
     """What a process of its own holds while it loads and afterwards, beside what was reckoned."""
     command = [sys.executable, "-c", LOAD, str(volume), precision, str(room)]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}  # what is let go of is gone: glibc would keep up to 64 MB
+    out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
     return found

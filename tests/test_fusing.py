@@ -109,12 +109,22 @@ def test_a_program_computes_what_its_block_does(precision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "splits"), [("fp32", True), ("fp8", False), ("fp8-tensor", True), ("int8-dynamic", False)]
+    ("precision", "splits"),
+    [("fp32", True), ("fp8", False), ("fp8-tensor", False), ("int8-dynamic", False), ("nvfp4", True)],
 )
 def test_the_peak_of_a_token_is_found_by_the_kernel_that_rounds_it(precision: str, splits: bool) -> None:
     """The peak of all tokens is found by many."""
     for _, _, module, _, _ in programs("flux-schnell", precision).values():
         assert blocks.options(module)["split_reductions"] is splits
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp8-tensor", "int8-dynamic"])
+def test_what_rounds_activations_sees_rows(precision: str) -> None:
+    """With an axis for pictures, Inductor writes out what is put together of attention and MLP, and reads it again."""
+    for _, _, module, _, _ in programs("flux-schnell", precision).values():
+        peaks = [node for node in module.graph.nodes if str(node.target) == "aten.amax.default"]
+        assert peaks
+        assert {node.args[0].meta["val"].ndim for node in peaks} == {2}
 
 
 def test_tokens_are_joined_after_norm_and_rotation() -> None:
