@@ -158,6 +158,14 @@ def test_doctor_lists_settings_though_some_are_wrong(
     assert json.loads(capsys.readouterr().out)["settings"]["KINDLING_MODLE"]["value"] is None
 
 
+def test_what_stdout_cannot_spell_is_spelt_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KINDLING_\udcff", "1")
+    assert main(["doctor"]) == 2
+    assert r"KINDLING_\udcff is not a setting" in capsys.readouterr().out
+
+
 def test_doctor_says_where_each_setting_is_from_and_what_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUCKET_ENDPOINT_URL", "https://s3.example")
     monkeypatch.setenv("RUNPOD_POD_ID", "p")
