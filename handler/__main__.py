@@ -1,6 +1,7 @@
 """The command line: `python -m handler VERB`. `CODES` are its exit codes."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -38,6 +39,9 @@ VERBS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name, or a prompt, may be more than they can spell
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.verb
     try:

@@ -89,7 +89,8 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
         }
         known = found["precision"] in PRECISIONS and found.get("attention", "native") in KERNELS
         texts = "vae" in found and all(isinstance(found.get(name, ""), str) for name in TEXTS)
-        if not known or not texts or found["plan"] not in ("EAGER", "COMPILED"):
+        open_ = None in (found["seed"], found["steps"])
+        if open_ or not known or not texts or found["plan"] not in ("EAGER", "COMPILED"):
             raise ValueError("made by nothing that this version knows")
         return Said(source, found, ImageRequest.parse(fields), spec)
     except OSError as error:

@@ -86,7 +86,7 @@ class Api:
             worker = self.lane.worker
             known = (worker.receipt, worker.facts, worker.hardware.reason) if worker else (None, {}, "")
             return Reply(200, answer(self.lane.spec, *known, self.lane.ledger.compile_failure))
-        raise RouteNotFound(RETIRED.get(path, f"There is no route {path}."))
+        raise RouteNotFound(RETIRED.get(path, f"There is no route {path:.80}."))
 
     async def _draw(
         self, dialect: ModuleType, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: Deadline

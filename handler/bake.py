@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from handler import compiled
 from handler.catalog import find
 from handler.clock import Clock
 from handler.decision import decide
 from handler.footprint import weigh
 from handler.hardware import Hardware, detect
 from handler.publishing import publishing, retire, whole
-from handler.room import require
+from handler.room import require, require_writable
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.volume import baked_sources, model_source, served_source, weight_facts, weights_folder
@@ -62,7 +63,9 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
     settings, hardware = decided.settings, decided.hardware
     announce("check")
     discard_damaged(spec, settings.volume, hardware.precision)
-    unbaked(spec, hardware, settings.volume)  # for there may be no room, and hours of work are ahead
+    # There may be no room, or no leave to write, and hours of work are ahead.
+    if unbaked(spec, hardware, settings.volume) or compiled.look(spec, hardware, settings.volume).outcome != "HIT":
+        require_writable(settings.volume / "baked" / spec.id)
     patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
     worker, clock = _booted(patient, announce)
     if worker.found.outcome == "HIT" and worker.ledger.plan == "EAGER":  # what was there did not work, and is gone

@@ -257,4 +257,4 @@ def find(name: str) -> ModelSpec:
     for spec in MODELS.values():
         if wanted.lower() in (known.lower() for known in spec.names):
             return spec
-    raise ModelNotFound(f"There is no model '{name}'. Known: {', '.join([*MODELS, *MODES])}.", "model")
+    raise ModelNotFound(f"There is no model '{name:.80}'. Known: {', '.join([*MODELS, *MODES])}.", "model")

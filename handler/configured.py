@@ -34,7 +34,15 @@ def described(settings: Settings, faults: Mapping[str, str]) -> dict[str, dict[s
 
 def listed(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The rows for people."""
-    return [f"  {name:<32} {row['value']!s:<24} {row['source']:<12} {row['meaning']}" for name, row in rows.items()]
+    return [
+        f"  {name:<32} {_said(row['value']):<24} {row['source']:<12} {row['meaning']}" for name, row in rows.items()
+    ]
+
+
+def _said(value: object) -> str:
+    """A value as its variable has it; a dash for none."""
+    value = ",".join(value) if isinstance(value, list) else value
+    return "-" if value in (None, "") else str(value)
 
 
 def _wrong(why: str) -> dict[str, Any]:

@@ -14,7 +14,9 @@ class License:
     gated: bool = False
 
 
-MIT = License("mit", "MIT License", commercial=True, obligation="None: made by and shipped with Kindling.")
+MIT = License(
+    "mit", "MIT License", commercial=True, obligation="Keep the licence text; made by Kindling and shipped with it."
+)
 APACHE = License(
     "apache-2.0", "Apache License 2.0", commercial=True, obligation="Keep the licence text; commercial use is fine."
 )

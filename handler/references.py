@@ -162,7 +162,9 @@ def _upright_size(image: Any) -> tuple[int, int]:
 
 def _orientation(image: Any) -> int:
     """A photo's, by that tag alone; upright, 1, where it says nothing that can be read."""
-    with contextlib.suppress(Exception):  # of all the other tags, or of pixels, which are decoded again
+    if image.format == "PNG":  # whose tags may come last: Pillow decodes it then, and complains of its pixels once
+        image.load()
+    with contextlib.suppress(Exception):  # of all the other tags
         if isinstance(found := image.getexif().get(ORIENTATION), int):
             return found
     return 1

@@ -118,7 +118,7 @@ class ImageRequest(BaseModel):
 def translate(error: ValidationError) -> errors.RequestError:
     """pydantic's first complaint as one of our errors, with a sentence and the field's name."""
     first = error.errors(include_url=False, include_input=False)[0]
-    param = str(first["loc"][0]) if first["loc"] else None
+    param = str(first["loc"][0])[:80] if first["loc"] else None
     message = first["msg"].removeprefix("Value error, ")
     if param is None:
         several = ("output_compression", "partial_images", "width", "mask", "strength")
@@ -131,7 +131,7 @@ def translate(error: ValidationError) -> errors.RequestError:
     elif kind is errors.MissingParameter:
         message = f"Missing required parameter: '{param}'."
     else:
-        message = f"{param}: {message}."
+        message = f"{message}." if message.startswith(f"{param} ") else f"{param}: {message}."
     return kind(message, param)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,13 @@ def writing(target: Path) -> Iterator[None]:
         if not (why := refused(error)):
             raise
         raise VolumeFailed(f"Cannot write {target}: {why}.") from error
+
+
+def require_writable(folder: Path) -> None:
+    """VolumeFailed if nothing can be put into `folder`, which need not be there yet."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def require(folder: Path, size: float, what: str) -> None:

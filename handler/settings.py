@@ -32,9 +32,12 @@ Platform = Literal["other", "runpod", "modal", "fal"]
 PLATFORMS: dict[str, Platform] = {"RUNPOD_POD_ID": "runpod", "MODAL_TASK_ID": "modal", "FAL_RUNNER_STATE": "fal"}
 WORDS = {  # for an error of pydantic's, by its name for it
     "bool_parsing": "should be true or false",
+    "finite_number": "should be a finite number",
     "float_parsing": "should be a number",
     "int_parsing": "should be a whole number",
+    "int_parsing_size": "is too large",
     "string_pattern_mismatch": "has characters that no such name has",
+    "string_unicode": "should be text in UTF-8",
 }
 ENDPOINT_TOO = "BUCKET_ENDPOINT_URL"  # RunPod's name for the object store's endpoint
 
@@ -94,7 +97,7 @@ def bucket_keys() -> tuple[str, str]:
 class Settings(BaseModel):
     """How one worker runs. `python -m handler doctor` lists these with their values and where each came from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
     model: str = Field("spark", min_length=1, description="model id, alias or mode (realtime, quality)")
     volume: Path = Field(

@@ -43,8 +43,10 @@ def parse(
         found = json.loads(text, parse_constant=_constant, parse_float=number, object_pairs_hook=pairs)
     except RecursionError:
         raise Malformed("it is nested too deeply") from None
-    except (ValueError, OverflowError) as error:
+    except (Malformed, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Malformed(str(error)) from None
+    except (ValueError, OverflowError):  # of more digits than Python reads
+        raise Malformed("it has a number that is too large") from None
     check(found)
     return found
 
@@ -82,7 +84,7 @@ def _check_one(value: object) -> None:
 
 
 def _constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    raise Malformed(f"{name} is not JSON")
 
 
 def load(path: Path, longest: int = LONGEST) -> dict[str, Any]:

@@ -46,6 +46,9 @@ def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place:
         case [library, str(word)]:
             return _made(reader, name, _class(reader, library, word), hardware, place)
         case _:
+            folder = reader.source.folder
+            if isinstance(value, list | dict) or (folder / name).is_dir():
+                raise WeightsCorrupt(f"{folder / INDEX} does not say what {name} is made as. {remedy(reader.source)}")
             return value
 
 

@@ -128,6 +128,12 @@ def test_a_websocket_needs_a_key_before_there_is_one(app: Callable[..., Any]) ->
     assert spoken(app(), foreign) == [{"type": "websocket.close", "code": 1008}]
 
 
+def test_a_key_may_have_any_bytes_that_the_environment_has() -> None:
+    scope: Scope = {"headers": [(b"authorization", b"Bearer \xff\xc3\xa9")]}
+    assert Keys(("\udcffé",))(scope) is None
+    assert Keys(("\udcfe",))(scope) is not None
+
+
 def test_keys_are_kept_as_digests_only(app: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     settings = Settings(api_keys=(KEY,))

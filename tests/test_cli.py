@@ -21,7 +21,7 @@ from fakes import raises
 from handler import MODELS, ImageRequest, Settings, StartError, again, detect, doctor, findings, generate
 from handler.__main__ import main
 from handler.codec import encode, parameters_of, read_parameters
-from handler.configured import described
+from handler.configured import described, listed
 from handler.dialects import openai
 from handler.errors import BudgetExceeded, InvalidValue, SettingsError
 from handler.server.leave import Server
@@ -156,6 +156,22 @@ def test_doctor_lists_settings_though_some_are_wrong(
     assert "canary" not in out + err
     assert main(["doctor", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["settings"]["KINDLING_MODLE"]["value"] is None
+
+
+def test_what_stdout_cannot_spell_is_spelt_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KINDLING_\udcff", "1")
+    assert main(["doctor"]) == 2
+    assert r"KINDLING_\udcff is not a setting" in capsys.readouterr().out
+
+
+def test_a_setting_is_listed_as_its_variable_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINDLING_CORS_ORIGINS", "http://a.example, http://b.example")
+    settings, faults = Settings.examined(os.environ)
+    rows = {line.split()[0]: line.split()[1:3] for line in listed(described(settings, faults))}
+    assert rows["KINDLING_CORS_ORIGINS"] == ["http://a.example,http://b.example", "environment"]
+    assert rows["KINDLING_GPU_PRICE"] == rows["KINDLING_VAE"] == ["-", "default"]
 
 
 def test_doctor_says_where_each_setting_is_from_and_what_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +309,15 @@ def _parsed(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-STRANGE = [{"precision": "int3"}, {"attention": []}, {"vae": None}, {"plan": 3}, {"version": 3}]
+STRANGE = [
+    {"precision": "int3"},
+    {"attention": []},
+    {"vae": None},
+    {"plan": 3},
+    {"version": 3},
+    {"seed": None},
+    {"steps": None},
+]
 
 
 @pytest.mark.parametrize("strange", STRANGE, ids=str)

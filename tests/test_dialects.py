@@ -3,7 +3,15 @@
 import pytest
 
 from handler.dialects import native, openai
-from handler.errors import InvalidType, InvalidValue, MissingParameter, OutOfRange, UnknownParameter, Unsupported
+from handler.errors import (
+    InvalidType,
+    InvalidValue,
+    MissingParameter,
+    OutOfRange,
+    RequestError,
+    UnknownParameter,
+    Unsupported,
+)
 
 OK = {"prompt": "a red circle"}
 BAD = [
@@ -69,6 +77,31 @@ def test_native_refuses(payload, error, param) -> None:
     with pytest.raises(error) as caught:
         native.parse(payload)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        ({"partial_images": 1, "n": 2, "stream": True}, "partial_images are of one picture; send n 1."),
+        ({"mask": "AAAA"}, "mask says where an image is drawn anew; send the image too."),
+        ({"width": 64}, "width and height must be given together."),
+        ({"output_compression": 5}, "output_compression below 100 needs output_format jpeg or webp; PNG is lossless."),
+        ({"images": ["http://a.example/b.png"]}, "images: image 1 is a URL"),
+        ({"n": 5}, "n: Input should be less than or equal to 4."),
+    ],
+)
+def test_a_field_is_named_once(payload, told) -> None:
+    with pytest.raises(RequestError) as caught:
+        native.parse(OK | payload)
+    assert caught.value.message.startswith(told)
+
+
+@pytest.mark.parametrize("dialect", [native, openai])
+def test_of_a_long_name_only_the_start_is_told_again(dialect) -> None:
+    with pytest.raises(UnknownParameter) as caught:
+        dialect.parse(OK | {"k" * 5000: 1})
+    assert caught.value.message == f"Unknown parameter: '{'k' * 80}'."
+    assert caught.value.param == "k" * 80
 
 
 def test_openai_accepts_what_clients_send() -> None:

@@ -1,5 +1,6 @@
 """Files that are images in name: turned by their tag, transparent as they say, refused whatever is wrong with them."""
 
+import contextlib
 import io
 import random
 import struct
@@ -148,6 +149,26 @@ def test_an_image_cut_short_is_refused(kind: str) -> None:
         assert caught.value.status in (400, 422)
         with pytest.raises(KindlingError):
             kept(data[:length], data)
+
+
+DAMAGE = {  # of a PNG's data: what comes of it
+    "none": lambda data: zlib.compress(data),
+    "junk": lambda data: b"junk" * 10,
+    "a bit": lambda data: (whole := zlib.compress(data, 0))[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:],
+    "the checksum": lambda data: zlib.compress(data)[:-1] + b"\0",
+    "no such filter": lambda data: zlib.compress(b"\x09" + data[1:]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_pixels_that_cannot_be_decoded_are_told_though_tags_are_read_first(name: str) -> None:
+    head = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 6, 0, 0, 0)
+    data = DAMAGE[name](bytes((1 + 4 * SIDE) * SIDE))
+    image = PNG_SIGNATURE + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    with contextlib.nullcontext() if name == "none" else pytest.raises(InvalidValue, match="image 1 is not a whole"):
+        references([image])
+    with contextlib.nullcontext() if name == "none" else pytest.raises(InvalidValue, match="mask: the file is not"):
+        kept(image, image if name == "none" else whole("PNG"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

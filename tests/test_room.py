@@ -63,6 +63,13 @@ def test_a_bake_that_has_no_room_ends_before_it_loads(
     assert last_boots(tmp_path, 1) == []
 
 
+def test_a_bake_that_may_not_write_ends_before_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "baked").touch()
+    with pytest.raises(VolumeFailed, match=r"Cannot write .*baked"):
+        bake(PATIENT.model_copy(update={"volume": tmp_path}))
+    assert last_boots(tmp_path, 1) == []
+
+
 def test_weights_are_not_begun_where_they_cannot_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: Worker
 ) -> None:

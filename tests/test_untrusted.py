@@ -68,6 +68,11 @@ def test_what_is_sound_passes(tmp_path: Path) -> None:
         load(tmp_path / "a.json", 9)
 
 
+def test_a_number_of_too_many_digits_is_told_in_our_words() -> None:
+    with pytest.raises(Malformed, match=r"^it has a number that is too large$"):
+        parse(b"1" * 5000)
+
+
 @pytest.mark.parametrize(
     "value", [float("nan"), [float("inf")], {"a": "\ud800"}, {"\ud800": 1}, 10**400, {b"": [("\udc00",)]}]
 )

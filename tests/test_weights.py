@@ -413,6 +413,17 @@ def test_only_the_two_libraries_models_are_made(spark: Path, value: list[Any]) -
         load_components(reader, FP32)
 
 
+@pytest.mark.parametrize(
+    "value", [[], ["diffusers"], [1, 2], ["diffusers", None], ["a", "b", "c"], {"a": 1}, "x", None]
+)
+def test_an_index_that_says_nothing_of_a_component_is_named(spark: Path, value: Any) -> None:
+    index = spark / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"vae": value}))
+    told = r"model_index\.json does not say what vae is made as"
+    with pytest.raises(WeightsCorrupt, match=told), Reader(Source(spark, None)) as reader:
+        load_components(reader, FP32)
+
+
 def test_two_files_with_the_same_key(small: Path) -> None:
     save_file({"a0": torch.zeros(4)}, small / "a" / "other.safetensors")
     index = {"weight_map": {"a0": PART, "a1": "other.safetensors"}}

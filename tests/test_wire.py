@@ -131,6 +131,19 @@ def test_a_head_of_that_size_is_refused_though_it_comes_whole(client: Client) ->
     assert refused(client.rest())
 
 
+@pytest.mark.parametrize("junk", [b"\x00\x01", b"JUNK\r\n\r\n", padded(2 * HEAD)])
+def test_junk_does_not_cost_the_answer_to_what_came_before(client: Client, junk: bytes) -> None:
+    client.send(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n" + b"GET / HTTP/1.1\r\n" + HOST + b"\r\n" + junk)
+    assert client.answer() == client.answer() == b"0 read"
+    rest = client.rest()
+    assert not rest or refused(rest)
+
+
+def test_junk_in_a_body_is_refused(client: Client) -> None:
+    client.send(b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n1\r\na\r\nJUNK\r\n\r\n")
+    assert refused(client.rest())
+
+
 def test_heads_count_each_anew_and_bodies_do_not(client: Client) -> None:
     for _ in range(3):
         client.send(padded(HEAD - SLACK))

@@ -189,8 +189,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     refusals: dict[int, KindlingError] = {
-        404: RouteNotFound(f"There is no route {path}."),
-        405: MethodNotAllowed(f"{request.method} is not allowed on {path}."),
+        404: RouteNotFound(f"There is no route {path:.80}."),
+        405: MethodNotAllowed(f"{request.method} is not allowed on {path:.80}."),
     }
     reply = refusal(refusals.get(error.status_code, RequestError(error.detail)))
     return response(request.scope, Reply(reply.status, reply.body, {**reply.headers, **(error.headers or {})}))

@@ -62,7 +62,7 @@ async def _fields(form: FormData) -> dict[str, Any]:
         if name in LISTS:
             fields.setdefault(name, []).append(value)
         elif name in fields:
-            raise InvalidValue(f"'{name:.40}' appears twice.", name)
+            raise InvalidValue(f"'{name:.80}' appears twice.", name[:80])
         else:
             fields[name] = value
     return fields

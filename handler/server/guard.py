@@ -8,6 +8,7 @@ for a name can be made to lead here.
 import hashlib
 import hmac
 import ipaddress
+import os
 from functools import lru_cache, partial
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -99,7 +100,7 @@ class Keys:
     """Asks for a known bearer key. Keeps digests, not keys."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._digests = [hashlib.sha256(os.fsencode(key)).digest() for key in keys]
 
     def __call__(self, scope: Scope) -> RequestError | None:
         """What is wrong with the request's key, if anything; how long this takes tells nothing about the keys."""

@@ -36,6 +36,7 @@ class Wire(Base):
         super().__init__(config, *args, **options)
         self._noted: object = self  # the request that was the last when the time of another was noted
         self._patience: asyncio.TimerHandle | None = None
+        self._junk = False  # came, and what may follow it is junk too
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request as for each that follows."""
@@ -52,6 +53,8 @@ class Wire(Base):
 
         Of a body that still comes when it is answered, nobody tells the end; a request may begin with any part then.
         """
+        if self._junk:
+            return
         before = self.cycle
         unread = before and before.more_body and before.response_complete
         if unread or (self._noted is not before and not (before and before.more_body)):
@@ -60,7 +63,7 @@ class Wire(Base):
             self._wait()
         for start in range(0, len(data), PART):
             super().data_received(data[start : start + PART])
-            if self.transport.is_closing():
+            if self._junk or self.transport.is_closing():
                 break
         if self.cycle is not before:
             self._stop_waiting()
@@ -80,7 +83,11 @@ class Wire(Base):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed, and hang up."""
+        """Answer what cannot be parsed, and hang up; if it came after a whole request, only that is answered."""
+        self._junk = True
+        if self.cycle and not (self.cycle.more_body or self.cycle.response_complete):
+            self.cycle.keep_alive = False
+            return
         body = json.dumps(NOT_HTTP.content).encode()
         own = {"content-type": JSON, "content-length": str(len(body)), "connection": "close"}
         headers = {HEADER.decode(): secrets.token_hex(16), **own, **DEFAULTS}
