@@ -222,6 +222,25 @@ def test_a_client_that_leaves_stops_its_picture_at_the_next_step(server: Faulty)
     assert server.steps("hold leaving") == 2
 
 
+@pytest.mark.parametrize(("partial_images", "first"), [(0, ""), (1, "event: image_generation.partial_image")])
+def test_a_client_that_leaves_a_stream_stops_its_picture_at_the_next_step(
+    server: Faulty, partial_images: int, first: str
+) -> None:
+    """Before the first event, when it has heard nothing at all, and after that."""
+    before, prompt = server.count("cancelled_total", where="denoise"), f"hold stream {partial_images}"
+    fields = {"stream": True, "partial_images": partial_images, "num_inference_steps": 4}
+    connection = server.connect(prompt, **fields)
+    server.wait_for("^holding")
+    answer = connection.getresponse() if first else None
+    assert answer is None or answer.readline().decode().strip() == first
+    connection.close()
+    if answer:
+        answer.close()
+    server.until(lambda _: server.count("cancelled_total", where="denoise") == before + 1)
+    server.release()
+    assert server.steps(prompt) == 2
+
+
 def test_a_client_that_leaves_the_queue_costs_no_step(server: Faulty) -> None:
     before = server.count("cancelled_total", where="queue")
     running = server.hold()
