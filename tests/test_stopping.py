@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from threads import begun, have_ended, inside, until
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Clock, Lane, Settings, StartError, Worker, spend
@@ -20,7 +21,6 @@ from handler.errors import BudgetExceeded, NotReady, SettingsError, VolumeFailed
 from handler.publisher import Publisher
 from handler.server import leave
 from handler.server.leave import Server
-from threads import begun, have_ended, inside, until
 
 STATES = ("idle", "booting", "drawing", "publishing")
 ENDS: dict[str, Callable[[Lane], None]] = {"stop": Lane.stop, "abort": Lane.abort, "drain": Lane.drain}
