@@ -13,7 +13,16 @@ from fakes import RECIPE
 from handler import Settings, line, painter, watch
 from handler.catalog import find
 from handler.clock import Ledger, Phase
-from handler.errors import Cancelled, DeadlineExceeded, DeviceLost, Internal, KindlingError, NotReady, NumericalError
+from handler.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeviceLost,
+    Internal,
+    KindlingError,
+    NotReady,
+    NumericalError,
+    QueueFull,
+)
 from handler.line import Job, Line, hand
 from handler.painter import HUNG, PACE, Painter
 from handler.watch import Watch
@@ -296,3 +305,55 @@ def test_who_waits_on_a_loop_that_is_closed_is_waited_for_no_longer() -> None:
     loop.close()
     hand(answer, NotReady("too late"))
     assert not answer.done()
+
+
+def test_what_has_ended_meanwhile_is_not_put_back_and_the_others_keep_their_order(bench: Bench) -> None:
+    line = Line(9, 9.0)
+    jobs = [bench.job() for _ in range(5)]
+    line.join(jobs[1:], None, admitted=False)
+    taken = line.take(lambda _: 3)
+    assert taken == jobs[1:4]
+    for job in taken:
+        job.begun = True
+    jobs[2].end(Cancelled("gone"))
+    assert line.put_back(taken) == []
+    jobs[1].end(Cancelled("gone too"))
+    assert line.take(lambda _: 9) == [jobs[3], jobs[4]]
+    assert line.ended == {("cancelled", "denoise"): 1, ("cancelled", "queue"): 1}
+    line.join([jobs[0]], None, admitted=False)
+    assert line.close() == [jobs[0]]
+    assert line.put_back([jobs[3]]) == [jobs[3]]
+    assert not line.join([jobs[0]], None, admitted=True)
+    assert line.take(lambda _: 9) == []
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_harmed_others_waits_for_a_run_of_its_own(bench: Bench, place: int) -> None:
+    line, jobs = Line(9, 9.0), [bench.job() for _ in range(3)]
+    jobs[place].alone = True
+    line.join(jobs, None, admitted=False)
+    runs = [line.take(lambda _: 9) for _ in range(2)]
+    together = [job for job in jobs if not job.alone]
+    assert runs == ([[jobs[0]], together] if place == 0 else [together, [jobs[place]]])
+
+
+def test_a_line_is_as_long_as_its_work(bench: Bench) -> None:
+    line = Line(9, 100.0)
+    line.join([bench.job(), bench.job(LARGE)], None, admitted=False)
+    assert (len(line), line.work) == (2, 9.0)
+    line.check(None)
+    line.check(10.0, 90.0)
+    for pace, left_s, retry_s in ((10.0, 89.0, 90), (11.5, float("inf"), 104)):
+        with pytest.raises(QueueFull) as caught:
+            line.check(pace, left_s)
+        assert caught.value.retry_s == retry_s
+
+
+def test_a_full_line_says_when_to_come_back_or_five_seconds_where_nobody_knows(bench: Bench) -> None:
+    line = Line(1, 100.0)
+    line.join([bench.job(LARGE)], None, admitted=False)
+    for pace, retry_s in ((None, 5), (2.5, 20), (0.01, 1)):
+        with pytest.raises(QueueFull) as caught:
+            line.join([bench.job()], pace, admitted=False)
+        assert caught.value.retry_s == retry_s
+    assert line.join([bench.job()], 1e6, admitted=True)

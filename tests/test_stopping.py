@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,9 @@ from threads import begun, have_ended, inside, until
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Clock, Lane, Settings, StartError, Worker, spend
+from handler.deadline import EXIT_S
 from handler.errors import BudgetExceeded, NotReady, SettingsError, VolumeFailed
+from handler.line import Job
 from handler.publisher import Publisher
 from handler.server import leave
 from handler.server.leave import Server
@@ -36,6 +39,7 @@ class Held:
     publishes: threading.Event = field(default_factory=threading.Event)
     published: list[Path] = field(default_factory=list)
     error: BaseException | None = None
+    compiled: bool = False
 
     def publish(self, volume: Path) -> Path:
         self.publishes.set()
@@ -51,7 +55,10 @@ class Held:
         worker = self.family.boot(settings, clock)
         clock.ledger.device = "NVIDIA H200"
         wrapped: Any = SimpleNamespace(
-            unpublished=self.state == "publishing", publish=self.publish, draw_some=worker.draw_some, gains={}
+            unpublished=self.compiled or self.state == "publishing",
+            publish=self.publish,
+            draw_some=worker.draw_some,
+            gains={},
         )
         return wrapped
 
@@ -108,13 +115,20 @@ def test_an_idle_lane_stops_at_once_and_leaves_no_thread() -> None:
 @pytest.mark.parametrize("end", ["drain and stop", "abort and stop", "stop and stop"])
 @pytest.mark.parametrize("state", STATES)
 def test_every_thread_of_a_lane_ends_with_it(state: str, end: str) -> None:
+    """Told once or twice, and whoever has a picture in there is answered once."""
+    told: list[Any] = []
     with held(state) as (it, lane):
-        ENDS[end.partition(" ")[0] if not end.startswith("stop") else "drain"](lane)
-        stopping = aside(lane.stop)
+        if state in ("booting", "drawing"):
+            lane.line.join([Job(RECIPE, lambda *_: None, 1.0, float("inf"), told.append)], None, admitted=True)
+            assert state == "booting" or it.family.entered.wait(30)
+        first = aside(partial(ENDS[end.partition(" ")[0]], lane))
+        until(lambda: lane.state in ("draining", "stopped"))
+        second = aside(lane.stop)
         it.go.set()
-        assert have_ended(stopping)
-        lane.stop()
+        assert have_ended(first, second)
         assert lane.state == "stopped"
+    drawn = {"booting": [NotReady], "drawing": [NotReady if end.startswith("abort") else tuple]}
+    assert [type(each) for each in told] == drawn.get(state, [])
 
 
 def test_stopping_waits_for_the_picture_that_is_being_drawn() -> None:
@@ -157,7 +171,7 @@ def test_stopping_does_not_wait_for_a_boot_and_says_in_which_phase_it_was() -> N
 
 def test_what_boots_after_it_was_told_to_stop_publishes_nothing() -> None:
     with held("booting") as (it, lane):
-        lane._boot = lambda *each: SimpleNamespace(**vars(it.boot(*each)) | {"unpublished": True})  # type: ignore
+        it.compiled = True
         lane.stop()
         it.go.set()
         assert have_ended(lane._thread)
@@ -313,6 +327,8 @@ def test_who_is_told_to_leave_closes_its_sockets_and_ends_by_itself(
     (server._drain if signals == 1 else server._abort)()
     assert ended == ([] if signals == 1 else [leave.ANSWER_S, ("exit", 143)])
     assert server.should_exit
+    grace = server.config.timeout_graceful_shutdown  # once told, what is left of the drain
+    assert grace == leave.ANSWER_S if signals > 1 else leave.ANSWER_S < (grace or 0) <= leave.DRAIN_S
     lane.stop()
     assert server.code == (0 if signals == 1 else 143)
 
@@ -341,3 +357,47 @@ def test_a_worker_that_is_told_to_leave_while_it_draws_waits_for_that(monkeypatc
         assert server.should_exit
         assert lane.state == "draining"
         lane.stop()
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("state", STATES)
+def test_an_exit_has_its_end_from_the_first_word_on(state: str, end: str) -> None:
+    with held(state) as (it, lane):
+        assert lane.exit.left_s == float("inf")
+        it.go.set()
+        ENDS[end](lane)
+        assert 0 < lane.exit.left_s <= EXIT_S
+        at = lane.exit.at
+        lane.stop()
+        assert lane.exit.at == at
+
+
+def test_what_is_not_drawn_in_the_time_of_a_drain_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
+    monkeypatch.setattr(Server, "_guard", lambda _: None)
+    monkeypatch.setattr(leave, "DRAIN_S", 0.0)
+    with held("drawing") as (it, lane):
+        server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
+
+        async def main() -> None:
+            running = await drawing(it, lane)
+            await asyncio.to_thread(server._drain)
+            with pytest.raises(NotReady, match="is stopping"):
+                await running
+
+        asyncio.run(main())
+        assert lane.over.is_set()
+        assert (server.should_exit, server.config.timeout_graceful_shutdown) == (True, leave.ANSWER_S)
+        it.go.set()
+        lane.stop()
+
+
+def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
+    lane, ended = Lane(Settings(), boot=lambda *_: raises(StartError("broken"))()), list[Any]()
+    server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
+    monkeypatch.setattr(leave, "time", SimpleNamespace(sleep=ended.append))
+    monkeypatch.setattr(leave.os, "_exit", lambda code: ended.append(("exit", code)))
+    lane.exit.at = 0.0
+    server._guard()
+    assert ended == [0.0, ("exit", 0)]
