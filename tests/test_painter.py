@@ -21,6 +21,7 @@ from handler.errors import (
     KindlingError,
     NotReady,
     NumericalError,
+    OutOfMemory,
     QueueFull,
 )
 from handler.line import Job, Line, hand
@@ -357,3 +358,29 @@ def test_a_full_line_says_when_to_come_back_or_five_seconds_where_nobody_knows(b
             line.join([bench.job()], pace, admitted=False)
         assert caught.value.retry_s == retry_s
     assert line.join([bench.job()], 1e6, admitted=True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("error", "again"), [(ValueError("a"), True), (NumericalError("NaN."), False), (OutOfMemory("no room"), True)]
+)
+def test_who_failed_together_may_come_out_well_alone(bench: Bench, error: Any, again: bool, count: int) -> None:
+    """A fault that several share may be one's own, or there was no room; who failed alone is told so."""
+    jobs = [bench.job() for _ in range(count)]
+    bench.painter._triage.judge = lambda error, *_: NumericalError("judged")  # type: ignore[method-assign]
+    bench.draw(*jobs, outcomes=lambda drawn: [error] * count)
+    waits = again and count > 1
+    assert bench.put_back == (jobs if waits else [])
+    assert [job.alone for job in jobs] == [waits] * count
+    assert [told is None for told in bench.told.values()] == [waits] * count
+    assert bench.painter.together == (not (waits and isinstance(error, OutOfMemory)))
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_who_failed_beside_others_that_did_not_is_told_so(bench: Bench, drawn: int) -> None:
+    """Also where each fails by a fault of its own."""
+    errors = [ValueError("a"), ValueError("b")]
+    bench.painter._triage.judge = lambda error, *_: NumericalError(str(error))  # type: ignore[method-assign]
+    told = bench.draw(bench.job(), bench.job(), outcomes=lambda some: [*some[:drawn], *errors[drawn:]])
+    assert [str(each) for each in told[drawn:]] == ["a", "b"][drawn:]
+    assert bench.put_back == []
