@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from threads import begun, have_ended, inside, until
+from threads import Seconds, begun, have_ended, inside, until
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Clock, Lane, Settings, StartError, Worker, spend
@@ -401,3 +401,48 @@ def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monk
     lane.exit.at = 0.0
     server._guard()
     assert ended == [0.0, ("exit", 0)]
+
+
+def test_an_exit_keeps_seconds_for_what_comes_after_each_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still: of 28 s, 3 are for tidying up and the last word on spend, 2 for that word alone."""
+    monkeypatch.setattr("handler.deadline.time", SimpleNamespace(perf_counter=Seconds()))
+    waited: list[float] = []
+    with held("idle") as (_, lane):
+
+        class Over(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                waited.append(timeout or 0.0)
+                return super().wait(timeout)
+
+        lane.over = Over()
+        monkeypatch.setattr(lane._publisher, "join", waited.append)
+        lane.stop()
+    assert waited == [25.0, 26.0]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_who_asks_a_worker_that_leaves_is_refused_before_anything_is_read(end: str) -> None:
+    with held("idle") as (_, lane):
+        lane.check()
+        ENDS[end](lane)
+        with pytest.raises(NotReady, match="is stopping"):
+            lane.check()
+        lane.stop()
+
+
+def test_who_asks_a_worker_that_failed_is_told_its_cause_before_anything_is_read() -> None:
+    cause = StartError("broken")
+    lane = Lane(Settings(), boot=lambda *_: raises(cause)())
+    lane.start()
+    with pytest.raises(StartError):
+        lane.wait_booted()
+    with pytest.raises(StartError) as caught:
+        lane.check()
+    assert caught.value is cause
+    lane.stop()
+
+
+def test_a_lane_of_a_model_that_nobody_knows_is_none() -> None:
+    with pytest.raises(SettingsError, match="KINDLING_MODEL should name one") as caught:
+        Lane(Settings(model="nope"))
+    assert caught.value.param == "KINDLING_MODEL"
