@@ -608,8 +608,28 @@ def test_api_answers_errors_with_status_envelope_and_retry_advice(lane: Lane, fa
     assert (reply.status, reply.headers) == (500, {"x-should-retry": "false"})
 
 
-def test_a_bug_in_the_lane_leaves_nobody_waiting(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.lane.at_once", lambda *_: 1 / 0)
+def test_who_goes_away_leaves_no_error_that_nobody_hears(family: FakeFamily) -> None:
+    lane, wrong = Lane(Settings(), boot=family.boot), list[Any]()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        asked = asyncio.create_task(lane.submit_all([(RECIPE, lambda *_: None)] * 3, math.inf, admitted=False))
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.wait([asked])
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(main())
+    assert (lane.line.ended, wrong) == ({("cancelled", "queue"): 3}, [])
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyError("x"), SystemExit(3)])
+def test_a_bug_in_the_lane_leaves_nobody_waiting(
+    lane: Lane, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler.lane.at_once", lambda *_: raises(error)())
     with pytest.raises(StartError, match="see its log"):
         asyncio.run(lane.submit(RECIPE))
     assert lane.state == "failed"

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
 from handler.deadline import Deadline
-from handler.errors import KeyReused
+from handler.errors import InvalidValue, KeyReused
 from handler.reply import Reply
 from handler.server import repeats
-from handler.server.repeats import Repeats
+from handler.server.repeats import Repeats, fingerprint, key_of
 
 KEY, OTHER = (b"caller", "one"), (b"caller", "two")
 
@@ -327,3 +328,45 @@ def test_no_answer_is_given_again_whose_url_works_no_longer(monkeypatch: pytest.
             assert (lasting.started, brief.started) == (1, started)
 
     asyncio.run(main())
+
+
+def test_how_much_is_kept_and_for_how_long() -> None:
+    """As README says of keys; with the client's own waits between two tries well inside of the grace."""
+    assert (repeats.KEPT_S, repeats.KEPT, repeats.KEPT_BYTES) == (600.0, 256, 64_000_000)
+    assert repeats.GRACE_S == 10.0
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 256, "caf\xe9", "a\tb"])
+def test_a_key_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        key_of(Headers({"idempotency-key": given}))
+    assert caught.value.param == "Idempotency-Key"
+
+
+def test_a_key_is_its_callers_own() -> None:
+    def key(given: str | None, caller: str | None = None) -> Any:
+        named = {"idempotency-key": given, "authorization": caller}
+        return key_of(Headers({name: value for name, value in named.items() if value is not None}))
+
+    assert key(None) is key(None, "Bearer a") is None
+    assert key("x" * 255)[1] == "x" * 255
+    assert key("!~", "Bearer a") == key("!~", "Bearer a")
+    assert len({key("one"), key("two"), key("one", "Bearer a"), key("one", "Bearer b")}) == 4
+
+
+def test_what_is_asked_is_told_apart_by_all_of_it() -> None:
+    form: dict[str, Any] = {"prompt": "x", "image": [b"one", b"two"]}
+    asked = [
+        ("/a", b"x", None),
+        ("/b", b"x", None),
+        ("/a", b"y", None),
+        ("/a", b"x", form),
+        ("/a", b"x", form | {"prompt": "y"}),
+        ("/a", b"x", form | {"image": [b"two", b"one"]}),
+        ("/a", b"x", form | {"image": [b"onetwo"]}),
+        ("/a", b"x", form | {"image": [b"one"]}),
+        ("/a", b"x", {"prompt": "x"} | {"images": [b"one", b"two"]}),
+        ("/a", b"x", {}),
+    ]
+    assert len({fingerprint(*each) for each in asked}) == len(asked)
+    assert fingerprint("/a", b"--one", form) == fingerprint("/a", b"--another", form)  # its boundary is not asked for
