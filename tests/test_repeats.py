@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from handler.deadline import Deadline
-from handler.errors import InvalidValue, KeyReused
+from handler.errors import InvalidValue, KeyReused, NotReady
 from handler.reply import Reply
 from handler.server import repeats
 from handler.server.repeats import Repeats, fingerprint, key_of
@@ -370,3 +371,36 @@ def test_what_is_asked_is_told_apart_by_all_of_it() -> None:
     ]
     assert len({fingerprint(*each) for each in asked}) == len(asked)
     assert fingerprint("/a", b"--one", form) == fingerprint("/a", b"--another", form)  # its boundary is not asked for
+
+
+@in_turns
+async def test_whose_end_comes_is_answered_and_ends_nothing_that_another_waits_for() -> None:
+    """With what this worker says of who is late."""
+    source, known = Source(), Repeats(lambda: NotReady("This worker is still starting; try again."))
+    patient = asyncio.create_task(known.call(KEY, b"x", source))
+    await turns()
+    hasty = await known.call(KEY, b"x", source, Deadline(time.perf_counter()))
+    assert (hasty.status, hasty.content["error"]["code"], hasty.pictures) == (503, "not_ready", ())
+    source.go.set()
+    assert ((await patient).status, source.started, source.cancelled) == (200, 1, 0)
+
+
+@in_turns
+async def test_a_caller_who_leaves_is_gone_and_only_the_last_one_starts_the_grace() -> None:
+    source, known, loop = Source(), Repeats(), asyncio.get_running_loop()
+    later: list[Any] = []
+    loop.call_later = lambda seconds, *act: later.append((seconds, act))  # type: ignore
+    tasks = [asyncio.create_task(known.call(KEY, b"x", source)) for _ in range(3)]
+    await turns()
+    for left, task in enumerate(tasks, 1):
+        task.cancel()
+        await turns()
+        assert task.cancelled()
+        assert len(later) == (left == 3)
+    [(seconds, (abandon, *who))] = later
+    assert 0 < seconds <= repeats.GRACE_S
+    source.go.set()
+    await turns()
+    abandon(*who)  # too late: it is done, and its answer is kept
+    assert known.knows(KEY)
+    assert ((await known.call(KEY, b"x", source)).status, source.started, source.cancelled) == (200, 1, 0)
