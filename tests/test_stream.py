@@ -254,9 +254,39 @@ def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
                 gate.set()
         assert events(b"".join(chunks).decode())[-1]["type"] == "image_generation.completed"
         await asyncio.to_thread(lane.stop)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(run())
     assert alive >= 3
+
+
+def test_a_stream_is_alive_before_a_proxy_cuts_it_and_holds_all_that_one_request_says() -> None:
+    assert streams.PATIENCE_S == 10.0
+    assert streams.HELD == 4
+    assert streams.HEADERS == {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+@pytest.mark.parametrize("status", [400, 404, 503])
+def test_what_is_refused_after_a_while_of_silence_is_the_last_event(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status was 200 by then."""
+    monkeypatch.setattr(streams, "PATIENCE_S", 0.01)
+    go = asyncio.Event()
+
+    async def call(on_partial: OnPartial) -> Reply:
+        await go.wait()
+        return Reply(status, {"error": {"code": "refused"}})
+
+    async def run() -> list[bytes]:
+        found = await streams.stream(call, dialect.completed)
+        assert isinstance(found, StreamingResponse)
+        go.set()
+        return [bytes(chunk) async for chunk in found.body_iterator]  # type: ignore[arg-type]
+
+    first, *others = asyncio.run(run())
+    assert first == streams.ALIVE
+    assert events(b"".join(others).decode()) == [{"error": {"code": "refused"}}]
 
 
 def test_a_slow_reader_misses_the_oldest_partial_pictures_and_never_the_last_word(
