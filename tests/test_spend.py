@@ -158,6 +158,17 @@ def test_files_that_make_no_sense_count_nothing(tmp_path: Path) -> None:
     assert found.state()["dollars_this_month"] == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize(("dollars", "counts"), [(744_000, True), (744_000.01, False), (0, True), (-0.01, False)])
+def test_no_worker_costs_more_in_a_month_than_the_dearest_hours(tmp_path: Path, dollars: float, counts: bool) -> None:
+    """Of 1000 dollars, in 31 days: whoever says more is not believed."""
+    folder = tmp_path / "spend" / "2026-11"
+    folder.mkdir(parents=True)
+    (folder / "other.json").write_text(json.dumps({"dollars": dollars}))
+    found = meter(tmp_path, Time())
+    found.tick()
+    assert found.state()["dollars_this_month"] == (dollars if counts else 0)
+
+
 def test_refuse_stops_drawing_and_alert_does_not(tmp_path: Path) -> None:
     time = Time()
     alert = meter(tmp_path, time, monthly_cap=1)
