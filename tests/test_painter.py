@@ -228,6 +228,17 @@ def test_who_is_stuck_is_noticed_once_and_whom_it_has_in_hand_is_told(
     assert "test_painter.py" in capfd.readouterr().err
 
 
+def test_a_watch_that_rests_hears_the_next_beat_at_once() -> None:
+    """Else it would sleep until it is told to end; what it watches hangs at once here."""
+    hung = threading.Event()
+    watching = Watch(hung.set)
+    watching.start()
+    inside(watching._thread, threading.Condition.wait)
+    watching.beat(0.0)
+    assert hung.wait(30)
+    assert have_ended(watching._thread)
+
+
 def test_a_watch_sees_nothing_before_the_first_beat_and_ends_when_told() -> None:
     watching = Watch(lambda: pytest.fail("there was nothing"))
     watching.start()
@@ -384,3 +395,14 @@ def test_who_failed_beside_others_that_did_not_is_told_so(bench: Bench, drawn: i
     told = bench.draw(bench.job(), bench.job(), outcomes=lambda some: [*some[:drawn], *errors[drawn:]])
     assert [str(each) for each in told[drawn:]] == ["a", "b"][drawn:]
     assert bench.put_back == []
+
+
+def test_what_waits_may_take_just_as_long_as_is_allowed_and_as_who_asks_has_left(bench: Bench) -> None:
+    line = Line(9, 100.0)
+    line.join([bench.job(LARGE), replace(bench.job(LARGE), work=2.0)], None, admitted=False)
+    line.check(10.0)  # 100 s of 100
+    with pytest.raises(QueueFull, match="more than this request may take"):
+        line.join([bench.job(deadline=bench.clock() + 99.5)], 10.0, admitted=False)
+    assert line.join([bench.job(deadline=bench.clock() + 100.0)], 10.0, admitted=False)
+    with pytest.raises(DeadlineExceeded):
+        line.join([bench.job(deadline=bench.clock())], None, admitted=False)
