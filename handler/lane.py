@@ -186,8 +186,8 @@ class Lane:
 
     @property
     def drawing(self) -> int:
-        """How many pictures are being drawn."""
-        return len(self._painter.jobs)
+        """How many pictures are being drawn for somebody: none that has its answer, though its last step may go on."""
+        return sum(not job.over for job in self._painter.jobs)
 
     def at_once(self, recipe: Recipe) -> int:
         """How many pictures of this shape are drawn at once, if there are as many: as KINDLING_BATCH says."""
@@ -250,7 +250,7 @@ class Lane:
         self.over.set()
 
     def _work(self, worker: Worker) -> None:
-        if self.settings.publish and worker.unpublished:
+        if self.state in OPEN and self.settings.publish and worker.unpublished:
             self._publisher.begin(partial(worker.publish, self.settings.volume))
         while jobs := self.line.take(self.at_once):
             self._painter.draw(worker.draw_some, jobs)

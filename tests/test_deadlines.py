@@ -77,7 +77,7 @@ def test_so_it_does_for_each_who_waits_under_one_key(server: Faulty) -> None:
 
 def test_who_repeats_a_key_waits_until_its_own_end(server: Faulty) -> None:
     key = {"idempotency-key": "ends"}
-    hasty = server.begin("hold ends", key | {"x-deadline-s": "1"})
+    hasty = server.begin("hold ends", key | {"x-deadline-s": "4"})
     server.wait_for("^holding")
     patient = server.begin("hold ends", key | {"x-deadline-s": "60"})
     hastier = server.post("hold ends", key | {"x-deadline-s": "0.2"})
@@ -88,7 +88,7 @@ def test_who_repeats_a_key_waits_until_its_own_end(server: Faulty) -> None:
 
 
 def test_when_all_ends_under_a_key_have_come_nothing_is_drawn_any_more(server: Faulty) -> None:
-    key = {"idempotency-key": "over", "x-deadline-s": "0.5"}
+    key = {"idempotency-key": "over", "x-deadline-s": "4"}
     hasty = server.hold("hold over", key)
     assert error(hasty.result()) == (504, "deadline_exceeded", "false")
     server.release()

@@ -189,7 +189,7 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_step(server: Faulty) -> No
 
 
 def test_a_deadline_that_passes_while_drawing_stops_at_the_next_step(server: Faulty) -> None:
-    late = server.hold("hold late", {"x-deadline-s": "2"})
+    late = server.hold("hold late", {"x-deadline-s": "4"})
     assert error(late.result()) == (504, "deadline_exceeded", "false")
     server.release()
     assert server.steps("hold late") == 2
@@ -220,6 +220,25 @@ def test_a_client_that_leaves_stops_its_picture_at_the_next_step(server: Faulty)
     server.until(lambda _: server.count("cancelled_total", where="denoise") == before + 1)
     server.release()
     assert server.steps("hold leaving") == 2
+
+
+@pytest.mark.parametrize(("partial_images", "first"), [(0, ""), (3, "event: image_generation.partial_image")])
+def test_a_client_that_leaves_a_stream_stops_its_picture_at_the_next_step(
+    server: Faulty, partial_images: int, first: str
+) -> None:
+    """Before the first event, when it has heard nothing at all, and after that."""
+    before, prompt = server.count("cancelled_total", where="denoise"), f"hold stream {partial_images}"
+    fields = {"stream": True, "partial_images": partial_images, "num_inference_steps": 4}
+    connection = server.connect(prompt, **fields)
+    server.wait_for("^holding")
+    answer = connection.getresponse() if first else None
+    assert answer is None or answer.readline().decode().strip() == first
+    connection.close()
+    if answer:
+        answer.close()
+    server.until(lambda _: server.count("cancelled_total", where="denoise") == before + 1)
+    server.release()
+    assert server.steps(prompt) == 2
 
 
 def test_a_client_that_leaves_the_queue_costs_no_step(server: Faulty) -> None:
@@ -406,14 +425,28 @@ def test_the_same_request_under_the_same_key_attaches_to_the_running_job(server:
 
 
 def test_a_client_under_a_key_finds_its_job_again(server: Faulty) -> None:
-    client = openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=2, timeout=1)
-    gone = server.count("requests_total", route=ROUTE, status="499")
-    options: Any = {"extra_headers": {"Idempotency-Key": "again"}, "prompt": "hold again"}
-    asking = server.pool.submit(client.images.generate, **options)
-    server.wait_for("^holding")
-    server.until(lambda _: server.count("requests_total", route=ROUTE, status="499") > gone)
-    server.release()
-    assert asking.result().data
+    """Its patience ends, by event and not by time, while the picture is held; so it comes again."""
+    gone, tries = server.count("requests_total", route=ROUTE, status="499"), list[httpx.Request]()
+
+    class Impatient(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            tries.append(request)
+            if len(tries) > 1:
+                server.release()
+                return super().handle_request(request)
+            address = urlsplit(server.url)
+            connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=PATIENCE_S)
+            connection.request("POST", request.url.path, request.read(), dict(request.headers))
+            server.wait_for("^holding")
+            connection.close()
+            server.until(lambda _: server.count("requests_total", route=ROUTE, status="499") > gone)
+            raise httpx.ReadTimeout("nobody waits that long", request=request)
+
+    with httpx.Client(transport=Impatient()) as http_client:
+        client = openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=2, http_client=http_client)
+        options: Any = {"extra_headers": {"Idempotency-Key": "again"}, "prompt": "hold again"}
+        assert client.images.generate(**options).data
+    assert len(tries) == 2
     assert server.steps("hold again") == 4
 
 

@@ -11,16 +11,17 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from threads import Seconds, have_ended, until
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Lane, Settings, StartError
+from handler.discreet import UNSAID
 from handler.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -48,14 +49,38 @@ def lane(family: FakeFamily) -> Iterator[Lane]:
         yield lane
 
 
-def test_draws_in_order_and_times_the_stages(lane: Lane, family: FakeFamily) -> None:
-    async def main() -> None:
-        pixels, stages = await lane.submit(RECIPE)
-        assert pixels.rgb.shape == (256, 256, 3)
-        assert list(stages) == ["queue", "encode", "denoise", "decode"]
-        assert all(seconds >= 0 for seconds in stages.values())
+def test_draws_in_order_and_times_the_stages(family: FakeFamily) -> None:
+    family.gate = threading.Event()
 
-    asyncio.run(main())
+    async def main(lane: Lane) -> None:
+        tasks = [asyncio.create_task(lane.submit(replace(RECIPE, seed=seed))) for seed in (7, 5, 6)]
+        assert await asyncio.to_thread(family.entered.wait, 10)
+        assert (lane.drawing, lane.waiting, lane.busy) == (1, 2, True)
+        assert family.gate
+        family.gate.set()
+        for pixels, stages in await asyncio.gather(*tasks):
+            assert pixels.rgb.shape == (256, 256, 3)
+            assert list(stages) == ["queue", "encode", "denoise", "decode"]
+            assert all(seconds > 0 for seconds in stages.values())
+        assert (lane.drawing, lane.waiting, lane.busy) == (0, 0, False)  # as soon as the last one has its answer
+
+    with family.lane() as lane:
+        assert (lane.drawing, lane.waiting, lane.busy) == (0, 0, False)
+        asyncio.run(main(lane))
+    assert family.drawn == [7, 5, 6]
+
+
+def test_a_picture_that_has_its_answer_is_drawn_for_nobody(lane: Lane, family: FakeFamily) -> None:
+    """Though what came of it may still be put away, or its last step go on."""
+    put_away: list[int] = []
+    rest = lane._painter.watch.rest
+    lane._painter.watch.rest = lambda: (put_away.append(lane.drawing), rest())[1]  # type: ignore[method-assign,func-returns-value]
+    asyncio.run(lane.submit(RECIPE))
+    family.at_step = {2: lambda: (lane._painter.jobs[0].end(Cancelled("gone")), put_away.append(lane.drawing))}
+    with pytest.raises(Cancelled):
+        asyncio.run(lane.submit(RECIPE))
+    until(lambda: not lane._painter.jobs)
+    assert put_away == [0, 0, 0]
 
 
 def test_a_full_queue_refuses_and_harms_nobody(lane: Lane, family: FakeFamily) -> None:
@@ -148,6 +173,29 @@ def test_a_bug_is_logged_but_not_told(lane: Lane, family: FakeFamily, caplog: py
         asyncio.run(lane.submit(RECIPE))
     assert "secret" not in caught.value.message
     assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such token: xylocanary"),
+        RuntimeError("Cannot forward both `negative_prompt`: a xylocanary swamp and `negative_prompt_embeds`"),
+        RuntimeError("CUDA error: an illegal memory access was encountered (xylocanary)"),
+    ],
+)
+def test_an_error_that_quotes_a_negative_prompt_is_told_to_nobody(
+    family: FakeFamily, error: Exception, at_once: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither in the log nor in the answer; the prompt itself has other words."""
+    asked = {"prompt": "a red circle", "negative_prompt": "a xylocanary swamp", "n": at_once, "num_inference_steps": 2}
+    family.at_step = {1: raises(error)}
+    with caplog.at_level(logging.DEBUG), family.lane(model="qwen-image", batch=at_once) as lane:
+        reply = asyncio.run(Api(lane).call("/generate", asked))
+    assert reply.status == 500
+    assert type(error).__name__ in caplog.text
+    assert UNSAID in caplog.text
+    assert "canary" not in caplog.text + str(reply.body)
 
 
 def test_a_lost_device_fails_the_worker_for_good(lane: Lane, family: FakeFamily) -> None:
@@ -367,12 +415,60 @@ def test_a_step_that_hangs_fails_the_lane_and_nobody_waits_for_it(
     assert family.drawn == []
 
 
-def test_steps_that_end_in_time_are_no_hang(family: FakeFamily) -> None:
-    lane = Lane(Settings(hang_s=1), boot=family.boot)
-    family.at_step = {step: lambda: threading.Event().wait(0.3) for step in range(1, 9)}  # type: ignore[misc]
+def test_steps_that_end_in_time_are_no_hang(family: FakeFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though all of them together take longer than one may. By a clock that is moved."""
+    clock, left = Seconds(), list[float]()
+    monkeypatch.setattr("handler.watch.time", SimpleNamespace(monotonic=clock))
+    with family.lane(hang_s=60) as lane:
+
+        def takes() -> None:
+            clock.pass_s(50)
+            left.append((lane._painter.watch._due or 0.0) - clock())
+
+        family.at_step = dict.fromkeys(range(1, 9), takes)
+        asyncio.run(lane.submit(replace(RECIPE, steps=8)))
+        assert lane.state == "ready"
+    assert left == [10.0] * 8
+
+
+def test_the_first_failure_is_the_cause_that_is_told(family: FakeFamily) -> None:
+    """A step that hangs fails the lane, and fails otherwise once it goes on."""
+    family.gate = threading.Event()
+    family.at_step = {1: raises(RuntimeError("CUDA error: an illegal memory access was encountered"))}
+    lane = Lane(Settings(hang_s=0.2), boot=family.boot)
     lane.start()
-    asyncio.run(lane.submit(replace(RECIPE, steps=8)))
-    assert lane.state == "ready"
+    with pytest.raises(DeviceLost, match="does not answer"):
+        asyncio.run(lane.submit(RECIPE))
+    cause = lane.error
+    family.gate.set()
+    assert have_ended(lane._thread)
+    assert lane.error is cause
+    assert lane.error
+    assert lane.error.message.startswith("The GPU does not answer")
+    lane.stop()
+
+
+@pytest.mark.parametrize(("started", "told"), [(0.0, 5), (0.4, 1), (33.2, 34), (119.5, 120), (500.0, 120)])
+def test_a_worker_that_failed_says_how_long_another_takes_to_start(
+    family: FakeFamily, started: float, told: int
+) -> None:
+    family.at_step = {1: raises(RuntimeError("CUDA error: an illegal memory access was encountered"))}
+    with family.lane() as lane:
+        lane.ledger.total_s = started
+        with pytest.raises(DeviceLost):
+            asyncio.run(lane.submit(RECIPE))
+        reply = asyncio.run(Api(lane).call("/generate", {"prompt": "x"}))
+    assert (reply.status, reply.headers) == (503, {"retry-after": str(told)})
+
+
+def test_a_start_that_failed_says_what_it_says_itself() -> None:
+    cause = SettingsError("no such disk", retry_s=77)
+    lane = Lane(Settings(), boot=lambda *_: raises(cause)())
+    lane.start()
+    with pytest.raises(SettingsError):
+        lane.wait_booted()
+    assert lane.error is cause
+    assert cause.retry_s == 77
     lane.stop()
 
 
@@ -512,30 +608,28 @@ def test_api_answers_errors_with_status_envelope_and_retry_advice(lane: Lane, fa
     assert (reply.status, reply.headers) == (500, {"x-should-retry": "false"})
 
 
-def test_stopping_waits_for_what_is_being_published() -> None:
-    begun, go, done = threading.Event(), threading.Event(), []
+def test_who_goes_away_leaves_no_error_that_nobody_hears(family: FakeFamily) -> None:
+    lane, wrong = Lane(Settings(), boot=family.boot), list[Any]()
 
-    def publish(volume: Path) -> Path:
-        begun.set()
-        assert go.wait(10)
-        done.append(volume)
-        return volume
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        asked = asyncio.create_task(lane.submit_all([(RECIPE, lambda *_: None)] * 3, math.inf, admitted=False))
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.wait([asked])
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()
 
-    worker: Any = SimpleNamespace(unpublished=True, publish=publish)
-    lane = Lane(Settings(), boot=lambda *_: worker)
-    lane.start()
-    lane.wait_booted()
-    assert begun.wait(10)
-    stopping = threading.Thread(target=lane.stop)
-    stopping.start()
-    assert not done
-    go.set()
-    stopping.join(10)
-    assert done
+    asyncio.run(main())
+    assert (lane.line.ended, wrong) == ({("cancelled", "queue"): 3}, [])
 
 
-def test_a_bug_in_the_lane_leaves_nobody_waiting(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.lane.at_once", lambda *_: 1 / 0)
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyError("x"), SystemExit(3)])
+def test_a_bug_in_the_lane_leaves_nobody_waiting(
+    lane: Lane, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler.lane.at_once", lambda *_: raises(error)())
     with pytest.raises(StartError, match="see its log"):
         asyncio.run(lane.submit(RECIPE))
     assert lane.state == "failed"

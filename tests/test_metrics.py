@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -16,9 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Api, Lane, create_app
+from handler import Api, Lane, Picture, create_app
+from handler.clock import Phase
 from handler.errors import NumericalError
-from handler.server import metrics
+from handler.server import metrics, observe
 from serving import Served
 
 T = TypeVar("T")
@@ -93,6 +95,65 @@ def test_the_metrics_tell_what_was_drawn_and_refused(app: ASGIApp, family: FakeF
     assert found["kindling_spend_dollars", "process"] > 0
     assert re.search(r"(?m)^\w+_bytes\{[^}]*peak[^}]*\} (\S+)", text)  # as benchmarks/serving.py reads it
     assert found["kindling_memory_bytes", "host_peak"] > 1e7
+
+
+def test_what_is_counted_is_what_was_measured(lane: Lane) -> None:
+    """By value: stages of two pictures, an upload, a request, the start."""
+    told = metrics.Metrics(lane)
+    for queue, denoise, steps in ((3.5, 2.0, 4), (0.25, 8.0, 6)):
+        stages = {"queue": queue, "denoise": denoise, "serialize": 0.125}
+        told.picture(Picture(b"", "png", replace(RECIPE, steps=steps), stages=stages))
+    told.uploaded(1.5)
+    told.count(ROUTE, 200, "", 7.25)
+    lane.ledger.total_s, lane.ledger.phases = 33.5, [Phase("weights", 1.0, 12.25), Phase("warm", 13.25, 0.5)]
+    found = samples(told.text().decode())
+    assert found["kindling_queue_wait_seconds_sum",] == 3.75
+    stages = {key[1]: value for key, value in found.items() if key[0] == "kindling_stage_seconds_sum"}
+    assert stages == {"denoise": 10.0, "serialize": 0.25, "upload": 1.5}
+    assert found["kindling_request_seconds_sum", ROUTE] == 7.25
+    assert (found["kindling_images_total",], found["kindling_steps_total",]) == (2, 10)
+    assert found["kindling_cold_start_seconds",] == 33.5
+    assert [found["kindling_load_seconds", phase] for phase in ("weights", "warm")] == [12.25, 0.5]
+
+
+def test_how_jobs_ended_is_counted_by_where_they_were(lane: Lane) -> None:
+    kinds, counts = ("cancelled", "deadline_exceeded", "out_of_memory"), iter(range(1, 7))
+    lane.line.ended.update({(kind, where): next(counts) for kind in kinds for where in ("queue", "denoise")})  # type: ignore[misc]
+    found = samples(metrics.Metrics(lane).text().decode())
+    names = ("cancelled", "deadline_exceeded", "oom")
+    told = [found[f"kindling_{name}_total", where] for name in names for where in ("queue", "denoise")]
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_is_drawn_and_what_waits_is_told_while_it_is_so(lane: Lane, family: FakeFamily) -> None:
+    family.gate = threading.Event()
+
+    def told() -> list[float]:
+        found = samples(metrics.Metrics(lane).text().decode())
+        return [found[f"kindling_{name}",] for name in ("inflight", "queue_depth")]
+
+    async def main() -> None:
+        running = asyncio.create_task(lane.submit(RECIPE))
+        assert await asyncio.to_thread(family.entered.wait, 30)
+        waiting = [asyncio.create_task(lane.submit(RECIPE)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert told() == [1, 2]
+        assert family.gate
+        family.gate.set()
+        await asyncio.gather(running, *waiting)
+        assert told() == [0, 0]
+
+    asyncio.run(main())
+
+
+def test_a_requests_line_sums_what_its_pictures_took() -> None:
+    pictures = tuple(
+        Picture(b"", "png", replace(RECIPE, seed=seed), stages={"queue": queue, "denoise": 2.0, "serialize": 0.125})
+        for seed, queue in ((5, 3.5), (6, 0.25))
+    )
+    stages = {"queue": 3.75, "denoise": 4.0, "serialize": 0.25}
+    assert observe._drawn(pictures) == {"n": 2, "size": "256x256", "steps": 4, "seed": 5, "stages_s": stages}
+    assert observe._drawn(()) == {}
 
 
 def test_a_picture_is_counted_once_whoever_gets_it(app: ASGIApp, family: FakeFamily) -> None:

@@ -2,21 +2,28 @@
 
 import asyncio
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fakes import CPU, RECIPE, FakeFamily, raises
-from handler import Clock, Lane, Settings, StartError, Worker
+from handler import Api, Clock, ImageRequest, Lane, Picture, Settings, StartError, Worker
+from handler.batching import alike
 from handler.catalog import find
+from handler.dialects import native, openai
 from handler.errors import (
     Broken,
     Cancelled,
+    DeadlineExceeded,
     DeviceLost,
     Exhausted,
     Internal,
@@ -26,8 +33,9 @@ from handler.errors import (
     OutOfMemory,
 )
 from handler.families.schedulers import FLOW
+from handler.line import Job, Line
 from handler.preview import Preview
-from handler.request import Recipe
+from handler.request import Recipe, Reference
 
 FULL, LOST = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: unspecified launch failure")
 
@@ -319,3 +327,115 @@ def test_a_library_that_wants_to_exit_ends_one_picture(family: FakeFamily) -> No
         assert isinstance(ask(lane), Internal)
         family.at_step = {}
         assert isinstance(ask(lane), list)
+
+
+NOBODY: Any = lambda *_: None  # noqa: E731
+PICTURE: Any = (object(), {})
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_of_several_pictures_the_one_that_failed_is_told_and_the_others_are_given_up(place: int) -> None:
+    """Those before it are drawn; those after it are as late as may be, but nobody's time is up."""
+    lane = Lane(Settings())
+
+    async def main() -> None:
+        asked = asyncio.create_task(lane.submit_all([(RECIPE, NOBODY)] * 3, float("inf"), admitted=False))
+        await asyncio.sleep(0)
+        jobs = lane.line.take(lambda _: 3)
+        for job, outcome in zip(jobs, [*[PICTURE] * place, NumericalError("NaN.")], strict=False):
+            job.end(outcome)
+        with pytest.raises(NumericalError):
+            await asked
+
+    asyncio.run(main())
+    others = {("cancelled", "queue"): 2 - place, ("drawn", "queue"): place}
+    assert lane.line.ended == Counter({("numerical_error", "queue"): 1, **others}) + Counter()
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 2])
+@pytest.mark.parametrize(("state", "told"), [("ready", DeadlineExceeded), ("starting", NotReady)])
+def test_of_several_pictures_those_that_are_late_are_counted_so(drawn: int, state: Any, told: Any) -> None:
+    lane = Lane(Settings())
+    lane.state = state
+
+    async def main() -> None:
+        until = time.perf_counter() + 0.1
+        asked = asyncio.create_task(lane.submit_all([(RECIPE, NOBODY)] * 3, until, admitted=True))
+        await asyncio.sleep(0)
+        for job in lane.line.take(lambda _: 3)[:drawn]:
+            job.end(PICTURE)
+        with pytest.raises(told):
+            await asked
+
+    asyncio.run(main())
+    assert lane.line.ended == Counter({("drawn", "queue"): drawn, (told.code, "queue"): 3 - drawn}) + Counter()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("places", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_a_request_fails_with_any_of_its_pictures_and_the_next_does_not(
+    family: FakeFamily, batch: int, places: tuple[int, ...]
+) -> None:
+    family.broken = {5 + place for place in places}
+    asked = {"prompt": "x", "n": 3, "seed": 5, "size": "64x64"}
+    with family.lane(batch=batch) as lane:
+        reply = asyncio.run(Api(lane).call("/v1/images/generations", asked))
+        assert (reply.status, reply.content["error"]["code"]) == (500, "numerical_error")
+        drawn, failed = (places[0], 1) if batch == 1 else (3 - len(places), len(places))
+        ended = Counter({outcome: count for (outcome, _), count in lane.line.ended.items()})
+        assert (ended["drawn"], ended["numerical_error"] + ended["cancelled"]) == (drawn, failed)
+        assert ended["numerical_error"] >= 1  # the first that fails ends the others
+        assert (lane.waiting, lane.drawing) == (0, 0)
+        assert asyncio.run(Api(lane).call("/v1/images/generations", asked | {"seed": 50})).status == 200
+        assert lane.state == "ready"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_request_whose_time_is_up_at_its_turn_does_not_fail_the_lane(family: FakeFamily, place: int) -> None:
+    """Its client, on a loop that is busy, has not ended it yet; who waits before and behind it is drawn."""
+    told: list[Any] = [None] * 3
+    family.gate = threading.Event()
+    with family.lane() as lane:
+        holds = threading.Thread(target=ask, args=(lane,))
+        holds.start()
+        assert family.entered.wait(30)
+        ends = [0.0 if number == place else float("inf") for number in range(3)]
+        answers = [partial(told.__setitem__, number) for number in range(3)]
+        jobs = [Job(RECIPE, NOBODY, 1.0, at, answer) for at, answer in zip(ends, answers, strict=True)]
+        lane.line.join(jobs, None, admitted=True)
+        family.gate.set()
+        holds.join(30)
+        assert isinstance(ask(lane), list)
+        assert lane.state == "ready"
+    assert [isinstance(each, DeadlineExceeded) for each in told] == [number == place for number in range(3)]
+    assert len(family.drawn) == 4
+
+
+def test_pictures_that_are_edited_are_drawn_one_by_one() -> None:
+    """Those of one request too: what they are made from is all the same."""
+    image = Reference(np.zeros((64, 64, 3), np.uint8), "image")
+    edited = replace(RECIPE, images=(image,))
+    assert not alike(edited, replace(edited, seed=2))
+    line = Line(9, 9.0)
+    line.join([Job(edited, NOBODY, 1.0, float("inf"), NOBODY) for _ in range(3)], None, admitted=False)
+    assert [len(line.take(lambda _: 8)) for _ in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("places", [(), (0,), (1,), (2,), (0, 2)])
+@pytest.mark.parametrize("dialect", [openai, native])
+def test_whichever_picture_the_store_did_not_take_is_told(dialect: Any, places: tuple[int, ...]) -> None:
+    pictures = [
+        Picture(
+            b"drawn",
+            "png",
+            RECIPE,
+            stages={"denoise": 1.0},
+            **({"undelivered": "it is down"} if n in places else {"url": "https://store/a"}),
+        )  # type: ignore[arg-type]
+        for n in range(3)
+    ]
+    body = dialect.render(ImageRequest(prompt="x", n=3), find("spark"), pictures, 1.0)
+    assert ("delivery" in body) == bool(places)
+    assert ("it is down" in body.get("delivery", "")) == bool(places)
+    given = body.get("data") or body["images"]
+    assert ["url" in each for each in given] == [n not in places for n in range(3)]

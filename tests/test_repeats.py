@@ -2,26 +2,41 @@
 
 import asyncio
 import math
+import time
+import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
 from handler.deadline import Deadline
-from handler.errors import KeyReused
+from handler.errors import InvalidValue, KeyReused, NotReady
 from handler.reply import Reply
 from handler.server import repeats
-from handler.server.repeats import Repeats
+from handler.server.repeats import Repeats, fingerprint, key_of
 
 KEY, OTHER = (b"caller", "one"), (b"caller", "two")
 
 
-class Source:
-    """Answers when `go` is set; counts how often it was started, and how often it was cancelled."""
+class Drawn(SimpleNamespace):
+    """As much of a picture as is looked at here."""
 
-    def __init__(self, status: int = 200, size: int = 3) -> None:
-        self.go = asyncio.Event()
+
+class Source:
+    """Answers when `go` is set; counts how often it was started, and how often it was cancelled.
+
+    Who is cancelled ends when `end` is set. `made` are pictures, and what encodes and stores them.
+    """
+
+    def __init__(self, status: int = 200, size: int = 3, url: str = "") -> None:
+        self.go, self.end, self.url = asyncio.Event(), asyncio.Event(), url
+        self.end.set()
+        self.made: list[weakref.ref[Any]] = []
+        self.ends: list[Any] = []
         self.started = self.cancelled = 0
         self.status, self.size, self.lasts_s = status, size, math.inf
 
@@ -31,9 +46,13 @@ class Source:
             await self.go.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
+            await self.end.wait()
             raise
-        picture: Any = SimpleNamespace(data=bytes(self.size))
-        return Reply(self.status, {"turn": self.started}, {"a": "b"}, pictures=(picture,), lasts_s=self.lasts_s)
+        picture: Any = Drawn(data=bytes(self.size), url=self.url)
+        encode, store = partial(self.ends.append, picture), partial(self.ends.append, picture)
+        self.made += [weakref.ref(each) for each in (picture, encode, store)]
+        answer = Reply(self.status, {"turn": self.started}, {"a": "b"}, pictures=(picture,), lasts_s=self.lasts_s)
+        return replace(answer, smaller=encode, stored=store)  # type: ignore[arg-type]
 
 
 def in_turns(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -160,6 +179,110 @@ async def test_whoever_has_little_time_hurries_all_until_it_leaves() -> None:
 
 
 @in_turns
+async def test_what_is_kept_is_the_body_and_no_picture_besides() -> None:
+    """Once somebody has them; nor what would encode or store them again. Who was there from the start has all."""
+    source, known = Source(), Repeats()
+    source.go.set()
+    first = await known.call(KEY, b"x", source)
+    assert (len(first.pictures), first.smaller is None, first.stored is None) == (1, False, False)
+    del first
+    assert [each() for each in source.made] == [None] * 3
+    later = await known.call(KEY, b"x", source)
+    assert (later.body["turn"], later.pictures, later.smaller, later.stored) == (1, (), None, None)
+
+
+@in_turns
+async def test_pictures_that_nobody_has_yet_are_kept_for_who_comes_first() -> None:
+    source, known = Source(), Repeats()
+    only = asyncio.create_task(known.call(KEY, b"x", source))
+    await turns()
+    only.cancel()
+    source.go.set()
+    await turns()
+    assert [len((await known.call(KEY, b"x", source)).pictures) for _ in range(2)] == [1, 0]
+    assert (source.started, source.cancelled) == (1, 0)
+
+
+@in_turns
+async def test_a_picture_that_has_a_url_takes_no_room() -> None:
+    linked, inline, known = Source(size=1000, url="https://store/a.png"), Source(size=1000), Repeats()
+    for key, source in ((KEY, linked), (OTHER, inline)):
+        source.go.set()
+        await known.call(key, b"x", source)
+    assert [known._calls[key].size for key in (KEY, OTHER)] == [0, 1000]
+
+
+@in_turns
+async def test_a_call_that_ends_late_takes_nothing_from_the_one_after_it() -> None:
+    """It was given up, and is still ending when the same is asked for again."""
+    late, next_, known, grace = Source(), Source(), Repeats(), repeats.GRACE_S
+    late.end.clear()
+    wrong: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+    repeats.GRACE_S = 0.0
+    try:
+        only = asyncio.create_task(known.call(KEY, b"x", late))
+        await turns()
+        only.cancel()
+        while not late.cancelled:
+            await asyncio.sleep(0)
+    finally:
+        repeats.GRACE_S = grace
+    again = asyncio.create_task(known.call(KEY, b"x", next_))
+    await turns()
+    late.end.set()
+    await turns()
+    assert known.knows(KEY)
+    last = asyncio.create_task(known.call(KEY, b"x", next_))
+    await turns()
+    next_.go.set()
+    assert [(await each).status for each in (again, last)] == [200, 200]
+    assert (late.started, next_.started, wrong) == (1, 1, [])
+
+
+@in_turns
+async def test_a_call_that_was_given_up_and_ends_late_leaves_nothing_behind() -> None:
+    source, known, grace = Source(), Repeats(), repeats.GRACE_S
+    source.end.clear()
+    wrong: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+    repeats.GRACE_S = 0.0
+    try:
+        only = asyncio.create_task(known.call(KEY, b"x", source))
+        await turns()
+        only.cancel()
+        while not source.cancelled:
+            await asyncio.sleep(0)
+    finally:
+        repeats.GRACE_S = grace
+    source.end.set()
+    await turns()
+    assert (known._calls, wrong) == ({}, [])
+
+
+def test_what_is_under_way_is_no_answer_that_may_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many run beside more answers than are kept; and each of them still comes to its end."""
+    monkeypatch.setattr(repeats, "KEPT", 2)
+
+    async def main() -> None:
+        slow, quick, known = Source(), Source(), Repeats()
+        quick.go.set()
+        running = [asyncio.create_task(known.call((b"", f"slow {i}"), b"x", slow)) for i in range(4)]
+        await turns()
+        for i in range(4):
+            await known.call((b"", str(i)), b"x", quick)
+            await turns()
+        assert [name for _, name in known._calls] == [*(f"slow {i}" for i in range(4)), "2", "3"]
+        slow.go.set()
+        assert [(await each).status for each in running] == [200] * 4
+        await turns()
+        assert [name for _, name in known._calls] == ["slow 2", "slow 3"]
+        assert (slow.started, slow.cancelled) == (4, 0)
+
+    asyncio.run(main())
+
+
+@in_turns
 async def test_a_key_is_for_one_request() -> None:
     source, known = Source(), Repeats()
     source.go.set()
@@ -206,3 +329,78 @@ def test_no_answer_is_given_again_whose_url_works_no_longer(monkeypatch: pytest.
             assert (lasting.started, brief.started) == (1, started)
 
     asyncio.run(main())
+
+
+def test_how_much_is_kept_and_for_how_long() -> None:
+    """As README says of keys; with the client's own waits between two tries well inside of the grace."""
+    assert (repeats.KEPT_S, repeats.KEPT, repeats.KEPT_BYTES) == (600.0, 256, 64_000_000)
+    assert repeats.GRACE_S == 10.0
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 256, "caf\xe9", "a\tb"])
+def test_a_key_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        key_of(Headers({"idempotency-key": given}))
+    assert caught.value.param == "Idempotency-Key"
+
+
+def test_a_key_is_its_callers_own() -> None:
+    def key(given: str | None, caller: str | None = None) -> Any:
+        named = {"idempotency-key": given, "authorization": caller}
+        return key_of(Headers({name: value for name, value in named.items() if value is not None}))
+
+    assert key(None) is key(None, "Bearer a") is None
+    assert key("x" * 255)[1] == "x" * 255
+    assert key("!~", "Bearer a") == key("!~", "Bearer a")
+    assert len({key("one"), key("two"), key("one", "Bearer a"), key("one", "Bearer b")}) == 4
+
+
+def test_what_is_asked_is_told_apart_by_all_of_it() -> None:
+    form: dict[str, Any] = {"prompt": "x", "image": [b"one", b"two"]}
+    asked = [
+        ("/a", b"x", None),
+        ("/b", b"x", None),
+        ("/a", b"y", None),
+        ("/a", b"x", form),
+        ("/a", b"x", form | {"prompt": "y"}),
+        ("/a", b"x", form | {"image": [b"two", b"one"]}),
+        ("/a", b"x", form | {"image": [b"onetwo"]}),
+        ("/a", b"x", form | {"image": [b"one"]}),
+        ("/a", b"x", {"prompt": "x"} | {"images": [b"one", b"two"]}),
+        ("/a", b"x", {}),
+    ]
+    assert len({fingerprint(*each) for each in asked}) == len(asked)
+    assert fingerprint("/a", b"--one", form) == fingerprint("/a", b"--another", form)  # its boundary is not asked for
+
+
+@in_turns
+async def test_whose_end_comes_is_answered_and_ends_nothing_that_another_waits_for() -> None:
+    """With what this worker says of who is late."""
+    source, known = Source(), Repeats(lambda: NotReady("This worker is still starting; try again."))
+    patient = asyncio.create_task(known.call(KEY, b"x", source))
+    await turns()
+    hasty = await known.call(KEY, b"x", source, Deadline(time.perf_counter()))
+    assert (hasty.status, hasty.content["error"]["code"], hasty.pictures) == (503, "not_ready", ())
+    source.go.set()
+    assert ((await patient).status, source.started, source.cancelled) == (200, 1, 0)
+
+
+@in_turns
+async def test_a_caller_who_leaves_is_gone_and_only_the_last_one_starts_the_grace() -> None:
+    source, known, loop = Source(), Repeats(), asyncio.get_running_loop()
+    later: list[Any] = []
+    loop.call_later = lambda seconds, *act: later.append((seconds, act))  # type: ignore
+    tasks = [asyncio.create_task(known.call(KEY, b"x", source)) for _ in range(3)]
+    await turns()
+    for left, task in enumerate(tasks, 1):
+        task.cancel()
+        await turns()
+        assert task.cancelled()
+        assert len(later) == (left == 3)
+    [(seconds, (abandon, *who))] = later
+    assert 0 < seconds <= repeats.GRACE_S
+    source.go.set()
+    await turns()
+    abandon(*who)  # too late: it is done, and its answer is kept
+    assert known.knows(KEY)
+    assert ((await known.call(KEY, b"x", source)).status, source.started, source.cancelled) == (200, 1, 0)

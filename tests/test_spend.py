@@ -158,6 +158,17 @@ def test_files_that_make_no_sense_count_nothing(tmp_path: Path) -> None:
     assert found.state()["dollars_this_month"] == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize(("dollars", "counts"), [(744_000, True), (744_000.01, False), (0, True), (-0.01, False)])
+def test_no_worker_costs_more_in_a_month_than_the_dearest_hours(tmp_path: Path, dollars: float, counts: bool) -> None:
+    """Of 1000 dollars, in 31 days: whoever says more is not believed."""
+    folder = tmp_path / "spend" / "2026-11"
+    folder.mkdir(parents=True)
+    (folder / "other.json").write_text(json.dumps({"dollars": dollars}))
+    found = meter(tmp_path, Time())
+    found.tick()
+    assert found.state()["dollars_this_month"] == (dollars if counts else 0)
+
+
 def test_refuse_stops_drawing_and_alert_does_not(tmp_path: Path) -> None:
     time = Time()
     alert = meter(tmp_path, time, monthly_cap=1)
@@ -226,6 +237,55 @@ def test_what_others_cost_counts_on_a_volume_that_takes_nothing_more(tmp_path: P
     with pytest.raises(SpendCapReached):
         mine.check()
     assert "but they cannot see what this one costs: the volume cannot be written (" in mine.state()["counted"]
+
+
+class Beats:
+    """In place of the event that ends the meter's thread: an hour passes at each wait, until there were `count`."""
+
+    def __init__(self, volume: Path, time: Time, count: int, then: Any = lambda number: None) -> None:
+        self.volume, self.time, self.count, self.then = volume, time, count, then
+        self.waits: list[tuple[float, list[float]]] = []
+
+    def written(self) -> list[float]:
+        return [json.loads(path.read_bytes())["dollars"] for path in self.volume.glob("spend/*/*.json")]
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append((seconds, self.written()))
+        self.time.pass_hours(1)
+        self.then(len(self.waits))
+        return len(self.waits) == self.count
+
+
+def test_a_file_is_written_at_once_then_every_minute_and_at_the_end(tmp_path: Path) -> None:
+    time = Time()
+    beats: Any = Beats(tmp_path, time, 3)
+    meter(tmp_path, time)._run(beats)
+    assert beats.waits == [(60.0, [0.0]), (60.0, [2.0]), (60.0, [4.0])]
+    assert beats.written() == [6.0]
+
+
+def test_as_long_as_the_gpu_is_not_known_it_is_looked_for_every_second(tmp_path: Path) -> None:
+    time, gpu = Time(), [""]
+    beats: Any = Beats(tmp_path, time, 4, lambda number: gpu.__setitem__(0, "NVIDIA H200" if number > 1 else ""))
+    Meter(Settings(volume=tmp_path, gpu_price=2.0), lambda: gpu[0], time.birth(), time.now)._run(beats)
+    assert beats.waits == [(1.0, []), (1.0, []), (60.0, [4.0]), (60.0, [6.0])]
+    assert beats.written() == [8.0]
+
+
+def test_the_cap_is_looked_at_again_every_minute(tmp_path: Path) -> None:
+    """What others spend meanwhile stops this one too."""
+    time = Time()
+    mine, other = (meter(tmp_path, time, monthly_cap=9, cap_action="refuse") for _ in range(2))
+    beats: Any = Beats(tmp_path, time, 2, lambda number: other.tick())
+    verdicts: list[str] = []
+    beats.then = lambda number: (verdicts.append(mine.verdict.outcome), other.tick())
+    mine._run(beats)
+    assert verdicts == ["OK", "OK"]
+    time.pass_hours(1)
+    mine.tick()
+    assert mine.state()["dollars_this_month"] == pytest.approx(6.0 + 4.0)
+    with pytest.raises(SpendCapReached):
+        mine.check()
 
 
 def test_the_thread_writes_at_the_end_and_stops(tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 import asyncio
 import base64
-import http.client
+import contextlib
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
 from PIL import Image
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
+from threads import until
 
 from fakes import FakeFamily, raises
 from handler import Api, Lane, Settings
@@ -112,13 +113,89 @@ def test_partial_pictures_without_a_stream_are_refused(server: Served) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_parameter")
 
 
-def test_a_client_that_leaves_a_stream_stops_its_work(server: Served) -> None:
-    connection = http.client.HTTPConnection(str(urlsplit(server.url).hostname), urlsplit(server.url).port, timeout=60)
-    wanted = {"prompt": "x", "size": "2048x2048", "num_inference_steps": 8, "stream": True, "partial_images": 3, "n": 1}
-    connection.request("POST", ROUTE, json.dumps(wanted), {"content-type": "application/json"})
-    assert connection.getresponse().readline().startswith(b"event: image_generation.partial_image")
-    connection.close()  # minutes of work; the next request must not wait for them
-    assert httpx.post(server.url + ROUTE, json=ASKED, timeout=30).status_code == 200
+@pytest.mark.parametrize("leaves", ["before the first event", "as the answer begins", "midway", "after the last"])
+def test_a_client_that_leaves_a_stream_stops_its_work(family: FakeFamily, leaves: str) -> None:
+    """Held at its third step, it never comes to a fourth."""
+    holds, go = threading.Event(), threading.Event()
+    at = {"before the first event": 0, "as the answer begins": 1, "midway": 2, "after the last": 99}[leaves]
+
+    def hold() -> None:
+        holds.set()
+        assert go.wait(30)
+
+    family.at_step = {3: hold} if at < 99 else {}
+    said: list[str] = []
+
+    async def send(message: Any) -> None:
+        said.append(message["type"])
+        if len(said) == at:
+            raise OSError  # as uvicorn does where nobody listens any more
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def main(lane: Lane) -> None:
+        payload = ASKED | {"stream": True, "num_inference_steps": 8, "partial_images": 3 if at else 0}
+        calls: list[asyncio.Task[Reply]] = []
+
+        async def call(on_partial: OnPartial) -> Reply:
+            calls.append(asyncio.current_task())  # type: ignore[arg-type]
+            return await Api(lane).call(ROUTE, payload, on_partial=on_partial)
+
+        asked = asyncio.create_task(streams.stream(call, dialect.completed))
+        if at < 99:
+            assert await asyncio.to_thread(holds.wait, 30)
+        if at == 0:
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            assert asked.cancelled()
+        else:
+            answer = await asked
+            assert isinstance(answer, StreamingResponse)
+            scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}}
+            with pytest.raises(ClientDisconnect) if at < 99 else contextlib.nullcontext():
+                await answer(scope, receive, send)
+        await asyncio.wait(calls)
+        assert calls[0].cancelled() == (at < 99)
+        go.set()
+
+    with family.lane() as lane:
+        asyncio.run(main(lane))
+        until(lambda: not lane._painter.jobs)
+        assert family.steps_run == (3 if at < 99 else 8)
+        assert lane.line.ended == ({("cancelled", "denoise"): 1} if at < 99 else {("drawn", "denoise"): 1})
+
+
+def test_a_client_that_left_before_the_answer_began_stops_its_work(family: FakeFamily) -> None:
+    """Where the server says that it is gone, before any byte was asked for: uvicorn, by the older protocol."""
+    family.gate = threading.Event()
+
+    async def main(lane: Lane) -> None:
+        task = asyncio.create_task(Api(lane).call(ROUTE, ASKED))
+        assert await asyncio.to_thread(family.entered.wait, 30)
+
+        async def body() -> AsyncIterator[bytes]:
+            raise AssertionError("nobody asks for this")
+            yield b""
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            await asyncio.Event().wait()  # for who takes nothing
+
+        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}}
+        await streams.Streaming(body(), task)(scope, receive, send)
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert family.gate
+        family.gate.set()
+
+    with family.lane() as lane:
+        asyncio.run(main(lane))
+        until(lambda: not lane._painter.jobs)
+    assert family.steps_run == 1
 
 
 def streamed(family: FakeFamily, **fields: Any) -> list[bytes] | Reply:
@@ -177,9 +254,39 @@ def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
                 gate.set()
         assert events(b"".join(chunks).decode())[-1]["type"] == "image_generation.completed"
         await asyncio.to_thread(lane.stop)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(run())
     assert alive >= 3
+
+
+def test_a_stream_is_alive_before_a_proxy_cuts_it_and_holds_all_that_one_request_says() -> None:
+    assert streams.PATIENCE_S == 10.0
+    assert streams.HELD == 4
+    assert streams.HEADERS == {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+@pytest.mark.parametrize("status", [400, 404, 503])
+def test_what_is_refused_after_a_while_of_silence_is_the_last_event(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status was 200 by then."""
+    monkeypatch.setattr(streams, "PATIENCE_S", 0.01)
+    go = asyncio.Event()
+
+    async def call(on_partial: OnPartial) -> Reply:
+        await go.wait()
+        return Reply(status, {"error": {"code": "refused"}})
+
+    async def run() -> list[bytes]:
+        found = await streams.stream(call, dialect.completed)
+        assert isinstance(found, StreamingResponse)
+        go.set()
+        return [bytes(chunk) async for chunk in found.body_iterator]  # type: ignore[arg-type]
+
+    first, *others = asyncio.run(run())
+    assert first == streams.ALIVE
+    assert events(b"".join(others).decode()) == [{"error": {"code": "refused"}}]
 
 
 def test_a_slow_reader_misses_the_oldest_partial_pictures_and_never_the_last_word(

@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from handler.deadline import LATE, Deadline
 from handler.errors import DeadlineExceeded, InvalidValue, KeyReused, KindlingError
 from handler.reply import Reply, refusal
+from handler.request import Picture
 
 HEADER = "idempotency-key"
 KEY = re.compile(r"[!-~]{1,255}")
@@ -59,8 +60,8 @@ class Call:
     """One request under way, or its good answer; `until` is when that is forgotten.
 
     `waiting` has, of each who waits, what is done once that one's time is short; `deadline` never comes, but hurries
-    while there is such a one. `grace` is until when who left may come back, in the loop's seconds; `told` is whether
-    anybody has the answer, with its pictures.
+    while there is such a one. `grace` is until when who left may come back, in the loop's seconds; `pictures` are for
+    the first who gets the answer.
     """
 
     asked: bytes
@@ -69,7 +70,7 @@ class Call:
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
     grace: float = 0.0
     ending: asyncio.TimerHandle | None = None
-    told: bool = False
+    pictures: tuple[Picture, ...] = ()
     size: int = 0
     until: float = math.inf
 
@@ -115,8 +116,8 @@ class Repeats:
             reply = await self._follow(key, call, deadline)
         except DeadlineExceeded:
             return refusal(self._late())
-        first, call.told = not call.told, True
-        return _told(reply, known, first)
+        pictures, call.pictures = call.pictures, ()
+        return replace(reply, headers=reply.headers | (REPEATED if known else {}), pictures=pictures)
 
     def _begin(self, key: Key, asked: bytes, start: Start) -> Call:
         unending = Deadline()
@@ -156,10 +157,10 @@ class Repeats:
         del self._calls[key]
         if call.reply.cancelled() or (reply := call.reply.result()).status >= 400:
             return
-        call.size = sum(len(picture.data) for picture in reply.pictures)
+        call.pictures, call.size = reply.pictures, sum(len(each.data) for each in reply.pictures if not each.url)
         call.until = time.monotonic() + min(KEPT_S, reply.lasts_s)
         call.reply = asyncio.get_running_loop().create_future()
-        call.reply.set_result(replace(reply, smaller=None, stored=None))
+        call.reply.set_result(replace(reply, smaller=None, stored=None, pictures=()))
         self._calls[key] = call
         self._forget()
 
@@ -172,9 +173,3 @@ class Repeats:
                 continue  # a younger one may end earlier, with its URL
             del self._calls[key]
             count, size = count - 1, size - call.size
-
-
-def _told(reply: Reply, known: bool, first: bool) -> Reply:
-    """`reply` for one who asked: as a repetition if it was `known` before; its pictures count for one."""
-    headers = reply.headers | (REPEATED if known else {})
-    return replace(reply, headers=headers, pictures=reply.pictures if first else ())

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from handler.api import OnPartial
 from handler.pieces import encoded, pieces
@@ -50,10 +51,24 @@ class Events:
         return self._held.popleft() if self._held else None
 
 
-async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Completed) -> Reply | StreamingResponse:
+class Streaming(StreamingResponse):
+    """A stream of events that ends its `task` with itself, also if nobody was left to hear the first of them."""
+
+    def __init__(self, body: AsyncIterator[bytes], task: "asyncio.Future[Reply]") -> None:
+        super().__init__(body, headers=HEADERS, media_type="text/event-stream")
+        self._task = task
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # not in the body: what was never begun has no end
+            self._task.cancel()
+
+
+async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Completed) -> Reply | Streaming:
     """Run `call` as a stream; the Reply itself if it failed before there was anything to say.
 
-    `completed` makes the last events of the body. Closing the stream cancels the call.
+    `completed` makes the last events of the body. The end of the answer, however it comes, cancels the call.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(call(lambda event: loop.call_soon_threadsafe(events.put, event)))
@@ -67,19 +82,16 @@ async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Compl
         return task.result()
 
     async def body() -> AsyncIterator[bytes]:
-        try:
-            event = first
-            while event or not task.done():
-                yield b"".join(_sent(event)) if event else ALIVE
-                event = await events.next()
-            reply = task.result()
-            for last in [{"error": reply.content["error"]}] if reply.status >= 400 else completed(reply.content):
-                async for piece in spread(_sent(last)):
-                    yield piece
-        finally:
-            task.cancel()
+        event = first
+        while event or not task.done():
+            yield b"".join(_sent(event)) if event else ALIVE
+            event = await events.next()
+        reply = task.result()
+        for last in [{"error": reply.content["error"]}] if reply.status >= 400 else completed(reply.content):
+            async for piece in spread(_sent(last)):
+                yield piece
 
-    return StreamingResponse(body(), headers=HEADERS, media_type="text/event-stream")
+    return Streaming(body(), task)
 
 
 def _sent(event: dict[str, Any]) -> Iterator[bytes]:

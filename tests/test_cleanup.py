@@ -1,0 +1,87 @@
+"""What is opened, written and set for a while is closed, removed and taken back, however it ends."""
+
+import mmap
+import zlib
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from disks import full_disk
+
+from handler import stepcache
+from handler.errors import WeightsCorrupt
+from handler.reader import ReadFile
+from handler.volume import write_atomically
+
+
+def in_the_way(path: Path) -> None:
+    """A folder that no file can take the place of."""
+    (path / "inside").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_what_could_not_be_written_leaves_nothing_behind(full: bool, tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text("before") if full else in_the_way(path)
+    with pytest.raises(OSError, match=r"too large|directory"), full_disk() if full else nullcontext():
+        write_atomically(path, b"after")
+    assert [each.name for each in tmp_path.iterdir()] == ["facts.json"]
+    assert path.is_dir() or path.read_text() == "before"
+
+
+def test_what_was_written_leaves_nothing_else_behind(tmp_path: Path) -> None:
+    for text in (b"one", b"two"):
+        write_atomically(tmp_path / "facts.json", text)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"facts.json": b"two"}
+
+
+def still_open(path: Path) -> int:
+    """How many of this process's descriptors are of that file."""
+    links = (each for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
+    return sum(link.readlink() == path for link in links)
+
+
+DATA = bytes(range(256)) * 64
+IDENTITY = (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "crc32", "says"),
+    [
+        (DATA, (zlib.crc32(DATA),), None),
+        (DATA, (0,), "is damaged"),
+        (DATA, (), "was replaced"),
+        (DATA[:-1], (zlib.crc32(DATA),), "is no longer a file of"),
+    ],
+)
+def test_reading_leaves_no_file_open(on_disk: bytes, crc32: tuple[int, ...], says: str | None, tmp_path: Path) -> None:
+    """However often, and whatever is wrong with it."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(on_disk)
+    file = ReadFile(path, IDENTITY, crc32, "Fetch it again.", mmap.mmap(-1, len(DATA)))
+    for _ in range(3):
+        with pytest.raises(WeightsCorrupt, match=says) if says else nullcontext():
+            file.read(0, len(DATA))
+    assert bytes(file.memory) == (DATA if says in (None, "is damaged") else bytes(len(DATA)))
+    assert still_open(path) == 0
+
+
+@pytest.mark.parametrize("ends", [None, ValueError("it failed"), KeyboardInterrupt()])
+def test_a_step_cache_leaves_no_hook_behind(ends: BaseException | None) -> None:
+    """On Chroma's guidance layer, nor on its blocks; once for each picture, however that ends."""
+    layer = torch.nn.Identity()
+    doubles, singles = torch.nn.ModuleList([torch.nn.Identity()]), torch.nn.ModuleList([torch.nn.Identity()])
+    chroma: Any = SimpleNamespace(
+        distilled_guidance_layer=layer, transformer_blocks=doubles, single_transformer_blocks=singles
+    )
+    for _ in range(3):
+        with pytest.raises(type(ends)) if ends else nullcontext(), stepcache._placed(chroma):
+            assert len(layer._forward_hooks) == 1
+            assert "forward" in vars(doubles[0])
+            if ends:
+                raise ends
+    assert not layer._forward_hooks
+    assert not any("forward" in vars(block) for block in (*doubles, *singles))

@@ -1,0 +1,448 @@
+"""How a lane ends, from whatever it is doing: who is answered, what is waited for, and that each thread has ended."""
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+from threads import Seconds, begun, have_ended, inside, until
+
+from fakes import RECIPE, FakeFamily, raises
+from handler import Clock, Lane, Settings, StartError, Worker, spend
+from handler.deadline import EXIT_S
+from handler.errors import BudgetExceeded, NotReady, SettingsError, VolumeFailed
+from handler.line import Job
+from handler.publisher import Publisher
+from handler.server import leave
+from handler.server.leave import Server
+
+STATES = ("idle", "booting", "drawing", "publishing")
+ENDS: dict[str, Callable[[Lane], None]] = {"stop": Lane.stop, "abort": Lane.abort, "drain": Lane.drain}
+
+
+@dataclass
+class Held:
+    """A lane that is held in one of its states until `go`; `published` are the volumes on which something was."""
+
+    state: str
+    family: FakeFamily = field(default_factory=FakeFamily)
+    go: threading.Event = field(default_factory=threading.Event)
+    publishes: threading.Event = field(default_factory=threading.Event)
+    published: list[Path] = field(default_factory=list)
+    error: BaseException | None = None
+    compiled: bool = False
+
+    def publish(self, volume: Path) -> Path:
+        self.publishes.set()
+        assert self.go.wait(30)
+        if self.error:
+            raise self.error
+        self.published.append(volume)
+        return volume
+
+    def boot(self, settings: Settings, clock: Clock) -> Worker:
+        if self.state == "booting":
+            assert self.go.wait(30)
+        worker = self.family.boot(settings, clock)
+        clock.ledger.device = "NVIDIA H200"
+        wrapped: Any = SimpleNamespace(
+            unpublished=self.compiled or self.state == "publishing",
+            publish=self.publish,
+            draw_some=worker.draw_some,
+            gains={},
+        )
+        return wrapped
+
+    def start(self, **settings: Any) -> Lane:
+        if self.state == "drawing":
+            self.family.gate = self.go
+        lane = Lane(Settings(**settings), boot=self.boot)
+        lane.start()
+        if self.state != "booting":
+            lane.wait_booted()
+        if self.state == "publishing":
+            assert self.publishes.wait(30)
+        return lane
+
+
+@contextmanager
+def held(state: str, **settings: Any) -> Iterator[tuple[Held, Lane]]:
+    """In that state; afterwards each of its threads has ended."""
+    it = Held(state)
+    with begun() as threads:
+        lane = it.start(**settings)
+        try:
+            yield it, lane
+        finally:
+            it.go.set()
+    assert have_ended(*threads.values()), [name for name, thread in threads.items() if thread.is_alive()]
+
+
+def aside(act: Callable[[], object]) -> threading.Thread:
+    """Run it in a thread that has begun."""
+    thread = threading.Thread(target=act, name="aside", daemon=True)
+    thread.start()
+    return thread
+
+
+async def drawing(it: Held, lane: Lane) -> "asyncio.Task[Any]":
+    """A picture whose first step is held."""
+    task = asyncio.create_task(lane.submit(RECIPE))
+    assert await asyncio.to_thread(it.family.entered.wait, 30)
+    return task
+
+
+def test_an_idle_lane_stops_at_once_and_leaves_no_thread() -> None:
+    with begun() as threads:
+        lane = Held("idle").start()
+        assert not lane.busy
+        running = {thread.name for thread in threading.enumerate()}
+        assert {"lane", "watch", "spend"} <= running
+        lane.stop()
+    assert have_ended(lane._thread, lane._painter.watch._thread, *threads.values())
+    assert (lane.state, lane.alive, lane.over.is_set()) == ("stopped", False, True)
+
+
+@pytest.mark.parametrize("end", ["drain and stop", "abort and stop", "stop and stop"])
+@pytest.mark.parametrize("state", STATES)
+def test_every_thread_of_a_lane_ends_with_it(state: str, end: str) -> None:
+    """Told once or twice, and whoever has a picture in there is answered once."""
+    told: list[Any] = []
+    with held(state) as (it, lane):
+        if state in ("booting", "drawing"):
+            lane.line.join([Job(RECIPE, lambda *_: None, 1.0, float("inf"), told.append)], None, admitted=True)
+            assert state == "booting" or it.family.entered.wait(30)
+        first = aside(partial(ENDS[end.partition(" ")[0]], lane))
+        until(lambda: lane.state in ("draining", "stopped"))
+        second = aside(lane.stop)
+        it.go.set()
+        assert have_ended(first, second)
+        assert lane.state == "stopped"
+    drawn = {"booting": [NotReady], "drawing": [NotReady if end.startswith("abort") else tuple]}
+    assert [type(each) for each in told] == drawn.get(state, [])
+
+
+def test_stopping_waits_for_the_picture_that_is_being_drawn() -> None:
+    with held("drawing") as (it, lane):
+
+        async def main() -> None:
+            running = await drawing(it, lane)
+            queued = asyncio.create_task(lane.submit(RECIPE))
+            await asyncio.sleep(0)
+            stopping = aside(lane.stop)
+            with pytest.raises(NotReady):
+                await queued
+            await asyncio.to_thread(inside, stopping, threading.Event.wait)
+            assert not lane.over.is_set()
+            it.go.set()
+            assert (await running)[0].rgb.shape == (256, 256, 3)
+            assert await asyncio.to_thread(have_ended, stopping)
+
+        asyncio.run(main())
+    assert it.family.drawn == [1]
+
+
+def test_stopping_does_not_wait_for_a_boot_and_says_in_which_phase_it_was() -> None:
+    with held("booting") as (it, lane):
+
+        async def main() -> None:
+            waiting = asyncio.create_task(lane.submit(RECIPE))
+            await asyncio.sleep(0)
+            await asyncio.to_thread(lane.stop)  # it boots until `go`
+            with pytest.raises(NotReady):
+                await waiting
+
+        asyncio.run(main())
+        assert (lane.state, lane.booted, lane.over.is_set()) == ("stopped", False, False)
+        assert (lane.ledger.outcome, lane.ledger.reason) == ("stopped", "told to stop in phase 'start'")
+        it.go.set()
+        assert have_ended(lane._thread)
+        assert (lane.state, lane.over.is_set()) == ("stopped", True)
+
+
+def test_what_boots_after_it_was_told_to_stop_publishes_nothing() -> None:
+    with held("booting") as (it, lane):
+        it.compiled = True
+        lane.stop()
+        it.go.set()
+        assert have_ended(lane._thread)
+    assert not it.publishes.is_set()
+
+
+@pytest.mark.parametrize("end", ["drain", "stop", "abort"])
+def test_who_waits_for_a_boot_is_answered_once_the_worker_is_told_to_leave(end: str) -> None:
+    with held("booting") as (it, lane):
+
+        async def main() -> None:
+            waiting = [asyncio.create_task(lane.submit(RECIPE)) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert lane.waiting == 3
+            ENDS[end](lane)
+            for each in waiting:
+                with pytest.raises(NotReady, match="is stopping"):
+                    await each
+            with pytest.raises(NotReady, match="is stopping"):
+                await lane.submit(RECIPE)
+
+        asyncio.run(main())
+        assert not it.go.is_set()
+        lane.stop()
+    assert it.family.drawn == []
+
+
+def test_a_lane_that_drains_is_busy_until_the_last_of_what_it_accepted_is_answered() -> None:
+    with held("drawing") as (it, lane):
+
+        async def main() -> None:
+            tasks = [await drawing(it, lane), asyncio.create_task(lane.submit(RECIPE))]
+            await asyncio.sleep(0)
+            lane.drain()
+            assert (lane.state, lane.busy, lane.drawing, lane.waiting) == ("draining", True, 1, 1)
+            it.go.set()
+            await asyncio.gather(*tasks)
+            assert (lane.busy, lane.over.is_set()) == (False, False)
+
+        asyncio.run(main())
+        lane.stop()
+    assert it.family.drawn == [1, 1]
+
+
+def test_aborting_answers_all_and_ends_the_picture_at_its_next_step() -> None:
+    with held("drawing") as (it, lane):
+
+        async def main() -> None:
+            tasks = [await drawing(it, lane), asyncio.create_task(lane.submit(RECIPE))]
+            await asyncio.sleep(0)
+            lane.abort()
+            for each in tasks:
+                with pytest.raises(NotReady, match="is stopping"):
+                    await each
+
+        asyncio.run(main())
+        assert (lane.over.is_set(), lane.busy, lane.alive) == (True, False, True)
+        it.go.set()
+        lane.stop()
+    assert (it.family.drawn, it.family.steps_run) == ([], 1)
+
+
+def test_stopping_waits_for_what_is_being_published(tmp_path: Path) -> None:
+    with held("publishing", volume=tmp_path) as (it, lane):
+        stopping = aside(lane.stop)
+        inside(stopping, Publisher.join)
+        assert not it.published
+        it.go.set()
+        assert have_ended(stopping)
+        assert it.published == [tmp_path]
+
+
+def test_stopping_gives_up_what_is_not_published_in_time(tmp_path: Path) -> None:
+    with held("publishing", volume=tmp_path) as (it, lane):
+        lane.exit.begin(0.0)
+        lane.stop()
+        assert not it.published
+        assert lane.state == "stopped"
+
+
+def test_publishing_that_fails_is_told_in_the_log_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "handler.publisher"), held("publishing") as (it, lane):
+        it.error = VolumeFailed("The volume is full.")
+        it.go.set()
+        asyncio.run(lane.submit(RECIPE))
+        lane.stop()
+    assert "compile artifacts are not published: The volume is full." in caplog.text
+    assert it.family.drawn == [1]
+
+
+@pytest.mark.parametrize("publish", [True, False])
+def test_publishing_can_be_switched_off(publish: bool) -> None:
+    it = Held("publishing")
+    it.go.set()
+    lane = Lane(Settings(publish=publish), boot=it.boot)
+    lane.start()
+    lane.wait_booted()
+    asyncio.run(lane.submit(RECIPE))
+    lane.stop()
+    assert it.publishes.is_set() == publish
+
+
+def test_a_lane_counts_what_it_costs_from_its_start_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which nobody asked it for: its meter writes as soon as the GPU is known, and a last time when it stops."""
+    monkeypatch.setattr(spend, "UNKNOWN_S", 0.01)
+
+    def written() -> list[float]:
+        return [json.loads(path.read_bytes())["dollars"] for path in tmp_path.glob("spend/*/*.json")]
+
+    with held("booting", volume=tmp_path, gpu_price=2.0) as (it, lane):
+        assert not written()
+        it.go.set()
+        until(written)
+        [before] = written()
+        until(lambda: lane.meter.state()["dollars_this_process"] > before)
+        lane.stop()
+        [after] = written()
+    assert 0 < before < after
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(StartError("broken"), 1), (SettingsError("no"), 2), (BudgetExceeded("late"), 124)]
+)
+def test_a_worker_that_failed_ends_its_process_whatever_its_sockets_do(
+    error: StartError, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """There is nobody else to end it: it was not told to leave, and a request may hang for ever."""
+    lane = Lane(Settings(), boot=lambda *_: raises(error)())
+    server, ended = Server(uvicorn.Config(lambda *_: None), lane, lambda: None), list[Any]()
+    monkeypatch.setattr(leave.time, "sleep", lambda seconds: ended.append(seconds))
+    monkeypatch.setattr(leave.os, "_exit", lambda code: ended.append(("exit", code)))
+    lane.start()
+    server.watch()
+    assert ended == [leave.ANSWER_S, ("exit", code)]
+    assert server.should_exit
+    assert server.config.timeout_graceful_shutdown == leave.ANSWER_S
+    assert f"kindling: {error.message}" in capfd.readouterr().err
+    lane.stop()
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_who_is_told_to_leave_closes_its_sockets_and_ends_by_itself(
+    signals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once told, an idle worker waits for nothing; told twice, it is gone after `ANSWER_S`, with the signal's code."""
+    lane = Held("idle").start()
+    server, ended = Server(uvicorn.Config(lambda *_: None), lane, lambda: None), list[Any]()
+    sleeps = lambda seconds: None if threading.current_thread().daemon else ended.append(seconds)  # noqa: E731
+    monkeypatch.setattr(leave, "time", SimpleNamespace(sleep=sleeps))
+    monkeypatch.setattr(leave.os, "_exit", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(Server, "_guard", lambda _: None)
+    server.told = [15] * signals
+    (server._drain if signals == 1 else server._abort)()
+    assert ended == ([] if signals == 1 else [leave.ANSWER_S, ("exit", 143)])
+    assert server.should_exit
+    grace = server.config.timeout_graceful_shutdown  # once told, what is left of the drain
+    assert grace == leave.ANSWER_S if signals > 1 else leave.ANSWER_S < (grace or 0) <= leave.DRAIN_S
+    lane.stop()
+    assert server.code == (0 if signals == 1 else 143)
+
+
+def test_a_worker_that_is_told_to_leave_while_it_draws_waits_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[float] = []
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
+    with held("drawing") as (it, lane):
+        server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
+
+        def tick(seconds: float) -> None:
+            ticks.append(seconds)
+            it.go.set()
+            threading.Event().wait(0.001)
+
+        monkeypatch.setattr(leave, "time", SimpleNamespace(sleep=tick))
+        monkeypatch.setattr(Server, "_guard", lambda _: None)
+
+        async def main() -> None:
+            running = await drawing(it, lane)
+            await asyncio.to_thread(server._drain)
+            await running
+
+        asyncio.run(main())
+        assert ticks
+        assert server.should_exit
+        assert lane.state == "draining"
+        lane.stop()
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("state", STATES)
+def test_an_exit_has_its_end_from_the_first_word_on(state: str, end: str) -> None:
+    with held(state) as (it, lane):
+        assert lane.exit.left_s == float("inf")
+        it.go.set()
+        ENDS[end](lane)
+        assert 0 < lane.exit.left_s <= EXIT_S
+        at = lane.exit.at
+        lane.stop()
+        assert lane.exit.at == at
+
+
+def test_what_is_not_drawn_in_the_time_of_a_drain_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
+    monkeypatch.setattr(Server, "_guard", lambda _: None)
+    monkeypatch.setattr(leave, "DRAIN_S", 0.0)
+    with held("drawing") as (it, lane):
+        server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
+
+        async def main() -> None:
+            running = await drawing(it, lane)
+            await asyncio.to_thread(server._drain)
+            with pytest.raises(NotReady, match="is stopping"):
+                await running
+
+        asyncio.run(main())
+        assert lane.over.is_set()
+        assert (server.should_exit, server.config.timeout_graceful_shutdown) == (True, leave.ANSWER_S)
+        it.go.set()
+        lane.stop()
+
+
+def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
+    lane, ended = Lane(Settings(), boot=lambda *_: raises(StartError("broken"))()), list[Any]()
+    server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
+    monkeypatch.setattr(leave, "time", SimpleNamespace(sleep=ended.append))
+    monkeypatch.setattr(leave.os, "_exit", lambda code: ended.append(("exit", code)))
+    lane.exit.at = 0.0
+    server._guard()
+    assert ended == [0.0, ("exit", 0)]
+
+
+def test_an_exit_keeps_seconds_for_what_comes_after_each_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still: of 28 s, 3 are for tidying up and the last word on spend, 2 for that word alone."""
+    monkeypatch.setattr("handler.deadline.time", SimpleNamespace(perf_counter=Seconds()))
+    waited: list[float] = []
+    with held("idle") as (_, lane):
+
+        class Over(threading.Event):
+            def wait(self, timeout: float | None = None) -> bool:
+                waited.append(timeout or 0.0)
+                return super().wait(timeout)
+
+        lane.over = Over()
+        monkeypatch.setattr(lane._publisher, "join", waited.append)
+        lane.stop()
+    assert waited == [25.0, 26.0]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_who_asks_a_worker_that_leaves_is_refused_before_anything_is_read(end: str) -> None:
+    with held("idle") as (_, lane):
+        lane.check()
+        ENDS[end](lane)
+        with pytest.raises(NotReady, match="is stopping"):
+            lane.check()
+        lane.stop()
+
+
+def test_who_asks_a_worker_that_failed_is_told_its_cause_before_anything_is_read() -> None:
+    cause = StartError("broken")
+    lane = Lane(Settings(), boot=lambda *_: raises(cause)())
+    lane.start()
+    with pytest.raises(StartError):
+        lane.wait_booted()
+    with pytest.raises(StartError) as caught:
+        lane.check()
+    assert caught.value is cause
+    lane.stop()
+
+
+def test_a_lane_of_a_model_that_nobody_knows_is_none() -> None:
+    with pytest.raises(SettingsError, match="KINDLING_MODEL should name one") as caught:
+        Lane(Settings(model="nope"))
+    assert caught.value.param == "KINDLING_MODEL"

@@ -1,0 +1,61 @@
+"""Threads as tests see them: which there are, what one of them is doing, and seconds that are moved by hand."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FunctionType
+
+LIMIT_S = 30.0
+
+
+@dataclass
+class Seconds:
+    """In place of a clock; only a test moves it."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_s(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def until(true: Callable[[], object]) -> None:
+    """Look again and again until it is so."""
+    end = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < end, "it never came to that"
+        threading.Event().wait(0.001)
+
+
+def inside(thread: threading.Thread, function: Callable[..., object]) -> None:
+    """Wait until `thread` runs this function of Python; fails if the thread ends without."""
+    assert isinstance(function, FunctionType)
+
+    def runs() -> bool:
+        assert thread.is_alive(), f"{thread.name} has ended, and did not wait in {function.__qualname__}"
+        frame = sys._current_frames().get(thread.ident or 0)
+        while frame and frame.f_code is not function.__code__:
+            frame = frame.f_back
+        return frame is not None
+
+    until(runs)
+
+
+@contextmanager
+def begun() -> Iterator[dict[str, threading.Thread]]:
+    """The threads that begin in here, by name; afterwards they are in the dictionary."""
+    before, found = set(threading.enumerate()), dict[str, threading.Thread]()
+    yield found
+    found.update({thread.name: thread for thread in threading.enumerate() if thread not in before})
+
+
+def have_ended(*threads: threading.Thread) -> bool:
+    """Whether they do, given a moment."""
+    for thread in threads:
+        thread.join(LIMIT_S / 3)
+    return not any(thread.is_alive() for thread in threads)
