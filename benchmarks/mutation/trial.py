@@ -125,6 +125,8 @@ def trials(checkout: Path, heavy: Sequence[str]) -> Iterator[Trial]:
             if (checkout / name).is_file():
                 (trial.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(checkout / name, trial.root / name)
+        for command in (("git", "init", "-q"), ("git", "add", "--all")):  # tests ask what is in the repository
+            subprocess.run(command, cwd=trial.root, check=True)
         compileall.compile_dir(trial.root, quiet=2)
         yield trial
 
