@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
+import examples  # noqa: F401  # how they are tried
 from fakes import RECIPE
 from handler import Settings
 from handler.batching import PIXELS, at_once
@@ -40,11 +41,6 @@ from handler.stepcache import BOUNDS, DECIMALS, StepCache, parse
 from handler.untrusted import Malformed, check
 from handler.untrusted import parse as parse_json
 from handler.volume import MANIFEST, Entry, Manifest, read_manifest, write_manifest
-
-# The same examples each time, however slow the machine.
-CI = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-settings.register_profile("ci", CI)
-settings.load_profile("ci")
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
