@@ -194,9 +194,10 @@ class Queue(RuleBasedStateMachine):
             assert self.lane.drawing <= self.lane.batch
 
     @invariant()
-    def what_failed_together_is_drawn_alone(self) -> None:
+    def what_is_drawn_together_is_alike_and_has_not_failed_so(self) -> None:
         if hasattr(self, "lane") and self.lane.drawing > 1:
             assert not self.failed_together & {id(job) for job in self.lane._painter.jobs}
+            assert len({job.recipe.size for job in self.lane._painter.jobs}) == 1
 
     def teardown(self) -> None:
         if not hasattr(self, "lane"):
