@@ -194,10 +194,9 @@ class Queue(RuleBasedStateMachine):
             assert self.lane.drawing <= self.lane.batch
 
     @invariant()
-    def what_is_drawn_together_is_alike_and_has_not_failed_so(self) -> None:
+    def what_failed_together_is_drawn_alone(self) -> None:
         if hasattr(self, "lane") and self.lane.drawing > 1:
             assert not self.failed_together & {id(job) for job in self.lane._painter.jobs}
-            assert len({job.recipe.size for job in self.lane._painter.jobs}) == 1
 
     def teardown(self) -> None:
         if not hasattr(self, "lane"):
@@ -233,5 +232,5 @@ class Queue(RuleBasedStateMachine):
 
 def test_each_picture_ends_once_and_in_turn_whatever_comes() -> None:
     # Without making smaller what fails: it is short already, and where the lane hangs that would take many minutes.
-    patient = settings(FIXED, max_examples=60, stateful_step_count=10, phases=[Phase.generate])
+    patient = settings(FIXED, max_examples=200, stateful_step_count=10, phases=[Phase.generate])
     run_state_machine_as_test(Queue, settings=patient)
