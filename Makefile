@@ -1,6 +1,9 @@
 # make run    set up what is missing and serve the embedded model on 127.0.0.1:8000
 # make test   set up what is missing and run the whole test suite
 # make check  lint and types
+# make mutate change the core modules a little, run their tests each time, and write benchmarks/results/mutation.json: how
+#             many of the changes they notice (hours); make mutate-changes makes those that are listed, and fails if
+#             any goes unnoticed
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
@@ -8,6 +11,7 @@
 
 PYTHON ?= python3
 PORT ?= 8000
+SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 FAL := $(VENV)/fal
@@ -15,7 +19,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 .DEFAULT_GOAL := run
-.PHONY: run test check gpu-wheels spark lower lower-check
+.PHONY: run test check mutate mutate-changes gpu-wheels spark lower lower-check
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
@@ -28,6 +32,12 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutate: $(VENV)/dev
+	$(BIN)/python benchmarks/mutate.py --seed $(SEED) --n 12 --save
+
+mutate-changes: $(VENV)/dev
+	$(BIN)/python benchmarks/mutate.py --changes
 
 gpu-wheels: $(VENV)/run
 	@$(BIN)/python benchmarks/gpurun/wheels.py

@@ -1,6 +1,7 @@
 """The Hugging Face hub: what a repository has, one file of it at a time, and what its client's errors mean."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # The client makes each request up to 6 times, waits as Retry-After says, and goes on where a connection was cut, but
 # gives up on 5xx and on resets while a file comes: then the file is tried again, 1, 2, 4, 8 s apart or as told.
 TRIES, LONGEST_WAIT_S = 5, 300
+SECONDS = re.compile("[0-9]{1,9}")  # a date, which it may be too, is not waited for
 Wait = Callable[[float], None]
 
 
@@ -64,7 +66,7 @@ def _pause(error: BaseException, attempt: int) -> float | None:
     match error:
         case HfHubHTTPError(response=response):
             asked = response.headers.get("Retry-After", "")
-            pause = min(int(asked), LONGEST_WAIT_S) if asked.isdigit() else 2**attempt
+            pause = min(int(asked), LONGEST_WAIT_S) if SECONDS.fullmatch(asked) else 2**attempt
             return float(pause) if response.status_code >= 500 else None
         case _ if _disks(error):
             return None

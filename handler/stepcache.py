@@ -16,6 +16,7 @@ from pydantic import PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
 BOUNDS = {"Fn": (1, 64), "Bn": (0, 64), "W": (1, 50), "R": (0, 1), "MC": (1, 50), "order": (0, 2)}
+DECIMALS = 9  # of R: what is given with more is rounded
 SPELLED = re.compile(r"\s*([^\s=]{1,40})\s*=\s*(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*")
 SHAPE = "should be off, on, or values such as Fn=1,Bn=0,W=4,R=0.24,MC=3,order=1"
 
@@ -32,7 +33,9 @@ class StepCache:
     order: int = 0  # of TaylorSeer, which extrapolates what is skipped; 0 repeats it
 
     def __str__(self) -> str:
-        return ",".join(f"{field.name}={getattr(self, field.name):g}" for field in fields(self))
+        """As `parse` takes it."""
+        exact = {field.name: f"{getattr(self, field.name):.{DECIMALS}f}" for field in fields(self)}
+        return ",".join(f"{name}={number.rstrip('0').rstrip('.')}" for name, number in exact.items())
 
 
 def parse(value: object) -> StepCache | Literal["off", "on"]:
@@ -44,7 +47,7 @@ def parse(value: object) -> StepCache | Literal["off", "on"]:
         raise PydanticCustomError("step_cache_type", SHAPE)
     for name, number in given.items():
         _check(name, number)
-    return StepCache(**given)
+    return StepCache(**{name: round(number, DECIMALS) for name, number in given.items()})
 
 
 Choice = Annotated[

@@ -46,6 +46,7 @@ BAD_OPENAI = [
     (OK | {"size": "0x0"}, OutOfRange, "size"),
     (OK | {"size": "4096x4096"}, OutOfRange, "size"),
     (OK | {"size": "1024x"}, InvalidValue, "size"),
+    (OK | {"size": "0256x256"}, InvalidValue, "size"),
     (OK | {"size": "x" * 10_000}, InvalidValue, "size"),
     (OK | {"size": "٢٥٦x256"}, InvalidValue, "size"),
     (OK | {"size": 1024}, InvalidType, "size"),

@@ -253,6 +253,14 @@ def test_it_waits_as_long_as_the_hub_asks(hub: Hub, tmp_path: Path, waits: list[
     assert ours == [9, 2, 300]
 
 
+@pytest.mark.parametrize("asked", ["Sat, 28 Nov 2026 12:00:00 GMT", "-3", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_what_the_hub_asks_for_in_no_number_is_a_try_like_others(hub: Hub, tmp_path: Path, asked: str) -> None:
+    hub.trouble("GET", WEIGHTS, Trouble(503, {"Retry-After": asked}))
+    ours: list[float] = []
+    fetch(SCHNELL, tmp_path, wait=ours.append)
+    assert ours == [1]
+
+
 def test_a_cut_download_goes_on_where_it_was(hub: Hub, tmp_path: Path, waits: list[float]) -> None:
     hub.first.add(WEIGHTS, os.urandom(12_000_000))
     hub.trouble("GET", WEIGHTS, Trouble(cut=11_000_000))

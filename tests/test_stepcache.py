@@ -47,6 +47,8 @@ SEEN = 0.3  # of 255, on average: skipping shows
         ("off", "off"),
         ("on", "on"),
         ("Fn=1,Bn=0,W=4,R=0.24,MC=3,order=1", StepCache(order=1)),
+        ("R=0.00001", StepCache(R=0.00001)),
+        ("R=0.2109375", StepCache(R=0.2109375)),
         ("R=0.5, W=8", StepCache(R=0.5, W=8)),
         ({}, StepCache()),
         ({"MC": 1, "R": 1}, StepCache(MC=1, R=1)),

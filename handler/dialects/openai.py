@@ -22,7 +22,7 @@ WHY = {
     "background": "background can be 'auto' or 'opaque'; these models draw no transparency.",
 }
 UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
-SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
+SIZE = re.compile(r"(0|[1-9][0-9]{0,8})x(0|[1-9][0-9]{0,8})")  # as the schema spells it, without zeros before
 
 
 def parse(payload: dict[str, Any]) -> ImageRequest:
