@@ -1,5 +1,6 @@
 # make run    set up what is missing and serve the embedded model on 127.0.0.1:8000
 # make test   set up what is missing and run the whole test suite
+# make quick  run the tests that need no model, no process and no compiler: a minute
 # make check  lint and types
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
@@ -14,15 +15,19 @@ FAL := $(VENV)/fal
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 .DEFAULT_GOAL := run
-.PHONY: run test check gpu-wheels spark lower lower-check
+.PHONY: run test quick check gpu-wheels spark lower lower-check
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
 
 test: $(VENV)/dev $(FAL)/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(SPREAD)
 	$(FAL)/bin/python -m pytest tests/test_fal_app.py
+
+quick: $(VENV)/dev
+	$(BIN)/python -m pytest $(SPREAD) --quick
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
