@@ -65,7 +65,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @contextmanager
 def unwarmed() -> Iterator[None]:
-    """Workers booted meanwhile draw no warm-up picture, which is one of full size; for tests of what they draw later."""
+    """Workers booted meanwhile draw no warm-up picture, one of full size: for tests of what they draw later."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "_warm", lambda *_: None)
         yield

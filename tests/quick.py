@@ -7,16 +7,35 @@ from typing import Any
 
 import handler.families
 
-FILES = ()
+FILES = (
+    "boots", "catalog", "codec", "dialects", "fetch", "forms", "lane", "lowered", "metrics", "needed", "optimize",
+    "outcomes", "photos", "pieces", "prices", "publishing", "receipts", "repeats", "scenes", "settings", "spend",
+    "stages", "untrusted", "volume", "weights",
+)  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures
-BESIDES = ()  # tests of these files that need more, by name
+BESIDES = (  # tests of these files that need more
+    "test_a_crash_is_told", "test_a_forked_process_has_threads_of_its_own",
+    "test_a_killed_fetch_leaves_no_model_and_the_next_completes_it",
+    "test_a_package_that_cannot_be_bound_is_made_again",
+    "test_a_package_that_is_found_and_does_not_work_is_made_again", "test_a_real_server_logs_no_prompt",
+    "test_a_terminal_sees_progress", "test_a_worker_boots_from_its_receipt",
+    "test_a_worker_boots_on_what_was_fetched", "test_bake_makes_a_package_again_that_does_not_work",
+    "test_baked_weights_that_are_damaged_are_made_again", "test_keys_are_never_shown",
+    "test_past_the_limit_its_children_die_too", "test_processes_that_publish_at_once_leave_one_whole_folder",
+    "test_reading_needs_no_torch", "test_the_command_brings_exactly_what_is_needed",
+    "test_two_at_once_end_with_one_good_copy",
+)  # fmt: skip
 STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system")  # audit events of a new process
 _running = False
 
 
 def quick(item: Any) -> bool:
     """Whether a test is one of them."""
-    return item.path.name in FILES and item.originalname not in BESIDES and not {*HEAVY} & {*item.fixturenames}
+    return (
+        item.path.stem.removeprefix("test_") in FILES
+        and item.originalname not in BESIDES
+        and not {*HEAVY} & {*item.fixturenames}
+    )
 
 
 @contextmanager

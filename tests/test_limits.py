@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import handler.families
+import quick
+
 HANGS = """
 import asyncio, subprocess, sys, threading
 import pytest
@@ -78,3 +81,16 @@ def test_both_limits_hold_for_every_test(pytestconfig: pytest.Config) -> None:
     assert float(pytestconfig.getini("timeout")) <= 300
     assert float(pytestconfig.getini("faulthandler_timeout")) <= 600
     assert pytestconfig.getini("faulthandler_exit_on_timeout")
+
+
+def test_a_quick_test_that_needs_more_fails() -> None:
+    with quick.held():
+        for start in (lambda: subprocess.run(["true"], check=True), os.fork, lambda: handler.families.build(None)):
+            with pytest.raises(RuntimeError, match=r"tests/quick\.py has to name it"):
+                start()
+    subprocess.run(["true"], check=True)
+
+
+def test_every_quick_file_and_exception_is_there() -> None:
+    texts = {name: (ROOT / f"tests/test_{name}.py").read_text() for name in quick.FILES}
+    assert all(any(f"def {test}(" in text for text in texts.values()) for test in quick.BESIDES)

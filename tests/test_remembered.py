@@ -20,16 +20,17 @@ text = pathlib.Path(source).read_text()
 if "#error" in text:
     sys.exit(3)
 header = pathlib.Path(source).with_name("a header.h")
-pathlib.Path(words[words.index("-o") + 1]).write_text(text + header.read_text() + " ".join(w for w in words if w[:2] == "-O"))
+level = " ".join(word for word in words if word.startswith("-O"))
+pathlib.Path(words[words.index("-o") + 1]).write_text(text + header.read_text() + level)
 if "-MF" in words:
     told = f"made.o: {{source}} \\\\\\n " + str(header).replace(" ", "\\\\ ")
     pathlib.Path(words[words.index("-MF") + 1]).write_text(told)
-"""  # fmt: skip
+"""
 Compile = Callable[..., tuple[int, str, int]]
 
 
 @pytest.fixture
-def compile(tmp_path: Path) -> Compile:
+def gxx(tmp_path: Path) -> Compile:
     """Compiles `source`; the exit code, what came of it, and how often the real compiler ran so far."""
     real = tmp_path / "bin"
     real.mkdir()
@@ -50,40 +51,40 @@ def compile(tmp_path: Path) -> Compile:
     return run
 
 
-def test_the_same_again_is_not_compiled_again(compile: Compile) -> None:
-    assert compile("code ", "-O1", "-c") == (0, "code one-O1", 1)
-    assert compile("code ", "-O1", "-c") == (0, "code one-O1", 1)
-    assert compile("code ", "-O1", "-c", name="elsewhere.cpp") == (0, "code one-O1", 1)
-    assert compile("code \n\n// Compile cmd\n// g++ -O1\n", "-O1", "-c") == (0, "code one-O1", 1)
-    assert compile("code \n// g++\ncode", "-O1", "-c")[2] == 2
+def test_the_same_again_is_not_compiled_again(gxx: Compile) -> None:
+    assert gxx("code ", "-O1", "-c") == (0, "code one-O1", 1)
+    assert gxx("code ", "-O1", "-c") == (0, "code one-O1", 1)
+    assert gxx("code ", "-O1", "-c", name="elsewhere.cpp") == (0, "code one-O1", 1)
+    assert gxx("code \n\n// Compile cmd\n// g++ -O1\n", "-O1", "-c") == (0, "code one-O1", 1)
+    assert gxx("code \n// g++\ncode", "-O1", "-c")[2] == 2
 
 
-def test_all_that_decides_it_is_looked_at(compile: Compile, tmp_path: Path) -> None:
-    compile("code ", "-O1", "-c")
-    assert compile("more ", "-O1", "-c") == (0, "more one-O1", 2)
-    assert compile("code ", "-O3", "-c") == (0, "code one-O3", 3)
+def test_all_that_decides_it_is_looked_at(gxx: Compile, tmp_path: Path) -> None:
+    gxx("code ", "-O1", "-c")
+    assert gxx("more ", "-O1", "-c") == (0, "more one-O1", 2)
+    assert gxx("code ", "-O3", "-c") == (0, "code one-O3", 3)
     (tmp_path / "a header.h").write_text("two!")
-    assert compile("code ", "-O1", "-c") == (0, "code two!-O1", 4)
-    assert compile("code ", "-O1", "-c") == (0, "code two!-O1", 4)
+    assert gxx("code ", "-O1", "-c") == (0, "code two!-O1", 4)
+    assert gxx("code ", "-O1", "-c") == (0, "code two!-O1", 4)
     with (tmp_path / "bin/g++").open("a") as compiler:
         compiler.write("# a newer one\n")
-    assert compile("code ", "-O1", "-c")[2] == 5
+    assert gxx("code ", "-O1", "-c")[2] == 5
 
 
-def test_what_is_lost_or_fails_is_compiled(compile: Compile, tmp_path: Path) -> None:
-    assert compile("#error", "-c") == (3, "", 1)
-    assert compile("#error", "-c") == (3, "", 2)
-    compile("code ", "-c")
+def test_what_is_lost_or_fails_is_compiled(gxx: Compile, tmp_path: Path) -> None:
+    assert gxx("#error", "-c") == (3, "", 1)
+    assert gxx("#error", "-c") == (3, "", 2)
+    gxx("code ", "-c")
     for made in (tmp_path / "kept").glob("*.o"):
         made.unlink()
-    assert compile("code ", "-c")[2] == 4
+    assert gxx("code ", "-c")[2] == 4
 
 
-def test_it_is_the_compiler_itself_unless_told_to_remember(compile: Compile) -> None:
+def test_it_is_the_compiler_itself_unless_told_to_remember(gxx: Compile) -> None:
     for count, given in enumerate([{"FORGETFUL": "1"}, {"REMEMBERED": ""}, {"FORGETFUL": "1"}], start=1):
-        assert compile("code ", "-c", **given) == (0, "code one", count)
-    assert compile("code ") == (0, "code one", 4)  # it links too
-    assert compile("code ")[2] == 5
+        assert gxx("code ", "-c", **given) == (0, "code one", count)
+    assert gxx("code ") == (0, "code one", 4)  # it links too
+    assert gxx("code ")[2] == 5
 
 
 def test_the_tests_have_it(compiler: None) -> None:
