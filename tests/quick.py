@@ -26,7 +26,7 @@ BESIDES = (  # tests of these files that need more
     "test_two_at_once_end_with_one_good_copy",
 )  # fmt: skip
 STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system")  # audit events of a new process
-_running = False
+_hearing = _running = False
 
 
 def quick(item: Any) -> bool:
@@ -41,8 +41,10 @@ def quick(item: Any) -> bool:
 @contextmanager
 def held() -> Iterator[None]:
     """While this lasts, who starts a process or loads a model fails."""
-    global _running
-    _running, build = True, handler.families.build
+    global _hearing, _running
+    if not _hearing:
+        sys.addaudithook(_hear)  # for good: it cannot be taken off
+    _hearing, _running, build = True, True, handler.families.build
     handler.families.build = _refuse
     try:
         yield
@@ -57,6 +59,3 @@ def _refuse(*_: Any) -> Any:
 def _hear(event: str, _: Any) -> None:
     if _running and event in STARTS:
         raise RuntimeError("a test of `make quick` starts a process: tests/quick.py has to name it")
-
-
-sys.addaudithook(_hear)
