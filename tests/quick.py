@@ -8,9 +8,9 @@ from typing import Any
 import handler.families
 
 FILES = (
-    "boots", "catalog", "codec", "dialects", "fetch", "forms", "lane", "lowered", "metrics", "needed", "optimize",
-    "outcomes", "photos", "pieces", "prices", "publishing", "receipts", "repeats", "scenes", "settings", "spend",
-    "stages", "untrusted", "volume", "weights",
+    "boots", "catalog", "codec", "cold_start_bench", "dialects", "fetch", "floors", "forms", "lane", "lowered",
+    "metrics", "modal_app", "needed", "optimize", "outcomes", "photos", "pieces", "prices", "publishing", "receipts",
+    "repeats", "room", "scenes", "settings", "spend", "stages", "untrusted", "volume", "weights",
 )  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures
 BESIDES = (  # tests of these files that need more
@@ -23,7 +23,10 @@ BESIDES = (  # tests of these files that need more
     "test_baked_weights_that_are_damaged_are_made_again", "test_keys_are_never_shown",
     "test_past_the_limit_its_children_die_too", "test_processes_that_publish_at_once_leave_one_whole_folder",
     "test_reading_needs_no_torch", "test_the_command_brings_exactly_what_is_needed",
-    "test_two_at_once_end_with_one_good_copy",
+    "test_two_at_once_end_with_one_good_copy", "test_a_real_sweep", "test_a_server_starts_draws_and_ends",
+    "test_the_nearest_package_is_not_blamed_for_ones_own", "test_what_its_head_tells_to_set_holds",
+    "test_a_picture_that_has_no_room_is_a_line_and_no_traceback", "test_importing_handler_imports_nothing_heavy",
+    "test_deploying_needs_no_torch_and_no_web_server", "test_what_a_snapshot_imports_asks_nothing_about_gpus",
 )  # fmt: skip
 STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system")  # audit events of a new process
 _hearing = _running = False
