@@ -1,5 +1,6 @@
 # make run    set up what is missing and serve the embedded model on 127.0.0.1:8000
 # make test   set up what is missing and run the whole test suite
+# make quick  run the tests that need no model, no process and no compiler: a minute
 # make check  lint and types
 # make mutate change the core modules a little, run their tests each time, and write benchmarks/results/mutation.json: how
 #             many of the changes they notice (hours); make mutate-changes makes those that are listed, and fails if
@@ -18,15 +19,19 @@ FAL := $(VENV)/fal
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 .DEFAULT_GOAL := run
-.PHONY: run test check mutate mutate-changes gpu-wheels spark lower lower-check
+.PHONY: run test quick check mutate mutate-changes gpu-wheels spark lower lower-check
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
 
 test: $(VENV)/dev $(FAL)/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(SPREAD)
 	$(FAL)/bin/python -m pytest tests/test_fal_app.py
+
+quick: $(VENV)/dev
+	$(BIN)/python -m pytest $(SPREAD) --quick
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

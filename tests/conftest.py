@@ -8,6 +8,11 @@ import tempfile
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two busy threads on two cores can be 20 times slower
 for name in [name for name in os.environ if name.startswith("KINDLING_")]:
     del os.environ[name]
+# What compiles for the tests: see tests/README.md.
+HOME = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+os.environ.setdefault("REMEMBERED", os.path.join(HOME, "kindling-tests"))
+os.environ["PATH"] = os.pathsep.join([os.path.join(os.path.dirname(__file__), "remembered"), os.environ["PATH"]])
+os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"  # of the code that calls the kernels, made in a third
 # The default volume, empty as on a new machine.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kindling-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
@@ -18,16 +23,52 @@ with rounding.hidden():  # as a worker imports them
     import handler.families.flux  # noqa: F401
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
+import quick
 from fakes import FakeFamily
 from handler import Settings, Worker
 from serving import Served, serving
 
 ROOT = Path(__file__).parent.parent
 PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
+LONG = (  # files that take longest, in this order: begun last, one of them would run alone
+    *("families", "stepcache", "optimize", "quant", "modal_deploy", "runpod_worker", "faults", "gpu_run", "guides"),
+    *("edits", "cold_start", "cli", "transports", "images", "autoencoders", "bake", "compiled", "latency", "batching"),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make quick` is this."""
+    parser.addoption("--quick", action="store_true", help="only tests that need no model, no process and no compiler")
+
+
+@pytest.hookimpl(trylast=True)  # after what shuffles
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files first; `--quick` leaves most out."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+    if config.option.quick:
+        config.hook.pytest_deselected(items=[item for item in items if not quick.quick(item)])
+        items[:] = filter(quick.quick, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A quick test stays one."""
+    with quick.held() if item.config.option.quick else nullcontext():
+        return (yield)
+
+
+@contextmanager
+def unwarmed() -> Iterator[None]:
+    """Workers booted meanwhile draw no warm-up picture, one of full size: for tests of what they draw later."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "_warm", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import numpy as np
 import openai as client_library
 import pytest
 import torch
-from conftest import PATIENT
+from conftest import PATIENT, unwarmed
 from diffusers import Flux2KleinPipeline
 from PIL import Image
 from starlette.datastructures import Headers
@@ -68,7 +68,8 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Worker]:
     def booted(model: str) -> Worker:
         if not MODELS[model].embedded and not fetched_folder(MODELS[model], volume).exists():
             tiny.write(MODELS[model], volume)
-        return Worker.boot(PATIENT.model_copy(update={"model": model, "volume": volume, "compile": "off"}))
+        with unwarmed():
+            return Worker.boot(PATIENT.model_copy(update={"model": model, "volume": volume, "compile": "off"}))
 
     return booted
 

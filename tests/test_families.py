@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENT, ROOT
+from conftest import PATIENT, ROOT, unwarmed
 
 import tiny
 from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker, blocks, codec, generate
@@ -42,7 +42,8 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Worker]:
         if not fetched_folder(MODELS[model], volume).exists():
             tiny.write(MODELS[model], volume)
         update = {"model": model, "volume": volume, "precision": precision, "compile": "off"}
-        return Worker.boot(PATIENT.model_copy(update=update))
+        with unwarmed():
+            return Worker.boot(PATIENT.model_copy(update=update))
 
     return booted
 

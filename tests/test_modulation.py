@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENT
+from conftest import PATIENT, unwarmed
 
 import tiny
 from handler import MODELS, ImageRequest, Worker, modulation
@@ -75,7 +75,8 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @cache
 def worker_of(model: str, volume: Any) -> Worker:
     tiny.write(MODELS[model], volume)
-    return Worker.boot(PATIENT.model_copy(update={"model": model, "volume": volume, "compile": "off"}))
+    with unwarmed():
+        return Worker.boot(PATIENT.model_copy(update={"model": model, "volume": volume, "compile": "off"}))
 
 
 @pytest.fixture

@@ -261,7 +261,7 @@ def test_every_model_draws_quantised(spec: ModelSpec, tmp_path: Path, unwarmed: 
 @pytest.mark.parametrize(
     "spec", [SPARK, MODELS["sdxl"], MODELS["flux2-klein"], MODELS["qwen-image"]], ids=lambda s: s.id
 )
-def test_what_was_baked_is_the_same(spec: ModelSpec, tmp_path: Path) -> None:
+def test_what_was_baked_is_the_same(spec: ModelSpec, tmp_path: Path, unwarmed: None) -> None:
     settings, recipe = small(spec, tmp_path)
     settings = settings.model_copy(update={"precision": "fp8"})
     first = Worker.boot(settings)

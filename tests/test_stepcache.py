@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PATIENT, ROOT
+from conftest import PATIENT, ROOT, unwarmed
 from test_cli import kindling
 
 import tiny
@@ -129,7 +130,8 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Worker]:
         if not fetched_folder(MODELS[model], volume).exists():
             tiny.write(MODELS[model], volume)
         settings = {"model": model, "volume": volume, "compile": "off", "step_cache": "on"} | update
-        return Worker.boot(PATIENT.model_copy(update=settings))
+        with unwarmed() if settings["compile"] == "off" else nullcontext():
+            return Worker.boot(PATIENT.model_copy(update=settings))
 
     return booted
 
