@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from threads import begun, have_ended
 
 from handler import Clock, Settings, Worker
 from handler.birth import Birth, process_age
 from handler.clock import COMPILE_S, FIRST_PICTURE_S, MARGIN, Ledger, plan
 from handler.errors import BudgetExceeded
+from threads import begun, have_ended
 
 HANG = """
 import ctypes, os, sys, time

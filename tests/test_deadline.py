@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from threads import Seconds
 
 from handler import deadline
 from handler.deadline import EXIT_S, Deadline
 from handler.errors import DeadlineExceeded
+from threads import Seconds
 
 
 @pytest.fixture

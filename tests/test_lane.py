@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from threads import Seconds, have_ended, until
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Lane, Settings, StartError
@@ -39,6 +38,7 @@ from handler.faults import meaning
 from handler.line import Job, refusal
 from handler.preview import Preview
 from handler.request import Picture, Pixels, Recipe
+from threads import Seconds, have_ended, until
 
 ROUTE = "/v1/images/generations"
 

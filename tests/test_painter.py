@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from threads import Seconds, have_ended, inside
 
 from fakes import RECIPE
 from handler import Settings, line, painter, watch
@@ -27,6 +26,7 @@ from handler.errors import (
 from handler.line import Job, Line, hand
 from handler.painter import HUNG, PACE, Painter
 from handler.watch import Watch
+from threads import Seconds, have_ended, inside
 
 LARGE = replace(RECIPE, size=(512, 512), steps=8)  # the work of eight
 

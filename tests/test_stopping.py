@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import uvicorn
-from threads import Seconds, begun, have_ended, inside, until
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Clock, Lane, Settings, StartError, Worker, spend
@@ -24,6 +23,7 @@ from handler.line import Job
 from handler.publisher import Publisher
 from handler.server import leave
 from handler.server.leave import Server
+from threads import Seconds, begun, have_ended, inside, until
 
 STATES = ("idle", "booting", "drawing", "publishing")
 ENDS: dict[str, Callable[[Lane], None]] = {"stop": Lane.stop, "abort": Lane.abort, "drain": Lane.drain}

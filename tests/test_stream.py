@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
-from threads import until
 
 from fakes import FakeFamily, raises
 from handler import Api, Lane, Settings
@@ -25,6 +24,7 @@ from handler.errors import NumericalError
 from handler.reply import Reply
 from handler.server import stream as streams
 from serving import Served, serving
+from threads import until
 
 ROUTE = "/v1/images/generations"
 ASKED: dict[str, Any] = {"prompt": "a red circle on a blue background", "size": "256x256"}
