@@ -11,7 +11,7 @@ from handler.catalog import find
 from handler.errors import InvalidValue, KindlingError
 from handler.hardware import expected
 from handler.kernels import KERNELS, NATIVE
-from handler.receipts import Figures, Receipt, current, current_number, folder, listed, read, rollback, use
+from handler.receipts import Figures, Receipt, current, current_number, folder, listed, places, read, rollback, use
 from handler.settings import Settings
 from handler.spec import ModelSpec
 
@@ -90,12 +90,12 @@ def _chosen(action: str, place: Path, number: int | None) -> Receipt:
 
 
 def _list(volume: Path, model: str, as_json: bool) -> int:
-    places = sorted(path for path in (volume / "receipts" / model).glob("*") if path.is_dir())
-    rows = [(receipt, current_number(place) == receipt.number) for place in places for receipt in listed(place)]
+    home = volume / "receipts" / model
+    rows = [(receipt, current_number(place) == receipt.number) for place in places(home) for receipt in listed(place)]
     if as_json:
         print(json.dumps({"model": model, "receipts": [asdict(r) | {"current": now} for r, now in rows]}))
         return 0
-    print(f"{model}: {len(rows)} receipts in {volume / 'receipts' / model}")
+    print(f"{model}: {len(rows)} receipts in {home}")
     if rows:
         print("\n".join([HEAD, *(_row(receipt, now) for receipt, now in rows)]))
     return 0

@@ -1,4 +1,4 @@
-"""Room on a volume: looked at before anything large is written, and what writers say where there is none."""
+"""What a file system refuses, as errors that name path and cause; and room, looked at before much is written."""
 
 import os
 import re
@@ -21,6 +21,24 @@ def refused(error: BaseException) -> str:
 
 
 @contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """An OSError while `path` is read becomes VolumeFailed, which names it."""
+    try:
+        yield
+    except OSError as error:
+        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
+
+
+def inside(folder: Path) -> list[Path]:
+    """What is in `folder`, by name; nothing where it is none. VolumeFailed if nobody can tell: `glob` may not say."""
+    with reading(folder):
+        try:
+            return sorted(folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+@contextmanager
 def writing(target: Path) -> Iterator[None]:
     """VolumeFailed, naming `target`, where the file system takes no more."""
     try:
@@ -33,8 +51,8 @@ def writing(target: Path) -> Iterator[None]:
 
 def require(folder: Path, size: float, what: str) -> None:
     """VolumeFailed if `folder`, which need not be there yet, has no room for `size` bytes of `what`."""
-    there = next(path for path in (folder, *folder.parents) if path.is_dir())
     with writing(folder):
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
         free = shutil.disk_usage(there).free
     if size > free:
         raise VolumeFailed(f"{what} need {size / 1e9:.3g} GB, {folder} has {free / 1e9:.3g} GB free.")
