@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ PRECISIONS = {
     "mxfp8": "MXFP8 dynamic",
     "nvfp4": "NVFP4 dynamic",
 }
+log = logging.getLogger(__name__)
 ACTIONS = ("list", "show", "use", "rollback")
 HEAD = f"  {'':<2}{'WHEN':<22}{'DEVICE':<24}{'WINNER':<20}{'PRIORITY':<12}{'P50 S':>8}{'PEAK GB':>9}{'PSNR DB':>9}"
 
@@ -156,6 +158,7 @@ def dollars_of(volume: Path, model: str, device: str) -> float | None:
     """What a picture costs by the current receipt; None without one that can be read."""
     try:
         receipt = current(volume, model, device)
-    except KindlingError:
+    except KindlingError as error:
+        log.warning("what a picture costs is not known: %s", error.message)
         return None
     return receipt.figures.dollars if receipt else None

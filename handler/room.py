@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from handler.errors import VolumeFailed
@@ -36,6 +36,12 @@ def inside(folder: Path) -> list[Path]:
             return sorted(folder.iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+def discard(folder: Path) -> None:
+    """Remove `folder` as far as that goes: what is left of it is passed over by all who read."""
+    with suppress(OSError):  # rmtree ignores most
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

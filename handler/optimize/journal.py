@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.receipts import Candidate, Outcome
-from handler.room import reading, writing
+from handler.room import discard, reading, writing
 from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
@@ -78,7 +78,7 @@ def close(place: Path) -> None:
     """The sweep is over, and its results are told."""
     with suppress(OSError):  # first what makes the rest count, should that stay
         (place / FACTS).unlink()
-    shutil.rmtree(place, ignore_errors=True)
+    discard(place)
     with suppress(OSError):  # where sweeps of others are
         place.parent.rmdir()
         place.parent.parent.rmdir()
