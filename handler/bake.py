@@ -15,7 +15,7 @@ from handler.decision import decide
 from handler.footprint import weigh
 from handler.hardware import Hardware, detect
 from handler.publishing import publishing, retire, whole
-from handler.room import require, require_writable
+from handler.room import reading, require, require_writable
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.volume import baked_sources, model_source, served_source, weight_facts, weights_folder
@@ -125,5 +125,6 @@ def publish_weights(worker: Worker, volume: Path) -> Path | None:
 
 
 def _placed(folder: Path) -> str:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with reading(folder):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{folder} ({size / 1e6:,.1f} MB)"

@@ -10,6 +10,7 @@ knows what time it is there from what it has just written; a record of a later d
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import threading
@@ -21,6 +22,8 @@ from typing import Any
 
 from handler.birth import Birth
 from handler.clock import OVER, Ledger
+from handler.errors import VolumeFailed
+from handler.room import inside, reading
 from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
@@ -29,6 +32,7 @@ KEPT = 50
 LOOKED = 10  # starts that had a phase tell how long it takes
 AHEAD_S = 60  # others write while this one looks
 LONGEST = 1 << 20  # bytes of a record; a longer one is none
+log = logging.getLogger(__name__)
 
 
 class BootLog:
@@ -67,17 +71,18 @@ class BootLog:
 
     def _date_anew(self) -> None:
         """Give records of a date to come the first of all dates, so that whoever reads takes them for old."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, VolumeFailed):
             now = self._path.stat().st_mtime_ns
             for at, path in _dated(self._folder):
                 if at > now + AHEAD_S * 10**9:
                     _make_oldest(path)
 
     def _remove_old(self) -> None:
-        for path in _newest_first(self._folder)[KEPT:]:
-            if path != self._path:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        with contextlib.suppress(VolumeFailed):
+            for path in _newest_first(self._folder)[KEPT:]:
+                if path != self._path:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
 
 def _make_oldest(path: Path) -> None:
@@ -94,26 +99,48 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _dated(folder: Path) -> list[tuple[int, Path]]:
-    """When the volume says that each record was written last, in nanoseconds, and the record."""
-    found = []
-    with contextlib.suppress(OSError):
-        for path in folder.glob("[!.]*.json"):
-            with contextlib.suppress(FileNotFoundError):  # another worker has just removed it
-                found.append((path.stat().st_mtime_ns, path))
-    return found
+    """When the volume says that each record was written last, in nanoseconds, 0 if it does not say; and the record."""
+    return [(_date(path), path) for path in inside(folder) if path.suffix == ".json" and path.name[0] != "."]
+
+
+def _date(path: Path) -> int:
+    with contextlib.suppress(OSError):  # another worker may have just removed it
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
-    """The newest ledgers, newest first, each with its file's name as "boot"; unreadable ones are left out."""
+    """The newest ledgers, newest first, each with its file's name as "boot"; damaged ones are left out.
+
+    VolumeFailed if nobody can tell which there are; one that cannot be read is left out too, and told.
+    """
     return list(islice(_read(_newest_first(volume / "boots")), count))
+
+
+def past(volume: Path) -> list[dict[str, Any]]:
+    """All there is to learn from; nothing, which is told, where the volume cannot be read: no start fails for that."""
+    try:
+        return last_boots(volume, KEPT)
+    except VolumeFailed as error:
+        log.warning("nothing is known of past starts: %s", error.message)
+        return []
 
 
 def _read(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
-        with contextlib.suppress(OSError, Malformed):
-            found = load(path, LONGEST)
-            checked = asdict(shaped(Ledger, found))
-            yield {name: checked.get(name, value) for name, value in found.items()} | {"boot": path.stem}
+        with contextlib.suppress(Malformed):
+            if (found := _record(path)) is not None:
+                checked = asdict(shaped(Ledger, found))
+                yield {name: checked.get(name, value) for name, value in found.items()} | {"boot": path.stem}
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    try:
+        with reading(path), contextlib.suppress(FileNotFoundError):  # another worker has just removed it
+            return load(path, LONGEST)
+    except VolumeFailed as error:
+        log.warning("a start is passed over: %s", error.message)
+    return None
 
 
 def measured(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from handler.catalog import find
 from handler.errors import InvalidValue, KindlingError
 from handler.hardware import expected
 from handler.kernels import KERNELS, NATIVE
-from handler.receipts import Figures, Receipt, current, current_number, folder, listed, read, rollback, use
+from handler.receipts import Figures, Receipt, current, current_number, folder, listed, places, read, rollback, use
 from handler.settings import Settings
 from handler.spec import ModelSpec
 
@@ -25,6 +26,7 @@ PRECISIONS = {
     "mxfp8": "MXFP8 dynamic",
     "nvfp4": "NVFP4 dynamic",
 }
+log = logging.getLogger(__name__)
 ACTIONS = ("list", "show", "use", "rollback")
 HEAD = f"  {'':<2}{'WHEN':<22}{'DEVICE':<24}{'WINNER':<20}{'PRIORITY':<12}{'P50 S':>8}{'PEAK GB':>9}{'PSNR DB':>9}"
 
@@ -90,12 +92,12 @@ def _chosen(action: str, place: Path, number: int | None) -> Receipt:
 
 
 def _list(volume: Path, model: str, as_json: bool) -> int:
-    places = sorted(path for path in (volume / "receipts" / model).glob("*") if path.is_dir())
-    rows = [(receipt, current_number(place) == receipt.number) for place in places for receipt in listed(place)]
+    home = volume / "receipts" / model
+    rows = [(receipt, current_number(place) == receipt.number) for place in places(home) for receipt in listed(place)]
     if as_json:
         print(json.dumps({"model": model, "receipts": [asdict(r) | {"current": now} for r, now in rows]}))
         return 0
-    print(f"{model}: {len(rows)} receipts in {volume / 'receipts' / model}")
+    print(f"{model}: {len(rows)} receipts in {home}")
     if rows:
         print("\n".join([HEAD, *(_row(receipt, now) for receipt, now in rows)]))
     return 0
@@ -156,6 +158,7 @@ def dollars_of(volume: Path, model: str, device: str) -> float | None:
     """What a picture costs by the current receipt; None without one that can be read."""
     try:
         receipt = current(volume, model, device)
-    except KindlingError:
+    except KindlingError as error:
+        log.warning("what a picture costs is not known: %s", error.message)
         return None
     return receipt.figures.dollars if receipt else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from handler import __version__, compiled, toolchain
-from handler.boots import KEPT, LOOKED, last_boots, measured
+from handler.boots import LOOKED, last_boots, measured, past
 from handler.catalog import find
 from handler.clock import COMPILE_S, STREAMING
 from handler.clock import plan as planned
@@ -131,15 +131,15 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         size = weigh(spec, hardware, source).stored
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
-    boots = last_boots(settings.volume, KEPT)
+    boots = past(settings.volume)
 
-    def past(phase: str) -> Part:
+    def took(phase: str) -> Part:
         known = measured(boots, phase, spec.id, hardware.name, hardware.precision)
         why = f"longest of its last {LOOKED} boots here" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 
     speed = read_speed(_largest(source))
-    parts = [past("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
+    parts = [took("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
     spent = sum(part.seconds for part in parts)
     compile_s = measured(boots, "compile", spec.id, hardware.name, hardware.precision)
     left = settings.cold_start_budget_s - spent
@@ -148,7 +148,7 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     chosen = STREAMING if memory.mode == "blocks" else chosen
     if chosen.compiles:
         parts.append(Part("compile", compile_s or COMPILE_S, "measured" if compile_s else "assumed"))
-    parts += [past("artifacts")] * (found.outcome == "HIT") + [past("warm")]
+    parts += [took("artifacts")] * (found.outcome == "HIT") + [took("warm")]
     total = sum(part.seconds for part in parts)
     return {
         "model": spec.id,

@@ -22,6 +22,7 @@ from handler.errors import DeviceLost, KindlingError, NumericalError, VolumeFail
 from handler.faults import LOST, NO_MEMORY, causes, meaning
 from handler.hardware import Hardware
 from handler.publishing import retire
+from handler.room import inside, reading
 from handler.spec import ModelSpec
 from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
@@ -44,6 +45,7 @@ UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EROFS, errno.EACCES
 WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")  # of `toolchain.HEADERS`
 TOLD = 200  # characters of an error
 LONGEST = 64 << 10  # bytes of a record; a longer one is none
+UNKNOWN = "how compiling failed before is not known: %s"
 log = logging.getLogger(__name__)
 
 
@@ -143,9 +145,11 @@ class Failures:
         wrong = isinstance(error, NumericalError) or (error and not passing(error))
         if not (found.source and wrong and found.outcome in ("HIT", "ERROR")):
             return
-        with contextlib.suppress(VolumeFailed):
+        try:
             retire(found.source)
             log.error("%s does not work and was removed: another is compiled in its place", found.source.folder)
+        except VolumeFailed as error:
+            log.warning("%s does not work: %s", found.source.folder, error.message)
 
     def _path(self, facts: dict[str, str], kind: str) -> Path:
         return self._folder / f"{digest(facts)}.{kind}.json"
@@ -153,18 +157,18 @@ class Failures:
     def _before(self, records: list[Path]) -> str:
         wanted = self._facts() if records else {}
         for path in records:
-            with contextlib.suppress(OSError, Malformed):
-                found = shaped(Record, load(path, LONGEST))
-                if not compiled.differing(wanted, found.facts):
-                    return f"{found.reason} ({found.when}); {AGAIN}"
+            if (found := _record(path)) and not compiled.differing(wanted, found.facts):
+                return f"{found.reason} ({found.when}); {AGAIN}"
         return ""
 
     def _records(self, *kinds: str) -> list[Path]:
         """The files that hold, of these kinds or of all."""
-        with contextlib.suppress(OSError):
-            found = sorted(path for kind in kinds or ("failed", "lost") for path in self._folder.glob(f"*.{kind}.json"))
-            return [path for path in found if path.is_file() and _holds(path)]
-        return []
+        wanted = tuple(f".{kind}.json" for kind in kinds or ("failed", "lost"))
+        try:
+            return [path for path in inside(self._folder) if path.name.endswith(wanted) and _holds(path)]
+        except VolumeFailed as error:
+            log.warning(UNKNOWN, error.message)
+            return []
 
     @property
     def _folder(self) -> Path:
@@ -177,8 +181,21 @@ class Failures:
         return {**code, **tools, "kindling": handler.__version__}
 
 
+def _record(path: Path) -> Record | None:
+    """None if it makes no sense, has just gone, or cannot be read, which is told."""
+    try:
+        with reading(path), contextlib.suppress(FileNotFoundError, Malformed):
+            return shaped(Record, load(path, LONGEST))
+    except VolumeFailed as error:
+        log.warning(UNKNOWN, error.message)
+    return None
+
+
 def _holds(path: Path) -> bool:
-    facts = path.stat()
+    try:
+        facts = path.stat()
+    except OSError:  # whoever reads it says so
+        return True
     young = path.suffixes[-2:] != [".lost", ".json"] or time.time() - facts.st_mtime < LOST_S
     return young and facts.st_size <= LONGEST
 

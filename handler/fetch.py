@@ -26,6 +26,7 @@ from handler.hardware import detect, host_memory, sees_gpu
 from handler.hub import Repository, Wait, explained
 from handler.models import expected
 from handler.needed import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
+from handler.room import discard
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.untrusted import Malformed, load
@@ -172,7 +173,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _download(order: Order, wait: Wait) -> Source:
-    shutil.rmtree(order.folder / COMING, ignore_errors=True)  # of a fetch that was killed: the client starts anew
+    discard(order.folder / COMING)  # of a fetch that was killed: the client starts anew
     listings = {}
     for repository in order.repositories:
         with explained(order.name, repository, order.folder):
@@ -191,7 +192,7 @@ def _download(order: Order, wait: Wait) -> Source:
     for item in items:
         if item.names[0] != item.names[1] and item.path.endswith(".index.json"):
             entries[item.path] = _rename_shards(order, item, items)
-    shutil.rmtree(order.folder / COMING, ignore_errors=True)
+    discard(order.folder / COMING)
     return Source(order.folder, write_manifest(order.folder, order.facts, entries))
 
 

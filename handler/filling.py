@@ -17,9 +17,9 @@ from typing import Any
 
 from handler import lora
 from handler.layout import FLOATS, Slot, layout, read_layout
-from handler.listing import volume_errors
 from handler.modules import Made
 from handler.reader import Reader, ReadFile
+from handler.room import reading
 from handler.volume import CHUNK
 
 Slots = Mapping[str, Slot]
@@ -40,7 +40,7 @@ def layouts(files: list[ReadFile]) -> dict[ReadFile, Slots]:
 
 def _read(file: ReadFile) -> Slots:
     try:
-        with volume_errors(file.path):
+        with reading(file.path):
             return read_layout(file.path)
     except ValueError as error:
         raise file.corrupt(f"is no whole safetensors file: {error}") from None

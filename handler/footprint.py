@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from handler.errors import WeightsCorrupt
 from handler.hardware import Hardware, read_ahead
 from handler.layout import FLOATS, WIDTHS, Slot, read_layout
-from handler.listing import LORA, remedy, volume_errors, weight_files
+from handler.listing import LORA, remedy, weight_files
 from handler.offload import WAITING
 from handler.precisions import KEPT, PRECISIONS, TIED
+from handler.room import reading
 from handler.spec import ModelSpec
 from handler.volume import Source
 
@@ -137,7 +138,7 @@ def _listed(spec: ModelSpec, width: float) -> tuple[Part, ...]:
 def _slots(source: Source, name: str) -> dict[str, Slot]:
     path = source.folder / name
     try:
-        with volume_errors(path):
+        with reading(path):
             return read_layout(path)
     except ValueError as error:
         raise WeightsCorrupt(f"{path} is no whole safetensors file: {error}. {remedy(source)}") from None

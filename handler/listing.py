@@ -1,12 +1,12 @@
 """Which of a folder's files its pipeline reads: the small ones, and the weights that model_index.json leads to."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.errors import WeightsCorrupt, WeightsMissing
+from handler.room import reading
 from handler.untrusted import Malformed, load
 from handler.volume import EMBEDDED, INDEX, Source
 
@@ -24,7 +24,7 @@ def weight_files(source: Source, index: Mapping[str, Any] | None = None) -> dict
     """The weight files that a pipeline reads, by component; before those that a LoRA changes, the LoRA's."""
     found: dict[str, list[str]] = {}
     for component, value in (index_of(source) if index is None else index).items():
-        with volume_errors(path := source.folder / component / f"{LORA}.safetensors"):
+        with reading(path := source.folder / component / f"{LORA}.safetensors"):
             if path.exists():
                 found[f"{component}/{LORA}"] = [f"{component}/{LORA}.safetensors"]
         found[component] = _weights(source, component, value)
@@ -56,7 +56,7 @@ def _weights(source: Source, component: str, value: Any) -> list[str]:
             whole = f"{component}/{STEMS[library]}.safetensors"
         case _:
             return []
-    with volume_errors(source.folder / component):
+    with reading(source.folder / component):
         if not (source.folder / f"{whole}.index.json").exists():
             return [whole] if (source.folder / whole).exists() else []
     listed = json_of(source, f"{whole}.index.json").get("weight_map")
@@ -68,19 +68,10 @@ def _weights(source: Source, component: str, value: Any) -> list[str]:
 
 def json_of(source: Source, name: str) -> dict[str, Any]:
     """The JSON object in one of its files; raises what says that it is missing, damaged or cannot be read."""
-    with volume_errors(path := source.folder / name):
+    with reading(path := source.folder / name):
         try:
             return load(path)
         except FileNotFoundError:
             raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
         except Malformed:
             raise WeightsCorrupt(f"{path} is no JSON object. {remedy(source)}") from None
-
-
-@contextlib.contextmanager
-def volume_errors(path: Path) -> Iterator[None]:
-    """An OSError while reading `path` becomes one that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None

@@ -11,13 +11,12 @@ import ctypes
 import errno
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from handler.errors import VolumeFailed, WeightsCorrupt
-from handler.room import writing
+from handler.room import discard, writing
 from handler.volume import Source, checked, read_manifest, summarize, write_manifest
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
@@ -42,7 +41,7 @@ def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
                     break
                 _clear(target, keep=lambda folder: whole(folder, facts))
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        discard(part)
 
 
 def whole(folder: Path, facts: Mapping[str, str]) -> bool:
@@ -83,7 +82,7 @@ def _clear(target: Path, keep: Callable[[Path], bool]) -> None:
             kept = keep(aside)
         finally:
             if not (kept and _moved(aside, target)):
-                shutil.rmtree(aside, ignore_errors=True)
+                discard(aside)
 
 
 def _beside(target: Path) -> Path:

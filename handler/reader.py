@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.errors import WeightsCorrupt, WeightsMissing
 from handler.hardware import host_memory, read_ahead
-from handler.listing import config_files, index_of, remedy, volume_errors, weight_files
+from handler.listing import config_files, index_of, remedy, weight_files
+from handler.room import reading
 from handler.volume import CHUNK, Source
 
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
@@ -46,7 +47,7 @@ class ReadFile:
         from isal import isal_zlib
 
         chunk = memoryview(self.memory)[start:stop]
-        with volume_errors(self.path), self._opened() as descriptor:
+        with reading(self.path), self._opened() as descriptor:
             count = 0 if _cached(descriptor, chunk, start) else self._read_directly(chunk, start)
             while got := os.preadv(descriptor, [chunk[count:]], start + count) if count < len(chunk) else 0:
                 count += got
@@ -172,12 +173,11 @@ class Reader:
 def _file(source: Source, name: str) -> ReadFile:
     path = source.folder / name
     entry = source.manifest.files.get(name) if source.manifest else None
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
-    except OSError as error:
-        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
+    with reading(path):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         raise WeightsCorrupt(f"{path} is empty, or no file. {remedy(source)}")
     if source.manifest and (entry is None or entry.size != status.st_size):

@@ -6,21 +6,25 @@ receipts/<id>/<device>/current.json    the number that is followed, put in place
 
 import itertools
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from handler.batching import Gains
 from handler.errors import InvalidValue, KindlingError, VolumeFailed
 from handler.precisions import PRECISIONS
+from handler.room import inside, reading, writing
 from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
 CURRENT = "current.json"
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +128,15 @@ class Current:
 def folder(volume: Path, model: str, device: str | None) -> Path:
     """Where receipts of `model` on `device` are; of the only device there is, where its name is not known."""
     home = volume / "receipts" / model
-    if device is None and len(places := [path for path in home.glob("*") if path.is_dir()]) == 1:
-        return places[0]
+    if device is None and len(found := places(home)) == 1:
+        return found[0]
     return home / _slug(device or "unknown")
+
+
+def places(home: Path) -> list[Path]:
+    """A folder for each device; VolumeFailed if nobody can tell which there are."""
+    with reading(home):
+        return [path for path in inside(home) if path.is_dir()]
 
 
 def _slug(device: str) -> str:
@@ -134,42 +144,37 @@ def _slug(device: str) -> str:
 
 
 def numbers(place: Path) -> list[int]:
-    """Of the receipts in `place`, the oldest first."""
-    return sorted(int(path.stem) for path in place.glob("[0-9]*.json") if re.fullmatch("[0-9]{1,9}", path.stem))
+    """Of the receipts in `place`, the oldest first; VolumeFailed if nobody can tell which there are."""
+    return sorted(int(found[1]) for path in inside(place) if (found := re.fullmatch(r"([0-9]{1,9})\.json", path.name)))
 
 
 def read(place: Path, number: int) -> Receipt:
     """One receipt; InvalidValue if there is no such, VolumeFailed if it cannot be read or belongs elsewhere."""
     path = place / f"{number}.json"
-    try:
-        with _reading(path):
-            found = shaped(Receipt, load(path))
-    except FileNotFoundError:
+    if (found := _read(Receipt, path)) is None:
         if not (there := ", ".join(map(str, numbers(place)))):
-            raise InvalidValue(f"There are no receipts in {place} yet: 'optimize' makes one.", "number") from None
-        raise InvalidValue(f"There is no receipt {number} in {place}; there are: {there}.", "number") from None
+            raise InvalidValue(f"There are no receipts in {place} yet: 'optimize' makes one.", "number")
+        raise InvalidValue(f"There is no receipt {number} in {place}; there are: {there}.", "number")
     if (found.model, _slug(found.device)) != (place.parent.name, place.name):
         raise VolumeFailed(f"{path} measured {found.model} on {found.device}, so it does not hold here.")
     return replace(found, number=number)
 
 
 def listed(place: Path) -> list[Receipt]:
-    """All that can be read, the oldest first."""
+    """All that can be read, the oldest first; what cannot is told."""
     found = []
     for number in numbers(place):
-        with suppress(KindlingError):
+        try:
             found.append(read(place, number))
+        except KindlingError as error:
+            log.warning("a receipt is passed over: %s", error.message)
     return found
 
 
 def current_number(place: Path) -> int | None:
     """Which receipt workers follow; None if nobody has said."""
-    path = place / CURRENT
-    try:
-        with _reading(path):
-            return shaped(Current, load(path)).number
-    except FileNotFoundError:
-        return None
+    found = _read(Current, place / CURRENT)
+    return found.number if found else None
 
 
 def current(volume: Path, model: str, device: str | None) -> Receipt | None:
@@ -179,22 +184,22 @@ def current(volume: Path, model: str, device: str | None) -> Receipt | None:
     return None if number is None else read(place, number)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
-    except Malformed:
-        raise VolumeFailed(f"{path} is not a receipt of this version. Run 'optimize' again, or use another.") from None
+def _read(kind: type[T], path: Path) -> T | None:
+    """What a file says; None if it is not there, VolumeFailed if it cannot be read or understood."""
+    with reading(path):
+        try:
+            return shaped(kind, load(path))
+        except FileNotFoundError:
+            return None
+        except Malformed:
+            told = f"{path} is not a receipt of this version. Run 'optimize' again, or use another."
+            raise VolumeFailed(told) from None
 
 
 def keep(receipt: Receipt, volume: Path) -> Receipt:
     """Write `receipt` under the next number and make it the current one; VolumeFailed if that cannot be."""
     place = folder(volume, receipt.model, receipt.device)
-    try:
+    with writing(place):
         place.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(max(numbers(place), default=0) + 1):
             with suppress(FileExistsError), (place / f"{number}.json").open("xb") as file:
@@ -203,8 +208,6 @@ def keep(receipt: Receipt, volume: Path) -> Receipt:
                 file.flush()
                 os.fsync(file.fileno())
                 break
-    except OSError as error:
-        raise VolumeFailed(f"Cannot write {place}: {error.strerror or error}.") from None
     use(place, numbered.number)
     return numbered
 
@@ -212,10 +215,8 @@ def keep(receipt: Receipt, volume: Path) -> Receipt:
 def use(place: Path, number: int) -> Receipt:
     """Make `number` the receipt that workers follow from their next start on."""
     chosen = read(place, number)
-    try:
+    with writing(place / CURRENT):
         write_atomically(place / CURRENT, json.dumps({"number": number}).encode() + b"\n")
-    except OSError as error:
-        raise VolumeFailed(f"Cannot write {place / CURRENT}: {error.strerror or error}.") from None
     return chosen
 
 

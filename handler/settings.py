@@ -68,12 +68,20 @@ class Given:
     source: str
 
 
+def _there(mount: Path) -> bool:
+    """Also where it fails: whoever uses that volume says how, and nobody quietly takes another."""
+    try:
+        return mount.is_dir()
+    except OSError:
+        return True
+
+
 def _detected(environ: Mapping[str, str]) -> dict[str, Given]:
     """What nobody set and is known nevertheless, by field."""
     found = {}
     if cache := environ.get("XDG_CACHE_HOME"):
         found["volume"] = Given(Path(cache) / "kindling", "XDG_CACHE_HOME")
-    if mount := next((mount for mount in MOUNTS if mount.is_dir()), None):
+    if mount := next(filter(_there, MOUNTS), None):
         found["volume"] = Given(mount, "detected")
     if platform := next((platform for name, platform in PLATFORMS.items() if environ.get(name)), None):
         found["platform"] = Given(platform, "detected")

@@ -105,6 +105,7 @@ class Meter:
         self._settings, self._gpu, self.birth, self._now = settings, gpu, birth, now
         self._others = Others("", 0.0, "this process alone: the volume has not been read yet")
         self._known: dict[str, tuple[tuple[int, ...], float]] = {}  # other workers' dollars, by file and its state
+        self._unread: dict[str, str] = {}  # whose file cannot be read, and why
         self._told = "OK"
         self._quit = threading.Event()
         self._thread: threading.Thread | None = None
@@ -190,7 +191,7 @@ class Meter:
         month, price = self._month(), self.price
         folder = self._settings.volume / "spend" / month
         facts = {"dollars": own, "gpu": self._gpu(), "dollars_per_s": price.dollars_per_s, "reason": price.reason}
-        unwritten = ""
+        unwritten, self._unread = "", {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / f"{self.birth.identity}.json", json.dumps(facts).encode())
@@ -202,7 +203,14 @@ class Meter:
             reason = unwritten or f"the volume cannot be read ({error.strerror or error})"
             return Others(month, 0.0, f"this process alone: {reason}")
         unseen = f", but they cannot see what this one costs: {unwritten}" if unwritten else ""
-        return Others(month, dollars, f"all workers here{unseen}")
+        return Others(month, dollars, f"all workers here{self._missed()}{unseen}")
+
+    def _missed(self) -> str:
+        """Whose dollars are those of before, or none."""
+        if not self._unread:
+            return ""
+        name, why = next(iter(self._unread.items()))
+        return f" but what {len(self._unread)} of them cost by now: {name} cannot be read ({why})"
 
     def _read(self, path: Path) -> float:
         """Another worker's dollars, read again only if written again; of a damaged file what it said before."""
@@ -215,6 +223,8 @@ class Meter:
             if state != before:
                 dollars = shaped(Bill, load(path, LONGEST)).dollars
                 self._known[path.name] = (state, dollars)
-        except (OSError, Malformed):
+        except (FileNotFoundError, Malformed):  # it has just gone, or makes no sense
             pass
+        except OSError as error:
+            self._unread[path.name] = error.strerror or str(error)
         return dollars

@@ -13,7 +13,6 @@ A folder without its manifest is not there. A manifest has each file's size, its
 and a CRC-32 for each chunk, which every later reader checks while reading. Serving never needs write access.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -25,8 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from handler.errors import StartError, VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.errors import StartError, WeightsCorrupt, WeightsMissing
 from handler.precisions import PRECISIONS, ROUNDED_BY, SCHEME
+from handler.room import inside, reading
 from handler.spec import ModelSpec
 from handler.untrusted import Malformed, Name, load, shaped
 
@@ -94,7 +94,7 @@ def write_manifest(folder: Path, facts: Mapping[str, str], entries: Mapping[str,
     """Declare `folder` complete: a manifest of its files (`entries`, or all that are there), put in place at once."""
     if entries is None:
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        names = [name for name in found if name != MANIFEST and not name.startswith(".")]
+        names = [name for name in found if name != MANIFEST and not f"/{name}".count("/.")]  # nothing hidden
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # SHA-256 takes a core a second for 0.5 to 2 GB
             entries = dict(zip(names, threads.map(lambda name: summarize(folder / name), names), strict=True))
     manifest = Manifest(dict(facts), dict(entries))
@@ -117,14 +117,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of `folder`, None if there is none; WeightsCorrupt if it cannot be understood."""
-    try:
-        return shaped(Manifest, load(folder / MANIFEST))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise VolumeFailed(f"Cannot read {folder / MANIFEST}: {error.strerror or error}.") from None
-    except Malformed:
-        raise WeightsCorrupt(f"{folder / MANIFEST} is not a manifest. Remove that folder and fetch it again.") from None
+    with reading(path := folder / MANIFEST):
+        try:
+            return shaped(Manifest, load(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Malformed:
+            raise WeightsCorrupt(f"{path} is not a manifest. Remove that folder and fetch it again.") from None
 
 
 def checked(folder: Path, remedy: str) -> Source | None:
@@ -132,14 +131,13 @@ def checked(folder: Path, remedy: str) -> Source | None:
     if (manifest := read_manifest(folder)) is None:
         return None
     for name, entry in manifest.files.items():
-        try:
-            size = (folder / name).stat().st_size
-        except FileNotFoundError:
-            raise WeightsCorrupt(f"{folder / name} is missing, though its manifest lists it. {remedy}") from None
-        except OSError as error:
-            raise VolumeFailed(f"Cannot read {folder / name}: {error.strerror or error}.") from None
+        with reading(path := folder / name):
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise WeightsCorrupt(f"{path} is missing, though its manifest lists it. {remedy}") from None
         if size != entry.size:
-            raise WeightsCorrupt(f"{folder / name} has {size} bytes, its manifest says {entry.size}. {remedy}")
+            raise WeightsCorrupt(f"{path} has {size} bytes, its manifest says {entry.size}. {remedy}")
     return Source(folder, manifest)
 
 
@@ -166,7 +164,8 @@ def model_source(spec: ModelSpec, volume: Path) -> Source:
 
 def _hub_cached(spec: ModelSpec, volume: Path) -> Source | None:
     snapshot = _snapshots(spec, volume) / spec.revision
-    return Source(snapshot, None) if (snapshot / INDEX).is_file() else None
+    with reading(index := snapshot / INDEX):
+        return Source(snapshot, None) if index.is_file() else None
 
 
 def _snapshots(spec: ModelSpec, volume: Path) -> Path:
@@ -174,9 +173,11 @@ def _snapshots(spec: ModelSpec, volume: Path) -> Path:
 
 
 def _missing(spec: ModelSpec, volume: Path, folder: Path) -> str:
-    if folder.is_dir():
+    with reading(folder):
+        begun = folder.is_dir()
+    if begun:
         found = f"{folder} is incomplete: it has no {MANIFEST}"
-    elif others := sorted(path.name for path in _snapshots(spec, volume).glob("*")):
+    elif others := [path.name for path in inside(_snapshots(spec, volume))]:
         found = f"the hub cache on the volume has revision {', '.join(others)}, this version needs {spec.revision}"
     else:
         found = f"nothing in {folder}"
@@ -212,11 +213,20 @@ def served_source(spec: ModelSpec, volume: Path, precision: str) -> Source:
 
 
 def baked_sources(spec: ModelSpec, volume: Path) -> list[Source]:
-    """Everything that was baked for `spec`, by its manifests. One that cannot be read is as good as none."""
-    sources = []
-    with contextlib.suppress(OSError):
-        for folder in sorted((volume / "baked" / spec.id).glob("[!.]*")):
-            with contextlib.suppress(StartError):
-                if manifest := read_manifest(folder):
-                    sources.append(Source(folder, manifest))
-    return sources
+    """Everything that was baked for `spec`, by its manifests. One that cannot be read is told, and as good as none."""
+    found = []
+    try:
+        for folder in inside(volume / "baked" / spec.id):
+            if not folder.name.startswith("."):
+                found.append(_baked(folder))
+    except StartError as error:
+        log.warning("what is baked for %s is passed over: %s", spec.id, error.message)
+    return [source for source in found if source]
+
+
+def _baked(folder: Path) -> Source | None:
+    try:
+        return Source(folder, manifest) if (manifest := read_manifest(folder)) else None
+    except StartError as error:
+        log.warning("what is baked is passed over: %s", error.message)
+        return None

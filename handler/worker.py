@@ -17,7 +17,7 @@ from typing import Any, Self
 from handler import attention, compiled, stepcache
 from handler.batching import Gains
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
-from handler.boots import KEPT, BootLog, last_boots, measured
+from handler.boots import BootLog, measured, past
 from handler.catalog import find
 from handler.clock import OFF, STREAMING, Clock, Ledger, Plan, plan
 from handler.decision import decide, sought
@@ -129,7 +129,7 @@ class Worker:
                 with failures.watched():
                     self.found = compiled.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
                 failures.discredit(self.found, self.found.error)
-        boots = [] if (found := self.found).outcome == "HIT" else last_boots(settings.volume, KEPT)
+        boots = [] if (found := self.found).outcome == "HIT" else past(settings.volume)
         known = measured(boots, "compile", self.spec.id, self.hardware.name, self.hardware.precision)
         device, failure = self.hardware.device, "" if found.outcome == "HIT" else lost or failures.expected
         chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)

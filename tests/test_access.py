@@ -176,6 +176,9 @@ def test_pages_of_allowed_origins_may_ask_and_read_errors(
     preflight = ask(made, "OPTIONS", headers=PREFLIGHT)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-headers"] == "authorization"
+    assert "access-control-allow-private-network" not in preflight.headers
+    inwards = ask(made, "OPTIONS", headers=PREFLIGHT | {"access-control-request-private-network": "true"})
+    assert (inwards.status_code, inwards.headers["access-control-allow-private-network"]) == (200, "true")
     family.at_step = {2: raises(NumericalError("NaN."))}
     headers = {"origin": PAGE, "authorization": f"Bearer {KEY}"}
     answers = {

@@ -2,14 +2,13 @@
 
 import errno
 import json
-import os
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import PATIENT
+from disks import failing
 
 import tiny
 from handler import MODELS, Settings, Worker, models
@@ -192,21 +191,15 @@ def test_what_fails_is_not_called_silent(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_one_folder_that_cannot_be_read_hides_no_other_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    glob = Path.glob
-
-    def broken(self: Path, pattern: str) -> Iterator[Path]:
-        if SCHNELL.repository.partition("/")[2] in str(self):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
-        return glob(self, pattern)
-
-    monkeypatch.setattr(Path, "glob", broken)
     monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
     monkeypatch.setenv("KINDLING_MODEL", "flux-schnell")
-    assert main(["models", "--json"]) == 0
+    with failing(tmp_path, errno.EIO, lambda call: call.name == "list" and "FLUX.1-schnell" in call.path):
+        assert main(["models", "--json"]) == 0
     found = {each["id"]: each["state"] for each in json.loads(capsys.readouterr().out)["models"]}
-    assert found["flux-schnell"]["reason"].endswith("FLUX.1-schnell/snapshots: Input/output error")
+    assert found["flux-schnell"]["reason"].endswith("FLUX.1-schnell/snapshots: Input/output error.")
     assert (found["flux-dev"]["reason"], found["spark"]["fetched"]) == ("not fetched", True)
-    assert main(["doctor", "--json"]) == 0
+    with failing(tmp_path, errno.EIO, lambda call: call.name == "list" and "FLUX.1-schnell" in call.path):
+        assert main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["cold_start"]["reason"].endswith("Input/output error")
+    assert told["cold_start"]["reason"].endswith("Input/output error.")
     assert "does not answer" not in json.dumps(told)

@@ -6,6 +6,7 @@ process of its own, the plainest first; what cannot run here, crashes or takes t
 
 import argparse
 import json
+import logging
 import signal
 import sys
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from importlib.metadata import version
 
 from handler import __version__
 from handler.catalog import find
-from handler.errors import InvalidValue, SettingsError
+from handler.errors import InvalidValue, SettingsError, VolumeFailed
 from handler.hardware import Hardware, detect
 from handler.optimize import journal, plot
 from handler.optimize.pareto import LIMITS, PRIORITIES
@@ -22,12 +23,14 @@ from handler.optimize.sweep import Progress, Sweep, Wishes, every_candidate, pla
 from handler.optimize.trial import Task, trial
 from handler.prices import price_of
 from handler.receipts import Outcome, Receipt, folder, keep
+from handler.room import writing
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.volume import model_source
 
 ROW = "{:<3}{:<22}{:>8}{:>8}{:>10}{:>9}{:>9}{:>11}{:>9}{:>8}{:>11}"
 COLUMNS = ("p50_s", "p95_s", "images_per_s", "peak_gb", "cold_start_s", "compile_s", "psnr_db", "ssim", "dollars")
+log = logging.getLogger(__name__)
 HEADS = ("P50 S", "P95 S", "IMAGES/S", "PEAK GB", "START S", "COMPILE S", "PSNR DB", "SSIM", "$/IMAGE")
 
 
@@ -121,7 +124,11 @@ def _kept(found: Sweep, settings: Settings, spec: ModelSpec, hardware: Hardware,
     kept = keep(receipt, settings.volume)
     chart = folder(settings.volume, spec.id, hardware.identity) / f"{kept.number}.png"
     title = f"{spec.id} on {hardware.name}: {receipt.picture}"
-    plot.scatter(found.measured, found.choice.front, receipt.winner, chart, title)
+    try:
+        with writing(chart):
+            plot.scatter(found.measured, found.choice.front, receipt.winner, chart, title)
+    except VolumeFailed as error:  # the receipt counts
+        log.warning("the receipt has no plot: %s", error.message)
     return kept
 
 

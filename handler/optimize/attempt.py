@@ -1,6 +1,7 @@
 """One candidate in a process of its own, under a time limit; and how much its pictures are like the baseline's."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 from handler.errors import StartError
 from handler.optimize.pareto import SAME_DB
+from handler.room import inside, reading
 
 
 def attempt(command: Sequence[str], limit_s: float) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def likeness(folder: Path, baseline: Path) -> tuple[float | None, float | None]:
     from skimage.metrics import mean_squared_error, structural_similarity
 
     errors, alike = [], []
-    for path in sorted(baseline.glob("*.png")):
+    for path in (path for path in inside(baseline) if path.suffix == ".png"):
         ours, theirs = _pixels(folder / path.name), _pixels(path)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             continue
@@ -71,6 +73,8 @@ def _pixels(path: Path) -> Any:
     import numpy
     from PIL import Image
 
-    with contextlib.suppress(Exception), Image.open(path) as picture:
-        return numpy.asarray(picture)
+    with reading(path), contextlib.suppress(FileNotFoundError):
+        data = path.read_bytes()
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as picture:
+            return numpy.asarray(picture)
     return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.receipts import Candidate, Outcome
-from handler.room import writing
+from handler.room import discard, reading, writing
 from handler.untrusted import Malformed, load, shaped
 from handler.volume import write_atomically
 
@@ -27,10 +27,9 @@ class Journal:
 
     def __init__(self, place: Path, facts: dict[str, Any]) -> None:
         self._place = place
-        with suppress(OSError, Malformed):
-            if load(place / FACTS) == facts:
-                return
-        shutil.rmtree(place, ignore_errors=True)
+        if _read(place / FACTS) == facts:
+            return
+        _remove(place)
         self._write(place / FACTS, facts)
 
     def pictures(self, one: Candidate) -> Path:
@@ -39,15 +38,15 @@ class Journal:
 
     def known(self, one: Candidate) -> Outcome | None:
         """What became of `one` before the interruption; None if that is still to be found out."""
-        with suppress(OSError, Malformed):
-            found = shaped(Outcome, load(self.pictures(one) / OUTCOME))
+        with suppress(Malformed):
+            found = shaped(Outcome, _read(self.pictures(one) / OUTCOME))
             return found if found.candidate == one else None
         return None
 
     def begin(self, one: Candidate) -> Path:
         """An empty folder for the pictures of `one`."""
         folder = self.pictures(one)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         with writing(folder):
             folder.mkdir(parents=True)
         return folder
@@ -62,9 +61,24 @@ class Journal:
             write_atomically(path, json.dumps(what).encode())
 
 
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a file says; None if it is not there, or torn. VolumeFailed if it cannot be read: then nothing goes."""
+    with reading(path), suppress(FileNotFoundError, Malformed):
+        return load(path)
+    return None
+
+
+def _remove(folder: Path) -> None:
+    """VolumeFailed if it cannot be: what is left of another sweep would be taken for this one's."""
+    with writing(folder), suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
 def close(place: Path) -> None:
     """The sweep is over, and its results are told."""
-    shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):  # first what makes the rest count, should that stay
+        (place / FACTS).unlink()
+    discard(place)
     with suppress(OSError):  # where sweeps of others are
         place.parent.rmdir()
         place.parent.parent.rmdir()
