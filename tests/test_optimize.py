@@ -276,12 +276,13 @@ def test_a_trial_that_cannot_draw_ends_with_the_reason(refused: bool) -> None:
             asyncio.run(asyncio.wait_for(gains(lane), 60))
 
 
+@pytest.mark.timeout(900)
 def test_a_real_sweep(tmp_path: Path) -> None:
     """Two candidates of spark, each in its process, through the command line; a receipt comes of it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
     done = subprocess.run(
         [sys.executable, "-m", "handler", "optimize", "spark", "--candidates", "int8", "--rounds", "1"],
-        cwd=ROOT, env={**kept, "KINDLING_VOLUME": str(tmp_path)}, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env={**kept, "KINDLING_VOLUME": str(tmp_path)}, capture_output=True, text=True, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "kindling: 2 of 2: int8 ..." in done.stderr
