@@ -15,7 +15,8 @@ FILES = (
 )  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures
 BESIDES = (  # tests of these files that need more
-    "test_a_crash_is_told", "test_a_forked_process_has_threads_of_its_own",
+    "test_a_crash_is_told", "test_what_streams_in_each_mode",
+    "test_a_forked_process_has_threads_of_its_own",
     "test_a_killed_fetch_leaves_no_model_and_the_next_completes_it",
     "test_a_package_that_cannot_be_bound_is_made_again",
     "test_a_package_that_is_found_and_does_not_work_is_made_again", "test_a_real_server_logs_no_prompt",
