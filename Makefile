@@ -21,7 +21,7 @@ GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 .DEFAULT_GOAL := run
-.PHONY: run test quick check mutate mutate-changes gpu-wheels spark lower lower-check
+.PHONY: run test quick check mutate mutate-changes gpu-wheels spark lower lower-check can-lower
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
@@ -52,6 +52,9 @@ spark: $(VENV)/dev
 
 lower: $(GPULESS)/ready
 	$(GPULESS)/venv/bin/python benchmarks/lower.py
+
+can-lower:
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))'
 
 lower-check: $(GPULESS)/ready
 	$(GPULESS)/venv/bin/python benchmarks/lower.py --check
