@@ -10,8 +10,8 @@ import handler.families
 FILES = (
     "boots", "catalog", "codec", "cold_start_bench", "dialects", "fetch", "floors", "forms", "lane", "lowered",
     "metrics", "modal_app", "needed", "optimize", "outcomes", "painter", "photos", "pieces", "prices", "properties",
-    "publishing", "queue", "receipts", "repeats", "room", "scenes", "settings", "spend", "stages", "stopping", "untrusted",
-    "volume", "weights", "deadline", "disks", "golden", "pairs",
+    "publishing", "queue", "receipts", "repeats", "room", "scenes", "settings", "spend", "stages", "stopping",
+    "untrusted", "volume", "weights", "deadline", "disks", "golden", "pairs",
 )  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures
 BESIDES = (  # tests of these files that need more
