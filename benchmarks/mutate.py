@@ -155,7 +155,8 @@ def listed(trial: Trial, options: argparse.Namespace) -> int:
                tomllib.loads(file.read_text())["change"]]  # fmt: skip
     entries = [each for each in entries if not options.modules or each["path"] in options.modules]
     here = [each for each in entries if "gone" not in each]
-    as_it_is(trial, sorted({test for each in here for test in each["tests"]}))
+    if here:  # without a name pytest runs all there are
+        as_it_is(trial, sorted({test for each in here for test in each["tests"]}))
     unnoticed = sum(not tried(trial, each) for each in here)
     print(f"{len(entries)} changes: {len(here) - unnoticed} noticed, {unnoticed} not; {len(entries) - len(here)} "
           "have no place any more")  # fmt: skip

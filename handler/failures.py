@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import logging
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -197,7 +198,7 @@ def _holds(path: Path) -> bool:
     except OSError:  # whoever reads it says so
         return True
     young = path.suffixes[-2:] != [".lost", ".json"] or time.time() - facts.st_mtime < LOST_S
-    return young and facts.st_size <= LONGEST
+    return stat.S_ISREG(facts.st_mode) and young and facts.st_size <= LONGEST
 
 
 def passing(error: Exception) -> bool:

@@ -5,8 +5,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from handler.discreet import outline
 from handler.errors import StartError
 
+FAILED = "compile artifacts are not published: %s"
 log = logging.getLogger(__name__)
 
 
@@ -30,4 +32,6 @@ class Publisher:
         try:
             log.info("published compile artifacts in %s", publish())
         except StartError as error:
-            log.warning("compile artifacts are not published: %s", error.message)
+            log.warning(FAILED, error.message)
+        except BaseException as error:  # a bug, or a library that wants to exit: the worker draws all the same
+            log.warning(FAILED + "\n%s", type(error).__name__, outline(error))

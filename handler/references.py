@@ -48,8 +48,10 @@ def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS) -> Mask:
     import numpy
     from PIL import Image
 
-    with _opened(image, "images: image 1") as of, _opened(data, "mask: the file") as found:
-        size, wanted = _upright_size(found), _upright_size(of)
+    with _opened(image, "images: image 1") as of:
+        wanted = _upright_size(of)
+    with _opened(data, "mask: the file") as found:
+        size = _upright_size(found)
         if size != wanted:
             both = f"it is {size[0]}x{size[1]} and its image {wanted[0]}x{wanted[1]}"
             raise InvalidValue(f"mask: {both}; send one of the image's size.", "mask")

@@ -60,6 +60,16 @@ def _endpoint(value: str) -> str:
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 
+def _at_home(value: Path) -> Path:
+    try:
+        return value.expanduser()  # which only a shell does, and not in an .env file
+    except RuntimeError:
+        raise ValueError("begins with ~, and whose home that is cannot be told; give the whole path") from None
+
+
+Folder = Annotated[Path, AfterValidator(_at_home)]
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """What the environment says of a setting, and where: the variable's name, or "detected"."""
@@ -108,7 +118,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
     model: str = Field("spark", min_length=1, description="model id, alias or mode (realtime, quality)")
-    volume: Path = Field(
+    volume: Folder = Field(
         default_factory=lambda: _default("volume", Path.home() / ".cache" / "kindling"),
         description="holds models/, baked/ and boots/",
     )

@@ -18,6 +18,7 @@ from handler.hardware import Hardware
 from handler.layout import Slot
 from handler.listing import LORA, STEMS, remedy
 from handler.reader import CONFIGS, Reader, ReadFile
+from handler.room import reading
 from handler.volume import CHUNK, INDEX
 
 ALIGNMENT = 256  # where a GPU's allocations start, and so one weight of a file
@@ -47,7 +48,9 @@ def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place:
             return _made(reader, name, _class(reader, library, word), hardware, place)
         case _:
             folder = reader.source.folder
-            if isinstance(value, list | dict) or (folder / name).is_dir():
+            with reading(folder / name):
+                component = isinstance(value, list | dict) or (folder / name).is_dir()
+            if component:
                 raise WeightsCorrupt(f"{folder / INDEX} does not say what {name} is made as. {remedy(reader.source)}")
             return value
 

@@ -178,8 +178,8 @@ def check_jobs(env: Mapping[str, str], queue: int) -> None:
     if env.get("STREAM", "0") not in ("0", "1"):
         raise RefusedError(f"STREAM should be 0 or 1, not {env['STREAM']!r}.")
     held = env.get("MAX_CONCURRENCY", "1")
-    if not held.isdecimal() or not 1 <= int(held) <= queue:
-        raise RefusedError(f"MAX_CONCURRENCY should be 1 to {queue} (KINDLING_QUEUE), not {held!r}.")
+    if not re.fullmatch("[0-9]{1,9}", held) or not 1 <= int(held) <= queue:
+        raise RefusedError(f"MAX_CONCURRENCY should be 1 to {queue} (KINDLING_QUEUE), not {held[:80]!r}.")
 
 
 def requests(wanted: Deployment) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import asyncio
 import functools
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -57,8 +58,8 @@ def at_once(current: int = 1) -> int:
     while another worker is idle, its time is running out, and it is lost with this worker's GPU. So the default is 1.
     """
     given, most = os.environ.get("MAX_CONCURRENCY") or "1", lane().settings.queue
-    if not given.isdecimal() or not 1 <= int(given) <= most:
-        raise ValueError(f"MAX_CONCURRENCY should be 1 to {most} (KINDLING_QUEUE), not {given!r}.")
+    if not re.fullmatch("[0-9]{1,9}", given) or not 1 <= int(given) <= most:
+        raise ValueError(f"MAX_CONCURRENCY should be 1 to {most} (KINDLING_QUEUE), not {given[:80]!r}.")
     return int(given)
 
 

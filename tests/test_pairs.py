@@ -361,13 +361,24 @@ def test_publishing_that_fails_is_a_line_in_the_log(caplog: pytest.LogCaptureFix
     def publish() -> Path:
         raise VolumeFailed("Cannot write /volume/baked: No space left on device.")
 
+    words = "a word of a prompt"
+
+    def stumble() -> Path:
+        raise KeyError(words)
+
+    def leave() -> Path:
+        raise SystemExit(3)
+
     with caplog.at_level(logging.INFO):
-        for what in (publish, lambda: Path("/volume/baked/spark/key")):
+        for what in (publish, stumble, leave, lambda: Path("/volume/baked/spark/key")):
             publisher = Publisher()
             publisher.begin(what)
             publisher.join(30)
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+    assert words not in caplog.text
+    assert [(record.levelname, record.getMessage().split("\n")[0]) for record in caplog.records] == [
         ("WARNING", "compile artifacts are not published: Cannot write /volume/baked: No space left on device."),
+        ("WARNING", "compile artifacts are not published: KeyError"),
+        ("WARNING", "compile artifacts are not published: SystemExit"),
         ("INFO", "published compile artifacts in /volume/baked/spark/key"),
     ]
 

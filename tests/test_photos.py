@@ -169,6 +169,8 @@ def test_pixels_that_cannot_be_decoded_are_told_though_tags_are_read_first(name:
         references([image])
     with contextlib.nullcontext() if name == "none" else pytest.raises(InvalidValue, match="mask: the file is not"):
         kept(image, image if name == "none" else whole("PNG"))
+    with contextlib.nullcontext() if name == "none" else pytest.raises(InvalidValue, match="image 1 is not a whole"):
+        kept(image if name == "none" else whole("PNG"), image)  # the mask is not to blame
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

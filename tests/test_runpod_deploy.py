@@ -261,7 +261,9 @@ def test_only_what_is_ours_travels(dry: Callable[..., list[dict[str, Any]]], mon
     assert template["env"] == {"KINDLING_MODEL": "spark", "RUNPOD_INIT_TIMEOUT": "600", **ours}
 
 
-@pytest.mark.parametrize(("name", "value"), [("STREAM", "true"), ("MAX_CONCURRENCY", "99"), ("MAX_CONCURRENCY", "two")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("STREAM", "true"), *(("MAX_CONCURRENCY", value) for value in ("99", "two", "0", "9" * 5000))]
+)
 def test_what_the_worker_would_refuse_is_refused_here(
     script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:

@@ -267,6 +267,7 @@ def test_sigterm_finishes_the_job_and_exits_cleanly(tmp_path: Path) -> None:
         ("KINDLING_MODEL", "flux-schnell", "WeightsMissing"),
         ("KINDLING_MODLE", "spark", "SettingsError"),
         ("MAX_CONCURRENCY", "33", "ValueError: MAX_CONCURRENCY should be 1 to 32"),
+        ("MAX_CONCURRENCY", "9" * 5000, "ValueError: MAX_CONCURRENCY should be 1 to 32"),
         ("STREAM", "yes", "ValueError: STREAM should be 0 or 1"),
     ],
 )

@@ -18,6 +18,8 @@ import openai
 import pytest
 from PIL import Image
 
+from handler.errors import SettingsError
+from handler.server.serve import _ports
 from serving import ROOT, Served, serving
 
 PROMPT = "a red circle on a blue background"
@@ -315,9 +317,12 @@ def test_health_may_be_asked_on_a_port_of_its_own_which_the_same_keys_guard() ->
 
 
 def test_a_health_port_that_is_none_is_named() -> None:
-    for port in ("ping", "65536", "-1"):
-        out = serve({"HOME": "/tmp", "PORT_HEALTH": port})
-        assert (out.returncode, "PORT_HEALTH" in out.stderr) == (2, True)
+    out = serve({"HOME": "/tmp", "PORT_HEALTH": "ping"})
+    assert (out.returncode, "PORT_HEALTH" in out.stderr) == (2, True)
+    for port in ("65536", "-1", "0", "9" * 5000, "\u0663"):
+        with pytest.raises(SettingsError, match=r"^PORT_HEALTH should be a port, 1 to 65535, not '.{1,80}'\.$"):
+            _ports(8000, {"PORT_HEALTH": port})
+    assert _ports(8000, {"PORT_HEALTH": "8001"}) == [8000, 8001]
 
 
 def test_a_non_commercial_licence_is_logged() -> None:

@@ -45,6 +45,13 @@ def test_bad_variable_stops_the_start_and_names_itself(name: str, value: str) ->
     assert isinstance(caught.value, StartError)
 
 
+def test_a_volume_at_home_is_found_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Settings.from_env({"KINDLING_VOLUME": "~/pictures"}).volume == Path("/home/me/pictures")
+    with pytest.raises(SettingsError, match=r"^KINDLING_VOLUME: begins with ~, and whose home that is cannot be told;"):
+        Settings.from_env({"KINDLING_VOLUME": "~nobody-of-that-name/pictures"})
+
+
 def test_keys_are_never_shown() -> None:
     settings = Settings.from_env({"KINDLING_API_KEYS": "canary-key"})
     assert "canary-key" not in repr(settings)

@@ -424,6 +424,16 @@ def test_an_index_that_says_nothing_of_a_component_is_named(spark: Path, value: 
         load_components(reader, FP32)
 
 
+def test_a_component_whose_folder_cannot_be_looked_at_is_named(spark: Path) -> None:
+    index = spark / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"x" * 300: "value"}))
+    with (
+        pytest.raises(VolumeFailed, match=r"Cannot read .*: File name too long"),
+        Reader(Source(spark, None)) as reader,
+    ):
+        load_components(reader, FP32)
+
+
 def test_two_files_with_the_same_key(small: Path) -> None:
     save_file({"a0": torch.zeros(4)}, small / "a" / "other.safetensors")
     index = {"weight_map": {"a0": PART, "a1": "other.safetensors"}}

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -116,9 +117,10 @@ def _address(listener: socket.socket) -> str:
 
 def _ports(port: int, environ: Mapping[str, str]) -> list[int]:
     """`port`, and PORT_HEALTH if that is another: where RunPod's load balancer may ask for /ping."""
-    health = environ.get("PORT_HEALTH") or str(port)
-    if not (health.isdecimal() and int(health) <= MAX_PORT):
-        raise SettingsError(f"PORT_HEALTH should be a port, 1 to {MAX_PORT}, not {health!r}.", "PORT_HEALTH")
+    if not (health := environ.get("PORT_HEALTH")):
+        return [port]
+    if not (re.fullmatch("[0-9]{1,9}", health) and 1 <= int(health) <= MAX_PORT):
+        raise SettingsError(f"PORT_HEALTH should be a port, 1 to {MAX_PORT}, not {health[:80]!r}.", "PORT_HEALTH")
     return [port] if int(health) == port else [port, int(health)]
 
 
