@@ -64,7 +64,10 @@ def main() -> int:
     if options.save and options.modules:
         parser.error("--save is for all modules")
     with trials(options.checkout, table["heavy"]) as trial:
-        return listed(trial, options) if options.changes else sampled(trial, options, table)
+        try:
+            return listed(trial, options) if options.changes else sampled(trial, options, table)
+        except Unsound as error:
+            sys.exit(str(error))
 
 
 def sampled(trial: Trial, options: argparse.Namespace, table: dict[str, Any]) -> int:
@@ -150,7 +153,7 @@ def noticed(ran: Ran) -> str:
 
 
 def listed(trial: Trial, options: argparse.Namespace) -> int:
-    """Make each listed change; how many go unnoticed."""
+    """Make each listed change; 1 if any goes unnoticed."""
     entries = [each for file in sorted((trial.root / CHANGES).glob("*.toml")) for each in
                tomllib.loads(file.read_text())["change"]]  # fmt: skip
     entries = [each for each in entries if not options.modules or each["path"] in options.modules]
@@ -160,7 +163,7 @@ def listed(trial: Trial, options: argparse.Namespace) -> int:
     unnoticed = sum(not tried(trial, each) for each in here)
     print(f"{len(entries)} changes: {len(here) - unnoticed} noticed, {unnoticed} not; {len(entries) - len(here)} "
           "have no place any more")  # fmt: skip
-    return unnoticed
+    return int(unnoticed > 0)
 
 
 def tried(trial: Trial, change: dict[str, Any]) -> bool:
