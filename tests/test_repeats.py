@@ -212,22 +212,26 @@ async def test_a_picture_that_has_a_url_takes_no_room() -> None:
     assert [known._calls[key].size for key in (KEY, OTHER)] == [0, 1000]
 
 
+async def given_up(known: Repeats, source: Source) -> list[Any]:
+    """Ask for what the only client then leaves, until it is cancelled, and still ending; what the loop complains of."""
+    wrong: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+    source.end.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeats, "GRACE_S", 0.0)
+        only = asyncio.create_task(known.call(KEY, b"x", source))
+        await turns()
+        only.cancel()
+        while not source.cancelled:
+            await asyncio.sleep(0)
+    return wrong
+
+
 @in_turns
 async def test_a_call_that_ends_late_takes_nothing_from_the_one_after_it() -> None:
     """It was given up, and is still ending when the same is asked for again."""
-    late, next_, known, grace = Source(), Source(), Repeats(), repeats.GRACE_S
-    late.end.clear()
-    wrong: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
-    repeats.GRACE_S = 0.0
-    try:
-        only = asyncio.create_task(known.call(KEY, b"x", late))
-        await turns()
-        only.cancel()
-        while not late.cancelled:
-            await asyncio.sleep(0)
-    finally:
-        repeats.GRACE_S = grace
+    late, next_, known = Source(), Source(), Repeats()
+    wrong = await given_up(known, late)
     again = asyncio.create_task(known.call(KEY, b"x", next_))
     await turns()
     late.end.set()
@@ -242,19 +246,8 @@ async def test_a_call_that_ends_late_takes_nothing_from_the_one_after_it() -> No
 
 @in_turns
 async def test_a_call_that_was_given_up_and_ends_late_leaves_nothing_behind() -> None:
-    source, known, grace = Source(), Repeats(), repeats.GRACE_S
-    source.end.clear()
-    wrong: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
-    repeats.GRACE_S = 0.0
-    try:
-        only = asyncio.create_task(known.call(KEY, b"x", source))
-        await turns()
-        only.cancel()
-        while not source.cancelled:
-            await asyncio.sleep(0)
-    finally:
-        repeats.GRACE_S = grace
+    source, known = Source(), Repeats()
+    wrong = await given_up(known, source)
     source.end.set()
     await turns()
     assert (known._calls, wrong) == ({}, [])
