@@ -11,6 +11,7 @@ knows what time it is there from what it has just written; a record of a later d
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import threading
@@ -66,20 +67,18 @@ class BootLog:
             with contextlib.suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._path, news)
-            self._date_anew()
-            self._remove_old()  # also from a volume that is full
+            self._tidy()  # also a volume that is full
 
-    def _date_anew(self) -> None:
-        """Give records of a date to come the first of all dates, so that whoever reads takes them for old."""
-        with contextlib.suppress(OSError, VolumeFailed):
-            now = self._path.stat().st_mtime_ns
-            for at, path in _dated(self._folder):
-                if at > now + AHEAD_S * 10**9:
-                    _make_oldest(path)
-
-    def _remove_old(self) -> None:
+    def _tidy(self) -> None:
+        """Of records of a date to come make the oldest, so that whoever reads takes them for old; remove the oldest."""
         with contextlib.suppress(VolumeFailed):
-            for path in _newest_first(self._folder)[KEPT:]:
+            dated = {path: at for at, path in _dated(self._folder)}
+            to_come = dated.get(self._path, math.inf) + AHEAD_S * 10**9
+            for path in [path for path, at in dated.items() if at > to_come]:
+                dated[path] = 0
+                with contextlib.suppress(OSError):
+                    _make_oldest(path)
+            for path in sorted(dated, key=lambda path: (dated[path], path), reverse=True)[KEPT:]:
                 if path != self._path:
                     with contextlib.suppress(OSError):
                         path.unlink()
