@@ -64,16 +64,19 @@ class BootLog:
             if isinstance(news, threading.Event):
                 news.set()
                 continue
+            written = False
             with contextlib.suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._path, news)
-            self._tidy()  # also a volume that is full
+                written = True
+            self._tidy(written)  # also a volume that is full
 
-    def _tidy(self) -> None:
+    def _tidy(self, written: bool) -> None:
         """Of records of a date to come make the oldest, so that whoever reads takes them for old; remove the oldest."""
         with contextlib.suppress(VolumeFailed):
             dated = {path: at for at, path in _dated(self._folder)}
-            to_come = dated.get(self._path, math.inf) + AHEAD_S * 10**9
+            now = (dated.get(self._path) if written else 0) or math.inf  # else nobody knows what time it is there
+            to_come = now + AHEAD_S * 10**9
             for path in [path for path, at in dated.items() if at > to_come]:
                 dated[path] = 0
                 with contextlib.suppress(OSError):

@@ -42,7 +42,11 @@ class Hands:
 
     def _start(self) -> None:
         if task := self._taken():
-            threading.Thread(target=self._work, args=(task,), name=self._name, daemon=True).start()
+            try:
+                threading.Thread(target=self._work, args=(task,), name=self._name, daemon=True).start()
+            except RuntimeError:  # there are no more threads, but a place
+                self._running.remove(task[0])
+                raise
 
     def _taken(self) -> Task | None:
         """Who has waited longest, if there is a place; it runs from now on."""

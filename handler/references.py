@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from typing import Any
 
 from handler.codec import chunks
@@ -117,8 +116,7 @@ def _keyed(image: Any, data: bytes) -> Any:
 
 def _grey_key(data: bytes) -> int:
     """All 16 bits of a grey PNG's transparent sample."""
-    head = takewhile(lambda chunk: chunk[0] != b"IDAT", chunks(data))
-    *_, key = (body for kind, body, _ in head if kind == b"tRNS")
+    *_, key = (body for kind, body, _ in chunks(data) if kind == b"tRNS")
     return int.from_bytes(key[:2])
 
 

@@ -1,5 +1,6 @@
 """The boot log: a record of every start, and no volume, however broken, that holds one up."""
 
+import errno
 import json
 import os
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes import raises
 from handler import boots
 from handler.birth import Birth
 from handler.boots import BootLog, last_boots, measured
@@ -95,6 +97,21 @@ def test_records_of_a_date_to_come_are_older_than_all(tmp_path: Path, monkeypatc
     assert told[0] == ["first", "ahead", "ahead"]
     assert told[1] == ["second", "first", "ahead"]
     assert told[3] == ["fourth", "third", "second"]
+
+
+def test_who_could_not_write_knows_no_time_and_dates_nothing_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = boot_log(tmp_path)
+    log(Ledger())
+    assert log.flush()
+    [own] = (tmp_path / "boots").iterdir()
+    os.utime(own, (then := time.time() - 3600, then))
+    other = left(tmp_path, "other", "{}", 0.5)  # after what this one wrote last
+    monkeypatch.setattr(boots, "write_atomically", lambda *_: raises(OSError(errno.ENOSPC, "full"))())
+    log(Ledger(phase="weights"))
+    assert log.flush()
+    assert other.stat().st_mtime > 0
 
 
 PHASES = '{"model": "spark", "device": "CPU", "phases": [{"name": "compile", "start_s": 1, "seconds": %s}]}'

@@ -18,7 +18,7 @@ import pytest
 from starlette.datastructures import Headers
 from test_faults import Faulty, error, faulty
 
-from fakes import FakeFamily
+from fakes import FakeFamily, raises
 from handler import Api, Lane, Picture, Recipe, Settings, store
 from handler.deadline import EXIT_S, Deadline
 from handler.errors import DeadlineExceeded, NotReady, QueueFull
@@ -289,6 +289,15 @@ def test_hands_work_at_once_up_to_their_number_and_skip_what_is_cancelled() -> N
     assert len({each.result(60) for each in first}) == 2
     assert isinstance(late.exception(60), ZeroDivisionError)
     assert hands.run(threading.current_thread).result(60).daemon
+
+
+def test_hands_for_whom_there_was_no_thread_have_their_place_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hands = Hands(1, 0, "test")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: raises(RuntimeError("can't start new thread"))())
+        with pytest.raises(RuntimeError, match="new thread"):
+            hands.run(lambda: 1)
+    assert hands.run(lambda: 2).result(60) == 2
 
 
 def test_hands_that_nobody_waits_for_keep_no_others_from_work_up_to_a_number() -> None:

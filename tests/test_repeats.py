@@ -5,9 +5,8 @@ import math
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +21,12 @@ from handler.server.repeats import Repeats, fingerprint, key_of
 KEY, OTHER = (b"caller", "one"), (b"caller", "two")
 
 
-class Drawn(SimpleNamespace):
+@dataclass(frozen=True)
+class Drawn:
     """As much of a picture as is looked at here."""
+
+    data: bytes
+    url: str
 
 
 class Source:
@@ -210,6 +213,19 @@ async def test_a_picture_that_has_a_url_takes_no_room() -> None:
         source.go.set()
         await known.call(key, b"x", source)
     assert [known._calls[key].size for key in (KEY, OTHER)] == [0, 1000]
+
+
+@in_turns
+async def test_what_nobody_came_back_for_holds_no_pixels() -> None:
+    """It counts for the first who does, and the store has it."""
+    source, known = Source(size=1000, url="https://store/a.png"), Repeats()
+    first = asyncio.create_task(known.call(KEY, b"x", source))
+    await turns()
+    first.cancel()
+    source.go.set()
+    await turns()
+    assert [len(each.data) for each in known._calls[KEY].pictures] == [0]
+    assert len((await known.call(KEY, b"x", source)).pictures) == 1
 
 
 async def given_up(known: Repeats, source: Source) -> list[Any]:

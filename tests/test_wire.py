@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 SERVER = """
-import socket, sys
+import asyncio, socket, sys
 parser, kept_s = sys.argv[1], float(sys.argv[2])
 if parser == "h11":
     sys.modules["httptools"] = None
@@ -25,6 +25,7 @@ async def app(scope, receive, send):
             break
     said = b"%d read" % len(read)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+    await asyncio.sleep(0.5 if scope["path"] == "/slow" else 0)
     await send({"type": "http.response.body", "body": said})
 
 listening = socket.create_server(("127.0.0.1", 0))
@@ -193,4 +194,15 @@ def test_a_head_that_is_never_finished_is_waited_for_no_longer_than_a_request(ha
     client = Client(hasty)
     with client.socket:
         client.send(start)
+        assert client.rest() == b""
+
+
+def test_a_head_that_began_during_an_answer_is_waited_for_no_longer(hasty: int) -> None:
+    client = Client(hasty)
+    with client.socket:
+        client.send(b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n")
+        client.socket.recv(1, socket.MSG_PEEK)  # its head is here, and all is read so far
+        client.send(b"GET /two HT")
+        assert client.answer() == b"0 read"
+        client.send(b"TP/1.1\r\n")
         assert client.rest() == b""

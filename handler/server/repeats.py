@@ -157,7 +157,10 @@ class Repeats:
         del self._calls[key]
         if call.reply.cancelled() or (reply := call.reply.result()).status >= 400:
             return
-        call.pictures, call.size = reply.pictures, sum(len(each.data) for each in reply.pictures if not each.url)
+        call.size = sum(len(each.data) for each in reply.pictures if not each.url)
+        call.pictures = tuple(
+            replace(each, data=b"") for each in reply.pictures
+        )  # only to be counted: the body has all
         call.until = time.monotonic() + min(KEPT_S, reply.lasts_s)
         call.reply = asyncio.get_running_loop().create_future()
         call.reply.set_result(replace(reply, smaller=None, stored=None, pictures=()))

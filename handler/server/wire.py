@@ -78,9 +78,13 @@ class Wire(Base):
             self._patience.cancel()
 
     def _hang_up(self, before: Any) -> None:
-        """Unless a head came after all, as it may when the answer `before` it is there, or that is still to come."""
-        if self.cycle is before and (before is None or before.response_complete):
+        """Unless a head came after all; while the answer `before` it is still to come, wait on."""
+        if self.cycle is not before:
+            return
+        if before is None or before.response_complete:
             self.transport.close()
+        else:
+            self._wait()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, and hang up; if it came after a whole request, only that is answered."""
