@@ -11,8 +11,8 @@ from handler.errors import BudgetExceeded, KindlingError, ModelNotFound, Request
 from handler.settings import Settings
 
 MODEL = "model id, alias or mode (default: $KINDLING_MODEL or spark)"
-CODES = """exit codes: 0 done, or serve told once to stop; 1 failed or stopped; 2 bad usage or a bad setting; 124 past the
-cold-start budget; 130 Ctrl-C, 143 SIGTERM: of serve when it is told twice"""
+CODES = """exit codes: 0 done, or serve told once to stop; 1 failed or stopped; 2 bad usage or a bad setting;
+124 past the cold-start budget; 130 Ctrl-C, 143 SIGTERM: of serve when it is told twice"""
 
 
 BAD_USAGE = (RequestError, SettingsError)
