@@ -1,10 +1,13 @@
 """What comes on a connection, byte by byte, on real servers with either parser."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -29,6 +32,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": said})
 
 listening = socket.create_server(("127.0.0.1", 0))
+listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 config = uvicorn.Config(app, ws="none", lifespan="off", http=Wire, log_level="critical", timeout_keep_alive=kept_s)
 print(listening.getsockname()[1], flush=True)
 uvicorn.Server(config).run(sockets=[listening])
@@ -43,23 +47,36 @@ UPGRADES = [
 ]
 
 
-def started(parser: str, kept_s: float) -> Iterator[int]:
+class Server(NamedTuple):
+    """A process."""
+
+    port: int
+    pid: int
+
+
+def started(parser: str, kept_s: float) -> Iterator[Server]:
     command = [sys.executable, "-c", SERVER, parser, str(kept_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        yield int(process.stdout.readline())
+        yield Server(int(process.stdout.readline()), process.pid)
         process.terminate()
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
-def port(request: pytest.FixtureRequest) -> Iterator[int]:
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     yield from started(request.param, 75)
+
+
+@pytest.fixture
+def port(server: Server) -> int:
+    return server.port
 
 
 @pytest.fixture(params=["httptools", "h11"])
 def hasty(request: pytest.FixtureRequest) -> Iterator[int]:
     """A server that keeps a connection for no time worth mentioning."""
-    yield from started(request.param, 0.05)
+    for each in started(request.param, 0.05):
+        yield each.port
 
 
 class Client:
@@ -138,6 +155,29 @@ def test_junk_does_not_cost_the_answer_to_what_came_before(client: Client, junk:
     assert client.answer() == client.answer() == b"0 read"
     rest = client.rest()
     assert not rest or refused(rest)
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_a_head_after_requests_has_an_end_though_all_lies_here_at_once(server: Server, before: int) -> None:
+    """As it does for a server that was busy; this one is stopped meanwhile."""
+    client = Client(server.port)
+    with client.socket:
+        os.kill(server.pid, signal.SIGSTOP)
+        client.send((b"GET / HTTP/1.1\r\n" + HOST + b"\r\n") * before + padded(2 * HEAD))
+        os.kill(server.pid, signal.SIGCONT)
+        assert [client.answer() for _ in range(before)] == [b"0 read"] * before
+        rest = client.rest()
+        assert not rest or refused(rest)
+
+
+def test_requests_that_lie_here_at_once_are_all_answered(server: Server) -> None:
+    client = Client(server.port)
+    post = b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 30000\r\n\r\n" + b"a" * 30_000
+    with client.socket:
+        os.kill(server.pid, signal.SIGSTOP)
+        client.send((post + padded(5000)) * 4)
+        os.kill(server.pid, signal.SIGCONT)
+        assert [client.answer() for _ in range(8)] == [b"30000 read", b"0 read"] * 4
 
 
 def test_junk_in_a_body_is_refused(client: Client) -> None:

@@ -158,9 +158,7 @@ class Repeats:
         if call.reply.cancelled() or (reply := call.reply.result()).status >= 400:
             return
         call.size = sum(len(each.data) for each in reply.pictures if not each.url)
-        call.pictures = tuple(
-            replace(each, data=b"") for each in reply.pictures
-        )  # only to be counted: the body has all
+        call.pictures = tuple(replace(each, data=b"") for each in reply.pictures)  # only counted: the body has all
         call.until = time.monotonic() + min(KEPT_S, reply.lasts_s)
         call.reply = asyncio.get_running_loop().create_future()
         call.reply.set_result(replace(reply, smaller=None, stored=None, pictures=()))

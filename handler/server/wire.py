@@ -23,7 +23,7 @@ PART = 4 << 10  # bytes that are parsed at once, so that a head's limit does not
 if TYPE_CHECKING or AutoHTTPProtocol is not H11Protocol:  # two classes that are alike in what is used here
     from handler.server.parsing import Parsed as Base
 else:
-    Base = H11Protocol
+    from handler.server.parsing_h11 import Parsed as Base
 
 
 class Wire(Base):

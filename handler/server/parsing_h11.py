@@ -1,0 +1,30 @@
+"""uvicorn's protocol with h11; what follows a request waits unparsed until that is answered: so heads have an end."""
+
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class Parsed(H11Protocol):
+    """One connection. Feed it little at once: h11 limits only a head that is not whole yet."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._waiting: list[bytes] = []
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, or once the answer is out."""
+        if self.conn.their_state is h11.DONE:
+            self._waiting.append(data)
+            self.flow.pause_reading()
+        else:
+            super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """Read what waited, as little at once as it came."""
+        super().on_response_complete()
+        waiting, self._waiting = self._waiting, []
+        for data in waiting:
+            if not self.transport.is_closing():
+                self.data_received(data)
