@@ -3,24 +3,25 @@
 Importing this package imports neither torch nor diffusers; `Worker.boot` does, on the clock.
 """
 
-__version__ = "0.1.0"
-
 from handler.api import Api
 from handler.birth import Birth
 from handler.blocks import bind_blocks, compile_blocks
 from handler.catalog import MODELS, MODES
 from handler.clock import Clock
+from handler.core.recipe import Picture, Recipe
+from handler.core.version import __version__
 from handler.errors import KindlingError, StartError
 from handler.fit import room_for
 from handler.hardware import detect
 from handler.lane import Lane
 from handler.reader import Reader
 from handler.reply import Reply
-from handler.request import ImageRequest, Picture, Recipe
+from handler.request import ImageRequest
 from handler.server import create_app
 from handler.settings import Settings
+from handler.sources import fetched_folder
 from handler.spec import ModelSpec
-from handler.volume import checked, fetched_folder, write_manifest
+from handler.volume import checked, write_manifest
 from handler.weights import load_components, tensors
 from handler.worker import Worker
 
@@ -41,6 +42,7 @@ __all__ = [
     "Settings",
     "StartError",
     "Worker",
+    "__version__",
     "bind_blocks",
     "checked",
     "compile_blocks",

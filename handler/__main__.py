@@ -5,8 +5,10 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 
-from handler import __version__, bake, chips, doctor, fetch, generate, models, optimize
+from handler import bake, doctor, fetch, generate, models, optimize
+from handler.cli import receipts
 from handler.clock import EXIT_CODE
+from handler.core.version import __version__
 from handler.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError
 from handler.settings import Settings
 
@@ -32,7 +34,7 @@ VERBS = (
     ("fetch", fetch, _takes_model, "bring a model to the volume"),
     ("bake", bake, _takes_model, "compile a model for this machine, for later cold starts"),
     ("optimize", optimize, optimize.add_arguments, "measure how a model runs best here; workers follow the receipt"),
-    ("receipts", chips, chips.add_arguments, "show the receipts of optimize, choose the one that workers follow"),
+    ("receipts", receipts, receipts.add_arguments, "show the receipts of optimize, choose the one that workers follow"),
     ("doctor", doctor, _takes_nothing, "look at the machine, the volume, the settings and the last boots"),
 )
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from handler import codec
 from handler.catalog import find
+from handler.core.stepcache import StepCache
 from handler.errors import InvalidValue
 from handler.hardware import detect
 from handler.kernels import KERNELS, refusal
@@ -21,7 +22,6 @@ from handler.precisions import PRECISIONS
 from handler.request import ImageRequest
 from handler.settings import Settings
 from handler.spec import ModelSpec
-from handler.stepcache import StepCache
 from handler.vae import label
 
 SAID: Mapping[str, tuple[str, Callable[[ImageRequest], Any]]] = {  # option -> field of a PNG, and as it is asked

@@ -9,18 +9,19 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from handler import __version__, codec
+from handler import codec
 from handler.catalog import find
 from handler.chips import answer
+from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
+from handler.core.version import __version__
 from handler.deadline import Deadline
 from handler.dialects import edits, native, openai
 from handler.errors import InvalidJson, InvalidType, ModelNotFound, RouteNotFound, Unsupported
 from handler.lane import Lane
 from handler.pieces import plain
-from handler.preview import Preview
 from handler.references import decoded
 from handler.reply import Reply, answered
-from handler.request import MAX_SEED, Drawn, Format, ImageRequest, Picture, Pixels, Recipe
+from handler.request import MAX_SEED, Format, ImageRequest
 from handler.store import Store
 from handler.untrusted import Malformed, check
 

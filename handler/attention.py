@@ -4,17 +4,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from handler import compiled
-from handler.clock import Clock
+from handler.discreet import let_go
 from handler.errors import BudgetExceeded, DeviceLost, SettingsError
-from handler.faults import let_go, meaning
-from handler.hardware import Hardware
-from handler.kernels import KERNELS, NATIVE, Choice, backend, choose, refusals
-from handler.settings import Settings
-from handler.spec import ModelSpec
+from handler.faults import meaning
+from handler.kernels import KERNELS, NATIVE, Choice, backend
 
 MARGIN = 0.05  # how much faster another must be: less is noise, and would change pixels from one worker to the next
 BOUND = 0.01  # of a result's norm that may differ from native's: 16-bit kernels differ by 0.0025, 8-bit ones by 0.05
@@ -32,35 +28,6 @@ class Timing:
     id: str
     ms: float | None
     why: str = ""
-
-
-def settle(
-    settings: Settings,
-    spec: ModelSpec,
-    hardware: Hardware,
-    model: Any,
-    clock: Clock,
-    streaming: bool,
-    draw: Callable[[], object],
-) -> Hardware:
-    """Let `model` use a kernel and the ledger tell why: the one asked for, the volume's, or what is fastest in `draw`.
-
-    All compiled code depends on it, so what one worker measured and published the later ones follow, noise or not.
-    """
-    chosen = choose(settings.attention, hardware.capability, hardware.dtype)
-    if chosen is None:
-        with clock.phase("attention"):
-            refused = refusals(hardware.capability, hardware.dtype)
-            usable = [name for name, why in refused.items() if not why]
-            if found := compiled.packaged(spec, hardware, settings.volume, usable):
-                chosen = Choice(found, "as what is compiled on the volume")
-            elif why := unmeasured(model, streaming, clock.remaining):
-                chosen = Choice(NATIVE, why)
-            else:
-                chosen = _measured(model, refused, draw)
-    use(model, chosen)
-    clock.ledger.attention = f"{chosen.id}: {chosen.reason}"
-    return replace(hardware, attention=chosen.id)
 
 
 def dispatches(model: Any) -> bool:
@@ -101,7 +68,7 @@ def unmeasured(model: Any, streaming: bool, remaining_s: float) -> str:
     return ""
 
 
-def _measured(model: Any, refused: Mapping[str, str], draw: Callable[[], object]) -> Choice:
+def measured(model: Any, refused: Mapping[str, str], draw: Callable[[], object]) -> Choice:
     """`fastest`, but native where that cannot be told: it may draw where measuring found no memory, or NaN."""
     try:
         return fastest(model, refused, draw)

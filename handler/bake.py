@@ -17,8 +17,14 @@ from handler.hardware import Hardware, detect
 from handler.publishing import publishing, retire, whole
 from handler.room import reading, require, require_writable
 from handler.settings import Settings
+from handler.sources import (
+    baked_sources,
+    model_source,
+    served_source,
+    weight_facts,
+    weights_folder,
+)
 from handler.spec import ModelSpec
-from handler.volume import baked_sources, model_source, served_source, weight_facts, weights_folder
 from handler.worker import Worker
 
 log = logging.getLogger(__name__)

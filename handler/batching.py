@@ -4,17 +4,15 @@ Small pictures leave a GPU idle between kernels, so several take hardly longer t
 pixels than one of 1024x1024, so that they need no more memory.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from handler.request import Recipe
+from handler.core.recipe import MOST, Recipe
+from handler.receipts import Gains
 
-MOST = 8
 PIXELS = 1024 * 1024
 PAYS = 1.1  # times the pictures a second of one by one; less is not worth that all wait for all
 Size = tuple[int, int]
-Gains = Mapping[str, Mapping[str, float]]  # "256x256" -> "4" at once -> times the pictures a second of one by one
 
 
 def room(size: Size) -> int:

@@ -8,9 +8,9 @@ steps a good trade-off, and Qwen-Image's draws 1328x1328, 1.7 times as long. Rev
 import math
 
 from handler import licenses
+from handler.core.stepcache import StepCache
 from handler.errors import ModelNotFound
 from handler.spec import Graft, Mode, ModelSpec, Streams
-from handler.stepcache import StepCache
 
 SPARK = ModelSpec(
     id="spark",
@@ -258,3 +258,13 @@ def find(name: str) -> ModelSpec:
         if wanted.lower() in (known.lower() for known in spec.names):
             return spec
     raise ModelNotFound(f"There is no model '{name:.80}'. Known: {', '.join([*MODELS, *MODES])}.", "model")
+
+
+NONE = "No model of the catalogue fits."
+
+
+def largest_below(free_gb: float) -> str:
+    """The largest model whose files, in 16 bits, take less than `free_gb` of disk; as a sentence."""
+    sizes = {spec.id: 2 * (spec.parameters + spec.other_parameters) / 1e9 for spec in MODELS.values()}
+    best = max((model for model in sizes if sizes[model] < free_gb), key=lambda model: sizes[model], default="")
+    return f"The largest that fits there is {best} ({sizes[best]:.3g} GB)." if best else NONE

@@ -3,9 +3,6 @@
 `Clock.arm` starts two watchdogs. A thread ends the process at the deadline with the phase named and every
 stack dumped. If native code holds the GIL so that no thread can run, `faulthandler`, which needs no GIL, does
 the same two seconds later; the phase is then the last one announced. Knows nothing about models.
-
-`plan` decides, from the seconds that are left, whether this worker compiles. It degrades first: eager, with the
-reason told; only past the budget does a start fail.
 """
 
 import faulthandler
@@ -16,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -26,9 +23,6 @@ from handler.errors import BudgetExceeded, KindlingError, StartError
 GRACE_S = 2.0
 OVER = "exceeded its budget"
 EXIT_CODE = 124  # as timeout(1) has it; 1 if only faulthandler could end the process
-COMPILE_S = 90.0  # regional AOTInductor of FLUX.1 takes ~30 s on an H200 (Hugging Face's ZeroGPU blog); thrice that
-MARGIN = 1.5  # how much longer than last time a compilation may take
-FIRST_PICTURE_S = 15.0  # kept back for the warm-up picture after it
 STDERR = 2  # the file descriptor: sys.stderr may be replaced, or busy in the thread that hangs
 
 
@@ -42,47 +36,6 @@ class Phase:
     name: str
     start_s: Seconds
     seconds: Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How this worker runs its model; `compiles`: it must compile first, for no artifact fits.
-
-    `failure` says why it cannot be compiled, where that is the reason to be eager.
-    """
-
-    mode: Literal["COMPILED", "EAGER"]
-    reason: str
-    compiles: bool = False
-    failure: str = ""
-
-
-OFF = Plan("EAGER", "KINDLING_COMPILE=off")
-STREAMING = Plan("EAGER", "the denoiser's blocks come from host memory, and compiled code wants them to stay in place")
-
-
-def plan(
-    policy: str, device: str, outcome: str, found: str, remaining_s: float, compile_s: float | None, failure: str = ""
-) -> Plan:
-    """COMPILED or EAGER, and why.
-
-    `policy` is KINDLING_COMPILE, `device` cpu or cuda, `outcome` and `found` what the search for artifacts gave,
-    `compile_s` how long compiling took when last measured, in seconds, `failure` why it would fail, if it would.
-    """
-    if policy == "off":
-        return OFF
-    if outcome == "HIT":
-        return Plan("COMPILED", f"{outcome}: {found}")
-    if device == "cpu" and policy == "auto":
-        return Plan("EAGER", f"{outcome}: {found}; on a CPU only 'bake' compiles, or KINDLING_COMPILE=on")
-    if failure:
-        return Plan("EAGER", f"{outcome}: {found}; {failure}", failure=failure)
-    known = compile_s or COMPILE_S
-    needed = MARGIN * known + FIRST_PICTURE_S
-    guess = f"compiling takes about {known:.0f} s ({'measured' if compile_s else 'assumed'})"
-    if needed > remaining_s:
-        return Plan("EAGER", f"{outcome}: {found}; {guess}, too much for the {remaining_s:.0f} s left")
-    return Plan("COMPILED", f"{outcome}: {found}; {guess}, {remaining_s:.0f} s are left", compiles=True)
 
 
 @dataclass(slots=True)

@@ -17,8 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from handler.core.recipe import Recipe
 from handler.errors import InvalidValue
-from handler.request import Format, Recipe
+from handler.request import Format
 from handler.untrusted import parse
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from handler.core.host import host_memory
 from handler.errors import DoesNotFit, KindlingError, WeightsMissing
 from handler.fit import memory_plan, require
-from handler.hardware import Hardware, expected, host_memory
+from handler.hardware import Hardware, expected
 from handler.precisions import PRECISIONS
 from handler.receipts import Receipt, current
 from handler.settings import Settings
+from handler.sources import served_source
 from handler.spec import ModelSpec
-from handler.volume import Source, served_source
+from handler.volume import Source
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:

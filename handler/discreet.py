@@ -29,3 +29,19 @@ def _told(error: BaseException, prompts: tuple[str, ...]) -> str:
 def _quotes(message: str, prompt: str) -> bool:
     said, asked = (set(WORD.findall(text.casefold())) for text in (message, prompt))
     return not said.isdisjoint(asked) or (len(prompt) > 1 and prompt in message)
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """`error` and what it came from, which may be itself."""
+    found: list[BaseException] = []
+    while error and not any(error is each for each in found):
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def let_go(error: BaseException) -> None:
+    """Forget the way that `error` and its causes came, with all that is in those frames: tensors, pictures, itself."""
+    for each in causes(error):
+        traceback.clear_frames(each.__traceback__)
+        each.__traceback__ = None

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from handler import __version__, compiled, toolchain
+from handler import compiled, toolchain
 from handler.boots import LOOKED, last_boots, measured, past
 from handler.catalog import find
-from handler.clock import COMPILE_S, STREAMING
-from handler.clock import plan as planned
+from handler.compilation import COMPILE_S, STREAMING
+from handler.compilation import plan as planned
 from handler.configured import described, listed
+from handler.core.version import __version__
 from handler.decision import decide
 from handler.errors import DoesNotFit, KindlingError, SettingsError
 from handler.failures import Failures
@@ -25,13 +26,15 @@ from handler.footprint import weigh
 from handler.hardware import GPU_DRIVER, Hardware, detect
 from handler.kernels import refusals
 from handler.listing import weight_files
-from handler.models import expected, patiently, states
+from handler.models import expected, states
+from handler.patience import patiently
 from handler.settings import Settings
+from handler.sources import served_source
 from handler.spec import ModelSpec
 from handler.spend import unheld
 from handler.store import Store
 from handler.vae import vae_source
-from handler.volume import Source, served_source
+from handler.volume import Source
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from handler.core.recipe import Drawn, OnStep, Pixels, Preview, Recipe
 from handler.errors import DeviceLost
 from handler.faults import meaning
-from handler.preview import OnStep, Preview, Projection
-from handler.request import Drawn, Pixels, Recipe
+from handler.preview import Projection
 from handler.spec import ModelSpec
 from handler.stages import Mark, Stages
 

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import handler
 from handler import compiled, toolchain
 from handler.blocks import digest
+from handler.core.version import __version__
+from handler.discreet import causes
 from handler.errors import DeviceLost, KindlingError, NumericalError, VolumeFailed
-from handler.faults import LOST, NO_MEMORY, causes, meaning
+from handler.faults import LOST, NO_MEMORY, meaning
 from handler.hardware import Hardware
 from handler.publishing import retire
 from handler.room import inside, reading
@@ -179,7 +180,7 @@ class Failures:
         """All that may mend it."""
         tools = toolchain.look().facts | {name: compiled.version_of(name) for name in WHEELS}
         code = compiled.fingerprint(self.spec, self.hardware, self.decoder)
-        return {**code, **tools, "kindling": handler.__version__}
+        return {**code, **tools, "kindling": __version__}
 
 
 def _record(path: Path) -> Record | None:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from handler.catalog import MODELS
+from handler.catalog import MODELS, NONE
 from handler.errors import DoesNotFit
 from handler.footprint import Weights, weigh
 from handler.hardware import Hardware
@@ -30,7 +30,6 @@ TRIED: dict[str, tuple[Mode, ...]] = {  # for each value of KINDLING_OFFLOAD
 WAITS = {"encoders": "the text encoders wait in host memory", "blocks": "all but the VAE waits in host memory"}
 CONTEXT_GB = 1.0  # what driver and libraries keep of a GPU's memory; an assumption
 DECODED = 2500  # bytes a pixel while 16-bit VAEs decode: three times 256 channels, and cuDNN's work; an assumption
-NONE = "No model of the catalogue fits."
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +128,6 @@ def require(
     could = offload != "auto" and memory_plan(spec, hardware, source, host_gb).fits
     advice = "It would with KINDLING_OFFLOAD=auto." if could else nearest(hardware, host_gb)
     raise DoesNotFit(f"{spec.id} does not fit at {hardware.precision}: {found.reason}. {advice}")
-
-
-def largest_below(free_gb: float) -> str:
-    """The largest model whose files, in 16 bits, take less than `free_gb` of disk; as a sentence."""
-    sizes = {spec.id: weigh(spec, Hardware("cpu", "CPU", "bf16", "")).stored / 1e9 for spec in MODELS.values()}
-    best = max((model for model in sizes if sizes[model] < free_gb), key=lambda model: sizes[model], default="")
-    return f"The largest that fits there is {best} ({sizes[best]:.3g} GB)." if best else NONE
 
 
 def nearest(hardware: Hardware, host_gb: float = math.inf) -> str:

@@ -8,8 +8,9 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from handler.core.host import read_ahead
 from handler.errors import WeightsCorrupt
-from handler.hardware import Hardware, read_ahead
+from handler.hardware import Hardware
 from handler.layout import FLOATS, WIDTHS, Slot, read_layout
 from handler.listing import LORA, remedy, weight_files
 from handler.offload import WAITING

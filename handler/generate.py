@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from handler import __version__, again, codec
+from handler import again, codec
 from handler.catalog import find
 from handler.clock import Clock
+from handler.core.recipe import Recipe
+from handler.core.version import __version__
 from handler.dialects import openai
 from handler.errors import InvalidValue, MissingParameter
 from handler.references import decoded
-from handler.request import MAX_SEED, Format, ImageRequest, Recipe
+from handler.request import MAX_SEED, Format, ImageRequest
 from handler.room import writing
 from handler.settings import Settings
 from handler.spec import ModelSpec

@@ -2,13 +2,13 @@
 
 import contextlib
 import math
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from handler.core.host import host_memory
 from handler.errors import DeviceMissing
 from handler.kernels import NATIVE
 from handler.kernels import choose as choose_kernel
@@ -16,9 +16,6 @@ from handler.precisions import PRECISIONS, choose
 from handler.processor import processor
 from handler.settings import Settings
 
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-CGROUP_V1_LIMIT = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-AHEAD, SHARE = 4 << 30, 4  # what 1 GB/s brings while torch is imported; at most a fourth of the memory
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
 GPUS = Path("/proc/driver/nvidia/gpus")
@@ -98,20 +95,6 @@ def detect(settings: Settings) -> Hardware:
 def _cpu(settings: Settings) -> Hardware:
     chosen = choose(settings.precision, "cpu")
     return Hardware("cpu", "CPU", *chosen, host_memory() / 1e9, processor=processor().name)
-
-
-def host_memory() -> int:
-    """Bytes this process may use: the machine's, or its container's if that has fewer."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in (CGROUP_LIMIT, CGROUP_V1_LIMIT):
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            limits.append(int(path.read_text()))
-    return min(limits)
-
-
-def read_ahead(host: int) -> int:
-    """How many bytes of files may wait in the memory of a host that has so many bytes."""
-    return min(AHEAD, host // SHARE)
 
 
 def sees_gpu() -> bool:

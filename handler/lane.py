@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from handler.batching import at_once
 from handler.catalog import find
 from handler.clock import Clock, Ledger
+from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.deadline import EXIT_S, LATE, Deadline
 from handler.discreet import outline
 from handler.errors import (
@@ -32,9 +33,7 @@ from handler.errors import (
 )
 from handler.line import Job, Line, hand
 from handler.painter import Painter
-from handler.preview import OnStep
 from handler.publisher import Publisher
-from handler.request import Drawn, Recipe
 from handler.settings import Settings
 from handler.spend import Meter, require_held
 from handler.worker import Worker

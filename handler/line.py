@@ -16,10 +16,9 @@ from itertools import islice
 from typing import Literal
 
 from handler.batching import alike
+from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.deadline import LATE
 from handler.errors import RETRY_S, Cancelled, DeadlineExceeded, KindlingError, QueueFull
-from handler.preview import OnStep
-from handler.request import Drawn, Recipe
 
 Outcome = Drawn | KindlingError
 Where = Literal["queue", "denoise"]

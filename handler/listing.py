@@ -1,5 +1,6 @@
 """Which of a folder's files its pipeline reads: the small ones, and the weights that model_index.json leads to."""
 
+import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 from handler.errors import WeightsCorrupt, WeightsMissing
 from handler.room import reading
+from handler.sources import EMBEDDED, INDEX
 from handler.untrusted import Malformed, load
-from handler.volume import EMBEDDED, INDEX, Source
+from handler.volume import Source
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
 LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
@@ -75,3 +77,12 @@ def json_of(source: Source, name: str) -> dict[str, Any]:
             raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
         except Malformed:
             raise WeightsCorrupt(f"{path} is no JSON object. {remedy(source)}") from None
+
+
+OURS = {"Flux2TinyAutoEncoder": "handler.families.flux2_tiny"}  # whose repository would have us run its own code
+
+
+def named(library: object, word: object) -> Any:
+    """What diffusers or transformers, or this package in their place, call so; None for anything else."""
+    module = OURS.get(str(word), library)
+    return getattr(importlib.import_module(module), str(word), None) if module in (*STEMS, *OURS.values()) else None

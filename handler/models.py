@@ -2,24 +2,24 @@
 
 import argparse
 import json
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from handler import compiled
 from handler.catalog import MODELS, MODES
 from handler.chips import dollars_of
+from handler.core.host import host_memory
 from handler.decision import decide
 from handler.errors import KindlingError, WeightsMissing
 from handler.fit import MemoryPlan, memory_plan
-from handler.hardware import Hardware, detect, host_memory
+from handler.hardware import Hardware, detect
+from handler.patience import cause, patiently
 from handler.settings import Settings
+from handler.sources import baked_sources, served_source
 from handler.spec import ModelSpec
-from handler.volume import Source, baked_sources, served_source
+from handler.volume import Source
 
-T = TypeVar("T")
-PATIENCE_S = 10.0  # a volume that hangs must not hang who looks at it
 FITS = {"resident": "fits", "encoders": "fits with text encoders offloaded", "blocks": "fits offloaded"}
 ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
 
@@ -80,34 +80,6 @@ def states(settings: Settings, hardware: Hardware) -> list[State]:
         return [examined(spec) for spec in MODELS.values()]
 
     return patiently(all_examined, otherwise=lambda why: [unknown(spec, why) for spec in MODELS.values()])
-
-
-def patiently(examine: Callable[..., T], *given: Any, otherwise: Callable[[str], T], where: str = "the volume") -> T:
-    """What `examine` finds; else `otherwise` of why not: it failed, or it hangs, as reads from a dead mount do."""
-    found: list[T] = []
-    failed: list[Exception] = []
-
-    def run() -> None:
-        try:
-            found.append(examine(*given))
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    if found:
-        return found[0]
-    return otherwise(cause(failed[0]) if failed else f"{where} does not answer within {PATIENCE_S:g} s")
-
-
-def cause(error: Exception) -> str:
-    """An error in a few words."""
-    if isinstance(error, KindlingError):
-        return error.message
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {error}"
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 
 from handler.errors import FetchFailed
 from handler.hub import Repository
+from handler.listing import named
+from handler.sources import INDEX
 from handler.spec import ModelSpec
-from handler.volume import INDEX
-from handler.weights import named
 
 ROOT = re.compile(rf"{re.escape(INDEX)}|licen[cs]e[^/]*", re.IGNORECASE)
 WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)((-\d{5}-of-\d{5})?\.safetensors|\.safetensors\.index\.json)")

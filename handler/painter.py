@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from handler.clock import STDERR, Ledger
-from handler.discreet import outline
+from handler.core.recipe import OnStep, Preview, Recipe
+from handler.discreet import let_go, outline
 from handler.drawing import Outcome, sound
+from handler.engine.triage import Triage
 from handler.errors import DeviceLost, Internal, KindlingError, OutOfMemory
-from handler.faults import Triage, let_go
 from handler.line import Job
-from handler.preview import OnStep, Preview
-from handler.request import MIN_SIDE, ImageRequest, Recipe
+from handler.request import MIN_SIDE, ImageRequest
 from handler.settings import Settings
 from handler.spec import ModelSpec
 from handler.watch import Watch

@@ -15,8 +15,6 @@ SHRINK = 8  # pixels of the picture to one of the preview, along each side
 LEARNED = 48  # pictures; later ones change nothing anyone could see
 RIDGE = 1.0  # worth as much as one cell that says: grey
 GREY = 0.5
-Preview = Callable[[], Any]  # makes a uint8 (height, width, 3) array, on the thread of the lane alone
-OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may raise to stop
 
 
 class Projection:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from handler.core.host import host_memory, read_ahead
 from handler.errors import WeightsCorrupt, WeightsMissing
-from handler.hardware import host_memory, read_ahead
 from handler.listing import config_files, index_of, remedy, weight_files
 from handler.room import reading
 from handler.volume import CHUNK, Source

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from handler.batching import Gains
 from handler.errors import InvalidValue, KindlingError, VolumeFailed
 from handler.precisions import PRECISIONS
 from handler.room import inside, reading, writing
@@ -25,6 +24,7 @@ from handler.volume import write_atomically
 CURRENT = "current.json"
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+Gains = Mapping[str, Mapping[str, float]]  # "256x256" -> "4" at once -> times the pictures a second of one by one
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from handler.codec import chunks
+from handler.core.recipe import Mask, Reference
 from handler.errors import InvalidValue, KindlingError, OutOfRange
-from handler.request import MIN_SIDE, ImageRequest, Mask, Reference
+from handler.request import MIN_SIDE, ImageRequest
 from handler.spec import SEEN_PIXELS, ModelSpec
 
 MAX_PIXELS = 4096 * 4096

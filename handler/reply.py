@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from handler.discreet import outline
+from handler.core.recipe import Picture
+from handler.discreet import let_go, outline
 from handler.errors import Internal, KindlingError
-from handler.faults import let_go
 from handler.pieces import encoded, pieces, plain
-from handler.request import Format, Picture
+from handler.request import Format
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -1,18 +1,17 @@
-"""The values that travel: what a caller asks (`ImageRequest`), what will be drawn (`Recipe`), what came out.
+"""What a caller asks: `ImageRequest`, frozen and checked at birth. What will be drawn of it is in `core/recipe.py`.
 
-Frozen and checked at birth; after `ImageRequest.parse` no code sees a dict. Model-specific limits are not known
+After `ImageRequest.parse` no code sees a dict. Model-specific limits are not known
 here: `catalog.ModelSpec.recipe` applies them.
 """
 
 import base64
-from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from handler import errors
-from handler.stepcache import Choice, StepCache
+from handler.core.stepcache import Choice
 
 MAX_SEED = 2**31 - 1
 MIN_SIDE, MAX_SIDE = 64, 2048
@@ -133,87 +132,3 @@ def translate(error: ValidationError) -> errors.RequestError:
     else:
         message = f"{message}." if message.startswith(f"{param} ") else f"{param}: {message}."
     return kind(message, param)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reference:
-    """An image to work from: `rgb` is uint8 (height, width, 3), `sha256` that of the file it came in."""
-
-    rgb: Any
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Mask:
-    """Where an image stays: `kept` is uint8 (height, width), 255 where it does, 0 where it is drawn anew."""
-
-    kept: Any
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All of a picture that a caller can choose, with nothing left open. `size` is (width, height) in pixels.
-
-    `strength` is how much of the first image is drawn anew; None where there is none, or all are references.
-    """
-
-    model: str
-    revision: str
-    prompt: str
-    size: tuple[int, int]
-    steps: int
-    guidance: float
-    scheduler: str
-    seed: int
-    negative_prompt: str | None = None  # an empty one is not none: SDXL and Qwen-Image draw other pictures of it
-    images: tuple[Reference, ...] = ()
-    step_cache: StepCache | None = None
-    strength: float | None = None
-    mask: Mask | None = None
-
-    @property
-    def taken(self) -> int:
-        """How many of the steps are taken."""
-        return self.steps if self.strength is None else steps_taken(self.steps, self.strength)
-
-    def described(self) -> dict[str, Any]:
-        """The recipe as JSON takes it: of each image, and of the mask, its SHA-256."""
-        hashes = {"images": [image.sha256 for image in self.images], "mask": self.mask and self.mask.sha256}
-        return asdict(replace(self, images=(), mask=None)) | hashes
-
-
-def steps_taken(steps: int, strength: float) -> int:
-    """An edit's share of the steps, which are the last ones; rounded down, but 0.7 of 10 are 7."""
-    return int(steps * strength + 1e-6)
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """One finished picture before encoding: `rgb` is uint8 (height, width, 3), C-contiguous.
-
-    `batch` is how many pictures were drawn at once.
-    """
-
-    rgb: Any
-    recipe: Recipe
-    batch: int = 1
-
-
-Drawn = tuple[Pixels, dict[str, float]]  # a picture, and the seconds of each stage
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One encoded picture and how it was made; `stages` are seconds per stage, `plan` is COMPILED or EAGER and why.
-
-    `url` is where an object store has it too; `undelivered` says why it has not, though that was wanted.
-    """
-
-    data: bytes
-    format: Format
-    recipe: Recipe
-    plan: str = ""
-    stages: dict[str, float] = field(default_factory=dict)
-    url: str = field(default="", repr=False)
-    undelivered: str = ""

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from handler.core.stepcache import Choice
 from handler.errors import SettingsError
-from handler.stepcache import Choice
 
 PREFIX = "KINDLING_"
 # What Kubernetes tells every container of a Service named `kindling` or `kindling-...`, and Docker one that is linked:

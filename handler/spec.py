@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from handler.core.recipe import Mask, Recipe, Reference, steps_taken
+from handler.core.stepcache import Choice, StepCache
 from handler.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.licenses import License
-from handler.request import MAX_SEED, MAX_SIDE, ImageRequest, Mask, Recipe, Reference, steps_taken
-from handler.stepcache import Choice, StepCache
+from handler.request import MAX_SEED, MAX_SIDE, ImageRequest
 
 SEEN_PIXELS = 1024 * 1024  # of a reference image: FLUX.2 looks at no more
 FEWEST_TO_SKIP = 20  # steps; models that take fewer are distilled, and each of their steps counts

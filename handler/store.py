@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Self
 
+from handler.core.recipe import Picture
 from handler.deadline import Deadline
 from handler.hands import Hands
-from handler.request import Picture
 from handler.settings import Settings, bucket_keys
 
 TRIES = 3

@@ -5,7 +5,6 @@ read, so no weight is there twice. The result equals the libraries' own `from_pr
 be there and wanted; nothing but classes of diffusers and transformers is ever made.
 """
 
-import importlib
 import mmap
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,15 +15,15 @@ from handler.errors import WeightsCorrupt, WeightsMissing
 from handler.filling import as_served, dtype_of, fill, layouts, slots_of
 from handler.hardware import Hardware
 from handler.layout import Slot
-from handler.listing import LORA, STEMS, remedy
+from handler.listing import LORA, named, remedy
 from handler.reader import CONFIGS, Reader, ReadFile
 from handler.room import reading
-from handler.volume import CHUNK, INDEX
+from handler.sources import INDEX
+from handler.volume import CHUNK
 
 ALIGNMENT = 256  # where a GPU's allocations start, and so one weight of a file
 KERNELS = 16  # where its fast kernels want every weight to start
 TOKENIZER_OF = {"PixtralProcessor": "AutoTokenizer"}  # all that FLUX.2 uses of it; the rest wants torchvision
-OURS = {"Flux2TinyAutoEncoder": "handler.families.flux2_tiny"}  # whose repository would have us run its own code
 
 
 def load_components(reader: Reader, hardware: Hardware, waiting: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -108,12 +107,6 @@ def _class(reader: Reader, library: object, word: str) -> Any:
         path = reader.source.folder / INDEX
         raise WeightsCorrupt(f"{path} asks for {library}.{word}: only models of diffusers and transformers are made.")
     return found
-
-
-def named(library: object, word: object) -> Any:
-    """What diffusers or transformers, or this package in their place, call so; None for anything else."""
-    module = OURS.get(str(word), library)
-    return getattr(importlib.import_module(module), str(word), None) if module in (*STEMS, *OURS.values()) else None
 
 
 def tensors(reader: Reader, component: str, device: str = "cpu") -> dict[str, Any]:

@@ -14,29 +14,31 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
-from handler import attention, compiled, stepcache
-from handler.batching import Gains
+from handler import attention, compiled, kernel, stepcache
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
 from handler.boots import BootLog, measured, past
 from handler.catalog import find
-from handler.clock import OFF, STREAMING, Clock, Ledger, Plan, plan
+from handler.clock import Clock, Ledger
+from handler.compilation import OFF, STREAMING, Plan, plan
+from handler.core.host import host_memory
+from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.decision import decide, sought
+from handler.discreet import let_go
 from handler.drawing import Drawing, sound
 from handler.environment import environment
 from handler.errors import BudgetExceeded, DeviceLost
 from handler.failures import Failures, gist
-from handler.faults import let_go
 from handler.fit import MemoryPlan, fit, require
-from handler.hardware import Hardware, detect, host_memory
-from handler.preview import OnStep
+from handler.hardware import Hardware, detect
 from handler.reader import Reader
-from handler.receipts import Receipt
-from handler.request import Drawn, ImageRequest, Recipe
+from handler.receipts import Gains, Receipt
+from handler.request import ImageRequest
 from handler.settings import Settings
+from handler.sources import served_source
 from handler.spec import ModelSpec
 from handler.stages import MARKS
 from handler.vae import label, vae_source
-from handler.volume import Source, served_source
+from handler.volume import Source
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 log = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ class Worker:
         worker.receipt, worker._decoder = decision.receipt, families.compilable(pipeline, hardware.device)
         model, streaming = getattr(pipeline, family.DENOISER), memory.mode == "blocks"
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
-        worker.hardware = attention.settle(settings, spec, hardware, model, clock, streaming, one)
+        worker.hardware = kernel.settle(settings, spec, hardware, model, clock, streaming, one)
         decoder = compiled.decoder_of(worker._decoder)
         failures = Failures(settings.compile, spec, worker.hardware, settings.volume, decoder)
         worker._compile(decision.settings, clock, failures)
@@ -118,7 +120,7 @@ class Worker:
         return worker
 
     def _compile(self, settings: Settings, clock: Clock, failures: Failures) -> None:
-        """Reuse compile artifacts, make them, or do without: as `clock.plan` says."""
+        """Reuse compile artifacts, make them, or do without: as `compilation.plan` says."""
         if (streams := self.memory.mode == "blocks") or settings.compile == "off":
             eager = STREAMING if streams else OFF
             clock.ledger.plan, clock.ledger.plan_reason = eager.mode, eager.reason

@@ -25,9 +25,10 @@ from handler.optimize.journal import Journal
 from handler.publishing import publishing
 from handler.receipts import Candidate, Figures, Outcome, Receipt, keep, use
 from handler.settings import Settings
+from handler.sources import INDEX, fetched_folder, weight_facts, weights_folder
 from handler.spend import Meter
 from handler.vae import fetched_vae
-from handler.volume import INDEX, fetched_folder, weight_facts, weights_folder, write_atomically, write_manifest
+from handler.volume import write_atomically, write_manifest
 
 GOLDEN = Path(__file__).parent / "golden"
 REVISION = "741f7c3ce8b383c54771c7003378a50191e9efe9"

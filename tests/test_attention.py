@@ -15,14 +15,27 @@ from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import MODELS, Birth, Clock, ImageRequest, Settings, Worker, again, attention, codec, compiled, kernels
+from handler import (
+    MODELS,
+    Birth,
+    Clock,
+    ImageRequest,
+    Settings,
+    Worker,
+    again,
+    attention,
+    codec,
+    compiled,
+    kernel,
+    kernels,
+)
 from handler.attention import MARGIN, NEEDED_S, Timing, decide
 from handler.chips import chips
 from handler.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
 from handler.hardware import Hardware, detect
 from handler.kernels import KERNELS, Choice, choose, refusal, refusals
 from handler.publishing import publishing
-from handler.volume import EMBEDDED
+from handler.sources import EMBEDDED
 from spark.checker import check
 from spark.scenes import held_out
 
@@ -202,7 +215,7 @@ def test_where_measuring_fails_native_draws(error: Exception, told: Any, transfo
     """Unless the GPU is lost, or the time."""
     clock = Clock(3600, publish=lambda ledger: None)
     settings = PATIENT.model_copy(update={"volume": tmp_path})
-    settle = partial(attention.settle, settings, SPARK, H200, transformer, clock, False, raises(error))
+    settle = partial(kernel.settle, settings, SPARK, H200, transformer, clock, False, raises(error))
     if isinstance(told, str):
         assert settle().attention == "native"
         assert clock.ledger.attention == told
@@ -270,7 +283,7 @@ def settled(worker: Worker, volume: Path, **settings: Any) -> tuple[Hardware, Cl
     clock = Clock(1000, birth=Birth.anew())
     given = Settings(volume=volume, **settings)
     model = worker._pipeline.transformer
-    return attention.settle(given, SPARK, H200, model, clock, False, lambda: draw(worker)), clock
+    return kernel.settle(given, SPARK, H200, model, clock, False, lambda: draw(worker)), clock
 
 
 def test_the_fastest_is_settled_on(

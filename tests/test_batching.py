@@ -15,11 +15,11 @@ from test_families import EVERY, boot  # noqa: F401 - a fixture
 
 from fakes import FakeFamily, raises
 from handler import Api, ImageRequest, Lane, ModelSpec, Worker, blocks, families
-from handler.batching import MOST, alike, at_once, room
+from handler.batching import alike, at_once, room
 from handler.clock import Clock
+from handler.core.recipe import MOST, Recipe
+from handler.core.stepcache import StepCache
 from handler.errors import Cancelled, NumericalError, OutOfMemory
-from handler.request import Recipe
-from handler.stepcache import StepCache
 
 RECIPE = Recipe("spark", "embedded", "a red circle", (256, 256), 4, 0.0, "flow-match-euler", 1)
 GAINS = {"256x256": {"2": 1.4, "4": 1.9, "8": 1.8}, "512x512": {"2": 1.05, "4": 1.12}, "640x640": {"2": 1.01}}

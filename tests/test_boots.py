@@ -14,7 +14,8 @@ from fakes import raises
 from handler import boots
 from handler.birth import Birth
 from handler.boots import BootLog, last_boots, measured
-from handler.clock import Clock, Ledger, Phase, plan
+from handler.clock import Clock, Ledger, Phase
+from handler.compilation import plan
 from handler.errors import BudgetExceeded
 
 

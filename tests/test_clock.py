@@ -11,7 +11,8 @@ import pytest
 
 from handler import Clock, Settings, Worker
 from handler.birth import Birth, process_age
-from handler.clock import COMPILE_S, FIRST_PICTURE_S, MARGIN, Ledger, plan
+from handler.clock import Ledger
+from handler.compilation import COMPILE_S, FIRST_PICTURE_S, MARGIN, plan
 from handler.errors import BudgetExceeded
 from threads import begun, have_ended
 

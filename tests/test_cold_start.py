@@ -21,7 +21,8 @@ from handler.compiled import PACKAGE, fingerprint, key
 from handler.errors import WeightsCorrupt
 from handler.hardware import Hardware
 from handler.publishing import publishing
-from handler.volume import EMBEDDED, fetched_folder, write_manifest
+from handler.sources import EMBEDDED, fetched_folder
+from handler.volume import write_manifest
 from serving import serving
 
 SPARK = MODELS["spark"]

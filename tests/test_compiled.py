@@ -21,7 +21,7 @@ from handler.errors import Cancelled
 from handler.hardware import Hardware
 from handler.modulation import Run, ahead
 from handler.publishing import publishing
-from handler.volume import EMBEDDED
+from handler.sources import EMBEDDED
 
 ROOT = Path(__file__).parent.parent
 SPARK = MODELS["spark"]
@@ -346,7 +346,7 @@ import sys, pathlib, torch, diffusers
 from handler import MODELS, compiled
 from handler.hardware import Hardware
 from handler.modulation import Run, ahead
-from handler.volume import EMBEDDED
+from handler.sources import EMBEDDED
 from diffusers import FluxTransformer2DModel
 transformer = FluxTransformer2DModel.from_pretrained(EMBEDDED / "spark" / "transformer").requires_grad_(False)
 known = set(sys.modules)

@@ -17,8 +17,9 @@ import pytest
 import yaml
 from pathspec import GitIgnoreSpec
 
-from handler import MODELS, Lane, Settings, __version__, create_app
+from handler import MODELS, Lane, Settings, create_app
 from handler.clock import GRACE_S
+from handler.core.version import __version__
 from handler.server.leave import DRAIN_S
 from handler.settings import MOUNTS
 from serving import Served

@@ -21,15 +21,15 @@ import pytest
 from disks import Call, failing
 from golden import CODE, H200, NOON, SCHNELL, SPARK, VAE
 
-from handler import Settings, bake, compiled, receipts, vae, volume
+from handler import Settings, bake, compiled, receipts, sources, vae
 from handler.birth import Birth
 from handler.boots import BootLog, last_boots, past
 from handler.chips import dollars_of
 from handler.clock import Ledger
 from handler.decision import decide, sought
-from handler.errors import KindlingError
+from handler.download import fetch
+from handler.errors import KindlingError, WeightsMissing
 from handler.failures import Failures
-from handler.fetch import fetch
 from handler.footprint import weigh
 from handler.hardware import Hardware
 from handler.models import state
@@ -127,26 +127,26 @@ def seek_weights(at: Path) -> Any:
 
 
 def find_a_model(at: Path) -> Any:
-    return volume.model_source(SCHNELL, at)
+    return sources.model_source(SCHNELL, at)
 
 
 def miss_a_model(at: Path) -> Any:
-    with suppress(volume.WeightsMissing):
-        volume.model_source(replace(SCHNELL, revision="another"), at)
-    with suppress(volume.WeightsMissing):
-        volume.model_source(replace(SCHNELL, id="flux-dev"), at)
+    with suppress(WeightsMissing):
+        sources.model_source(replace(SCHNELL, revision="another"), at)
+    with suppress(WeightsMissing):
+        sources.model_source(replace(SCHNELL, id="flux-dev"), at)
 
 
 def find_baked_weights(at: Path) -> Any:
-    return volume.served_source(SCHNELL, at, "bf16")
+    return sources.served_source(SCHNELL, at, "bf16")
 
 
 def find_compiled_code(at: Path) -> Any:
-    return compiled.find(CODE, volume.baked_sources(SPARK, at))
+    return compiled.find(CODE, sources.baked_sources(SPARK, at))
 
 
 def read_weights(at: Path) -> Any:
-    source = volume.model_source(SCHNELL, at)
+    source = sources.model_source(SCHNELL, at)
     with Reader(source, threads=1) as reader:
         for component in ("", "transformer"):
             for file in reader.files(component):
@@ -182,7 +182,7 @@ def verify(at: Path) -> Any:
 
 
 def remove(at: Path) -> Any:
-    for source in volume.baked_sources(SPARK, at):
+    for source in sources.baked_sources(SPARK, at):
         retire(source)
     return os.access(at / "baked" / "spark" / KEY, os.F_OK)
 

@@ -26,13 +26,13 @@ from test_images import exif, moving, png_of, saved, text, url
 
 import tiny
 from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker, codec, references
+from handler.core.recipe import Mask, Reference
 from handler.dialects import edits as dialect
 from handler.errors import Cancelled, InvalidType, InvalidValue, KindlingError, OutOfRange, RequestError, Unsupported
 from handler.families import edits, schedulers
 from handler.preview import Projection
-from handler.request import Mask, Reference
 from handler.server import forms
-from handler.volume import fetched_folder
+from handler.sources import fetched_folder
 from serving import Served
 from spark.checker import look
 

@@ -18,12 +18,12 @@ from conftest import PATIENT, ROOT, unwarmed
 
 import tiny
 from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker, blocks, codec, generate
+from handler.core.recipe import Reference
 from handler.dialects import edits, openai
 from handler.errors import Cancelled, StartError
 from handler.families import schedulers
-from handler.request import Reference
 from handler.server import forms
-from handler.volume import fetched_folder
+from handler.sources import fetched_folder
 
 ROWS = [spec for spec in MODELS.values() if not spec.embedded]
 EVERY = pytest.mark.parametrize("spec", ROWS, ids=lambda spec: spec.id)

@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 
 from handler import MODELS, ImageRequest, Recipe, StartError, Worker
 from handler.errors import Cancelled, NumericalError
-from handler.volume import EMBEDDED, fetched_folder, model_source, write_manifest
+from handler.sources import EMBEDDED, fetched_folder, model_source
+from handler.volume import write_manifest
 
 SPARK = MODELS["spark"]
 

@@ -18,14 +18,16 @@ from torch import nn
 import tiny
 from handler import MODELS, ModelSpec, Reader, Settings, Worker, room_for
 from handler.bake import publish_weights
+from handler.core.host import AHEAD, read_ahead
 from handler.decision import decide
 from handler.errors import StartError
 from handler.families import build
 from handler.fit import memory_plan
 from handler.footprint import PROCESS, weigh
-from handler.hardware import AHEAD, Hardware, read_ahead
+from handler.hardware import Hardware
 from handler.publishing import publishing
-from handler.volume import HUB_CACHE, model_source, served_source, weight_facts, weights_folder, write_manifest
+from handler.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
+from handler.volume import write_manifest
 
 SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
 OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("sdxl-turbo", "flux-dev")]
@@ -35,16 +37,17 @@ LOAD = """
 import importlib, json, sys
 from pathlib import Path
 import torch
-from handler import MODELS, Reader, families, hardware
+from handler import MODELS, Reader, families
+from handler.core import host
 from handler.footprint import weigh
 from handler.hardware import Hardware
-from handler.volume import served_source
+from handler.sources import served_source
 
 def status(name):
     rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(rows[name].split()[0]) << 10
 
-hardware.AHEAD = int(sys.argv[3])
+host.AHEAD = int(sys.argv[3])
 families.quiet()
 device = Hardware("cpu", "CPU", sys.argv[2], "")
 spec, family = MODELS["flux-schnell"], importlib.import_module("handler.families.flux")

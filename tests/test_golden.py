@@ -18,20 +18,11 @@ from handler.optimize.journal import Journal
 from handler.publishing import whole
 from handler.reader import Reader
 from handler.receipts import Candidate
+from handler.sources import INDEX, baked_sources, model_source, served_source, weight_facts
 from handler.spend import Meter
 from handler.untrusted import load, shaped
 from handler.vae import vae_source
-from handler.volume import (
-    CHUNK,
-    INDEX,
-    MANIFEST,
-    baked_sources,
-    model_source,
-    read_manifest,
-    served_source,
-    summarize,
-    weight_facts,
-)
+from handler.volume import CHUNK, MANIFEST, read_manifest, summarize
 
 MODEL = f"models/flux-schnell/{REVISION}"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -21,10 +21,10 @@ from test_codec import chunk
 
 import tiny
 from handler import MODELS, ImageRequest, codec, references
+from handler.core.recipe import Picture, Reference
 from handler.dialects import native, openai
 from handler.errors import InvalidType, InvalidValue, OutOfRange, RequestError
 from handler.pieces import plain
-from handler.request import Picture, Reference
 from serving import ROOT, Served, serving
 
 KLEIN, DEV = MODELS["flux2-klein"], MODELS["flux2-dev"]

@@ -20,6 +20,7 @@ import torch
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Lane, Settings, StartError
+from handler.core.recipe import Picture, Pixels, Preview, Recipe
 from handler.discreet import UNSAID
 from handler.errors import (
     Cancelled,
@@ -36,8 +37,6 @@ from handler.errors import (
 )
 from handler.faults import meaning
 from handler.line import Job, refusal
-from handler.preview import Preview
-from handler.request import Picture, Pixels, Recipe
 from threads import Seconds, have_ended, until
 
 ROUTE = "/v1/images/generations"

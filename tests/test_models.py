@@ -11,12 +11,13 @@ from conftest import PATIENT
 from disks import failing
 
 import tiny
-from handler import MODELS, Settings, Worker, models
+from handler import MODELS, Settings, Worker, patience
 from handler.__main__ import main
+from handler.catalog import largest_below
 from handler.errors import DoesNotFit, WeightsMissing
-from handler.fit import MemoryPlan, fit, largest_below, memory_plan, nearest, require
+from handler.fit import MemoryPlan, fit, memory_plan, nearest, require
 from handler.hardware import Hardware, detect
-from handler.models import patiently
+from handler.patience import patiently
 
 SCHNELL = MODELS["flux-schnell"]
 
@@ -140,7 +141,7 @@ def test_what_would_not_fit_is_not_advised_to_be_fetched_alone(tmp_path: Path, m
 
 def test_memory_is_the_machines_or_the_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr("handler.hardware.CGROUP_LIMIT", limit)
+    monkeypatch.setattr("handler.core.host.CGROUP_LIMIT", limit)
     machine = detect(Settings()).memory_gb
     assert machine > 1
     limit.write_text("max\n")
@@ -148,7 +149,7 @@ def test_memory_is_the_machines_or_the_containers(tmp_path: Path, monkeypatch: p
     limit.write_text("1500000000\n")
     assert detect(Settings()).memory_gb == 1.5
     limit.unlink()
-    monkeypatch.setattr("handler.hardware.CGROUP_V1_LIMIT", limit := tmp_path / "memory.limit_in_bytes")
+    monkeypatch.setattr("handler.core.host.CGROUP_V1_LIMIT", limit := tmp_path / "memory.limit_in_bytes")
     limit.write_text("1400000000\n")
     assert detect(Settings()).memory_gb == 1.4
     limit.write_text(f"{(1 << 63) - 4096}\n")  # none
@@ -181,7 +182,7 @@ def test_what_fails_is_not_called_silent(monkeypatch: pytest.MonkeyPatch) -> Non
     assert patiently(lambda: str(1 / 0), otherwise=str) == "ZeroDivisionError: division by zero"
     assert patiently(Path("/nowhere/at/all").read_text, otherwise=str) == "/nowhere/at/all: No such file or directory"
     assert "flux-schnell" in patiently(lambda: str(require(SCHNELL, gpu(8), host_gb=0)), otherwise=str)
-    monkeypatch.setattr(models, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.01)
     released = threading.Event()
     assert patiently(lambda: str(released.wait(60)), otherwise=str) == "the volume does not answer within 0.01 s"
     assert patiently(lambda: str(released.wait(60)), otherwise=str, where="it") == "it does not answer within 0.01 s"

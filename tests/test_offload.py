@@ -12,9 +12,9 @@ from conftest import PATIENT
 
 import tiny
 from handler import MODELS, ImageRequest, ModelSpec, Worker, offload, weights
+from handler.core.recipe import Recipe, Reference
 from handler.errors import Cancelled
 from handler.offload import Stream, _pages
-from handler.request import Recipe, Reference
 
 OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("spark", "sdxl-turbo")]
 CROPPED = Reference(np.full((64, 64, 3), 90, np.uint8), "")

@@ -23,12 +23,12 @@ from schemathesis_hooks import picture
 
 from fakes import FakeFamily
 from handler import MODELS, Clock, Lane, Settings, Worker, create_app
+from handler.core.stepcache import Choice
 from handler.errors import KindlingError
 from handler.request import MAX_SIDE, MIN_SIDE
 from handler.server import app, repeats
 from handler.server.asked import SIDE
 from handler.server.openapi import OPERATIONS, document, every
-from handler.stepcache import Choice
 
 ST = Path(sys.executable).with_name("st")
 KEY = "the-key"

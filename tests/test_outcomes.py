@@ -19,6 +19,7 @@ from fakes import CPU, RECIPE, FakeFamily, raises
 from handler import Api, Clock, ImageRequest, Lane, Picture, Settings, StartError, Worker
 from handler.batching import alike
 from handler.catalog import find
+from handler.core.recipe import Preview, Recipe, Reference
 from handler.dialects import native, openai
 from handler.errors import (
     Broken,
@@ -34,8 +35,6 @@ from handler.errors import (
 )
 from handler.families.schedulers import FLOW
 from handler.line import Job, Line
-from handler.preview import Preview
-from handler.request import Recipe, Reference
 
 FULL, LOST = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: unspecified launch failure")
 

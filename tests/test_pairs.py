@@ -25,6 +25,7 @@ from torch import nn
 import tiny
 from handler import MODELS, ImageRequest, Settings, birth, boots, compiled, offload, quant, receipts, spend, stepcache
 from handler.birth import Birth, process_age
+from handler.core.stepcache import BOUNDS, StepCache
 from handler.errors import (
     InvalidValue,
     OutOfRange,
@@ -40,10 +41,11 @@ from handler.processor import processor
 from handler.publisher import Publisher
 from handler.publishing import publishing
 from handler.reader import Reader
+from handler.sources import INDEX, baked_sources, fetched_folder, model_source
 from handler.spend import DEAREST, Meter
-from handler.stepcache import BOUNDS, StepCache, caching
+from handler.stepcache import caching
 from handler.untrusted import DEEPEST, Malformed, load, parse
-from handler.volume import INDEX, baked_sources, fetched_folder, model_source, write_manifest
+from handler.volume import write_manifest
 
 GPU = Hardware("cuda", H200, "bf16", "a test", memory_gb=141.0, capability=(9, 0))
 CPU = Hardware("cpu", "CPU", "fp32", "a test", memory_gb=16.0, processor=processor().name)

@@ -12,7 +12,8 @@ from handler import pieces
 from handler.dialects import openai
 from handler.pieces import PIECE, File, encoded, plain, size
 from handler.reply import Reply
-from handler.server.observe import Seen, response
+from handler.server.observe import response
+from handler.server.record import Seen
 from handler.server.stream import stream
 
 SIZES = (0, 1, 2, 3, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 2)

@@ -21,6 +21,8 @@ from handler.batching import PIXELS, at_once
 from handler.catalog import find
 from handler.clock import Ledger
 from handler.codec import PNG_SIGNATURE, encode, read_parameters
+from handler.core.recipe import steps_taken
+from handler.core.stepcache import BOUNDS, DECIMALS, StepCache, parse
 from handler.dialects import openai
 from handler.errors import (
     MAX_RETRY_S,
@@ -34,10 +36,9 @@ from handler.hub import LONGEST_WAIT_S, _pause
 from handler.line import refusal
 from handler.painter import PACE, Painter
 from handler.references import kept, references
-from handler.request import MAX_SIDE, MIN_SIDE, ImageRequest, steps_taken
+from handler.request import MAX_SIDE, MIN_SIDE, ImageRequest
 from handler.server import forms
 from handler.spend import seconds_this_month
-from handler.stepcache import BOUNDS, DECIMALS, StepCache, parse
 from handler.untrusted import Malformed, check
 from handler.untrusted import parse as parse_json
 from handler.volume import MANIFEST, Entry, Manifest, read_manifest, write_manifest

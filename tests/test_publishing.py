@@ -21,7 +21,8 @@ from handler.errors import NumericalError, VolumeFailed, WeightsMissing
 from handler.failures import Failures
 from handler.hardware import Hardware
 from handler.publishing import publishing, retire, whole
-from handler.volume import MANIFEST, baked_sources, served_source, weight_facts, weights_folder, write_manifest
+from handler.sources import baked_sources, served_source, weight_facts, weights_folder
+from handler.volume import MANIFEST, write_manifest
 
 SPARK = MODELS["spark"]
 FACTS = {"kind": "test"}

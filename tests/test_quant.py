@@ -17,11 +17,11 @@ import tiny
 from handler import ImageRequest, Settings, Worker, blockwise
 from handler.bake import publish_weights
 from handler.catalog import MODELS, SCHNELL, SPARK
+from handler.core.recipe import Recipe
 from handler.errors import SettingsError
 from handler.hardware import Hardware
 from handler.precisions import PRECISIONS, choose
 from handler.quant import LEAST, SCHEMES, QuantisedLinear, is_quantised, quantise, weights_alone
-from handler.request import Recipe
 from handler.spec import ModelSpec
 
 QUANTISED = [row.id for row in PRECISIONS.values() if row.quantised]

@@ -18,7 +18,7 @@ from handler.catalog import SPARK
 from handler.precisions import PRECISIONS, ROUNDED_BY, SCHEME
 from handler.publishing import publishing
 from handler.quant import SCHEMES, quantise
-from handler.volume import served_source, weight_facts, weights_folder
+from handler.sources import served_source, weight_facts, weights_folder
 
 ROOT = Path(__file__).parent.parent
 SERVE = """

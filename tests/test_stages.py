@@ -8,10 +8,10 @@ import pytest
 
 from fakes import FakeFamily
 from handler import MODELS
+from handler.core.recipe import Recipe
 from handler.drawing import Drawing
 from handler.errors import Cancelled, DeviceLost, NumericalError
 from handler.families.schedulers import FLOW
-from handler.request import Recipe
 from handler.stages import MARKS, Stages
 
 RECIPE = Recipe("spark", "embedded", "a red circle", (64, 64), 4, 0.0, "flow-match-euler", 1)

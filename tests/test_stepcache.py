@@ -20,6 +20,7 @@ import tiny
 from handler import MODELS, ImageRequest, ModelSpec, Settings, StartError, Worker, blocks
 from handler.api import Api
 from handler.codec import read_parameters
+from handler.core.stepcache import Choice, StepCache
 from handler.dialects import native, openai
 from handler.errors import (
     Cancelled,
@@ -31,8 +32,8 @@ from handler.errors import (
     Unsupported,
 )
 from handler.lane import Lane
-from handler.stepcache import LAYOUTS, Choice, StepCache, caching
-from handler.volume import fetched_folder
+from handler.sources import fetched_folder
+from handler.stepcache import LAYOUTS, caching
 
 ROWS = [spec for spec in MODELS.values() if spec.step_cache]
 EVERY = pytest.mark.parametrize("spec", ROWS, ids=lambda spec: spec.id)

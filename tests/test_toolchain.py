@@ -35,7 +35,7 @@ from handler import (
     processor,
     toolchain,
 )
-from handler.clock import plan
+from handler.compilation import plan
 from handler.errors import NumericalError, OutOfMemory
 from handler.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
 from handler.hardware import Hardware
@@ -301,7 +301,7 @@ def test_a_failure_is_expected_again_by_workers_that_are_alike(
     monkeypatch.setattr(toolchain, "look", lambda: replace(TOOLS, headers="/another"))
     assert failures(tmp_path).expected == ""  # what may have mended it
     monkeypatch.setattr(toolchain, "look", lambda: TOOLS)
-    monkeypatch.setattr("handler.__version__", "9.9")
+    monkeypatch.setattr("handler.failures.__version__", "9.9")
     assert failures(tmp_path).expected == ""
 
 

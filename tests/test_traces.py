@@ -13,9 +13,10 @@ import httpx
 import pytest
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Lane, __version__
+from handler import Lane
+from handler.core.recipe import Picture
+from handler.core.version import __version__
 from handler.errors import NumericalError, SettingsError
-from handler.request import Picture
 from handler.server import traces
 from handler.server.app import create_app
 from handler.server.observe import Observed

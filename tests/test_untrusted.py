@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from handler import MODELS, Settings, codec, failures, receipts, stepcache
+from handler import MODELS, Settings, codec, failures, receipts
 from handler.api import Api
+from handler.core import stepcache
 from handler.decision import applicable
 from handler.errors import InvalidJson, InvalidValue, KindlingError, VolumeFailed, WeightsCorrupt
 from handler.failures import Failures
@@ -23,9 +24,10 @@ from handler.layout import layout
 from handler.listing import json_of
 from handler.request import ImageRequest
 from handler.server.bodies import decode
+from handler.sources import INDEX
 from handler.untrusted import DEEPEST, Malformed, check, load, parse, shaped
 from handler.vae import vae_source
-from handler.volume import INDEX, MANIFEST, Source, checked, read_manifest
+from handler.volume import MANIFEST, Source, checked, read_manifest
 
 SPARK = MODELS["spark"]
 NO_JSON = {

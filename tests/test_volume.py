@@ -11,19 +11,14 @@ import pytest
 from handler import MODELS
 from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.publishing import publishing
-from handler.volume import (
-    CHUNK,
-    MANIFEST,
+from handler.sources import (
     baked_sources,
-    checked,
     fetched_folder,
     model_source,
-    read_manifest,
     served_source,
-    summarize,
     weight_facts,
-    write_manifest,
 )
+from handler.volume import CHUNK, MANIFEST, checked, read_manifest, summarize, write_manifest
 
 SCHNELL = MODELS["flux-schnell"]
 

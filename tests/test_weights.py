@@ -25,7 +25,8 @@ from handler.filling import fill, layouts
 from handler.hardware import Hardware
 from handler.layout import layout
 from handler.reader import CONFIGS, Reader
-from handler.volume import EMBEDDED, Source, model_source, read_manifest, write_manifest
+from handler.sources import EMBEDDED, model_source
+from handler.volume import Source, read_manifest, write_manifest
 from handler.weights import KERNELS, _sent, aligned, load_components, tensors
 
 SPARK = EMBEDDED / "spark"
@@ -139,7 +140,7 @@ def test_reading_needs_no_torch() -> None:
         from pathlib import Path
         from handler.catalog import MODELS
         from handler.reader import Reader
-        from handler.volume import model_source
+        from handler.sources import model_source
         with Reader(model_source(MODELS["spark"], Path("unused"))) as reader:
             file = reader.take("transformer")[0]
             reader.wait(file, 0)

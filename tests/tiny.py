@@ -15,8 +15,9 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from handler.families.flux2_tiny import Flux2TinyAutoEncoder
+from handler.sources import EMBEDDED, fetched_folder
 from handler.spec import ModelSpec
-from handler.volume import EMBEDDED, fetched_folder, write_manifest
+from handler.volume import write_manifest
 
 LATENTS = 4  # channels; FLUX-like transformers see 2 by 2 of them at once
 SD3_LATENTS = 16  # its inpainting takes no other number

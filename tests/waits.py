@@ -163,7 +163,7 @@ def edits(spec: Any, recipe: Any) -> Iterator[tuple[str, Any]]:
     """The ways a model can draw `recipe`'s size, with a recipe for each."""
     import numpy as np
 
-    from handler.request import Mask, Reference
+    from handler.core.recipe import Mask, Reference
 
     rgb, kept = (
         np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8),

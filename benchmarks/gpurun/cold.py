@@ -13,7 +13,7 @@ from gpurun.pictures import ready, started, studio
 from gpurun.scale import MODEL, Case, NotCompiledError, Row, Run
 from handler import MODELS, Worker
 from handler.publishing import publishing
-from handler.volume import weight_facts
+from handler.sources import weight_facts
 
 MEMORY = Path("/dev/shm")  # noqa: S108
 

@@ -30,9 +30,9 @@ from handler import (
     ModelSpec,
     Settings,
     Worker,
-    attention,
     detect,
     families,
+    kernel,
 )
 from handler.blocks import unbind_blocks
 from handler.failures import Failures
@@ -94,7 +94,7 @@ class Studio:
         worker._decoder = self.unbound()
         model = self.pipeline.transformer
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
-        worker.hardware = attention.settle(settings, spec, worker.hardware, model, clock, False, one)
+        worker.hardware = kernel.settle(settings, spec, worker.hardware, model, clock, False, one)
         failures = Failures(settings.compile, spec, worker.hardware, settings.volume)
         worker._compile(settings, clock, failures)
         with clock.phase("warm"):

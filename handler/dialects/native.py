@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from handler.core.recipe import Picture
 from handler.dialects import openai
-from handler.request import ImageRequest, Picture
+from handler.request import ImageRequest
 from handler.spec import ModelSpec
 
 parse = ImageRequest.parse

@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from handler.core.recipe import Picture
 from handler.errors import InvalidType, InvalidValue, OutOfRange, Unsupported
 from handler.pieces import File
-from handler.request import MAX_SIDE, MIN_SIDE, ImageRequest, Picture
+from handler.request import MAX_SIDE, MIN_SIDE, ImageRequest
 from handler.spec import ModelSpec
 
 IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")

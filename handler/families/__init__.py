@@ -31,6 +31,7 @@ with hidden():  # whoever imports a family first, be it a worker or a snapshot t
     is_torchao_available()  # it remembers what it saw
 
 from handler import modulation, offload, stepcache
+from handler.core.recipe import Preview, Recipe
 from handler.errors import NumericalError, SettingsError
 from handler.families import constants, edits, schedulers
 from handler.families.autoencoders import compilable as compilable
@@ -38,9 +39,8 @@ from handler.families.autoencoders import prepare
 from handler.families.borrowed import Components as Components
 from handler.hardware import Hardware
 from handler.listing import json_of
-from handler.preview import SHRINK, Preview, Projection, watched
+from handler.preview import SHRINK, Projection, watched
 from handler.reader import Reader
-from handler.request import Recipe
 from handler.spec import ModelSpec
 from handler.weights import load_components
 

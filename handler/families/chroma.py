@@ -8,8 +8,8 @@ from diffusers import ChromaImg2ImgPipeline, ChromaInpaintPipeline, ChromaPipeli
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.transformers.transformer_chroma import ChromaCombinedTimestepTextProjEmbeddings
 
+from handler.core.recipe import Recipe
 from handler.families import schedulers
-from handler.request import Recipe
 
 
 class Inpaint(ChromaInpaintPipeline):

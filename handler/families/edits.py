@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from handler.request import Recipe
+from handler.core.recipe import Recipe
 
 Size = tuple[int, int]
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 
+from handler.core.recipe import Recipe
 from handler.families import schedulers
-from handler.request import Recipe
 
 PIPELINE = FluxPipeline
 IMAGE_TO_IMAGE = FluxImg2ImgPipeline

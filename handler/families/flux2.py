@@ -4,8 +4,8 @@ from typing import Any
 
 from diffusers import Flux2Pipeline
 
+from handler.core.recipe import Recipe
 from handler.families import schedulers
-from handler.request import Recipe
 
 PIPELINE = Flux2Pipeline
 DENOISER = "transformer"

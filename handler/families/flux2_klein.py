@@ -7,8 +7,8 @@ import torch
 from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline
 from PIL import Image
 
+from handler.core.recipe import Recipe
 from handler.families import schedulers
-from handler.request import Recipe
 
 
 class Inpaint(Flux2KleinInpaintPipeline):

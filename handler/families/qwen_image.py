@@ -9,8 +9,8 @@ from diffusers import (
     QwenImagePipeline,
 )
 
+from handler.core.recipe import Recipe
 from handler.families import schedulers
-from handler.request import Recipe
 
 
 def _clear_cache(vae: Any) -> None:

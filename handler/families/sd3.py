@@ -9,8 +9,8 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
+from handler.core.recipe import Recipe
 from handler.families import schedulers
-from handler.request import Recipe
 
 
 class Inpaint(StableDiffusion3InpaintPipeline):

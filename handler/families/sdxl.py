@@ -4,8 +4,8 @@ from typing import Any
 
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 
+from handler.core.recipe import Recipe
 from handler.families import schedulers
-from handler.request import Recipe
 
 PIPELINE = StableDiffusionXLPipeline
 IMAGE_TO_IMAGE = StableDiffusionXLImg2ImgPipeline

@@ -4,8 +4,8 @@ from typing import Any
 
 from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline, ZImagePipeline
 
+from handler.core.recipe import Recipe
 from handler.families import schedulers
-from handler.request import Recipe
 
 PIPELINE = ZImagePipeline
 IMAGE_TO_IMAGE = ZImageImg2ImgPipeline

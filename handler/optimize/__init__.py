@@ -13,8 +13,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from handler import __version__
 from handler.catalog import find
+from handler.core.version import __version__
 from handler.errors import InvalidValue, SettingsError, VolumeFailed
 from handler.hardware import Hardware, detect
 from handler.optimize import journal, plot
@@ -25,8 +25,8 @@ from handler.prices import price_of
 from handler.receipts import Outcome, Receipt, folder, keep
 from handler.room import writing
 from handler.settings import Settings
+from handler.sources import model_source
 from handler.spec import ModelSpec
-from handler.volume import model_source
 
 ROW = "{:<3}{:<22}{:>8}{:>8}{:>10}{:>9}{:>9}{:>11}{:>9}{:>8}{:>11}"
 COLUMNS = ("p50_s", "p95_s", "images_per_s", "peak_gb", "cold_start_s", "compile_s", "psnr_db", "ssim", "dollars")

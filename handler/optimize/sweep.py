@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from handler import __version__
+from handler.core.version import __version__
 from handler.errors import KindlingError
 from handler.hardware import Hardware
 from handler.optimize.attempt import attempt, likeness

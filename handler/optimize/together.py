@@ -4,9 +4,11 @@ import asyncio
 import threading
 import time
 
-from handler.batching import MOST, PAYS, Gains, room
+from handler.batching import PAYS, room
+from handler.core.recipe import MOST, Recipe
 from handler.lane import Lane
-from handler.request import MIN_SIDE, ImageRequest, Recipe
+from handler.receipts import Gains
+from handler.request import MIN_SIDE, ImageRequest
 
 SIDES = (128, 256, 512)  # pixels; larger pictures keep any device busy one by one
 COUNTS = tuple(count for count in (1, 2, 4, 8) if count <= MOST)

@@ -5,10 +5,10 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from handler.clock import Ledger
+from handler.core.recipe import Recipe
 from handler.lane import State
 from handler.prices import Price
 from handler.receipts import Receipt
-from handler.request import Recipe
 from handler.server.shapes import COUNT, FORMAT, NULL, NUMBER, REF, TEXT, Schema, array, ref, whole
 from handler.spend import Verdict
 

@@ -33,8 +33,9 @@ from handler.reply import Reply, answered, refusal
 from handler.server import bodies, forms
 from handler.server.guard import guarded
 from handler.server.metrics import Metrics
-from handler.server.observe import Answering, Observed, Seen, response
+from handler.server.observe import Answering, Observed, response
 from handler.server.openapi import DEADLINE, HANGS_UP, SECONDS, document
+from handler.server.record import Seen
 from handler.server.repeats import Repeats, fingerprint, key_of
 from handler.server.stream import stream
 from handler.server.traces import tracing

@@ -7,12 +7,12 @@ image, a mask as large as its image, and an edit strong enough for its steps.
 from typing import Any
 
 from handler.catalog import MODES
+from handler.core.stepcache import BOUNDS
 from handler.dialects.openai import ACCEPTED, IGNORED
 from handler.request import ImageRequest
 from handler.server.shapes import COUNT, NULL, NUMBER, TEXT, Schema, array, closed
 from handler.settings import Settings
 from handler.spec import ModelSpec
-from handler.stepcache import BOUNDS
 from handler.store import Store
 
 SIDE = "(6[4-9]|[7-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"  # MIN_SIDE to MAX_SIDE

@@ -12,7 +12,6 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,12 +20,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler.api import DIALECTS
-from handler.deadline import Deadline
+from handler.core.recipe import Picture
 from handler.errors import Cancelled, NotReady
 from handler.pieces import PIECE, encoded, pieces, size
 from handler.reply import Reply, refusal
-from handler.request import Picture
 from handler.server.metrics import Metrics
+from handler.server.record import Seen
 from handler.server.traces import Traces
 
 HEADER = b"x-request-id"
@@ -34,36 +33,6 @@ ARRIVED = "arrived"  # in the state of a request whose server knows when its fir
 VISIBLE = re.compile(rb"[!-~]{1,128}")
 JSON = "application/json"
 log = logging.getLogger("kindling.requests")
-
-
-@dataclass(slots=True, eq=False)
-class Seen:
-    """One request: its first byte came at `start`, all of it was there at `begun`, in `time.perf_counter`'s seconds.
-
-    `status` is None until it is known how it ends, and `answered` is whether that is on its way.
-    """
-
-    id: str
-    route: str
-    start: float
-    deadline: Deadline | None = None
-    begun: float = 0.0
-    answered: bool = False
-    status: int | None = None
-    reason: str = ""
-    prompt: object = None
-    pictures: tuple[Picture, ...] = ()
-
-    def read(self, payload: object) -> None:
-        """What is asked for is known from now on."""
-        self.begun = time.perf_counter()
-        self.prompt = payload.get("prompt") if isinstance(payload, dict) else None
-
-    def note(self, reply: Reply) -> Reply:
-        """Remember how this request ends, for a stream says 200 long before; the last reply counts."""
-        self.status, self.pictures = reply.status, reply.pictures
-        self.reason = reply.content["error"]["code"] if reply.status >= 400 else ""
-        return reply
 
 
 class Observed:

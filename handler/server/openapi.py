@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from handler import __version__
+from handler.core.version import __version__
 from handler.errors import Cancelled, FetchFailed, KindlingError
 from handler.lane import Lane
 from handler.server import forms

@@ -16,10 +16,10 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from handler.core.recipe import Picture
 from handler.deadline import LATE, Deadline
 from handler.errors import DeadlineExceeded, InvalidValue, KeyReused, KindlingError
 from handler.reply import Reply, refusal
-from handler.request import Picture
 
 HEADER = "idempotency-key"
 KEY = re.compile(r"[!-~]{1,255}")

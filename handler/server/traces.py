@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from handler import __version__
 from handler.clock import Ledger
+from handler.core.recipe import Picture
+from handler.core.version import __version__
 from handler.errors import SettingsError
-from handler.request import Picture
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
 
-    from handler.server.observe import Seen
+    from handler.server.record import Seen
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROBES = ("/ping", "/health/live", "/health/ready", "/metrics")  # asked every few seconds, and tell no story

@@ -11,7 +11,8 @@ import torch
 from conftest import PATIENT, ROOT
 
 from handler import ImageRequest, Worker
-from handler.hardware import Hardware, detect, host_memory
+from handler.core.host import host_memory
+from handler.hardware import Hardware, detect
 
 GIB = 1 << 30
 DISK_GB, HOST_GB = 40, 48  # for the weights in bf16, and for what waits or is being rounded

@@ -1,0 +1,1 @@
+"""The words everyone speaks: errors, settings, a request, a recipe, the version."""

@@ -1,0 +1,98 @@
+"""What will be drawn, with nothing left open, and what came out. What a caller asks is in `request.py`."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from handler.core.stepcache import StepCache
+from handler.request import Format
+
+Preview = Callable[[], Any]  # makes a uint8 (height, width, 3) array, on the thread of the lane alone
+OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may raise to stop
+
+
+MOST = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """An image to work from: `rgb` is uint8 (height, width, 3), `sha256` that of the file it came in."""
+
+    rgb: Any
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """Where an image stays: `kept` is uint8 (height, width), 255 where it does, 0 where it is drawn anew."""
+
+    kept: Any
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All of a picture that a caller can choose, with nothing left open. `size` is (width, height) in pixels.
+
+    `strength` is how much of the first image is drawn anew; None where there is none, or all are references.
+    """
+
+    model: str
+    revision: str
+    prompt: str
+    size: tuple[int, int]
+    steps: int
+    guidance: float
+    scheduler: str
+    seed: int
+    negative_prompt: str | None = None  # an empty one is not none: SDXL and Qwen-Image draw other pictures of it
+    images: tuple[Reference, ...] = ()
+    step_cache: StepCache | None = None
+    strength: float | None = None
+    mask: Mask | None = None
+
+    @property
+    def taken(self) -> int:
+        """How many of the steps are taken."""
+        return self.steps if self.strength is None else steps_taken(self.steps, self.strength)
+
+    def described(self) -> dict[str, Any]:
+        """The recipe as JSON takes it: of each image, and of the mask, its SHA-256."""
+        hashes = {"images": [image.sha256 for image in self.images], "mask": self.mask and self.mask.sha256}
+        return asdict(replace(self, images=(), mask=None)) | hashes
+
+
+def steps_taken(steps: int, strength: float) -> int:
+    """An edit's share of the steps, which are the last ones; rounded down, but 0.7 of 10 are 7."""
+    return int(steps * strength + 1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One finished picture before encoding: `rgb` is uint8 (height, width, 3), C-contiguous.
+
+    `batch` is how many pictures were drawn at once.
+    """
+
+    rgb: Any
+    recipe: Recipe
+    batch: int = 1
+
+
+Drawn = tuple[Pixels, dict[str, float]]  # a picture, and the seconds of each stage
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One encoded picture and how it was made; `stages` are seconds per stage, `plan` is COMPILED or EAGER and why.
+
+    `url` is where an object store has it too; `undelivered` says why it has not, though that was wanted.
+    """
+
+    data: bytes
+    format: Format
+    recipe: Recipe
+    plan: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
+    url: str = field(default="", repr=False)
+    undelivered: str = ""

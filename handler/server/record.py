@@ -1,0 +1,38 @@
+"""One request, as it is kept while it runs."""
+
+import time
+from dataclasses import dataclass
+
+from handler.core.recipe import Picture
+from handler.deadline import Deadline
+from handler.reply import Reply
+
+
+@dataclass(slots=True, eq=False)
+class Seen:
+    """One request: its first byte came at `start`, all of it was there at `begun`, in `time.perf_counter`'s seconds.
+
+    `status` is None until it is known how it ends, and `answered` is whether that is on its way.
+    """
+
+    id: str
+    route: str
+    start: float
+    deadline: Deadline | None = None
+    begun: float = 0.0
+    answered: bool = False
+    status: int | None = None
+    reason: str = ""
+    prompt: object = None
+    pictures: tuple[Picture, ...] = ()
+
+    def read(self, payload: object) -> None:
+        """What is asked for is known from now on."""
+        self.begun = time.perf_counter()
+        self.prompt = payload.get("prompt") if isinstance(payload, dict) else None
+
+    def note(self, reply: Reply) -> Reply:
+        """Remember how this request ends, for a stream says 200 long before; the last reply counts."""
+        self.status, self.pictures = reply.status, reply.pictures
+        self.reason = reply.content["error"]["code"] if reply.status >= 400 else ""
+        return reply
