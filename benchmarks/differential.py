@@ -265,7 +265,7 @@ def _plain(volume: Path, models: Sequence[str], precisions: Sequence[str]) -> No
         for precision in precisions:
             found = dict(plainly(spec, folder_of(spec, volume), precision, list(options(spec))))
             numpy.savez(volume / f"{model}-{precision}.npz", **found)
-    assert "handler.families" not in sys.modules
+    assert "handler.model.families" not in sys.modules
 
 
 if __name__ == "__main__":

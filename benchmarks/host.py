@@ -18,8 +18,9 @@ from PIL import Image
 
 import random_models
 import report
-from handler import ImageRequest, Settings, Worker, codec
-from handler.families import constants
+from handler import ImageRequest, Settings, Worker
+from handler.api import codec
+from handler.model.families import constants
 
 SIDE = 1024
 NOISE = 6

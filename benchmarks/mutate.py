@@ -50,7 +50,7 @@ class Survivor:
 def main() -> int:
     """Try samples, or what is listed, and tell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("modules", nargs="*", help="such as handler/line.py (default: all of modules.toml)")
+    parser.add_argument("modules", nargs="*", help="such as handler/engine/queue.py (default: all of modules.toml)")
     parser.add_argument("--n", type=int, default=10, help="changes of each module (default: 10)")
     parser.add_argument("--seed", type=int, default=1, help="which sample (default: 1)")
     parser.add_argument("--json", type=Path, help="a file for the survivors")

@@ -27,7 +27,8 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import report
-from handler import Clock, ImageRequest, Settings, Worker, kernels
+from handler import Clock, ImageRequest, Settings, Worker
+from handler.catalog import attention
 from spark.checker import ATTRIBUTES, check
 from spark.scenes import held_out
 
@@ -91,7 +92,7 @@ def compare(precisions: list[str], split: str, save: bool) -> None:
             given = {**os.environ, "KINDLING_PRECISION": precision}
             worker = Worker.boot(Settings.from_env(given, model="spark"), Clock(PATIENT_S))
             if kernel:
-                worker._pipeline.transformer.set_attention_backend(kernels.backend(kernel))
+                worker._pipeline.transformer.set_attention_backend(attention.backend(kernel))
             drawn = list[np.ndarray]()
             row = {"precision": asked, **score(worker, Case(4), SCENES["equal"], split, None, drawn)}
             first = first or drawn

@@ -3,27 +3,27 @@
 Importing this package imports neither torch nor diffusers; `Worker.boot` does, on the clock.
 """
 
-from handler.api import Api
-from handler.birth import Birth
-from handler.blocks import bind_blocks, compile_blocks
-from handler.catalog import MODELS, MODES
-from handler.clock import Clock
+from handler.api.dispatch import Api
+from handler.api.reply import Reply
+from handler.catalog.models import MODELS, MODES
+from handler.catalog.spec import ModelSpec
+from handler.core.birth import Birth
+from handler.core.errors import KindlingError, StartError
 from handler.core.recipe import Picture, Recipe
-from handler.core.version import __version__
-from handler.errors import KindlingError, StartError
-from handler.fit import room_for
-from handler.hardware import detect
-from handler.lane import Lane
-from handler.reader import Reader
-from handler.reply import Reply
-from handler.request import ImageRequest
+from handler.core.request import ImageRequest
+from handler.core.settings import Settings
+from handler.core.version import __version__ as __version__
+from handler.engine.engine import Lane
+from handler.model.compiling.package import bind_blocks, compile_blocks
+from handler.model.hardware import detect
+from handler.model.loading.weights import load_components, tensors
 from handler.server import create_app
-from handler.settings import Settings
-from handler.sources import fetched_folder
-from handler.spec import ModelSpec
-from handler.volume import checked, write_manifest
-from handler.weights import load_components, tensors
-from handler.worker import Worker
+from handler.volume.manifest import checked, write_manifest
+from handler.volume.reader import Reader
+from handler.volume.sources import fetched_folder
+from handler.worker.clock import Clock
+from handler.worker.memory import room_for
+from handler.worker.worker import Worker
 
 __all__ = [
     "MODELS",
@@ -42,7 +42,6 @@ __all__ = [
     "Settings",
     "StartError",
     "Worker",
-    "__version__",
     "bind_blocks",
     "checked",
     "compile_blocks",

@@ -5,12 +5,11 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 
-from handler import bake, doctor, fetch, generate, models, optimize
-from handler.cli import receipts
-from handler.clock import EXIT_CODE
+from handler.cli import bake, doctor, fetch, generate, models, optimize, receipts
+from handler.core.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError
+from handler.core.settings import Settings
 from handler.core.version import __version__
-from handler.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError
-from handler.settings import Settings
+from handler.worker.clock import EXIT_CODE
 
 MODEL = "model id, alias or mode (default: $KINDLING_MODEL or spark)"
 CODES = """exit codes: 0 done, or serve told once to stop; 1 failed or stopped; 2 bad usage or a bad setting;
@@ -79,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from handler.server.serve import serve
+    from handler.server.process import serve
 
     return serve(Settings.from_env(model=options.model), options.host, options.port)
 

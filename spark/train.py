@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from handler.volume import write_manifest
+from handler.volume.manifest import write_manifest
 from spark import autoencoder, flow, polish, text
 
 SHIPPED = Path(__file__).parent.parent / "handler" / "weights" / "spark"

@@ -17,10 +17,10 @@ os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"  # of the code that 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kindling-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
-from handler import rounding
+from handler.model.loading import rounding
 
 with rounding.hidden():  # as a worker imports them
-    import handler.families.flux  # noqa: F401
+    import handler.model.families.flux  # noqa: F401
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -15,9 +15,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from handler import Clock, ImageRequest, Lane, Settings, Worker
-from handler.catalog import find
-from handler.families.schedulers import FLOW
-from handler.hardware import Hardware
+from handler.catalog.models import find
+from handler.model.families.schedulers import FLOW
+from handler.model.hardware import Hardware
 
 CPU = Hardware("cpu", "fake", "fp32", "a fake")
 RECIPE = find("spark").recipe(ImageRequest(prompt="x", seed=1))

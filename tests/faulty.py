@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from fakes import CPU, FakeFamily, raises
-from handler import Clock, Picture, Settings, Worker, lane
+from handler import Clock, Picture, Settings, Worker
 from handler.__main__ import main
-from handler.catalog import find
-from handler.families.schedulers import FLOW
-from handler.server import leave
-from handler.spec import ModelSpec
-from handler.store import Store
+from handler.api.store import Store
+from handler.catalog.models import find
+from handler.catalog.spec import ModelSpec
+from handler.engine import engine
+from handler.model.families.schedulers import FLOW
+from handler.server import shutdown
 
 
 def hold() -> None:
@@ -90,8 +91,8 @@ class Faulty(FakeFamily):
 
 if __name__ == "__main__":
     Worker._load = Faulty().load  # type: ignore[method-assign]
-    leave.DRAIN_S = float(os.environ.get("FAULTY_DRAIN_S", leave.DRAIN_S))
-    lane.EXIT_S = float(os.environ.get("FAULTY_EXIT_S", lane.EXIT_S))  # type: ignore[attr-defined]
+    shutdown.DRAIN_S = float(os.environ.get("FAULTY_DRAIN_S", shutdown.DRAIN_S))
+    engine.EXIT_S = float(os.environ.get("FAULTY_EXIT_S", engine.EXIT_S))  # type: ignore[attr-defined]
     Store._put = put  # type: ignore[method-assign]
     if "FAULTY_JOIN" in os.environ:
         threading.Thread(target=hang).start()

@@ -15,20 +15,20 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from handler.birth import Birth
-from handler.boots import BootLog
-from handler.catalog import MODELS
-from handler.clock import Ledger, Phase
-from handler.compiled import PACKAGE, key
-from handler.failures import Record
-from handler.optimize.journal import Journal
-from handler.publishing import publishing
-from handler.receipts import Candidate, Figures, Outcome, Receipt, keep, use
-from handler.settings import Settings
-from handler.sources import INDEX, fetched_folder, weight_facts, weights_folder
-from handler.spend import Meter
-from handler.vae import fetched_vae
-from handler.volume import write_atomically, write_manifest
+from handler.catalog.models import MODELS
+from handler.cli.optimize.journal import Journal
+from handler.core.birth import Birth
+from handler.core.settings import Settings
+from handler.engine.spend import Meter
+from handler.model.compiling.artifacts import PACKAGE, key
+from handler.model.compiling.failures import Record
+from handler.volume.autoencoder import fetched_vae
+from handler.volume.manifest import write_atomically, write_manifest
+from handler.volume.publishing import publishing
+from handler.volume.receipts import Candidate, Figures, Outcome, Receipt, keep, use
+from handler.volume.sources import INDEX, fetched_folder, weight_facts, weights_folder
+from handler.worker.boots import BootLog
+from handler.worker.clock import Ledger, Phase
 
 GOLDEN = Path(__file__).parent / "golden"
 REVISION = "741f7c3ce8b383c54771c7003378a50191e9efe9"

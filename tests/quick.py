@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import handler.families
+import handler.model.families
 
 FILES = (
     "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "fetch", "floors", "forms",
@@ -49,12 +49,12 @@ def held() -> Iterator[None]:
     global _hearing, _running
     if not _hearing:
         sys.addaudithook(_hear)  # for good: it cannot be taken off
-    _hearing, _running, build = True, True, handler.families.build
-    handler.families.build = _refuse
+    _hearing, _running, build = True, True, handler.model.families.build
+    handler.model.families.build = _refuse
     try:
         yield
     finally:
-        _running, handler.families.build = False, build
+        _running, handler.model.families.build = False, build
 
 
 def _refuse(*_: Any) -> Any:

@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Scope
 
 from fakes import FakeFamily, raises
 from handler import Settings, create_app
-from handler.errors import NumericalError, SettingsError
-from handler.server import guard
-from handler.server.guard import DEFAULTS, OPEN_ROUTES, Head, Keys
+from handler.core.errors import NumericalError, SettingsError
+from handler.server import auth
+from handler.server.auth import DEFAULTS, OPEN_ROUTES, Head, Keys
 from handler.server.metrics import Metrics
 from serving import Served, serving
 
@@ -148,7 +148,7 @@ def test_keys_are_kept_as_digests_only(app: Callable[..., Any], caplog: pytest.L
 
 def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
-    monkeypatch.setattr(guard.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    monkeypatch.setattr(auth.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
     keys = Keys((KEY, OTHER, "third"))
     assert keys({"headers": [(b"authorization", f"Bearer {KEY}".encode())]}) is None
     assert len(compared) == 3  # whether the first fits or not

@@ -15,27 +15,20 @@ from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import (
-    MODELS,
-    Birth,
-    Clock,
-    ImageRequest,
-    Settings,
-    Worker,
-    again,
-    attention,
-    codec,
-    compiled,
-    kernel,
-    kernels,
-)
-from handler.attention import MARGIN, NEEDED_S, Timing, decide
-from handler.chips import chips
-from handler.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
-from handler.hardware import Hardware, detect
-from handler.kernels import KERNELS, Choice, choose, refusal, refusals
-from handler.publishing import publishing
-from handler.sources import EMBEDDED
+from handler import MODELS, Birth, Clock, ImageRequest, Settings, Worker
+from handler.api import codec
+from handler.catalog import attention as kernels
+from handler.catalog.attention import KERNELS, Choice, choose, refusal, refusals
+from handler.cli import again
+from handler.core.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
+from handler.model import attention
+from handler.model.attention import MARGIN, NEEDED_S, Timing, decide
+from handler.model.compiling import artifacts
+from handler.model.hardware import Hardware, detect
+from handler.volume.publishing import publishing
+from handler.volume.sources import EMBEDDED
+from handler.worker import kernel
+from handler.worker.chips import chips
 from spark.checker import check
 from spark.scenes import held_out
 
@@ -189,7 +182,7 @@ def test_a_model_without_a_choice_says_so(model: str) -> None:
 def test_what_a_model_asks_is_seen(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every family that has a choice: the shapes, and masks, which not every kernel can do."""
     small = dataclasses.replace(MODELS[model], size=(64, 64))
-    monkeypatch.setattr("handler.worker.find", lambda name: small)
+    monkeypatch.setattr("handler.worker.worker.find", lambda name: small)
     tiny.write(small, tmp_path)
     worker = Worker.boot(PATIENT.model_copy(update={"model": model, "volume": tmp_path}))
     denoiser = worker._pipeline.transformer
@@ -303,9 +296,9 @@ def test_the_fastest_is_settled_on(
 
 
 def publish(volume: Path, hardware: Hardware) -> None:
-    facts = compiled.fingerprint(SPARK, hardware)
-    with publishing(volume / "baked" / "spark" / compiled.key(facts), facts) as folder:
-        (folder / compiled.PACKAGE).write_bytes(b"never looked at")
+    facts = artifacts.fingerprint(SPARK, hardware)
+    with publishing(volume / "baked" / "spark" / artifacts.key(facts), facts) as folder:
+        (folder / artifacts.PACKAGE).write_bytes(b"never looked at")
 
 
 def test_what_is_compiled_is_followed(
@@ -318,14 +311,14 @@ def test_what_is_compiled_is_followed(
     """However a later worker would have measured: its fingerprint is the same."""
     monkeypatch.setattr(attention, "_milliseconds", lambda name, call: 1.0)
     publish(tmp_path, dataclasses.replace(H200, attention="cudnn"))
-    assert compiled.look(SPARK, H200, tmp_path).outcome == "HIT"  # doctor, which measures nothing
+    assert artifacts.look(SPARK, H200, tmp_path).outcome == "HIT"  # doctor, which measures nothing
     found, clock = settled(worker, tmp_path)
     assert clock.ledger.attention == "cudnn: as what is compiled on the volume"
-    assert compiled.look(SPARK, found, tmp_path).outcome == "HIT"
+    assert artifacts.look(SPARK, found, tmp_path).outcome == "HIT"
     lacking(cudnn="needs a newer cuDNN")
     found, _ = settled(worker, tmp_path)
     assert found.attention == "native"
-    assert compiled.look(SPARK, found, tmp_path).reason.endswith("worker: attention is native, was cudnn")
+    assert artifacts.look(SPARK, found, tmp_path).reason.endswith("worker: attention is native, was cudnn")
 
 
 def test_fewer_bits_are_never_taken_unasked(
@@ -346,19 +339,19 @@ def test_fewer_bits_are_never_taken_unasked(
     found, clock = settled(worker, tmp_path, attention="cudnn-fp8")
     assert clock.ledger.attention == "cudnn-fp8: KINDLING_ATTENTION=cudnn-fp8"
     assert backends(worker._pipeline.transformer) == {AttentionBackendName("kindling_fp8")}
-    assert compiled.look(SPARK, found, tmp_path).outcome == "HIT"
+    assert artifacts.look(SPARK, found, tmp_path).outcome == "HIT"
 
 
 def test_the_kernel_is_in_the_fingerprint(tmp_path: Path) -> None:
-    facts = compiled.fingerprint(SPARK, H200)
+    facts = artifacts.fingerprint(SPARK, H200)
     assert (facts["attention"], facts["flash_attn_3"]) == ("", "none")  # installing it means measuring again
     publish(tmp_path, dataclasses.replace(H200, attention="flash3"))
     chosen = dataclasses.replace(H200, attention="flash")
-    assert compiled.look(SPARK, chosen, tmp_path).reason == (
+    assert artifacts.look(SPARK, chosen, tmp_path).reason == (
         "compiled for another worker: attention is flash, was flash3"
     )
-    assert compiled.packaged(SPARK, chosen, tmp_path, ["native", "flash"]) == ""
-    assert compiled.packaged(SPARK, chosen, tmp_path, KERNELS) == "flash3"
+    assert artifacts.packaged(SPARK, chosen, tmp_path, ["native", "flash"]) == ""
+    assert artifacts.packaged(SPARK, chosen, tmp_path, KERNELS) == "flash3"
 
 
 def test_torch_prefers_it_in_compiled_code() -> None:

@@ -12,9 +12,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
-from handler import MODELS, blocks, compiled, families
-from handler.families import autoencoders, sdxl
-from handler.hardware import Hardware
+from handler import MODELS
+from handler.model import families
+from handler.model.compiling import artifacts
+from handler.model.compiling import package as blocks
+from handler.model.families import autoencoders, sdxl
+from handler.model.hardware import Hardware
 
 SPARK, GPU = MODELS["spark"], Hardware("cuda", "NVIDIA H200", "bf16", "a test")
 LEVELS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -144,16 +147,16 @@ def test_a_compiled_decoder_decodes_every_size_number_and_tile(
 def test_a_package_without_the_decoder_is_stale_for_one_who_wants_it(tmp_path: Path) -> None:
     decoder, package = tiny.flux_vae().decoder, tmp_path / "any"
     package.write_bytes(b"code")
-    compiled.publish(package, SPARK, GPU, tmp_path)
-    wanted = compiled.decoder_of(decoder)
-    found = compiled.look(SPARK, GPU, tmp_path, wanted)
+    artifacts.publish(package, SPARK, GPU, tmp_path)
+    wanted = artifacts.decoder_of(decoder)
+    found = artifacts.look(SPARK, GPU, tmp_path, wanted)
     assert (found.outcome, found.reason) == (
         "STALE",
         f"compiled for another worker: decoder is {wanted}, was eager",
     )
-    compiled.publish(package, SPARK, GPU, tmp_path, decoder)
+    artifacts.publish(package, SPARK, GPU, tmp_path, decoder)
     for asked in (wanted, "eager", ""):  # the last one is doctor's, which loads no model
-        assert compiled.look(SPARK, GPU, tmp_path, asked).outcome == "HIT"
+        assert artifacts.look(SPARK, GPU, tmp_path, asked).outcome == "HIT"
 
 
 def test_a_decoder_that_computes_otherwise_is_another() -> None:
@@ -162,7 +165,7 @@ def test_a_decoder_that_computes_otherwise_is_another() -> None:
     same = {**LEVELS, "block_out_channels": (8, 8), "norm_num_groups": 2}
     vaes = [diffusers.AutoencoderKL(**{**same, **each}) for each in differing]
     assert len({str(blocks._weights(vae.decoder).keys()) for vae in vaes}) == 1
-    assert len({compiled.decoder_of(vae.decoder) for vae in vaes}) == 3
+    assert len({artifacts.decoder_of(vae.decoder) for vae in vaes}) == 3
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -11,13 +11,13 @@ from conftest import PATIENT
 
 import tiny
 from handler import Settings, Worker
-from handler.catalog import DEV, MODELS, QWEN_IMAGE, SCHNELL, SDXL, SPARK
-from handler.decision import automatic, decide, expect
-from handler.fit import memory_plan
-from handler.hardware import CARDS, Hardware, expected
-from handler.models import lines, state
-from handler.precisions import PRECISIONS
-from handler.spec import ModelSpec
+from handler.catalog.models import DEV, MODELS, QWEN_IMAGE, SCHNELL, SDXL, SPARK
+from handler.catalog.precisions import PRECISIONS
+from handler.catalog.spec import ModelSpec
+from handler.cli.models import lines, state
+from handler.model.hardware import CARDS, Hardware, expected
+from handler.worker.decision import automatic, decide, expect
+from handler.worker.memory import memory_plan
 
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU: fp32 is exact and no slower", 32)
 SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}
@@ -79,7 +79,7 @@ def test_rounding_wants_no_more_of_the_host_than_reading() -> None:
 
 
 def test_a_host_too_small_to_read_on_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.decision.host_memory", lambda: 3_500_000_000)
+    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 3_500_000_000)
     assert decide(Settings(volume=tmp_path), DEV, card("H100")).hardware.precision == "fp8"  # none fits: as ever
     assert not memory_plan(DEV, replace(card("H100"), precision="fp8"), host_gb=3.5).fits
 
@@ -96,10 +96,10 @@ def test_settings_and_a_cards_limits_come_first(tmp_path: Path) -> None:
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """A machine whose kernel tells of one GPU, and whose driver's library does not."""
-    monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path)
-    monkeypatch.setattr("handler.hardware.GPUS", tmp_path / "gpus")
-    monkeypatch.setattr("handler.hardware._from_nvml", lambda: None)
-    monkeypatch.setattr("handler.decision.host_memory", lambda: 64_000_000_000)
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    monkeypatch.setattr("handler.model.hardware.GPUS", tmp_path / "gpus")
+    monkeypatch.setattr("handler.model.hardware._from_nvml", lambda: None)
+    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 64_000_000_000)
     place = tmp_path / "gpus" / "0000:01:00.0"
     place.mkdir(parents=True)
     return lambda name: place.joinpath("information").write_text(f"Model: \t\t {name}\nIRQ:   \t 17\n") and None
@@ -144,8 +144,8 @@ def test_the_drivers_library_is_asked_first(
 
     gpu("NVIDIA A10G")
     monkeypatch.undo()
-    monkeypatch.setattr("handler.decision.host_memory", lambda: 64_000_000_000)
-    monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path)
+    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 64_000_000_000)
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
     answers: dict[str, Callable[..., Any]] = {
         "nvmlInit": lambda: None,
         "nvmlDeviceGetCount": lambda: 2,
@@ -160,15 +160,15 @@ def test_the_drivers_library_is_asked_first(
     assert (found.name, found.capability, round(found.memory_gb)) == ("NVIDIA H200", (9, 0), 151)
     assert expect(Settings(volume=tmp_path), DEV) == "fp8"
     monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: ("NVIDIA H200", "NVIDIA L4")[handle])
-    monkeypatch.setattr("handler.hardware.GPUS", tmp_path / "none")
+    monkeypatch.setattr("handler.model.hardware.GPUS", tmp_path / "none")
     assert expected(Settings()).name == ""  # which of two it will be, only torch knows
 
 
 def test_a_sandbox_that_hides_proc_still_has_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path / "none")
-    monkeypatch.setattr("handler.hardware._from_nvml", lambda: None)
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path / "none")
+    monkeypatch.setattr("handler.model.hardware._from_nvml", lambda: None)
     assert expected(Settings()).device == "cpu"
-    monkeypatch.setattr("handler.hardware.GPU_DEVICE", tmp_path)
+    monkeypatch.setattr("handler.model.hardware.GPU_DEVICE", tmp_path)
     assert expected(Settings()).device == "cuda"
 
 
@@ -182,7 +182,7 @@ def test_a_wrong_guess_is_corrected(gpu: Callable[[str], None], tmp_path: Path) 
 
 
 def test_models_shows_what_each_would_be_served_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.decision.host_memory", lambda: 64_000_000_000)
+    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 64_000_000_000)
     settings, here = Settings(volume=tmp_path), card("L40S")
     found = {spec.id: state(spec, settings, here) for spec in (DEV, SDXL, QWEN_IMAGE)}
     assert {name: one.precision for name, one in found.items()} == {DEV.id: "fp8", SDXL.id: "bf16", "qwen-image": "fp8"}

@@ -9,7 +9,7 @@ from test_flux import recipe
 
 from handler import Worker
 from handler.__main__ import main
-from handler.bake import bake
+from handler.cli.bake import bake
 
 
 def test_what_is_baked_is_used_and_draws_the_same(compiler: None, tmp_path: Path, spark: Worker) -> None:

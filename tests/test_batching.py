@@ -14,12 +14,14 @@ from PIL import Image
 from test_families import EVERY, boot  # noqa: F401 - a fixture
 
 from fakes import FakeFamily, raises
-from handler import Api, ImageRequest, Lane, ModelSpec, Worker, blocks, families
-from handler.batching import alike, at_once, room
-from handler.clock import Clock
+from handler import Api, ImageRequest, Lane, ModelSpec, Worker
+from handler.core.errors import Cancelled, NumericalError, OutOfMemory
 from handler.core.recipe import MOST, Recipe
 from handler.core.stepcache import StepCache
-from handler.errors import Cancelled, NumericalError, OutOfMemory
+from handler.engine.batching import alike, at_once, room
+from handler.model import families
+from handler.model.compiling import package
+from handler.worker.clock import Clock
 
 RECIPE = Recipe("spark", "embedded", "a red circle", (256, 256), 4, 0.0, "flow-match-euler", 1)
 GAINS = {"256x256": {"2": 1.4, "4": 1.9, "8": 1.8}, "512x512": {"2": 1.05, "4": 1.12}, "640x640": {"2": 1.01}}
@@ -89,14 +91,14 @@ def test_code_compiled_for_a_batch_takes_one_picture(spec: ModelSpec, boot: Call
     worker = boot(spec.id)
     model = getattr(worker._pipeline, worker._family.DENOISER)
     decoder = families.compilable(worker._pipeline, "cuda")
-    firsts = {kind: some[0] for kind, some in blocks._kinds(model, decoder).items()}
-    sketched = blocks._calls(firsts, lambda: worker._sketch(Clock(3600)))
+    firsts = {kind: some[0] for kind, some in package._kinds(model, decoder).items()}
+    sketched = package._calls(firsts, lambda: worker._sketch(Clock(3600)))
     [single] = recipes_of(worker, "a red circle")
-    drawn = blocks._calls(firsts, lambda: worker.generate(single))
+    drawn = package._calls(firsts, lambda: worker.generate(single))
     for kind, calls in sketched.items():
-        tensors = zip(*map(blocks._leaves, calls), strict=True)
-        takes = [(first.dtype, blocks._shape(first, *others)) for first, *others in tensors]
-        assert all(blocks._fits(list(blocks._leaves(call)), takes) for call in drawn[kind])
+        tensors = zip(*map(package._leaves, calls), strict=True)
+        takes = [(first.dtype, package._shape(first, *others)) for first, *others in tensors]
+        assert all(package._fits(list(package._leaves(call)), takes) for call in drawn[kind])
 
 
 @pytest.fixture

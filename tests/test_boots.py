@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from fakes import raises
-from handler import boots
-from handler.birth import Birth
-from handler.boots import BootLog, last_boots, measured
-from handler.clock import Clock, Ledger, Phase
-from handler.compilation import plan
-from handler.errors import BudgetExceeded
+from handler.core.birth import Birth
+from handler.core.errors import BudgetExceeded
+from handler.worker import boots
+from handler.worker.boots import BootLog, last_boots, measured
+from handler.worker.clock import Clock, Ledger, Phase
+from handler.worker.compilation import plan
 
 
 def boot_log(volume: Path) -> BootLog:

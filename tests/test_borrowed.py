@@ -13,9 +13,9 @@ from torch import nn
 import tiny
 from fakes import raises
 from handler import MODELS, ImageRequest, Worker
+from handler.core.errors import OutOfMemory
 from handler.core.recipe import Recipe, Reference
-from handler.errors import OutOfMemory
-from handler.families import Components
+from handler.model.families import Components
 
 FULL = torch.OutOfMemoryError("CUDA out of memory.")
 

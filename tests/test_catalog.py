@@ -4,8 +4,8 @@ import pytest
 from diffusers import DiffusionPipeline
 
 from handler import MODELS, MODES, ImageRequest
-from handler.catalog import find
-from handler.errors import ModelNotFound, OutOfRange, Unsupported
+from handler.catalog.models import find
+from handler.core.errors import ModelNotFound, OutOfRange, Unsupported
 
 ROWS = list(MODELS.values())
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from disks import full_disk
 
-from handler import stepcache
-from handler.errors import WeightsCorrupt
-from handler.reader import ReadFile
-from handler.volume import write_atomically
+from handler.core.errors import WeightsCorrupt
+from handler.model import stepcache
+from handler.volume.manifest import write_atomically
+from handler.volume.reader import ReadFile
 
 
 def in_the_way(path: Path) -> None:

@@ -18,13 +18,14 @@ from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import MODELS, ImageRequest, Settings, StartError, again, detect, doctor, findings, generate
+from handler import MODELS, ImageRequest, Settings, StartError, detect
 from handler.__main__ import main
-from handler.codec import encode, parameters_of, read_parameters
-from handler.configured import described, listed
-from handler.dialects import openai
-from handler.errors import BudgetExceeded, InvalidValue, SettingsError
-from handler.server.leave import Server
+from handler.api.codec import encode, parameters_of, read_parameters
+from handler.api.dialects import openai
+from handler.cli import again, doctor, findings, generate
+from handler.cli.configured import described, listed
+from handler.core.errors import BudgetExceeded, InvalidValue, SettingsError
+from handler.server.shutdown import Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -225,7 +226,7 @@ def test_a_setting_that_ends_a_start_is_bad_usage(tmp_path: Path, monkeypatch: p
         assert server.code == code
     monkeypatch.setenv("KINDLING_STEP_CACHE", "on")
     assert main(["generate", "x", "-o", str(tmp_path / "out.png")]) == 2
-    monkeypatch.setattr("handler.generate.Worker.boot", lambda *_: raises(BudgetExceeded("late"))())
+    monkeypatch.setattr("handler.cli.generate.Worker.boot", lambda *_: raises(BudgetExceeded("late"))())
     monkeypatch.setenv("KINDLING_STEP_CACHE", "off")
     assert main(["generate", "x", "-o", str(tmp_path / "out.png")]) == 124
     assert "124 past the" in kindling("--help").stdout

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from handler import Clock, Settings, Worker
-from handler.birth import Birth, process_age
-from handler.clock import Ledger
-from handler.compilation import COMPILE_S, FIRST_PICTURE_S, MARGIN, plan
-from handler.errors import BudgetExceeded
+from handler.core.birth import Birth, process_age
+from handler.core.errors import BudgetExceeded
+from handler.worker.clock import Ledger
+from handler.worker.compilation import COMPILE_S, FIRST_PICTURE_S, MARGIN, plan
 from threads import begun, have_ended
 
 HANG = """
@@ -64,7 +64,7 @@ def test_phases_are_timed_from_birth() -> None:
 
 def test_age_is_the_process_age() -> None:
     out = subprocess.run(
-        [sys.executable, "-c", "import time; time.sleep(0.3); from handler.birth import *; print(process_age())"],
+        [sys.executable, "-c", "import time; time.sleep(0.3); from handler.core.birth import *; print(process_age())"],
         capture_output=True,
         text=True,
         check=True,
@@ -169,7 +169,7 @@ def test_whoever_ends_a_start_disarms_it(
     def ends(*_: object) -> None:
         raise error
 
-    place = {"volume": "handler.worker.sought", "import": "handler.worker.decide"}[phase]
+    place = {"volume": "handler.worker.worker.sought", "import": "handler.worker.worker.decide"}[phase]
     monkeypatch.setattr(place, ends)
     killed: list[int] = []
     clock = Clock(3600, publish=lambda ledger: None, abort=killed.append)
@@ -188,10 +188,10 @@ def test_the_program_lives_on_after_ctrl_c_in_a_start(tmp_path: Path) -> None:
     code = """
 import sys, time
 from handler import Clock, Settings, Worker
-from handler.birth import Birth
-import handler.worker
+from handler.core.birth import Birth
+import handler.worker.worker
 def interrupt(*_): raise KeyboardInterrupt
-handler.worker.sought = interrupt
+handler.worker.worker.sought = interrupt
 clock = Clock(0.5, Birth.anew(), publish=lambda ledger: None)
 try:
     Worker.boot(Settings(volume=sys.argv[1]), clock)

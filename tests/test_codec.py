@@ -15,9 +15,10 @@ from conftest import ROOT
 from isal import isal_zlib
 from PIL import Image
 
-from handler import MODELS, ImageRequest, codec
-from handler.codec import PNG_SIGNATURE, encode, parameters_of, read_parameters
-from handler.errors import InvalidValue
+from handler import MODELS, ImageRequest
+from handler.api import codec
+from handler.api.codec import PNG_SIGNATURE, encode, parameters_of, read_parameters
+from handler.core.errors import InvalidValue
 
 RNG = np.random.default_rng(0)
 RECIPE = MODELS["spark"].recipe(ImageRequest(prompt='naïve "红" \u0000 circle', seed=3))
@@ -95,7 +96,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     """Those of the one it comes from are not in it."""
     script = """
 import os, numpy
-from handler.codec import encode
+from handler.api.codec import encode
 rgb = numpy.zeros((1024, 1024, 3), numpy.uint8)
 made = encode(rgb, "png", 95, None)
 if child := os.fork():

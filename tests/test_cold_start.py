@@ -15,14 +15,14 @@ from conftest import PATIENT, ROOT
 
 from fakes import raises
 from handler import MODELS, ImageRequest, StartError, Worker
-from handler.blocks import digest, kinds_of
-from handler.boots import last_boots
-from handler.compiled import PACKAGE, fingerprint, key
-from handler.errors import WeightsCorrupt
-from handler.hardware import Hardware
-from handler.publishing import publishing
-from handler.sources import EMBEDDED, fetched_folder
-from handler.volume import write_manifest
+from handler.core.errors import WeightsCorrupt
+from handler.model.compiling.artifacts import PACKAGE, fingerprint, key
+from handler.model.compiling.package import digest, kinds_of
+from handler.model.hardware import Hardware
+from handler.volume.manifest import write_manifest
+from handler.volume.publishing import publishing
+from handler.volume.sources import EMBEDDED, fetched_folder
+from handler.worker.boots import last_boots
 from serving import serving
 
 SPARK = MODELS["spark"]
@@ -51,7 +51,7 @@ def test_past_the_budget_the_process_ends_and_leaves_word(tmp_path: Path) -> Non
 
 def test_a_worker_that_shall_not_compile_looks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for packages nor for what compiling took, which are many files on a volume that may be slow."""
-    monkeypatch.setattr("handler.worker.past", raises(AssertionError("read")))
+    monkeypatch.setattr("handler.worker.worker.past", raises(AssertionError("read")))
     ledger = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "off"})).ledger
     assert ledger.decision == "EAGER: KINDLING_COMPILE=off"
     assert [phase.name for phase in ledger.phases] == ["volume", "import", "weights", "warm"]
@@ -154,7 +154,7 @@ def test_a_compilation_that_fails_leaves_the_worker_eager(
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr("handler.worker.compile_blocks", broken)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", broken)
     worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}))
     assert (worker.ledger.plan, worker.unpublished) == ("EAGER", False)
     assert "no compiler here" in worker.ledger.plan_reason
@@ -171,8 +171,8 @@ def test_compiled_code_that_does_not_work_is_taken_off_again(
         for block in transformer.transformer_blocks:
             block.forward = fail
 
-    monkeypatch.setattr("handler.worker.compile_blocks", lambda *_: 0.0)
-    monkeypatch.setattr("handler.worker.bind_blocks", bind)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", lambda *_: 0.0)
+    monkeypatch.setattr("handler.worker.worker.bind_blocks", bind)
     worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}))
     assert (worker.ledger.plan, worker.unpublished) == ("EAGER", False)
     assert worker.ledger.plan_reason == "compiled code failed: RuntimeError: bad kernel"

@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 from conftest import ROOT
 
-from handler.deadline import Deadline
-from handler.server.leave import Server
+from handler.core.deadline import Deadline
+from handler.server.shutdown import Server
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_what_its_head_tells_to_set_holds(cold_start: Any, tmp_path: Path, monke
 def test_no_phase_is_missing_from_the_bars(cold_start: Any) -> None:
     import chart
 
-    phases = re.findall(r'phase\("(\w+)"\)', (ROOT / "handler/worker.py").read_text())
+    phases = re.findall(r'phase\("(\w+)"\)', (ROOT / "handler/worker/worker.py").read_text())
     assert {*phases, "attention"} <= set(cold_start.PHASES)
     assert len(set(chart.COLOURS)) >= len(cold_start.PHASES)
 

@@ -15,13 +15,16 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
 import tiny
-from handler import MODELS, blocks, compiled, processor
-from handler.blocks import bind_blocks, compile_blocks, kind_of, kinds_in, kinds_of
-from handler.errors import Cancelled
-from handler.hardware import Hardware
-from handler.modulation import Run, ahead
-from handler.publishing import publishing
-from handler.sources import EMBEDDED
+from handler import MODELS
+from handler.core import processor
+from handler.core.errors import Cancelled
+from handler.model.compiling import artifacts
+from handler.model.compiling import package as blocks
+from handler.model.compiling.modulation import Run, ahead
+from handler.model.compiling.package import bind_blocks, compile_blocks, kind_of, kinds_in, kinds_of
+from handler.model.hardware import Hardware
+from handler.volume.publishing import publishing
+from handler.volume.sources import EMBEDDED
 
 ROOT = Path(__file__).parent.parent
 SPARK = MODELS["spark"]
@@ -73,13 +76,13 @@ def bound(package: Path) -> Any:
 @pytest.fixture
 def volume(package: Path, tmp_path: Path) -> Path:
     """A volume where spark's package was published."""
-    compiled.publish(package, SPARK, CPU, tmp_path)
+    artifacts.publish(package, SPARK, CPU, tmp_path)
     return tmp_path
 
 
 def baked(volume: Path) -> Path:
     """The one package on `volume`."""
-    (path,) = volume.rglob(compiled.PACKAGE)
+    (path,) = volume.rglob(artifacts.PACKAGE)
     return path
 
 
@@ -97,7 +100,7 @@ def test_bound_blocks_draw_the_same_picture_at_every_size(eager: Any, bound: Any
 
 def test_a_restored_worker_draws_what_the_compiling_one_drew(bound: Any, volume: Path) -> None:
     pipeline = load()
-    found = compiled.restore(pipeline.transformer, SPARK, CPU, volume)
+    found = artifacts.restore(pipeline.transformer, SPARK, CPU, volume)
     assert (found.outcome, found.source and found.source.folder) == ("HIT", baked(volume).parent)
     baked(volume).unlink()  # the volume may vanish once a worker has started
     assert torch.equal(draw(pipeline), draw(bound))
@@ -170,31 +173,31 @@ def test_a_run_makes_the_modulation_of_all_its_steps_at_once(
 
 
 def test_an_empty_volume_is_a_miss(eager: Any, tmp_path: Path) -> None:
-    found = compiled.restore(eager.transformer, SPARK, CPU, tmp_path / "not there")
+    found = artifacts.restore(eager.transformer, SPARK, CPU, tmp_path / "not there")
     assert (found.outcome, found.reason) == ("MISS", "nothing is compiled for spark yet")
 
 
 def test_stale_names_what_differs_from_the_nearest(package: Path, volume: Path) -> None:
-    facts = compiled.fingerprint(SPARK, CPU)
+    facts = artifacts.fingerprint(SPARK, CPU)
     baked(volume).with_name("manifest.json").unlink()
     for other in ({"torch": "2.0.0"}, {"torch": "2.0.0", "device": "NVIDIA L4"}):
-        with publishing(volume / "baked" / "spark" / compiled.key(facts | other), facts | other) as folder:
-            (folder / compiled.PACKAGE).write_bytes(b"never looked at")
-    found = compiled.look(SPARK, CPU, volume)
+        with publishing(volume / "baked" / "spark" / artifacts.key(facts | other), facts | other) as folder:
+            (folder / artifacts.PACKAGE).write_bytes(b"never looked at")
+    found = artifacts.look(SPARK, CPU, volume)
     assert found.outcome == "STALE"
     assert found.reason == f"compiled for another worker: torch is {facts['torch']}, was 2.0.0"
     half = dataclasses.replace(CPU, precision="bf16")
-    assert "precision is bf16, was fp32; torch is" in compiled.look(SPARK, half, volume).reason
+    assert "precision is bf16, was fp32; torch is" in artifacts.look(SPARK, half, volume).reason
 
 
 def test_every_field_is_in_the_key() -> None:
-    facts = compiled.fingerprint(SPARK, CPU)
+    facts = artifacts.fingerprint(SPARK, CPU)
     named = {"device", "torch", "triton", "diffusers", "revision", "precision", "attention", "shapes"}
     assert named < facts.keys()
     assert "torchao" not in facts  # it rounds weights, whose bytes code does not know
     assert all(value and isinstance(value, str) for value in facts.values())
-    keys = {compiled.key(facts | {name: "other"}) for name in facts}
-    assert len(keys | {compiled.key(facts)}) == len(facts) + 1
+    keys = {artifacts.key(facts | {name: "other"}) for name in facts}
+    assert len(keys | {artifacts.key(facts)}) == len(facts) + 1
 
 
 def truncate(data: bytes) -> bytes:
@@ -211,19 +214,19 @@ def test_a_damaged_package_is_refused_and_replaced(
 ) -> None:
     transformer = load().transformer
     baked(volume).write_bytes(damage(package.read_bytes()))
-    found = compiled.restore(transformer, SPARK, CPU, volume)
+    found = artifacts.restore(transformer, SPARK, CPU, volume)
     assert found.outcome == "ERROR"
     assert "is not what its manifest says" in found.reason
     assert not any(forwards(transformer))
-    compiled.publish(package, SPARK, CPU, volume)
+    artifacts.publish(package, SPARK, CPU, volume)
     assert baked(volume).read_bytes() == package.read_bytes()
 
 
 def test_an_unreadable_manifest_is_a_miss_and_replaced(package: Path, volume: Path) -> None:
     baked(volume).with_name("manifest.json").write_text("{")
-    assert compiled.look(SPARK, CPU, volume).outcome == "MISS"
-    compiled.publish(package, SPARK, CPU, volume)
-    assert compiled.look(SPARK, CPU, volume).outcome == "HIT"
+    assert artifacts.look(SPARK, CPU, volume).outcome == "MISS"
+    artifacts.publish(package, SPARK, CPU, volume)
+    assert artifacts.look(SPARK, CPU, volume).outcome == "HIT"
 
 
 def test_blocks_of_another_shape_are_stale(package: Path, tmp_path: Path) -> None:
@@ -231,8 +234,8 @@ def test_blocks_of_another_shape_are_stale(package: Path, tmp_path: Path) -> Non
     config = {**FluxTransformer2DModel.load_config(EMBEDDED / "spark" / "transformer")}
     other = FluxTransformer2DModel.from_config({**config, "num_layers": 1}).requires_grad_(False)
     other.single_transformer_blocks[3].proj_mlp.bias = None
-    compiled.publish(package, SPARK, CPU, tmp_path)
-    found = compiled.restore(other, SPARK, CPU, tmp_path)
+    artifacts.publish(package, SPARK, CPU, tmp_path)
+    found = artifacts.restore(other, SPARK, CPU, tmp_path)
     assert found.outcome == "STALE"
     assert "blocks is" in found.reason
     with pytest.raises(RuntimeError, match="FluxSingleTransformerBlock"):
@@ -295,9 +298,9 @@ def test_processors_are_told_apart(one: str, other: str, tmp_path: Path, monkeyp
     for text in (one, one + one.replace("processor\t: 0", "processor\t: 1"), other):
         (tmp_path / "cpuinfo").write_text(text)
         monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-        found.append(compiled.fingerprint(SPARK, CPU))
+        found.append(artifacts.fingerprint(SPARK, CPU))
     assert found[0] == found[1] != found[2]
-    assert compiled.differing(found[0], found[2]) in (["device"], ["instructions"])
+    assert artifacts.differing(found[0], found[2]) in (["device"], ["instructions"])
 
 
 def test_all_code_that_makes_a_package_is_in_its_key() -> None:
@@ -312,31 +315,31 @@ def test_all_code_that_makes_a_package_is_in_its_key() -> None:
         names = {node.module.removeprefix("handler.") for node in froms if (node.module or "").startswith("handler.")}
         names |= {alias.name for node in froms if node.module == "handler" for alias in node.names}
         wanted += names - needed - aside
-    assert needed <= {*compiled.CODE}
-    assert all((ROOT / "handler" / f"{name}.py").exists() for name in compiled.CODE)
+    assert needed <= {*artifacts.CODE}
+    assert all((ROOT / "handler" / f"{name}.py").exists() for name in artifacts.CODE)
 
 
 def test_inductors_settings_and_torchs_precision_are_in_the_key() -> None:
     from torch._inductor import config
 
-    found = [compiled.fingerprint(SPARK, CPU)]
+    found = [artifacts.fingerprint(SPARK, CPU)]
     with config.patch(epilogue_fusion=False):
-        found.append(compiled.fingerprint(SPARK, CPU))
+        found.append(artifacts.fingerprint(SPARK, CPU))
     torch.set_float32_matmul_precision("high")
-    found.append(compiled.fingerprint(SPARK, CPU))
+    found.append(artifacts.fingerprint(SPARK, CPU))
     torch.set_float32_matmul_precision("highest")
-    assert [compiled.differing(found[0], each) for each in found[1:]] == [["inductor"], ["matmul"]]
-    assert compiled.fingerprint(SPARK, CPU) == found[0]
+    assert [artifacts.differing(found[0], each) for each in found[1:]] == [["inductor"], ["matmul"]]
+    assert artifacts.fingerprint(SPARK, CPU) == found[0]
 
 
 def test_two_builders_leave_one_copy(package: Path, tmp_path: Path) -> None:
-    threads = [threading.Thread(target=compiled.publish, args=(package, SPARK, CPU, tmp_path)) for _ in range(2)]
+    threads = [threading.Thread(target=artifacts.publish, args=(package, SPARK, CPU, tmp_path)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert [path.name for path in (tmp_path / "baked" / "spark").iterdir()] == [baked(tmp_path).parent.name]
-    assert compiled.look(SPARK, CPU, tmp_path).outcome == "HIT"
+    assert artifacts.look(SPARK, CPU, tmp_path).outcome == "HIT"
 
 
 def test_restoring_starts_no_compiler(volume: Path) -> None:
@@ -344,9 +347,9 @@ def test_restoring_starts_no_compiler(volume: Path) -> None:
     code = f"""
 import sys, pathlib, torch, diffusers
 from handler import MODELS, compiled
-from handler.hardware import Hardware
-from handler.modulation import Run, ahead
-from handler.sources import EMBEDDED
+from handler.model.hardware import Hardware
+from handler.model.compiling.modulation import Run, ahead
+from handler.volume.sources import EMBEDDED
 from diffusers import FluxTransformer2DModel
 transformer = FluxTransformer2DModel.from_pretrained(EMBEDDED / "spark" / "transformer").requires_grad_(False)
 known = set(sys.modules)

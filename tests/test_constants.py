@@ -14,9 +14,9 @@ from torch import nn
 
 import tiny
 from handler import MODELS, ImageRequest, ModelSpec, Worker
-from handler.drawing import Drawing
-from handler.families import constants
-from handler.stages import MARKS
+from handler.model.families import constants
+from handler.model.runner import Drawing
+from handler.model.stages import MARKS
 
 FAMILIES = list({spec.family: spec for spec in MODELS.values() if not spec.embedded}.values())
 CALLS = 3000  # that the model's thread makes of Python functions for a picture, without the models; measured: 700

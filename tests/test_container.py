@@ -18,10 +18,10 @@ import yaml
 from pathspec import GitIgnoreSpec
 
 from handler import MODELS, Lane, Settings, create_app
-from handler.clock import GRACE_S
+from handler.core.settings import MOUNTS
 from handler.core.version import __version__
-from handler.server.leave import DRAIN_S
-from handler.settings import MOUNTS
+from handler.server.shutdown import DRAIN_S
+from handler.worker.clock import GRACE_S
 from serving import Served
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from handler import deadline
-from handler.deadline import EXIT_S, Deadline
-from handler.errors import DeadlineExceeded
+from handler.core import deadline
+from handler.core.deadline import EXIT_S, Deadline
+from handler.core.errors import DeadlineExceeded
 from threads import Seconds
 
 

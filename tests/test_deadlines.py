@@ -19,13 +19,14 @@ from starlette.datastructures import Headers
 from test_faults import Faulty, error, faulty
 
 from fakes import FakeFamily, raises
-from handler import Api, Lane, Picture, Recipe, Settings, store
-from handler.deadline import EXIT_S, Deadline
-from handler.errors import DeadlineExceeded, NotReady, QueueFull
-from handler.hands import Hands
-from handler.line import Line
-from handler.server import app, leave
-from handler.store import Store
+from handler import Api, Lane, Picture, Recipe, Settings
+from handler.api import store
+from handler.api.hands import Hands
+from handler.api.store import Store
+from handler.core.deadline import EXIT_S, Deadline
+from handler.core.errors import DeadlineExceeded, NotReady, QueueFull
+from handler.engine.queue import Line
+from handler.server import app, shutdown
 from s3_plane import BUCKET, KEY, SECRET, Broken
 
 ROUTE = "/v1/images/generations"
@@ -129,7 +130,7 @@ if sys.argv[1] == "h11":
     sys.modules["httptools"] = None
 import uvicorn
 from uvicorn.server import ServerState
-from handler.server.observe import ARRIVED
+from handler.server.access import ARRIVED
 from handler.server.wire import Wire
 
 class Transport:
@@ -218,9 +219,9 @@ def test_a_full_queue_refuses_a_fresh_key_before_its_body_is_read(server: Faulty
 
 
 def test_idle_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
-    from handler.server import serve
+    from handler.server import process
 
-    assert serve._config(None).timeout_keep_alive == 75  # type: ignore[arg-type]
+    assert process._config(None).timeout_keep_alive == 75  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("left_s", [0.0, -1.0])
@@ -250,7 +251,7 @@ def test_images_that_take_too_long_to_decode_are_late(family: FakeFamily, monkey
         assert go.wait(60)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr("handler.codec.encode", slow)
+    monkeypatch.setattr("handler.api.codec.encode", slow)
     with family.lane() as lane:
 
         async def main() -> Any:
@@ -326,10 +327,10 @@ def test_hands_that_nobody_waits_for_keep_no_others_from_work_up_to_a_number() -
 
 
 def test_the_stages_of_an_exit_fit_into_it() -> None:
-    from handler.lane import LAST_S
+    from handler.engine.engine import LAST_S
     from handler.server.traces import FLUSH_S
 
-    assert leave.DRAIN_S + leave.ANSWER_S + max(LAST_S, FLUSH_S) < EXIT_S < 30
+    assert shutdown.DRAIN_S + shutdown.ANSWER_S + max(LAST_S, FLUSH_S) < EXIT_S < 30
 
 
 def test_a_lane_stops_within_its_exit_whatever_is_drawn_or_published(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from handler.dialects import native, openai
-from handler.errors import (
+from handler.api.dialects import native, openai
+from handler.core.errors import (
     InvalidType,
     InvalidValue,
     MissingParameter,

@@ -21,25 +21,28 @@ import pytest
 from disks import Call, failing
 from golden import CODE, H200, NOON, SCHNELL, SPARK, VAE
 
-from handler import Settings, bake, compiled, receipts, sources, vae
-from handler.birth import Birth
-from handler.boots import BootLog, last_boots, past
-from handler.chips import dollars_of
-from handler.clock import Ledger
-from handler.decision import decide, sought
-from handler.download import fetch
-from handler.errors import KindlingError, WeightsMissing
-from handler.failures import Failures
-from handler.footprint import weigh
-from handler.hardware import Hardware
-from handler.models import state
-from handler.optimize.attempt import likeness
-from handler.optimize.journal import Journal, close
-from handler.publishing import publishing, retire, whole
-from handler.reader import Reader
-from handler.receipts import Candidate, Outcome
-from handler.room import require
-from handler.spend import Meter
+from handler import Settings
+from handler.cli import bake
+from handler.cli.models import state
+from handler.cli.optimize.attempt import likeness
+from handler.cli.optimize.journal import Journal, close
+from handler.core.birth import Birth
+from handler.core.errors import KindlingError, WeightsMissing
+from handler.engine.spend import Meter
+from handler.model.compiling import artifacts
+from handler.model.compiling.failures import Failures
+from handler.model.hardware import Hardware
+from handler.volume import autoencoder, receipts, sources
+from handler.volume.download import fetch
+from handler.volume.publishing import publishing, retire, whole
+from handler.volume.reader import Reader
+from handler.volume.receipts import Candidate, Outcome
+from handler.volume.room import require
+from handler.worker.boots import BootLog, last_boots, past
+from handler.worker.chips import dollars_of
+from handler.worker.clock import Ledger
+from handler.worker.decision import decide, sought
+from handler.worker.footprint import weigh
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.ENOENT)  # the first of those that write
 CHANGING = ("open", "write", "fsync", "mkdir", "rename", "unlink", "utime")
@@ -47,7 +50,7 @@ GPU = Hardware("cuda", H200, "bf16", "a test", memory_gb=141.0, capability=(9, 0
 PLACE = f"receipts/{SPARK.id}/nvidia-h200"
 SWEEP = {"revision": SPARK.revision}
 ONE = Outcome(Candidate("bf16", True), "skipped", reason="a test")
-KEY = compiled.key(CODE)
+KEY = artifacts.key(CODE)
 
 
 def silent(call: Call) -> bool:
@@ -142,7 +145,7 @@ def find_baked_weights(at: Path) -> Any:
 
 
 def find_compiled_code(at: Path) -> Any:
-    return compiled.find(CODE, sources.baked_sources(SPARK, at))
+    return artifacts.find(CODE, sources.baked_sources(SPARK, at))
 
 
 def read_weights(at: Path) -> Any:
@@ -156,7 +159,7 @@ def read_weights(at: Path) -> Any:
 
 
 def find_an_autoencoder(at: Path) -> Any:
-    return vae.vae_source(VAE, at)
+    return autoencoder.vae_source(VAE, at)
 
 
 def fetch_what_is_there(at: Path) -> Any:

@@ -25,14 +25,23 @@ from test_families import PERFECT, differ, packed
 from test_images import exif, moving, png_of, saved, text, url
 
 import tiny
-from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker, codec, references
+from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker
+from handler.api import codec, references
+from handler.api.dialects import edits as dialect
+from handler.core.errors import (
+    Cancelled,
+    InvalidType,
+    InvalidValue,
+    KindlingError,
+    OutOfRange,
+    RequestError,
+    Unsupported,
+)
 from handler.core.recipe import Mask, Reference
-from handler.dialects import edits as dialect
-from handler.errors import Cancelled, InvalidType, InvalidValue, KindlingError, OutOfRange, RequestError, Unsupported
-from handler.families import edits, schedulers
-from handler.preview import Projection
-from handler.server import forms
-from handler.sources import fetched_folder
+from handler.model.families import edits, schedulers
+from handler.model.preview import Projection
+from handler.server import multipart
+from handler.volume.sources import fetched_folder
 from serving import Served
 from spark.checker import look
 
@@ -575,7 +584,7 @@ def test_refused_shapes(sent: dict[str, Any], kind: type[KindlingError], param: 
     ],
 )  # fmt: skip
 def test_a_forms_text_becomes_what_the_field_is(name: str, spelled: str, value: Any) -> None:
-    found = forms.typed(name, spelled)
+    found = multipart.typed(name, spelled)
     assert (found, type(found)) == (value, type(value))
 
 
@@ -732,7 +741,7 @@ def test_no_file_touches_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one larger than what starlette keeps in memory."""
     monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda _: pytest.fail("written to disk"))
     body = file("image", bytes(3_000_000)) + END
-    found = asyncio.run(forms.read(Headers({"content-type": FORM}), body))
+    found = asyncio.run(multipart.read(Headers({"content-type": FORM}), body))
     assert found == {"image": [bytes(3_000_000)]}
 
 

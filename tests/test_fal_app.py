@@ -28,8 +28,9 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from handler import MODELS, ImageRequest, StartError, Worker, pieces
-from handler.errors import SettingsError
+from handler import MODELS, ImageRequest, StartError, Worker
+from handler.api import pieces
+from handler.core.errors import SettingsError
 
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "platform" / "fal_app.py"

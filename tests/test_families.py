@@ -17,13 +17,16 @@ import torch
 from conftest import PATIENT, ROOT, unwarmed
 
 import tiny
-from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker, blocks, codec, generate
+from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker
+from handler.api import codec
+from handler.api.dialects import edits, openai
+from handler.cli import generate
+from handler.core.errors import Cancelled, StartError
 from handler.core.recipe import Reference
-from handler.dialects import edits, openai
-from handler.errors import Cancelled, StartError
-from handler.families import schedulers
-from handler.server import forms
-from handler.sources import fetched_folder
+from handler.model.compiling import package
+from handler.model.families import schedulers
+from handler.server import multipart
+from handler.volume.sources import fetched_folder
 
 ROWS = [spec for spec in MODELS.values() if not spec.embedded]
 EVERY = pytest.mark.parametrize("spec", ROWS, ids=lambda spec: spec.id)
@@ -195,7 +198,7 @@ def test_an_empty_negative_prompt_is_not_none(spec: ModelSpec, fields: Any, nega
     assert recipe.described()["negative_prompt"] == negative
     of_edit = edits.parse({"prompt": "x", "image": b"x"} | fields).negative_prompt
     assert of_edit == fields.get("negative_prompt")
-    assert forms.typed("negative_prompt", "") == ""
+    assert multipart.typed("negative_prompt", "") == ""
 
 
 @pytest.mark.parametrize("negative", [None, "", "blur"])
@@ -291,8 +294,8 @@ def test_compiles_and_draws_the_same(
     spec: ModelSpec, boot: Callable[..., Worker], compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One package serves other sizes, prompts, edits and several at once: nothing falls back to eager code."""
-    eager, fits, fitting = boot(spec.id), [], blocks._fits
-    monkeypatch.setattr(blocks, "_fits", lambda *given: fits.append(fitting(*given)) or fits[-1])
+    eager, fits, fitting = boot(spec.id), [], package._fits
+    monkeypatch.setattr(package, "_fits", lambda *given: fits.append(fitting(*given)) or fits[-1])
     volume = Path(eager.ledger.weights).parents[2]
     worker = Worker.boot(PATIENT.model_copy(update={"model": spec.id, "volume": volume, "compile": "on"}))
     assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason

@@ -20,14 +20,14 @@ from huggingface_hub.utils import _http, close_session
 
 from handler import MODELS, Settings, Worker
 from handler.__main__ import main
-from handler.download import Fetched, fetch, fetch_vae
-from handler.errors import FetchFailed, SettingsError, VolumeFailed, WeightsMissing
-from handler.hub import Repository, explained
-from handler.request import ImageRequest
-from handler.sources import EMBEDDED, fetched_folder, model_source
-from handler.spec import Graft
-from handler.vae import fetched_vae
-from handler.volume import checked, summarize
+from handler.catalog.spec import Graft
+from handler.core.errors import FetchFailed, SettingsError, VolumeFailed, WeightsMissing
+from handler.core.request import ImageRequest
+from handler.volume.autoencoder import fetched_vae
+from handler.volume.download import Fetched, fetch, fetch_vae
+from handler.volume.hub import Repository, explained
+from handler.volume.manifest import checked, summarize
+from handler.volume.sources import EMBEDDED, fetched_folder, model_source
 from hub_plane import DEADLINE_S, TREE, Hub, Trouble
 from hub_plane import Repository as Shelf
 

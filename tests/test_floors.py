@@ -1,155 +1,180 @@
-"""The plan of the house, held by test: a file imports only from lower floors, heavy imports only where allowed."""
+"""The plan of the house, held by test: nine wings in one straight line, and where heavy libraries may be imported."""
 
 import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import handler
 
-ROOT = Path(__file__).parent.parent
-FLOOR = {
-    "birth": 0,
-    "discreet": 0,
-    "errors": 0,
-    "licenses": 0,
-    "stepcache": 0,
-    "untrusted": 0,
-    "deadline": 1,
-    "hands": 0,
-    "pieces": 0,
-    "request": 1,
-    "clock": 1,
-    "watch": 1,
-    "room": 1,
-    "settings": 1,
-    "configured": 2,
-    "precisions": 1,
-    "kernels": 1,
-    "toolchain": 1,
-    "blockwise": 1,
-    "processor": 1,
-    "fp8_attention": 2,
-    "hardware": 2,
-    "spec": 2,
-    "catalog": 3,
-    "dialects": 3,
-    "volume": 3,
-    "boots": 3,
-    "reader": 3,
-    "vae": 3,
-    "lora": 3,
-    "quant": 3,
-    "rounding": 3,
-    "modules": 3,
-    "weights": 3,
-    "joining": 1,
-    "fusing": 2,
-    "modulation": 1,
-    "blocks": 3,
-    "failures": 3,
-    "publishing": 3,
-    "layout": 3,
-    "listing": 3,
-    "footprint": 3,
-    "filling": 3,
-    "compiled": 3,
-    "codec": 3,
-    "references": 3,
-    "preview": 3,
-    "batching": 3,
-    "stages": 3,
-    "store": 3,
-    "prices": 3,
-    "receipts": 3,
-    "spend": 4,
-    "decision": 4,
-    "chips": 5,
-    "offload": 3,
-    "families": 3,
-    "faults": 3,
-    "drawing": 4,
-    "environment": 4,
-    "attention": 4,
-    "line": 4,
-    "fit": 3,
-    "worker": 5,
-    "painter": 5,
-    "lane": 6,
-    "reply": 5,
-    "api": 7,
-    "server": 8,
-    "models": 7,
-    "hub": 6,
-    "needed": 7,
-    "again": 7,
-    "generate": 8,
-    "fetch": 8,
-    "bake": 8,
-    "publisher": 1,
-    "findings": 7,
-    "doctor": 8,
-    "optimize": 8,
-    "__init__": 9,
-    "__main__": 11,
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "handler"
+# A wing imports from those before it; the last two, side by side, never from each other.
+WINGS = ("core", "catalog", "volume", "model", "worker", "engine", "api", "server", "cli")
+# The wings, folders and files that may import these at all.
+WEB = ("server",)
+MODEL = ("model", "cli/doctor", "cli/optimize")
+HEAVY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("starlette", "uvicorn", "h11", "httptools", "prometheus_client", "opentelemetry"), WEB),
+    **dict.fromkeys(("transformers", "torchao", "cache_dit", "accelerate", "safetensors"), MODEL),
+    "torch": (*MODEL, "catalog/attention"),  # which kernels there are
+    "diffusers": (*MODEL, "volume/files"),  # what an autoencoder's files are called
+    **dict.fromkeys(("boto3", "botocore"), ("api/store",)),
+    "PIL": ("api", "model/families", "cli/optimize"),
+    "numpy": ("api", "model/families", "cli/optimize"),
+    "isal": ("api/codec", "volume/manifest", "volume/reader"),
+    "skimage": ("cli/optimize",),
+    "huggingface_hub": ("volume/hub", "volume/download"),
+    "pydantic": ("core", "worker/clock", "engine/spend", "server/openapi", "cli/configured"),
 }
-HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "isal", "cache_dit", "skimage", "boto3", "botocore"}
-# Imported late as a whole; the others import these late, inside functions.
-MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
-# What benchmarks of a GPU's code need besides the public names.
+EARLY = {*(name for name, places in HEAVY.items() if places == WEB), "pydantic", "huggingface_hub"}
+# Imported late as a whole, so that they may import all of these at their top.
+LATE = (
+    "model/families",
+    "model/fp8_attention",
+    *(f"model/loading/{name}" for name in ("quant", "rounding", "blockwise")),
+)
+# What benchmarks need besides the public names: this may only shrink.
 DEEP: dict[str, set[str]] = {
-    "host.py": {"codec", "families"},
-    "quality.py": {"kernels"},
-    "cold.py": {"publishing", "volume"},  # of gpurun/, as the next
-    "parts.py": {"blocks", "families", "kernels", "quant"},
-    "pictures.py": {"attention", "blocks", "failures", "families", "quant"},
-    "toolchain.py": {"blocks", "failures", "toolchain"},  # of gpuless/, as the next
-    "worker.py": {"blocks", "families", "kernels", "modulation", "quant"},
+    "cold.py": {"volume/publishing", "volume/sources"},
+    "host.py": {"api/codec", "model/families/constants"},
+    "parts.py": {"catalog/attention", "model/compiling/package", "model/families/autoencoders", "model/loading/quant"},
+    "pictures.py": {
+        "model/compiling/failures",
+        "model/compiling/package",
+        "model/families",
+        "model/families/flux",
+        "model/loading/quant",
+        "worker/kernel",
+    },
+    "quality.py": {"catalog/attention"},
+    "toolchain.py": {"model/compiling/failures", "model/compiling/package", "model/compiling/toolchain"},
+    "worker.py": {
+        "catalog/attention",
+        "model/compiling/modulation",
+        "model/compiling/package",
+        "model/families/autoencoders",
+        "model/loading/quant",
+    },
 }
-FILES = sorted((ROOT / "handler").rglob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room(path: Path) -> str:
-    return path.relative_to(ROOT / "handler").with_suffix("").parts[0]
+def place(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
 
 
-def imports(tree: ast.AST, top_level: bool = False) -> set[str]:
-    nodes = tree.body if top_level and isinstance(tree, ast.Module) else ast.walk(tree)
-    names: set[str] = set()
-    for node in nodes:
+def within(inner: str, places: tuple[str, ...]) -> bool:
+    return any(inner == outer or inner.startswith(f"{outer}/") for outer in places)
+
+
+def imports(tree: ast.AST, top_level: bool = False) -> Iterator[str]:
+    """Dotted names; of what is imported from a module, with that module's."""
+    for node in tree.body if top_level and isinstance(tree, ast.Module) else ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_only_lower_floors(path: Path) -> None:
-    mine = FLOOR[room(path)]
-    for name in imports(ast.parse(path.read_text())):
-        parts = name.split(".")
-        if parts[0] == "handler" and len(parts) > 1 and parts[1] in FLOOR and parts[1] != room(path):
-            assert FLOOR[parts[1]] < mine or mine == 3 == FLOOR[parts[1]], f"{path.name} imports {name}"
-        assert parts[0] != "spark", "the product never imports the recipe of its embedded model"
+def imported(path: str, source: str) -> set[str]:
+    """The places in this package that a module imports from."""
+    known = {place(each) for each in FILES}
+    found = set()
+    for name in imports(ast.parse(source)):
+        head, *rest = name.split(".")
+        if head == "handler":
+            inner = "/".join(rest)
+            found.add(inner if inner in known else inner.rpartition("/")[0] or "__init__")
+    return found - {path}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_heavy_imports_are_late(path: Path) -> None:
-    roots = {name.split(".")[0] for name in imports(ast.parse(path.read_text()), top_level=True)}
-    assert room(path) in MAY_BE_HEAVY or not roots & HEAVY
+def upwards(path: str, source: str) -> list[str]:
+    """What this module may not import: of a later wing, of the other of the last two, or the package's public names."""
+    wing, *_ = path.split("/")
+    below = WINGS[: WINGS.index("server") if wing == "cli" else WINGS.index(wing)]
+    return [other for other in sorted(imported(path, source)) if other.split("/")[0] not in (*below, wing)]
 
 
-def test_every_file_has_a_floor() -> None:
-    assert {room(path) for path in FILES} == set(FLOOR)
+def misplaced(path: str, source: str) -> list[str]:
+    """Heavy imports where they may not be, or not at the top."""
+    tree = ast.parse(source)
+    roots, early = ({name.split(".")[0] for name in imports(tree, top)} for top in (False, True))
+    wrong = [name for name in sorted(roots & HEAVY.keys()) if not within(path, HEAVY[name])]
+    return wrong + [name for name in sorted(early & HEAVY.keys() - EARLY) if not within(path, LATE)]
+
+
+ROOMS = [path for path in FILES if "/" in place(path) or place(path) in WINGS]
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=place)
+def test_a_wing_imports_only_from_those_before_it(path: Path) -> None:
+    assert upwards(place(path), path.read_text()) == []
+    assert "spark" not in {name.split(".")[0] for name in imports(ast.parse(path.read_text()))}, "its model's recipe"
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_heavy_imports_are_where_they_may_be(path: Path) -> None:
+    assert misplaced(place(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("core/errors", "from handler.catalog.spec import ModelSpec", ["catalog/spec"]),
+        ("model/runner", "def f():\n    from handler.engine import queue", ["engine/queue"]),
+        ("cli/doctor", "from handler.server.app import create_app", ["server/app"]),
+        ("server/app", "import handler.cli.doctor", ["cli/doctor"]),
+        ("api/reply", "from handler import Worker", ["__init__"]),
+        ("engine/queue", "from handler.engine import batching", []),
+    ],
+)
+def test_an_import_that_runs_upwards_is_found(path: str, source: str, found: list[str]) -> None:
+    assert upwards(path, source) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("engine/queue", "def f():\n    import torch.nn", ["torch"]),
+        ("model/runner", "import torch", ["torch"]),
+        ("model/runner", "def f():\n    import torch", []),
+        ("model/families/flux", "import torch", []),
+        ("api/codec", "from PIL import Image", ["PIL"]),
+        ("volume/hub", "def f():\n    from boto3 import client", ["boto3"]),
+    ],
+)
+def test_a_heavy_import_out_of_place_is_found(path: str, source: str, found: list[str]) -> None:
+    assert misplaced(path, source) == found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_imports_go_round_in_circles() -> None:
+    graph = {place(path): imported(place(path), path.read_text()) for path in ROOMS}
+    assert circle(graph) == []
+    assert circle(graph | {"core/errors": {"cli/doctor"}})
+
+
+def test_every_file_is_in_a_wing() -> None:
+    assert {place(path).split("/")[0] for path in ROOMS} == set(WINGS)
+    assert {place(path) for path in FILES} - {place(path) for path in ROOMS} == {"__init__", "__main__"}
 
 
 def test_importing_handler_imports_nothing_heavy() -> None:
-    names = HEAVY | {"starlette", "uvicorn", "prometheus_client"}
-    code = f"import sys, handler; print(sorted({names} & set(sys.modules)))"
+    names = HEAVY.keys() - {"pydantic"}
+    code = f"import sys, handler; print(sorted({set(names)} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -164,24 +189,18 @@ def test_public_names_are_what_is_listed() -> None:
 def test_scripts_use_only_public_names(folder: str) -> None:
     deep: dict[str, set[str]] = {}
     for path in (ROOT / folder).rglob("*.py"):
-        for name in imports(ast.parse(path.read_text())):
-            parts = name.split(".")
-            if parts[0] == "handler" and len(parts) > 1 and parts[1] not in handler.__all__:
-                deep.setdefault(path.name, set()).add(parts[1])
+        if found := imported(folder, path.read_text()) - {"__init__"}:
+            deep[path.name] = found
     assert deep == (DEEP if folder == "benchmarks" else {})
 
 
-def test_the_map_has_each_room_below_those_it_imports_from() -> None:
-    """README's Map, read from above."""
-    lines = (ROOT / "README.md").read_text().split("\nhandler/ ")[1].split("\n.runpod/")[0].splitlines()[1:]
-    heads = [head[0] for line in lines if (head := re.match(r"  (?:[\w/]+(?:\.py|/)(?:, )?)+", line))]
-    told = [name.strip(" /").removesuffix(".py") for head in heads for name in head.split(",")]
-    places = {name: place for place, name in enumerate(told) if name in FLOOR}
-    assert places.keys() == FLOOR.keys() - {"__init__"}
-    for path in FILES:
-        names = {name.split(".")[1] for name in imports(ast.parse(path.read_text())) if name.startswith("handler.")}
-        for name in names & places.keys() - {room(path)}:
-            assert room(path) == "__init__" or places[name] < places[room(path)], f"{path.name} imports {name}"
+def test_every_file_is_on_the_map() -> None:
+    """In its wing's part of docs/architecture.md, and no other file."""
+    text = (ROOT / "docs/architecture.md").read_text().split("```")[1]
+    for wing in WINGS:
+        part = text.split(f"\n{wing}/\n")[1].split("\n\n")[0]
+        told = set(re.findall(r"\w+\.py", part))
+        assert told == {path.name for path in (PACKAGE / wing).rglob("*.py")} - {"__init__.py"}, wing
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

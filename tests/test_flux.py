@@ -12,9 +12,9 @@ from conftest import PATIENT
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from handler import MODELS, ImageRequest, Recipe, StartError, Worker
-from handler.errors import Cancelled, NumericalError
-from handler.sources import EMBEDDED, fetched_folder, model_source
-from handler.volume import write_manifest
+from handler.core.errors import Cancelled, NumericalError
+from handler.volume.manifest import write_manifest
+from handler.volume.sources import EMBEDDED, fetched_folder, model_source
 
 SPARK = MODELS["spark"]
 

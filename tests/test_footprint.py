@@ -17,17 +17,17 @@ from torch import nn
 
 import tiny
 from handler import MODELS, ModelSpec, Reader, Settings, Worker, room_for
-from handler.bake import publish_weights
+from handler.cli.bake import publish_weights
+from handler.core.errors import StartError
 from handler.core.host import AHEAD, read_ahead
-from handler.decision import decide
-from handler.errors import StartError
-from handler.families import build
-from handler.fit import memory_plan
-from handler.footprint import PROCESS, weigh
-from handler.hardware import Hardware
-from handler.publishing import publishing
-from handler.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
-from handler.volume import write_manifest
+from handler.model.families import build
+from handler.model.hardware import Hardware
+from handler.volume.manifest import write_manifest
+from handler.volume.publishing import publishing
+from handler.volume.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
+from handler.worker.decision import decide
+from handler.worker.footprint import PROCESS, weigh
+from handler.worker.memory import memory_plan
 
 SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
 OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("sdxl-turbo", "flux-dev")]
@@ -39,9 +39,9 @@ from pathlib import Path
 import torch
 from handler import MODELS, Reader, families
 from handler.core import host
-from handler.footprint import weigh
-from handler.hardware import Hardware
-from handler.sources import served_source
+from handler.worker.footprint import weigh
+from handler.model.hardware import Hardware
+from handler.volume.sources import served_source
 
 def status(name):
     rows = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -50,8 +50,8 @@ def status(name):
 host.AHEAD = int(sys.argv[3])
 families.quiet()
 device = Hardware("cpu", "CPU", sys.argv[2], "")
-spec, family = MODELS["flux-schnell"], importlib.import_module("handler.families.flux")
-importlib.import_module("handler.quant").SCHEMES["int8"].parts(torch.ones(64, 64))
+spec, family = MODELS["flux-schnell"], importlib.import_module("handler.model.families.flux")
+importlib.import_module("handler.model.loading.quant").SCHEMES["int8"].parts(torch.ones(64, 64))
 source = served_source(spec, Path(sys.argv[1]), sys.argv[2])
 weights = weigh(spec, device, source)
 before = status("VmRSS")
@@ -202,7 +202,7 @@ def test_a_cpus_memory_is_the_hosts() -> None:
 def test_explicit_rounding_is_planned_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Baked or not, by a setting or a receipt: no host is asked for more than it has."""
     gpu = replace(on_gpu("fp8", 20), capability=(9, 0))
-    monkeypatch.setattr("handler.decision.host_memory", lambda: 16_000_000_000)
+    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 16_000_000_000)
     decided = decide(Settings(volume=tmp_path, precision="fp8"), DEV, gpu).hardware
     assert memory_plan(DEV, decided, host_gb=16).mode == "encoders"
     assert not memory_plan(DEV, decided, host_gb=9).fits

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from handler.errors import InvalidJson, InvalidValue
-from handler.server import forms
+from handler.core.errors import InvalidJson, InvalidValue
+from handler.server import multipart
 from handler.server.bodies import decode
 
 EDGE = "a-boundary"
@@ -28,7 +28,7 @@ def form(ending: bytes = b"--\r\n") -> bytes:
 
 
 def read(body: bytes, kind: str = f"multipart/form-data; boundary={EDGE}") -> dict[str, Any]:
-    return asyncio.run(forms.read(Headers({"content-type": kind}), body))
+    return asyncio.run(multipart.read(Headers({"content-type": kind}), body))
 
 
 @pytest.mark.parametrize("ending", [b"--\r\n", b"--", b"--\r\nan epilogue"])
@@ -69,7 +69,7 @@ def test_a_form_with_no_boundary_of_its_own(boundary: str) -> None:
 
 @pytest.mark.parametrize("number", ["[[[[", "1e999", "NaN", "-Infinity", "1" * 5000, "{", '"7"'])
 def test_a_number_that_is_none_is_left_for_its_fields_check(number: str) -> None:
-    assert isinstance(forms.typed("seed", number), str)
+    assert isinstance(multipart.typed("seed", number), str)
 
 
 def test_json_cut_short_anywhere_is_refused() -> None:

@@ -17,9 +17,10 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
-from handler import attention, fp8_attention, kernels
-from handler.blocks import bind_blocks, compile_blocks
-from handler.fp8_attention import BACKEND, E4M3, NUMERATOR, attend, attention_fp8
+from handler.catalog import attention as kernels
+from handler.model import attention, fp8_attention
+from handler.model.compiling.package import bind_blocks, compile_blocks
+from handler.model.fp8_attention import BACKEND, E4M3, NUMERATOR, attend, attention_fp8
 
 
 def tensors(tokens: int = 200, channels: int = 64, pictures: int = 2, seed: int = 0) -> Any:

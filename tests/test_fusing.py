@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from torch.nn.functional import linear, silu
 
 import tiny
-from handler import MODELS, blocks, quant
-from handler.joining import joined
+from handler import MODELS
+from handler.model.compiling import package
+from handler.model.compiling.joining import joined
+from handler.model.loading import quant
 
 MERGED = {  # for each kind of block of tiny models the layers of each product, by the names of their layers
     "flux-schnell": {
@@ -54,9 +56,9 @@ def programs(model: str, precision: str = "fp32") -> dict[str, Any]:
                 prompt=["stars"] * count, width=side, height=64, num_inference_steps=1, output_type="latent", **tokens
             )
 
-    firsts = {kind: found[0] for kind, found in blocks._kinds(denoiser).items()}
-    calls = blocks._calls(firsts, draw)
-    return {type(b).__name__: (b, calls[kind], *blocks.program(b, calls[kind])) for kind, b in firsts.items()}
+    firsts = {kind: found[0] for kind, found in package._kinds(denoiser).items()}
+    calls = package._calls(firsts, draw)
+    return {type(b).__name__: (b, calls[kind], *package.program(b, calls[kind])) for kind, b in firsts.items()}
 
 
 def targets(module: Any) -> list[str]:
@@ -113,7 +115,7 @@ def test_a_program_computes_what_its_block_does(precision: str) -> None:
 )
 def test_the_peak_of_a_token_is_found_by_the_kernel_that_rounds_it(precision: str, splits: bool) -> None:
     for _, _, module, _, _ in programs("flux-schnell", precision).values():
-        assert blocks.options(module)["split_reductions"] is splits
+        assert package.options(module)["split_reductions"] is splits
 
 
 class Peak(torch.nn.Module):
@@ -124,7 +126,7 @@ class Peak(torch.nn.Module):
 def test_the_peak_of_all_tokens_is_found_by_many() -> None:
     """NVFP4 has a scale for each picture."""
     module = torch.export.export(Peak(), (torch.ones(1, 64, 32),)).module()
-    assert blocks.options(module)["split_reductions"] is True
+    assert package.options(module)["split_reductions"] is True
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp8-tensor", "int8-dynamic"])
@@ -154,7 +156,7 @@ class Reads(torch.nn.Module):
 
 def test_what_is_joined_may_have_other_readers() -> None:
     calls = [{"x": torch.randn(n, 3 * n, 4, 8), "y": torch.randn(n, 5, 4, 8)} for n in (2, 3)]
-    module, *_ = blocks.program(Reads(), calls)
+    module, *_ = package.program(Reads(), calls)
     for call in calls:
         for found, want in zip(module(**call), Reads()(**call), strict=True):
             assert torch.equal(found, want)

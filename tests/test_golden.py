@@ -8,21 +8,23 @@ import golden
 import pytest
 from golden import CODE, ELSEWHERE, GOLDEN, H200, HERE, LARGE, NOON, REVISION, SCHNELL, SPARK, VAE
 
-from handler import Settings, compiled, receipts
-from handler.birth import Birth
-from handler.boots import last_boots, measured
-from handler.failures import Record
-from handler.footprint import weigh
-from handler.hardware import Hardware
-from handler.optimize.journal import Journal
-from handler.publishing import whole
-from handler.reader import Reader
-from handler.receipts import Candidate
-from handler.sources import INDEX, baked_sources, model_source, served_source, weight_facts
-from handler.spend import Meter
-from handler.untrusted import load, shaped
-from handler.vae import vae_source
-from handler.volume import CHUNK, MANIFEST, read_manifest, summarize
+from handler import Settings
+from handler.cli.optimize.journal import Journal
+from handler.core.birth import Birth
+from handler.core.untrusted import load, shaped
+from handler.engine.spend import Meter
+from handler.model.compiling import artifacts
+from handler.model.compiling.failures import Record
+from handler.model.hardware import Hardware
+from handler.volume import receipts
+from handler.volume.autoencoder import vae_source
+from handler.volume.manifest import CHUNK, MANIFEST, read_manifest, summarize
+from handler.volume.publishing import whole
+from handler.volume.reader import Reader
+from handler.volume.receipts import Candidate
+from handler.volume.sources import INDEX, baked_sources, model_source, served_source, weight_facts
+from handler.worker.boots import last_boots, measured
+from handler.worker.footprint import weigh
 
 MODEL = f"models/flux-schnell/{REVISION}"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -72,15 +74,15 @@ def test_a_model_is_read_with_its_checksums(volume: Path) -> None:
 def test_names_and_formats_are_these() -> None:
     """Where other versions and machines look. Whoever changes one of these leaves every volume behind."""
     assert (CHUNK, MANIFEST, INDEX) == (32 << 20, "manifest.json", "model_index.json")
-    assert (compiled.PACKAGE, receipts.CURRENT) == ("blocks.pt2", "current.json")
-    assert compiled.key(CODE) == KEY
+    assert (artifacts.PACKAGE, receipts.CURRENT) == ("blocks.pt2", "current.json")
+    assert artifacts.key(CODE) == KEY
     assert set(json.loads((GOLDEN / MODEL / MANIFEST).read_text())["files"][INDEX]) == {"size", "sha256", "crc32"}
 
 
 def test_what_is_hidden_is_not_whole_and_never_served(volume: Path) -> None:
     baked = volume / "baked"
     assert [source.folder for source in baked_sources(SPARK, volume)] == [baked / "spark" / KEY]
-    found = compiled.find(CODE, baked_sources(SPARK, volume))
+    found = artifacts.find(CODE, baked_sources(SPARK, volume))
     assert (found.outcome, found.reason) == ("HIT", f"{KEY} was compiled for exactly this")
     assert whole(baked / "spark" / KEY, CODE)
     assert not whole(baked / "spark" / "0badc0de", CODE)

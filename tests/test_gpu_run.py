@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from handler import families
+from handler.model import families
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes no time and changes nothing; workers go through every step of it and think that they are."""
     monkeypatch.setattr(
-        "handler.worker.compile_blocks", lambda model, draw, package, decoder: package.write_bytes(b"code")
+        "handler.worker.worker.compile_blocks", lambda model, draw, package, decoder: package.write_bytes(b"code")
     )
-    monkeypatch.setattr("handler.worker.bind_blocks", lambda model, package, decoder: None)
+    monkeypatch.setattr("handler.worker.worker.bind_blocks", lambda model, package, decoder: None)
 
 
 def found(folder: Path, name: str = "gpu") -> dict[str, Any]:
@@ -150,14 +150,14 @@ def test_it_ends_at_once_where_nothing_can_be_compiled(
     def no_compiler(*_: object) -> None:
         raise OSError("CUDA_HOME environment variable is not set")
 
-    monkeypatch.setattr("handler.worker.compile_blocks", no_compiler)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", no_compiler)
     assert gpu.main(["--tiny", "--items", "1,2", "--save"]) == 1
     assert outcomes(found(tmp_path)) == {"1": "failed"}
     assert "CUDA_HOME" in cases(found(tmp_path))["compiling spark"]["error"]
 
 
 def test_what_is_not_compiled_gets_no_figures(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.worker.compile_blocks", lambda *_: fails())
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", lambda *_: fails())
     assert gpu.main(["--tiny", "--items", "6", "--save"]) == 1
     assert list(cases(found(tmp_path))) == ["Kindling bf16 compiled: its start"]
 

@@ -20,11 +20,12 @@ from test_cli import kindling
 from test_codec import chunk
 
 import tiny
-from handler import MODELS, ImageRequest, codec, references
+from handler import MODELS, ImageRequest
+from handler.api import codec, references
+from handler.api.dialects import native, openai
+from handler.api.pieces import plain
+from handler.core.errors import InvalidType, InvalidValue, OutOfRange, RequestError
 from handler.core.recipe import Picture, Reference
-from handler.dialects import native, openai
-from handler.errors import InvalidType, InvalidValue, OutOfRange, RequestError
-from handler.pieces import plain
 from serving import ROOT, Served, serving
 
 KLEIN, DEV = MODELS["flux2-klein"], MODELS["flux2-dev"]

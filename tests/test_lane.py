@@ -20,9 +20,7 @@ import torch
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Lane, Settings, StartError
-from handler.core.recipe import Picture, Pixels, Preview, Recipe
-from handler.discreet import UNSAID
-from handler.errors import (
+from handler.core.errors import (
     Cancelled,
     DeadlineExceeded,
     DeviceLost,
@@ -35,8 +33,10 @@ from handler.errors import (
     QueueFull,
     SettingsError,
 )
-from handler.faults import meaning
-from handler.line import Job, refusal
+from handler.core.recipe import Picture, Pixels, Preview, Recipe
+from handler.core.tracebacks import UNSAID
+from handler.engine.queue import Job, refusal
+from handler.model.faults import meaning
 from threads import Seconds, have_ended, until
 
 ROUTE = "/v1/images/generations"
@@ -417,7 +417,7 @@ def test_a_step_that_hangs_fails_the_lane_and_nobody_waits_for_it(
 def test_steps_that_end_in_time_are_no_hang(family: FakeFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though all of them together take longer than one may. By a clock that is moved."""
     clock, left = Seconds(), list[float]()
-    monkeypatch.setattr("handler.watch.time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr("handler.engine.watchdog.time", SimpleNamespace(monotonic=clock))
     with family.lane(hang_s=60) as lane:
 
         def takes() -> None:
@@ -628,7 +628,7 @@ def test_who_goes_away_leaves_no_error_that_nobody_hears(family: FakeFamily) -> 
 def test_a_bug_in_the_lane_leaves_nobody_waiting(
     lane: Lane, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handler.lane.at_once", lambda *_: raises(error)())
+    monkeypatch.setattr("handler.engine.engine.at_once", lambda *_: raises(error)())
     with pytest.raises(StartError, match="see its log"):
         asyncio.run(lane.submit(RECIPE))
     assert lane.state == "failed"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import handler.families
+import handler.model.families
 import quick
 
 HANGS = """
@@ -85,7 +85,11 @@ def test_both_limits_hold_for_every_test(pytestconfig: pytest.Config) -> None:
 
 def test_a_quick_test_that_needs_more_fails() -> None:
     with quick.held():
-        for start in (lambda: subprocess.run(["true"], check=True), os.fork, lambda: handler.families.build(None)):
+        for start in (
+            lambda: subprocess.run(["true"], check=True),
+            os.fork,
+            lambda: handler.model.families.build(None),
+        ):
             with pytest.raises(RuntimeError, match=r"tests/quick\.py has to name it"):
                 start()
     subprocess.run(["true"], check=True)

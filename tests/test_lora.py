@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 import tiny
 from handler import MODELS, ImageRequest, Worker, write_manifest
-from handler.bake import publish_weights
-from handler.errors import StartError
-from handler.lora import fuse
+from handler.cli.bake import publish_weights
+from handler.core.errors import StartError
+from handler.model.loading.lora import fuse
 
 SPEC = MODELS["qwen-image-lightning"]
 LAYER = "transformer_blocks.0.attn.to_q"

@@ -9,7 +9,7 @@ import pytest
 import sympy
 from conftest import ROOT
 
-from handler.precisions import PRECISIONS, refusal
+from handler.catalog.precisions import PRECISIONS, refusal
 
 BENCHMARKS = ROOT / "benchmarks"
 LOWERED = json.loads((BENCHMARKS / "results" / "lowered.json").read_text())

@@ -18,9 +18,9 @@ from starlette.types import ASGIApp
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Lane, Picture, create_app
-from handler.clock import Phase
-from handler.errors import NumericalError
-from handler.server import metrics, observe
+from handler.core.errors import NumericalError
+from handler.server import access, metrics
+from handler.worker.clock import Phase
 from serving import Served
 
 T = TypeVar("T")
@@ -152,8 +152,8 @@ def test_a_requests_line_sums_what_its_pictures_took() -> None:
         for seed, queue in ((5, 3.5), (6, 0.25))
     )
     stages = {"queue": 3.75, "denoise": 4.0, "serialize": 0.25}
-    assert observe._drawn(pictures) == {"n": 2, "size": "256x256", "steps": 4, "seed": 5, "stages_s": stages}
-    assert observe._drawn(()) == {}
+    assert access._drawn(pictures) == {"n": 2, "size": "256x256", "steps": 4, "seed": 5, "stages_s": stages}
+    assert access._drawn(()) == {}
 
 
 def test_a_picture_is_counted_once_whoever_gets_it(app: ASGIApp, family: FakeFamily) -> None:

@@ -22,8 +22,8 @@ from modal._runtime.asgi import LifespanManager
 from PIL import Image
 
 from handler import MODELS, Lane, StartError
-from handler.birth import process_age
-from handler.errors import DeviceLost, SettingsError
+from handler.core.birth import process_age
+from handler.core.errors import DeviceLost, SettingsError
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"prompt": "a red circle", "num_inference_steps": 4}

@@ -11,13 +11,14 @@ from conftest import PATIENT
 from disks import failing
 
 import tiny
-from handler import MODELS, Settings, Worker, patience
+from handler import MODELS, Settings, Worker
 from handler.__main__ import main
-from handler.catalog import largest_below
-from handler.errors import DoesNotFit, WeightsMissing
-from handler.fit import MemoryPlan, fit, memory_plan, nearest, require
-from handler.hardware import Hardware, detect
-from handler.patience import patiently
+from handler.catalog.sizes import largest_below
+from handler.core.errors import DoesNotFit, WeightsMissing
+from handler.model.hardware import Hardware, detect
+from handler.volume import patience
+from handler.volume.patience import patiently
+from handler.worker.memory import MemoryPlan, fit, memory_plan, nearest, require
 
 SCHNELL = MODELS["flux-schnell"]
 
@@ -123,7 +124,7 @@ def test_nothing_fits() -> None:
 
 def test_a_worker_refuses_before_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write(SCHNELL, tmp_path)
-    monkeypatch.setattr("handler.hardware.host_memory", lambda: 2_000_000_000)
+    monkeypatch.setattr("handler.model.hardware.host_memory", lambda: 2_000_000_000)
     with pytest.raises(DoesNotFit, match=r"flux-schnell does not fit at fp32: .*The largest that fits is spark\."):
         Worker.boot(PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path}))
 
@@ -131,10 +132,10 @@ def test_a_worker_refuses_before_it_loads(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_would_not_fit_is_not_advised_to_be_fetched_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """34 GB of downloads that could not run."""
     settings = PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path})
-    monkeypatch.setattr("handler.hardware.host_memory", lambda: 2_000_000_000)
+    monkeypatch.setattr("handler.model.hardware.host_memory", lambda: 2_000_000_000)
     with pytest.raises(WeightsMissing, match=r"Fetch it with: .* But flux-schnell does not fit .* fits is spark\."):
         Worker.boot(settings)
-    monkeypatch.setattr("handler.hardware.host_memory", lambda: 100_000_000_000)
+    monkeypatch.setattr("handler.model.hardware.host_memory", lambda: 100_000_000_000)
     with pytest.raises(WeightsMissing, match=r"python -m handler fetch flux-schnell$"):
         Worker.boot(settings)
 

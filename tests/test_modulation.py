@@ -11,10 +11,11 @@ import torch
 from conftest import PATIENT, unwarmed
 
 import tiny
-from handler import MODELS, ImageRequest, Worker, modulation
-from handler.errors import Cancelled
-from handler.modulation import ROWS, Modulations, Run
-from handler.references import Reference
+from handler import MODELS, ImageRequest, Worker
+from handler.api.references import Reference
+from handler.core.errors import Cancelled
+from handler.model.compiling import modulation
+from handler.model.compiling.modulation import ROWS, Modulations, Run
 
 LAYER = {"flux-dev": "norm1.linear", "sd3.5-large": "norm1.linear", "qwen-image": "img_mod.1"}
 STEPS = 5

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from handler import MODELS
-from handler.errors import FetchFailed
-from handler.hub import Repository
-from handler.needed import Item, choose, home, model_items, vae_items
-from handler.spec import Graft, ModelSpec
+from handler.catalog.spec import Graft, ModelSpec
+from handler.core.errors import FetchFailed
+from handler.volume.files import Item, choose, home, model_items, vae_items
+from handler.volume.hub import Repository
 
 FLUX = """
 LICENSE.md model_index.json scheduler/scheduler_config.json

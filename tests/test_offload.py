@@ -11,10 +11,12 @@ import torch
 from conftest import PATIENT
 
 import tiny
-from handler import MODELS, ImageRequest, ModelSpec, Worker, offload, weights
+from handler import MODELS, ImageRequest, ModelSpec, Worker
+from handler.core.errors import Cancelled
 from handler.core.recipe import Recipe, Reference
-from handler.errors import Cancelled
-from handler.offload import Stream, _pages
+from handler.model import offload
+from handler.model.loading import weights
+from handler.model.offload import Stream, _pages
 
 OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("spark", "sdxl-turbo")]
 CROPPED = Reference(np.full((64, 64, 3), 90, np.uint8), "")
@@ -220,7 +222,7 @@ def test_large_pictures_are_decoded_in_tiles_where_memory_is_short(
 ) -> None:
     spec = MODELS["flux-schnell"]
     tiny.write(spec, tmp_path)
-    monkeypatch.setattr("handler.fit._tile_above", lambda *_: 64 * 64 - tiles)
+    monkeypatch.setattr("handler.worker.memory._tile_above", lambda *_: 64 * 64 - tiles)
     worker = boot(spec, tmp_path, "off")
     vae, seen = worker._pipeline.vae, set[bool]()
     vae.decoder.register_forward_pre_hook(lambda *_: seen.add(vae.use_tiling))

@@ -23,12 +23,12 @@ from schemathesis_hooks import picture
 
 from fakes import FakeFamily
 from handler import MODELS, Clock, Lane, Settings, Worker, create_app
+from handler.core.errors import KindlingError
+from handler.core.request import MAX_SIDE, MIN_SIDE
 from handler.core.stepcache import Choice
-from handler.errors import KindlingError
-from handler.request import MAX_SIDE, MIN_SIDE
-from handler.server import app, repeats
-from handler.server.asked import SIDE
-from handler.server.openapi import OPERATIONS, document, every
+from handler.server import app, idempotency
+from handler.server.openapi.document import OPERATIONS, document, every
+from handler.server.openapi.requests import SIDE
 
 ST = Path(sys.executable).with_name("st")
 KEY = "the-key"
@@ -84,7 +84,7 @@ def served(settings: Settings) -> Iterator[str]:
 def test_schemathesis_finds_nothing(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All its checks, in all its phases: examples, coverage, fuzzing, stateful."""
     # It sends one idempotency key with body after body, which is refused, as tests/test_repeats.py has it.
-    monkeypatch.setattr(app, "key_of", lambda headers: repeats.key_of(headers) and None)
+    monkeypatch.setattr(app, "key_of", lambda headers: idempotency.key_of(headers) and None)
     key = ["--header", f"Authorization: Bearer {KEY}"] if settings.api_keys else []
     bounds = ["--seed", "1", "--max-examples", "15", "--workers", "1", "--generation-database", "none"]
     quiet = ["--no-color", "--warnings", "off"]  # it would warn of the retired route, which is never found

@@ -18,15 +18,15 @@ from test_receipts import figures
 from fakes import FakeFamily, raises
 from handler import MODELS, Settings
 from handler.__main__ import main
-from handler.errors import KindlingError, StartError
-from handler.hardware import Hardware, expected
-from handler.optimize.attempt import attempt, likeness
-from handler.optimize.journal import Journal, close
-from handler.optimize.pareto import SAME_DB, choose, pareto
-from handler.optimize.sweep import Wishes, place, planned, sweep
-from handler.optimize.together import gains
-from handler.precisions import PRECISIONS
-from handler.receipts import Candidate, Figures, Outcome, current, folder
+from handler.catalog.precisions import PRECISIONS
+from handler.cli.optimize.attempt import attempt, likeness
+from handler.cli.optimize.journal import Journal, close
+from handler.cli.optimize.pareto import SAME_DB, choose, pareto
+from handler.cli.optimize.sweep import Wishes, place, planned, sweep
+from handler.cli.optimize.together import gains
+from handler.core.errors import KindlingError, StartError
+from handler.model.hardware import Hardware, expected
+from handler.volume.receipts import Candidate, Figures, Outcome, current, folder
 
 ROOT = Path(__file__).parent.parent
 BASE, INT8, FP8, FP16 = (Candidate(name, False) for name in ("bf16", "int8", "fp8", "fp16"))
@@ -343,7 +343,7 @@ def test_without_a_winner_nothing_is_written(
         Image.new("RGB", (64, 64)).save(Path(json.loads(command[-1])["folder"]) / "0.png")
         return {"pictures": 8, "p50_s": 1.0, "p95_s": 1.0, "images_per_s": 2.0, "peak_gb": 1.5, "cold_start_s": 3.0}
 
-    monkeypatch.setattr("handler.optimize.sweep", partial(sweep, attempted=attempted))
+    monkeypatch.setattr("handler.cli.optimize.sweep", partial(sweep, attempted=attempted))
     monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
     assert main(["optimize", "spark", "--candidates", "int8", "--max-memory", "1", "--json"]) == 1
     said = capsys.readouterr()

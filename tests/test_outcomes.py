@@ -17,11 +17,9 @@ import torch
 
 from fakes import CPU, RECIPE, FakeFamily, raises
 from handler import Api, Clock, ImageRequest, Lane, Picture, Settings, StartError, Worker
-from handler.batching import alike
-from handler.catalog import find
-from handler.core.recipe import Preview, Recipe, Reference
-from handler.dialects import native, openai
-from handler.errors import (
+from handler.api.dialects import native, openai
+from handler.catalog.models import find
+from handler.core.errors import (
     Broken,
     Cancelled,
     DeadlineExceeded,
@@ -33,8 +31,10 @@ from handler.errors import (
     NumericalError,
     OutOfMemory,
 )
-from handler.families.schedulers import FLOW
-from handler.line import Job, Line
+from handler.core.recipe import Preview, Recipe, Reference
+from handler.engine.batching import alike
+from handler.engine.queue import Job, Line
+from handler.model.families.schedulers import FLOW
 
 FULL, LOST = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: unspecified launch failure")
 

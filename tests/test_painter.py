@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from fakes import RECIPE
-from handler import Settings, line, painter, watch
-from handler.catalog import find
-from handler.clock import Ledger, Phase
-from handler.errors import (
+from handler import Settings
+from handler.catalog.models import find
+from handler.core.errors import (
     Cancelled,
     DeadlineExceeded,
     DeviceLost,
@@ -23,9 +22,12 @@ from handler.errors import (
     OutOfMemory,
     QueueFull,
 )
-from handler.line import Job, Line, hand
-from handler.painter import HUNG, PACE, Painter
-from handler.watch import Watch
+from handler.engine import executor, watchdog
+from handler.engine import queue as line
+from handler.engine.executor import HUNG, PACE, Painter
+from handler.engine.queue import Job, Line, hand
+from handler.engine.watchdog import Watch
+from handler.worker.clock import Ledger, Phase
 from threads import Seconds, have_ended, inside
 
 LARGE = replace(RECIPE, size=(512, 512), steps=8)  # the work of eight
@@ -77,7 +79,7 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(hang_s=120)
     moved = SimpleNamespace(perf_counter=made.clock, monotonic=made.clock)
-    for module in (painter, line, watch):
+    for module in (executor, line, watchdog):
         monkeypatch.setattr(module, "time", moved)
     return made
 

@@ -23,10 +23,11 @@ from pydantic import ValidationError
 from torch import nn
 
 import tiny
-from handler import MODELS, ImageRequest, Settings, birth, boots, compiled, offload, quant, receipts, spend, stepcache
-from handler.birth import Birth, process_age
-from handler.core.stepcache import BOUNDS, StepCache
-from handler.errors import (
+from handler import MODELS, ImageRequest, Settings
+from handler.catalog.prices import price_of
+from handler.core import birth
+from handler.core.birth import Birth, process_age
+from handler.core.errors import (
     InvalidValue,
     OutOfRange,
     SpendCapReached,
@@ -34,18 +35,24 @@ from handler.errors import (
     WeightsCorrupt,
     WeightsMissing,
 )
-from handler.footprint import weigh
-from handler.hardware import Hardware
-from handler.prices import price_of
-from handler.processor import processor
-from handler.publisher import Publisher
-from handler.publishing import publishing
-from handler.reader import Reader
-from handler.sources import INDEX, baked_sources, fetched_folder, model_source
-from handler.spend import DEAREST, Meter
-from handler.stepcache import caching
-from handler.untrusted import DEEPEST, Malformed, load, parse
-from handler.volume import write_manifest
+from handler.core.processor import processor
+from handler.core.stepcache import BOUNDS, StepCache
+from handler.core.untrusted import DEEPEST, Malformed, load, parse
+from handler.engine import spend
+from handler.engine.publisher import Publisher
+from handler.engine.spend import DEAREST, Meter
+from handler.model import offload, stepcache
+from handler.model.compiling import artifacts
+from handler.model.hardware import Hardware
+from handler.model.loading import quant
+from handler.model.stepcache import caching
+from handler.volume import receipts
+from handler.volume.manifest import write_manifest
+from handler.volume.publishing import publishing
+from handler.volume.reader import Reader
+from handler.volume.sources import INDEX, baked_sources, fetched_folder, model_source
+from handler.worker import boots
+from handler.worker.footprint import weigh
 
 GPU = Hardware("cuda", H200, "bf16", "a test", memory_gb=141.0, capability=(9, 0))
 CPU = Hardware("cpu", "CPU", "fp32", "a test", memory_gb=16.0, processor=processor().name)
@@ -60,21 +67,21 @@ def volume(tmp_path: Path) -> Path:
 
 
 def test_what_a_fingerprint_says_of_a_gpu_and_of_a_cpu() -> None:
-    here, there = compiled.fingerprint(SPARK, CPU), compiled.fingerprint(SPARK, GPU)
+    here, there = artifacts.fingerprint(SPARK, CPU), artifacts.fingerprint(SPARK, GPU)
     fields = ("device", "threads", "decoder")
-    assert tuple(here[name] for name in fields) == (processor().name, str(torch.get_num_threads()), compiled.EAGER)
+    assert tuple(here[name] for name in fields) == (processor().name, str(torch.get_num_threads()), artifacts.EAGER)
     assert tuple(there[name] for name in fields) == (H200, "any", "")
-    assert compiled.differing(there, compiled.fingerprint(SPARK, replace(GPU, name="NVIDIA L4"))) == ["device"]
+    assert artifacts.differing(there, artifacts.fingerprint(SPARK, replace(GPU, name="NVIDIA L4"))) == ["device"]
 
 
 def test_only_a_package_that_fits_chooses_the_kernel(tmp_path: Path) -> None:
     kernels = ("cudnn", "flash", "native")
     for kernel, others in (("cudnn", {"torch": "another"}), ("native", {})):
-        facts = compiled.fingerprint(SPARK, replace(GPU, attention=kernel)) | {"blocks": "b"} | others
-        with publishing(tmp_path / "baked" / SPARK.id / compiled.key(facts), facts) as part:
-            (part / compiled.PACKAGE).write_bytes(b"never looked at")
-    assert compiled.packaged(SPARK, GPU, tmp_path, kernels) == "native"  # cudnn's is of another torch
-    assert compiled.packaged(SPARK, GPU, tmp_path, kernels[:2]) == ""
+        facts = artifacts.fingerprint(SPARK, replace(GPU, attention=kernel)) | {"blocks": "b"} | others
+        with publishing(tmp_path / "baked" / SPARK.id / artifacts.key(facts), facts) as part:
+            (part / artifacts.PACKAGE).write_bytes(b"never looked at")
+    assert artifacts.packaged(SPARK, GPU, tmp_path, kernels) == "native"  # cudnn's is of another torch
+    assert artifacts.packaged(SPARK, GPU, tmp_path, kernels[:2]) == ""
 
 
 # a price of one's own, or the list's
@@ -164,7 +171,7 @@ def test_what_waits_in_each_mode(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["sdxl", "flux-schnell"])
 def test_what_streams_in_each_mode(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.worker.Worker._warm", lambda *_: None)
+    monkeypatch.setattr("handler.worker.worker.Worker._warm", lambda *_: None)
     tiny.write(MODELS[model], tmp_path)
     for mode in ("off", "encoders", "blocks"):
         settings = {"model": model, "volume": tmp_path, "compile": "off", "offload": mode}
@@ -341,7 +348,7 @@ def test_a_folder_that_cannot_be_read_hides_no_other(volume: Path, caplog: pytes
     write = {"kind": "test"}
     with publishing(other, write) as part:
         (part / "a").write_text("a")
-    key = compiled.key(CODE)
+    key = artifacts.key(CODE)
     with failing(volume, errno.EIO, lambda call: call.path.startswith(f"baked/spark/{key}/")):
         assert [source.folder for source in baked_sources(SPARK, volume)] == [other]
     assert f"{key}/manifest.json: Input/output error." in caplog.text
@@ -388,7 +395,7 @@ def test_publishing_that_fails_is_a_line_in_the_log(caplog: pytest.LogCaptureFix
 def test_a_mount_that_fails_is_the_volume_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody quietly takes another: who uses it says how it fails."""
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("handler.settings.MOUNTS", (tmp_path / "first", tmp_path))
+    monkeypatch.setattr("handler.core.settings.MOUNTS", (tmp_path / "first", tmp_path))
     assert Settings.from_env({}).volume == tmp_path
     for number in (errno.EIO, errno.ESTALE, errno.EACCES):
         with failing(tmp_path, number, lambda call: call.path == "first"):

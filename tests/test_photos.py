@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 from test_codec import chunk
 
-from handler.codec import PNG_SIGNATURE
-from handler.errors import InvalidValue, KindlingError, OutOfRange
-from handler.references import kept, references
+from handler.api.codec import PNG_SIGNATURE
+from handler.api.references import kept, references
+from handler.core.errors import InvalidValue, KindlingError, OutOfRange
 
 SIDE = 64
 X_RESOLUTION, GPS, ORIENTATION = 282, 0x8825, 274

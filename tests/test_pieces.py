@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from handler import pieces
-from handler.dialects import openai
-from handler.pieces import PIECE, File, encoded, plain, size
-from handler.reply import Reply
-from handler.server.observe import response
+from handler.api import pieces
+from handler.api.dialects import openai
+from handler.api.pieces import PIECE, File, encoded, plain, size
+from handler.api.reply import Reply
+from handler.server.access import response
 from handler.server.record import Seen
-from handler.server.stream import stream
+from handler.server.sse import stream
 
 SIZES = (0, 1, 2, 3, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 2)
 

@@ -12,7 +12,7 @@ from test_families import EVERY, PAIRS, PERFECT, TARGET, packed
 
 import tiny
 from handler import MODELS, ImageRequest, ModelSpec, Worker
-from handler.preview import LEARNED, SHRINK, Projection
+from handler.model.preview import LEARNED, SHRINK, Projection
 
 TAUGHT = (
     "a blue square on a red background",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from handler.prices import HOUR, TARIFFS, Price, per_image, price_of
+from handler.catalog.prices import HOUR, TARIFFS, Price, per_image, price_of
 
 
 @pytest.mark.parametrize(

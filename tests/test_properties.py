@@ -17,14 +17,11 @@ from starlette.datastructures import Headers
 import examples  # noqa: F401  # how they are tried
 from fakes import RECIPE
 from handler import Settings
-from handler.batching import PIXELS, at_once
-from handler.catalog import find
-from handler.clock import Ledger
-from handler.codec import PNG_SIGNATURE, encode, read_parameters
-from handler.core.recipe import steps_taken
-from handler.core.stepcache import BOUNDS, DECIMALS, StepCache, parse
-from handler.dialects import openai
-from handler.errors import (
+from handler.api.codec import PNG_SIGNATURE, encode, read_parameters
+from handler.api.dialects import openai
+from handler.api.references import kept, references
+from handler.catalog.models import find
+from handler.core.errors import (
     MAX_RETRY_S,
     InvalidValue,
     QueueFull,
@@ -32,16 +29,19 @@ from handler.errors import (
     SettingsError,
     WeightsCorrupt,
 )
-from handler.hub import LONGEST_WAIT_S, _pause
-from handler.line import refusal
-from handler.painter import PACE, Painter
-from handler.references import kept, references
-from handler.request import MAX_SIDE, MIN_SIDE, ImageRequest
-from handler.server import forms
-from handler.spend import seconds_this_month
-from handler.untrusted import Malformed, check
-from handler.untrusted import parse as parse_json
-from handler.volume import MANIFEST, Entry, Manifest, read_manifest, write_manifest
+from handler.core.recipe import steps_taken
+from handler.core.request import MAX_SIDE, MIN_SIDE, ImageRequest
+from handler.core.stepcache import BOUNDS, DECIMALS, StepCache, parse
+from handler.core.untrusted import Malformed, check
+from handler.core.untrusted import parse as parse_json
+from handler.engine.batching import PIXELS, at_once
+from handler.engine.executor import PACE, Painter
+from handler.engine.queue import refusal
+from handler.engine.spend import seconds_this_month
+from handler.server import multipart
+from handler.volume.hub import LONGEST_WAIT_S, _pause
+from handler.volume.manifest import MANIFEST, Entry, Manifest, read_manifest, write_manifest
+from handler.worker.clock import Ledger
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -154,16 +154,16 @@ PARTS = st.lists(
 def test_a_form_is_one_or_is_refused(body: bytes) -> None:
     headers = Headers({"content-type": "multipart/form-data; boundary=B"})
     try:
-        fields = asyncio.run(forms.read(headers, body))
+        fields = asyncio.run(multipart.read(headers, body))
     except InvalidValue:
         return
     assert all(isinstance(name, str) for name in fields)
 
 
-@given(st.sampled_from([*forms.NUMBERS, "prompt"]), st.text() | JSON.map(json.dumps))
+@given(st.sampled_from([*multipart.NUMBERS, "prompt"]), st.text() | JSON.map(json.dumps))
 def test_a_forms_text_becomes_a_number_or_stays(name: str, text: str) -> None:
-    found = forms.typed(name, text)
-    assert found == text or (name in forms.NUMBERS and found == parse_json(text.lower()))
+    found = multipart.typed(name, text)
+    assert found == text or (name in multipart.NUMBERS and found == parse_json(text.lower()))
 
 
 @given(st.binary() | st.text() | JSON.map(json.dumps))

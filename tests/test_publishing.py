@@ -14,15 +14,17 @@ import pytest
 import torch
 from conftest import PATIENT, ROOT
 
-from handler import MODELS, Worker, bake, compiled
-from handler import publishing as publishing_module
-from handler.blocks import kinds_of
-from handler.errors import NumericalError, VolumeFailed, WeightsMissing
-from handler.failures import Failures
-from handler.hardware import Hardware
-from handler.publishing import publishing, retire, whole
-from handler.sources import baked_sources, served_source, weight_facts, weights_folder
-from handler.volume import MANIFEST, write_manifest
+from handler import MODELS, Worker
+from handler.cli import bake
+from handler.core.errors import NumericalError, VolumeFailed, WeightsMissing
+from handler.model.compiling import artifacts
+from handler.model.compiling.failures import Failures
+from handler.model.compiling.package import kinds_of
+from handler.model.hardware import Hardware
+from handler.volume import publishing as publishing_module
+from handler.volume.manifest import MANIFEST, write_manifest
+from handler.volume.publishing import publishing, retire, whole
+from handler.volume.sources import baked_sources, served_source, weight_facts, weights_folder
 
 SPARK = MODELS["spark"]
 FACTS = {"kind": "test"}
@@ -31,7 +33,7 @@ PUBLISHERS, ROUNDS = 3, 12
 PUBLISHER = """
 import sys
 from pathlib import Path
-from handler.publishing import publishing
+from handler.volume.publishing import publishing
 for line in sys.stdin:
     with publishing(Path(line.strip()), {"kind": "test"}) as part:
         (part / "file").write_text(sys.argv[1])
@@ -278,8 +280,8 @@ def packed(made: Path, transformer: torch.nn.Module, text: str) -> None:
 
 def package(volume: Path, worker: Worker) -> Path:
     """One that fits this worker, published; its folder."""
-    packed(made := volume / compiled.PACKAGE, transformer_of(worker), "old")
-    return compiled.publish(made, SPARK, worker.hardware, volume)
+    packed(made := volume / artifacts.PACKAGE, transformer_of(worker), "old")
+    return artifacts.publish(made, SPARK, worker.hardware, volume)
 
 
 @pytest.fixture(scope="module")
@@ -289,20 +291,20 @@ def worker() -> Worker:
 
 def test_a_package_that_cannot_be_bound_is_made_again(worker: Worker, tmp_path: Path) -> None:
     folder, hardware = package(tmp_path, worker), worker.hardware
-    found = compiled.restore(transformer_of(worker), SPARK, hardware, tmp_path)
+    found = artifacts.restore(transformer_of(worker), SPARK, hardware, tmp_path)
     assert (found.outcome, found.source and found.source.folder) == ("ERROR", folder)
     failures = Failures("auto", SPARK, hardware, tmp_path)
     failures.discredit(found, MemoryError())  # says nothing about the package
     assert folder.exists()
     failures.discredit(found, found.error)
     assert not folder.exists()
-    assert compiled.look(SPARK, hardware, tmp_path).outcome == "MISS"
+    assert artifacts.look(SPARK, hardware, tmp_path).outcome == "MISS"
 
 
 def test_the_nearest_package_is_not_blamed_for_ones_own(worker: Worker, tmp_path: Path) -> None:
     folder = package(tmp_path, worker)
     other = Hardware("cpu", "CPU", "bf16", "a test")
-    found = compiled.look(SPARK, other, tmp_path)
+    found = artifacts.look(SPARK, other, tmp_path)
     assert found.outcome == "STALE"
     Failures("auto", SPARK, other, tmp_path).discredit(found, RuntimeError("bad kernel"))
     assert folder.exists()
@@ -324,9 +326,9 @@ def test_a_package_that_is_found_and_does_not_work_is_made_again(
         packed(made, transformer, "new")
         return 0.0
 
-    monkeypatch.setattr("handler.compiled.bind_blocks", bind)
-    monkeypatch.setattr("handler.worker.bind_blocks", bind)
-    monkeypatch.setattr("handler.worker.compile_blocks", compile_blocks)
+    monkeypatch.setattr("handler.model.compiling.artifacts.bind_blocks", bind)
+    monkeypatch.setattr("handler.worker.worker.bind_blocks", bind)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", compile_blocks)
     settings = PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"})
     package(tmp_path, worker)
     first = Worker.boot(settings)
@@ -334,7 +336,7 @@ def test_a_package_that_is_found_and_does_not_work_is_made_again(
     draws.clear()
     second = Worker.boot(settings)
     assert (second.found.outcome, second.ledger.plan, second.unpublished) == ("MISS", "COMPILED", True)
-    assert b"new" in (second.publish(tmp_path) / compiled.PACKAGE).read_bytes()
+    assert b"new" in (second.publish(tmp_path) / artifacts.PACKAGE).read_bytes()
     again = Worker.boot(settings)
     assert (again.found.outcome, again.ledger.plan) == ("HIT", "COMPILED")
 
@@ -358,9 +360,9 @@ def test_bake_makes_a_package_again_that_does_not_work(
                 block.forward = broken[0]
         broken.clear()
 
-    monkeypatch.setattr("handler.compiled.bind_blocks", bind)
-    monkeypatch.setattr("handler.worker.bind_blocks", lambda *_: None)
-    monkeypatch.setattr("handler.worker.compile_blocks", lambda model, _, made, __: packed(made, model, "new"))
+    monkeypatch.setattr("handler.model.compiling.artifacts.bind_blocks", bind)
+    monkeypatch.setattr("handler.worker.worker.bind_blocks", lambda *_: None)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", lambda model, _, made, __: packed(made, model, "new"))
     told = bake.bake(PATIENT.model_copy(update={"volume": tmp_path}))
     assert str(folder) in told.artifacts
-    assert b"new" in (folder / compiled.PACKAGE).read_bytes()
+    assert b"new" in (folder / artifacts.PACKAGE).read_bytes()

@@ -14,15 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tiny
-from handler import ImageRequest, Settings, Worker, blockwise
-from handler.bake import publish_weights
-from handler.catalog import MODELS, SCHNELL, SPARK
+from handler import ImageRequest, Settings, Worker
+from handler.catalog.models import MODELS, SCHNELL, SPARK
+from handler.catalog.precisions import PRECISIONS, choose
+from handler.catalog.spec import ModelSpec
+from handler.cli.bake import publish_weights
+from handler.core.errors import SettingsError
 from handler.core.recipe import Recipe
-from handler.errors import SettingsError
-from handler.hardware import Hardware
-from handler.precisions import PRECISIONS, choose
-from handler.quant import LEAST, SCHEMES, QuantisedLinear, is_quantised, quantise, weights_alone
-from handler.spec import ModelSpec
+from handler.model.hardware import Hardware
+from handler.model.loading import blockwise
+from handler.model.loading.quant import LEAST, SCHEMES, QuantisedLinear, is_quantised, quantise, weights_alone
 
 QUANTISED = [row.id for row in PRECISIONS.values() if row.quantised]
 BLOCKS = ["mxfp8", "nvfp4"]
@@ -333,7 +334,7 @@ def test_a_gpu_that_cannot_is_told_why() -> None:
 
 
 def test_a_quantised_model_needs_less_memory() -> None:
-    from handler.fit import fit
+    from handler.worker.memory import fit
 
     card = Hardware("cuda", "NVIDIA L40S", "bf16", "", 48)
     whole, rounded = (fit(MODELS["qwen-image"], dataclasses.replace(card, precision=p)) for p in ("bf16", "fp8"))

@@ -26,9 +26,9 @@ from hypothesis.stateful import (
 from examples import FIXED
 from fakes import RECIPE, FakeFamily
 from handler import Lane, Settings
+from handler.core.errors import Cancelled, DeadlineExceeded, KindlingError, NumericalError, OutOfMemory, QueueFull
 from handler.core.recipe import Drawn
-from handler.errors import Cancelled, DeadlineExceeded, KindlingError, NumericalError, OutOfMemory, QueueFull
-from handler.line import Job
+from handler.engine.queue import Job
 
 T = TypeVar("T")
 SHAPES = [replace(RECIPE, size=(64, 64), steps=2), replace(RECIPE, size=(64, 128), steps=2)]

@@ -13,13 +13,11 @@ from conftest import PATIENT
 from fakes import FakeFamily
 from handler import MODELS, Lane, Settings, Worker, create_app
 from handler.__main__ import main
-from handler.bake import publish_weights
-from handler.chips import chips, dollars_of
-from handler.decision import Decision, applicable, decide, expect
-from handler.errors import InvalidValue, VolumeFailed
-from handler.hardware import Hardware, detect, expected
-from handler.processor import processor
-from handler.receipts import (
+from handler.cli.bake import publish_weights
+from handler.core.errors import InvalidValue, VolumeFailed
+from handler.core.processor import processor
+from handler.model.hardware import Hardware, detect, expected
+from handler.volume.receipts import (
     CURRENT,
     Candidate,
     Figures,
@@ -34,6 +32,8 @@ from handler.receipts import (
     rollback,
     use,
 )
+from handler.worker.chips import chips, dollars_of
+from handler.worker.decision import Decision, applicable, decide, expect
 
 SPARK, H200 = MODELS["spark"], "NVIDIA H200"
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU", processor=processor().name)
@@ -90,7 +90,7 @@ def test_kept_for_good_and_read_again(tmp_path: Path, place: Path) -> None:
 
 
 def test_two_writers_get_two_numbers(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.receipts.numbers", lambda _: [])  # as both saw the folder before either wrote
+    monkeypatch.setattr("handler.volume.receipts.numbers", lambda _: [])  # as both saw the folder before either wrote
     assert keep(receipt(), tmp_path).number == 4
     assert read(place, 1).winner == Candidate("fp32", False)
 
@@ -116,10 +116,10 @@ def test_a_device_that_cannot_be_told_is_the_only_one_there_is(tmp_path: Path, p
 
 
 def test_the_gpus_name_is_told_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.hardware._from_nvml", lambda: None)
+    monkeypatch.setattr("handler.model.hardware._from_nvml", lambda: None)
     assert expected(Settings()).name == "CPU"
-    monkeypatch.setattr("handler.hardware.GPU_DRIVER", tmp_path)
-    monkeypatch.setattr("handler.hardware.GPUS", tmp_path)
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    monkeypatch.setattr("handler.model.hardware.GPUS", tmp_path)
     assert expected(Settings(device="cpu")).name == "CPU"
     assert expected(Settings()).name == ""
     for bus, name in (("1", H200), ("2", H200), ("3", "NVIDIA L4")):
@@ -226,7 +226,7 @@ def test_a_worker_boots_from_its_receipt(
 
     baked = publish_weights(worker, tmp_path)
     wrong = replace(CPU, name=H200, processor="")
-    monkeypatch.setattr("handler.decision.expected", lambda _: wrong)  # so fp32 is being read
+    monkeypatch.setattr("handler.worker.decision.expected", lambda _: wrong)  # so fp32 is being read
     again = Worker.boot(settings)
     assert (again.hardware.precision, again.ledger.weights) == ("int8", str(baked))
 
@@ -299,8 +299,8 @@ def test_the_verb(
 
 
 def test_models_shows_the_price(tmp_path: Path, place: Path) -> None:
-    from handler.hardware import detect
-    from handler.models import lines, state
+    from handler.cli.models import lines, state
+    from handler.model.hardware import detect
 
     use(place, 2)
     found = state(SPARK, Settings(volume=tmp_path), detect(Settings()))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from handler.deadline import Deadline
-from handler.errors import InvalidValue, KeyReused, NotReady
-from handler.reply import Reply
-from handler.server import repeats
-from handler.server.repeats import Repeats, fingerprint, key_of
+from handler.api.reply import Reply
+from handler.core.deadline import Deadline
+from handler.core.errors import InvalidValue, KeyReused, NotReady
+from handler.server import idempotency
+from handler.server.idempotency import Repeats, fingerprint, key_of
 
 KEY, OTHER = (b"caller", "one"), (b"caller", "two")
 
@@ -117,8 +117,8 @@ async def test_pictures_whose_first_client_left_count_for_the_next() -> None:
 
 @in_turns
 async def test_whom_nobody_comes_back_for_is_ended_and_forgotten() -> None:
-    source, known, grace = Source(), Repeats(), repeats.GRACE_S
-    repeats.GRACE_S = 0.0
+    source, known, grace = Source(), Repeats(), idempotency.GRACE_S
+    idempotency.GRACE_S = 0.0
     try:
         only = asyncio.create_task(known.call(KEY, b"x", source))
         await turns()
@@ -128,7 +128,7 @@ async def test_whom_nobody_comes_back_for_is_ended_and_forgotten() -> None:
         source.go.set()
         assert (await known.call(KEY, b"another body", source)).body["turn"] == 2
     finally:
-        repeats.GRACE_S = grace
+        idempotency.GRACE_S = grace
 
 
 @in_turns
@@ -144,7 +144,7 @@ async def test_the_grace_runs_from_the_last_departure() -> None:
         waits.cancel()
         await turns()
     assert [handle.cancelled() for handle in handles] == [True, False]
-    assert handles[0].when() < handles[1].when() <= loop.time() + repeats.GRACE_S
+    assert handles[0].when() < handles[1].when() <= loop.time() + idempotency.GRACE_S
     source.go.set()
     assert (await known.call(KEY, b"x", source)).body["turn"] == 1
 
@@ -234,7 +234,7 @@ async def given_up(known: Repeats, source: Source) -> list[Any]:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
     source.end.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repeats, "GRACE_S", 0.0)
+        patch.setattr(idempotency, "GRACE_S", 0.0)
         only = asyncio.create_task(known.call(KEY, b"x", source))
         await turns()
         only.cancel()
@@ -271,7 +271,7 @@ async def test_a_call_that_was_given_up_and_ends_late_leaves_nothing_behind() ->
 
 def test_what_is_under_way_is_no_answer_that_may_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many run beside more answers than are kept; and each of them still comes to its end."""
-    monkeypatch.setattr(repeats, "KEPT", 2)
+    monkeypatch.setattr(idempotency, "KEPT", 2)
 
     async def main() -> None:
         slow, quick, known = Source(), Source(), Repeats()
@@ -310,7 +310,7 @@ async def test_failures_are_not_kept() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("KEPT", 2), ("KEPT_BYTES", 2 * 4 * 100), ("KEPT_S", -1.0)])
 def test_answers_are_kept_within_bounds(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, name, value)
+    monkeypatch.setattr(idempotency, name, value)
 
     async def main() -> None:
         source, known = Source(size=300), Repeats()
@@ -328,11 +328,11 @@ def test_no_answer_is_given_again_whose_url_works_no_longer(monkeypatch: pytest.
 
     async def main() -> None:
         lasting, brief, found = Source(), Source(), Repeats()
-        brief.lasts_s, now = 60.0, repeats.time.monotonic()
+        brief.lasts_s, now = 60.0, idempotency.time.monotonic()
         for source in (lasting, brief):
             source.go.set()
         for after, started in ((0, 1), (59, 1), (61, 2)):
-            monkeypatch.setattr(repeats.time, "monotonic", lambda after=after: now + after)
+            monkeypatch.setattr(idempotency.time, "monotonic", lambda after=after: now + after)
             for key, source in ((KEY, lasting), (OTHER, brief)):
                 await found.call(key, b"x", source)
             assert (lasting.started, brief.started) == (1, started)
@@ -342,8 +342,8 @@ def test_no_answer_is_given_again_whose_url_works_no_longer(monkeypatch: pytest.
 
 def test_how_much_is_kept_and_for_how_long() -> None:
     """As README says of keys; with the client's own waits between two tries well inside of the grace."""
-    assert (repeats.KEPT_S, repeats.KEPT, repeats.KEPT_BYTES) == (600.0, 256, 64_000_000)
-    assert repeats.GRACE_S == 10.0
+    assert (idempotency.KEPT_S, idempotency.KEPT, idempotency.KEPT_BYTES) == (600.0, 256, 64_000_000)
+    assert idempotency.GRACE_S == 10.0
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 256, "caf\xe9", "a\tb"])
@@ -407,7 +407,7 @@ async def test_a_caller_who_leaves_is_gone_and_only_the_last_one_starts_the_grac
         assert task.cancelled()
         assert len(later) == (left == 3)
     [(seconds, (abandon, *who))] = later
-    assert 0 < seconds <= repeats.GRACE_S
+    assert 0 < seconds <= idempotency.GRACE_S
     source.go.set()
     await turns()
     abandon(*who)  # too late: it is done, and its answer is kept

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 
 from handler import Worker
 from handler.__main__ import main
-from handler.bake import bake, publish_weights
-from handler.birth import Birth
-from handler.boots import BootLog, last_boots
-from handler.clock import Ledger
-from handler.errors import FetchFailed, VolumeFailed
-from handler.hub import Repository, explained
-from handler.publishing import publishing
-from handler.room import refused, require
+from handler.cli.bake import bake, publish_weights
+from handler.core.birth import Birth
+from handler.core.errors import FetchFailed, VolumeFailed
+from handler.volume.hub import Repository, explained
+from handler.volume.publishing import publishing
+from handler.volume.room import refused, require
+from handler.worker.boots import BootLog, last_boots
+from handler.worker.clock import Ledger
 
 TENSORS = {"a": torch.zeros(1 << 16)}
 Usage = namedtuple("Usage", "total used free")

@@ -13,12 +13,12 @@ import torch
 
 import tiny
 from handler import MODELS, Settings, Worker
-from handler.bake import publish_weights
-from handler.catalog import SPARK
-from handler.precisions import PRECISIONS, ROUNDED_BY, SCHEME
-from handler.publishing import publishing
-from handler.quant import SCHEMES, quantise
-from handler.sources import served_source, weight_facts, weights_folder
+from handler.catalog.models import SPARK
+from handler.catalog.precisions import PRECISIONS, ROUNDED_BY, SCHEME
+from handler.cli.bake import publish_weights
+from handler.model.loading.quant import SCHEMES, quantise
+from handler.volume.publishing import publishing
+from handler.volume.sources import served_source, weight_facts, weights_folder
 
 ROOT = Path(__file__).parent.parent
 SERVE = """

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from handler import MODELS, MODES, ImageRequest, Settings
-from handler.fit import fit
-from handler.hardware import Hardware
+from handler.model.hardware import Hardware
+from handler.worker.memory import fit
 from runpod_plane import DEADLINE_S, clean_environment
 
 ROOT = Path(__file__).parent.parent

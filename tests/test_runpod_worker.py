@@ -24,7 +24,7 @@ ENDLESS = {**LONG, "width": 1024, "height": 1024}  # outlasts the second that th
 LOSES_ITS_GPU = """
 import runpy, sys
 from handler import Worker
-from handler.errors import DeviceLost
+from handler.core.errors import DeviceLost
 
 class Broken:
     hardware = None

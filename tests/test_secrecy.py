@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from handler.discreet import UNSAID, outline
+from handler.core.tracebacks import UNSAID, outline
 from otlp_plane import Receiver, receiving
 from serving import Served
 

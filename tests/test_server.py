@@ -18,8 +18,8 @@ import openai
 import pytest
 from PIL import Image
 
-from handler.errors import SettingsError
-from handler.server.serve import _ports
+from handler.core.errors import SettingsError
+from handler.server.process import _ports
 from serving import ROOT, Served, serving
 
 PROMPT = "a red circle on a blue background"
@@ -229,7 +229,7 @@ def test_bodies_are_limited_before_they_are_read(server: Served) -> None:
 
 
 def test_the_pasted_curl_line_works(server: Served, tmp_path: Path) -> None:
-    from handler.server.serve import SAVE
+    from handler.server.process import SAVE
 
     command = (
         f"curl -s {server.url}/v1/images/generations -H 'Content-Type: application/json' "

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from handler import Settings, StartError
-from handler.errors import SettingsError
+from handler.core.errors import SettingsError
 
 
 def test_defaults_need_no_environment() -> None:
@@ -145,7 +145,7 @@ def test_a_flag_that_says_neither_is_no_no() -> None:
 
 
 def test_where_each_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.settings.MOUNTS", (tmp_path / "none",))
+    monkeypatch.setattr("handler.core.settings.MOUNTS", (tmp_path / "none",))
     environ = {"BUCKET_ENDPOINT_URL": "https://r2.example", "MODAL_TASK_ID": "ta-1", "KINDLING_QUEUE": "3"}
     found = Settings.given({**environ, "XDG_CACHE_HOME": str(tmp_path)})
     assert {name: one.source for name, one in found.items()} == {
@@ -155,6 +155,6 @@ def test_where_each_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "volume": "XDG_CACHE_HOME",
     }
     assert found["volume"].value == tmp_path / "kindling"
-    monkeypatch.setattr("handler.settings.MOUNTS", (tmp_path,))
+    monkeypatch.setattr("handler.core.settings.MOUNTS", (tmp_path,))
     assert Settings.given({})["volume"].value == tmp_path
     assert Settings.given({"KINDLING_VOLUME": "/v"})["volume"].source == "KINDLING_VOLUME"

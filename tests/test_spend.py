@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from fakes import FakeFamily
 from handler import Lane, Settings
-from handler.birth import Birth
-from handler.errors import SettingsError, SpendCapReached
-from handler.spend import Meter, judge, seconds_this_month, unheld
+from handler.core.birth import Birth
+from handler.core.errors import SettingsError, SpendCapReached
+from handler.engine.spend import Meter, judge, seconds_this_month, unheld
 
 NOON = datetime(2026, 11, 15, 12, tzinfo=UTC)
 HOUR = 3600.0
@@ -185,7 +185,7 @@ def test_refuse_stops_drawing_and_alert_does_not(tmp_path: Path) -> None:
 def test_each_crossing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     time = Time()
     found = meter(tmp_path, time, monthly_cap=1)
-    with caplog.at_level(logging.WARNING, "handler.spend"):
+    with caplog.at_level(logging.WARNING, "handler.engine.spend"):
         found.tick()
         time.pass_hours(1)
         found.tick()
@@ -201,7 +201,7 @@ def test_each_crossing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_a_cap_without_a_price_is_told_and_refuses_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = meter(tmp_path, Time(), gpu="CPU", gpu_price=None, monthly_cap=1, cap_action="refuse")
-    with caplog.at_level(logging.WARNING, "handler.spend"):
+    with caplog.at_level(logging.WARNING, "handler.engine.spend"):
         found.tick()
     found.check()
     assert "cannot be held" in caplog.text

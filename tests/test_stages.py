@@ -8,11 +8,11 @@ import pytest
 
 from fakes import FakeFamily
 from handler import MODELS
+from handler.core.errors import Cancelled, DeviceLost, NumericalError
 from handler.core.recipe import Recipe
-from handler.drawing import Drawing
-from handler.errors import Cancelled, DeviceLost, NumericalError
-from handler.families.schedulers import FLOW
-from handler.stages import MARKS, Stages
+from handler.model.families.schedulers import FLOW
+from handler.model.runner import Drawing
+from handler.model.stages import MARKS, Stages
 
 RECIPE = Recipe("spark", "embedded", "a red circle", (64, 64), 4, 0.0, "flow-match-euler", 1)
 

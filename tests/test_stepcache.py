@@ -17,12 +17,11 @@ from conftest import PATIENT, ROOT, unwarmed
 from test_cli import kindling
 
 import tiny
-from handler import MODELS, ImageRequest, ModelSpec, Settings, StartError, Worker, blocks
-from handler.api import Api
-from handler.codec import read_parameters
-from handler.core.stepcache import Choice, StepCache
-from handler.dialects import native, openai
-from handler.errors import (
+from handler import MODELS, ImageRequest, ModelSpec, Settings, StartError, Worker
+from handler.api.codec import read_parameters
+from handler.api.dialects import native, openai
+from handler.api.dispatch import Api
+from handler.core.errors import (
     Cancelled,
     InvalidType,
     InvalidValue,
@@ -31,9 +30,11 @@ from handler.errors import (
     SettingsError,
     Unsupported,
 )
-from handler.lane import Lane
-from handler.sources import fetched_folder
-from handler.stepcache import LAYOUTS, caching
+from handler.core.stepcache import Choice, StepCache
+from handler.engine.engine import Lane
+from handler.model.compiling import package
+from handler.model.stepcache import LAYOUTS, caching
+from handler.volume.sources import fetched_folder
 
 ROWS = [spec for spec in MODELS.values() if spec.step_cache]
 EVERY = pytest.mark.parametrize("spec", ROWS, ids=lambda spec: spec.id)
@@ -228,8 +229,8 @@ def test_the_threshold_decides(boot: Callable[..., Worker]) -> None:
 def test_compiled_blocks_are_the_ones_that_run(
     model: str, boot: Callable[..., Worker], compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fits, fitting = [], blocks._fits
-    monkeypatch.setattr(blocks, "_fits", lambda *given: fits.append(fitting(*given)) or fits[-1])
+    fits, fitting = [], package._fits
+    monkeypatch.setattr(package, "_fits", lambda *given: fits.append(fitting(*given)) or fits[-1])
     worker, eager = boot(model, compile="on"), boot(model)
     assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason
     assert worker.publish(tmp_path).is_dir()

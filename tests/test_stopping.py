@@ -16,13 +16,14 @@ import pytest
 import uvicorn
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Clock, Lane, Settings, StartError, Worker, spend
-from handler.deadline import EXIT_S
-from handler.errors import BudgetExceeded, NotReady, SettingsError, VolumeFailed
-from handler.line import Job
-from handler.publisher import Publisher
-from handler.server import leave
-from handler.server.leave import Server
+from handler import Clock, Lane, Settings, StartError, Worker
+from handler.core.deadline import EXIT_S
+from handler.core.errors import BudgetExceeded, NotReady, SettingsError, VolumeFailed
+from handler.engine import spend
+from handler.engine.publisher import Publisher
+from handler.engine.queue import Job
+from handler.server import shutdown
+from handler.server.shutdown import Server
 from threads import Seconds, begun, have_ended, inside, until
 
 STATES = ("idle", "booting", "drawing", "publishing")
@@ -253,7 +254,7 @@ def test_stopping_gives_up_what_is_not_published_in_time(tmp_path: Path) -> None
 
 
 def test_publishing_that_fails_is_told_in_the_log_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "handler.publisher"), held("publishing") as (it, lane):
+    with caplog.at_level(logging.INFO, "handler.engine.publisher"), held("publishing") as (it, lane):
         it.error = VolumeFailed("The volume is full.")
         it.go.set()
         asyncio.run(lane.submit(RECIPE))
@@ -301,13 +302,13 @@ def test_a_worker_that_failed_ends_its_process_whatever_its_sockets_do(
     """There is nobody else to end it: it was not told to leave, and a request may hang for ever."""
     lane = Lane(Settings(), boot=lambda *_: raises(error)())
     server, ended = Server(uvicorn.Config(lambda *_: None), lane, lambda: None), list[Any]()
-    monkeypatch.setattr(leave.time, "sleep", lambda seconds: ended.append(seconds))
-    monkeypatch.setattr(leave.os, "_exit", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(shutdown.time, "sleep", lambda seconds: ended.append(seconds))
+    monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
     lane.start()
     server.watch()
-    assert ended == [leave.ANSWER_S, ("exit", code)]
+    assert ended == [shutdown.ANSWER_S, ("exit", code)]
     assert server.should_exit
-    assert server.config.timeout_graceful_shutdown == leave.ANSWER_S
+    assert server.config.timeout_graceful_shutdown == shutdown.ANSWER_S
     assert f"kindling: {error.message}" in capfd.readouterr().err
     lane.stop()
 
@@ -320,15 +321,15 @@ def test_who_is_told_to_leave_closes_its_sockets_and_ends_by_itself(
     lane = Held("idle").start()
     server, ended = Server(uvicorn.Config(lambda *_: None), lane, lambda: None), list[Any]()
     sleeps = lambda seconds: None if threading.current_thread().daemon else ended.append(seconds)  # noqa: E731
-    monkeypatch.setattr(leave, "time", SimpleNamespace(sleep=sleeps))
-    monkeypatch.setattr(leave.os, "_exit", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=sleeps))
+    monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
     monkeypatch.setattr(Server, "_guard", lambda _: None)
     server.told = [15] * signals
     (server._drain if signals == 1 else server._abort)()
-    assert ended == ([] if signals == 1 else [leave.ANSWER_S, ("exit", 143)])
+    assert ended == ([] if signals == 1 else [shutdown.ANSWER_S, ("exit", 143)])
     assert server.should_exit
     grace = server.config.timeout_graceful_shutdown  # once told, what is left of the drain
-    assert grace == leave.ANSWER_S if signals > 1 else leave.ANSWER_S < (grace or 0) <= leave.DRAIN_S
+    assert grace == shutdown.ANSWER_S if signals > 1 else shutdown.ANSWER_S < (grace or 0) <= shutdown.DRAIN_S
     lane.stop()
     assert server.code == (0 if signals == 1 else 143)
 
@@ -344,7 +345,7 @@ def test_a_worker_that_is_told_to_leave_while_it_draws_waits_for_that(monkeypatc
             it.go.set()
             threading.Event().wait(0.001)
 
-        monkeypatch.setattr(leave, "time", SimpleNamespace(sleep=tick))
+        monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=tick))
         monkeypatch.setattr(Server, "_guard", lambda _: None)
 
         async def main() -> None:
@@ -375,7 +376,7 @@ def test_an_exit_has_its_end_from_the_first_word_on(state: str, end: str) -> Non
 def test_what_is_not_drawn_in_the_time_of_a_drain_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Server, "_obey", lambda _: None)
     monkeypatch.setattr(Server, "_guard", lambda _: None)
-    monkeypatch.setattr(leave, "DRAIN_S", 0.0)
+    monkeypatch.setattr(shutdown, "DRAIN_S", 0.0)
     with held("drawing") as (it, lane):
         server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
 
@@ -387,7 +388,7 @@ def test_what_is_not_drawn_in_the_time_of_a_drain_is_given_up(monkeypatch: pytes
 
         asyncio.run(main())
         assert lane.over.is_set()
-        assert (server.should_exit, server.config.timeout_graceful_shutdown) == (True, leave.ANSWER_S)
+        assert (server.should_exit, server.config.timeout_graceful_shutdown) == (True, shutdown.ANSWER_S)
         it.go.set()
         lane.stop()
 
@@ -396,8 +397,8 @@ def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monk
     monkeypatch.setattr(Server, "_obey", lambda _: None)
     lane, ended = Lane(Settings(), boot=lambda *_: raises(StartError("broken"))()), list[Any]()
     server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
-    monkeypatch.setattr(leave, "time", SimpleNamespace(sleep=ended.append))
-    monkeypatch.setattr(leave.os, "_exit", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=ended.append))
+    monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
     lane.exit.at = 0.0
     server._guard()
     assert ended == [0.0, ("exit", 0)]
@@ -405,7 +406,7 @@ def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monk
 
 def test_an_exit_keeps_seconds_for_what_comes_after_each_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that stands still: of 28 s, 3 are for tidying up and the last word on spend, 2 for that word alone."""
-    monkeypatch.setattr("handler.deadline.time", SimpleNamespace(perf_counter=Seconds()))
+    monkeypatch.setattr("handler.core.deadline.time", SimpleNamespace(perf_counter=Seconds()))
     waited: list[float] = []
     with held("idle") as (_, lane):
 

@@ -20,11 +20,13 @@ from openai import OpenAI
 from PIL import Image
 
 from fakes import FakeFamily
-from handler import Api, Lane, Picture, Recipe, Settings, doctor, store
-from handler.deadline import Deadline
-from handler.errors import SettingsError
-from handler.hands import Hands
-from handler.store import Store
+from handler import Api, Lane, Picture, Recipe, Settings
+from handler.api import store
+from handler.api.hands import Hands
+from handler.api.store import Store
+from handler.cli import doctor
+from handler.core.deadline import Deadline
+from handler.core.errors import SettingsError
 from s3_plane import BUCKET, KEY, S3, SECRET, Broken, s3_server
 from serving import ROOT, Served, serving
 

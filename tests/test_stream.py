@@ -18,11 +18,11 @@ from starlette.responses import StreamingResponse
 
 from fakes import FakeFamily, raises
 from handler import Api, Lane, Settings
-from handler.api import OnPartial
-from handler.dialects import openai as dialect
-from handler.errors import NumericalError
-from handler.reply import Reply
-from handler.server import stream as streams
+from handler.api.dialects import openai as dialect
+from handler.api.dispatch import OnPartial
+from handler.api.reply import Reply
+from handler.core.errors import NumericalError
+from handler.server import sse as streams
 from serving import Served, serving
 from threads import until
 

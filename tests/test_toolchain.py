@@ -21,28 +21,21 @@ from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
 from fakes import raises
-from handler import (
-    MODELS,
-    Settings,
-    StartError,
-    Worker,
-    blocks,
-    chips,
-    compiled,
-    doctor,
-    families,
-    findings,
-    processor,
-    toolchain,
-)
-from handler.compilation import plan
-from handler.errors import NumericalError, OutOfMemory
-from handler.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
-from handler.hardware import Hardware
-from handler.volume import Source
+from handler import MODELS, Settings, StartError, Worker
+from handler.cli import doctor, findings
+from handler.core import processor
+from handler.core.errors import NumericalError, OutOfMemory
+from handler.model import families
+from handler.model.compiling import artifacts, toolchain
+from handler.model.compiling import package as blocks
+from handler.model.compiling.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
+from handler.model.hardware import Hardware
+from handler.volume.manifest import Source
+from handler.worker import chips
+from handler.worker.compilation import plan
 
 SPARK = MODELS["spark"]
-LOST, RESTORE = RuntimeError("CUDA error: unspecified launch failure"), compiled.restore
+LOST, RESTORE = RuntimeError("CUDA error: unspecified launch failure"), artifacts.restore
 H200 = Hardware("cuda", "NVIDIA H200", "fp8", "a test", 141.0, (9, 0))
 GPULESS = ROOT / ".gpuless"
 # What torch's CUDA builds require of cuda-toolkit: Requires-Dist of their x86_64 wheels on PyPI.
@@ -301,7 +294,7 @@ def test_a_failure_is_expected_again_by_workers_that_are_alike(
     monkeypatch.setattr(toolchain, "look", lambda: replace(TOOLS, headers="/another"))
     assert failures(tmp_path).expected == ""  # what may have mended it
     monkeypatch.setattr(toolchain, "look", lambda: TOOLS)
-    monkeypatch.setattr("handler.failures.__version__", "9.9")
+    monkeypatch.setattr("handler.model.compiling.failures.__version__", "9.9")
     assert failures(tmp_path).expected == ""
 
 
@@ -415,10 +408,12 @@ def test_a_worker_that_failed_says_so_everywhere_and_the_next_does_not_try(
         tries.append("a try")
         raise BROKEN
 
-    monkeypatch.setattr("handler.worker.compile_blocks", broken)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", broken)
     # As a receipt whose winner is compiled has it: KINDLING_COMPILE is auto, and on a CPU too it is compiled.
     followed = {"precision": "fp32", "compile": "on"}
-    monkeypatch.setattr("handler.decision.follow", lambda settings, receipt: settings.model_copy(update=followed))
+    monkeypatch.setattr(
+        "handler.worker.decision.follow", lambda settings, receipt: settings.model_copy(update=followed)
+    )
     auto = PATIENT.model_copy(update={"volume": tmp_path})
     ledgers = [Worker.boot(auto).ledger, Worker.boot(auto).ledger]
     assert tries == ["a try"]
@@ -438,7 +433,7 @@ def test_a_picture_that_did_not_fit_while_compiling_is_no_failure_for_ever(
     def full(*_: object) -> None:
         raise OutOfMemory("A 256x128 picture does not fit in this worker's memory.")
 
-    monkeypatch.setattr("handler.worker.compile_blocks", full)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", full)
     worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}))
     assert worker.ledger.plan == "EAGER"
     assert "does not fit" in worker.ledger.compile_failure
@@ -476,17 +471,19 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         for block in transformer.transformer_blocks:  # type: ignore[union-attr]
             block.forward = lose
 
-    def found(transformer: torch.nn.Module, *_: object) -> compiled.Found:
+    def found(transformer: torch.nn.Module, *_: object) -> artifacts.Found:
         if (tmp_path / "package").exists():
             bind(transformer)
-            return compiled.Found("HIT", "a package")
-        return compiled.Found("MISS", "nothing yet")
+            return artifacts.Found("HIT", "a package")
+        return artifacts.Found("MISS", "nothing yet")
 
     followed = {"precision": "fp32", "compile": "on"}
-    monkeypatch.setattr("handler.decision.follow", lambda settings, receipt: settings.model_copy(update=followed))
-    monkeypatch.setattr("handler.worker.compile_blocks", lambda *_: 0.0)
-    monkeypatch.setattr("handler.worker.bind_blocks", bind)
-    monkeypatch.setattr(compiled, "restore", found)
+    monkeypatch.setattr(
+        "handler.worker.decision.follow", lambda settings, receipt: settings.model_copy(update=followed)
+    )
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", lambda *_: 0.0)
+    monkeypatch.setattr("handler.worker.worker.bind_blocks", bind)
+    monkeypatch.setattr(artifacts, "restore", found)
     return PATIENT.model_copy(update={"volume": tmp_path})
 
 
@@ -521,8 +518,8 @@ def test_what_is_compiled_and_draws_nothing_sound_is_not_compiled_again(
             block.forward = unsound
 
     compiled_here: list[object] = []
-    monkeypatch.setattr("handler.worker.compile_blocks", lambda *given: compiled_here.append(given))
-    monkeypatch.setattr("handler.worker.bind_blocks", bind)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", lambda *given: compiled_here.append(given))
+    monkeypatch.setattr("handler.worker.worker.bind_blocks", bind)
     for _ in range(2):
         ledger = Worker.boot(fragile).ledger
         assert (ledger.outcome, ledger.plan, len(compiled_here)) == ("ready", "EAGER", 1)
@@ -535,7 +532,7 @@ def test_compiling_that_loses_the_gpu_is_not_tried_again(fragile: Settings, monk
     def lose(*_: object) -> None:
         raise LOST
 
-    monkeypatch.setattr("handler.worker.compile_blocks", lose)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", lose)
     with pytest.raises(StartError, match="The GPU failed"):
         Worker.boot(fragile)
     again = Worker.boot(fragile).ledger
@@ -543,9 +540,9 @@ def test_compiling_that_loses_the_gpu_is_not_tried_again(fragile: Settings, monk
 
 
 def test_a_package_that_loses_the_gpu_is_not_loaded_again(fragile: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "restore", RESTORE)
-    monkeypatch.setattr(compiled, "look", lambda *_: compiled.Found("HIT", "a package", Source(fragile.volume, None)))
-    monkeypatch.setattr("handler.compiled.shutil.copyfile", lambda *_: raises(LOST)())
+    monkeypatch.setattr(artifacts, "restore", RESTORE)
+    monkeypatch.setattr(artifacts, "look", lambda *_: artifacts.Found("HIT", "a package", Source(fragile.volume, None)))
+    monkeypatch.setattr("handler.model.compiling.artifacts.shutil.copyfile", lambda *_: raises(LOST)())
     with pytest.raises(StartError, match="The GPU failed"):
         Worker.boot(fragile)
     assert "compiled code lost the GPU" in Worker.boot(fragile).ledger.plan_reason
@@ -562,7 +559,7 @@ def test_what_draws_again_is_held_against_nobody(equipped: None, tmp_path: Path)
     assert failures(tmp_path).lost == ""  # a package was made since, by whatever
 
 
-@pytest.mark.parametrize("where", ["handler.worker.TemporaryDirectory", "handler.worker.bind_blocks"])
+@pytest.mark.parametrize("where", ["handler.worker.worker.TemporaryDirectory", "handler.worker.worker.bind_blocks"])
 def test_where_nothing_can_be_written_a_worker_is_eager(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -570,7 +567,7 @@ def test_where_nothing_can_be_written_a_worker_is_eager(
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("handler.worker.compile_blocks", lambda *_: 0.0)
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", lambda *_: 0.0)
     monkeypatch.setattr(where, read_only)
     worker = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path / "volume", "compile": "on"}))
     assert (worker.ledger.plan, worker.unpublished) == ("EAGER", False)

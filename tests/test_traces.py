@@ -14,12 +14,12 @@ import pytest
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Lane
+from handler.core.errors import NumericalError, SettingsError
 from handler.core.recipe import Picture
 from handler.core.version import __version__
-from handler.errors import NumericalError, SettingsError
 from handler.server import traces
+from handler.server.access import Observed
 from handler.server.app import create_app
-from handler.server.observe import Observed
 from otlp_plane import Receiver, receiving
 from serving import serving
 

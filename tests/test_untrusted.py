@@ -12,22 +12,25 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from handler import MODELS, Settings, codec, failures, receipts
-from handler.api import Api
+from handler import MODELS, Settings
+from handler.api import codec
+from handler.api.dispatch import Api
 from handler.core import stepcache
-from handler.decision import applicable
-from handler.errors import InvalidJson, InvalidValue, KindlingError, VolumeFailed, WeightsCorrupt
-from handler.failures import Failures
-from handler.hardware import detect
-from handler.lane import Lane
-from handler.layout import layout
-from handler.listing import json_of
-from handler.request import ImageRequest
+from handler.core.errors import InvalidJson, InvalidValue, KindlingError, VolumeFailed, WeightsCorrupt
+from handler.core.request import ImageRequest
+from handler.core.untrusted import DEEPEST, Malformed, check, load, parse, shaped
+from handler.engine.engine import Lane
+from handler.model.compiling import failures
+from handler.model.compiling.failures import Failures
+from handler.model.hardware import detect
 from handler.server.bodies import decode
-from handler.sources import INDEX
-from handler.untrusted import DEEPEST, Malformed, check, load, parse, shaped
-from handler.vae import vae_source
-from handler.volume import MANIFEST, Source, checked, read_manifest
+from handler.volume import receipts
+from handler.volume.autoencoder import vae_source
+from handler.volume.layout import layout
+from handler.volume.listing import json_of
+from handler.volume.manifest import MANIFEST, Source, checked, read_manifest
+from handler.volume.sources import INDEX
+from handler.worker.decision import applicable
 
 SPARK = MODELS["spark"]
 NO_JSON = {

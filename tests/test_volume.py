@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from handler import MODELS
-from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
-from handler.publishing import publishing
-from handler.sources import (
+from handler.core.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.volume.manifest import CHUNK, MANIFEST, checked, read_manifest, summarize, write_manifest
+from handler.volume.publishing import publishing
+from handler.volume.sources import (
     baked_sources,
     fetched_folder,
     model_source,
     served_source,
     weight_facts,
 )
-from handler.volume import CHUNK, MANIFEST, checked, read_manifest, summarize, write_manifest
 
 SCHNELL = MODELS["flux-schnell"]
 

@@ -13,8 +13,8 @@ from conftest import ROOT
 
 import tiny
 from handler import MODELS
-from handler.families import chroma, schedulers
-from handler.families.schedulers import EPSILON, FLOW
+from handler.model.families import chroma, schedulers
+from handler.model.families.schedulers import EPSILON, FLOW
 
 PACE = "mark: stages.py step"  # for the step before: what keeps the host from running ahead of what it tells
 END = {"mark: stages.py finish": 1}

@@ -19,15 +19,15 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from handler import MODELS, KindlingError
-from handler.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
-from handler.families import build, flux
-from handler.filling import fill, layouts
-from handler.hardware import Hardware
-from handler.layout import layout
-from handler.reader import CONFIGS, Reader
-from handler.sources import EMBEDDED, model_source
-from handler.volume import Source, read_manifest, write_manifest
-from handler.weights import KERNELS, _sent, aligned, load_components, tensors
+from handler.core.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.model.families import build, flux
+from handler.model.hardware import Hardware
+from handler.model.loading.filling import fill, layouts
+from handler.model.loading.weights import KERNELS, _sent, aligned, load_components, tensors
+from handler.volume.layout import layout
+from handler.volume.manifest import Source, read_manifest, write_manifest
+from handler.volume.reader import CONFIGS, Reader
+from handler.volume.sources import EMBEDDED, model_source
 
 SPARK = EMBEDDED / "spark"
 FP32 = Hardware("cpu", "CPU", "fp32", "")
@@ -138,9 +138,9 @@ def test_reading_needs_no_torch() -> None:
     code = """if True:
         import sys
         from pathlib import Path
-        from handler.catalog import MODELS
-        from handler.reader import Reader
-        from handler.sources import model_source
+        from handler.catalog.models import MODELS
+        from handler.volume.reader import Reader
+        from handler.volume.sources import model_source
         with Reader(model_source(MODELS["spark"], Path("unused"))) as reader:
             file = reader.take("transformer")[0]
             reader.wait(file, 0)
@@ -232,7 +232,7 @@ def test_no_file_without_a_manifest_is_read_from_two(
     small: Path, change: Callable[[Path, bytes], None], cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By as many other bytes, between one chunk and the next."""
-    monkeypatch.setattr("handler.reader._cached", lambda *_: cached)
+    monkeypatch.setattr("handler.volume.reader._cached", lambda *_: cached)
     with Reader(Source(small, None)) as reader:
         file = reader.take("b")[0]
         file.read(0, CHUNK)
@@ -282,7 +282,7 @@ def test_past_the_page_cache(small: Path, monkeypatch: pytest.MonkeyPatch, refus
             raise OSError(errno.EINVAL, "Invalid argument")
         return whole(path, flags, *more)
 
-    monkeypatch.setattr("handler.reader._cached", lambda *_: False)
+    monkeypatch.setattr("handler.volume.reader._cached", lambda *_: False)
     monkeypatch.setattr(os, "open", watched)
     with Reader(source(small)) as reader:
         assert everything(reader)["c"]["c1"].eq(2.5).all()

@@ -14,10 +14,10 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from handler.families.flux2_tiny import Flux2TinyAutoEncoder
-from handler.sources import EMBEDDED, fetched_folder
-from handler.spec import ModelSpec
-from handler.volume import write_manifest
+from handler.catalog.spec import ModelSpec
+from handler.model.families.flux2_tiny import Flux2TinyAutoEncoder
+from handler.volume.manifest import write_manifest
+from handler.volume.sources import EMBEDDED, fetched_folder
 
 LATENTS = 4  # channels; FLUX-like transformers see 2 by 2 of them at once
 SD3_LATENTS = 16  # its inpainting takes no other number
@@ -329,12 +329,12 @@ def autoencoder(kind: str, channels: int) -> Any:
 
 
 BUILDERS: dict[str, Callable[[ModelSpec], Any]] = {
-    "handler.families.flux": flux,
-    "handler.families.chroma": chroma,
-    "handler.families.sd3": sd3,
-    "handler.families.sdxl": sdxl,
-    "handler.families.flux2": flux2,
-    "handler.families.flux2_klein": flux2_klein,
-    "handler.families.z_image": z_image,
-    "handler.families.qwen_image": qwen_image,
+    "handler.model.families.flux": flux,
+    "handler.model.families.chroma": chroma,
+    "handler.model.families.sd3": sd3,
+    "handler.model.families.sdxl": sdxl,
+    "handler.model.families.flux2": flux2,
+    "handler.model.families.flux2_klein": flux2_klein,
+    "handler.model.families.z_image": z_image,
+    "handler.model.families.qwen_image": qwen_image,
 }

@@ -212,8 +212,8 @@ def cases() -> Iterator[tuple[str, Any]]:
     """Every family, scheduler and way to draw, with what waits; models run in the first of a family."""
     import tiny
     from handler import MODELS, ImageRequest
-    from handler.drawing import Drawing
-    from handler.families import constants, quiet
+    from handler.model.families import constants, quiet
+    from handler.model.runner import Drawing
 
     quiet()
     rows = {spec.family: spec for spec in MODELS.values() if spec.max_steps >= STEPS and not spec.embedded}

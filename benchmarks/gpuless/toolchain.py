@@ -3,7 +3,8 @@
     python benchmarks/gpuless/toolchain.py    needs a CUDA build of torch, g++ and a libcuda.so.1 that loads
 
 It compiles a linear layer, which has no Triton kernel, for a pretended H100: first as torch alone would (`bare`), then
-in the environment that `handler.toolchain` finds (`given`). One line of JSON; exit code 0 if the second is built.
+in the environment that `handler.model.compiling.toolchain` finds (`given`). One line of JSON; exit code 0 if the second
+is built.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ def build() -> str:
     from torch._inductor import aot_compile
     from torch._subclasses import FakeTensorMode
 
-    from handler.blocks import OPTIONS
+    from handler.model.compiling.package import OPTIONS
 
     with FakeTensorMode():
         layer = torch.nn.Linear(16, 16, device="meta", dtype=torch.bfloat16).requires_grad_(False)
@@ -80,7 +81,7 @@ def moved(module: Any) -> None:
 
 def tried(environment: contextlib.AbstractContextManager[None]) -> dict[str, Any]:
     """What came of building in `environment`: bytes, or what is wrong."""
-    from handler.failures import gist
+    from handler.model.compiling.failures import gist
 
     start = time.perf_counter()
     try:
@@ -103,7 +104,7 @@ def main() -> int:
     with cached_nowhere():
         import torch
 
-        from handler import toolchain
+        from handler.model.compiling import toolchain
 
         tools = toolchain.look()
         pretend()

@@ -26,8 +26,11 @@ import random_models
 from gpuless import denoisers, device, eager, inductor
 from gpuless.variants import Variant, variant_of
 from gpuless.work import Work, line
-from handler import MODELS, ModelSpec, blocks, kernels, modulation, quant
-from handler.families import autoencoders
+from handler import MODELS, ModelSpec
+from handler.catalog import attention
+from handler.model.compiling import modulation, package
+from handler.model.families import autoencoders
+from handler.model.loading import quant
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 AROUND = "around the blocks"
@@ -55,7 +58,7 @@ def steps(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str
     """A step of the denoiser: its repeated blocks lowered, what is around them eagerly."""
     model, mode = on_gpu(random_models.made(recipe), precision)
     if variant.attention:
-        model.set_attention_backend(kernels.backend(variant.attention))
+        model.set_attention_backend(attention.backend(variant.attention))
     many, times = denoisers.passes(model, spec)
     named = {path: module for path, module in model.named_modules() if type(module).__name__ in model._repeated_blocks}
     (width, height), step = spec.size, partial(denoisers.call, model, spec=spec)
@@ -64,7 +67,7 @@ def steps(spec: ModelSpec, part: str, recipe: random_models.Part, precision: str
         picture = step(many * variant.pictures, variant.size(spec.size))
     calls = called(named, lambda: [model(**call) for call in (*sketches, picture)], mode)
     facts = {"part": part, "precision": precision, "calls": spec.steps * times}
-    for kind in blocks._kinds(model).values():
+    for kind in package._kinds(model).values():
         paths = [path for path, module in named.items() if any(module is block for block in kind)]
         for row in lowered(named[paths[0]], [calls[path] for path in paths], mode):
             yield facts | {"name": paths[0], "plan": "compiled"} | row
@@ -87,7 +90,7 @@ def on_gpu(model: Any, precision: str) -> tuple[Any, FakeTensorMode]:
 def called(modules: dict[str, Any], draw: Callable[[], object], mode: FakeTensorMode) -> dict[str, list[Row]]:
     """What each module is called with, by parameter name."""
     with mode, torch.inference_mode():
-        return blocks._calls(modules, draw)
+        return package._calls(modules, draw)
 
 
 def lowered(block: Any, calls: list[list[Row]], mode: FakeTensorMode) -> Iterator[Row]:
@@ -96,8 +99,8 @@ def lowered(block: Any, calls: list[list[Row]], mode: FakeTensorMode) -> Iterato
     examples = {str(shapes(picture)): picture for *_, picture in calls}
     try:
         with mode:
-            module, example, layout = blocks.program(block, calls[0][:-1])
-        code = inductor.lower(module, example, blocks.options(module))
+            module, example, layout = package.program(block, calls[0][:-1])
+        code = inductor.lower(module, example, package.options(module))
     except Exception as error:
         yield {"count": len(calls), "error": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
         return
@@ -113,7 +116,7 @@ def modulation_of(block: Any, layout: str) -> list[int]:
     """Columns and rows of the weight that makes a block's modulation, outside compiled code; empty if there is none."""
     if not (made := json.loads(layout)["modulation"]):
         return []
-    merged, weights = json.loads(layout)["merged"], blocks._weights(block)
+    merged, weights = json.loads(layout)["merged"], package._weights(block)
     parts = [weights[name] for name in merged.get(made["weights"][0], made["weights"][:1])]
     return [sum(part.shape[0] for part in parts), parts[0].shape[1]]
 
@@ -133,7 +136,7 @@ def _parts(count: int, most: int) -> list[int]:
 
 def shapes(call: Row) -> list[tuple[int, ...]]:
     """Of the tensors, in order."""
-    return [tuple(leaf.shape) for leaf in blocks._leaves(call) if isinstance(leaf, torch.Tensor)]
+    return [tuple(leaf.shape) for leaf in package._leaves(call) if isinstance(leaf, torch.Tensor)]
 
 
 def taken(call: Row, example: Row, layout: str) -> list[tuple[int, ...]]:

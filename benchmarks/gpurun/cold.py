@@ -12,8 +12,8 @@ import cold_start
 from gpurun.pictures import ready, started, studio
 from gpurun.scale import MODEL, Case, NotCompiledError, Row, Run
 from handler import MODELS, Worker
-from handler.publishing import publishing
-from handler.sources import weight_facts
+from handler.volume.publishing import publishing
+from handler.volume.sources import weight_facts
 
 MEMORY = Path("/dev/shm")  # noqa: S108
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from gpurun.scale import DEVICE, Case, Row, Run, Scale, bare, built, kernels, noise, timed
 from handler import Settings, bind_blocks, compile_blocks, detect
-from handler.blocks import unbind_blocks
-from handler.families import autoencoders
-from handler.kernels import KERNELS, NATIVE, backend, refusal
-from handler.quant import QuantisedLinear, quantise
+from handler.catalog.attention import KERNELS, NATIVE, backend, refusal
+from handler.model.compiling.package import unbind_blocks
+from handler.model.families import autoencoders
+from handler.model.loading.quant import QuantisedLinear, quantise
 
 Call = Callable[[], object]
 

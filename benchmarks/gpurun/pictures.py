@@ -31,13 +31,13 @@ from handler import (
     Settings,
     Worker,
     detect,
-    families,
-    kernel,
 )
-from handler.blocks import unbind_blocks
-from handler.failures import Failures
-from handler.families import flux
-from handler.quant import quantise
+from handler.model import families
+from handler.model.compiling.failures import Failures
+from handler.model.compiling.package import unbind_blocks
+from handler.model.families import flux
+from handler.model.loading.quant import quantise
+from handler.worker import kernel
 
 PATIENT_S = 3600.0
 FEW = 1  # pictures of many steps that are timed after the first

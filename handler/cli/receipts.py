@@ -5,13 +5,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from handler.catalog import find
-from handler.chips import chips
-from handler.errors import InvalidValue
-from handler.hardware import expected
-from handler.receipts import Figures, Receipt, current_number, folder, listed, places, read, rollback, use
-from handler.settings import Settings
-from handler.spec import ModelSpec
+from handler.catalog.models import find
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import InvalidValue
+from handler.core.settings import Settings
+from handler.model.hardware import expected
+from handler.volume.receipts import Figures, Receipt, current_number, folder, listed, places, read, rollback, use
+from handler.worker.chips import chips
 
 ACTIONS = ("list", "show", "use", "rollback")
 HEAD = f"  {'':<2}{'WHEN':<22}{'DEVICE':<24}{'WINNER':<20}{'PRIORITY':<12}{'P50 S':>8}{'PEAK GB':>9}{'PSNR DB':>9}"

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from handler.core.request import Format
 from handler.core.stepcache import StepCache
-from handler.request import Format
 
 Preview = Callable[[], Any]  # makes a uint8 (height, width, 3) array, on the thread of the lane alone
 OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may raise to stop

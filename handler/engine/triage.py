@@ -5,8 +5,8 @@ import re
 import traceback
 from collections.abc import Callable, Iterable
 
-from handler.discreet import outline
-from handler.errors import Broken, DeviceLost, Exhausted, Internal, KindlingError, NumericalError, OutOfMemory
+from handler.core.errors import Broken, DeviceLost, Exhausted, Internal, KindlingError, NumericalError, OutOfMemory
+from handler.core.tracebacks import outline
 
 REPLACED = "This worker is being replaced."
 IN_A_ROW = 3  # requests that fail alike, and not one picture between them: then it is the worker

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from handler.lane import Lane
+    from handler.engine.engine import Lane
 
 
 def create_app(lane: "Lane", public: bool) -> "ASGIApp":

@@ -16,9 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from handler.api import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
-from handler.deadline import Deadline
-from handler.errors import (
+from handler.api.dispatch import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
+from handler.api.reply import Reply, answered, refusal
+from handler.core.deadline import Deadline
+from handler.core.errors import (
     Cancelled,
     Internal,
     InvalidValue,
@@ -28,16 +29,15 @@ from handler.errors import (
     RouteNotFound,
     SettingsError,
 )
-from handler.lane import Lane
-from handler.reply import Reply, answered, refusal
-from handler.server import bodies, forms
-from handler.server.guard import guarded
+from handler.engine.engine import Lane
+from handler.server import bodies, multipart
+from handler.server.access import Answering, Observed, response
+from handler.server.auth import guarded
+from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.metrics import Metrics
-from handler.server.observe import Answering, Observed, response
-from handler.server.openapi import DEADLINE, HANGS_UP, SECONDS, document
+from handler.server.openapi.document import DEADLINE, HANGS_UP, SECONDS, document
 from handler.server.record import Seen
-from handler.server.repeats import Repeats, fingerprint, key_of
-from handler.server.stream import stream
+from handler.server.sse import stream
 from handler.server.traces import tracing
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     if not repeats.knows(key):  # else its picture may be there already
         api.check(deadline)  # before anything is read: a crowd that has to be refused must not slow the others down
     body = await deadline.hold(bodies.read(request, settings.max_body_mb))
-    form = await forms.read(headers, body) if bodies.media(headers) == forms.MEDIA else None
+    form = await multipart.read(headers, body) if bodies.media(headers) == multipart.MEDIA else None
     payload = bodies.decode(body) if form is None else form
     seen.read(payload)
     streams = isinstance(payload, dict) and payload.get("stream") is True

@@ -5,9 +5,9 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from handler.errors import BodyTooLarge, Cancelled, InvalidJson, UnsupportedMedia
-from handler.server import forms
-from handler.untrusted import Malformed, parse
+from handler.core.errors import BodyTooLarge, Cancelled, InvalidJson, UnsupportedMedia
+from handler.core.untrusted import Malformed, parse
+from handler.server import multipart
 
 JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
 FORMS = ("/v1/images/edits",)
@@ -15,7 +15,7 @@ FORMS = ("/v1/images/edits",)
 
 async def read(request: Request, limit_mb: float) -> bytes:
     """The request's body, refused as soon as it is known to be too large, or to be neither JSON nor a form."""
-    _check_media(request.headers, JSON if request.url.path not in FORMS else (*JSON, forms.MEDIA))
+    _check_media(request.headers, JSON if request.url.path not in FORMS else (*JSON, multipart.MEDIA))
     limit = int(limit_mb * 1e6)
     error = BodyTooLarge(f"The body may be at most {limit_mb:g} MB.")
     if int(request.headers.get("content-length", "0")) > limit:
@@ -36,7 +36,7 @@ def _check_media(headers: Headers, allowed: tuple[str, ...]) -> None:
     if coding.lower() != "identity":
         raise UnsupportedMedia(f"Content-Encoding '{coding:.40}' is not understood here; send the body as it is.")
     if media(headers) not in allowed:
-        other = f", or as {forms.MEDIA}" if forms.MEDIA in allowed else ""
+        other = f", or as {multipart.MEDIA}" if multipart.MEDIA in allowed else ""
         raise UnsupportedMedia(f"Send the body as JSON, with the header 'Content-Type: application/json'{other}.")
 
 

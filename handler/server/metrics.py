@@ -16,8 +16,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from handler.core.recipe import Picture
-from handler.lane import Lane, State
-from handler.line import Where
+from handler.engine.engine import Lane, State
+from handler.engine.queue import Where
 
 PREFIX = "kindling_"
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)

@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass
 
+from handler.api.reply import Reply
+from handler.core.deadline import Deadline
 from handler.core.recipe import Picture
-from handler.deadline import Deadline
-from handler.reply import Reply
 
 
 @dataclass(slots=True, eq=False)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from handler.clock import Ledger
+from handler.core.errors import SettingsError
 from handler.core.recipe import Picture
 from handler.core.version import __version__
-from handler.errors import SettingsError
+from handler.worker.clock import Ledger
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

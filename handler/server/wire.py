@@ -10,10 +10,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from handler.errors import RequestError
-from handler.reply import refusal
-from handler.server.guard import DEFAULTS
-from handler.server.observe import ARRIVED, HEADER, JSON
+from handler.api.reply import refusal
+from handler.core.errors import RequestError
+from handler.server.access import ARRIVED, HEADER, JSON
+from handler.server.auth import DEFAULTS
 
 NOT_HTTP = refusal(RequestError("What came is not a request in HTTP/1.1, or its head is too large."))
 

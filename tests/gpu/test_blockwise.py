@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from handler.quant import SCHEMES, QuantisedLinear
+from handler.model.loading.quant import SCHEMES, QuantisedLinear
 
 BLACKWELL = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (10, 0)
 pytestmark = pytest.mark.skipif(not BLACKWELL, reason="needs an NVIDIA GPU of compute capability 10.0")

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL
 from test_autoencoders import Denoiser
 from torch.nn.functional import scaled_dot_product_attention
 
-from handler import blocks
-from handler.families import autoencoders
+from handler.model.compiling import package
+from handler.model.families import autoencoders
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 LATENTS, ROUNDS = (1, 16, 128, 128), 7  # of 1024x1024
@@ -64,8 +64,8 @@ def test_a_decode_of_fluxs_size(tmp_path: Path) -> None:
         decode("diffusers")
         autoencoders.prepare(vae, "cuda")
         decode("channels last, wide heads by products")
-        seconds = blocks.compile_blocks(denoiser, draw, tmp_path / "blocks.pt2", vae.decoder)
-        blocks.bind_blocks(denoiser, tmp_path / "blocks.pt2", vae.decoder)
+        seconds = package.compile_blocks(denoiser, draw, tmp_path / "blocks.pt2", vae.decoder)
+        package.bind_blocks(denoiser, tmp_path / "blocks.pt2", vae.decoder)
         decode("and compiled")
     print(f"\ncompiling {seconds:.0f} s; ms:", {name: round(ms, 2) for name, ms in took.items()})
     plain = pictures["diffusers"]

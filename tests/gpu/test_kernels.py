@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import PATIENT
 
-from handler import Clock, ImageRequest, Settings, Worker, attention
-from handler.hardware import Hardware, detect
-from handler.kernels import KERNELS, refusal, refusals
+from handler import Clock, ImageRequest, Settings, Worker
+from handler.catalog.attention import KERNELS, refusal, refusals
+from handler.model import attention
+from handler.model.hardware import Hardware, detect
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 GPU = PATIENT.model_copy(update={"device": "cuda"})
@@ -70,7 +71,7 @@ def unless_lacking(kernel: str) -> str:
 @pytest.mark.parametrize("name", SHAPES)
 def test_fp8_differs_as_eight_bits_do_and_is_timed(name: str) -> None:
     """Beside native: with its roundings as kernels of their own, and without them, as in compiled code at best."""
-    from handler.fp8_attention import E4M3
+    from handler.model.fp8_attention import E4M3
 
     kernel, given = unless_lacking("cudnn-fp8"), call(*SHAPES[name])
     want, got = (attention._attended(one, given).float() for one in ("native", kernel))
@@ -94,7 +95,7 @@ def test_fp8_differs_as_eight_bits_do_and_is_timed(name: str) -> None:
 def test_fp8_is_what_a_cpu_computes(channels: int) -> None:
     """cuDNN rounds numerators by the largest score so far, the CPU by the largest of all: a last bit apart."""
     unless_lacking("cudnn-fp8")
-    from handler.fp8_attention import E4M3, attention_fp8
+    from handler.model.fp8_attention import E4M3, attention_fp8
 
     generator = torch.Generator().manual_seed(0)
     rounded = torch.randn(3, 2, 333, 4, channels, generator=generator).to(E4M3)

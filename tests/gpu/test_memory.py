@@ -12,7 +12,7 @@ from conftest import PATIENT, ROOT
 
 from handler import ImageRequest, Worker
 from handler.core.host import host_memory
-from handler.hardware import Hardware, detect
+from handler.model.hardware import Hardware, detect
 
 GIB = 1 << 30
 DISK_GB, HOST_GB = 40, 48  # for the weights in bf16, and for what waits or is being rounded
@@ -45,7 +45,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         def smaller(*given: Any) -> Hardware:
             return dataclasses.replace(detect(*given), memory_gb=gib * GIB / 1e9)
 
-        monkeypatch.setattr("handler.worker.detect", smaller)
+        monkeypatch.setattr("handler.worker.worker.detect", smaller)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.set_per_process_memory_fraction(gib * GIB / torch.cuda.get_device_properties(0).total_memory)

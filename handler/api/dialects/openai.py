@@ -1,0 +1,125 @@
+"""OpenAI's Images API, with the extensions that RunInfra established (steps, guidance, scheduler, seed, ...).
+
+Fields that change nothing here are accepted and ignored; fields that would change the answer are refused by
+name rather than ignored. Null counts as not sent, as the official clients send it.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from handler.api.pieces import File
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import InvalidType, InvalidValue, OutOfRange, Unsupported
+from handler.core.recipe import Picture
+from handler.core.request import MAX_SIDE, MIN_SIDE, ImageRequest
+
+IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
+ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us
+    "background": ("auto", "opaque"),
+}
+WHY = {
+    "background": "background can be 'auto' or 'opaque'; these models draw no transparency.",
+}
+UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
+SIZE = re.compile(r"(0|[1-9][0-9]{0,8})x(0|[1-9][0-9]{0,8})")  # as the schema spells it, without zeros before
+
+
+def parse(payload: dict[str, Any]) -> ImageRequest:
+    """An OpenAI request body -> ImageRequest."""
+    fields = {name: value for name, value in payload.items() if value is not None}
+    for name in UNSUPPORTED:
+        if name in fields:
+            raise Unsupported(f"'{name}' is not supported.", name)
+    for name, allowed in ACCEPTED.items():
+        value = fields.pop(name, allowed[0])
+        if not any(value == ok and type(value) is type(ok) for ok in allowed):
+            raise Unsupported(WHY[name], name)
+    for name in IGNORED:
+        if not isinstance(fields.pop(name, ""), str):
+            raise InvalidType(f"{name}: Input should be a string.", name)
+    for name in ("width", "height"):
+        if name in fields:
+            raise Unsupported(f"'{name}' is not part of this API; send size as 'WIDTHxHEIGHT'.", name)
+    fields |= _size(fields.pop("size", "auto"))
+    try:
+        return ImageRequest.parse(fields)
+    except OutOfRange as error:
+        if error.param in ("width", "height"):
+            raise OutOfRange(f"size: each side should be {MIN_SIDE} to {MAX_SIDE} pixels.", "size") from None
+        raise
+
+
+def _size(size: Any) -> dict[str, int]:
+    if not isinstance(size, str):
+        raise InvalidType("size: Input should be a string such as '1024x1024' or 'auto'.", "size")
+    if size == "auto":
+        return {}
+    match = SIZE.fullmatch(size)
+    if match is None:
+        raise InvalidValue(f"size should be 'WIDTHxHEIGHT' in pixels or 'auto', got {size[:40]!r}.", "size")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
+    """OpenAI's ImagesResponse plus seeds, inference_ms, width, height, model and plan."""
+    width, height = pictures[0].recipe.size
+    return {
+        "created": int(time.time()),
+        "data": [{**carried(picture), "seed": picture.recipe.seed} for picture in pictures],
+        "background": "opaque",
+        "output_format": request.output_format,
+        "quality": "auto",
+        "size": f"{width}x{height}",
+        "inference_ms": round(seconds * 1000, 1),
+        "width": width,
+        "height": height,
+        "model": request.model or spec.id,
+        "plan": pictures[0].plan,
+        **delivery(pictures),
+    }
+
+
+def carried(picture: Picture) -> dict[str, str | File]:
+    """A picture as its URL, where it has one, or as its bytes."""
+    return {"url": picture.url} if picture.url else {"b64_json": File(picture.data)}
+
+
+def delivery(pictures: Sequence[Picture]) -> dict[str, str]:
+    """What to say where the object store did not take every picture that it should have."""
+    why = next((picture.undelivered for picture in pictures if picture.undelivered), "")
+    told = f"The object store did not take every picture: {why}. Those without a url are here as base64."
+    return {"delivery": told} if why else {}
+
+
+def partial(request: ImageRequest, data: bytes, size: tuple[int, int], index: int) -> dict[str, Any]:
+    """OpenAI's event for a partial picture; `size` is its own, smaller than what is being drawn."""
+    return {
+        "type": "image_generation.partial_image",
+        "partial_image_index": index,
+        "b64_json": File(data).text(),
+        "created_at": int(time.time()),
+        "background": "opaque",
+        "output_format": request.output_format,
+        "quality": "auto",
+        "size": f"{size[0]}x{size[1]}",
+    }
+
+
+def completed(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """OpenAI's last event, for each picture of a rendered answer, with our extensions to it."""
+    shared = {name: value for name, value in body.items() if name not in ("created", "data")}
+    kind = {"type": "image_generation.completed", "created_at": body["created"]}
+    return [{**kind, **picture, **shared} for picture in body["data"]]
+
+
+def models(spec: ModelSpec) -> dict[str, Any]:
+    """The answer to GET /v1/models: the one model this worker serves, under its id and its repository."""
+    return {"object": "list", "data": [model(name) for name in (spec.id, spec.repository)]}
+
+
+def model(name: str) -> dict[str, Any]:
+    """One entry of the model list."""
+    owner = name.rpartition("/")[0] or "kindling"
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}

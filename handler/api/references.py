@@ -1,0 +1,201 @@
+"""The images and the mask of a request, decoded safely. What a header gives away is checked before any pixel is."""
+
+import contextlib
+import hashlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from handler.api.codec import chunks
+from handler.catalog.spec import SEEN_PIXELS, ModelSpec
+from handler.core.errors import InvalidValue, KindlingError, OutOfRange
+from handler.core.recipe import Mask, Reference
+from handler.core.request import MIN_SIDE, ImageRequest
+
+MAX_PIXELS = 4096 * 4096
+MAX_ASPECT = 8  # FLUX.2 takes none longer, nor smaller than MIN_SIDE
+ORIENTATION = 0x0112  # a photo's tag, and Pillow's names of what turns those upright that were taken otherwise
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
+TURNS_LYING = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+GREY, COLOUR = 0, 2  # types of a PNG that have no alpha (specification, 11.2.2)
+
+
+def decoded(request: ImageRequest, spec: ModelSpec) -> tuple[tuple[Reference, ...], Mask | None]:
+    """The images and the mask of `request`, no larger than `spec` looks at; raises what says which cannot be used."""
+    if request.mask is None:
+        return references(request.images, spec.looks_at(request)), None
+    mask = kept(request.mask, request.images[0], spec.looks_at(request))  # first, for it is told faster
+    return references(request.images, spec.looks_at(request)), mask
+
+
+def references(images: Sequence[bytes], most: int = SEEN_PIXELS) -> tuple[Reference, ...]:
+    """Decode images; InvalidValue or OutOfRange says which cannot be used, and why.
+
+    The first comes to at most so many pixels, the others, which are never drawn anew, to what is looked at.
+    """
+    return tuple(
+        Reference(_decode(data, f"images: image {i + 1}", SEEN_PIXELS if i else most), _sha256(data))
+        for i, data in enumerate(images)
+    )
+
+
+def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS) -> Mask:
+    """Decode the mask of `image`: its alpha channel. It must have one, and the image's size."""
+    import numpy
+    from PIL import Image
+
+    with _opened(image, "images: image 1") as of:
+        wanted = _upright_size(of)
+    with _opened(data, "mask: the file") as found:
+        size = _upright_size(found)
+        if size != wanted:
+            both = f"it is {size[0]}x{size[1]} and its image {wanted[0]}x{wanted[1]}"
+            raise InvalidValue(f"mask: {both}; send one of the image's size.", "mask")
+        alpha = _upright(found, data).convert("RGBA").getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        raise InvalidValue("mask: it is opaque all over; make it transparent where the image is to change.", "mask")
+    return Mask(numpy.asarray(_shrunk(alpha, most, Image.Resampling.BILINEAR)), _sha256(data))  # which never overshoots
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _decode(data: bytes, name: str, most: int) -> Any:
+    """uint8 (height, width, 3), upright, on white where it is transparent."""
+    import numpy
+    from PIL import Image
+
+    with _opened(data, name) as image:
+        upright = _upright(image, data)
+        if upright.mode == "RGBA":
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+        return numpy.asarray(_shrunk(upright, most, Image.Resampling.LANCZOS))
+
+
+def _upright(image: Any, data: bytes) -> Any:
+    """In 8 bits, RGB or, if anything may be transparent, RGBA; turned as its tag says."""
+    import numpy
+    from PIL import Image
+
+    alpha, turn = _keyed(image, data), (TURNS | TURNS_LYING).get(_orientation(image))
+    if alpha:
+        image.info.pop("transparency")
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8, not scale
+        image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
+    pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if alpha:
+        pixels.putalpha(alpha)
+    return pixels.transpose(Image.Transpose[turn]) if turn else pixels
+
+
+def _keyed(image: Any, data: bytes) -> Any:
+    """The alpha of a PNG that says which one colour is transparent, compared in all its bits; None of any other image.
+
+    Pillow compares that colour with samples that it has cut or stretched to eight bits.
+    """
+    import numpy
+    from PIL import Image
+
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None:
+        return None
+    if data[12:16] != b"IHDR":
+        raise SyntaxError("the header does not come first")
+    depth, kind = data[24:26]
+    if kind not in (GREY, COLOUR):
+        return None
+    if depth == 1:
+        key = _grey_key(data)  # Pillow says only whether any bit of it is set
+    clear = _samples(image, data, depth) == numpy.array(key) & ((1 << depth) - 1)
+    return Image.fromarray(numpy.where(clear.all(-1) if kind == COLOUR else clear, 0, 255).astype(numpy.uint8))
+
+
+def _grey_key(data: bytes) -> int:
+    """All 16 bits of a grey PNG's transparent sample."""
+    *_, key = (body for kind, body, _ in chunks(data) if kind == b"tRNS")
+    return int.from_bytes(key[:2])
+
+
+def _samples(image: Any, data: bytes, depth: int) -> Any:
+    """What the file has: (height, width), or (height, width, 3) of `COLOUR`, in `depth` bits."""
+    import numpy
+    from PIL import Image
+
+    found = numpy.asarray(image).astype(numpy.uint16)
+    if image.mode == "RGB" and depth == 16:  # Pillow gives the upper byte, or, told that they lie otherwise, the lower
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as other:
+            other.tile = [tile._replace(args="RGB;16L") for tile in other.tile]
+            return found << 8 | numpy.asarray(other)
+    return found // (255 // ((1 << depth) - 1)) if image.mode == "L" else found
+
+
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Any]:
+    """The image, not decoded yet, but checked by what its header says. Decoding it inside may fail as well."""
+    from PIL import Image
+
+    _hush()
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            _check(image, name)
+            yield image
+    except KindlingError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except Exception:  # whatever Pillow raises, and that is much, is the file's fault
+        raise InvalidValue(f"{name} is not a whole PNG, JPEG or WebP file.", _param(name)) from None
+
+
+def _param(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _upright_size(image: Any) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in TURNS_LYING else (width, height)
+
+
+def _orientation(image: Any) -> int:
+    """A photo's, by that tag alone; upright, 1, where it says nothing that can be read."""
+    if image.format == "PNG":  # whose tags may come last: Pillow decodes it then, and complains of its pixels once
+        image.load()
+    with contextlib.suppress(Exception):  # of all the other tags
+        if isinstance(found := image.getexif().get(ORIENTATION), int):
+            return found
+    return 1
+
+
+def _hush() -> None:
+    """Keep what Pillow says of damaged files, and at level debug of a photo's metadata, out of the log."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.INFO)
+
+
+def _check(image: Any, name: str) -> None:
+    """Refuse by what the header says."""
+    short, long = sorted(image.size)
+    if short * long > MAX_PIXELS:
+        raise _too_large(name)
+    if short < MIN_SIDE or long > MAX_ASPECT * short:
+        needs = f"each side at least {MIN_SIDE} pixels and at most {MAX_ASPECT} times the other"
+        raise OutOfRange(f"{name} is {image.width}x{image.height}; send one with {needs}.", _param(name))
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photo, with a depth map or the like
+        raise InvalidValue(f"{name} is an animation; send a still picture.", _param(name))
+
+
+def _shrunk(image: Any, most: int, filter_: Any) -> Any:
+    """At most `most` pixels, resized as FLUX.2's pipelines would do it: what waits in the queue stays small."""
+    scale = math.sqrt(most / (image.width * image.height))
+    if scale >= 1:
+        return image
+    return image.resize((int(image.width * scale), int(image.height * scale)), filter_)
+
+
+def _too_large(name: str) -> OutOfRange:
+    return OutOfRange(f"{name} is too large; send at most {MAX_PIXELS // 10**6} million pixels.", _param(name))

@@ -1,0 +1,194 @@
+"""A check-up: the machine, the volume, the models on it, every setting, the last boots, and what a cold start takes."""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from handler.api.store import Store
+from handler.catalog.attention import refusals
+from handler.catalog.models import find
+from handler.catalog.spec import ModelSpec
+from handler.cli.configured import described, listed
+from handler.cli.findings import lines
+from handler.cli.models import expected, states
+from handler.core.errors import DoesNotFit, KindlingError, SettingsError
+from handler.core.settings import Settings
+from handler.core.version import __version__
+from handler.engine.spend import unheld
+from handler.model.compiling import artifacts, toolchain
+from handler.model.compiling.failures import Failures
+from handler.model.hardware import GPU_DRIVER, Hardware, detect
+from handler.volume.autoencoder import vae_source
+from handler.volume.listing import weight_files
+from handler.volume.manifest import Source
+from handler.volume.patience import patiently
+from handler.volume.sources import served_source
+from handler.worker.boots import LOOKED, last_boots, measured, past
+from handler.worker.compilation import COMPILE_S, STREAMING
+from handler.worker.compilation import plan as planned
+from handler.worker.decision import decide
+from handler.worker.footprint import weigh
+from handler.worker.memory import MemoryPlan
+
+BOOTS_SHOWN = 5
+SAMPLE = 256 << 20  # bytes read to measure the volume's speed
+ASSUMED_S = {"import": 8.0, "artifacts": 1.0, "warm": 3.0}  # where this volume has no boot to learn from
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One summand of the estimated cold start, in seconds, with where it comes from."""
+
+    name: str
+    seconds: float
+    why: str
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examine, print; the exit code."""
+    settings, faults = Settings.examined(os.environ)
+    if faults:
+        wrong = described(settings, faults)
+        print(json.dumps({"settings": wrong}) if options.json else "\n".join(["SETTINGS", *listed(wrong)]))
+        Settings.from_env()  # says which; of a worker that cannot start there is nothing else to tell
+    find(settings.model)  # nor of a model that nobody knows
+    hardware = detect(settings)
+    volume, model = {"path": str(settings.volume)}, {"model": settings.model}
+    boots: tuple[list[dict[str, Any]], str] = patiently(
+        lambda: (last_boots(settings.volume, BOOTS_SHOWN), ""), otherwise=lambda why: ([], why)
+    )
+    report = {
+        "version": __version__,
+        "settings": described(settings, faults),
+        "hardware": asdict(patiently(_served, settings, hardware, otherwise=partial(_unserved, hardware))),
+        "machine": machine(hardware),
+        "compiling": compiling(hardware),
+        "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
+        "volume": patiently(volume_state, settings.volume, otherwise=lambda why: volume | {"reason": why}),
+        "store": store_state(settings),
+        "models": [asdict(found) for found in states(settings, hardware)],
+        "cold_start": patiently(cold_start, settings, hardware, otherwise=lambda why: model | {"reason": why}),
+        "boots": boots[0],
+        "boots_reason": boots[1],
+    }
+    print(json.dumps(report) if options.json else "\n".join(lines(report)))
+    return 0
+
+
+def _served(settings: Settings, hardware: Hardware) -> Hardware:
+    """With what `auto` means for the configured model, and why."""
+    return decide(settings, find(settings.model), hardware).hardware
+
+
+def _unserved(hardware: Hardware, why: str) -> Hardware:
+    return replace(hardware, reason=f"{hardware.reason}; what else decides it is not known: {why}")
+
+
+def machine(hardware: Hardware) -> dict[str, Any]:
+    """Versions and free memory (bytes); `driver` is None without an NVIDIA one."""
+    import torch
+
+    facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "cores": os.cpu_count()}
+    facts["driver"] = GPU_DRIVER.read_text().splitlines()[0] if GPU_DRIVER.exists() else None
+    facts["host_memory_free"] = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if hardware.device == "cuda":
+        facts["gpu_memory_free"], facts["gpu_memory"] = torch.cuda.mem_get_info()
+    return facts
+
+
+def compiling(hardware: Hardware) -> dict[str, str]:
+    """What there is to compile with, and why that does not do, if so."""
+    tools = toolchain.look()
+    return {**tools.facts, "missing": tools.missing(hardware.device)}
+
+
+def volume_state(volume: Path) -> dict[str, Any]:
+    """Is the volume there, may this process write to it, how many bytes are free."""
+    there = volume.is_dir()
+    free = shutil.disk_usage(volume).free if there else None
+    return {"path": str(volume), "there": there, "writable": there and os.access(volume, os.W_OK), "free": free}
+
+
+def store_state(settings: Settings) -> dict[str, Any]:
+    """The object store, if there is one, and why it cannot be reached, if so."""
+    store = Store.of(settings)
+    if store is None:
+        return {"bucket": None, "reason": "none; KINDLING_STORE_BUCKET names one"}
+    reason = patiently(store.check, otherwise=str, where="it")
+    return {"bucket": store.bucket, "endpoint": store.endpoint or None, "reachable": not reason, "reason": reason}
+
+
+def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
+    """The estimate for the configured model against the budget, summand by summand."""
+    spec = find(settings.model)
+    decision, policy = decide(settings, spec, hardware), settings.compile
+    settings, hardware = decision.settings, decision.hardware
+    try:
+        source, found, memory = _grounds(settings, spec, hardware)
+        size = weigh(spec, hardware, source).stored
+    except KindlingError as error:
+        return {"model": spec.id, "reason": error.message}
+    boots = past(settings.volume)
+
+    def took(phase: str) -> Part:
+        known = measured(boots, phase, spec.id, hardware.name, hardware.precision)
+        why = f"longest of its last {LOOKED} boots here" if known else "assumed"
+        return Part(phase, known or ASSUMED_S[phase], why)
+
+    speed = read_speed(_largest(source))
+    parts = [took("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
+    spent = sum(part.seconds for part in parts)
+    compile_s = measured(boots, "compile", spec.id, hardware.name, hardware.precision)
+    left = settings.cold_start_budget_s - spent
+    failure = Failures(policy, spec, hardware, settings.volume).expected
+    chosen = planned(settings.compile, hardware.device, found.outcome, found.reason, left, compile_s, failure)
+    chosen = STREAMING if memory.mode == "blocks" else chosen
+    if chosen.compiles:
+        parts.append(Part("compile", compile_s or COMPILE_S, "measured" if compile_s else "assumed"))
+    parts += [took("artifacts")] * (found.outcome == "HIT") + [took("warm")]
+    total = sum(part.seconds for part in parts)
+    return {
+        "model": spec.id,
+        "parts": [asdict(part) for part in parts],
+        "total_s": total,
+        "budget_s": settings.cold_start_budget_s,
+        "fits": total <= settings.cold_start_budget_s,
+        "plan": asdict(chosen),
+        "memory": asdict(memory),
+    }
+
+
+def _grounds(settings: Settings, spec: ModelSpec, hardware: Hardware) -> tuple[Source, artifacts.Found, MemoryPlan]:
+    """What a start has to go by: weights, compiled code, memory. Raises what would end it, as a worker does."""
+    source = served_source(spec, settings.volume, hardware.precision)
+    if settings.vae:
+        vae_source(settings.vae, settings.volume)
+    spec.served_caching(settings.step_cache)
+    memory = expected(spec, settings, hardware, source)
+    if not memory.fits:
+        raise DoesNotFit(f"it does not fit: {memory.reason}")
+    if why := unheld(settings, hardware.name):
+        raise SettingsError(why)
+    return source, artifacts.look(spec, hardware, settings.volume), memory
+
+
+def _largest(source: Source) -> Path:
+    files = [source.folder / name for names in weight_files(source).values() for name in names]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def read_speed(path: Path) -> float:
+    """Bytes a second of one plain read of up to `SAMPLE` bytes, past the page cache if the system lets us."""
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start, count = time.perf_counter(), 0
+        while count < SAMPLE and (got := len(file.read(8 << 20))):
+            count += got
+        return count / (time.perf_counter() - start)

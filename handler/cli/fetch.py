@@ -1,0 +1,41 @@
+"""Fetch a model, and the autoencoder of KINDLING_VAE, from the Hugging Face hub to the volume: each file is checked.
+
+Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from handler.catalog.models import find
+from handler.cli.models import expected
+from handler.core.host import host_memory
+from handler.core.settings import Settings
+from handler.model.hardware import detect, sees_gpu
+from handler.volume.download import fetch, fetch_vae
+from handler.worker.decision import decide
+from handler.worker.memory import nearest
+
+
+def run(options: argparse.Namespace) -> int:
+    """Fetch and report; the exit code."""
+    settings = Settings.from_env(model=options.model)
+    spec = find(settings.model)
+    if not spec.license.commercial:
+        print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)
+    hardware = decide(settings, spec, detect(settings)).hardware if sees_gpu() else None
+    if hardware and not (found := expected(spec, settings, hardware)).fits:
+        advice = nearest(hardware, host_memory() / 1e9)
+        print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {advice}", file=sys.stderr)
+    named = settings.vae and not Path(settings.vae).is_absolute()
+    vae = fetch_vae(settings.vae, settings.volume, quiet=options.json) if named else None  # first: it is the small one
+    fetched = fetch(spec, settings.volume, quiet=options.json)
+    if options.json:
+        print(json.dumps({**asdict(fetched), "vae": asdict(vae) if vae else None}, default=str))
+        return 0
+    if vae:
+        print(vae)
+    print(f"{spec.id} ships with Kindling: there is nothing to fetch." if spec.embedded else fetched)
+    return 0

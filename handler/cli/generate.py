@@ -1,0 +1,178 @@
+"""Make pictures without a server and say what was done. With --from, make the picture in a PNG again."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from handler.api import codec
+from handler.api.dialects import openai
+from handler.api.references import decoded
+from handler.catalog.models import find
+from handler.catalog.spec import ModelSpec
+from handler.cli import again
+from handler.core.errors import InvalidValue, MissingParameter
+from handler.core.recipe import Recipe
+from handler.core.request import MAX_SEED, Format, ImageRequest
+from handler.core.settings import Settings
+from handler.core.version import __version__
+from handler.volume.room import writing
+from handler.worker.clock import Clock
+from handler.worker.worker import Worker
+
+FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options on `parser`."""
+    parser.add_argument("prompt", nargs="?", help="what the picture should show")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("out.png"),
+        help="file; -1, -2 ... added when --n > 1 (default: out.png)",
+    )
+    parser.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
+    parser.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: the model's)")
+    parser.add_argument("--n", type=int, help="how many pictures, 1 to 4 (default: 1)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
+    parser.add_argument("--scheduler", help="scheduler (default: the model's)")
+    parser.add_argument("--seed", type=int, help="0 to 2147483647 (default: random; it is printed)")
+    parser.add_argument("--negative-prompt", help="what to avoid, where the model can")
+    parser.add_argument(
+        "--step-cache", metavar="VALUES", help="on, off or such as Fn=1,W=4,R=0.24 (default: $KINDLING_STEP_CACHE)"
+    )
+    parser.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="image to edit; some models take more"
+    )
+    parser.add_argument("--mask", type=Path, metavar="PNG", help="transparent where the image is to be drawn anew")
+    parser.add_argument(
+        "--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: the model's)"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PNG",
+        help="make this picture again: bit for bit where all is alike",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw, write, report; the exit code."""
+    settings, form = Settings.from_env(model=options.model), _format(options.output)
+    said = _again(options) if options.source else None
+    if said:
+        settings, request = said.settings(settings), said.request
+    else:
+        request = _asked(options)
+    recipe = _recipe(find(settings.model), request, settings)
+    worker = _boot(settings.model_copy(update={"step_cache": recipe.step_cache or "off"}), options.json)
+    if said and (differs := again.differing(said.found, _parameters(worker, recipe))):
+        print(f"kindling: {said.source} may come out otherwise: {'; '.join(differs)}", file=sys.stderr)
+    for i, path in enumerate(_paths(options.output, request.n)):
+        each = replace(recipe, seed=(recipe.seed + i) % (MAX_SEED + 1))
+        _make(worker, each, path, form, settings.metadata, options.json)
+    return 0
+
+
+def _format(output: Path) -> Format:
+    if output.suffix.lower() not in FORMATS:
+        raise InvalidValue(f"{output}: the name should end in {', '.join(FORMATS)}.", "output")
+    if not output.parent.is_dir():
+        raise InvalidValue(f"{output}: there is no folder {output.parent}.", "output")
+    return FORMATS[output.suffix.lower()]
+
+
+def _asked(options: argparse.Namespace) -> ImageRequest:
+    if not options.prompt:
+        raise MissingParameter('say what to draw, as in: generate "a red circle on a blue background"', "prompt")
+    images, mask = _files(options)
+    return openai.parse({**_fields(options), "images": images, "mask": mask, "strength": options.strength})
+
+
+def _fields(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "prompt": options.prompt,
+        "n": options.n,
+        "size": options.size,
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance,
+        "scheduler": options.scheduler,
+        "seed": options.seed,
+        "negative_prompt": options.negative_prompt,
+        "step_cache": options.step_cache,
+    }
+
+
+def _files(options: argparse.Namespace) -> tuple[list[bytes], bytes | None]:
+    return [_read(path) for path in options.image], _read(options.mask, "mask") if options.mask else None
+
+
+def _again(options: argparse.Namespace) -> again.Said:
+    """What the PNG that --from names says, which no other option contradicts."""
+    said = again.read(options.source, *_files(options))
+    again.check(said, options, openai.parse({**_fields(options), "prompt": options.prompt or said.request.prompt}))
+    return said
+
+
+def _recipe(spec: ModelSpec, request: ImageRequest, settings: Settings) -> Recipe:
+    served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
+    spec.check(request, served)  # of two faults, tell first what no other image would mend
+    images, mask = decoded(request, spec)
+    return spec.recipe(request, images, served, mask)
+
+
+def _read(path: Path, option: str = "image") -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidValue(f"cannot read {path}: {error.strerror}", option) from None
+
+
+def _boot(settings: Settings, quiet: bool) -> Worker:
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    show = not quiet and sys.stderr.isatty()
+
+    def announce(phase: str) -> None:
+        if show:
+            print(f"\r\033[Kkindling: {settings.model}: {phase} ...", end="", file=sys.stderr, flush=True)
+
+    clock = Clock(settings.cold_start_budget_s, announce=announce, publish=lambda ledger: None)
+    worker = Worker.boot(settings, clock)
+    if show:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    return worker
+
+
+def _paths(output: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{i + 1}") for i in range(count)]
+
+
+def _parameters(worker: Worker, recipe: Recipe) -> dict[str, Any]:
+    return codec.parameters_of(recipe, worker.facts, __version__)
+
+
+def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bool, as_json: bool) -> None:
+    pixels, stages = worker.generate(recipe)
+    start = time.perf_counter()
+    parameters = _parameters(worker, recipe)
+    with writing(path):
+        path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
+    stages["serialize"] = time.perf_counter() - start
+    if as_json:
+        print(json.dumps({"file": str(path), **parameters, "stages_s": stages, "boot_s": worker.ledger.total_s}))
+        return
+    width, height = recipe.size
+    print(f"{path}: {recipe.prompt!r}")
+    print(f"  {recipe.model}, {width}x{height}, {recipe.steps} steps, guidance {recipe.guidance:g}, seed {recipe.seed}")
+    spent = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items())
+    print(f"  {worker.hardware.precision} on {worker.hardware.name}: {spent}; loaded in {worker.ledger.total_s:.1f} s")

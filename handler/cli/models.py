@@ -1,0 +1,121 @@
+"""The catalogue: what each model needs, whether it is on the volume, whether it fits here, what its licence asks."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from handler.catalog.models import MODELS, MODES
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import KindlingError, WeightsMissing
+from handler.core.host import host_memory
+from handler.core.settings import Settings
+from handler.model.compiling import artifacts
+from handler.model.hardware import Hardware, detect
+from handler.volume.manifest import Source
+from handler.volume.patience import cause, patiently
+from handler.volume.sources import baked_sources, served_source
+from handler.worker.chips import dollars_of
+from handler.worker.decision import decide
+from handler.worker.memory import MemoryPlan, memory_plan
+
+FITS = {"resident": "fits", "encoders": "fits with text encoders offloaded", "blocks": "fits offloaded"}
+ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One model on this volume and this machine, and in which precision it would be served.
+
+    `baked` is HIT where compile artifacts fit this device; `dollars` is what a picture costs by the current receipt,
+    None where it does not say.
+    """
+
+    id: str
+    fetched: bool
+    baked: str
+    baked_weights: bool
+    reason: str
+    fit: MemoryPlan
+    precision: str
+    dollars: float | None = None
+
+
+def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
+    """Whether `spec` is on the volume, what was baked for it, whether it fits; else why not."""
+    hardware = decide(settings, spec, hardware).hardware
+    verdict = expected(spec, settings, hardware)
+    try:
+        source = served_source(spec, settings.volume, hardware.precision)
+        verdict = expected(spec, settings, hardware, source)
+        found = artifacts.look(spec, hardware, settings.volume)
+    except WeightsMissing:
+        return State(spec.id, False, "MISS", False, "not fetched", verdict, hardware.precision)
+    except KindlingError as error:
+        return State(spec.id, False, "MISS", False, error.message, verdict, hardware.precision)
+    baked = any(source.folder == other.folder for other in baked_sources(spec, settings.volume))
+    dollars = dollars_of(settings.volume, spec.id, hardware.identity)
+    return State(spec.id, True, found.outcome, baked, found.reason, verdict, hardware.precision, dollars)
+
+
+def expected(spec: ModelSpec, settings: Settings, hardware: Hardware, source: Source | None = None) -> MemoryPlan:
+    """The memory plan a worker here would make."""
+    return memory_plan(spec, hardware, source, host_memory() / 1e9, settings.offload)
+
+
+def states(settings: Settings, hardware: Hardware) -> list[State]:
+    """The state of every model in the catalogue."""
+
+    def unknown(spec: ModelSpec, why: str) -> State:
+        return State(spec.id, False, "MISS", False, why, expected(spec, settings, hardware), hardware.precision)
+
+    def examined(spec: ModelSpec) -> State:
+        try:
+            return state(spec, settings, hardware)
+        except Exception as error:  # one model's folder that cannot be read hides no other
+            return unknown(spec, cause(error))
+
+    def all_examined() -> list[State]:
+        return [examined(spec) for spec in MODELS.values()]
+
+    return patiently(all_examined, otherwise=lambda why: [unknown(spec, why) for spec in MODELS.values()])
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the catalogue; the exit code."""
+    settings = Settings.from_env()
+    hardware = detect(settings)
+    found = states(settings, hardware)
+    if options.json:
+        models = [described(MODELS[s.id]) | {"state": asdict(s)} for s in found]
+        print(json.dumps({"models": models, "modes": [asdict(mode) for mode in MODES.values()]}))
+        return 0
+    print(ROW.format("MODEL", "PARAMS", "STEPS", "GUIDANCE", "SIZE", f"HERE ({hardware.name})"))
+    for one in found:
+        print("\n".join(lines(MODELS[one.id], one)))
+    print("\nMODES")
+    for mode in MODES.values():
+        print(f"{mode.id:<21} {mode.model}: {mode.promise}")
+    return 0
+
+
+def described(spec: ModelSpec) -> dict[str, Any]:
+    """A row as JSON takes it."""
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(spec).items()}
+
+
+def lines(spec: ModelSpec, found: State) -> list[str]:
+    """One model for people: its numbers, whether it fits and why, its licence."""
+    count, size = spec.parameters, "x".join(map(str, spec.size))
+    parameters = f"{count / 1e6:,.1f}M" if count < 1e9 else f"{count / 1e9:g}B"
+    fetched = "ships with Kindling" if spec.embedded else "fetched" if found.fetched else found.reason
+    baked = [", baked weights"] * found.baked_weights + [", compiled"] * (found.baked == "HIT")
+    price = "" if found.dollars is None else f"; {found.dollars:.6f} dollars a picture"
+    fits = FITS[found.fit.mode] if found.fit.fits else "does not fit"
+    where = f"{fits} in {found.precision}; {fetched}{''.join(baked)}{price}"
+    return [
+        ROW.format(spec.id, parameters, f"{spec.steps}/{spec.max_steps}", spec.guidance, size, where),
+        f"{'':<22}{found.fit.reason}",
+        f"{'':<22}{spec.license.name}: {spec.license.obligation}",
+    ]

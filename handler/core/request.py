@@ -1,0 +1,134 @@
+"""What a caller asks: `ImageRequest`, frozen and checked at birth. What will be drawn of it is in `core/recipe.py`.
+
+After `ImageRequest.parse` no code sees a dict. Model-specific limits are not known
+here: `catalog.ModelSpec.recipe` applies them.
+"""
+
+import base64
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from handler.core import errors
+from handler.core.stepcache import Choice
+
+MAX_SEED = 2**31 - 1
+MIN_SIDE, MAX_SIDE = 64, 2048
+MAX_PROMPT = 32_000
+MAX_IMAGES = 4
+MAX_REFERENCES = 16
+
+Format = Literal["png", "jpeg", "webp"]
+Scheduler = Literal["flow-match-euler", "dpm++", "euler", "euler-a", "heun", "ddim"]
+
+_ERROR_OF_TYPE = {  # pydantic's error type -> ours; a name not listed is a range
+    "missing": errors.MissingParameter,
+    "extra_forbidden": errors.UnknownParameter,
+    "value_error": errors.InvalidValue,
+}
+
+
+def _files(value: object) -> tuple[bytes, ...]:
+    """The bytes of each image file of a list; counted before any is decoded."""
+    if not isinstance(value, list | tuple):
+        raise PydanticCustomError("list_type", "Input should be a list of images")
+    if len(value) > MAX_REFERENCES:
+        most = {"most": MAX_REFERENCES, "got": len(value)}
+        raise PydanticCustomError("too_long", "Input should have at most {most} images, got {got}", most)
+    return tuple(_file(item, f"image {i}") for i, item in enumerate(value, 1))
+
+
+def _mask(value: object) -> bytes:
+    return _file(value, "the file")
+
+
+def _file(value: object, name: str) -> bytes:
+    """From a data URL or bare base64. Nothing is ever fetched."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "{name} should be a string", {"name": name})
+    if value.startswith(("http:", "https:")):
+        raise ValueError(f"{name} is a URL, which is never fetched; send a data URL or base64")
+    head, comma, body = value.partition(",")
+    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise ValueError(f"{name} should begin with data:image/...;base64, if it is a data URL")
+    try:
+        return base64.b64decode(body if comma else value, validate=True)
+    except ValueError:
+        raise ValueError(f"{name} is not valid base64") from None
+
+
+class ImageRequest(BaseModel):
+    """What a caller asks for. None means: the model's default. Sizes in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the picture should show.")
+    model: str | None = Field(None, max_length=200, description="A model id or alias; None is the one being served.")
+    n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures.")
+    width: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
+    height: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
+    num_inference_steps: int | None = Field(None, ge=1, le=50)
+    guidance_scale: float | None = Field(None, ge=0, le=20)
+    scheduler: Scheduler | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
+    negative_prompt: str | None = Field(None, max_length=2000, description="What to avoid; None is the model's way.")
+    step_cache: Choice | None = Field(None, description="off, on, or the step cache's values; None is the worker's.")
+    images: Annotated[
+        tuple[bytes, ...],
+        BeforeValidator(_files),
+        Field(repr=False, description="PNG, JPEG or WebP files to work from: data URLs or base64."),
+    ] = ()
+    mask: Annotated[bytes, BeforeValidator(_mask)] | None = Field(
+        None, repr=False, description="A PNG, transparent where the first image is to be drawn anew; else it stays."
+    )
+    strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew.")
+    stream: bool = Field(False, description="Answer as events, where the transport can.")
+    partial_images: int = Field(0, ge=0, le=3, description="Small pictures of what is coming, where answers stream.")
+    response_format: Literal["b64_json", "url"] = Field("b64_json", description="url needs an object store.")
+    output_format: Format = "png"
+    output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")
+
+    @model_validator(mode="after")
+    def _whole_sizes(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width and height must be given together")
+        if self.output_format == "png" and self.output_compression != 100:
+            raise ValueError("output_compression below 100 needs output_format jpeg or webp; PNG is lossless")
+        if self.partial_images and self.n > 1:
+            raise ValueError("partial_images are of one picture; send n 1")
+        if self.mask is not None and not self.images:
+            raise ValueError("mask says where an image is drawn anew; send the image too")
+        if self.strength is not None and not self.images:
+            raise ValueError("strength says how much of an image is drawn anew; send the image too")
+        return self
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Self:
+        """Check `fields`; None counts as not given. Raises the `RequestError` that names the first bad field."""
+        try:
+            return cls.model_validate({name: value for name, value in fields.items() if value is not None})
+        except ValidationError as error:
+            raise translate(error) from None
+
+
+def translate(error: ValidationError) -> errors.RequestError:
+    """pydantic's first complaint as one of our errors, with a sentence and the field's name."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    param = str(first["loc"][0])[:80] if first["loc"] else None
+    message = first["msg"].removeprefix("Value error, ")
+    if param is None:
+        several = ("output_compression", "partial_images", "width", "mask", "strength")
+        param = next((name for name in several if name in message), None)
+    kind = _ERROR_OF_TYPE.get(first["type"])
+    if kind is None:
+        kind = errors.InvalidType if first["type"].endswith(("_type", "_parsing")) else errors.OutOfRange
+    if kind is errors.UnknownParameter:
+        message = f"Unknown parameter: '{param}'."
+    elif kind is errors.MissingParameter:
+        message = f"Missing required parameter: '{param}'."
+    else:
+        message = f"{message}." if message.startswith(f"{param} ") else f"{param}: {message}."
+    return kind(message, param)

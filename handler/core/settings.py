@@ -1,0 +1,235 @@
+"""Settings: the only reader of the environment. One field is one `KINDLING_*` variable."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from handler.core.errors import SettingsError
+from handler.core.stepcache import Choice
+
+PREFIX = "KINDLING_"
+# What Kubernetes tells every container of a Service named `kindling` or `kindling-...`, and Docker one that is linked:
+# kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+# docs.docker.com/engine/network/links/#environment-variables
+LINK = re.compile(
+    PREFIX + r"(?:\w+_)?(?:SERVICE_HOST=|SERVICE_PORT(?:_\w+)?=|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?="
+    r"|NAME=/[^/]+/|ENV_[^=]+=)"
+)
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
+ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/?")
+# RunPod's network volume; platform/modal_app.py's; the folder that platform/fal_app.py's fetch makes on fal's disk, not
+# /data itself, which many a machine has for other ends; the Dockerfile's.
+MOUNTS = (Path("/runpod-volume"), Path("/kindling"), Path("/data/kindling"), Path("/volume"))
+
+# What each platform sets in every worker of its own; the prices of that platform apply.
+Platform = Literal["other", "runpod", "modal", "fal"]
+PLATFORMS: dict[str, Platform] = {"RUNPOD_POD_ID": "runpod", "MODAL_TASK_ID": "modal", "FAL_RUNNER_STATE": "fal"}
+WORDS = {  # for an error of pydantic's, by its name for it
+    "bool_parsing": "should be true or false",
+    "finite_number": "should be a finite number",
+    "float_parsing": "should be a number",
+    "int_parsing": "should be a whole number",
+    "int_parsing_size": "is too large",
+    "string_pattern_mismatch": "has characters that no such name has",
+    "string_unicode": "should be text in UTF-8",
+}
+ENDPOINT_TOO = "BUCKET_ENDPOINT_URL"  # RunPod's name for the object store's endpoint
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not ORIGIN.fullmatch(value):
+        raise ValueError("should be * or origins such as https://a.example or http://localhost:3000, without a path")
+    return value
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+
+
+def _endpoint(value: str) -> str:
+    if value and not ENDPOINT.fullmatch(value):
+        raise ValueError("should be http:// or https:// and a host, without a path; the bucket's name is a setting too")
+    return value
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+def _at_home(value: Path) -> Path:
+    try:
+        return value.expanduser()  # which only a shell does, and not in an .env file
+    except RuntimeError:
+        raise ValueError("begins with ~, and whose home that is cannot be told; give the whole path") from None
+
+
+Folder = Annotated[Path, AfterValidator(_at_home)]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the environment says of a setting, and where: the variable's name, or "detected"."""
+
+    value: Any
+    source: str
+
+
+def _there(mount: Path) -> bool:
+    """Also where it fails: whoever uses that volume says how, and nobody quietly takes another."""
+    try:
+        return mount.is_dir()
+    except OSError:
+        return True
+
+
+def _detected(environ: Mapping[str, str]) -> dict[str, Given]:
+    """What nobody set and is known nevertheless, by field."""
+    found = {}
+    if cache := environ.get("XDG_CACHE_HOME"):
+        found["volume"] = Given(Path(cache) / "kindling", "XDG_CACHE_HOME")
+    if mount := next(filter(_there, MOUNTS), None):
+        found["volume"] = Given(mount, "detected")
+    if platform := next((platform for name, platform in PLATFORMS.items() if environ.get(name)), None):
+        found["platform"] = Given(platform, "detected")
+    if endpoint := environ.get(ENDPOINT_TOO):
+        found["store_endpoint"] = Given(endpoint, ENDPOINT_TOO)
+    return found
+
+
+def _default(name: str, otherwise: Any) -> Any:
+    return found.value if (found := _detected(os.environ).get(name)) else otherwise
+
+
+def bucket_keys() -> tuple[str, str]:
+    """The object store's access key and secret by RunPod's names for them; empty where they are not set.
+
+    Never a field, for these are shown, and platforms carry KINDLING_* variables where others may read them.
+    """
+    return os.environ.get("BUCKET_ACCESS_KEY_ID", ""), os.environ.get("BUCKET_SECRET_ACCESS_KEY", "")
+
+
+class Settings(BaseModel):
+    """How one worker runs. `python -m handler doctor` lists these with their values and where each came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+    model: str = Field("spark", min_length=1, description="model id, alias or mode (realtime, quality)")
+    volume: Folder = Field(
+        default_factory=lambda: _default("volume", Path.home() / ".cache" / "kindling"),
+        description="holds models/, baked/ and boots/",
+    )
+    api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
+    cors_origins: tuple[Origin, ...] = Field((), description="whose pages may ask, such as https://a.example; * is all")
+    allow_open: bool = Field(False, description="serve without keys on an address that others can reach")
+    cold_start_budget_s: float = Field(240, gt=0, le=3600, description="seconds from process birth to ready")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    precision: Literal[
+        "auto", "fp32", "bf16", "fp16", "fp8", "fp8-tensor", "int8", "int8-dynamic", "mxfp8", "nvfp4"
+    ] = Field(
+        "auto", description="auto: the receipt's, else what the model and the device are best in; 8 bits halve memory"
+    )
+    offload: Literal["auto", "off", "encoders", "blocks"] = Field(
+        "auto", description="what waits in host memory: nothing, text encoders, all; auto: the first of these that fits"
+    )
+    attention: Literal["auto", "native", "cudnn", "flash", "flash3", "cudnn-fp8"] = Field(
+        "auto",
+        description="what computes it: torch (native), cuDNN, FlashAttention, cuDNN's FP8; auto: the fastest but FP8",
+    )
+    batch: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = Field(
+        "auto", description="pictures of one shape drawn at once, at most; auto: as many as the receipt says pay"
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
+    publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
+    vae: str = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
+    step_cache: Choice = Field("off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps")
+    queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")
+    queue_s: float = Field(300, gt=0, le=86_400, description="seconds of work that may wait; more gets 429")
+    deadline_s: float = Field(600, gt=0, le=86_400, description="seconds a request may take; a longer one gets 504")
+    hang_s: float = Field(120, gt=0, le=86_400, description="seconds without a step's end before a worker gives up")
+    max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
+    metadata: bool = Field(True, description="write prompt and parameters into each PNG")
+    platform: Platform = Field(
+        default_factory=lambda: _default("platform", "other"), description="whose prices apply; detected"
+    )
+    gpu_price: float | None = Field(None, ge=0, le=1000, description="dollars an hour, in place of the list price")
+    monthly_cap: float | None = Field(None, gt=0, le=1e9, description="dollars a month, for all workers on this volume")
+    cap_action: Literal["alert", "refuse"] = Field("alert", description="past the cap: warn, or draw no more")
+    store_bucket: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="S3 bucket for pictures that travel by URL")
+    store_endpoint: Endpoint = Field(
+        default_factory=lambda: _default("store_endpoint", ""), description="of that bucket, where it is not AWS's"
+    )
+    store_region: str = Field("", pattern="^[A-Za-z0-9-]*$", description="of that bucket; else boto3's, else us-east-1")
+    store_prefix: str = Field("kindling", pattern=r"^[A-Za-z0-9._/-]*$", description="what its keys begin with")
+    store_expires_s: int = Field(86_400, ge=1, le=604_800, description="seconds for which a picture's URL works")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        parts = tuple(part.strip() for part in value.split(",") if part.strip())
+        if value and not parts:  # who meant to lock the door shall not find it open
+            raise ValueError("should be values, separated by commas; there is none")
+        return parts
+
+    @staticmethod
+    def named(environ: Mapping[str, str]) -> dict[str, str]:
+        """The variables of `environ` that mean to be settings: all KINDLING_* but empty ones and those of links."""
+        return {k: v for k, v in environ.items() if v and k.startswith(PREFIX) and not LINK.match(f"{k}={v}")}
+
+    @staticmethod
+    def flag(environ: Mapping[str, str], name: str) -> bool:
+        """Whether the variable `name` says yes, in the words that settings take; SettingsError if in no such word."""
+        try:
+            return TypeAdapter(bool).validate_python(environ.get(name) or False)
+        except ValidationError:
+            raise SettingsError(f"{name}: should be true or false.", name) from None
+
+    @classmethod
+    def given(cls, environ: Mapping[str, str]) -> dict[str, Given]:
+        """What `environ` says of each setting, by field."""
+        said = {k.removeprefix(PREFIX).lower(): Given(v, k) for k, v in cls.named(environ).items()}
+        return _detected(environ) | {name: said[name] for name in cls.model_fields if name in said}
+
+    @classmethod
+    def examined(cls, environ: Mapping[str, str]) -> tuple[Self, dict[str, str]]:
+        """The settings of `environ`, and a sentence on each variable that is wrong, which then counts as unset."""
+        names = {PREFIX + name.upper() for name in cls.model_fields}
+        faults = {name: _unknown(name, names) for name in cls.named(environ).keys() - names}
+        given = cls.given(environ)
+        try:
+            return cls.model_validate({name: one.value for name, one in given.items()}), faults
+        except ValidationError as error:
+            wrong: dict[str, list[str]] = {}
+            for one in error.errors(include_input=False):
+                wrong.setdefault(str(one["loc"][0]), []).append(_words(one["type"], one["msg"]))
+        settings = cls.model_validate({name: one.value for name, one in given.items() if name not in wrong})
+        said = {given[name].source: f"{given[name].source}: {', or '.join(words)}." for name, words in wrong.items()}
+        return settings, faults | said
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, model: str | None = None) -> Self:
+        """Read every KINDLING_* variable; an empty one counts as unset, and `model`, if given, wins over its variable.
+
+        Raises SettingsError naming a bad one.
+        """
+        settings, faults = cls.examined(os.environ if environ is None else environ)
+        for name, why in sorted(faults.items()):
+            raise SettingsError(why, name)
+        return settings.model_copy(update={"model": model}) if model else settings
+
+
+def _unknown(name: str, names: set[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return f"{name} is not a setting.{meant} 'python -m handler doctor' lists them all."
+
+
+def _words(kind: str, told: str) -> str:
+    """What is wrong, in our words: pydantic speaks of an input, of strings and of patterns."""
+    return WORDS.get(kind) or re.sub(r"^(Value error, |Input |String )", "", told)

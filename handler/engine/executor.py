@@ -1,0 +1,171 @@
+"""What the lane's thread does with jobs: draw them, watched over by another thread, and judge what goes wrong."""
+
+import faulthandler
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import DeviceLost, Internal, KindlingError, OutOfMemory
+from handler.core.recipe import OnStep, Preview, Recipe
+from handler.core.request import MIN_SIDE, ImageRequest
+from handler.core.settings import Settings
+from handler.core.tracebacks import let_go, outline
+from handler.engine.queue import Job
+from handler.engine.triage import Triage
+from handler.engine.watchdog import Watch
+from handler.model.runner import Outcome, sound
+from handler.worker.clock import STDERR, Ledger
+
+PACE = 16  # how many of the last pictures tell how long the next will take
+HUNG = 10  # times what a whole picture takes, and no step has ended: it never will
+FAILED = "The worker failed on this request; see its log."
+DrawSome = Callable[[Sequence[Recipe], Sequence[OnStep]], Sequence[Outcome | None]]
+log = logging.getLogger(__name__)
+
+
+class Painter:
+    """Draws jobs, some at once. Calls `fail`, from any thread, with the error after which it can draw no more, and the
+    jobs that end by it.
+
+    `put_back` gets, in its thread, the jobs that did not fit into a run and wait for another. `jobs` are those being
+    drawn. `together` says whether it may still draw several at once: not after many at once found no room in memory.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spec: ModelSpec,
+        ledger: Ledger,
+        fail: Callable[[KindlingError, Sequence[Job]], None],
+        put_back: Callable[[Sequence[Job]], None],
+    ) -> None:
+        self.jobs: Sequence[Job] = ()
+        self.together = True
+        self.watch = Watch(self._hung)
+        self._triage = Triage()
+        self.took: tuple[float, ...] = ()  # seconds of the last pictures, as if of the model's own size and steps
+        self._settings, self._spec, self._ledger = settings, spec, ledger
+        self._fail, self._put_back = fail, put_back
+
+    def work(self, recipe: Recipe) -> float:
+        """What drawing `recipe` takes, in pictures of the model's own size and steps."""
+        (width, height), (own_width, own_height) = recipe.size, self._spec.size
+        return recipe.taken * width * height / (self._spec.steps * own_width * own_height)
+
+    @property
+    def pace(self) -> float | None:
+        """How many seconds a unit of work takes; None before the first picture."""
+        return statistics.median(self.took) if self.took else None
+
+    def draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> None:
+        """Draw, in one run of a worker's, those of `jobs` that have not ended and fit together, and end them."""
+        self.jobs, left = jobs, list[Job]()
+        self.watch.beat(self._patience(jobs))
+        try:
+            if begun := [job for job in jobs if _begin(job)]:
+                left = self._draw(draw_some, begun)
+        finally:
+            self.watch.rest()
+            for job in jobs:  # none is left without an answer, whatever went wrong here
+                if job not in left:
+                    job.end(Internal(FAILED))
+            self._put_back(left)
+            self.jobs = ()
+
+    def _draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> list[Job]:
+        """Draw and end the jobs of one run; those that wait for another."""
+        start, patience = time.perf_counter(), self._patience(jobs)
+        outcomes: Sequence[Outcome | None]
+        try:
+            outcomes = draw_some([job.recipe for job in jobs], [self._step(job, patience) for job in jobs])
+        except BaseException as error:  # also a library that wants to end this process: it would end this thread alone
+            outcomes = [error] * len(jobs)
+        run = [(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True) if outcome is not None]
+        self._end_drawn(run, start)
+        failed = [(job, outcome) for job, outcome in run if isinstance(outcome, BaseException)]
+        again = self._alone(failed) if len(failed) == len(run) > 1 else []
+        self._end_failed([each for each in failed if each[0] not in again], draw_some, patience)
+        return [job for job, outcome in zip(jobs, outcomes, strict=True) if outcome is None or job in again]
+
+    def _alone(self, failed: Sequence[tuple[Job, BaseException]]) -> list[Job]:
+        """Of a run that gave no picture, those that may come out well alone: there was no memory, or one did harm."""
+        times = Counter(id(error) for _, error in failed)
+        again = [
+            (job, error)
+            for job, error in failed
+            if isinstance(error, OutOfMemory) or (times[id(error)] > 1 and not isinstance(error, KindlingError))
+        ]
+        for job, _ in again:
+            job.alone = True
+        for error in {id(error): error for _, error in again}.values():
+            log.warning("%s pictures at once failed, and are drawn one by one\n%s", len(failed), outline(error))
+            self.together = self.together and not isinstance(error, OutOfMemory)
+            let_go(error)
+        return [job for job, _ in again]
+
+    def _end_drawn(self, run: Sequence[tuple[Job, Outcome]], start: float) -> None:
+        drawn = [(job, outcome) for job, outcome in run if not isinstance(outcome, BaseException)]
+        if drawn:
+            seconds = time.perf_counter() - start
+            self.took = (*self.took, seconds / sum(job.work for job, _ in run))[-PACE:]
+            self._triage.drawn()
+        for job, (pixels, stages) in drawn:
+            job.end((pixels, {"queue": start - job.entered, **stages}))
+
+    def _end_failed(self, failed: Sequence[tuple[Job, BaseException]], draw_some: DrawSome, patience: float) -> None:
+        for error in {id(error): error for _, error in failed}.values():
+            jobs = [job for job, outcome in failed if outcome is error]
+            words = [word for job in jobs for word in (job.recipe.prompt, job.recipe.negative_prompt or "")]
+            canary = partial(self._canary, draw_some, patience)
+            found = self._triage.judge(error, canary, {job.request for job in jobs}, *words)
+            let_go(error)
+            if found.fatal:
+                self._fail(found, jobs)
+            for job in jobs:
+                job.end(found)
+                if job.line:
+                    job.line.give_up(job.request)
+
+    def _step(self, job: Job, patience: float) -> OnStep:
+        def step(done: int, preview: Preview) -> None:
+            self.watch.beat(patience)
+            job.check()
+            job.on_step(done, preview)
+
+        return step
+
+    def _patience(self, jobs: Sequence[Job]) -> float:
+        """Seconds without the end of a step after which `jobs` hang."""
+        warm_s = sum(phase.seconds for phase in self._ledger.phases if phase.name == "warm")
+        work = sum(job.work for job in jobs)
+        return max(self._settings.hang_s, HUNG * (self.pace or warm_s) * max(1.0, work))
+
+    def _canary(self, draw_some: DrawSome, patience: float) -> None:
+        """Draw a small picture, or raise why that cannot be done."""
+        size, steps = MIN_SIDE, self._spec.min_steps
+        small = ImageRequest(prompt="warm-up", width=size, height=size, num_inference_steps=steps, seed=0)
+        [outcome] = draw_some([self._spec.recipe(small)], [lambda *_: self.watch.beat(patience)])
+        assert outcome
+        sound(outcome)
+
+    def _hung(self) -> None:
+        """A step has not ended. This is not the thread that could stop it, but the one that can say so."""
+        log.error("a step hangs; the stacks of all threads follow")
+        faulthandler.dump_traceback(file=STDERR)
+        self._fail(DeviceLost("The GPU does not answer; this worker is being replaced. Try again."), self.jobs)
+
+
+def _begin(job: Job) -> bool:
+    """Whether `job` is still to be drawn."""
+    try:
+        job.check()
+    except KindlingError as error:
+        let_go(error)
+        job.end(error)
+        return False
+    job.begun = True
+    return True

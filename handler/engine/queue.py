@@ -1,0 +1,189 @@
+"""The line before the lane: pictures that wait for their turn, oldest first, and who may still join them.
+
+A job ends exactly once, whoever ends it: the lane that drew it, its deadline, whoever asked and went away, or a worker
+that gives up. What has ended waits no longer, and is not drawn any further than its next step.
+"""
+
+import asyncio
+import contextlib
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+from handler.core.deadline import LATE
+from handler.core.errors import RETRY_S, Cancelled, DeadlineExceeded, KindlingError, QueueFull
+from handler.core.recipe import Drawn, OnStep, Recipe
+from handler.engine.batching import alike
+
+Outcome = Drawn | KindlingError
+Where = Literal["queue", "denoise"]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One picture, and whom to `answer`. `work` is in pictures of the model's own size and steps.
+
+    `deadline` is in `time.perf_counter`'s seconds, `request` the same object in all pictures of one. The outcome is not
+    kept: the memory of objects that know each other is freed late, and a picture is much of it. `alone`: it failed
+    among others, maybe by their fault.
+    """
+
+    recipe: Recipe
+    on_step: OnStep
+    work: float
+    deadline: float
+    answer: Callable[[Outcome], object]
+    request: object = field(default_factory=object)
+    line: "Line | None" = None
+    begun: bool = False
+    alone: bool = False
+    entered: float = field(default_factory=time.perf_counter)
+    _ended: threading.Lock = field(default_factory=threading.Lock)  # taken once
+
+    def end(self, outcome: Outcome) -> None:
+        """Answer, unless the job has ended before."""
+        if self._ended.acquire(blocking=False):
+            if self.line is not None:
+                self.line.leave(self, outcome)
+            self.answer(outcome)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._ended.locked()
+
+    def check(self) -> None:
+        """Raise what stops this job, if it should not go on."""
+        if self.over:
+            raise Cancelled("The request was cancelled.")
+        if time.perf_counter() >= self.deadline:
+            raise DeadlineExceeded(LATE)
+
+
+def refusal(waiting: int, wait_s: float, left_s: float, most: int, most_s: float) -> str:
+    """Why a job may not join `waiting` others that will take `wait_s`; empty if it may. It has `left_s` itself."""
+    if waiting >= most:
+        return f"{waiting} request{' is' if waiting == 1 else 's are'} waiting already; try again later."
+    if wait_s > most_s:
+        return f"What waits already takes about {wait_s:.0f} s, more than the {most_s:g} s allowed; try again later."
+    if wait_s > left_s:
+        return f"What waits already takes about {wait_s:.0f} s, more than this request may take; try again later."
+    return ""
+
+
+class Line:
+    """Jobs that wait: at most `most` of them, and at most `most_s` seconds of work. Safe from any thread.
+
+    `ended` counts the jobs that have: by outcome ("drawn", "cancelled" or the error's code), and where they were then,
+    "queue" or "denoise".
+    """
+
+    def __init__(self, most: int, most_s: float) -> None:
+        self._most, self._most_s = most, most_s
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.ended: Counter[tuple[str, Where]] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def work(self) -> float:
+        """Of all that wait, in pictures of the model's own size and steps."""
+        with self._changed:
+            return sum([job.work for job in self._jobs])
+
+    def check(self, pace: float | None, left_s: float = math.inf) -> None:
+        """Raise QueueFull if nobody who has `left_s` seconds may join now, DeadlineExceeded if those are over."""
+        if left_s <= 0:
+            raise DeadlineExceeded(LATE)
+        wait_s = self.work * (pace or 0)
+        if why := refusal(len(self), wait_s, left_s, self._most, self._most_s):
+            raise QueueFull(why, retry_s=wait_s if pace else RETRY_S)
+
+    def join(self, jobs: Sequence[Job], pace: float | None, admitted: bool) -> bool:
+        """Let one request's jobs wait; False if this line is closed. Raises as `check`, unless it is `admitted`.
+
+        `pace` is how many seconds a unit of work takes, if that is known.
+        """
+        with self._changed:
+            if self._closed:
+                return False
+            if not admitted:
+                self.check(pace, jobs[0].deadline - time.perf_counter())
+            for job in jobs:
+                job.line = self
+                self._jobs.append(job)
+            self._changed.notify()
+        return True
+
+    def take(self, room: Callable[[Recipe], int]) -> list[Job]:
+        """The job whose turn it is, once there is one, and those to draw with it; none when this line is closed.
+
+        `room` says how many such may be drawn at once.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            if not self._jobs:
+                return []
+            first, *others = self._jobs
+            most = 1 if first.alone else room(first.recipe)
+            fitting = (job for job in others if not job.alone and alike(first.recipe, job.recipe))
+            taken = [first, *islice(fitting, most - 1)]
+            self._jobs = deque(job for job in self._jobs if job not in taken)
+            return taken
+
+    def put_back(self, jobs: Sequence[Job]) -> list[Job]:
+        """Let jobs that were taken wait again, before all others; those that this line is closed to."""
+        with self._changed:
+            if self._closed:
+                return list(jobs)
+            for job in reversed(jobs):
+                job.begun = False
+                if not job.over:
+                    self._jobs.appendleft(job)
+        return []
+
+    def close(self) -> list[Job]:
+        """Let nobody join any more; who waited, for somebody to answer them."""
+        with self._changed:
+            self._closed = True
+            left, self._jobs = list(self._jobs), deque()
+            self._changed.notify_all()
+        return left
+
+    def leave(self, job: Job, outcome: Outcome) -> None:
+        """Count `job`, which has ended, and let it wait no longer."""
+        with self._changed:
+            name = outcome.code if isinstance(outcome, KindlingError) else "drawn"
+            self.ended[name, "denoise" if job.begun else "queue"] += 1
+            with contextlib.suppress(ValueError):
+                self._jobs.remove(job)
+
+    def give_up(self, request: object) -> None:
+        """End those of `request` that wait: another picture of it failed, so nobody will get them."""
+        with self._changed:
+            vain = [job for job in self._jobs if job.request is request]
+        for job in vain:
+            job.end(Cancelled("Another picture of this request failed."))
+
+
+def hand(answer: asyncio.Future[Drawn], outcome: Outcome) -> None:
+    """Give a job's outcome, on whatever thread it ended, to the loop on which somebody waits for it."""
+    with contextlib.suppress(RuntimeError):  # that loop is closed
+        answer.get_loop().call_soon_threadsafe(_settle, answer, outcome)
+
+
+def _settle(answer: asyncio.Future[Drawn], outcome: Outcome) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, KindlingError):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

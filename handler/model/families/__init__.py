@@ -1,0 +1,252 @@
+"""What a model family is: a module with one function and a few names, itself named by string in the catalogue.
+
+    PIPELINE                            diffusers' own pipeline class
+    IMAGE_TO_IMAGE, INPAINT             its classes for edits, where it has them and images are no references
+    MASK_CELL                           with INPAINT: how many latents, along each side, a mask keeps or not as one
+    DENOISER                            the pipeline's component whose repeated blocks are compiled
+    SCHEDULERS                          which table of `schedulers.py` its models can use
+    encode(pipeline, recipe, tokens)    the arguments that tell the pipeline what to draw; made once for n pictures
+
+What all families share is here: `build`, `run`. They call diffusers' pipelines and never rewrite their denoising
+loops. Reached late: importing this imports torch and diffusers.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from handler.model.loading.rounding import hidden
+
+with hidden():  # whoever imports a family first, be it a worker or a snapshot that has none yet
+    import diffusers.utils.logging
+    import transformers.utils.logging
+    from transformers.utils.import_utils import is_torchao_available
+
+    is_torchao_available()  # it remembers what it saw
+
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import NumericalError, SettingsError
+from handler.core.recipe import Preview, Recipe
+from handler.model import offload, stepcache
+from handler.model.compiling import modulation
+from handler.model.families import constants, edits, schedulers
+from handler.model.families.autoencoders import compilable as compilable
+from handler.model.families.autoencoders import prepare
+from handler.model.families.borrowed import Components as Components
+from handler.model.hardware import Hardware
+from handler.model.loading.weights import load_components
+from handler.model.preview import SHRINK, Projection, watched
+from handler.volume.listing import json_of
+from handler.volume.reader import Reader
+
+
+def quiet() -> None:
+    """Silence the libraries' progress bars and advice; errors still show. Called before a family is imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # its own use of what it deprecates
+    for library in (transformers.utils.logging, diffusers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def build(
+    family: ModuleType, reader: Reader, hardware: Hardware, vae: Reader | None = None, mode: str = "resident"
+) -> Any:
+    """The pipeline that `reader` brings, on the device; with another autoencoder if `vae` brings one.
+
+    `mode`, one of `fit.py`'s, says which of its models wait in host memory instead.
+    """
+    waiting = offload.WAITING[mode]
+    components = load_components(reader, hardware, waiting)
+    if vae:
+        [components["vae"]] = load_components(vae, hardware).values()
+        _check_latents(components["vae"], reader)
+    prepare(components["vae"], hardware.device)
+    if "unet" in components and hardware.device != "cpu":
+        components["unet"].to(memory_format=torch.channels_last)  # as a GPU's convolutions want it
+    pipeline = family.PIPELINE(**components)
+    pipeline.set_progress_bar_config(disable=True)
+    models = [part for name, part in components.items() if name.startswith(waiting) and isinstance(part, nn.Module)]
+    offload.stream(models, hardware.device)
+    constants.settle(pipeline)
+    return pipeline
+
+
+@contextmanager
+def tiled(pipeline: Any, tiles: bool) -> Iterator[None]:
+    """Let the VAE decode in tiles for a while, where it can: less memory, and pixels that differ slightly."""
+    before = getattr(pipeline.vae, "use_tiling", None)
+    if before is None:
+        yield
+        return
+    pipeline.vae.use_tiling = tiles
+    try:
+        yield
+    finally:
+        pipeline.vae.use_tiling = before
+
+
+def _check_latents(vae: Any, reader: Reader) -> None:
+    """SettingsError if `vae` cannot decode the latents that the model's own autoencoder decodes."""
+    own = json_of(reader.source, "vae/config.json")
+    wanted, found = (config.get("z_dim", config.get("latent_channels")) for config in (own, vae.config))
+    if wanted != found:
+        raise SettingsError(
+            f"KINDLING_VAE: this autoencoder has {found} latent channels, the model draws {wanted}.", "KINDLING_VAE"
+        )
+
+
+@torch.inference_mode()
+def encode(family: ModuleType, pipeline: Any, recipe: Recipe, spec: ModelSpec) -> dict[str, Any]:
+    """The arguments that tell `pipeline` what to draw."""
+    arguments: dict[str, Any] = family.encode(pipeline, recipe, spec.text_tokens)
+    return arguments
+
+
+def fitting(arguments: Mapping[int, Mapping[str, Any]]) -> list[int]:
+    """Which pictures one run can draw, by the arguments of each: the first, and those whose prompts are as long."""
+    first = next(iter(arguments.values()), {})
+    return [i for i, each in arguments.items() if _shapes(each) == _shapes(first)]
+
+
+def joined(arguments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of pictures that fit together as those of one run."""
+    first = arguments[0]
+    if len(arguments) == 1:
+        return dict(first)
+    return {name: _together([each[name] for each in arguments]) for name in first}
+
+
+def _shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes of tensors, and the other values: those are what alike pictures share."""
+    return {n: list(v.shape) if isinstance(v, torch.Tensor) else v for n, v in arguments.items() if type(v) is not list}
+
+
+def _together(values: list[Any]) -> Any:
+    """Tensors as a batch, lists (of a tensor for each picture) as one list, anything else as it is."""
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    return [item for value in values for item in value] if isinstance(values[0], list) else values[0]
+
+
+@torch.inference_mode()
+def run(
+    family: ModuleType,
+    pipeline: Any,
+    arguments: Mapping[str, Any],
+    recipes: Sequence[Recipe],
+    spec: ModelSpec,
+    on_step: Callable[[int, Sequence[Preview]], None],
+    projection: Projection,
+    wait: Callable[[], None],
+) -> list[Any]:
+    """Draw alike pictures at once: uint8 (height, width, 3) arrays of their exact size, NumericalErrors for broken.
+
+    Calls `on_step(done, previews)` when the device was told each step; an exception raised there ends the run. `wait`,
+    called once, returns when it has done all. `projection` makes the previews and learns from the pictures.
+    """
+    recipe, pipeline = recipes[0], edits.pipeline_for(recipes[0], family, pipeline)
+    width, height = spec.canvas(recipe.size)
+
+    def step_end(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        done = -(-(step + 1) * recipe.taken // pipeline.num_timesteps)  # some schedulers take two turns a step
+        preview = partial(_preview, heading, projection, (width, height), recipe.size)
+        on_step(done, [partial(preview, i) for i in range(len(recipes))])
+        return tensors
+
+    with (
+        _scheduler(pipeline, family, recipe, spec) as heading,
+        stepcache.caching(pipeline, recipe.step_cache, recipe.guidance > 1),
+        modulation.ahead(pipeline),
+    ):
+        pictures = pipeline(
+            **arguments,
+            **edits.arguments(recipe, (width, height), edits.cell(recipe, family, pipeline)),
+            width=width,  # SDXL's image-to-image takes the image's, whatever is said here
+            height=height,
+            num_inference_steps=recipe.steps,
+            generator=_noise(recipes),
+            callback_on_step_end=step_end,
+            output_type="pt",
+        ).images
+    return _finished(pictures, heading(), recipe, projection, wait)
+
+
+def _preview(
+    heading: Callable[[], Any], projection: Projection, canvas: tuple[int, int], size: tuple[int, int], i: int
+) -> Any:
+    """What picture `i` is heading for: uint8 (height, width, 3), an eighth of `size`, which lies amid `canvas`."""
+    small = projection.draw(heading()[i : i + 1], canvas)
+    return _crop(small, (-(-size[0] // SHRINK), -(-size[1] // SHRINK))).cpu().numpy()
+
+
+def _noise(recipes: Sequence[Recipe]) -> Any:
+    """Where each picture's noise comes from, as if it were alone: the CPU, so a seed means the same on every device."""
+    generators = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
+    return generators if len(recipes) > 1 else generators[0]
+
+
+def _fetched(picture: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of (3, height, width) from 0 to 1, on their way to the host: whether it is finite, and not black; its pixels.
+
+    Those are uint8 (height, width, 3), exactly `size`. From a GPU they come to page-locked memory, and nothing waits.
+    """
+    pixels = (picture.float() * 255).round_().to(torch.uint8)
+    sound = torch.stack([torch.isfinite(picture).all(), pixels.any()])
+    cropped = _crop(pixels.permute(1, 2, 0), size)
+    return sound.to("cpu", non_blocking=True), cropped.to("cpu", non_blocking=True)
+
+
+def _finished(
+    pictures: torch.Tensor, latents: torch.Tensor, recipe: Recipe, projection: Projection, wait: Callable[[], None]
+) -> list[Any]:
+    """Each picture as `run` gives it, for one wait."""
+    on_host = [_fetched(picture, recipe.size) for picture in pictures]
+    wait()
+    each = zip(on_host, pictures, latents.split(1), strict=True)
+    return [_judged(*one, recipe, projection) for one in each]
+
+
+def _judged(
+    on_host: tuple[torch.Tensor, torch.Tensor],
+    picture: torch.Tensor,
+    latents: torch.Tensor,
+    recipe: Recipe,
+    projection: Projection,
+) -> Any:
+    """The pixels that have come to the host, as an array; a NumericalError if the picture is broken."""
+    sound, pixels = on_host
+    finite, lit = sound.tolist()
+    if not finite:
+        return NumericalError("The model produced NaN or infinite values; no picture was made.")
+    if not lit:
+        return NumericalError("The model produced an all-black picture.")
+    if not recipe.mask:  # where it keeps, what the last step headed for is not what was decoded
+        projection.learn(latents, picture)
+    return edits.pasted(pixels.numpy(), recipe)
+
+
+@contextmanager
+def _scheduler(pipeline: Any, family: ModuleType, recipe: Recipe, spec: ModelSpec) -> Iterator[Callable[[], Any]]:
+    """Put the scheduler that `recipe` names into `pipeline` for one run; gives what `watched` gives."""
+    loaded = pipeline.scheduler
+    kept_in_part = recipe.strength is not None and recipe.strength < 1
+    differing = {**spec.scheduler_config, **(spec.edit_scheduler_config if kept_in_part else {})}
+    pipeline.scheduler = schedulers.make(family.SCHEDULERS, recipe.scheduler, loaded, differing)
+    try:
+        with watched(pipeline.scheduler) as heading:
+            yield heading
+    finally:
+        pipeline.scheduler = loaded
+
+
+def _crop(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The middle of `pixels`, exactly `size` (width, height), contiguous."""
+    width, height = size
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width].contiguous()

@@ -1,0 +1,39 @@
+"""Qwen-Image and its Lightning distillation: Qwen2.5-VL as text encoder, classifier-free guidance."""
+
+from typing import Any
+
+from diffusers import (
+    AutoencoderKLQwenImage,
+    QwenImageImg2ImgPipeline,
+    QwenImageInpaintPipeline,
+    QwenImagePipeline,
+)
+
+from handler.core.recipe import Recipe
+from handler.model.families import schedulers
+
+
+def _clear_cache(vae: Any) -> None:
+    """diffusers', which walks encoder and decoder twice a decode, to count modules whose number it has noted."""
+    known = vae._cached_conv_counts
+    vae._conv_num, vae._conv_idx, vae._feat_map = known["decoder"], [0], [None] * known["decoder"]
+    vae._enc_conv_num, vae._enc_conv_idx, vae._enc_feat_map = known["encoder"], [0], [None] * known["encoder"]
+
+
+PIPELINE = QwenImagePipeline
+IMAGE_TO_IMAGE = QwenImageImg2ImgPipeline
+INPAINT = QwenImageInpaintPipeline
+MASK_CELL = 1
+DENOISER = "transformer"
+SCHEDULERS = schedulers.FLOW
+AutoencoderKLQwenImage.clear_cache = _clear_cache  # type: ignore[attr-defined]
+
+
+def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
+    """Embeddings of prompt and, with guidance, of the negative prompt, unpadded: (1, length, width)."""
+    context, _ = pipeline.encode_prompt(recipe.prompt, max_sequence_length=tokens)
+    arguments = {"prompt_embeds": context, "true_cfg_scale": recipe.guidance, "max_sequence_length": tokens}
+    if recipe.guidance > 1:
+        negative = " " if recipe.negative_prompt is None else recipe.negative_prompt  # as its makers do without one
+        arguments["negative_prompt_embeds"], _ = pipeline.encode_prompt(negative, max_sequence_length=tokens)
+    return arguments

@@ -1,0 +1,1 @@
+"""From files to a model on the device: tensors, rounding, layers."""

@@ -1,0 +1,147 @@
+"""The warm path: recipes in, pixels out, with what is kept from one picture to the next."""
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import DeviceLost
+from handler.core.recipe import Drawn, OnStep, Pixels, Preview, Recipe
+from handler.model.faults import meaning
+from handler.model.preview import Projection
+from handler.model.stages import Mark, Stages
+
+PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
+Outcome = Drawn | BaseException  # a picture, or why there is none
+
+
+def sound(outcome: Outcome) -> Drawn:
+    """The picture; raises why there is none."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+class Drawing:
+    """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
+
+    `mark` leaves a mark in what the pipeline's device is told.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        family: ModuleType,
+        pipeline: Any,
+        tiles: Callable[[tuple[int, int]], bool],
+        mark: Callable[[], Mark],
+    ) -> None:
+        self._spec, self._family, self._pipeline, self._tiles = spec, family, pipeline, tiles
+        self._mark = mark
+        self._families = importlib.import_module("handler.model.families")
+        self._components = self._families.Components(pipeline)
+        self._projection = Projection()
+        self._prompts: OrderedDict[tuple[str, str | None, float], dict[str, Any]] = OrderedDict()
+
+    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome]:
+        """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
+        found: dict[int, Outcome] = {}
+        while left := [i for i in range(len(recipes)) if i not in found]:
+            some = self.draw_some([recipes[i] for i in left], [on_steps[i] for i in left])
+            found |= {i: outcome for i, outcome in zip(left, some, strict=True) if outcome is not None}
+        return [found[i] for i in range(len(recipes))]
+
+    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome | None]:
+        """Draw, in one run, the first of alike pictures and those whose prompts fit beside its; None for the others.
+
+        Raises nothing but what ends a program. `on_steps[i](done, preview)` may raise to give up picture i; it is
+        called when the device has done all steps but the last of `done`. A lost device is so for all. Stages are the
+        device's seconds from start to end, so equal for all that were drawn at once.
+        """
+        try:
+            stages = Stages(self._mark)
+        except Exception as error:
+            return [meaning(error, recipes[0].size)] * len(recipes)
+        told = [self._encoded(recipe) for recipe in recipes]
+        outcomes: list[Outcome | None] = [each if isinstance(each, BaseException) else None for each in told]
+        known = {i: each for i, each in enumerate(told) if not isinstance(each, BaseException)}
+        if not any(isinstance(each, DeviceLost) for each in told):
+            at = self._families.fitting(known)
+            arguments, some, watching = [known[i] for i in at], [recipes[i] for i in at], [on_steps[i] for i in at]
+            for i, outcome in zip(at, self._run(stages, arguments, some, watching), strict=True):
+                outcomes[i] = outcome
+        lost = next((each for each in outcomes if isinstance(each, DeviceLost)), None)
+        return [lost if outcome is None else outcome for outcome in outcomes]
+
+    def _run(
+        self,
+        stages: Stages,
+        arguments: Sequence[Mapping[str, Any]],
+        recipes: Sequence[Recipe],
+        on_steps: Sequence[OnStep],
+    ) -> list[Outcome]:
+        """Draw at once what fits together; each, or why there is none."""
+        given_up: dict[int, BaseException] = {}
+        step = _step(stages, on_steps, given_up, recipes[0].size)
+        try:
+            stages.begin("denoise")
+            with self._components.lent(), self._families.tiled(self._pipeline, self._tiles(recipes[0].size)):
+                found = self._families.run(
+                    self._family,
+                    self._pipeline,
+                    self._families.joined(arguments),
+                    recipes,
+                    self._spec,
+                    step,
+                    self._projection,
+                    stages.finish,
+                )
+            seconds = stages.seconds
+        except BaseException as error:
+            if not isinstance(error, Exception) and error not in given_up.values():
+                raise
+            meant = meaning(error, recipes[0].size)
+            return [given_up.get(i, meant) for i in range(len(recipes))]
+        each = enumerate(zip(recipes, found, strict=True))
+        return [given_up.get(i) or _outcome(recipe, rgb, len(recipes), seconds) for i, (recipe, rgb) in each]
+
+    def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
+        """What the family makes of the prompt, kept for later pictures of the same words; or why it makes nothing."""
+        key = (recipe.prompt, recipe.negative_prompt, recipe.guidance)
+        if key not in self._prompts:
+            try:
+                with self._components.lent():
+                    self._prompts[key] = self._families.encode(self._family, self._pipeline, recipe, self._spec)
+            except Exception as error:
+                return meaning(error, recipe.size)
+        self._prompts.move_to_end(key)
+        if len(self._prompts) > PROMPTS_KEPT:
+            self._prompts.popitem(last=False)
+        return self._prompts[key]
+
+
+def _step(
+    stages: Stages, on_steps: Sequence[OnStep], given_up: dict[int, BaseException], size: tuple[int, int]
+) -> Callable[[int, Sequence[Preview]], None]:
+    """What a run calls after each step. `given_up` gets the pictures that are, with why; the last one ends the run."""
+
+    def step(done: int, previews: Sequence[Preview]) -> None:
+        stages.step()
+        for i, (on_step, preview) in enumerate(zip(on_steps, previews, strict=True)):
+            try:
+                if i not in given_up:
+                    on_step(done, preview)
+            except BaseException as error:
+                if isinstance(meant := meaning(error, size), DeviceLost):
+                    raise meant from error
+                given_up[i] = meant
+                if len(given_up) == len(on_steps):
+                    raise
+
+    return step
+
+
+def _outcome(recipe: Recipe, rgb: Any, batch: int, stages: dict[str, float]) -> Outcome:
+    return rgb if isinstance(rgb, Exception) else (Pixels(rgb, recipe, batch), dict(stages))

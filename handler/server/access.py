@@ -1,0 +1,144 @@
+"""What is kept of each request: an id in its answer, numbers in the metrics, a span, and of drawing a line in the log.
+
+The line is JSON. Of the prompt it has the length, and a hash under a key that dies with the process: enough to see that
+two were the same, never what they said.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from handler.api.dispatch import DIALECTS
+from handler.api.pieces import PIECE, encoded, pieces, size
+from handler.api.reply import Reply, refusal
+from handler.core.errors import Cancelled, NotReady
+from handler.core.recipe import Picture
+from handler.server.metrics import Metrics
+from handler.server.record import Seen
+from handler.server.traces import Traces
+
+HEADER = b"x-request-id"
+ARRIVED = "arrived"  # in the state of a request whose server knows when its first byte came
+VISIBLE = re.compile(rb"[!-~]{1,128}")
+JSON = "application/json"
+log = logging.getLogger("kindling.requests")
+
+
+class Observed:
+    """Around a whole app. Its routes find their `Seen` in the request's state."""
+
+    def __init__(self, app: ASGIApp, routes: list[Route], metrics: Metrics, traces: Traces | None) -> None:
+        self.app, self._routes, self._metrics, self.traces = app, routes, metrics, traces
+        self._key = secrets.token_bytes(16)
+        self._open: set[Seen] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        state = scope.setdefault("state", {})
+        start = state.get(ARRIVED) or time.perf_counter()
+        seen = state["seen"] = Seen(request_id(scope), self._route(scope["path"]), start)
+        answer = partial(_sent, seen, send)
+        self._open.add(seen)
+        try:
+            await self.app(scope, receive, answer)
+        finally:
+            self._open.discard(seen)
+            self._ended(scope, seen)
+
+    def hurry(self) -> None:
+        """Let all who wait be answered with what is there."""
+        for seen in self._open:
+            if seen.deadline:
+                seen.deadline.hurry()
+
+    def _route(self, path: str) -> str:
+        return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
+
+    def _ended(self, scope: Scope, seen: Seen) -> None:
+        end, status = time.perf_counter(), seen.status or Cancelled.status
+        seconds = end - seen.start
+        self._metrics.count(seen.route, status, seen.reason, seconds)
+        if self.traces:
+            self.traces.request(scope, seen, status, end)
+        if seen.route in DIALECTS:
+            head = {"request_id": seen.id, "route": seen.route, "status": status, "error": seen.reason or None}
+            log.info(
+                json.dumps(head | {"seconds": round(seconds, 4)} | self._asked(seen.prompt) | _drawn(seen.pictures))
+            )
+
+    def _asked(self, prompt: object) -> dict[str, Any]:
+        if not isinstance(prompt, str):
+            return {}
+        data = prompt.encode(errors="surrogatepass")
+        return {
+            "prompt_length": len(prompt),
+            "prompt_hash": hashlib.blake2b(data, key=self._key, digest_size=8).hexdigest(),
+        }
+
+
+class Answering:
+    """Around an app: what its server cancels, as it ends, is answered by us and not by the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not scope["state"]["seen"].answered:
+                await response(scope, refusal(NotReady("This worker is stopping; try again.")))(scope, receive, send)
+            raise
+
+
+def response(scope: Scope, reply: Reply) -> Response:
+    """`reply` as the answer of this request, and remembered as that."""
+    seen: Seen = scope["state"]["seen"]
+    seen.note(reply)
+    parts = encoded(reply.content)
+    if size(parts) <= PIECE:
+        return Response(b"".join(pieces(parts)), reply.status, reply.headers, JSON)
+    headers = reply.headers | {"content-length": str(size(parts))}
+    return StreamingResponse(spread(pieces(parts)), reply.status, headers, JSON)
+
+
+async def spread(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """`parts` one by one, with room for others between them."""
+    for part in parts:
+        yield part
+        await asyncio.sleep(0)
+
+
+def request_id(scope: Scope) -> str:
+    """The caller's, if it can stand in a header and in a log; else a new one."""
+    given: bytes = dict(scope["headers"]).get(HEADER, b"")
+    return given.decode() if VISIBLE.fullmatch(given) else secrets.token_hex(16)
+
+
+async def _sent(seen: Seen, send: Send, message: Message) -> None:
+    if message["type"] == "http.response.start":
+        seen.status, seen.answered = seen.status or message["status"], True
+        message = {**message, "headers": [*message.get("headers", ()), (HEADER, seen.id.encode())]}
+    await send(message)
+
+
+def _drawn(pictures: tuple[Picture, ...]) -> dict[str, Any]:
+    """What the pictures of one request have in common, the first one's seed, and seconds summed over all."""
+    if not pictures:
+        return {}
+    recipe = pictures[0].recipe
+    stages = {name: round(sum(each.stages[name] for each in pictures), 4) for name in pictures[0].stages}
+    size = "{}x{}".format(*recipe.size)
+    return {"n": len(pictures), "size": size, "steps": recipe.steps, "seed": recipe.seed, "stages_s": stages}

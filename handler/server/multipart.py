@@ -1,0 +1,78 @@
+"""Forms with files (multipart/form-data), as clients send images to edit: read under limits, and never to disk."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from handler.core.errors import InvalidValue
+from handler.core.request import MAX_REFERENCES, ImageRequest
+from handler.core.untrusted import Malformed, parse
+
+MEDIA = "multipart/form-data"
+FILES = MAX_REFERENCES + 1  # and a mask
+FIELDS = 64
+FIELD_BYTES = 1_000_000  # of one that is text
+LISTS = ("image",)  # what may come more than once
+NUMBERS = {  # the fields that are no text
+    name
+    for name, field in ImageRequest.model_fields.items()
+    if field.annotation in (int, float, bool, int | None, float | None)
+}
+
+
+class Parser(MultiPartParser):
+    """Starlette's, which takes a form that was cut short for a whole one."""
+
+    def __init__(self, headers: Headers, body: bytes) -> None:
+        super().__init__(headers, self._whole(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
+        self.spool_max_size = len(body) + 1  # so no file leaves memory
+        self._ended = False
+
+    def on_end(self) -> None:
+        """The last boundary came."""
+        self._ended = True
+
+    async def _whole(self, body: bytes) -> AsyncGenerator[bytes, None]:
+        yield body
+        if body and not self._ended:
+            raise MultiPartException("it was cut short, for its last boundary is missing.")
+
+
+async def read(headers: Headers, body: bytes) -> dict[str, Any]:
+    """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none."""
+    try:
+        form = await Parser(headers, body).parse()
+    except MultiPartException as error:
+        raise InvalidValue(f"The form cannot be read: {error.message}") from None
+    except (ValueError, LookupError):  # its charset's
+        raise InvalidValue("The form cannot be read: send it as UTF-8.") from None
+    try:
+        return await _fields(form)
+    finally:
+        await form.close()
+
+
+async def _fields(form: FormData) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for spelled, part in form.multi_items():
+        name = spelled.removesuffix("[]")
+        value = await part.read() if isinstance(part, UploadFile) else typed(name, part)
+        if name in LISTS:
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise InvalidValue(f"'{name:.80}' appears twice.", name[:80])
+        else:
+            fields[name] = value
+    return fields
+
+
+def typed(name: str, text: str) -> Any:
+    """`text` as the type that the field has; as it is where that fails, for the field's check to refuse it by name."""
+    if name not in NUMBERS:
+        return text
+    try:
+        return parse(text.lower())  # some clients spell True
+    except Malformed:
+        return text

@@ -1,0 +1,166 @@
+"""JSON Schemas of what comes in, for one served model.
+
+They are as strict as `ModelSpec.check`: what fits is drawn. But for what no schema can tell: whether a file is a whole
+image, a mask as large as its image, and an edit strong enough for its steps.
+"""
+
+from typing import Any
+
+from handler.api.dialects.openai import ACCEPTED, IGNORED
+from handler.api.store import Store
+from handler.catalog.models import MODES
+from handler.catalog.spec import ModelSpec
+from handler.core.request import ImageRequest
+from handler.core.settings import Settings
+from handler.core.stepcache import BOUNDS
+from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed
+
+SIDE = "(6[4-9]|[7-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"  # MIN_SIDE to MAX_SIDE
+FILE = TEXT | {"format": "picture", "description": "A PNG, JPEG or WebP file as a data URL or in base64."}
+BY_URL = {
+    "type": "object",
+    "properties": {"image_url": FILE},
+    "required": ["image_url"],
+    "additionalProperties": False,
+}
+PART = TEXT | {"format": "binary"}
+ACCEPTED_TEXT = TEXT | {"description": "Accepted; changes nothing here."}
+EXAMPLE = {"examples": [{"prompt": "a red circle on a blue background"}]}
+SOME: Schema = {"type": "array", "minItems": 1}
+SENT: Schema = {"not": NULL}
+
+
+def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
+    """The components that bodies are described by."""
+    native = _fields(spec, settings)
+    openai = {name: schema for name, schema in native.items() if name not in ("width", "height")}
+    openai["size"] = {**TEXT, "pattern": f"^(auto|{SIDE}x{SIDE})$", "default": "auto", "description": "WIDTHxHEIGHT."}
+    openai |= {name: {"enum": list(values), "default": values[0]} for name, values in ACCEPTED.items()}
+    openai |= dict.fromkeys(IGNORED, ACCEPTED_TEXT)
+    rules, images = _rules(spec), _image_rules(spec)
+    return {
+        "GenerationRequest": closed(_nullable(openai), ("prompt",), [*rules, *images]) | EXAMPLE,
+        "NativeRequest": closed(_nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE,
+        "EditRequest": closed(_nullable(_edit(openai, spec)), ("prompt",), [*rules, ONE_WAY]),
+        "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), rules),
+    }
+
+
+def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
+    """`ImageRequest`'s, narrowed to what this model takes."""
+    modes = [mode.id for mode in MODES.values() if mode.model == spec.id]
+    narrowed: dict[str, Schema] = {
+        "model": {"enum": [*spec.names, *modes]},
+        "width": {"default": spec.size[0], "description": "Pixels."},
+        "height": {"default": spec.size[1], "description": "Pixels."},
+        "num_inference_steps": {"minimum": spec.min_steps, "maximum": spec.max_steps, "default": spec.steps},
+        "guidance_scale": {"default": spec.guidance} | ({} if spec.takes_guidance else {"maximum": 0}),
+        "scheduler": {"enum": list(spec.schedulers), "default": spec.schedulers[0]},
+        "negative_prompt": {} if spec.takes_negative_prompt else {"maxLength": 0},
+        "images": {"items": FILE, "maxItems": spec.max_images or 1},
+        "mask": TEXT | {"format": "picture"},
+        "step_cache": _step_cache(spec, settings),
+        "response_format": {} if Store.of(settings) else {"enum": ["b64_json"]},
+    }
+    fields = ImageRequest.model_json_schema()["properties"]
+    found = {name: _plain(schema) | narrowed.get(name, {}) for name, schema in fields.items()}
+    return found if spec.masked_pixels else {name: found[name] for name in found if name not in ("mask", "strength")}
+
+
+def _plain(schema: Schema) -> Schema:
+    """Without pydantic's titles, and without its null, which `_nullable` brings for all."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != NULL]
+    kept = {name: value for name, value in schema.items() if name not in ("anyOf", "title") and value is not None}
+    return {**kinds[0], **kept} if len(kinds) == 1 else kept
+
+
+def _step_cache(spec: ModelSpec, settings: Settings) -> Schema:
+    if spec.step_cache is None or settings.step_cache == "off":
+        return {"enum": ["off"]}
+    bounds = {
+        name: {"type": "number" if name == "R" else "integer", "minimum": low, "maximum": high}
+        for name, (low, high) in BOUNDS.items()
+    }
+    names = "|".join(BOUNDS)
+    spelled = TEXT | {"pattern": rf"^(off|on|(({names})=[0-9.]+)(,({names})=[0-9.]+)*)$"}
+    values = {"type": "object", "properties": bounds, "additionalProperties": False}
+    return {"anyOf": [spelled, values]}
+
+
+def _edit(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
+    """OpenAI's edits as JSON."""
+    one = {"anyOf": [FILE, BY_URL]}
+    several = {"anyOf": [FILE, BY_URL, array(one, minItems=1, maxItems=spec.max_images or 1)]}
+    masked = {"mask": one | {"description": openai["mask"]["description"]}} if "mask" in openai else {}
+    return openai | {"image": several, "images": several, "input_fidelity": ACCEPTED_TEXT} | masked | _started(spec)
+
+
+def _edit_form(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
+    """The same as a form, which has files for images and no null."""
+    fields = {name: schema for name, schema in openai.items() if name != "images"}
+    image = array(
+        PART, minItems=1, maxItems=spec.max_images or 1, description="PNG, JPEG or WebP files; also as image[]."
+    )
+    masked = {"mask": PART | {"description": openai["mask"]["description"]}} if "mask" in openai else {}
+    return fields | {"image": image, "input_fidelity": ACCEPTED_TEXT} | masked | _started(spec)
+
+
+def _started(spec: ModelSpec) -> dict[str, Schema]:
+    """The scheduler of an edit that starts from the image."""
+    return {} if spec.max_images else {"scheduler": {"enum": list(spec.edit_schedulers)}}
+
+
+def _nullable(fields: dict[str, Schema]) -> dict[str, Schema]:
+    """Null counts as not sent."""
+    found = {}
+    for field, schema in fields.items():
+        shared = {name: schema[name] for name in ("default", "description") if name in schema}
+        kind = {name: value for name, value in schema.items() if name not in shared}
+        found[field] = schema if field == "prompt" else {"anyOf": [kind, NULL]} | shared
+    return found
+
+
+def _if(field: str, *idle: Any, needed: Schema | None = None, allowed: Schema | None = None) -> Schema:
+    """Where `field` is sent, and is more than `idle`, others are needed, or, if they are sent, `allowed` only so."""
+    others = {name: {"anyOf": [schema, NULL]} for name, schema in (allowed or {}).items()}
+    idly = {"properties": {field: {"enum": [*idle, None]}}}
+    return {"anyOf": [idly, {"properties": {**(needed or {}), **others}, "required": list(needed or {})}]}
+
+
+TOGETHER: Schema = {
+    "anyOf": [
+        {"properties": {"width": COUNT, "height": COUNT}, "required": ["width", "height"]},
+        {"properties": {"width": NULL, "height": NULL}},
+    ]
+}
+ONE_WAY: Schema = {
+    "anyOf": [
+        {"properties": {"image": SENT, "images": NULL}, "required": ["image"]},
+        {"properties": {"images": SENT, "image": NULL}, "required": ["images"]},
+    ]
+}
+
+
+def _rules(spec: ModelSpec) -> list[Schema]:
+    """What fields ask of one another, whatever the route."""
+    rules = [
+        _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "webp"]}}),
+        _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
+    ]
+    guided = {"guidance_scale": NUMBER | {"exclusiveMinimum": 1}}
+    if spec.takes_negative_prompt and spec.guidance > 1:
+        rules.append(_if("negative_prompt", "", allowed=guided))
+    elif spec.takes_negative_prompt:
+        rules.append(_if("negative_prompt", "", needed=guided))
+    if spec.max_images and spec.masked_pixels:  # it works from whole images, unless there is a mask
+        rules.append(_if("strength", needed={"mask": SENT}))
+        rules.append(_if("mask", allowed={"scheduler": {"enum": list(spec.edit_schedulers)}}))
+    return rules
+
+
+def _image_rules(spec: ModelSpec) -> list[Schema]:
+    """Where images may be left out."""
+    rules = [_if(name, needed={"images": SOME}) for name in ("mask", "strength") if spec.masked_pixels]
+    if not spec.max_images:
+        rules.append(_if("images", [], allowed={"scheduler": {"enum": list(spec.edit_schedulers)}}))
+    return rules

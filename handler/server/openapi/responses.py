@@ -1,0 +1,104 @@
+"""JSON Schemas of what goes out. They name all the fields there are, and stay open for more."""
+
+from typing import get_args
+
+from pydantic import TypeAdapter
+
+from handler.catalog.prices import Price
+from handler.core.recipe import Recipe
+from handler.engine.engine import State
+from handler.engine.spend import Verdict
+from handler.server.openapi.schema import COUNT, FORMAT, NULL, NUMBER, REF, TEXT, Schema, array, ref, whole
+from handler.volume.receipts import Receipt
+from handler.worker.clock import Ledger
+
+HASH = TEXT | {"description": "SHA-256 of the file."}
+MAYBE_NUMBER = {"type": ["number", "null"]}
+SEED = COUNT | {"description": "Send it again for the same picture."}
+BYTES = TEXT | {"contentEncoding": "base64", "description": "The picture file."}
+PICTURE = {"b64_json": BYTES, "url": TEXT | {"description": "Where it is, if it is not here."}, "seed": SEED}
+EITHER = {"oneOf": [{"required": ["b64_json"]}, {"required": ["url"]}]}
+PLAN = TEXT | {"description": "COMPILED or EAGER, and why."}
+SIZE = TEXT | {"pattern": "^[0-9]+x[0-9]+$"}
+
+
+def types() -> dict[str, Schema]:
+    """Of the dataclasses that answers have in them, as `asdict` gives them: with every field."""
+    kinds = (Ledger, Price, Verdict, Receipt, Recipe)
+    adapters = [(kind.__name__, "serialization", TypeAdapter(kind)) for kind in kinds]
+    _, found = TypeAdapter.json_schemas(adapters, ref_template=REF)  # type: ignore[arg-type]
+    defined: dict[str, Schema] = found["$defs"]
+    del defined["Reference"], defined["Mask"]
+    defined["Recipe"]["properties"] |= {"images": array(HASH), "mask": {"anyOf": [HASH, NULL]}}
+    return {name: schema | whole(schema["properties"]) for name, schema in defined.items()}
+
+
+def _event(kind: str) -> Schema:
+    return {"type": {"enum": [kind]}}
+
+
+def _picture(fields: Schema, *optional: str) -> Schema:
+    """An object that has a picture, as bytes or by its address."""
+    return whole(fields, *PICTURE.keys() - {"seed"}, *optional) | EITHER
+
+
+MODEL = whole({"id": TEXT, "object": {"enum": ["model"]}, "created": COUNT, "owned_by": TEXT})
+SHARED = {
+    "background": {"enum": ["opaque"]},
+    "output_format": FORMAT,
+    "quality": {"enum": ["auto"]},
+    "size": SIZE,
+}
+DELIVERY = {"delivery": TEXT | {"description": "Why a picture has no url that should have one."}}
+ABOUT = {"inference_ms": NUMBER, "width": COUNT, "height": COUNT, "model": TEXT, "plan": PLAN, **DELIVERY}
+STAGES = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds by stage."}
+DRAWN = PICTURE | {"format": FORMAT, "parameters": ref("Recipe"), "stages_s": STAGES}
+NATIVE = {"images": array(_picture(DRAWN)), "model": TEXT, "inference_ms": NUMBER, "plan": PLAN, **DELIVERY}
+PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
+COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
+ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT})
+
+ANSWERS: dict[str, Schema] = {
+    "Error": whole({"error": ERROR}),
+    "Images": whole({"created": COUNT, "data": array(_picture(PICTURE)), **SHARED, **ABOUT}, "delivery"),
+    "NativeImages": whole(NATIVE, "delivery"),
+    "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),
+    "Completed": _picture(_event("image_generation.completed") | COMPLETED, "delivery"),
+    "PartialEdit": whole(_event("image_edit.partial_image") | PARTIAL),
+    "CompletedEdit": _picture(_event("image_edit.completed") | COMPLETED, "delivery"),
+    "NativeCompleted": whole(_event("image_generation.completed") | NATIVE, "delivery"),
+    "Model": MODEL,
+    "Models": whole({"object": {"enum": ["list"]}, "data": array(ref("Model"))}),
+    "ReceiptAnswer": whole(
+        {
+            "chips": array(whole({"label": TEXT, "value": TEXT, "measured": TEXT})),
+            "reason": TEXT | {"description": "Why in this precision; empty while the worker starts."},
+            "receipt": {"anyOf": [ref("Receipt"), NULL]},
+            "how": TEXT | {"description": "How to measure, where nobody has."},
+            "compile_failure": TEXT | {"description": "Why this worker is eager, if it should have been compiled."},
+        },
+        "how",
+        "compile_failure",
+    ),
+    "Live": whole({"status": {"enum": ["live"]}}),
+    "Ready": whole(
+        {
+            "status": {"enum": list(get_args(State))},
+            "model": TEXT,
+            "drawing": COUNT,
+            "waiting": COUNT,
+            "cold_start": ref("Ledger"),
+            "spend": whole(
+                {
+                    "month": TEXT,
+                    "dollars_this_process": MAYBE_NUMBER,
+                    "dollars_this_month": MAYBE_NUMBER,
+                    "counted": TEXT,
+                    "price": ref("Price"),
+                    "cap": MAYBE_NUMBER,
+                    "verdict": ref("Verdict"),
+                }
+            ),
+        }
+    ),
+}

@@ -1,0 +1,132 @@
+"""The serving process: its sockets, one lane, one exit code."""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from types import FrameType
+
+import uvicorn
+
+from handler.core.errors import SettingsError, StartError
+from handler.core.settings import Settings
+from handler.engine.engine import Lane
+from handler.server.access import Observed
+from handler.server.access import log as requests
+from handler.server.app import create_app
+from handler.server.auth import is_loopback
+from handler.server.shutdown import Server, say
+from handler.server.traces import Traces
+from handler.server.wire import Wire
+from handler.worker.clock import Clock, Ledger, print_ledger
+
+SAVE = (
+    "import sys,json,base64;"
+    "open('circle.png','wb').write(base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))"
+)
+MAX_PORT = 65_535
+KEEP_ALIVE_S = 75  # proxies keep idle connections for 60 s, and ask again on one that is being closed
+
+
+def serve(settings: Settings, host: str, port: int) -> int:
+    """Serve until told to stop; returns the exit code, `Server.code`."""
+    _log(settings.log_level.upper())
+    signal.signal(signal.SIGTERM, _leave)
+    clock = Clock(
+        settings.cold_start_budget_s,
+        announce=lambda phase: say(f"{settings.model}: {phase} ..."),
+        publish=lambda ledger: _tell(ledger, app.traces),
+    )
+    lane = Lane(settings, clock)
+    app = create_app(lane, public=not is_loopback(host))
+    if not lane.spec.license.commercial:
+        logging.getLogger("kindling").warning("%s: %s", lane.spec.id, lane.spec.license.obligation)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ)]
+        server = Server(_config(app), lane, app.hurry)
+        for each in (signal.SIGTERM, signal.SIGINT):  # before uvicorn does: uvloop swallows what is raised as it starts
+            signal.signal(each, server.handle_exit)
+        address = _address(listeners[0])
+        say(f"listening on {address}, loading {lane.spec.id}")
+        threading.Thread(target=_report, args=(lane, server, address), daemon=True).start()
+        server.run(sockets=listeners)
+        server.end()
+    return server.code
+
+
+def _config(app: Observed) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Wire,
+        ws="none",  # there are none here: who asks for one is answered in HTTP
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+
+
+def _log(level: str) -> None:
+    """Lines for people, but of requests pure JSON, for those who collect it."""
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    requests.addHandler(logging.StreamHandler())
+    requests.propagate = False
+
+
+def _tell(ledger: Ledger, traces: Traces | None) -> None:
+    """How the cold start went."""
+    print_ledger(ledger)
+    # Whatever becomes of a trace, the watchdog goes on to end the process.
+    with contextlib.suppress(Exception):
+        if traces:
+            traces.cold_start(ledger)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """Before there is a server to be told."""
+    raise SystemExit(0)
+
+
+def _report(lane: Lane, server: Server, address: str) -> None:
+    """Say when the model is ready; then see to it that the server ends if it fails."""
+    with contextlib.suppress(StartError):
+        lane.wait_booted()
+        _invite(lane, address)
+    server.watch()
+
+
+def _invite(lane: Lane, address: str) -> None:
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if lane.settings.api_keys else ""
+    say(f"{lane.spec.id} is ready on {address} after {lane.ledger.total_s:.1f} s. Try:")
+    print(
+        f"\ncurl -s {address}/v1/images/generations -H 'Content-Type: application/json'{key} "
+        f'-d \'{{"prompt": "a red circle on a blue background"}}\' | python3 -c "{SAVE}"\n\n'
+        "It writes circle.png. Stop the server with Ctrl-C.",
+        flush=True,
+    )
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _ports(port: int, environ: Mapping[str, str]) -> list[int]:
+    """`port`, and PORT_HEALTH if that is another: where RunPod's load balancer may ask for /ping."""
+    if not (health := environ.get("PORT_HEALTH")):
+        return [port]
+    if not (re.fullmatch("[0-9]{1,9}", health) and 1 <= int(health) <= MAX_PORT):
+        raise SettingsError(f"PORT_HEALTH should be a port, 1 to {MAX_PORT}, not {health[:80]!r}.", "PORT_HEALTH")
+    return [port] if int(health) == port else [port, int(health)]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}. Try another port.") from None

@@ -1,0 +1,1 @@
+"""What is on disk: manifests, sources, reading ahead, receipts, downloads."""

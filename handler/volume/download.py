@@ -1,0 +1,216 @@
+"""Fetch a model, and the autoencoder of KINDLING_VAE, from the Hugging Face hub to the volume: each file is checked.
+
+Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from handler.catalog.sizes import largest_below
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import FetchFailed, WeightsCorrupt
+from handler.core.untrusted import Malformed, load
+from handler.volume.autoencoder import fetched_vae
+from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
+from handler.volume.hub import Repository, Wait, explained
+from handler.volume.manifest import Entry, Source, checked, summarize, write_atomically, write_manifest
+from handler.volume.room import discard
+from handler.volume.sources import INDEX, fetched_folder, model_source
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+COPIES = 2  # of a file whose bytes are wrong, before giving up
+COMING = ".cache"  # in the folder to fill: what is not whole yet, under the hub's names
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A model or an autoencoder that is on the volume now. `downloaded`: by this call."""
+
+    model: str
+    folder: Path
+    files: tuple[str, ...]
+    bytes: int
+    seconds: float
+    downloaded: bool
+
+    def __str__(self) -> str:
+        how = f"{self.seconds:.0f} s" if self.downloaded else "already complete"
+        return f"{self.model}: {len(self.files)} files, {self.bytes / 1e9:.1f} GB in {self.folder}, {how}"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What shall be complete in `folder`: the items that `choose` names once it has read what `head` brings."""
+
+    name: str
+    folder: Path
+    facts: dict[str, str]
+    repositories: tuple[Repository, ...]
+    head: Item
+    choose: Callable[[Listings, Any], list[Item]]
+
+
+def fetch(spec: ModelSpec, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
+    """Make `spec` complete on `volume`, or raise FetchFailed or VolumeFailed. `quiet`: no bars even on a terminal."""
+    if spec.embedded:
+        return _fetched(spec.id, model_source(spec, volume))
+    return _fill(_model_order(spec, volume), quiet, wait)
+
+
+def fetch_vae(name: str, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
+    """Make the autoencoder `owner/repository@revision` complete on `volume`; raises as `fetch`, or SettingsError."""
+    return _fill(_vae_order(name, volume), quiet, wait)
+
+
+def _model_order(spec: ModelSpec, volume: Path) -> Order:
+    own, base = Repository(spec.repository, spec.revision), home(spec)
+    facts = {"model": spec.id, "repository": own.name, "revision": own.revision}
+    if spec.base:
+        facts |= {"base": base.name, "base_revision": base.revision}
+    listed = (base, own) if spec.grafts else (base,)
+    head = Item(INDEX, base, INDEX)
+    return Order(spec.id, fetched_folder(spec, volume), facts, listed, head, partial(model_items, spec))
+
+
+def _vae_order(name: str, volume: Path) -> Order:
+    folder, repository = fetched_vae(name, volume), Repository(*name.split("@"))
+    facts = {"kind": "vae", "repository": repository.name, "revision": repository.revision}
+    head = Item(f"{VAE}/{VAE_CONFIG}", repository, VAE_CONFIG)
+    return Order(name, folder, facts, (repository,), head, partial(vae_items, repository))
+
+
+def _fill(order: Order, quiet: bool, wait: Wait) -> Fetched:
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    start = time.monotonic()
+    if source := _complete(order):
+        return _fetched(order.name, source)
+    bars = disable_progress_bars() if quiet else contextlib.nullcontext()
+    with explained(order.name, order.head.repository, order.folder), _alone(order.folder), bars:
+        if source := _complete(order):  # another process was faster
+            return _fetched(order.name, source)
+        return _fetched(order.name, _download(order, wait), time.monotonic() - start)
+
+
+def _fetched(name: str, source: Source, seconds: float | None = None) -> Fetched:
+    files = source.manifest.files if source.manifest else {}
+    size = sum(entry.size for entry in files.values())
+    return Fetched(name, source.folder, tuple(files), size, round(seconds or 0.0, 3), downloaded=seconds is not None)
+
+
+def _complete(order: Order) -> Source | None:
+    """What is there, if it was made from the same; otherwise each file is compared with the hub's."""
+    with contextlib.suppress(WeightsCorrupt):
+        source = checked(order.folder, remedy="")
+        return source if source and source.manifest and source.manifest.facts == order.facts else None
+    return None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time fill `folder`; the lock goes when its process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("Another process is fetching to %s; waiting for it.", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            log.warning("%s cannot be locked; let no other process fetch to it.", folder)
+        yield
+
+
+def _download(order: Order, wait: Wait) -> Source:
+    discard(order.folder / COMING)  # of a fetch that was killed: the client starts anew
+    listings = {}
+    for repository in order.repositories:
+        with explained(order.name, repository, order.folder):
+            listings[repository] = repository.files()
+    if order.head.file not in listings[order.head.repository]:
+        of = order.head.repository
+        raise FetchFailed(f"{of.name} has no {order.head.file} at {of.revision}: it is not in diffusers' format.")
+
+    def bring(item: Item) -> Entry:
+        return _bring(order, item, listings[item.repository][item.file], wait)
+
+    bring(order.head)
+    items = order.choose(listings, _object(order, order.head))
+    _check_space(order, {item.path: listings[item.repository][item.file] for item in items})
+    entries = {item.path: bring(item) for item in items}
+    for item in items:
+        if item.names[0] != item.names[1] and item.path.endswith(".index.json"):
+            entries[item.path] = _rename_shards(order, item, items)
+    discard(order.folder / COMING)
+    return Source(order.folder, write_manifest(order.folder, order.facts, entries))
+
+
+def _object(order: Order, item: Item) -> dict[str, Any]:
+    """The JSON object in a file that has come."""
+    try:
+        return load(order.folder / item.path)
+    except Malformed as error:
+        raise FetchFailed(f"{item.file} of {item.repository.name} is no JSON object: {error}.") from None
+
+
+def _check_space(order: Order, files: Mapping[str, "RepoFile"]) -> None:
+    folder, free = order.folder, shutil.disk_usage(order.folder).free
+    missing = sum(file.size for path, file in files.items() if not _sized(folder / path, file))
+    if missing > free:
+        told = f"{order.name} needs {missing / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free."
+        raise FetchFailed(f"{told} {largest_below(free / 1e9)}")
+
+
+def _rename_shards(order: Order, item: Item, items: list[Item]) -> Entry:
+    """Let an index name its shards as they are stored. Last of all: until then it can be compared with the hub's."""
+    names = dict(other.names for other in items if Path(other.path).parent == Path(item.path).parent)
+    path = order.folder / item.path
+    index = _object(order, item)
+    try:
+        index["weight_map"] = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FetchFailed(f"{item.file} of {item.repository.name} does not list its shards: {error}.") from None
+    write_atomically(path, json.dumps(index, indent=2).encode())
+    return summarize(path)
+
+
+def _bring(order: Order, item: Item, file: "RepoFile", wait: Wait) -> Entry:
+    """The checksums of `item` once it is there with the hub's bytes; what is wrong there goes."""
+    path, copies = order.folder / item.path, 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while (entry := _verified(path, file)) is None:
+        path.unlink(missing_ok=True)
+        if copies == COPIES:
+            raise FetchFailed(f"{item.file} came with wrong bytes {COPIES} times and was removed.")
+        with explained(order.name, item.repository, order.folder):
+            item.repository.download(item.file, order.folder / COMING, wait).replace(path)
+        copies += 1
+    return entry
+
+
+def _verified(path: Path, file: "RepoFile") -> Entry | None:
+    if not _sized(path, file):
+        return None
+    entry = summarize(path)
+    if file.lfs:
+        return entry if entry.sha256 == file.lfs.sha256 else None
+    data = path.read_bytes()  # small: all that the hub knows is git's name for it
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return entry if blob == file.blob_id else None
+
+
+def _sized(path: Path, file: "RepoFile") -> bool:
+    return path.is_file() and path.stat().st_size == file.size

@@ -1,0 +1,88 @@
+"""Which of a folder's files its pipeline reads: the small ones, and the weights that model_index.json leads to."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from handler.core.errors import WeightsCorrupt, WeightsMissing
+from handler.core.untrusted import Malformed, load
+from handler.volume.manifest import Source
+from handler.volume.room import reading
+from handler.volume.sources import EMBEDDED, INDEX
+
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
+LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
+CONFIG_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
+
+
+def index_of(source: Source) -> Mapping[str, Any]:
+    """Its model_index.json, or what stands for one; WeightsMissing or WeightsCorrupt."""
+    return source.index or json_of(source, INDEX)
+
+
+def weight_files(source: Source, index: Mapping[str, Any] | None = None) -> dict[str, list[str]]:
+    """The weight files that a pipeline reads, by component; before those that a LoRA changes, the LoRA's."""
+    found: dict[str, list[str]] = {}
+    for component, value in (index_of(source) if index is None else index).items():
+        with reading(path := source.folder / component / f"{LORA}.safetensors"):
+            if path.exists():
+                found[f"{component}/{LORA}"] = [f"{component}/{LORA}.safetensors"]
+        found[component] = _weights(source, component, value)
+    return found
+
+
+def remedy(source: Source) -> str:
+    """What to do about a bad file of `source`."""
+    facts = source.manifest.facts if source.manifest else {}
+    if source.folder.parent == EMBEDDED:
+        return "Is the installation complete?"
+    if facts.get("kind") == "vae":
+        return "Remove it and fetch it again with the same KINDLING_VAE: python -m handler fetch"
+    if "kind" in facts:
+        return f"Bake it again with: python -m handler bake {facts['model']}"
+    return f"Remove it and fetch it again with: python -m handler fetch {facts.get('model', 'MODEL')}"
+
+
+def config_files(source: Source) -> list[str]:
+    """A flipped bit in a configuration is as bad as one in a weight, so these are read and checked too."""
+    files = source.manifest.files if source.manifest else {}
+    return [name for name, entry in files.items() if entry.size and Path(name).suffix in CONFIG_SUFFIXES]
+
+
+def _weights(source: Source, component: str, value: Any) -> list[str]:
+    """The safetensors files of one entry of model_index.json, in order; none if it has no weights."""
+    match value:
+        case [("diffusers" | "transformers") as library, _]:
+            whole = f"{component}/{STEMS[library]}.safetensors"
+        case _:
+            return []
+    with reading(source.folder / component):
+        if not (source.folder / f"{whole}.index.json").exists():
+            return [whole] if (source.folder / whole).exists() else []
+    listed = json_of(source, f"{whole}.index.json").get("weight_map")
+    names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
+    if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
+        raise WeightsCorrupt(f"{source.folder / whole}.index.json does not list files beside it. {remedy(source)}")
+    return [f"{component}/{name}" for name in sorted(names)]
+
+
+def json_of(source: Source, name: str) -> dict[str, Any]:
+    """The JSON object in one of its files; raises what says that it is missing, damaged or cannot be read."""
+    with reading(path := source.folder / name):
+        try:
+            return load(path)
+        except FileNotFoundError:
+            raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
+        except Malformed:
+            raise WeightsCorrupt(f"{path} is no JSON object. {remedy(source)}") from None
+
+
+OURS = {"Flux2TinyAutoEncoder": "handler.model.families.flux2_tiny"}  # whose repository would have us run its own code
+
+
+def named(library: object, word: object) -> Any:
+    """What diffusers or transformers, or this package in their place, call so; None for anything else."""
+    module = OURS.get(str(word), library)
+    return getattr(importlib.import_module(module), str(word), None) if module in (*STEMS, *OURS.values()) else None

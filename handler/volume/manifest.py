@@ -1,0 +1,136 @@
+"""The volume: models as fetched, what was baked from them, and how past boots went.
+
+    models/<id>/<revision>/       a model's files, manifest.json written last
+    vae/<repository>/<revision>/  other autoencoders, likewise (vae.py)
+    baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
+    baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py); .lost.json: and lost the GPU
+    receipts/<id>/<device>/       what optimize measured, and which of it workers follow (receipts.py)
+    sweeps/<id>/<device>/         what an optimize that goes on has measured so far (optimize/journal.py)
+    boots/                        ledgers of the last cold starts, the failed ones too (boots.py)
+    spend/<YYYY-MM>/              what each worker has cost that month, where a price is known (spend.py)
+
+A folder without its manifest is not there. A manifest has each file's size, its SHA-256 from when it was written,
+and a CRC-32 for each chunk, which every later reader checks while reading. Serving never needs write access.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from handler.core.errors import WeightsCorrupt
+from handler.core.untrusted import Malformed, Name, load, shaped
+from handler.volume.room import reading
+
+MANIFEST = "manifest.json"
+CHUNK = 32 << 20  # bytes a checksum covers: what one thread reads at a time
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a manifest; `crc32` has one value for each `CHUNK` bytes."""
+
+    size: int
+    sha256: str
+    crc32: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a folder holds. `facts` say what it was made for; file names are relative, with slashes."""
+
+    facts: dict[str, str]
+    files: dict[Name, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A complete folder of model files. Without a manifest (a hub cache) only sizes and headers can be checked."""
+
+    folder: Path
+    manifest: Manifest | None
+    index: Mapping[str, Any] | None = None  # in the place of model_index.json where there is none
+
+    @property
+    def precision(self) -> str:
+        """What its weights were baked in; empty for those that were fetched."""
+        return self.manifest.facts.get("precision", "") if self.manifest else ""
+
+
+def summarize(path: Path) -> Entry:
+    """Size and checksums of a file, in one pass over its bytes."""
+    from isal import isal_zlib  # 25 GiB/s on one core against 4 of zlib: reading with a check must cost nothing
+
+    whole, chunks, buffer = hashlib.sha256(), [], bytearray(max(1, min(CHUNK, path.stat().st_size)))
+    with path.open("rb", buffering=0) as file:
+        while count := _fill(file.fileno(), memoryview(buffer)):
+            data = memoryview(buffer)[:count]
+            whole.update(data)
+            chunks.append(isal_zlib.crc32(data))
+    return Entry(path.stat().st_size, whole.hexdigest(), tuple(chunks))
+
+
+def _fill(descriptor: int, buffer: memoryview) -> int:
+    """Read until `buffer` is full or the file ends; how many bytes."""
+    count = 0
+    while got := os.readv(descriptor, [buffer[count:]]) if count < len(buffer) else 0:
+        count += got
+    return count
+
+
+def write_manifest(folder: Path, facts: Mapping[str, str], entries: Mapping[str, Entry] | None = None) -> Manifest:
+    """Declare `folder` complete: a manifest of its files (`entries`, or all that are there), put in place at once."""
+    if entries is None:
+        found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        names = [name for name in found if name != MANIFEST and not f"/{name}".count("/.")]  # nothing hidden
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # SHA-256 takes a core a second for 0.5 to 2 GB
+            entries = dict(zip(names, threads.map(lambda name: summarize(folder / name), names), strict=True))
+    manifest = Manifest(dict(facts), dict(entries))
+    write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode() + b"\n")
+    return manifest
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file so that readers see the old one or the new one, never half of it."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of `folder`, None if there is none; WeightsCorrupt if it cannot be understood."""
+    with reading(path := folder / MANIFEST):
+        try:
+            return shaped(Manifest, load(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Malformed:
+            raise WeightsCorrupt(f"{path} is not a manifest. Remove that folder and fetch it again.") from None
+
+
+def checked(folder: Path, remedy: str) -> Source | None:
+    """`folder` if its manifest is there and every file has its size; WeightsCorrupt names the first that has not."""
+    if (manifest := read_manifest(folder)) is None:
+        return None
+    for name, entry in manifest.files.items():
+        with reading(path := folder / name):
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise WeightsCorrupt(f"{path} is missing, though its manifest lists it. {remedy}") from None
+        if size != entry.size:
+            raise WeightsCorrupt(f"{path} has {size} bytes, its manifest says {entry.size}. {remedy}")
+    return Source(folder, manifest)

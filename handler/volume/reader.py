@@ -1,0 +1,200 @@
+"""Reading ahead: a model's files, from the volume into host memory, before torch is even imported.
+
+Never faults through an mmap of the volume. Threads read whole chunks into anonymous memory and compare each chunk's
+CRC-32 with the manifest while it is in cache; without one, a file must stay what it is. `weights.py` makes views of it.
+"""
+
+import contextlib
+import mmap
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from handler.core.errors import WeightsCorrupt, WeightsMissing
+from handler.core.host import host_memory, read_ahead
+from handler.volume.listing import config_files, index_of, remedy, weight_files
+from handler.volume.manifest import CHUNK, Source
+from handler.volume.room import reading
+
+THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
+CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadFile:
+    """One file on its way into `memory`; `landed` has the first bytes of the chunks that are there."""
+
+    path: Path
+    identity: tuple[int, ...]  # which file `memory` is for; checksums say more, also where inodes are made up
+    crc32: tuple[int, ...]  # one for each chunk; none if nobody wrote them down
+    remedy: str
+    memory: mmap.mmap
+    landed: set[int] = field(default_factory=set)
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """First byte and end of each."""
+        size = len(self.memory)
+        return [(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
+
+    def read(self, start: int, stop: int) -> None:
+        """Bring one chunk into memory and check it. Opens the file for itself: threads share nothing."""
+        from isal import isal_zlib
+
+        chunk = memoryview(self.memory)[start:stop]
+        with reading(self.path), self._opened() as descriptor:
+            count = 0 if _cached(descriptor, chunk, start) else self._read_directly(chunk, start)
+            while got := os.preadv(descriptor, [chunk[count:]], start + count) if count < len(chunk) else 0:
+                count += got
+        if count < len(chunk):
+            raise self.corrupt(f"ends at byte {start + count}, not at {len(self.memory)}")
+        if self.crc32 and isal_zlib.crc32(chunk) != self.crc32[start // CHUNK]:
+            raise self.corrupt(f"is damaged between bytes {start} and {stop}")
+
+    def _read_directly(self, chunk: memoryview, start: int) -> int:
+        """Past the page cache: no second copy in memory, and from a cold disk twice as fast; how many bytes."""
+        with contextlib.suppress(OSError), self._opened(os.O_DIRECT) as descriptor:
+            return os.preadv(descriptor, [chunk[: len(chunk) // mmap.PAGESIZE * mmap.PAGESIZE]], start)
+        return 0
+
+    @contextlib.contextmanager
+    def _opened(self, flags: int = 0) -> Iterator[int]:
+        """For reading; WeightsCorrupt if, before or after, it is not the file that it was."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | flags)  # a FIFO would hold us in open
+        try:
+            self._check(os.fstat(descriptor))
+            yield descriptor
+            self._check(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def _check(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode) or status.st_size != len(self.memory):
+            raise self.corrupt(f"is no longer a file of {len(self.memory)} bytes")
+        if not self.crc32 and _identity(status) != self.identity:
+            raise self.corrupt("was replaced, or written to, while it was read")
+
+    def corrupt(self, what: str) -> WeightsCorrupt:
+        return WeightsCorrupt(f"{self.path} {what}. {self.remedy}")
+
+
+class Reader:
+    """Reads `source` from now on, in the order of model_index.json, `without` some components. Used from one thread.
+
+    At most `room` bytes wait to be taken, and the chunk that somebody waits for. A file asked for out of order is read
+    next. Leaving the context never waits for a read that hangs.
+    """
+
+    def __init__(
+        self, source: Source, threads: int = THREADS, room: int | None = None, without: Collection[str] = ()
+    ) -> None:
+        index = index_of(source).items()
+        self.source, self.index = source, {name: value for name, value in index if name not in without}
+        self._files = {CONFIGS: [_file(source, name) for name in config_files(source)]}
+        for component, names in weight_files(source, self.index).items():
+            self._files[component] = [_file(source, name) for name in names]
+        files = [file for found in self._files.values() for file in found]
+        self.room = read_ahead(host_memory()) if room is None else room
+        self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
+        self._turn = threading.Condition()
+        self._waiting = 0  # bytes read, or being read, that nobody has taken yet
+        self._wanted: tuple[ReadFile, int] | None = None
+        self._failure: Exception | None = None
+        for number in range(min(threads, len(self._jobs))):
+            threading.Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop(RuntimeError("The reader is closed."))
+        self._files.clear()
+
+    def files(self, component: str) -> list[ReadFile]:
+        """Those of `component` that were not taken yet."""
+        return self._files.get(component, [])
+
+    def take(self, component: str) -> list[ReadFile]:
+        """The files of `component`, for the caller to `wait` for and to report as `taken`; none the second time."""
+        return self._files.pop(component, [])
+
+    def wait(self, file: ReadFile, start: int) -> None:
+        """Until the chunk at `start` is there; raises what went wrong with it or with any other."""
+        with self._turn:
+            self._wanted = file, start
+            if start not in file.landed:
+                self._jobs = deque(sorted(self._jobs, key=lambda job: (job[:2] != (file, start), job[0] is not file)))
+                self._turn.notify_all()
+            self._turn.wait_for(lambda: self._failure or start in file.landed)
+            if self._failure:
+                raise self._failure
+
+    def taken(self, count: int) -> None:
+        """So many bytes wait no longer: there is room for others."""
+        with self._turn:
+            self._waiting -= count
+            self._turn.notify_all()
+
+    def _work(self) -> None:
+        while self._read_next():
+            pass
+
+    def _read_next(self) -> bool:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._jobs or self._fits(*self._jobs[0]))
+            if not self._jobs:
+                return False
+            file, start, stop = self._jobs.popleft()
+            self._waiting += stop - start
+        try:
+            file.read(start, stop)
+        except Exception as error:  # whatever it is, the thread that waits must hear of it
+            self._stop(error)
+        with self._turn:
+            file.landed.add(start)
+            self._turn.notify_all()
+        return True
+
+    def _fits(self, file: ReadFile, start: int, stop: int) -> bool:
+        return (file, start) == self._wanted or self._waiting + stop - start <= self.room
+
+    def _stop(self, error: Exception) -> None:
+        with self._turn:
+            self._failure = self._failure or error
+            self._jobs.clear()
+            self._turn.notify_all()
+
+
+def _file(source: Source, name: str) -> ReadFile:
+    path = source.folder / name
+    entry = source.manifest.files.get(name) if source.manifest else None
+    with reading(path):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        raise WeightsCorrupt(f"{path} is empty, or no file. {remedy(source)}")
+    if source.manifest and (entry is None or entry.size != status.st_size):
+        raise WeightsCorrupt(f"{path} has {status.st_size} bytes, its manifest says otherwise. {remedy(source)}")
+    memory = mmap.mmap(-1, status.st_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages, by which reading is 3 times faster
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return ReadFile(path, _identity(status), entry.crc32 if entry else (), remedy(source), memory)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
+    """Whether the page cache has the chunk, told by its first byte; yes where the file system cannot tell."""
+    try:
+        return os.preadv(descriptor, [chunk[:1]], start, os.RWF_NOWAIT) >= 0
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)

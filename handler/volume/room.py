@@ -1,0 +1,72 @@
+"""What a file system refuses, as errors that name path and cause; and room, looked at before much is written."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from handler.core.errors import VolumeFailed
+
+NUMBERED = re.compile(r"\(os error (\d{1,5})\)")  # as libraries in Rust say it: safetensors, hf_xet
+
+
+def refused(error: BaseException) -> str:
+    """What the file system said, if `error` came of it, as an OSError or in a library's own words; else nothing."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    found = NUMBERED.search(str(error))
+    return os.strerror(int(found[1])) if found else ""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """An OSError while `path` is read becomes VolumeFailed, which names it."""
+    try:
+        yield
+    except OSError as error:
+        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
+
+
+def inside(folder: Path) -> list[Path]:
+    """What is in `folder`, by name; nothing where it is none. VolumeFailed if nobody can tell: `glob` may not say."""
+    with reading(folder):
+        try:
+            return sorted(folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def discard(folder: Path) -> None:
+    """Remove `folder` as far as that goes: what is left of it is passed over by all who read."""
+    with suppress(OSError):  # rmtree ignores most
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """VolumeFailed, naming `target`, where the file system takes no more."""
+    try:
+        yield
+    except Exception as error:
+        if not (why := refused(error)):
+            raise
+        raise VolumeFailed(f"Cannot write {target}: {why}.") from error
+
+
+def require_writable(folder: Path) -> None:
+    """VolumeFailed if nothing can be put into `folder`, which need not be there yet."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+def require(folder: Path, size: float, what: str) -> None:
+    """VolumeFailed if `folder`, which need not be there yet, has no room for `size` bytes of `what`."""
+    with writing(folder):
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(there).free
+    if size > free:
+        raise VolumeFailed(f"{what} need {size / 1e9:.3g} GB, {folder} has {free / 1e9:.3g} GB free.")

@@ -1,0 +1,1 @@
+"""Boots one model within its budget, and draws: its clock, its decisions and their reasons."""

@@ -1,0 +1,168 @@
+"""How cold starts went: one JSON file each in the volume's boots/, kept up to date on the way.
+
+A volume may be read-only, full, or hang for ever, and none of that may touch a start: a thread of its own writes,
+and only a start that ends early waits for it, for `PATIENCE_S` at most. A file that still says "starting" belongs to
+a process that was killed, in the phase it names.
+
+Which is the newest is what the volume's own clock says of when each was written: those of workers differ. A worker
+knows what time it is there from what it has just written; a record of a later date counts as the oldest.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from handler.core.birth import Birth
+from handler.core.errors import VolumeFailed
+from handler.core.untrusted import Malformed, load, shaped
+from handler.volume.manifest import write_atomically
+from handler.volume.room import inside, reading
+from handler.worker.clock import OVER, Ledger
+
+PATIENCE_S = 2.0
+KEPT = 50
+LOOKED = 10  # starts that had a phase tell how long it takes
+AHEAD_S = 60  # others write while this one looks
+LONGEST = 1 << 20  # bytes of a record; a longer one is none
+log = logging.getLogger(__name__)
+
+
+class BootLog:
+    """Call it with the ledger at every turn of a start; it writes the newest state and never raises."""
+
+    def __init__(self, volume: Path, birth: Birth) -> None:
+        self._folder = volume / "boots"
+        self._path = self._folder / f"{birth.identity}.json"
+        self._news: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
+        threading.Thread(target=self._write, name="boot-log", daemon=True).start()
+
+    def __call__(self, ledger: Ledger) -> None:
+        """Note `ledger` as it is now; wait a little for the last words of a start that failed or was stopped."""
+        self._news.put(json.dumps(asdict(ledger)).encode())
+        if ledger.outcome in ("failed", "stopped"):
+            self.flush()
+        if ledger.outcome != "starting":
+            self._news.put(None)  # nothing more will come
+
+    def flush(self) -> bool:
+        """Wait until all is written, at most `PATIENCE_S`; whether it was."""
+        written = threading.Event()
+        self._news.put(written)
+        return written.wait(PATIENCE_S)
+
+    def _write(self) -> None:
+        while (news := self._news.get()) is not None:
+            if isinstance(news, threading.Event):
+                news.set()
+                continue
+            written = False
+            with contextlib.suppress(OSError):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._path, news)
+                written = True
+            self._tidy(written)  # also a volume that is full
+
+    def _tidy(self, written: bool) -> None:
+        """Of records of a date to come make the oldest, so that whoever reads takes them for old; remove the oldest."""
+        with contextlib.suppress(VolumeFailed):
+            dated = {path: at for at, path in _dated(self._folder)}
+            now = (dated.get(self._path) if written else 0) or math.inf  # else nobody knows what time it is there
+            to_come = now + AHEAD_S * 10**9
+            for path in [path for path, at in dated.items() if at > to_come]:
+                dated[path] = 0
+                with contextlib.suppress(OSError):
+                    _make_oldest(path)
+            for path in sorted(dated, key=lambda path: (dated[path], path), reverse=True)[KEPT:]:
+                if path != self._path:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+
+
+def _make_oldest(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another worker has just removed it
+        try:
+            os.utime(path, (0, 0))
+        except PermissionError:  # another user's, whose dates only that one may change
+            path.unlink()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The records there, by when the volume says that they were written last."""
+    return [path for _, path in sorted(_dated(folder), reverse=True)]
+
+
+def _dated(folder: Path) -> list[tuple[int, Path]]:
+    """When the volume says that each record was written last, in nanoseconds, 0 if it does not say; and the record."""
+    return [(_date(path), path) for path in inside(folder) if path.suffix == ".json" and path.name[0] != "."]
+
+
+def _date(path: Path) -> int:
+    with contextlib.suppress(OSError):  # another worker may have just removed it
+        return path.stat().st_mtime_ns
+    return 0
+
+
+def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
+    """The newest ledgers, newest first, each with its file's name as "boot"; damaged ones are left out.
+
+    VolumeFailed if nobody can tell which there are; one that cannot be read is left out too, and told.
+    """
+    return list(islice(_read(_newest_first(volume / "boots")), count))
+
+
+def past(volume: Path) -> list[dict[str, Any]]:
+    """All there is to learn from; nothing, which is told, where the volume cannot be read: no start fails for that."""
+    try:
+        return last_boots(volume, KEPT)
+    except VolumeFailed as error:
+        log.warning("nothing is known of past starts: %s", error.message)
+        return []
+
+
+def _read(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with contextlib.suppress(Malformed):
+            if (found := _record(path)) is not None:
+                checked = asdict(shaped(Ledger, found))
+                yield {name: checked.get(name, value) for name, value in found.items()} | {"boot": path.stem}
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    try:
+        with reading(path), contextlib.suppress(FileNotFoundError):  # another worker has just removed it
+            return load(path, LONGEST)
+    except VolumeFailed as error:
+        log.warning("a start is passed over: %s", error.message)
+    return None
+
+
+def measured(
+    boots: Iterable[dict[str, Any]], phase: str, model: str, device: str, precision: str | None = None
+) -> float | None:
+    """The longest that `phase` took in the last `LOOKED` of `boots` that had it, in seconds; None if none had.
+
+    Only those of this model on this device count, and of this precision, where it matters; and none whose compiling
+    failed, for that may have ended early. A start that spent its budget in the phase tells that it takes longer.
+    """
+    wanted = {"model": model, "device": device} | ({"precision": precision} if precision else {})
+    alike = (boot for boot in boots if wanted.items() <= boot.items() and not boot.get("compile_failure"))
+    took = (seconds for boot in alike for seconds in _took(boot, phase))
+    return max(islice(took, LOOKED), default=None)
+
+
+def _took(boot: dict[str, Any], phase: str) -> Iterator[float]:
+    """Seconds of `phase` in one start, if it had it; of one that was ended there, until then."""
+    parts = boot.get("phases", ())
+    yield from (float(part["seconds"]) for part in parts if part["name"] == phase)
+    if (boot.get("outcome"), boot.get("phase")) == ("failed", phase) and OVER in str(boot.get("reason")):
+        begun = max((part["start_s"] + part["seconds"] for part in parts), default=0.0)
+        yield max(0.0, float(boot.get("total_s", 0.0)) - begun)

@@ -1,0 +1,168 @@
+"""The cold-start clock: from the birth of the worker, against one budget, phase by phase.
+
+`Clock.arm` starts two watchdogs. A thread ends the process at the deadline with the phase named and every
+stack dumped. If native code holds the GIL so that no thread can run, `faulthandler`, which needs no GIL, does
+the same two seconds later; the phase is then the last one announced. Knows nothing about models.
+"""
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+from handler.core.birth import Birth
+from handler.core.errors import BudgetExceeded, KindlingError, StartError
+
+GRACE_S = 2.0
+OVER = "exceeded its budget"
+EXIT_CODE = 124  # as timeout(1) has it; 1 if only faulthandler could end the process
+STDERR = 2  # the file descriptor: sys.stderr may be replaced, or busy in the thread that hangs
+
+
+Seconds = Annotated[float, Field(ge=0, le=86_400)]  # a record that says more is damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One timed part of the cold start, in seconds; `start_s` counts from the worker's birth."""
+
+    name: str
+    start_s: Seconds
+    seconds: Seconds
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Where the seconds of one cold start went. `outcome` is starting, ready, failed or stopped."""
+
+    model: str = ""
+    device: str = ""
+    precision: str = ""
+    budget_s: float = 0.0
+    outcome: str = "starting"
+    reason: str = ""
+    plan: str = ""
+    plan_reason: str = ""
+    compile_failure: str = ""
+    memory: str = ""
+    attention: str = ""
+    weights: str = ""
+    phase: str = "start"
+    total_s: float = 0.0
+    phases: list[Phase] = field(default_factory=list)
+
+    @property
+    def decision(self) -> str:
+        """The plan with its reason, as answers carry it."""
+        return f"{self.plan}: {self.plan_reason}"
+
+    def line(self) -> str:
+        """The ledger as one JSON line."""
+        return json.dumps({"cold_start": asdict(self)})
+
+
+def print_ledger(ledger: Ledger) -> None:
+    """Print the ledger as one JSON line on stderr."""
+    print(ledger.line(), file=sys.__stderr__, flush=True)
+
+
+class Clock:
+    """Times the phases of one cold start and ends the process when the budget is spent.
+
+    `announce(phase)` is called as each phase begins, `publish(ledger)` once at the end, by default as one JSON
+    line on stderr, and `record(ledger)` at both; `abort` replaces the hard exit in tests. `birth` is the process's
+    unless told.
+    """
+
+    def __init__(
+        self,
+        budget_s: float,
+        birth: Birth | None = None,
+        announce: Callable[[str], None] = lambda phase: None,
+        publish: Callable[[Ledger], None] = print_ledger,
+        abort: Callable[[int], None] = os._exit,
+    ) -> None:
+        self.ledger = Ledger(budget_s=budget_s)
+        self.birth = birth or Birth.of_process()
+        self._announce, self._publish, self._abort = announce, publish, abort
+        self.record: Callable[[Ledger], None] = lambda ledger: None
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the worker was born."""
+        return self.birth.age
+
+    @property
+    def remaining(self) -> float:
+        return self.ledger.budget_s - self.elapsed
+
+    def arm(self) -> None:
+        """Start both watchdogs; raises BudgetExceeded if the budget is already spent."""
+        self.check()
+        if self._abort is os._exit:
+            faulthandler.dump_traceback_later(self.remaining + GRACE_S, exit=True, file=STDERR)
+        threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
+
+    @contextmanager
+    def start(self, name: str) -> Iterator[None]:
+        """Around the cold start of `name`: whatever it raises disarms, and is a StartError if it is any error."""
+        try:
+            yield
+        except KindlingError as error:
+            self.finish("failed", error.message)
+            raise error if isinstance(error, StartError) else StartError(error.message, error.param) from None
+        except Exception as error:
+            self.finish("failed", f"{type(error).__name__}: {error}")
+            raise StartError(f"{name} could not be loaded: {type(error).__name__}: {error}") from error
+        except BaseException as error:  # Ctrl-C: the program goes on, in a notebook, and must not be ended later
+            self.finish("stopped", f"{type(error).__name__} in phase '{self.ledger.phase}'")
+            raise
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the enclosed block as phase `name`, then check the budget."""
+        self.ledger.phase, start = name, self.elapsed
+        self._announce(name)
+        self.record(self.ledger)
+        yield
+        self.ledger.phases.append(Phase(name, round(start, 3), round(self.elapsed - start, 3)))
+        self.check()
+
+    def check(self) -> None:
+        """Raise BudgetExceeded once the budget is spent."""
+        if self.remaining <= 0:
+            raise BudgetExceeded(self._verdict())
+
+    def finish(self, outcome: str, reason: str = "") -> bool:
+        """Disarm and close the ledger; False if the watchdog closed it first."""
+        faulthandler.cancel_dump_traceback_later()  # first: what interrupts this calls it again
+        with self._lock:
+            if self._done.is_set():
+                return False
+            self._done.set()
+        self.ledger.outcome, self.ledger.reason = outcome, reason
+        self.ledger.total_s = round(self.elapsed, 3)
+        self._publish(self.ledger)
+        self.record(self.ledger)
+        return True
+
+    def _verdict(self) -> str:
+        return f"cold start {OVER} of {self.ledger.budget_s:g} s in phase '{self.ledger.phase}'"
+
+    def _watch(self) -> None:
+        if self._done.wait(max(0.0, self.remaining)):
+            return
+        reason = self._verdict()
+        if self.finish("failed", reason):
+            print(f"kindling: {reason}", file=sys.__stderr__, flush=True)
+            faulthandler.dump_traceback(file=STDERR)
+            self._abort(EXIT_CODE)
