@@ -28,7 +28,7 @@ run: $(VENV)/run
 
 test: $(VENV)/dev $(FAL)/ready
 	$(BIN)/python -m pytest $(SPREAD)
-	$(FAL)/bin/python -m pytest tests/test_fal_app.py
+	$(FAL)/bin/python -m pytest tests/platform/test_fal_app.py
 
 quick: $(VENV)/dev
 	$(BIN)/python -m pytest $(SPREAD) --quick

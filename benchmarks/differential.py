@@ -1,7 +1,7 @@
 """Kindling's pictures against those of plain diffusers, bit by bit: every family, every option, equal random weights.
 
-The models are tests/tiny.py's, real pipelines with small weights. Plain diffusers draws (plain.py) in a process that
-never imports Kindling's families, Kindling in another, asked by JSON and answering PNGs, as callers ask. For each
+The models are tests/doubles/tiny.py's, real pipelines with small weights. Plain diffusers draws (plain.py) in a process
+that never imports Kindling's families, Kindling in another, asked by JSON and answering PNGs, as callers ask. For each
 option: how many of the pictures' values differ, and by how much at most. One is not met: the images that are looked at
 beside a mask plain diffusers encodes all at once, which rounds otherwise than one by one, as Kindling always does it.
 
@@ -238,7 +238,7 @@ def main() -> None:
 
 
 def _both(volume: Path, models: Sequence[str], precisions: Sequence[str], rows: list[dict[str, Any]]) -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests/doubles"))
     import tiny
 
     for model in models:

@@ -37,24 +37,26 @@ RUN = {
     "python platform/runpod_deploy.py": " --dry-run",
 }
 TESTED = {
-    "HF_TOKEN=hf_... modal run platform/modal_app.py::fetch": "test_modal_deploy.py::test_modal_run",
-    "KINDLING_MODEL=spark fal run --local": "test_fal_app.py::local",
-    "KINDLING_VOLUME=/workspace python -m handler fetch": "test_fetch.py::test_the_command_brings",
-    "modal deploy platform/modal_app.py": "test_modal_deploy.py::deployed",
-    "modal run platform/modal_app.py::": "test_modal_deploy.py::test_modal_run",
-    "python -m handler bake": "test_bake.py::test_what_is_baked_is_used_and_draws_the_same",
-    "python -m handler fetch": "test_fetch.py::test_the_command_brings",
-    'python -m handler generate "put the hat': "test_images.py::test_made_again_bit_for_bit",
-    "python -m handler optimize": "test_optimize.py::test_a_real_sweep",
-    "python -m handler receipts": "test_receipts.py::test_the_verb",
-    "RUNPOD_API_KEY=... .venv/bin/python platform/runpod_deploy.py": "test_runpod_deploy.py::test_creates_a_template",
+    "HF_TOKEN=hf_... modal run platform/modal_app.py::fetch": "platform/test_modal_deploy.py::test_modal_run",
+    "KINDLING_MODEL=spark fal run --local": "platform/test_fal_app.py::local",
+    "KINDLING_VOLUME=/workspace python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
+    "modal deploy platform/modal_app.py": "platform/test_modal_deploy.py::deployed",
+    "modal run platform/modal_app.py::": "platform/test_modal_deploy.py::test_modal_run",
+    "python -m handler bake": "cli/test_bake.py::test_what_is_baked_is_used_and_draws_the_same",
+    "python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
+    'python -m handler generate "put the hat': "api/test_images.py::test_made_again_bit_for_bit",
+    "python -m handler optimize": "cli/test_optimize.py::test_a_real_sweep",
+    "python -m handler receipts": "volume/test_receipts.py::test_the_verb",
+    "RUNPOD_API_KEY=... .venv/bin/python platform/runpod_deploy.py": (
+        "platform/test_runpod_deploy.py::test_creates_a_template"
+    ),
 }
 ELSEWHERE = (  # these want an account, a cluster or a container engine
     "convox deploy ",
     'curl -s "https://api.runpod.ai',
     "docker build ",
     "curl -s https://fal.run/YOU",
-    "fal ",  # tests/test_fal_app.py asks fal's own command line whether it knows these
+    "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
     "gcloud run services replace platform/cloudrun.yml",
     "kubectl ",
     "pip install -e '.[fal]'",

@@ -1,7 +1,7 @@
 """Schedulers by name: for models that predict flow (velocity) and for those that predict epsilon (noise).
 
 A name that is missing from a table is silently wrong there: it runs, and draws garbage. Which names a model can use is
-in its catalogue row; tests/test_families.py proves each with a perfect predictor.
+in its catalogue row; tests/model/test_families.py proves each with a perfect predictor.
 
 They are diffusers', bit for bit, without what a GPU makes the host wait for at each step: they count steps where
 diffusers looks up on the device which step a timestep is, and what they decide by is in host memory.

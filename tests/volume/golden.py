@@ -1,6 +1,6 @@
 """A volume as workers leave it, a few kilobytes in golden/: what today's code must read, for others wrote it before.
 
-    python tests/golden.py      writes it anew, by the product's own writers and what dead processes leave half written
+    python tests/volume/golden.py   writes it anew, by the product's writers and what dead processes leave half written
 
 Only a change of format that means to leave old volumes behind may do that; `test_golden.py` holds what is read of it,
 and that today's writers write it so. `copy` makes it whole: git keeps neither dates nor a file of many zeros.

@@ -24,7 +24,7 @@ from handler.server.shutdown import DRAIN_S
 from handler.worker.clock import GRACE_S
 from serving import Served
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BUDGET_S = Settings().cold_start_budget_s
 L4_GB, CLOUD_RUN_STARTS_S = 24, 240
 

@@ -26,7 +26,7 @@ from handler.model.hardware import Hardware
 from handler.volume.publishing import publishing
 from handler.volume.sources import EMBEDDED
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SPARK = MODELS["spark"]
 CPU = Hardware("cpu", "CPU", "fp32", "a test")
 NATIVE, UNSEEN = (256, 256), (384, 320)
@@ -305,18 +305,40 @@ def test_processors_are_told_apart(one: str, other: str, tmp_path: Path, monkeyp
 
 def test_all_code_that_makes_a_package_is_in_its_key() -> None:
     """What blocks' compiler and layers import of ours, but for what reads, finds or rounds weights or fails."""
-    needed, wanted = set[str](), ["blocks", "quant", "attention"]
-    aside = {"clock", "compiled", "errors", "hardware", "reader", "rounding", "settings", "spec", "toolchain"}
-    aside |= {"discreet", "faults", "listing", "untrusted", "volume"}
+    needed, wanted = set[str](), ["model/compiling/package", "model/loading/quant", "model/attention"]
+    aside = (
+        "core/",
+        "volume/",
+        "model/hardware",
+        "model/faults",
+        "model/loading/rounding",
+        "model/compiling/toolchain",
+    )
     while wanted:
         needed.add(name := wanted.pop())
         found = ast.walk(ast.parse((ROOT / "handler" / f"{name}.py").read_text()))
-        froms = [node for node in found if isinstance(node, ast.ImportFrom)]
-        names = {node.module.removeprefix("handler.") for node in froms if (node.module or "").startswith("handler.")}
-        names |= {alias.name for node in froms if node.module == "handler" for alias in node.names}
-        wanted += names - needed - aside
+        froms = [node for node in found if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "handler"]
+        names = {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+        places = {place for name in names for place in (name, name.rpartition(".")[0])}
+        paths = {place.removeprefix("handler.").replace(".", "/") for place in places}
+        there = {path for path in paths if (ROOT / "handler" / f"{path}.py").exists()}
+        wanted += [path for path in there - needed if not path.startswith(aside)]
     assert needed <= {*artifacts.CODE}
     assert all((ROOT / "handler" / f"{name}.py").exists() for name in artifacts.CODE)
+
+
+def test_code_that_only_moved_is_the_same_code(tmp_path: Path) -> None:
+    before, moved, changed = (tmp_path / f"{name}.py" for name in ("before", "moved", "changed"))
+    before.write_text("from handler.a import (\n    b,\n    c,\n)\n\n\ndef f():\n    import torch\n    return b(c)\n")
+    moved.write_text("import torch\nfrom handler.d.a import b, c\n\ndef f():\n    return b(c)\n")
+    changed.write_text("from handler.a import b, c\n\n\ndef f():\n    return c(b)\n")
+    assert artifacts.lines(before) == artifacts.lines(moved) == ["def f():", "    return b(c)"]
+    assert artifacts.lines(changed) != artifacts.lines(moved)
+
+
+def test_what_was_compiled_before_files_moved_is_still_good() -> None:
+    """Where the code that compiles is changed in earnest, its row of `SAME` goes."""
+    assert artifacts.fingerprint(SPARK, CPU)["code"] in artifacts.SAME.values()
 
 
 def test_inductors_settings_and_torchs_precision_are_in_the_key() -> None:

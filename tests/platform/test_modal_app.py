@@ -25,7 +25,7 @@ from handler import MODELS, Lane, StartError
 from handler.core.birth import process_age
 from handler.core.errors import DeviceLost, SettingsError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = {"prompt": "a red circle", "num_inference_steps": 4}
 KEYS = {"KINDLING_API_KEYS": "secret"}
 SIGNED = {"authorization": "Bearer secret"}

@@ -32,7 +32,7 @@ from handler import MODELS, ImageRequest, StartError, Worker
 from handler.api import pieces
 from handler.core.errors import SettingsError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 APP = ROOT / "platform" / "fal_app.py"
 INSTALLED = importlib.util.find_spec("fal") is not None
 LONG_BUDGET = {"KINDLING_COLD_START_BUDGET_S": "3600"}  # this process was born long before it loads the model

@@ -83,7 +83,7 @@ def served(settings: Settings) -> Iterator[str]:
 )
 def test_schemathesis_finds_nothing(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All its checks, in all its phases: examples, coverage, fuzzing, stateful."""
-    # It sends one idempotency key with body after body, which is refused, as tests/test_repeats.py has it.
+    # It sends one idempotency key with body after body, which is refused, as tests/server/test_repeats.py has it.
     monkeypatch.setattr(app, "key_of", lambda headers: idempotency.key_of(headers) and None)
     key = ["--header", f"Authorization: Bearer {KEY}"] if settings.api_keys else []
     bounds = ["--seed", "1", "--max-examples", "15", "--workers", "1", "--generation-database", "none"]

@@ -20,7 +20,7 @@ from handler.model.loading.quant import SCHEMES, quantise
 from handler.volume.publishing import publishing
 from handler.volume.sources import served_source, weight_facts, weights_folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SERVE = """
 import json, sys
 from handler import Clock, ImageRequest, Settings, Worker

@@ -51,7 +51,7 @@ def spark(tmp_path: Path) -> Path:
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three components of 10,000 bytes and more, in chunks of 4096."""
-    for module in ("volume", "reader", "weights"):
+    for module in ("volume.manifest", "volume.reader", "model.loading.weights"):
         monkeypatch.setattr(f"handler.{module}.CHUNK", CHUNK)
     for number, name in enumerate("abc"):
         (tmp_path / name).mkdir()

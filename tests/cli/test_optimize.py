@@ -28,7 +28,7 @@ from handler.core.errors import KindlingError, StartError
 from handler.model.hardware import Hardware, expected
 from handler.volume.receipts import Candidate, Figures, Outcome, current, folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BASE, INT8, FP8, FP16 = (Candidate(name, False) for name in ("bf16", "int8", "fp8", "fp16"))
 COMPILED = Candidate("bf16", True)
 BLOCKS = {"mxfp8", "nvfp4"}

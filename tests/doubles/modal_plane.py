@@ -27,7 +27,7 @@ from modal._serialization import deserialize_data_format, serialize, serialize_d
 from modal_proto import api_grpc
 from modal_proto import api_pb2 as pb
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEADLINE_S = 180.0
 BUILDER = "2025.06"
 FROM_CONTAINERS = ("FunctionPutOutputs", "FunctionCallPutDataOut", "TaskResult", "VolumeCommit")
@@ -347,7 +347,7 @@ def _route(name: str) -> Any:
         self.plane.calls[name].append(request)
         reply = FIXED.get(name) or getattr(self.plane, name, lambda request: None)(request)
         if reply is None:
-            raise GRPCError(Status.UNIMPLEMENTED, f"tests/modal_plane.py does not know {name}")
+            raise GRPCError(Status.UNIMPLEMENTED, f"tests/doubles/modal_plane.py does not know {name}")
         await stream.send_message(reply)
 
     return answer

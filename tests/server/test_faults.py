@@ -24,14 +24,14 @@ import pytest
 
 from serving import Served
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 ROUTE = "/v1/images/generations"
 PATIENCE_S = 60
 GONE = "cancelled"
 
 
 class Faulty(Served):
-    """The process of tests/faulty.py, and what it has been asked so far."""
+    """The process of tests/doubles/faulty.py, and what it has been asked so far."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         super().__init__(process)
@@ -101,7 +101,7 @@ class Faulty(Served):
 @contextlib.contextmanager
 def faulty(ready: bool = True, **environ: str) -> Iterator[Faulty]:
     process = subprocess.Popen(
-        [sys.executable, str(TESTS / "faulty.py"), "--port", "0"],
+        [sys.executable, str(TESTS / "doubles/faulty.py"), "--port", "0"],
         cwd=TESTS.parent,
         env={**os.environ, "PYTHONPATH": str(TESTS.parent), **environ},
         stdin=subprocess.PIPE,

@@ -19,7 +19,7 @@ from subprocess import Popen, TimeoutExpired
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "platform" / "runpod_worker.py"
 HOLD_S = 2.0  # a poll is held this long; the SDK leaves only between polls
 DEADLINE_S = 180.0

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving import serving
 
-DASHBOARD = json.loads((Path(__file__).parent.parent / "platform" / "grafana.json").read_text())
+DASHBOARD = json.loads((Path(__file__).parents[2] / "platform" / "grafana.json").read_text())
 PANELS = DASHBOARD["panels"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 SCRAPED = {"job", "instance"}  # the labels that Prometheus adds

@@ -25,7 +25,7 @@ from handler.core.tracebacks import UNSAID, outline
 from otlp_plane import Receiver, receiving
 from serving import Served
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WORD, KEY, WRONG, TOKEN = "xylocanary", "key-canary-0451", "key-canary-wrong", "otlp-canary-77"
 CANARIES = ("canary", base64.b64encode(WORD.encode()).decode()[:12].lower())
 PROMPT = f"a {WORD} on a blue background"

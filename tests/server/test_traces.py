@@ -23,7 +23,7 @@ from handler.server.app import create_app
 from otlp_plane import Receiver, receiving
 from serving import serving
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEY, PROMPT = "canary-key-0451", "canary prompt, never to be seen"
 ROUTE = "/v1/images/generations"
 OK = {"prompt": PROMPT, "seed": 5, "size": "64x128", "num_inference_steps": 2}

@@ -3,8 +3,8 @@
 Tensors of it say that they are on a device, compute on the CPU, and note what cannot go on before the device has done
 all it was told: numbers that the host reads, shapes that hang on them, copies to and from pageable memory.
 
-    python tests/waits.py       draws from text and edits with every family and scheduler; prints as JSON what waited in
-                                one step, and after the last one: the kind of wait, the file and function, how often
+    python tests/model/waits.py   draws from text and edits with every family and scheduler; prints as JSON what waited
+                                  in one step, and after the last one: kind of wait, file and function, how often
 
 It changes torch for its whole process, so tests run it in one of its own.
 """
@@ -24,7 +24,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEVICE = "counting"
 SITES = ("diffusers/", "transformers/", "handler/")
 READ = {"_local_scalar_dense": "item", "nonzero": "nonzero", "masked_select": "nonzero", "equal": "item"}
@@ -258,7 +258,7 @@ class Mark:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests/doubles")]
     library = register()
     with Counting():
         print(json.dumps({"cases": dict(cases()), "plain": plain()}))

@@ -27,7 +27,7 @@ from handler.cli.configured import described, listed
 from handler.core.errors import BudgetExceeded, InvalidValue, SettingsError
 from handler.server.shutdown import Server
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def kindling(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -63,8 +63,8 @@ def own_of_the_end(model: str, way: str) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def counted() -> Any:
-    """What tests/waits.py says."""
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tests/waits.py")]
+    """What tests/model/waits.py says."""
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tests/model/waits.py")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -31,7 +31,7 @@ from handler.volume.sources import EMBEDDED, fetched_folder, model_source
 from hub_plane import DEADLINE_S, TREE, Hub, Trouble
 from hub_plane import Repository as Shelf
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
 INDEX: dict[str, Any] = json.loads((EMBEDDED / "spark" / "model_index.json").read_bytes())  # FLUX's, as on the hub
 NEEDED = """

@@ -19,7 +19,7 @@ from handler.model.hardware import Hardware
 from handler.worker.memory import fit
 from runpod_plane import DEADLINE_S, clean_environment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
 OTHER_SETTINGS = {"MAX_CONCURRENCY", "RUNPOD_INIT_TIMEOUT"}  # read by the worker, and by RunPod
