@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
-from handler import attention, compiled, stepcache
+from handler import attention, compiled, imports, stepcache
 from handler.batching import Gains
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
 from handler.boots import BootLog, measured, past
@@ -69,7 +69,7 @@ class Worker:
     def boot(cls, settings: Settings, clock: Clock | None = None) -> Self:
         """Load the model under the cold-start budget; raises a StartError, and never returns half a worker."""
         clock = clock or Clock(settings.cold_start_budget_s)
-        with clock.start(settings.model):
+        with clock.start(settings.model), imports.thawed():
             clock.ledger.model = (spec := find(settings.model)).id
             clock.record = BootLog(settings.volume, clock.birth)
             clock.arm()
@@ -85,7 +85,7 @@ class Worker:
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:
             reader, other = _opened(files, source, vae)
-            with clock.phase("import"), importlib.import_module("handler.rounding").hidden():
+            with clock.phase("import"), imports.uncollected(), imports.lean():
                 families = importlib.import_module("handler.families")
                 families.quiet()
                 family = importlib.import_module(spec.family)

@@ -15,6 +15,7 @@ FLOOR = {
     "birth": 0,
     "discreet": 0,
     "errors": 0,
+    "imports": 0,
     "licenses": 0,
     "stepcache": 0,
     "untrusted": 0,
