@@ -6,6 +6,7 @@ knows how fal rents GPUs; what a request means, it does not know.
 """
 
 import asyncio
+import gc
 import math
 import os
 import subprocess
@@ -86,6 +87,7 @@ class Kindling(fal.App):
         self.lane = Lane(Settings.from_env(ENVIRONMENT))
         self.lane.start()
         self.lane.wait_booted()
+        gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
 
     def teardown(self) -> None:
         """Finish the picture that is being drawn."""

@@ -8,6 +8,7 @@ Modal's, with the model loaded.
 This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
+import gc
 import importlib
 import math
 import os
@@ -98,6 +99,7 @@ class Kindling:
         self.app = create_app(self.lane, public=not PROXIED)
         self.lane.start()
         self.lane.wait_booted()
+        gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
         if SNAPSHOT == "gpu":
             self.lane.meter.stop()
 

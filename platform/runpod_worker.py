@@ -6,6 +6,7 @@ how RunPod carries jobs; what an input means, and how a picture is drawn, it doe
 
 import asyncio
 import functools
+import gc
 import json
 import os
 import re
@@ -49,6 +50,7 @@ def boot() -> None:
     at_once()
     streams()
     lane().wait_booted()
+    gc.freeze()  # what a worker has now it keeps: no collection looks through it while a job waits
 
 
 def at_once(current: int = 1) -> int:

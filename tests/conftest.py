@@ -17,9 +17,9 @@ os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"  # of the code that 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kindling-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
-from handler.model.loading import rounding
+from handler.model import imports
 
-with rounding.hidden():  # as a worker imports them
+with imports.uncollected(), imports.lean():  # as a worker imports them
     import handler.model.families.flux  # noqa: F401
 
 from collections.abc import Iterator

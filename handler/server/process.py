@@ -1,6 +1,7 @@
 """The serving process: its sockets, one lane, one exit code."""
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -95,6 +96,7 @@ def _report(lane: Lane, server: Server, address: str) -> None:
     """Say when the model is ready; then see to it that the server ends if it fails."""
     with contextlib.suppress(StartError):
         lane.wait_booted()
+        gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
         _invite(lane, address)
     server.watch()
 

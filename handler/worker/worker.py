@@ -22,7 +22,7 @@ from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import let_go
-from handler.model import attention, stepcache
+from handler.model import attention, imports, stepcache
 from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
@@ -73,7 +73,7 @@ class Worker:
     def boot(cls, settings: Settings, clock: Clock | None = None) -> Self:
         """Load the model under the cold-start budget; raises a StartError, and never returns half a worker."""
         clock = clock or Clock(settings.cold_start_budget_s)
-        with clock.start(settings.model):
+        with clock.start(settings.model), imports.thawed():
             clock.ledger.model = (spec := find(settings.model)).id
             clock.record = BootLog(settings.volume, clock.birth)
             clock.arm()
@@ -89,7 +89,7 @@ class Worker:
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:
             reader, other = _opened(files, source, vae)
-            with clock.phase("import"), importlib.import_module("handler.model.loading.rounding").hidden():
+            with clock.phase("import"), imports.uncollected(), imports.lean():
                 families = importlib.import_module("handler.model.families")
                 families.quiet()
                 family = importlib.import_module(spec.family)

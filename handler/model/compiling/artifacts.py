@@ -33,9 +33,8 @@ CODE = (  # what decides what is in a package, and what is expected of one
     *("model/compiling/fusing", "model/compiling/joining", "catalog/attention", "model/compiling/modulation"),
     *("catalog/precisions", "model/loading/quant", "model/families/autoencoders"),
 )
-SAME = {
-    "10cedae475f4ad54": "91aa3cfd63a9eb9a"
-}  # code that only moved since packages with the digest on the right were made
+# Code that only moved since packages were made that have the digest on the right.
+SAME = {"10cedae475f4ad54": "91aa3cfd63a9eb9a"}
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from handler.model.loading.rounding import hidden
+from handler.model.imports import lean
 
-with hidden():  # whoever imports a family first, be it a worker or a snapshot that has none yet
+with lean():  # whoever imports a family first, be it a worker or a snapshot that has none yet
     import diffusers.utils.logging
     import transformers.utils.logging
     from transformers.utils.import_utils import is_torchao_available

@@ -2,13 +2,12 @@
 
 torchao is imported here alone, and only where weights are rounded: by `bake`, `optimize`, or a start that finds none
 baked. Installed, it is found by diffusers and transformers, which import it at every start: 2 seconds, 94 modules and
-lines on stderr, for what a worker with baked weights never calls. So those two are imported while it is `hidden`.
+lines on stderr, for what a worker with baked weights never calls. So `imports.py` hides it from those two.
 """
 
 import contextlib
 import importlib
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,19 +21,6 @@ LEAST = torch.finfo(torch.float32).eps  # the least scale, for zeros; torchao ha
 NOISY = ("torchao", "torchao.prototype", "torch.utils._pytree")  # while it is imported: kernels for other torches
 Parts = tuple[Tensor, ...]
 Round = Callable[[Tensor], Parts]
-
-
-@contextlib.contextmanager
-def hidden() -> Iterator[None]:
-    """Let diffusers and transformers find no torchao, which they look for once; whoever wants it later may have it."""
-    if {"torchao", "diffusers", "transformers"} & sys.modules.keys():
-        yield
-        return
-    sys.modules["torchao"] = None  # type: ignore[assignment]  # Python's own sign: cannot be imported
-    try:
-        yield
-    finally:
-        sys.modules.pop("torchao", None)
 
 
 def _torchao(module: str) -> Any:
