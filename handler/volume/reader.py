@@ -198,3 +198,9 @@ def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
         return os.preadv(descriptor, [chunk[:1]], start, os.RWF_NOWAIT) >= 0
     except OSError as error:
         return not isinstance(error, BlockingIOError)
+
+
+def opened(files: contextlib.ExitStack, source: Source, vae: Source | None) -> tuple[Reader, Reader | None]:
+    """Readers of the model and of the other autoencoder, if there is one, for as long as `files` is open."""
+    reader = files.enter_context(Reader(source, without=("vae",) if vae else ()))
+    return reader, files.enter_context(Reader(vae)) if vae else None

@@ -1,7 +1,7 @@
 """The worker: boots one model once, then draws. The only holder of a model.
 
 `boot` is the cold start, in timed phases. `generate` draws one picture. Both must run on one thread;
-`lane.py` sees to that. torch and diffusers are first imported inside `boot`, as a timed phase.
+`engine/engine.py` sees to that. torch and diffusers are first imported inside `boot`, as a timed phase.
 """
 
 import importlib
@@ -31,8 +31,7 @@ from handler.model.hardware import Hardware, detect
 from handler.model.runner import Drawing, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label, vae_source
-from handler.volume.manifest import Source
-from handler.volume.reader import Reader
+from handler.volume.reader import opened
 from handler.volume.receipts import Gains, Receipt
 from handler.volume.sources import served_source
 from handler.worker import kernel
@@ -88,7 +87,7 @@ class Worker:
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:
-            reader, other = _opened(files, source, vae)
+            reader, other = opened(files, source, vae)
             with clock.phase("import"), imports.uncollected(), imports.lean():
                 families = importlib.import_module("handler.model.families")
                 families.quiet()
@@ -101,7 +100,7 @@ class Worker:
                 if hardware.precision != expected:  # the device, and so the receipt, is not what it seemed
                     files.close()
                     source = served_source(spec, settings.volume, hardware.precision)
-                    reader, other = _opened(files, source, vae)
+                    reader, other = opened(files, source, vae)
                     clock.ledger.weights = str(source.folder)
                 memory = require(spec, hardware, source, host_memory() / 1e9, settings.offload)
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
@@ -256,9 +255,3 @@ class Worker:
     def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
         """Draw one picture, with the seconds of each stage; `on_step` may raise to stop, or ask for a preview."""
         return sound(*self.draw([recipe], [on_step]))
-
-
-def _opened(files: ExitStack, source: Source, vae: Source | None) -> tuple[Reader, Reader | None]:
-    """Readers of the model and of the other autoencoder, if there is one, for as long as `files` is open."""
-    reader = files.enter_context(Reader(source, without=("vae",) if vae else ()))
-    return reader, files.enter_context(Reader(vae)) if vae else None

@@ -222,7 +222,8 @@ def test_a_bomb_costs_no_memory_and_no_words(tmp_path: Path) -> None:
         (tmp_path / str(i)).write_bytes(bomb)
     code = """if True:
         import pathlib, resource, sys
-        from handler import errors, references
+        from handler.api import references
+        from handler.core import errors
         for i in range(5):
             try:
                 references.references([pathlib.Path(sys.argv[1], str(i)).read_bytes()])

@@ -368,7 +368,8 @@ def test_restoring_starts_no_compiler(volume: Path) -> None:
     """A fresh process that restores has neither Dynamo's tracer nor Inductor's code generator loaded afterwards."""
     code = f"""
 import sys, pathlib, torch, diffusers
-from handler import MODELS, compiled
+from handler import MODELS
+from handler.model.compiling import artifacts
 from handler.model.hardware import Hardware
 from handler.model.compiling.modulation import Run, ahead
 from handler.volume.sources import EMBEDDED
@@ -376,7 +377,7 @@ from diffusers import FluxTransformer2DModel
 transformer = FluxTransformer2DModel.from_pretrained(EMBEDDED / "spark" / "transformer").requires_grad_(False)
 known = set(sys.modules)
 hardware = Hardware("cpu", "CPU", "fp32", "a test")
-found = compiled.restore(transformer, MODELS["spark"], hardware, pathlib.Path({str(volume)!r}))
+found = artifacts.restore(transformer, MODELS["spark"], hardware, pathlib.Path({str(volume)!r}))
 print(found.outcome, sorted(name for name in set(sys.modules) - known if name.startswith("torch._")))
 print([name for name in ("torch._inductor.graph", "torch._inductor.compile_fx") if name in sys.modules])
 """

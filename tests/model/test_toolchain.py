@@ -137,7 +137,7 @@ from types import SimpleNamespace as Fake
 extension = Fake(CUDA_HOME=None)
 sys.modules["torch"] = Fake(version=Fake(cuda="13.0"))
 sys.modules["torch.utils"] = Fake(cpp_extension=extension)
-from handler import toolchain
+from handler.model.compiling import toolchain
 bare = subprocess.run([*sys.argv[1:]], capture_output=True).returncode
 with toolchain.environment():
     given = subprocess.run([*sys.argv[1:]]).returncode

@@ -35,7 +35,8 @@ FAULTS = 1_000_000  # the first of six seeds that fail, as the table in `FAULTY`
 FAULTY = f"""
 import sys
 import torch
-from handler import errors, families
+from handler.core import errors
+from handler.model import families
 
 def boom(recipe):
     raise [

@@ -37,7 +37,8 @@ LOAD = """
 import importlib, json, sys
 from pathlib import Path
 import torch
-from handler import MODELS, Reader, families
+from handler import MODELS, Reader
+from handler.model import families
 from handler.core import host
 from handler.worker.footprint import weigh
 from handler.model.hardware import Hardware
