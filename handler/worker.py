@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
-from handler import attention, compiled, imports, stepcache
+from handler import attention, compiled, imports, stepcache, upstream
 from handler.batching import Gains
 from handler.blocks import bind_blocks, compile_blocks, unbind_blocks
 from handler.boots import BootLog, measured, past
@@ -86,7 +86,7 @@ class Worker:
         with ExitStack() as files:
             reader, other = _opened(files, source, vae)
             with clock.phase("import"), imports.uncollected(), imports.lean():
-                families = importlib.import_module("handler.families")
+                families, clock.ledger.imports = importlib.import_module("handler.families"), upstream.unknown()
                 families.quiet()
                 family = importlib.import_module(spec.family)
                 if spec.served_caching(settings.step_cache):

@@ -19,6 +19,7 @@ FLOOR = {
     "licenses": 0,
     "stepcache": 0,
     "untrusted": 0,
+    "upstream": 0,
     "deadline": 1,
     "hands": 0,
     "pieces": 0,
