@@ -53,6 +53,7 @@ class Ledger:
     compile_failure: str = ""
     memory: str = ""
     attention: str = ""
+    imports: str = ""
     weights: str = ""
     phase: str = "start"
     total_s: float = 0.0

@@ -22,7 +22,7 @@ from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import let_go
-from handler.model import attention, imports, stepcache
+from handler.model import attention, imports, stepcache, upstream
 from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
@@ -89,7 +89,7 @@ class Worker:
         with ExitStack() as files:
             reader, other = opened(files, source, vae)
             with clock.phase("import"), imports.uncollected(), imports.lean():
-                families = importlib.import_module("handler.model.families")
+                families, clock.ledger.imports = importlib.import_module("handler.model.families"), upstream.unknown()
                 families.quiet()
                 family = importlib.import_module(spec.family)
                 if spec.served_caching(settings.step_cache):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ from conftest import PATIENT, ROOT
 
 from fakes import raises
 from handler import StartError, Worker
-from handler.model import imports
+from handler.model import imports, upstream
 from handler.model.imports import Late, lean, thawed, uncollected
 
 BOOT = """
 import collections, gc, json, sys
-from handler import Clock, Settings, Worker
+from handler import Clock, Settings, Worker, upstream
+upstream.KNOWN = json.loads(sys.argv[1]) or upstream.KNOWN
+read = collections.Counter()
+sys.addaudithook(lambda event, about: read.update([about[0]] if event == "open" else []))
 before = gc.get_freeze_count()
 worker = Worker.boot(Settings(compile="off"), Clock(3600, publish=lambda ledger: None))
 found = {
     "collects": gc.isenabled(),
     "frozen": gc.get_freeze_count() - before,
     "roots": collections.Counter(name.split(".")[0] for name, module in sys.modules.items() if module),
+    "read": max(times for path, times in read.items() if str(path).endswith("/modeling_bert.py")),
+    "ledger": worker.ledger.imports,
 }
 """
 USED = """
@@ -34,21 +40,30 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler, i
 from transformers.loss.loss_for_object_detection import linear_sum_assignment
 import accelerate.commands.config.sagemaker as sagemaker
 import boto3, scipy.integrate, scipy.optimize, scipy.stats, torchao
+import transformers.models
+from transformers.utils.import_utils import define_import_structure
+structure, anew = transformers.models._import_structure, collections.defaultdict(list)
+for part in define_import_structure.__wrapped__(transformers.models.__path__[0]).values():
+    for key, values in part.items():
+        anew[key] += values
 EulerDiscreteScheduler(use_beta_sigmas=True).set_timesteps(3)
 found |= {
     "scheduler": len(LMSDiscreteScheduler().timesteps),
     "integral": round(integrate.quad(lambda x: x, 0, 2)[0], 6),
     "assigned": [list(map(int, each)) for each in linear_sum_assignment([[1, 0], [0, 1]])],
+    "structure": {key: sorted(values) for key, values in structure.items()} == {k: sorted(anew[k]) for k in anew},
     "session": sagemaker.boto3.Session is boto3.Session,
     "real": [type(each).__name__ for each in (boto3, scipy.integrate, scipy.optimize, scipy.stats, torchao)],
 }
 """
 
 
-def booted(then: str) -> dict[str, Any]:
-    """What a fresh process says that boots a worker and then runs this."""
+def booted(then: str = "", known: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    """What a fresh process says that boots a worker and then runs this, where these versions are known."""
     code = f"{BOOT}{then}\nprint(json.dumps(found))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(known)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     found: dict[str, Any] = json.loads(out.stdout)
     return found
 
@@ -59,9 +74,23 @@ def test_a_start_imports_what_draws_and_all_else_is_there_for_who_wants_it() -> 
     assert not {"boto3", "botocore", "torchao", "websockets", "skimage", "cache_dit"} & roots.keys()
     assert roots["scipy"] < 40  # the package itself, and nothing in it; there are 490 with what diffusers wants of it
     assert (found["collects"], found["frozen"]) == (True, 0)
-    assert found["scheduler"] == 1000
+    assert (found["read"], found["ledger"]) == (1, "")
+    assert (found["structure"], found["scheduler"]) == (True, 1000)
     assert (found["integral"], found["assigned"], found["session"]) == (2, [[0, 1], [1, 0]], True)
     assert found["real"] == ["module"] * 5
+
+
+def test_a_version_that_nobody_looked_at_is_left_alone_and_that_is_told() -> None:
+    found = booted(known={"transformers": ["0.1"]})
+    assert found["read"] == 2
+    assert found["ledger"] == f"transformers {version('transformers')} is not known"
+
+
+def test_what_was_changed_is_as_before() -> None:
+    utils = importlib.import_module("transformers.utils.import_utils")
+    before = utils.create_import_structure_from_path
+    assert upstream.transformers_models() is sys.modules["transformers.models"]
+    assert utils.create_import_structure_from_path is before
 
 
 @pytest.fixture
