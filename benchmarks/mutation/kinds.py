@@ -82,7 +82,7 @@ def _unary(node: ast.UnaryOp) -> Iterator[Found]:
 
 
 def _condition(node: ast.If | ast.While | ast.IfExp) -> Iterator[Found]:
-    if "__name__" not in ast.unparse(node.test):
+    if ast.unparse(node.test) != "TYPE_CHECKING" and "__name__" not in ast.unparse(node.test):
         yield "not", node.test, ast.UnaryOp(ast.Not(), node.test)
 
 
