@@ -8,8 +8,8 @@ from typing import Any
 import handler.families
 
 FILES = (
-    "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "fetch", "floors", "forms",
-    "golden", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter", "pairs",
+    "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "errors", "fetch", "floors", "forms",
+    "golden", "hub", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter", "pairs",
     "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "room", "scenes",
     "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
 )  # fmt: skip

@@ -54,9 +54,9 @@ def test_files_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("most", "one_more"),
     [
-        ([("image", b"x")] * forms.FILES, ("image", b"x")),
-        ([(f"field{i}", b"x") for i in range(forms.FIELDS)], ("another", b"x")),
-        ([("prompt", b"x" * (forms.FIELD_BYTES - 1))], ("prompt", b"xx")),
+        ([*[("image", b"x")] * 16, ("mask", b"x")], ("image", b"x")),
+        ([(f"field{i}", b"x") for i in range(64)], ("another", b"x")),
+        ([("prompt", b"x" * 999_999)], ("prompt", b"xx")),
     ],
     ids=["files", "fields", "bytes of a field"],
 )

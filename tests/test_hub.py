@@ -104,7 +104,9 @@ def test_what_the_hub_said_is_explained(error: Exception, told: str) -> None:
         raise error
 
 
-@pytest.mark.parametrize("make", [lambda: OSError(errno.ENOSPC, "No space left"), lambda: RuntimeError("(os error 28)")])
+@pytest.mark.parametrize(
+    "make", [lambda: OSError(errno.ENOSPC, "No space left"), lambda: RuntimeError("(os error 28)")]
+)
 def test_what_the_disk_said_is_the_volumes(make: Callable[[], Exception]) -> None:
     with (
         pytest.raises(VolumeFailed, match="Cannot write /volume: No space left.* Files that have come stay") as caught,
