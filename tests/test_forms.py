@@ -65,7 +65,7 @@ def test_a_form_holds_so_much(most: list[tuple[str, bytes]], one_more: tuple[str
     if len(most) == 1:  # longer, not more
         [(name, text)], most = most, []
         one_more = (name, text + one_more[1])
-    with pytest.raises(InvalidValue, match="cannot be read: (Too many|Part exceeded)"):
+    with pytest.raises(InvalidValue, match=r"cannot be read: (Too many|Part exceeded)"):
         read(form(parts=[*most, one_more]))
 
 

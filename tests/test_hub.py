@@ -109,7 +109,7 @@ def test_what_the_hub_said_is_explained(error: Exception, told: str) -> None:
 )
 def test_what_the_disk_said_is_the_volumes(make: Callable[[], Exception]) -> None:
     with (
-        pytest.raises(VolumeFailed, match="Cannot write /volume: No space left.* Files that have come stay") as caught,
+        pytest.raises(VolumeFailed, match=r"Cannot write /volume: No space left.* Files that have come stay") as caught,
         explained("a model", HUB, Path("/volume")),
     ):
         raise (error := make())
