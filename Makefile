@@ -3,8 +3,8 @@
 # make quick  run the tests that need no model, no process and no compiler: a minute
 # make check  lint and types
 # make mutate change the core modules a little, run their tests each time, and write benchmarks/results/mutation.json: how
-#             many of the changes they notice (hours); make mutate-changes makes those that are listed, and fails if
-#             any goes unnoticed
+#             many of the changes they notice (hours; MODULES=handler/line.py for a part); make mutate-changes makes
+#             those that are listed, and fails if any goes unnoticed
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
@@ -39,7 +39,7 @@ check: $(VENV)/dev
 	$(BIN)/mypy
 
 mutate: $(VENV)/dev
-	$(BIN)/python benchmarks/mutate.py --seed $(SEED) --n 12 --save
+	$(BIN)/python benchmarks/mutate.py $(MODULES) --seed $(SEED) --n 12 --save
 
 mutate-changes: $(VENV)/dev
 	$(BIN)/python benchmarks/mutate.py --changes

@@ -2,7 +2,8 @@
 
 Of each module a sample of `--n` changes is tried (mutation/changes.py), the same for the same seed; its tests run in a
 fork of a process that has torch already, on a copy of the checkout, each under a limit. mutation/modules.toml names the
-tests of each module, mutation/equivalent.toml the changes that no test could notice, and why.
+tests of each module, mutation/equivalent.toml the changes that no test could notice, and why. `--save` puts the row of
+each module into results/mutation.json as soon as it is there, and leaves the others': all can be tried in parts.
 mutmut forks as cheaply, but changes no table, field, property or context manager, leaves no statement out, and wraps
 each function, which compiling sees; cosmic-ray imports torch anew for each change.
 
@@ -13,7 +14,9 @@ import argparse
 import json
 import sys
 import tomllib
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from mutation.trial import BAD, GOOD, HUNG, Ran, Trial, trials
 
 ROOT = Path(__file__).parent.parent
 MODULES, EQUIVALENT = "benchmarks/mutation/modules.toml", "benchmarks/mutation/equivalent.toml"
-CHANGES = "benchmarks/changes"
+CHANGES, RESULTS = "benchmarks/changes", "benchmarks/results"
 UNCHANGED_S, LISTED_S = 900.0, 120.0  # limits: of a module's tests as they are; of those of a listed change
 SLACK = 2  # times as long a changed module's may take, and `slack_s` of the table longer
 
@@ -53,16 +56,13 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", help="such as handler/engine/queue.py (default: all of modules.toml)")
     parser.add_argument("--n", type=int, default=10, help="changes of each module (default: 10)")
     parser.add_argument("--seed", type=int, default=1, help="which sample (default: 1)")
-    parser.add_argument("--json", type=Path, help="a file for the survivors")
     parser.add_argument("--changes", action="store_true", help="try the listed changes, not a sample")
     parser.add_argument("--checkout", type=Path, default=ROOT, help="whose modules, tests and tables (default: this)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/mutation.json")
+    parser.add_argument("--save", action="store_true", help="put their rows into benchmarks/results/mutation.json")
     options = parser.parse_args()
     table = tomllib.loads((options.checkout / MODULES).read_text())
     if not options.changes and (unknown := set(options.modules) - table["tests"].keys()):
         parser.error(f"{MODULES} names no tests of {', '.join(sorted(unknown))}")
-    if options.save and options.modules:
-        parser.error("--save is for all modules")
     with trials(options.checkout, table["heavy"]) as trial:
         try:
             return listed(trial, options) if options.changes else sampled(trial, options, table)
@@ -72,28 +72,35 @@ def main() -> int:
 
 def sampled(trial: Trial, options: argparse.Namespace, table: dict[str, Any]) -> int:
     """Try `--n` changes of each module."""
-    left, unsound = list[Survivor](), list[str]()
-    with report.measuring("mutation", options.save) as figures:
-        figures |= {"seed": options.seed, "n": options.n, "modules": (rows := [])}
+    rows, unsound = list[dict[str, Any]](), list[str]()
+    with report.measuring("mutation", save=False) as figures:
+        figures["modules"] = rows
         for path in options.modules or table["tests"]:
             try:
-                row, survivors = module(trial, path, table, options.n, options.seed)
+                rows.append(module(trial, path, table, options.n, options.seed))
             except Unsound as error:  # hours may lie behind us
                 print(error, flush=True)
                 unsound.append(path)
                 continue
-            rows.append(row)
-            left += survivors
-            if options.json:
-                options.json.write_text(json.dumps([asdict(each) for each in left], indent=1))
-        figures |= {"noticed_percent": percent(rows), "survivors": [asdict(each) for each in left]}
+            if options.save:
+                save(options.checkout / RESULTS, rows[-1], table["tests"])
+        figures["noticed_percent"] = percent(rows)
         if unsound:
             sys.exit(f"Tests that fail over unchanged code prove nothing: those of {', '.join(unsound)}.")
     return 0
 
 
-def module(trial: Trial, path: str, table: dict[str, Any], n: int, seed: int) -> tuple[dict[str, Any], list[Survivor]]:
-    """One module's row, and what survived."""
+def save(folder: Path, row: dict[str, Any], modules: Collection[str]) -> None:
+    """Put a module's row in the place of its last one, and leave the other modules'."""
+    file = folder / "mutation.json"
+    rows = json.loads(file.read_text())["modules"] if file.exists() else []
+    by_module = {each["module"]: each for each in (*rows, row)}
+    rows = [by_module[path] for path in modules if path in by_module]
+    report.write("mutation", report.facts("mutation", {"noticed_percent": percent(rows), "modules": rows}), folder)
+
+
+def module(trial: Trial, path: str, table: dict[str, Any], n: int, seed: int) -> dict[str, Any]:
+    """Its row."""
     source, tests = (trial.root / path).read_bytes(), table["tests"][path]
     sample, total = pick(path, source, n, seed), sum(1 for _ in changes(source))
     plain = as_it_is(trial, tests)
@@ -109,16 +116,19 @@ def module(trial: Trial, path: str, table: dict[str, Any], n: int, seed: int) ->
         print(f"  {told:10} {ran.seconds:5.1f} s  {one}  {' '.join(ran.failed[:1])}", flush=True)
     row = {
         "module": path,
+        "date": datetime.now(UTC).date().isoformat(),
+        "seed": seed,
+        "n": n,
         "unchanged_s": round(plain.seconds, 1),
         "possible": total,
         "tried": len(sample),
         "noticed": len(sample) - len(survivors),
         "hung": codes.count(HUNG),
         "equivalent": sum(bool(each.reason) for each in survivors),
+        "survivors": [asdict(each) for each in survivors],
     }
-    row["noticed_percent"] = percent([row])
-    print(f"  {row['noticed_percent']} % noticed", flush=True)
-    return row, survivors
+    print(f"  {percent([row])} % noticed", flush=True)
+    return row | {"noticed_percent": percent([row])}
 
 
 def survivor(path: str, change: Change, source: bytes, reasons: dict[tuple[str, ...], str]) -> Survivor:

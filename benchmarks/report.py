@@ -57,10 +57,10 @@ def facts(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(name: str, line: dict[str, Any]) -> Path:
+def write(name: str, line: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Put the line into results/`name`.json, at once."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(line, indent=1) + "\n")
     return part.replace(path)

@@ -8,9 +8,10 @@ from typing import Any
 import handler.model.families
 
 FILES = (
-    "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "fetch", "floors", "forms",
-    "golden", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter", "pairs",
-    "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "room", "scenes",
+    "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "errors", "fetch", "floors",
+    "forms", "golden", "hub", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter",
+    "pairs", "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "request",
+    "room", "scenes",
     "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
 )  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures

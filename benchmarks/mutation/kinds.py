@@ -32,6 +32,7 @@ OTHERS: dict[type[ast.AST], type[ast.AST]] = {
     ast.RShift: ast.LShift,
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list", "reversed": "list"}
+NOTHING = ("None", "False", "[]", "()", "{}", "''")  # what is as false as None; False becomes True, as a constant
 NEVER = "ZeroDivisionError"  # in the place of an exception that is caught
 LARGE = 1000  # one more of so many is not worth a test; twice as many is
 # Keywords of a call that say something to people, or make sure of what is true anyway.
@@ -82,7 +83,7 @@ def _unary(node: ast.UnaryOp) -> Iterator[Found]:
 
 
 def _condition(node: ast.If | ast.While | ast.IfExp) -> Iterator[Found]:
-    if "__name__" not in ast.unparse(node.test):
+    if ast.unparse(node.test) != "TYPE_CHECKING" and "__name__" not in ast.unparse(node.test):
         yield "not", node.test, ast.UnaryOp(ast.Not(), node.test)
 
 
@@ -135,7 +136,7 @@ def _entries(node: ast.Dict) -> Iterator[Found]:
 
 
 def _return(node: ast.Return) -> Iterator[Found]:
-    if node.value and ast.unparse(node.value) not in ("None", "[]", "()", "{}", "''"):
+    if node.value and ast.unparse(node.value) not in NOTHING:
         yield "return", node, "return None"
 
 

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 # No cache beside the tests, no rewriting of their asserts at each fork: what failed is told by name.
 OPTIONS = ("-q", "--assert=plain", "--tb=short", "-p", "no:cacheprovider")
 SUBREAPER = 36  # linux/prctl.h: orphans of what we start become our children, so that we can end them
@@ -40,8 +42,8 @@ class Ran:
     said: str
 
 
-class Failed:
-    """A plugin of pytest's that writes the names of tests that fail to a file, at once."""
+class Plugin:
+    """Of pytest's: it writes the names of tests that fail to a file, at once, and keeps the order they are named in."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -53,6 +55,13 @@ class Failed:
                 file.write(f"{report.nodeid}\n")
 
     pytest_collectreport = pytest_runtest_logreport
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Iterator[None]:
+        """Those that notice most and soonest are named first, whatever order suits who runs them all."""
+        place = {item: i for i, item in enumerate(items)}
+        yield
+        items.sort(key=lambda item: place[item])
 
 
 class Trial:
@@ -87,9 +96,7 @@ class Trial:
             os.environ["PYTHONPATH"] = sys.path[0] = str(self.root)
             os.environ["TMPDIR"] = tempfile.tempdir = str(self._temporary)
             sys.argv = ["pytest"]
-            import pytest
-
-            code = int(pytest.main(options, [Failed(failed)]))
+            code = int(pytest.main(options, [Plugin(failed)]))
         except BaseException:
             traceback.print_exc()
         finally:
@@ -134,7 +141,7 @@ def trials(checkout: Path, heavy: Sequence[str]) -> Iterator[Trial]:
 def _import(heavy: Sequence[str]) -> None:
     sys.modules["torchao"] = None  # a worker hides it from diffusers, which looks but once
     with warnings.catch_warnings(action="ignore"):
-        for name in ("pytest", *heavy):
+        for name in heavy:
             importlib.import_module(name)
     del sys.modules["torchao"]
     gc.freeze()  # pytest collects garbage at its end: seconds, with all of that

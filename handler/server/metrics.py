@@ -79,9 +79,7 @@ GAUGES = (
     Gauge("inflight", "Pictures being drawn.", "", lambda lane: {"": lane.drawing}),
     Gauge("state", "1 for what the worker is.", "state", lambda lane: {s: s == lane.state for s in get_args(State)}),
     Gauge("boot_outcome", "1 for how its cold start went.", "outcome", lambda lane: {lane.ledger.outcome: 1}),
-    Gauge(
-        "plan", "1 for how it runs the model.", "plan", lambda lane: {lane.ledger.plan: 1} if lane.ledger.plan else {}
-    ),
+    Gauge("plan", "1 for how it runs the model.", "plan", _plan),
     Gauge(
         "compile_failed",
         "1 if it is eager because compiling failed, here or before.",
@@ -89,9 +87,7 @@ GAUGES = (
         lambda lane: {"": bool(lane.ledger.compile_failure) if lane.ledger.plan else None},
     ),
     Gauge("cold_start_seconds", "From birth to ready.", "", lambda lane: {"": lane.ledger.total_s or None}),
-    Gauge(
-        "load_seconds", "Cold start by phase.", "phase", lambda lane: {p.name: p.seconds for p in lane.ledger.phases}
-    ),
+    Gauge("load_seconds", "Cold start by phase.", "phase", _load),
     Gauge("spend_dollars", "This month's, of this process and of all workers here.", "workers", _spend),
     Gauge("memory_bytes", "The GPU's, and this process's own.", "kind", _memory),
     Gauge("gpu_utilization_ratio", "How much of the time the GPU is busy.", "", _nvml("utilization", 0.01)),

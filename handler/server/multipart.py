@@ -27,7 +27,7 @@ class Parser(MultiPartParser):
 
     def __init__(self, headers: Headers, body: bytes) -> None:
         super().__init__(headers, self._whole(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
-        self.spool_max_size = len(body) + 1  # so no file leaves memory
+        self.spool_max_size = len(body)  # so no file leaves memory
         self._ended = False
 
     def on_end(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from isal import isal_zlib
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from handler import MODELS, ImageRequest
 from handler.api import codec
@@ -127,6 +127,38 @@ def test_lossy_formats_obey_quality(form: str) -> None:
     image = Image.open(io.BytesIO(large))
     assert image.format == form.upper()
     assert np.abs(np.asarray(image).astype(int) - smooth).mean() < 4
+
+
+@pytest.mark.parametrize(("quality", "sampling"), [(0, 2), (89, 2), (90, 0), (100, 0)])
+def test_good_jpegs_keep_all_of_their_colours(quality: int, sampling: int) -> None:
+    image = Image.open(io.BytesIO(encode(np.zeros((16, 16, 3), np.uint8), "jpeg", quality, None)))
+    assert JpegImagePlugin.get_sampling(image) == sampling  # 0 is 4:4:4, 2 is 4:2:0
+
+
+def test_recoding_is_encoding_anew() -> None:
+    rgb = RNG.integers(0, 256, (8, 8, 3), np.uint8)
+    png = encode(rgb, "png", 100, PARAMETERS)
+    assert codec.recode(png, "jpeg", 50) == encode(rgb, "jpeg", 50, None)
+    assert codec.recode(png, "png", 50) == encode(rgb, "png", 100, None)
+
+
+def test_parameters_are_written_in_one_way() -> None:
+    """So that equal pictures are equal files, whatever the order in which things were put together."""
+    data = encode(np.zeros((1, 1, 3), np.uint8), "png", 100, {"b": 1, "a": "é"})
+    assert chunk(b"iTXt", b"kindling\0\0\0\0\0" + '{"a": "é", "b": 1}'.encode()) in data
+    assert data.index(b"IHDR") < data.index(b"iTXt") < data.index(b"IDAT")
+    assert parameters_of(RECIPE, {"plan": "EAGER"}, "1") == RECIPE.described() | {"plan": "EAGER", "version": "1"}
+
+
+@pytest.mark.parametrize(("more", "reads"), [(0, True), (1, False)])
+def test_how_long_parameters_may_be(more: int, reads: bool, tmp_path: Path) -> None:
+    text = b"kindling\0\0\0\0\0" + b'{"a": 1}'
+    (tmp_path / "a.png").write_bytes(PNG_SIGNATURE + chunk(b"iTXt", text.ljust(1_000_000 + more)) + chunk(b"IEND", b""))
+    if reads:
+        assert read_parameters(tmp_path / "a.png") == {"a": 1}
+    else:
+        with pytest.raises(InvalidValue, match="no Kindling parameters"):
+            read_parameters(tmp_path / "a.png")
 
 
 def test_parameters_round_trip(tmp_path: Path) -> None:

@@ -55,18 +55,38 @@ def mutate(checkout: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_is_noticed_and_what_is_not(tiny: Path) -> None:
-    ran = mutate(tiny, "--n", "99", "--json", "left.json")
+    ran = mutate(tiny, "--n", "99")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert re.search(r"noticed .* return a > b  ->  return \(a >= b\)  test_house.py::test_larger", ran.stdout)
     assert re.search(r"hung .* event\.set\(\)  ->  pass", ran.stdout)
     assert re.search(r"SURVIVED .* DOORS = 3  ->  DOORS = 4", ran.stdout)
     assert re.search(r"equivalent .* SPARE = 7  ->  SPARE = 8", ran.stdout)
-    [row] = (line := json.loads(ran.stdout.splitlines()[-1]))["modules"]
-    left = json.loads((tiny / "left.json").read_text())
-    assert left == line["survivors"]
+    [row] = json.loads(ran.stdout.splitlines()[-1])["modules"]
     assert [row[name] for name in ("tried", "noticed", "hung", "equivalent", "noticed_percent")] == [5, 3, 1, 1, 75.0]
-    assert [(each["line"], each["reason"]) for each in left] == [(1, ""), (2, "nobody reads it")]
+    assert [(each["line"], each["reason"]) for each in row["survivors"]] == [(1, ""), (2, "nobody reads it")]
     assert (tiny / "house.py").read_text() == TINY["house.py"]
+
+
+def test_a_row_is_saved_beside_those_of_other_modules(tiny: Path) -> None:
+    results, before = tiny / "benchmarks" / "results" / "mutation.json", {"seed": 7, "equivalent": 0}
+    rows = [before | {"module": name, "tried": 4, "noticed": 2} for name in ("gone.py", "house.py", "roof.py")]
+    results.parent.mkdir()
+    results.write_text(json.dumps({"modules": rows}))
+    with (tiny / "benchmarks" / "mutation" / "modules.toml").open("a") as table:
+        table.write('"roof.py" = ["test_house.py"]\n')
+    ran = mutate(tiny, "house.py", "--n", "1", "--seed", "3", "--save")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    first, second = (line := json.loads(results.read_text()))["modules"]
+    assert (first["module"], first["seed"], first["n"], first["noticed_percent"]) == ("house.py", 3, 1, 100.0)
+    assert (second, line["noticed_percent"]) == (rows[2], 60.0)
+
+
+def test_tests_run_in_the_order_in_which_they_are_named(tiny: Path) -> None:
+    (tiny / "conftest.py").write_text("def pytest_collection_modifyitems(items):\n    items.reverse()\n")
+    (tiny / "house.py").write_text("DOORS = 3\n")
+    one = "def test_{}():\n    assert house.DOORS == 3\n\n\n"
+    (tiny / "test_house.py").write_text(f"import house\n\n\n{one.format('first')}{one.format('second')}")
+    assert re.search(r"noticed .* DOORS = 4  test_house.py::test_first", mutate(tiny).stdout)
 
 
 def test_listed_changes_must_fail_each_test_that_they_name(tiny: Path) -> None:
@@ -126,7 +146,8 @@ def test_listed_changes_have_their_place(change: dict[str, Any]) -> None:
 def test_tables_name_what_there_is() -> None:
     folder = ROOT / "benchmarks" / "mutation"
     for module, tests in tomllib.loads((folder / "modules.toml").read_text())["tests"].items():
-        assert all((ROOT / path.partition("::")[0]).is_file() for path in (module, *tests)), module
+        named = [test.removeprefix("--deselect=") for test in tests if test != "--quick"]
+        assert all((ROOT / path.partition("::")[0]).is_file() for path in (module, *named)), module
     for each in tomllib.loads((folder / "equivalent.toml").read_text())["equivalent"]:
         assert each["reason"]
         assert each["before"] in " ".join((ROOT / each["path"]).read_text().split()), each["before"]

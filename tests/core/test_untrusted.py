@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from handler import MODELS, Settings
 from handler.api import codec
 from handler.api.dispatch import Api
-from handler.core import stepcache
+from handler.core import stepcache, untrusted
 from handler.core.errors import InvalidJson, InvalidValue, KindlingError, VolumeFailed, WeightsCorrupt
 from handler.core.request import ImageRequest
 from handler.core.untrusted import DEEPEST, Malformed, check, load, parse, shaped
@@ -248,3 +248,13 @@ def test_a_file_that_cannot_be_read_is_not_called_missing(tmp_path: Path) -> Non
     with pytest.raises(KindlingError) as caught:
         vae_source(str(tmp_path), tmp_path)
     assert isinstance(caught.value, VolumeFailed)
+
+
+def test_how_many_values_a_text_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert untrusted.MOST == 1 << 20
+    monkeypatch.setattr(untrusted, "MOST", 6)
+    for text in ("[1, 2, 3, 4, 5]", "[[1, 2], [3]]", '{"a": [1, 2], "b": [3]}', "[[[[[1]]]]]"):
+        untrusted.parse(text)
+    for text in ("[1, 2, 3, 4, 5, 6]", "[[1, 2], [3, 4]]", '{"a": [1, 2], "b": [3, 4]}', "[[[[[1, 2]]]]]"):
+        with pytest.raises(Malformed, match="too many values"):
+            untrusted.parse(text)

@@ -197,7 +197,9 @@ class _Routes(BaseHTTPRequestHandler):
         if refusal := repository.refusal(revision, name, token):
             return self._refuse(*refusal)
         if name == TREE:
-            return self._answer(200, {}, json.dumps([f.row(p) for p, f in repository.files.items()]).encode())
+            everything = "recursive=true" in urlsplit(self.path).query.lower().split("&")
+            rows = [f.row(p) for p, f in repository.files.items() if everything or "/" not in p]
+            return self._answer(200, {}, json.dumps(rows).encode())
         if self.command == "GET":
             self.hub.pass_by(name)
         return self._send(repository, name, int(first[1]) if first else 0, trouble)

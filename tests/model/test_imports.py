@@ -20,7 +20,8 @@ from handler.model.imports import Late, lean, thawed, uncollected
 
 BOOT = """
 import collections, gc, json, sys
-from handler import Clock, Settings, Worker, upstream
+from handler import Clock, Settings, Worker
+from handler.model import upstream
 upstream.KNOWN = json.loads(sys.argv[1]) or upstream.KNOWN
 read = collections.Counter()
 sys.addaudithook(lambda event, about: read.update([about[0]] if event == "open" else []))

@@ -325,3 +325,47 @@ def test_a_page_may_have_a_policy_of_its_own() -> None:
     own = {"content-security-policy": "default-src 'self'"}
     answer = ask(Head(HTMLResponse("<p>", headers=own)), "GET", "/")
     assert {name: answer.headers[name] for name in DEFAULTS} == DEFAULTS | own
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "own"),
+    [
+        ("localhost:1", "localhost", True), ("LocalHost", "LocalHost", True), ("127.0.0.1:80", "127.0.0.1", True),
+        ("127.9.9.9", "127.9.9.9", True), ("[::1]:8000", "::1", True), ("[::1]", "::1", True), ("[evil", "evil", False),
+        ("[fe80::1]:1", "fe80::1", False), ("evil.example:8000", "evil.example", False),
+        ("10.0.0.1", "10.0.0.1", False), ("localhost.evil:1", "localhost.evil", False), ("", "", False),
+    ],
+)  # fmt: skip
+def test_which_names_are_this_machines_own(host: str, name: str, own: bool) -> None:
+    assert (auth._name(host), auth.is_loopback(name)) == (name, own)
+
+
+@pytest.mark.parametrize(
+    ("settings", "here", "host", "lets"),
+    [
+        ({}, "127.0.0.1", "evil.example:1", False), ({}, "127.0.0.1", "localhost:1", True), ({}, "::1", "[::1]", True),
+        ({}, "127.0.0.1", "", True), ({}, "203.0.113.1", "kindling.example", True), ({}, None, "evil.example", True),
+        ({"allow_open": True}, "127.0.0.1", "evil.example", True),
+        ({"cors_origins": (PAGE,)}, "127.0.0.1", "evil.example", False),
+    ],
+)  # fmt: skip
+def test_without_keys_who_came_to_this_machine_asked_for_it(
+    settings: dict[str, Any], here: str | None, host: str, lets: bool
+) -> None:
+    headers = [(b"host", host.encode())] if host else []
+    scope: Scope = {"type": "http", "headers": headers, "server": (here, 80) if here else None}
+    refusal = auth.Neighbours(Settings(**settings))(scope)
+    assert (refusal is None) == lets
+    assert lets or "KINDLING_API_KEYS" in str(refusal)
+
+
+def test_what_a_page_may_read_of_an_answer(app: Callable[..., Any]) -> None:
+    answer = ask(app(cors_origins=(PAGE,)), "GET", "/ping", headers={"origin": PAGE})
+    told = answer.headers["access-control-expose-headers"].split(", ")
+    assert told == ["x-request-id", "retry-after", "x-should-retry", "idempotent-replayed"]
+    assert {name: answer.headers[name] for name in DEFAULTS} == {
+        "cache-control": "no-store",
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,15 +18,15 @@ EDGE = "a-boundary"
 PARTS = (("prompt", b"a red circle"), ("seed", b"7"), ("image", b"\x89PNG--a-boundar\r\n"), ("mask", b"\r\n--\r\n-"))
 
 
-def form(ending: bytes = b"--\r\n") -> bytes:
+def form(ending: bytes = b"--\r\n", parts: Sequence[tuple[str, bytes]] = PARTS) -> bytes:
     files = {"image": '; filename="a.png"\r\nContent-Type: image/png', "mask": '; filename="m.png"'}
-    parts = (
+    bodies = (
         f'--{EDGE}\r\nContent-Disposition: form-data; name="{name}"{files.get(name, "")}\r\n\r\n'.encode()
         + data
         + b"\r\n"
-        for name, data in PARTS
+        for name, data in parts
     )
-    return b"".join(parts) + f"--{EDGE}".encode() + ending
+    return b"".join(bodies) + f"--{EDGE}".encode() + ending
 
 
 def read(body: bytes, kind: str = f"multipart/form-data; boundary={EDGE}") -> dict[str, Any]:
@@ -35,6 +37,50 @@ def read(body: bytes, kind: str = f"multipart/form-data; boundary={EDGE}") -> di
 def test_a_whole_form(ending: bytes) -> None:
     wanted = {"prompt": "a red circle", "seed": 7, "image": [PARTS[2][1]], "mask": PARTS[3][1]}
     assert read(form(ending)) == wanted
+
+
+def test_each_field_has_the_type_that_json_gives_it() -> None:
+    texts = {"prompt": "7", "size": "1", "num_inference_steps": "4", "guidance_scale": "1e-1", "stream": "True"}
+    kept = {"prompt": "7", "size": "1", "num_inference_steps": 4, "guidance_scale": 0.1, "stream": True}
+    assert {name: multipart.typed(name, text) for name, text in texts.items()} == kept
+
+
+def test_files_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", None)  # where what is spooled ends
+    large = b"x" * (3 << 20)
+    assert read(form(parts=[("image", large)])) == {"image": [large]}
+
+
+@pytest.mark.parametrize(
+    ("most", "one_more"),
+    [
+        ([*[("image", b"x")] * 16, ("mask", b"x")], ("image", b"x")),
+        ([(f"field{i}", b"x") for i in range(64)], ("another", b"x")),
+        ([("prompt", b"x" * 999_999)], ("prompt", b"xx")),
+    ],
+    ids=["files", "fields", "bytes of a field"],
+)
+def test_a_form_holds_so_much(most: list[tuple[str, bytes]], one_more: tuple[str, bytes]) -> None:
+    read(form(parts=most))
+    if len(most) == 1:  # longer, not more
+        [(name, text)], most = most, []
+        one_more = (name, text + one_more[1])
+    with pytest.raises(InvalidValue, match=r"cannot be read: (Too many|Part exceeded)"):
+        read(form(parts=[*most, one_more]))
+
+
+@pytest.mark.parametrize("name", ["prompt", "seed", "mask", "n" * 100])
+def test_a_field_that_comes_twice_is_named(name: str) -> None:
+    with pytest.raises(InvalidValue, match=f"'{name[:80]}' appears twice") as caught:
+        read(form(parts=[(name, b"7"), (name, b"7")]))
+    assert caught.value.param == name[:80]
+
+
+def test_images_come_as_a_list_however_they_are_spelled() -> None:
+    assert read(form(parts=[("image[]", b"1"), ("image", b"2"), ("mask[]", b"3")])) == {
+        "image": ["1", b"2"],
+        "mask": "3",
+    }
 
 
 def test_a_form_cut_short_anywhere_is_refused() -> None:

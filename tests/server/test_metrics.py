@@ -341,3 +341,18 @@ def test_a_worker_that_stops_says_how_long_another_takes_to_start(lane: Lane, st
     reply = asyncio.run(Api(lane).call("/generate", {"prompt": "x"}))
     assert (reply.status, reply.headers) == (503, {"retry-after": told})
     lane.state = "ready"
+
+
+def test_where_the_histograms_have_their_bounds(lane: Lane) -> None:
+    """Dashboards and alerts hang on them: another bound makes the past and the present incomparable."""
+    told = metrics.Metrics(lane)
+    told.count("/ping", 200, "", 0.2)
+    told.picture(Picture(b"", "png", RECIPE, stages={"queue": 0.2, "encode": 0.2}))
+    bounds: dict[str, list[str]] = {}
+    for family in text_string_to_metric_families(told.text().decode()):
+        for each in family.samples:
+            if "le" in each.labels:
+                bounds.setdefault(each.name, []).append(each.labels["le"])
+    wanted = "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 25.0 60.0 120.0 300.0 +Inf"
+    names = ("kindling_request_seconds_bucket", "kindling_queue_wait_seconds_bucket", "kindling_stage_seconds_bucket")
+    assert bounds == dict.fromkeys(names, wanted.split())

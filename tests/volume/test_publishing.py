@@ -130,6 +130,18 @@ def test_the_slower_of_two_never_removes_what_the_faster_put_there(
     assert names(tmp_path) == ["key"]
 
 
+@pytest.mark.parametrize("base", ["", None], ids=["as the process stands", "absolute"])
+def test_two_folders_change_places(base: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    part, target = (Path(tmp_path if base is None else base) / name for name in ("part", "target"))
+    for folder in (part, target):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    assert publishing_module._exchanged(part, target)
+    assert [(folder / "name").read_text() for folder in (part, target)] == ["target", "part"]
+    assert not publishing_module._exchanged(part, tmp_path / "none")
+
+
 @pytest.fixture
 def publishers() -> Iterator[list["subprocess.Popen[str]"]]:
     """Processes that publish to each folder they are told."""
