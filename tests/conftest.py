@@ -93,5 +93,5 @@ def compiler() -> None:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
     """A real server process with spark, shared by all tests that leave it healthy."""
-    with serving() as served:
+    with serving(anew=True) as served:
         yield served

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 
+import forked
+
 ROOT = Path(__file__).parent.parent
 BOOT_S = 180
 
@@ -41,10 +43,15 @@ class Served:
 
 
 @contextmanager
-def serving(environ: Mapping[str, str] | None = None, *arguments: str, ready: bool = True) -> Iterator[Served]:
-    """Start a server, wait until it is ready (or only listening), and end it afterwards."""
+def serving(
+    environ: Mapping[str, str] | None = None, *arguments: str, ready: bool = True, anew: bool = False
+) -> Iterator[Served]:
+    """Start a server, wait until it is ready (or only listening), and end it afterwards.
+
+    `anew` is for tests of how it starts: in a new interpreter, with its imports before it.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
-    process = subprocess.Popen(
+    process = (subprocess if anew else forked).Popen(
         [sys.executable, "-m", "handler", "serve", "--port", "0", *arguments],
         cwd=ROOT,
         env={**clean, **(environ or {})},

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
+import forked
 from fakes import FakeFamily
 from handler import Api, Lane, Picture, Recipe, Settings
 from handler.api import store
@@ -286,7 +286,7 @@ def test_doctor_says_whether_there_is_a_store_and_it_answers(s3: S3, tmp_path: P
     for bucket, found in ((BUCKET, "reachable"), ("nowhere", "there is no such bucket")):
         command = [sys.executable, "-m", "handler", "doctor"]
         environ = {**around, "KINDLING_STORE_BUCKET": bucket}
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+        done = forked.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
         assert f"object store: bucket {bucket} at {s3.url}, {found}\n" in done.stdout
         assert_hidden(done.stdout + done.stderr)
 

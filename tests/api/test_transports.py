@@ -5,7 +5,6 @@ import asyncio
 import base64
 import json
 import multiprocessing
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ import httpx
 import pytest
 from test_modal_app import KEYS, LONG_BUDGET, entered, leave, load_app
 
+import forked
 import handler
 from runpod_plane import WORKER, Plane, clean_environment, started
 from serving import ROOT, serving
@@ -68,7 +68,7 @@ def in_a_container(folder: Path) -> str:
 def by_another_platform(folder: Path) -> str:
     given = f"{json.dumps({'prompt': ''})}\n{json.dumps(WANTED)}\n"
     command, environment = [sys.executable, "-c", PLATFORM], clean_environment(folder)
-    out = subprocess.run(command, cwd=ROOT, env=environment, input=given, capture_output=True, text=True, check=True)
+    out = forked.run(command, cwd=ROOT, env=environment, input=given, capture_output=True, text=True, check=True)
     bad, good = map(json.loads, out.stdout.splitlines())
     assert bad["error"]["code"] == "out_of_range"
     return str(good["images"][0]["b64_json"])
@@ -80,7 +80,7 @@ def by_command_line(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     target = tmp_path_factory.mktemp("command") / "out.png"
     options = ["--seed", str(WANTED["seed"]), "--steps", str(WANTED["num_inference_steps"]), "-o", str(target)]
     command = [sys.executable, "-m", "handler", "generate", str(WANTED["prompt"]), *options]
-    subprocess.run(command, cwd=ROOT, env=clean_environment(target.parent), check=True, capture_output=True)
+    forked.run(command, cwd=ROOT, env=clean_environment(target.parent), check=True, capture_output=True)
     return target.read_bytes()
 
 

@@ -16,6 +16,7 @@ import torch
 import uvicorn
 from PIL import Image
 
+import forked
 import tiny
 from fakes import raises
 from handler import MODELS, ImageRequest, Settings, StartError, detect
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 def kindling(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
     command = [sys.executable, "-m", "handler", *arguments]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+    return forked.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_first_picture_and_the_same_again(tmp_path: Path) -> None:

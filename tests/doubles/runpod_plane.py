@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from subprocess import Popen, TimeoutExpired
+from subprocess import TimeoutExpired
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from forked import Popen
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "platform" / "runpod_worker.py"
@@ -39,7 +41,7 @@ def clean_environment(home: Path, **extra: str) -> dict[str, str]:
 
 
 @contextmanager
-def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[Popen[bytes]]:
+def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[Popen]:
     """A process from the repository root that writes to `log`, told to end at the end, and then made to."""
     with log.open("wb") as out:
         process = Popen([sys.executable, "-u", *command], cwd=ROOT, env=environment, stdout=out, stderr=out)

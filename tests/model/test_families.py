@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_stepcache as caches
 import torch
 from conftest import PATIENT, ROOT, unwarmed
 
@@ -23,6 +24,7 @@ from handler.api.dialects import edits, openai
 from handler.cli import generate
 from handler.core.errors import Cancelled, StartError
 from handler.core.recipe import Reference
+from handler.core.stepcache import StepCache
 from handler.model.compiling import package
 from handler.model.families import schedulers
 from handler.server import multipart
@@ -289,16 +291,50 @@ def test_every_allowed_scheduler_solves_what_the_model_predicts(
     assert (ends[-1] - TARGET).abs().max() < 0.05
 
 
+# One of those whose blocks are compiled to the same code and called in the same ways, the one that is asked for most.
+COMPILED = ("flux-dev", "chroma", "sd3.5-large", "sdxl", "flux2-klein", "z-image-turbo", "qwen-image")
+
+
+@pytest.fixture(scope="module")
+def compiled(boot: Callable[..., Worker], compiler: None) -> Callable[[str], Worker]:
+    """Boots a worker that compiles, once for each model."""
+
+    @cache
+    def booted(model: str) -> Worker:
+        volume, caching = Path(boot(model).ledger.weights).parents[2], "on" if MODELS[model].step_cache else "off"
+        update = {"model": model, "volume": volume, "compile": "on", "step_cache": caching}
+        worker = Worker.boot(PATIENT.model_copy(update=update))
+        assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason
+        return worker
+
+    return booted
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each call of a compiled block, whether its code took it."""
+    seen, fitting = [], package._fits
+    monkeypatch.setattr(package, "_fits", lambda *given: seen.append(fitting(*given)) or seen[-1])
+    return seen
+
+
 @EVERY
+def test_each_has_blocks_that_are_compiled_below(spec: ModelSpec, boot: Callable[..., Worker]) -> None:
+    def kinds(worker: Worker) -> list[str]:
+        return package.kinds_of(getattr(worker._pipeline, worker._family.DENOISER))
+
+    assert kinds(boot(spec.id)) in [kinds(boot(model)) for model in COMPILED]
+
+
+@pytest.mark.parametrize("model", COMPILED)
 def test_compiles_and_draws_the_same(
-    spec: ModelSpec, boot: Callable[..., Worker], compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, boot: Callable[..., Worker], compiled: Callable[[str], Worker], fits: list[bool], tmp_path: Path
 ) -> None:
-    """One package serves other sizes, prompts, edits and several at once: nothing falls back to eager code."""
-    eager, fits, fitting = boot(spec.id), [], package._fits
-    monkeypatch.setattr(package, "_fits", lambda *given: fits.append(fitting(*given)) or fits[-1])
-    volume = Path(eager.ledger.weights).parents[2]
-    worker = Worker.boot(PATIENT.model_copy(update={"model": spec.id, "volume": volume, "compile": "on"}))
-    assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason
+    """One package serves other sizes, prompts, edits, with and without guidance, and several at once.
+
+    Nothing falls back to eager code.
+    """
+    spec, eager, worker = MODELS[model], boot(model), compiled(model)
     assert worker.publish(tmp_path).is_dir()
     image = Reference(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8), "")
     asked: list[dict[str, Any]] = [
@@ -306,6 +342,8 @@ def test_compiles_and_draws_the_same(
         {"width": 64, "height": 160},
         {"prompt": "three yellow stars on a purple background"},
     ]
+    if spec.takes_negative_prompt:
+        asked.append({"guidance_scale": 1.0})  # as models without guidance are drawn
     for fields in [*asked, {"images": (image,)}]:
         assert np.abs(draw(worker, **fields) - draw(eager, **fields)).max() <= 1
     several = [spec.recipe(ImageRequest(prompt="a red circle", width=96, height=64, seed=seed)) for seed in range(3)]
@@ -314,6 +352,19 @@ def test_compiles_and_draws_the_same(
         assert np.abs(outcome[0].rgb.astype(int) - eager.generate(recipe)[0].rgb).max() <= 1
     assert fits
     assert all(fits)
+
+
+@pytest.mark.parametrize("model", ["flux-dev", "chroma"])  # one list made of two; blocks told their place
+def test_a_step_cache_skips_compiled_blocks_as_it_does_eager_ones(
+    model: str, boot: Callable[..., Worker], compiled: Callable[[str], Worker], fits: list[bool]
+) -> None:
+    worker, eager = compiled(model), boot(model)
+    for cached in (caches.ALWAYS, StepCache(R=1, order=1), "off"):
+        fits.clear()
+        assert np.abs(caches.draw(worker, cached) - caches.draw(eager, cached)).max() <= 1
+        full = caches.STEPS if cached == "off" else caches.FULL
+        assert len(fits) == sum(caches.expected_calls(worker, caches.STEPS, full))
+        assert all(fits)
 
 
 @pytest.mark.parametrize(

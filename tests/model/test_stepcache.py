@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from handler.core.errors import (
 )
 from handler.core.stepcache import Choice, StepCache
 from handler.engine.engine import Lane
-from handler.model.compiling import package
 from handler.model.stepcache import LAYOUTS, caching
 from handler.volume.sources import fetched_folder
 
@@ -132,7 +130,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Worker]:
         if not fetched_folder(MODELS[model], volume).exists():
             tiny.write(MODELS[model], volume)
         settings = {"model": model, "volume": volume, "compile": "off", "step_cache": "on"} | update
-        with unwarmed() if settings["compile"] == "off" else nullcontext():
+        with unwarmed():
             return Worker.boot(PATIENT.model_copy(update=settings))
 
     return booted
@@ -223,22 +221,6 @@ def test_the_threshold_decides(boot: Callable[..., Worker]) -> None:
     calls = [sum(block_calls(worker, lambda r=r: draw(worker, StepCache(R=r)))) for r in (0.0, 0.3, 0.5, 0.7, 1.0)]
     assert calls == sorted(calls, reverse=True)
     assert len(set(calls)) > 2
-
-
-@pytest.mark.parametrize("model", ["flux-dev", "chroma"])  # one list made of two; blocks told their place
-def test_compiled_blocks_are_the_ones_that_run(
-    model: str, boot: Callable[..., Worker], compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fits, fitting = [], package._fits
-    monkeypatch.setattr(package, "_fits", lambda *given: fits.append(fitting(*given)) or fits[-1])
-    worker, eager = boot(model, compile="on"), boot(model)
-    assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason
-    assert worker.publish(tmp_path).is_dir()
-    for cached in (ALWAYS, StepCache(R=1, order=1), "off"):
-        fits.clear()
-        assert np.abs(draw(worker, cached) - draw(eager, cached)).max() <= 1
-        assert len(fits) == sum(expected_calls(worker, STEPS, STEPS if cached == "off" else FULL))
-        assert all(fits)
 
 
 def test_no_cache_touches_nothing() -> None:

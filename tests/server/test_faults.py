@@ -22,6 +22,7 @@ import httpx
 import openai
 import pytest
 
+import forked
 from serving import Served
 
 TESTS = Path(__file__).parents[1]
@@ -100,7 +101,7 @@ class Faulty(Served):
 
 @contextlib.contextmanager
 def faulty(ready: bool = True, **environ: str) -> Iterator[Faulty]:
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, str(TESTS / "doubles/faulty.py"), "--port", "0"],
         cwd=TESTS.parent,
         env={**os.environ, "PYTHONPATH": str(TESTS.parent), **environ},

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+import forked
 from handler.core.tracebacks import UNSAID, outline
 from otlp_plane import Receiver, receiving
 from serving import Served
@@ -102,7 +103,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             "OTEL_BSP_SCHEDULE_DELAY": "100",
         }
         command = [sys.executable, "-c", FAULTY]
-        with subprocess.Popen(
+        with forked.Popen(
             command, cwd=ROOT, env={**clean, **environ}, stdout=stdout, stderr=subprocess.PIPE, text=True
         ) as process:
             try:

@@ -72,7 +72,7 @@ def test_a_volume_that_hangs_ends_the_process_and_names_the_phase(tmp_path: Path
 @pytest.mark.parametrize("phase", ["volume", "import", "weights", "artifacts", "compile", "warm"])
 def test_told_to_stop_in_any_phase(phase: str, tmp_path: Path) -> None:
     environment = {"KINDLING_VOLUME": str(tmp_path), "KINDLING_COMPILE": "on" if phase == "compile" else "auto"}
-    with serving(environment, ready=False) as served:
+    with serving(environment, ready=False, anew=True) as served:
         served.wait_for(f"spark: {phase}")
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(60) == 0
@@ -82,7 +82,7 @@ def test_told_to_stop_in_any_phase(phase: str, tmp_path: Path) -> None:
 
 
 def test_a_killed_start_is_seen_afterwards(tmp_path: Path) -> None:
-    with serving({"KINDLING_VOLUME": str(tmp_path)}, ready=False) as served:
+    with serving({"KINDLING_VOLUME": str(tmp_path)}, ready=False, anew=True) as served:
         served.wait_for("spark: weights")  # by now the phase before is on the volume
         served.process.kill()
         served.process.wait(60)
@@ -191,7 +191,7 @@ def test_no_device_is_a_start_error(tmp_path: Path) -> None:
 
 
 def test_every_answer_and_health_name_the_plan() -> None:
-    with serving() as served:
+    with serving(anew=True) as served:
         body = json.dumps({"prompt": "a red circle", "num_inference_steps": 1, "size": "64x64"}).encode()
         request = urllib.request.Request(f"{served.url}/v1/images/generations", body)
         with urllib.request.urlopen(request) as answer:
