@@ -57,9 +57,9 @@ def facts(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(name: str, line: dict[str, Any], folder: Path = RESULTS) -> Path:
+def write(name: str, line: dict[str, Any], folder: Path | None = None) -> Path:
     """Put the line into results/`name`.json, at once."""
-    folder.mkdir(exist_ok=True)
+    (folder := folder or RESULTS).mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(line, indent=1) + "\n")
