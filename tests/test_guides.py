@@ -12,7 +12,10 @@ import pytest
 from serving import Served
 
 ROOT = Path(__file__).parent.parent
-GUIDES = ("README.md", "platform/README.md")
+GUIDES = (
+    *("README.md", "platform/README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))),
+)
 FENCE = re.compile(r"^( *)```(sh|python)\n(.*?)^\1```$", re.M | re.S)
 PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|gcloud|convox|curl"
 INLINE = re.compile(rf"`((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:{PROGRAMS}) [^`]+)`")
@@ -27,6 +30,7 @@ RUN = {
     "KINDLING_STORE_BUCKET=pictures": " --dry-run",
     "export KINDLING_MODEL=flux-schnell": "",
     "make ": " --dry-run",
+    "python -c": "",
     "modal app ": " --help",
     "modal secret create ": " --help",
     "modal setup": " --help",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -37,6 +37,29 @@ def listed(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         f"  {name:<32} {_said(row['value']):<24} {row['source']:<12} {row['meaning']}" for name, row in rows.items()
     ]
+
+
+def page() -> str:
+    """Every setting as a table in Markdown, for docs/settings.md: variable, default, words, what it means."""
+    rows = [
+        f"| `{PREFIX}{name.upper()}` | {_default(field)} | {_words(field)} | {field.description}{_range(field)} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| variable | default | words | |", "|---|---|---|---|", *rows])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory:
+        return "detected, or none"
+    value = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    said = f"{value:g}" if isinstance(value, float) else _said(list(value) if isinstance(value, tuple) else value)
+    return "none" if said == "-" else f"`{said}`"
+
+
+def _words(field: FieldInfo) -> str:
+    """The words that a field may have, where there are some."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return ", ".join(f"`{word}`" for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))
 
 
 def _said(value: object) -> str:

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from handler import Settings, StartError
+from handler.cli.configured import page
 from handler.core.errors import SettingsError
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_defaults_need_no_environment() -> None:
@@ -158,3 +161,7 @@ def test_where_each_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("handler.core.settings.MOUNTS", (tmp_path,))
     assert Settings.given({})["volume"].value == tmp_path
     assert Settings.given({"KINDLING_VOLUME": "/v"})["volume"].source == "KINDLING_VOLUME"
+
+
+def test_the_guide_lists_every_setting_as_it_is() -> None:
+    assert page() in (ROOT / "docs/settings.md").read_text()
