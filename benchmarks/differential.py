@@ -25,7 +25,7 @@ import numpy
 from PIL import Image
 
 import report
-from handler import MODELS, Api, Lane, ModelSpec, Settings, fetched_folder
+from handler import MODELS, Api, Engine, ModelSpec, Settings, fetched_folder
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED = ROOT / "handler" / "weights"
@@ -164,9 +164,9 @@ def encoded(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def answered(lane: Lane, spec: ModelSpec, option: Option) -> list[Any]:
+def answered(engine: Engine, spec: ModelSpec, option: Option) -> list[Any]:
     """What a caller gets."""
-    reply = asyncio.run(Api(lane).call("/generate", asked(spec, option)))
+    reply = asyncio.run(Api(engine).call("/generate", asked(spec, option)))
     if reply.status != 200:
         raise RuntimeError(f"{spec.id}, {option.name}: {reply.body}")
     pictures = [base64.b64decode(image["b64_json"]) for image in reply.body["images"]]
@@ -200,24 +200,24 @@ def folder_of(spec: ModelSpec, volume: Path) -> Path:
     return EMBEDDED / spec.id if spec.embedded else fetched_folder(spec, volume)
 
 
-def served(spec: ModelSpec, volume: Path, precision: str) -> Lane:
-    """A lane that draws several pictures at once."""
+def served(spec: ModelSpec, volume: Path, precision: str) -> Engine:
+    """An engine that draws several pictures at once."""
     update = {"model": spec.id, "volume": volume, "precision": precision, "compile": "off", "batch": 4}
-    lane = Lane(Settings(cold_start_budget_s=3600, **update))
-    lane.start()
-    lane.wait_booted()
-    return lane
+    engine = Engine(Settings(cold_start_budget_s=3600, **update))
+    engine.start()
+    engine.wait_booted()
+    return engine
 
 
 def compared(spec: ModelSpec, volume: Path, precision: str, theirs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each option."""
-    lane = served(spec, volume, precision)
+    engine = served(spec, volume, precision)
     try:
         for option in options(spec):
-            values, most = differing(answered(lane, spec, option), theirs[option.name])
+            values, most = differing(answered(engine, spec, option), theirs[option.name])
             yield {"model": spec.id, "precision": precision, "option": option.name, "differ": values, "by": most}
     finally:
-        lane.stop()
+        engine.stop()
 
 
 def main() -> None:

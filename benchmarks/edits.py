@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 import report
-from handler import Api, ImageRequest, Lane, Settings
+from handler import Api, Engine, ImageRequest, Settings
 from spark.checker import check, look
 from spark.scenes import COLORS, NUISANCES, SHAPES, Item, Scene, caption, compose, draw, sample_meaning
 
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=60, help="how many of each kind")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/edits.json and edits.png")
     options = parser.parse_args()
-    lane = Lane(Settings.from_env(model="spark"))
-    lane.start()
-    lane.wait_booted()
+    engine = Engine(Settings.from_env(model="spark"))
+    engine.start()
+    engine.wait_booted()
     with report.measuring("edits", options.save) as figures, contextlib.ExitStack() as stack:
-        stack.callback(lane.stop)
-        asyncio.run(_rows(Api(lane), options.edits, figures.setdefault("rows", [])))
+        stack.callback(engine.stop)
+        asyncio.run(_rows(Api(engine), options.edits, figures.setdefault("rows", [])))
         if options.save:
-            asyncio.run(_sheet(Api(lane)))
+            asyncio.run(_sheet(Api(engine)))
 
 
 async def _rows(api: Api, count: int, rows: list[dict[str, object]]) -> None:

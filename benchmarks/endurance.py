@@ -69,7 +69,7 @@ BAD: tuple[tuple[dict[str, Any] | bytes, int], ...] = (  # a body, and the statu
 )
 
 
-class Watch:
+class Watchdog:
     """A server's process seen from outside: (seconds, bytes resident, open descriptors), sampled until it ends."""
 
     def __init__(self, pid: int) -> None:
@@ -164,7 +164,7 @@ async def one_of_many(http: aiohttp.ClientSession, body: dict[str, Any]) -> tupl
         return "lost", time.perf_counter() - begun
 
 
-async def overload(server: Server, watch: Watch, options: argparse.Namespace) -> dict[str, Any]:
+async def overload(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:
     """`TIMES` as much as capacity for `--seconds`, `--rounds` times, at one size after the other."""
     seeds, found = itertools.count(), {}
     many = aiohttp.TCPConnector(limit=0)
@@ -204,8 +204,8 @@ async def vanish(http: httpx.AsyncClient, seed: int, after: float) -> None:
             await http.post(OPENAI, json=SMALL | {"seed": seed})
 
 
-async def disconnects(server: Server, watch: Watch, options: argparse.Namespace) -> dict[str, Any]:
-    """200 at once; then the lane is empty and draws the same picture as before."""
+async def disconnects(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:
+    """200 at once; then the engine is empty and draws the same picture as before."""
     rng = random.Random(2)
     async with server.client() as http:
         before = (await http.post(OPENAI, json=SMALL)).json()["data"]
@@ -226,7 +226,7 @@ async def settled(http: httpx.AsyncClient) -> int:
     return left
 
 
-async def mixed(server: Server, watch: Watch, options: argparse.Namespace) -> dict[str, Any]:
+async def mixed(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:
     """`--requests`, `CLIENTS` at a time: half good ones, a quarter bad, a quarter cancelled."""
     rng, bad = random.Random(3), itertools.cycle(BAD)
     wrong: Counter[str] = Counter()
@@ -279,7 +279,7 @@ def main() -> None:
         for mode in options.mode:
             with started(timeout=600) as server:
                 assert server.pid
-                found[mode] = asyncio.run(MODES[mode](server, Watch(server.pid), options))
+                found[mode] = asyncio.run(MODES[mode](server, Watchdog(server.pid), options))
             print(mode, json.dumps(found[mode]), flush=True)
 
 

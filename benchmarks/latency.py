@@ -58,7 +58,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import chart
 import random_models
 import report
-from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Settings, detect, fetched_folder
+from handler import MODELS, Api, Engine, ImageRequest, ModelSpec, Settings, detect, fetched_folder
 
 SPAWN = multiprocessing.get_context("spawn")
 LOADING = ("volume", "import", "weights")  # the phases of a cold start that plain diffusers has too
@@ -145,23 +145,23 @@ def plain(spec: ModelSpec, volume: Path) -> tuple[Draw, dict[str, Any]]:
 
 
 def kindling(spec: ModelSpec, volume: Path, policy: str, precision: str = "") -> tuple[Draw, dict[str, Any]]:
-    """A lane with a worker, as the server has it; `policy` is KINDLING_COMPILE. Plain diffusers' precision if none."""
+    """An engine with a worker, as the server has it; `policy`: KINDLING_COMPILE. Plain diffusers' precision if none."""
     precision = precision or detect(Settings()).precision
     given: dict[str, Any] = {"model": spec.id, "volume": volume, "compile": policy, "precision": precision}
-    lane = Lane(Settings(**given, publish=False, cold_start_budget_s=3600))
-    lane.start()
-    lane.wait_booted()
-    phases = {phase.name: phase.seconds for phase in lane.ledger.phases}
+    engine = Engine(Settings(**given, publish=False, cold_start_budget_s=3600))
+    engine.start()
+    engine.wait_booted()
+    phases = {phase.name: phase.seconds for phase in engine.ledger.phases}
     facts = {
         "load_s": sum(phases[name] for name in LOADING),
         "compile_s": phases.get("compile", 0.0),
-        "plan": lane.ledger.decision,
-        "attention": lane.ledger.attention,
+        "plan": engine.ledger.decision,
+        "attention": engine.ledger.attention,
         "precision": precision,
     }
 
     def draw(request: ImageRequest) -> tuple[bytes, float]:
-        [picture] = asyncio.run(Api(lane).draw(request))
+        [picture] = asyncio.run(Api(engine).draw(request))
         return picture.data, picture.stages["serialize"]
 
     return draw, facts

@@ -7,7 +7,7 @@ it counts from the sending, as SGLang's does. Failures are counted by status and
     python benchmarks/serving.py --base-url http://127.0.0.1:30000 --model black-forest-labs/FLUX.1-dev \\
         --num-prompts 20 --max-concurrency 20
 
-Without --base-url our own server with spark is started, measured and stopped. The other modes: `lane` asks whether 16
+Without --base-url our own server with spark is started, measured and stopped. The other modes: `engine` asks whether 16
 clients at once get as much done as one after the other; `overhead` what a request costs outside the model, HTTP in to
 HTTP out less encode, denoise and decode, and `growth` how latency grows with steps, pixels, n and the queue. These two
 need Kindling's own route, whose answers tell the seconds of each stage.
@@ -198,7 +198,7 @@ def load(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     return {"size": options.size, "request_rate": rate, "max_concurrency": options.max_concurrency, **found}
 
 
-def lane(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+def engine(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """Pictures a second with one client and with `CLIENTS`, in turns; the ratio of the medians."""
     found: dict[int, list[float]] = {1: [], CLIENTS: []}
     for _ in range(options.rounds):
@@ -260,7 +260,7 @@ def complete(outcomes: list[Outcome]) -> list[Outcome]:
     return outcomes
 
 
-MODES = {"load": load, "lane": lane, "overhead": overhead, "growth": growth}
+MODES = {"load": load, "engine": engine, "overhead": overhead, "growth": growth}
 
 
 @contextlib.contextmanager
@@ -295,7 +295,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--request-rate", type=float, default=math.inf, help="a second, Poisson (default: inf)")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals and the first picture (default: 0)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one request (default: 600)")
-    parser.add_argument("--rounds", type=int, default=3, help="of lane and growth (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of engine and growth (default: 3)")
     parser.add_argument("--pid", type=int, help="the server's process, for its peak memory if it does not tell")
     parser.add_argument("--output", type=Path, help="write the figures there too, as JSON")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/serving.json and .png")

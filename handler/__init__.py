@@ -13,7 +13,7 @@ from handler.core.recipe import Picture, Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.version import __version__ as __version__
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.model.compiling.package import bind_blocks, compile_blocks
 from handler.model.hardware import detect
 from handler.model.loading.weights import load_components, tensors
@@ -31,9 +31,9 @@ __all__ = [
     "Api",
     "Birth",
     "Clock",
+    "Engine",
     "ImageRequest",
     "KindlingError",
-    "Lane",
     "ModelSpec",
     "Picture",
     "Reader",

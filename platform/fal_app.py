@@ -23,7 +23,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 import handler
-from handler import Api, ImageRequest, KindlingError, Lane, Settings, room_for
+from handler import Api, Engine, ImageRequest, KindlingError, Settings, room_for
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
@@ -32,7 +32,7 @@ STAYS = ("KINDLING_API_KEYS", "KINDLING_VOLUME")
 CHOSEN = {name: value for name, value in Settings.named(os.environ).items() if name not in STAYS}
 ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", **CHOSEN}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
-SPEC = Lane(SETTINGS).spec  # so does a misspelt model
+SPEC = Engine(SETTINGS).spec  # so does a misspelt model
 NEEDED_GB = room_for(SPEC).needs_gb
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 IMAGE = ContainerImage.from_dockerfile(
@@ -66,7 +66,7 @@ class Output(BaseModel):
 
 
 class Kindling(fal.App):
-    """One runner: one lane, asked over HTTP."""
+    """One runner: one engine, asked over HTTP."""
 
     app_name = "kindling"
     app_auth = "private"
@@ -77,26 +77,26 @@ class Kindling(fal.App):
     keep_alive = 300
     min_concurrency = 0
     max_concurrency = 4
-    max_multiplexing = 4  # one is drawn while three wait; fal starts another runner rather than fill the lane
+    max_multiplexing = 4  # one is drawn while three wait; fal starts another runner rather than fill the engine
     request_timeout = REQUEST_S
     startup_timeout = BUDGET_S + 60  # the core keeps the budget and says where it went; this is for what it cannot see
     termination_grace_period_seconds = 60
 
     def setup(self) -> None:
         """Load the model; an exception is how fal learns that this runner cannot serve."""
-        self.lane = Lane(Settings.from_env(ENVIRONMENT))
-        self.lane.start()
-        self.lane.wait_booted()
+        self.engine = Engine(Settings.from_env(ENVIRONMENT))
+        self.engine.start()
+        self.engine.wait_booted()
         gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
 
     def teardown(self) -> None:
         """Finish the picture that is being drawn."""
-        self.lane.stop()
+        self.engine.stop()
 
     @fal.endpoint("/generate")
     async def generate(self, wanted: Input) -> Output:
         """Draw one picture."""
-        reply = await Api(self.lane).call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
+        reply = await Api(self.engine).call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
         if "error" in reply.content:
             raise refusal(reply.status, reply.content["error"])
         [picture] = reply.content["images"]
@@ -113,15 +113,15 @@ class Kindling(fal.App):
     @fal.endpoint("/v1/images/generations")
     async def openai(self, payload: dict[str, Any]) -> Response:
         """OpenAI's Images API."""
-        reply = await Api(self.lane).call("/v1/images/generations", payload)
+        reply = await Api(self.engine).call("/v1/images/generations", payload)
         return Response(await asyncio.to_thread(reply.json), reply.status, reply.headers, "application/json")
 
     @fal.endpoint("/alive", health_check=fal.HealthCheck(call_regularly=True, failure_threshold=1))
     def alive(self) -> dict[str, str]:
         """A lost GPU stays lost: fal replaces a runner that fails this."""
-        if self.lane.state == "failed":
+        if self.engine.state == "failed":
             raise AppException("This runner lost its GPU.", 503)
-        return {"status": self.lane.state}
+        return {"status": self.engine.state}
 
 
 def refusal(status: int, error: dict[str, Any]) -> Exception:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Birth, Clock, Lane, Settings, StartError, create_app, room_for
+from handler import Api, Birth, Clock, Engine, Settings, StartError, create_app, room_for
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,7 +32,7 @@ SNAPSHOTS = ("", "cpu", "gpu")  # whose memory containers are restored from
 CHOSEN = {**Settings.named(os.environ), **{name: os.environ[name] for name in CHOICES if name in os.environ}}
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
-SPEC = Lane(SETTINGS).spec  # so does a misspelt model
+SPEC = Engine(SETTINGS).spec  # so does a misspelt model
 ROOM = room_for(SPEC)
 FITTING = [name for name, memory in GPUS.items() if memory >= ROOM.needs_gb][:3]
 WHOLE_MB = int((ROOM.host_gb + ROOM.needs_gb) * 1_000)  # where weights come back from the GPU to be written
@@ -80,7 +80,7 @@ HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVI
 )
 @modal.concurrent(max_inputs=16, target_inputs=4)  # fewer than KINDLING_QUEUE: Modal starts another rather than a 429
 class Kindling:
-    """One container: one lane, asked over HTTP or by method."""
+    """One container: one engine, asked over HTTP or by method."""
 
     if SNAPSHOT == "cpu":
 
@@ -95,29 +95,29 @@ class Kindling:
         settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **os.environ})  # never the CPU of a rented GPU
         # What was restored was born long ago: its cold start begins here.
         clock = Clock(settings.cold_start_budget_s, Birth.anew()) if SNAPSHOT == "cpu" else None
-        self.lane = Lane(settings, clock)
-        self.app = create_app(self.lane, public=not PROXIED)
-        self.lane.start()
-        self.lane.wait_booted()
+        self.engine = Engine(settings, clock)
+        self.app = create_app(self.engine, public=not PROXIED)
+        self.engine.start()
+        self.engine.wait_booted()
         gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
         if SNAPSHOT == "gpu":
-            self.lane.meter.stop()
+            self.engine.meter.stop()
 
     if SNAPSHOT == "gpu":
 
         @modal.enter()
         def restored(self) -> None:
             """Each container that is made of the snapshot is a worker of its own."""
-            self.lane.meter.renew()
+            self.engine.meter.renew()
 
     @modal.exit()
     def stop(self) -> None:
         """Modal commits the volume after this, and every few seconds before: what was published stays."""
-        self.lane.stop()
+        self.engine.stop()
 
     @modal.asgi_app(requires_proxy_auth=PROXIED)
     def web(self) -> "ASGIApp":
-        """The HTTP API. `start` and `stop` own the lane, so the app's own lifespan is not run."""
+        """The HTTP API. `start` and `stop` own the engine, so the app's own lifespan is not run."""
 
         async def serve(scope: "Scope", receive: "Receive", send: "Send") -> None:
             if scope["type"] == "http":
@@ -129,13 +129,13 @@ class Kindling:
     @modal.method()
     async def generate(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Answer one native payload: {"images": ...}, or {"error": ...} as HTTP would say it."""
-        reply = await Api(self.lane).call("/generate", payload)
+        reply = await Api(self.engine).call("/generate", payload)
         await self._leave_if_broken()
         return reply.body
 
     async def _leave_if_broken(self) -> None:
         """A lost GPU stays lost: let Modal replace this container instead of feeding it."""
-        if self.lane.state == "failed" and not modal.is_local():
+        if self.engine.state == "failed" and not modal.is_local():
             await modal.experimental.stop_fetching_inputs.aio()
 
 

@@ -79,7 +79,7 @@ class Deployment:
     workers_max: int = 3
     idle_s: int = 60  # about a cold start: to wait as long as one costs is at most twice the best one could do
     queue_delay_s: int = 4
-    waiting: int = 4  # requests per worker behind the load balancer; the lane holds 32
+    waiting: int = 4  # requests per worker behind the load balancer; the engine holds 32
     timeout_ms: int = TIMEOUT_MS
     disk_gb: int = 20
     min_cuda: str = "13.0"  # torch's wheels on PyPI are built for it

@@ -15,7 +15,7 @@ from typing import Any
 
 import runpod
 
-from handler import Api, Lane, Settings
+from handler import Api, Engine, Settings
 
 # Bytes of a result. RunPod keeps more for /runsync, whose job ids say so; what it finds too large it drops silently.
 MAX_RESULT, MAX_SYNC_RESULT = 10_000_000, 20_000_000
@@ -38,9 +38,9 @@ config: dict[str, Any] = {}
 
 
 @functools.cache
-def lane() -> Lane:
-    """This process's lane, booting since the first call."""
-    started = Lane(Settings.from_env())
+def engine() -> Engine:
+    """This process's engine, booting since the first call."""
+    started = Engine(Settings.from_env())
     started.start()
     return started
 
@@ -49,17 +49,17 @@ def boot() -> None:
     """RunPod's fitness check: a worker that cannot start is reported unhealthy and never takes a job."""
     at_once()
     streams()
-    lane().wait_booted()
+    engine().wait_booted()
     gc.freeze()  # what a worker has now it keeps: no collection looks through it while a job waits
 
 
 def at_once(current: int = 1) -> int:
     """How many jobs RunPod may hand us, by the name that RunPod's vLLM worker gives it.
 
-    The second waits in the lane, which spares the second that the SDK sleeps between jobs; but it waits there even
+    The second waits in the engine, which spares the second that the SDK sleeps between jobs; but it waits there even
     while another worker is idle, its time is running out, and it is lost with this worker's GPU. So the default is 1.
     """
-    given, most = os.environ.get("MAX_CONCURRENCY") or "1", lane().settings.queue
+    given, most = os.environ.get("MAX_CONCURRENCY") or "1", engine().settings.queue
     if not re.fullmatch("[0-9]{1,9}", given) or not 1 <= int(given) <= most:
         raise ValueError(f"MAX_CONCURRENCY should be 1 to {most} (KINDLING_QUEUE), not {given[:80]!r}.")
     return int(given)
@@ -99,7 +99,7 @@ async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], obj
         if 0 < done < of:  # each update is posted by a thread of its own: the last one could overtake the result
             runpod.serverless.progress_update(job, {"step": done, "of": of})
 
-    reply = await Api(lane()).call(path, payload, on_step, on_partial)
+    reply = await Api(engine()).call(path, payload, on_step, on_partial)
     if reply.fatal:
         config["refresh_worker"] = True  # read after each job: the loop ends and RunPod replaces the worker
     body, most = reply.body, carried(job["id"], bool(options.get("partial_images")))
@@ -144,11 +144,11 @@ if __name__ == "__main__":  # the heartbeat is a process of its own, which may i
     runpod.serverless.register_fitness_check(boot)
     if "RUNPOD_WEBHOOK_GET_JOB" not in os.environ:
         streams()
-        lane()  # no fitness checks run on a developer's machine; a job that comes early waits in the lane
+        engine()  # no fitness checks run on a developer's machine; a job that comes early waits in the engine
     # Of a word that means neither the fitness check tells: not before, or RunPod would not hear why.
     config |= {"handler": HANDLERS.get(os.environ.get("STREAM") or "0", handle), "concurrency_modifier": at_once}
     config["return_aggregate_stream"] = True  # what was streamed is, as a list, the answer to /run and /runsync
     runpod.serverless.start(config)
-    lane().stop()  # a cancelled picture may still be at its last step
-    if lane().alive:  # it hangs in native code, which Python's own way out would wait for
+    engine().stop()  # a cancelled picture may still be at its last step
+    if engine().alive:  # it hangs in native code, which Python's own way out would wait for
         os._exit(1)

@@ -9,7 +9,7 @@ import handler.model.families
 
 FILES = (
     "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "errors", "fetch", "floors",
-    "forms", "golden", "hub", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter",
+    "forms", "golden", "hub", "engine", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "executor",
     "pairs", "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "request",
     "room", "scenes",
     "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",

@@ -28,11 +28,11 @@ def bake(run: Run) -> Iterator[Case]:
     """Leave compiled code and rounded weights where `python -m handler bake` would."""
     room, folder = studio(run), Path(volume(run).name)
     room.quantise("fp8")
-    with room.lane("on", room.spec(text_tokens=MODELS[MODEL].text_tokens), folder) as lane:
-        yield "compiling", partial(started, lane)
-        if worker := ready(lane):
+    with room.engine("on", room.spec(text_tokens=MODELS[MODEL].text_tokens), folder) as engine:
+        yield "compiling", partial(started, engine)
+        if worker := ready(engine):
             yield "leaving the weights", partial(_left, worker, folder)
-    del room, lane, worker
+    del room, engine, worker
     studio.cache_clear()
     gc.collect()
     torch.cuda.empty_cache()  # the servers want the GPU

@@ -1,4 +1,4 @@
-"""Whole pictures on a GPU: plain diffusers and Kindling's own worker, lane and API over one model of random weights."""
+"""Whole pictures on a GPU: plain diffusers and Kindling's worker, engine and API over one model of random weights."""
 
 import asyncio
 import dataclasses
@@ -25,8 +25,8 @@ from handler import (
     Api,
     Birth,
     Clock,
+    Engine,
     ImageRequest,
-    Lane,
     ModelSpec,
     Settings,
     Worker,
@@ -71,8 +71,8 @@ class Studio:
         self.precision = precision
 
     @contextmanager
-    def lane(self, policy: str, spec: ModelSpec, volume: Path | None = None) -> Iterator[Lane]:
-        """A lane whose worker was booted over this pipeline; `policy` is KINDLING_COMPILE.
+    def engine(self, policy: str, spec: ModelSpec, volume: Path | None = None) -> Iterator[Engine]:
+        """An engine whose worker was booted over this pipeline; `policy` is KINDLING_COMPILE.
 
         What it compiles it leaves on `volume`: one that nobody needs, if none is given.
         """
@@ -80,13 +80,13 @@ class Studio:
             given: dict[str, Any] = {"precision": self.precision, "compile": policy, "volume": volume or Path(empty)}
             settings = Settings(model=MODEL, cold_start_budget_s=PATIENT_S, **given)
             clock = Clock(PATIENT_S, birth=Birth.anew(), publish=lambda ledger: None)
-            lane = Lane(settings, clock, boot=partial(self._boot, spec))
-            lane.start()
+            engine = Engine(settings, clock, boot=partial(self._boot, spec))
+            engine.start()
             try:
-                lane.wait_booted()
-                yield lane
+                engine.wait_booted()
+                yield engine
             finally:
-                lane.stop()
+                engine.stop()
 
     def _boot(self, spec: ModelSpec, settings: Settings, clock: Clock) -> Worker:
         """What `Worker.boot` does once the weights are there."""
@@ -128,9 +128,9 @@ def studio(run: Run) -> Studio:
         return Studio(run, families.build(flux, None, hardware))
 
 
-def by_api(lane: Lane, request: ImageRequest) -> Row:
+def by_api(engine: Engine, request: ImageRequest) -> Row:
     """A picture as the server makes it, from the request to the PNG."""
-    [picture] = asyncio.run(Api(lane).draw(request))
+    [picture] = asyncio.run(Api(engine).draw(request))
     return {"png_ms": 1000 * picture.stages["serialize"]}
 
 
@@ -168,17 +168,17 @@ def eager(run: Run) -> Iterator[Case]:
             return room.pictures(partial(by_diffusers, plain, spec), spec.steps, count, size)
 
     yield "plain diffusers bf16", diffusers
-    with room.lane("off", spec) as lane:
-        yield "Kindling bf16 eager", lambda: room.pictures(partial(by_api, lane), spec.steps, count, size)
+    with room.engine("off", spec) as engine:
+        yield "Kindling bf16 eager", lambda: room.pictures(partial(by_api, engine), spec.steps, count, size)
 
 
 def compiled(run: Run) -> Iterator[Case]:
     """Kindling compiled, in bf16."""
     room, spec = studio(run), studio(run).spec()
-    with room.lane("on", spec) as lane:
-        yield "Kindling bf16 compiled: its start", partial(started, lane)
-        if ready(lane):
-            draw = partial(by_api, lane)
+    with room.engine("on", spec) as engine:
+        yield "Kindling bf16 compiled: its start", partial(started, engine)
+        if ready(engine):
+            draw = partial(by_api, engine)
             yield "Kindling bf16 compiled", lambda: room.pictures(draw, spec.steps, run.scale.pictures, run.scale.size)
 
 
@@ -186,11 +186,11 @@ def quantised(run: Run) -> Iterator[Case]:
     """Kindling compiled in fp8: alone, at 512x512, there four at once, in many steps; and the same eager."""
     room, scale = _in_fp8(run), run.scale
     spec, name = room.spec(), "Kindling fp8 compiled"
-    with room.lane("on", spec) as lane:
-        yield f"{name}: its start", partial(started, lane)
-        if not (worker := ready(lane)):
+    with room.engine("on", spec) as engine:
+        yield f"{name}: its start", partial(started, engine)
+        if not (worker := ready(engine)):
             return
-        yield name, lambda: room.pictures(partial(by_api, lane), spec.steps, scale.pictures, scale.size)
+        yield name, lambda: room.pictures(partial(by_api, engine), spec.steps, scale.pictures, scale.size)
         for count in (1, 4):
             draw = partial(by_worker, worker, count)
             yield (
@@ -198,7 +198,7 @@ def quantised(run: Run) -> Iterator[Case]:
                 lambda draw=draw: room.pictures(draw, spec.steps, scale.pictures, scale.small),
             )
         long = partial(
-            by_worker, Worker(_dev(room, scale.tokens), worker.hardware, flux, room.pipeline, lane.ledger), 1
+            by_worker, Worker(_dev(room, scale.tokens), worker.hardware, flux, room.pipeline, engine.ledger), 1
         )
         yield f"{name}, {scale.dev_steps} steps", lambda: room.pictures(long, scale.dev_steps, FEW, scale.size)
         room.unbound()
@@ -209,9 +209,9 @@ def dev(run: Run) -> Iterator[Case]:
     """As FLUX.1 [dev] is drawn: 28 steps, 512 tokens of text, compiled in fp8."""
     room, scale = _in_fp8(run), run.scale
     name = f"Kindling fp8 compiled, {scale.dev_steps} steps, {scale.dev_tokens} tokens"
-    with room.lane("on", _dev(room, scale.dev_tokens)) as lane:
-        yield f"{name}: its start", partial(started, lane)
-        if worker := ready(lane):
+    with room.engine("on", _dev(room, scale.dev_tokens)) as engine:
+        yield f"{name}: its start", partial(started, engine)
+        if worker := ready(engine):
             draw = partial(by_worker, worker, 1)
             yield name, lambda: room.pictures(draw, scale.dev_steps, FEW, scale.size)
 
@@ -227,15 +227,15 @@ def _in_fp8(run: Run) -> Studio:
     return room
 
 
-def started(lane: Lane) -> Row:
+def started(engine: Engine) -> Row:
     """How a worker that was to compile started, phase by phase; NotCompiledError if it serves eagerly."""
-    ledger = lane.ledger
+    ledger = engine.ledger
     if ledger.plan != "COMPILED":
         raise NotCompiledError(ledger.plan_reason)
     phases = {f"{phase.name}_s": phase.seconds for phase in ledger.phases}
     return {**phases, "plan": ledger.decision, "attention": ledger.attention}
 
 
-def ready(lane: Lane) -> Worker | None:
-    """The lane's worker, if it is compiled: what is not gets no figures under that name."""
-    return lane.worker if lane.ledger.plan == "COMPILED" else None
+def ready(engine: Engine) -> Worker | None:
+    """The engine's worker, if it is compiled: what is not gets no figures under that name."""
+    return engine.worker if engine.ledger.plan == "COMPILED" else None

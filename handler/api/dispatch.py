@@ -22,7 +22,7 @@ from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
 from handler.core.request import MAX_SEED, Format, ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.worker.chips import answer
 
 MODELS_ROUTE = "/v1/models"
@@ -40,19 +40,19 @@ LEAN = 90  # percent: the quality of pictures that have to become smaller
 
 
 class Api:
-    """Answers payloads with the model of one lane.
+    """Answers payloads with the model of one engine.
 
     `counts` gets each picture that is encoded, on another thread, and `uploaded` the seconds of each upload.
     """
 
     def __init__(
         self,
-        lane: Lane,
+        engine: Engine,
         counts: Callable[[Picture], object] = lambda picture: None,
         uploaded: Callable[[float], object] = lambda seconds: None,
     ) -> None:
-        self.lane, self._counts, self._uploaded = lane, counts, uploaded
-        self.store = Store.of(lane.settings)
+        self.engine, self._counts, self._uploaded = engine, counts, uploaded
+        self.store = Store.of(engine.settings)
 
     async def call(
         self,
@@ -64,12 +64,12 @@ class Api:
     ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
-        `on_step(done, of, preview)` counts denoising steps over all pictures, on the lane's thread; `preview()` makes
+        `on_step(done, of, preview)` counts denoising steps over all pictures, on the engine's thread; `preview()` makes
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
         the events that a request's `partial_images` asks for, on the same thread. All is done by `deadline`, which is
         KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded.
         """
-        deadline = deadline or Deadline.within(self.lane.settings.deadline_s)
+        deadline = deadline or Deadline.within(self.engine.settings.deadline_s)
         return await answered(self._route(path, payload, on_step, on_partial, deadline))
 
     async def _route(
@@ -78,15 +78,15 @@ class Api:
         if path in DIALECTS:
             return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
-            return Reply(200, openai.models(self.lane.spec))
+            return Reply(200, openai.models(self.engine.spec))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
             self._require_served(name)
             return Reply(200, openai.model(name))
         if path == RECEIPT_ROUTE:
-            worker = self.lane.worker
+            worker = self.engine.worker
             known = (worker.receipt, worker.facts, worker.hardware.reason) if worker else (None, {}, "")
-            return Reply(200, answer(self.lane.spec, *known, self.lane.ledger.compile_failure))
+            return Reply(200, answer(self.engine.spec, *known, self.engine.ledger.compile_failure))
         raise RouteNotFound(RETIRED.get(path, f"There is no route {path:.80}."))
 
     async def _draw(
@@ -105,7 +105,7 @@ class Api:
         if request.partial_images and on_partial:
             on_step = _showing(on_step, on_partial, dialect, request)
         pictures = await self.draw(request, on_step, deadline)
-        render = partial(dialect.render, spec=self.lane.spec, seconds=time.perf_counter() - start)
+        render = partial(dialect.render, spec=self.engine.spec, seconds=time.perf_counter() - start)
         smaller = partial(_smaller, render, request, pictures)
         linked = self.store if any(picture.url for picture in pictures) else None
         untried = self.store if request.response_format != "url" else None
@@ -120,8 +120,8 @@ class Api:
 
     def check(self, deadline: Deadline) -> None:
         """Raise what a request that has until `deadline` would be refused with now, whatever it asked for."""
-        self.lane.meter.check()
-        self.lane.check(deadline.left_s)
+        self.engine.meter.check()
+        self.engine.check(deadline.left_s)
 
     async def draw(
         self, request: ImageRequest, on_step: OnStep = lambda *_: None, deadline: Deadline | None = None
@@ -131,9 +131,9 @@ class Api:
         Raises DeadlineExceeded if they are not there by `deadline`.
         """
         deadline = deadline or Deadline()
-        spec = self.lane.spec
-        served = self.lane.settings.step_cache
-        self.lane.meter.check()
+        spec = self.engine.spec
+        served = self.engine.settings.step_cache
+        self.engine.meter.check()
         if request.response_format == "url" and not self.store:
             raise Unsupported(NO_STORE, "response_format")
         spec.check(request, served)  # before its images take time and memory
@@ -149,8 +149,8 @@ class Api:
         wanted = [(recipe, partial(count, i)) for i, recipe in enumerate(recipes)]
         try:
             while left := wanted[len(encoding) :]:
-                several = left[: self.lane.at_once(first)]
-                for drawn in await self.lane.submit_all(several, deadline.at, admitted=bool(encoding)):
+                several = left[: self.engine.at_once(first)]
+                for drawn in await self.engine.submit_all(several, deadline.at, admitted=bool(encoding)):
                     encoding.append(asyncio.create_task(self._finish(drawn, request, deadline)))
             return list(await asyncio.gather(*encoding))
         finally:
@@ -169,19 +169,19 @@ class Api:
     def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:
         start = time.perf_counter()
         recipe: Recipe = pixels.recipe
-        worker, settings = self.lane.worker, self.lane.settings
+        worker, settings = self.engine.worker, self.engine.settings
         parameters = None
         if settings.metadata and worker:
             facts = worker.facts | ({"batch": str(pixels.batch)} if pixels.batch > 1 else {})
             parameters = codec.parameters_of(recipe, facts, __version__)
         data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
         stages = {**stages, "serialize": time.perf_counter() - start}
-        picture = Picture(data, request.output_format, recipe, self.lane.ledger.decision, stages)
+        picture = Picture(data, request.output_format, recipe, self.engine.ledger.decision, stages)
         self._counts(picture)
         return picture
 
     def _require_served(self, name: str | None) -> None:
-        spec = self.lane.spec
+        spec = self.engine.spec
         if name is not None and find(name) is not spec:
             raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")
 

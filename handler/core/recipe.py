@@ -7,7 +7,7 @@ from typing import Any
 from handler.core.request import Format
 from handler.core.stepcache import StepCache
 
-Preview = Callable[[], Any]  # makes a uint8 (height, width, 3) array, on the thread of the lane alone
+Preview = Callable[[], Any]  # makes a uint8 (height, width, 3) array, on the thread of the engine alone
 OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may raise to stop
 
 

@@ -1,8 +1,8 @@
-"""The lane: the one thread that owns the model. It boots the worker, then draws what waits, alike pictures at once.
+"""The engine: the one thread that owns the model. It boots the worker, then draws what waits, alike pictures at once.
 
 Callers on an event loop use `submit`; cancelling the awaiting task ends the job, and what is being drawn stops then at
-its next step, as it does when its deadline passes. A lane has failed if its GPU is lost, if it runs out of memory too
-often or if a step hangs: whoever waits is told to try again, elsewhere.
+its next step, as it does when its deadline passes. An engine has failed if its GPU is lost, if it runs out of memory
+too often or if a step hangs: whoever waits is told to try again, elsewhere.
 """
 
 import asyncio
@@ -31,22 +31,22 @@ from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.settings import Settings
 from handler.core.tracebacks import outline
 from handler.engine.batching import at_once
-from handler.engine.executor import Painter
+from handler.engine.executor import Executor
 from handler.engine.publisher import Publisher
-from handler.engine.queue import Job, Line, hand
+from handler.engine.queue import Job, Queue, hand
 from handler.engine.spend import Meter, require_held
 from handler.worker.clock import Clock, Ledger
 from handler.worker.worker import Worker
 
-State = Literal["starting", "ready", "draining", "stopped", "failed"]  # a lane only ever goes to a later one
+State = Literal["starting", "ready", "draining", "stopped", "failed"]  # an engine only ever goes to a later one
 OPEN: tuple[State, ...] = ("starting", "ready")
 TIDY_S = 1.0
 LAST_S = 3.0  # of an exit: for the thread to tidy up, and for the last word on spend
 log = logging.getLogger(__name__)
 
 
-class Lane:
-    """Owns the worker's thread and line. `start`, then `submit` from any event loop, then `stop`.
+class Engine:
+    """Owns the worker's thread and queue. `start`, then `submit` from any event loop, then `stop`.
 
     `over` is set once no more will be drawn, for whatever reason. `exit` ends `EXIT_S` after the first word to leave.
     """
@@ -66,12 +66,12 @@ class Lane:
         self.worker: Worker | None = None
         self.batch = settings.batch
         self._boot = boot
-        self._painter = Painter(settings, self.spec, self.ledger, self._fail, self._put_back)
+        self._executor = Executor(settings, self.spec, self.ledger, self._fail, self._put_back)
         self._lock = threading.Lock()
-        self.exit, self.line = Deadline(), Line(settings.queue, settings.queue_s)
+        self.exit, self.queue = Deadline(), Queue(settings.queue, settings.queue_s)
         self._booted, self.over = threading.Event(), threading.Event()
         self._publisher = Publisher()
-        self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def ledger(self) -> Ledger:
@@ -81,7 +81,7 @@ class Lane:
     def start(self) -> None:
         """Begin booting; returns at once."""
         self._thread.start()
-        self._painter.watch.start()
+        self._executor.watch.start()
         self.meter.start()
 
     @property
@@ -117,7 +117,7 @@ class Lane:
                 self.abort()
             self._thread.join(TIDY_S)
         self._publisher.join(self.exit.left_s - (LAST_S - TIDY_S))
-        self._painter.watch.close()
+        self._executor.watch.close()
         self.meter.stop()
 
     def abort(self) -> None:
@@ -125,7 +125,7 @@ class Lane:
         self.exit.begin(EXIT_S)
         self._become("stopped")
         self._refuse_all()
-        for job in self._painter.jobs:
+        for job in self._executor.jobs:
             job.end(self._closed())
         self.over.set()
 
@@ -133,7 +133,7 @@ class Lane:
         """Raise what a request that came now would be refused with, whatever it asked for; it has `left_s` seconds."""
         if self.state not in OPEN:
             raise self._closed()
-        self.line.check(self._painter.pace, left_s)
+        self.queue.check(self._executor.pace, left_s)
 
     async def submit(
         self,
@@ -152,14 +152,14 @@ class Lane:
         Pictures of an `admitted` request, which has some already, are neither too many nor too late for a drain.
         Raises QueueFull, NotReady, DeadlineExceeded or what the worker raised; then the others are given up.
         """
-        loop, work, request = asyncio.get_running_loop(), self._painter.work, object()
+        loop, work, request = asyncio.get_running_loop(), self._executor.work, object()
         answers: list[asyncio.Future[Drawn]] = [loop.create_future() for _ in wanted]
         jobs = [
             Job(recipe, on_step, work(recipe), deadline, partial(hand, answer), request)
             for (recipe, on_step), answer in zip(wanted, answers, strict=True)
         ]
         open_to = (*OPEN, "draining") if admitted else OPEN
-        if self.state not in open_to or not self.line.join(jobs, self._painter.pace, admitted):
+        if self.state not in open_to or not self.queue.join(jobs, self._executor.pace, admitted):
             raise self._closed()
         left_s = None if deadline == math.inf else deadline - time.perf_counter()
         try:
@@ -186,18 +186,18 @@ class Lane:
     @property
     def drawing(self) -> int:
         """How many pictures are being drawn for somebody: none that has its answer, though its last step may go on."""
-        return sum(not job.over for job in self._painter.jobs)
+        return sum(not job.over for job in self._executor.jobs)
 
     def at_once(self, recipe: Recipe) -> int:
         """How many pictures of this shape are drawn at once, if there are as many: as KINDLING_BATCH says."""
-        if not (self.worker and self._painter.together):
+        if not (self.worker and self._executor.together):
             return 1
         return at_once(self.batch, self.worker.gains, recipe.size)
 
     @property
     def waiting(self) -> int:
-        """Jobs in line, the one being drawn not counted."""
-        return len(self.line)
+        """Jobs in the queue, the one being drawn not counted."""
+        return len(self.queue)
 
     def _closed(self) -> KindlingError:
         """Why this worker takes no jobs; another one takes about as long to start as this one did."""
@@ -213,7 +213,7 @@ class Lane:
             self.state = max(self.state, state, key=get_args(State).index)
 
     def _refuse_all(self) -> None:
-        for job in self.line.close():
+        for job in self.queue.close():
             job.end(self._closed())
 
     def _fail(self, error: KindlingError, jobs: Sequence[Job] = ()) -> None:
@@ -244,16 +244,16 @@ class Lane:
             try:
                 self._work(self.worker)
             except BaseException as error:  # a bug of ours
-                log.error("the lane failed\n%s", outline(error))
+                log.error("the engine failed\n%s", outline(error))
                 self._fail(Internal("This worker failed; see its log."))
         self.over.set()
 
     def _work(self, worker: Worker) -> None:
         if self.state in OPEN and self.settings.publish and worker.unpublished:
             self._publisher.begin(partial(worker.publish, self.settings.volume))
-        while jobs := self.line.take(self.at_once):
-            self._painter.draw(worker.draw_some, jobs)
+        while jobs := self.queue.take(self.at_once):
+            self._executor.draw(worker.draw_some, jobs)
 
     def _put_back(self, jobs: Sequence[Job]) -> None:
-        for job in self.line.put_back(jobs):
+        for job in self.queue.put_back(jobs):
             job.end(self._closed())

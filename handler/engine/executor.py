@@ -1,4 +1,4 @@
-"""What the lane's thread does with jobs: draw them, watched over by another thread, and judge what goes wrong."""
+"""What the engine's thread does with jobs: draw them, watched over by another thread, and judge what goes wrong."""
 
 import faulthandler
 import logging
@@ -16,7 +16,7 @@ from handler.core.settings import Settings
 from handler.core.tracebacks import let_go, outline
 from handler.engine.queue import Job
 from handler.engine.triage import Triage
-from handler.engine.watchdog import Watch
+from handler.engine.watchdog import Watchdog
 from handler.model.runner import Outcome, sound
 from handler.worker.clock import STDERR, Ledger
 
@@ -27,7 +27,7 @@ DrawSome = Callable[[Sequence[Recipe], Sequence[OnStep]], Sequence[Outcome | Non
 log = logging.getLogger(__name__)
 
 
-class Painter:
+class Executor:
     """Draws jobs, some at once. Calls `fail`, from any thread, with the error after which it can draw no more, and the
     jobs that end by it.
 
@@ -45,7 +45,7 @@ class Painter:
     ) -> None:
         self.jobs: Sequence[Job] = ()
         self.together = True
-        self.watch = Watch(self._hung)
+        self.watch = Watchdog(self._hung)
         self._triage = Triage()
         self.took: tuple[float, ...] = ()  # seconds of the last pictures, as if of the model's own size and steps
         self._settings, self._spec, self._ledger = settings, spec, ledger
@@ -127,8 +127,8 @@ class Painter:
                 self._fail(found, jobs)
             for job in jobs:
                 job.end(found)
-                if job.line:
-                    job.line.give_up(job.request)
+                if job.queue:
+                    job.queue.give_up(job.request)
 
     def _step(self, job: Job, patience: float) -> OnStep:
         def step(done: int, preview: Preview) -> None:

@@ -1,7 +1,7 @@
-"""The line before the lane: pictures that wait for their turn, oldest first, and who may still join them.
+"""The queue before the engine: pictures that wait for their turn, oldest first, and who may still join them.
 
-A job ends exactly once, whoever ends it: the lane that drew it, its deadline, whoever asked and went away, or a worker
-that gives up. What has ended waits no longer, and is not drawn any further than its next step.
+A job ends exactly once, whoever ends it: the engine that drew it, its deadline, whoever asked and went away, or a
+worker that gives up. What has ended waits no longer, and is not drawn any further than its next step.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Job:
     deadline: float
     answer: Callable[[Outcome], object]
     request: object = field(default_factory=object)
-    line: "Line | None" = None
+    queue: "Queue | None" = None
     begun: bool = False
     alone: bool = False
     entered: float = field(default_factory=time.perf_counter)
@@ -48,8 +48,8 @@ class Job:
     def end(self, outcome: Outcome) -> None:
         """Answer, unless the job has ended before."""
         if self._ended.acquire(blocking=False):
-            if self.line is not None:
-                self.line.leave(self, outcome)
+            if self.queue is not None:
+                self.queue.leave(self, outcome)
             self.answer(outcome)
 
     @property
@@ -76,7 +76,7 @@ def refusal(waiting: int, wait_s: float, left_s: float, most: int, most_s: float
     return ""
 
 
-class Line:
+class Queue:
     """Jobs that wait: at most `most` of them, and at most `most_s` seconds of work. Safe from any thread.
 
     `ended` counts the jobs that have: by outcome ("drawn", "cancelled" or the error's code), and where they were then,
@@ -108,7 +108,7 @@ class Line:
             raise QueueFull(why, retry_s=wait_s if pace else RETRY_S)
 
     def join(self, jobs: Sequence[Job], pace: float | None, admitted: bool) -> bool:
-        """Let one request's jobs wait; False if this line is closed. Raises as `check`, unless it is `admitted`.
+        """Let one request's jobs wait; False if this queue is closed. Raises as `check`, unless it is `admitted`.
 
         `pace` is how many seconds a unit of work takes, if that is known.
         """
@@ -118,13 +118,13 @@ class Line:
             if not admitted:
                 self.check(pace, jobs[0].deadline - time.perf_counter())
             for job in jobs:
-                job.line = self
+                job.queue = self
                 self._jobs.append(job)
             self._changed.notify()
         return True
 
     def take(self, room: Callable[[Recipe], int]) -> list[Job]:
-        """The job whose turn it is, once there is one, and those to draw with it; none when this line is closed.
+        """The job whose turn it is, once there is one, and those to draw with it; none when this queue is closed.
 
         `room` says how many such may be drawn at once.
         """
@@ -140,7 +140,7 @@ class Line:
             return taken
 
     def put_back(self, jobs: Sequence[Job]) -> list[Job]:
-        """Let jobs that were taken wait again, before all others; those that this line is closed to."""
+        """Let jobs that were taken wait again, before all others; those that this queue is closed to."""
         with self._changed:
             if self._closed:
                 return list(jobs)

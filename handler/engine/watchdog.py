@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 
-class Watch:
+class Watchdog:
     """Calls `alarm` once, on a thread of its own, if a `beat` is followed by neither another nor `rest` in time."""
 
     def __init__(self, alarm: Callable[[], None]) -> None:

@@ -24,7 +24,7 @@ def sound(outcome: Outcome) -> Drawn:
     return outcome
 
 
-class Drawing:
+class Runner:
     """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
 
     `mark` leaves a mark in what the pipeline's device is told.

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from handler.engine.engine import Lane
+    from handler.engine.engine import Engine
 
 
-def create_app(lane: "Lane", public: bool) -> "ASGIApp":
-    """The app over `lane`. `public`: reachable by others, so that keys are required. Imports the web stack."""
+def create_app(engine: "Engine", public: bool) -> "ASGIApp":
+    """The app over `engine`. `public`: reachable by others, so that keys are required. Imports the web stack."""
     from handler.server.app import create_app
 
-    return create_app(lane, public)
+    return create_app(engine, public)

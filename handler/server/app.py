@@ -29,7 +29,7 @@ from handler.core.errors import (
     RouteNotFound,
     SettingsError,
 )
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.server import bodies, multipart
 from handler.server.access import Answering, Observed, response
 from handler.server.auth import guarded
@@ -44,9 +44,9 @@ T = TypeVar("T")
 PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
 
 
-def create_app(lane: Lane, public: bool) -> Observed:
-    """The app over `lane`, which it starts and stops. `public`: others can reach it, so it wants keys or allow_open."""
-    settings = lane.settings
+def create_app(engine: Engine, public: bool) -> Observed:
+    """The app over `engine`, which it starts and stops. `public`: others reach it, so it wants keys or allow_open."""
+    settings = engine.settings
     if public and not settings.api_keys and not settings.allow_open:
         raise SettingsError(
             "This address can be reached by others: set KINDLING_API_KEYS, or KINDLING_ALLOW_OPEN=true to serve "
@@ -68,34 +68,34 @@ def create_app(lane: Lane, public: bool) -> Observed:
     handlers = {HTTPException: _http_error, Exception: _crashed}
     app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    app.state.repeats = Repeats(lane.late)
-    app.state.lane, app.state.metrics, app.state.traces = lane, Metrics(lane), tracing(lane.spec.id)
+    app.state.repeats = Repeats(engine.late)
+    app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
     return Observed(guarded(Answering(app), settings), routes, app.state.metrics, app.state.traces)
 
 
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
-    app.state.lane.start()
+    app.state.engine.start()
     yield
-    closing = [app.state.lane.stop, *([app.state.traces.close] if app.state.traces else [])]
+    closing = [app.state.engine.stop, *([app.state.traces.close] if app.state.traces else [])]
     await asyncio.gather(*map(asyncio.to_thread, closing))
 
 
 async def draw(request: Request) -> Response:
     """Any route of `DIALECTS`; as events if the body says so."""
     metrics: Metrics = request.app.state.metrics
-    found = await answered(_drawn(Api(request.app.state.lane, metrics.picture, metrics.uploaded), request))
+    found = await answered(_drawn(Api(request.app.state.engine, metrics.picture, metrics.uploaded), request))
     return found if isinstance(found, Response) else response(request.scope, found)
 
 
 async def read(request: Request) -> Response:
     """The routes that only tell."""
-    return response(request.scope, await Api(request.app.state.lane).call(request.url.path))
+    return response(request.scope, await Api(request.app.state.engine).call(request.url.path))
 
 
 async def ping(request: Request) -> Response:
     """RunPod's health check: 204 while starting, 200 ready, 503 failed or stopping."""
-    return Response(status_code=PING_STATUS[request.app.state.lane.state])
+    return Response(status_code=PING_STATUS[request.app.state.engine.state])
 
 
 async def live(request: Request) -> Response:
@@ -104,17 +104,17 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Whether the model is loaded, what the lane does, the cold-start ledger, and what all this costs."""
-    lane: Lane = request.app.state.lane
+    """Whether the model is loaded, what the engine does, the cold-start ledger, and what all this costs."""
+    engine: Engine = request.app.state.engine
     body = {
-        "status": lane.state,
-        "model": lane.spec.id,
-        "drawing": lane.drawing,
-        "waiting": lane.waiting,
-        "cold_start": asdict(lane.ledger),
-        "spend": lane.meter.state(),
+        "status": engine.state,
+        "model": engine.spec.id,
+        "drawing": engine.drawing,
+        "waiting": engine.waiting,
+        "cold_start": asdict(engine.ledger),
+        "spend": engine.meter.state(),
     }
-    return JSONResponse(body, 200 if lane.state == "ready" else 503)
+    return JSONResponse(body, 200 if engine.state == "ready" else 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -124,12 +124,12 @@ async def metrics(request: Request) -> Response:
 
 async def describe(request: Request) -> Response:
     """OpenAPI's description of all this."""
-    return JSONResponse(document(request.app.state.lane))
+    return JSONResponse(document(request.app.state.engine))
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:
     seen: Seen = request.state.seen
-    path, headers, settings = request.url.path, request.headers, api.lane.settings
+    path, headers, settings = request.url.path, request.headers, api.engine.settings
     repeats: Repeats = request.app.state.repeats
     key = key_of(headers)
     deadline = seen.deadline = Deadline.within(min(_patience(headers), settings.deadline_s), seen.start)

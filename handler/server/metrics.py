@@ -1,4 +1,4 @@
-"""What Prometheus reads from one app: counters and histograms of its requests, gauges of its lane as it is right now.
+"""What Prometheus reads from one app: counters and histograms of its requests, gauges of its engine as it is right now.
 
 No label has free text: routes, statuses, error codes, stages and phases are all there are.
 """
@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from handler.core.recipe import Picture
-from handler.engine.engine import Lane, State
+from handler.engine.engine import Engine, State
 from handler.engine.queue import Where
 
 PREFIX = "kindling_"
@@ -26,67 +26,69 @@ Values = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """One number of the lane, or one for each value of `label`; None is not told."""
+    """One number of the engine, or one for each value of `label`; None is not told."""
 
     name: str
     help: str
     label: str
-    read: Callable[[Lane], Values]
+    read: Callable[[Engine], Values]
 
 
-def _plan(lane: Lane) -> Values:
-    return {lane.ledger.plan: 1} if lane.ledger.plan else {}
+def _plan(engine: Engine) -> Values:
+    return {engine.ledger.plan: 1} if engine.ledger.plan else {}
 
 
-def _load(lane: Lane) -> Values:
-    return {phase.name: phase.seconds for phase in lane.ledger.phases}
+def _load(engine: Engine) -> Values:
+    return {phase.name: phase.seconds for phase in engine.ledger.phases}
 
 
-def _spend(lane: Lane) -> Values:
-    spend = lane.meter.state()
+def _spend(engine: Engine) -> Values:
+    spend = engine.meter.state()
     return {"process": spend["dollars_this_process"], "all": spend["dollars_this_month"]}
 
 
-def _cuda(lane: Lane) -> ModuleType | None:
+def _cuda(engine: Engine) -> ModuleType | None:
     """torch's module for the GPU that the worker draws on, if that is where it does."""
-    on_gpu = lane.worker is not None and lane.worker.hardware.device == "cuda"
+    on_gpu = engine.worker is not None and engine.worker.hardware.device == "cuda"
     return sys.modules["torch"].cuda if on_gpu else None
 
 
-def _memory(lane: Lane) -> Values:
+def _memory(engine: Engine) -> Values:
     """The GPU's first: that is the peak which matters where there are two."""
     found: dict[str, float | None] = {}
-    if cuda := _cuda(lane):
+    if cuda := _cuda(engine):
         free, total = cuda.mem_get_info()
         found = {"gpu_peak": cuda.max_memory_allocated(), "gpu_used": total - free, "gpu_total": total}
     status = Path("/proc/self/status").read_text()
     return found | {"host_peak": float(status.partition("VmHWM:")[2].split()[0]) * 1024}
 
 
-def _nvml(reading: str, unit: float) -> Callable[[Lane], Values]:
+def _nvml(reading: str, unit: float) -> Callable[[Engine], Values]:
     """A reading of NVML's, which torch has where the package nvidia-ml-py is installed."""
 
-    def read(lane: Lane) -> Values:
-        cuda = _cuda(lane)
+    def read(engine: Engine) -> Values:
+        cuda = _cuda(engine)
         return {"": getattr(cuda, reading)() * unit} if cuda else {}
 
     return read
 
 
 GAUGES = (
-    Gauge("queue_depth", "Pictures that wait.", "", lambda lane: {"": lane.waiting}),
-    Gauge("queue_limit", "Pictures that may wait.", "", lambda lane: {"": lane.settings.queue}),
-    Gauge("inflight", "Pictures being drawn.", "", lambda lane: {"": lane.drawing}),
-    Gauge("state", "1 for what the worker is.", "state", lambda lane: {s: s == lane.state for s in get_args(State)}),
-    Gauge("boot_outcome", "1 for how its cold start went.", "outcome", lambda lane: {lane.ledger.outcome: 1}),
+    Gauge("queue_depth", "Pictures that wait.", "", lambda engine: {"": engine.waiting}),
+    Gauge("queue_limit", "Pictures that may wait.", "", lambda engine: {"": engine.settings.queue}),
+    Gauge("inflight", "Pictures being drawn.", "", lambda engine: {"": engine.drawing}),
+    Gauge(
+        "state", "1 for what the worker is.", "state", lambda engine: {s: s == engine.state for s in get_args(State)}
+    ),
+    Gauge("boot_outcome", "1 for how its cold start went.", "outcome", lambda engine: {engine.ledger.outcome: 1}),
     Gauge("plan", "1 for how it runs the model.", "plan", _plan),
     Gauge(
         "compile_failed",
         "1 if it is eager because compiling failed, here or before.",
         "",
-        lambda lane: {"": bool(lane.ledger.compile_failure) if lane.ledger.plan else None},
+        lambda engine: {"": bool(engine.ledger.compile_failure) if engine.ledger.plan else None},
     ),
-    Gauge("cold_start_seconds", "From birth to ready.", "", lambda lane: {"": lane.ledger.total_s or None}),
+    Gauge("cold_start_seconds", "From birth to ready.", "", lambda engine: {"": engine.ledger.total_s or None}),
     Gauge("load_seconds", "Cold start by phase.", "phase", _load),
     Gauge("spend_dollars", "This month's, of this process and of all workers here.", "workers", _spend),
     Gauge("memory_bytes", "The GPU's, and this process's own.", "kind", _memory),
@@ -106,19 +108,19 @@ ENDS = {  # how a job may have ended: by a counter's name what, and in words
 class LaneCollector(Collector):
     """Reads `GAUGES` and `ENDS` whenever somebody asks."""
 
-    lane: Lane
+    engine: Engine
 
     def collect(self) -> Iterator[Metric]:
         for name, (outcome, text) in ENDS.items():
             counter = CounterMetricFamily(PREFIX + name, text, labels=["where"])
             for where in get_args(Where):
-                counter.add_metric([where], self.lane.line.ended[outcome, where])
+                counter.add_metric([where], self.engine.queue.ended[outcome, where])
             yield counter
         for gauge in GAUGES:
             family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=[gauge.label] if gauge.label else [])
             # A lost GPU, one without the reading, no NVML, no /proc: the rest is told all the same.
             with contextlib.suppress(Exception):
-                for key, value in gauge.read(self.lane).items():
+                for key, value in gauge.read(self.engine).items():
                     if value is not None:
                         family.add_metric([key] if gauge.label else [], value)
             yield family
@@ -127,9 +129,9 @@ class LaneCollector(Collector):
 class Metrics:
     """The metrics of one app, in a registry of their own."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(LaneCollector(lane))
+        self._registry.register(LaneCollector(engine))
         self._requests = self._counter("requests", "Answers; of errors with the code.", "route", "status", "reason")
         self._images = self._counter("images", "Pictures drawn and encoded.")
         self._steps = self._counter("steps", "Denoising steps of these pictures.")

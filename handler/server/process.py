@@ -1,4 +1,4 @@
-"""The serving process: its sockets, one lane, one exit code."""
+"""The serving process: its sockets, one engine, one exit code."""
 
 import contextlib
 import gc
@@ -15,7 +15,7 @@ import uvicorn
 
 from handler.core.errors import SettingsError, StartError
 from handler.core.settings import Settings
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.server.access import Observed
 from handler.server.access import log as requests
 from handler.server.app import create_app
@@ -42,18 +42,18 @@ def serve(settings: Settings, host: str, port: int) -> int:
         announce=lambda phase: say(f"{settings.model}: {phase} ..."),
         publish=lambda ledger: _tell(ledger, app.traces),
     )
-    lane = Lane(settings, clock)
-    app = create_app(lane, public=not is_loopback(host))
-    if not lane.spec.license.commercial:
-        logging.getLogger("kindling").warning("%s: %s", lane.spec.id, lane.spec.license.obligation)
+    engine = Engine(settings, clock)
+    app = create_app(engine, public=not is_loopback(host))
+    if not engine.spec.license.commercial:
+        logging.getLogger("kindling").warning("%s: %s", engine.spec.id, engine.spec.license.obligation)
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ)]
-        server = Server(_config(app), lane, app.hurry)
+        server = Server(_config(app), engine, app.hurry)
         for each in (signal.SIGTERM, signal.SIGINT):  # before uvicorn does: uvloop swallows what is raised as it starts
             signal.signal(each, server.handle_exit)
         address = _address(listeners[0])
-        say(f"listening on {address}, loading {lane.spec.id}")
-        threading.Thread(target=_report, args=(lane, server, address), daemon=True).start()
+        say(f"listening on {address}, loading {engine.spec.id}")
+        threading.Thread(target=_report, args=(engine, server, address), daemon=True).start()
         server.run(sockets=listeners)
         server.end()
     return server.code
@@ -92,18 +92,18 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _report(lane: Lane, server: Server, address: str) -> None:
+def _report(engine: Engine, server: Server, address: str) -> None:
     """Say when the model is ready; then see to it that the server ends if it fails."""
     with contextlib.suppress(StartError):
-        lane.wait_booted()
+        engine.wait_booted()
         gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
-        _invite(lane, address)
+        _invite(engine, address)
     server.watch()
 
 
-def _invite(lane: Lane, address: str) -> None:
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if lane.settings.api_keys else ""
-    say(f"{lane.spec.id} is ready on {address} after {lane.ledger.total_s:.1f} s. Try:")
+def _invite(engine: Engine, address: str) -> None:
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if engine.settings.api_keys else ""
+    say(f"{engine.spec.id} is ready on {address} after {engine.ledger.total_s:.1f} s. Try:")
     print(
         f"\ncurl -s {address}/v1/images/generations -H 'Content-Type: application/json'{key} "
         f'-d \'{{"prompt": "a red circle on a blue background"}}\' | python3 -c "{SAVE}"\n\n'

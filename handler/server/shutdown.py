@@ -21,7 +21,7 @@ import uvicorn
 
 from handler.core.deadline import Deadline
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.worker.clock import EXIT_CODE
 
 DRAIN_S = 22.0  # of `EXIT_S`
@@ -31,14 +31,14 @@ ABORTED = 128  # and the signal's number, as shells have it
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but it listens until its lane has drained, and leaves when that has failed.
+    """uvicorn, but it listens until its engine has drained, and leaves when that has failed.
 
     `hurry` lets whoever still waits be answered with what is there.
     """
 
-    def __init__(self, config: uvicorn.Config, lane: Lane, hurry: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, hurry: Callable[[], None]) -> None:
         super().__init__(config)
-        self._lane, self._hurry = lane, hurry
+        self._engine, self._hurry = engine, hurry
         self.told: list[int] = []  # the signals that came
         self._signals: SimpleQueue[int] = SimpleQueue()
         threading.Thread(target=self._obey, daemon=True).start()
@@ -54,10 +54,10 @@ class Server(uvicorn.Server):
             threading.Thread(target=act, daemon=True).start()
 
     def watch(self) -> None:
-        """Block until the lane is over, and leave if it has failed."""
-        self._lane.over.wait()
-        if self._lane.error:
-            say(self._lane.error.message)
+        """Block until the engine is over, and leave if it has failed."""
+        self._engine.over.wait()
+        if self._engine.error:
+            say(self._engine.error.message)
             self._leave()
 
     @property
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         if len(self.told) > 1:
             return ABORTED + self.told[1]
         codes = {BudgetExceeded: EXIT_CODE, SettingsError: 2, StartError: 1}
-        return next((code for kind, code in codes.items() if isinstance(self._lane.error, kind)), 0)
+        return next((code for kind, code in codes.items() if isinstance(self._engine.error, kind)), 0)
 
     def end(self) -> None:
         """End this process here: the interpreter's own end takes seconds, and joins threads that may hang for ever."""
@@ -83,21 +83,21 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         say("stopping; what was accepted is being drawn. Ctrl-C or SIGTERM again stops at once.")
         end = Deadline.within(DRAIN_S)
-        self._lane.drain()
+        self._engine.drain()
         threading.Thread(target=self._guard, daemon=True).start()
-        while (self._lane.busy or self.server_state.tasks) and end.left_s:
+        while (self._engine.busy or self.server_state.tasks) and end.left_s:
             time.sleep(TICK_S)
-        if self._lane.busy:
-            self._lane.abort()
+        if self._engine.busy:
+            self._engine.abort()
         self._leave(max(ANSWER_S, end.left_s))
 
     def _guard(self) -> None:
         """End this process when its time is up, whatever it waits for: the interpreter joins what hangs for ever."""
-        time.sleep(self._lane.exit.left_s)
+        time.sleep(self._engine.exit.left_s)
         os._exit(self.code)
 
     def _abort(self) -> None:
-        self._lane.abort()
+        self._engine.abort()
         self._leave()
 
     def _leave(self, seconds: float = ANSWER_S) -> None:

@@ -28,7 +28,7 @@ from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
 from handler.model.environment import environment
 from handler.model.hardware import Hardware, detect
-from handler.model.runner import Drawing, sound
+from handler.model.runner import Runner, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label, vae_source
 from handler.volume.reader import opened
@@ -61,8 +61,8 @@ class Worker:
         self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
         self.memory = memory or fit(spec, hardware)
         self._family = family
-        drawing = Drawing(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device])
-        self._pipeline, self.draw, self.draw_some = pipeline, drawing.draw, drawing.draw_some
+        runner = Runner(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device])
+        self._pipeline, self.draw, self.draw_some = pipeline, runner.draw, runner.draw_some
         self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
         self.found = artifacts.Found("MISS", "not looked for")

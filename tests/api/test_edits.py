@@ -25,7 +25,7 @@ from test_families import PERFECT, differ, packed
 from test_images import exif, moving, png_of, saved, text, url
 
 import tiny
-from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker
+from handler import MODELS, Api, Engine, ImageRequest, ModelSpec, Worker
 from handler.api import codec, references
 from handler.api.dialects import edits as dialect
 from handler.core.errors import (
@@ -747,13 +747,13 @@ def test_no_file_touches_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_jobs_of_a_queue_edit_by_the_same_route(spark: Worker) -> None:
     """As RunPod's worker hands them on: a route, and JSON."""
-    lane, steps = Lane(PATIENT, boot=lambda *_: spark), []
-    lane.start()
-    lane.wait_booted()
+    engine, steps = Engine(PATIENT, boot=lambda *_: spark), []
+    engine.start()
+    engine.wait_booted()
 
     def call(**payload: Any) -> Any:
         asked = {"prompt": PROMPT, "image": url(SOURCE), "seed": 7, **payload}
-        return asyncio.run(Api(lane).call("/v1/images/edits", asked, lambda done, of, _: steps.append((done, of))))
+        return asyncio.run(Api(engine).call("/v1/images/edits", asked, lambda done, of, _: steps.append((done, of))))
 
     try:
         first, again = call(mask=url(HOLE)), call(images=[url(SOURCE)], image=None, mask=url(HOLE))
@@ -763,9 +763,9 @@ def test_jobs_of_a_queue_edit_by_the_same_route(spark: Worker) -> None:
         assert call(strength=0.5, n=2).status == 200
         assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert call(image=None).body["error"]["param"] == "image"
-        assert asyncio.run(Api(lane).call("/v1/images/variations", {})).status == 404
+        assert asyncio.run(Api(engine).call("/v1/images/variations", {})).status == 404
     finally:
-        lane.stop()
+        engine.stop()
 
 
 # On the command line.

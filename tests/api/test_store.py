@@ -20,7 +20,7 @@ from PIL import Image
 
 import forked
 from fakes import FakeFamily
-from handler import Api, Lane, Picture, Recipe, Settings
+from handler import Api, Engine, Picture, Recipe, Settings
 from handler.api import store
 from handler.api.hands import Hands
 from handler.api.store import Store
@@ -77,13 +77,13 @@ def keep(url: str, picture: Picture = DRAWN, **more: Any) -> Picture:
 
 def draw(given: Settings, route: str, **more: Any) -> dict[str, Any]:
     """What `Api` answers, with a model that paints one colour."""
-    lane = Lane(given, boot=FakeFamily().boot)
-    lane.start()
-    lane.wait_booted()
+    engine = Engine(given, boot=FakeFamily().boot)
+    engine.start()
+    engine.wait_booted()
     try:
-        reply = asyncio.run(Api(lane).call(route, {**WANTED, **more}))
+        reply = asyncio.run(Api(engine).call(route, {**WANTED, **more}))
     finally:
-        lane.stop()
+        engine.stop()
     assert reply.status == 200, reply.body
     return reply.body
 
@@ -156,11 +156,11 @@ def test_a_malformed_endpoint_stops_the_start_and_is_not_repeated(endpoint: str)
 
 def test_without_a_store_a_url_is_refused_before_anything_is_drawn() -> None:
     family = FakeFamily()
-    lane = Lane(Settings(), boot=family.boot)
-    lane.start()
-    lane.wait_booted()
-    replies = [asyncio.run(Api(lane).call(r, {**WANTED, "response_format": "url"})) for r in (OPENAI, NATIVE)]
-    lane.stop()
+    engine = Engine(Settings(), boot=family.boot)
+    engine.start()
+    engine.wait_booted()
+    replies = [asyncio.run(Api(engine).call(r, {**WANTED, "response_format": "url"})) for r in (OPENAI, NATIVE)]
+    engine.stop()
     for reply in replies:
         assert (reply.status, reply.body["error"]["param"]) == (400, "response_format")
     assert family.drawn == []

@@ -27,14 +27,14 @@ import asyncio
 import json
 import sys
 
-from handler import Api, Lane, Settings
+from handler import Api, Engine, Settings
 
-lane = Lane(Settings.from_env())
-lane.start()
+engine = Engine(Settings.from_env())
+engine.start()
 for line in sys.stdin:
-    reply = asyncio.run(Api(lane).call("/generate", json.loads(line)))
+    reply = asyncio.run(Api(engine).call("/generate", json.loads(line)))
     print(json.dumps(reply.body), flush=True)
-lane.stop()
+engine.stop()
 '''
 
 

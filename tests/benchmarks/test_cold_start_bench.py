@@ -87,8 +87,8 @@ class Unread(io.StringIO):
 def test_a_server_drains_though_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Unread())
     drained = threading.Event()
-    lane: Any = SimpleNamespace(drain=drained.set, busy=False, error=None, exit=Deadline.within(1e6))
-    Server(uvicorn.Config(lambda: None), lane, hurry=lambda: None).handle_exit(15, None)
+    engine: Any = SimpleNamespace(drain=drained.set, busy=False, error=None, exit=Deadline.within(1e6))
+    Server(uvicorn.Config(lambda: None), engine, hurry=lambda: None).handle_exit(15, None)
     assert drained.wait(30)
 
 

@@ -148,12 +148,12 @@ def test_a_real_server(server: Served, tmp_path: Any) -> None:
     output = tmp_path / "figures.json"
     found = run(
         *arguments, "--size", "64x64", "--steps", "1", "--prompts", "spark", "--request-rate", "50",
-        "--mode", "load", "lane", "overhead", "--output", str(output),
+        "--mode", "load", "engine", "overhead", "--output", str(output),
     )  # fmt: skip
     assert (found["completed_requests"], found["failures"]) == (4, {})
     assert found["peak_memory_mb_max"] > 100
     assert 0 < found["latency_p50"] <= found["latency_p99"]
-    assert found["lane"]["ratio"] > 0
+    assert found["engine"]["ratio"] > 0
     assert found["overhead"]["median_ms"] > 0
     assert json.loads(output.read_text())["overhead"] == found["overhead"]
 

@@ -220,10 +220,10 @@ def test_doctor_names_the_phase_of_a_start_that_failed() -> None:
 
 def test_a_setting_that_ends_a_start_is_bad_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever verb meets it; and past the budget is 124 for all."""
-    lane: Any = SimpleNamespace(error=None)
-    server = Server(uvicorn.Config(lambda: None), lane, lambda: None)
+    engine: Any = SimpleNamespace(error=None)
+    server = Server(uvicorn.Config(lambda: None), engine, lambda: None)
     for error, code in ((None, 0), (SettingsError("x"), 2), (StartError("x"), 1), (BudgetExceeded("x"), 124)):
-        lane.error = error
+        engine.error = error
         assert server.code == code
     monkeypatch.setenv("KINDLING_STEP_CACHE", "on")
     assert main(["generate", "x", "-o", str(tmp_path / "out.png")]) == 2

@@ -269,11 +269,11 @@ def test_likeness_of_nothing_is_not_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_trial_that_cannot_draw_ends_with_the_reason(refused: bool) -> None:
     """At its first small picture, be it before that is drawn at all."""
-    with FakeFamily(at_step={1: raises(RuntimeError("no kernel image"))}).lane() as lane:
+    with FakeFamily(at_step={1: raises(RuntimeError("no kernel image"))}).engine() as engine:
         if refused:
-            lane.drain()
+            engine.drain()
         with pytest.raises(KindlingError):
-            asyncio.run(asyncio.wait_for(gains(lane), 60))
+            asyncio.run(asyncio.wait_for(gains(engine), 60))
 
 
 @pytest.mark.timeout(900)

@@ -35,7 +35,7 @@ from handler.core.stepcache import BOUNDS, DECIMALS, StepCache, parse
 from handler.core.untrusted import Malformed, check
 from handler.core.untrusted import parse as parse_json
 from handler.engine.batching import PIXELS, at_once
-from handler.engine.executor import PACE, Painter
+from handler.engine.executor import PACE, Executor
 from handler.engine.queue import refusal
 from handler.engine.spend import seconds_this_month
 from handler.server import multipart
@@ -302,9 +302,9 @@ def test_who_is_refused_is_refused_behind_more(
         assert wait_s <= min(left_s, most_s)
 
 
-def painter(took: tuple[float, ...], hang_s: float = 60) -> Painter:
+def executor(took: tuple[float, ...], hang_s: float = 60) -> Executor:
     spec = find("spark")
-    one = Painter(Settings(hang_s=hang_s), spec, Ledger(240), lambda *_: None, lambda *_: None)
+    one = Executor(Settings(hang_s=hang_s), spec, Ledger(240), lambda *_: None, lambda *_: None)
     one.took = took
     return one
 
@@ -314,7 +314,7 @@ SIZES = st.tuples(st.integers(MIN_SIDE, MAX_SIDE), st.integers(MIN_SIDE, MAX_SID
 
 @given(SIZES, st.integers(1, 50), st.integers(0, 64), st.floats(0.01, 1))
 def test_more_pixels_and_steps_are_more_work(size: tuple[int, int], steps: int, more: int, strength: float) -> None:
-    work, recipe = painter(()).work, dataclasses.replace(RECIPE, size=size, steps=steps)
+    work, recipe = executor(()).work, dataclasses.replace(RECIPE, size=size, steps=steps)
     larger, longer = (
         dataclasses.replace(recipe, size=(size[0] + more, size[1])),
         dataclasses.replace(recipe, steps=steps + more),
@@ -326,7 +326,7 @@ def test_more_pixels_and_steps_are_more_work(size: tuple[int, int], steps: int, 
 
 @given(st.lists(st.floats(0.001, 1e4), max_size=PACE))
 def test_the_pace_is_among_what_pictures_took(took: list[float]) -> None:
-    pace = painter(tuple(took)).pace
+    pace = executor(tuple(took)).pace
     assert pace is None if not took else pace is not None and min(took) <= pace <= max(took)
 
 

@@ -19,7 +19,7 @@ from handler.core import stepcache, untrusted
 from handler.core.errors import InvalidJson, InvalidValue, KindlingError, VolumeFailed, WeightsCorrupt
 from handler.core.request import ImageRequest
 from handler.core.untrusted import DEEPEST, Malformed, check, load, parse, shaped
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.model.compiling import failures
 from handler.model.compiling.failures import Failures
 from handler.model.hardware import detect
@@ -122,7 +122,7 @@ JOBS = {
 @pytest.mark.parametrize("route", ["/generate", "/v1/images/generations", "/v1/images/edits"])
 def test_a_damaged_job_is_a_400_whatever_carried_it(route: str, payload: dict[str, Any], tmp_path: Path) -> None:
     """RunPod's and Modal's jobs do not pass through our parser."""
-    reply = asyncio.run(Api(Lane(Settings(volume=tmp_path))).call(route, payload))
+    reply = asyncio.run(Api(Engine(Settings(volume=tmp_path))).call(route, payload))
     assert reply.status == 400
     json.dumps(reply.body, ensure_ascii=False).encode()
 

@@ -1,6 +1,6 @@
 """A pipeline without a model, and its family: what diffusers' pipelines look like from here, with switchable faults.
 
-It runs under the real `Worker` and `Lane`, so everything but the drawing is the product's own code.
+It runs under the real `Worker` and `Engine`, so everything but the drawing is the product's own code.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from handler import Clock, ImageRequest, Lane, Settings, Worker
+from handler import Clock, Engine, ImageRequest, Settings, Worker
 from handler.catalog.models import find
 from handler.model.families.schedulers import FLOW
 from handler.model.hardware import Hardware
@@ -78,15 +78,15 @@ class FakeFamily:
         return Worker(find(settings.model), CPU, family, self, clock.ledger)
 
     @contextmanager
-    def lane(self, **settings: Any) -> Iterator[Lane]:
-        """A lane that is ready to draw with this; in the end it is stopped, and what is held let go."""
-        lane = Lane(Settings(**settings), boot=self.boot)
-        lane.start()
-        lane.wait_booted()
-        yield lane
+    def engine(self, **settings: Any) -> Iterator[Engine]:
+        """An engine that is ready to draw with this; in the end it is stopped, and what is held let go."""
+        engine = Engine(Settings(**settings), boot=self.boot)
+        engine.start()
+        engine.wait_booted()
+        yield engine
         if self.gate:
             self.gate.set()
-        lane.stop()
+        engine.stop()
 
 
 def raises(error: BaseException) -> Callable[[], None]:

@@ -14,7 +14,7 @@ from PIL import Image
 from test_families import EVERY, boot  # noqa: F401 - a fixture
 
 from fakes import FakeFamily, raises
-from handler import Api, ImageRequest, Lane, ModelSpec, Worker
+from handler import Api, Engine, ImageRequest, ModelSpec, Worker
 from handler.core.errors import Cancelled, NumericalError, OutOfMemory
 from handler.core.recipe import MOST, Recipe
 from handler.core.stepcache import StepCache
@@ -107,16 +107,16 @@ def family() -> FakeFamily:
 
 
 @pytest.fixture
-def lane(family: FakeFamily) -> Iterator[Lane]:
-    with family.lane(batch=4) as lane:
-        yield lane
+def engine(family: FakeFamily) -> Iterator[Engine]:
+    with family.engine(batch=4) as engine:
+        yield engine
 
 
-async def waiting(lane: Lane, family: FakeFamily, *recipes: Recipe) -> list["asyncio.Task[Any]"]:
+async def waiting(engine: Engine, family: FakeFamily, *recipes: Recipe) -> list["asyncio.Task[Any]"]:
     """Tasks for `recipes`, all in line behind a first one, which is being drawn."""
-    first = asyncio.create_task(lane.submit(RECIPE))
+    first = asyncio.create_task(engine.submit(RECIPE))
     assert await asyncio.to_thread(family.entered.wait, 10)
-    tasks = [asyncio.create_task(lane.submit(recipe)) for recipe in recipes]
+    tasks = [asyncio.create_task(engine.submit(recipe)) for recipe in recipes]
     await asyncio.sleep(0)
     return [first, *tasks]
 
@@ -125,10 +125,10 @@ def seeds(*numbers: int) -> list[Recipe]:
     return [replace(RECIPE, seed=number) for number in numbers]
 
 
-def test_what_waits_and_is_alike_is_drawn_at_once(lane: Lane, family: FakeFamily) -> None:
+def test_what_waits_and_is_alike_is_drawn_at_once(engine: Engine, family: FakeFamily) -> None:
     async def main() -> None:
         other = replace(RECIPE, size=(128, 128), seed=9)
-        tasks = await waiting(lane, family, *seeds(2, 3), other, *seeds(4, 5, 6))
+        tasks = await waiting(engine, family, *seeds(2, 3), other, *seeds(4, 5, 6))
         assert family.gate
         family.gate.set()
         pictures = [pixels for pixels, _ in await asyncio.gather(*tasks)]
@@ -141,10 +141,10 @@ def test_what_waits_and_is_alike_is_drawn_at_once(lane: Lane, family: FakeFamily
     assert family.drawn == [1, 2, 3, 4, 5, 9, 6]
 
 
-def test_one_that_is_given_up_does_not_stop_the_others(lane: Lane, family: FakeFamily) -> None:
+def test_one_that_is_given_up_does_not_stop_the_others(engine: Engine, family: FakeFamily) -> None:
     async def main() -> None:
-        first, second, third = await waiting(lane, family, *seeds(2, 3))
-        family.at_step = {2: lambda: len(lane._painter.jobs) > 1 and lane._painter.jobs[0].end(Cancelled("gone"))}
+        first, second, third = await waiting(engine, family, *seeds(2, 3))
+        family.at_step = {2: lambda: len(engine._executor.jobs) > 1 and engine._executor.jobs[0].end(Cancelled("gone"))}
         assert family.gate
         family.gate.set()
         assert (await third)[0].recipe.seed == 3
@@ -156,9 +156,9 @@ def test_one_that_is_given_up_does_not_stop_the_others(lane: Lane, family: FakeF
     assert family.batches == [1, 2]
 
 
-def test_a_broken_picture_does_not_spoil_the_others(lane: Lane, family: FakeFamily) -> None:
+def test_a_broken_picture_does_not_spoil_the_others(engine: Engine, family: FakeFamily) -> None:
     async def main() -> None:
-        tasks = await waiting(lane, family, *seeds(2, 3, 4))
+        tasks = await waiting(engine, family, *seeds(2, 3, 4))
         assert family.gate
         family.gate.set()
         _, good, broken, other = await asyncio.gather(*tasks, return_exceptions=True)
@@ -170,15 +170,15 @@ def test_a_broken_picture_does_not_spoil_the_others(lane: Lane, family: FakeFami
     assert family.batches == [1, 3]
 
 
-def test_a_batch_that_finds_no_memory_is_drawn_one_by_one(lane: Lane, family: FakeFamily) -> None:
+def test_a_batch_that_finds_no_memory_is_drawn_one_by_one(engine: Engine, family: FakeFamily) -> None:
     async def main() -> None:
-        tasks = await waiting(lane, family, *seeds(2, 3))
+        tasks = await waiting(engine, family, *seeds(2, 3))
         assert family.gate
         family.gate.set()
         await tasks[0]
         assert [pixels.batch for pixels, _ in await asyncio.gather(*tasks)] == [1, 1, 1]
-        assert lane.at_once(RECIPE) == 1
-        assert lane.state == "ready"
+        assert engine.at_once(RECIPE) == 1
+        assert engine.state == "ready"
 
     def full() -> None:
         if family.batches[-1] > 1:
@@ -192,8 +192,8 @@ def test_a_batch_that_finds_no_memory_is_drawn_one_by_one(lane: Lane, family: Fa
 def test_the_pictures_of_one_request_are_drawn_at_once_and_say_so(family: FakeFamily) -> None:
     family.gate = None
     request, told = {"prompt": "a red circle", "seed": 7, "n": 4}, list[tuple[int, int]]()
-    with family.lane(batch=3) as lane:
-        reply = asyncio.run(Api(lane).call("/generate", request, lambda done, of, _: told.append((done, of))))
+    with family.engine(batch=3) as engine:
+        reply = asyncio.run(Api(engine).call("/generate", request, lambda done, of, _: told.append((done, of))))
     assert family.batches == [3, 1]
     assert [image["seed"] for image in reply.body["images"]] == [7, 8, 9, 10]
     files = [Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))) for image in reply.body["images"]]

@@ -1,4 +1,4 @@
-"""Queueing, cancelling and failing, with a fake family under the real worker and lane."""
+"""Queueing, cancelling and failing, with a fake family under the real worker and engine."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Api, Lane, Settings, StartError
+from handler import Api, Engine, Settings, StartError
 from handler.core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -43,56 +43,56 @@ ROUTE = "/v1/images/generations"
 
 
 @pytest.fixture
-def lane(family: FakeFamily) -> Iterator[Lane]:
-    with family.lane(queue=2) as lane:
-        yield lane
+def engine(family: FakeFamily) -> Iterator[Engine]:
+    with family.engine(queue=2) as engine:
+        yield engine
 
 
 def test_draws_in_order_and_times_the_stages(family: FakeFamily) -> None:
     family.gate = threading.Event()
 
-    async def main(lane: Lane) -> None:
-        tasks = [asyncio.create_task(lane.submit(replace(RECIPE, seed=seed))) for seed in (7, 5, 6)]
+    async def main(engine: Engine) -> None:
+        tasks = [asyncio.create_task(engine.submit(replace(RECIPE, seed=seed))) for seed in (7, 5, 6)]
         assert await asyncio.to_thread(family.entered.wait, 10)
-        assert (lane.drawing, lane.waiting, lane.busy) == (1, 2, True)
+        assert (engine.drawing, engine.waiting, engine.busy) == (1, 2, True)
         assert family.gate
         family.gate.set()
         for pixels, stages in await asyncio.gather(*tasks):
             assert pixels.rgb.shape == (256, 256, 3)
             assert list(stages) == ["queue", "encode", "denoise", "decode"]
             assert all(seconds > 0 for seconds in stages.values())
-        assert (lane.drawing, lane.waiting, lane.busy) == (0, 0, False)  # as soon as the last one has its answer
+        assert (engine.drawing, engine.waiting, engine.busy) == (0, 0, False)  # as soon as the last one has its answer
 
-    with family.lane() as lane:
-        assert (lane.drawing, lane.waiting, lane.busy) == (0, 0, False)
-        asyncio.run(main(lane))
+    with family.engine() as engine:
+        assert (engine.drawing, engine.waiting, engine.busy) == (0, 0, False)
+        asyncio.run(main(engine))
     assert family.drawn == [7, 5, 6]
 
 
-def test_a_picture_that_has_its_answer_is_drawn_for_nobody(lane: Lane, family: FakeFamily) -> None:
+def test_a_picture_that_has_its_answer_is_drawn_for_nobody(engine: Engine, family: FakeFamily) -> None:
     """Though what came of it may still be put away, or its last step go on."""
     put_away: list[int] = []
-    rest = lane._painter.watch.rest
-    lane._painter.watch.rest = lambda: (put_away.append(lane.drawing), rest())[1]  # type: ignore[method-assign,func-returns-value]
-    asyncio.run(lane.submit(RECIPE))
-    family.at_step = {2: lambda: (lane._painter.jobs[0].end(Cancelled("gone")), put_away.append(lane.drawing))}
+    rest = engine._executor.watch.rest
+    engine._executor.watch.rest = lambda: (put_away.append(engine.drawing), rest())[1]  # type: ignore[method-assign,func-returns-value]
+    asyncio.run(engine.submit(RECIPE))
+    family.at_step = {2: lambda: (engine._executor.jobs[0].end(Cancelled("gone")), put_away.append(engine.drawing))}
     with pytest.raises(Cancelled):
-        asyncio.run(lane.submit(RECIPE))
-    until(lambda: not lane._painter.jobs)
+        asyncio.run(engine.submit(RECIPE))
+    until(lambda: not engine._executor.jobs)
     assert put_away == [0, 0, 0]
 
 
-def test_a_full_queue_refuses_and_harms_nobody(lane: Lane, family: FakeFamily) -> None:
+def test_a_full_queue_refuses_and_harms_nobody(engine: Engine, family: FakeFamily) -> None:
     family.gate = threading.Event()
 
     async def main() -> None:
-        running = asyncio.create_task(lane.submit(RECIPE))
+        running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
-        waiting = [asyncio.create_task(lane.submit(RECIPE)) for _ in range(2)]
+        waiting = [asyncio.create_task(engine.submit(RECIPE)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull):
-            await lane.submit(RECIPE)
-        assert lane.waiting == 2
+            await engine.submit(RECIPE)
+        assert engine.waiting == 2
         assert family.gate
         family.gate.set()
         await asyncio.gather(running, *waiting)
@@ -101,12 +101,12 @@ def test_a_full_queue_refuses_and_harms_nobody(lane: Lane, family: FakeFamily) -
     assert len(family.drawn) == 3
 
 
-def test_cancelling_stops_at_the_next_step(lane: Lane, family: FakeFamily) -> None:
+def test_cancelling_stops_at_the_next_step(engine: Engine, family: FakeFamily) -> None:
     family.gate = threading.Event()
 
     async def main() -> None:
-        task = asyncio.create_task(lane.submit(RECIPE))
-        queued = asyncio.create_task(lane.submit(RECIPE))
+        task = asyncio.create_task(engine.submit(RECIPE))
+        queued = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
         task.cancel()
         queued.cancel()
@@ -114,7 +114,7 @@ def test_cancelling_stops_at_the_next_step(lane: Lane, family: FakeFamily) -> No
         assert task.cancelled()
         assert family.gate
         family.gate.set()
-        await lane.submit(RECIPE)
+        await engine.submit(RECIPE)
 
     asyncio.run(main())
     assert family.drawn == [1]
@@ -122,23 +122,23 @@ def test_cancelling_stops_at_the_next_step(lane: Lane, family: FakeFamily) -> No
 
 
 @pytest.mark.parametrize("end", ["drawn", "failed", "cancelled", "late"])
-def test_nothing_of_a_picture_is_left_to_the_garbage_collector(lane: Lane, family: FakeFamily, end: str) -> None:
+def test_nothing_of_a_picture_is_left_to_the_garbage_collector(engine: Engine, family: FakeFamily, end: str) -> None:
     """What it frees, it frees late: until then pictures, and what a GPU holds of them, would pile up."""
     asked = {"prompt": "x", "seed": 1, "size": "64x64"}
 
     async def ask() -> None:
-        api, loop, gone = Api(lane), asyncio.get_running_loop(), threading.Event()
+        api, loop, gone = Api(engine), asyncio.get_running_loop(), threading.Event()
         call = asyncio.create_task(api.call(ROUTE, asked))
         call.add_done_callback(lambda _: gone.set())
         ends: dict[str, Callable[[], object]] = {
             "failed": raises(NumericalError("NaN")),
-            "late": lambda: lane._painter.jobs[0].end(DeadlineExceeded("late")),
+            "late": lambda: engine._executor.jobs[0].end(DeadlineExceeded("late")),
             "cancelled": lambda: (loop.call_soon_threadsafe(call.cancel), gone.wait(10)),
         }
         family.at_step = {2: ends[end]} if end in ends else {}
         await asyncio.wait([call])
         family.at_step = {}
-        assert (await api.call(ROUTE, asked)).status == 200  # so the lane is done with the one before
+        assert (await api.call(ROUTE, asked)).status == 200  # so the engine is done with the one before
 
     asyncio.run(ask())
     gc.collect()
@@ -157,19 +157,19 @@ def test_nothing_of_a_picture_is_left_to_the_garbage_collector(lane: Lane, famil
 
 
 @pytest.mark.parametrize("error", [NumericalError("NaN"), Cancelled("enough")])
-def test_a_failed_picture_leaves_the_lane_healthy(lane: Lane, family: FakeFamily, error: Exception) -> None:
+def test_a_failed_picture_leaves_the_lane_healthy(engine: Engine, family: FakeFamily, error: Exception) -> None:
     family.at_step = {2: raises(error)}
     with pytest.raises(type(error)):
-        asyncio.run(lane.submit(RECIPE))
+        asyncio.run(engine.submit(RECIPE))
     family.at_step = {}
-    asyncio.run(lane.submit(RECIPE))
-    assert lane.state == "ready"
+    asyncio.run(engine.submit(RECIPE))
+    assert engine.state == "ready"
 
 
-def test_a_bug_is_logged_but_not_told(lane: Lane, family: FakeFamily, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_logged_but_not_told(engine: Engine, family: FakeFamily, caplog: pytest.LogCaptureFixture) -> None:
     family.at_step = {1: raises(ZeroDivisionError("secret detail"))}
     with caplog.at_level(logging.ERROR), pytest.raises(Internal) as caught:
-        asyncio.run(lane.submit(RECIPE))
+        asyncio.run(engine.submit(RECIPE))
     assert "secret" not in caught.value.message
     assert "secret detail" in caplog.text
 
@@ -189,21 +189,21 @@ def test_an_error_that_quotes_a_negative_prompt_is_told_to_nobody(
     """Neither in the log nor in the answer; the prompt itself has other words."""
     asked = {"prompt": "a red circle", "negative_prompt": "a xylocanary swamp", "n": at_once, "num_inference_steps": 2}
     family.at_step = {1: raises(error)}
-    with caplog.at_level(logging.DEBUG), family.lane(model="qwen-image", batch=at_once) as lane:
-        reply = asyncio.run(Api(lane).call("/generate", asked))
+    with caplog.at_level(logging.DEBUG), family.engine(model="qwen-image", batch=at_once) as engine:
+        reply = asyncio.run(Api(engine).call("/generate", asked))
     assert reply.status == 500
     assert type(error).__name__ in caplog.text
     assert UNSAID in caplog.text
     assert "canary" not in caplog.text + str(reply.body)
 
 
-def test_a_lost_device_fails_the_worker_for_good(lane: Lane, family: FakeFamily) -> None:
+def test_a_lost_device_fails_the_worker_for_good(engine: Engine, family: FakeFamily) -> None:
     family.at_step = {1: raises(RuntimeError("CUDA error: an illegal memory access was encountered"))}
     with pytest.raises(DeviceLost):
-        asyncio.run(lane.submit(RECIPE))
-    assert lane.state == "failed"
+        asyncio.run(engine.submit(RECIPE))
+    assert engine.state == "failed"
     with pytest.raises(StartError):
-        asyncio.run(lane.submit(RECIPE))
+        asyncio.run(engine.submit(RECIPE))
 
 
 def test_requests_wait_for_the_boot(family: FakeFamily) -> None:
@@ -213,19 +213,19 @@ def test_requests_wait_for_the_boot(family: FakeFamily) -> None:
         assert gate.wait(10)
         return family.boot(settings, clock)
 
-    lane = Lane(Settings(), boot=slow)
-    lane.start()
+    engine = Engine(Settings(), boot=slow)
+    engine.start()
 
     async def main() -> None:
-        task = asyncio.create_task(lane.submit(RECIPE))
+        task = asyncio.create_task(engine.submit(RECIPE))
         await asyncio.sleep(0)
-        assert lane.state == "starting"
+        assert engine.state == "starting"
         gate.set()
         await task
 
     asyncio.run(main())
-    assert lane.state == "ready"
-    lane.stop()
+    assert engine.state == "ready"
+    engine.stop()
 
 
 def test_a_failed_boot_answers_whoever_waits() -> None:
@@ -235,11 +235,11 @@ def test_a_failed_boot_answers_whoever_waits() -> None:
         assert gate.wait(10)
         raise SettingsError("no such disk")
 
-    lane = Lane(Settings(), boot=broken)
-    lane.start()
+    engine = Engine(Settings(), boot=broken)
+    engine.start()
 
     async def main() -> None:
-        task = asyncio.create_task(lane.submit(RECIPE))
+        task = asyncio.create_task(engine.submit(RECIPE))
         await asyncio.sleep(0)
         gate.set()
         with pytest.raises(StartError, match="no such disk"):
@@ -247,64 +247,64 @@ def test_a_failed_boot_answers_whoever_waits() -> None:
 
     asyncio.run(main())
     with pytest.raises(StartError):
-        lane.wait_booted()
+        engine.wait_booted()
 
 
-def test_stopping_finishes_the_picture_and_refuses_the_rest(lane: Lane, family: FakeFamily) -> None:
+def test_stopping_finishes_the_picture_and_refuses_the_rest(engine: Engine, family: FakeFamily) -> None:
     family.gate = threading.Event()
 
     async def main() -> None:
-        running = asyncio.create_task(lane.submit(RECIPE))
+        running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
-        queued = asyncio.create_task(lane.submit(RECIPE))
+        queued = asyncio.create_task(engine.submit(RECIPE))
         await asyncio.sleep(0)
-        stopping = asyncio.create_task(asyncio.to_thread(lane.stop))
+        stopping = asyncio.create_task(asyncio.to_thread(engine.stop))
         with pytest.raises(NotReady):
             await queued
         assert family.gate
         family.gate.set()
         await asyncio.gather(running, stopping)
         with pytest.raises(NotReady):
-            await lane.submit(RECIPE)
+            await engine.submit(RECIPE)
 
     asyncio.run(main())
 
 
-def test_a_lane_that_drains_goes_on_with_what_it_accepted(lane: Lane, family: FakeFamily) -> None:
+def test_a_lane_that_drains_goes_on_with_what_it_accepted(engine: Engine, family: FakeFamily) -> None:
     family.gate = threading.Event()
 
     async def main() -> None:
-        running = asyncio.create_task(lane.submit(RECIPE))
+        running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
-        queued = asyncio.create_task(lane.submit(RECIPE))
+        queued = asyncio.create_task(engine.submit(RECIPE))
         await asyncio.sleep(0)
-        lane.drain()
+        engine.drain()
         with pytest.raises(NotReady):
-            await lane.submit(RECIPE)
+            await engine.submit(RECIPE)
         assert family.gate
         family.gate.set()
-        await asyncio.gather(running, queued, lane.submit(RECIPE, admitted=True))
+        await asyncio.gather(running, queued, engine.submit(RECIPE, admitted=True))
 
     asyncio.run(main())
-    assert (lane.state, len(family.drawn)) == ("draining", 3)
+    assert (engine.state, len(family.drawn)) == ("draining", 3)
 
 
 @pytest.mark.parametrize(("how", "rounds"), [("cancel", 100), ("deadline", 100), ("abort", 1)])
-def test_what_ends_while_it_is_finished_ends_once(lane: Lane, family: FakeFamily, how: str, rounds: int) -> None:
+def test_what_ends_while_it_is_finished_ends_once(engine: Engine, family: FakeFamily, how: str, rounds: int) -> None:
     """In every round the last step and another end meet at a barrier; either may win, and only one."""
     barrier, jobs = threading.Barrier(2), []
 
     def meet() -> None:
-        jobs.extend(lane._painter.jobs)
+        jobs.extend(engine._executor.jobs)
         barrier.wait(10)
 
     family.at_step = {RECIPE.steps: meet}
 
     async def one() -> str:
-        task = asyncio.create_task(lane.submit(RECIPE))
+        task = asyncio.create_task(engine.submit(RECIPE))
         await asyncio.sleep(0)
         barrier.wait(10)
-        end = {"cancel": task.cancel, "abort": lane.abort, "deadline": lambda: jobs[-1].end(DeadlineExceeded("late"))}
+        end = {"cancel": task.cancel, "abort": engine.abort, "deadline": lambda: jobs[-1].end(DeadlineExceeded("late"))}
         end[how]()
         try:
             await task
@@ -317,12 +317,12 @@ def test_what_ends_while_it_is_finished_ends_once(lane: Lane, family: FakeFamily
     async def main() -> list[str]:
         return [await one() for _ in range(rounds)]
 
-    told, counted = Counter(asyncio.run(main())), {outcome: count for (outcome, _), count in lane.line.ended.items()}
+    told, counted = Counter(asyncio.run(main())), {outcome: count for (outcome, _), count in engine.queue.ended.items()}
     assert sum(counted.values()) == rounds
     assert counted == told or how == "cancel"  # who goes away does not hear that the picture was drawn
     if how != "abort":
         family.at_step = {}
-        asyncio.run(lane.submit(RECIPE))  # the next is not hit
+        asyncio.run(engine.submit(RECIPE))  # the next is not hit
         assert family.drawn[-1] == 1
 
 
@@ -343,73 +343,73 @@ def test_who_may_join_the_line(waiting: int, wait_s: float, left_s: float, says:
 
 
 def test_what_waits_is_measured_by_its_work(family: FakeFamily) -> None:
-    lane = Lane(Settings(queue=100, queue_s=100), boot=family.boot)
+    engine = Engine(Settings(queue=100, queue_s=100), boot=family.boot)
     family.gate = threading.Event()
-    lane.start()
+    engine.start()
 
     async def main() -> None:
-        running = asyncio.create_task(lane.submit(RECIPE))
+        running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
-        lane._painter.took = (10.0,)
+        engine._executor.took = (10.0,)
         large = replace(RECIPE, size=(512, 512), steps=8)
-        waiting = [asyncio.create_task(lane.submit(each)) for each in (RECIPE, large)]
+        waiting = [asyncio.create_task(engine.submit(each)) for each in (RECIPE, large)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="about 90 s") as caught:
-            await lane.submit(RECIPE, deadline=time.perf_counter() + 80)
+            await engine.submit(RECIPE, deadline=time.perf_counter() + 80)
         assert caught.value.retry_s == 90
-        waiting.append(asyncio.create_task(lane.submit(replace(RECIPE, steps=8))))
+        waiting.append(asyncio.create_task(engine.submit(replace(RECIPE, steps=8))))
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="110 s, more than the 100 s allowed"):
-            await lane.submit(RECIPE)
+            await engine.submit(RECIPE)
         assert family.gate
         family.gate.set()
         await asyncio.gather(running, *waiting)
 
     asyncio.run(main())
-    lane.stop()
+    engine.stop()
 
 
-def test_what_was_cancelled_leaves_its_place_in_line(lane: Lane, family: FakeFamily) -> None:
+def test_what_was_cancelled_leaves_its_place_in_line(engine: Engine, family: FakeFamily) -> None:
     family.gate = threading.Event()
 
     async def main() -> None:
-        running = asyncio.create_task(lane.submit(RECIPE))
+        running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
         for _ in range(10):
-            gone = asyncio.create_task(lane.submit(RECIPE))
+            gone = asyncio.create_task(engine.submit(RECIPE))
             await asyncio.sleep(0)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-        assert lane.waiting == 0
+        assert engine.waiting == 0
         assert family.gate
         family.gate.set()
         await running
 
     asyncio.run(main())
-    assert lane.line.ended == {("cancelled", "queue"): 10, ("drawn", "denoise"): 1}
+    assert engine.queue.ended == {("cancelled", "queue"): 10, ("drawn", "denoise"): 1}
 
 
 def test_a_step_that_hangs_fails_the_lane_and_nobody_waits_for_it(
     family: FakeFamily, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    lane = Lane(Settings(hang_s=0.2), boot=family.boot)
+    engine = Engine(Settings(hang_s=0.2), boot=family.boot)
     family.gate = threading.Event()
-    lane.start()
+    engine.start()
 
     async def main() -> None:
-        hung, queued = (asyncio.create_task(lane.submit(RECIPE)) for _ in range(2))
+        hung, queued = (asyncio.create_task(engine.submit(RECIPE)) for _ in range(2))
         with pytest.raises(DeviceLost):
             await hung
         with pytest.raises(StartError):
             await queued
 
     asyncio.run(main())
-    assert lane.state == "failed"
-    lane.stop()
-    assert lane.alive
+    assert engine.state == "failed"
+    engine.stop()
+    assert engine.alive
     assert "fakes.py" in capfd.readouterr().err  # where it hangs
     family.gate.set()
-    while lane.alive:
+    while engine.alive:
         threading.Event().wait(0.01)
     assert family.drawn == []
 
@@ -418,33 +418,33 @@ def test_steps_that_end_in_time_are_no_hang(family: FakeFamily, monkeypatch: pyt
     """Though all of them together take longer than one may. By a clock that is moved."""
     clock, left = Seconds(), list[float]()
     monkeypatch.setattr("handler.engine.watchdog.time", SimpleNamespace(monotonic=clock))
-    with family.lane(hang_s=60) as lane:
+    with family.engine(hang_s=60) as engine:
 
         def takes() -> None:
             clock.pass_s(50)
-            left.append((lane._painter.watch._due or 0.0) - clock())
+            left.append((engine._executor.watch._due or 0.0) - clock())
 
         family.at_step = dict.fromkeys(range(1, 9), takes)
-        asyncio.run(lane.submit(replace(RECIPE, steps=8)))
-        assert lane.state == "ready"
+        asyncio.run(engine.submit(replace(RECIPE, steps=8)))
+        assert engine.state == "ready"
     assert left == [10.0] * 8
 
 
 def test_the_first_failure_is_the_cause_that_is_told(family: FakeFamily) -> None:
-    """A step that hangs fails the lane, and fails otherwise once it goes on."""
+    """A step that hangs fails the engine, and fails otherwise once it goes on."""
     family.gate = threading.Event()
     family.at_step = {1: raises(RuntimeError("CUDA error: an illegal memory access was encountered"))}
-    lane = Lane(Settings(hang_s=0.2), boot=family.boot)
-    lane.start()
+    engine = Engine(Settings(hang_s=0.2), boot=family.boot)
+    engine.start()
     with pytest.raises(DeviceLost, match="does not answer"):
-        asyncio.run(lane.submit(RECIPE))
-    cause = lane.error
+        asyncio.run(engine.submit(RECIPE))
+    cause = engine.error
     family.gate.set()
-    assert have_ended(lane._thread)
-    assert lane.error is cause
-    assert lane.error
-    assert lane.error.message.startswith("The GPU does not answer")
-    lane.stop()
+    assert have_ended(engine._thread)
+    assert engine.error is cause
+    assert engine.error
+    assert engine.error.message.startswith("The GPU does not answer")
+    engine.stop()
 
 
 @pytest.mark.parametrize(("started", "told"), [(0.0, 5), (0.4, 1), (33.2, 34), (119.5, 120), (500.0, 120)])
@@ -452,26 +452,26 @@ def test_a_worker_that_failed_says_how_long_another_takes_to_start(
     family: FakeFamily, started: float, told: int
 ) -> None:
     family.at_step = {1: raises(RuntimeError("CUDA error: an illegal memory access was encountered"))}
-    with family.lane() as lane:
-        lane.ledger.total_s = started
+    with family.engine() as engine:
+        engine.ledger.total_s = started
         with pytest.raises(DeviceLost):
-            asyncio.run(lane.submit(RECIPE))
-        reply = asyncio.run(Api(lane).call("/generate", {"prompt": "x"}))
+            asyncio.run(engine.submit(RECIPE))
+        reply = asyncio.run(Api(engine).call("/generate", {"prompt": "x"}))
     assert (reply.status, reply.headers) == (503, {"retry-after": str(told)})
 
 
 def test_a_start_that_failed_says_what_it_says_itself() -> None:
     cause = SettingsError("no such disk", retry_s=77)
-    lane = Lane(Settings(), boot=lambda *_: raises(cause)())
-    lane.start()
+    engine = Engine(Settings(), boot=lambda *_: raises(cause)())
+    engine.start()
     with pytest.raises(SettingsError):
-        lane.wait_booted()
-    assert lane.error is cause
+        engine.wait_booted()
+    assert engine.error is cause
     assert cause.retry_s == 77
-    lane.stop()
+    engine.stop()
 
 
-def test_running_out_of_memory_lets_go_of_all_that_was_made(lane: Lane, family: FakeFamily) -> None:
+def test_running_out_of_memory_lets_go_of_all_that_was_made(engine: Engine, family: FakeFamily) -> None:
     made: list[weakref.ref[torch.Tensor]] = []
 
     def spike() -> None:
@@ -482,14 +482,14 @@ def test_running_out_of_memory_lets_go_of_all_that_was_made(lane: Lane, family: 
 
     family.at_step = {2: spike}
     with pytest.raises(OutOfMemory) as caught:
-        asyncio.run(lane.submit(RECIPE))
+        asyncio.run(engine.submit(RECIPE))
     assert caught.value.param == "size"
     assert made[0]() is None  # though somebody still holds the error
-    assert lane.state == "ready"
+    assert engine.state == "ready"
 
 
 @pytest.mark.parametrize("good", [0, 1, 2])
-def test_three_times_out_of_memory_in_a_row_are_enough(lane: Lane, family: FakeFamily, good: int) -> None:
+def test_three_times_out_of_memory_in_a_row_are_enough(engine: Engine, family: FakeFamily, good: int) -> None:
     """With a good picture after `good` of them the count begins again."""
 
     def fail_once() -> None:
@@ -498,19 +498,19 @@ def test_three_times_out_of_memory_in_a_row_are_enough(lane: Lane, family: FakeF
 
     for turn in range(3):
         if turn == good and turn:
-            asyncio.run(lane.submit(RECIPE))
+            asyncio.run(engine.submit(RECIPE))
         family.at_step = {1: fail_once}
         with pytest.raises(OutOfMemory) as caught:
-            asyncio.run(lane.submit(RECIPE))
+            asyncio.run(engine.submit(RECIPE))
         assert caught.value.fatal == (turn == 2 and not good)
-    assert lane.state == ("ready" if good else "failed")
+    assert engine.state == ("ready" if good else "failed")
 
 
-def test_a_worker_that_cannot_draw_even_a_small_picture_has_failed(lane: Lane, family: FakeFamily) -> None:
+def test_a_worker_that_cannot_draw_even_a_small_picture_has_failed(engine: Engine, family: FakeFamily) -> None:
     family.at_step = {1: raises(torch.OutOfMemoryError("CUDA out of memory."))}
     with pytest.raises(Exhausted):
-        asyncio.run(lane.submit(RECIPE))
-    assert lane.state == "failed"
+        asyncio.run(engine.submit(RECIPE))
+    assert engine.state == "failed"
     assert family.steps_run == 0
 
 
@@ -537,7 +537,7 @@ def test_what_an_error_of_torch_means(said: str, kind: type[Exception]) -> None:
     assert type(meaning(RuntimeError(said), (64, 64))) is kind
 
 
-def test_api_gives_each_picture_its_seed_and_counts_steps(lane: Lane, family: FakeFamily) -> None:
+def test_api_gives_each_picture_its_seed_and_counts_steps(engine: Engine, family: FakeFamily) -> None:
     steps: list[tuple[int, int]] = []
     shapes = []
 
@@ -547,7 +547,7 @@ def test_api_gives_each_picture_its_seed_and_counts_steps(lane: Lane, family: Fa
 
     async def main() -> None:
         payload = {"prompt": "x", "n": 3, "seed": 2**31 - 2}
-        reply = await Api(lane).call("/generate", payload, on_step)
+        reply = await Api(engine).call("/generate", payload, on_step)
         assert reply.status == 200
         assert [image["seed"] for image in reply.body["images"]] == [2**31 - 2, 2**31 - 1, 0]
 
@@ -558,14 +558,14 @@ def test_api_gives_each_picture_its_seed_and_counts_steps(lane: Lane, family: Fa
 
 
 @pytest.mark.parametrize(("asked", "steps", "told"), [(3, 4, [1, 2, 3]), (3, 8, [2, 4, 6]), (1, 4, [2]), (3, 2, [1])])
-def test_api_spreads_partial_pictures_over_the_steps(lane: Lane, asked: int, steps: int, told: list[int]) -> None:
+def test_api_spreads_partial_pictures_over_the_steps(engine: Engine, asked: int, steps: int, told: list[int]) -> None:
     done, events = [0], []
 
     def on_partial(event: dict[str, Any]) -> None:
         events.append((done[-1], event))
 
     payload = {"prompt": "x", "partial_images": asked, "num_inference_steps": steps}
-    call = Api(lane).call("/v1/images/generations", payload, lambda step, *_: done.append(step), on_partial)
+    call = Api(engine).call("/v1/images/generations", payload, lambda step, *_: done.append(step), on_partial)
     assert asyncio.run(call).status == 200
     assert [step for step, _ in events] == told
     assert [event["partial_image_index"] for _, event in events] == list(range(len(told)))
@@ -574,25 +574,25 @@ def test_api_spreads_partial_pictures_over_the_steps(lane: Lane, asked: int, ste
     }
 
 
-def test_api_refuses_partial_pictures_where_nothing_streams(lane: Lane, family: FakeFamily) -> None:
-    error = asyncio.run(Api(lane).call("/generate", {"prompt": "x", "partial_images": 1})).body["error"]
+def test_api_refuses_partial_pictures_where_nothing_streams(engine: Engine, family: FakeFamily) -> None:
+    error = asyncio.run(Api(engine).call("/generate", {"prompt": "x", "partial_images": 1})).body["error"]
     assert (error["code"], error["param"]) == ("unsupported_parameter", "partial_images")
     assert family.drawn == []
 
 
 @pytest.mark.parametrize("route", ["/generate", "/v1/images/generations"])
-def test_an_answer_can_be_had_smaller(lane: Lane, route: str) -> None:
-    reply = asyncio.run(Api(lane).call(route, {"prompt": "x", "seed": 1}))
+def test_an_answer_can_be_had_smaller(engine: Engine, route: str) -> None:
+    reply = asyncio.run(Api(engine).call(route, {"prompt": "x", "seed": 1}))
     assert reply.smaller
     body = reply.smaller("webp")
     [picture] = body.get("data") or body["images"]
     assert base64.b64decode(picture["b64_json"])[8:12] == b"WEBP"
     assert picture.get("format", body.get("output_format")) == "webp"
-    assert asyncio.run(Api(lane).call("/v1/models")).smaller is None
+    assert asyncio.run(Api(engine).call("/v1/models")).smaller is None
 
 
-def test_api_answers_errors_with_status_envelope_and_retry_advice(lane: Lane, family: FakeFamily) -> None:
-    api = Api(lane)
+def test_api_answers_errors_with_status_envelope_and_retry_advice(engine: Engine, family: FakeFamily) -> None:
+    api = Api(engine)
 
     def call(path: str, payload: object = None):
         return asyncio.run(api.call(path, payload))
@@ -608,11 +608,11 @@ def test_api_answers_errors_with_status_envelope_and_retry_advice(lane: Lane, fa
 
 
 def test_who_goes_away_leaves_no_error_that_nobody_hears(family: FakeFamily) -> None:
-    lane, wrong = Lane(Settings(), boot=family.boot), list[Any]()
+    engine, wrong = Engine(Settings(), boot=family.boot), list[Any]()
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
-        asked = asyncio.create_task(lane.submit_all([(RECIPE, lambda *_: None)] * 3, math.inf, admitted=False))
+        asked = asyncio.create_task(engine.submit_all([(RECIPE, lambda *_: None)] * 3, math.inf, admitted=False))
         await asyncio.sleep(0)
         asked.cancel()
         await asyncio.wait([asked])
@@ -621,14 +621,14 @@ def test_who_goes_away_leaves_no_error_that_nobody_hears(family: FakeFamily) -> 
         gc.collect()
 
     asyncio.run(main())
-    assert (lane.line.ended, wrong) == ({("cancelled", "queue"): 3}, [])
+    assert (engine.queue.ended, wrong) == ({("cancelled", "queue"): 3}, [])
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), KeyError("x"), SystemExit(3)])
 def test_a_bug_in_the_lane_leaves_nobody_waiting(
-    lane: Lane, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handler.engine.engine.at_once", lambda *_: raises(error)())
     with pytest.raises(StartError, match="see its log"):
-        asyncio.run(lane.submit(RECIPE))
-    assert lane.state == "failed"
+        asyncio.run(engine.submit(RECIPE))
+    assert engine.state == "failed"

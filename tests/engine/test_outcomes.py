@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fakes import CPU, RECIPE, FakeFamily, raises
-from handler import Api, Clock, ImageRequest, Lane, Picture, Settings, StartError, Worker
+from handler import Api, Clock, Engine, ImageRequest, Picture, Settings, StartError, Worker
 from handler.api.dialects import native, openai
 from handler.catalog.models import find
 from handler.core.errors import (
@@ -33,7 +33,7 @@ from handler.core.errors import (
 )
 from handler.core.recipe import Preview, Recipe, Reference
 from handler.engine.batching import alike
-from handler.engine.queue import Job, Line
+from handler.engine.queue import Job, Queue
 from handler.model.families.schedulers import FLOW
 
 FULL, LOST = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: unspecified launch failure")
@@ -73,37 +73,37 @@ def worded(*prompts: str) -> list[Recipe]:
 
 @contextmanager
 def behind(family: FakeFamily) -> Iterator[Any]:
-    """A lane that is drawing already; gives what asks for pictures meanwhile, each its own request: the outcomes."""
+    """An engine that is drawing already; gives what asks for pictures meanwhile, each its own request: the outcomes."""
     family.gate = threading.Event()
 
-    async def one(lane: Lane, recipe: Recipe, on_step: Any, answered: threading.Event) -> Any:
+    async def one(engine: Engine, recipe: Recipe, on_step: Any, answered: threading.Event) -> Any:
         try:
-            return await lane.submit(recipe, on_step)
+            return await engine.submit(recipe, on_step)
         finally:
             answered.set()
 
-    async def main(lane: Lane, recipes: list[Recipe], on_steps: Any = (), answers: Any = ()) -> list[Any]:
-        first = asyncio.create_task(lane.submit(RECIPE))
+    async def main(engine: Engine, recipes: list[Recipe], on_steps: Any = (), answers: Any = ()) -> list[Any]:
+        first = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
         each = zip(
             recipes, on_steps or repeat(lambda *_: None), chain(answers, iter(threading.Event, None)), strict=False
         )
-        waiting = [asyncio.create_task(one(lane, *some)) for some in each]
+        waiting = [asyncio.create_task(one(engine, *some)) for some in each]
         await asyncio.sleep(0)
         assert family.gate
         family.gate.set()
         await first
         return await asyncio.gather(*waiting, return_exceptions=True)
 
-    with family.lane(batch=4) as lane:
-        yield lambda recipes, on_steps=(), answers=(): asyncio.run(main(lane, recipes, on_steps, answers))
+    with family.engine(batch=4) as engine:
+        yield lambda recipes, on_steps=(), answers=(): asyncio.run(main(engine, recipes, on_steps, answers))
 
 
-def ask(lane: Lane, count: int = 1, recipe: Recipe = RECIPE) -> Any:
+def ask(engine: Engine, count: int = 1, recipe: Recipe = RECIPE) -> Any:
     """One request's pictures, or what it is told."""
 
     async def main() -> Any:
-        return await lane.submit_all([(recipe, lambda *_: None)] * count, float("inf"), admitted=False)
+        return await engine.submit_all([(recipe, lambda *_: None)] * count, float("inf"), admitted=False)
 
     try:
         return asyncio.run(main())
@@ -117,22 +117,22 @@ def test_a_request_that_does_not_fit_counts_once_and_is_drawn_no_further(family:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     size = RECIPE.size
-    with family.lane(batch=4) as lane:
-        draw = lane.worker.draw_some  # type: ignore[union-attr]
+    with family.engine(batch=4) as engine:
+        draw = engine.worker.draw_some  # type: ignore[union-attr]
 
         def sized(recipes: Any, on_steps: Any) -> Any:
             nonlocal size
             size = recipes[0].size
             return draw(recipes, on_steps)
 
-        lane.worker.draw_some = sized  # type: ignore[union-attr]
+        engine.worker.draw_some = sized  # type: ignore[union-attr]
         family.at_step = {1: full}
         for turn in range(2):
-            assert isinstance(ask(lane, 4), OutOfMemory)
-            assert lane.state == "ready"
+            assert isinstance(ask(engine, 4), OutOfMemory)
+            assert engine.state == "ready"
             assert family.batches == [4, 1, 1, *[1, 1] * turn]  # at once, alone, and a small one as proof; then alone
-        assert isinstance(ask(lane, 4), Exhausted)
-        assert lane.state == "failed"
+        assert isinstance(ask(engine, 4), Exhausted)
+        assert engine.state == "failed"
 
 
 def test_a_gpu_that_fails_in_a_preview_is_lost_for_all(family: FakeFamily) -> None:
@@ -220,15 +220,15 @@ def test_a_job_ends_when_its_picture_is_drawn(wordy: Wordy) -> None:
 
 def test_stopping_answers_those_that_did_not_fit(wordy: Wordy) -> None:
     wordy.gate = None
-    with wordy.lane(batch=4) as lane:
+    with wordy.engine(batch=4) as engine:
 
         async def main() -> list[Any]:
             holds, go = threading.Event(), threading.Event()
             hold: Any = lambda *_: (holds.set(), go.wait(10))  # noqa: E731
-            first = asyncio.create_task(lane.submit(RECIPE, hold))
+            first = asyncio.create_task(engine.submit(RECIPE, hold))
             assert await asyncio.to_thread(holds.wait, 10)
-            stop: Any = lambda *_: lane.line.close()  # noqa: E731 - as `Lane.stop` does from its thread
-            others = [asyncio.create_task(lane.submit(each, stop)) for each in worded("abc", "abcd")]
+            stop: Any = lambda *_: engine.queue.close()  # noqa: E731 - as `Engine.stop` does from its thread
+            others = [asyncio.create_task(engine.submit(each, stop)) for each in worded("abc", "abcd")]
             await asyncio.sleep(0)
             go.set()
             await first
@@ -262,22 +262,22 @@ def test_a_prompt_that_cannot_be_encoded_is_nobody_elses_fault(wordy: Wordy) -> 
 def test_the_same_bug_again_and_again_ends_a_worker(
     family: FakeFamily, errors: list[BaseException | None], ends: bool
 ) -> None:
-    with family.lane() as lane:
+    with family.engine() as engine:
         for error in errors:
             family.at_step = {1: raises(error)} if error else {}
-            told = ask(lane)
+            told = ask(engine)
             assert isinstance(told, KindlingError if error else list)
         assert isinstance(told, Broken) == ends
-        assert lane.state == ("failed" if ends else "ready")
+        assert engine.state == ("failed" if ends else "ready")
 
 
 @pytest.mark.parametrize("small", [True, False])
 def test_a_worker_that_draws_nothing_sound_has_to_prove_itself(family: FakeFamily, small: bool) -> None:
     family.broken = {1} if small else {0, 1}
-    with family.lane() as lane:
-        told = [ask(lane) for _ in range(3)]
+    with family.engine() as engine:
+        told = [ask(engine) for _ in range(3)]
         assert [type(each) for each in told[:2]] == [NumericalError] * 2
-        assert (type(told[2]), lane.state) == ((NumericalError, "ready") if small else (Broken, "failed"))
+        assert (type(told[2]), engine.state) == ((NumericalError, "ready") if small else (Broken, "failed"))
 
 
 def test_a_proof_that_loses_the_gpu_says_so(family: FakeFamily) -> None:
@@ -286,9 +286,9 @@ def test_a_proof_that_loses_the_gpu_says_so(family: FakeFamily) -> None:
         raise FULL
 
     family.at_step = {1: then}
-    with family.lane() as lane:
-        assert isinstance(ask(lane), DeviceLost)
-        assert lane.state == "failed"
+    with family.engine() as engine:
+        assert isinstance(ask(engine), DeviceLost)
+        assert engine.state == "failed"
 
 
 def test_the_hosts_memory_may_be_full_too(family: FakeFamily) -> None:
@@ -297,35 +297,35 @@ def test_the_hosts_memory_may_be_full_too(family: FakeFamily) -> None:
         raise MemoryError
 
     family.at_step = {2: once}
-    with family.lane() as lane:
-        assert isinstance(ask(lane), OutOfMemory)
-        assert lane.state == "ready"
+    with family.engine() as engine:
+        assert isinstance(ask(engine), OutOfMemory)
+        assert engine.state == "ready"
 
 
 def test_a_gpu_that_cannot_even_give_memory_back_is_lost(family: FakeFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", raises(LOST))
     family.at_step = {1: raises(FULL)}
-    with family.lane() as lane:
-        assert isinstance(ask(lane), DeviceLost)
+    with family.engine() as engine:
+        assert isinstance(ask(engine), DeviceLost)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ZeroDivisionError()])
 def test_a_library_that_ends_a_start_leaves_nobody_waiting(error: BaseException) -> None:
-    lane = Lane(Settings(), boot=lambda *_: raises(error)())
-    lane.start()
+    engine = Engine(Settings(), boot=lambda *_: raises(error)())
+    engine.start()
     with pytest.raises(StartError, match="spark could not be loaded"):
-        lane.wait_booted()
-    assert lane.state == "failed"
-    assert lane.over.is_set()
-    lane.stop()
+        engine.wait_booted()
+    assert engine.state == "failed"
+    assert engine.over.is_set()
+    engine.stop()
 
 
 def test_a_library_that_wants_to_exit_ends_one_picture(family: FakeFamily) -> None:
-    with family.lane() as lane:
+    with family.engine() as engine:
         family.at_step = {2: raises(SystemExit("bye"))}
-        assert isinstance(ask(lane), Internal)
+        assert isinstance(ask(engine), Internal)
         family.at_step = {}
-        assert isinstance(ask(lane), list)
+        assert isinstance(ask(engine), list)
 
 
 NOBODY: Any = lambda *_: None  # noqa: E731
@@ -335,12 +335,12 @@ PICTURE: Any = (object(), {})
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_of_several_pictures_the_one_that_failed_is_told_and_the_others_are_given_up(place: int) -> None:
     """Those before it are drawn; those after it are as late as may be, but nobody's time is up."""
-    lane = Lane(Settings())
+    engine = Engine(Settings())
 
     async def main() -> None:
-        asked = asyncio.create_task(lane.submit_all([(RECIPE, NOBODY)] * 3, float("inf"), admitted=False))
+        asked = asyncio.create_task(engine.submit_all([(RECIPE, NOBODY)] * 3, float("inf"), admitted=False))
         await asyncio.sleep(0)
-        jobs = lane.line.take(lambda _: 3)
+        jobs = engine.queue.take(lambda _: 3)
         for job, outcome in zip(jobs, [*[PICTURE] * place, NumericalError("NaN.")], strict=False):
             job.end(outcome)
         with pytest.raises(NumericalError):
@@ -348,26 +348,26 @@ def test_of_several_pictures_the_one_that_failed_is_told_and_the_others_are_give
 
     asyncio.run(main())
     others = {("cancelled", "queue"): 2 - place, ("drawn", "queue"): place}
-    assert lane.line.ended == Counter({("numerical_error", "queue"): 1, **others}) + Counter()
+    assert engine.queue.ended == Counter({("numerical_error", "queue"): 1, **others}) + Counter()
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 2])
 @pytest.mark.parametrize(("state", "told"), [("ready", DeadlineExceeded), ("starting", NotReady)])
 def test_of_several_pictures_those_that_are_late_are_counted_so(drawn: int, state: Any, told: Any) -> None:
-    lane = Lane(Settings())
-    lane.state = state
+    engine = Engine(Settings())
+    engine.state = state
 
     async def main() -> None:
         until = time.perf_counter() + 0.1
-        asked = asyncio.create_task(lane.submit_all([(RECIPE, NOBODY)] * 3, until, admitted=True))
+        asked = asyncio.create_task(engine.submit_all([(RECIPE, NOBODY)] * 3, until, admitted=True))
         await asyncio.sleep(0)
-        for job in lane.line.take(lambda _: 3)[:drawn]:
+        for job in engine.queue.take(lambda _: 3)[:drawn]:
             job.end(PICTURE)
         with pytest.raises(told):
             await asked
 
     asyncio.run(main())
-    assert lane.line.ended == Counter({("drawn", "queue"): drawn, (told.code, "queue"): 3 - drawn}) + Counter()
+    assert engine.queue.ended == Counter({("drawn", "queue"): drawn, (told.code, "queue"): 3 - drawn}) + Counter()
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -377,16 +377,16 @@ def test_a_request_fails_with_any_of_its_pictures_and_the_next_does_not(
 ) -> None:
     family.broken = {5 + place for place in places}
     asked = {"prompt": "x", "n": 3, "seed": 5, "size": "64x64"}
-    with family.lane(batch=batch) as lane:
-        reply = asyncio.run(Api(lane).call("/v1/images/generations", asked))
+    with family.engine(batch=batch) as engine:
+        reply = asyncio.run(Api(engine).call("/v1/images/generations", asked))
         assert (reply.status, reply.content["error"]["code"]) == (500, "numerical_error")
         drawn, failed = (places[0], 1) if batch == 1 else (3 - len(places), len(places))
-        ended = Counter({outcome: count for (outcome, _), count in lane.line.ended.items()})
+        ended = Counter({outcome: count for (outcome, _), count in engine.queue.ended.items()})
         assert (ended["drawn"], ended["numerical_error"] + ended["cancelled"]) == (drawn, failed)
         assert ended["numerical_error"] >= 1  # the first that fails ends the others
-        assert (lane.waiting, lane.drawing) == (0, 0)
-        assert asyncio.run(Api(lane).call("/v1/images/generations", asked | {"seed": 50})).status == 200
-        assert lane.state == "ready"
+        assert (engine.waiting, engine.drawing) == (0, 0)
+        assert asyncio.run(Api(engine).call("/v1/images/generations", asked | {"seed": 50})).status == 200
+        assert engine.state == "ready"
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -394,18 +394,18 @@ def test_a_request_whose_time_is_up_at_its_turn_does_not_fail_the_lane(family: F
     """Its client, on a loop that is busy, has not ended it yet; who waits before and behind it is drawn."""
     told: list[Any] = [None] * 3
     family.gate = threading.Event()
-    with family.lane() as lane:
-        holds = threading.Thread(target=ask, args=(lane,))
+    with family.engine() as engine:
+        holds = threading.Thread(target=ask, args=(engine,))
         holds.start()
         assert family.entered.wait(30)
         ends = [0.0 if number == place else float("inf") for number in range(3)]
         answers = [partial(told.__setitem__, number) for number in range(3)]
         jobs = [Job(RECIPE, NOBODY, 1.0, at, answer) for at, answer in zip(ends, answers, strict=True)]
-        lane.line.join(jobs, None, admitted=True)
+        engine.queue.join(jobs, None, admitted=True)
         family.gate.set()
         holds.join(30)
-        assert isinstance(ask(lane), list)
-        assert lane.state == "ready"
+        assert isinstance(ask(engine), list)
+        assert engine.state == "ready"
     assert [isinstance(each, DeadlineExceeded) for each in told] == [number == place for number in range(3)]
     assert len(family.drawn) == 4
 
@@ -415,7 +415,7 @@ def test_pictures_that_are_edited_are_drawn_one_by_one() -> None:
     image = Reference(np.zeros((64, 64, 3), np.uint8), "image")
     edited = replace(RECIPE, images=(image,))
     assert not alike(edited, replace(edited, seed=2))
-    line = Line(9, 9.0)
+    line = Queue(9, 9.0)
     line.join([Job(edited, NOBODY, 1.0, float("inf"), NOBODY) for _ in range(3)], None, admitted=False)
     assert [len(line.take(lambda _: 8)) for _ in range(3)] == [1, 1, 1]
 

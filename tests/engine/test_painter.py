@@ -1,4 +1,4 @@
-"""The lane's thread with jobs in its hands: what it times, for how long it is patient, and that nobody is left."""
+"""The engine's thread with jobs in its hands: what it times, for how long it is patient, and that nobody is left."""
 
 import threading
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from handler.core.errors import (
     QueueFull,
 )
 from handler.engine import executor, watchdog
-from handler.engine import queue as line
-from handler.engine.executor import HUNG, PACE, Painter
-from handler.engine.queue import Job, Line, hand
-from handler.engine.watchdog import Watch
+from handler.engine import queue as queue_module
+from handler.engine.executor import HUNG, PACE, Executor
+from handler.engine.queue import Job, Queue, hand
+from handler.engine.watchdog import Watchdog
 from handler.worker.clock import Ledger, Phase
 from threads import Seconds, have_ended, inside
 
@@ -34,7 +34,7 @@ LARGE = replace(RECIPE, size=(512, 512), steps=8)  # the work of eight
 
 
 class Bench:
-    """A painter without a lane, by a clock that only the test moves; each picture takes `takes` seconds."""
+    """A executor without an engine, by a clock that only the test moves; each picture takes `takes` seconds."""
 
     def __init__(self, **settings: Any) -> None:
         self.clock, self.takes = Seconds(), 1.0
@@ -44,20 +44,20 @@ class Bench:
         self.asked: list[list[Any]] = []
         self.during: Any = lambda: None
         phases = [Phase("import", 0, 50.0), Phase("warm", 50.0, 3.0), Phase("weights", 53.0, 20.0)]
-        self.painter = Painter(
+        self.executor = Executor(
             Settings(**settings), find("spark"), Ledger(phases=phases), self.fail, self.put_back.extend
         )
 
     def fail(self, error: KindlingError, jobs: Sequence[Job]) -> None:
         self.failed.append((error, list(jobs)))
 
-    def job(self, recipe: Any = RECIPE, waits_s: float = 0.0, deadline: float = float("inf"), line: Any = None) -> Job:
+    def job(self, recipe: Any = RECIPE, waits_s: float = 0.0, deadline: float = float("inf"), queue: Any = None) -> Job:
         number = len(self.told)
         self.told[number] = None
         answer = lambda outcome: self.told.__setitem__(number, outcome)  # noqa: E731
         entered = self.clock() - waits_s
-        work = self.painter.work(recipe)
-        return Job(recipe, lambda *_: None, work, deadline, answer, line=line, entered=entered)
+        work = self.executor.work(recipe)
+        return Job(recipe, lambda *_: None, work, deadline, answer, queue=queue, entered=entered)
 
     def draw(self, *jobs: Job, outcomes: Any = None) -> list[Any]:
         """Draw them, with these outcomes; what they were told."""
@@ -71,7 +71,7 @@ class Bench:
             drawn: list[Any] = [(recipe.seed, {"denoise": self.takes}) for recipe in recipes]
             return outcomes(drawn) if outcomes else drawn
 
-        self.painter.draw(draw_some, jobs)
+        self.executor.draw(draw_some, jobs)
         return list(self.told.values())
 
 
@@ -79,7 +79,7 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(hang_s=120)
     moved = SimpleNamespace(perf_counter=made.clock, monotonic=made.clock)
-    for module in (executor, line, watchdog):
+    for module in (executor, queue_module, watchdog):
         monkeypatch.setattr(module, "time", moved)
     return made
 
@@ -100,12 +100,12 @@ def test_each_picture_is_told_how_long_it_waited_for_its_turn(bench: Bench) -> N
     ],
 )
 def test_the_pace_is_seconds_by_the_work_of_all_that_was_drawn_at_once(bench: Bench, recipe: Any, work: float) -> None:
-    assert bench.painter.pace is None
+    assert bench.executor.pace is None
     bench.takes = 6.0
     bench.draw(bench.job(recipe), bench.job())
-    assert bench.painter.work(recipe) == work
-    assert bench.painter.took == (6.0 / (work + 1),)
-    assert bench.painter.pace == 6.0 / (work + 1)
+    assert bench.executor.work(recipe) == work
+    assert bench.executor.took == (6.0 / (work + 1),)
+    assert bench.executor.pace == 6.0 / (work + 1)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -117,13 +117,13 @@ def test_a_run_in_which_one_failed_took_as_long_for_all(bench: Bench, place: int
 
     told = bench.draw(*(bench.job() for _ in range(3)), outcomes=fails)
     assert [isinstance(each, NumericalError) for each in told] == [number == place for number in range(3)]
-    assert bench.painter.took == (2.0,)
+    assert bench.executor.took == (2.0,)
 
 
 def test_what_gave_no_picture_tells_nothing_of_the_pace(bench: Bench) -> None:
     bench.draw(bench.job(), outcomes=lambda drawn: [NumericalError("NaN.")])
-    assert bench.painter.took == ()
-    assert bench.painter.pace is None
+    assert bench.executor.took == ()
+    assert bench.executor.pace is None
 
 
 def test_the_pace_is_the_median_of_the_last_pictures(bench: Bench) -> None:
@@ -131,8 +131,8 @@ def test_the_pace_is_the_median_of_the_last_pictures(bench: Bench) -> None:
     for takes in (500.0, 400.0, *range(1, 17)):
         bench.takes = takes
         bench.draw(bench.job())
-    assert bench.painter.took == tuple(range(1, 17))
-    assert bench.painter.pace == 8.5
+    assert bench.executor.took == tuple(range(1, 17))
+    assert bench.executor.pace == 8.5
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_patience_follows_the_pace_or_else_the_warm_up(
     bench: Bench, took: tuple[float, ...], recipes: list[Any], patience: float
 ) -> None:
     assert HUNG == 10
-    bench.painter.took = took
+    bench.executor.took = took
     due: list[Any] = []
-    bench.during = lambda: due.append(bench.painter.watch._due)
+    bench.during = lambda: due.append(bench.executor.watch._due)
     begun = bench.clock()
     bench.draw(*map(bench.job, recipes))
     assert due == [begun + patience]
@@ -167,11 +167,11 @@ def test_each_step_that_ends_gives_the_next_as_much_time(bench: Bench) -> None:
     def draw_some(recipes: Any, on_steps: Any) -> Any:
         for done in range(1, 9):
             bench.clock.pass_s(100.0)
-            left.append((bench.painter.watch._due or 0.0) - bench.clock())
+            left.append((bench.executor.watch._due or 0.0) - bench.clock())
             on_steps[0](done, None)
         return [(1, {})]
 
-    bench.painter.draw(draw_some, [bench.job()])
+    bench.executor.draw(draw_some, [bench.job()])
     assert left == [20.0] * 8
 
 
@@ -186,11 +186,11 @@ def test_the_proof_that_a_worker_can_still_draw_is_watched_too(bench: Bench) -> 
         canaries.extend(recipes)
         bench.clock.pass_s(7.0)
         on_steps[0](1, None)
-        due.append((bench.painter.watch._due or 0.0) - bench.clock())
+        due.append((bench.executor.watch._due or 0.0) - bench.clock())
         return [(1, {})]
 
-    bench.painter._triage.judge = lambda error, canary, *_: canary() or NumericalError("judged")  # type: ignore
-    bench.painter.draw(draw_some, [bench.job()])
+    bench.executor._triage.judge = lambda error, canary, *_: canary() or NumericalError("judged")  # type: ignore
+    bench.executor.draw(draw_some, [bench.job()])
     assert due == [120.0]
     assert [(each.size, each.taken) for each in canaries] == [((64, 64), find("spark").min_steps)]
 
@@ -199,7 +199,7 @@ def test_the_proof_that_a_worker_can_still_draw_is_watched_too(bench: Bench) -> 
 def test_an_idle_worker_is_never_hung(bench: Bench, ends: str) -> None:
     """A day after its last picture, however that ended."""
     alarms: list[Any] = []
-    bench.painter.watch = watching = Watch(lambda: alarms.append("hung"))
+    bench.executor.watch = watching = Watchdog(lambda: alarms.append("hung"))
     outcomes = {"drawn": None, "failed": lambda _: [NumericalError("NaN.")], "bug": lambda _: []}[ends]
     try:
         bench.draw(bench.job(), outcomes=outcomes)
@@ -220,8 +220,8 @@ def test_who_is_stuck_is_noticed_once_and_whom_it_has_in_hand_is_told(
 
     def stuck() -> None:
         bench.clock.pass_s(120.0)
-        bench.painter.watch.start()
-        assert have_ended(bench.painter.watch._thread)
+        bench.executor.watch.start()
+        assert have_ended(bench.executor.watch._thread)
 
     bench.during = stuck
     bench.draw(*jobs)
@@ -233,7 +233,7 @@ def test_who_is_stuck_is_noticed_once_and_whom_it_has_in_hand_is_told(
 def test_a_watch_that_rests_hears_the_next_beat_at_once() -> None:
     """Else it would sleep until it is told to end; what it watches hangs at once here."""
     hung = threading.Event()
-    watching = Watch(hung.set)
+    watching = Watchdog(hung.set)
     watching.start()
     inside(watching._thread, threading.Condition.wait)
     watching.beat(0.0)
@@ -242,7 +242,7 @@ def test_a_watch_that_rests_hears_the_next_beat_at_once() -> None:
 
 
 def test_a_watch_sees_nothing_before_the_first_beat_and_ends_when_told() -> None:
-    watching = Watch(lambda: pytest.fail("there was nothing"))
+    watching = Watchdog(lambda: pytest.fail("there was nothing"))
     watching.start()
     inside(watching._thread, threading.Condition.wait)
     watching.close()
@@ -255,19 +255,19 @@ def test_a_bug_while_drawing_leaves_nobody_without_an_answer(bench: Bench, count
     with pytest.raises(ValueError, match="zip"):
         bench.draw(bench.job(), bench.job(), outcomes=lambda drawn: [drawn[0]] * count)
     assert [type(each) for each in bench.told.values()] == [Internal] * 2
-    assert (bench.painter.jobs, bench.painter.watch._due, bench.put_back) == ((), None, [])
+    assert (bench.executor.jobs, bench.executor.watch._due, bench.put_back) == ((), None, [])
 
 
 def test_what_ends_a_program_while_a_failure_is_judged_leaves_nobody_without_an_answer(bench: Bench) -> None:
     def exits(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    bench.painter._triage.judge = exits  # type: ignore[method-assign]
+    bench.executor._triage.judge = exits  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         bench.draw(bench.job(), bench.job(), outcomes=lambda drawn: [NumericalError("NaN."), drawn[1]])
     first, second = bench.told.values()
     assert (type(first), second[0]) == (Internal, RECIPE.seed)
-    assert bench.painter.jobs == ()
+    assert bench.executor.jobs == ()
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -284,7 +284,7 @@ def test_where_all_have_ended_before_their_turn_nothing_is_drawn(bench: Bench) -
     gone, late = bench.job(), bench.job(deadline=bench.clock() - 1)
     gone.end(Cancelled("gone"))
     assert [type(each) for each in bench.draw(gone, late)] == [Cancelled, DeadlineExceeded]
-    assert (bench.asked, bench.painter.watch._due, bench.painter.jobs) == ([], None, ())
+    assert (bench.asked, bench.executor.watch._due, bench.executor.jobs) == ([], None, ())
 
 
 @pytest.mark.parametrize("place", [1, 2])
@@ -298,17 +298,17 @@ def test_those_that_did_not_fit_wait_again_without_an_answer(bench: Bench, place
 @pytest.mark.parametrize("place", [0, 1])
 def test_who_waits_for_more_of_a_request_that_failed_is_told_so_at_once(bench: Bench, place: int) -> None:
     """But nobody else who waits."""
-    line, request = Line(9, 9.0), object()
-    drawn = [replace(bench.job(line=line), request=request) for _ in range(2)]
+    queue, request = Queue(9, 9.0), object()
+    drawn = [replace(bench.job(queue=queue), request=request) for _ in range(2)]
     waiting, other = replace(bench.job(), request=request), bench.job()
-    line.join([waiting, other], None, admitted=True)
+    queue.join([waiting, other], None, admitted=True)
 
     def fails(some: list[Any]) -> list[Any]:
         return [NumericalError("NaN.") if n == place else each for n, each in enumerate(some)]
 
     bench.draw(*drawn, outcomes=fails)
-    assert (waiting.over, other.over, len(line)) == (True, False, 1)
-    assert line.ended == {("drawn", "denoise"): 1, ("numerical_error", "denoise"): 1, ("cancelled", "queue"): 1}
+    assert (waiting.over, other.over, len(queue)) == (True, False, 1)
+    assert queue.ended == {("drawn", "denoise"): 1, ("numerical_error", "denoise"): 1, ("cancelled", "queue"): 1}
 
 
 def test_who_waits_on_a_loop_that_is_closed_is_waited_for_no_longer() -> None:
@@ -322,55 +322,55 @@ def test_who_waits_on_a_loop_that_is_closed_is_waited_for_no_longer() -> None:
 
 
 def test_what_has_ended_meanwhile_is_not_put_back_and_the_others_keep_their_order(bench: Bench) -> None:
-    line = Line(9, 9.0)
+    queue = Queue(9, 9.0)
     jobs = [bench.job() for _ in range(5)]
-    line.join(jobs[1:], None, admitted=False)
-    taken = line.take(lambda _: 3)
+    queue.join(jobs[1:], None, admitted=False)
+    taken = queue.take(lambda _: 3)
     assert taken == jobs[1:4]
     for job in taken:
         job.begun = True
     jobs[2].end(Cancelled("gone"))
-    assert line.put_back(taken) == []
+    assert queue.put_back(taken) == []
     jobs[1].end(Cancelled("gone too"))
-    assert line.take(lambda _: 9) == [jobs[3], jobs[4]]
-    assert line.ended == {("cancelled", "denoise"): 1, ("cancelled", "queue"): 1}
-    line.join([jobs[0]], None, admitted=False)
-    assert line.close() == [jobs[0]]
-    assert line.put_back([jobs[3]]) == [jobs[3]]
-    assert not line.join([jobs[0]], None, admitted=True)
-    assert line.take(lambda _: 9) == []
+    assert queue.take(lambda _: 9) == [jobs[3], jobs[4]]
+    assert queue.ended == {("cancelled", "denoise"): 1, ("cancelled", "queue"): 1}
+    queue.join([jobs[0]], None, admitted=False)
+    assert queue.close() == [jobs[0]]
+    assert queue.put_back([jobs[3]]) == [jobs[3]]
+    assert not queue.join([jobs[0]], None, admitted=True)
+    assert queue.take(lambda _: 9) == []
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_what_harmed_others_waits_for_a_run_of_its_own(bench: Bench, place: int) -> None:
-    line, jobs = Line(9, 9.0), [bench.job() for _ in range(3)]
+    queue, jobs = Queue(9, 9.0), [bench.job() for _ in range(3)]
     jobs[place].alone = True
-    line.join(jobs, None, admitted=False)
-    runs = [line.take(lambda _: 9) for _ in range(2)]
+    queue.join(jobs, None, admitted=False)
+    runs = [queue.take(lambda _: 9) for _ in range(2)]
     together = [job for job in jobs if not job.alone]
     assert runs == ([[jobs[0]], together] if place == 0 else [together, [jobs[place]]])
 
 
 def test_a_line_is_as_long_as_its_work(bench: Bench) -> None:
-    line = Line(9, 100.0)
-    line.join([bench.job(), bench.job(LARGE)], None, admitted=False)
-    assert (len(line), line.work) == (2, 9.0)
-    line.check(None)
-    line.check(10.0, 90.0)
+    queue = Queue(9, 100.0)
+    queue.join([bench.job(), bench.job(LARGE)], None, admitted=False)
+    assert (len(queue), queue.work) == (2, 9.0)
+    queue.check(None)
+    queue.check(10.0, 90.0)
     for pace, left_s, retry_s in ((10.0, 89.0, 90), (11.5, float("inf"), 104)):
         with pytest.raises(QueueFull) as caught:
-            line.check(pace, left_s)
+            queue.check(pace, left_s)
         assert caught.value.retry_s == retry_s
 
 
 def test_a_full_line_says_when_to_come_back_or_five_seconds_where_nobody_knows(bench: Bench) -> None:
-    line = Line(1, 100.0)
-    line.join([bench.job(LARGE)], None, admitted=False)
+    queue = Queue(1, 100.0)
+    queue.join([bench.job(LARGE)], None, admitted=False)
     for pace, retry_s in ((None, 5), (2.5, 20), (0.01, 1)):
         with pytest.raises(QueueFull) as caught:
-            line.join([bench.job()], pace, admitted=False)
+            queue.join([bench.job()], pace, admitted=False)
         assert caught.value.retry_s == retry_s
-    assert line.join([bench.job()], 1e6, admitted=True)
+    assert queue.join([bench.job()], 1e6, admitted=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -380,31 +380,31 @@ def test_a_full_line_says_when_to_come_back_or_five_seconds_where_nobody_knows(b
 def test_who_failed_together_may_come_out_well_alone(bench: Bench, error: Any, again: bool, count: int) -> None:
     """A fault that several share may be one's own, or there was no room; who failed alone is told so."""
     jobs = [bench.job() for _ in range(count)]
-    bench.painter._triage.judge = lambda error, *_: NumericalError("judged")  # type: ignore[method-assign]
+    bench.executor._triage.judge = lambda error, *_: NumericalError("judged")  # type: ignore[method-assign]
     bench.draw(*jobs, outcomes=lambda drawn: [error] * count)
     waits = again and count > 1
     assert bench.put_back == (jobs if waits else [])
     assert [job.alone for job in jobs] == [waits] * count
     assert [told is None for told in bench.told.values()] == [waits] * count
-    assert bench.painter.together == (not (waits and isinstance(error, OutOfMemory)))
+    assert bench.executor.together == (not (waits and isinstance(error, OutOfMemory)))
 
 
 @pytest.mark.parametrize("drawn", [0, 1])
 def test_who_failed_beside_others_that_did_not_is_told_so(bench: Bench, drawn: int) -> None:
     """Also where each fails by a fault of its own."""
     errors = [ValueError("a"), ValueError("b")]
-    bench.painter._triage.judge = lambda error, *_: NumericalError(str(error))  # type: ignore[method-assign]
+    bench.executor._triage.judge = lambda error, *_: NumericalError(str(error))  # type: ignore[method-assign]
     told = bench.draw(bench.job(), bench.job(), outcomes=lambda some: [*some[:drawn], *errors[drawn:]])
     assert [str(each) for each in told[drawn:]] == ["a", "b"][drawn:]
     assert bench.put_back == []
 
 
 def test_what_waits_may_take_just_as_long_as_is_allowed_and_as_who_asks_has_left(bench: Bench) -> None:
-    line = Line(9, 100.0)
-    line.join([bench.job(LARGE), replace(bench.job(LARGE), work=2.0)], None, admitted=False)
-    line.check(10.0)  # 100 s of 100
+    queue = Queue(9, 100.0)
+    queue.join([bench.job(LARGE), replace(bench.job(LARGE), work=2.0)], None, admitted=False)
+    queue.check(10.0)  # 100 s of 100
     with pytest.raises(QueueFull, match="more than this request may take"):
-        line.join([bench.job(deadline=bench.clock() + 99.5)], 10.0, admitted=False)
-    assert line.join([bench.job(deadline=bench.clock() + 100.0)], 10.0, admitted=False)
+        queue.join([bench.job(deadline=bench.clock() + 99.5)], 10.0, admitted=False)
+    assert queue.join([bench.job(deadline=bench.clock() + 100.0)], 10.0, admitted=False)
     with pytest.raises(DeadlineExceeded):
-        line.join([bench.job(deadline=bench.clock())], None, admitted=False)
+        queue.join([bench.job(deadline=bench.clock())], None, admitted=False)

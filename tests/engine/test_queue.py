@@ -1,6 +1,6 @@
 """The queue as a machine: whatever callers, steps and faults come in whatever order, each picture ends once, in turn.
 
-The lane, its painter and its line are the real ones; only the model is a fake, which takes a step when it is told to.
+The engine, its executor and its queue are the real ones; only the model is a fake, which takes a step when told to.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from examples import FIXED
 from fakes import RECIPE, FakeFamily
-from handler import Lane, Settings
+from handler import Engine, Settings
 from handler.core.errors import Cancelled, DeadlineExceeded, KindlingError, NumericalError, OutOfMemory, QueueFull
 from handler.core.recipe import Drawn
 from handler.engine.queue import Job
@@ -61,17 +61,17 @@ class StepByStep(dict[int, Callable[[], None]]):
 
 
 class Queue(RuleBasedStateMachine):
-    """Callers of a lane, and a family that takes a step when it is told to."""
+    """Callers of an engine, and a family that takes a step when it is told to."""
 
     @initialize(batch=st.integers(1, 2), n=st.integers(1, MOST), steps=STEPS)
     def begin(self, batch: int, n: int, steps: list[str]) -> None:
         self.loop, self.family = asyncio.new_event_loop(), FakeFamily()
-        self.held = threading.Event()  # the lane waits at a step
+        self.held = threading.Event()  # the engine waits at a step
         self.steps = StepByStep(self.held.set)
         self.family.at_step = self.steps
-        self.lane = Lane(Settings(queue=QUEUE, batch=batch), boot=self.family.boot)
-        self.lane.start()
-        self.lane.wait_booted()
+        self.engine = Engine(Settings(queue=QUEUE, batch=batch), boot=self.family.boot)
+        self.engine.start()
+        self.engine.wait_booted()
         self.asked: list[tuple[list[int], asyncio.Task[list[Drawn]]]] = []
         self.open, self.admitted, self.seed = True, 0, 0
         self.shapes: dict[int, int] = {}  # by seed
@@ -95,8 +95,8 @@ class Queue(RuleBasedStateMachine):
         return self.loop.run_until_complete(both())
 
     async def settled(self) -> None:
-        """Until the lane waits at a step, or for somebody who asks."""
-        while not self.held.is_set() and (self.pending or self.lane.busy):
+        """Until the engine waits at a step, or for somebody who asks."""
+        while not self.held.is_set() and (self.pending or self.engine.busy):
             await asyncio.sleep(0.001)
 
     def submit(self, n: int, shape: int, deadline: float) -> "asyncio.Task[list[Drawn]]":
@@ -104,13 +104,13 @@ class Queue(RuleBasedStateMachine):
         self.seed += n
         self.shapes |= {recipe.seed: shape for recipe in recipes}
         wanted = [(recipe, lambda *_: None) for recipe in recipes]
-        task = self.loop.create_task(self.lane.submit_all(wanted, deadline, admitted=False))
+        task = self.loop.create_task(self.engine.submit_all(wanted, deadline, admitted=False))
         self.asked.append(([recipe.seed for recipe in recipes], task))
         return task
 
     @rule(n=st.integers(1, MOST), shape=st.integers(0, 1), steps=STEPS)
     def ask(self, n: int, shape: int, steps: list[str]) -> None:
-        full = self.lane.waiting >= QUEUE
+        full = self.engine.waiting >= QUEUE
         task = self.submit(n, shape, float("inf"))
         self.run(asyncio.sleep(0))
         assert task.done() == (full or not self.open)
@@ -123,14 +123,14 @@ class Queue(RuleBasedStateMachine):
             self.admitted += n
         self.go_on(steps)
 
-    @precondition(lambda self: self.open and self.held.is_set() and self.lane.waiting < QUEUE)
+    @precondition(lambda self: self.open and self.held.is_set() and self.engine.waiting < QUEUE)
     @rule(n=st.integers(1, MOST))
     def ask_in_a_hurry(self, n: int) -> None:
-        before = sum(self.lane.line.ended.values())
+        before = sum(self.engine.queue.ended.values())
         task = self.submit(n, 0, time.perf_counter() + 0.001)
         self.run(asyncio.wait([task]))
         assert isinstance(task.exception(), DeadlineExceeded | QueueFull)
-        self.admitted += sum(self.lane.line.ended.values()) - before  # none, if it was refused
+        self.admitted += sum(self.engine.queue.ended.values()) - before  # none, if it was refused
         self.spoiled |= set(self.asked[-1][0])
 
     def go_on(self, steps: list[str]) -> None:
@@ -140,7 +140,7 @@ class Queue(RuleBasedStateMachine):
                 self.step(how)
 
     def step(self, how: str) -> None:
-        jobs = self.lane._painter.jobs
+        jobs = self.engine._executor.jobs
         if how in ("has a bug", "has no memory") and len(jobs) > 1 and not any(job.over for job in jobs):
             self.failed_together |= {id(job) for job in jobs}
         elif how != "goes on":
@@ -148,19 +148,19 @@ class Queue(RuleBasedStateMachine):
         self.held.clear()
         self.steps.next.put(FAULTS[how])
         self.run(self.settled())
-        self.open = self.open and self.lane.state == "ready"
+        self.open = self.open and self.engine.state == "ready"
 
     @precondition(lambda self: self.pending)
     @rule(which=st.integers(0, 9), steps=STEPS)
     def leave(self, which: int, steps: list[str]) -> None:
         seeds, task = self.pending[which % len(self.pending)]
-        before = self.lane.line.ended.copy()
-        places = {"denoise": self.lane._painter.jobs, "queue": self.lane.line._jobs}
+        before = self.engine.queue.ended.copy()
+        places = {"denoise": self.engine._executor.jobs, "queue": self.engine.queue._jobs}
         ended = [("cancelled", place) for place, jobs in places.items() for job in jobs if self.waits(job, seeds)]
         task.cancel()
         self.run(asyncio.wait([task]))
         assert task.cancelled()
-        assert self.lane.line.ended - before == Counter(ended)
+        assert self.engine.queue.ended - before == Counter(ended)
         self.go_on(steps)
 
     @precondition(lambda self: self.pending)
@@ -168,7 +168,7 @@ class Queue(RuleBasedStateMachine):
     def run_out_of_time(self, which: int, steps: list[str]) -> None:
         seeds, _ = self.pending[which % len(self.pending)]
         self.spoiled |= set(seeds)
-        for job in (*self.lane._painter.jobs, *self.lane.line._jobs):
+        for job in (*self.engine._executor.jobs, *self.engine.queue._jobs):
             if self.waits(job, seeds):
                 job.deadline = time.perf_counter()
         self.go_on(steps)
@@ -177,10 +177,10 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.seed > 8)
     def stop(self, abort: bool) -> None:
         if abort:
-            self.lane.abort()
+            self.engine.abort()
             self.run(asyncio.wait([task for _, task in self.asked]))
         else:
-            self.lane.drain()
+            self.engine.drain()
         self.open = False
 
     @staticmethod
@@ -189,29 +189,29 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def what_waits_is_bounded(self) -> None:
-        if hasattr(self, "lane"):
-            assert self.lane.waiting <= QUEUE - 1 + 2 * MOST
-            assert self.lane.drawing <= self.lane.batch
+        if hasattr(self, "engine"):
+            assert self.engine.waiting <= QUEUE - 1 + 2 * MOST
+            assert self.engine.drawing <= self.engine.batch
 
     @invariant()
     def what_failed_together_is_drawn_alone(self) -> None:
-        if hasattr(self, "lane") and self.lane.drawing > 1:
-            assert not self.failed_together & {id(job) for job in self.lane._painter.jobs}
+        if hasattr(self, "engine") and self.engine.drawing > 1:
+            assert not self.failed_together & {id(job) for job in self.engine._executor.jobs}
 
     def teardown(self) -> None:
-        if not hasattr(self, "lane"):
+        if not hasattr(self, "engine"):
             return
         self.steps.free.set()
         self.steps.next.put(None)
         if tasks := [task for _, task in self.asked]:
             self.run(asyncio.wait(tasks))
-        sound = self.lane.state in ("ready", "draining")
-        self.lane.stop()
+        sound = self.engine.state in ("ready", "draining")
+        self.engine.stop()
         self.run(asyncio.sleep(0))
         self.loop.close()
-        assert not self.lane.alive
-        assert (self.lane.waiting, self.lane.drawing, self.lane.busy, self.lane.line.work) == (0, 0, False, 0)
-        assert sum(self.lane.line.ended.values()) == self.admitted  # each once
+        assert not self.engine.alive
+        assert (self.engine.waiting, self.engine.drawing, self.engine.busy, self.engine.queue.work) == (0, 0, False, 0)
+        assert sum(self.engine.queue.ended.values()) == self.admitted  # each once
         self.each_is_answered_with_its_own(sound)
 
     def each_is_answered_with_its_own(self, sound: bool) -> None:
@@ -231,6 +231,6 @@ class Queue(RuleBasedStateMachine):
 
 
 def test_each_picture_ends_once_and_in_turn_whatever_comes() -> None:
-    # Without making smaller what fails: it is short already, and where the lane hangs that would take many minutes.
+    # Without making smaller what fails: it is short already, and where the engine hangs that would take many minutes.
     patient = settings(FIXED, max_examples=200, stateful_step_count=10, phases=[Phase.generate])
     run_state_machine_as_test(Queue, settings=patient)

@@ -13,7 +13,7 @@ from disks import full_disk
 from pydantic import ValidationError
 
 from fakes import FakeFamily
-from handler import Lane, Settings
+from handler import Engine, Settings
 from handler.core.birth import Birth
 from handler.core.errors import SettingsError, SpendCapReached
 from handler.engine.spend import Meter, judge, seconds_this_month, unheld
@@ -323,11 +323,11 @@ def test_the_platform_is_found_by_what_it_sets_itself(monkeypatch: pytest.Monkey
 def test_a_worker_that_could_not_hold_the_cap_does_not_draw() -> None:
     """It shall refuse past the cap, and nobody knows what it costs."""
     family = FakeFamily()
-    lane = Lane(Settings(monthly_cap=10, cap_action="refuse"), boot=family.boot)
-    lane.start()
+    engine = Engine(Settings(monthly_cap=10, cap_action="refuse"), boot=family.boot)
+    engine.start()
     with pytest.raises(SettingsError, match=r"KINDLING_CAP_ACTION=refuse could not be held: .*set KINDLING_GPU_PRICE"):
-        lane.wait_booted()
-    assert lane.state == "failed"
-    lane.stop()
+        engine.wait_booted()
+    assert engine.state == "failed"
+    engine.stop()
     for settings in ({"gpu_price": 1.0}, {"cap_action": "alert"}, {"monthly_cap": None}):
         assert not unheld(Settings(**{"monthly_cap": 10, "cap_action": "refuse", **settings}), "CPU")

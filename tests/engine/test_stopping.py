@@ -1,4 +1,4 @@
-"""How a lane ends, from whatever it is doing: who is answered, what is waited for, and that each thread has ended."""
+"""How an engine ends, from whatever it does: who is answered, what is waited for, and that each thread has ended."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Clock, Lane, Settings, StartError, Worker
+from handler import Clock, Engine, Settings, StartError, Worker
 from handler.core.deadline import EXIT_S
 from handler.core.errors import BudgetExceeded, NotReady, SettingsError, VolumeFailed
 from handler.engine import spend
@@ -27,12 +27,12 @@ from handler.server.shutdown import Server
 from threads import Seconds, begun, have_ended, inside, until
 
 STATES = ("idle", "booting", "drawing", "publishing")
-ENDS: dict[str, Callable[[Lane], None]] = {"stop": Lane.stop, "abort": Lane.abort, "drain": Lane.drain}
+ENDS: dict[str, Callable[[Engine], None]] = {"stop": Engine.stop, "abort": Engine.abort, "drain": Engine.drain}
 
 
 @dataclass
 class Held:
-    """A lane that is held in one of its states until `go`; `published` are the volumes on which something was."""
+    """An engine that is held in one of its states until `go`; `published` are the volumes on which something was."""
 
     state: str
     family: FakeFamily = field(default_factory=FakeFamily)
@@ -63,26 +63,26 @@ class Held:
         )
         return wrapped
 
-    def start(self, **settings: Any) -> Lane:
+    def start(self, **settings: Any) -> Engine:
         if self.state == "drawing":
             self.family.gate = self.go
-        lane = Lane(Settings(**settings), boot=self.boot)
-        lane.start()
+        engine = Engine(Settings(**settings), boot=self.boot)
+        engine.start()
         if self.state != "booting":
-            lane.wait_booted()
+            engine.wait_booted()
         if self.state == "publishing":
             assert self.publishes.wait(30)
-        return lane
+        return engine
 
 
 @contextmanager
-def held(state: str, **settings: Any) -> Iterator[tuple[Held, Lane]]:
+def held(state: str, **settings: Any) -> Iterator[tuple[Held, Engine]]:
     """In that state; afterwards each of its threads has ended."""
     it = Held(state)
     with begun() as threads:
-        lane = it.start(**settings)
+        engine = it.start(**settings)
         try:
-            yield it, lane
+            yield it, engine
         finally:
             it.go.set()
     assert have_ended(*threads.values()), [name for name, thread in threads.items() if thread.is_alive()]
@@ -95,22 +95,22 @@ def aside(act: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-async def drawing(it: Held, lane: Lane) -> "asyncio.Task[Any]":
+async def drawing(it: Held, engine: Engine) -> "asyncio.Task[Any]":
     """A picture whose first step is held."""
-    task = asyncio.create_task(lane.submit(RECIPE))
+    task = asyncio.create_task(engine.submit(RECIPE))
     assert await asyncio.to_thread(it.family.entered.wait, 30)
     return task
 
 
 def test_an_idle_lane_stops_at_once_and_leaves_no_thread() -> None:
     with begun() as threads:
-        lane = Held("idle").start()
-        assert not lane.busy
+        engine = Held("idle").start()
+        assert not engine.busy
         running = {thread.name for thread in threading.enumerate()}
-        assert {"lane", "watch", "spend"} <= running
-        lane.stop()
-    assert have_ended(lane._thread, lane._painter.watch._thread, *threads.values())
-    assert (lane.state, lane.alive, lane.over.is_set()) == ("stopped", False, True)
+        assert {"engine", "watch", "spend"} <= running
+        engine.stop()
+    assert have_ended(engine._thread, engine._executor.watch._thread, *threads.values())
+    assert (engine.state, engine.alive, engine.over.is_set()) == ("stopped", False, True)
 
 
 @pytest.mark.parametrize("end", ["drain and stop", "abort and stop", "stop and stop"])
@@ -118,32 +118,32 @@ def test_an_idle_lane_stops_at_once_and_leaves_no_thread() -> None:
 def test_every_thread_of_a_lane_ends_with_it(state: str, end: str) -> None:
     """Told once or twice, and whoever has a picture in there is answered once."""
     told: list[Any] = []
-    with held(state) as (it, lane):
+    with held(state) as (it, engine):
         if state in ("booting", "drawing"):
-            lane.line.join([Job(RECIPE, lambda *_: None, 1.0, float("inf"), told.append)], None, admitted=True)
+            engine.queue.join([Job(RECIPE, lambda *_: None, 1.0, float("inf"), told.append)], None, admitted=True)
             assert state == "booting" or it.family.entered.wait(30)
-        first = aside(partial(ENDS[end.partition(" ")[0]], lane))
-        until(lambda: lane.state in ("draining", "stopped"))
-        second = aside(lane.stop)
+        first = aside(partial(ENDS[end.partition(" ")[0]], engine))
+        until(lambda: engine.state in ("draining", "stopped"))
+        second = aside(engine.stop)
         it.go.set()
         assert have_ended(first, second)
-        assert lane.state == "stopped"
+        assert engine.state == "stopped"
     drawn = {"booting": [NotReady], "drawing": [NotReady if end.startswith("abort") else tuple]}
     assert [type(each) for each in told] == drawn.get(state, [])
 
 
 def test_stopping_waits_for_the_picture_that_is_being_drawn() -> None:
-    with held("drawing") as (it, lane):
+    with held("drawing") as (it, engine):
 
         async def main() -> None:
-            running = await drawing(it, lane)
-            queued = asyncio.create_task(lane.submit(RECIPE))
+            running = await drawing(it, engine)
+            queued = asyncio.create_task(engine.submit(RECIPE))
             await asyncio.sleep(0)
-            stopping = aside(lane.stop)
+            stopping = aside(engine.stop)
             with pytest.raises(NotReady):
                 await queued
             await asyncio.to_thread(inside, stopping, threading.Event.wait)
-            assert not lane.over.is_set()
+            assert not engine.over.is_set()
             it.go.set()
             assert (await running)[0].rgb.shape == (256, 256, 3)
             assert await asyncio.to_thread(have_ended, stopping)
@@ -153,91 +153,91 @@ def test_stopping_waits_for_the_picture_that_is_being_drawn() -> None:
 
 
 def test_stopping_does_not_wait_for_a_boot_and_says_in_which_phase_it_was() -> None:
-    with held("booting") as (it, lane):
+    with held("booting") as (it, engine):
 
         async def main() -> None:
-            waiting = asyncio.create_task(lane.submit(RECIPE))
+            waiting = asyncio.create_task(engine.submit(RECIPE))
             await asyncio.sleep(0)
-            await asyncio.to_thread(lane.stop)  # it boots until `go`
+            await asyncio.to_thread(engine.stop)  # it boots until `go`
             with pytest.raises(NotReady):
                 await waiting
 
         asyncio.run(main())
-        assert (lane.state, lane.booted, lane.over.is_set()) == ("stopped", False, False)
-        assert (lane.ledger.outcome, lane.ledger.reason) == ("stopped", "told to stop in phase 'start'")
+        assert (engine.state, engine.booted, engine.over.is_set()) == ("stopped", False, False)
+        assert (engine.ledger.outcome, engine.ledger.reason) == ("stopped", "told to stop in phase 'start'")
         it.go.set()
-        assert have_ended(lane._thread)
-        assert (lane.state, lane.over.is_set()) == ("stopped", True)
+        assert have_ended(engine._thread)
+        assert (engine.state, engine.over.is_set()) == ("stopped", True)
 
 
 def test_what_boots_after_it_was_told_to_stop_publishes_nothing() -> None:
-    with held("booting") as (it, lane):
+    with held("booting") as (it, engine):
         it.compiled = True
-        lane.stop()
+        engine.stop()
         it.go.set()
-        assert have_ended(lane._thread)
+        assert have_ended(engine._thread)
     assert not it.publishes.is_set()
 
 
 @pytest.mark.parametrize("end", ["drain", "stop", "abort"])
 def test_who_waits_for_a_boot_is_answered_once_the_worker_is_told_to_leave(end: str) -> None:
-    with held("booting") as (it, lane):
+    with held("booting") as (it, engine):
 
         async def main() -> None:
-            waiting = [asyncio.create_task(lane.submit(RECIPE)) for _ in range(3)]
+            waiting = [asyncio.create_task(engine.submit(RECIPE)) for _ in range(3)]
             await asyncio.sleep(0)
-            assert lane.waiting == 3
-            ENDS[end](lane)
+            assert engine.waiting == 3
+            ENDS[end](engine)
             for each in waiting:
                 with pytest.raises(NotReady, match="is stopping"):
                     await each
             with pytest.raises(NotReady, match="is stopping"):
-                await lane.submit(RECIPE)
+                await engine.submit(RECIPE)
 
         asyncio.run(main())
         assert not it.go.is_set()
-        lane.stop()
+        engine.stop()
     assert it.family.drawn == []
 
 
 def test_a_lane_that_drains_is_busy_until_the_last_of_what_it_accepted_is_answered() -> None:
-    with held("drawing") as (it, lane):
+    with held("drawing") as (it, engine):
 
         async def main() -> None:
-            tasks = [await drawing(it, lane), asyncio.create_task(lane.submit(RECIPE))]
+            tasks = [await drawing(it, engine), asyncio.create_task(engine.submit(RECIPE))]
             await asyncio.sleep(0)
-            lane.drain()
-            assert (lane.state, lane.busy, lane.drawing, lane.waiting) == ("draining", True, 1, 1)
+            engine.drain()
+            assert (engine.state, engine.busy, engine.drawing, engine.waiting) == ("draining", True, 1, 1)
             it.go.set()
             await asyncio.gather(*tasks)
-            assert (lane.busy, lane.over.is_set()) == (False, False)
+            assert (engine.busy, engine.over.is_set()) == (False, False)
 
         asyncio.run(main())
-        lane.stop()
+        engine.stop()
     assert it.family.drawn == [1, 1]
 
 
 def test_aborting_answers_all_and_ends_the_picture_at_its_next_step() -> None:
-    with held("drawing") as (it, lane):
+    with held("drawing") as (it, engine):
 
         async def main() -> None:
-            tasks = [await drawing(it, lane), asyncio.create_task(lane.submit(RECIPE))]
+            tasks = [await drawing(it, engine), asyncio.create_task(engine.submit(RECIPE))]
             await asyncio.sleep(0)
-            lane.abort()
+            engine.abort()
             for each in tasks:
                 with pytest.raises(NotReady, match="is stopping"):
                     await each
 
         asyncio.run(main())
-        assert (lane.over.is_set(), lane.busy, lane.alive) == (True, False, True)
+        assert (engine.over.is_set(), engine.busy, engine.alive) == (True, False, True)
         it.go.set()
-        lane.stop()
+        engine.stop()
     assert (it.family.drawn, it.family.steps_run) == ([], 1)
 
 
 def test_stopping_waits_for_what_is_being_published(tmp_path: Path) -> None:
-    with held("publishing", volume=tmp_path) as (it, lane):
-        stopping = aside(lane.stop)
+    with held("publishing", volume=tmp_path) as (it, engine):
+        stopping = aside(engine.stop)
         inside(stopping, Publisher.join)
         assert not it.published
         it.go.set()
@@ -246,19 +246,19 @@ def test_stopping_waits_for_what_is_being_published(tmp_path: Path) -> None:
 
 
 def test_stopping_gives_up_what_is_not_published_in_time(tmp_path: Path) -> None:
-    with held("publishing", volume=tmp_path) as (it, lane):
-        lane.exit.begin(0.0)
-        lane.stop()
+    with held("publishing", volume=tmp_path) as (it, engine):
+        engine.exit.begin(0.0)
+        engine.stop()
         assert not it.published
-        assert lane.state == "stopped"
+        assert engine.state == "stopped"
 
 
 def test_publishing_that_fails_is_told_in_the_log_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "handler.engine.publisher"), held("publishing") as (it, lane):
+    with caplog.at_level(logging.INFO, "handler.engine.publisher"), held("publishing") as (it, engine):
         it.error = VolumeFailed("The volume is full.")
         it.go.set()
-        asyncio.run(lane.submit(RECIPE))
-        lane.stop()
+        asyncio.run(engine.submit(RECIPE))
+        engine.stop()
     assert "compile artifacts are not published: The volume is full." in caplog.text
     assert it.family.drawn == [1]
 
@@ -267,11 +267,11 @@ def test_publishing_that_fails_is_told_in_the_log_and_harms_nobody(caplog: pytes
 def test_publishing_can_be_switched_off(publish: bool) -> None:
     it = Held("publishing")
     it.go.set()
-    lane = Lane(Settings(publish=publish), boot=it.boot)
-    lane.start()
-    lane.wait_booted()
-    asyncio.run(lane.submit(RECIPE))
-    lane.stop()
+    engine = Engine(Settings(publish=publish), boot=it.boot)
+    engine.start()
+    engine.wait_booted()
+    asyncio.run(engine.submit(RECIPE))
+    engine.stop()
     assert it.publishes.is_set() == publish
 
 
@@ -282,13 +282,13 @@ def test_a_lane_counts_what_it_costs_from_its_start_to_its_end(tmp_path: Path, m
     def written() -> list[float]:
         return [json.loads(path.read_bytes())["dollars"] for path in tmp_path.glob("spend/*/*.json")]
 
-    with held("booting", volume=tmp_path, gpu_price=2.0) as (it, lane):
+    with held("booting", volume=tmp_path, gpu_price=2.0) as (it, engine):
         assert not written()
         it.go.set()
         until(written)
         [before] = written()
-        until(lambda: lane.meter.state()["dollars_this_process"] > before)
-        lane.stop()
+        until(lambda: engine.meter.state()["dollars_this_process"] > before)
+        engine.stop()
         [after] = written()
     assert 0 < before < after
 
@@ -300,17 +300,17 @@ def test_a_worker_that_failed_ends_its_process_whatever_its_sockets_do(
     error: StartError, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """There is nobody else to end it: it was not told to leave, and a request may hang for ever."""
-    lane = Lane(Settings(), boot=lambda *_: raises(error)())
-    server, ended = Server(uvicorn.Config(lambda *_: None), lane, lambda: None), list[Any]()
+    engine = Engine(Settings(), boot=lambda *_: raises(error)())
+    server, ended = Server(uvicorn.Config(lambda *_: None), engine, lambda: None), list[Any]()
     monkeypatch.setattr(shutdown.time, "sleep", lambda seconds: ended.append(seconds))
     monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
-    lane.start()
+    engine.start()
     server.watch()
     assert ended == [shutdown.ANSWER_S, ("exit", code)]
     assert server.should_exit
     assert server.config.timeout_graceful_shutdown == shutdown.ANSWER_S
     assert f"kindling: {error.message}" in capfd.readouterr().err
-    lane.stop()
+    engine.stop()
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -318,8 +318,8 @@ def test_who_is_told_to_leave_closes_its_sockets_and_ends_by_itself(
     signals: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once told, an idle worker waits for nothing; told twice, it is gone after `ANSWER_S`, with the signal's code."""
-    lane = Held("idle").start()
-    server, ended = Server(uvicorn.Config(lambda *_: None), lane, lambda: None), list[Any]()
+    engine = Held("idle").start()
+    server, ended = Server(uvicorn.Config(lambda *_: None), engine, lambda: None), list[Any]()
     sleeps = lambda seconds: None if threading.current_thread().daemon else ended.append(seconds)  # noqa: E731
     monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=sleeps))
     monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
@@ -330,15 +330,15 @@ def test_who_is_told_to_leave_closes_its_sockets_and_ends_by_itself(
     assert server.should_exit
     grace = server.config.timeout_graceful_shutdown  # once told, what is left of the drain
     assert grace == shutdown.ANSWER_S if signals > 1 else shutdown.ANSWER_S < (grace or 0) <= shutdown.DRAIN_S
-    lane.stop()
+    engine.stop()
     assert server.code == (0 if signals == 1 else 143)
 
 
 def test_a_worker_that_is_told_to_leave_while_it_draws_waits_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks: list[float] = []
     monkeypatch.setattr(Server, "_obey", lambda _: None)
-    with held("drawing") as (it, lane):
-        server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
+    with held("drawing") as (it, engine):
+        server = Server(uvicorn.Config(lambda *_: None), engine, lambda: None)
 
         def tick(seconds: float) -> None:
             ticks.append(seconds)
@@ -349,57 +349,57 @@ def test_a_worker_that_is_told_to_leave_while_it_draws_waits_for_that(monkeypatc
         monkeypatch.setattr(Server, "_guard", lambda _: None)
 
         async def main() -> None:
-            running = await drawing(it, lane)
+            running = await drawing(it, engine)
             await asyncio.to_thread(server._drain)
             await running
 
         asyncio.run(main())
         assert ticks
         assert server.should_exit
-        assert lane.state == "draining"
-        lane.stop()
+        assert engine.state == "draining"
+        engine.stop()
 
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("state", STATES)
 def test_an_exit_has_its_end_from_the_first_word_on(state: str, end: str) -> None:
-    with held(state) as (it, lane):
-        assert lane.exit.left_s == float("inf")
+    with held(state) as (it, engine):
+        assert engine.exit.left_s == float("inf")
         it.go.set()
-        ENDS[end](lane)
-        assert 0 < lane.exit.left_s <= EXIT_S
-        at = lane.exit.at
-        lane.stop()
-        assert lane.exit.at == at
+        ENDS[end](engine)
+        assert 0 < engine.exit.left_s <= EXIT_S
+        at = engine.exit.at
+        engine.stop()
+        assert engine.exit.at == at
 
 
 def test_what_is_not_drawn_in_the_time_of_a_drain_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Server, "_obey", lambda _: None)
     monkeypatch.setattr(Server, "_guard", lambda _: None)
     monkeypatch.setattr(shutdown, "DRAIN_S", 0.0)
-    with held("drawing") as (it, lane):
-        server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
+    with held("drawing") as (it, engine):
+        server = Server(uvicorn.Config(lambda *_: None), engine, lambda: None)
 
         async def main() -> None:
-            running = await drawing(it, lane)
+            running = await drawing(it, engine)
             await asyncio.to_thread(server._drain)
             with pytest.raises(NotReady, match="is stopping"):
                 await running
 
         asyncio.run(main())
-        assert lane.over.is_set()
+        assert engine.over.is_set()
         assert (server.should_exit, server.config.timeout_graceful_shutdown) == (True, shutdown.ANSWER_S)
         it.go.set()
-        lane.stop()
+        engine.stop()
 
 
 def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Server, "_obey", lambda _: None)
-    lane, ended = Lane(Settings(), boot=lambda *_: raises(StartError("broken"))()), list[Any]()
-    server = Server(uvicorn.Config(lambda *_: None), lane, lambda: None)
+    engine, ended = Engine(Settings(), boot=lambda *_: raises(StartError("broken"))()), list[Any]()
+    server = Server(uvicorn.Config(lambda *_: None), engine, lambda: None)
     monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=ended.append))
     monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
-    lane.exit.at = 0.0
+    engine.exit.at = 0.0
     server._guard()
     assert ended == [0.0, ("exit", 0)]
 
@@ -408,42 +408,42 @@ def test_an_exit_keeps_seconds_for_what_comes_after_each_wait(monkeypatch: pytes
     """By a clock that stands still: of 28 s, 3 are for tidying up and the last word on spend, 2 for that word alone."""
     monkeypatch.setattr("handler.core.deadline.time", SimpleNamespace(perf_counter=Seconds()))
     waited: list[float] = []
-    with held("idle") as (_, lane):
+    with held("idle") as (_, engine):
 
         class Over(threading.Event):
             def wait(self, timeout: float | None = None) -> bool:
                 waited.append(timeout or 0.0)
                 return super().wait(timeout)
 
-        lane.over = Over()
-        monkeypatch.setattr(lane._publisher, "join", waited.append)
-        lane.stop()
+        engine.over = Over()
+        monkeypatch.setattr(engine._publisher, "join", waited.append)
+        engine.stop()
     assert waited == [25.0, 26.0]
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_who_asks_a_worker_that_leaves_is_refused_before_anything_is_read(end: str) -> None:
-    with held("idle") as (_, lane):
-        lane.check()
-        ENDS[end](lane)
+    with held("idle") as (_, engine):
+        engine.check()
+        ENDS[end](engine)
         with pytest.raises(NotReady, match="is stopping"):
-            lane.check()
-        lane.stop()
+            engine.check()
+        engine.stop()
 
 
 def test_who_asks_a_worker_that_failed_is_told_its_cause_before_anything_is_read() -> None:
     cause = StartError("broken")
-    lane = Lane(Settings(), boot=lambda *_: raises(cause)())
-    lane.start()
+    engine = Engine(Settings(), boot=lambda *_: raises(cause)())
+    engine.start()
     with pytest.raises(StartError):
-        lane.wait_booted()
+        engine.wait_booted()
     with pytest.raises(StartError) as caught:
-        lane.check()
+        engine.check()
     assert caught.value is cause
-    lane.stop()
+    engine.stop()
 
 
 def test_a_lane_of_a_model_that_nobody_knows_is_none() -> None:
     with pytest.raises(SettingsError, match="KINDLING_MODEL should name one") as caught:
-        Lane(Settings(model="nope"))
+        Engine(Settings(model="nope"))
     assert caught.value.param == "KINDLING_MODEL"

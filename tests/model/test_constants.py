@@ -15,15 +15,15 @@ from torch import nn
 import tiny
 from handler import MODELS, ImageRequest, ModelSpec, Worker
 from handler.model.families import constants
-from handler.model.runner import Drawing
+from handler.model.runner import Runner
 from handler.model.stages import MARKS
 
 FAMILIES = list({spec.family: spec for spec in MODELS.values() if not spec.embedded}.values())
 CALLS = 3000  # that the model's thread makes of Python functions for a picture, without the models; measured: 700
 
 
-def drawing(spec: ModelSpec, pipeline: Any) -> Drawing:
-    return Drawing(spec, importlib.import_module(spec.family), pipeline, lambda _: False, MARKS["cpu"])
+def drawing(spec: ModelSpec, pipeline: Any) -> Runner:
+    return Runner(spec, importlib.import_module(spec.family), pipeline, lambda _: False, MARKS["cpu"])
 
 
 @pytest.fixture

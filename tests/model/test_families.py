@@ -18,7 +18,7 @@ import torch
 from conftest import PATIENT, ROOT, unwarmed
 
 import tiny
-from handler import MODELS, Api, ImageRequest, Lane, ModelSpec, Worker
+from handler import MODELS, Api, Engine, ImageRequest, ModelSpec, Worker
 from handler.api import codec
 from handler.api.dialects import edits, openai
 from handler.cli import generate
@@ -96,14 +96,14 @@ def differential(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @contextmanager
-def serving(worker: Worker) -> Iterator[Lane]:
-    lane = Lane(PATIENT.model_copy(update={"model": worker.spec.id}), boot=lambda *_: worker)
-    lane.start()
-    lane.wait_booted()
+def serving(worker: Worker) -> Iterator[Engine]:
+    engine = Engine(PATIENT.model_copy(update={"model": worker.spec.id}), boot=lambda *_: worker)
+    engine.start()
+    engine.wait_booted()
     try:
-        yield lane
+        yield engine
     finally:
-        lane.stop()
+        engine.stop()
 
 
 @EVERY
@@ -111,9 +111,9 @@ def test_pictures_are_those_of_plain_diffusers(spec: ModelSpec, boot: Callable[.
     """Bit for bit: encoding apart, loading by ourselves and swapping the scheduler change nothing."""
     folder, names = Path(boot(spec.id).ledger.weights), [*SHORT, *LONGER.get(spec.id, [])]
     wanted = [option for option in differential.options(spec) if option.name in names]
-    with serving(boot(spec.id)) as lane:
+    with serving(boot(spec.id)) as engine:
         for option, (_, theirs) in zip(wanted, differential.plainly(spec, folder, "fp32", wanted), strict=True):
-            ours = differential.answered(lane, spec, option)
+            ours = differential.answered(engine, spec, option)
             assert differential.differing(ours, theirs) == (0, 0), option.name
 
 
@@ -209,8 +209,8 @@ def test_a_picture_says_it_and_is_drawn_again(
 ) -> None:
     worker = boot("sdxl")
     fields = {"prompt": "x", "seed": 1, "width": 64, "height": 64, "negative_prompt": negative}
-    with serving(worker) as lane:
-        told = asyncio.run(Api(lane).call("/generate", fields)).body["images"][0]["parameters"]
+    with serving(worker) as engine:
+        told = asyncio.run(Api(engine).call("/generate", fields)).body["images"][0]["parameters"]
     assert told["negative_prompt"] == negative
     recipe = worker.spec.recipe(ImageRequest.parse(fields))
     pixels, _ = worker.generate(recipe)

@@ -11,7 +11,7 @@ from handler import MODELS
 from handler.core.errors import Cancelled, DeviceLost, NumericalError
 from handler.core.recipe import Recipe
 from handler.model.families.schedulers import FLOW
-from handler.model.runner import Drawing
+from handler.model.runner import Runner
 from handler.model.stages import MARKS, Stages
 
 RECIPE = Recipe("spark", "embedded", "a red circle", (64, 64), 4, 0.0, "flow-match-euler", 1)
@@ -57,19 +57,19 @@ def pipeline() -> FakeFamily:
 
 
 @pytest.fixture
-def drawing(gpu: Gpu, pipeline: Any) -> Drawing:
+def drawing(gpu: Gpu, pipeline: Any) -> Runner:
     family: Any = SimpleNamespace(encode=lambda *_: {}, SCHEDULERS=FLOW)
-    return Drawing(MODELS["spark"], family, pipeline, lambda _: False, gpu.mark)
+    return Runner(MODELS["spark"], family, pipeline, lambda _: False, gpu.mark)
 
 
-def test_a_step_is_told_when_the_device_has_done_the_one_before(drawing: Drawing, gpu: Gpu) -> None:
+def test_a_step_is_told_when_the_device_has_done_the_one_before(drawing: Runner, gpu: Gpu) -> None:
     """What is told to the device is two marks of encoding, then one a step; it never lags by more than one."""
     seen: list[tuple[int, int, int]] = []
     drawing.draw([RECIPE], [lambda done, _: seen.append((done, gpu.told - 2, gpu.done - 2))])
     assert seen == [(1, 1, -2), (2, 2, 1), (3, 3, 2), (4, 4, 3)]
 
 
-def test_a_cancelled_picture_stops_where_the_device_is(drawing: Drawing, gpu: Gpu, pipeline: FakeFamily) -> None:
+def test_a_cancelled_picture_stops_where_the_device_is(drawing: Runner, gpu: Gpu, pipeline: FakeFamily) -> None:
     """Nobody launches what nobody wants: one step more than the device had done when it was given up."""
 
     def stop(done: int, _: Any) -> None:
@@ -81,13 +81,13 @@ def test_a_cancelled_picture_stops_where_the_device_is(drawing: Drawing, gpu: Gp
     assert pipeline.steps_run == 2
 
 
-def test_stages_are_the_time_of_the_device(drawing: Drawing) -> None:
+def test_stages_are_the_time_of_the_device(drawing: Runner) -> None:
     """By its clock, which goes on by a second from mark to mark; what the host's says is microseconds."""
     [(_, stages)] = drawing.draw([RECIPE], [lambda *_: None])
     assert stages == {"encode": 1.0, "denoise": 4.0, "decode": 1.0}
 
 
-def test_a_picture_ends_with_one_wait(drawing: Drawing, gpu: Gpu, pipeline: FakeFamily) -> None:
+def test_a_picture_ends_with_one_wait(drawing: Runner, gpu: Gpu, pipeline: FakeFamily) -> None:
     """However many are drawn at once, and however they fail: each but the first step waits for the one before."""
     pipeline.broken = {2}
     outcomes = drawing.draw([replace(RECIPE, seed=seed) for seed in (1, 2, 254)], [lambda *_: None] * 3)
@@ -95,14 +95,14 @@ def test_a_picture_ends_with_one_wait(drawing: Drawing, gpu: Gpu, pipeline: Fake
     assert gpu.waits == 3 + 1
 
 
-def test_a_black_picture_is_none(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_black_picture_is_none(drawing: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeFamily, "colour", lambda *_: 0.001)
     [outcome] = drawing.draw([RECIPE], [lambda *_: None])
     assert isinstance(outcome, NumericalError)
     assert "all-black" in str(outcome)
 
 
-def test_a_device_that_fails_while_it_is_waited_for_is_lost(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_fails_while_it_is_waited_for_is_lost(drawing: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Mark) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -111,7 +111,7 @@ def test_a_device_that_fails_while_it_is_waited_for_is_lost(drawing: Drawing, mo
     assert [type(outcome) for outcome in outcomes] == [DeviceLost] * 2
 
 
-def test_a_device_that_was_lost_before_takes_no_mark(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_was_lost_before_takes_no_mark(drawing: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> Mark:
         raise RuntimeError("CUDA error: unspecified launch failure")
 

@@ -30,7 +30,7 @@ from handler.core.errors import (
     Unsupported,
 )
 from handler.core.stepcache import Choice, StepCache
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.model.stepcache import LAYOUTS, caching
 from handler.volume.sources import fetched_folder
 
@@ -229,14 +229,16 @@ def test_no_cache_touches_nothing() -> None:
 
 
 def test_a_served_picture_tells_its_cache(boot: Callable[..., Worker]) -> None:
-    lane = Lane(PATIENT.model_copy(update={"model": "flux-dev", "step_cache": "on"}), boot=lambda *_: boot("flux-dev"))
-    lane.start()
-    lane.wait_booted()
+    engine = Engine(
+        PATIENT.model_copy(update={"model": "flux-dev", "step_cache": "on"}), boot=lambda *_: boot("flux-dev")
+    )
+    engine.start()
+    engine.wait_booted()
     asked = {"prompt": "a red circle", "width": 128, "height": 96, "num_inference_steps": 5}
 
     async def main() -> None:
         for wanted, made in ((None, StepCache()), ("off", None), ({"R": 0.5}, StepCache(R=0.5))):
-            reply = await Api(lane).call("/generate", asked | {"step_cache": wanted})
+            reply = await Api(engine).call("/generate", asked | {"step_cache": wanted})
             [image] = reply.body["images"]
             told = image["parameters"]["step_cache"]
             assert (StepCache(**told) if told else None) == made
@@ -244,7 +246,7 @@ def test_a_served_picture_tells_its_cache(boot: Callable[..., Worker]) -> None:
     try:
         asyncio.run(main())
     finally:
-        lane.stop()
+        engine.stop()
 
 
 def test_a_picture_is_made_again_from_its_file(boot: Callable[..., Worker], tmp_path: Path) -> None:

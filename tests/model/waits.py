@@ -213,7 +213,7 @@ def cases() -> Iterator[tuple[str, Any]]:
     import tiny
     from handler import MODELS, ImageRequest
     from handler.model.families import constants, quiet
-    from handler.model.runner import Drawing
+    from handler.model.runner import Runner
 
     quiet()
     rows = {spec.family: spec for spec in MODELS.values() if spec.max_steps >= STEPS and not spec.embedded}
@@ -223,7 +223,7 @@ def cases() -> Iterator[tuple[str, Any]]:
             if isinstance(part, torch.nn.Module):
                 move(part)
         constants.settle(pipeline)
-        drawing = Drawing(spec, family, pipeline, lambda _: False, Mark)
+        drawing = Runner(spec, family, pipeline, lambda _: False, Mark)
         denoiser, vae = getattr(pipeline, family.DENOISER), pipeline.vae
         denoiser.forward, vae.decode = models = Replayed(denoiser.forward), Replayed(vae.decode)
         request = {"prompt": "a red circle", "width": SIDE, "height": SIDE, "num_inference_steps": STEPS, "seed": 1}

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from pathspec import GitIgnoreSpec
 
-from handler import MODELS, Lane, Settings, create_app
+from handler import MODELS, Engine, Settings, create_app
 from handler.core.settings import MOUNTS
 from handler.core.version import __version__
 from handler.server.shutdown import DRAIN_S
@@ -64,15 +64,15 @@ def environment(pod: dict[str, Any]) -> dict[str, str]:
 
 def statuses(path: str) -> list[int]:
     """How the app answers a probe, which has no key, while starting, when ready and when broken."""
-    lane = Lane(Settings(api_keys=("secret",)))
-    transport = httpx.ASGITransport(create_app(lane, public=True))
+    engine = Engine(Settings(api_keys=("secret",)))
+    transport = httpx.ASGITransport(create_app(engine, public=True))
 
     async def ask() -> int:
         async with httpx.AsyncClient(transport=transport, base_url="http://container") as client:
             return (await client.get(path)).status_code
 
     answers = []
-    for lane.state in ("starting", "ready", "failed"):
+    for engine.state in ("starting", "ready", "failed"):
         answers.append(asyncio.run(ask()))
     return answers
 

@@ -251,7 +251,7 @@ def test_the_loop_makes_no_text_of_pictures(app: Any, monkeypatch: pytest.Monkey
 
 def test_a_runner_that_lost_its_gpu_is_not_alive(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.alive() == {"status": "ready"}
-    monkeypatch.setattr(app.lane, "state", "failed")
+    monkeypatch.setattr(app.engine, "state", "failed")
     with pytest.raises(Exception, match="lost its GPU") as caught:
         app.alive()
     assert caught.value.status_code == 503  # type: ignore[attr-defined]

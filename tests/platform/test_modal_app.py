@@ -21,7 +21,7 @@ from modal._partial_function import _find_callables_for_obj, _PartialFunctionFla
 from modal._runtime.asgi import LifespanManager
 from PIL import Image
 
-from handler import MODELS, Lane, StartError
+from handler import MODELS, Engine, StartError
 from handler.core.birth import process_age
 from handler.core.errors import DeviceLost, SettingsError
 
@@ -78,7 +78,7 @@ def lose_the_gpu(*_: object, **__: object) -> None:
 def without_model(module: ModuleType, patch: pytest.MonkeyPatch) -> Any:
     """One container's object whose worker boots at once and loses its GPU at the first picture."""
     boot = lambda settings, clock: SimpleNamespace(draw_some=lose_the_gpu, gains={}, unpublished=False)  # noqa: E731
-    patch.setattr(module, "Lane", lambda settings, clock: Lane(settings, clock, boot))
+    patch.setattr(module, "Engine", lambda settings, clock: Engine(settings, clock, boot))
     return entered(module)
 
 
@@ -287,10 +287,10 @@ def test_a_snapshot_of_anything_else_is_refused(load: Callable[..., ModuleType])
 def test_an_old_snapshot_has_its_whole_budget(load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     """This process was born long before, as a restored one was."""
     born = time.monotonic()
-    lane = without_model(load(MODAL_SNAPSHOT="cpu", **KEYS, KINDLING_GPU_PRICE="3.6"), monkeypatch).lane
-    dollars = lane.meter.state()["dollars_this_process"]
+    engine = without_model(load(MODAL_SNAPSHOT="cpu", **KEYS, KINDLING_GPU_PRICE="3.6"), monkeypatch).engine
+    dollars = engine.meter.state()["dollars_this_process"]
     assert 1000 * dollars <= time.monotonic() - born < process_age()  # at a tenth of a cent a second
-    assert lane.clock.elapsed <= time.monotonic() - born
+    assert engine.clock.elapsed <= time.monotonic() - born
 
 
 def test_containers_of_a_gpu_snapshot_are_workers_of_their_own(
@@ -298,9 +298,9 @@ def test_containers_of_a_gpu_snapshot_are_workers_of_their_own(
 ) -> None:
     random.seed(7)
     foreseen = random.Random(7).random()
-    lane = without_model(load(MODAL_SNAPSHOT="gpu", **KEYS, KINDLING_GPU_PRICE="3.6"), monkeypatch).lane
-    assert lane.meter.birth.identity != lane.clock.birth.identity
-    assert lane.meter.state()["dollars_this_process"] < 0.001 * process_age()
+    engine = without_model(load(MODAL_SNAPSHOT="gpu", **KEYS, KINDLING_GPU_PRICE="3.6"), monkeypatch).engine
+    assert engine.meter.birth.identity != engine.clock.birth.identity
+    assert engine.meter.state()["dollars_this_process"] < 0.001 * process_age()
     assert random.random() != foreseen  # ids of traces
 
 
@@ -332,9 +332,9 @@ def test_the_lane_outlives_the_apps_lifespan_and_ends_with_the_container(
         await task
 
     asyncio.run(lifespan())
-    assert container.lane.state == "ready"
+    assert container.engine.state == "ready"
     leave(container)
-    assert container.lane.state == "stopped"
+    assert container.engine.state == "stopped"
 
 
 def test_a_container_that_loses_its_gpu_takes_no_more(

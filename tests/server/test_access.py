@@ -41,9 +41,9 @@ STRANGERS = {
 
 @pytest.fixture
 def app(family: FakeFamily) -> Iterator[Callable[..., Any]]:
-    """Makes an app with the settings given, over a lane that is ready."""
+    """Makes an app with the settings given, over an engine that is ready."""
     with contextlib.ExitStack() as stack:
-        yield lambda **settings: create_app(stack.enter_context(family.lane(**settings)), public=False)
+        yield lambda **settings: create_app(stack.enter_context(family.engine(**settings)), public=False)
 
 
 def ask(app: ASGIApp, method: str = "POST", path: str = ROUTE, **options: Any) -> httpx.Response:

@@ -19,13 +19,13 @@ from starlette.datastructures import Headers
 from test_faults import Faulty, error, faulty
 
 from fakes import FakeFamily, raises
-from handler import Api, Lane, Picture, Recipe, Settings
+from handler import Api, Engine, Picture, Recipe, Settings
 from handler.api import store
 from handler.api.hands import Hands
 from handler.api.store import Store
 from handler.core.deadline import EXIT_S, Deadline
 from handler.core.errors import DeadlineExceeded, NotReady, QueueFull
-from handler.engine.queue import Line
+from handler.engine.queue import Queue
 from handler.server import app, shutdown
 from s3_plane import BUCKET, KEY, SECRET, Broken
 
@@ -227,20 +227,20 @@ def test_idle_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
 @pytest.mark.parametrize("left_s", [0.0, -1.0])
 def test_whose_time_is_up_is_told_that_and_not_to_come_back(left_s: float) -> None:
     with pytest.raises(DeadlineExceeded):
-        Line(1, 1).check(None, left_s)
+        Queue(1, 1).check(None, left_s)
     with pytest.raises(QueueFull):
-        Line(0, 1).check(None, 1.0)
+        Queue(0, 1).check(None, 1.0)
 
 
 def test_a_request_whose_time_was_up_before_it_came_to_the_line_is_late(family: FakeFamily) -> None:
-    with family.lane() as lane:
-        reply = asyncio.run(_called(lane, Deadline(time.perf_counter())))
+    with family.engine() as engine:
+        reply = asyncio.run(_called(engine, Deadline(time.perf_counter())))
     assert (reply.status, reply.content["error"]["code"]) == (504, "deadline_exceeded")
     assert family.drawn == []
 
 
-async def _called(lane: Lane, deadline: Deadline) -> Any:
-    return await Api(lane).call("/generate", {"prompt": "x"}, deadline=deadline)
+async def _called(engine: Engine, deadline: Deadline) -> Any:
+    return await Api(engine).call("/generate", {"prompt": "x"}, deadline=deadline)
 
 
 def test_images_that_take_too_long_to_decode_are_late(family: FakeFamily, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,10 +252,10 @@ def test_images_that_take_too_long_to_decode_are_late(family: FakeFamily, monkey
         raise AssertionError("nobody waits for this")
 
     monkeypatch.setattr("handler.api.codec.encode", slow)
-    with family.lane() as lane:
+    with family.engine() as engine:
 
         async def main() -> Any:
-            reply = await _called(lane, Deadline.within(0.2))
+            reply = await _called(engine, Deadline.within(0.2))
             go.set()
             return reply
 
@@ -347,19 +347,19 @@ def test_a_lane_stops_within_its_exit_whatever_is_drawn_or_published(monkeypatch
     worker: Any = SimpleNamespace(
         unpublished=True, publish=lambda _: hang(0), draw_some=lambda *_: hang(1), gains={}, facts={}
     )
-    lane = Lane(Settings(), boot=lambda *_: worker)
-    lane.start()
+    engine = Engine(Settings(), boot=lambda *_: worker)
+    engine.start()
 
     async def main() -> None:
-        running = asyncio.create_task(lane.submit(RECIPE))
+        running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(begun[1].wait, 60)
-        lane.exit.begin(0.2)
-        await asyncio.to_thread(lane.stop)
+        engine.exit.begin(0.2)
+        await asyncio.to_thread(engine.stop)
         with pytest.raises(NotReady):
             await running
 
     asyncio.run(main())
-    assert lane.alive
+    assert engine.alive
     assert begun[0].is_set()
     go.set()
 

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Api, Lane, Picture, create_app
+from handler import Api, Engine, Picture, create_app
 from handler.core.errors import NumericalError
 from handler.server import access, metrics
 from handler.worker.clock import Phase
@@ -31,9 +31,9 @@ ROUTE = "/v1/images/generations"
 
 
 @pytest.fixture
-def lane(family: FakeFamily) -> Iterator[Lane]:
-    with family.lane(queue=2, api_keys=(KEY,), gpu_price=3.6, metadata=False) as lane:
-        yield lane
+def engine(family: FakeFamily) -> Iterator[Engine]:
+    with family.engine(queue=2, api_keys=(KEY,), gpu_price=3.6, metadata=False) as engine:
+        yield engine
 
 
 def talk(app: ASGIApp, about: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
@@ -48,8 +48,8 @@ def talk(app: ASGIApp, about: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
 
 
 @pytest.fixture
-def app(lane: Lane) -> ASGIApp:
-    return create_app(lane, public=True)
+def app(engine: Engine) -> ASGIApp:
+    return create_app(engine, public=True)
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:
@@ -97,15 +97,15 @@ def test_the_metrics_tell_what_was_drawn_and_refused(app: ASGIApp, family: FakeF
     assert found["kindling_memory_bytes", "host_peak"] > 1e7
 
 
-def test_what_is_counted_is_what_was_measured(lane: Lane) -> None:
+def test_what_is_counted_is_what_was_measured(engine: Engine) -> None:
     """By value: stages of two pictures, an upload, a request, the start."""
-    told = metrics.Metrics(lane)
+    told = metrics.Metrics(engine)
     for queue, denoise, steps in ((3.5, 2.0, 4), (0.25, 8.0, 6)):
         stages = {"queue": queue, "denoise": denoise, "serialize": 0.125}
         told.picture(Picture(b"", "png", replace(RECIPE, steps=steps), stages=stages))
     told.uploaded(1.5)
     told.count(ROUTE, 200, "", 7.25)
-    lane.ledger.total_s, lane.ledger.phases = 33.5, [Phase("weights", 1.0, 12.25), Phase("warm", 13.25, 0.5)]
+    engine.ledger.total_s, engine.ledger.phases = 33.5, [Phase("weights", 1.0, 12.25), Phase("warm", 13.25, 0.5)]
     found = samples(told.text().decode())
     assert found["kindling_queue_wait_seconds_sum",] == 3.75
     stages = {key[1]: value for key, value in found.items() if key[0] == "kindling_stage_seconds_sum"}
@@ -116,26 +116,26 @@ def test_what_is_counted_is_what_was_measured(lane: Lane) -> None:
     assert [found["kindling_load_seconds", phase] for phase in ("weights", "warm")] == [12.25, 0.5]
 
 
-def test_how_jobs_ended_is_counted_by_where_they_were(lane: Lane) -> None:
+def test_how_jobs_ended_is_counted_by_where_they_were(engine: Engine) -> None:
     kinds, counts = ("cancelled", "deadline_exceeded", "out_of_memory"), iter(range(1, 7))
-    lane.line.ended.update({(kind, where): next(counts) for kind in kinds for where in ("queue", "denoise")})  # type: ignore[misc]
-    found = samples(metrics.Metrics(lane).text().decode())
+    engine.queue.ended.update({(kind, where): next(counts) for kind in kinds for where in ("queue", "denoise")})  # type: ignore[misc]
+    found = samples(metrics.Metrics(engine).text().decode())
     names = ("cancelled", "deadline_exceeded", "oom")
     told = [found[f"kindling_{name}_total", where] for name in names for where in ("queue", "denoise")]
     assert told == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_is_drawn_and_what_waits_is_told_while_it_is_so(lane: Lane, family: FakeFamily) -> None:
+def test_what_is_drawn_and_what_waits_is_told_while_it_is_so(engine: Engine, family: FakeFamily) -> None:
     family.gate = threading.Event()
 
     def told() -> list[float]:
-        found = samples(metrics.Metrics(lane).text().decode())
+        found = samples(metrics.Metrics(engine).text().decode())
         return [found[f"kindling_{name}",] for name in ("inflight", "queue_depth")]
 
     async def main() -> None:
-        running = asyncio.create_task(lane.submit(RECIPE))
+        running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 30)
-        waiting = [asyncio.create_task(lane.submit(RECIPE)) for _ in range(2)]
+        waiting = [asyncio.create_task(engine.submit(RECIPE)) for _ in range(2)]
         await asyncio.sleep(0)
         assert told() == [1, 2]
         assert family.gate
@@ -179,11 +179,11 @@ def test_a_picture_is_counted_once_whoever_gets_it(app: ASGIApp, family: FakeFam
     assert found["kindling_stage_seconds_count", "serialize"] == 2
 
 
-def test_a_worker_that_could_not_be_compiled_is_counted_and_says_why(app: ASGIApp, lane: Lane) -> None:
+def test_a_worker_that_could_not_be_compiled_is_counted_and_says_why(app: ASGIApp, engine: Engine) -> None:
     async def main(client: httpx.AsyncClient) -> tuple[str, str, Any, Any]:
-        lane.ledger.plan = "EAGER"
+        engine.ledger.plan = "EAGER"
         before = (await client.get("/metrics")).text
-        lane.ledger.compile_failure = "compiling failed: no g++"
+        engine.ledger.compile_failure = "compiling failed: no g++"
         after = (await client.get("/metrics")).text
         told = [(await client.get(path)).json() for path in ("/health/ready", "/v1/receipt")]
         return before, after, *told
@@ -193,15 +193,15 @@ def test_a_worker_that_could_not_be_compiled_is_counted_and_says_why(app: ASGIAp
     assert ready["cold_start"]["compile_failure"] == receipt["compile_failure"] == "compiling failed: no g++"
 
 
-def test_a_gpu_is_told_as_far_as_it_answers(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_told_as_far_as_it_answers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses() -> int:
         raise RuntimeError("Not Supported")  # as NVML says of a slice of a GPU
 
     cuda = SimpleNamespace(
         mem_get_info=lambda: (3, 10), max_memory_allocated=lambda: 8, temperature=lambda: 41, utilization=refuses
     )
-    monkeypatch.setattr(metrics, "_cuda", lambda lane: cuda)
-    found = samples(metrics.Metrics(lane).text().decode())
+    monkeypatch.setattr(metrics, "_cuda", lambda engine: cuda)
+    found = samples(metrics.Metrics(engine).text().decode())
     assert [found["kindling_memory_bytes", kind] for kind in ("gpu_peak", "gpu_used", "gpu_total")] == [8, 7, 10]
     assert found["kindling_gpu_temperature_celsius",] == 41
     assert ("kindling_gpu_utilization_ratio",) not in found
@@ -227,7 +227,7 @@ def test_every_answer_has_a_request_id(app: ASGIApp, given: str) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_a_drawing_request_is_one_line_that_keeps_secrets(lane: Lane, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_drawing_request_is_one_line_that_keeps_secrets(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 
     async def main(client: httpx.AsyncClient) -> None:
@@ -239,7 +239,7 @@ def test_a_drawing_request_is_one_line_that_keeps_secrets(lane: Lane, caplog: py
         await client.post(ROUTE, json=OK, headers={"authorization": f"Basic {KEY}"})
         await client.get("/metrics")
 
-    talk(create_app(lane, public=True), main)
+    talk(create_app(engine, public=True), main)
     first, second, *others = [json.loads(each.message) for each in caplog.records if each.name == "kindling.requests"]
     assert (first["request_id"], first["route"], first["status"], first["error"]) == ("mine-1", ROUTE, 200, None)
     assert (first["n"], first["size"], first["steps"], first["seed"]) == (2, "64x128", 2, 5)
@@ -252,7 +252,7 @@ def test_a_drawing_request_is_one_line_that_keeps_secrets(lane: Lane, caplog: py
     assert len(others) == 3
     assert "canary" not in caplog.text
     caplog.clear()
-    talk(create_app(lane, public=True), main)  # another app: another key
+    talk(create_app(engine, public=True), main)  # another app: another key
     assert first["prompt_hash"] not in caplog.text
 
 
@@ -315,37 +315,37 @@ def test_a_client_that_leaves_while_it_asks_is_counted_as_gone(app: ASGIApp, cap
 
 @pytest.mark.parametrize(("took", "told"), [((), "5"), ((10.0, 20.5, 90.0), "41"), ((0.001,), "1"), ((100.0,), "120")])
 def test_a_full_queue_says_when_to_come_back(
-    lane: Lane, family: FakeFamily, took: tuple[float, ...], told: str
+    engine: Engine, family: FakeFamily, took: tuple[float, ...], told: str
 ) -> None:
     family.gate = threading.Event()
 
     async def main() -> None:
-        running = asyncio.create_task(lane.submit(RECIPE))
+        running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
-        waiting = [asyncio.create_task(lane.submit(RECIPE)) for _ in range(2)]
+        waiting = [asyncio.create_task(engine.submit(RECIPE)) for _ in range(2)]
         await asyncio.sleep(0)
-        lane._painter.took = took
-        reply = await Api(lane).call("/generate", {"prompt": "x"})
+        engine._executor.took = took
+        reply = await Api(engine).call("/generate", {"prompt": "x"})
         assert (reply.status, reply.headers) == (429, {"retry-after": told})
         assert family.gate
         family.gate.set()
         await asyncio.gather(running, *waiting)
-        assert len(lane._painter.took) == len(took) + 3
+        assert len(engine._executor.took) == len(took) + 3
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize(("started", "told"), [(0.0, "5"), (33.2, "34"), (500.0, "120")])
-def test_a_worker_that_stops_says_how_long_another_takes_to_start(lane: Lane, started: float, told: str) -> None:
-    lane.state, lane.ledger.total_s = "stopped", started
-    reply = asyncio.run(Api(lane).call("/generate", {"prompt": "x"}))
+def test_a_worker_that_stops_says_how_long_another_takes_to_start(engine: Engine, started: float, told: str) -> None:
+    engine.state, engine.ledger.total_s = "stopped", started
+    reply = asyncio.run(Api(engine).call("/generate", {"prompt": "x"}))
     assert (reply.status, reply.headers) == (503, {"retry-after": told})
-    lane.state = "ready"
+    engine.state = "ready"
 
 
-def test_where_the_histograms_have_their_bounds(lane: Lane) -> None:
+def test_where_the_histograms_have_their_bounds(engine: Engine) -> None:
     """Dashboards and alerts hang on them: another bound makes the past and the present incomparable."""
-    told = metrics.Metrics(lane)
+    told = metrics.Metrics(engine)
     told.count("/ping", 200, "", 0.2)
     told.picture(Picture(b"", "png", RECIPE, stages={"queue": 0.2, "encode": 0.2}))
     bounds: dict[str, list[str]] = {}

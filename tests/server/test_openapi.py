@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from schemathesis_hooks import picture
 
 from fakes import FakeFamily
-from handler import MODELS, Clock, Lane, Settings, Worker, create_app
+from handler import MODELS, Clock, Engine, Settings, Worker, create_app
 from handler.core.errors import KindlingError
 from handler.core.request import MAX_SIDE, MIN_SIDE
 from handler.core.stepcache import Choice
@@ -64,7 +64,7 @@ class Editor(FakeFamily):
 @contextmanager
 def served(settings: Settings) -> Iterator[str]:
     """The address of a live server whose pictures cost nothing."""
-    made = create_app(Lane(settings, boot=Editor().boot), public=False)
+    made = create_app(Engine(settings, boot=Editor().boot), public=False)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(made, log_level="critical", lifespan="on", ws="none"))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -109,7 +109,7 @@ def test_schemathesis_finds_nothing(settings: Settings, tmp_path: Path, monkeypa
 
 
 def described(**settings: Any) -> dict[str, Any]:
-    return document(Lane(Settings(**settings)))
+    return document(Engine(Settings(**settings)))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -118,7 +118,7 @@ def test_it_is_openapi_for_every_model(model: str) -> None:
 
 
 def test_every_route_is_described_with_its_methods() -> None:
-    made = create_app(Lane(Settings()), public=False)
+    made = create_app(Engine(Settings()), public=False)
     routes = {re.sub(r":\w+", "", route.path): (route.methods or set()) - {"HEAD"} for route in made._routes}
     assert routes == {path: {row.method.upper()} for path, row in OPERATIONS.items()}
 

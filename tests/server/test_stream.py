@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from fakes import FakeFamily, raises
-from handler import Api, Lane, Settings
+from handler import Api, Engine, Settings
 from handler.api.dialects import openai as dialect
 from handler.api.dispatch import OnPartial
 from handler.api.reply import Reply
@@ -134,13 +134,13 @@ def test_a_client_that_leaves_a_stream_stops_its_work(family: FakeFamily, leaves
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    async def main(lane: Lane) -> None:
+    async def main(engine: Engine) -> None:
         payload = ASKED | {"stream": True, "num_inference_steps": 8, "partial_images": 3 if at else 0}
         calls: list[asyncio.Task[Reply]] = []
 
         async def call(on_partial: OnPartial) -> Reply:
             calls.append(asyncio.current_task())  # type: ignore[arg-type]
-            return await Api(lane).call(ROUTE, payload, on_partial=on_partial)
+            return await Api(engine).call(ROUTE, payload, on_partial=on_partial)
 
         asked = asyncio.create_task(streams.stream(call, dialect.completed))
         if at < 99:
@@ -160,19 +160,19 @@ def test_a_client_that_leaves_a_stream_stops_its_work(family: FakeFamily, leaves
         assert calls[0].cancelled() == (at < 99)
         go.set()
 
-    with family.lane() as lane:
-        asyncio.run(main(lane))
-        until(lambda: not lane._painter.jobs)
+    with family.engine() as engine:
+        asyncio.run(main(engine))
+        until(lambda: not engine._executor.jobs)
         assert family.steps_run == (3 if at < 99 else 8)
-        assert lane.line.ended == ({("cancelled", "denoise"): 1} if at < 99 else {("drawn", "denoise"): 1})
+        assert engine.queue.ended == ({("cancelled", "denoise"): 1} if at < 99 else {("drawn", "denoise"): 1})
 
 
 def test_a_client_that_left_before_the_answer_began_stops_its_work(family: FakeFamily) -> None:
     """Where the server says that it is gone, before any byte was asked for: uvicorn, by the older protocol."""
     family.gate = threading.Event()
 
-    async def main(lane: Lane) -> None:
-        task = asyncio.create_task(Api(lane).call(ROUTE, ASKED))
+    async def main(engine: Engine) -> None:
+        task = asyncio.create_task(Api(engine).call(ROUTE, ASKED))
         assert await asyncio.to_thread(family.entered.wait, 30)
 
         async def body() -> AsyncIterator[bytes]:
@@ -192,9 +192,9 @@ def test_a_client_that_left_before_the_answer_began_stops_its_work(family: FakeF
         assert family.gate
         family.gate.set()
 
-    with family.lane() as lane:
-        asyncio.run(main(lane))
-        until(lambda: not lane._painter.jobs)
+    with family.engine() as engine:
+        asyncio.run(main(engine))
+        until(lambda: not engine._executor.jobs)
     assert family.steps_run == 1
 
 
@@ -202,18 +202,18 @@ def streamed(family: FakeFamily, **fields: Any) -> list[bytes] | Reply:
     """What a stream over a fake model sends."""
 
     async def run() -> list[bytes] | Reply:
-        lane = Lane(Settings(), boot=family.boot)
-        lane.start()
+        engine = Engine(Settings(), boot=family.boot)
+        engine.start()
         try:
             payload = ASKED | {"stream": True} | fields
             found = await streams.stream(
-                lambda each: Api(lane).call(ROUTE, payload, on_partial=each), dialect.completed
+                lambda each: Api(engine).call(ROUTE, payload, on_partial=each), dialect.completed
             )
             if isinstance(found, StreamingResponse):
                 return [bytes(chunk) async for chunk in found.body_iterator]  # type: ignore[arg-type]
             return found
         finally:
-            await asyncio.to_thread(lane.stop)
+            await asyncio.to_thread(engine.stop)
 
     return asyncio.run(run())
 
@@ -240,10 +240,10 @@ def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def run() -> None:
         nonlocal alive
-        lane = Lane(Settings(), boot=family.boot)
-        lane.start()
+        engine = Engine(Settings(), boot=family.boot)
+        engine.start()
         found = await streams.stream(
-            lambda each: Api(lane).call(ROUTE, ASKED | {"stream": True}, on_partial=each), dialect.completed
+            lambda each: Api(engine).call(ROUTE, ASKED | {"stream": True}, on_partial=each), dialect.completed
         )
         assert isinstance(found, StreamingResponse)
         chunks = []
@@ -253,7 +253,7 @@ def test_a_silent_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
             if alive == 3:
                 gate.set()
         assert events(b"".join(chunks).decode())[-1]["type"] == "image_generation.completed"
-        await asyncio.to_thread(lane.stop)
+        await asyncio.to_thread(engine.stop)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(run())

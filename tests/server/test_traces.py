@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Lane
+from handler import Engine
 from handler.core.errors import NumericalError, SettingsError
 from handler.core.recipe import Picture
 from handler.core.version import __version__
@@ -38,19 +38,19 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def lane(family: FakeFamily) -> Iterator[Lane]:
-    with family.lane(api_keys=(KEY,)) as lane:
-        yield lane
+def engine(family: FakeFamily) -> Iterator[Engine]:
+    with family.engine(api_keys=(KEY,)) as engine:
+        yield engine
 
 
-def made(lane: Lane, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Observed:
+def made(engine: Engine, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Observed:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-    return create_app(lane, public=True)
+    return create_app(engine, public=True)
 
 
 @pytest.fixture
-def app(lane: Lane, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Observed]:
-    app = made(lane, receiver.url, monkeypatch)
+def app(engine: Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Observed]:
+    app = made(engine, receiver.url, monkeypatch)
     yield app
     close(app)
 
@@ -154,14 +154,14 @@ def test_a_caller_may_choose_not_to_be_traced(app: Observed, receiver: Receiver)
 
 
 def test_a_receiver_that_does_not_answer_costs_only_spans(
-    lane: Lane, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answers wait until all is over, so whatever here waited for them would never be done."""
     for name, value in {"MAX_QUEUE_SIZE": "4", "MAX_EXPORT_BATCH_SIZE": "2", "SCHEDULE_DELAY": "10"}.items():
         monkeypatch.setenv(f"OTEL_BSP_{name}", value)
     monkeypatch.setattr(traces, "FLUSH_S", 0.1)
     receiver.open.clear()
-    app = made(lane, receiver.url, monkeypatch)
+    app = made(engine, receiver.url, monkeypatch)
     answers = ask(app, *[("POST", ROUTE, {"json": OK})] * 5)
     assert {answer.status_code for answer in answers} == {200}
     assert receiver.asked.wait(60)
@@ -174,11 +174,11 @@ def test_a_receiver_that_does_not_answer_costs_only_spans(
 
 
 def test_no_receiver_costs_only_spans(
-    lane: Lane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with receiving() as gone:
         pass
-    app = made(lane, gone.url, monkeypatch)
+    app = made(engine, gone.url, monkeypatch)
     assert [answer.status_code for answer in ask(app, ("POST", ROUTE, {"json": OK}))] == [200]
     close(app)
     assert "exporting spans batch" in caplog.text
@@ -230,7 +230,7 @@ def test_a_cold_start_that_fails_is_told_before_the_process_ends(
 
 def test_without_an_endpoint_nothing_is_imported() -> None:
     code = (
-        "import sys; from handler import Lane, Settings, create_app; create_app(Lane(Settings()), False);"
+        "import sys; from handler import Engine, Settings, create_app; create_app(Engine(Settings()), False);"
         "print(sorted(name for name in sys.modules if name.startswith('opentelemetry')))"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={}, capture_output=True, text=True, check=True)

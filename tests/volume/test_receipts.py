@@ -11,7 +11,7 @@ import pytest
 from conftest import PATIENT
 
 from fakes import FakeFamily
-from handler import MODELS, Lane, Settings, Worker, create_app
+from handler import MODELS, Engine, Settings, Worker, create_app
 from handler.__main__ import main
 from handler.cli.bake import publish_weights
 from handler.core.errors import InvalidValue, VolumeFailed
@@ -253,8 +253,8 @@ def test_chips_say_what_nobody_measured(one: Receipt | None) -> None:
 
 
 def test_the_route(tmp_path: Path) -> None:
-    lane = Lane(Settings(volume=tmp_path, api_keys=("secret",)), boot=FakeFamily().boot)
-    transport = httpx.ASGITransport(create_app(lane, public=True))
+    engine = Engine(Settings(volume=tmp_path, api_keys=("secret",)), boot=FakeFamily().boot)
+    transport = httpx.ASGITransport(create_app(engine, public=True))
 
     async def ask(*keys: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=transport, base_url="http://kindling") as client:
@@ -265,13 +265,13 @@ def test_the_route(tmp_path: Path) -> None:
     starting = asyncio.run(ask("secret")).json()
     assert (starting["receipt"], starting["how"]) == (None, "This worker is still starting.")
     assert starting["chips"][0]["value"] == "4 steps"
-    lane.start()
-    lane.wait_booted()
-    assert lane.worker
+    engine.start()
+    engine.wait_booted()
+    assert engine.worker
     assert asyncio.run(ask("secret")).json()["how"] == "python -m handler optimize spark"
-    lane.worker.receipt = receipt()
+    engine.worker.receipt = receipt()
     ready = asyncio.run(ask("secret")).json()
-    lane.stop()
+    engine.stop()
     assert ready["receipt"]["winner"] == {"precision": "int8", "compiled": False}
     assert {chip["label"]: chip for chip in ready["chips"]}["precision"]["value"] == "FP32"
 

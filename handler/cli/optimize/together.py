@@ -1,4 +1,4 @@
-"""What drawing several pictures at once gains, measured through a lane."""
+"""What drawing several pictures at once gains, measured through an engine."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ import time
 from handler.core.recipe import MOST, Recipe
 from handler.core.request import MIN_SIDE, ImageRequest
 from handler.engine.batching import PAYS, room
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.volume.receipts import Gains
 
 SIDES = (128, 256, 512)  # pixels; larger pictures keep any device busy one by one
@@ -16,12 +16,12 @@ ROUNDS = 2  # the better one counts: whatever disturbs makes it worse
 WAIT_S = 600.0
 
 
-async def gains(lane: Lane) -> Gains:
+async def gains(engine: Engine) -> Gains:
     """Pictures a second of so many at once, divided by those of one by one; up to the first size that gains nothing."""
     found: dict[str, dict[str, float]] = {}
     for side in SIDES:
         counts = [count for count in COUNTS if count <= room((side, side))]
-        rounds = [{count: await _rate(lane, side, count) for count in counts} for _ in range(ROUNDS)]
+        rounds = [{count: await _rate(engine, side, count) for count in counts} for _ in range(ROUNDS)]
         rates = {count: max(rates[count] for rates in rounds) for count in counts}
         times = {str(count): round(rates[count] / rates[1], 3) for count in counts[1:]}
         found[f"{side}x{side}"] = times
@@ -30,15 +30,15 @@ async def gains(lane: Lane) -> Gains:
     return found
 
 
-async def _rate(lane: Lane, side: int, count: int) -> float:
+async def _rate(engine: Engine, side: int, count: int) -> float:
     """Pictures a second with `count` at once. All wait already when the first begins."""
-    lane.batch, gate = count, threading.Event()
-    plug = asyncio.create_task(lane.submit(_recipe(lane, MIN_SIDE, 0), lambda *_: _open(gate)))
-    while not (lane.drawing or plug.done()):
+    engine.batch, gate = count, threading.Event()
+    plug = asyncio.create_task(engine.submit(_recipe(engine, MIN_SIDE, 0), lambda *_: _open(gate)))
+    while not (engine.drawing or plug.done()):
         await asyncio.sleep(0)
     if plug.done():
         await plug  # it could not even begin: its reason is that of all
-    tasks = [asyncio.create_task(lane.submit(_recipe(lane, side, seed))) for seed in range(MOST)]
+    tasks = [asyncio.create_task(engine.submit(_recipe(engine, side, seed))) for seed in range(MOST)]
     await asyncio.sleep(0)
     gate.set()
     await plug
@@ -51,6 +51,6 @@ def _open(gate: threading.Event) -> None:
     gate.wait(WAIT_S)
 
 
-def _recipe(lane: Lane, side: int, seed: int) -> Recipe:
+def _recipe(engine: Engine, side: int, seed: int) -> Recipe:
     request = ImageRequest(prompt="a red circle on a blue background", width=side, height=side, seed=seed)
-    return lane.spec.recipe(request)
+    return engine.spec.recipe(request)

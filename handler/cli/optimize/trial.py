@@ -1,4 +1,4 @@
-"""One candidate, measured in this process through a lane, as the server has it: from prompt to encoded PNG."""
+"""One candidate, measured in this process through an engine, as the server has it: from prompt to encoded PNG."""
 
 import asyncio
 import statistics
@@ -12,7 +12,7 @@ from handler.core.errors import StartError
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.engine.batching import at_once
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.volume.manifest import write_atomically
 from handler.volume.receipts import Candidate, Figures
 
@@ -58,27 +58,27 @@ def trial(task: Task, settings: Settings) -> Figures:
     policy = "on" if task.compiled else "off"
     asked = {"precision": task.precision, "compile": policy, "volume": Path(task.volume), "device": task.device}
     patient = {"cold_start_budget_s": PATIENT_S, "queue_s": PATIENT_S, "queue": 32, "batch": 1}
-    lane = Lane(settings.model_copy(update={**asked, **patient, "vae": "", "step_cache": "off"}))
-    lane.start()
+    engine = Engine(settings.model_copy(update={**asked, **patient, "vae": "", "step_cache": "off"}))
+    engine.start()
     try:
-        lane.wait_booted()
-        if (lane.ledger.plan == "COMPILED") != task.compiled:
-            raise StartError(f"{Candidate(task.precision, task.compiled).name} runs {lane.ledger.decision}")
-        seconds = asyncio.run(_one_by_one(Api(lane), task))
-        batches = asyncio.run(gains(lane))
-        lane.batch = at_once("auto", batches, lane.spec.size)
-        rate = asyncio.run(_rate(Api(lane), task))
-        held = peak_gb(lane.ledger.device)
+        engine.wait_booted()
+        if (engine.ledger.plan == "COMPILED") != task.compiled:
+            raise StartError(f"{Candidate(task.precision, task.compiled).name} runs {engine.ledger.decision}")
+        seconds = asyncio.run(_one_by_one(Api(engine), task))
+        batches = asyncio.run(gains(engine))
+        engine.batch = at_once("auto", batches, engine.spec.size)
+        rate = asyncio.run(_rate(Api(engine), task))
+        held = peak_gb(engine.ledger.device)
     finally:
-        lane.stop()
-    compile_s = sum(phase.seconds for phase in lane.ledger.phases if phase.name == "compile")
-    p95, cold = statistics.quantiles(seconds, n=20, method="inclusive")[-1], lane.ledger.total_s - compile_s
+        engine.stop()
+    compile_s = sum(phase.seconds for phase in engine.ledger.phases if phase.name == "compile")
+    p95, cold = statistics.quantiles(seconds, n=20, method="inclusive")[-1], engine.ledger.total_s - compile_s
     return Figures(len(seconds), statistics.median(seconds), p95, rate, held, cold, compile_s, batches)
 
 
 def _round(api: Api, turn: int) -> list[ImageRequest]:
     """Pictures of the model's own size. No prompt comes twice: a worker remembers what it made of one."""
-    prompts = SHAPES if api.lane.spec.embedded else SCENES
+    prompts = SHAPES if api.engine.spec.embedded else SCENES
     return [
         ImageRequest(prompt=text + f", version {turn}" * (turn > 0), seed=seed) for seed, text in enumerate(prompts)
     ]

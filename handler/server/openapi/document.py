@@ -7,7 +7,7 @@ from typing import Any
 
 from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.core.version import __version__
-from handler.engine.engine import Lane
+from handler.engine.engine import Engine
 from handler.server import multipart
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY, REPEATED
@@ -159,12 +159,12 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def document(lane: Lane) -> dict[str, Any]:
-    """The description of the worker that `lane` serves."""
-    spec, keyed = lane.spec, bool(lane.settings.api_keys)
+def document(engine: Engine) -> dict[str, Any]:
+    """The description of the worker that `engine` serves."""
+    spec, keyed = engine.spec, bool(engine.settings.api_keys)
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
-    shapes = {**requests(spec, lane.settings), **types(), **ANSWERS}
+    shapes = {**requests(spec, engine.settings), **types(), **ANSWERS}
     components = {"schemas": shapes, "headers": HEADERS, "responses": refusals}
     found = {
         "openapi": "3.1.0",
