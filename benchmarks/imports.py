@@ -20,13 +20,19 @@ import report
 
 ROOT = Path(__file__).parent.parent
 TOLD = ("torch", "scipy", "sympy", "botocore", "torchao", "websockets")
-# What is taken away of the code, by row, before it starts.
+# By row, which measures are undone before it starts, of these:
+UNDONE = {
+    "torchao": "imports.HIDDEN = ()",
+    "collector": "imports.uncollected = nullcontext",
+    "late": "imports.LATE = {}",
+    "once": 'upstream.KNOWN = {"transformers": ()}',
+}
 ROWS = {
-    "torchao found too": "imports.HIDDEN = (); imports.LATE = {}; imports.uncollected = nullcontext; upstream.KNOWN = NONE",
-    "before": "imports.LATE = {}; imports.uncollected = nullcontext; upstream.KNOWN = NONE",
-    "no collection": "imports.LATE = {}; upstream.KNOWN = NONE",
-    "scipy and boto3 late": "upstream.KNOWN = NONE",
-    "transformers read once": "",
+    "torchao found too": ("torchao", "collector", "late", "once"),
+    "before": ("collector", "late", "once"),
+    "no collection": ("late", "once"),
+    "scipy and boto3 late": ("once",),
+    "transformers read once": (),
 }
 START = f"""
 import time
@@ -36,7 +42,6 @@ from contextlib import nullcontext
 from handler import Clock, Settings, Worker
 of_handler, begun = time.perf_counter() - begun, time.perf_counter()
 from handler import imports, upstream
-NONE = {{"transformers": ()}}
 exec(sys.argv[1])
 ledger = Worker.boot(Settings(compile="off"), Clock(3600, publish=lambda ledger: None)).ledger
 seconds = {{phase.name: phase.seconds for phase in ledger.phases}}
@@ -60,8 +65,8 @@ def main() -> None:
         figures["rounds"] = options.rounds
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
         for _ in range(options.rounds):
-            for name, without in ROWS.items():
-                found[name].append(start(without))
+            for name, undone in ROWS.items():
+                found[name].append(start("; ".join(UNDONE[each] for each in undone)))
             figures["rows"] = {name: medians(starts) for name, starts in found.items() if starts}
         before = figures["rows"]["before"]
         for name, row in figures["rows"].items():
@@ -69,9 +74,9 @@ def main() -> None:
             print(f"{name:<24}" + "".join(f"{key} {value}  " for key, value in row.items() if key != "of"))
 
 
-def start(without: str) -> dict[str, Any]:
+def start(undo: str) -> dict[str, Any]:
     """One start's figures."""
-    command = [sys.executable, "-c", START, without]
+    command = [sys.executable, "-c", START, undo]
     environment = report.environment(PYTHONPATH=str(ROOT))
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
