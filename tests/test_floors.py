@@ -104,7 +104,6 @@ MAY_BE_HEAVY = {"families", "quant", "rounding", "blockwise", "fp8_attention"}
 # What benchmarks of a GPU's code need besides the public names.
 DEEP: dict[str, set[str]] = {
     "host.py": {"codec", "families"},
-    "imports.py": {"imports", "upstream"},
     "quality.py": {"kernels"},
     "cold.py": {"publishing", "volume"},  # of gpurun/, as the next
     "parts.py": {"blocks", "families", "kernels", "quant"},
