@@ -8,6 +8,7 @@ import gc
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ LATE: dict[str, tuple[str, ...]] = {
     "scipy.stats": (),  # diffusers, for schedules that no request can ask for
 }
 PYTHONS = 1_000  # objects that Python itself may have frozen: 3.12 has 375
+_ONE = threading.Lock()
 
 
 class Late(ModuleType):
@@ -37,8 +39,7 @@ class Late(ModuleType):
             setattr(self._real(), name, value)
 
     def _real(self) -> ModuleType:
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        _withdraw(self.__name__, self)
         return importlib.import_module(self.__name__)
 
 
@@ -49,11 +50,18 @@ def lean() -> Iterator[None]:
     hidden = [name for name in HIDDEN if not asked and name not in sys.modules]
     made: dict[str, Any] = dict.fromkeys(hidden)  # None is Python's own sign: cannot be imported
     made |= {name: late for name in LATE if (late := _late(name))}
-    sys.modules.update(made)
+    for name, ours in made.items():
+        sys.modules.setdefault(name, ours)
     try:
         yield
     finally:
-        for name in [name for name, ours in made.items() if sys.modules.get(name, ours) is ours]:
+        for name, ours in made.items():
+            _withdraw(name, ours)
+
+
+def _withdraw(name: str, ours: Late | None) -> None:
+    with _ONE:  # else another thread's import of the real one could be taken away
+        if sys.modules.get(name) is ours:
             sys.modules.pop(name, None)
 
 
