@@ -373,7 +373,8 @@ def test_another_autoencoder_decodes(
     own = boot(model)
     tiny.autoencoder(kind, channels).save_pretrained(tmp_path / "small")
     update = {"model": model, "volume": Path(own.ledger.weights).parents[2], "vae": str(tmp_path / "small")}
-    worker = Worker.boot(PATIENT.model_copy(update=update))
+    with unwarmed():
+        worker = Worker.boot(PATIENT.model_copy(update=update))
     assert differ(draw(worker), draw(own))
     assert worker.facts["vae"] == "small"
     assert differ(draw(worker, (Reference(np.zeros((64, 64, 3), np.uint8), ""),)), draw(worker))
