@@ -32,8 +32,9 @@ from serving import Served, serving
 ROOT = Path(__file__).parent.parent
 PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
 LONG = (  # files that take longest, in this order: begun last, one of them would run alone
-    *("families", "stepcache", "optimize", "quant", "modal_deploy", "runpod_worker", "faults", "gpu_run", "guides"),
-    *("edits", "cold_start", "cli", "transports", "images", "autoencoders", "bake", "compiled", "latency", "batching"),
+    *("families", "modal_deploy", "optimize", "runpod_worker", "gpu_run", "quant", "guides", "cold_start", "edits"),
+    *("fusing", "stepcache", "compiled", "openapi", "autoencoders", "faults", "images", "transports", "bake", "cli"),
+    *("latency", "batching"),
 )
 
 

@@ -300,7 +300,8 @@ def compiled(boot: Callable[..., Worker], compiler: None) -> Callable[[str], Wor
     def booted(model: str) -> Worker:
         volume, caching = Path(boot(model).ledger.weights).parents[2], "on" if MODELS[model].step_cache else "off"
         update = {"model": model, "volume": volume, "compile": "on", "step_cache": caching}
-        worker = Worker.boot(PATIENT.model_copy(update=update))
+        with unwarmed():
+            worker = Worker.boot(PATIENT.model_copy(update=update))
         assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason
         return worker
 
