@@ -1,6 +1,7 @@
 """Shared fixtures: a worker with spark in this process, and a real server process."""
 
 import atexit
+import importlib
 import os
 import shutil
 import tempfile
@@ -17,33 +18,37 @@ os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"  # of the code that 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kindling-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
-from handler.model import imports
-
-with imports.uncollected(), imports.lean():  # as a worker imports them
-    import handler.model.families.flux  # noqa: F401
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import quick
-from fakes import FakeFamily
 from handler import Settings, Worker
+from handler.model import imports
 from serving import Served, serving
 
 ROOT = Path(__file__).parent.parent
 PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
 LONG = (  # files that take longest, in this order: begun last, one of them would run alone
-    *("families", "stepcache", "optimize", "quant", "modal_deploy", "runpod_worker", "faults", "gpu_run", "guides"),
-    *("edits", "cold_start", "cli", "transports", "images", "autoencoders", "bake", "compiled", "latency", "batching"),
+    *("families", "modal_deploy", "optimize", "runpod_worker", "gpu_run", "quant", "guides", "cold_start", "edits"),
+    *("fusing", "stepcache", "compiled", "openapi", "autoencoders", "faults", "images", "transports", "bake", "cli"),
+    *("latency", "batching"),
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make quick` is this."""
     parser.addoption("--quick", action="store_true", help="only tests that need no model, no process and no compiler")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Import what draws, as a worker does: once, before warnings are errors. Who only hands out tests has no need."""
+    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", 0):
+        with imports.uncollected(), imports.lean():
+            importlib.import_module("handler.model.families.flux")
 
 
 @pytest.hookimpl(trylast=True)  # after what shuffles
@@ -78,8 +83,10 @@ def spark() -> Worker:
 
 
 @pytest.fixture
-def family() -> FakeFamily:
+def family() -> Any:
     """A model that paints without one."""
+    from fakes import FakeFamily
+
     return FakeFamily()
 
 

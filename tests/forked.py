@@ -132,11 +132,11 @@ def become(words: list[str], cwd: str, environ: dict[str, str], pipes: list[int]
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     sys.stdout.reconfigure(write_through="-u" in words)
     how, *rest = [word for word in words[1:] if word != "-u"]
-    sys.argv, sys.path[0] = rest, os.getcwd()
     if how == "-m":
+        sys.argv, sys.path[0] = rest, os.getcwd()
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif how == "-c":
-        sys.argv = ["-c", *rest[1:]]
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
         sys.modules["__main__"] = main = types.ModuleType("__main__")
         exec(compile(rest[0], "<string>", "exec"), vars(main))
     else:

@@ -5,6 +5,7 @@ import asyncio
 import base64
 import json
 import multiprocessing
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -80,7 +81,7 @@ def by_command_line(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     target = tmp_path_factory.mktemp("command") / "out.png"
     options = ["--seed", str(WANTED["seed"]), "--steps", str(WANTED["num_inference_steps"]), "-o", str(target)]
     command = [sys.executable, "-m", "handler", "generate", str(WANTED["prompt"]), *options]
-    forked.run(command, cwd=ROOT, env=clean_environment(target.parent), check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, env=clean_environment(target.parent), check=True, capture_output=True)
     return target.read_bytes()
 
 

@@ -303,7 +303,8 @@ def compiled(boot: Callable[..., Worker], compiler: None) -> Callable[[str], Wor
     def booted(model: str) -> Worker:
         volume, caching = Path(boot(model).ledger.weights).parents[2], "on" if MODELS[model].step_cache else "off"
         update = {"model": model, "volume": volume, "compile": "on", "step_cache": caching}
-        worker = Worker.boot(PATIENT.model_copy(update=update))
+        with unwarmed():
+            worker = Worker.boot(PATIENT.model_copy(update=update))
         assert worker.ledger.plan == "COMPILED", worker.ledger.plan_reason
         return worker
 
@@ -376,7 +377,8 @@ def test_another_autoencoder_decodes(
     own = boot(model)
     tiny.autoencoder(kind, channels).save_pretrained(tmp_path / "small")
     update = {"model": model, "volume": Path(own.ledger.weights).parents[2], "vae": str(tmp_path / "small")}
-    worker = Worker.boot(PATIENT.model_copy(update=update))
+    with unwarmed():
+        worker = Worker.boot(PATIENT.model_copy(update=update))
     assert differ(draw(worker), draw(own))
     assert worker.facts["vae"] == "small"
     assert differ(draw(worker, (Reference(np.zeros((64, 64, 3), np.uint8), ""),)), draw(worker))

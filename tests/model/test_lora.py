@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENT
+from conftest import PATIENT, unwarmed
 from safetensors.torch import save_file
 
 import tiny
@@ -61,16 +61,18 @@ def test_a_worker_fuses_the_lora_of_its_model_and_bakes_the_sum(tmp_path: Path) 
     folder = tiny.write(SPEC, tmp_path)
     settings = PATIENT.model_copy(update={"model": SPEC.id, "volume": tmp_path})
     recipe = SPEC.recipe(ImageRequest(prompt="a red circle", width=128, height=128, seed=1))
-    before = Worker.boot(settings).generate(recipe)[0].rgb
-    put(folder, lora())
-    worker = Worker.boot(settings)
+    with unwarmed():
+        before = Worker.boot(settings).generate(recipe)[0].rgb
+        put(folder, lora())
+        worker = Worker.boot(settings)
     after = worker.generate(recipe)[0].rgb
     assert (before != after).any()
 
     target = publish_weights(worker, tmp_path)
     assert target
     assert not [*target.glob("*/lora.safetensors")]
-    baked = Worker.boot(settings)
+    with unwarmed():
+        baked = Worker.boot(settings)
     assert baked.ledger.weights == str(target)
     assert np.array_equal(baked.generate(recipe)[0].rgb, after)
 

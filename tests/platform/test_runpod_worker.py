@@ -96,7 +96,7 @@ def ask(api: httpx.Client, given: Any) -> dict[str, Any]:
 
 def test_native_job(api: httpx.Client) -> None:
     answer = ask(api, SMALL)
-    assert answer["status"] == "COMPLETED"
+    assert answer["status"] == "COMPLETED", answer
     assert answer["output"]["model"] == "spark"
     assert size_of(answer["output"]["images"][0]["b64_json"]) == (256, 256)
 

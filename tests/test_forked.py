@@ -1,0 +1,67 @@
+"""A forked process is what a new interpreter would be, but for what it has imported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import forked
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a grandchild to another parent")
+SEEN = """
+import json, os, sys
+from handler.core.birth import process_age
+print("on stderr", file=sys.stderr)
+print(json.dumps({
+    "argv": sys.argv, "folder": os.getcwd(), "environ": dict(os.environ), "name": __name__, "path": sys.path[0],
+    "files": len(os.listdir("/proc/self/fd")), "young": process_age() < 60, "stdin": sys.stdin.read(),
+    "main": sys.modules["__main__"].__dict__ is globals(), "encoding": sys.stdout.encoding, "errors": sys.stderr.errors,
+    "terminate": str(__import__("signal").getsignal(15)), "group": os.getpgid(0), "torch": "torch" in sys.modules,
+}))
+sys.exit(7)
+"""
+ENVIRON = {**os.environ, "KINDLING_QUEUE": "7", "PYTHONPATH": forked.HERE["PYTHONPATH"]}
+
+
+@pytest.mark.parametrize("how", ["-c", "script"])
+def test_it_sees_what_a_new_one_sees(how: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SEEN)
+    command = [sys.executable, *(["-c", SEEN] if how == "-c" else [str(tmp_path / "script.py")]), "a", "b c"]
+    options: dict[str, Any] = {"cwd": tmp_path, "env": ENVIRON, "capture_output": True, "text": True, "input": "told"}
+    fresh, grown = (run(command, **options) for run in (subprocess.run, forked.run))
+    assert (fresh.returncode, fresh.stderr) == (grown.returncode, grown.stderr) == (7, "on stderr\n")
+    one, other = json.loads(fresh.stdout), json.loads(grown.stdout)
+    assert (one.pop("torch"), other.pop("torch")) == (False, True)
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("environ", "options"), [({"LC_ALL": "C"}, ()), ({"HF_HUB_OFFLINE": "1"}, ()), ({}, ("-W", "ignore"))]
+)
+def test_where_imports_may_depend_on_it_a_new_one_is_started(environ: dict[str, str], options: tuple[str, ...]) -> None:
+    command = [sys.executable, *options, "-c", "import sys; print('torch' in sys.modules)"]
+    assert forked.run(command, env=ENVIRON | environ, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_it_takes_signals_and_is_a_child() -> None:
+    code = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        with forked.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            assert process.stdout.readline() == f"{process.pid}\n"
+            process.send_signal(sig)
+            assert process.wait(60) == -sig
+
+
+def test_what_it_leaves_behind_is_not_ours() -> None:
+    """Only while one is started this process takes the children of others."""
+    code = "import os, sys\nif not os.fork():\n while os.getppid() == int(sys.argv[1]): pass\n print(os.getppid())"
+    code = code.replace("sys.argv[1]", "os.environ['KINDLING_PARENT']")
+    code = f"import os; os.environ['KINDLING_PARENT'] = str(os.getpid())\n{code}"
+    done = forked.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert int(done.stdout) != os.getpid()
