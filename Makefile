@@ -3,7 +3,7 @@
 # make quick  run the tests that need no model, no process and no compiler: a minute
 # make check  lint and types
 # make mutate change the core modules a little, run their tests each time, and write benchmarks/results/mutation.json: how
-#             many of the changes they notice (hours; MODULES=handler/line.py for a part); make mutate-changes makes
+#             many of the changes they notice (hours; MODULES=handler/engine/queue.py for a part); make mutate-changes makes
 #             those that are listed, and fails if any goes unnoticed
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)

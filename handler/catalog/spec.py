@@ -1,4 +1,4 @@
-"""What a row of the catalogue says about a model, and what it makes of a request. The rows are in `catalog.py`."""
+"""What a row of the catalogue says about a model, and what it makes of a request. The rows are in `models.py`."""
 
 import math
 import secrets

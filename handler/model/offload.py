@@ -6,7 +6,7 @@ Weights never change, so letting a part go copies nothing.
 
 diffusers' group offloading does the same, but keeps a second, page-locked copy of what is in host memory already, does
 not find the layers of text encoders, and waits for the device after each group. Code that was bound to weights where
-they are (`blocks.py`) must not be bound to these.
+they are (`compiling/package.py`) must not be bound to these.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The HTTP server: `create_app` makes the ASGI app over `api.Api`; `serve.py` is the process that serves it."""
+"""The HTTP server: `create_app` makes the ASGI app over `api`; `process.py` is the process that serves it."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The ASGI app: routes and health. What a route means is `api.py`'s business."""
+"""The ASGI app: routes and health. What a route means is `api/dispatch.py`'s business."""
 
 import asyncio
 import math

@@ -1,7 +1,7 @@
 """The volume: models as fetched, what was baked from them, and how past boots went.
 
     models/<id>/<revision>/       a model's files, manifest.json written last
-    vae/<repository>/<revision>/  other autoencoders, likewise (vae.py)
+    vae/<repository>/<revision>/  other autoencoders, likewise (autoencoder.py)
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
     baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py); .lost.json: and lost the GPU
     receipts/<id>/<device>/       what optimize measured, and which of it workers follow (receipts.py)

@@ -118,12 +118,12 @@ def test_the_same_seed_is_the_same_sample(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from mutation.changes import pick
 
-    source = (ROOT / "handler" / "line.py").read_bytes()
+    source = (ROOT / "handler/engine/queue.py").read_bytes()
     first, again, other = (pick("handler/engine/queue.py", source, 20, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert len(first) == 20 > len({change.kind for change in first}) > 12
     for change in first:
-        compile(change.made(source), "line.py", "exec")
+        compile(change.made(source), "queue.py", "exec")
 
 
 @pytest.mark.parametrize("change", ENTRIES)

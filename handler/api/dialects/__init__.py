@@ -5,5 +5,5 @@
     partial(request, data, size, index)             an encoded preview -> JSON object, for transports that stream
     completed(answer)                               a rendered answer -> the JSON objects that end a stream
 
-Dialects know no HTTP, no queue and no model; `api.py` brings them together.
+Dialects know no HTTP, no queue and no model; `dispatch.py` brings them together.
 """

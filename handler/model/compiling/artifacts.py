@@ -1,6 +1,6 @@
 """Compile artifacts: what one worker compiled, every later worker with the same fingerprint restores.
 
-A package (see `blocks.py`) travels as one file, baked/<id>/<key>/ on the volume. The key is a digest of all that
+A package (see `package.py`) travels as one file, baked/<id>/<key>/ on the volume. The key is a digest of all that
 compiled code depends on; a worker that finds no package with its fingerprint says in which field the nearest differs.
 """
 

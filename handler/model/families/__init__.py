@@ -61,7 +61,7 @@ def build(
 ) -> Any:
     """The pipeline that `reader` brings, on the device; with another autoencoder if `vae` brings one.
 
-    `mode`, one of `fit.py`'s, says which of its models wait in host memory instead.
+    `mode`, one of `worker/memory.py`'s, says which of its models wait in host memory instead.
     """
     waiting = offload.WAITING[mode]
     components = load_components(reader, hardware, waiting)

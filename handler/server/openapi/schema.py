@@ -1,4 +1,4 @@
-"""Words for JSON Schemas, which `asked.py` and `answers.py` speak."""
+"""Words for JSON Schemas, which `requests.py` and `responses.py` speak."""
 
 from typing import Any, get_args
 
