@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import httpx
 import pytest
@@ -17,9 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Api, Lane, Picture, create_app
+from handler import Api, Lane, Picture, Settings, create_app
 from handler.clock import Phase
 from handler.errors import NumericalError
+from handler.lane import State
 from handler.server import metrics, observe
 from serving import Served
 
@@ -356,3 +357,24 @@ def test_where_the_histograms_have_their_bounds(lane: Lane) -> None:
     wanted = "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 25.0 60.0 120.0 300.0 +Inf"
     names = ("kindling_request_seconds_bucket", "kindling_queue_wait_seconds_bucket", "kindling_stage_seconds_bucket")
     assert bounds == dict.fromkeys(names, wanted.split())
+
+
+def test_what_is_not_known_yet_is_not_told(family: FakeFamily) -> None:
+    lane = Lane(Settings(queue=7), boot=family.boot)
+    found = samples(metrics.Metrics(lane).text().decode())
+    told = {key: value for key, value in found.items() if not key[0].endswith(("_total", "_created", "_bytes"))}
+    states = {("kindling_state", state): float(state == "starting") for state in get_args(State)}
+    numbers = {"queue_depth": 0, "queue_limit": 7, "inflight": 0}
+    assert {key: value for key, value in told.items() if "seconds_" not in key[0] and "spend" not in key[0]} == {
+        **{("kindling_" + name,): value for name, value in numbers.items()},
+        **states,
+        ("kindling_boot_outcome", "starting"): 1,
+    }
+    lane.ledger.plan, lane.ledger.total_s, lane.ledger.outcome = "EAGER", 12.5, "ready"
+    lane.ledger.phases.append(Phase("weights", 1.0, 2.5))
+    found = samples(metrics.Metrics(lane).text().decode())
+    assert (found["kindling_plan", "EAGER"], found["kindling_compile_failed",]) == (1, 0)
+    assert (found["kindling_cold_start_seconds",], found["kindling_load_seconds", "weights"]) == (12.5, 2.5)
+    assert found["kindling_boot_outcome", "ready"] == 1
+    lane.ledger.compile_failure = "no compiler"
+    assert samples(metrics.Metrics(lane).text().decode())["kindling_compile_failed",] == 1
