@@ -285,3 +285,10 @@ def test_an_endpoint_without_the_packages_says_what_to_install(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(SettingsError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT .* pip install opentelemetry-sdk"):
         traces.tracing("spark")
+
+
+def test_a_clock_of_seconds_becomes_the_wall_clock() -> None:
+    before = time.time_ns()
+    at = traces._since(1000.0)
+    assert before <= at(1000.0) <= time.time_ns()
+    assert (at(1000.5) - at(1000.0), at(999.0) - at(1000.0)) == (500_000_000, -1_000_000_000)
