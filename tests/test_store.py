@@ -367,8 +367,26 @@ def test_nothing_is_left_of_an_upload(s3: S3) -> None:
         found = Store.of(settings(s3.url))
         assert found
         kept = await found.keep(DRAWN, Deadline())
-        assert kept.stages["upload"] > 0
+        assert 0 < kept.stages["upload"] < 60
         await asyncio.sleep(0)  # for what was cancelled
         return asyncio.all_tasks() - {asyncio.current_task()}
 
     assert asyncio.run(main()) == set()
+
+
+def test_whether_a_bucket_can_be_reached_is_told(s3: S3) -> None:
+    found, gone = (Store.of(settings(s3.url, store_bucket=name)) for name in (BUCKET, "none"))
+    assert found
+    assert gone
+    assert (found.check(), gone.check()) == ("", "there is no such bucket")
+
+
+@pytest.mark.parametrize(("bucket", "told"), [(BUCKET, []), ("none", ["there is no such bucket"])])
+def test_a_picture_that_is_not_taken_is_a_line(
+    s3: S3, bucket: str, told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert keep(s3.url, store_bucket=bucket).undelivered == "".join(told)
+    line = "the object store did not take a picture: "
+    assert [each.getMessage() for each in caplog.records if each.name == "handler.store"] == [
+        line + why for why in told
+    ]
