@@ -36,10 +36,11 @@ from handler import (
     toolchain,
 )
 from handler.clock import plan
+from handler.compiled import Found
 from handler.errors import NumericalError, OutOfMemory
 from handler.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
 from handler.hardware import Hardware
-from handler.volume import Source
+from handler.volume import Source, read_manifest, write_manifest
 
 SPARK = MODELS["spark"]
 LOST, RESTORE = RuntimeError("CUDA error: unspecified launch failure"), compiled.restore
@@ -374,6 +375,14 @@ def test_a_missing_tool_is_expected_to_fail(tmp_path: Path, monkeypatch: pytest.
         (MemoryError(), True),
         (OSError(28, "No space left on device"), True),
         (OSError(30, "Read-only file system"), True),
+        *(
+            (OSError(number, "no words"), number != errno.EIO)
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EROFS, errno.EACCES, errno.EIO)
+        ),
+        *(
+            (RuntimeError(f"g++: {words} by nobody"), True)
+            for words in ("No space left", "quota exceeded", "cannot allocate", "terminated abruptly")
+        ),
         (FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/app']"), True),
         (RuntimeError("C++ compile error\ng++: fatal error: Killed signal terminated program cc1plus"), True),
         (RuntimeError("A process in the process pool was terminated abruptly while the future was running"), True),
@@ -390,6 +399,42 @@ def test_what_may_pass_is_not_held_against_anybody(
     assert passing(error) == passing(wrapped) == passes
     failures(tmp_path).note(wrapped, "broken")
     assert bool([*tmp_path.rglob("*.failed.json")]) != passes
+
+
+WRONG, UNSOUND, PASSES = RuntimeError("bad kernel"), NumericalError("NaN"), MemoryError()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "goes"),
+    [
+        ("HIT", WRONG, True), ("ERROR", WRONG, True), ("STALE", WRONG, False), ("MISS", WRONG, False),
+        ("HIT", UNSOUND, True), ("HIT", PASSES, False), ("ERROR", PASSES, False), ("HIT", None, False),
+    ],
+)  # fmt: skip
+def test_which_package_goes_for_which_error(
+    outcome: Any, error: Exception | None, goes: bool, equipped: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "baked" / "spark" / "key"
+    folder.mkdir(parents=True)
+    write_manifest(folder, {"kind": "blocks"})
+    found = Found(outcome, "a test", Source(folder, read_manifest(folder)))
+    failures(tmp_path).discredit(found, error)
+    assert folder.exists() != goes
+    failures(tmp_path).discredit(replace(found, source=None), error)
+
+
+@pytest.mark.parametrize("error", [WRONG, UNSOUND, PASSES, None])
+@pytest.mark.parametrize("outcome", ["HIT", "MISS"])
+def test_what_is_left_of_compiled_code_that_failed(
+    outcome: Any, error: Exception | None, equipped: None, tmp_path: Path
+) -> None:
+    """Word only of code that was made here and draws nothing sound: of other errors there is word already."""
+    failures(tmp_path).condemn(Found(outcome, "a test"), error)
+    words = [json.loads(path.read_text())["reason"] for path in tmp_path.rglob("*.failed.json")]
+    assert words == (["compiled code failed: NumericalError: NaN"] if (outcome, error) == ("MISS", UNSOUND) else [])
+    failures(tmp_path).forget()
+    assert not [*tmp_path.rglob("*.json")]
+    failures(tmp_path).forget()
 
 
 def test_an_error_may_have_come_from_itself() -> None:
