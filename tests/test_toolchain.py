@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -435,6 +436,27 @@ def test_what_is_left_of_compiled_code_that_failed(
     failures(tmp_path).forget()
     assert not [*tmp_path.rglob("*.json")]
     failures(tmp_path).forget()
+
+
+@pytest.mark.parametrize(
+    ("kind", "age_s", "holds"), [("failed", 9 * LOST_S, True), ("lost", 9 * LOST_S, False), ("lost", 0, True)]
+)
+def test_how_long_word_is_held_against_anybody(
+    kind: str, age_s: float, holds: bool, equipped: None, tmp_path: Path
+) -> None:
+    (failures(tmp_path).note_lost if kind == "lost" else partial(failures(tmp_path).note, WRONG))("it broke")
+    [path] = tmp_path.rglob(f"*.{kind}.json")
+    os.utime(path, (time.time() - age_s,) * 2)
+    assert ("it broke" in failures(tmp_path).expected) == holds
+    assert ("it broke" in failures(tmp_path).lost) == (holds and kind == "lost")
+
+
+@pytest.mark.parametrize(("more", "holds"), [(0, True), (1, False)])
+def test_how_long_word_may_be(more: int, holds: bool, equipped: None, tmp_path: Path) -> None:
+    failures(tmp_path).note(WRONG, "it broke")
+    [path] = tmp_path.rglob("*.failed.json")
+    path.write_bytes(path.read_bytes().ljust(64 * 1024 + more))
+    assert ("it broke" in failures(tmp_path).expected) == holds
 
 
 def test_an_error_may_have_come_from_itself() -> None:
