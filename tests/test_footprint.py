@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,6 +195,17 @@ def test_a_cpus_memory_is_the_hosts() -> None:
     found = weights.footprint("resident", 64e9)
     assert (found.host, found.host_peak) == (0, 0)
     assert found.device < found.device_peak < weights.stored  # not three copies, nor all that is read
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [("resident", set()), ("encoders", {"text_encoder"}), ("blocks", {"text_encoder", "transformer"})],
+)
+def test_what_waits_in_host_memory_where_that_is_another(mode: str, kinds: set[str]) -> None:
+    gpu, cpu = (weigh(DEV, Hardware(device, device, "bf16", "")) for device in ("cuda", "cpu"))
+    assert {re.split(r"[/_]\d|/", part.name)[0] for part in gpu.waiting(mode)} == kinds
+    assert (cpu.waiting(mode), cpu.comes(mode)) == ((), 0)
+    assert (gpu.comes(mode) > 0) == bool(kinds)
 
 
 def test_explicit_rounding_is_planned_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
