@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -23,10 +24,11 @@ from handler.decision import decide
 from handler.errors import StartError
 from handler.families import build
 from handler.fit import memory_plan
-from handler.footprint import PROCESS, weigh
+from handler.footprint import PROCESS, _part, weigh
 from handler.hardware import AHEAD, Hardware, read_ahead
+from handler.layout import Slot
 from handler.publishing import publishing
-from handler.volume import HUB_CACHE, model_source, served_source, weight_facts, weights_folder, write_manifest
+from handler.volume import HUB_CACHE, Source, model_source, served_source, weight_facts, weights_folder, write_manifest
 
 SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
 OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("sdxl-turbo", "flux-dev")]
@@ -195,6 +197,24 @@ def test_a_cpus_memory_is_the_hosts() -> None:
     found = weights.footprint("resident", 64e9)
     assert (found.host, found.host_peak) == (0, 0)
     assert found.device < found.device_peak < weights.stored  # not three copies, nor all that is read
+
+
+def test_a_component_is_reckoned_tensor_by_tensor(tmp_path: Path) -> None:
+    """Rounding one matrix takes as much as the largest needs; what is not rounded is as wide as the rest computes."""
+    names = ("blocks.0.to_q.weight", "blocks.1.to_k.weight", "blocks.1.to_k.bias", "proj_in.weight")
+    shapes = ((64, 32), (128, 64), (128,), (4096, 64))
+    sizes = [math.prod(shape) for shape in shapes]
+    found = [(n, Slot("bfloat16", shape, 8, 8 + 2 * size)) for n, shape, size in zip(names, shapes, sizes, strict=True)]
+    source = Source(tmp_path, None)
+    part = _part("transformer", found, source, Hardware("cpu", "CPU", "int8", ""))
+    assert (part.name, part.parameters, part.stored) == ("transformer", sum(sizes), 2 * sum(sizes))
+    assert part.held == sizes[0] + 4 * 64 + sizes[1] + 4 * 128 + 4 * (sizes[2] + sizes[3])
+    assert part.rounding == 16 * sizes[1]
+    for plain in (
+        _part("vae", found, source, Hardware("cpu", "CPU", "int8", "")),
+        _part("transformer", found, source, Hardware("cpu", "CPU", "fp32", "")),
+    ):
+        assert (plain.held, plain.rounding) == (4 * sum(sizes), 0)
 
 
 @pytest.mark.parametrize(
