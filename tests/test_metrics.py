@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import resource
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import httpx
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
@@ -378,3 +380,18 @@ def test_what_is_not_known_yet_is_not_told(family: FakeFamily) -> None:
     assert found["kindling_boot_outcome", "ready"] == 1
     lane.ledger.compile_failure = "no compiler"
     assert samples(metrics.Metrics(lane).text().decode())["kindling_compile_failed",] == 1
+
+
+def test_a_processes_own_peak_is_told_before_there_is_a_worker(family: FakeFamily) -> None:
+    lane = Lane(Settings(), boot=family.boot)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = samples(metrics.Metrics(lane).text().decode())
+    assert {key for key in found if key[0] == "kindling_memory_bytes"} == {("kindling_memory_bytes", "host_peak")}
+    assert 0.5 * before < found["kindling_memory_bytes", "host_peak"] < 1.5 * before
+    assert metrics._cuda(lane) is None
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda", torch.cuda), ("cpu", None)])
+def test_only_a_worker_on_a_gpu_is_asked_for_its(device: str, told: Any) -> None:
+    worker = SimpleNamespace(hardware=SimpleNamespace(device=device))
+    assert metrics._cuda(SimpleNamespace(worker=worker)) is told  # type: ignore[arg-type]
