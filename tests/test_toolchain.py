@@ -38,7 +38,7 @@ from handler import (
 )
 from handler.clock import plan
 from handler.compiled import Found
-from handler.errors import NumericalError, OutOfMemory
+from handler.errors import DeviceLost, NumericalError, OutOfMemory
 from handler.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
 from handler.hardware import Hardware
 from handler.volume import Source, read_manifest, write_manifest
@@ -457,6 +457,12 @@ def test_how_long_word_may_be(more: int, holds: bool, equipped: None, tmp_path: 
     [path] = tmp_path.rglob("*.failed.json")
     path.write_bytes(path.read_bytes().ljust(64 * 1024 + more))
     assert ("it broke" in failures(tmp_path).expected) == holds
+
+
+def test_who_loses_the_gpu_hears_of_it_and_word_is_left(equipped: None, tmp_path: Path) -> None:
+    with pytest.raises(DeviceLost), failures(tmp_path).watched():
+        raise DeviceLost("gone") from RuntimeError("illegal address")
+    assert "compiled code lost the GPU: RuntimeError: illegal address (" in failures(tmp_path).lost
 
 
 def test_an_error_may_have_come_from_itself() -> None:
