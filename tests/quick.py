@@ -8,10 +8,9 @@ from typing import Any
 
 FILES = (
     "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "errors", "fetch", "floors",
-    "forms", "golden", "hub", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter",
+    "forms", "golden", "hub", "engine", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "executor",
     "pairs", "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "request",
-    "room", "scenes",
-    "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
+    "room", "scenes", "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
 )  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures
 BESIDES = (  # tests of these files that need more

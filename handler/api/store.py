@@ -125,7 +125,6 @@ def _client(store: Store) -> Any:
     from botocore.config import Config
 
     logging.getLogger("botocore").setLevel(logging.WARNING)  # below, it tells what it signs, URLs and tokens included
-    session = Session()
     config = Config(
         signature_version="s3v4",
         connect_timeout=CONNECT_S,
@@ -136,9 +135,9 @@ def _client(store: Store) -> Any:
         request_checksum_calculation="when_required",  # what boto3 sends otherwise, R2 and GCS do not understand
         response_checksum_validation="when_required",
     )
-    region = store.region or session.region_name or "us-east-1"
     keys = {"aws_access_key_id": store.key or None, "aws_secret_access_key": store.secret or None}
-    return session.client("s3", region_name=region, endpoint_url=store.endpoint or None, config=config, **keys)
+    place = {"region_name": store.region or None, "endpoint_url": store.endpoint or None}  # None is what boto3 finds
+    return Session().client("s3", config=config, **place, **keys)
 
 
 def _outcome(upload: asyncio.Future[str], late: str) -> tuple[str, str]:

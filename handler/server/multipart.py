@@ -46,7 +46,7 @@ async def read(headers: Headers, body: bytes) -> dict[str, Any]:
         form = await Parser(headers, body).parse()
     except MultiPartException as error:
         raise InvalidValue(f"The form cannot be read: {error.message}") from None
-    except (ValueError, LookupError):  # its charset's
+    except ValueError:  # its charset's
         raise InvalidValue("The form cannot be read: send it as UTF-8.") from None
     try:
         return await _fields(form)

@@ -1,7 +1,9 @@
 """Files that are images in name: turned by their tag, transparent as they say, refused whatever is wrong with them."""
 
 import contextlib
+import hashlib
 import io
+import logging
 import random
 import struct
 import warnings
@@ -13,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from test_codec import chunk
 
 from handler.api.codec import PNG_SIGNATURE
-from handler.api.references import kept, references
+from handler.api.references import _check, kept, references
 from handler.core.errors import InvalidValue, KindlingError, OutOfRange
 
 SIDE = 64
@@ -216,3 +218,58 @@ def test_nothing_is_said_of_what_is_wrong_with_a_file() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         references([photo(exif(6, OTHER_TAGS["longer than the file"]))])
+
+
+def plain(width: int, height: int, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    [
+        ((64, 64), True), ((63, 64), False), ((64, 63), False), ((64, 512), True), ((512, 64), True),
+        ((64, 513), False), ((513, 64), False), ((4096, 4096), True), ((4097, 4096), False), ((4096, 4097), False),
+        ((8192, 2048), True), ((8193, 2048), False),
+    ],
+)  # fmt: skip
+def test_how_large_and_how_long_an_image_may_be(size: tuple[int, int], fits: bool) -> None:
+    with pytest.raises(OutOfRange) if not fits else contextlib.nullcontext() as caught:
+        _check(Image.new("1", size), "mask: the file")
+    assert fits or (caught and caught.value.param) == "mask"
+
+
+def test_the_first_image_comes_as_small_as_it_is_looked_at() -> None:
+    found = references([plain(128, 128), plain(128, 128)], most=64 * 64)
+    assert [each.rgb.shape for each in found] == [(64, 64, 3), (128, 128, 3)]
+    assert [each.sha256 for each in found] == [hashlib.sha256(plain(128, 128)).hexdigest()] * 2
+    [exactly], [one_more] = references([plain(128, 64)], most=128 * 64), references([plain(128, 64)], most=128 * 64 - 1)
+    assert (exactly.rgb.shape, one_more.rgb.shape) == ((64, 128, 3), (63, 127, 3))
+
+
+def test_a_mask_is_as_large_as_its_image_and_somewhere_transparent() -> None:
+    found = kept(plain(128, 64, "RGBA"), plain(128, 64), most=64 * 32)
+    assert (found.kept.shape, found.kept.max()) == ((32, 64), 0)
+    assert found.sha256 == hashlib.sha256(plain(128, 64, "RGBA")).hexdigest()
+    with pytest.raises(InvalidValue, match="it is 64x128 and its image 128x64") as caught:
+        kept(plain(64, 128, "RGBA"), plain(128, 64))
+    assert caught.value.param == "mask"
+    with pytest.raises(InvalidValue, match="opaque all over"):
+        kept(plain(128, 64), plain(128, 64))
+
+
+def test_an_edge_of_a_mask_never_overshoots() -> None:
+    half = Image.new("RGBA", (256, 256), (0, 0, 0, 255))
+    half.paste((0, 0, 0, 0), (0, 0, 100, 256))
+    file = io.BytesIO()
+    half.save(file, "PNG")
+    row = kept(file.getvalue(), plain(256, 256), most=64 * 64).kept[0].astype(int)
+    assert (np.diff(row) >= 0).all()
+    assert (row[0], row[-1]) == (0, 255)
+
+
+def test_pillow_says_nothing_of_what_is_in_a_photo() -> None:
+    logging.getLogger("PIL").setLevel(logging.DEBUG)
+    references([plain(64, 64)])
+    assert logging.getLogger("PIL").level == logging.INFO

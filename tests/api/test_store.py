@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import botocore.exceptions
 import httpx
 import pytest
+from botocore.exceptions import ClientError
 from openai import OpenAI
 from PIL import Image
 
@@ -295,3 +297,98 @@ def test_doctor_says_that_keys_are_refused(s3: S3) -> None:
     with s3.strict():
         told = doctor.store_state(settings(s3.url))
     assert (told["reachable"], told["reason"]) == (False, store.WHY["403"])
+
+
+REASONS = {
+    "NoSuchBucket": "there is no such bucket",
+    "404": "there is no such bucket",
+    "InvalidAccessKeyId": "it does not know the access key",
+    "SignatureDoesNotMatch": "the secret does not fit the access key",
+    "ExpiredToken": "the credentials have expired",
+    "AccessDenied": "the credentials may not do this",
+    "403": "it refuses the credentials, or they may only write",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "SlowDown": "it answered with status 503",
+}
+ERRORS = {
+    "NoCredentialsError": "no credentials were found",
+    "PartialCredentialsError": "of the credentials one half is missing",
+    "EndpointConnectionError": "it cannot be reached",
+    "ConnectTimeoutError": "it cannot be reached",
+    "ReadTimeoutError": "it does not answer",
+    "ConnectionClosedError": "the connection broke",
+    "SSLError": "its certificate is not trusted",
+    "ParamValidationError": "ParamValidationError",
+}
+
+
+@pytest.mark.parametrize("code", REASONS)
+def test_what_a_store_says_is_told_in_our_words(code: str) -> None:
+    error = ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject")  # type: ignore[typeddict-item]
+    assert store.reason(error) == REASONS[code]
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_its_library_says_is_told_in_our_words(name: str) -> None:
+    kind = getattr(botocore.exceptions, name)
+    assert store.reason(kind.__new__(kind)) == ERRORS[name]
+
+
+@pytest.mark.parametrize("response", [{}, {"Error": {}}, {"ResponseMetadata": {}}, None])
+def test_an_answer_without_words_is_told_too(response: Any) -> None:
+    error = type("OddError", (Exception,), {"response": response})()
+    assert store.reason(error) == ("OddError" if response is None else "it answered with status None")
+    assert store.reason(type("OddError", (Exception,), {})()) == "OddError"
+
+
+def test_how_a_store_is_talked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    made = Store("mine", "https://account.r2.example", "", "", 60, KEY, SECRET)
+    client, config = store._client(made), store._client(made).meta.config
+    assert (client.meta.region_name, client.meta.endpoint_url) == ("us-east-1", "https://account.r2.example")
+    assert (config.connect_timeout, config.read_timeout, config.max_pool_connections) == (10, 10, 64)
+    assert config.retries == {"total_max_attempts": 3, "mode": "standard"}
+    assert (config.signature_version, config.s3) == ("s3v4", {"addressing_style": "path"})
+    assert (config.request_checksum_calculation, config.response_checksum_validation) == ("when_required",) * 2
+    assert logging.getLogger("botocore").level == logging.WARNING
+    assert store._client(made) is client
+    aws = store._client(Store("mine", "", "eu-west-1", "", 60, KEY, SECRET))
+    assert (aws.meta.region_name, aws.meta.config.s3) == ("eu-west-1", {"addressing_style": "auto"})
+    assert aws.meta.endpoint_url.endswith("amazonaws.com")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
+    assert store._client(Store("mine", "", "", "", 60, KEY, SECRET)).meta.region_name == "eu-north-1"
+
+
+def test_how_long_all_may_take_and_how_many_upload_at_once() -> None:
+    assert (store.SLOW, store.DEADLINE_S) == ("it took longer than 30 s", 30.0)
+    assert (store._hands._most, store._hands._spare) == (8, 56)
+
+
+def test_nothing_is_left_of_an_upload(s3: S3) -> None:
+    async def main() -> set[Any]:
+        found = Store.of(settings(s3.url))
+        assert found
+        kept = await found.keep(DRAWN, Deadline())
+        assert 0 < kept.stages["upload"] < 60
+        await asyncio.sleep(0)  # for what was cancelled
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set()
+
+
+def test_whether_a_bucket_can_be_reached_is_told(s3: S3) -> None:
+    found, gone = (Store.of(settings(s3.url, store_bucket=name)) for name in (BUCKET, "none"))
+    assert found
+    assert gone
+    assert (found.check(), gone.check()) == ("", "there is no such bucket")
+
+
+@pytest.mark.parametrize(("bucket", "told"), [(BUCKET, []), ("none", ["there is no such bucket"])])
+def test_a_picture_that_is_not_taken_is_a_line(
+    s3: S3, bucket: str, told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert keep(s3.url, store_bucket=bucket).undelivered == "".join(told)
+    line = "the object store did not take a picture: "
+    assert [each.getMessage() for each in caplog.records if each.name == "handler.api.store"] == [
+        line + why for why in told
+    ]

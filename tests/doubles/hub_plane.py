@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -87,6 +87,11 @@ class Repository:
         for file in folder.rglob("*"):
             if file.is_file():
                 self.add(file.relative_to(folder).as_posix(), file.read_bytes())
+
+    def folders(self) -> list[dict[str, Any]]:
+        """Their rows in the tree."""
+        paths = {parent.as_posix() for path in self.files for parent in PurePosixPath(path).parents[:-1]}
+        return [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(paths)]
 
     def refusal(self, revision: str, name: str, token: str) -> tuple[int, str] | None:
         """The status and error code that answer a request for `name`, if it is refused."""
@@ -198,7 +203,8 @@ class _Routes(BaseHTTPRequestHandler):
             return self._refuse(*refusal)
         if name == TREE:
             everything = "recursive=true" in urlsplit(self.path).query.lower().split("&")
-            rows = [f.row(p) for p, f in repository.files.items() if everything or "/" not in p]
+            rows = [*repository.folders(), *(f.row(p) for p, f in repository.files.items())]
+            rows = [row for row in rows if everything or "/" not in row["path"]]
             return self._answer(200, {}, json.dumps(rows).encode())
         if self.command == "GET":
             self.hub.pass_by(name)

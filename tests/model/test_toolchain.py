@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from fakes import raises
 from handler import MODELS, Settings, StartError, Worker
 from handler.cli import doctor, findings
 from handler.core import processor
-from handler.core.errors import NumericalError, OutOfMemory
+from handler.core.errors import DeviceLost, NumericalError, OutOfMemory
 from handler.model import families
 from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling import package as blocks
+from handler.model.compiling.artifacts import Found
 from handler.model.compiling.failures import AGAIN, LONGEST, LOST_S, Failures, gist, passing
 from handler.model.hardware import Hardware
-from handler.volume.manifest import Source
+from handler.volume.manifest import Source, read_manifest, write_manifest
 from handler.worker import chips
 from handler.worker.compilation import plan
 
@@ -321,7 +323,7 @@ def test_nothing_is_expected_where_the_volume_breaks(
     def breaks(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "glob", breaks)
+    monkeypatch.setattr(Path, "iterdir", breaks)
     assert failures(tmp_path).expected == ""
 
 
@@ -367,6 +369,14 @@ def test_a_missing_tool_is_expected_to_fail(tmp_path: Path, monkeypatch: pytest.
         (MemoryError(), True),
         (OSError(28, "No space left on device"), True),
         (OSError(30, "Read-only file system"), True),
+        *(
+            (OSError(number, "no words"), number != errno.EIO)
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EROFS, errno.EACCES, errno.EIO)
+        ),
+        *(
+            (RuntimeError(f"g++: {words} by nobody"), True)
+            for words in ("No space left", "quota exceeded", "cannot allocate", "terminated abruptly")
+        ),
         (FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/app']"), True),
         (RuntimeError("C++ compile error\ng++: fatal error: Killed signal terminated program cc1plus"), True),
         (RuntimeError("A process in the process pool was terminated abruptly while the future was running"), True),
@@ -383,6 +393,69 @@ def test_what_may_pass_is_not_held_against_anybody(
     assert passing(error) == passing(wrapped) == passes
     failures(tmp_path).note(wrapped, "broken")
     assert bool([*tmp_path.rglob("*.failed.json")]) != passes
+
+
+WRONG, UNSOUND, PASSES = RuntimeError("bad kernel"), NumericalError("NaN"), MemoryError()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "goes"),
+    [
+        ("HIT", WRONG, True), ("ERROR", WRONG, True), ("STALE", WRONG, False), ("MISS", WRONG, False),
+        ("HIT", UNSOUND, True), ("HIT", PASSES, False), ("ERROR", PASSES, False), ("HIT", None, False),
+    ],
+)  # fmt: skip
+def test_which_package_goes_for_which_error(
+    outcome: Any, error: Exception | None, goes: bool, equipped: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "baked" / "spark" / "key"
+    folder.mkdir(parents=True)
+    write_manifest(folder, {"kind": "blocks"})
+    found = Found(outcome, "a test", Source(folder, read_manifest(folder)))
+    failures(tmp_path).discredit(found, error)
+    assert folder.exists() != goes
+    failures(tmp_path).discredit(replace(found, source=None), error)
+
+
+@pytest.mark.parametrize("error", [WRONG, UNSOUND, PASSES, None])
+@pytest.mark.parametrize("outcome", ["HIT", "MISS"])
+def test_what_is_left_of_compiled_code_that_failed(
+    outcome: Any, error: Exception | None, equipped: None, tmp_path: Path
+) -> None:
+    """Word only of code that was made here and draws nothing sound: of other errors there is word already."""
+    failures(tmp_path).condemn(Found(outcome, "a test"), error)
+    words = [json.loads(path.read_text())["reason"] for path in tmp_path.rglob("*.failed.json")]
+    assert words == (["compiled code failed: NumericalError: NaN"] if (outcome, error) == ("MISS", UNSOUND) else [])
+    failures(tmp_path).forget()
+    assert not [*tmp_path.rglob("*.json")]
+    failures(tmp_path).forget()
+
+
+@pytest.mark.parametrize(
+    ("kind", "age_s", "holds"), [("failed", 9 * LOST_S, True), ("lost", 9 * LOST_S, False), ("lost", 0, True)]
+)
+def test_how_long_word_is_held_against_anybody(
+    kind: str, age_s: float, holds: bool, equipped: None, tmp_path: Path
+) -> None:
+    (failures(tmp_path).note_lost if kind == "lost" else partial(failures(tmp_path).note, WRONG))("it broke")
+    [path] = tmp_path.rglob(f"*.{kind}.json")
+    os.utime(path, (time.time() - age_s,) * 2)
+    assert ("it broke" in failures(tmp_path).expected) == holds
+    assert ("it broke" in failures(tmp_path).lost) == (holds and kind == "lost")
+
+
+@pytest.mark.parametrize(("more", "holds"), [(0, True), (1, False)])
+def test_how_long_word_may_be(more: int, holds: bool, equipped: None, tmp_path: Path) -> None:
+    failures(tmp_path).note(WRONG, "it broke")
+    [path] = tmp_path.rglob("*.failed.json")
+    path.write_bytes(path.read_bytes().ljust(64 * 1024 + more))
+    assert ("it broke" in failures(tmp_path).expected) == holds
+
+
+def test_who_loses_the_gpu_hears_of_it_and_word_is_left(equipped: None, tmp_path: Path) -> None:
+    with pytest.raises(DeviceLost), failures(tmp_path).watched():
+        raise DeviceLost("gone") from RuntimeError("illegal address")
+    assert "compiled code lost the GPU: RuntimeError: illegal address (" in failures(tmp_path).lost
 
 
 def test_an_error_may_have_come_from_itself() -> None:

@@ -505,6 +505,33 @@ def test_any_order_comes_to_an_end(small: Path) -> None:
         assert not reader.take("c")
 
 
+def test_what_is_asked_for_is_next_and_then_the_rest_of_its_file(small: Path) -> None:
+    with Reader(Source(small, None), threads=0) as reader:
+        (first,), (second,), (third,) = (reader.files(name) for name in "abc")
+        reader._stop(RuntimeError("nobody reads here"))
+        reader._jobs.extend((file, *chunk) for file in (first, second, third) for chunk in file.chunks)
+        with pytest.raises(RuntimeError, match="nobody reads"):
+            reader.wait(second, CHUNK)
+        order = [(file, start) for file, start, _ in reader._jobs]
+    starts = [start for start, _ in second.chunks]
+    assert starts[:3] == [0, CHUNK, 2 * CHUNK]
+    rest = [(second, start) for start in starts if start != CHUNK]
+    others = [(file, start) for file in (first, third) for start in starts]
+    assert order == [(second, CHUNK), *rest, *others]
+
+
+def test_what_is_not_wanted_is_not_read(small: Path) -> None:
+    with Reader(source(small), without=("b",)) as reader:
+        assert (set(reader.index), reader.files("b"), len(reader.files("a"))) == ({"_class_name", "a", "c"}, [], 1)
+        assert set(everything(reader)) == {"a", "c"}
+
+
+def test_memory_need_not_come_in_huge_pages(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", 1 << 20)  # no kernel knows it
+    with Reader(source(small)) as reader:
+        assert len(everything(reader)) == 3
+
+
 def test_leaving_does_not_wait_for_a_read_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging, whole = threading.Event(), os.preadv
 

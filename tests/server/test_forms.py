@@ -123,3 +123,8 @@ def test_json_cut_short_anywhere_is_refused() -> None:
     for length in range(len(whole)):
         with pytest.raises(InvalidJson):
             decode(whole[:length])
+
+
+def test_an_empty_body_is_a_form_without_fields() -> None:
+    """What is missing then is told by name."""
+    assert read(b"") == {}

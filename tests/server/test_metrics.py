@@ -4,21 +4,24 @@ import asyncio
 import json
 import logging
 import re
+import resource
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import httpx
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Api, Engine, Picture, create_app
+from handler import Api, Engine, Picture, Settings, create_app
 from handler.core.errors import NumericalError
+from handler.engine.engine import State
 from handler.server import access, metrics
 from handler.worker.clock import Phase
 from serving import Served
@@ -356,3 +359,39 @@ def test_where_the_histograms_have_their_bounds(engine: Engine) -> None:
     wanted = "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 25.0 60.0 120.0 300.0 +Inf"
     names = ("kindling_request_seconds_bucket", "kindling_queue_wait_seconds_bucket", "kindling_stage_seconds_bucket")
     assert bounds == dict.fromkeys(names, wanted.split())
+
+
+def test_what_is_not_known_yet_is_not_told(family: FakeFamily) -> None:
+    engine = Engine(Settings(queue=7), boot=family.boot)
+    found = samples(metrics.Metrics(engine).text().decode())
+    told = {key: value for key, value in found.items() if not key[0].endswith(("_total", "_created", "_bytes"))}
+    states = {("kindling_state", state): float(state == "starting") for state in get_args(State)}
+    numbers = {"queue_depth": 0, "queue_limit": 7, "inflight": 0}
+    assert {key: value for key, value in told.items() if "seconds_" not in key[0] and "spend" not in key[0]} == {
+        **{("kindling_" + name,): value for name, value in numbers.items()},
+        **states,
+        ("kindling_boot_outcome", "starting"): 1,
+    }
+    engine.ledger.plan, engine.ledger.total_s, engine.ledger.outcome = "EAGER", 12.5, "ready"
+    engine.ledger.phases.append(Phase("weights", 1.0, 2.5))
+    found = samples(metrics.Metrics(engine).text().decode())
+    assert (found["kindling_plan", "EAGER"], found["kindling_compile_failed",]) == (1, 0)
+    assert (found["kindling_cold_start_seconds",], found["kindling_load_seconds", "weights"]) == (12.5, 2.5)
+    assert found["kindling_boot_outcome", "ready"] == 1
+    engine.ledger.compile_failure = "no compiler"
+    assert samples(metrics.Metrics(engine).text().decode())["kindling_compile_failed",] == 1
+
+
+def test_a_processes_own_peak_is_told_before_there_is_a_worker(family: FakeFamily) -> None:
+    engine = Engine(Settings(), boot=family.boot)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = samples(metrics.Metrics(engine).text().decode())
+    assert {key for key in found if key[0] == "kindling_memory_bytes"} == {("kindling_memory_bytes", "host_peak")}
+    assert 0.5 * before < found["kindling_memory_bytes", "host_peak"] < 1.5 * before
+    assert metrics._cuda(engine) is None
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda", torch.cuda), ("cpu", None)])
+def test_only_a_worker_on_a_gpu_is_asked_for_its(device: str, told: Any) -> None:
+    worker = SimpleNamespace(hardware=SimpleNamespace(device=device))
+    assert metrics._cuda(SimpleNamespace(worker=worker)) is told  # type: ignore[arg-type]

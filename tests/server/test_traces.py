@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -20,6 +22,7 @@ from handler.core.version import __version__
 from handler.server import traces
 from handler.server.access import Observed
 from handler.server.app import create_app
+from handler.worker.clock import Ledger, Phase
 from otlp_plane import Receiver, receiving
 from serving import serving
 
@@ -185,6 +188,47 @@ def test_no_receiver_costs_only_spans(
     assert "canary" not in caplog.text
 
 
+@pytest.mark.parametrize("outcome", ["ready", "failed"])
+def test_a_cold_start_is_a_span_with_its_phases(
+    receiver: Receiver, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed one is sent at once, for the process may end; a good one when the others are."""
+    monkeypatch.setattr(traces, "FLUSH_S", 60.0)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", receiver.url + "/v1/traces")
+    found = traces.tracing("spark")
+    assert found
+    phases = [Phase("import", 0.5, 2.0), Phase("weights", 2.5, 1.25)]
+    told = {"device": "cpu", "plan": "EAGER", "plan_reason": "off", "phase": "weights", "reason": "why"}
+    now = time.time_ns()
+    found.cold_start(Ledger(outcome=outcome, total_s=4.0, budget_s=240.0, phases=phases, **told))  # type: ignore[arg-type]
+    names = [span.name for span in receiver.spans]
+    assert names == ([] if outcome == "ready" else ["cold start", "import", "weights"])
+    found.close()
+    start = receiver.wait_for("cold start")
+    told |= {"outcome": outcome, "budget_s": 240.0}  # type: ignore[dict-item]
+    assert start.attributes == {f"kindling.{name}": value for name, value in told.items()}
+    assert (start.failed, start.parent) == (outcome == "failed", "")
+    assert abs(start.end - now) < 60e9
+    below = [(each.name, ns(each.start - start.start), ns(each.end - each.start)) for each in receiver.below(start)]
+    assert (ns(start.end - start.start), below) == (4.0, [("import", 0.5, 2.0), ("weights", 2.5, 1.25)])
+
+
+def test_the_end_waits_three_seconds_for_a_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert traces.FLUSH_S == 3.0
+    monkeypatch.setattr(traces, "FLUSH_S", 0.0)
+    never, ended = threading.Event(), threading.Event()
+
+    def shutdown() -> None:
+        never.wait()
+        ended.set()
+
+    provider = SimpleNamespace(get_tracer=lambda *_: None, shutdown=shutdown, force_flush=shutdown)
+    traces.Traces(provider).close()  # type: ignore[arg-type]
+    assert not ended.is_set()
+    never.set()
+    assert ended.wait(60)
+
+
 def test_the_cold_start_of_a_real_server_is_a_trace(receiver: Receiver) -> None:
     with serving({"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_SERVICE_NAME": "studio"}) as server:
         ledger = httpx.get(server.url + "/health/ready").json()["cold_start"]
@@ -242,3 +286,10 @@ def test_an_endpoint_without_the_packages_says_what_to_install(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(SettingsError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT .* pip install opentelemetry-sdk"):
         traces.tracing("spark")
+
+
+def test_a_clock_of_seconds_becomes_the_wall_clock() -> None:
+    before = time.time_ns()
+    at = traces._since(1000.0)
+    assert before <= at(1000.0) <= time.time_ns()
+    assert (at(1000.5) - at(1000.0), at(999.0) - at(1000.0)) == (500_000_000, -1_000_000_000)

@@ -217,6 +217,12 @@ def test_a_terminal_sees_progress(hub: Hub, tmp_path: Path) -> None:
     assert "100%" in seen
 
 
+def test_a_repository_has_the_files_of_all_its_folders(hub: Hub) -> None:
+    found = Repository(SCHNELL.repository, SCHNELL.revision).files()
+    assert set(found) == {*NEEDED, *LEFT}
+    assert found[WEIGHTS].size == len(hub.first.files[WEIGHTS].data)
+
+
 def test_what_is_complete_needs_no_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fetch(SCHNELL, tmp_path, wait=never)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

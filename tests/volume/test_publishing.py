@@ -62,6 +62,14 @@ def flipped(target: Path) -> None:
     (target / "file").write_text("w0ole")
 
 
+def spotted(target: Path) -> None:
+    """One of several files has other bytes."""
+    with publishing(target, FACTS) as part:
+        for name in ("a", "file", "z"):
+            (part / name).write_text("whole")
+    (target / "file").write_text("w0ole")
+
+
 def foreign(target: Path) -> None:
     """A whole folder, made for something else."""
     target.mkdir()
@@ -79,7 +87,7 @@ def shortened(target: Path) -> None:
     os.truncate(target / "file", 2)
 
 
-BAD = [torn, flipped, foreign, illegible, shortened]
+BAD = [torn, flipped, spotted, foreign, illegible, shortened]
 
 
 @pytest.mark.parametrize("spoil", BAD)

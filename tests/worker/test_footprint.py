@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,11 +24,12 @@ from handler.core.errors import StartError
 from handler.core.host import AHEAD, read_ahead
 from handler.model.families import build
 from handler.model.hardware import Hardware
-from handler.volume.manifest import write_manifest
+from handler.volume.layout import Slot
+from handler.volume.manifest import Source, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
 from handler.worker.decision import decide
-from handler.worker.footprint import PROCESS, weigh
+from handler.worker.footprint import PROCESS, _part, weigh
 from handler.worker.memory import memory_plan
 
 SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
@@ -198,6 +201,35 @@ def test_a_cpus_memory_is_the_hosts() -> None:
     found = weights.footprint("resident", 64e9)
     assert (found.host, found.host_peak) == (0, 0)
     assert found.device < found.device_peak < weights.stored  # not three copies, nor all that is read
+
+
+def test_a_component_is_reckoned_tensor_by_tensor(tmp_path: Path) -> None:
+    """Rounding one matrix takes as much as the largest needs; what is not rounded is as wide as the rest computes."""
+    names = ("blocks.0.to_q.weight", "blocks.1.to_k.weight", "blocks.1.to_k.bias", "proj_in.weight")
+    shapes = ((64, 32), (128, 64), (128,), (4096, 64))
+    sizes = [math.prod(shape) for shape in shapes]
+    found = [(n, Slot("bfloat16", shape, 8, 8 + 2 * size)) for n, shape, size in zip(names, shapes, sizes, strict=True)]
+    source = Source(tmp_path, None)
+    part = _part("transformer", found, source, Hardware("cpu", "CPU", "int8", ""))
+    assert (part.name, part.parameters, part.stored) == ("transformer", sum(sizes), 2 * sum(sizes))
+    assert part.held == sizes[0] + 4 * 64 + sizes[1] + 4 * 128 + 4 * (sizes[2] + sizes[3])
+    assert part.rounding == 16 * sizes[1]
+    for plain in (
+        _part("vae", found, source, Hardware("cpu", "CPU", "int8", "")),
+        _part("transformer", found, source, Hardware("cpu", "CPU", "fp32", "")),
+    ):
+        assert (plain.held, plain.rounding) == (4 * sum(sizes), 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [("resident", set()), ("encoders", {"text_encoder"}), ("blocks", {"text_encoder", "transformer"})],
+)
+def test_what_waits_in_host_memory_where_that_is_another(mode: str, kinds: set[str]) -> None:
+    gpu, cpu = (weigh(DEV, Hardware(device, device, "bf16", "")) for device in ("cuda", "cpu"))
+    assert {re.split(r"[/_]\d|/", part.name)[0] for part in gpu.waiting(mode)} == kinds
+    assert (cpu.waiting(mode), cpu.comes(mode)) == ((), 0)
+    assert (gpu.comes(mode) > 0) == bool(kinds)
 
 
 def test_explicit_rounding_is_planned_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ class Failures:
         facts = self._facts()
         for kind in ("failed", "lost"):
             with contextlib.suppress(OSError):
-                self._path(facts, kind).unlink(missing_ok=True)
+                self._path(facts, kind).unlink()
 
     def condemn(self, found: artifacts.Found, error: Exception | None) -> None:
         """Compiled code failed by `error`, if any, and the model itself draws: what was `found` goes.
