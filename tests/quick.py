@@ -8,7 +8,7 @@ from typing import Any
 
 FILES = (
     "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "errors", "fetch", "floors",
-    "forms", "golden", "hub", "engine", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "executor",
+    "forms", "golden", "hub", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter",
     "pairs", "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "request",
     "room", "scenes", "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
 )  # fmt: skip
