@@ -95,8 +95,8 @@ class Queue(RuleBasedStateMachine):
         return self.loop.run_until_complete(both())
 
     async def settled(self) -> None:
-        """Until the engine waits at a step, or for somebody who asks."""
-        while not self.held.is_set() and (self.pending or self.engine.busy):
+        """Until the engine waits at a step, or for somebody who asks; a picture that nobody wants may still fail it."""
+        while not self.held.is_set() and (self.pending or self.engine.busy or self.engine._executor.jobs):
             await asyncio.sleep(0.001)
 
     def submit(self, n: int, shape: int, deadline: float) -> "asyncio.Task[list[Drawn]]":
