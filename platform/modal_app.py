@@ -36,9 +36,8 @@ OFFERS = choose_gpus(SETTINGS, SPEC, "modal")[:3]
 FITTING = [name for offer in OFFERS for name in offer.rental.names]
 PLANS = [offer.outlook.memory for offer in OFFERS]
 HOST_MB = int(max(plan.host_gb for plan in PLANS) * 1_000)
-WHOLE_MB = int(
-    max(plan.host_gb + plan.needs_gb for plan in PLANS) * 1_000
-)  # weights come back from the GPU to be written
+# Where weights come back from the GPU to be written, there is room for them too.
+WHOLE_MB = int(max(plan.host_gb + plan.needs_gb for plan in PLANS) * 1_000)
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 NAMED = ENVIRONMENT.get("MODAL_SECRET")
 SETTLED = SETTINGS.api_keys or SETTINGS.allow_open

@@ -25,9 +25,9 @@ class Tariff:
 
 @dataclass(frozen=True, slots=True)
 class Rental:
-    """How a platform rents a GPU: its own names for it (none: only by luck), dollars a second, GB of the host's memory.
+    """How a platform rents a GPU: its names for it (none where nobody can ask for it), dollars a second, host's GB.
 
-    `pool` is RunPod's name for GPUs of one price. A host without limit is one whose memory is asked for, or not told.
+    `pool` is RunPod's name for GPUs of one price. Host memory is infinite where it is asked for, or not published.
     """
 
     names: tuple[str, ...] = ()

@@ -34,7 +34,7 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
     for gpu, rental in rentals:
         if wanted & set(rental.names):
             try:
-                offers.append(Offer(gpu, rental, promised(settings, spec, gpu, rental)))
+                offers.append(Offer(gpu, rental, _promised(settings, spec, gpu, rental)))
             except KindlingError as error:
                 refused.append(error)
     if refused and (asked or not offers):  # of all that are refused, the dearest can do most
@@ -43,7 +43,7 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
     return tuple(one for one in offers if asked or one.outlook.memory.mode == TRIED["auto"][best])
 
 
-def promised(settings: Settings, spec: ModelSpec, gpu: Gpu, rental: Rental) -> Outlook:
+def _promised(settings: Settings, spec: ModelSpec, gpu: Gpu, rental: Rental) -> Outlook:
     """What a worker on `gpu` will do; the StartError that says why it could not."""
     seen = outlook(settings, spec, gpu, rental.host_gb)
     if seen.hardware.dtype == "bfloat16" and gpu.capability < BF16:

@@ -106,9 +106,8 @@ class Worker:
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory)
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
-        model, streaming = getattr(pipeline, family.DENOISER), memory.mode == "blocks"
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
-        worker.hardware = kernel.settle(settings, spec, hardware, model, clock, streaming, one)
+        worker.hardware = kernel.settle(seen, getattr(pipeline, family.DENOISER), clock, one)
         decoder = artifacts.decoder_of(worker._decoder)
         failures = Failures(settings.compile, spec, worker.hardware, settings.volume, decoder)
         worker._compile(seen, clock, failures)

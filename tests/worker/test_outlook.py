@@ -1,6 +1,8 @@
 """What a worker will do, told ahead: on every GPU of every platform, in every precision; and what boot makes of it."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -120,7 +122,21 @@ def test_a_kernel_of_attention_is_rented_for_too() -> None:
     assert choose_gpus(Settings(), DEV, "runpod")[0].outlook.attention is None  # the worker will measure
 
 
-def test_another_machines_outlook_reads_no_volume_and_imports_no_torch(tmp_path: Path) -> None:
+def test_whoever_rents_needs_no_torch() -> None:
+    """Nor does a worker, before it imports torch: it reads weights meanwhile."""
+    code = """
+import sys
+from handler import MODELS, Settings, choose_gpus, outlook
+from handler.model.hardware import expected
+for attention in ("auto", "cudnn", "flash3"):
+    assert choose_gpus(Settings(attention=attention), MODELS["flux-dev"], "modal")
+assert outlook(Settings(), MODELS["spark"], expected(Settings())).require().fits
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_another_machines_outlook_reads_no_volume(tmp_path: Path) -> None:
     (tmp_path / "receipts").write_text("no folder")
     settings = Settings(volume=tmp_path)
     elsewhere = outlook(settings, DEV, GPUS["H100"], host_gb=64)
