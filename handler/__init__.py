@@ -5,6 +5,7 @@ Importing this package imports neither torch nor diffusers; `Worker.boot` does, 
 
 from handler.api.dispatch import Api
 from handler.api.reply import Reply
+from handler.catalog.gpus import GPUS
 from handler.catalog.models import MODELS, MODES
 from handler.catalog.spec import ModelSpec
 from handler.core.birth import Birth
@@ -22,10 +23,12 @@ from handler.volume.manifest import checked, write_manifest
 from handler.volume.reader import Reader
 from handler.volume.sources import fetched_folder
 from handler.worker.clock import Clock
-from handler.worker.memory import room_for
+from handler.worker.outlook import outlook
+from handler.worker.renting import choose_gpus
 from handler.worker.worker import Worker
 
 __all__ = [
+    "GPUS",
     "MODELS",
     "MODES",
     "Api",
@@ -44,12 +47,13 @@ __all__ = [
     "Worker",
     "bind_blocks",
     "checked",
+    "choose_gpus",
     "compile_blocks",
     "create_app",
     "detect",
     "fetched_folder",
     "load_components",
-    "room_for",
+    "outlook",
     "tensors",
     "write_manifest",
 ]

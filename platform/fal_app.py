@@ -23,17 +23,16 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 import handler
-from handler import Api, Engine, ImageRequest, KindlingError, Settings, room_for
+from handler import Api, Engine, ImageRequest, KindlingError, Settings, choose_gpus
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
-MACHINES = {"GPU-L40": 48, "GPU-A100": 40, "GPU-H100": 80, "GPU-H200": 141, "GPU-B200": 180}  # GB; the cheapest first
 STAYS = ("KINDLING_API_KEYS", "KINDLING_VOLUME")
 CHOSEN = {name: value for name, value in Settings.named(os.environ).items() if name not in STAYS}
 ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", **CHOSEN}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
-NEEDED_GB = room_for(SPEC).needs_gb
+MACHINES = [name for offer in choose_gpus(SETTINGS, SPEC, "fal") for name in offer.rental.names]  # the cheapest first
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 IMAGE = ContainerImage.from_dockerfile(
     str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": f"fal=={fal.__version__}"}
@@ -71,7 +70,7 @@ class Kindling(fal.App):
     app_name = "kindling"
     app_auth = "private"
     image = IMAGE
-    machine_type = [name for name, memory in MACHINES.items() if memory >= NEEDED_GB][:3]
+    machine_type = MACHINES[:3]
     data_mounts = ["/data"]  # noqa: RUF012
     secrets: list[str] = []  # noqa: RUF012  # drawing needs none of the account's
     keep_alive = 300

@@ -20,22 +20,24 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Birth, Clock, Engine, Settings, StartError, create_app, room_for
+from handler import Api, Birth, Clock, Engine, Settings, StartError, choose_gpus, create_app
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 VOLUME = "/kindling"
-GPUS = {"L40S": 48, "A100-80GB": 80, "H100": 80, "H200": 141, "B200": 180}  # GB; the cheapest first
 CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT")
 SNAPSHOTS = ("", "cpu", "gpu")  # whose memory containers are restored from
 CHOSEN = {**Settings.named(os.environ), **{name: os.environ[name] for name in CHOICES if name in os.environ}}
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
-ROOM = room_for(SPEC)
-FITTING = [name for name, memory in GPUS.items() if memory >= ROOM.needs_gb][:3]
-WHOLE_MB = int((ROOM.host_gb + ROOM.needs_gb) * 1_000)  # where weights come back from the GPU to be written
+OFFERS = choose_gpus(SETTINGS, SPEC, "modal")[:3]
+FITTING = [name for offer in OFFERS for name in offer.rental.names]
+PLANS = [offer.outlook.memory for offer in OFFERS]
+HOST_MB = int(max(plan.host_gb for plan in PLANS) * 1_000)
+# Where weights come back from the GPU to be written, there is room for them too.
+WHOLE_MB = int(max(plan.host_gb + plan.needs_gb for plan in PLANS) * 1_000)
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 NAMED = ENVIRONMENT.get("MODAL_SECRET")
 SETTLED = SETTINGS.api_keys or SETTINGS.allow_open
@@ -67,9 +69,9 @@ HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVI
 
 @app.cls(
     **HOME,
-    gpu=FITTING,  # the cheapest that holds the model whole, then whatever is free
+    gpu=FITTING,  # the cheapest that runs the model best, then whatever is free
     cpu=4,
-    memory=int(ROOM.host_gb * 1_000),  # the weights pass through it on their way to the GPU, a part at a time
+    memory=HOST_MB,  # weights pass through it on their way to the GPU, a part at a time, or wait there
     min_containers=0,
     max_containers=4,
     scaledown_window=BUDGET_S,  # to stay idle for as long as a cold start takes costs at most twice the optimum

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-from handler import MODELS, MODES, KindlingError, ModelSpec, Settings, room_for
+from handler import GPUS, MODELS, MODES, KindlingError, ModelSpec, Settings, choose_gpus
 
 WORKER = ("python", "-u", "platform/runpod_worker.py")
 SERVER = ("python", "-m", "handler", "serve", "--host", "0.0.0.0", "--port", "8000")  # noqa: S104
@@ -38,27 +38,8 @@ TIMEOUT_S = 60
 TIMEOUT_MS = 600_000  # of a job, at least
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """GPUs that RunPod rents at one price: `memory_gb` as torch counts it on the smallest, dollars a second."""
-
-    id: str
-    gpus: tuple[str, ...]
-    memory_gb: float
-    price: float
-
-
-ADA_16 = ("NVIDIA RTX 4000 Ada Generation", "NVIDIA RTX 2000 Ada Generation")
-POOLS = (  # docs.runpod.io's "GPU types" and "Pricing" of August 2026, by price
-    Pool("AMPERE_16", ("NVIDIA RTX A4000", "NVIDIA RTX A4500", *ADA_16), 15.5, 0.00016),
-    Pool("AMPERE_24", ("NVIDIA L4", "NVIDIA RTX A5000", "NVIDIA GeForce RTX 3090"), 23.5, 0.00019),
-    Pool("ADA_24", ("NVIDIA GeForce RTX 4090",), 23.5, 0.00031),
-    Pool("AMPERE_48", ("NVIDIA A40", "NVIDIA RTX A6000"), 47.5, 0.00034),
-    Pool("ADA_48_PRO", ("NVIDIA L40S", "NVIDIA L40", "NVIDIA RTX 6000 Ada Generation"), 47.5, 0.00053),
-    Pool("AMPERE_80", ("NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB"), 80, 0.00076),
-    Pool("ADA_80_PRO", ("NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL"), 80, 0.00116),
-    Pool("HOPPER_141", ("NVIDIA H200",), 141, 0.00155),
-)
+RENTALS = [gpu.rentals["runpod"] for gpu in GPUS.values() if "runpod" in gpu.rentals]  # the cheapest first
+POOLS = {one.pool: [name for row in RENTALS if row.pool == one.pool for name in row.names] for one in RENTALS}
 MOST_POOLS = 3  # RunPod ranks no more
 
 
@@ -108,15 +89,15 @@ def bodies(wanted: Deployment) -> tuple[dict[str, Any], dict[str, Any]]:
         "startSsh": False,
         "startJupyter": False,
     }
-    pools = [pool for pool in POOLS if set(pool.gpus) & set(wanted.gpus)]
+    pools = [pool for pool, gpus in POOLS.items() if set(gpus) & set(wanted.gpus)]
     by_queue = {"type": "QUEUE_DELAY", "queueDelay": wanted.queue_delay_s}
     by_count = {"type": "REQUEST_COUNT", "requestCount": wanted.waiting}
     endpoint = {
         "name": wanted.name,
         "type": "LOAD_BALANCER" if wanted.load_balancer else "QUEUE",
         "gpu": {
-            "pools": [pool.id for pool in pools],
-            "excludedTypes": [gpu for pool in pools for gpu in pool.gpus if gpu not in wanted.gpus],
+            "pools": pools,
+            "excludedTypes": [gpu for pool in pools for gpu in POOLS[pool] if gpu not in wanted.gpus],
             "count": 1,
             "minCudaVersion": wanted.min_cuda,
         },
@@ -129,31 +110,13 @@ def bodies(wanted: Deployment) -> tuple[dict[str, Any], dict[str, Any]]:
     return template, endpoint
 
 
-def needed_gb(spec: ModelSpec) -> float:
-    """What a worker reckons before it loads the model: two bytes a parameter, and room to work."""
-    return room_for(spec).needs_gb
-
-
-def gpus_for(spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:
-    """The GPUs asked for, else those of the cheapest pools that hold the model; in order of price."""
-    needs = needed_gb(spec)
-    sizes = {gpu: pool.memory_gb for pool in POOLS for gpu in pool.gpus}
-    for gpu in asked:
-        if gpu not in sizes:
-            raise RefusedError(f"--gpu {gpu!r} is not known here. Known: {', '.join(sizes)}.")
-        if sizes[gpu] < needs:
-            raise RefusedError(
-                f"{spec.id} needs {needs:.1f} GB, and the {gpu} has {sizes[gpu]:g}. Choose a larger one."
-            )
-    if asked:
-        return tuple(gpu for gpu in sizes if gpu in asked)
-    fitting = [pool for pool in POOLS if pool.memory_gb >= needs][:MOST_POOLS]
-    if not fitting:
-        largest = max(pool.memory_gb for pool in POOLS)
-        raise RefusedError(
-            f"{spec.id} needs {needs:.1f} GB, and no GPU here has more than {largest:g}. Choose another."
-        )
-    return tuple(gpu for pool in fitting for gpu in pool.gpus)
+def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:
+    """The GPUs asked for, else those of the cheapest pools that run the model best; in order of price."""
+    offers = choose_gpus(settings, spec, "runpod", asked)
+    pools = list(dict.fromkeys(offer.rental.pool for offer in offers))
+    kept = pools if asked else pools[:MOST_POOLS]
+    rented = [name for offer in offers if offer.rental.pool in kept for name in offer.rental.names]
+    return tuple(name for name in rented if not asked or name in asked)
 
 
 def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bool) -> dict[str, str]:
@@ -260,8 +223,9 @@ def planned(args: argparse.Namespace, environ: Mapping[str, str]) -> Deployment:
         print(f"{spec.id}: without --volume, choose it as the endpoint's cached model in the console.", file=sys.stderr)
     env = environment(args, environ, volume=bool(args.volume) or not spec.embedded)
     name = f"kindling-{args.model}"
-    longest = max(TIMEOUT_MS, math.ceil(1000 * Settings.from_env(env).deadline_s))
-    gpus = gpus_for(spec, args.gpu)
+    settings = Settings.from_env(env)
+    longest = max(TIMEOUT_MS, math.ceil(1000 * settings.deadline_s))
+    gpus = gpus_for(settings, spec, args.gpu)
     return Deployment(name, args.image, gpus, env, args.volume, args.load_balancer, timeout_ms=longest)
 
 

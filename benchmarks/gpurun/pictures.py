@@ -31,6 +31,7 @@ from handler import (
     Settings,
     Worker,
     detect,
+    outlook,
 )
 from handler.model import families
 from handler.model.compiling.failures import Failures
@@ -78,7 +79,7 @@ class Studio:
         """
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
             given: dict[str, Any] = {"precision": self.precision, "compile": policy, "volume": volume or Path(empty)}
-            settings = Settings(model=MODEL, cold_start_budget_s=PATIENT_S, **given)
+            settings = Settings(model=MODEL, cold_start_budget_s=PATIENT_S, offload="off", **given)
             clock = Clock(PATIENT_S, birth=Birth.anew(), publish=lambda ledger: None)
             engine = Engine(settings, clock, boot=partial(self._boot, spec))
             engine.start()
@@ -90,13 +91,13 @@ class Studio:
 
     def _boot(self, spec: ModelSpec, settings: Settings, clock: Clock) -> Worker:
         """What `Worker.boot` does once the weights are there."""
-        worker = Worker(spec, detect(settings), flux, self.pipeline, clock.ledger)
+        seen = outlook(settings, spec, detect(settings))
+        worker = Worker(spec, seen.hardware, flux, self.pipeline, clock.ledger)
         worker._decoder = self.unbound()
-        model = self.pipeline.transformer
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
-        worker.hardware = kernel.settle(settings, spec, worker.hardware, model, clock, False, one)
+        worker.hardware = kernel.settle(seen, self.pipeline.transformer, clock, one)
         failures = Failures(settings.compile, spec, worker.hardware, settings.volume)
-        worker._compile(settings, clock, failures)
+        worker._compile(seen, clock, failures)
         with clock.phase("warm"):
             worker._warm(clock, failures)
         clock.finish("ready")

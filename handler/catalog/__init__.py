@@ -1,1 +1,1 @@
-"""What is known ahead, as frozen rows: models, licences, precisions, kernels of attention, prices."""
+"""What is known ahead, as frozen rows: models, licences, precisions, kernels of attention, GPUs."""

@@ -13,10 +13,9 @@ from typing import Any
 from handler.api.store import Store
 from handler.catalog.attention import refusals
 from handler.catalog.models import find
-from handler.catalog.spec import ModelSpec
 from handler.cli.configured import described, listed
 from handler.cli.findings import lines
-from handler.cli.models import expected, states
+from handler.cli.models import states
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError
 from handler.core.settings import Settings
 from handler.core.version import __version__
@@ -28,13 +27,10 @@ from handler.volume.autoencoder import vae_source
 from handler.volume.listing import weight_files
 from handler.volume.manifest import Source
 from handler.volume.patience import patiently
-from handler.volume.sources import served_source
 from handler.worker.boots import LOOKED, last_boots, measured, past
-from handler.worker.compilation import COMPILE_S, STREAMING
-from handler.worker.compilation import plan as planned
-from handler.worker.decision import decide
+from handler.worker.compilation import COMPILE_S
 from handler.worker.footprint import weigh
-from handler.worker.memory import MemoryPlan
+from handler.worker.outlook import Outlook, outlook
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -83,7 +79,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _served(settings: Settings, hardware: Hardware) -> Hardware:
     """With what `auto` means for the configured model, and why."""
-    return decide(settings, find(settings.model), hardware).hardware
+    seen = outlook(settings, find(settings.model), hardware)
+    return replace(seen.hardware, attention=seen.attention.id if seen.attention else "")
 
 
 def _unserved(hardware: Hardware, why: str) -> Hardware:
@@ -127,11 +124,11 @@ def store_state(settings: Settings) -> dict[str, Any]:
 def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     """The estimate for the configured model against the budget, summand by summand."""
     spec = find(settings.model)
-    decision, policy = decide(settings, spec, hardware), settings.compile
-    settings, hardware = decision.settings, decision.hardware
+    seen = outlook(settings, spec, hardware)
+    hardware = seen.hardware
     try:
-        source, found, memory = _grounds(settings, spec, hardware)
-        size = weigh(spec, hardware, source).stored
+        found = _grounds(seen)
+        size = weigh(spec, hardware, seen.weights).stored
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
     boots = past(settings.volume)
@@ -141,14 +138,12 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         why = f"longest of its last {LOOKED} boots here" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 
-    speed = read_speed(_largest(source))
+    speed = read_speed(_largest(seen.weights))
     parts = [took("import"), Part("weights", size / speed, f"{size / 1e9:.2f} GB at {speed / 1e9:.2f} GB/s")]
     spent = sum(part.seconds for part in parts)
-    compile_s = measured(boots, "compile", spec.id, hardware.name, hardware.precision)
     left = settings.cold_start_budget_s - spent
-    failure = Failures(policy, spec, hardware, settings.volume).expected
-    chosen = planned(settings.compile, hardware.device, found.outcome, found.reason, left, compile_s, failure)
-    chosen = STREAMING if memory.mode == "blocks" else chosen
+    failure = Failures(settings.compile, spec, hardware, settings.volume).expected
+    chosen, compile_s = seen.compilation(found, left, boots, failure), seen.compile_s(boots)
     if chosen.compiles:
         parts.append(Part("compile", compile_s or COMPILE_S, "measured" if compile_s else "assumed"))
     parts += [took("artifacts")] * (found.outcome == "HIT") + [took("warm")]
@@ -160,22 +155,22 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         "budget_s": settings.cold_start_budget_s,
         "fits": total <= settings.cold_start_budget_s,
         "plan": asdict(chosen),
-        "memory": asdict(memory),
+        "memory": asdict(seen.memory),
     }
 
 
-def _grounds(settings: Settings, spec: ModelSpec, hardware: Hardware) -> tuple[Source, artifacts.Found, MemoryPlan]:
-    """What a start has to go by: weights, compiled code, memory. Raises what would end it, as a worker does."""
-    source = served_source(spec, settings.volume, hardware.precision)
+def _grounds(seen: Outlook) -> artifacts.Found:
+    """The compiled code that a start has to go by. Raises what would end it, as a worker does."""
+    settings, hardware = seen.settings, seen.hardware
+    _ = seen.weights
     if settings.vae:
         vae_source(settings.vae, settings.volume)
-    spec.served_caching(settings.step_cache)
-    memory = expected(spec, settings, hardware, source)
-    if not memory.fits:
-        raise DoesNotFit(f"it does not fit: {memory.reason}")
+    seen.spec.served_caching(settings.step_cache)
+    if not seen.memory.fits:
+        raise DoesNotFit(f"it does not fit: {seen.memory.reason}")
     if why := unheld(settings, hardware.name):
         raise SettingsError(why)
-    return source, artifacts.look(spec, hardware, settings.volume), memory
+    return artifacts.look(seen.spec, hardware, settings.volume)
 
 
 def _largest(source: Source) -> Path:

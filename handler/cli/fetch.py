@@ -10,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from handler.catalog.models import find
-from handler.cli.models import expected
-from handler.core.host import host_memory
+from handler.cli.models import listed
 from handler.core.settings import Settings
 from handler.model.hardware import detect, sees_gpu
 from handler.volume.download import fetch, fetch_vae
-from handler.worker.decision import decide
 from handler.worker.memory import nearest
+from handler.worker.outlook import outlook
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,9 +24,9 @@ def run(options: argparse.Namespace) -> int:
     spec = find(settings.model)
     if not spec.license.commercial:
         print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)
-    hardware = decide(settings, spec, detect(settings)).hardware if sees_gpu() else None
-    if hardware and not (found := expected(spec, settings, hardware)).fits:
-        advice = nearest(hardware, host_memory() / 1e9)
+    seen = outlook(settings, spec, detect(settings)) if sees_gpu() else None
+    if seen and not (found := listed(seen)).fits:
+        advice = nearest(seen.hardware, seen.host_gb)
         print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {advice}", file=sys.stderr)
     named = settings.vae and not Path(settings.vae).is_absolute()
     vae = fetch_vae(settings.vae, settings.volume, quiet=options.json) if named else None  # first: it is the small one

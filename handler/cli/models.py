@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from handler.catalog.models import MODELS, MODES
@@ -13,12 +13,11 @@ from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.compiling import artifacts
 from handler.model.hardware import Hardware, detect
-from handler.volume.manifest import Source
 from handler.volume.patience import cause, patiently
-from handler.volume.sources import baked_sources, served_source
+from handler.volume.sources import baked_sources
 from handler.worker.chips import dollars_of
-from handler.worker.decision import decide
-from handler.worker.memory import MemoryPlan, memory_plan
+from handler.worker.memory import MemoryPlan
+from handler.worker.outlook import Outlook, outlook
 
 FITS = {"resident": "fits", "encoders": "fits with text encoders offloaded", "blocks": "fits offloaded"}
 ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
@@ -44,31 +43,30 @@ class State:
 
 def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
     """Whether `spec` is on the volume, what was baked for it, whether it fits; else why not."""
-    hardware = decide(settings, spec, hardware).hardware
-    verdict = expected(spec, settings, hardware)
+    seen = outlook(settings, spec, hardware)
     try:
-        source = served_source(spec, settings.volume, hardware.precision)
-        verdict = expected(spec, settings, hardware, source)
-        found = artifacts.look(spec, hardware, settings.volume)
-    except WeightsMissing:
-        return State(spec.id, False, "MISS", False, "not fetched", verdict, hardware.precision)
+        if seen.fault:
+            raise seen.fault
+        memory, found = seen.memory, artifacts.look(spec, seen.hardware, settings.volume)
     except KindlingError as error:
-        return State(spec.id, False, "MISS", False, error.message, verdict, hardware.precision)
-    baked = any(source.folder == other.folder for other in baked_sources(spec, settings.volume))
-    dollars = dollars_of(settings.volume, spec.id, hardware.identity)
-    return State(spec.id, True, found.outcome, baked, found.reason, verdict, hardware.precision, dollars)
+        why = "not fetched" if isinstance(error, WeightsMissing) else error.message
+        return State(spec.id, False, "MISS", False, why, listed(seen), seen.hardware.precision)
+    baked = any(seen.weights.folder == other.folder for other in baked_sources(spec, settings.volume))
+    dollars = dollars_of(settings.volume, spec.id, seen.hardware.identity)
+    return State(spec.id, True, found.outcome, baked, found.reason, memory, seen.hardware.precision, dollars)
 
 
-def expected(spec: ModelSpec, settings: Settings, hardware: Hardware, source: Source | None = None) -> MemoryPlan:
-    """The memory plan a worker here would make."""
-    return memory_plan(spec, hardware, source, host_memory() / 1e9, settings.offload)
+def listed(seen: Outlook) -> MemoryPlan:
+    """The memory plan by the catalogue, whatever the files are."""
+    return replace(seen, source=None).memory
 
 
 def states(settings: Settings, hardware: Hardware) -> list[State]:
     """The state of every model in the catalogue."""
 
     def unknown(spec: ModelSpec, why: str) -> State:
-        return State(spec.id, False, "MISS", False, why, expected(spec, settings, hardware), hardware.precision)
+        seen = outlook(settings, spec, hardware, host_memory() / 1e9)  # as of a machine whose volume nobody sees
+        return State(spec.id, False, "MISS", False, why, seen.memory, seen.hardware.precision)
 
     def examined(spec: ModelSpec) -> State:
         try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from typing import Any
 
 from handler.catalog.attention import NATIVE
 from handler.catalog.attention import choose as choose_kernel
+from handler.catalog.gpus import Gpu, gpu_named
 from handler.catalog.precisions import PRECISIONS, choose
 from handler.core.errors import DeviceMissing
 from handler.core.host import host_memory
@@ -18,27 +18,7 @@ from handler.core.settings import Settings
 
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
-GPUS = Path("/proc/driver/nvidia/gpus")
-CARDS = {  # by words that the driver's name of a GPU must all have: compute capability, and GB
-    "L4": ((8, 9), 24),
-    "L40S": ((8, 9), 48),
-    "L40": ((8, 9), 48),
-    "RTX 4090": ((8, 9), 24),
-    "RTX 6000 Ada": ((8, 9), 48),
-    "T4": ((7, 5), 16),
-    "A10": ((8, 6), 24),
-    "A10G": ((8, 6), 24),
-    "RTX 3090": ((8, 6), 24),
-    "RTX A5000": ((8, 6), 24),
-    "RTX A6000": ((8, 6), 48),
-    "A40": ((8, 6), 48),
-    "A100 80GB": ((8, 0), 80),
-    "A100": ((8, 0), 40),
-    "H100": ((9, 0), 80),
-    "H200": ((9, 0), 141),
-    "B200": ((10, 0), 180),
-    "RTX PRO 6000": ((12, 0), 96),
-}
+GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +72,12 @@ def detect(settings: Settings) -> Hardware:
     return replace(hardware, attention=kernel.id if kernel else "")
 
 
+def rented(settings: Settings, gpu: Gpu) -> Hardware:
+    """`gpu` as a worker on it will find it; SettingsError where it cannot compute in KINDLING_PRECISION."""
+    chosen = choose(settings.precision, "cuda", gpu.name, gpu.capability)
+    return Hardware("cuda", gpu.name, *chosen, gpu.memory_gb, gpu.capability)
+
+
 def _cpu(settings: Settings) -> Hardware:
     chosen = choose(settings.precision, "cpu")
     return Hardware("cpu", "CPU", *chosen, host_memory() / 1e9, processor=processor().name)
@@ -105,7 +91,7 @@ def sees_gpu() -> bool:
 def expected(settings: Settings) -> Hardware:
     """What `detect` will most likely find, told without torch: weights are read while torch is being imported.
 
-    Of a GPU that neither the driver's library nor the table of cards tells, the name is empty.
+    Of a GPU that neither the driver's library nor the table of GPUs tells, the name is empty.
     """
     if settings.device == "cpu" or not sees_gpu():
         return _cpu(settings)
@@ -140,14 +126,8 @@ def _from_name() -> Card:
     """The GPUs' name as the kernel's driver tells it, if they have one, and what cards of that name are."""
     told: list[str] = []
     with contextlib.suppress(OSError):
-        told = [line for path in GPUS.glob("*/information") for line in path.read_text().splitlines()]
+        told = [line for path in GPU_FOLDER.glob("*/information") for line in path.read_text().splitlines()]
     names = {line.partition(":")[2].strip() for line in told if line.startswith("Model:")}
     name = names.pop() if len(names) == 1 else ""
-    for card, (capability, memory_gb) in CARDS.items():
-        if _words(card) <= _words(name):
-            return name, capability, memory_gb
-    return name, None, math.inf
-
-
-def _words(name: str) -> set[str]:
-    return set(re.split(r"[^a-z0-9]+", name.lower()))
+    row = gpu_named(name)
+    return (name, row.capability, row.memory_gb) if row else (name, None, math.inf)

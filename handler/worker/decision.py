@@ -10,14 +10,12 @@ from typing import Any
 
 from handler.catalog.precisions import PRECISIONS
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import DoesNotFit, KindlingError, WeightsMissing
+from handler.core.errors import KindlingError
 from handler.core.host import host_memory
 from handler.core.settings import Settings
-from handler.model.hardware import Hardware, expected
-from handler.volume.manifest import Source
+from handler.model.hardware import Hardware
 from handler.volume.receipts import Receipt, current
-from handler.volume.sources import served_source
-from handler.worker.memory import memory_plan, require
+from handler.worker.memory import memory_plan
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:
@@ -59,7 +57,7 @@ def automatic(
 ) -> tuple[str, str]:
     """What `auto` means for `spec` without a receipt, and why.
 
-    `hardware` has what it means for any model; `host_gb` and `offload` are those of `fit.memory_plan`.
+    `hardware` has what it means for any model; `host_gb` and `offload` are those of `memory.memory_plan`.
     """
     has, fp8 = hardware.capability, PRECISIONS["fp8"]
     if has is None or spec.embedded:
@@ -76,36 +74,19 @@ def automatic(
     return "int8", f"{hardware.precision} would have to stream the denoiser: {plan.reason}"
 
 
-def expect(settings: Settings, spec: ModelSpec) -> str:
-    """The precision that `decide` will most likely give, told without torch: weights are read meanwhile."""
-    return decide(settings, spec, expected(settings)).hardware.precision
+def decide(settings: Settings, spec: ModelSpec, hardware: Hardware, host_gb: float | None = None) -> Decision:
+    """What the receipt, or `automatic`, makes of `settings` and `hardware`, which then tells why.
 
-
-def sought(settings: Settings, spec: ModelSpec) -> tuple[str, Source]:
-    """The precision that is expected, and the weights for it; told without torch.
-
-    Where they are missing, and would not fit if they were fetched, WeightsMissing says that too.
+    `host_gb` is the memory of another machine's host, for which no receipt here holds; None on this machine.
     """
-    precision = expect(settings, spec)
-    try:
-        return precision, served_source(spec, settings.volume, precision)
-    except WeightsMissing as error:
-        hardware = decide(settings, spec, expected(settings)).hardware
-        try:
-            require(spec, hardware, None, host_memory() / 1e9, settings.offload)
-        except DoesNotFit as why:
-            raise WeightsMissing(f"{error.message} But {why.message}") from None
-        raise
-
-
-def decide(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Decision:
-    """What the receipt, or `automatic`, makes of `settings` and the detected `hardware`, which then tells why."""
-    receipt, told = applicable(settings.volume, spec, hardware.identity or None)
+    here = host_gb is None
+    receipt, told = applicable(settings.volume, spec, hardware.identity or None) if here else (None, "")
     followed = follow(settings, receipt)
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
     elif settings.precision == "auto":
-        precision, reason = automatic(spec, hardware, host_memory() / 1e9, settings.offload)
+        host_gb = host_memory() / 1e9 if host_gb is None else host_gb
+        precision, reason = automatic(spec, hardware, host_gb, settings.offload)
         hardware = replace(hardware, precision=precision, reason=reason)
     if receipt is None and told:
         hardware = replace(hardware, reason=f"{hardware.reason}; {told}")

@@ -4,36 +4,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from handler.catalog.attention import NATIVE, Choice, choose, refusals
-from handler.catalog.spec import ModelSpec
-from handler.core.settings import Settings
+from handler.catalog.attention import NATIVE, Choice, refusals
 from handler.model.attention import measured, unmeasured, use
 from handler.model.compiling import artifacts
 from handler.model.hardware import Hardware
 from handler.worker.clock import Clock
+from handler.worker.outlook import Outlook
 
 
-def settle(
-    settings: Settings,
-    spec: ModelSpec,
-    hardware: Hardware,
-    model: Any,
-    clock: Clock,
-    streaming: bool,
-    draw: Callable[[], object],
-) -> Hardware:
+def settle(seen: Outlook, model: Any, clock: Clock, draw: Callable[[], object]) -> Hardware:
     """Let `model` use a kernel and the ledger tell why: the one asked for, the volume's, or what is fastest in `draw`.
 
     All compiled code depends on it, so what one worker measured and published the later ones follow, noise or not.
     """
-    chosen = choose(settings.attention, hardware.capability, hardware.dtype)
-    if chosen is None:
+    hardware = seen.hardware
+    if (chosen := seen.attention) is None:
         with clock.phase("attention"):
             refused = refusals(hardware.capability, hardware.dtype)
             usable = [name for name, why in refused.items() if not why]
-            if found := artifacts.packaged(spec, hardware, settings.volume, usable):
+            if found := artifacts.packaged(seen.spec, hardware, seen.settings.volume, usable):
                 chosen = Choice(found, "as what is compiled on the volume")
-            elif why := unmeasured(model, streaming, clock.remaining):
+            elif why := unmeasured(model, seen.memory.mode == "blocks", clock.remaining):
                 chosen = Choice(NATIVE, why)
             else:
                 chosen = measured(model, refused, draw)

@@ -15,7 +15,6 @@ from handler.catalog.models import MODELS
 from handler.catalog.precisions import PRECISIONS
 from handler.catalog.sizes import NONE
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import DoesNotFit
 from handler.core.request import MAX_SIDE
 from handler.model.hardware import Hardware
 from handler.volume.manifest import Source
@@ -80,11 +79,6 @@ def fit(spec: ModelSpec, hardware: Hardware, source: Source | None = None) -> Me
     return memory_plan(spec, hardware, source, offload="off")
 
 
-def room_for(spec: ModelSpec, precision: str = "bf16") -> MemoryPlan:
-    """What a machine must have to hold all of `spec` on its GPU: `needs_gb` there, and `host_gb`."""
-    return fit(spec, Hardware("cuda", "GPU", precision, ""))
-
-
 def _laid_out(mode: Mode, weights: Weights, host_gb: float, counted: bool) -> MemoryPlan:
     """The plan for one mode; `counted`: by the catalogue's parameters, for there are no files."""
     spec, hardware = weights.spec, weights.hardware
@@ -113,22 +107,6 @@ def _tile_above(hardware: Hardware, taken_gb: float) -> int:
     wide = 1 if hardware.dtype == "bfloat16" else 2  # SDXL's VAE computes in fp32 where the rest does in fp16
     pixels = max(1, int((hardware.memory_gb - taken_gb - CONTEXT_GB) * 1e9 / (DECODED * wide)))
     return 0 if pixels >= MAX_SIDE**2 else pixels
-
-
-def require(
-    spec: ModelSpec,
-    hardware: Hardware,
-    source: Source | None = None,
-    host_gb: float = math.inf,
-    offload: str = "auto",
-) -> MemoryPlan:
-    """The plan; DoesNotFit, with the arithmetic and what would fit, rather than running out of memory."""
-    found = memory_plan(spec, hardware, source, host_gb, offload)
-    if found.fits:
-        return found
-    could = offload != "auto" and memory_plan(spec, hardware, source, host_gb).fits
-    advice = "It would with KINDLING_OFFLOAD=auto." if could else nearest(hardware, host_gb)
-    raise DoesNotFit(f"{spec.id} does not fit at {hardware.precision}: {found.reason}. {advice}")
 
 
 def nearest(hardware: Hardware, host_gb: float = math.inf) -> str:

@@ -17,7 +17,6 @@ from typing import Any, Self
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import BudgetExceeded, DeviceLost
-from handler.core.host import host_memory
 from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
@@ -27,19 +26,18 @@ from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
 from handler.model.environment import environment
-from handler.model.hardware import Hardware, detect
+from handler.model.hardware import Hardware, detect, expected
 from handler.model.runner import Runner, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label, vae_source
 from handler.volume.reader import opened
 from handler.volume.receipts import Gains, Receipt
-from handler.volume.sources import served_source
 from handler.worker import kernel
-from handler.worker.boots import BootLog, measured, past
+from handler.worker.boots import BootLog, past
 from handler.worker.clock import Clock, Ledger
-from handler.worker.compilation import OFF, STREAMING, Plan, plan
-from handler.worker.decision import decide, sought
-from handler.worker.memory import MemoryPlan, fit, require
+from handler.worker.compilation import Plan
+from handler.worker.memory import MemoryPlan, fit
+from handler.worker.outlook import Outlook, outlook
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 log = logging.getLogger(__name__)
@@ -83,7 +81,8 @@ class Worker:
     @classmethod
     def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock) -> Self:
         with clock.phase("volume"):
-            expected, source = sought(settings, spec)
+            seen = outlook(settings, spec, expected(settings))
+            source = seen.weights
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:
@@ -94,48 +93,42 @@ class Worker:
                 family = importlib.import_module(spec.family)
                 if spec.served_caching(settings.step_cache):
                     stepcache.library()
-                decision = decide(settings, spec, detect(settings))
-                hardware = decision.hardware
+                seen = seen.corrected(detect(settings))
+                hardware = seen.hardware
                 clock.ledger.device, clock.ledger.precision = hardware.name, hardware.precision
-                if hardware.precision != expected:  # the device, and so the receipt, is not what it seemed
+                if seen.weights is not source:  # the device, and so the receipt, is not what it seemed
                     files.close()
-                    source = served_source(spec, settings.volume, hardware.precision)
-                    reader, other = opened(files, source, vae)
-                    clock.ledger.weights = str(source.folder)
-                memory = require(spec, hardware, source, host_memory() / 1e9, settings.offload)
+                    reader, other = opened(files, seen.weights, vae)
+                    clock.ledger.weights = str(seen.weights.folder)
+                memory = seen.require()
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory)
-        worker.receipt, worker._decoder = decision.receipt, families.compilable(pipeline, hardware.device)
-        model, streaming = getattr(pipeline, family.DENOISER), memory.mode == "blocks"
+        worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
         one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
-        worker.hardware = kernel.settle(settings, spec, hardware, model, clock, streaming, one)
+        worker.hardware = kernel.settle(seen, getattr(pipeline, family.DENOISER), clock, one)
         decoder = artifacts.decoder_of(worker._decoder)
         failures = Failures(settings.compile, spec, worker.hardware, settings.volume, decoder)
-        worker._compile(decision.settings, clock, failures)
-        if decision.settings is not settings and decision.settings.compile == "off":
-            clock.ledger.plan_reason = hardware.reason  # the receipt's doing, not KINDLING_COMPILE's
+        worker._compile(seen, clock, failures)
         with clock.phase("warm"):
             worker._warm(clock, failures)
         return worker
 
-    def _compile(self, settings: Settings, clock: Clock, failures: Failures) -> None:
-        """Reuse compile artifacts, make them, or do without: as `compilation.plan` says."""
-        if (streams := self.memory.mode == "blocks") or settings.compile == "off":
-            eager = STREAMING if streams else OFF
+    def _compile(self, seen: Outlook, clock: Clock, failures: Failures) -> None:
+        """Reuse compile artifacts, make them, or do without: as `seen` says."""
+        if eager := seen.eager:
             clock.ledger.plan, clock.ledger.plan_reason = eager.mode, eager.reason
             return
-        model = getattr(self._pipeline, self._family.DENOISER)
+        model, volume = getattr(self._pipeline, self._family.DENOISER), seen.settings.volume
         with clock.phase("artifacts"):
             if not (lost := failures.lost):
                 with failures.watched():
-                    self.found = artifacts.restore(model, self.spec, self.hardware, settings.volume, self._decoder)
+                    self.found = artifacts.restore(model, self.spec, self.hardware, volume, self._decoder)
                 failures.discredit(self.found, self.found.error)
-        boots = [] if (found := self.found).outcome == "HIT" else past(settings.volume)
-        known = measured(boots, "compile", self.spec.id, self.hardware.name, self.hardware.precision)
-        device, failure = self.hardware.device, "" if found.outcome == "HIT" else lost or failures.expected
-        chosen = plan(settings.compile, device, found.outcome, found.reason, clock.remaining, known, failure)
+        hit = self.found.outcome == "HIT"
+        failure, boots = ("", []) if hit else (lost or failures.expected, past(volume))
+        chosen = seen.compilation(self.found, clock.remaining, boots, failure)
         if chosen.compiles:
             with clock.phase("compile"):
                 chosen = self._compile_now(model, clock, chosen, failures)

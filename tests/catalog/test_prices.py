@@ -2,7 +2,8 @@
 
 import pytest
 
-from handler.catalog.prices import HOUR, TARIFFS, Price, per_image, price_of
+from handler.catalog.gpus import GPUS, HOUR, TARIFFS, gpu_named
+from handler.catalog.prices import Price, per_image, price_of
 
 
 @pytest.mark.parametrize(
@@ -23,15 +24,16 @@ from handler.catalog.prices import HOUR, TARIFFS, Price, per_image, price_of
         ("runpod", "NVIDIA L40", "L40"),
         ("runpod", "NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("runpod", "NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
-        ("runpod", "NVIDIA RTX A6000", "A6000"),
+        ("runpod", "NVIDIA RTX A6000", "RTX A6000"),
         ("runpod", "NVIDIA H200", "H200"),
+        ("runpod", "NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"),
         ("fal", "NVIDIA H200", "H200"),
         ("fal", "NVIDIA B200", "B200"),
     ],
 )
 def test_torchs_name_finds_its_row(platform: str, name: str, chip: str) -> None:
     found = price_of(name, platform)
-    assert found.dollars_per_s == TARIFFS[platform].rates[chip]
+    assert found.dollars_per_s == GPUS[chip].rentals[platform].dollars_per_s
     assert found.reason.startswith(f"{chip} at ")
     assert TARIFFS[platform].date in found.reason
 
@@ -44,7 +46,8 @@ def test_torchs_name_finds_its_row(platform: str, name: str, chip: str) -> None:
         ("modal", "NVIDIA GeForce RTX 5090", "no price of NVIDIA GeForce RTX 5090"),
         ("runpod", "NVIDIA A100-SXM4-40GB", "no price"),
         ("modal", "NVIDIA GH200 480GB", "no price"),
-        ("runpod", "NVIDIA RTX PRO 6000 Blackwell Server Edition", "no price"),
+        ("runpod", "NVIDIA RTX 2000 Ada Generation", "no price"),
+        ("fal", "NVIDIA H100 80GB HBM3", "no price"),
     ],
 )
 def test_no_published_price_is_no_price_and_says_what_to_set(platform: str, name: str, why: str) -> None:
@@ -61,10 +64,27 @@ def test_the_override_wins_everywhere_even_when_it_is_nothing(name: str) -> None
 
 
 def test_rows_are_told_apart_and_plausible() -> None:
-    for platform, tariff in TARIFFS.items():
-        for chip, rate in tariff.rates.items():
-            assert price_of(f"NVIDIA {chip}", platform).dollars_per_s == rate
-            assert 0.3 < rate * HOUR < 10
+    for gpu in GPUS.values():
+        assert gpu_named(gpu.name) == gpu
+        for platform, rental in gpu.rentals.items():
+            assert price_of(gpu.name, platform).dollars_per_s == rental.dollars_per_s
+            assert rental.dollars_per_s is None or 0.3 < rental.dollars_per_s * HOUR < 10
+
+
+@pytest.mark.parametrize("platform", TARIFFS)
+def test_rows_stand_in_order_of_price(platform: str) -> None:
+    rentals = [gpu.rentals[platform] for gpu in GPUS.values() if platform in gpu.rentals]
+    prices = [rental.dollars_per_s for rental in rentals if rental.dollars_per_s is not None]
+    assert len(prices) >= 3
+    assert prices == sorted(prices)
+    assert len(names := [name for rental in rentals for name in rental.names]) == len(set(names))
+
+
+def test_every_name_that_a_platform_has_is_the_gpu_of_its_row() -> None:
+    """RunPod's are the driver's; a worker on what was rented finds the price and the memory it was rented for."""
+    for gpu in GPUS.values():
+        for name in gpu.rentals["runpod"].names if "runpod" in gpu.rentals else ():
+            assert gpu_named(name) == gpu
 
 
 def test_a_picture_costs_its_seconds() -> None:

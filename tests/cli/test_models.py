@@ -11,14 +11,14 @@ from conftest import PATIENT
 from disks import failing
 
 import tiny
-from handler import MODELS, Settings, Worker
+from handler import MODELS, Settings, Worker, outlook
 from handler.__main__ import main
 from handler.catalog.sizes import largest_below
 from handler.core.errors import DoesNotFit, WeightsMissing
 from handler.model.hardware import Hardware, detect
 from handler.volume import patience
 from handler.volume.patience import patiently
-from handler.worker.memory import MemoryPlan, fit, memory_plan, nearest, require
+from handler.worker.memory import MemoryPlan, fit, memory_plan, nearest
 
 SCHNELL = MODELS["flux-schnell"]
 
@@ -83,16 +83,16 @@ def test_a_host_too_small_to_load_on_is_refused_with_words() -> None:
     """Whatever the precision, and though nothing of the model stays there."""
     assert memory_plan(SCHNELL, gpu(80, "fp8"), host_gb=8).fits
     with pytest.raises(DoesNotFit, match=r"does not fit at fp8: loading takes 3\.7 GB of host memory, of 2\.0 GB: "):
-        require(SCHNELL, gpu(80, "fp8"), host_gb=2)
+        outlook(Settings(precision="fp8"), SCHNELL, gpu(80, "fp8"), 2).require()
 
 
 def test_the_setting_decides() -> None:
     assert memory_plan(SCHNELL, gpu(80), host_gb=64, offload="blocks").mode == "blocks"
     assert memory_plan(SCHNELL, gpu(80), host_gb=64, offload="encoders").fits
     with pytest.raises(DoesNotFit, match=r"= 36\.9 GB, of 24\.0 GB .* It would with KINDLING_OFFLOAD=auto\."):
-        require(SCHNELL, gpu(24), None, 64, "off")
+        outlook(Settings(offload="off"), SCHNELL, gpu(24), 64).require()
     with pytest.raises(DoesNotFit, match=r"all but the VAE waits .* The largest that fits is chroma\."):
-        require(MODELS["qwen-image"], gpu(24), None, 32)
+        outlook(Settings(), MODELS["qwen-image"], gpu(24), 32).require()
 
 
 def test_a_cpu_has_nowhere_else_to_keep_weights() -> None:
@@ -119,7 +119,7 @@ def test_the_largest_that_fits_a_disk() -> None:
 
 def test_nothing_fits() -> None:
     with pytest.raises(DoesNotFit, match=r"spark does not fit at bf16: .* No model of the catalogue fits\."):
-        require(MODELS["spark"], gpu(0.5))
+        outlook(Settings(), MODELS["spark"], gpu(0.5), 64).require()
 
 
 def test_a_worker_refuses_before_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_what_fails_is_not_called_silent(monkeypatch: pytest.MonkeyPatch) -> Non
     assert patiently(lambda: "7", otherwise=str) == "7"
     assert patiently(lambda: str(1 / 0), otherwise=str) == "ZeroDivisionError: division by zero"
     assert patiently(Path("/nowhere/at/all").read_text, otherwise=str) == "/nowhere/at/all: No such file or directory"
-    assert "flux-schnell" in patiently(lambda: str(require(SCHNELL, gpu(8), host_gb=0)), otherwise=str)
+    assert "flux-schnell" in patiently(lambda: str(outlook(Settings(), SCHNELL, gpu(8), 0).require()), otherwise=str)
     monkeypatch.setattr(patience, "PATIENCE_S", 0.01)
     released = threading.Event()
     assert patiently(lambda: str(released.wait(60)), otherwise=str) == "the volume does not answer within 0.01 s"

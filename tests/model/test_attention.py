@@ -15,7 +15,7 @@ from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import MODELS, Birth, Clock, ImageRequest, Settings, Worker
+from handler import MODELS, Birth, Clock, ImageRequest, Settings, Worker, outlook
 from handler.api import codec
 from handler.catalog import attention as kernels
 from handler.catalog.attention import KERNELS, Choice, choose, refusal, refusals
@@ -208,7 +208,7 @@ def test_where_measuring_fails_native_draws(error: Exception, told: Any, transfo
     """Unless the GPU is lost, or the time."""
     clock = Clock(3600, publish=lambda ledger: None)
     settings = PATIENT.model_copy(update={"volume": tmp_path})
-    settle = partial(kernel.settle, settings, SPARK, H200, transformer, clock, False, raises(error))
+    settle = partial(kernel.settle, outlook(settings, SPARK, H200), transformer, clock, raises(error))
     if isinstance(told, str):
         assert settle().attention == "native"
         assert clock.ledger.attention == told
@@ -276,7 +276,7 @@ def settled(worker: Worker, volume: Path, **settings: Any) -> tuple[Hardware, Cl
     clock = Clock(1000, birth=Birth.anew())
     given = Settings(volume=volume, **settings)
     model = worker._pipeline.transformer
-    return kernel.settle(given, SPARK, H200, model, clock, False, lambda: draw(worker)), clock
+    return kernel.settle(outlook(given, SPARK, H200), model, clock, lambda: draw(worker)), clock
 
 
 def test_the_fastest_is_settled_on(

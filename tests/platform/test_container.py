@@ -17,7 +17,7 @@ import pytest
 import yaml
 from pathspec import GitIgnoreSpec
 
-from handler import MODELS, Engine, Settings, create_app
+from handler import GPUS, MODELS, Engine, Settings, create_app, outlook
 from handler.core.settings import MOUNTS
 from handler.core.version import __version__
 from handler.server.shutdown import DRAIN_S
@@ -26,7 +26,7 @@ from serving import Served
 
 ROOT = Path(__file__).parents[2]
 BUDGET_S = Settings().cold_start_budget_s
-L4_GB, CLOUD_RUN_STARTS_S = 24, 240
+CLOUD_RUN_STARTS_S = 240
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -191,8 +191,15 @@ def test_the_fetched_model_is_the_one_that_is_served() -> None:
 def test_cloud_runs_model_fits_its_gpu() -> None:
     pod = PODS["cloudrun"]
     assert pod["nodeSelector"]["run.googleapis.com/accelerator"] == "nvidia-l4"
-    spec = MODELS[environment(pod)["KINDLING_MODEL"]]
-    assert 2 * (spec.parameters + spec.other_parameters) / 1e9 + spec.work_gb < L4_GB
+    host_gb = int(pod["containers"][0]["resources"]["limits"]["memory"].removesuffix("Gi")) * 1.074
+    assert (
+        outlook(Settings(), MODELS[environment(pod)["KINDLING_MODEL"]], GPUS["L4"], host_gb).memory.mode == "resident"
+    )
+
+
+def test_convoxs_model_fits_the_gpus_that_its_head_names() -> None:
+    plan = outlook(Settings(), MODELS["flux-schnell"], GPUS["L40S"], CONVOX["scale"]["memory"] / 1000).memory
+    assert (plan.fits, plan.mode) == (True, "resident")
 
 
 def test_what_is_copied_is_in_the_repository() -> None:

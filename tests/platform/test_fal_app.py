@@ -28,7 +28,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from handler import MODELS, ImageRequest, StartError, Worker
+from handler import MODELS, ImageRequest, Settings, StartError, Worker, choose_gpus
 from handler.api import pieces
 from handler.core.errors import SettingsError
 
@@ -164,10 +164,16 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_gets_machines_that_hold_it(load: Callable[..., ModuleType], model: str) -> None:
-    module, spec = load(KINDLING_MODEL=model), MODELS[model]
-    machines = module.Kindling.machine_type
+    machines = load(KINDLING_MODEL=model).Kindling.machine_type
     assert 1 <= len(machines) <= 3
-    assert min(map(module.MACHINES.get, machines)) > 2 * (spec.parameters + spec.other_parameters) / 1e9
+    offers = choose_gpus(Settings(), MODELS[model], "fal", machines)
+    assert {(offer.outlook.memory.fits, offer.outlook.memory.mode) for offer in offers} == {(True, "resident")}
+
+
+def test_the_precision_decides_which_machines(load: Callable[..., ModuleType]) -> None:
+    large = {"KINDLING_MODEL": "flux2-dev"}
+    assert load(**large, KINDLING_PRECISION="fp8").Kindling.machine_type == ["GPU-H100", "GPU-H200", "GPU-B200"]
+    assert load(**large, KINDLING_PRECISION="nvfp4").Kindling.machine_type == ["GPU-B200"]
 
 
 def test_a_misspelt_model_stops_the_deployment(load: Callable[..., ModuleType]) -> None:

@@ -107,7 +107,7 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
     module = load()
     info = module.Kindling().generate.info()
     assert module.app.name == "kindling"
-    assert info.gpus == [("L40S", 1), ("A100-80GB", 1), ("H100", 1)]
+    assert info.gpus == [("L40S", 1), ("A100-40GB", 1), ("A100-80GB", 1)]
     assert info.startup_timeout == 240 + 60
     assert info.volumes["/kindling"].name == "kindling"
     assert sorted(info.method_names) == ["generate", "web"]
@@ -118,11 +118,25 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
 def test_every_model_gets_gpus_that_hold_it(load: Callable[..., ModuleType], model: str) -> None:
     module = load(KINDLING_MODEL=model)
     assert 1 <= len(module.FITTING) <= 3
-    assert min(map(module.GPUS.get, module.FITTING)) > module.ROOM.needs_gb
+    assert {(plan.fits, plan.mode) for plan in module.PLANS} == {(True, "resident")}
 
 
 def test_a_large_model_gets_large_gpus(load: Callable[..., ModuleType]) -> None:
-    assert load(KINDLING_MODEL="flux2-dev").Kindling().generate.info().gpus == [("H200", 1), ("B200", 1)]
+    exact, rounded = load(KINDLING_MODEL="flux2-dev", KINDLING_PRECISION="bf16"), {"KINDLING_PRECISION": "fp8"}
+    assert exact.Kindling().generate.info().gpus == [("H200", 1), ("B200", 1)]
+    gpus = load(KINDLING_MODEL="flux2-dev", **rounded).Kindling().generate.info().gpus
+    assert gpus == [("RTX-PRO-6000", 1), ("H100", 1), ("H200", 1)]
+
+
+def test_what_waits_on_the_host_has_room_there(load: Callable[..., ModuleType]) -> None:
+    whole, waits = (load(KINDLING_MODEL="flux-dev", KINDLING_OFFLOAD=said) for said in ("off", "encoders"))
+    assert waits.FITTING[0] == "L4"
+    assert waits.HOST_MB > whole.HOST_MB + 1000 * 1.3 * 4.8
+
+
+def test_what_no_gpu_computes_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
+    with pytest.raises(SettingsError, match="KINDLING_ATTENTION=flash3: needs compute capability 9"):
+        load(KINDLING_ATTENTION="flash3", KINDLING_PRECISION="nvfp4")
 
 
 def test_modal_never_meets_a_full_lane(load: Callable[..., ModuleType]) -> None:

@@ -73,8 +73,8 @@ def test_the_plane_speaks_this_version() -> None:
 
 
 def test_gpus_in_order_of_preference(plane: Plane) -> None:
-    assert plane.gpus(SERVING) == plane.gpus("bake") == ["L40S", "A100-80GB", "H100"]
-    assert plane.gpus("optimize") == ["L40S"]
+    assert plane.gpus(SERVING) == plane.gpus("bake") == ["L4", "A10", "L40S"]
+    assert plane.gpus("optimize") == ["L4"]
     assert plane.gpus("fetch") == plane.gpus("doctor") == [""]
 
 
@@ -230,7 +230,7 @@ def test_modal_run(fresh: Plane, command: list[str], said: str) -> None:
     [created], [published] = fresh.calls["AppCreate"], fresh.calls["AppPublish"]
     assert created.app_state == published.app_state == pb.APP_STATE_EPHEMERAL
     assert {SERVING, command[0]} <= set(published.function_ids)
-    assert fresh.gpus(command[0]) == (["L40S", "A100-80GB", "H100"] if command[0] == "bake" else [""])
+    assert fresh.gpus(command[0]) == (["L4", "A10", "L40S"] if command[0] == "bake" else [""])
     assert fresh.function(command[0]).volume_mounts[0].mount_path == "/kindling"
     [left] = fresh.calls["AppClientDisconnect"]
     assert left.reason == pb.APP_DISCONNECT_REASON_ENTRYPOINT_COMPLETED

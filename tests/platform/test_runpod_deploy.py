@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -14,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from handler import MODELS, MODES, ImageRequest, Settings
-from handler.model.hardware import Hardware
-from handler.worker.memory import fit
+from handler import GPUS, MODELS, MODES, ImageRequest, Settings, choose_gpus
+from handler.catalog.gpus import Rental
 from runpod_plane import DEADLINE_S, clean_environment
 
 ROOT = Path(__file__).parents[2]
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
 OTHER_SETTINGS = {"MAX_CONCURRENCY", "RUNPOD_INIT_TIMEOUT"}  # read by the worker, and by RunPod
+NOT = Rental()
 ARGUMENTS = ["flux-schnell", "--image", "registry/kindling:1", "--volume", "vol1"]
 
 
@@ -200,29 +199,67 @@ def test_a_load_balanced_endpoint_serves_http(dry: Callable[..., list[dict[str, 
     assert endpoint["scaling"]["type"] == "REQUEST_COUNT"
 
 
-def test_pools_are_in_order_of_price(script: ModuleType) -> None:
-    prices = [pool.price for pool in script.POOLS]
-    assert prices == sorted(prices)
-
-
 @pytest.mark.parametrize("model", MODELS)
-def test_gpus_hold_the_model_by_the_workers_own_arithmetic(script: ModuleType, model: str) -> None:
-    sizes = {gpu: pool.memory_gb for pool in script.POOLS for gpu in pool.gpus}
-    for gpu in script.gpus_for(MODELS[model], ()):
-        assert fit(MODELS[model], Hardware("cuda", gpu, "bf16", "", sizes[gpu])).fits
-
-
-def test_a_model_that_fits_nowhere_is_refused(script: ModuleType) -> None:
-    with pytest.raises(script.RefusedError, match=r"needs 203.0 GB, and no GPU here has more than 141"):
-        script.gpus_for(replace(MODELS["flux-dev"], parameters=10**11, other_parameters=0), ())
+def test_three_pools_of_gpus_that_hold_the_model_whole(script: ModuleType, model: str) -> None:
+    names = script.gpus_for(Settings(), MODELS[model], ())
+    pools = {
+        gpu.rentals["runpod"].pool for gpu in GPUS.values() if set(gpu.rentals.get("runpod", NOT).names) & {*names}
+    }
+    offers = choose_gpus(Settings(), MODELS[model], "runpod", names)
+    assert 1 <= len(pools) <= 3
+    assert {offer.outlook.memory.mode for offer in offers} == {"resident"}
 
 
 @pytest.mark.parametrize(
-    ("gpu", "told"), [("NVIDIA L4", "flux-schnell needs 36.9 GB"), ("GeForce 256", "is not known here")]
+    ("model", "precision", "pools"),
+    [
+        ("flux-dev", "auto", ["AMPERE_48", "ADA_48_PRO", "AMPERE_80"]),
+        ("flux-dev", "fp8", ["ADA_48_PRO", "BLACKWELL_96", "ADA_80_PRO"]),
+        ("flux2-dev", "fp8", ["BLACKWELL_96", "ADA_80_PRO", "HOPPER_141"]),
+        ("flux2-dev", "bf16", ["HOPPER_141", "BLACKWELL_180"]),
+        ("flux-dev", "nvfp4", ["BLACKWELL_96", "BLACKWELL_180"]),
+    ],
+)
+def test_the_precision_decides_what_is_rented(
+    dry: Callable[..., list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    precision: str,
+    pools: list[str],
+) -> None:
+    monkeypatch.setenv("KINDLING_PRECISION", precision)
+    assert dry(model, "--image", "x", "--volume", "v")[1]["gpu"]["pools"] == pools
+
+
+def test_a_gpu_that_holds_the_model_but_for_its_text_encoders(
+    dry: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """19.5 GB of 23.5: who asks for it gets it."""
+    monkeypatch.setenv("KINDLING_PRECISION", "fp8")
+    gpu = dry("flux-dev", "--image", "x", "--volume", "v", "--gpu", "NVIDIA L4")[1]["gpu"]
+    assert (gpu["pools"], gpu["excludedTypes"]) == (["AMPERE_24"], ["NVIDIA RTX A5000", "NVIDIA GeForce RTX 3090"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu", "told"),
+    [
+        ({"OFFLOAD": "off", "PRECISION": "bf16"}, "NVIDIA L4", "= 36.9 GB, of 23.5 GB on the NVIDIA L4. It would with"),
+        ({"PRECISION": "fp8"}, "NVIDIA A40", "KINDLING_PRECISION=fp8: FP8 arithmetic needs"),
+        ({"ATTENTION": "flash3"}, "NVIDIA L4", "KINDLING_ATTENTION=flash3: needs compute capability 9.0 (Hopper)"),
+        ({}, "GeForce 256", "is not known here"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith("NVIDIA") else "",
 )
 def test_a_gpu_that_will_not_do_is_refused(
-    script: ModuleType, capsys: pytest.CaptureFixture[str], gpu: str, told: str
+    script: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    gpu: str,
+    told: str,
 ) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"KINDLING_{name}", value)
     assert told in refused(script, capsys, *ARGUMENTS, "--gpu", gpu, "--dry-run")
 
 
@@ -329,12 +366,12 @@ def test_hub_offers_every_model_and_its_gpus_hold_the_presets(script: ModuleType
     inputs = {entry["key"]: entry.get("input") for entry in HUB["config"]["env"]}
     offered = [option["value"] for option in inputs["KINDLING_MODEL"]["options"]]
     assert offered == [*MODELS, *MODES]
-    pools = {pool.id: pool for pool in script.POOLS}
-    smallest = min(pools[pool].memory_gb for pool in HUB["config"]["gpuIds"].split(","))
+    gpus = [gpu for pool in HUB["config"]["gpuIds"].split(",") for gpu in script.POOLS[pool]]
     for preset in HUB["config"]["presets"]:
         assert preset["defaults"].keys() <= inputs.keys()
         model = preset["defaults"]["KINDLING_MODEL"]
-        assert script.needed_gb(MODELS[MODES[model].model if model in MODES else model]) <= smallest
+        offers = choose_gpus(Settings(), MODELS[MODES[model].model if model in MODES else model], "runpod", gpus)
+        assert {offer.outlook.memory.mode for offer in offers} == {"resident"}
 
 
 def test_the_hubs_handler_is_the_worker(tmp_path: Path) -> None:

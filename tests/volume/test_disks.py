@@ -41,8 +41,9 @@ from handler.volume.room import require
 from handler.worker.boots import BootLog, last_boots, past
 from handler.worker.chips import dollars_of
 from handler.worker.clock import Ledger
-from handler.worker.decision import decide, sought
+from handler.worker.decision import decide
 from handler.worker.footprint import weigh
+from handler.worker.outlook import outlook
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.ENOENT)  # the first of those that write
 CHANGING = ("open", "write", "fsync", "mkdir", "rename", "unlink", "utime")
@@ -126,7 +127,8 @@ def decide_by_receipt(at: Path) -> Any:
 
 
 def seek_weights(at: Path) -> Any:
-    return sought(settings(at).model_copy(update={"model": SCHNELL.id, "precision": "bf16"}), SCHNELL)
+    mine = settings(at).model_copy(update={"model": SCHNELL.id, "precision": "bf16"})
+    return outlook(mine, SCHNELL, GPU).weights
 
 
 def find_a_model(at: Path) -> Any:

@@ -33,7 +33,8 @@ from handler.volume.receipts import (
     use,
 )
 from handler.worker.chips import chips, dollars_of
-from handler.worker.decision import Decision, applicable, decide, expect
+from handler.worker.decision import Decision, applicable, decide
+from handler.worker.outlook import outlook
 
 SPARK, H200 = MODELS["spark"], "NVIDIA H200"
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU", processor=processor().name)
@@ -119,7 +120,7 @@ def test_the_gpus_name_is_told_without_torch(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("handler.model.hardware._from_nvml", lambda: None)
     assert expected(Settings()).name == "CPU"
     monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
-    monkeypatch.setattr("handler.model.hardware.GPUS", tmp_path)
+    monkeypatch.setattr("handler.model.hardware.GPU_FOLDER", tmp_path)
     assert expected(Settings(device="cpu")).name == "CPU"
     assert expected(Settings()).name == ""
     for bus, name in (("1", H200), ("2", H200), ("3", "NVIDIA L4")):
@@ -134,7 +135,7 @@ def test_follow(tmp_path: Path, place: Path) -> None:
     assert (found.settings.precision, found.settings.compile) == ("int8", "on")
     told = f"receipt 3: int8+compile won by latency on {HERE}, 2026-11-21"
     assert (found.hardware.precision, found.hardware.reason) == ("int8", told)
-    assert expect(settings, SPARK) == "int8"
+    assert outlook(settings, SPARK, expected(settings)).hardware.precision == "int8"
     use(place, 2)
     assert decide(settings, SPARK, CPU).settings.compile == "off"
     for said in ({"precision": "fp32"}, {"compile": "on"}):
@@ -142,7 +143,7 @@ def test_follow(tmp_path: Path, place: Path) -> None:
         found = decide(mine, SPARK, CPU)
         assert (found.settings, found.hardware) == (mine, CPU)
         assert found.receipt  # there to be shown
-        assert expect(mine, SPARK) == "fp32"
+        assert outlook(mine, SPARK, expected(mine)).hardware.precision == "fp32"
     other = replace(CPU, name=H200, processor="")
     assert decide(settings, SPARK, other) == Decision(settings, other, None)
 
@@ -226,7 +227,7 @@ def test_a_worker_boots_from_its_receipt(
 
     baked = publish_weights(worker, tmp_path)
     wrong = replace(CPU, name=H200, processor="")
-    monkeypatch.setattr("handler.worker.decision.expected", lambda _: wrong)  # so fp32 is being read
+    monkeypatch.setattr("handler.worker.worker.expected", lambda _: wrong)  # so fp32 is being read
     again = Worker.boot(settings)
     assert (again.hardware.precision, again.ledger.weights) == ("int8", str(baked))
 

@@ -10,22 +10,27 @@ import pytest
 from conftest import PATIENT
 
 import tiny
-from handler import Settings, Worker
+from handler import GPUS, Settings, Worker
 from handler.catalog.models import DEV, MODELS, QWEN_IMAGE, SCHNELL, SDXL, SPARK
 from handler.catalog.precisions import PRECISIONS
 from handler.catalog.spec import ModelSpec
 from handler.cli.models import lines, state
-from handler.model.hardware import CARDS, Hardware, expected
-from handler.worker.decision import automatic, decide, expect
+from handler.model.hardware import Hardware, expected, rented
+from handler.worker.decision import automatic, decide
 from handler.worker.memory import memory_plan
+from handler.worker.outlook import outlook
 
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU: fp32 is exact and no slower", 32)
-SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}
+SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100 40GB": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}
 
 
 def card(name: str) -> Hardware:
-    capability, memory_gb = CARDS[name]
-    return Hardware("cuda", f"NVIDIA {name}", "bf16", "a GPU", memory_gb, capability)
+    return replace(rented(Settings(), GPUS[name]), reason="a GPU")
+
+
+def expect(settings: Settings, spec: ModelSpec) -> str:
+    """The precision that is told without torch."""
+    return outlook(settings, spec, expected(settings)).hardware.precision
 
 
 def auto(spec: ModelSpec, name: str) -> str:
@@ -38,7 +43,7 @@ def test_flux_on_the_cards_of_the_seed(name: str) -> None:
 
 
 def test_models_that_nobody_publishes_in_fp8_stay_in_16_bits_where_they_fit() -> None:
-    assert {auto(SDXL, name) for name in CARDS} == {"bf16"}
+    assert {auto(SDXL, name) for name in GPUS} == {"bf16"}
     small = replace(card("L4"), memory_gb=7)
     assert automatic(SDXL, small, 64)[0] == "int8"
 
@@ -50,7 +55,7 @@ def test_all_published_models_say_where() -> None:
 
 
 def test_spark_and_cpus_stay_as_they_are() -> None:
-    assert {auto(SPARK, name) for name in CARDS} == {"bf16"}
+    assert {auto(SPARK, name) for name in GPUS} == {"bf16"}
     assert automatic(DEV, CPU, 64) == (CPU.precision, CPU.reason)
     assert automatic(DEV, replace(card("H100"), capability=None), 64) == ("bf16", "a GPU")
 
@@ -61,11 +66,11 @@ def test_the_reason_is_told() -> None:
     )
     reason = automatic(DEV, card("A10G"), 64)[1]
     assert reason.startswith("bf16 would have to stream the denoiser: all but the VAE waits in host memory (")
-    assert "of 24.0 GB on the NVIDIA A10G" in reason
+    assert "of 23.5 GB on the NVIDIA A10G" in reason
 
 
 def test_how_much_may_wait_in_host_memory_counts() -> None:
-    less = replace(card("A100"), memory_gb=32)
+    less = replace(card("A100 40GB"), memory_gb=32)
     assert automatic(DEV, less, 64)[0] == "bf16"  # its text encoders wait
     assert automatic(DEV, less, 64, offload="off")[0] == "int8"
     assert automatic(DEV, less, 13)[0] == "int8"  # a host too small for text encoders in 16 bits
@@ -88,16 +93,16 @@ def test_settings_and_a_cards_limits_come_first(tmp_path: Path) -> None:
     settings = Settings(volume=tmp_path, precision="bf16")
     found = decide(settings, DEV, replace(card("H100"), reason="KINDLING_PRECISION=bf16"))
     assert (found.hardware.precision, found.hardware.reason) == ("bf16", "KINDLING_PRECISION=bf16")
-    for name in CARDS:
+    for name in GPUS:
         for spec in MODELS.values():
-            assert CARDS[name][0] >= PRECISIONS[auto(spec, name)].capability
+            assert GPUS[name].capability >= PRECISIONS[auto(spec, name)].capability
 
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """A machine whose kernel tells of one GPU, and whose driver's library does not."""
     monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
-    monkeypatch.setattr("handler.model.hardware.GPUS", tmp_path / "gpus")
+    monkeypatch.setattr("handler.model.hardware.GPU_FOLDER", tmp_path / "gpus")
     monkeypatch.setattr("handler.model.hardware._from_nvml", lambda: None)
     monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 64_000_000_000)
     place = tmp_path / "gpus" / "0000:01:00.0"
@@ -110,7 +115,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
     [
         ("NVIDIA L4", "L4", "fp8"),
         ("NVIDIA A10G", "A10G", "int8"),
-        ("NVIDIA A100-SXM4-40GB", "A100", "bf16"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB", "bf16"),
         ("NVIDIA A100 80GB PCIe", "A100 80GB", "bf16"),
         ("NVIDIA H100 80GB HBM3", "H100", "fp8"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090", "fp8"),
@@ -123,7 +128,12 @@ def test_what_is_read_ahead_is_what_will_be_chosen(
     gpu(name)
     settings = Settings(volume=tmp_path)
     found = expected(settings)
-    assert (found.device, found.name, found.capability, found.memory_gb) == ("cuda", name, *CARDS[card])
+    assert (found.device, found.name, found.capability, found.memory_gb) == (
+        "cuda",
+        name,
+        GPUS[card].capability,
+        GPUS[card].memory_gb,
+    )
     assert expect(settings, DEV) == precision
     assert expect(settings, SPARK) == "bf16"
     assert expect(Settings(volume=tmp_path, device="cpu"), DEV) == "fp32"
@@ -160,7 +170,7 @@ def test_the_drivers_library_is_asked_first(
     assert (found.name, found.capability, round(found.memory_gb)) == ("NVIDIA H200", (9, 0), 151)
     assert expect(Settings(volume=tmp_path), DEV) == "fp8"
     monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: ("NVIDIA H200", "NVIDIA L4")[handle])
-    monkeypatch.setattr("handler.model.hardware.GPUS", tmp_path / "none")
+    monkeypatch.setattr("handler.model.hardware.GPU_FOLDER", tmp_path / "none")
     assert expected(Settings()).name == ""  # which of two it will be, only torch knows
 
 

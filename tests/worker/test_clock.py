@@ -169,7 +169,7 @@ def test_whoever_ends_a_start_disarms_it(
     def ends(*_: object) -> None:
         raise error
 
-    place = {"volume": "handler.worker.worker.sought", "import": "handler.worker.worker.decide"}[phase]
+    place = {"volume": "handler.worker.worker.outlook", "import": "handler.worker.worker.detect"}[phase]
     monkeypatch.setattr(place, ends)
     killed: list[int] = []
     clock = Clock(3600, publish=lambda ledger: None, abort=killed.append)
@@ -191,7 +191,7 @@ from handler import Clock, Settings, Worker
 from handler.core.birth import Birth
 import handler.worker.worker
 def interrupt(*_): raise KeyboardInterrupt
-handler.worker.worker.sought = interrupt
+handler.worker.worker.outlook = interrupt
 clock = Clock(0.5, Birth.anew(), publish=lambda ledger: None)
 try:
     Worker.boot(Settings(volume=sys.argv[1]), clock)

@@ -18,7 +18,7 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 import tiny
-from handler import MODELS, ModelSpec, Reader, Settings, Worker, room_for
+from handler import GPUS, MODELS, ModelSpec, Reader, Settings, Worker, outlook
 from handler.cli.bake import publish_weights
 from handler.core.errors import StartError
 from handler.core.host import AHEAD, read_ahead
@@ -245,6 +245,6 @@ def test_explicit_rounding_is_planned_like_any_other(tmp_path: Path, monkeypatch
 
 
 def test_platforms_rent_by_the_same_reckoning() -> None:
-    plan = room_for(SCHNELL)
+    plan = outlook(Settings(precision="bf16"), SCHNELL, GPUS["H100"], 64).memory
     assert plan.needs_gb == pytest.approx(2 * 16.97 + 3)
     assert plan.host_gb == pytest.approx((PROCESS + AHEAD) / 1e9)

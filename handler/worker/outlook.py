@@ -1,0 +1,131 @@
+"""Outlook: what a worker will do, and why, as far as that can be known before a model is loaded.
+
+`Worker.boot` carries it out, `doctor` and `models` print it, and `platform/` rents GPUs by it, through `renting.py`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from handler.catalog.attention import KERNELS, Choice, choose, refusal
+from handler.catalog.gpus import Gpu
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import DoesNotFit, KindlingError, SettingsError, WeightsMissing
+from handler.core.host import host_memory
+from handler.core.settings import Settings
+from handler.model.compiling.artifacts import Found
+from handler.model.hardware import Hardware, rented
+from handler.volume.manifest import Source
+from handler.volume.receipts import Receipt
+from handler.volume.sources import served_source
+from handler.worker.boots import measured
+from handler.worker.compilation import OFF, STREAMING, Plan, plan
+from handler.worker.decision import decide
+from handler.worker.memory import MemoryPlan, memory_plan, nearest
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a worker of `spec` will do on `hardware`, which says in which precision, and why.
+
+    `settings` are `asked` as the receipt decides them, if one is followed. `source` is where the weights come from:
+    None if they are not there, as `fault` says, and on another machine, of whose volume nothing is known. `host_gb` is
+    the memory of the host. What is reckoned from these is reckoned when it is first asked for.
+    """
+
+    asked: Settings
+    settings: Settings
+    spec: ModelSpec
+    hardware: Hardware
+    receipt: Receipt | None
+    host_gb: float
+    here: bool
+    source: Source | None = None
+    fault: KindlingError | None = None
+
+    @cached_property
+    def memory(self) -> MemoryPlan:
+        """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
+        return memory_plan(self.spec, self.hardware, self.source, self.host_gb, self.settings.offload)
+
+    @cached_property
+    def attention(self) -> Choice | None:
+        """The kernel of attention; None where several are measured at the start. SettingsError if it cannot be used.
+
+        What is installed on another machine is not known. On this one torch is imported.
+        """
+        asked, hardware = self.asked.attention, self.hardware
+        if self.here:
+            return choose(asked, hardware.capability, hardware.dtype)
+        if asked == "auto":
+            return None
+        if why := refusal(replace(KERNELS[asked], lacking=str), hardware.capability, hardware.dtype):
+            raise SettingsError(f"KINDLING_ATTENTION={asked}: {why}. Use auto, or native.", "KINDLING_ATTENTION")
+        return Choice(asked, f"KINDLING_ATTENTION={asked}")
+
+    @property
+    def weights(self) -> Source:
+        """The source; else what is wrong. Of weights that are missing, also that they would not fit if fetched."""
+        if isinstance(self.fault, WeightsMissing) and (why := self._misfit()):
+            raise WeightsMissing(f"{self.fault.message} But {why.message}") from None
+        if self.fault:
+            raise self.fault
+        assert self.source, "of another machine's volume nothing is known"
+        return self.source
+
+    def require(self) -> MemoryPlan:
+        """The memory plan; DoesNotFit, with the arithmetic and what would fit, rather than running out of memory."""
+        if why := self._misfit():
+            raise why
+        return self.memory
+
+    def _misfit(self) -> DoesNotFit | None:
+        if self.memory.fits:
+            return None
+        freely = replace(self, settings=self.settings.model_copy(update={"offload": "auto"}))
+        advice = "It would with KINDLING_OFFLOAD=auto." if freely.memory.fits else nearest(self.hardware, self.host_gb)
+        return DoesNotFit(f"{self.spec.id} does not fit at {self.hardware.precision}: {self.memory.reason}. {advice}")
+
+    @property
+    def eager(self) -> Plan | None:
+        """Why nothing is compiled, nor looked for, where that is known ahead."""
+        if self.memory.mode == "blocks":
+            return STREAMING
+        if self.settings.compile != "off":
+            return None
+        return OFF if self.settings is self.asked else Plan("EAGER", self.hardware.reason)
+
+    def compilation(self, found: Found, remaining_s: float, boots: Iterable[dict[str, Any]], failure: str = "") -> Plan:
+        """Whether compiled code runs, and why, after a look for it; `failure` says why compiling would fail."""
+        known = self.compile_s(boots)
+        policy, device = self.settings.compile, self.hardware.device
+        return self.eager or plan(policy, device, found.outcome, found.reason, remaining_s, known, failure)
+
+    def compile_s(self, boots: Iterable[dict[str, Any]]) -> float | None:
+        """How long compiling took in past starts, in seconds, if it was measured."""
+        return measured(boots, "compile", self.spec.id, self.hardware.name, self.hardware.precision)
+
+    def corrected(self, hardware: Hardware) -> "Outlook":
+        """The same for hardware that is not as it seemed. Weights are looked for again if the precision differs."""
+        decision = decide(self.asked, self.spec, hardware)
+        if decision.hardware.precision != self.hardware.precision:
+            return outlook(self.asked, self.spec, hardware)
+        return replace(self, settings=decision.settings, hardware=decision.hardware, receipt=decision.receipt)
+
+
+def outlook(settings: Settings, spec: ModelSpec, where: Hardware | Gpu, host_gb: float | None = None) -> Outlook:
+    """What a worker will do on this machine, or, where `host_gb` is given, on another with so much host memory.
+
+    SettingsError where a GPU cannot compute in KINDLING_PRECISION. Nothing else is raised: what is wrong is part of it.
+    """
+    hardware = rented(settings, where) if isinstance(where, Gpu) else where
+    decision, here = decide(settings, spec, hardware, host_gb), host_gb is None
+    host_gb = host_memory() / 1e9 if host_gb is None else host_gb
+    seen = Outlook(settings, decision.settings, spec, decision.hardware, decision.receipt, host_gb, here)
+    if not here:
+        return seen
+    try:
+        return replace(seen, source=served_source(spec, settings.volume, decision.hardware.precision))
+    except KindlingError as error:
+        return replace(seen, fault=error.with_traceback(None))

@@ -1,0 +1,52 @@
+"""Renting: which of a platform's GPUs run a model as it is set, by what a worker there would do. For `platform/`."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from handler.catalog.gpus import BF16, GPUS, Gpu, Rental
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import KindlingError, SettingsError
+from handler.core.settings import Settings
+from handler.worker.memory import TRIED
+from handler.worker.outlook import Outlook, outlook
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A GPU to rent, how, and what a worker on it will do."""
+
+    gpu: Gpu
+    rental: Rental
+    outlook: Outlook
+
+
+def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Collection[str] = ()) -> tuple[Offer, ...]:
+    """What to rent of `platform`, the cheapest first: GPUs that hold the model whole, else those that hold most of it.
+
+    Those `asked` for, by the platform's names, are taken as they are. A StartError says why one of them cannot run the
+    model, or why none can.
+    """
+    rentals = [(row, row.rentals[platform]) for row in GPUS.values() if platform in row.rentals]
+    names = [name for _, rental in rentals for name in rental.names]
+    for unknown in (name for name in asked if name not in names):
+        raise SettingsError(f"{unknown!r} is not known here as a GPU of {platform}. Known: {', '.join(names)}.", "gpu")
+    wanted, offers, refused = set(asked or names), list[Offer](), list[KindlingError]()
+    for gpu, rental in rentals:
+        if wanted & set(rental.names):
+            try:
+                offers.append(Offer(gpu, rental, _promised(settings, spec, gpu, rental)))
+            except KindlingError as error:
+                refused.append(error)
+    if refused and (asked or not offers):  # of all that are refused, the dearest can do most
+        raise refused[-1]
+    best = min(TRIED["auto"].index(one.outlook.memory.mode) for one in offers)
+    return tuple(one for one in offers if asked or one.outlook.memory.mode == TRIED["auto"][best])
+
+
+def _promised(settings: Settings, spec: ModelSpec, gpu: Gpu, rental: Rental) -> Outlook:
+    """What a worker on `gpu` will do; the StartError that says why it could not."""
+    seen = outlook(settings, spec, gpu, rental.host_gb)
+    if seen.hardware.dtype == "bfloat16" and gpu.capability < BF16:
+        raise SettingsError(f"{gpu.name} only emulates bfloat16. Use fp16, or another GPU.", "KINDLING_PRECISION")
+    _kernel, _plan = seen.attention, seen.require()  # raise what would end its start
+    return seen
