@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Birth, Clock, Engine, Settings, StartError, create_app, room_for
+from handler import Api, Clock, Engine, Settings, StartError, create_app, room_for
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -94,7 +94,7 @@ class Kindling:
         """Load the model; an exception is how Modal learns that this container cannot serve."""
         settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **os.environ})  # never the CPU of a rented GPU
         # What was restored was born long ago: its cold start begins here.
-        clock = Clock(settings.cold_start_budget_s, Birth.anew()) if SNAPSHOT == "cpu" else None
+        clock = Clock.anew(settings.cold_start_budget_s) if SNAPSHOT == "cpu" else None
         self.engine = Engine(settings, clock)
         self.app = create_app(self.engine, public=not PROXIED)
         self.engine.start()
