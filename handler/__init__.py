@@ -4,6 +4,7 @@ Importing this package imports neither torch nor diffusers; `Worker.boot` does, 
 """
 
 from handler.api.dispatch import Api
+from handler.api.embedded import Engine
 from handler.api.reply import Reply
 from handler.catalog.models import MODELS, MODES
 from handler.catalog.spec import ModelSpec
@@ -13,7 +14,6 @@ from handler.core.recipe import Picture, Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.version import __version__ as __version__
-from handler.engine.engine import Engine
 from handler.model.compiling.package import bind_blocks, compile_blocks
 from handler.model.hardware import detect
 from handler.model.loading.weights import load_components, tensors
