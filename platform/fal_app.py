@@ -23,7 +23,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 import handler
-from handler import Api, Engine, ImageRequest, KindlingError, Settings, room_for
+from handler import Api, Engine, ImageRequest, Settings, errors, room_for
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
@@ -53,7 +53,7 @@ class Input(ImageRequest):
         if isinstance(fields, dict):
             try:
                 ImageRequest.parse({name: value for name, value in fields.items() if name != "sync_mode"})
-            except KindlingError as error:
+            except errors.KindlingError as error:
                 raise refusal(error.status, error.body()["error"]) from None
         return check(fields)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Clock, Engine, Settings, StartError, create_app, room_for
+from handler import Api, Clock, Engine, Settings, create_app, errors, room_for
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,13 +42,15 @@ SETTLED = SETTINGS.api_keys or SETTINGS.allow_open
 ENVIRONMENT.setdefault("MODAL_PROXY_AUTH", "" if SETTLED or NAMED else "1")  # a container hears it, and decides nothing
 PROXIED = Settings.flag(ENVIRONMENT, "MODAL_PROXY_AUTH")
 if ENVIRONMENT["MODAL_PROXY_AUTH"] and not (SETTLED or NAMED or PROXIED):
-    raise StartError("Nothing would guard this: set KINDLING_API_KEYS or MODAL_PROXY_AUTH=1.", "MODAL_PROXY_AUTH")
+    raise errors.StartError(
+        "Nothing would guard this: set KINDLING_API_KEYS or MODAL_PROXY_AUTH=1.", "MODAL_PROXY_AUTH"
+    )
 # Where only the secret can guard, Modal refuses to deploy one without keys: every container would fail with it.
 REQUIRED = [] if SETTLED or PROXIED else ["KINDLING_API_KEYS"]
 # Off unless asked for: a cold start without snapshots keeps the budget or says why not, second by second.
 SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
 if SNAPSHOT not in SNAPSHOTS:
-    raise StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
+    raise errors.StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
 SHIPPED = modal.FilePatternMatcher("**/*.py", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
 

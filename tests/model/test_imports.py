@@ -14,7 +14,8 @@ import pytest
 from conftest import PATIENT, ROOT
 
 from fakes import raises
-from handler import StartError, Worker
+from handler import Worker
+from handler.core.errors import StartError
 from handler.model import imports, upstream
 from handler.model.imports import Late, lean, thawed, uncollected
 

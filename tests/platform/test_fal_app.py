@@ -28,9 +28,9 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from handler import MODELS, ImageRequest, StartError, Worker
+from handler import MODELS, ImageRequest, Worker
 from handler.api import pieces
-from handler.core.errors import SettingsError
+from handler.core.errors import SettingsError, StartError
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "platform" / "fal_app.py"

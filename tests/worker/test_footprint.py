@@ -16,7 +16,7 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 import tiny
-from handler import MODELS, ModelSpec, Reader, Settings, Worker, room_for
+from handler import MODELS, ModelSpec, Settings, Worker, room_for
 from handler.cli.bake import publish_weights
 from handler.core.errors import StartError
 from handler.core.host import AHEAD, read_ahead
@@ -24,6 +24,7 @@ from handler.model.families import build
 from handler.model.hardware import Hardware
 from handler.volume.manifest import write_manifest
 from handler.volume.publishing import publishing
+from handler.volume.reader import Reader
 from handler.volume.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
 from handler.worker.decision import decide
 from handler.worker.footprint import PROCESS, weigh
@@ -37,7 +38,8 @@ LOAD = """
 import importlib, json, sys
 from pathlib import Path
 import torch
-from handler import MODELS, Reader
+from handler import MODELS
+from handler.volume.reader import Reader
 from handler.model import families
 from handler.core import host
 from handler.worker.footprint import weigh
