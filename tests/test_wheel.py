@@ -68,24 +68,22 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     assert f"\nVersion: {__version__}\n" in metadata
 
 
-def test_installed_it_draws_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def run(installed: Path, folder: Path, *command: str) -> str:
+    """One command of that environment's; what it prints."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("KINDLING_", "PYTHON"))}
-    environment = {**kept, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    line = [str(installed / "bin" / command[0]), *command[1:]]
+    done = subprocess.run(line, cwd=folder, env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            [str(installed / "bin" / command[0]), *command[1:]],
-            cwd=empty,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
-    where = run("python", "-c", "import handler, importlib.util as u; print(handler.__file__, u.find_spec('spark'))")
-    assert where.split() == [str(next(installed.glob("lib/*/site-packages")) / "handler/__init__.py"), "None"]
-    run("kindling", "generate", "a red circle on a blue background", "--size", "64x64", "--seed", "7")
-    assert (empty / "out.png").read_bytes().startswith(b"\x89PNG")
+def test_installed_it_draws_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    where = "import handler, importlib.util as u; print(handler.__file__, u.find_spec('spark'))"
+    [packages] = installed.glob("lib/*/site-packages")
+    assert run(installed, tmp_path, "python", "-c", where).split() == [str(packages / "handler/__init__.py"), "None"]
+    run(installed, tmp_path, "kindling", "generate", "a red circle on a blue background", "--size", "64x64")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmarks_find_sparks_recipe_beside_them(installed: Path, tmp_path: Path) -> None:
+    assert "--quick" in run(installed, tmp_path, "python", str(ROOT / "benchmarks/quality.py"), "--help")
