@@ -4,9 +4,14 @@ import asyncio
 import base64
 import json
 import logging
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +19,7 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from openai import OpenAI
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,6 +33,7 @@ from handler.server.mounted import rooted
 from handler.server.openapi.document import OPERATIONS
 
 PNG = base64.b64encode(encode(np.zeros((64, 64, 3), np.uint8), "png", 100, None)).decode()
+ROOT = Path(__file__).parents[2]
 KEY = {"authorization": "Bearer canary-key-0451"}
 SETTINGS: dict[str, Any] = {"api_keys": ("canary-key-0451",)}
 
@@ -272,3 +279,31 @@ def test_an_app_wants_keys_unless_somebody_says_otherwise() -> None:
         create_app(engine)
     assert create_app(engine, public=False)
     assert create_app(Engine(Settings(allow_open=True)))
+
+
+def test_the_app_of_the_guide_serves(tmp_path: Path) -> None:
+    """As the guide says it: its program, its commands; and SIGTERM ends it."""
+    text = (ROOT / "docs/embedding.md").read_text()
+    [program] = re.findall(r"Save this as `app.py`:\n\n```python\n(.*?)```", text, re.S)
+    [(serve, ask)] = re.findall(r"```sh\n(uvicorn app:app .*)\n(curl .*)\n```", text)
+    (tmp_path / "app.py").write_text(program)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
+    environment = {**kept, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = serve.replace("8000", "0").split()
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr
+            heard = (re.search(r"running on (http://127.0.0.1:\d+)", line) for line in server.stderr)
+            url = next(found[1] for found in heard if found)
+            here = ask.replace("http://127.0.0.1:8000", url)
+            subprocess.run(["bash", "-c", here], cwd=tmp_path, check=True, timeout=60)
+            answer = json.loads((tmp_path / "answer.json").read_text())
+            assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")
+            openai = OpenAI(base_url=f"{url}/images/v1", api_key="a-key-of-yours", max_retries=0)
+            assert next(model.id for model in openai.models.list()) == "spark"
+            assert httpx.get(f"{url}/images/ping").status_code == 200
+            assert httpx.get(f"{url}/images/metrics").status_code == 401
+        finally:
+            server.terminate()
+            server.stderr.read()
+    assert server.returncode in (0, -signal.SIGTERM)  # uvicorn raises what it was told once more
