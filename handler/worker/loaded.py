@@ -18,6 +18,7 @@ from handler.model.compiling import artifacts
 from handler.model.environment import environment
 from handler.model.faults import give_back
 from handler.model.hardware import Hardware
+from handler.model.loading.weights import free
 from handler.model.runner import Outcome, Runner, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label
@@ -73,6 +74,7 @@ class Loaded:
     def close(self) -> None:
         """Give the model's memory back; what was compiled and not published is lost, and nothing is drawn any more."""
         self._discard()
+        free(self._pipeline)
         self._runner = self._pipeline = self._decoder = None
         gc.collect()  # a pipeline's parts know each other
         give_back()

@@ -14,6 +14,7 @@ from torch import nn
 from fakes import RECIPE, FakeFamily
 from handler import Clock, ImageRequest, Settings, Worker
 from handler.core.errors import NotReady
+from handler.model.loading.weights import _plain
 
 
 def held(worker: Worker) -> Iterator[Any]:
@@ -45,6 +46,17 @@ def test_a_worker_is_a_context_that_gives_its_memory_back() -> None:
         with pytest.raises(NotReady, match="closed"):
             drawn(worker)
     assert np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8", "nvfp4"])
+def test_weights_are_freed_though_somebody_knows_them(precision: str) -> None:
+    """As torch's loader of compiled code does; also those of a class of their own."""
+    with unwarmed(), Worker.boot(Settings(precision=precision), Clock.anew(240)) as worker:
+        weights = [*worker._pipeline.transformer.parameters(), *worker._pipeline.transformer.buffers()]
+        tensors = [tensor for weight in weights for tensor in _plain(weight)]
+        assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) > 10**6
+    assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == 0
+    worker.close()
 
 
 def test_what_was_compiled_and_not_published_leaves_no_file(family: FakeFamily) -> None:
