@@ -25,7 +25,6 @@ RUN pip install -r requirements.txt "$SDK"
 
 COPY pyproject.toml ./
 COPY handler handler
-COPY spark spark
 COPY platform platform
 RUN pip install --no-deps .
 

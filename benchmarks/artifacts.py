@@ -24,7 +24,7 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
 import report
-from handler import bind_blocks, compile_blocks
+from handler.model.compiling.package import bind_blocks, compile_blocks
 
 SPARK = Path(__file__).parent.parent / "handler" / "weights" / "spark"
 LARGER = {"num_layers": 4, "num_single_layers": 8, "num_attention_heads": 16}  # random weights: 110 M parameters

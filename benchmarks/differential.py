@@ -25,7 +25,8 @@ import numpy
 from PIL import Image
 
 import report
-from handler import MODELS, Api, Engine, ModelSpec, Settings, fetched_folder
+from handler import MODELS, Api, Engine, ModelSpec, Settings
+from handler.volume.sources import fetched_folder
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED = ROOT / "handler" / "weights"

@@ -58,7 +58,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import chart
 import random_models
 import report
-from handler import MODELS, Api, Engine, ImageRequest, ModelSpec, Settings, detect, fetched_folder
+from handler import MODELS, Api, Engine, ImageRequest, ModelSpec, Settings
+from handler.model.hardware import detect
+from handler.volume.sources import fetched_folder
 
 SPAWN = multiprocessing.get_context("spawn")
 LOADING = ("volume", "import", "weights")  # the phases of a cold start that plain diffusers has too

@@ -18,7 +18,9 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from handler import MODELS, fetched_folder, write_manifest
+from handler import MODELS
+from handler.volume.manifest import write_manifest
+from handler.volume.sources import fetched_folder
 
 SPARK = Path(__file__).parent.parent / "handler" / "weights" / "spark"
 SHARD = "5GB"  # of a weight file: that much passes through host memory at a time

@@ -37,7 +37,9 @@ Imported = Callable[[], None]  # what a reader calls between its imports and its
 def kindling(folder: Path, imported: Imported) -> Any:
     import torch  # noqa: F401
 
-    from handler import Reader, checked, tensors
+    from handler.model.loading.weights import tensors
+    from handler.volume.manifest import checked
+    from handler.volume.reader import Reader
 
     imported()
     with Reader(checked(folder, "")) as reader:
@@ -45,7 +47,9 @@ def kindling(folder: Path, imported: Imported) -> Any:
 
 
 def kindling_beside(folder: Path, imported: Imported) -> Any:
-    from handler import Reader, checked, tensors
+    from handler.model.loading.weights import tensors
+    from handler.volume.manifest import checked
+    from handler.volume.reader import Reader
 
     with Reader(checked(folder, "")) as reader:
         import torch  # noqa: F401
@@ -107,7 +111,11 @@ def flashpack(folder: Path, imported: Imported) -> Any:
 
 
 def spark_kindling(folder: Path, imported: Imported) -> Any:
-    from handler import Reader, Settings, checked, detect, load_components
+    from handler import Settings
+    from handler.model.hardware import detect
+    from handler.model.loading.weights import load_components
+    from handler.volume.manifest import checked
+    from handler.volume.reader import Reader
 
     with Reader(checked(folder, "")) as reader:
         from diffusers import FluxPipeline
@@ -181,7 +189,7 @@ def write(folder: Path, megabytes: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from handler import write_manifest
+    from handler.volume.manifest import write_manifest
 
     side = 3072
     found = {

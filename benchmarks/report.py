@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))  # for spark's recipe, which is not installed
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "pillow", "isal", "numpy")
 

@@ -4,24 +4,17 @@ Importing this package imports neither torch nor diffusers; `Worker.boot` does, 
 """
 
 from handler.api.dispatch import Api
+from handler.api.embedded import Engine
 from handler.api.reply import Reply
 from handler.catalog.gpus import GPUS
-from handler.catalog.models import MODELS, MODES
+from handler.catalog.models import MODELS, MODES, find
 from handler.catalog.spec import ModelSpec
-from handler.core.birth import Birth
-from handler.core.errors import KindlingError, StartError
+from handler.core import errors
 from handler.core.recipe import Picture, Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
-from handler.core.version import __version__ as __version__
-from handler.engine.engine import Engine
-from handler.model.compiling.package import bind_blocks, compile_blocks
-from handler.model.hardware import detect
-from handler.model.loading.weights import load_components, tensors
+from handler.core.version import __version__
 from handler.server import create_app
-from handler.volume.manifest import checked, write_manifest
-from handler.volume.reader import Reader
-from handler.volume.sources import fetched_folder
 from handler.worker.clock import Clock
 from handler.worker.outlook import outlook
 from handler.worker.renting import choose_gpus
@@ -32,28 +25,19 @@ __all__ = [
     "MODELS",
     "MODES",
     "Api",
-    "Birth",
     "Clock",
     "Engine",
     "ImageRequest",
-    "KindlingError",
     "ModelSpec",
     "Picture",
-    "Reader",
     "Recipe",
     "Reply",
     "Settings",
-    "StartError",
     "Worker",
-    "bind_blocks",
-    "checked",
+    "__version__",
     "choose_gpus",
-    "compile_blocks",
     "create_app",
-    "detect",
-    "fetched_folder",
-    "load_components",
+    "errors",
+    "find",
     "outlook",
-    "tensors",
-    "write_manifest",
 ]

@@ -23,7 +23,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 import handler
-from handler import Api, Engine, ImageRequest, KindlingError, Settings, choose_gpus
+from handler import Api, Engine, ImageRequest, Settings, choose_gpus, errors
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
@@ -52,7 +52,7 @@ class Input(ImageRequest):
         if isinstance(fields, dict):
             try:
                 ImageRequest.parse({name: value for name, value in fields.items() if name != "sync_mode"})
-            except KindlingError as error:
+            except errors.KindlingError as error:
                 raise refusal(error.status, error.body()["error"]) from None
         return check(fields)
 

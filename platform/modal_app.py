@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Birth, Clock, Engine, Settings, StartError, choose_gpus, create_app
+from handler import Api, Clock, Engine, Settings, choose_gpus, create_app, errors
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -44,13 +44,15 @@ SETTLED = SETTINGS.api_keys or SETTINGS.allow_open
 ENVIRONMENT.setdefault("MODAL_PROXY_AUTH", "" if SETTLED or NAMED else "1")  # a container hears it, and decides nothing
 PROXIED = Settings.flag(ENVIRONMENT, "MODAL_PROXY_AUTH")
 if ENVIRONMENT["MODAL_PROXY_AUTH"] and not (SETTLED or NAMED or PROXIED):
-    raise StartError("Nothing would guard this: set KINDLING_API_KEYS or MODAL_PROXY_AUTH=1.", "MODAL_PROXY_AUTH")
+    raise errors.StartError(
+        "Nothing would guard this: set KINDLING_API_KEYS or MODAL_PROXY_AUTH=1.", "MODAL_PROXY_AUTH"
+    )
 # Where only the secret can guard, Modal refuses to deploy one without keys: every container would fail with it.
 REQUIRED = [] if SETTLED or PROXIED else ["KINDLING_API_KEYS"]
 # Off unless asked for: a cold start without snapshots keeps the budget or says why not, second by second.
 SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
 if SNAPSHOT not in SNAPSHOTS:
-    raise StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
+    raise errors.StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
 SHIPPED = modal.FilePatternMatcher("**/*.py", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
 
@@ -96,7 +98,7 @@ class Kindling:
         """Load the model; an exception is how Modal learns that this container cannot serve."""
         settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **os.environ})  # never the CPU of a rented GPU
         # What was restored was born long ago: its cold start begins here.
-        clock = Clock(settings.cold_start_budget_s, Birth.anew()) if SNAPSHOT == "cpu" else None
+        clock = Clock.anew(settings.cold_start_budget_s) if SNAPSHOT == "cpu" else None
         self.engine = Engine(settings, clock)
         self.app = create_app(self.engine, public=not PROXIED)
         self.engine.start()

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-from handler import GPUS, MODELS, MODES, KindlingError, ModelSpec, Settings, choose_gpus
+from handler import GPUS, MODELS, MODES, ModelSpec, Settings, choose_gpus, errors
 
 WORKER = ("python", "-u", "platform/runpod_worker.py")
 SERVER = ("python", "-m", "handler", "serve", "--host", "0.0.0.0", "--port", "8000")  # noqa: S104
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not api_key:
             raise RefusedError("Set RUNPOD_API_KEY; RunPod's console makes one under Settings, API Keys.")
         endpoint = deploy(wanted, api_key)
-    except (RefusedError, KindlingError) as error:
+    except (RefusedError, errors.KindlingError) as error:
         print(f"runpod_deploy: {error}", file=sys.stderr)
         return 1
     host = f"https://{endpoint}.api.runpod.ai" if wanted.load_balancer else f"https://api.runpod.ai/v2/{endpoint}"

@@ -10,11 +10,12 @@ FILES = (
     "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "errors", "fetch", "floors",
     "forms", "golden", "hub", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter",
     "pairs", "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "request",
-    "room", "scenes", "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
+    "room", "scenes", "embedded",
+    "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
 )  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures
 BESIDES = (  # tests of these files that need more
-    "test_a_crash_is_told", "test_what_streams_in_each_mode",
+    "test_a_crash_is_told", "test_a_real_model_draws_and_its_memory_is_given_back", "test_what_streams_in_each_mode",
     "test_a_forked_process_has_threads_of_its_own",
     "test_a_killed_fetch_leaves_no_model_and_the_next_completes_it",
     "test_a_package_that_cannot_be_bound_is_made_again",

@@ -16,10 +16,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from gpurun.scale import DEVICE, Case, Row, Run, Scale, bare, built, kernels, noise, timed
-from handler import Settings, bind_blocks, compile_blocks, detect
+from handler import Settings
 from handler.catalog.attention import KERNELS, NATIVE, backend, refusal
-from handler.model.compiling.package import unbind_blocks
+from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
 from handler.model.families import autoencoders
+from handler.model.hardware import detect
 from handler.model.loading.quant import QuantisedLinear, quantise
 
 Call = Callable[[], object]

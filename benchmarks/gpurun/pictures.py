@@ -20,23 +20,13 @@ import torch
 
 from gpurun.scale import DEVICE, MODEL, PARTS, Case, NotCompiledError, Row, Run, built, synchronize
 from gpurun.stages import peak_gb, told, watched
-from handler import (
-    MODELS,
-    Api,
-    Birth,
-    Clock,
-    Engine,
-    ImageRequest,
-    ModelSpec,
-    Settings,
-    Worker,
-    detect,
-    outlook,
-)
+from handler import MODELS, Api, Clock, Engine, ImageRequest, ModelSpec, Settings, Worker, outlook
+from handler.core.birth import Birth
 from handler.model import families
 from handler.model.compiling.failures import Failures
 from handler.model.compiling.package import unbind_blocks
 from handler.model.families import flux
+from handler.model.hardware import detect
 from handler.model.loading.quant import quantise
 from handler.worker import kernel
 

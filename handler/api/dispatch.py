@@ -81,7 +81,7 @@ class Api:
             return Reply(200, openai.models(self.engine.spec))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
-            self._require_served(name)
+            self._require_model(name)
             return Reply(200, openai.model(name))
         if path == RECEIPT_ROUTE:
             worker = self.engine.worker
@@ -97,11 +97,7 @@ class Api:
         _check(payload)
         start = time.perf_counter()
         request: ImageRequest = dialect.parse(payload)
-        self._require_served(request.model)
-        if on_partial is None and (asked := _streamed(request)):
-            raise Unsupported(
-                f"{asked} needs a stream of events: over HTTP send stream true, on RunPod set STREAM=1.", asked
-            )
+        self._require_served(request, on_partial is not None)
         if request.partial_images and on_partial:
             on_step = _showing(on_step, on_partial, dialect, request)
         pictures = await self.draw(request, on_step, deadline)
@@ -117,6 +113,11 @@ class Api:
             pictures=tuple(pictures),
             lasts_s=linked.expires_s - (time.perf_counter() - start) if linked else math.inf,
         )
+
+    async def generate(self, request: ImageRequest) -> list[Picture]:
+        """What `request` asks for, in the time that KINDLING_DEADLINE_S leaves it."""
+        self._require_served(request, streams=False)
+        return await self.draw(request, deadline=Deadline.within(self.engine.settings.deadline_s))
 
     def check(self, deadline: Deadline) -> None:
         """Raise what a request that has until `deadline` would be refused with now, whatever it asked for."""
@@ -180,7 +181,15 @@ class Api:
         self._counts(picture)
         return picture
 
-    def _require_served(self, name: str | None) -> None:
+    def _require_served(self, request: ImageRequest, streams: bool) -> None:
+        """The model and the way of answering that `request` wants; `streams` says whether events can be sent."""
+        self._require_model(request.model)
+        if not streams and (asked := _streamed(request)):
+            raise Unsupported(
+                f"{asked} needs a stream of events: over HTTP send stream true, on RunPod set STREAM=1.", asked
+            )
+
+    def _require_model(self, name: str | None) -> None:
         spec = self.engine.spec
         if name is not None and find(name) is not spec:
             raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")

@@ -15,6 +15,7 @@ from handler.core.errors import DeadlineExceeded
 T = TypeVar("T")
 LATE = "The picture was not ready in the time that this request may take. Ask for less, or allow more."
 EXIT_S = 28.0  # a platform kills what has not left about 30 s after it was told to
+DRAIN_S = 22.0  # of `EXIT_S`, for what was accepted
 SHARE, MOST_S = 1 / 4, 1.0  # what is kept of a request's time to answer in
 
 

@@ -65,7 +65,7 @@ class Engine:
         self.error: StartError | None = None
         self.worker: Worker | None = None
         self.batch = settings.batch
-        self._boot = boot
+        self._boot, self.begun = boot, False  # whether `start` was called
         self._executor = Executor(settings, self.spec, self.ledger, self._fail, self._put_back)
         self._lock = threading.Lock()
         self.exit, self.queue = Deadline(), Queue(settings.queue, settings.queue_s)
@@ -80,6 +80,7 @@ class Engine:
 
     def start(self) -> None:
         """Begin booting; returns at once."""
+        self.begun = True
         self._thread.start()
         self._executor.watch.start()
         self.meter.start()

@@ -39,7 +39,7 @@ def meaning(error: BaseException, size: tuple[int, int]) -> BaseException:
         return error
     if DeviceLost not in kinds:
         let_go(error)
-        if _emptied():
+        if give_back():
             return OutOfMemory(f"A {size[0]}x{size[1]} picture does not fit in this worker's memory.", "size")
     lost = DeviceLost("The GPU failed; this worker is being replaced. Try again.")
     lost.__cause__ = error
@@ -59,7 +59,7 @@ def _kind(error: BaseException) -> type[KindlingError] | None:
     return DeviceLost if any(sign in said for sign in LOST) and not any(sign in said for sign in REFUSED) else None
 
 
-def _emptied() -> bool:
+def give_back() -> bool:
     """Give memory that nobody uses back to the GPU; False if that does not answer."""
     import torch
 

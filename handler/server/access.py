@@ -25,6 +25,7 @@ from handler.api.reply import Reply, refusal
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
 from handler.server.metrics import Metrics
+from handler.server.mounted import rooted
 from handler.server.record import Seen
 from handler.server.traces import Traces
 
@@ -44,6 +45,9 @@ class Observed:
         self._open: set[Seen] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        scope = rooted(scope)
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         state = scope.setdefault("state", {})

@@ -1,4 +1,4 @@
-"""The ASGI app: routes and health. What a route means is `api/dispatch.py`'s business."""
+"""The ASGI app: routes and health. What a route means is the business of `api/dispatch.py`."""
 
 import asyncio
 import math
@@ -44,8 +44,8 @@ T = TypeVar("T")
 PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
 
 
-def create_app(engine: Engine, public: bool) -> Observed:
-    """The app over `engine`, which it starts and stops. `public`: others reach it, so it wants keys or allow_open."""
+def create_app(engine: Engine, public: bool = True) -> Observed:
+    """The app over `engine`, to be served or mounted. `public`: others reach it, so it wants keys or allow_open."""
     settings = engine.settings
     if public and not settings.api_keys and not settings.allow_open:
         raise SettingsError(
@@ -75,9 +75,12 @@ def create_app(engine: Engine, public: bool) -> Observed:
 
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
-    app.state.engine.start()
+    """Of an app that is served by itself; it owns an engine that nobody has started before."""
+    engine: Engine = app.state.engine
+    if owned := not engine.begun:
+        engine.start()
     yield
-    closing = [app.state.engine.stop, *([app.state.traces.close] if app.state.traces else [])]
+    closing = [*([engine.stop] if owned else []), *([app.state.traces.close] if app.state.traces else [])]
     await asyncio.gather(*map(asyncio.to_thread, closing))
 
 
@@ -124,7 +127,7 @@ async def metrics(request: Request) -> Response:
 
 async def describe(request: Request) -> Response:
     """OpenAPI's description of all this."""
-    return JSONResponse(document(request.app.state.engine))
+    return JSONResponse(document(request.app.state.engine, request.scope["app_root_path"]))
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:
@@ -188,7 +191,7 @@ async def _disconnected(request: Request) -> None:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals in OpenAI's envelope."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = request.scope["app_root_path"] + request.url.path
     refusals: dict[int, KindlingError] = {
         404: RouteNotFound(f"There is no route {path:.80}."),
         405: MethodNotAllowed(f"{request.method} is not allowed on {path:.80}."),

@@ -19,12 +19,11 @@ from types import FrameType
 
 import uvicorn
 
-from handler.core.deadline import Deadline
+from handler.core.deadline import DRAIN_S, Deadline
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
 from handler.engine.engine import Engine
 from handler.worker.clock import EXIT_CODE
 
-DRAIN_S = 22.0  # of `EXIT_S`
 ANSWER_S = 2.0  # for answers to reach who waits
 TICK_S = 0.1  # as uvicorn has it
 ABORTED = 128  # and the signal's number, as shells have it

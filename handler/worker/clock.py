@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
@@ -96,6 +96,11 @@ class Clock:
         self.record: Callable[[Ledger], None] = lambda ledger: None
         self._done = threading.Event()
         self._lock = threading.Lock()
+
+    @classmethod
+    def anew(cls, budget_s: float) -> Self:
+        """Of a cold start that begins now, in a process that is older: an app, a notebook, a restored snapshot."""
+        return cls(budget_s, Birth.anew())
 
     @property
     def elapsed(self) -> float:

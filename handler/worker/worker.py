@@ -1,7 +1,6 @@
-"""The worker: boots one model once, then draws. The only holder of a model.
+"""The worker: boots one model once, then draws as `Loaded` does. The only holder of a model.
 
-`boot` is the cold start, in timed phases. `generate` draws one picture. Both must run on one thread;
-`engine/engine.py` sees to that. torch and diffusers are first imported inside `boot`, as a timed phase.
+`boot` is the cold start, in timed phases. torch and diffusers are first imported inside it, as a timed phase.
 """
 
 import importlib
@@ -11,13 +10,11 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any, Self
 
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import BudgetExceeded, DeviceLost
-from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import let_go
@@ -25,46 +22,23 @@ from handler.model import attention, imports, stepcache, upstream
 from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
-from handler.model.environment import environment
-from handler.model.hardware import Hardware, detect, expected
-from handler.model.runner import Runner, sound
-from handler.model.stages import MARKS
-from handler.volume.autoencoder import label, vae_source
+from handler.model.hardware import detect, expected
+from handler.model.runner import sound
+from handler.volume.autoencoder import vae_source
 from handler.volume.reader import opened
-from handler.volume.receipts import Gains, Receipt
 from handler.worker import kernel
 from handler.worker.boots import BootLog, past
-from handler.worker.clock import Clock, Ledger
+from handler.worker.clock import Clock
 from handler.worker.compilation import Plan
-from handler.worker.memory import MemoryPlan, fit
+from handler.worker.loaded import Loaded
 from handler.worker.outlook import Outlook, outlook
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 log = logging.getLogger(__name__)
 
 
-class Worker:
-    """A loaded model. Make one with `boot`."""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        hardware: Hardware,
-        family: ModuleType,
-        pipeline: Any,
-        ledger: Ledger,
-        vae: str = "",
-        memory: MemoryPlan | None = None,
-    ) -> None:
-        self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
-        self.memory = memory or fit(spec, hardware)
-        self._family = family
-        runner = Runner(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device])
-        self._pipeline, self.draw, self.draw_some = pipeline, runner.draw, runner.draw_some
-        self._decoder: Any = None  # the VAE's, if it shall run compiled
-        self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
-        self.found = artifacts.Found("MISS", "not looked for")
-        self.receipt: Receipt | None = None  # what was measured of this model on this device
+class Worker(Loaded):
+    """A loaded model. Make one with `boot`; `generate` draws, and the end of a `with` gives the memory back."""
 
     @classmethod
     def boot(cls, settings: Settings, clock: Clock | None = None) -> Self:
@@ -201,50 +175,3 @@ class Worker:
         request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
         for outcome in self.draw([self.spec.recipe(request)] * count, [lambda *_: clock.check()] * count):
             sound(outcome)
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What besides a recipe decides a picture's pixels."""
-        own = {"plan": self.ledger.plan, "vae": label(self.vae), "tiling": self.memory.tiling}
-        return own | environment(self.hardware, self.package)
-
-    @property
-    def gains(self) -> Gains:
-        """What drawing several pictures at once gains, by the receipt for what this worker runs."""
-        measured = self.receipt and self.receipt.of(self.hardware.precision, self.ledger.plan == "COMPILED")
-        return measured.batches if measured else {}
-
-    @property
-    def unpublished(self) -> bool:
-        """Whether this worker has compiled something that later workers could use."""
-        return self._package is not None
-
-    def publish(self, volume: Path) -> Path:
-        """Leave what was compiled on the volume; VolumeFailed if it cannot take it."""
-        assert self._package
-        package = Path(self._package.name) / artifacts.PACKAGE
-        target = artifacts.publish(package, self.spec, self.hardware, volume, self._decoder)
-        self._discard()
-        return target
-
-    def _discard(self) -> None:
-        """Remove what was compiled from the local disk; bound code does not need it."""
-        if self._package:
-            self._package.cleanup()
-        self._package = None
-
-    @property
-    def weight_bytes(self) -> int:
-        """How many bytes the weights have as they are served."""
-        modules = [module for module in self._pipeline.components.values() if hasattr(module, "parameters")]
-        kept = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
-
-    def save(self, folder: Path) -> None:
-        """Write the whole pipeline, weights as they are served, in diffusers' layout."""
-        quantised, plain = importlib.import_module("handler.model.loading.quant"), type(self._pipeline)
-        (quantised.save if self.hardware.quantised else plain.save_pretrained)(self._pipeline, folder)
-
-    def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
-        """Draw one picture, with the seconds of each stage; `on_step` may raise to stop, or ask for a preview."""
-        return sound(*self.draw([recipe], [on_step]))

@@ -19,13 +19,14 @@ from PIL import Image
 import forked
 import tiny
 from fakes import raises
-from handler import MODELS, ImageRequest, Settings, StartError, detect
+from handler import MODELS, ImageRequest, Settings
 from handler.__main__ import main
 from handler.api.codec import encode, parameters_of, read_parameters
 from handler.api.dialects import openai
 from handler.cli import again, doctor, findings, generate
 from handler.cli.configured import described, listed
-from handler.core.errors import BudgetExceeded, InvalidValue, SettingsError
+from handler.core.errors import BudgetExceeded, InvalidValue, SettingsError, StartError
+from handler.model.hardware import detect
 from handler.server.shutdown import Server
 
 ROOT = Path(__file__).parents[2]

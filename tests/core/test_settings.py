@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from handler import Settings, StartError
+from handler import Settings
 from handler.cli.configured import page
-from handler.core.errors import SettingsError
+from handler.core.errors import SettingsError, StartError
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -87,6 +87,27 @@ class FakeFamily:
         if self.gate:
             self.gate.set()
         engine.stop()
+
+
+class Editor(FakeFamily):
+    """A fake that takes images too; it paints the seed all the same."""
+
+    config: ClassVar[dict[str, Any]] = {}
+    components: ClassVar[dict[str, Any]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        images = ("image", "strength", "mask_image", "image_reference")
+        return super().__call__(*args, **{name: value for name, value in kwargs.items() if name not in images})
+
+    def set_progress_bar_config(self, disable: bool) -> None:
+        """As diffusers' pipelines have it."""
+
+    def boot(self, settings: Settings, clock: Clock) -> Worker:
+        """With what edits need."""
+        worker = super().boot(settings, clock)
+        worker._family.INPAINT = worker._family.IMAGE_TO_IMAGE = Editor
+        worker._family.MASK_CELL = 1
+        return worker
 
 
 def raises(error: BaseException) -> Callable[[], None]:

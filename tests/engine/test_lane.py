@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Api, Engine, Settings, StartError
+from handler import Api, Engine, Settings
 from handler.core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -32,6 +32,7 @@ from handler.core.errors import (
     OutOfMemory,
     QueueFull,
     SettingsError,
+    StartError,
 )
 from handler.core.recipe import Picture, Pixels, Preview, Recipe
 from handler.core.tracebacks import UNSAID

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fakes import CPU, RECIPE, FakeFamily, raises
-from handler import Api, Clock, Engine, ImageRequest, Picture, Settings, StartError, Worker
+from handler import Api, Clock, Engine, ImageRequest, Picture, Settings, Worker
 from handler.api.dialects import native, openai
 from handler.catalog.models import find
 from handler.core.errors import (
@@ -30,6 +30,7 @@ from handler.core.errors import (
     NotReady,
     NumericalError,
     OutOfMemory,
+    StartError,
 )
 from handler.core.recipe import Preview, Recipe, Reference
 from handler.engine.batching import alike

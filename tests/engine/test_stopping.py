@@ -16,9 +16,9 @@ import pytest
 import uvicorn
 
 from fakes import RECIPE, FakeFamily, raises
-from handler import Clock, Engine, Settings, StartError, Worker
+from handler import Clock, Engine, Settings, Worker
 from handler.core.deadline import EXIT_S
-from handler.core.errors import BudgetExceeded, NotReady, SettingsError, VolumeFailed
+from handler.core.errors import BudgetExceeded, NotReady, SettingsError, StartError, VolumeFailed
 from handler.engine import spend
 from handler.engine.publisher import Publisher
 from handler.engine.queue import Job

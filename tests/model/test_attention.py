@@ -15,11 +15,12 @@ from PIL import Image
 
 import tiny
 from fakes import raises
-from handler import MODELS, Birth, Clock, ImageRequest, Settings, Worker, outlook
+from handler import MODELS, Clock, ImageRequest, Settings, Worker, outlook
 from handler.api import codec
 from handler.catalog import attention as kernels
 from handler.catalog.attention import KERNELS, Choice, choose, refusal, refusals
 from handler.cli import again
+from handler.core.birth import Birth
 from handler.core.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
 from handler.model import attention
 from handler.model.attention import MARGIN, NEEDED_S, Timing, decide

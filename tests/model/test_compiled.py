@@ -23,6 +23,7 @@ from handler.model.compiling import package as blocks
 from handler.model.compiling.modulation import Run, ahead
 from handler.model.compiling.package import bind_blocks, compile_blocks, kind_of, kinds_in, kinds_of
 from handler.model.hardware import Hardware
+from handler.model.loading.weights import free
 from handler.volume.publishing import publishing
 from handler.volume.sources import EMBEDDED
 
@@ -133,6 +134,15 @@ def test_weights_are_shared(package: Path) -> None:
         block.proj_out.weight.zero_()
     assert (draw(pipeline) - draw(reference)).abs().max() < 0.01
     assert (draw(pipeline) - before).abs().max() > 10
+
+
+def test_weights_are_freed_though_torch_keeps_its_references(package: Path) -> None:
+    pipeline = load()
+    transformer = pipeline.transformer
+    bind_blocks(transformer, package)
+    weights = [*transformer.parameters(), *transformer.buffers()]
+    free(pipeline)
+    assert sum(weight.untyped_storage().nbytes() for weight in weights) == 0
 
 
 def test_weights_made_in_inference_mode(package: Path, eager: Any) -> None:

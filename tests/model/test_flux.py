@@ -11,8 +11,8 @@ import torch
 from conftest import PATIENT
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from handler import MODELS, ImageRequest, Recipe, StartError, Worker
-from handler.core.errors import Cancelled, NumericalError
+from handler import MODELS, ImageRequest, Recipe, Worker
+from handler.core.errors import Cancelled, NumericalError, StartError
 from handler.volume.manifest import write_manifest
 from handler.volume.sources import EMBEDDED, fetched_folder, model_source
 

@@ -9,10 +9,11 @@ from conftest import PATIENT, unwarmed
 from safetensors.torch import save_file
 
 import tiny
-from handler import MODELS, ImageRequest, Worker, write_manifest
+from handler import MODELS, ImageRequest, Worker
 from handler.cli.bake import publish_weights
 from handler.core.errors import StartError
 from handler.model.loading.lora import fuse
+from handler.volume.manifest import write_manifest
 
 SPEC = MODELS["qwen-image-lightning"]
 LAYER = "transformer_blocks.0.attn.to_q"

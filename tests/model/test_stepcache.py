@@ -16,7 +16,7 @@ from conftest import PATIENT, ROOT, unwarmed
 from test_cli import kindling
 
 import tiny
-from handler import MODELS, ImageRequest, ModelSpec, Settings, StartError, Worker
+from handler import MODELS, ImageRequest, ModelSpec, Settings, Worker
 from handler.api.codec import read_parameters
 from handler.api.dialects import native, openai
 from handler.api.dispatch import Api
@@ -27,6 +27,7 @@ from handler.core.errors import (
     KindlingError,
     OutOfRange,
     SettingsError,
+    StartError,
     Unsupported,
 )
 from handler.core.stepcache import Choice, StepCache

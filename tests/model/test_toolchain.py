@@ -22,10 +22,10 @@ from packaging.requirements import Requirement
 from torch.utils import cpp_extension
 
 from fakes import raises
-from handler import MODELS, Settings, StartError, Worker
+from handler import MODELS, Settings, Worker
 from handler.cli import doctor, findings
 from handler.core import processor
-from handler.core.errors import DeviceLost, NumericalError, OutOfMemory
+from handler.core.errors import DeviceLost, NumericalError, OutOfMemory, StartError
 from handler.model import families
 from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling import package as blocks

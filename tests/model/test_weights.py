@@ -18,8 +18,8 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
-from handler import MODELS, KindlingError
-from handler.core.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler import MODELS
+from handler.core.errors import KindlingError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.model.families import build, flux
 from handler.model.hardware import Hardware
 from handler.model.loading.filling import fill, layouts

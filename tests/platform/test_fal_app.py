@@ -28,9 +28,9 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from handler import MODELS, ImageRequest, Settings, StartError, Worker, choose_gpus
+from handler import MODELS, ImageRequest, Settings, Worker, choose_gpus
 from handler.api import pieces
-from handler.core.errors import SettingsError
+from handler.core.errors import SettingsError, StartError
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "platform" / "fal_app.py"
@@ -321,11 +321,11 @@ def test_the_guides_commands_are_fals(guide: str) -> None:
 @needs_fal
 def test_what_is_uploaded_is_what_the_image_copies_but_no_secrets(load: Callable[..., ModuleType]) -> None:
     sent = load().IMAGE.to_dict()
-    assert sent["docker_files_list"] == ["requirements.txt", "pyproject.toml", "handler", "spark", "platform"]
+    assert sent["docker_files_list"] == ["requirements.txt", "pyproject.toml", "handler", "platform"]
     ignored = [re.compile(pattern) for pattern in sent["docker_ignore"]]
     listed = subprocess.run(["git", "ls-files", *sent["docker_files_list"]], cwd=ROOT, capture_output=True, check=True)
     kept = listed.stdout.decode().split()
-    for names, wanted in ((kept, False), (["handler/.env", "handler/__pycache__/api.pyc"], True)):
+    for names, wanted in ((kept, False), (["handler/.env", "handler/__pycache__/api.pyc", "spark/train.py"], True)):
         assert {any(pattern.search(name) for pattern in ignored) for name in names} == {wanted}
 
 

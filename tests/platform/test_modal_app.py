@@ -21,9 +21,9 @@ from modal._partial_function import _find_callables_for_obj, _PartialFunctionFla
 from modal._runtime.asgi import LifespanManager
 from PIL import Image
 
-from handler import MODELS, Engine, StartError
+from handler import MODELS, Engine
 from handler.core.birth import process_age
-from handler.core.errors import DeviceLost, SettingsError
+from handler.core.errors import DeviceLost, SettingsError, StartError
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"prompt": "a red circle", "num_inference_steps": 4}

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import pytest
@@ -21,8 +21,8 @@ from jsonschema_rs import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 from schemathesis_hooks import picture
 
-from fakes import FakeFamily
-from handler import MODELS, Clock, Engine, Settings, Worker, create_app
+from fakes import Editor
+from handler import MODELS, Engine, Settings, create_app
 from handler.core.errors import KindlingError
 from handler.core.request import MAX_SIDE, MIN_SIDE
 from handler.core.stepcache import Choice
@@ -38,27 +38,6 @@ CONFIG = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", "504"] # 504 is what a deadline asks for
 """
-
-
-class Editor(FakeFamily):
-    """A fake that takes images too; it paints the seed all the same."""
-
-    config: ClassVar[dict[str, Any]] = {}
-    components: ClassVar[dict[str, Any]] = {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        images = ("image", "strength", "mask_image", "image_reference")
-        return super().__call__(*args, **{name: value for name, value in kwargs.items() if name not in images})
-
-    def set_progress_bar_config(self, disable: bool) -> None:
-        """As diffusers' pipelines have it."""
-
-    def boot(self, settings: Settings, clock: Clock) -> Worker:
-        """With what edits need."""
-        worker = super().boot(settings, clock)
-        worker._family.INPAINT = worker._family.IMAGE_TO_IMAGE = Editor
-        worker._family.MASK_CELL = 1
-        return worker
 
 
 @contextmanager

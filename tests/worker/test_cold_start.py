@@ -14,8 +14,8 @@ import torch
 from conftest import PATIENT, ROOT
 
 from fakes import raises
-from handler import MODELS, ImageRequest, StartError, Worker
-from handler.core.errors import WeightsCorrupt
+from handler import MODELS, ImageRequest, Worker
+from handler.core.errors import StartError, WeightsCorrupt
 from handler.model.compiling.artifacts import PACKAGE, fingerprint, key
 from handler.model.compiling.package import digest, kinds_of
 from handler.model.hardware import Hardware

@@ -18,7 +18,7 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 import tiny
-from handler import GPUS, MODELS, ModelSpec, Reader, Settings, Worker, outlook
+from handler import GPUS, MODELS, ModelSpec, Settings, Worker, outlook
 from handler.cli.bake import publish_weights
 from handler.core.errors import StartError
 from handler.core.host import AHEAD, read_ahead
@@ -27,6 +27,7 @@ from handler.model.hardware import Hardware
 from handler.volume.layout import Slot
 from handler.volume.manifest import Source, write_manifest
 from handler.volume.publishing import publishing
+from handler.volume.reader import Reader
 from handler.volume.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
 from handler.worker.decision import decide
 from handler.worker.footprint import PROCESS, _part, weigh
@@ -40,7 +41,8 @@ LOAD = """
 import importlib, json, sys
 from pathlib import Path
 import torch
-from handler import MODELS, Reader
+from handler import MODELS
+from handler.volume.reader import Reader
 from handler.model import families
 from handler.core import host
 from handler.worker.footprint import weigh

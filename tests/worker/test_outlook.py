@@ -11,13 +11,13 @@ import pytest
 from conftest import PATIENT
 
 import tiny
-from handler import GPUS, MODELS, KindlingError, ModelSpec, Settings, Worker, choose_gpus, outlook
+from handler import GPUS, MODELS, ModelSpec, Settings, Worker, choose_gpus, outlook
 from handler.__main__ import main
 from handler.catalog.attention import KERNELS
 from handler.catalog.gpus import TARIFFS
 from handler.catalog.models import DEV, FLUX2_DEV, SCHNELL, SPARK
 from handler.catalog.precisions import PRECISIONS
-from handler.core.errors import DoesNotFit, SettingsError, WeightsMissing
+from handler.core.errors import DoesNotFit, KindlingError, SettingsError, WeightsMissing
 from handler.model.compiling.artifacts import Found
 from handler.model.hardware import Hardware, detect, expected
 from handler.worker.compilation import OFF, STREAMING

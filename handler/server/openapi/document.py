@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.core.version import __version__
@@ -159,8 +160,8 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def document(engine: Engine) -> dict[str, Any]:
-    """The description of the worker that `engine` serves."""
+def document(engine: Engine, root: str = "") -> dict[str, Any]:
+    """The description of the worker that `engine` serves, below the path `root`."""
     spec, keyed = engine.spec, bool(engine.settings.api_keys)
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
@@ -172,7 +173,8 @@ def document(engine: Engine) -> dict[str, Any]:
         "paths": {path: {row.method: _operation(path, row, keyed, spec.names)} for path, row in OPERATIONS.items()},
         "components": components | scheme,
     }
-    return found | ({"security": [{"key": []}]} if keyed else {})
+    below = {"servers": [{"url": quote(root)}]} if root else {}
+    return found | below | ({"security": [{"key": []}]} if keyed else {})
 
 
 def _operation(path: str, row: Operation, keyed: bool, names: tuple[str, ...]) -> Schema:

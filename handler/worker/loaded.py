@@ -1,0 +1,128 @@
+"""A model that is loaded: draws, says what decides its pixels, leaves what was compiled, and gives its memory back.
+
+All of that must run on one thread; `engine/engine.py` sees to that.
+"""
+
+import gc
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, Self
+
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import NotReady
+from handler.core.recipe import Drawn, OnStep, Recipe
+from handler.model.compiling import artifacts
+from handler.model.environment import environment
+from handler.model.faults import give_back
+from handler.model.hardware import Hardware
+from handler.model.loading.weights import free
+from handler.model.runner import Outcome, Runner, sound
+from handler.model.stages import MARKS
+from handler.volume.autoencoder import label
+from handler.volume.receipts import Gains, Receipt
+from handler.worker.clock import Ledger
+from handler.worker.memory import MemoryPlan, fit
+
+
+class Loaded:
+    """A loaded model. As a context it gives the model's memory back at its end."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        hardware: Hardware,
+        family: ModuleType,
+        pipeline: Any,
+        ledger: Ledger,
+        vae: str = "",
+        memory: MemoryPlan | None = None,
+    ) -> None:
+        self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
+        self.memory = memory or fit(spec, hardware)
+        self._family = family
+        self._runner: Runner | None = Runner(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device])
+        self._pipeline = pipeline
+        self._decoder: Any = None  # the VAE's, if it shall run compiled
+        self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
+        self.found = artifacts.Found("MISS", "not looked for")
+        self.receipt: Receipt | None = None  # what was measured of this model on this device
+
+    def generate(self, recipe: Recipe, on_step: OnStep = lambda *_: None) -> Drawn:
+        """Draw one picture, with the seconds of each stage; `on_step` may raise to stop, or ask for a preview.
+
+        `spec.recipe` makes a recipe of an `ImageRequest`. Raises a KindlingError that says why there is no picture.
+        """
+        return sound(*self.draw([recipe], [on_step]))
+
+    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome]:
+        """Draw alike pictures, at once where that can be; each, or why there is none: `Runner.draw`."""
+        return self._open().draw(recipes, on_steps)
+
+    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome | None]:
+        """Draw, in one run, those of alike pictures that fit together; None for the others: `Runner.draw_some`."""
+        return self._open().draw_some(recipes, on_steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the model's memory back; what was compiled and not published is lost, and nothing is drawn any more."""
+        self._discard()
+        free(self._pipeline)
+        self._runner = self._pipeline = self._decoder = None
+        gc.collect()  # a pipeline's parts know each other
+        give_back()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What besides a recipe decides a picture's pixels."""
+        own = {"plan": self.ledger.plan, "vae": label(self.vae), "tiling": self.memory.tiling}
+        return own | environment(self.hardware, self.package)
+
+    @property
+    def gains(self) -> Gains:
+        """What drawing several pictures at once gains, by the receipt for what this worker runs."""
+        measured = self.receipt and self.receipt.of(self.hardware.precision, self.ledger.plan == "COMPILED")
+        return measured.batches if measured else {}
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether this worker has compiled something that later workers could use."""
+        return self._package is not None
+
+    def publish(self, volume: Path) -> Path:
+        """Leave what was compiled on the volume; VolumeFailed if it cannot take it."""
+        assert self._package
+        package = Path(self._package.name) / artifacts.PACKAGE
+        target = artifacts.publish(package, self.spec, self.hardware, volume, self._decoder)
+        self._discard()
+        return target
+
+    def _discard(self) -> None:
+        """Remove what was compiled from the local disk; bound code does not need it."""
+        if self._package:
+            self._package.cleanup()
+        self._package = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """How many bytes the weights have as they are served."""
+        modules = [module for module in self._pipeline.components.values() if hasattr(module, "parameters")]
+        kept = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+    def save(self, folder: Path) -> None:
+        """Write the whole pipeline, weights as they are served, in diffusers' layout."""
+        quantised, plain = importlib.import_module("handler.model.loading.quant"), type(self._pipeline)
+        (quantised.save if self.hardware.quantised else plain.save_pretrained)(self._pipeline, folder)
+
+    def _open(self) -> Runner:
+        if self._runner is None:
+            raise NotReady("This worker is closed; boot another one.")
+        return self._runner
