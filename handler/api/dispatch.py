@@ -33,7 +33,7 @@ DIALECTS: dict[str, ModuleType] = {
     "/generate": native,
 }
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
-OnStep = Callable[[int, int, Preview], None]
+OnRequestStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
 NO_STORE = "response_format 'url' needs an object store, and none is configured; use 'b64_json'."
 LEAN = 90  # percent: the quality of pictures that have to become smaller
@@ -58,7 +58,7 @@ class Api:
         self,
         path: str,
         payload: Any = None,
-        on_step: OnStep = lambda *_: None,
+        on_step: OnRequestStep = lambda *_: None,
         on_partial: OnPartial | None = None,
         deadline: Deadline | None = None,
     ) -> Reply:
@@ -73,7 +73,7 @@ class Api:
         return await answered(self._route(path, payload, on_step, on_partial, deadline))
 
     async def _route(
-        self, path: str, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: Deadline
+        self, path: str, payload: Any, on_step: OnRequestStep, on_partial: OnPartial | None, deadline: Deadline
     ) -> Reply:
         if path in DIALECTS:
             return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
@@ -90,7 +90,12 @@ class Api:
         raise RouteNotFound(RETIRED.get(path, f"There is no route {path:.80}."))
 
     async def _draw(
-        self, dialect: ModuleType, payload: Any, on_step: OnStep, on_partial: OnPartial | None, deadline: Deadline
+        self,
+        dialect: ModuleType,
+        payload: Any,
+        on_step: OnRequestStep,
+        on_partial: OnPartial | None,
+        deadline: Deadline,
     ) -> Reply:
         if not isinstance(payload, dict):
             raise InvalidType("The body should be a JSON object.")
@@ -125,7 +130,7 @@ class Api:
         self.engine.check(deadline.left_s)
 
     async def draw(
-        self, request: ImageRequest, on_step: OnStep = lambda *_: None, deadline: Deadline | None = None
+        self, request: ImageRequest, on_step: OnRequestStep = lambda *_: None, deadline: Deadline | None = None
     ) -> list[Picture]:
         """Draw all of a request's pictures; picture i has seed + i. Some are encoded while the next are drawn.
 
@@ -195,7 +200,9 @@ class Api:
             raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")
 
 
-def _showing(on_step: OnStep, on_partial: OnPartial, dialect: ModuleType, request: ImageRequest) -> OnStep:
+def _showing(
+    on_step: OnRequestStep, on_partial: OnPartial, dialect: ModuleType, request: ImageRequest
+) -> OnRequestStep:
     """`on_step`, and the partial pictures that `request` asks for, spread evenly over the steps before the last."""
     shown = 0
 

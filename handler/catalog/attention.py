@@ -36,7 +36,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class KernelChoice:
     """A kernel's id, and why it was chosen."""
 
     id: str
@@ -117,7 +117,7 @@ def backend(kernel: str) -> str:
     return row.backend
 
 
-def choose(asked: str, capability: tuple[int, int] | None, dtype: str) -> Choice | None:
+def choose(asked: str, capability: tuple[int, int] | None, dtype: str) -> KernelChoice | None:
     """What needs no measuring: the kernel that was asked for, or the only one; None where several could be best.
 
     SettingsError, with the reason, for one that this machine cannot use.
@@ -125,10 +125,10 @@ def choose(asked: str, capability: tuple[int, int] | None, dtype: str) -> Choice
     if asked != "auto":
         if reason := refusal(KERNELS[asked], capability, dtype):
             raise SettingsError(f"KINDLING_ATTENTION={asked}: {reason}. Use auto, or native.", "KINDLING_ATTENTION")
-        return Choice(asked, f"KINDLING_ATTENTION={asked}")
+        return KernelChoice(asked, f"KINDLING_ATTENTION={asked}")
     if capability is None:
-        return Choice(NATIVE, "a CPU has one")
+        return KernelChoice(NATIVE, "a CPU has one")
     refused = {name: why for name, why in refusals(capability, dtype).items() if why}
     if len(refused) < len(KERNELS) - 1:
         return None
-    return Choice(NATIVE, "; ".join(f"{KERNELS[name].name} {why}" for name, why in refused.items()))
+    return KernelChoice(NATIVE, "; ".join(f"{KERNELS[name].name} {why}" for name, why in refused.items()))

@@ -10,7 +10,7 @@ from handler.catalog.licenses import License
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.core.recipe import Mask, Recipe, Reference, steps_taken
 from handler.core.request import MAX_SEED, MAX_SIDE, ImageRequest
-from handler.core.stepcache import Choice, StepCache
+from handler.core.stepcache import StepCache, StepCacheSetting
 
 SEEN_PIXELS = 1024 * 1024  # of a reference image: FLUX.2 looks at no more
 FEWEST_TO_SKIP = 20  # steps; models that take fewer are distilled, and each of their steps counts
@@ -83,7 +83,7 @@ class ModelSpec:
         self,
         request: ImageRequest,
         images: tuple[Reference, ...] = (),
-        served: Choice = "off",
+        served: StepCacheSetting = "off",
         mask: Mask | None = None,
     ) -> Recipe:
         """Fill what `request` leaves open; raise the error that names the first thing this model cannot do.
@@ -168,7 +168,7 @@ class ModelSpec:
         """As asked, if there is guidance for it to work through; an empty one is not the same as none."""
         return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
 
-    def caching(self, asked: Choice) -> StepCache | None:
+    def caching(self, asked: StepCacheSetting) -> StepCache | None:
         """The step cache that `asked` means for this model, or the error that says why it cannot be."""
         if asked == "off":
             return None
@@ -182,14 +182,14 @@ class ModelSpec:
             raise OutOfRange(f"step_cache: Fn and Bn of {self.id} may add up to {most}, got {got}.", "step_cache")
         return cache
 
-    def served_caching(self, asked: Choice) -> StepCache | None:
+    def served_caching(self, asked: StepCacheSetting) -> StepCache | None:
         """What requests get that say nothing; SettingsError if this model cannot have it."""
         try:
             return self.caching(asked)
         except RequestError as error:
             raise SettingsError(f"KINDLING_STEP_CACHE: {error.message}", "KINDLING_STEP_CACHE") from None
 
-    def check(self, request: ImageRequest, served: Choice = "off") -> None:
+    def check(self, request: ImageRequest, served: StepCacheSetting = "off") -> None:
         """Raise the error that names the first thing this model cannot do; needs no decoded images."""
         steps, guidance = self._steps(request), self._guidance(request)
         if not self.min_steps <= steps <= self.max_steps:

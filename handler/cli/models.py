@@ -24,7 +24,7 @@ ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ModelState:
     """One model on this volume and this machine, and in which precision it would be served.
 
     `baked` is HIT where compile artifacts fit this device; `dollars` is what a picture costs by the current receipt,
@@ -41,7 +41,7 @@ class State:
     dollars: float | None = None
 
 
-def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
+def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> ModelState:
     """Whether `spec` is on the volume, what was baked for it, whether it fits; else why not."""
     seen = outlook(settings, spec, hardware)
     try:
@@ -50,10 +50,10 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> State:
         memory, found = seen.memory, artifacts.look(spec, seen.hardware, settings.volume)
     except KindlingError as error:
         why = "not fetched" if isinstance(error, WeightsMissing) else error.message
-        return State(spec.id, False, "MISS", False, why, listed(seen), seen.hardware.precision)
+        return ModelState(spec.id, False, "MISS", False, why, listed(seen), seen.hardware.precision)
     baked = any(seen.weights.folder == other.folder for other in baked_sources(spec, settings.volume))
     dollars = dollars_of(settings.volume, spec.id, seen.hardware.identity)
-    return State(spec.id, True, found.outcome, baked, found.reason, memory, seen.hardware.precision, dollars)
+    return ModelState(spec.id, True, found.outcome, baked, found.reason, memory, seen.hardware.precision, dollars)
 
 
 def listed(seen: Outlook) -> MemoryPlan:
@@ -61,20 +61,20 @@ def listed(seen: Outlook) -> MemoryPlan:
     return replace(seen, source=None).memory
 
 
-def states(settings: Settings, hardware: Hardware) -> list[State]:
+def states(settings: Settings, hardware: Hardware) -> list[ModelState]:
     """The state of every model in the catalogue."""
 
-    def unknown(spec: ModelSpec, why: str) -> State:
+    def unknown(spec: ModelSpec, why: str) -> ModelState:
         seen = outlook(settings, spec, hardware, host_memory() / 1e9)  # as of a machine whose volume nobody sees
-        return State(spec.id, False, "MISS", False, why, seen.memory, seen.hardware.precision)
+        return ModelState(spec.id, False, "MISS", False, why, seen.memory, seen.hardware.precision)
 
-    def examined(spec: ModelSpec) -> State:
+    def examined(spec: ModelSpec) -> ModelState:
         try:
             return state(spec, settings, hardware)
         except Exception as error:  # one model's folder that cannot be read hides no other
             return unknown(spec, cause(error))
 
-    def all_examined() -> list[State]:
+    def all_examined() -> list[ModelState]:
         return [examined(spec) for spec in MODELS.values()]
 
     return patiently(all_examined, otherwise=lambda why: [unknown(spec, why) for spec in MODELS.values()])
@@ -103,7 +103,7 @@ def described(spec: ModelSpec) -> dict[str, Any]:
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(spec).items()}
 
 
-def lines(spec: ModelSpec, found: State) -> list[str]:
+def lines(spec: ModelSpec, found: ModelState) -> list[str]:
     """One model for people: its numbers, whether it fits and why, its licence."""
     count, size = spec.parameters, "x".join(map(str, spec.size))
     parameters = f"{count / 1e6:,.1f}M" if count < 1e9 else f"{count / 1e9:g}B"

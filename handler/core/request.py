@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from handler.core import errors
-from handler.core.stepcache import Choice
+from handler.core.stepcache import StepCacheSetting
 
 MAX_SEED = 2**31 - 1
 MIN_SIDE, MAX_SIDE = 64, 2048
@@ -75,7 +75,9 @@ class ImageRequest(BaseModel):
     scheduler: Scheduler | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
     negative_prompt: str | None = Field(None, max_length=2000, description="What to avoid; None is the model's way.")
-    step_cache: Choice | None = Field(None, description="off, on, or the step cache's values; None is the worker's.")
+    step_cache: StepCacheSetting | None = Field(
+        None, description="off, on, or the step cache's values; None is the worker's."
+    )
     images: Annotated[
         tuple[bytes, ...],
         BeforeValidator(_files),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from handler.core.errors import SettingsError
-from handler.core.stepcache import Choice
+from handler.core.stepcache import StepCacheSetting
 
 PREFIX = "KINDLING_"
 # What Kubernetes tells every container of a Service named `kindling` or `kindling-...`, and Docker one that is linked:
@@ -145,7 +145,9 @@ class Settings(BaseModel):
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
     vae: str = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
-    step_cache: Choice = Field("off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps")
+    step_cache: StepCacheSetting = Field(
+        "off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps"
+    )
     queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")
     queue_s: float = Field(300, gt=0, le=86_400, description="seconds of work that may wait; more gets 429")
     deadline_s: float = Field(600, gt=0, le=86_400, description="seconds a request may take; a longer one gets 504")

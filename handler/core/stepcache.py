@@ -43,7 +43,7 @@ def parse(value: object) -> StepCache | Literal["off", "on"]:
     return StepCache(**{name: round(number, DECIMALS) for name, number in given.items()})
 
 
-Choice = Annotated[
+StepCacheSetting = Annotated[
     StepCache | Literal["off", "on"],
     PlainValidator(parse, json_schema_input_type=str | dict[str, float]),
     PlainSerializer(str),

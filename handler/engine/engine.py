@@ -38,8 +38,8 @@ from handler.engine.spend import Meter, require_held
 from handler.worker.clock import Clock, Ledger
 from handler.worker.worker import Worker
 
-State = Literal["starting", "ready", "draining", "stopped", "failed"]  # an engine only ever goes to a later one
-OPEN: tuple[State, ...] = ("starting", "ready")
+EngineState = Literal["starting", "ready", "draining", "stopped", "failed"]  # an engine only ever goes to a later one
+OPEN: tuple[EngineState, ...] = ("starting", "ready")
 TIDY_S = 1.0
 LAST_S = 3.0  # of an exit: for the thread to tidy up, and for the last word on spend
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Engine:
             raise SettingsError(f"{error.message} KINDLING_MODEL should name one.", "KINDLING_MODEL") from None
         self.clock = clock or Clock(settings.cold_start_budget_s)
         self.meter = Meter(settings, lambda: self.ledger.device, self.clock.birth)
-        self.state: State = "starting"
+        self.state: EngineState = "starting"
         self.error: StartError | None = None
         self.worker: Worker | None = None
         self.batch = settings.batch
@@ -209,9 +209,9 @@ class Engine:
         starting = self.state == "starting"
         return NotReady("This worker is still starting; try again.") if starting else DeadlineExceeded(LATE)
 
-    def _become(self, state: State) -> None:
+    def _become(self, state: EngineState) -> None:
         with self._lock:
-            self.state = max(self.state, state, key=get_args(State).index)
+            self.state = max(self.state, state, key=get_args(EngineState).index)
 
     def _refuse_all(self) -> None:
         for job in self.queue.close():

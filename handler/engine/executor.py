@@ -17,13 +17,13 @@ from handler.core.tracebacks import let_go, outline
 from handler.engine.queue import Job
 from handler.engine.triage import Triage
 from handler.engine.watchdog import Watchdog
-from handler.model.runner import Outcome, sound
+from handler.model.runner import DrawOutcome, sound
 from handler.worker.clock import STDERR, Ledger
 
 PACE = 16  # how many of the last pictures tell how long the next will take
 HUNG = 10  # times what a whole picture takes, and no step has ended: it never will
 FAILED = "The worker failed on this request; see its log."
-DrawSome = Callable[[Sequence[Recipe], Sequence[OnStep]], Sequence[Outcome | None]]
+DrawSome = Callable[[Sequence[Recipe], Sequence[OnStep]], Sequence[DrawOutcome | None]]
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +79,7 @@ class Executor:
     def _draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> list[Job]:
         """Draw and end the jobs of one run; those that wait for another."""
         start, patience = time.perf_counter(), self._patience(jobs)
-        outcomes: Sequence[Outcome | None]
+        outcomes: Sequence[DrawOutcome | None]
         try:
             outcomes = draw_some([job.recipe for job in jobs], [self._step(job, patience) for job in jobs])
         except BaseException as error:  # also a library that wants to end this process: it would end this thread alone
@@ -107,7 +107,7 @@ class Executor:
             let_go(error)
         return [job for job, _ in again]
 
-    def _end_drawn(self, run: Sequence[tuple[Job, Outcome]], start: float) -> None:
+    def _end_drawn(self, run: Sequence[tuple[Job, DrawOutcome]], start: float) -> None:
         drawn = [(job, outcome) for job, outcome in run if not isinstance(outcome, BaseException)]
         if drawn:
             seconds = time.perf_counter() - start

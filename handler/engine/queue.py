@@ -20,7 +20,7 @@ from handler.core.errors import RETRY_S, Cancelled, DeadlineExceeded, KindlingEr
 from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.engine.batching import alike
 
-Outcome = Drawn | KindlingError
+JobOutcome = Drawn | KindlingError
 Where = Literal["queue", "denoise"]
 
 
@@ -37,7 +37,7 @@ class Job:
     on_step: OnStep
     work: float
     deadline: float
-    answer: Callable[[Outcome], object]
+    answer: Callable[[JobOutcome], object]
     request: object = field(default_factory=object)
     queue: "Queue | None" = None
     begun: bool = False
@@ -45,7 +45,7 @@ class Job:
     entered: float = field(default_factory=time.perf_counter)
     _ended: threading.Lock = field(default_factory=threading.Lock)  # taken once
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: JobOutcome) -> None:
         """Answer, unless the job has ended before."""
         if self._ended.acquire(blocking=False):
             if self.queue is not None:
@@ -158,7 +158,7 @@ class Queue:
             self._changed.notify_all()
         return left
 
-    def leave(self, job: Job, outcome: Outcome) -> None:
+    def leave(self, job: Job, outcome: JobOutcome) -> None:
         """Count `job`, which has ended, and let it wait no longer."""
         with self._changed:
             name = outcome.code if isinstance(outcome, KindlingError) else "drawn"
@@ -174,13 +174,13 @@ class Queue:
             job.end(Cancelled("Another picture of this request failed."))
 
 
-def hand(answer: asyncio.Future[Drawn], outcome: Outcome) -> None:
+def hand(answer: asyncio.Future[Drawn], outcome: JobOutcome) -> None:
     """Give a job's outcome, on whatever thread it ended, to the loop on which somebody waits for it."""
     with contextlib.suppress(RuntimeError):  # that loop is closed
         answer.get_loop().call_soon_threadsafe(_settle, answer, outcome)
 
 
-def _settle(answer: asyncio.Future[Drawn], outcome: Outcome) -> None:
+def _settle(answer: asyncio.Future[Drawn], outcome: JobOutcome) -> None:
     if answer.done():
         return
     if isinstance(outcome, KindlingError):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from handler.catalog.attention import KERNELS, NATIVE, Choice, backend
+from handler.catalog.attention import KERNELS, NATIVE, KernelChoice, backend
 from handler.core.errors import BudgetExceeded, DeviceLost, SettingsError
 from handler.core.tracebacks import let_go
 from handler.model.faults import meaning
@@ -36,7 +36,7 @@ def dispatches(model: Any) -> bool:
     return any(hasattr(processor, "_attention_backend") for processor in processors)
 
 
-def use(model: Any, chosen: Choice) -> None:
+def use(model: Any, chosen: KernelChoice) -> None:
     """Let `model` compute attention so; SettingsError if it has no choice."""
     if dispatches(model):
         model.set_attention_backend(backend(chosen.id))
@@ -68,7 +68,7 @@ def unmeasured(model: Any, streaming: bool, remaining_s: float) -> str:
     return ""
 
 
-def measured(model: Any, refused: Mapping[str, str], draw: Callable[[], object]) -> Choice:
+def measured(model: Any, refused: Mapping[str, str], draw: Callable[[], object]) -> KernelChoice:
     """`fastest`, but native where that cannot be told: it may draw where measuring found no memory, or NaN."""
     try:
         return fastest(model, refused, draw)
@@ -79,19 +79,19 @@ def measured(model: Any, refused: Mapping[str, str], draw: Callable[[], object])
         if isinstance(meant := meaning(error, (0, 0)), DeviceLost):
             raise meant from error
         let_go(error)
-        return Choice(NATIVE, why)
+        return KernelChoice(NATIVE, why)
 
 
-def fastest(model: Any, refused: Mapping[str, str], draw: Callable[[], object]) -> Choice:
+def fastest(model: Any, refused: Mapping[str, str], draw: Callable[[], object]) -> KernelChoice:
     """The kernel that is best at what `model` asks of attention while `draw` draws, and why; never one of `refused`."""
-    use(model, Choice(NATIVE, "to see what is asked"))
+    use(model, KernelChoice(NATIVE, "to see what is asked"))
     calls = calls_of(draw)
     if not calls:
-        return Choice(NATIVE, f"{type(model).__name__} asked for no attention")
+        return KernelChoice(NATIVE, f"{type(model).__name__} asked for no attention")
     return decide(measure(calls, refused), max(map(_tokens, calls)))
 
 
-def decide(timings: list[Timing], tokens: int) -> Choice:
+def decide(timings: list[Timing], tokens: int) -> KernelChoice:
     """The fastest by `MARGIN`, of two alike the earlier, so native if in doubt; and the figures that say so."""
     best = timings[0]
     for timing in timings[1:]:
@@ -100,7 +100,7 @@ def decide(timings: list[Timing], tokens: int) -> Choice:
     raced = [timing for timing in timings if timing.ms is not None and timing is not best]
     against = ", against " * bool(raced) + ", ".join(f"{KERNELS[t.id].name} {t.ms:.2f} ms" for t in raced)
     figures = f"{KERNELS[best.id].name} {best.ms:.2f} ms for {tokens} tokens{against}"
-    return Choice(best.id, "; ".join([figures, *(f"{KERNELS[t.id].name} {t.why}" for t in timings if t.why)]))
+    return KernelChoice(best.id, "; ".join([figures, *(f"{KERNELS[t.id].name} {t.why}" for t in timings if t.why)]))
 
 
 def calls_of(draw: Callable[[], object]) -> list[Call]:

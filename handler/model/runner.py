@@ -14,10 +14,10 @@ from handler.model.preview import Projection
 from handler.model.stages import Mark, Stages
 
 PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
-Outcome = Drawn | BaseException  # a picture, or why there is none
+DrawOutcome = Drawn | BaseException  # a picture, or why there is none
 
 
-def sound(outcome: Outcome) -> Drawn:
+def sound(outcome: DrawOutcome) -> Drawn:
     """The picture; raises why there is none."""
     if isinstance(outcome, BaseException):
         raise outcome
@@ -45,15 +45,15 @@ class Runner:
         self._projection = Projection()
         self._prompts: OrderedDict[tuple[str, str | None, float], dict[str, Any]] = OrderedDict()
 
-    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome]:
+    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
         """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
-        found: dict[int, Outcome] = {}
+        found: dict[int, DrawOutcome] = {}
         while left := [i for i in range(len(recipes)) if i not in found]:
             some = self.draw_some([recipes[i] for i in left], [on_steps[i] for i in left])
             found |= {i: outcome for i, outcome in zip(left, some, strict=True) if outcome is not None}
         return [found[i] for i in range(len(recipes))]
 
-    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome | None]:
+    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
         """Draw, in one run, the first of alike pictures and those whose prompts fit beside its; None for the others.
 
         Raises nothing but what ends a program. `on_steps[i](done, preview)` may raise to give up picture i; it is
@@ -65,7 +65,7 @@ class Runner:
         except Exception as error:
             return [meaning(error, recipes[0].size)] * len(recipes)
         told = [self._encoded(recipe) for recipe in recipes]
-        outcomes: list[Outcome | None] = [each if isinstance(each, BaseException) else None for each in told]
+        outcomes: list[DrawOutcome | None] = [each if isinstance(each, BaseException) else None for each in told]
         known = {i: each for i, each in enumerate(told) if not isinstance(each, BaseException)}
         if not any(isinstance(each, DeviceLost) for each in told):
             at = self._families.fitting(known)
@@ -81,7 +81,7 @@ class Runner:
         arguments: Sequence[Mapping[str, Any]],
         recipes: Sequence[Recipe],
         on_steps: Sequence[OnStep],
-    ) -> list[Outcome]:
+    ) -> list[DrawOutcome]:
         """Draw at once what fits together; each, or why there is none."""
         given_up: dict[int, BaseException] = {}
         step = _step(stages, on_steps, given_up, recipes[0].size)
@@ -143,5 +143,5 @@ def _step(
     return step
 
 
-def _outcome(recipe: Recipe, rgb: Any, batch: int, stages: dict[str, float]) -> Outcome:
+def _outcome(recipe: Recipe, rgb: Any, batch: int, stages: dict[str, float]) -> DrawOutcome:
     return rgb if isinstance(rgb, Exception) else (Pixels(rgb, recipe, batch), dict(stages))

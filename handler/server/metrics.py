@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from handler.core.recipe import Picture
-from handler.engine.engine import Engine, State
+from handler.engine.engine import Engine, EngineState
 from handler.engine.queue import Where
 
 PREFIX = "kindling_"
@@ -78,7 +78,10 @@ GAUGES = (
     Gauge("queue_limit", "Pictures that may wait.", "", lambda engine: {"": engine.settings.queue}),
     Gauge("inflight", "Pictures being drawn.", "", lambda engine: {"": engine.drawing}),
     Gauge(
-        "state", "1 for what the worker is.", "state", lambda engine: {s: s == engine.state for s in get_args(State)}
+        "state",
+        "1 for what the worker is.",
+        "state",
+        lambda engine: {s: s == engine.state for s in get_args(EngineState)},
     ),
     Gauge("boot_outcome", "1 for how its cold start went.", "outcome", lambda engine: {engine.ledger.outcome: 1}),
     Gauge("plan", "1 for how it runs the model.", "plan", _plan),

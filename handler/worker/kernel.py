@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from handler.catalog.attention import NATIVE, Choice, refusals
+from handler.catalog.attention import NATIVE, KernelChoice, refusals
 from handler.model.attention import measured, unmeasured, use
 from handler.model.compiling import artifacts
 from handler.model.hardware import Hardware
@@ -23,9 +23,9 @@ def settle(seen: Outlook, model: Any, clock: Clock, draw: Callable[[], object]) 
             refused = refusals(hardware.capability, hardware.dtype)
             usable = [name for name, why in refused.items() if not why]
             if found := artifacts.packaged(seen.spec, hardware, seen.settings.volume, usable):
-                chosen = Choice(found, "as what is compiled on the volume")
+                chosen = KernelChoice(found, "as what is compiled on the volume")
             elif why := unmeasured(model, seen.memory.mode == "blocks", clock.remaining):
-                chosen = Choice(NATIVE, why)
+                chosen = KernelChoice(NATIVE, why)
             else:
                 chosen = measured(model, refused, draw)
     use(model, chosen)

@@ -19,7 +19,7 @@ from handler.model.environment import environment
 from handler.model.faults import give_back
 from handler.model.hardware import Hardware
 from handler.model.loading.weights import free
-from handler.model.runner import Outcome, Runner, sound
+from handler.model.runner import DrawOutcome, Runner, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label
 from handler.volume.receipts import Gains, Receipt
@@ -57,11 +57,11 @@ class Loaded:
         """
         return sound(*self.draw([recipe], [on_step]))
 
-    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome]:
+    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
         """Draw alike pictures, at once where that can be; each, or why there is none: `Runner.draw`."""
         return self._open().draw(recipes, on_steps)
 
-    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[Outcome | None]:
+    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
         """Draw, in one run, those of alike pictures that fit together; None for the others: `Runner.draw_some`."""
         return self._open().draw_some(recipes, on_steps)
 

@@ -20,8 +20,8 @@ from handler.model.hardware import Hardware
 from handler.volume.manifest import Source
 from handler.worker.footprint import Weights, weigh
 
-Mode = Literal["resident", "encoders", "blocks"]
-TRIED: dict[str, tuple[Mode, ...]] = {  # for each value of KINDLING_OFFLOAD
+Placement = Literal["resident", "encoders", "blocks"]
+TRIED: dict[str, tuple[Placement, ...]] = {  # for each value of KINDLING_OFFLOAD
     "auto": ("resident", "encoders", "blocks"),
     "off": ("resident",),
     "encoders": ("encoders",),
@@ -40,7 +40,7 @@ class MemoryPlan:
     """
 
     fits: bool
-    mode: Mode
+    mode: Placement
     needs_gb: float
     host_gb: float
     tile_above: int
@@ -79,7 +79,7 @@ def fit(spec: ModelSpec, hardware: Hardware, source: Source | None = None) -> Me
     return memory_plan(spec, hardware, source, offload="off")
 
 
-def _laid_out(mode: Mode, weights: Weights, host_gb: float, counted: bool) -> MemoryPlan:
+def _laid_out(mode: Placement, weights: Weights, host_gb: float, counted: bool) -> MemoryPlan:
     """The plan for one mode; `counted`: by the catalogue's parameters, for there are no files."""
     spec, hardware = weights.spec, weights.hardware
     takes, comes = weights.footprint(mode, host_gb * 1e9), weights.comes(mode)

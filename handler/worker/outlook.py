@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from handler.catalog.attention import KERNELS, Choice, choose, refusal
+from handler.catalog.attention import KERNELS, KernelChoice, choose, refusal
 from handler.catalog.gpus import Gpu
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError, WeightsMissing
@@ -50,7 +50,7 @@ class Outlook:
         return memory_plan(self.spec, self.hardware, self.source, self.host_gb, self.settings.offload)
 
     @cached_property
-    def attention(self) -> Choice | None:
+    def attention(self) -> KernelChoice | None:
         """The kernel of attention; None where several are measured at the start. SettingsError if it cannot be used.
 
         What is installed on another machine is not known. On this one torch is imported.
@@ -62,7 +62,7 @@ class Outlook:
             return None
         if why := refusal(replace(KERNELS[asked], lacking=str), hardware.capability, hardware.dtype):
             raise SettingsError(f"KINDLING_ATTENTION={asked}: {why}. Use auto, or native.", "KINDLING_ATTENTION")
-        return Choice(asked, f"KINDLING_ATTENTION={asked}")
+        return KernelChoice(asked, f"KINDLING_ATTENTION={asked}")
 
     @property
     def weights(self) -> Source:

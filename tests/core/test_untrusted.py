@@ -153,7 +153,7 @@ def test_a_damaged_step_cache_is_refused(text: str) -> None:
 def test_spellings_of_a_step_cache() -> None:
     found = stepcache.parse(" Fn = 2, R=0.5 ,MC=3")
     assert found == stepcache.StepCache(Fn=2, R=0.5, MC=3)
-    assert TypeAdapter(stepcache.Choice).validate_python(str(found)) == found
+    assert TypeAdapter(stepcache.StepCacheSetting).validate_python(str(found)) == found
 
 
 def manifest(folder: Path, text: bytes) -> None:

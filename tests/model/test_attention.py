@@ -18,7 +18,7 @@ from fakes import raises
 from handler import MODELS, Clock, ImageRequest, Settings, Worker, outlook
 from handler.api import codec
 from handler.catalog import attention as kernels
-from handler.catalog.attention import KERNELS, Choice, choose, refusal, refusals
+from handler.catalog.attention import KERNELS, KernelChoice, choose, refusal, refusals
 from handler.cli import again
 from handler.core.birth import Birth
 from handler.core.errors import BudgetExceeded, DeviceLost, NumericalError, OutOfMemory, SettingsError
@@ -36,7 +36,7 @@ from spark.scenes import held_out
 TURING, AMPERE, HOPPER, BLACKWELL = (7, 5), (8, 0), (9, 0), (10, 0)
 SPARK, SCHNELL = MODELS["spark"], MODELS["flux-schnell"]
 H200 = Hardware("cuda", "NVIDIA H200", "bf16", "a test", 141, HOPPER, attention="")
-NATIVE, FASTER = Choice("native", "a test"), Choice("cudnn", "a test")
+NATIVE, FASTER = KernelChoice("native", "a test"), KernelChoice("cudnn", "a test")
 
 
 @pytest.fixture(autouse=True)
@@ -118,10 +118,10 @@ def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_choice_that_needs_no_measuring(lacking: Callable[..., None]) -> None:
-    assert choose("auto", None, "float32") == Choice("native", "a CPU has one")
+    assert choose("auto", None, "float32") == KernelChoice("native", "a CPU has one")
     assert choose("auto", HOPPER, "bfloat16") is None
     for name in ("flash3", "cudnn-fp8"):
-        assert choose(name, HOPPER, "bfloat16") == Choice(name, f"KINDLING_ATTENTION={name}")
+        assert choose(name, HOPPER, "bfloat16") == KernelChoice(name, f"KINDLING_ATTENTION={name}")
     found = choose("auto", TURING, "float16")
     assert found
     assert found.id == "native"
@@ -230,7 +230,7 @@ def test_the_model_uses_what_was_chosen(worker: Worker, monkeypatch: pytest.Monk
     model, before = worker._pipeline.transformer, draw(worker)
     attention.use(model, NATIVE)
     assert (draw(worker) == before).all()
-    attention.use(model, Choice("cudnn-fp8", "a test"))
+    attention.use(model, KernelChoice("cudnn-fp8", "a test"))
     apart = abs(draw(worker).astype(int) - before).mean()
     assert 0 < apart < 4
     monkeypatch.setitem(attention.KERNELS, "cudnn", dataclasses.replace(KERNELS["cudnn"], backend="_flash_3"))
@@ -243,7 +243,7 @@ def test_the_model_uses_what_was_chosen(worker: Worker, monkeypatch: pytest.Monk
 
 def test_eight_bits_still_draw_what_was_asked(worker: Worker) -> None:
     """Prompts that spark never trained on, in all that its checker looks at."""
-    attention.use(worker._pipeline.transformer, Choice("cudnn-fp8", "a test"))
+    attention.use(worker._pipeline.transformer, KernelChoice("cudnn-fp8", "a test"))
     for seed, (prompt, scene) in enumerate(held_out(5, "test", "one", "plain")):
         pixels, _ = worker.generate(worker.spec.recipe(ImageRequest(prompt=prompt, seed=seed, num_inference_steps=4)))
         assert check(Image.fromarray(pixels.rgb), scene).right

@@ -30,7 +30,7 @@ from handler.core.errors import (
     StartError,
     Unsupported,
 )
-from handler.core.stepcache import Choice, StepCache
+from handler.core.stepcache import StepCache, StepCacheSetting
 from handler.engine.engine import Engine
 from handler.model.stepcache import LAYOUTS, caching
 from handler.volume.sources import fetched_folder
@@ -57,7 +57,7 @@ SEEN = 0.3  # of 255, on average: skipping shows
         (StepCache(Bn=2), StepCache(Bn=2)),
     ],
 )
-def test_settings_and_requests_say_it_alike(said: Any, meant: Choice) -> None:
+def test_settings_and_requests_say_it_alike(said: Any, meant: StepCacheSetting) -> None:
     for parse in (openai.parse, native.parse):
         assert parse({"prompt": "x", "step_cache": said}).step_cache == meant
     if isinstance(said, str):
@@ -101,7 +101,7 @@ def test_models_that_cannot_say_why(spec: ModelSpec) -> None:
 
 
 def test_a_recipe_holds_what_is_decided() -> None:
-    def decided(asked: Choice | None, served: Choice) -> StepCache | None:
+    def decided(asked: StepCacheSetting | None, served: StepCacheSetting) -> StepCache | None:
         return DEV.recipe(ImageRequest(prompt="x", step_cache=asked), served=served).step_cache
 
     assert decided(None, "off") is None
@@ -137,7 +137,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Worker]:
     return booted
 
 
-def draw(worker: Worker, step_cache: Choice, **fields: Any) -> Any:
+def draw(worker: Worker, step_cache: StepCacheSetting, **fields: Any) -> Any:
     asked: dict[str, Any] = {"prompt": "a red circle", "width": 128, "height": 96, "seed": 1}
     request = ImageRequest(**asked | {"num_inference_steps": STEPS, "step_cache": step_cache} | fields)
     return worker.generate(worker.spec.recipe(request, served="on"))[0].rgb.astype(int)

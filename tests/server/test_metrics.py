@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Engine, Picture, Settings, create_app
 from handler.core.errors import NumericalError
-from handler.engine.engine import State
+from handler.engine.engine import EngineState
 from handler.server import access, metrics
 from handler.worker.clock import Phase
 from serving import Served
@@ -365,7 +365,7 @@ def test_what_is_not_known_yet_is_not_told(family: FakeFamily) -> None:
     engine = Engine(Settings(queue=7), boot=family.boot)
     found = samples(metrics.Metrics(engine).text().decode())
     told = {key: value for key, value in found.items() if not key[0].endswith(("_total", "_created", "_bytes"))}
-    states = {("kindling_state", state): float(state == "starting") for state in get_args(State)}
+    states = {("kindling_state", state): float(state == "starting") for state in get_args(EngineState)}
     numbers = {"queue_depth": 0, "queue_limit": 7, "inflight": 0}
     assert {key: value for key, value in told.items() if "seconds_" not in key[0] and "spend" not in key[0]} == {
         **{("kindling_" + name,): value for name, value in numbers.items()},

@@ -25,7 +25,7 @@ from fakes import Editor
 from handler import MODELS, Engine, Settings, create_app
 from handler.core.errors import KindlingError
 from handler.core.request import MAX_SIDE, MIN_SIDE
-from handler.core.stepcache import Choice
+from handler.core.stepcache import StepCacheSetting
 from handler.server import app, idempotency
 from handler.server.openapi.document import OPERATIONS, document, every
 from handler.server.openapi.requests import SIDE
@@ -148,7 +148,7 @@ def test_limits_are_those_of_the_model() -> None:
 def test_a_step_cache_is_described_as_it_is_read(value: object) -> None:
     validator = Draft202012Validator(field("step_cache", model="flux-dev", step_cache="on"))
     try:
-        TypeAdapter(Choice).validate_python(value)
+        TypeAdapter(StepCacheSetting).validate_python(value)
         reads = True
     except ValidationError:
         reads = False

@@ -45,7 +45,7 @@ LIMITS: Mapping[str, Limit] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Selection:
     """The winner, or None, and why; `front` cannot be beaten in everything, `refused` break a limit."""
 
     winner: Candidate | None
@@ -64,7 +64,7 @@ def pareto(measured: Mapping[Candidate, Figures]) -> frozenset[Candidate]:
     )
 
 
-def choose(measured: Mapping[Candidate, Figures], priority: str, limits: Mapping[str, float]) -> Choice:
+def choose(measured: Mapping[Candidate, Figures], priority: str, limits: Mapping[str, float]) -> Selection:
     """The best by `priority` of those that keep all `limits`, a bound for each name."""
     misses = {one: [LIMITS[name].broken(figures, bound) for name, bound in limits.items()] for one, figures in
               measured.items()}  # fmt: skip
@@ -73,17 +73,17 @@ def choose(measured: Mapping[Candidate, Figures], priority: str, limits: Mapping
     }
     admitted = {one: figures for one, figures in measured.items() if one not in refused}
     if not measured:
-        return Choice(None, "nothing could be measured", frozenset(), {})
+        return Selection(None, "nothing could be measured", frozenset(), {})
     if not admitted:
         nearest = min(refused, key=lambda one: sum(miss for miss, _ in misses[one]))
         why = f"nothing keeps the limits; {nearest.name} is nearest: {refused[nearest]}"
-        return Choice(None, why, pareto(measured), refused)
+        return Selection(None, why, pareto(measured), refused)
     score = PRIORITIES[priority]
     front = pareto(admitted)
     best = min(score(measured[one]) for one in front)
     close = [one for one in front if score(measured[one]) <= best * NOISE]
     winner = max(close, key=lambda one: (measured[one].psnr_db or 0.0, -score(measured[one]), one.name))
-    return Choice(winner, _praise(winner, measured, priority, len(close)), pareto(measured), refused)
+    return Selection(winner, _praise(winner, measured, priority, len(close)), pareto(measured), refused)
 
 
 def _praise(winner: Candidate, measured: Mapping[Candidate, Figures], priority: str, close: int) -> str:

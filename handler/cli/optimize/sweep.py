@@ -14,7 +14,7 @@ from handler.catalog.prices import per_image, price_of
 from handler.catalog.spec import ModelSpec
 from handler.cli.optimize.attempt import attempt, likeness
 from handler.cli.optimize.journal import Journal
-from handler.cli.optimize.pareto import Choice, choose
+from handler.cli.optimize.pareto import Selection, choose
 from handler.cli.optimize.trial import Task
 from handler.core.errors import KindlingError
 from handler.core.settings import Settings
@@ -43,7 +43,7 @@ class Sweep:
     """What came of it."""
 
     outcomes: tuple[Outcome, ...]
-    choice: Choice
+    choice: Selection
 
     @property
     def measured(self) -> dict[Candidate, Figures]:
@@ -105,7 +105,7 @@ def sweep(
             outcome = _judged(outcome, journal.pictures(one), baseline, settings, hardware)
             progress(f"  {took}: {_told(outcome)}")
         outcomes.append(outcome)
-    found = Sweep(tuple(outcomes), Choice(None, "", frozenset(), {}))
+    found = Sweep(tuple(outcomes), Selection(None, "", frozenset(), {}))
     return replace(found, choice=choose(found.measured, wished.priority, wished.limits))
 
 

@@ -34,16 +34,16 @@ CODE = (  # what decides what is in a package, and what is expected of one
     *("catalog/precisions", "model/loading/quant", "model/families/autoencoders"),
 )
 # Code that only moved since packages were made that have the digest on the right.
-SAME = {"10cedae475f4ad54": "91aa3cfd63a9eb9a"}
+SAME = {"f12ab88fec7a8c79": "91aa3cfd63a9eb9a"}
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
-Outcome = Literal["HIT", "MISS", "STALE", "ERROR"]
+CacheStatus = Literal["HIT", "MISS", "STALE", "ERROR"]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a worker's look for artifacts concluded, and why; with what binding them raised, if that is why."""
 
-    outcome: Outcome
+    outcome: CacheStatus
     reason: str
     source: Source | None = None
     error: Exception | None = None

@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 
 from handler.catalog.prices import Price
 from handler.core.recipe import Recipe
-from handler.engine.engine import State
+from handler.engine.engine import EngineState
 from handler.engine.spend import Verdict
 from handler.server.openapi.schema import COUNT, FORMAT, NULL, NUMBER, REF, TEXT, Schema, array, ref, whole
 from handler.volume.receipts import Receipt
@@ -83,7 +83,7 @@ ANSWERS: dict[str, Schema] = {
     "Live": whole({"status": {"enum": ["live"]}}),
     "Ready": whole(
         {
-            "status": {"enum": list(get_args(State))},
+            "status": {"enum": list(get_args(EngineState))},
             "model": TEXT,
             "drawing": COUNT,
             "waiting": COUNT,
