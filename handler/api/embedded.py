@@ -26,7 +26,7 @@ class Engine(engine.Engine):
 
     The context starts the engine and is entered once it is ready; a StartError says why it cannot be. At its end
     nothing new is accepted, what was asked of `generate` is drawn, for `DRAIN_S` at most, and the memory is given back.
-    An error that ends it stops what is being drawn at its next step.
+    An error that ends it stops what is being drawn at its next step. An engine starts once; RuntimeError the next time.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Engine(engine.Engine):
     ) -> None:
         super().__init__(settings, clock, boot)
         self._api, self._asked = Api(self), set[asyncio.Task[list[Picture]]]()
+        self._given_up = False  # whether who started it waits no longer
 
     async def generate(self, prompt: str, **fields: Any) -> list[Picture]:
         """Draw and encode what an `ImageRequest` of these fields asks for; picture i has seed + i.
@@ -41,6 +42,8 @@ class Engine(engine.Engine):
         Raises the KindlingError that says why not: a RequestError names the field, QueueFull and NotReady are worth
         another try, DeadlineExceeded comes after KINDLING_DEADLINE_S. Cancelling the task ends its pictures.
         """
+        if not self.begun:
+            raise RuntimeError("This engine has not been started: use it inside `async with engine`.")
         request = ImageRequest.parse({"prompt": prompt, **fields})
         work = asyncio.ensure_future(self._api.generate(request))
         self._asked.add(work)
@@ -48,11 +51,14 @@ class Engine(engine.Engine):
         return await work
 
     async def __aenter__(self) -> Self:
+        if self.begun:
+            raise RuntimeError("This engine was started before: make a new Engine.")
         self.start()
         try:
             await _elsewhere(self.wait_booted)
         except BaseException:
-            await _elsewhere(self.stop)
+            self._given_up = True
+            await _elsewhere(self._end)
             raise
         return self
 
@@ -68,7 +74,14 @@ class Engine(engine.Engine):
 
     def _end(self) -> None:
         self.stop()
+        if self.booted and not self.error:
+            self._thread.join(max(0.0, self.exit.left_s))  # a step ends when it ends
         if self.worker and not self.alive:
+            self.worker.close()
+
+    def _run(self) -> None:
+        super()._run()
+        if self._given_up and self.worker:
             self.worker.close()
 
 

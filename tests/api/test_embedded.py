@@ -118,6 +118,9 @@ def test_who_gives_up_a_start_does_not_wait_for_it(family: FakeFamily) -> None:
     gate.set()
     engine._thread.join()
     assert engine.state == "stopped"
+    assert engine.worker
+    with pytest.raises(errors.NotReady, match="closed"):
+        engine.worker.draw([], [])
 
 
 def test_at_its_end_what_was_asked_is_drawn_and_nothing_else(family: FakeFamily) -> None:
@@ -165,6 +168,52 @@ def test_an_error_that_ends_it_ends_what_is_drawn(family: FakeFamily) -> None:
             await asked[0]
         assert not engine.alive
         assert family.steps_run == 1
+
+    asyncio.run(main())
+
+
+def test_at_an_error_a_step_that_takes_long_is_waited_for(family: FakeFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.engine.engine.TIDY_S", 0.0)
+    gate = family.gate = threading.Event()
+
+    class Slow(Engine):
+        def stop(self) -> None:
+            super().stop()
+            gate.set()
+
+    async def broken() -> None:
+        async with Slow(Settings(), boot=family.boot) as engine:
+            asked.append(asyncio.create_task(engine.generate("x")))
+            engines.append(engine)
+            await asyncio.to_thread(family.entered.wait)
+            raise ZeroDivisionError
+
+    asked, engines = list[asyncio.Task[Any]](), list[Engine]()
+
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await broken()
+        with pytest.raises(errors.NotReady):
+            await asked[0]
+
+    asyncio.run(main())
+    assert not engines[0].alive
+    assert engines[0].worker
+    with pytest.raises(errors.NotReady, match="closed"):
+        engines[0].worker.draw([], [])
+
+
+def test_an_engine_draws_only_once_started_and_starts_once(family: FakeFamily) -> None:
+    async def main() -> None:
+        engine = Engine(Settings(), boot=family.boot)
+        with pytest.raises(RuntimeError, match="async with engine"):
+            await engine.generate("x")
+        async with engine:
+            with pytest.raises(RuntimeError, match="make a new Engine"):
+                await engine.__aenter__()
+            assert len(await engine.generate("x")) == 1
+        with pytest.raises(RuntimeError, match="make a new Engine"):
+            await engine.__aenter__()
 
     asyncio.run(main())
 
