@@ -29,7 +29,8 @@ SERVER_ENV = {  # RunPod's gate has asked for RunPod's key in the one Authorizat
 }
 API = "https://api.runpod.io/v2"  # v1 is retired at the end of 2026
 MOUNT = "/runpod-volume"  # of network volumes and of cached models; our image names another
-INIT_TIMEOUT_S = "600"  # RunPod's patience with the image and us; our own budget is shorter and says where it went
+INIT_TIMEOUT_S = 600  # RunPod's patience with the image and us, at least
+IMAGE_S = 360  # of it, for the image: our own budget ends before, and says where it went
 SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
 SECRETS = ("KINDLING_API_KEYS", "BUCKET_SECRET_ACCESS_KEY")
 CARRIED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM")
@@ -126,14 +127,16 @@ def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bo
     env = {**mine, "KINDLING_MODEL": args.model}
     env |= SERVER_ENV if args.load_balancer else {}
     env |= {"KINDLING_VOLUME": MOUNT} if volume else {}
-    check_jobs(env, Settings.from_env(env).queue)
+    settings = Settings.from_env(env)
+    check_jobs(env, settings.queue)
     for name in SECRETS:
         if not SECRET.fullmatch(env.get(name, "{{ RUNPOD_SECRET_none }}")):
             raise RefusedError(
                 f"{name} would stand readable in the template: keep it as a secret in RunPod's console and set "
                 f"{name}='{{{{ RUNPOD_SECRET_name }}}}' here."
             )
-    return {**env, "RUNPOD_INIT_TIMEOUT": INIT_TIMEOUT_S}
+    patience = max(INIT_TIMEOUT_S, math.ceil(settings.cold_start_budget_s + IMAGE_S))
+    return {**env, "RUNPOD_INIT_TIMEOUT": str(patience)}
 
 
 def check_jobs(env: Mapping[str, str], queue: int) -> None:

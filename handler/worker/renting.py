@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from handler.catalog.gpus import BF16, GPUS, Gpu, Rental
+from handler.catalog.prices import price_of
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError, SettingsError
 from handler.core.settings import Settings
@@ -24,8 +25,9 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
     """What to rent of `platform`, the cheapest first: GPUs that hold the model whole, else those that hold most of it.
 
     Those `asked` for, by the platform's names, are taken as they are. A StartError says why one of them cannot run the
-    model, or why none can.
+    model, or why none can; a SettingsError, what the model cannot have, or that no cap on spending would hold.
     """
+    spec.served_caching(settings.step_cache)
     rentals = [(row, row.rentals[platform]) for row in GPUS.values() if platform in row.rentals]
     names = [name for _, rental in rentals for name in rental.names]
     for unknown in (name for name in asked if name not in names):
@@ -34,6 +36,7 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
     for gpu, rental in rentals:
         if wanted & set(rental.names):
             try:
+                _counted(settings, platform, gpu)
                 offers.append(Offer(gpu, rental, _promised(settings, spec, gpu, rental)))
             except KindlingError as error:
                 refused.append(error)
@@ -41,6 +44,13 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
         raise refused[-1]
     best = min(TRIED["auto"].index(one.outlook.memory.mode) for one in offers)
     return tuple(one for one in offers if asked or one.outlook.memory.mode == TRIED["auto"][best])
+
+
+def _counted(settings: Settings, platform: str, gpu: Gpu) -> None:
+    """Raise where a worker on `gpu` would refuse to start, for nobody knows what it costs."""
+    price = price_of(gpu.name, platform, settings.gpu_price)
+    if settings.monthly_cap is not None and settings.cap_action == "refuse" and price.dollars_per_s is None:
+        raise SettingsError(f"KINDLING_CAP_ACTION=refuse could not be held: {price.reason}.", "KINDLING_CAP_ACTION")
 
 
 def _promised(settings: Settings, spec: ModelSpec, gpu: Gpu, rental: Rental) -> Outlook:

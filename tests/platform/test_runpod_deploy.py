@@ -172,6 +172,14 @@ def test_runpod_waits_as_long_as_a_request_may_take(
     assert dry(*ARGUMENTS)[1]["timeout"] == most
 
 
+@pytest.mark.parametrize(("budget", "patience"), [("60", "600"), ("240", "600"), ("900", "1260")])
+def test_runpod_waits_longer_than_a_start_may_take(
+    dry: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, budget: str, patience: str
+) -> None:
+    monkeypatch.setenv("KINDLING_COLD_START_BUDGET_S", budget)
+    assert dry(*ARGUMENTS)[0]["env"]["RUNPOD_INIT_TIMEOUT"] == patience
+
+
 def test_spark_needs_no_volume(dry: Callable[..., list[dict[str, Any]]]) -> None:
     template, endpoint = dry("spark", "--image", "registry/kindling:1")
     assert "KINDLING_VOLUME" not in template["env"]

@@ -122,6 +122,24 @@ def test_a_kernel_of_attention_is_rented_for_too() -> None:
     assert choose_gpus(Settings(), DEV, "runpod")[0].outlook.attention is None  # the worker will measure
 
 
+def test_nothing_is_rented_for_a_step_cache_that_the_model_cannot_have() -> None:
+    for platform in TARIFFS:
+        assert choose_gpus(Settings(step_cache="on"), DEV, platform)
+        with pytest.raises(SettingsError, match="KINDLING_STEP_CACHE"):
+            choose_gpus(Settings(step_cache="on"), SCHNELL, platform)
+
+
+def test_where_a_cap_shall_hold_only_gpus_of_a_known_price_are_rented() -> None:
+    """On any other a worker refuses to start."""
+    capped = {"monthly_cap": 10, "cap_action": "refuse"}
+    assert [one.gpu.id for one in choose_gpus(Settings(**capped), SPARK, "fal")] == ["H200", "B200"]
+    with pytest.raises(SettingsError, match="fal publishes no price of NVIDIA RTX 4090; set KINDLING_GPU_PRICE"):
+        choose_gpus(Settings(**capped), SPARK, "fal", ["GPU-RTX4090"])
+    freely = choose_gpus(Settings(), SPARK, "fal")
+    for uncapped in ({"gpu_price": 1}, {"cap_action": "alert"}, {"monthly_cap": None}):
+        assert len(choose_gpus(Settings.model_validate(capped | uncapped), SPARK, "fal")) == len(freely)
+
+
 def test_whoever_rents_needs_no_torch() -> None:
     """Nor does a worker, before it imports torch: it reads weights meanwhile."""
     code = """
