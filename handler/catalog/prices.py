@@ -6,6 +6,8 @@ List prices are in the table of GPUs, with the day they were read; KINDLING_GPU_
 from dataclasses import dataclass
 
 from handler.catalog.gpus import HOUR, TARIFFS, gpu_named
+from handler.core.errors import SettingsError
+from handler.core.settings import Settings
 
 OVERRIDE = "KINDLING_GPU_PRICE"
 
@@ -37,3 +39,17 @@ def price_of(gpu_name: str, platform: str, override: float | None = None) -> Pri
 def per_image(seconds: float, price: Price) -> float | None:
     """Dollars for `seconds` of work, None without a price."""
     return None if price.dollars_per_s is None else seconds * price.dollars_per_s
+
+
+def unheld(settings: Settings, gpu_name: str, platform: str = "") -> str:
+    """Why a cap that shall refuse could not be held on this device, here or on `platform`; "" where it can."""
+    price = price_of(gpu_name, platform or settings.platform, settings.gpu_price)
+    if settings.monthly_cap is None or settings.cap_action != "refuse" or price.dollars_per_s is not None:
+        return ""
+    return f"KINDLING_CAP_ACTION=refuse could not be held: {price.reason}."
+
+
+def require_held(settings: Settings, gpu_name: str, platform: str = "") -> None:
+    """SettingsError where a cap that shall refuse could not be held on this device, here or on `platform`."""
+    if why := unheld(settings, gpu_name, platform):
+        raise SettingsError(why, "KINDLING_CAP_ACTION")

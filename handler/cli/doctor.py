@@ -13,13 +13,13 @@ from typing import Any
 from handler.api.store import Store
 from handler.catalog.attention import refusals
 from handler.catalog.models import find
+from handler.catalog.prices import unheld
 from handler.cli.configured import described, listed
 from handler.cli.findings import lines
 from handler.cli.models import states
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError
 from handler.core.settings import Settings
 from handler.core.version import __version__
-from handler.engine.spend import unheld
 from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling.failures import Failures
 from handler.model.hardware import GPU_DRIVER, Hardware, detect

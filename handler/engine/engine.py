@@ -15,6 +15,7 @@ from functools import partial
 from typing import Literal, get_args
 
 from handler.catalog.models import find
+from handler.catalog.prices import require_held
 from handler.core.deadline import EXIT_S, LATE, Deadline
 from handler.core.errors import (
     RETRY_S,
@@ -34,7 +35,7 @@ from handler.engine.batching import at_once
 from handler.engine.executor import Executor
 from handler.engine.publisher import Publisher
 from handler.engine.queue import Job, Queue, hand
-from handler.engine.spend import Meter, require_held
+from handler.engine.spend import Meter
 from handler.worker.clock import Clock, Ledger
 from handler.worker.worker import Worker
 
@@ -64,8 +65,7 @@ class Engine:
         self.state: EngineState = "starting"
         self.error: StartError | None = None
         self.worker: Worker | None = None
-        self.batch = settings.batch
-        self._boot, self.begun = boot, False  # whether `start` was called
+        self._boot, self.batch, self.begun = boot, settings.batch, False  # the last: whether `start` was called
         self._executor = Executor(settings, self.spec, self.ledger, self._fail, self._put_back)
         self._lock = threading.Lock()
         self.exit, self.queue = Deadline(), Queue(settings.queue, settings.queue_s)

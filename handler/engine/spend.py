@@ -21,7 +21,7 @@ from pydantic import Field
 
 from handler.catalog.prices import Price, price_of
 from handler.core.birth import Birth
-from handler.core.errors import SettingsError, SpendCapReached
+from handler.core.errors import SpendCapReached
 from handler.core.settings import Settings
 from handler.core.untrusted import Malformed, load, shaped
 from handler.volume.manifest import write_atomically
@@ -70,20 +70,6 @@ def judge(dollars: float | None, cap: float | None, action: str) -> Verdict:
     if action == "refuse":
         return Verdict("REFUSE", f"{spent}; nothing is drawn until next month, or until KINDLING_MONTHLY_CAP is raised")
     return Verdict("ALERT", f"{spent}; KINDLING_CAP_ACTION=alert goes on drawing")
-
-
-def unheld(settings: Settings, gpu: str) -> str:
-    """Why a cap that shall refuse could not be held on this device; nothing where it can be, or there is none."""
-    price = price_of(gpu, settings.platform, settings.gpu_price)
-    if settings.monthly_cap is None or settings.cap_action != "refuse" or price.dollars_per_s is not None:
-        return ""
-    return f"KINDLING_CAP_ACTION=refuse could not be held: {price.reason}."
-
-
-def require_held(settings: Settings, gpu: str) -> None:
-    """SettingsError where a cap that shall refuse could not be held on this device."""
-    if why := unheld(settings, gpu):
-        raise SettingsError(why, "KINDLING_CAP_ACTION")
 
 
 def seconds_this_month(age_s: float, now: datetime) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from handler.catalog.gpus import BF16, GPUS, Gpu, Rental
-from handler.catalog.prices import price_of
+from handler.catalog.prices import require_held
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError, SettingsError
 from handler.core.settings import Settings
@@ -36,7 +36,7 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
     for gpu, rental in rentals:
         if wanted & set(rental.names):
             try:
-                _counted(settings, platform, gpu)
+                require_held(settings, gpu.name, platform)
                 offers.append(Offer(gpu, rental, _promised(settings, spec, gpu, rental)))
             except KindlingError as error:
                 refused.append(error)
@@ -44,13 +44,6 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
         raise refused[-1]
     best = min(TRIED["auto"].index(one.outlook.memory.mode) for one in offers)
     return tuple(one for one in offers if asked or one.outlook.memory.mode == TRIED["auto"][best])
-
-
-def _counted(settings: Settings, platform: str, gpu: Gpu) -> None:
-    """Raise where a worker on `gpu` would refuse to start, for nobody knows what it costs."""
-    price = price_of(gpu.name, platform, settings.gpu_price)
-    if settings.monthly_cap is not None and settings.cap_action == "refuse" and price.dollars_per_s is None:
-        raise SettingsError(f"KINDLING_CAP_ACTION=refuse could not be held: {price.reason}.", "KINDLING_CAP_ACTION")
 
 
 def _promised(settings: Settings, spec: ModelSpec, gpu: Gpu, rental: Rental) -> Outlook:

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from fakes import FakeFamily
 from handler import Engine, Settings
+from handler.catalog.prices import unheld
 from handler.core.birth import Birth
 from handler.core.errors import SettingsError, SpendCapReached
-from handler.engine.spend import Meter, judge, seconds_this_month, unheld
+from handler.engine.spend import Meter, judge, seconds_this_month
 
 NOON = datetime(2026, 11, 15, 12, tzinfo=UTC)
 HOUR = 3600.0
