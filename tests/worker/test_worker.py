@@ -49,7 +49,7 @@ def test_a_worker_is_a_context_that_gives_its_memory_back() -> None:
     assert np.array_equal(*pictures)
 
 
-def test_of_a_start_that_fails_nothing_stays_though_its_error_is_kept() -> None:
+def test_of_a_start_that_fails_nothing_stays_though_its_error_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine keeps it, and a program its engine."""
     weights: list[Any] = []
 
@@ -57,12 +57,13 @@ def test_of_a_start_that_fails_nothing_stays_though_its_error_is_kept() -> None:
         weights.extend(held(worker))
         raise OSError("no such device")
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(StartError, match="no such device") as kept:
-        patch.setattr(Worker, "_warm", lost)
+    monkeypatch.setattr(Worker, "_warm", lost)
+    with pytest.raises(StartError, match="no such device") as kept:
         Worker.boot(Settings(), Clock.anew(240))
     assert len(weights) > 100
     assert [weight for weight in weights if weight() is not None] == []
-    assert "lost" in [entry.name for entry in traceback.extract_tb(kept.value.__cause__.__traceback__)]  # type: ignore[union-attr]
+    assert kept.value.__cause__
+    assert "lost" in [entry.name for entry in traceback.extract_tb(kept.value.__cause__.__traceback__)]
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "nvfp4"])
