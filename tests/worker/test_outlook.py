@@ -122,6 +122,12 @@ def test_a_kernel_of_attention_is_rented_for_too() -> None:
     assert choose_gpus(Settings(), DEV, "runpod")[0].outlook.attention is None  # the worker will measure
 
 
+@pytest.mark.parametrize("asked", [(), ("A100",)])
+def test_a_platform_that_is_not_known_is_told_with_those_that_are(asked: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="'aws' is not known here as a platform. Known: runpod, modal, fal"):
+        choose_gpus(Settings(), SPARK, "aws", asked)
+
+
 def test_whoever_rents_needs_no_torch() -> None:
     """Nor does a worker, before it imports torch: it reads weights meanwhile."""
     code = """
