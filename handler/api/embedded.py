@@ -4,6 +4,7 @@ What is asked goes the way of every request: `Api` checks it, makes recipes, wai
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +27,8 @@ class Engine(engine.Engine):
 
     The context starts the engine and is entered once it is ready; a StartError says why it cannot be. At its end
     nothing new is accepted, what was asked of `generate` is drawn, for `DRAIN_S` at most, and the memory is given back.
-    An error that ends it stops what is being drawn at its next step.
+    An error that ends it stops what is being drawn at its next step. What takes longer than `EXIT_S` gives the memory
+    back when it ends, and so does a start that is given up.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Engine(engine.Engine):
         try:
             await _elsewhere(self.wait_booted)
         except BaseException:
-            await _elsewhere(self.stop)
+            await _elsewhere(self._end)
             raise
         return self
 
@@ -68,7 +70,15 @@ class Engine(engine.Engine):
 
     def _end(self) -> None:
         self.stop()
-        if self.worker and not self.alive:
+        tidying = threading.Thread(target=self._tidy, name="tidy", daemon=True)
+        tidying.start()
+        if self.booted:  # else it may yet load a model, and nobody waits for that
+            tidying.join(self.exit.left_s)
+
+    def _tidy(self) -> None:
+        """Give the memory back once nothing is drawn: a last step, or a start that was given up, takes its time."""
+        self._thread.join()
+        if self.worker:
             self.worker.close()
 
 
