@@ -4,6 +4,7 @@ What is asked goes the way of every request: `Api` checks it, makes recipes, wai
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +27,8 @@ class Engine(engine.Engine):
 
     The context starts the engine and is entered once it is ready; a StartError says why it cannot be. At its end
     nothing new is accepted, what was asked of `generate` is drawn, for `DRAIN_S` at most, and the memory is given back.
-    An error that ends it stops what is being drawn at its next step. An engine starts once; RuntimeError the next time.
+    An error that ends it stops what is being drawn at its next step. What takes longer than `EXIT_S` gives the memory
+    back when it ends, and so does a start that is given up. An engine starts once; RuntimeError the next time.
     """
 
     def __init__(
@@ -34,7 +36,6 @@ class Engine(engine.Engine):
     ) -> None:
         super().__init__(settings, clock, boot)
         self._api, self._asked = Api(self), set[asyncio.Task[list[Picture]]]()
-        self._given_up = False  # whether who started it waits no longer
 
     async def generate(self, prompt: str, **fields: Any) -> list[Picture]:
         """Draw and encode what an `ImageRequest` of these fields asks for; picture i has seed + i.
@@ -57,7 +58,6 @@ class Engine(engine.Engine):
         try:
             await _elsewhere(self.wait_booted)
         except BaseException:
-            self._given_up = True
             await _elsewhere(self._end)
             raise
         return self
@@ -74,14 +74,15 @@ class Engine(engine.Engine):
 
     def _end(self) -> None:
         self.stop()
-        if self.booted and not self.error:
-            self._thread.join(max(0.0, self.exit.left_s))  # a step ends when it ends
-        if self.worker and not self.alive:
-            self.worker.close()
+        tidying = threading.Thread(target=self._tidy, name="tidy", daemon=True)
+        tidying.start()
+        if self.booted and not self.error:  # else it may yet load a model, or hang, and nobody waits for that
+            tidying.join(self.exit.left_s)
 
-    def _run(self) -> None:
-        super()._run()
-        if self._given_up and self.worker:
+    def _tidy(self) -> None:
+        """Give the memory back once nothing is drawn: a last step, or a start that was given up, takes its time."""
+        self._thread.join()
+        if self.worker:
             self.worker.close()
 
 

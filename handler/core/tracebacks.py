@@ -40,8 +40,14 @@ def causes(error: BaseException | None) -> list[BaseException]:
     return found
 
 
-def let_go(error: BaseException) -> None:
-    """Forget the way that `error` and its causes came, with all that is in those frames: tensors, pictures, itself."""
+def empty(error: BaseException) -> None:
+    """Forget what is in the frames by which `error` and its causes came: tensors, pictures, itself. The way stays."""
     for each in causes(error):
         traceback.clear_frames(each.__traceback__)
+
+
+def let_go(error: BaseException) -> None:
+    """Forget the way that `error` and its causes came, with all that is in those frames."""
+    empty(error)
+    for each in causes(error):
         each.__traceback__ = None

@@ -1,6 +1,8 @@
 """How what draws is imported: torch, diffusers and transformers, and not what they would load beside it for nobody.
 
-Nothing of theirs is changed, and whoever wants what was left out gets it, the real one, by importing or using it.
+Nothing of theirs is changed, and whoever wants what was left out gets it, the real one, by importing or using it. But
+diffusers and transformers remember that they found no torchao: a program whose own models they shall round with it, or
+that imports it meanwhile on another thread, imports it first.
 """
 
 import contextlib

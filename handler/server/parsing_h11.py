@@ -5,6 +5,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+# The states of a client whose request is all there; in the second it asks for an upgrade.
+OVER = (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL)  # type: ignore[attr-defined]
+
 
 class Parsed(H11Protocol):
     """One connection. Feed it little at once: h11 limits only a head that is not whole yet."""
@@ -15,7 +18,7 @@ class Parsed(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, or once the answer is out."""
-        if self.conn.their_state is h11.DONE:
+        if self.conn.their_state in OVER:
             self._waiting.append(data)
             self.flow.pause_reading()
         else:

@@ -17,7 +17,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import BudgetExceeded, DeviceLost
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
-from handler.core.tracebacks import let_go
+from handler.core.tracebacks import empty, let_go
 from handler.model import attention, imports, stepcache, upstream
 from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures, gist
@@ -42,14 +42,18 @@ class Worker(Loaded):
 
     @classmethod
     def boot(cls, settings: Settings, clock: Clock | None = None) -> Self:
-        """Load the model under the cold-start budget; raises a StartError, and never returns half a worker."""
+        """Load the model under the cold-start budget; raises a StartError, and then nothing of the model stays."""
         clock = clock or Clock(settings.cold_start_budget_s)
-        with clock.start(settings.model), imports.thawed():
-            clock.ledger.model = (spec := find(settings.model)).id
-            clock.record = BootLog(settings.volume, clock.birth)
-            clock.arm()
-            worker = cls._load(settings, spec, clock)
-            clock.finish("ready", worker.hardware.reason)
+        try:
+            with clock.start(settings.model), imports.thawed():
+                clock.ledger.model = (spec := find(settings.model)).id
+                clock.record = BootLog(settings.volume, clock.birth)
+                clock.arm()
+                worker = cls._load(settings, spec, clock)
+                clock.finish("ready", worker.hardware.reason)
+        except BaseException as error:
+            empty(error)  # whoever keeps it, as an engine does, would keep what was loaded
+            raise
         return worker
 
     @classmethod
@@ -80,14 +84,22 @@ class Worker(Loaded):
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory)
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
-        one = partial(worker._practise, "warm-up", spec.size, spec.min_steps, clock)
-        worker.hardware = kernel.settle(seen, getattr(pipeline, family.DENOISER), clock, one)
-        decoder = artifacts.decoder_of(worker._decoder)
-        failures = Failures(settings.compile, spec, worker.hardware, settings.volume, decoder)
-        worker._compile(seen, clock, failures)
-        with clock.phase("warm"):
-            worker._warm(clock, failures)
+        with ExitStack() as unless_ready:
+            unless_ready.enter_context(worker)
+            worker._prepare(seen, clock)
+            unless_ready.pop_all()
         return worker
+
+    def _prepare(self, seen: Outlook, clock: Clock) -> None:
+        """Choose the kernel of attention, compile or do without, and draw the first picture."""
+        spec, asked = self.spec, seen.asked
+        one = partial(self._practise, "warm-up", spec.size, spec.min_steps, clock)
+        self.hardware = kernel.settle(seen, getattr(self._pipeline, self._family.DENOISER), clock, one)
+        decoder = artifacts.decoder_of(self._decoder)
+        failures = Failures(asked.compile, spec, self.hardware, asked.volume, decoder)
+        self._compile(seen, clock, failures)
+        with clock.phase("warm"):
+            self._warm(clock, failures)
 
     def _compile(self, seen: Outlook, clock: Clock, failures: Failures) -> None:
         """Reuse compile artifacts, make them, or do without: as `seen` says."""

@@ -19,6 +19,17 @@ from handler.core import errors
 PNG = encode(np.full((64, 64, 3), 99, np.uint8), "png", 100, None)
 
 
+def tidying() -> list[threading.Thread]:
+    """Who waits for what may still run, to give the memory back."""
+    return [thread for thread in threading.enumerate() if thread.name == "tidy"]
+
+
+def closed(engine: Engine) -> bool:
+    """Whether its worker has given the memory back."""
+    assert engine.worker
+    return engine.worker._runner is None
+
+
 def embedded(family: FakeFamily, main: Callable[[Engine], Any], **settings: Any) -> Any:
     """What `main` makes of an engine inside its context."""
 
@@ -115,12 +126,13 @@ def test_who_gives_up_a_start_does_not_wait_for_it(family: FakeFamily) -> None:
         return engine
 
     engine = asyncio.run(main())
+    waiting = tidying()
     gate.set()
     engine._thread.join()
     assert engine.state == "stopped"
-    assert engine.worker
-    with pytest.raises(errors.NotReady, match="closed"):
-        engine.worker.draw([], [])
+    for thread in waiting:
+        thread.join()
+    assert closed(engine)
 
 
 def test_at_its_end_what_was_asked_is_drawn_and_nothing_else(family: FakeFamily) -> None:
@@ -214,6 +226,28 @@ def test_an_engine_draws_only_once_started_and_starts_once(family: FakeFamily) -
             assert len(await engine.generate("x")) == 1
         with pytest.raises(RuntimeError, match="make a new Engine"):
             await engine.__aenter__()
+
+    asyncio.run(main())
+
+
+def test_memory_is_given_back_after_a_last_step_that_takes_long(
+    family: FakeFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handler.engine.engine.TIDY_S", 0.0)
+    gate = family.gate = threading.Event()
+
+    async def main() -> None:
+        engine = await Engine(Settings(), boot=family.boot).__aenter__()
+        asked = asyncio.create_task(engine.generate("x"))
+        await asyncio.to_thread(family.entered.wait)
+        leaving = asyncio.create_task(engine.__aexit__(ZeroDivisionError, ZeroDivisionError(), None))
+        with pytest.raises(errors.NotReady):
+            await asked
+        while not (leaving.done() or tidying()):
+            await asyncio.sleep(0)
+        gate.set()
+        await leaving
+        assert closed(engine)
 
     asyncio.run(main())
 

@@ -157,13 +157,15 @@ def test_junk_does_not_cost_the_answer_to_what_came_before(client: Client, junk:
     assert not rest or refused(rest)
 
 
-@pytest.mark.parametrize("before", [1, 3])
-def test_a_head_after_requests_has_an_end_though_all_lies_here_at_once(server: Server, before: int) -> None:
+@pytest.mark.parametrize(("before", "said"), [(1, b""), (3, b""), *((1, upgrade) for upgrade in UPGRADES)])
+def test_a_head_after_requests_has_an_end_though_all_lies_here_at_once(
+    server: Server, before: int, said: bytes
+) -> None:
     """As it does for a server that was busy; this one is stopped meanwhile."""
     client = Client(server.port)
     with client.socket:
         os.kill(server.pid, signal.SIGSTOP)
-        client.send((b"GET / HTTP/1.1\r\n" + HOST + b"\r\n") * before + padded(2 * HEAD))
+        client.send((b"GET / HTTP/1.1\r\n" + HOST + said + b"\r\n") * before + padded(2 * HEAD))
         os.kill(server.pid, signal.SIGCONT)
         assert [client.answer() for _ in range(before)] == [b"0 read"] * before
         rest = client.rest()

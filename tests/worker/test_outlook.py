@@ -140,6 +140,12 @@ def test_where_a_cap_shall_hold_only_gpus_of_a_known_price_are_rented() -> None:
         assert len(choose_gpus(Settings.model_validate(capped | uncapped), SPARK, "fal")) == len(freely)
 
 
+@pytest.mark.parametrize("asked", [(), ("A100",)])
+def test_a_platform_that_is_not_known_is_told_with_those_that_are(asked: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match=r"'aws' is not known here as a platform.*runpod, modal, fal"):
+        choose_gpus(Settings(), SPARK, "aws", asked)
+
+
 def test_whoever_rents_needs_no_torch() -> None:
     """Nor does a worker, before it imports torch: it reads weights meanwhile."""
     code = """

@@ -1,5 +1,6 @@
 """A worker in somebody's own program: a context whose end gives the model's memory back."""
 
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from torch import nn
 
 from fakes import RECIPE, FakeFamily
 from handler import Clock, ImageRequest, Settings, Worker
-from handler.core.errors import NotReady
+from handler.core.errors import NotReady, StartError
 from handler.model.loading.weights import _plain
 
 
@@ -46,6 +47,23 @@ def test_a_worker_is_a_context_that_gives_its_memory_back() -> None:
         with pytest.raises(NotReady, match="closed"):
             drawn(worker)
     assert np.array_equal(*pictures)
+
+
+def test_of_a_start_that_fails_nothing_stays_though_its_error_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine keeps it, and a program its engine."""
+    weights: list[Any] = []
+
+    def lost(worker: Worker, *_: object) -> None:
+        weights.extend(held(worker))
+        raise OSError("no such device")
+
+    monkeypatch.setattr(Worker, "_warm", lost)
+    with pytest.raises(StartError, match="no such device") as kept:
+        Worker.boot(Settings(), Clock.anew(240))
+    assert len(weights) > 100
+    assert [weight for weight in weights if weight() is not None] == []
+    assert kept.value.__cause__
+    assert "lost" in [entry.name for entry in traceback.extract_tb(kept.value.__cause__.__traceback__)]
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "nvfp4"])
