@@ -34,7 +34,7 @@ CODE = (  # what decides what is in a package, and what is expected of one
     *("catalog/precisions", "model/loading/quant", "model/families/autoencoders"),
 )
 # Code that only moved since packages were made that have the digest on the right.
-SAME = {"f12ab88fec7a8c79": "91aa3cfd63a9eb9a"}
+SAME = {"69018293b4512131": "91aa3cfd63a9eb9a"}
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 CacheStatus = Literal["HIT", "MISS", "STALE", "ERROR"]
 
@@ -94,14 +94,15 @@ def _code() -> str:
 
 
 def lines(path: Path) -> list[str]:
-    """What a module does: its lines that are not empty, but for imports, which say where things are."""
+    """What a module does: its lines that are not empty, and of what it imports the names, not where they are."""
     text = path.read_text()
-    said = dict(enumerate(text.splitlines(), start=1))
+    said, names = dict(enumerate(text.splitlines(), start=1)), list[str]()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import | ast.ImportFrom):
+            names += [ast.unparse(alias) for alias in node.names]
             for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
                 said.pop(number, None)
-    return [line for line in said.values() if line.strip()]
+    return [*sorted(names), *(line for line in said.values() if line.strip())]
 
 
 def _inductor() -> str:
