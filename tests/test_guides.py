@@ -34,6 +34,7 @@ RUN = {
     "modal app ": " --help",
     "modal secret create ": " --help",
     "modal setup": " --help",
+    "pip install fastapi": " --dry-run --no-index",
     "pip install modal==": " --dry-run --no-index",  # are those the versions that are tested?
     "python -m handler doctor": "",
     "python -m handler models": "",
