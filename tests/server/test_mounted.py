@@ -284,7 +284,7 @@ def test_an_app_wants_keys_unless_somebody_says_otherwise() -> None:
 def test_the_app_of_the_guide_serves(tmp_path: Path) -> None:
     """As the guide says it: its program, its commands; and SIGTERM ends it."""
     text = (ROOT / "docs/embedding.md").read_text()
-    [program] = re.findall(r"Save this as `app.py`:\n\n```python\n(.*?)```", text, re.S)
+    [program] = re.findall(r"Save this as `app.py`[^\n]*:\n\n```python\n(.*?)```", text, re.S)
     [(serve, ask)] = re.findall(r"```sh\n(uvicorn app:app .*)\n(curl .*)\n```", text)
     (tmp_path / "app.py").write_text(program)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
