@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent.parent)}  # where `handler` is found, said or not
+START = HERE | os.environ  # as the tests found it, whichever of them comes first
 LATE = ("KINDLING_", "FAULTY_", "AWS_", "BUCKET_", "RUNPOD_", "OTEL_", "PORT", "HOME", "PYTEST_")  # not by imports
 SPECIAL = ("executable", "preexec_fn", "pass_fds", "shell", "start_new_session")
 ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
@@ -66,17 +67,17 @@ class Trunk:
     """The process that has the imports done. It ends with this one."""
 
     def __init__(self) -> None:
-        self._environ, self._lock = HERE | os.environ, threading.Lock()
+        self._lock = threading.Lock()
         self._line, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command, inherited = [sys.executable, __file__, str(other.fileno())], [other.fileno()]
         with other:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=inherited, env=self._environ)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=inherited, env=START)
         atexit.register(lambda: (self._line.close(), process.wait()))
 
     def grows(self, asked: dict[str, Any]) -> bool:
         """Whether a fork is to this command, in this environment, what a new interpreter is."""
         python, first, *_ = [word for word in asked["words"] if word != "-u"]
-        differ = dict((HERE | asked["environ"]).items() ^ self._environ.items())
+        differ = dict((HERE | asked["environ"]).items() ^ START.items())
         plain = first in ("-m", "-c") or first[0] != "-"
         return python == sys.executable and plain and all(name.startswith(LATE) for name in differ)
 

@@ -25,7 +25,7 @@ print(json.dumps({
 }))
 sys.exit(7)
 """
-ENVIRON = {**os.environ, "KINDLING_QUEUE": "7", "PYTHONPATH": forked.HERE["PYTHONPATH"]}
+ENVIRON = {**forked.START, "KINDLING_QUEUE": "7"}
 
 
 @pytest.mark.parametrize("how", ["-c", "script"])
