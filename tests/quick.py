@@ -10,7 +10,7 @@ FILES = (
     "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "errors", "fetch", "floors",
     "forms", "golden", "hub", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter",
     "pairs", "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "request",
-    "room", "scenes", "embedded",
+    "recipes", "room", "scenes", "embedded",
     "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
 )  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures

@@ -12,14 +12,14 @@ from typing import Any
 from handler.api import codec
 from handler.api.dialects import edits, native, openai
 from handler.api.pieces import plain
-from handler.api.references import decoded
+from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
 from handler.catalog.models import find
 from handler.core.deadline import Deadline
 from handler.core.errors import InvalidJson, InvalidType, ModelNotFound, RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
-from handler.core.request import MAX_SEED, Format, ImageRequest
+from handler.core.request import Format, ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine
@@ -137,21 +137,16 @@ class Api:
         Raises DeadlineExceeded if they are not there by `deadline`.
         """
         deadline = deadline or Deadline()
-        spec = self.engine.spec
-        served = self.engine.settings.step_cache
         self.engine.meter.check()
         if request.response_format == "url" and not self.store:
             raise Unsupported(NO_STORE, "response_format")
-        spec.check(request, served)  # before its images take time and memory
-        images, mask = await deadline.hold(asyncio.to_thread(decoded, request, spec)) if request.images else ((), None)
-        first = spec.recipe(request, images, served, mask)
+        first, *_ = recipes = await self._recipes(request, deadline)
         taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
 
         def count(i: int, done: int, preview: Preview) -> None:
             taken[i] = done
             on_step(sum(taken), request.n * first.taken, preview)
 
-        recipes = [replace(first, seed=(first.seed + i) % (MAX_SEED + 1)) for i in range(request.n)]
         wanted = [(recipe, partial(count, i)) for i, recipe in enumerate(recipes)]
         try:
             while left := wanted[len(encoding) :]:
@@ -163,6 +158,11 @@ class Api:
             for task in encoding:  # what failed first is told, and the others are of no use
                 task.cancel()
                 task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _recipes(self, request: ImageRequest, deadline: Deadline) -> list[Recipe]:
+        """Those of a request's pictures; images are decoded on another thread."""
+        make = partial(recipes_of, request, self.engine.spec, self.engine.settings.step_cache)
+        return await deadline.hold(asyncio.to_thread(make)) if request.images else make()
 
     async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:
         picture = await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))

@@ -5,19 +5,17 @@ import json
 import logging
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from handler.api import codec
 from handler.api.dialects import openai
-from handler.api.references import decoded
+from handler.api.recipes import recipes_of
 from handler.catalog.models import find
-from handler.catalog.spec import ModelSpec
 from handler.cli import again
 from handler.core.errors import InvalidValue, MissingParameter
 from handler.core.recipe import Recipe
-from handler.core.request import MAX_SEED, Format, ImageRequest
+from handler.core.request import Format, ImageRequest
 from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.volume.room import writing
@@ -72,13 +70,13 @@ def run(options: argparse.Namespace) -> int:
         settings, request = said.settings(settings), said.request
     else:
         request = _asked(options)
-    recipe = _recipe(find(settings.model), request, settings)
-    worker = _boot(settings.model_copy(update={"step_cache": recipe.step_cache or "off"}), options.json)
-    if said and (differs := again.differing(said.found, _parameters(worker, recipe))):
+    served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
+    first, *_ = recipes = recipes_of(request, find(settings.model), served)
+    worker = _boot(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)
+    if said and (differs := again.differing(said.found, _parameters(worker, first))):
         print(f"kindling: {said.source} may come out otherwise: {'; '.join(differs)}", file=sys.stderr)
-    for i, path in enumerate(_paths(options.output, request.n)):
-        each = replace(recipe, seed=(recipe.seed + i) % (MAX_SEED + 1))
-        _make(worker, each, path, form, settings.metadata, options.json)
+    for recipe, path in zip(recipes, _paths(options.output, request.n), strict=True):
+        _make(worker, recipe, path, form, settings.metadata, options.json)
     return 0
 
 
@@ -120,13 +118,6 @@ def _again(options: argparse.Namespace) -> again.Said:
     said = again.read(options.source, *_files(options))
     again.check(said, options, openai.parse({**_fields(options), "prompt": options.prompt or said.request.prompt}))
     return said
-
-
-def _recipe(spec: ModelSpec, request: ImageRequest, settings: Settings) -> Recipe:
-    served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
-    spec.check(request, served)  # of two faults, tell first what no other image would mend
-    images, mask = decoded(request, spec)
-    return spec.recipe(request, images, served, mask)
 
 
 def _read(path: Path, option: str = "image") -> bytes:
