@@ -84,6 +84,7 @@ class Kindling(fal.App):
     def setup(self) -> None:
         """Load the model; an exception is how fal learns that this runner cannot serve."""
         self.engine = Engine(Settings.from_env(ENVIRONMENT))
+        self.api = Api(self.engine)
         self.engine.start()
         self.engine.wait_booted()
         gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
@@ -95,7 +96,7 @@ class Kindling(fal.App):
     @fal.endpoint("/generate")
     async def generate(self, wanted: Input) -> Output:
         """Draw one picture."""
-        reply = await Api(self.engine).call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
+        reply = await self.api.call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
         if "error" in reply.content:
             raise refusal(reply.status, reply.content["error"])
         [picture] = reply.content["images"]
@@ -112,7 +113,7 @@ class Kindling(fal.App):
     @fal.endpoint("/v1/images/generations")
     async def openai(self, payload: dict[str, Any]) -> Response:
         """OpenAI's Images API."""
-        reply = await Api(self.engine).call("/v1/images/generations", payload)
+        reply = await self.api.call("/v1/images/generations", payload)
         return Response(await asyncio.to_thread(reply.json), reply.status, reply.headers, "application/json")
 
     @fal.endpoint("/alive", health_check=fal.HealthCheck(call_regularly=True, failure_threshold=1))

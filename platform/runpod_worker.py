@@ -45,6 +45,12 @@ def engine() -> Engine:
     return started
 
 
+@functools.cache
+def api() -> Api:
+    """What answers this process's jobs."""
+    return Api(engine())
+
+
 def boot() -> None:
     """RunPod's fitness check: a worker that cannot start is reported unhealthy and never takes a job."""
     at_once()
@@ -99,7 +105,7 @@ async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], obj
         if 0 < done < of:  # each update is posted by a thread of its own: the last one could overtake the result
             runpod.serverless.progress_update(job, {"step": done, "of": of})
 
-    reply = await Api(engine()).call(path, payload, on_step, on_partial)
+    reply = await api().call(path, payload, on_step, on_partial)
     if reply.fatal:
         config["refresh_worker"] = True  # read after each job: the loop ends and RunPod replaces the worker
     body, most = reply.body, carried(job["id"], bool(options.get("partial_images")))

@@ -3,6 +3,7 @@
 A key is `PREFIX/MODEL/SHA256.png`, of the picture's own bytes: a retry, or a job that its platform gives again, writes
 the same object once more rather than another, and an object never changes, so caches may keep it as long as its URL
 works. Whoever can name the key has the picture already; in a private bucket only the presigned URL opens it.
+Credentials are read for each picture: a process that was restored from a snapshot may have new ones.
 
 A picture that was drawn is paid for. If the store does not take it, after a bounded number of tries and in the time
 that whoever waits has left, `Store.keep` says why and leaves the bytes where they are. Why is told in our own words:
@@ -14,7 +15,7 @@ import hashlib
 import logging
 import re
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Self
 
@@ -55,15 +56,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """One bucket. Without a key of its own, boto3 finds credentials where it always does."""
+    """One bucket: what settings say of it, and nothing that is open or secret. It is for any thread."""
 
     bucket: str
     endpoint: str
     region: str
     prefix: str
     expires_s: int
-    key: str = field(repr=False)
-    secret: str = field(repr=False)
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
@@ -73,7 +72,7 @@ class Store:
             bucket, endpoint, region = bucket or found["bucket"], "", region or found["region"]
         if not bucket:
             return None
-        return cls(bucket, endpoint, region, settings.store_prefix, settings.store_expires_s, *bucket_keys())
+        return cls(bucket, endpoint, region, settings.store_prefix, settings.store_expires_s)
 
     async def keep(self, picture: Picture, deadline: Deadline) -> Picture:
         """`picture` with the URL where it now is too, or with why it is not, in time for an answer by `deadline`.
@@ -100,7 +99,7 @@ class Store:
     def check(self) -> str:
         """Why the bucket cannot be reached; empty if it can."""
         try:
-            _client(self).head_bucket(Bucket=self.bucket)
+            self._client().head_bucket(Bucket=self.bucket)
         except Exception as error:
             return reason(error)
         return ""
@@ -109,18 +108,25 @@ class Store:
         """Write the picture; a URL that opens it for `expires_s` seconds."""
         name = f"{picture.recipe.model}/{hashlib.sha256(picture.data).hexdigest()}.{picture.format}"
         place = {"Bucket": self.bucket, "Key": f"{self.prefix}/{name}".lstrip("/")}
-        _client(self).put_object(
+        client = self._client()
+        client.put_object(
             **place,
             Body=picture.data,
             ContentType=f"image/{picture.format}",
             CacheControl=f"private, max-age={self.expires_s}, immutable",
         )
-        return str(_client(self).generate_presigned_url("get_object", Params=place, ExpiresIn=self.expires_s))
+        return str(client.generate_presigned_url("get_object", Params=place, ExpiresIn=self.expires_s))
+
+    def _client(self) -> Any:
+        return _client(self, *bucket_keys())
 
 
 @cache
-def _client(store: Store) -> Any:
-    """boto3's client, made for the first picture: importing it takes half a second that no cold start should wait."""
+def _client(store: Store, key: str, secret: str) -> Any:
+    """boto3's client, made for the first picture: importing it takes half a second that no cold start should wait.
+
+    Any thread may use it. Without a key, boto3 finds credentials where it always does.
+    """
     from boto3.session import Session
     from botocore.config import Config
 
@@ -135,7 +141,7 @@ def _client(store: Store) -> Any:
         request_checksum_calculation="when_required",  # what boto3 sends otherwise, R2 and GCS do not understand
         response_checksum_validation="when_required",
     )
-    keys = {"aws_access_key_id": store.key or None, "aws_secret_access_key": store.secret or None}
+    keys = {"aws_access_key_id": key or None, "aws_secret_access_key": secret or None}
     place = {"region_name": store.region or None, "endpoint_url": store.endpoint or None}  # None is what boto3 finds
     return Session().client("s3", config=config, **place, **keys)
 

@@ -70,6 +70,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.router.redirect_slashes = False
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
+    app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded)
     return Observed(guarded(Answering(app), settings), routes, app.state.metrics, app.state.traces)
 
 
@@ -86,14 +87,13 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 async def draw(request: Request) -> Response:
     """Any route of `DIALECTS`; as events if the body says so."""
-    metrics: Metrics = request.app.state.metrics
-    found = await answered(_drawn(Api(request.app.state.engine, metrics.picture, metrics.uploaded), request))
+    found = await answered(_drawn(request.app.state.api, request))
     return found if isinstance(found, Response) else response(request.scope, found)
 
 
 async def read(request: Request) -> Response:
     """The routes that only tell."""
-    return response(request.scope, await Api(request.app.state.engine).call(request.url.path))
+    return response(request.scope, await request.app.state.api.call(request.url.path))
 
 
 async def ping(request: Request) -> Response:

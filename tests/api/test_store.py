@@ -198,6 +198,19 @@ def test_wrong_keys_and_right_ones(s3: S3, monkeypatch: pytest.MonkeyPatch) -> N
         assert keep(s3.url).undelivered == ""
 
 
+def test_a_store_that_was_made_once_asks_with_the_keys_of_now(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container restored from a snapshot may have new ones; no connection is made before there is a picture."""
+    made = Api(Engine(settings(s3.url))).store
+    assert made
+    assert store._client.cache_info().currsize == 0
+    keys = s3.member("renewed")
+    with s3.strict():
+        assert asyncio.run(keeping(made, DRAWN)).undelivered == "it does not know the access key"
+        for name, value in zip(("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"), keys, strict=True):
+            monkeypatch.setenv(name, value)
+        assert asyncio.run(keeping(made, DRAWN)).undelivered == ""
+
+
 @pytest.mark.parametrize(
     ("unset", "why"),
     [
@@ -343,20 +356,20 @@ def test_an_answer_without_words_is_told_too(response: Any) -> None:
 
 def test_how_a_store_is_talked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
-    made = Store("mine", "https://account.r2.example", "", "", 60, KEY, SECRET)
-    client, config = store._client(made), store._client(made).meta.config
+    made = Store("mine", "https://account.r2.example", "", "", 60)
+    client, config = store._client(made, KEY, SECRET), store._client(made, KEY, SECRET).meta.config
     assert (client.meta.region_name, client.meta.endpoint_url) == ("us-east-1", "https://account.r2.example")
     assert (config.connect_timeout, config.read_timeout, config.max_pool_connections) == (10, 10, 64)
     assert config.retries == {"total_max_attempts": 3, "mode": "standard"}
     assert (config.signature_version, config.s3) == ("s3v4", {"addressing_style": "path"})
     assert (config.request_checksum_calculation, config.response_checksum_validation) == ("when_required",) * 2
     assert logging.getLogger("botocore").level == logging.WARNING
-    assert store._client(made) is client
-    aws = store._client(Store("mine", "", "eu-west-1", "", 60, KEY, SECRET))
+    assert store._client(made, KEY, SECRET) is client
+    aws = store._client(Store("mine", "", "eu-west-1", "", 60), KEY, SECRET)
     assert (aws.meta.region_name, aws.meta.config.s3) == ("eu-west-1", {"addressing_style": "auto"})
     assert aws.meta.endpoint_url.endswith("amazonaws.com")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
-    assert store._client(Store("mine", "", "", "", 60, KEY, SECRET)).meta.region_name == "eu-north-1"
+    assert store._client(Store("mine", "", "", "", 60), KEY, SECRET).meta.region_name == "eu-north-1"
 
 
 def test_how_long_all_may_take_and_how_many_upload_at_once() -> None:

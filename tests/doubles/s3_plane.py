@@ -42,12 +42,12 @@ class S3:
         """The keys of all objects."""
         return [found["Key"] for found in self.client().list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
-    def member(self) -> tuple[str, str]:
+    def member(self, name: str = "member") -> tuple[str, str]:
         """A key and secret of somebody who may do all with S3."""
         iam = self.client("iam")
-        iam.create_user(UserName="member")
-        iam.put_user_policy(UserName="member", PolicyName="all", PolicyDocument=POLICY)
-        made = iam.create_access_key(UserName="member")["AccessKey"]
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=POLICY)
+        made = iam.create_access_key(UserName=name)["AccessKey"]
         return made["AccessKeyId"], made["SecretAccessKey"]
 
     @contextmanager

@@ -263,7 +263,7 @@ def test_images_that_take_too_long_to_decode_are_late(family: FakeFamily, monkey
 
 
 def test_an_upload_is_given_up_when_there_is_only_time_to_answer(silent: Broken) -> None:
-    kept = Store(BUCKET, silent.url, "", "", 60, KEY, SECRET)
+    kept = Store(BUCKET, silent.url, "", "", 60)
 
     async def main() -> Picture:
         deadline = Deadline.within(60)
