@@ -304,7 +304,9 @@ def test_what_the_step_caches_library_is_told(
 def test_a_file_that_vanishes_after_the_index_was_read(volume: Path) -> None:
     source = model_source(SCHNELL, volume)
     (source.folder / "transformer" / "config.json").unlink()
-    with pytest.raises(WeightsMissing, match=r"transformer/config\.json is missing\. Remove it and fetch it again"):
+    with pytest.raises(
+        WeightsMissing, match=r"transformer/config\.json is missing\. Fetch it again with: python -m handler fetch"
+    ):
         Reader(source)
 
 

@@ -197,4 +197,4 @@ def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path, de
 def _verify(copy: Path, source: Source) -> None:
     """WeightsCorrupt unless `copy` is what was published: loading damaged code would end the process."""
     if source.manifest and summarize(copy) != source.manifest.files.get(PACKAGE):
-        raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says; compiling again replaces it.")
+        raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says. {source.remedy}")
