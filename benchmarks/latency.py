@@ -58,7 +58,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import chart
 import random_models
 import report
-from handler import MODELS, Api, Engine, ImageRequest, ModelSpec, Settings
+from handler import MODELS, PRECISIONS, Api, Engine, ImageRequest, ModelSpec, Settings
 from handler.model.hardware import detect
 from handler.volume.sources import fetched_folder
 
@@ -66,9 +66,8 @@ SPAWN = multiprocessing.get_context("spawn")
 LOADING = ("volume", "import", "weights")  # the phases of a cold start that plain diffusers has too
 COLUMNS = ("picture_s", "floor_s", "step_s", "png_s", "load_s", "compile_s", "peak_gb")
 # TFLOP/s that large matrix products reach of the 989 and 1979 which NVIDIA's data sheet of both promises: estimates
-HOPPER = {"bf16": 790, "fp8": 1450}
+HOPPER = {"bfloat16": 790, "float8_e4m3fn": 1450}
 RATES = {"NVIDIA H200": HOPPER, "NVIDIA H100 80GB HBM3": HOPPER}
-QUANTISED = ("fp8", "fp8-tensor", "int8", "int8-dynamic", "mxfp8", "nvfp4")
 Draw = Callable[[ImageRequest], tuple[bytes, float]]  # a PNG, and the seconds it took to make of pixels
 Side = Callable[[ModelSpec, Path], tuple[Draw, dict[str, Any]]]  # loads a model; also the facts about that
 
@@ -123,7 +122,8 @@ def plain(spec: ModelSpec, volume: Path) -> tuple[Draw, dict[str, Any]]:
     pipeline = DiffusionPipeline.from_pretrained(
         fetched_folder(spec, volume), dtype=getattr(torch, hardware.dtype), device_map=hardware.device
     )
-    facts = {"load_s": time.perf_counter() - begun, "plan": "EAGER: diffusers"}
+    loaded_s = time.perf_counter() - begun
+    facts = {"load_s": loaded_s, "plan": "EAGER: diffusers", "precision": hardware.precision}
     pipeline.set_progress_bar_config(disable=True)
     tokens = {"max_sequence_length": spec.text_tokens}
     known = tokens.keys() & inspect.signature(type(pipeline).__call__).parameters
@@ -173,7 +173,7 @@ SIDES: dict[str, Side] = {
     "diffusers": plain,
     "kindling-eager": partial(kindling, policy="off"),
     "kindling-compiled": partial(kindling, policy="on"),
-    **{f"kindling-{p}": partial(kindling, policy="on", precision=p) for p in QUANTISED},
+    **{f"kindling-{p}": partial(kindling, policy="on", precision=p) for p, row in PRECISIONS.items() if row.quantised},
 }
 DEFAULT = list(SIDES)[:3]
 EAGER = DEFAULT[:2]
@@ -278,7 +278,8 @@ def tell_floors(found: dict[str, dict[str, Any]], count: float) -> None:
     """Put the arithmetic of a picture, in TFLOP, into each row, and how long the GPU takes for that."""
     rates = RATES.get(detect(Settings()).name, {})
     for row in found.values():
-        rate = rates.get("fp8" if row.get("precision", "").startswith("fp8") else "bf16")
+        served = PRECISIONS.get(row.get("precision", ""))
+        rate = rates.get(served.products or served.activations) if served else None
         row |= {"tflop": count, **({"floor_s": count / rate} if rate else {})}
 
 

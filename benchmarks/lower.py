@@ -24,12 +24,15 @@ from typing import Any
 import report
 from gpuless import check, predict
 from gpuless.cards import CARDS
+from handler import PRECISIONS
 
 HERE = Path(__file__).parent
 KEPT = report.RESULTS / "lowered.json"
-AMPERE = ("bf16", "int8", "int8-dynamic")
-ADA = (*AMPERE, "fp8", "fp8-tensor")
-BLACKWELL = ("mxfp8", "nvfp4")
+AMPERE, ADA = (
+    ("bf16", *(row.id for row in PRECISIONS.values() if row.quantised and row.capability <= capability))
+    for capability in ((8, 6), (8, 9))
+)
+BLACKWELL = tuple(row.id for row in PRECISIONS.values() if row.capability > (9, 0))
 OTHERWISE = ("fp8/cudnn-fp8", "fp8/512", "fp8/512x4", "vae/512", "vae/512x4")  # by variants.py
 MODELS = (
     "flux-schnell", "flux-dev", "flux2-klein", "z-image-turbo", "sdxl-turbo", "sd3.5-large", "qwen-image", "chroma",

@@ -42,7 +42,7 @@ def kindling(folder: Path, imported: Imported) -> Any:
     from handler.volume.reader import Reader
 
     imported()
-    with Reader(checked(folder, "")) as reader:
+    with Reader(checked(folder)) as reader:
         return tensors(reader, "transformer")
 
 
@@ -51,7 +51,7 @@ def kindling_beside(folder: Path, imported: Imported) -> Any:
     from handler.volume.manifest import checked
     from handler.volume.reader import Reader
 
-    with Reader(checked(folder, "")) as reader:
+    with Reader(checked(folder)) as reader:
         import torch  # noqa: F401
 
         imported()
@@ -117,7 +117,7 @@ def spark_kindling(folder: Path, imported: Imported) -> Any:
     from handler.volume.manifest import checked
     from handler.volume.reader import Reader
 
-    with Reader(checked(folder, "")) as reader:
+    with Reader(checked(folder)) as reader:
         from diffusers import FluxPipeline
 
         imported()

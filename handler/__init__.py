@@ -8,6 +8,7 @@ from handler.api.embedded import Engine
 from handler.api.reply import Reply
 from handler.catalog.gpus import GPUS
 from handler.catalog.models import MODELS, MODES, find
+from handler.catalog.precisions import PRECISIONS
 from handler.catalog.spec import ModelSpec
 from handler.core import errors
 from handler.core.recipe import Picture, Recipe
@@ -24,6 +25,7 @@ __all__ = [
     "GPUS",
     "MODELS",
     "MODES",
+    "PRECISIONS",
     "Api",
     "Clock",
     "Engine",

@@ -19,6 +19,7 @@ from gpuless.cards import (
 )  # fmt: skip
 from gpuless.variants import decoding_of, variant_of
 from gpuless.work import flop, moved, operation
+from handler import PRECISIONS
 
 STAGES = {"text_encoder": "encode", "text_encoder_2": "encode", "text_encoder_3": "encode", "vae": "decode"}
 ALL = ("encode", "denoise", "decode")
@@ -28,10 +29,6 @@ ALL = ("encode", "denoise", "decode")
 PNG_MS, WAITS_MS = 4.0, 2.0
 ROOM = 1.1  # of the weights' bytes, that a card must have
 HOPPER, BLACKWELL = "9.0", "10.0"  # the capabilities that stand for others, in this order
-NEEDED = {  # what a card must have tensor cores for; scales for each block came with those for 4 bits
-    "fp8": "float8_e4m3fn", "fp8-tensor": "float8_e4m3fn", "mxfp8": "float4_e2m1fn_x2", "nvfp4": "float4_e2m1fn_x2",
-    "int8-dynamic": "int8",
-}  # fmt: skip
 Row = Mapping[str, Any]
 
 
@@ -94,8 +91,9 @@ def chosen(rows: Iterable[Row], model: str, group: str, card: Card) -> list[Row]
 
 def able(rows: list[Row], group: str, card: Card) -> bool:
     """Whether a worker on the card takes the precision and the attention, and its memory holds the weights."""
-    attention = variant_of(group).attention
-    if NEEDED.get(group.partition("/")[0], "bfloat16") not in card.promised or attention not in {"", *card.attention}:
+    served, attention = PRECISIONS.get(group.partition("/")[0]), variant_of(group).attention
+    major, minor = map(int, card.capability.split("."))
+    if (served and (major, minor) < served.capability) or attention not in {"", *card.attention}:
         return False
     return ROOM * sum(row.get("weight_bytes", 0) for row in rows) <= card.memory_gb * 1e9
 

@@ -19,16 +19,19 @@ class Precision:
 
     `rounded` is bytes a parameter of a rounded layer takes, with a block's scales; a row's come to that. Both sides of
     its matrix are multiples of `grid`, for the GPU's kernels or for whole blocks. `encoders` is what text encoders are
-    rounded to, if that is another.
+    rounded to, if that is another. `label` is what a chip says.
 
     `activations` is what a picture is computed in on a GPU; a CPU computes in float32 where that is not the point.
+    `products` is torch's name of what a GPU multiplies where that is not the activations themselves.
     """
 
     id: str
     width: float
     meaning: str
+    label: str
     activations: str = "bfloat16"
     on_cpu: str = "float32"
+    products: str = ""
     quantised: bool = False
     rounded: float = 1
     grid: int = 16
@@ -41,13 +44,15 @@ class Precision:
 PRECISIONS: Mapping[str, Precision] = {
     row.id: row
     for row in (
-        Precision("fp32", 4, "32-bit floats: exact", "float32"),
-        Precision("bf16", 2, "16-bit floats with fp32's range", on_cpu="bfloat16"),
-        Precision("fp16", 2, "16-bit floats with a smaller range", "float16", on_cpu="float16"),
+        Precision("fp32", 4, "32-bit floats: exact", "FP32", activations="float32"),
+        Precision("bf16", 2, "16-bit floats with fp32's range", "BF16", on_cpu="bfloat16"),
+        Precision("fp16", 2, "16-bit floats with a smaller range", "FP16", activations="float16", on_cpu="float16"),
         Precision(
             "fp8",
             1.3,
             "8-bit floats, weights and activations, a scale for each row",
+            "FP8 dynamic",
+            products="float8_e4m3fn",
             quantised=True,
             capability=(8, 9),
             lacking=AMPERE_FP8,
@@ -56,15 +61,19 @@ PRECISIONS: Mapping[str, Precision] = {
             "fp8-tensor",
             1.3,
             "8-bit floats, weights and activations, a scale for each weight and each picture",
+            "FP8 dynamic, one scale",
+            products="float8_e4m3fn",
             quantised=True,
             capability=(8, 9),
             lacking=AMPERE_FP8,
         ),
-        Precision("int8", 1.3, "8-bit integers for weights, a scale for each row", quantised=True),
+        Precision("int8", 1.3, "8-bit integers for weights, a scale for each row", "INT8 weights", quantised=True),
         Precision(
             "int8-dynamic",
             1.3,
             "8-bit integers, weights and activations, a scale for each row",
+            "INT8 dynamic",
+            products="int8",
             quantised=True,
             capability=(8, 0),
             lacking="fast INT8 matrix products need compute capability 8.0 (Ampere); {name} has {has}",
@@ -73,6 +82,8 @@ PRECISIONS: Mapping[str, Precision] = {
             "mxfp8",
             1.3,
             "8-bit floats, weights and activations, a power of two for each 32",
+            "MXFP8 dynamic",
+            products="float8_e4m3fn",
             quantised=True,
             rounded=1 + 1 / 32,
             grid=32,
@@ -85,6 +96,8 @@ PRECISIONS: Mapping[str, Precision] = {
             "nvfp4",
             1.0,
             "4-bit floats, weights and activations, an 8-bit float for each 16",
+            "NVFP4 dynamic",
+            products="float4_e2m1fn_x2",
             quantised=True,
             rounded=1 / 2 + 1 / 16,
             grid=32,

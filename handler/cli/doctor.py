@@ -27,8 +27,9 @@ from handler.volume.autoencoder import vae_source
 from handler.volume.listing import weight_files
 from handler.volume.manifest import Source
 from handler.volume.patience import patiently
-from handler.worker.boots import LOOKED, last_boots, measured, past
+from handler.worker.boots import last_boots
 from handler.worker.compilation import COMPILE_S
+from handler.worker.durations import LOOKED, Durations
 from handler.worker.footprint import weigh
 from handler.worker.outlook import Outlook, outlook
 
@@ -131,10 +132,10 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
         size = weigh(spec, hardware, seen.weights).stored
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
-    boots = past(settings.volume)
+    past = Durations.on(settings.volume)
 
     def took(phase: str) -> Part:
-        known = measured(boots, phase, spec.id, hardware.name, hardware.precision)
+        known = past.longest(phase, spec.id, hardware.name, hardware.precision)
         why = f"longest of its last {LOOKED} boots here" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 
@@ -143,7 +144,7 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     spent = sum(part.seconds for part in parts)
     left = settings.cold_start_budget_s - spent
     failure = Failures(settings.compile, spec, hardware, settings.volume).expected
-    chosen, compile_s = seen.compilation(found, left, boots, failure), seen.compile_s(boots)
+    chosen, compile_s = seen.compilation(found, left, past, failure), seen.compile_s(past)
     if chosen.compiles:
         parts.append(Part("compile", compile_s or COMPILE_S, "measured" if compile_s else "assumed"))
     parts += [took("artifacts")] * (found.outcome == "HIT") + [took("warm")]

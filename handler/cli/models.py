@@ -14,7 +14,6 @@ from handler.core.settings import Settings
 from handler.model.compiling import artifacts
 from handler.model.hardware import Hardware, detect
 from handler.volume.patience import cause, patiently
-from handler.volume.sources import baked_sources
 from handler.worker.chips import dollars_of
 from handler.worker.memory import MemoryPlan
 from handler.worker.outlook import Outlook, outlook
@@ -51,7 +50,7 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> ModelState
     except KindlingError as error:
         why = "not fetched" if isinstance(error, WeightsMissing) else error.message
         return ModelState(spec.id, False, "MISS", False, why, listed(seen), seen.hardware.precision)
-    baked = any(seen.weights.folder == other.folder for other in baked_sources(spec, settings.volume))
+    baked = seen.weights.kind == "baked"
     dollars = dollars_of(settings.volume, spec.id, seen.hardware.identity)
     return ModelState(spec.id, True, found.outcome, baked, found.reason, memory, seen.hardware.precision, dollars)
 

@@ -1,6 +1,7 @@
 """Another autoencoder in the place of a model's own: where it lies, and whether it is whole."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from handler.core.errors import SettingsError, VolumeFailed, WeightsCorrupt, WeightsMissing
@@ -24,7 +25,7 @@ def vae_source(name: str, volume: Path) -> Source:
     else:
         folder = fetched_vae(name, volume) / "vae"
         missing = f"The autoencoder {name} is not on the volume. With KINDLING_VAE set, run: python -m handler fetch"
-        if (found := checked(folder.parent, "Fetch it again.")) is None:
+        if (found := checked(folder.parent, "autoencoder", name)) is None:
             raise WeightsMissing(missing)
         source = found
     try:
@@ -34,10 +35,11 @@ def vae_source(name: str, volume: Path) -> Source:
     except OSError as error:
         raise VolumeFailed(f"KINDLING_VAE: cannot read {folder}/config.json: {error.strerror or error}.") from None
     except Malformed as error:
-        raise WeightsCorrupt(f"KINDLING_VAE: {folder}/config.json is no JSON object: {error}.") from None
+        told = f"KINDLING_VAE: {folder}/config.json is no JSON object: {error}. {source.remedy}"
+        raise WeightsCorrupt(told) from None
     if not isinstance(kind, str):
-        raise WeightsCorrupt(f"KINDLING_VAE: {folder}/config.json names no class.")
-    return Source(source.folder, source.manifest, {folder.name: ["diffusers", kind]})
+        raise WeightsCorrupt(f"KINDLING_VAE: {folder}/config.json names no class. {source.remedy}")
+    return replace(source, index={folder.name: ["diffusers", kind]})
 
 
 def label(name: str) -> str:

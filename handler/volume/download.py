@@ -114,7 +114,7 @@ def _fetched(name: str, source: Source, seconds: float | None = None) -> Fetched
 def _complete(order: Order) -> Source | None:
     """What is there, if it was made from the same; otherwise each file is compared with the hub's."""
     with contextlib.suppress(WeightsCorrupt):
-        source = checked(order.folder, remedy="")
+        source = checked(order.folder)
         return source if source and source.manifest and source.manifest.facts == order.facts else None
     return None
 

@@ -10,7 +10,7 @@ from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.untrusted import Malformed, load
 from handler.volume.manifest import Source
 from handler.volume.room import reading
-from handler.volume.sources import EMBEDDED, INDEX
+from handler.volume.sources import INDEX
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
 LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
@@ -33,18 +33,6 @@ def weight_files(source: Source, index: Mapping[str, Any] | None = None) -> dict
     return found
 
 
-def remedy(source: Source) -> str:
-    """What to do about a bad file of `source`."""
-    facts = source.manifest.facts if source.manifest else {}
-    if source.folder.parent == EMBEDDED:
-        return "Is the installation complete?"
-    if facts.get("kind") == "vae":
-        return "Remove it and fetch it again with the same KINDLING_VAE: python -m handler fetch"
-    if "kind" in facts:
-        return f"Bake it again with: python -m handler bake {facts['model']}"
-    return f"Remove it and fetch it again with: python -m handler fetch {facts.get('model', 'MODEL')}"
-
-
 def config_files(source: Source) -> list[str]:
     """A flipped bit in a configuration is as bad as one in a weight, so these are read and checked too."""
     files = source.manifest.files if source.manifest else {}
@@ -64,7 +52,7 @@ def _weights(source: Source, component: str, value: Any) -> list[str]:
     listed = json_of(source, f"{whole}.index.json").get("weight_map")
     names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
     if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
-        raise WeightsCorrupt(f"{source.folder / whole}.index.json does not list files beside it. {remedy(source)}")
+        raise WeightsCorrupt(f"{source.folder / whole}.index.json does not list files beside it. {source.remedy}")
     return [f"{component}/{name}" for name in sorted(names)]
 
 
@@ -74,9 +62,9 @@ def json_of(source: Source, name: str) -> dict[str, Any]:
         try:
             return load(path)
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
+            raise WeightsMissing(f"{path} is missing. {source.again}") from None
         except Malformed:
-            raise WeightsCorrupt(f"{path} is no JSON object. {remedy(source)}") from None
+            raise WeightsCorrupt(f"{path} is no JSON object. {source.remedy}") from None
 
 
 OURS = {"Flux2TinyAutoEncoder": "handler.model.families.flux2_tiny"}  # whose repository would have us run its own code

@@ -22,13 +22,22 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from handler.core.errors import WeightsCorrupt
 from handler.core.untrusted import Malformed, Name, load, shaped
 from handler.volume.room import reading
 
 MANIFEST = "manifest.json"
+Kind = Literal["embedded", "fetched", "hub cache", "baked", "autoencoder", "folder"]
+AGAIN: dict[Kind, str] = {  # how files of each kind are brought, with what their source is called
+    "embedded": "Is the installation complete? The model comes with it.",
+    "fetched": "Fetch it again with: python -m handler fetch {name}",
+    "hub cache": "The platform's cache has it so; bring a copy of your own with: python -m handler fetch {name}",
+    "baked": "Bake it again with: {setting}python -m handler bake {name}",
+    "autoencoder": "Fetch it again with: KINDLING_VAE={name} python -m handler fetch",
+    "folder": "Put a whole copy in its place.",
+}
 CHUNK = 32 << 20  # bytes a checksum covers: what one thread reads at a time
 log = logging.getLogger(__name__)
 
@@ -52,16 +61,45 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A complete folder of model files. Without a manifest (a hub cache) only sizes and headers can be checked."""
+    """A complete folder of model files. Without a manifest (a hub cache) only sizes and headers can be checked.
+
+    `kind` is how its files came: embedded in the package, fetched, in a hub cache of the platform's, baked, fetched as
+    another autoencoder, or, in any other folder, by somebody who knows. `name` is what commands call it.
+    """
 
     folder: Path
     manifest: Manifest | None
     index: Mapping[str, Any] | None = None  # in the place of model_index.json where there is none
+    kind: Kind = "folder"
+    name: str = ""
 
     @property
     def precision(self) -> str:
         """What its weights were baked in; empty for those that were fetched."""
         return self.manifest.facts.get("precision", "") if self.manifest else ""
+
+    @property
+    def again(self) -> str:
+        """How a file of it that is missing is brought again."""
+        setting = f"KINDLING_PRECISION={self.precision} " if self.precision else ""
+        return AGAIN[self.kind].format(name=self.name, setting=setting)
+
+    @property
+    def remedy(self) -> str:
+        """How a damaged file of it is brought again: `fetch` leaves alone what has the size that it should have."""
+        return f"Remove it. {self.again}" if self.kind in ("fetched", "autoencoder") else self.again
+
+    def complete(self) -> "Source":
+        """Itself if every file that its manifest lists has its size; WeightsCorrupt names the first that has not."""
+        for name, entry in self.manifest.files.items() if self.manifest else ():
+            with reading(path := self.folder / name):
+                try:
+                    size = path.stat().st_size
+                except FileNotFoundError:
+                    raise WeightsCorrupt(f"{path} is missing, though its manifest lists it. {self.again}") from None
+            if size != entry.size:
+                raise WeightsCorrupt(f"{path} has {size} bytes, its manifest says {entry.size}. {self.remedy}")
+        return self
 
 
 def summarize(path: Path) -> Entry:
@@ -110,27 +148,25 @@ def write_atomically(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of `folder`, None if there is none; WeightsCorrupt if it cannot be understood."""
+def read_manifest(folder: Path, kind: Kind = "folder", name: str = "") -> Manifest | None:
+    """The manifest of `folder`, None if there is none; WeightsCorrupt, with the remedy, if it cannot be understood."""
     with reading(path := folder / MANIFEST):
         try:
             return shaped(Manifest, load(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Malformed:
-            raise WeightsCorrupt(f"{path} is not a manifest. Remove that folder and fetch it again.") from None
+            told = Source(folder, None, None, kind, name).remedy
+            raise WeightsCorrupt(f"{path} is not a manifest. {told}") from None
 
 
-def checked(folder: Path, remedy: str) -> Source | None:
-    """`folder` if its manifest is there and every file has its size; WeightsCorrupt names the first that has not."""
-    if (manifest := read_manifest(folder)) is None:
-        return None
-    for name, entry in manifest.files.items():
-        with reading(path := folder / name):
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError:
-                raise WeightsCorrupt(f"{path} is missing, though its manifest lists it. {remedy}") from None
-        if size != entry.size:
-            raise WeightsCorrupt(f"{path} has {size} bytes, its manifest says {entry.size}. {remedy}")
-    return Source(folder, manifest)
+def source_in(folder: Path, kind: Kind = "folder", name: str = "") -> Source | None:
+    """What is in `folder` if its manifest is there; WeightsCorrupt as `read_manifest`."""
+    manifest = read_manifest(folder, kind, name)
+    return Source(folder, manifest, None, kind, name) if manifest else None
+
+
+def checked(folder: Path, kind: Kind = "folder", name: str = "") -> Source | None:
+    """What is in `folder` if its manifest is there and every file has its size; WeightsCorrupt if one has not."""
+    source = source_in(folder, kind, name)
+    return source.complete() if source else None

@@ -50,7 +50,7 @@ def whole(folder: Path, facts: Mapping[str, str]) -> bool:
     Raises VolumeFailed where that cannot be told, for reading fails.
     """
     try:
-        source = checked(folder, "")
+        source = checked(folder)
         if source is None or source.manifest is None or source.manifest.facts != dict(facts):
             return False
         files = source.manifest.files

@@ -17,7 +17,7 @@ from typing import Self
 
 from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.host import host_memory, read_ahead
-from handler.volume.listing import config_files, index_of, remedy, weight_files
+from handler.volume.listing import config_files, index_of, weight_files
 from handler.volume.manifest import CHUNK, Source
 from handler.volume.room import reading
 
@@ -177,15 +177,15 @@ def _file(source: Source, name: str) -> ReadFile:
         try:
             status = path.stat()
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {remedy(source)}") from None
+            raise WeightsMissing(f"{path} is missing. {source.again}") from None
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        raise WeightsCorrupt(f"{path} is empty, or no file. {remedy(source)}")
+        raise WeightsCorrupt(f"{path} is empty, or no file. {source.remedy}")
     if source.manifest and (entry is None or entry.size != status.st_size):
-        raise WeightsCorrupt(f"{path} has {status.st_size} bytes, its manifest says otherwise. {remedy(source)}")
+        raise WeightsCorrupt(f"{path} has {status.st_size} bytes, its manifest says otherwise. {source.remedy}")
     memory = mmap.mmap(-1, status.st_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without huge pages, by which reading is 3 times faster
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return ReadFile(path, _identity(status), entry.crc32 if entry else (), remedy(source), memory)
+    return ReadFile(path, _identity(status), entry.crc32 if entry else (), source.remedy, memory)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

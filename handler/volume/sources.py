@@ -6,7 +6,7 @@ from pathlib import Path
 from handler.catalog.precisions import PRECISIONS, ROUNDED_BY, SCHEME
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import StartError, WeightsMissing
-from handler.volume.manifest import MANIFEST, Source, checked, read_manifest
+from handler.volume.manifest import AGAIN, MANIFEST, Source, checked, source_in
 from handler.volume.room import inside, reading
 
 log = logging.getLogger(__name__)
@@ -27,13 +27,12 @@ def model_source(spec: ModelSpec, volume: Path) -> Source:
 
     Raises WeightsMissing, with the command that brings them, or WeightsCorrupt, naming the file.
     """
-    remedy = f"Fetch it again with: python -m handler fetch {spec.id}"
     if spec.embedded:
-        if source := checked(EMBEDDED / spec.id, "Is the installation complete?"):
+        if source := checked(EMBEDDED / spec.id, "embedded", spec.id):
             return source
-        raise WeightsMissing(f"The embedded weights of {spec.id} are not in {EMBEDDED}. Is the installation complete?")
+        raise WeightsMissing(f"The embedded weights of {spec.id} are not in {EMBEDDED}. {AGAIN['embedded']}")
     folder = fetched_folder(spec, volume)
-    if source := checked(folder, remedy) or _hub_cached(spec, volume):
+    if source := checked(folder, "fetched", spec.id) or _hub_cached(spec, volume):
         return source
     raise WeightsMissing(_missing(spec, volume, folder))
 
@@ -41,7 +40,7 @@ def model_source(spec: ModelSpec, volume: Path) -> Source:
 def _hub_cached(spec: ModelSpec, volume: Path) -> Source | None:
     snapshot = _snapshots(spec, volume) / spec.revision
     with reading(index := snapshot / INDEX):
-        return Source(snapshot, None) if index.is_file() else None
+        return Source(snapshot, None, kind="hub cache", name=spec.id) if index.is_file() else None
 
 
 def _snapshots(spec: ModelSpec, volume: Path) -> Path:
@@ -82,7 +81,7 @@ def served_source(spec: ModelSpec, volume: Path, precision: str) -> Source:
     for source in baked_sources(spec, volume):
         if source.manifest and source.manifest.facts == wanted:
             try:
-                return checked(source.folder, "") or source
+                return source.complete()
             except StartError as error:
                 log.warning("baked weights are passed over: %s", error.message)
     return model_source(spec, volume)
@@ -90,19 +89,19 @@ def served_source(spec: ModelSpec, volume: Path, precision: str) -> Source:
 
 def baked_sources(spec: ModelSpec, volume: Path) -> list[Source]:
     """Everything that was baked for `spec`, by its manifests. One that cannot be read is told, and as good as none."""
-    found = []
+    sources = []
     try:
         for folder in inside(volume / "baked" / spec.id):
             if not folder.name.startswith("."):
-                found.append(_baked(folder))
+                sources.append(_baked(folder, spec))
     except StartError as error:
         log.warning("what is baked for %s is passed over: %s", spec.id, error.message)
-    return [source for source in found if source]
+    return [source for source in sources if source]
 
 
-def _baked(folder: Path) -> Source | None:
+def _baked(folder: Path, spec: ModelSpec) -> Source | None:
     try:
-        return Source(folder, manifest) if (manifest := read_manifest(folder)) else None
+        return source_in(folder, "baked", spec.id)
     except StartError as error:
         log.warning("what is baked is passed over: %s", error.message)
         return None

@@ -1,4 +1,4 @@
-"""How cold starts went: one JSON file each in the volume's boots/, kept up to date on the way.
+"""How cold starts went, for people: one JSON file each in the volume's boots/, kept up to date on the way.
 
 A volume may be read-only, full, or hang for ever, and none of that may touch a start: a thread of its own writes,
 and only a start that ends early waits for it, for `PATIENCE_S` at most. A file that still says "starting" belongs to
@@ -15,8 +15,8 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,22 @@ from handler.core.errors import VolumeFailed
 from handler.core.untrusted import Malformed, load, shaped
 from handler.volume.manifest import write_atomically
 from handler.volume.room import inside, reading
-from handler.worker.clock import OVER, Ledger
+from handler.worker.clock import Ledger
 
 PATIENCE_S = 2.0
 KEPT = 50
-LOOKED = 10  # starts that had a phase tell how long it takes
 AHEAD_S = 60  # others write while this one looks
 LONGEST = 1 << 20  # bytes of a record; a longer one is none
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One start's file: its name, what it says, also in words of another version, and the ledger that this makes."""
+
+    boot: str
+    said: dict[str, Any]
+    ledger: Ledger
 
 
 class BootLog:
@@ -116,53 +124,26 @@ def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
 
     VolumeFailed if nobody can tell which there are; one that cannot be read is left out too, and told.
     """
-    return list(islice(_read(_newest_first(volume / "boots")), count))
+    return [_shown(record) for record in islice(records(volume), count)]
 
 
-def past(volume: Path) -> list[dict[str, Any]]:
-    """All there is to learn from; nothing, which is told, where the volume cannot be read: no start fails for that."""
-    try:
-        return last_boots(volume, KEPT)
-    except VolumeFailed as error:
-        log.warning("nothing is known of past starts: %s", error.message)
-        return []
+def _shown(record: Record) -> dict[str, Any]:
+    checked = asdict(record.ledger)
+    return {name: checked.get(name, value) for name, value in record.said.items()} | {"boot": record.boot}
 
 
-def _read(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    for path in paths:
+def records(volume: Path) -> Iterator[Record]:
+    """The newest first, but damaged ones; VolumeFailed as `last_boots`."""
+    for path in _newest_first(volume / "boots"):
         with contextlib.suppress(Malformed):
-            if (found := _record(path)) is not None:
-                checked = asdict(shaped(Ledger, found))
-                yield {name: checked.get(name, value) for name, value in found.items()} | {"boot": path.stem}
+            if (said := _load(path)) is not None:
+                yield Record(path.stem, said, shaped(Ledger, said))
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def _load(path: Path) -> dict[str, Any] | None:
     try:
         with reading(path), contextlib.suppress(FileNotFoundError):  # another worker has just removed it
             return load(path, LONGEST)
     except VolumeFailed as error:
         log.warning("a start is passed over: %s", error.message)
     return None
-
-
-def measured(
-    boots: Iterable[dict[str, Any]], phase: str, model: str, device: str, precision: str | None = None
-) -> float | None:
-    """The longest that `phase` took in the last `LOOKED` of `boots` that had it, in seconds; None if none had.
-
-    Only those of this model on this device count, and of this precision, where it matters; and none whose compiling
-    failed, for that may have ended early. A start that spent its budget in the phase tells that it takes longer.
-    """
-    wanted = {"model": model, "device": device} | ({"precision": precision} if precision else {})
-    alike = (boot for boot in boots if wanted.items() <= boot.items() and not boot.get("compile_failure"))
-    took = (seconds for boot in alike for seconds in _took(boot, phase))
-    return max(islice(took, LOOKED), default=None)
-
-
-def _took(boot: dict[str, Any], phase: str) -> Iterator[float]:
-    """Seconds of `phase` in one start, if it had it; of one that was ended there, until then."""
-    parts = boot.get("phases", ())
-    yield from (float(part["seconds"]) for part in parts if part["name"] == phase)
-    if (boot.get("outcome"), boot.get("phase")) == ("failed", phase) and OVER in str(boot.get("reason")):
-        begun = max((part["start_s"] + part["seconds"] for part in parts), default=0.0)
-        yield max(0.0, float(boot.get("total_s", 0.0)) - begun)

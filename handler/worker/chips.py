@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from handler.catalog.attention import KERNELS, NATIVE
+from handler.catalog.precisions import PRECISIONS
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError
 from handler.volume.receipts import Receipt, current
 
 UNMEASURED = "not measured; measure it with: python -m handler optimize {model}"
 SCHEDULERS = {"flow-match-euler": "FlowMatch", "dpm++": "DPM++", "euler": "Euler", "euler-a": "Euler a"}
-PRECISIONS = {
-    "fp8": "FP8 dynamic",
-    "fp8-tensor": "FP8 dynamic, one scale",
-    "int8": "INT8 weights",
-    "int8-dynamic": "INT8 dynamic",
-    "mxfp8": "MXFP8 dynamic",
-    "nvfp4": "NVFP4 dynamic",
-}
 log = logging.getLogger(__name__)
 
 
@@ -30,11 +23,12 @@ def chips(spec: ModelSpec, receipt: Receipt | None, facts: Mapping[str, str]) ->
     compiled = facts["plan"] == "COMPILED" if facts else bool(receipt and receipt.winner.compiled)
     pictures, likeness, speed = _measured(receipt, precision, compiled) or [UNMEASURED.format(model=spec.id)] * 3
     kernel = facts.get("attention", NATIVE)
+    label = PRECISIONS[precision].label if precision in PRECISIONS else "AUTO"  # while it starts
     rows = (
         ("steps", f"{spec.steps} step{'s' * (spec.steps > 1)}", pictures),
         ("guidance", f"gs {spec.guidance:g}", pictures),
         ("scheduler", SCHEDULERS.get(spec.schedulers[0], spec.schedulers[0]), pictures),
-        ("precision", PRECISIONS.get(precision, precision.upper()), likeness),
+        ("precision", label, likeness),
         ("compile", "compiled" if compiled else "eager", speed),
         *([("attention", KERNELS[kernel].name, speed)] if kernel != NATIVE else []),
     )

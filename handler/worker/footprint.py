@@ -15,7 +15,7 @@ from handler.core.host import read_ahead
 from handler.model.hardware import Hardware
 from handler.model.offload import WAITING
 from handler.volume.layout import FLOATS, WIDTHS, Slot, read_layout
-from handler.volume.listing import LORA, remedy, weight_files
+from handler.volume.listing import LORA, weight_files
 from handler.volume.manifest import Source
 from handler.volume.room import reading
 
@@ -142,7 +142,7 @@ def _slots(source: Source, name: str) -> dict[str, Slot]:
         with reading(path):
             return read_layout(path)
     except ValueError as error:
-        raise WeightsCorrupt(f"{path} is no whole safetensors file: {error}. {remedy(source)}") from None
+        raise WeightsCorrupt(f"{path} is no whole safetensors file: {error}. {source.remedy}") from None
 
 
 def _held(name: str, slot: Slot, hardware: Hardware, rounded: float) -> int:

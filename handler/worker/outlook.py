@@ -3,10 +3,8 @@
 `Worker.boot` carries it out, `doctor` and `models` print it, and `platform/` rents GPUs by it, through `renting.py`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from handler.catalog.attention import KERNELS, KernelChoice, choose, refusal
 from handler.catalog.gpus import Gpu
@@ -19,9 +17,9 @@ from handler.model.hardware import Hardware, rented
 from handler.volume.manifest import Source
 from handler.volume.receipts import Receipt
 from handler.volume.sources import served_source
-from handler.worker.boots import measured
 from handler.worker.compilation import OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
+from handler.worker.durations import Durations
 from handler.worker.memory import MemoryPlan, memory_plan, nearest
 
 
@@ -96,15 +94,15 @@ class Outlook:
             return None
         return OFF if self.settings is self.asked else Plan("EAGER", self.hardware.reason)
 
-    def compilation(self, found: Found, remaining_s: float, boots: Iterable[dict[str, Any]], failure: str = "") -> Plan:
+    def compilation(self, found: Found, remaining_s: float, past: Durations, failure: str = "") -> Plan:
         """Whether compiled code runs, and why, after a look for it; `failure` says why compiling would fail."""
-        known = self.compile_s(boots)
+        known = self.compile_s(past)
         policy, device = self.settings.compile, self.hardware.device
         return self.eager or plan(policy, device, found.outcome, found.reason, remaining_s, known, failure)
 
-    def compile_s(self, boots: Iterable[dict[str, Any]]) -> float | None:
+    def compile_s(self, past: Durations) -> float | None:
         """How long compiling took in past starts, in seconds, if it was measured."""
-        return measured(boots, "compile", self.spec.id, self.hardware.name, self.hardware.precision)
+        return past.longest("compile", self.spec.id, self.hardware.name, self.hardware.precision)
 
     def corrected(self, hardware: Hardware) -> "Outlook":
         """The same for hardware that is not as it seemed. Weights are looked for again if the precision differs."""

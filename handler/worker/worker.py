@@ -27,9 +27,10 @@ from handler.model.runner import sound
 from handler.volume.autoencoder import vae_source
 from handler.volume.reader import opened
 from handler.worker import kernel
-from handler.worker.boots import BootLog, past
+from handler.worker.boots import BootLog
 from handler.worker.clock import Clock
 from handler.worker.compilation import Plan
+from handler.worker.durations import Durations
 from handler.worker.loaded import Loaded
 from handler.worker.outlook import Outlook, outlook
 
@@ -113,8 +114,8 @@ class Worker(Loaded):
                     self.found = artifacts.restore(model, self.spec, self.hardware, volume, self._decoder)
                 failures.discredit(self.found, self.found.error)
         hit = self.found.outcome == "HIT"
-        failure, boots = ("", []) if hit else (lost or failures.expected, past(volume))
-        chosen = seen.compilation(self.found, clock.remaining, boots, failure)
+        failure, past = ("", Durations()) if hit else (lost or failures.expected, Durations.on(volume))
+        chosen = seen.compilation(self.found, clock.remaining, past, failure)
         if chosen.compiles:
             with clock.phase("compile"):
                 chosen = self._compile_now(model, clock, chosen, failures)

@@ -110,6 +110,16 @@ def test_a_side_that_ends_early_does_not_take_the_others_along(
         assert (rows[side]["picture_s"], rows[side]["tflop"]) == (0.5, 9)
 
 
+def test_the_floor_is_that_of_what_is_multiplied(latency: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "RATES", {"CPU": latency.HOPPER})
+    rows: dict[str, dict[str, Any]] = {p: {"precision": p} for p in ("bf16", "int8", "fp8-tensor", "int8-dynamic")}
+    latency.tell_floors(rows | (ended := {"ended": dict[str, Any]()}), 1450 * 790)
+    assert {name: row.get("floor_s") for name, row in rows.items()} == {
+        "bf16": 1450, "int8": 1450, "fp8-tensor": 790, "int8-dynamic": None,
+    }  # fmt: skip
+    assert ended["ended"].keys() == {"tflop"}
+
+
 @pytest.mark.parametrize(
     ("side", "row", "told"),
     [

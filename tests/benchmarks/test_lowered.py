@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_all_was_lowered() -> None:
 
     wanted = {(model, capability, group) for model, capability, groups in lower.JOBS for group in groups}
     assert wanted == {(row["model"], row["capability"], row["group"]) for row in ROWS}
+
+
+@pytest.mark.parametrize("precision", sorted({row["group"] for row in BLOCKS} & PRECISIONS.keys()))
+def test_what_is_multiplied_is_what_the_table_says(precision: str) -> None:
+    """But for what makes modulations, which is not rounded."""
+    lines = [line.split() for row in BLOCKS if row["group"] == precision for line in row["operations"]]
+    found = Counter(dtype for kernel, dtype, _ in lines if kernel == "mm")
+    row = PRECISIONS[precision]
+    assert found.most_common(1)[0][0] == (row.products or row.activations)
+    assert found.keys() <= {row.products, row.activations}
 
 
 @pytest.mark.parametrize("model", sorted({row["model"] for row in BLOCKS if row["casts"]}))

@@ -1,12 +1,16 @@
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from handler import Settings
+from handler import PRECISIONS, Settings
+from handler.catalog.attention import KERNELS
 from handler.cli.configured import page
 from handler.core.errors import SettingsError, StartError
+from handler.worker.memory import TRIED
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +50,15 @@ def test_bad_variable_stops_the_start_and_names_itself(name: str, value: str) ->
     with pytest.raises(SettingsError, match=name) as caught:
         Settings.from_env({name: value})
     assert isinstance(caught.value, StartError)
+
+
+@pytest.mark.parametrize(
+    ("setting", "table"),
+    [("precision", ["auto", *PRECISIONS]), ("attention", ["auto", *KERNELS]), ("offload", TRIED)],
+)
+def test_the_words_of_a_setting_are_the_rows_of_its_table(setting: str, table: Collection[str]) -> None:
+    """The setting has the words, so that type checkers know them; each table has all that is known of its rows."""
+    assert get_args(Settings.model_fields[setting].annotation) == (*table,)
 
 
 def test_a_volume_at_home_is_found_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ def test_a_manifest_names_files_of_its_own_folder(name: str, tmp_path: Path) -> 
     entry = {"size": 1, "sha256": "", "crc32": []}
     (tmp_path / MANIFEST).write_text(json.dumps({"facts": {}, "files": {name: entry}}))
     with pytest.raises(WeightsCorrupt):
-        checked(tmp_path, "")
+        checked(tmp_path)
 
 
 @pytest.mark.parametrize("shape", [[0, 1 << 63], [-1, 0], [1.0], ["a"], 5, [[1]]])

@@ -36,7 +36,7 @@ PART = "diffusion_pytorch_model.safetensors"
 
 
 def source(folder: Path) -> Source:
-    return Source(folder, read_manifest(folder))
+    return Source(folder, read_manifest(folder), kind="fetched", name="flux-dev")
 
 
 @pytest.fixture

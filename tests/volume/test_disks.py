@@ -38,10 +38,11 @@ from handler.volume.publishing import publishing, retire, whole
 from handler.volume.reader import Reader
 from handler.volume.receipts import Candidate, Outcome
 from handler.volume.room import require
-from handler.worker.boots import BootLog, last_boots, past
+from handler.worker.boots import BootLog, last_boots
 from handler.worker.chips import dollars_of
 from handler.worker.clock import Ledger
 from handler.worker.decision import decide
+from handler.worker.durations import Durations
 from handler.worker.footprint import weigh
 from handler.worker.outlook import outlook
 
@@ -87,7 +88,7 @@ def read_boots(at: Path) -> Any:
 
 
 def learn_from_boots(at: Path) -> Any:
-    return past(at)
+    return Durations.on(at)
 
 
 def meter(at: Path) -> Any:

@@ -450,7 +450,7 @@ def test_a_killed_fetch_leaves_no_model_and_the_next_completes_it(hub: Hub, tmp_
         process.communicate(timeout=DEADLINE_S)
     hub.release()
     assert any(name.endswith(".incomplete") for name in held(tmp_path))
-    assert checked(fetched_folder(SCHNELL, tmp_path), "") is None
+    assert checked(fetched_folder(SCHNELL, tmp_path)) is None
     with pytest.raises(WeightsMissing, match="python -m handler fetch flux-schnell"):
         model_source(SCHNELL, tmp_path)
     before = len(hub.downloads())
@@ -619,7 +619,7 @@ def test_a_vae_is_fetched(hub: Hub, tmp_path: Path) -> None:
     files = stored(fetched.folder)
     assert set(files) == {CONFIG, WEIGHTS, "manifest.json"}
     assert files[WEIGHTS] == vae.files["diffusion_pytorch_model.safetensors"].data
-    source = checked(fetched.folder, "")
+    source = checked(fetched.folder)
     assert source
     assert source.manifest
     assert source.manifest.facts == {"kind": "vae", "repository": vae.name, "revision": VAE_REVISION}

@@ -23,7 +23,8 @@ from handler.volume.publishing import whole
 from handler.volume.reader import Reader
 from handler.volume.receipts import Candidate
 from handler.volume.sources import INDEX, baked_sources, model_source, served_source, weight_facts
-from handler.worker.boots import last_boots, measured
+from handler.worker.boots import last_boots
+from handler.worker.durations import Durations
 from handler.worker.footprint import weigh
 
 MODEL = f"models/flux-schnell/{REVISION}"
@@ -119,7 +120,7 @@ def test_boots_and_how_compiling_failed(volume: Path) -> None:
     found = last_boots(volume, 9)
     assert [boot["boot"] for boot in found] == [HERE, ELSEWHERE]  # the newest first, and none half written
     assert [(boot["outcome"], boot["phase"]) for boot in found] == [("starting", "warm"), ("failed", "weights")]
-    assert measured(found, "compile", "spark", H200, "bf16") == 31.5
+    assert Durations.on(volume).longest("compile", "spark", H200, "bf16") == 31.5
     for kind, reason in (("failed", "no compiler"), ("lost", "compiled code lost the GPU")):
         record = shaped(Record, load(volume / f"baked/spark/{KEY}.{kind}.json"))
         assert asdict(record) == {"reason": reason, "when": "2025-11-21 12:00 UTC", "facts": CODE}

@@ -11,7 +11,7 @@ import pytest
 from conftest import PATIENT
 
 from fakes import FakeFamily
-from handler import MODELS, Engine, Settings, Worker, create_app
+from handler import MODELS, PRECISIONS, Engine, Settings, Worker, create_app
 from handler.__main__ import main
 from handler.cli.bake import publish_weights
 from handler.core.errors import InvalidValue, VolumeFailed
@@ -235,6 +235,13 @@ def test_a_worker_boots_from_its_receipt(
     plain = Worker.boot(settings)
     assert plain.hardware.precision == "fp32"
     assert "receipt ignored: " in plain.ledger.reason
+
+
+def test_a_chip_names_each_precision() -> None:
+    labels = [chips(SPARK, None, {"precision": each, "plan": "EAGER"})[3]["value"] for each in PRECISIONS]
+    assert labels[:5] == ["FP32", "BF16", "FP16", "FP8 dynamic", "FP8 dynamic, one scale"]
+    assert len({*labels}) == len(PRECISIONS)
+    assert chips(SPARK, None, {})[3]["value"] == "AUTO"
 
 
 def test_chips_are_backed_by_what_was_measured() -> None:

@@ -140,7 +140,7 @@ def test_two_publishers_end_with_one_good_copy(tmp_path: Path, monkeypatch: pyte
     for thread in threads:
         thread.join()
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
-    assert checked(target, "")
+    assert checked(target)
     assert summarize(target / "file") == read_manifest(target).files["file"]  # type: ignore[union-attr]
 
 

@@ -5,18 +5,16 @@ import json
 import os
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from fakes import raises
 from handler.core.birth import Birth
-from handler.core.errors import BudgetExceeded
 from handler.worker import boots
-from handler.worker.boots import BootLog, last_boots, measured
-from handler.worker.clock import Clock, Ledger, Phase
-from handler.worker.compilation import plan
+from handler.worker.boots import BootLog, last_boots
+from handler.worker.clock import Ledger
+from handler.worker.durations import Durations
 
 
 def boot_log(volume: Path) -> BootLog:
@@ -145,7 +143,7 @@ def test_damaged_ledgers_are_left_out(damaged: str, tmp_path: Path) -> None:
     left(tmp_path, "1", '{"model": "spark"}', 1)
     left(tmp_path, "9999", damaged, 0).write_bytes(damaged.encode("latin-1"))
     assert last_boots(tmp_path, 1) == [{"boot": "1", "model": "spark"}]
-    assert measured(last_boots(tmp_path, 9), "compile", "spark", "CPU") is None
+    assert Durations.on(tmp_path) == Durations()
 
 
 def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(
@@ -159,49 +157,6 @@ def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(
     assert not log.flush()
     log(Ledger(outcome="failed"))  # returns after its patience
     released.set()
-
-
-def test_what_a_phase_took_before() -> None:
-    def boot(model: str, device: str, seconds: float, precision: str = "bf16", failure: str = "") -> dict[str, object]:
-        phases = [Phase("compile", 1.0, seconds)]
-        told = Ledger(model=model, device=device, precision=precision, phases=phases, compile_failure=failure)
-        return asdict(told)
-
-    past = [boot("a", "H200", 20.0), boot("a", "H200", 31.5), boot("b", "H200", 90.0), boot("a", "L4", 80.0), {}]
-    assert measured(past, "compile", "a", "H200") == 31.5
-    assert measured(past, "warm", "a", "H200") is None
-    assert measured([], "compile", "a", "H200") is None
-    rounded = [boot("a", "H200", 60.0, "fp8"), boot("a", "H200", 3.0, failure="no compiler"), *past]
-    assert measured(rounded, "compile", "a", "H200", "fp8") == 60.0
-    assert measured(rounded, "compile", "a", "H200", "bf16") == 31.5
-    assert measured(rounded, "compile", "a", "H200", "int8") is None
-
-
-def test_a_start_that_ended_while_it_compiled_tells_how_long_that_takes_at_least() -> None:
-    """Else each one after it would do the same, and none would serve."""
-    clock = Clock(0.0, publish=lambda ledger: None)
-    clock.ledger.model, clock.ledger.device, clock.ledger.phase = "a", "H200", "compile"
-    with pytest.raises(BudgetExceeded) as caught:
-        clock.check()
-    clock.finish("failed", caught.value.message)
-    boot = asdict(clock.ledger) | {"total_s": 240.0, "phases": [asdict(Phase("weights", 10.0, 20.0))]}
-    assert measured([boot], "compile", "a", "H200") == 210.0
-    assert measured([boot | {"reason": "the GPU failed"}], "compile", "a", "H200") is None
-    assert plan("auto", "cuda", "MISS", "", 200, 210.0).mode == "EAGER"
-
-
-def test_a_record_that_does_not_say_how_long_a_start_took_tells_nothing_of_its_end(tmp_path: Path) -> None:
-    said = {"model": "a", "device": "H200", "outcome": "failed", "phase": "compile", "reason": "it exceeded its budget"}
-    left(tmp_path, "1", json.dumps(said), 1)
-    assert measured(last_boots(tmp_path, 1), "compile", "a", "H200") == 0.0
-
-
-def test_a_phase_is_looked_for_in_the_last_starts_that_had_it() -> None:
-    """However many starts of other models, or such as found everything compiled, came since."""
-    others = [asdict(Ledger(model=f"m{i}", device="H200")) for i in range(20)]
-    found = [asdict(Ledger(model="a", device="H200", phases=[Phase("artifacts", 1.0, 0.1)])) for _ in range(20)]
-    mine = [asdict(Ledger(model="a", device="H200", phases=[Phase("compile", 1.0, float(i))])) for i in range(30, 50)]
-    assert measured([*others, *found, *mine], "compile", "a", "H200") == 39.0
 
 
 def test_workers_that_are_alike_in_all_have_records_of_their_own(tmp_path: Path) -> None:

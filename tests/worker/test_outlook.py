@@ -21,6 +21,7 @@ from handler.core.errors import DoesNotFit, KindlingError, SettingsError, Weight
 from handler.model.compiling.artifacts import Found
 from handler.model.hardware import Hardware, detect, expected
 from handler.worker.compilation import OFF, STREAMING
+from handler.worker.durations import Durations, Took
 from handler.worker.memory import TRIED
 from handler.worker.renting import Offer
 
@@ -190,16 +191,15 @@ def test_what_is_missing_and_would_not_fit_is_told_at_once(tmp_path: Path) -> No
 )
 def test_what_is_never_compiled_is_known_ahead(settings: dict[str, str], plan: object) -> None:
     seen = outlook(Settings.model_validate(settings), DEV, GPUS["H100"], host_gb=640)
-    assert seen.eager == plan == seen.compilation(MISS, 240, [])
+    assert seen.eager == plan == seen.compilation(MISS, 240, Durations())
 
 
 def test_compiling_is_by_the_seconds_that_are_left_and_by_past_starts() -> None:
     seen = outlook(Settings(), DEV, GPUS["H100"], host_gb=64)
-    phases = [{"name": "compile", "seconds": 20.0, "start_s": 1.0}]
-    boot = {"model": DEV.id, "device": seen.hardware.name, "precision": "fp8", "phases": phases}
+    known = Durations((Took(DEV.id, seen.hardware.name, "fp8", "compile", 20.0),))
     assert seen.eager is None
-    assert [seen.compilation(MISS, 100, boots).mode for boots in ([], [boot])] == ["EAGER", "COMPILED"]
-    assert seen.compilation(MISS, 240, [], "no compiler").failure == "no compiler"
+    assert [seen.compilation(MISS, 100, past).mode for past in (Durations(), known)] == ["EAGER", "COMPILED"]
+    assert seen.compilation(MISS, 240, Durations(), "no compiler").failure == "no compiler"
 
 
 def test_boot_doctor_and_models_say_the_same(

@@ -33,8 +33,8 @@ CODE = (  # what decides what is in a package, and what is expected of one
     *("model/compiling/fusing", "model/compiling/joining", "catalog/attention", "model/compiling/modulation"),
     *("catalog/precisions", "model/loading/quant", "model/families/autoencoders"),
 )
-# Code that only moved since packages were made that have the digest on the right.
-SAME = {"69018293b4512131": "91aa3cfd63a9eb9a"}
+# Code that since packages were made that have the digest on the right only moved, or tells people more.
+SAME = {"fe7f1e3cee52ebf1": "91aa3cfd63a9eb9a"}
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 CacheStatus = Literal["HIT", "MISS", "STALE", "ERROR"]
 
@@ -197,4 +197,4 @@ def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path, de
 def _verify(copy: Path, source: Source) -> None:
     """WeightsCorrupt unless `copy` is what was published: loading damaged code would end the process."""
     if source.manifest and summarize(copy) != source.manifest.files.get(PACKAGE):
-        raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says; compiling again replaces it.")
+        raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says. {source.remedy}")

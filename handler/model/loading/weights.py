@@ -15,7 +15,7 @@ from handler.model.hardware import Hardware
 from handler.model.loading import lora, modules
 from handler.model.loading.filling import as_served, dtype_of, fill, layouts, slots_of
 from handler.volume.layout import Slot
-from handler.volume.listing import LORA, named, remedy
+from handler.volume.listing import LORA, named
 from handler.volume.manifest import CHUNK
 from handler.volume.reader import CONFIGS, Reader, ReadFile
 from handler.volume.room import reading
@@ -50,7 +50,7 @@ def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place:
             with reading(folder / name):
                 component = isinstance(value, list | dict) or (folder / name).is_dir()
             if component:
-                raise WeightsCorrupt(f"{folder / INDEX} does not say what {name} is made as. {remedy(reader.source)}")
+                raise WeightsCorrupt(f"{folder / INDEX} does not say what {name} is made as. {reader.source.remedy}")
             return value
 
 
@@ -64,9 +64,9 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) 
     try:
         model, faults = _weighed(reader, name, kind, hardware, place, changes)
     except lora.Misfit as error:
-        raise WeightsCorrupt(f"The LoRA in {folder} does not fit: {error}. {remedy(reader.source)}") from None
+        raise WeightsCorrupt(f"The LoRA in {folder} does not fit: {error}. {reader.source.remedy}") from None
     if told := "; ".join(f"{fault} {', '.join(sorted(keys)[:3])}" for fault, keys in faults.items() if keys):
-        raise WeightsCorrupt(f"The weights in {folder} do not fit {kind.__name__}: {told}. {remedy(reader.source)}")
+        raise WeightsCorrupt(f"The weights in {folder} do not fit {kind.__name__}: {told}. {reader.source.remedy}")
     return model.requires_grad_(False).to(place)  # what is left to move are buffers that no file has
 
 
@@ -124,7 +124,7 @@ def tensors(reader: Reader, component: str, device: str = "cpu") -> dict[str, An
             found[name] = flat.view(dtype).view(slot.shape)
     if not found:
         folder = reader.source.folder / component
-        raise WeightsMissing(f"{folder} has no weights in safetensors files. {remedy(reader.source)}")
+        raise WeightsMissing(f"{folder} has no weights in safetensors files. {reader.source.again}")
     return found
 
 
