@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         request = _asked(options)
     recipe = _recipe(find(settings.model), request, settings)
     worker = _boot(settings.model_copy(update={"step_cache": recipe.step_cache or "off"}), options.json)
+    recipe = replace(recipe, revision=worker.spec.revision)  # which only the volume may say
     if said and (differs := again.differing(said.found, _parameters(worker, recipe))):
         print(f"kindling: {said.source} may come out otherwise: {'; '.join(differs)}", file=sys.stderr)
     for i, path in enumerate(_paths(options.output, request.n)):
