@@ -26,6 +26,7 @@ from PIL import Image
 
 import report
 from handler import MODELS, Api, Engine, ModelSpec, Settings
+from handler.volume.revisions import settled
 from handler.volume.sources import fetched_folder
 
 ROOT = Path(__file__).parent.parent
@@ -198,7 +199,7 @@ def differing(ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[int, int]:
 
 def folder_of(spec: ModelSpec, volume: Path) -> Path:
     """Where its weights are."""
-    return EMBEDDED / spec.id if spec.embedded else fetched_folder(spec, volume)
+    return EMBEDDED / spec.id if spec.embedded else fetched_folder(settled(spec, volume), volume)
 
 
 def served(spec: ModelSpec, volume: Path, precision: str) -> Engine:

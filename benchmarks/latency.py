@@ -60,6 +60,7 @@ import random_models
 import report
 from handler import MODELS, PRECISIONS, Api, Engine, ImageRequest, ModelSpec, Settings
 from handler.model.hardware import detect
+from handler.volume.revisions import settled
 from handler.volume.sources import fetched_folder
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -88,7 +89,7 @@ def main() -> int:
             with contextlib.ExitStack() as stack:
                 volume = options.volume or Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 random_models.write(model, volume)
-                rows += compare(MODELS[model], volume, options.sides, options.pictures)
+                rows += compare(settled(MODELS[model], volume), volume, options.sides, options.pictures)
     finally:
         if options.save and rows:
             bars = {f"{row['model']} {row['side'].removeprefix('kindling-')}": parts(row) for row in rows}
@@ -181,7 +182,7 @@ EAGER = DEFAULT[:2]
 
 def serve(pipe: Connection, side: str, model: str, volume: Path) -> None:
     """The life of a side's process: loads, tells the facts, draws what it is told to, tells its peak."""
-    draw, facts = SIDES[side](MODELS[model], volume)
+    draw, facts = SIDES[side](settled(MODELS[model], volume), volume)
     pipe.send(facts)
     while asked := pipe.recv():
         begun = time.perf_counter()

@@ -35,11 +35,19 @@ class Family:
     cell: int = 1
     no_negative: str | None = None  # what stands for a negative prompt that was left out
     tokens: bool = True  # whether it takes the length of its text
+    absent: tuple[str, ...] = ()  # components that are not loaded
 
 
 FAMILIES = {
     "flux": Family("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
     "sd3": Family("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
+    "sd15": Family(
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        tokens=False,
+        absent=("safety_checker", "feature_extractor"),
+    ),
     "sdxl": Family(
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
@@ -118,7 +126,9 @@ class Plain:
         family = self.family
         name = family.masked if asked.mask else family.whole if asked.images and family.whole else family.text
         if name not in self._loaded:
-            pipeline = getattr(diffusers, name).from_pretrained(self._folder, dtype=self._dtype, local_files_only=True)
+            absent = dict.fromkeys(family.absent)
+            kind = getattr(diffusers, name)
+            pipeline = kind.from_pretrained(self._folder, dtype=self._dtype, local_files_only=True, **absent)
             pipeline.set_progress_bar_config(disable=True)
             for part in pipeline.components.values():
                 if isinstance(part, torch.nn.Module):

@@ -9,6 +9,7 @@ are looked up, and how many, where a model does not fill its text up to a fixed 
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,10 @@ UNET = {
     "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816, "sample_size": 64,
 }  # fmt: skip
+SMALL_UNET = {  # of SD1.5; its kinds of blocks are the class's defaults
+    "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "cross_attention_dim": 768,
+    "sample_size": 64,
+}  # fmt: skip
 MMDIT = {
     "num_layers": 38, "num_attention_heads": 38, "attention_head_dim": 64, "joint_attention_dim": 4096,
     "caption_projection_dim": 2432, "pooled_projection_dim": 2048, "pos_embed_max_size": 192, "qk_norm": "rms_norm",
@@ -150,6 +155,21 @@ CONFIGS: dict[str, tuple[Any, dict[str, Part]]] = {  # model -> its pipeline, an
             "text_encoder_2": T5,
             "tokenizer_2": T5_WORDS,
             "transformer": (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}),
+        },
+    ),
+    "sd1.5": (
+        partial(
+            diffusers.StableDiffusionPipeline,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ),
+        {
+            "scheduler": (diffusers.PNDMScheduler, BETAS | {"set_alpha_to_one": False, "skip_prk_steps": True}),
+            "vae": (diffusers.AutoencoderKL, VAE | {"latent_channels": 4, "sample_size": 512}),
+            "text_encoder": (transformers.CLIPTextModel, CLIP_L),
+            "tokenizer": CLIP_WORDS,
+            "unet": (diffusers.UNet2DConditionModel, SMALL_UNET),
         },
     ),
     "sdxl-turbo": (
@@ -239,7 +259,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Part]]] = {  # model -> its pipeline, an
 
 def write(model: str, volume: Path) -> Path:
     """Put `model` on `volume`, unless it is there already; its folder. Never more than a component is in memory."""
-    spec = MODELS[model]
+    spec = MODELS[model] if MODELS[model].revision else replace(MODELS[model], revision="0" * 40)
     folder = fetched_folder(spec, volume)
     if (folder / "manifest.json").exists():
         return folder

@@ -43,9 +43,9 @@ LATE = (
 DEEP: dict[str, set[str]] = {
     "artifacts.py": {"model/compiling/package"},
     "cold.py": {"volume/publishing", "volume/sources"},
-    "differential.py": {"volume/sources"},
+    "differential.py": {"volume/revisions", "volume/sources"},
     "host.py": {"api/codec", "model/families/constants"},
-    "latency.py": {"model/hardware", "volume/sources"},
+    "latency.py": {"model/hardware", "volume/revisions", "volume/sources"},
     "parts.py": {
         "catalog/attention",
         "model/compiling/package",

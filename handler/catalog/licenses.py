@@ -48,3 +48,9 @@ OPENRAIL = License(
     commercial=True,
     obligation="Commercial use is fine; pass its use restrictions (attachment A) on to your users.",
 )
+OPENRAIL_M = License(
+    "creativeml-openrail-m",
+    "CreativeML Open RAIL-M License",
+    commercial=True,
+    obligation="Commercial use is fine; pass its use restrictions (attachment A) and its text on to your users.",
+)

@@ -2,13 +2,15 @@
 
 Rows name their family's code by string, so this table needs no torch. Steps and guidance of FLUX.1, SD3.5 and SDXL are
 RunInfra's published table, all else is as the makers' cards have it, but for two: FLUX.2 [dev]'s calls 28 of its 50
-steps a good trade-off, and Qwen-Image's draws 1328x1328, 1.7 times as long. Revisions are the hub's commits.
+steps a good trade-off, and Qwen-Image's draws 1328x1328, 1.7 times as long. Revisions are the hub's commits. The rows of
+Stable Diffusion are in `stable_diffusion.py`.
 """
 
 import math
 
 from handler.catalog import licenses
 from handler.catalog.spec import Graft, Mode, ModelSpec, Streams
+from handler.catalog.stable_diffusion import STABLE
 from handler.core.errors import ModelNotFound
 from handler.core.stepcache import StepCache
 
@@ -62,77 +64,6 @@ DEV = ModelSpec(
     step_cache=StepCache(),
     step_cache_blocks=57,
     aliases=("flux.1-dev",),
-)
-SD35_LARGE = ModelSpec(
-    id="sd3.5-large",
-    repository="stabilityai/stable-diffusion-3.5-large",
-    revision="ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f",
-    family="handler.model.families.sd3",
-    license=licenses.STABILITY_GATED,
-    parameters=8_000_000_000,
-    fp8_source="stabilityai/stable-diffusion-3.5-large-tensorrt",
-    other_parameters=5_660_000_000,
-    streams=Streams(5_580_000_000, 193_000_000, 213_000_000),
-    steps=28,
-    guidance=4.5,
-    text_tokens=256,
-    schedulers=("flow-match-euler", "heun", "dpm++"),
-    takes_negative_prompt=True,
-    step_cache=StepCache(),
-    step_cache_blocks=38,
-)
-SDXL = ModelSpec(
-    id="sdxl",
-    repository="stabilityai/stable-diffusion-xl-base-1.0",
-    revision="462165984030d82259a11f4367a4eed129e94a7b",
-    family="handler.model.families.sdxl",
-    license=licenses.OPENRAIL,
-    parameters=2_570_000_000,
-    other_parameters=900_000_000,
-    streams=Streams(818_000_000, 63_000_000, 35_000_000),
-    steps=20,
-    guidance=5.0,
-    multiple=8,
-    text_tokens=77,
-    schedulers=("dpm++", "euler", "euler-a", "heun", "ddim"),
-    takes_negative_prompt=True,
-    variant="fp16",
-)
-SDXL_TURBO = ModelSpec(
-    id="sdxl-turbo",
-    repository="stabilityai/sdxl-turbo",
-    revision="71153311d3dbb46851df1931d3ca6e939de83304",
-    family="handler.model.families.sdxl",
-    license=licenses.STABILITY,
-    parameters=2_570_000_000,
-    other_parameters=900_000_000,
-    streams=Streams(818_000_000, 63_000_000, 35_000_000),
-    steps=1,
-    max_steps=4,
-    size=(512, 512),
-    multiple=8,
-    text_tokens=77,
-    schedulers=("euler-a", "euler", "dpm++", "heun", "ddim"),
-    variant="fp16",
-)
-SDXL_LIGHTNING = ModelSpec(
-    id="sdxl-lightning",
-    repository="ByteDance/SDXL-Lightning",
-    revision="c9a24f48e1c025556787b0c58dd67a091ece2e44",
-    family="handler.model.families.sdxl",
-    license=licenses.OPENRAIL,
-    parameters=2_570_000_000,
-    other_parameters=900_000_000,
-    streams=Streams(818_000_000, 63_000_000, 35_000_000),
-    steps=4,
-    max_steps=4,
-    multiple=8,
-    text_tokens=77,
-    schedulers=("euler", "dpm++", "euler-a", "heun", "ddim"),
-    scheduler_config={"timestep_spacing": "trailing"},
-    variant="fp16",
-    base=SDXL,
-    grafts=(Graft("sdxl_lightning_4step_unet.safetensors", "unet/diffusion_pytorch_model.safetensors"),),
 )
 FLUX2_DEV = ModelSpec(
     id="flux2-dev",
@@ -239,7 +170,6 @@ CHROMA = ModelSpec(
     step_cache=StepCache(),
     step_cache_blocks=19,
 )
-STABLE = (SD35_LARGE, SDXL, SDXL_TURBO, SDXL_LIGHTNING)
 NEWER = (FLUX2_DEV, FLUX2_KLEIN, Z_IMAGE_TURBO, QWEN_IMAGE, QWEN_IMAGE_LIGHTNING, CHROMA)
 MODELS = {spec.id: spec for spec in (SPARK, SCHNELL, DEV, *STABLE, *NEWER)}
 MODES = {

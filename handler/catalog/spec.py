@@ -39,11 +39,11 @@ class ModelSpec:
 
     id: str
     repository: str
-    revision: str
     family: str
     license: License
     parameters: int  # of what denoises, counted on diffusers' own classes
     steps: int
+    revision: str = ""  # the hub's commit; empty: the one that the volume has, see `volume/revisions.py`
     max_steps: int = 50
     min_steps: int = 1
     guidance: float = 0.0  # 0: distilled without, and none can be asked for

@@ -14,6 +14,7 @@ from handler.core.settings import Settings
 from handler.model.compiling import artifacts as compiled
 from handler.model.hardware import Hardware, detect
 from handler.volume.publishing import publishing, retire, whole
+from handler.volume.revisions import settled
 from handler.volume.room import reading, require, require_writable
 from handler.volume.sources import (
     baked_sources,
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
 def bake(settings: Settings, progress: bool = False) -> Baked:
     """Load and compile the model, publish both on the volume; what is there whole, and works, is left alone."""
-    spec = find(settings.model)
+    spec = settled(find(settings.model), settings.volume)
     model = spec.id
 
     def announce(phase: str) -> None:

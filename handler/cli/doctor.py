@@ -124,9 +124,8 @@ def store_state(settings: Settings) -> dict[str, Any]:
 
 def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     """The estimate for the configured model against the budget, summand by summand."""
-    spec = find(settings.model)
-    seen = outlook(settings, spec, hardware)
-    hardware = seen.hardware
+    seen = outlook(settings, find(settings.model), hardware)
+    spec, hardware = seen.spec, seen.hardware
     try:
         found = _grounds(seen)
         size = weigh(spec, hardware, seen.weights).stored

@@ -36,5 +36,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if vae:
         print(vae)
+    if not spec.revision:
+        print(f"{spec.id} is at {fetched.revision}: what main was when this volume first asked, and for it stays.")
     print(f"{spec.id} ships with Kindling: there is nothing to fetch." if spec.embedded else fetched)
     return 0

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
     served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
     first, *_ = recipes = recipes_of(request, find(settings.model), served)
     worker = _boot(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)
-    if said and (differs := again.differing(said.found, _parameters(worker, first))):
+    recipes = [replace(recipe, revision=worker.spec.revision) for recipe in recipes]  # which only the volume may say
+    if said and (differs := again.differing(said.found, _parameters(worker, recipes[0]))):
         print(f"kindling: {said.source} may come out otherwise: {'; '.join(differs)}", file=sys.stderr)
     for recipe, path in zip(recipes, _paths(options.output, request.n), strict=True):
         _make(worker, recipe, path, form, settings.metadata, options.json)

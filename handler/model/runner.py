@@ -3,6 +3,7 @@
 import importlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -105,7 +106,11 @@ class Runner:
             meant = meaning(error, recipes[0].size)
             return [given_up.get(i, meant) for i in range(len(recipes))]
         each = enumerate(zip(recipes, found, strict=True))
-        return [given_up.get(i) or _outcome(recipe, rgb, len(recipes), seconds) for i, (recipe, rgb) in each]
+        return [given_up.get(i) or _outcome(self._at(recipe), rgb, len(recipes), seconds) for i, (recipe, rgb) in each]
+
+    def _at(self, recipe: Recipe) -> Recipe:
+        """`recipe` as it was drawn: of a row that leaves it open, nobody else may have known the revision."""
+        return replace(recipe, revision=self._spec.revision)
 
     def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
         """What the family makes of the prompt, kept for later pictures of the same words; or why it makes nothing."""

@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from handler.volume.autoencoder import fetched_vae
 from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
 from handler.volume.hub import Repository, Wait, explained
 from handler.volume.manifest import Entry, Source, checked, summarize, write_atomically, write_manifest
+from handler.volume.revisions import MAIN, begun, settled
 from handler.volume.room import discard
 from handler.volume.sources import INDEX, fetched_folder, model_source
 
@@ -40,6 +41,7 @@ class Fetched:
     """A model or an autoencoder that is on the volume now. `downloaded`: by this call."""
 
     model: str
+    revision: str
     folder: Path
     files: tuple[str, ...]
     bytes: int
@@ -67,12 +69,27 @@ def fetch(spec: ModelSpec, volume: Path, *, quiet: bool = False, wait: Wait = ti
     """Make `spec` complete on `volume`, or raise FetchFailed or VolumeFailed. `quiet`: no bars even on a terminal."""
     if spec.embedded:
         return _fetched(spec.id, model_source(spec, volume))
-    return _fill(_model_order(spec, volume), quiet, wait)
+    return _fill(_model_order(_at_commit(spec, volume), volume), quiet, wait)
 
 
 def fetch_vae(name: str, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
     """Make the autoencoder `owner/repository@revision` complete on `volume`; raises as `fetch`, or SettingsError."""
     return _fill(_vae_order(name, volume), quiet, wait)
+
+
+def _at_commit(spec: ModelSpec, volume: Path) -> ModelSpec:
+    """`spec` at its commit: of a row that names none, the volume's; if that has none, what the hub's main is now.
+
+    The folder that is made for it tells the next fetch, and every other process, that it is settled.
+    """
+    if (known := settled(spec, volume)).revision:
+        return known
+    main, folder = Repository(spec.repository, MAIN), fetched_folder(spec, volume)
+    with explained(spec.id, main, folder), _alone(folder):
+        if not (known := begun(spec, volume)).revision:
+            known = replace(spec, revision=main.commit())
+            fetched_folder(known, volume).mkdir()
+        return known
 
 
 def _model_order(spec: ModelSpec, volume: Path) -> Order:
@@ -106,9 +123,10 @@ def _fill(order: Order, quiet: bool, wait: Wait) -> Fetched:
 
 
 def _fetched(name: str, source: Source, seconds: float | None = None) -> Fetched:
-    files = source.manifest.files if source.manifest else {}
-    size = sum(entry.size for entry in files.values())
-    return Fetched(name, source.folder, tuple(files), size, round(seconds or 0.0, 3), downloaded=seconds is not None)
+    assert source.manifest, "what is fetched, or ships, has one"
+    files, revision = source.manifest.files, source.manifest.facts["revision"]
+    size, took = sum(entry.size for entry in files.values()), round(seconds or 0.0, 3)
+    return Fetched(name, revision, source.folder, tuple(files), size, took, downloaded=seconds is not None)
 
 
 def _complete(order: Order) -> Source | None:

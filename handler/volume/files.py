@@ -9,7 +9,7 @@ from typing import Any
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import FetchFailed
 from handler.volume.hub import Repository
-from handler.volume.listing import named
+from handler.volume.listing import UNUSED, named
 from handler.volume.sources import INDEX
 
 ROOT = re.compile(rf"{re.escape(INDEX)}|licen[cs]e[^/]*", re.IGNORECASE)
@@ -73,12 +73,13 @@ def choose(
 ) -> dict[str, str]:
     """Which of a repository's files a pipeline with this model_index.json needs, and its licence, by path stored.
 
-    Weights come in `variant` where a component has it, and not at all for components in `grafted`. FetchFailed names
-    a component whose weights are not safetensors under the names that its library looks for.
+    Weights come in `variant` where a component has it, and not at all for components in `grafted`; what is UNUSED does
+    not come. FetchFailed names a component whose weights are not safetensors under the names its library looks for.
     """
     chosen = {path: path for path in paths if ROOT.fullmatch(path)}
     for part, value in index.items():
-        if part.startswith("_") or not part.isidentifier() or not isinstance(value, list) or None in value:
+        used = part.isidentifier() and not part.startswith("_") and part not in UNUSED
+        if not used or not isinstance(value, list) or None in value:
             continue
         names = [path.removeprefix(f"{part}/") for path in paths if path.startswith(f"{part}/")]
         if not names:

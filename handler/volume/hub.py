@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 # The client makes each request up to 6 times, waits as Retry-After says, and goes on where a connection was cut, but
 # gives up on 5xx and on resets while a file comes: then the file is tried again, 1, 2, 4, 8 s apart or as told.
 TRIES, LONGEST_WAIT_S = 5, 300
+COMMIT = re.compile("[0-9a-f]{40}")
 SECONDS = re.compile("[0-9]{1,9}")  # a date, which it may be too, is not waited for
 Wait = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository of the hub at one commit."""
+    """A repository of the hub at one commit, or at the branch that `commit` is asked of."""
 
     name: str
     revision: str
@@ -35,6 +36,15 @@ class Repository:
 
         tree = HfApi().list_repo_tree(self.name, revision=self.revision, recursive=True)
         return {file.path: file for file in tree if isinstance(file, RepoFile)}
+
+    def commit(self) -> str:
+        """Which commit its revision is now: 40 digits."""
+        from huggingface_hub import HfApi
+
+        found = HfApi().model_info(self.name, revision=self.revision).sha or ""
+        if not COMMIT.fullmatch(found):
+            raise ValueError(f"the hub says that {self.revision} is {found:.80}, which is no commit")
+        return found
 
     def download(self, file: str, folder: Path, wait: Wait) -> Path:
         """Bring `file` to where it is under its own name in `folder`, trying again where that may help."""

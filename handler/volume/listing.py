@@ -15,11 +15,13 @@ from handler.volume.sources import INDEX
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
 LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
 CONFIG_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
+# Components of diffusers' pipelines that no picture here needs: what blackens some, and what adapters see with.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def index_of(source: Source) -> Mapping[str, Any]:
-    """Its model_index.json, or what stands for one; WeightsMissing or WeightsCorrupt."""
-    return source.index or json_of(source, INDEX)
+    """Its model_index.json, or what stands for one, without what is UNUSED; WeightsMissing or WeightsCorrupt."""
+    return {name: value for name, value in (source.index or json_of(source, INDEX)).items() if name not in UNUSED}
 
 
 def weight_files(source: Source, index: Mapping[str, Any] | None = None) -> dict[str, list[str]]:

@@ -18,12 +18,12 @@ HUB_CACHE = Path("huggingface-cache/hub")  # where RunPod puts a cached model on
 
 
 def fetched_folder(spec: ModelSpec, volume: Path) -> Path:
-    """Where `fetch` puts a model."""
+    """Where `fetch` puts a model; where the revision is open, the folder of all of them."""
     return volume / "models" / spec.id / spec.revision
 
 
 def model_source(spec: ModelSpec, volume: Path) -> Source:
-    """The complete files of `spec`: shipped, fetched, or in a hub cache on the volume.
+    """The complete files of `spec`, which `revisions.settled` has seen: shipped, fetched, or in a hub cache there.
 
     Raises WeightsMissing, with the command that brings them, or WeightsCorrupt, naming the file.
     """
@@ -38,12 +38,13 @@ def model_source(spec: ModelSpec, volume: Path) -> Source:
 
 
 def _hub_cached(spec: ModelSpec, volume: Path) -> Source | None:
-    snapshot = _snapshots(spec, volume) / spec.revision
+    snapshot = snapshots(spec, volume) / spec.revision
     with reading(index := snapshot / INDEX):
         return Source(snapshot, None, kind="hub cache", name=spec.id) if index.is_file() else None
 
 
-def _snapshots(spec: ModelSpec, volume: Path) -> Path:
+def snapshots(spec: ModelSpec, volume: Path) -> Path:
+    """Where a hub cache on the volume has those of its repository, by their commits."""
     return volume / HUB_CACHE / f"models--{spec.repository.replace('/', '--')}" / "snapshots"
 
 
@@ -52,8 +53,9 @@ def _missing(spec: ModelSpec, volume: Path, folder: Path) -> str:
         begun = folder.is_dir()
     if begun:
         found = f"{folder} is incomplete: it has no {MANIFEST}"
-    elif others := [path.name for path in inside(_snapshots(spec, volume))]:
-        found = f"the hub cache on the volume has revision {', '.join(others)}, this version needs {spec.revision}"
+    elif others := [path.name for path in inside(snapshots(spec, volume))]:
+        needs = f"this version needs {spec.revision}" if spec.revision else "and its refs/main names none of them"
+        found = f"the hub cache on the volume has revision {', '.join(others)}, {needs}"
     else:
         found = f"nothing in {folder}"
     gate = f" Accept its licence at https://huggingface.co/{spec.repository} first and set HF_TOKEN."

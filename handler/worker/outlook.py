@@ -16,6 +16,7 @@ from handler.model.compiling.artifacts import Found
 from handler.model.hardware import Hardware, rented
 from handler.volume.manifest import Source
 from handler.volume.receipts import Receipt
+from handler.volume.revisions import settled
 from handler.volume.sources import served_source
 from handler.worker.compilation import OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
@@ -25,7 +26,7 @@ from handler.worker.memory import MemoryPlan, memory_plan, nearest
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a worker of `spec` will do on `hardware`, which says in which precision, and why.
+    """What a worker of `spec`, at a commit if its files are here, will do on `hardware`, in which precision, and why.
 
     `settings` are `asked` as the receipt decides them, if one is followed. `source` is where the weights come from:
     None if they are not there, as `fault` says, and on another machine, of whose volume nothing is known. `host_gb` is
@@ -118,7 +119,9 @@ def outlook(settings: Settings, spec: ModelSpec, where: Hardware | Gpu, host_gb:
     SettingsError where a GPU cannot compute in KINDLING_PRECISION. Nothing else is raised: what is wrong is part of it.
     """
     hardware = rented(settings, where) if isinstance(where, Gpu) else where
-    decision, here = decide(settings, spec, hardware, host_gb), host_gb is None
+    here = host_gb is None
+    spec = settled(spec, settings.volume) if here else spec
+    decision = decide(settings, spec, hardware, host_gb)
     host_gb = host_memory() / 1e9 if host_gb is None else host_gb
     seen = Outlook(settings, decision.settings, spec, decision.hardware, decision.receipt, host_gb, here)
     if not here:

@@ -61,7 +61,7 @@ class Worker(Loaded):
     def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock) -> Self:
         with clock.phase("volume"):
             seen = outlook(settings, spec, expected(settings))
-            source = seen.weights
+            spec, source = seen.spec, seen.weights
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:

@@ -24,6 +24,7 @@ T5_XXL, VAE, CLIP_L, CLIP_G = 4_762_310_656, 83_819_683, 123_060_480, 694_659_84
 PARAMETERS = {  # counted on the libraries' classes with the real models' configuration files
     "flux-schnell": 11_891_178_560 + T5_XXL + CLIP_L + VAE,
     "flux-dev": 11_901_408_320 + T5_XXL + CLIP_L + VAE,
+    "sd1.5": 859_520_964 + CLIP_L + 83_653_863,
     "sdxl-turbo": 2_567_463_684 + CLIP_L + CLIP_G + 83_653_863,
     "sd3.5-large": 8_056_627_520 + 123_650_304 + CLIP_G + T5_XXL + VAE,
     "flux2-dev": 32_223_281_152 + 24_011_361_280 + 84_046_115,

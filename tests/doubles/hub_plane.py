@@ -1,4 +1,4 @@
-"""The Hugging Face hub on loopback: repositories at one revision each, troubles, and all that was asked of it.
+"""The Hugging Face hub on loopback: repositories, main being what was opened last, troubles, all that was asked of it.
 
 It speaks what huggingface_hub needs to list a repository and download its files over plain HTTP (the tree, HEAD and
 GET of resolve, ranges, the hub's own headers and error codes). It offers no Xet and redirects to no CDN.
@@ -20,12 +20,14 @@ from urllib.parse import urlsplit
 
 DEADLINE_S = 180.0
 TREE = "the tree"  # the path under which a listing is asked for
+MAIN = "main"  # the path under which is asked what that is
+BRANCH = re.compile(r"/api/models/(?P<repository>.+)/revision/main")
 ROUTE = re.compile(r"/(api/models/(?P<listed>.+)/tree|(?P<repository>.+)/resolve)/(?P<revision>[^/]+)(/(?P<file>.+))?")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One request. `path` is a file of the repository, or TREE."""
+    """One request. `path` is a file of the repository, TREE or MAIN."""
 
     method: str
     repository: str
@@ -70,7 +72,7 @@ class File:
 
 
 class Repository:
-    """What one repository has, at its one revision."""
+    """What a repository has at one revision."""
 
     def __init__(self, name: str, revision: str) -> None:
         self.name, self.revision = name, revision
@@ -135,7 +137,7 @@ class Hub:
         return self.repositories[0]
 
     def open(self, name: str, revision: str) -> Repository:
-        """Another repository, without files as yet."""
+        """Another repository, or a later revision of one, without files as yet."""
         self.repositories.append(Repository(name, revision))
         return self.repositories[-1]
 
@@ -152,13 +154,18 @@ class Hub:
         """Let what is held go on."""
         self._released.set()
 
+    def find(self, name: str, revision: str = "") -> Repository | None:
+        """That repository at that revision; if there is none, at its last; None for another name."""
+        named = [one for one in self.repositories if one.name == name]
+        return next((one for one in named if one.revision == revision), named[-1] if named else None)
+
     def pass_by(self, path: str) -> None:
         """Return when `path` is not held."""
         assert path != self._held or self._released.wait(DEADLINE_S)
 
     def downloads(self, path: str = "") -> list[Asked]:
         """The GETs of `path`, or of all files."""
-        return [a for a in self.asked if a.method == "GET" and a.path != TREE and path in ("", a.path)]
+        return [a for a in self.asked if a.method == "GET" and a.path not in (TREE, MAIN) and path in ("", a.path)]
 
     def wait_for(self, path: str) -> None:
         """Wait until a download of `path` has begun."""
@@ -187,6 +194,8 @@ class _Routes(BaseHTTPRequestHandler):
 
     def _route(self) -> None:
         path = urlsplit(self.path).path
+        if branch := BRANCH.fullmatch(path):
+            return self._tell(branch["repository"])
         found = ROUTE.fullmatch(path)
         if not found:
             return self._refuse(404, "NotFound")
@@ -196,7 +205,7 @@ class _Routes(BaseHTTPRequestHandler):
         trouble = self.hub.note(Asked(self.command, asked, name, int(first[1]) if first else 0, token))
         if trouble.status != 200:
             return self._answer(trouble.status, trouble.headers, b"")
-        repository = next((one for one in self.hub.repositories if one.name == asked), None)
+        repository = self.hub.find(asked, revision)
         if repository is None:
             return self._refuse(404, "RepoNotFound")
         if refusal := repository.refusal(revision, name, token):
@@ -209,6 +218,14 @@ class _Routes(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.hub.pass_by(name)
         return self._send(repository, name, int(first[1]) if first else 0, trouble)
+
+    def _tell(self, name: str) -> None:
+        """Which commit main is; `body` of a trouble says another."""
+        trouble, found = self.hub.note(Asked("GET", name, MAIN, 0, "")), self.hub.find(name)
+        if trouble.status != 200 or found is None:
+            return self._refuse(trouble.status if found else 404, "RepoNotFound" if found is None else "")
+        told = {"id": name, "modelId": name, "sha": (trouble.body or found.revision.encode()).decode()}
+        return self._answer(200, {}, json.dumps(told).encode())
 
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, {"X-Error-Code": code}, b"")

@@ -6,6 +6,7 @@ The weights are the same in every run and lively: prompt, seed and guidance all 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from handler.model.families.flux2_tiny import Flux2TinyAutoEncoder
 from handler.volume.manifest import write_manifest
 from handler.volume.sources import EMBEDDED, fetched_folder
 
+COMMIT = "c0" * 20
 LATENTS = 4  # channels; FLUX-like transformers see 2 by 2 of them at once
 SD3_LATENTS = 16  # its inpainting takes no other number
 FLUX2_LATENTS = 8  # as many as its tiny autoencoder has groups
 CLIP_L, CLIP_G, T5, LLM = 16, 24, 48, 16  # how wide the text encoders are
 ROPE = (4, 6, 6)  # of a head's 16 channels, how many tell the position along each axis
+SD_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 WORDS = [  # of Qwen-Image's template; Ġ is how byte-level vocabularies write a space
     "system", "user", "assistant", "Describe", "Ġthe", "Ġimage", "Ġby", "Ġdetailing", "Ġcolor", "Ġshape", "Ġsize",
     "Ġtexture", "Ġquantity", "Ġtext", "Ġspatial", "Ġrelationships", "Ġof", "Ġobjects", "Ġand", "Ġbackground",
@@ -36,7 +39,8 @@ CHAT = (
 
 
 def write(spec: ModelSpec, volume: Path) -> Path:
-    """Put a tiny model where `fetch` would put `spec`; the folder."""
+    """Put a tiny model where `fetch` would put `spec`, at `COMMIT` if its row names none; the folder."""
+    spec = spec if spec.revision else replace(spec, revision=COMMIT)
     folder = fetched_folder(spec, volume)
     build(spec).save_pretrained(folder)
     write_manifest(folder, {"model": spec.id})
@@ -228,12 +232,31 @@ def sd3(spec: ModelSpec) -> diffusers.StableDiffusion3Pipeline:
     )
 
 
+def sd15(spec: ModelSpec) -> diffusers.StableDiffusionPipeline:
+    """Stable Diffusion 1.5: as many heads at every depth, convolutions around its transformers."""
+    unet = diffusers.UNet2DConditionModel(
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(16, 16, 16),
+        layers_per_block=1, norm_num_groups=4, attention_head_dim=2, cross_attention_dim=CLIP_L,
+        sample_size=spec.size[0] // 8,
+    )  # fmt: skip
+    return diffusers.StableDiffusionPipeline(
+        scheduler=diffusers.PNDMScheduler(**SD_BETAS, set_alpha_to_one=False, skip_prk_steps=True),
+        vae=vae(scaling_factor=0.18215),
+        text_encoder=clip(transformers.CLIPTextModel, CLIP_L),
+        tokenizer=clip_tokenizer(),
+        unet=unet,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def sdxl(spec: ModelSpec) -> diffusers.StableDiffusionXLPipeline:
     """Stable Diffusion XL. The U-Net is told the pooled prompt and, in 8 channels each, the six numbers of a size."""
-    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-    scheduler = diffusers.EulerDiscreteScheduler(**betas, timestep_spacing="leading")
+    scheduler = diffusers.EulerDiscreteScheduler(**SD_BETAS, timestep_spacing="leading")
     if spec.size == (512, 512):  # Turbo
-        scheduler = diffusers.EulerAncestralDiscreteScheduler(**betas, timestep_spacing="trailing")
+        scheduler = diffusers.EulerAncestralDiscreteScheduler(**SD_BETAS, timestep_spacing="trailing")
     unet = diffusers.UNet2DConditionModel(
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(8, 16, 16),
@@ -332,6 +355,7 @@ BUILDERS: dict[str, Callable[[ModelSpec], Any]] = {
     "handler.model.families.flux": flux,
     "handler.model.families.chroma": chroma,
     "handler.model.families.sd3": sd3,
+    "handler.model.families.sd15": sd15,
     "handler.model.families.sdxl": sdxl,
     "handler.model.families.flux2": flux2,
     "handler.model.families.flux2_klein": flux2_klein,

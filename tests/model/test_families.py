@@ -81,6 +81,7 @@ NEGATIVES = ["negative prompt: none", "negative prompt: empty"]
 LONGER = {
     "spark": ["text: off the grid", "image: strength 0.5", "mask: off the grid"],
     "sd3.5-large": ["mask: half open"],
+    "sd1.5": [*NEGATIVES, "image: strength 0.5"],
     "sdxl": [*NEGATIVES, "image: transparent"],
     "flux2-klein": ["mask: an image to look at"],
     "qwen-image": NEGATIVES,
@@ -261,7 +262,9 @@ def _epsilon(sample: torch.Tensor, timestep: torch.Tensor, **_: Any) -> Any:
     return ((sample - kept**0.5 * TARGET) / (1 - kept) ** 0.5,)
 
 
-PERFECT: dict[str, Callable[..., Any]] = {"sd3": _sd3, "sdxl": _epsilon, "z_image": _z_image}
+# SD1.5's own configuration (set_alpha_to_one: false) lets DDIM end at the least noise of training, 0.029 of this size.
+NOISE_LEFT = {("sd1.5", "ddim"): 0.05 + 4 * 0.029}
+PERFECT: dict[str, Callable[..., Any]] = {"sd3": _sd3, "sd15": _epsilon, "sdxl": _epsilon, "z_image": _z_image}
 
 
 @pytest.mark.parametrize(("spec", "name"), PAIRS)
@@ -288,11 +291,11 @@ def test_every_allowed_scheduler_solves_what_the_model_predicts(
     perfect = PERFECT.get(spec.family.rpartition(".")[2], packed)
     monkeypatch.setattr(getattr(worker._pipeline, worker._family.DENOISER), "forward", perfect)
     draw(worker, scheduler=name, num_inference_steps=min(spec.steps, 8))
-    assert (ends[-1] - TARGET).abs().max() < 0.05
+    assert (ends[-1] - TARGET).abs().max() < NOISE_LEFT.get((spec.id, name), 0.05)
 
 
 # One of those whose blocks are compiled to the same code and called in the same ways, the one that is asked for most.
-COMPILED = ("flux-dev", "chroma", "sd3.5-large", "sdxl", "flux2-klein", "z-image-turbo", "qwen-image")
+COMPILED = ("flux-dev", "chroma", "sd3.5-large", "sd1.5", "sdxl", "flux2-klein", "z-image-turbo", "qwen-image")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
     PIPELINE                            diffusers' own pipeline class
     IMAGE_TO_IMAGE, INPAINT             its classes for edits, where it has them and images are no references
+    WITHOUT                             what its constructor is told of components that are never loaded, if it asks
     MASK_CELL                           with INPAINT: how many latents, along each side, a mask keeps or not as one
     DENOISER                            the pipeline's component whose repeated blocks are compiled
     SCHEDULERS                          which table of `schedulers.py` its models can use
@@ -71,7 +72,7 @@ def build(
     prepare(components["vae"], hardware.device)
     if "unet" in components and hardware.device != "cpu":
         components["unet"].to(memory_format=torch.channels_last)  # as a GPU's convolutions want it
-    pipeline = family.PIPELINE(**components)
+    pipeline = family.PIPELINE(**components | getattr(family, "WITHOUT", {}))
     pipeline.set_progress_bar_config(disable=True)
     models = [part for name, part in components.items() if name.startswith(waiting) and isinstance(part, nn.Module)]
     offload.stream(models, hardware.device)
