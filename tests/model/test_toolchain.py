@@ -464,6 +464,21 @@ def test_an_error_may_have_come_from_itself() -> None:
     assert not passing(error)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("", ""),
+        ("one line", "one line"),
+        ("\n\n  the first \nanother", "the first"),
+        ("g++ -O3\n  a.cpp:1: error: no such header\n b.cpp:1: error: another", "a.cpp:1: error: no such header"),
+        ("x" * 186, "x" * 186),
+        ("x" * 187, "x" * 186),
+    ],
+)
+def test_of_what_a_compiler_says_one_line_is_told(said: str, told: str) -> None:
+    assert gist(RuntimeError(said)) == f"RuntimeError: {told}"
+
+
 def test_the_plan_does_not_try_in_vain() -> None:
     chosen = plan("auto", "cuda", "MISS", "nothing yet", 200, 10, "it failed before")
     assert (chosen.mode, chosen.compiles, chosen.failure) == ("EAGER", False, "it failed before")
