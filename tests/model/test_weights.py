@@ -289,6 +289,29 @@ def test_past_the_page_cache(small: Path, monkeypatch: pytest.MonkeyPatch, refus
     assert True in opened
 
 
+@pytest.mark.parametrize(
+    ("error", "direct"),
+    [(BlockingIOError(errno.EAGAIN, "not in the page cache"), True), (OSError(errno.EOPNOTSUPP, "who knows"), False)],
+)
+def test_what_the_page_cache_has_is_read_from_there_and_where_nobody_can_tell_all_is(
+    small: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, direct: bool
+) -> None:
+    opened, read, whole = [], os.preadv, os.open
+
+    def asked(descriptor: int, buffers: list[Any], start: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise error
+        return read(descriptor, buffers, start, flags)
+
+    monkeypatch.setattr(os, "preadv", asked)
+    monkeypatch.setattr(
+        os, "open", lambda path, flags: (opened.append(bool(flags & os.O_DIRECT)), whole(path, flags))[1]
+    )
+    with Reader(source(small)) as reader:
+        assert everything(reader)["a"]["a1"].eq(0.5).all()
+    assert any(opened) == direct
+
+
 def test_a_flipped_bit_in_a_configuration(spark: Path) -> None:
     path = spark / "vae" / "config.json"
     path.write_text(path.read_text().replace("0.", "1.", 1))
