@@ -519,6 +519,17 @@ def test_what_waits_is_bounded(small: Path) -> None:
         assert stalled(reader) == 3 * size
 
 
+def test_what_was_taken_leaves_room_for_what_is_next(small: Path) -> None:
+    """At once, though nobody waits for anything yet."""
+    with Reader(Source(small, None), room=2 * CHUNK) as reader:
+        (file,) = reader.files("a")
+        assert stalled(reader) == 2 * CHUNK
+        assert file.landed == {0, CHUNK}
+        reader.taken(CHUNK)
+        with reader._turn:
+            assert reader._turn.wait_for(lambda: len(file.landed) == 3, timeout=20)
+
+
 def test_any_order_comes_to_an_end(small: Path) -> None:
     with Reader(source(small), room=0) as reader:
         for name in ("c", "a", "b", CONFIGS):
