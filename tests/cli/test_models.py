@@ -86,6 +86,20 @@ def test_a_host_too_small_to_load_on_is_refused_with_words() -> None:
         outlook(Settings(precision="fp8"), SCHNELL, gpu(80, "fp8"), 2).require()
 
 
+def test_what_fits_to_the_last_byte_fits() -> None:
+    """On the GPU and on the host; and one that lacks a little of the host says so of the first that the GPU takes."""
+    plan = memory_plan(SCHNELL, gpu(80), host_gb=64)
+    assert memory_plan(SCHNELL, gpu(plan.needs_gb), host_gb=64).mode == "resident"
+    assert memory_plan(SCHNELL, gpu(plan.needs_gb - 1e-6), host_gb=64).mode != "resident"
+    spark = MODELS["spark"]
+    host = memory_plan(spark, gpu(80), host_gb=64).host_gb
+    exactly, less = (memory_plan(spark, gpu(80), host_gb=gigabytes) for gigabytes in (host, host - 1e-6))
+    assert (exactly.fits, less.fits) == (True, False)
+    assert ("loading takes" in exactly.reason, "loading takes" in less.reason) == (False, True)
+    lacking = memory_plan(SCHNELL, gpu(24, "fp8"), host_gb=10)
+    assert (lacking.fits, lacking.mode) == (False, "encoders")
+
+
 def test_the_setting_decides() -> None:
     assert memory_plan(SCHNELL, gpu(80), host_gb=64, offload="blocks").mode == "blocks"
     assert memory_plan(SCHNELL, gpu(80), host_gb=64, offload="encoders").fits

@@ -240,7 +240,7 @@ class Block(nn.Module):
         super().__init__()
         self.narrow, self.low = nn.Linear(24, 64), nn.Linear(64, 24)
         self.half, self.whole = nn.Linear(48, 64), nn.Linear(64, 64)
-        self.norm1 = nn.Module()
+        self.norm1, self.img_mod = nn.Module(), nn.Sequential(nn.SiLU(), nn.Linear(64, 64))
         self.norm1.linear = nn.Linear(64, 64)
 
 

@@ -10,7 +10,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +24,9 @@ from handler import MODELS
 from handler.core.errors import KindlingError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.model.families import build, flux
 from handler.model.hardware import Hardware
+from handler.model.loading import weights
 from handler.model.loading.filling import fill, layouts
-from handler.model.loading.weights import KERNELS, _sent, aligned, load_components, tensors
+from handler.model.loading.weights import ALIGNMENT, KERNELS, _sent, aligned, free, load_components, tensors
 from handler.volume.layout import layout
 from handler.volume.manifest import Source, read_manifest, write_manifest
 from handler.volume.reader import CONFIGS, Reader
@@ -291,17 +294,21 @@ def test_past_the_page_cache(small: Path, monkeypatch: pytest.MonkeyPatch, refus
 
 @pytest.mark.parametrize(
     ("error", "direct"),
-    [(BlockingIOError(errno.EAGAIN, "not in the page cache"), True), (OSError(errno.EOPNOTSUPP, "who knows"), False)],
+    [
+        (BlockingIOError(errno.EAGAIN, "not in the page cache"), True),
+        (OSError(errno.EOPNOTSUPP, "who knows"), False),
+        (None, False),
+    ],
 )
 def test_what_the_page_cache_has_is_read_from_there_and_where_nobody_can_tell_all_is(
-    small: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, direct: bool
+    small: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None, direct: bool
 ) -> None:
     opened, read, whole = [], os.preadv, os.open
 
     def asked(descriptor: int, buffers: list[Any], start: int, flags: int = 0) -> int:
-        if flags & os.RWF_NOWAIT:
+        if flags & os.RWF_NOWAIT and error:
             raise error
-        return read(descriptor, buffers, start, flags)
+        return read(descriptor, buffers, start)
 
     monkeypatch.setattr(os, "preadv", asked)
     monkeypatch.setattr(
@@ -627,5 +634,58 @@ def test_nearly_all_of_a_file_is_aligned_on_a_gpu(layers: int, tmp_path: Path) -
     data = (tmp_path / PART).read_bytes()
     slots = layout(memoryview(data), len(data))
     first = aligned(slots)
-    copied = [name for name, slot in slots.items() if (slot.start - first) % KERNELS]
+    assert (KERNELS, ALIGNMENT) == (16, 256)
+    copied = [name for name, slot in slots.items() if (slot.start - first) % 16]
     assert not [name for name in copied if name.endswith("rounded")]
+
+
+def test_which_components_are_rounded(spark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text encoders and denoisers, but no autoencoder, whose layers do not repeat."""
+    told: dict[str, str] = {}
+
+    def noted(reader: Reader, files: dict[Any, Any], *rest: Any) -> Any:
+        told[next(iter(files)).path.parent.name] = rest[3]
+        return fill(reader, files, *rest)
+
+    monkeypatch.setattr(weights, "fill", noted)
+    with Reader(source(spark)) as reader:
+        load_components(reader, replace(FP32, precision="int8"))
+    rounded = {name: told.get(name, "") for name in ("text_encoder", "transformer", "vae")}
+    assert rounded == {"text_encoder": "int8", "transformer": "int8", "vae": ""}
+    told.clear()
+    with Reader(source(spark)) as reader:
+        load_components(reader, FP32)
+    assert not any(told.values())
+
+
+class Pair(torch.Tensor):
+    """Made of two, as a rounded weight is; nothing is computed with it."""
+
+    one: torch.Tensor
+    other: torch.Tensor
+
+    def __new__(cls, one: torch.Tensor, other: torch.Tensor) -> "Pair":
+        """It has no memory of its own."""
+        made: Pair = torch.Tensor._make_wrapper_subclass(cls, one.shape)  # type: ignore[attr-defined]
+        made.one, made.other = one, other
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["one", "other"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> None:
+        raise NotImplementedError
+
+
+def test_all_weights_are_freed_whoever_still_knows_them() -> None:
+    own, read = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    buffer, within = torch.zeros(4), [torch.zeros(2), torch.zeros(2)]
+    own.register_buffer("table", buffer)
+    own.register_buffer("pair", Pair(*within), persistent=False)
+    read.weight.data = torch.frombuffer(bytearray(36), dtype=torch.float32).view(3, 3)
+    known = [own.weight, own.bias, buffer, *within]
+    free(SimpleNamespace(components={"a": own, "b": None, "c": "a setting", "d": read}))
+    assert [tensor.untyped_storage().nbytes() for tensor in known] == [0] * 5
+    assert read.weight.numel() == 0
+    free(None)
