@@ -18,6 +18,8 @@ from handler.core.errors import DoesNotFit, WeightsMissing
 from handler.model.hardware import Hardware, detect
 from handler.volume import patience
 from handler.volume.patience import patiently
+from handler.volume.sources import model_source
+from handler.worker.footprint import weigh
 from handler.worker.memory import MemoryPlan, fit, memory_plan, nearest
 
 SCHNELL = MODELS["flux-schnell"]
@@ -98,6 +100,14 @@ def test_what_fits_to_the_last_byte_fits() -> None:
     assert ("loading takes" in exactly.reason, "loading takes" in less.reason) == (False, True)
     lacking = memory_plan(SCHNELL, gpu(24, "fp8"), host_gb=10)
     assert (lacking.fits, lacking.mode) == (False, "encoders")
+
+
+def test_where_there_are_files_their_bytes_are_told() -> None:
+    spec = MODELS["spark"]
+    source = model_source(spec, Path("unused"))
+    held = weigh(spec, gpu(80), source).held / 1e9
+    told = f"{held:.3g} GB of weights + 1.1 GB to work = {held + 1.1:.1f} GB, of 80.0 GB on the a GPU"
+    assert memory_plan(spec, gpu(80), source).reason == told
 
 
 def test_the_setting_decides() -> None:

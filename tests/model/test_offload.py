@@ -198,6 +198,10 @@ def test_copies_and_computing_wait_for_one_another(monkeypatch: pytest.MonkeyPat
     told: list[str] = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Queue("compute", told))
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    copy, how = torch.Tensor.copy_, list[Any]()
+    monkeypatch.setattr(
+        torch.Tensor, "copy_", lambda to, *given, **more: (how.append(more), copy(to, *given, **more))[1]
+    )
     net = Net()
     one = Stream(net, "cpu")
     net(torch.ones(1, 2))
@@ -209,6 +213,8 @@ def test_copies_and_computing_wait_for_one_another(monkeypatch: pytest.MonkeyPat
         "compute waits for copy 0",  # as it goes
         "compute waits for copy 1",
     ]  # fmt: skip
+    assert how
+    assert all(each == {"non_blocking": True} for each in how)  # else the host waits for each
 
 
 def test_pages_are_locked_once() -> None:
