@@ -587,6 +587,14 @@ def test_what_an_error_means_is_told_by_all_that_it_came_from(
     assert bool(given_back) == (found is not seen and error is not LOST and not isinstance(error, DeviceLost))
 
 
+def test_pictures_are_drawn_at_once_once_there_is_a_worker_and_while_it_can(family: FakeFamily) -> None:
+    assert Engine(Settings(batch=4), boot=family.boot).at_once(RECIPE) == 1
+    with family.engine(batch=4) as engine:
+        assert engine.at_once(RECIPE) == 4
+        engine._executor.together = False  # there was no memory for that
+        assert engine.at_once(RECIPE) == 1
+
+
 def test_api_gives_each_picture_its_seed_and_counts_steps(engine: Engine, family: FakeFamily) -> None:
     steps: list[tuple[int, int]] = []
     shapes = []
