@@ -455,6 +455,7 @@ def test_a_process_ends_though_nobody_listens_any_more(error: Exception, monkeyp
         told.append("flushed")
         raise error
 
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
     with held("idle") as (_, engine):
         server, stream = served(engine), SimpleNamespace(flush=flush, write=lambda text: None)
         monkeypatch.setattr(shutdown.os, "_exit", lambda code: told.append(code))
