@@ -3,7 +3,8 @@
 Of each module a sample of `--n` changes is tried (mutation/changes.py), the same for the same seed; its tests run in a
 fork of a process that has torch already, on a copy of the checkout, each under a limit. mutation/modules.toml names the
 tests of each module, mutation/equivalent.toml the changes that no test could notice, and why. `--save` puts the row of
-each module into results/mutation.json as soon as it is there, and leaves the others': all can be tried in parts.
+each sample into results/mutation.json as soon as it is there, and leaves those of other modules and seeds: all can be
+tried in parts.
 mutmut forks as cheaply, but changes no table, field, property or context manager, leaves no statement out, and wraps
 each function, which compiling sees; cosmic-ray imports torch anew for each change.
 
@@ -91,11 +92,11 @@ def sampled(trial: Trial, options: argparse.Namespace, table: dict[str, Any]) ->
 
 
 def save(folder: Path, row: dict[str, Any], modules: Collection[str]) -> None:
-    """Put a module's row in the place of its last one, and leave the other modules'."""
+    """Put a sample's row in the place of its last one, and leave those of other modules and seeds."""
     file = folder / "mutation.json"
     rows = json.loads(file.read_text())["modules"] if file.exists() else []
-    by_module = {each["module"]: each for each in (*rows, row)}
-    rows = [by_module[path] for path in modules if path in by_module]
+    samples = {(each["module"], each["seed"]): each for each in (*rows, row)}
+    rows = [samples[path, seed] for path in modules for seed in sorted(seed for each, seed in samples if each == path)]
     report.write("mutation", report.facts("mutation", {"noticed_percent": percent(rows), "modules": rows}), folder)
 
 

@@ -68,7 +68,7 @@ class Runner:
         told = [self._encoded(recipe) for recipe in recipes]
         outcomes: list[DrawOutcome | None] = [each if isinstance(each, BaseException) else None for each in told]
         known = {i: each for i, each in enumerate(told) if not isinstance(each, BaseException)}
-        if not any(isinstance(each, DeviceLost) for each in told):
+        if known and not any(isinstance(each, DeviceLost) for each in told):
             at = self._families.fitting(known)
             arguments, some, watching = [known[i] for i in at], [recipes[i] for i in at], [on_steps[i] for i in at]
             for i, outcome in zip(at, self._run(stages, arguments, some, watching), strict=True):

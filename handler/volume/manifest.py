@@ -107,7 +107,7 @@ def summarize(path: Path) -> Entry:
     from isal import isal_zlib  # 25 GiB/s on one core against 4 of zlib: reading with a check must cost nothing
 
     whole, chunks, buffer = hashlib.sha256(), [], bytearray(max(1, min(CHUNK, path.stat().st_size)))
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         while count := _fill(file.fileno(), memoryview(buffer)):
             data = memoryview(buffer)[:count]
             whole.update(data)

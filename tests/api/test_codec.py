@@ -87,6 +87,14 @@ def test_the_bytes_are_the_same_on_every_machine(monkeypatch: pytest.MonkeyPatch
     assert len(made) == 1
 
 
+def test_where_stripes_begin_is_part_of_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next version makes other bytes of the same picture."""
+    sizes, stripe = list[int](), codec._stripe
+    monkeypatch.setattr(codec, "_stripe", lambda rows, *end: (sizes.append(len(rows)), stripe(rows, *end))[1])
+    encode(LARGE, "png", 95, None)
+    assert sorted(sizes) == [1024 - 12 * 85, *[85] * 12]
+
+
 def test_small_pictures_stay_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "_pool", None)
     encode(LARGE[:256, :256], "png", 95, None)
@@ -194,6 +202,7 @@ def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
         PNG_SIGNATURE + chunk(b"iTXt", b"kindling\0\0\0\0\0[1]"),
         PNG_SIGNATURE + chunk(b"iTXt", b"kindling\0\0\0\0\0\xff"),
         PNG_SIGNATURE + struct.pack(">I", 9) + b"iTXtkind",
+        b"\x89PNG\n\n\x1a\n" + chunk(b"iTXt", b"kindling\0\0\0\0\0{}"),  # sent as text
     ],
 )
 def test_damaged_pictures_get_a_clear_error(tmp_path: Path, data: bytes) -> None:

@@ -86,13 +86,16 @@ def test_an_orientation_that_makes_no_sense_is_none(value: bytes) -> None:
     assert found.rgb.shape[:2] == (SIDE, 2 * SIDE)
 
 
-def png(depth: int, colours: int, values: np.ndarray, clear: int | None = None, interlaced: bool = False) -> bytes:
-    """A PNG of samples in `depth` bits, (height, width, `colours`); `clear` is transparent in each of its colours."""
+def png(depth: int, colours: int, values: np.ndarray, clear: int | None = None, more: bytes = b"") -> bytes:
+    """A PNG of samples in `depth` bits, (height, width, `colours`); `clear` is transparent in each of its colours.
+
+    `more` is written behind that.
+    """
     height, width, _ = values.shape
     rows = ["".join(f"{value:0{depth}b}" for value in row.ravel()) for row in values]
     data = b"".join(b"\0" + int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
     head = struct.pack(">IIBBBBB", width, height, depth, 0 if colours == 1 else 2, 0, 0, 0)
-    key = chunk(b"tRNS", struct.pack(">H", clear) * colours) if clear is not None else b""
+    key = chunk(b"tRNS", struct.pack(">H", clear) * colours + more) if clear is not None else b""
     return PNG_SIGNATURE + chunk(b"IHDR", head) + key + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
@@ -123,6 +126,15 @@ def test_of_a_transparent_colour_only_the_bits_that_samples_have_count(depth: in
     values[:, : SIDE // 2] = clear
     data = png(depth, colours, values, 0xFFFF << depth & 0xFFFF | clear)
     mask = kept(data, data).kept
+    assert (mask[:, : SIDE // 2] == 0).all()
+    assert (mask[:, SIDE // 2 :] == 255).all()
+
+
+@pytest.mark.parametrize(("depth", "colours"), [(1, 1), (2, 1), (16, 1), (16, 3)])
+def test_what_is_written_behind_a_transparent_colour_is_none(depth: int, colours: int) -> None:
+    values = np.zeros((SIDE, SIDE, colours), int)
+    values[:, : SIDE // 2] = 1
+    mask = kept(data := png(depth, colours, values, 1, more=b"\0\0"), data).kept
     assert (mask[:, : SIDE // 2] == 0).all()
     assert (mask[:, SIDE // 2 :] == 255).all()
 

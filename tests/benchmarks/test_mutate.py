@@ -67,18 +67,19 @@ def test_what_is_noticed_and_what_is_not(tiny: Path) -> None:
     assert (tiny / "house.py").read_text() == TINY["house.py"]
 
 
-def test_a_row_is_saved_beside_those_of_other_modules(tiny: Path) -> None:
-    results, before = tiny / "benchmarks" / "results" / "mutation.json", {"seed": 7, "equivalent": 0}
-    rows = [before | {"module": name, "tried": 4, "noticed": 2} for name in ("gone.py", "house.py", "roof.py")]
+def test_a_row_is_saved_beside_those_of_other_modules_and_seeds(tiny: Path) -> None:
+    results, before = tiny / "benchmarks" / "results" / "mutation.json", {"tried": 4, "noticed": 2, "equivalent": 0}
+    samples = (("gone.py", 3), ("house.py", 7), ("house.py", 3), ("roof.py", 3))
+    rows = [before | {"module": name, "seed": seed} for name, seed in samples]
     results.parent.mkdir()
     results.write_text(json.dumps({"modules": rows}))
     with (tiny / "benchmarks" / "mutation" / "modules.toml").open("a") as table:
         table.write('"roof.py" = ["test_house.py"]\n')
     ran = mutate(tiny, "house.py", "--n", "1", "--seed", "3", "--save")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    first, second = (line := json.loads(results.read_text()))["modules"]
+    first, *others = (line := json.loads(results.read_text()))["modules"]
     assert (first["module"], first["seed"], first["n"], first["noticed_percent"]) == ("house.py", 3, 1, 100.0)
-    assert (second, line["noticed_percent"]) == (rows[2], 60.0)
+    assert (others, line["noticed_percent"]) == ([rows[1], rows[3]], 55.6)
 
 
 def test_tests_run_in_the_order_in_which_they_are_named(tiny: Path) -> None:

@@ -18,6 +18,8 @@ from handler.core.errors import DoesNotFit, WeightsMissing
 from handler.model.hardware import Hardware, detect
 from handler.volume import patience
 from handler.volume.patience import patiently
+from handler.volume.sources import model_source
+from handler.worker.footprint import weigh
 from handler.worker.memory import MemoryPlan, fit, memory_plan, nearest
 
 SCHNELL = MODELS["flux-schnell"]
@@ -84,6 +86,28 @@ def test_a_host_too_small_to_load_on_is_refused_with_words() -> None:
     assert memory_plan(SCHNELL, gpu(80, "fp8"), host_gb=8).fits
     with pytest.raises(DoesNotFit, match=r"does not fit at fp8: loading takes 3\.7 GB of host memory, of 2\.0 GB: "):
         outlook(Settings(precision="fp8"), SCHNELL, gpu(80, "fp8"), 2).require()
+
+
+def test_what_fits_to_the_last_byte_fits() -> None:
+    """On the GPU and on the host; and one that lacks a little of the host says so of the first that the GPU takes."""
+    plan = memory_plan(SCHNELL, gpu(80), host_gb=64)
+    assert memory_plan(SCHNELL, gpu(plan.needs_gb), host_gb=64).mode == "resident"
+    assert memory_plan(SCHNELL, gpu(plan.needs_gb - 1e-6), host_gb=64).mode != "resident"
+    spark = MODELS["spark"]
+    host = memory_plan(spark, gpu(80), host_gb=64).host_gb
+    exactly, less = (memory_plan(spark, gpu(80), host_gb=gigabytes) for gigabytes in (host, host - 1e-6))
+    assert (exactly.fits, less.fits) == (True, False)
+    assert ("loading takes" in exactly.reason, "loading takes" in less.reason) == (False, True)
+    lacking = memory_plan(SCHNELL, gpu(24, "fp8"), host_gb=10)
+    assert (lacking.fits, lacking.mode) == (False, "encoders")
+
+
+def test_where_there_are_files_their_bytes_are_told() -> None:
+    spec = MODELS["spark"]
+    source = model_source(spec, Path("unused"))
+    held = weigh(spec, gpu(80), source).held / 1e9
+    told = f"{held:.3g} GB of weights + 1.1 GB to work = {held + 1.1:.1f} GB, of 80.0 GB on the a GPU"
+    assert memory_plan(spec, gpu(80), source).reason == told
 
 
 def test_the_setting_decides() -> None:

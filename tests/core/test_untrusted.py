@@ -73,6 +73,23 @@ def test_what_is_sound_passes(tmp_path: Path) -> None:
         load(tmp_path / "a.json", 9)
 
 
+def test_numbers_and_objects_are_read_as_who_asks_wants_them() -> None:
+    text = b'{"a": [7.0, 1e2, 7], "a": 1.5}'
+    assert parse(text) == {"a": 1.5}
+    assert parse(text, str, list) == [("a", ["7.0", "1e2", 7]), ("a", "1.5")]
+
+
+def test_a_requests_numbers_are_whole_where_they_have_no_fraction() -> None:
+    assert [(each, type(each)) for each in decode(b"[7.0, 1e2, 7, 1.5]")] == [
+        (7, int),
+        (100, int),
+        (7, int),
+        (1.5, float),
+    ]
+    with pytest.raises(InvalidJson, match="a key appears twice"):
+        decode(b'{"a": 1, "a": 1}')
+
+
 def test_a_number_of_too_many_digits_is_told_in_our_words() -> None:
     with pytest.raises(Malformed, match=r"^it has a number that is too large$"):
         parse(b"1" * 5000)
@@ -228,12 +245,21 @@ def test_so_is_one_that_holds_something_else(
     reader(tmp_path, text)
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b", "a\0b", ""])
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b", "a/..", "..", "a\0b", ""])
 def test_a_manifest_names_files_of_its_own_folder(name: str, tmp_path: Path) -> None:
+    """Also where that leads to a file of this size, or to none at all: nobody looks."""
     entry = {"size": 1, "sha256": "", "crc32": []}
-    (tmp_path / MANIFEST).write_text(json.dumps({"facts": {}, "files": {name: entry}}))
-    with pytest.raises(WeightsCorrupt):
-        checked(tmp_path)
+    (folder := tmp_path / "folder" / "a").mkdir(parents=True)
+    for path in (tmp_path / "a", tmp_path / "folder" / "b"):
+        path.write_bytes(b"1")
+    (folder / MANIFEST).write_text(json.dumps({"facts": {}, "files": {name: entry}}))
+    with pytest.raises(WeightsCorrupt, match="is not a manifest"):
+        checked(folder, "")
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "..a", "a..b/c..", "...", "a b"])
+def test_names_of_files_inside_are_taken(name: str) -> None:
+    assert TypeAdapter(untrusted.Name).validate_python(name) == name
 
 
 @pytest.mark.parametrize("shape", [[0, 1 << 63], [-1, 0], [1.0], ["a"], 5, [[1]]])

@@ -33,6 +33,11 @@ def test_a_batch_has_no_more_pixels_than_one_large_picture(side: int, most: int)
     assert at_once(MOST, {}, (side, side)) == most
 
 
+@pytest.mark.parametrize("size", [(1024, 512), (512, 1024), (2048, 256), (256, 2048)])
+def test_both_sides_of_a_picture_count(size: tuple[int, int]) -> None:
+    assert room(size) == at_once(MOST, {}, size) == 2
+
+
 @pytest.mark.parametrize(
     ("size", "count"),
     [

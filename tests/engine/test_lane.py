@@ -529,13 +529,70 @@ def test_a_worker_that_cannot_draw_even_a_small_picture_has_failed(engine: Engin
         ("CUDA error: uncorrectable ECC error encountered", DeviceLost),
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", DeviceLost),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", DeviceLost),
+        ("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY", OutOfMemory),
+        ("hipErrorNotEnough: not enough memory", OutOfMemory),
+        ("cuModuleLoadData failed with CUDA_ERROR_ILLEGAL_INSTRUCTION", DeviceLost),
+        ("CUDA driver error: unspecified launch failure", DeviceLost),
+        ("Triton Error [CUDA]: an illegal instruction was encountered", DeviceLost),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", DeviceLost),
         ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", RuntimeError),
+        ("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm`", RuntimeError),
         ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`", RuntimeError),
         ("The size of tensor a (4) must match the size of tensor b (5)", RuntimeError),
     ],
 )
 def test_what_an_error_of_torch_means(said: str, kind: type[Exception]) -> None:
     assert type(meaning(RuntimeError(said), (64, 64))) is kind
+
+
+LOST, FULL, BUG = RuntimeError("CUDA error: lost"), torch.OutOfMemoryError("CUDA out of memory."), ValueError("a bug")
+SMALL = "A 64x64 picture does not fit in this worker's memory."
+
+
+@pytest.mark.parametrize("beneath", [False, True])
+@pytest.mark.parametrize(
+    ("error", "answers", "kind"),
+    [
+        (LOST, True, DeviceLost), (DeviceLost("gone"), True, DeviceLost), (BUG, True, ValueError),
+        (FULL, True, OutOfMemory), (FULL, False, DeviceLost), (MemoryError(), True, OutOfMemory),
+        (OutOfMemory(SMALL, "size"), True, OutOfMemory),
+        (Cancelled("CUDA error: out of memory"), True, Cancelled), (KeyError("CUDA error"), True, KeyError),
+    ],
+)  # fmt: skip
+def test_what_an_error_means_is_told_by_all_that_it_came_from(
+    error: BaseException, answers: bool, kind: type[BaseException], beneath: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library may have caught it, and raised another meanwhile; memory is given back where it was too little."""
+    given_back: list[str] = []
+
+    def give_back() -> None:
+        given_back.append("all")
+        if not answers:
+            raise LOST
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", give_back)
+    seen: BaseException = error
+    if beneath:
+        seen = IndexError("another")
+        seen.__context__ = error
+    found = meaning(seen, (64, 64))
+    plain = kind not in (OutOfMemory, DeviceLost)
+    assert type(found) is (IndexError if plain and beneath else kind)
+    if plain or (error is seen and isinstance(error, KindlingError)):
+        assert found is seen
+    elif kind is OutOfMemory:
+        assert (str(found), getattr(found, "param", "")) == (SMALL, "size")
+    else:
+        assert found.__cause__ is seen
+    assert bool(given_back) == (found is not seen and error is not LOST and not isinstance(error, DeviceLost))
+
+
+def test_pictures_are_drawn_at_once_once_there_is_a_worker_and_while_it_can(family: FakeFamily) -> None:
+    assert Engine(Settings(batch=4), boot=family.boot).at_once(RECIPE) == 1
+    with family.engine(batch=4) as engine:
+        assert engine.at_once(RECIPE) == 4
+        engine._executor.together = False  # there was no memory for that
+        assert engine.at_once(RECIPE) == 1
 
 
 def test_api_gives_each_picture_its_seed_and_counts_steps(engine: Engine, family: FakeFamily) -> None:

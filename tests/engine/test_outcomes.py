@@ -248,6 +248,19 @@ def test_a_prompt_that_cannot_be_encoded_is_nobody_elses_fault(wordy: Wordy) -> 
     assert [outcome[0].batch for outcome in (outcomes[0], outcomes[2])] == [2, 2]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("error", "told"), [(FULL, OutOfMemory), (ValueError("no such word"), Internal)])
+def test_where_no_prompt_of_a_run_can_be_encoded_each_is_told_why(
+    wordy: Wordy, error: Exception, told: type[KindlingError], count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    wordy.unsaid, wordy.error, wordy.gate = (4,), error, None
+    with wordy.engine() as engine:
+        assert type(ask(engine, count, replace(RECIPE, prompt="abcd"))) is told
+        assert engine.state == "ready"
+        assert isinstance(ask(engine), list)
+    assert ("ValueError" in caplog.text, "IndexError" in caplog.text) == (told is Internal, False)
+
+
 @pytest.mark.parametrize(
     ("errors", "ends"),
     [

@@ -192,7 +192,7 @@ def test_the_proof_that_a_worker_can_still_draw_is_watched_too(bench: Bench) -> 
     bench.executor._triage.judge = lambda error, canary, *_: canary() or NumericalError("judged")  # type: ignore
     bench.executor.draw(draw_some, [bench.job()])
     assert due == [120.0]
-    assert [(each.size, each.taken) for each in canaries] == [((64, 64), find("spark").min_steps)]
+    assert [(each.size, each.taken, each.seed) for each in canaries] == [((64, 64), find("spark").min_steps, 0)]
 
 
 @pytest.mark.parametrize("ends", ["drawn", "failed", "bug"])

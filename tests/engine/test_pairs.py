@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import re
 import socket
 import time
@@ -242,7 +243,7 @@ class Block(nn.Module):
         super().__init__()
         self.narrow, self.low = nn.Linear(24, 64), nn.Linear(64, 24)
         self.half, self.whole = nn.Linear(48, 64), nn.Linear(64, 64)
-        self.norm1 = nn.Module()
+        self.norm1, self.img_mod = nn.Module(), nn.Sequential(nn.SiLU(), nn.Linear(64, 64))
         self.norm1.linear = nn.Linear(64, 64)
 
 
@@ -298,6 +299,42 @@ def test_what_the_step_caches_library_is_told(
     assert config.residual_diff_threshold == cache.R
     found = calibrator and (calibrator.taylorseer_order, calibrator.enable_encoder_calibrator)
     assert found == seer
+
+
+PATTERNS = {  # of each list of blocks that is cached as one, how many those are, and whether each guide has its own
+    "flux-dev": ({"transformer_blocks": "Pattern_1"}, ["single_transformer_blocks"], [4], False),
+    "sd3.5-large": ({"transformer_blocks": "Pattern_1"}, [], [2], False),
+    "flux2-dev": ({"transformer_blocks": "Pattern_1", "single_transformer_blocks": "Pattern_3"}, [], [2, 2], False),
+    "qwen-image": ({"transformer_blocks": "Pattern_1"}, [], [2], True),
+    "chroma": ({"transformer_blocks": "Pattern_1", "single_transformer_blocks": "Pattern_3"}, [], [2, 2], True),
+}
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("model", [spec.id for spec in MODELS.values() if spec.step_cache])
+def test_which_blocks_are_cached_as_one(model: str, guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    library = stepcache.library()
+    monkeypatch.setattr(library, "enable_cache", lambda adapter, **values: told.append((adapter, values)))
+    with caching(tiny.build(MODELS[model]), StepCache(), guided):
+        [(adapter, values)] = told
+    lists, joined, counts, two = PATTERNS[model]
+    assert adapter.blocks_name == list(lists)
+    assert adapter.forward_pattern == [getattr(library, pattern) for pattern in lists.values()]
+    assert (adapter.dummy_blocks_names, [len(blocks) for blocks in adapter.blocks]) == (joined, counts)
+    assert not adapter.check_forward_pattern
+    assert values["cache_config"].enable_separate_cfg == (two and guided)
+
+
+@pytest.mark.parametrize(("said", "level"), [(None, "error"), ("debug", "debug")])
+def test_the_step_caches_library_logs_errors_unless_told(
+    said: str | None, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CACHE_DIT_LOG_LEVEL", raising=False)
+    if said:
+        monkeypatch.setenv("CACHE_DIT_LOG_LEVEL", said)
+    assert stepcache.library().__name__ == "cache_dit"
+    assert os.environ["CACHE_DIT_LOG_LEVEL"] == level
 
 
 # what is there, and what only others say is

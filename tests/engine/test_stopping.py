@@ -404,6 +404,69 @@ def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monk
     assert ended == [0.0, ("exit", 0)]
 
 
+def served(engine: Engine) -> Server:
+    return Server(uvicorn.Config(lambda *_: None), engine, lambda: None)
+
+
+def test_the_first_signal_drains_and_the_second_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a thread of its own, for the one that is interrupted may hold any lock; a third changes nothing."""
+    acts = {"_drain": threading.Event(), "_abort": threading.Event()}
+    for name, act in acts.items():
+        monkeypatch.setattr(Server, name, lambda _, act=act: act.set())
+    with held("idle") as (_, engine):
+        server = served(engine)
+        server.handle_exit(15, None)
+        assert acts["_drain"].wait(30)
+        assert not acts["_abort"].is_set()
+        server.handle_exit(2, None)
+        assert acts["_abort"].wait(30)
+        server.handle_exit(15, None)
+        assert (server.told, server.code) == ([15, 2, 15], 130)
+        engine.stop()
+
+
+def test_a_drain_waits_for_answers_that_are_being_written_and_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded, ticks = threading.Event(), list[float]()
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
+    monkeypatch.setattr(Server, "_guard", lambda _: guarded.set())
+    with held("idle") as (_, engine):
+        server = served(engine)
+        answer: Any = object()
+        server.server_state.tasks.add(answer)
+
+        def tick(seconds: float) -> None:
+            ticks.append(seconds)
+            assert not server.should_exit
+            if len(ticks) == 3:
+                server.server_state.tasks.discard(answer)
+
+        monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=tick))
+        server._drain()
+        assert ticks == [shutdown.TICK_S] * 3
+        assert (server.should_exit, engine.state, guarded.wait(30)) == (True, "draining", True)
+        engine.stop()
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), BrokenPipeError(), ValueError("I/O operation on closed file")])
+def test_a_process_ends_though_nobody_listens_any_more(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    def flush() -> None:
+        told.append("flushed")
+        raise error
+
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
+    with held("idle") as (_, engine):
+        server, stream = served(engine), SimpleNamespace(flush=flush, write=lambda text: None)
+        monkeypatch.setattr(shutdown.os, "_exit", lambda code: told.append(code))
+        monkeypatch.setattr(shutdown, "sys", SimpleNamespace(stdout=stream, stderr=stream))
+        server.end()
+        if isinstance(error, BrokenPipeError):
+            shutdown.say("nobody hears this")
+        engine.stop()
+    assert told[:3] == ["flushed", "flushed", 0]
+
+
 def test_an_exit_keeps_seconds_for_what_comes_after_each_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that stands still: of 28 s, 3 are for tidying up and the last word on spend, 2 for that word alone."""
     monkeypatch.setattr("handler.core.deadline.time", SimpleNamespace(perf_counter=Seconds()))

@@ -3,6 +3,7 @@
 import mmap
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,10 @@ def test_copies_and_computing_wait_for_one_another(monkeypatch: pytest.MonkeyPat
     told: list[str] = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Queue("compute", told))
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    copy, how = torch.Tensor.copy_, list[Any]()
+    monkeypatch.setattr(
+        torch.Tensor, "copy_", lambda to, *given, **more: (how.append(more), copy(to, *given, **more))[1]
+    )
     net = Net()
     one = Stream(net, "cpu")
     net(torch.ones(1, 2))
@@ -208,12 +213,41 @@ def test_copies_and_computing_wait_for_one_another(monkeypatch: pytest.MonkeyPat
         "compute waits for copy 0",  # as it goes
         "compute waits for copy 1",
     ]  # fmt: skip
+    assert how
+    assert all(each == {"non_blocking": True} for each in how)  # else the host waits for each
 
 
 def test_pages_are_locked_once() -> None:
     page = mmap.PAGESIZE
     spans = [(0, 10), (20, page), (page - 1, 2 * page + 1), (4 * page, 4 * page), (5 * page, 6 * page)]
     assert _pages(spans) == [(0, 3 * page), (5 * page, 6 * page)]
+
+
+def test_host_memory_is_locked_in_whole_pages_whatever_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA is told of two tensors, the later one first; and a refusal of its is one of ours."""
+    page, locked, codes = mmap.PAGESIZE, list[tuple[int, int, int]](), list[int]()
+
+    def register(start: int, size: int, flags: int) -> int:
+        locked.append((start, size, flags))
+        return 700 + len(locked)
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=register))
+    monkeypatch.setattr(torch.cuda, "check_error", codes.append)
+    memory = mmap.mmap(-1, 8 * page)
+    parts = ((5 * page, page), (0, page + 10), (page, 20))
+    offload.lock_pages(torch.frombuffer(memory, dtype=torch.uint8, offset=at, count=size) for at, size in parts)
+    first = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    assert locked == [(first, 2 * page, 0), (first + 5 * page, page, 0)]
+    assert codes == [701, 702]
+
+
+def test_a_part_is_a_block_that_the_model_names_or_what_stands_in_a_list(net: tuple[Net, list[str]]) -> None:
+    model, _ = net
+    names = {part: name for name, part in model.named_modules()}
+    others, layers = ["first", "unused", "last"], ["layers.0", "layers.1", "layers.2"]
+    assert [names[part] for part in offload._parts(model)] == [*others, *layers]
+    model._repeated_blocks = ["Linear"]  # type: ignore[assignment]
+    assert [names[part] for part in offload._parts(model)] == [*others, *(f"{name}.0" for name in layers)]
 
 
 @pytest.mark.parametrize("tiles", [False, True])

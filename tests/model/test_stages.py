@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fakes import FakeFamily
+from fakes import FakeFamily, raises
 from handler import MODELS
 from handler.core.errors import Cancelled, DeviceLost, NumericalError
 from handler.core.recipe import Recipe
@@ -118,6 +118,54 @@ def test_a_device_that_was_lost_before_takes_no_mark(drawing: Runner, monkeypatc
     monkeypatch.setattr(drawing, "_mark", fail)
     [outcome] = drawing.draw([RECIPE], [lambda *_: None])
     assert isinstance(outcome, DeviceLost)
+
+
+def test_words_are_encoded_once_and_the_last_sixteen_are_kept(gpu: Gpu, pipeline: Any) -> None:
+    """A picture's words are its prompt, what it shall not be, and how much the prompt counts."""
+    encoded: list[Any] = []
+
+    def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
+        if recipe.prompt == "unsaid":
+            encoded.append("refused")
+            raise ValueError("no such word")
+        encoded.append((recipe.prompt, recipe.negative_prompt, recipe.guidance))
+        return {}
+
+    family: Any = SimpleNamespace(encode=encode, SCHEDULERS=FLOW)
+    drawing = Runner(MODELS["spark"], family, pipeline, lambda _: False, gpu.mark)
+
+    def draws(*recipes: Recipe) -> list[Any]:
+        encoded.clear()
+        drawing.draw(recipes, [lambda *_: None] * len(recipes))
+        return list(encoded)
+
+    first, *others = [replace(RECIPE, prompt=str(number)) for number in range(16)]
+    assert draws(first) == [("0", None, 0.0)]
+    assert draws(first, replace(first, seed=2, steps=2)) == []
+    assert draws(replace(first, negative_prompt="red")) == [("0", "red", 0.0)]
+    assert draws(replace(first, guidance=2.0)) == [("0", None, 2.0)]
+    assert [len(draws(each)) for each in (*others, *others, first)] == [1] * 15 + [0] * 15 + [1]
+    another, unsaid = replace(RECIPE, prompt="another"), replace(RECIPE, prompt="unsaid")
+    kept = (first, *others[1:], another)
+    assert [len(draws(each)) for each in (*kept, *kept, others[0])] == [0] * 15 + [1] + [0] * 16 + [1]
+    assert draws(unsaid) == draws(unsaid) == ["refused"]
+    assert draws(others[0], another) == []
+
+
+def test_what_ends_a_program_ends_one_picture_if_it_came_from_who_watches_it(drawing: Runner) -> None:
+    def ends(*_: Any) -> None:
+        raise SystemExit("bye")
+
+    [outcome] = drawing.draw([RECIPE], [ends])
+    assert isinstance(outcome, SystemExit)
+    one, other = drawing.draw([RECIPE, replace(RECIPE, seed=2)], [ends, lambda *_: None])
+    assert (type(one), type(other)) == (SystemExit, tuple)
+
+
+def test_what_ends_a_program_while_it_draws_does(drawing: Runner, pipeline: FakeFamily) -> None:
+    pipeline.at_step = {2: raises(KeyboardInterrupt())}
+    with pytest.raises(KeyboardInterrupt):
+        drawing.draw([RECIPE], [lambda *_: None])
 
 
 def test_on_a_cpu_all_is_done_when_it_is_told() -> None:

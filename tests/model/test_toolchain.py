@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -432,16 +433,28 @@ def test_what_is_left_of_compiled_code_that_failed(
 
 
 @pytest.mark.parametrize(
-    ("kind", "age_s", "holds"), [("failed", 9 * LOST_S, True), ("lost", 9 * LOST_S, False), ("lost", 0, True)]
+    ("kind", "age_s", "holds"),
+    [("failed", 9 * LOST_S, True), ("lost", LOST_S, False), ("lost", LOST_S - 1, True), ("lost", -60, True)],
 )
 def test_how_long_word_is_held_against_anybody(
-    kind: str, age_s: float, holds: bool, equipped: None, tmp_path: Path
+    kind: str, age_s: float, holds: bool, equipped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (failures(tmp_path).note_lost if kind == "lost" else partial(failures(tmp_path).note, WRONG))("it broke")
     [path] = tmp_path.rglob(f"*.{kind}.json")
-    os.utime(path, (time.time() - age_s,) * 2)
+    os.utime(path, (noon := 1_800_000_000.0,) * 2)
+    monkeypatch.setattr("handler.model.compiling.failures.time", SimpleNamespace(time=lambda: noon + age_s))
     assert ("it broke" in failures(tmp_path).expected) == holds
     assert ("it broke" in failures(tmp_path).lost) == (holds and kind == "lost")
+
+
+@pytest.mark.parametrize(("to", "told"), [("gone", False), ("itself.failed.json", True)])
+def test_word_that_has_just_gone_is_none_and_one_that_cannot_be_read_is_told(
+    to: str, told: bool, equipped: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder := tmp_path / "baked" / "spark").mkdir(parents=True)
+    (folder / "itself.failed.json").symlink_to(to)
+    assert failures(tmp_path).expected == ""
+    assert ("how compiling failed before is not known: Cannot read" in caplog.text) == told
 
 
 @pytest.mark.parametrize(("more", "holds"), [(0, True), (1, False)])
@@ -462,6 +475,21 @@ def test_an_error_may_have_come_from_itself() -> None:
     error = RuntimeError("bad kernel")
     error.__cause__ = error
     assert not passing(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("", ""),
+        ("one line", "one line"),
+        ("\n\n  the first \nanother", "the first"),
+        ("g++ -O3\n  a.cpp:1: error: no such header\n b.cpp:1: error: another", "a.cpp:1: error: no such header"),
+        ("x" * 186, "x" * 186),
+        ("x" * 187, "x" * 186),
+    ],
+)
+def test_of_what_a_compiler_says_one_line_is_told(said: str, told: str) -> None:
+    assert gist(RuntimeError(said)) == f"RuntimeError: {told}"
 
 
 def test_the_plan_does_not_try_in_vain() -> None:

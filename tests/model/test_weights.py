@@ -10,11 +10,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
@@ -22,8 +26,9 @@ from handler import MODELS
 from handler.core.errors import KindlingError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.model.families import build, flux
 from handler.model.hardware import Hardware
+from handler.model.loading import weights
 from handler.model.loading.filling import fill, layouts
-from handler.model.loading.weights import KERNELS, _sent, aligned, load_components, tensors
+from handler.model.loading.weights import ALIGNMENT, KERNELS, _class, _sent, aligned, free, load_components, tensors
 from handler.volume.layout import layout
 from handler.volume.manifest import Source, read_manifest, write_manifest
 from handler.volume.reader import CONFIGS, Reader
@@ -289,6 +294,33 @@ def test_past_the_page_cache(small: Path, monkeypatch: pytest.MonkeyPatch, refus
     assert True in opened
 
 
+@pytest.mark.parametrize(
+    ("error", "direct"),
+    [
+        (BlockingIOError(errno.EAGAIN, "not in the page cache"), True),
+        (OSError(errno.EOPNOTSUPP, "who knows"), False),
+        (None, False),
+    ],
+)
+def test_what_the_page_cache_has_is_read_from_there_and_where_nobody_can_tell_all_is(
+    small: Path, monkeypatch: pytest.MonkeyPatch, error: OSError | None, direct: bool
+) -> None:
+    opened, read, whole = [], os.preadv, os.open
+
+    def asked(descriptor: int, buffers: list[Any], start: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT and error:
+            raise error
+        return read(descriptor, buffers, start)
+
+    monkeypatch.setattr(os, "preadv", asked)
+    monkeypatch.setattr(
+        os, "open", lambda path, flags: (opened.append(bool(flags & os.O_DIRECT)), whole(path, flags))[1]
+    )
+    with Reader(source(small)) as reader:
+        assert everything(reader)["a"]["a1"].eq(0.5).all()
+    assert any(opened) == direct
+
+
 def test_a_flipped_bit_in_a_configuration(spark: Path) -> None:
     path = spark / "vae" / "config.json"
     path.write_text(path.read_text().replace("0.", "1.", 1))
@@ -405,6 +437,24 @@ def test_every_key_must_be_there_and_wanted(spark: Path, component: str, fault: 
 
 
 @pytest.mark.parametrize(
+    ("library", "word", "made"),
+    [
+        ("diffusers", "AutoencoderKL", diffusers.AutoencoderKL),
+        ("diffusers", "FlowMatchEulerDiscreteScheduler", diffusers.FlowMatchEulerDiscreteScheduler),
+        ("transformers", "CLIPTextModel", transformers.CLIPTextModel),
+        ("transformers", "CLIPTokenizer", transformers.CLIPTokenizer),
+        ("transformers", "AutoTokenizer", transformers.AutoTokenizer),
+        ("transformers", "CLIPImageProcessor", transformers.CLIPImageProcessor),
+        ("transformers", "Qwen2VLProcessor", transformers.Qwen2VLProcessor),
+        ("transformers", "PixtralProcessor", transformers.AutoTokenizer),  # of which FLUX.2 needs no more
+    ],
+)
+def test_which_classes_are_made(small: Path, library: str, word: str, made: type) -> None:
+    with Reader(source(small)) as reader:
+        assert _class(reader, library, word) is made
+
+
+@pytest.mark.parametrize(
     "value", [["os", "system"], ["diffusers", "FluxPipeline"], ["diffusers", "load_image"], ["x", "y"]]
 )
 def test_only_the_two_libraries_models_are_made(spark: Path, value: list[Any]) -> None:
@@ -494,6 +544,17 @@ def test_what_waits_is_bounded(small: Path) -> None:
         assert size < stalled(reader) <= 2 * size
     with Reader(Source(small, None)) as reader:
         assert stalled(reader) == 3 * size
+
+
+def test_what_was_taken_leaves_room_for_what_is_next(small: Path) -> None:
+    """At once, though nobody waits for anything yet."""
+    with Reader(Source(small, None), room=2 * CHUNK) as reader:
+        (file,) = reader.files("a")
+        assert stalled(reader) == 2 * CHUNK
+        assert file.landed == {0, CHUNK}
+        reader.taken(CHUNK)
+        with reader._turn:
+            assert reader._turn.wait_for(lambda: len(file.landed) == 3, timeout=20)
 
 
 def test_any_order_comes_to_an_end(small: Path) -> None:
@@ -593,5 +654,58 @@ def test_nearly_all_of_a_file_is_aligned_on_a_gpu(layers: int, tmp_path: Path) -
     data = (tmp_path / PART).read_bytes()
     slots = layout(memoryview(data), len(data))
     first = aligned(slots)
-    copied = [name for name, slot in slots.items() if (slot.start - first) % KERNELS]
+    assert (KERNELS, ALIGNMENT) == (16, 256)
+    copied = [name for name, slot in slots.items() if (slot.start - first) % 16]
     assert not [name for name in copied if name.endswith("rounded")]
+
+
+def test_which_components_are_rounded(spark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text encoders and denoisers, but no autoencoder, whose layers do not repeat."""
+    told: dict[str, str] = {}
+
+    def noted(reader: Reader, files: dict[Any, Any], *rest: Any) -> Any:
+        told[next(iter(files)).path.parent.name] = rest[3]
+        return fill(reader, files, *rest)
+
+    monkeypatch.setattr(weights, "fill", noted)
+    with Reader(source(spark)) as reader:
+        load_components(reader, replace(FP32, precision="int8"))
+    rounded = {name: told.get(name, "") for name in ("text_encoder", "transformer", "vae")}
+    assert rounded == {"text_encoder": "int8", "transformer": "int8", "vae": ""}
+    told.clear()
+    with Reader(source(spark)) as reader:
+        load_components(reader, FP32)
+    assert told == {"transformer": "", "vae": ""}  # whose files have 16 bits; the others serve as they were read
+
+
+class Pair(torch.Tensor):
+    """Made of two, as a rounded weight is; nothing is computed with it."""
+
+    one: torch.Tensor
+    other: torch.Tensor
+
+    def __new__(cls, one: torch.Tensor, other: torch.Tensor) -> "Pair":
+        """It has no memory of its own."""
+        made: Pair = torch.Tensor._make_wrapper_subclass(cls, one.shape)  # type: ignore[attr-defined]
+        made.one, made.other = one, other
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["one", "other"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> None:
+        raise NotImplementedError
+
+
+def test_all_weights_are_freed_whoever_still_knows_them() -> None:
+    own, read = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    buffer, within = torch.zeros(4), [torch.zeros(2), torch.zeros(2)]
+    own.register_buffer("table", buffer)
+    own.register_buffer("pair", Pair(*within), persistent=False)
+    read.weight.data = torch.frombuffer(bytearray(36), dtype=torch.float32).view(3, 3)
+    known = [own.weight, own.bias, buffer, *within]
+    free(SimpleNamespace(components={"a": own, "b": None, "c": "a setting", "d": read}))
+    assert [tensor.untyped_storage().nbytes() for tensor in known] == [0] * 5
+    assert read.weight.numel() == 0
+    free(None)

@@ -226,6 +226,21 @@ def test_an_error_midway_is_the_last_event() -> None:
     assert last["error"]["code"] == "numerical_error"
 
 
+def test_a_picture_that_comes_before_anything_was_said_is_a_stream_of_one_event() -> None:
+    async def call(on_partial: OnPartial) -> Reply:
+        return Reply(200, {"created": 1})
+
+    async def run() -> tuple[Any, bytes]:
+        found = await streams.stream(call, lambda body: [body | {"type": "a.kind"}])
+        assert isinstance(found, StreamingResponse)
+        return found.headers, b"".join([bytes(chunk) async for chunk in found.body_iterator])  # type: ignore[arg-type]
+
+    headers, text = asyncio.run(run())
+    assert text == b'event: a.kind\ndata: {"created":1,"type":"a.kind"}\n\n'
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-store", "no")
+
+
 def test_an_error_before_anything_was_said_is_a_reply() -> None:
     found = streamed(FakeFamily(at_step={1: raises(NumericalError("NaN."))}))
     assert isinstance(found, Reply)

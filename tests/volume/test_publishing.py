@@ -9,6 +9,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,6 +149,21 @@ def test_two_folders_change_places(base: str | None, tmp_path: Path, monkeypatch
     assert publishing_module._exchanged(part, target)
     assert [(folder / "name").read_text() for folder in (part, target)] == ["target", "part"]
     assert not publishing_module._exchanged(part, tmp_path / "none")
+
+
+@pytest.mark.parametrize("library", [SimpleNamespace(), SimpleNamespace(renameat2=lambda *_: -1)])
+def test_where_folders_cannot_change_places_the_old_one_is_moved_aside(
+    library: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A C library without the call, or a file system that does not know it."""
+    with publishing(tmp_path / "key", {"made for": "another"}) as part:
+        (part / "file").write_text("old")
+    monkeypatch.setattr(publishing_module.ctypes, "CDLL", lambda _: library)
+    with publishing(tmp_path / "key", FACTS) as part:
+        (part / "file").write_text("new")
+    assert (tmp_path / "key" / "file").read_text() == "new"
+    assert whole(tmp_path / "key", FACTS)
+    assert names(tmp_path) == ["key"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from handler.volume.receipts import (
     folder,
     keep,
     listed,
+    numbers,
     read,
     rollback,
     use,
@@ -96,6 +98,37 @@ def test_two_writers_get_two_numbers(tmp_path: Path, place: Path, monkeypatch: p
     assert read(place, 1).winner == Candidate("fp32", False)
 
 
+def test_a_receipts_number_is_the_name_of_its_file(place: Path) -> None:
+    for name in ("10", "5", "0123456789", "x", "+7", "7.1", ".8"):
+        (place / f"{name}.json").write_bytes((place / "3.json").read_bytes())
+    (place / "9.json.part").touch()
+    assert numbers(place) == [1, 2, 3, 5, 10]
+    assert [one.number for one in listed(place)] == [1, 2, 3, 5, 10]
+    assert rollback(place).number == 2
+    use(place, 10)
+    assert rollback(place).number == 5
+
+
+def test_a_receipt_is_on_the_disk_before_it_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: said.append(os.fstat(descriptor).st_size > 0))
+    assert keep(receipt(), tmp_path).number == 1
+    assert said == [True, True]  # itself, and that it is current
+
+
+def test_where_no_receipt_is_followed_there_is_no_way_back(tmp_path: Path, place: Path) -> None:
+    (place / CURRENT).unlink()
+    with pytest.raises(InvalidValue, match="there is no current receipt") as caught:
+        rollback(place)
+    assert caught.value.param == "number"
+    (empty := tmp_path / "receipts" / "spark" / "empty").mkdir()
+    (empty / CURRENT).write_text("{")
+    with pytest.raises(InvalidValue, match="no whole receipt is before 1"):
+        rollback(empty)
+    with pytest.raises(InvalidValue, match=r"There are no receipts in .* yet"):
+        read(empty, 1)
+
+
 def test_use_and_rollback(place: Path) -> None:
     assert rollback(place).number == 2
     assert rollback(place).number == 1
@@ -111,6 +144,7 @@ def test_use_and_rollback(place: Path) -> None:
 
 def test_a_device_that_cannot_be_told_is_the_only_one_there_is(tmp_path: Path, place: Path) -> None:
     assert folder(tmp_path, "spark", None) == place
+    assert folder(tmp_path, "flux-dev", None).name == "unknown"
     keep(receipt(device=H200), tmp_path)
     assert folder(tmp_path, "spark", None).name == "unknown"
     assert folder(tmp_path, "spark", H200).name == "nvidia-h200"

@@ -1,8 +1,10 @@
 """The volume: what is complete is found, what is torn is named, what is published is whole."""
 
+import hashlib
 import json
 import os
 import threading
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 
 from handler import MODELS
 from handler.core.errors import VolumeFailed, WeightsCorrupt, WeightsMissing
-from handler.volume.manifest import CHUNK, MANIFEST, checked, read_manifest, summarize, write_manifest
+from handler.volume import manifest
+from handler.volume.manifest import CHUNK, MANIFEST, Entry, checked, read_manifest, summarize, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.sources import (
     baked_sources,
@@ -60,6 +63,32 @@ def test_each_chunk_has_a_checksum(tmp_path: Path) -> None:
     changed = summarize(path)
     assert [a == b for a, b in zip(whole.crc32, changed.crc32, strict=True)] == [True, False, True]
     assert changed.sha256 != whole.sha256
+
+
+def test_checksums_are_of_chunks_however_few_bytes_come_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"abcdefghij"
+    (path := tmp_path / "file").write_bytes(data)
+    monkeypatch.setattr(manifest, "CHUNK", 4)
+    wanted = Entry(10, hashlib.sha256(data).hexdigest(), tuple(map(zlib.crc32, (data[:4], data[4:8], data[8:]))))
+    assert summarize(path) == wanted
+    read = os.readv
+    monkeypatch.setattr(os, "readv", lambda descriptor, buffers: read(descriptor, [buffers[0][:3]]))
+    assert summarize(path) == wanted
+    path.write_bytes(b"")
+    assert summarize(path) == Entry(0, hashlib.sha256().hexdigest(), ())
+
+
+def test_what_is_put_in_place_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that loses its power has an empty file in the place of the old one."""
+    said: list[object] = []
+    replace_ = Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: said.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(Path, "replace", lambda part, to: (said.append("replaced"), replace_(part, to))[1])
+    manifest.write_atomically(tmp_path / "file", b"four")
+    assert said == [4, "replaced"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_nothing_there_says_how_to_fetch(tmp_path: Path) -> None:

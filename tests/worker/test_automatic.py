@@ -12,9 +12,10 @@ from conftest import PATIENT
 import tiny
 from handler import GPUS, Settings, Worker
 from handler.catalog.models import DEV, MODELS, QWEN_IMAGE, SCHNELL, SDXL, SPARK
-from handler.catalog.precisions import PRECISIONS
+from handler.catalog.precisions import PRECISIONS, choose
 from handler.catalog.spec import ModelSpec
 from handler.cli.models import lines, state
+from handler.core.errors import SettingsError
 from handler.model.hardware import Hardware, expected, rented
 from handler.worker.decision import automatic, decide
 from handler.worker.memory import memory_plan
@@ -96,6 +97,42 @@ def test_settings_and_a_cards_limits_come_first(tmp_path: Path) -> None:
     for name in GPUS:
         for spec in MODELS.values():
             assert GPUS[name].capability >= PRECISIONS[auto(spec, name)].capability
+
+
+TAKES = {  # bytes a parameter: over a model, of a rounded layer; the grid; what encoders have; what a GPU must be
+    "fp32": (4, 1, 16, "", (0, 0)),
+    "bf16": (2, 1, 16, "", (0, 0)),
+    "fp16": (2, 1, 16, "", (0, 0)),
+    "fp8": (1.3, 1, 16, "", (8, 9)),
+    "fp8-tensor": (1.3, 1, 16, "", (8, 9)),
+    "int8": (1.3, 1, 16, "", (0, 0)),
+    "int8-dynamic": (1.3, 1, 16, "", (8, 0)),
+    "mxfp8": (1.3, 1.03125, 32, "fp8", (10, 0)),
+    "nvfp4": (1.0, 0.5625, 32, "fp8", (10, 0)),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_a_precision_takes_and_what_it_needs(precision: str) -> None:
+    row, least = PRECISIONS[precision], TAKES[precision][-1]
+    assert (row.width, row.rounded, row.grid, row.encoders, row.capability) == TAKES[precision]
+    assert row.quantised == (precision not in ("fp32", "bf16", "fp16"))
+    assert row.emulated == (least == (10, 0))
+    chosen = (precision, f"KINDLING_PRECISION={precision}")
+    for device, capability in (("cpu", None), ("cpu", (1, 0)), ("cuda", None), ("cuda", least), ("cuda", (12, 1))):
+        assert choose(precision, device, "a card", capability) == chosen
+    if least > (0, 0):
+        told = (
+            rf"^KINDLING_PRECISION={precision}: .* {least[0]}\.{least[1]} .*; a card has {least[0] - 1}\.9\. Use auto"
+        )
+        with pytest.raises(SettingsError, match=told) as caught:
+            choose(precision, "cuda", "a card", (least[0] - 1, 9))
+        assert caught.value.param == "KINDLING_PRECISION"
+
+
+def test_auto_is_exact_on_a_cpu_and_half_as_large_on_a_gpu() -> None:
+    assert choose("auto", "cpu") == ("fp32", "a CPU: fp32 is exact and no slower")
+    assert choose("auto", "cuda", "a card", (7, 5)) == ("bf16", "a GPU: bf16 halves the bytes and keeps fp32's range")
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from handler import Clock, Settings, Worker
 from handler.core.birth import Birth, process_age
-from handler.core.errors import BudgetExceeded
+from handler.core.errors import BudgetExceeded, OutOfMemory, SettingsError, StartError, WeightsMissing
 from handler.worker.clock import Ledger
 from handler.worker.compilation import COMPILE_S, FIRST_PICTURE_S, MARGIN, plan
 from threads import begun, have_ended
@@ -98,6 +99,19 @@ def test_watchdog_closes_the_ledger_once(capfd: pytest.CaptureFixture[str]) -> N
     assert "budget of 0.05 s in phase 'start'" in capfd.readouterr().err
 
 
+def test_where_no_thread_can_run_the_process_ends_two_seconds_past_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By faulthandler, which needs no GIL, and before it nothing does: so the thread has said what it could."""
+    told: list[Any] = []
+    later = lambda seconds, **options: told.append((seconds, options))  # noqa: E731
+    monkeypatch.setattr("handler.worker.clock.faulthandler.dump_traceback_later", later)
+    clock = Clock(100, birth=STILL, publish=quiet)
+    with begun() as threads:
+        clock.arm()
+    assert clock.finish("ready")
+    assert told == [(102.0, {"exit": True, "file": 2})]
+    assert have_ended(*threads.values())
+
+
 def test_finishing_disarms_the_watchdog() -> None:
     codes: list[int] = []
     clock = Clock(60, birth=STILL, publish=quiet, abort=codes.append)
@@ -157,6 +171,36 @@ def test_a_plan_to_compile_always_leaves_its_margin() -> None:
         for past in (None, 5.0, 30.0, 100.0):
             chosen = plan("auto", "cuda", "MISS", "", left, past)
             assert not chosen.compiles or left >= MARGIN * (past or COMPILE_S) + FIRST_PICTURE_S
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OutOfMemory("It does not fit.", "size"), "It does not fit."),
+        (WeightsMissing("No weights.", "model"), "No weights."),
+        (SettingsError("KINDLING_X is wrong.", "KINDLING_X"), "KINDLING_X is wrong."),
+        (ValueError("bad magic"), "spark could not be loaded: ValueError: bad magic"),
+    ],
+)
+def test_whatever_ends_a_start_is_a_start_error_and_closes_the_ledger(error: Exception, told: str) -> None:
+    clock = Clock(100, birth=STILL, publish=quiet)
+    with pytest.raises(StartError) as caught, clock.start("spark"):
+        raise error
+    assert (caught.value.message, caught.value.param) == (told, getattr(error, "param", None))
+    assert (caught.value is error) == isinstance(error, StartError)
+    assert (clock.ledger.outcome, clock.ledger.reason) == ("failed", told.removeprefix("spark could not be loaded: "))
+    assert not clock.finish("ready")
+
+
+def test_each_state_of_a_start_is_announced_and_recorded() -> None:
+    said: list[Any] = []
+    clock = Clock(100, birth=STILL, announce=said.append, publish=lambda ledger: said.append(("end", ledger.outcome)))
+    clock.record = lambda ledger: said.append((ledger.phase, ledger.outcome))
+    with clock.phase("import"):
+        said.append("inside")
+    clock.finish("ready")
+    assert said == ["import", ("import", "starting"), "inside", ("end", "ready"), ("import", "ready")]
+    assert Ledger().phases is not Ledger().phases
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(0), GeneratorExit()])

@@ -25,12 +25,13 @@ from handler.core.host import AHEAD, read_ahead
 from handler.model.families import build
 from handler.model.hardware import Hardware
 from handler.volume.layout import Slot
+from handler.volume.listing import LORA
 from handler.volume.manifest import Source, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.reader import Reader
 from handler.volume.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
 from handler.worker.decision import decide
-from handler.worker.footprint import PROCESS, _part, weigh
+from handler.worker.footprint import PROCESS, Footprint, Part, Weights, _part, weigh
 from handler.worker.memory import memory_plan
 
 SCHNELL, DEV = MODELS["flux-schnell"], MODELS["flux-dev"]
@@ -221,6 +222,50 @@ def test_a_component_is_reckoned_tensor_by_tensor(tmp_path: Path) -> None:
         _part("transformer", found, source, Hardware("cpu", "CPU", "fp32", "")),
     ):
         assert (plain.held, plain.rounding) == (4 * sum(sizes), 0)
+
+
+PARTS = (
+    Part("text_encoder", 1000, stored=2000, held=1200, rounding=300),
+    Part("transformer", 4000, stored=8000, held=4000, rounding=700),
+    Part(f"transformer/{LORA}", 100, stored=200, held=0),
+    Part("vae", 10, stored=20, held=20),
+)
+
+
+def test_the_sums_of_a_footprint() -> None:
+    """By hand: what is held; at the peak what was read and is not changed yet, a LoRA, one matrix being rounded."""
+    held, stored, lora = 5220, 10220, 200
+    cpu, gpu = (Weights(DEV, Hardware(device, device, "int8", ""), PARTS) for device in ("cpu", "cuda"))
+    assert (cpu.held, cpu.stored, cpu.changed) == (held, stored, True)
+    assert cpu.footprint() == Footprint(held, stored + lora + 700)
+    assert gpu.footprint() == Footprint(held, held + 700, PROCESS, PROCESS + stored + lora)
+    device = held - 1200 + gpu.comes("encoders")
+    waits = PROCESS + 1200
+    # Of 8220 bytes that do not wait all were read; of what waits 40 % less is held than was read.
+    assert gpu.footprint("encoders") == Footprint(device, device + 700, waits, waits + 8220 + lora + 300)
+    device, waits = 20 + gpu.comes("blocks"), PROCESS + 5200
+    assert gpu.footprint("blocks") == Footprint(
+        device, device, waits, waits + int(stored * (1 - 52 / 102)) + lora + 700
+    )
+    assert Weights(DEV, cpu.hardware, ()).footprint() == Footprint(0, 0)
+
+
+def test_weights_are_changed_if_any_are() -> None:
+    cpu = Hardware("cpu", "CPU", "int8", "")
+    told = [Weights(DEV, cpu, parts).changed for parts in (PARTS[:1], PARTS[::3], PARTS[3:], ())]
+    assert told == [True, True, False, False]
+
+
+def test_without_files_the_catalogue_says_what_there_is() -> None:
+    spec, bf16 = MODELS["sdxl"], Hardware("cuda", "a GPU", "bf16", "")
+    parts = {part.name: part.parameters for part in weigh(spec, bf16).parts}
+    assert list(parts) == ["text_encoder", "transformer", "vae"]
+    assert parts["text_encoder"] == spec.streams.encoders
+    assert sum(parts.values()) == spec.parameters + spec.other_parameters
+    assert parts["vae"] == min(127_000_000, spec.parameters + spec.other_parameters - spec.streams.encoders)
+    for precision, width in (("bf16", 2), ("int8", 1.3)):
+        for part in weigh(spec, replace(bf16, precision=precision)).parts:
+            assert (part.stored, part.held) == (2 * part.parameters, int(part.parameters * width))
 
 
 @pytest.mark.parametrize(
