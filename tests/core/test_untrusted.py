@@ -254,7 +254,7 @@ def test_a_manifest_names_files_of_its_own_folder(name: str, tmp_path: Path) -> 
         path.write_bytes(b"1")
     (folder / MANIFEST).write_text(json.dumps({"facts": {}, "files": {name: entry}}))
     with pytest.raises(WeightsCorrupt, match="is not a manifest"):
-        checked(folder, "")
+        checked(folder)
 
 
 @pytest.mark.parametrize("name", ["a", "a/b", "..a", "a..b/c..", "...", "a b"])
