@@ -184,6 +184,6 @@ def _settle(answer: asyncio.Future[Drawn], outcome: JobOutcome) -> None:
     if answer.done():
         return
     if isinstance(outcome, KindlingError):
-        answer.set_exception(outcome)
+        answer.set_exception(outcome.anew())  # several may be told the same
     else:
         answer.set_result(outcome)
