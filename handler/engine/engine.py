@@ -130,11 +130,11 @@ class Engine:
             job.end(self._closed())
         self.over.set()
 
-    def check(self, left_s: float = math.inf) -> None:
+    def require_open(self, left_s: float = math.inf) -> None:
         """Raise what a request that came now would be refused with, whatever it asked for; it has `left_s` seconds."""
         if self.state not in OPEN:
             raise self._closed()
-        self.queue.check(self._executor.pace, left_s)
+        self.queue.require_room(self._executor.pace, left_s)
 
     async def submit(
         self, recipe: Recipe, on_step: OnStep = lambda *_: None, deadline: float = math.inf, admitted: bool = False

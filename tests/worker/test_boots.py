@@ -182,7 +182,7 @@ def test_a_start_that_ended_while_it_compiled_tells_how_long_that_takes_at_least
     clock = Clock(0.0, publish=lambda ledger: None)
     clock.ledger.model, clock.ledger.device, clock.ledger.phase = "a", "H200", "compile"
     with pytest.raises(BudgetExceeded) as caught:
-        clock.check()
+        clock.require_time()
     clock.finish("failed", caught.value.message)
     boot = asdict(clock.ledger) | {"total_s": 240.0, "phases": [asdict(Phase("weights", 10.0, 20.0))]}
     assert measured([boot], "compile", "a", "H200") == 210.0
