@@ -53,7 +53,7 @@ class Input(ImageRequest):
             try:
                 ImageRequest.parse({name: value for name, value in fields.items() if name != "sync_mode"})
             except errors.KindlingError as error:
-                raise refusal(error.status, error.body()["error"]) from None
+                raise fal_error(error.status, error.body()["error"]) from None
         return check(fields)
 
 
@@ -98,7 +98,7 @@ class Kindling(fal.App):
         """Draw one picture."""
         reply = await self.api.call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
         if "error" in reply.content:
-            raise refusal(reply.status, reply.content["error"])
+            raise fal_error(reply.status, reply.content["error"])
         [picture] = reply.content["images"]
         width, height = picture["parameters"]["size"]
         image = await asyncio.to_thread(
@@ -124,7 +124,7 @@ class Kindling(fal.App):
         return {"status": self.engine.state}
 
 
-def refusal(status: int, error: dict[str, Any]) -> Exception:
+def fal_error(status: int, error: dict[str, Any]) -> Exception:
     """Kindling's error as one of fal's, at the field if it names one."""
     if error["param"]:
         return FieldException(error["param"], error["message"], status, error["code"])

@@ -124,10 +124,10 @@ class Api:
         self._require_served(request, streams=False)
         return await self.draw(request, deadline=Deadline.within(self.engine.settings.deadline_s))
 
-    def check(self, deadline: Deadline) -> None:
+    def require_open(self, deadline: Deadline) -> None:
         """Raise what a request that has until `deadline` would be refused with now, whatever it asked for."""
-        self.engine.meter.check()
-        self.engine.check(deadline.left_s)
+        self.engine.meter.require_budget()
+        self.engine.require_open(deadline.left_s)
 
     async def draw(
         self, request: ImageRequest, on_step: OnRequestStep = lambda *_: None, deadline: Deadline | None = None
@@ -137,7 +137,7 @@ class Api:
         Raises DeadlineExceeded if they are not there by `deadline`.
         """
         deadline = deadline or Deadline()
-        self.engine.meter.check()
+        self.engine.meter.require_budget()
         if request.response_format == "url" and not self.store:
             raise Unsupported(NO_STORE, "response_format")
         first, *_ = recipes = await self._recipes(request, deadline)
@@ -169,7 +169,7 @@ class Api:
         if self.store and request.response_format == "url":
             picture = await self.store.keep(picture, deadline)
             self._uploaded(picture.stages["upload"])
-        deadline.check()
+        deadline.require_time()
         return picture
 
     def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:

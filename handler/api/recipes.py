@@ -15,7 +15,7 @@ def recipes_of(request: ImageRequest, spec: ModelSpec, served: StepCacheSetting)
     `served` is the worker's KINDLING_STEP_CACHE. Raises the RequestError that names the first thing that cannot be.
     Images take time to decode: where there are any, this is not for an event loop.
     """
-    spec.check(request, served)  # of two faults, tell first what no other image would mend
+    spec.validate(request, served)  # of two faults, tell first what no other image would mend
     images, mask = decoded(request, spec)
     first = spec.recipe(request, images, served, mask)
     return [replace(first, seed=(first.seed + i) % (MAX_SEED + 1)) for i in range(request.n)]

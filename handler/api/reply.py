@@ -55,13 +55,13 @@ async def answered(work: Awaitable[T]) -> T | Reply:
         return await work
     except KindlingError as error:
         let_go(error)  # whoever waited for it is on its way, with all that was asked for
-        return refusal(error)
+        return error_reply(error)
     except Exception as error:
         log.error("a request failed\n%s", outline(error))
-        return refusal(Internal("Something went wrong on our side; the log has the details."))
+        return error_reply(Internal("Something went wrong on our side; the log has the details."))
 
 
-def refusal(error: KindlingError) -> Reply:
+def error_reply(error: KindlingError) -> Reply:
     """An error as an answer. Where OpenAI's client would try again, it is told whether that can help."""
     headers = {}
     if error.retryable:

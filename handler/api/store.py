@@ -96,7 +96,7 @@ class Store:
         stages = {**picture.stages, "upload": time.perf_counter() - start}
         return replace(picture, url=url, undelivered=why, stages=stages)
 
-    def check(self) -> str:
+    def unreachable(self) -> str:
         """Why the bucket cannot be reached; empty if it can."""
         try:
             self._client().head_bucket(Bucket=self.bucket)

@@ -90,7 +90,7 @@ class ModelSpec:
 
         `images` and `mask` are the request's, decoded; `served` is the worker's KINDLING_STEP_CACHE.
         """
-        self.check(request, served)
+        self.validate(request, served)
         size = self._size(request, images)
         if mask and math.prod(self.canvas(size)) > self.masked_pixels:
             most, got = self.masked_pixels, "x".join(map(str, size))
@@ -189,7 +189,7 @@ class ModelSpec:
         except RequestError as error:
             raise SettingsError(f"KINDLING_STEP_CACHE: {error.message}", "KINDLING_STEP_CACHE") from None
 
-    def check(self, request: ImageRequest, served: StepCacheSetting = "off") -> None:
+    def validate(self, request: ImageRequest, served: StepCacheSetting = "off") -> None:
         """Raise the error that names the first thing this model cannot do; needs no decoded images."""
         steps, guidance = self._steps(request), self._guidance(request)
         if not self.min_steps <= steps <= self.max_steps:

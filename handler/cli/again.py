@@ -109,7 +109,7 @@ def _check_files(source: Path, images: list[bytes], mask: bytes | None, hashes: 
         raise InvalidValue(f"{source} was made {told}.", "mask")
 
 
-def check(said: Said, options: Namespace, asked: ImageRequest) -> None:
+def refuse_contradiction(said: Said, options: Namespace, asked: ImageRequest) -> None:
     """InvalidValue names the first option that contradicts the picture; `asked` is what all that are given make."""
     for option, (name, value) in SAID.items():
         if vars(options)[option] not in (None, "auto") and value(asked) != said.found.get(name):

@@ -118,7 +118,7 @@ def store_state(settings: Settings) -> dict[str, Any]:
     store = Store.of(settings)
     if store is None:
         return {"bucket": None, "reason": "none; KINDLING_STORE_BUCKET names one"}
-    reason = patiently(store.check, otherwise=str, where="it")
+    reason = patiently(store.unreachable, otherwise=str, where="it")
     return {"bucket": store.bucket, "endpoint": store.endpoint or None, "reachable": not reason, "reason": reason}
 
 

@@ -118,7 +118,8 @@ def _files(options: argparse.Namespace) -> tuple[list[bytes], bytes | None]:
 def _again(options: argparse.Namespace) -> again.Said:
     """What the PNG that --from names says, which no other option contradicts."""
     said = again.read(options.source, *_files(options))
-    again.check(said, options, openai.parse({**_fields(options), "prompt": options.prompt or said.request.prompt}))
+    asked = openai.parse({**_fields(options), "prompt": options.prompt or said.request.prompt})
+    again.refuse_contradiction(said, options, asked)
     return said
 
 

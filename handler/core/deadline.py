@@ -20,7 +20,7 @@ SHARE, MOST_S = 1 / 4, 1.0  # what is kept of a request's time to answer in
 
 
 class Deadline:
-    """One end, `at`; never, if nothing else is said. Only `left_s` and `check` are for any thread."""
+    """One end, `at`; never, if nothing else is said. Only `left_s` and `require_time` are for any thread."""
 
     def __init__(self, at: float = math.inf, kept_s: float = 0.0) -> None:
         self.at = at
@@ -47,7 +47,7 @@ class Deadline:
         """Seconds until then; none is 0."""
         return max(0.0, self.at - time.perf_counter())
 
-    def check(self) -> None:
+    def require_time(self) -> None:
         """Raise DeadlineExceeded if there is no time left."""
         if not self.left_s:
             raise DeadlineExceeded(LATE)

@@ -40,7 +40,8 @@ KindlingError
 """
 
 import math
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self
 
 RETRY_S = 5.0  # where nothing better is known
 MAX_RETRY_S = 120
@@ -68,6 +69,15 @@ class KindlingError(Exception):
         """OpenAI's error envelope."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": error}
+
+    def anew(self) -> Self:
+        """The same for one more who is told it: whoever lets go of an error clears the frames of all who caught it.
+
+        Before Python 3.13 that ends a coroutine that waits in its `except`.
+        """
+        same = copy(self)
+        same.__cause__ = self.__cause__
+        return same
 
 
 class RequestError(KindlingError):

@@ -31,7 +31,7 @@ from handler.core.errors import (
 from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.settings import Settings
 from handler.core.tracebacks import outline
-from handler.engine.batching import at_once
+from handler.engine.batching import alike, at_once
 from handler.engine.executor import Executor
 from handler.engine.publisher import Publisher
 from handler.engine.queue import Job, Queue, hand
@@ -130,18 +130,14 @@ class Engine:
             job.end(self._closed())
         self.over.set()
 
-    def check(self, left_s: float = math.inf) -> None:
+    def require_open(self, left_s: float = math.inf) -> None:
         """Raise what a request that came now would be refused with, whatever it asked for; it has `left_s` seconds."""
         if self.state not in OPEN:
             raise self._closed()
-        self.queue.check(self._executor.pace, left_s)
+        self.queue.require_room(self._executor.pace, left_s)
 
     async def submit(
-        self,
-        recipe: Recipe,
-        on_step: OnStep = lambda *_: None,
-        deadline: float = math.inf,
-        admitted: bool = False,
+        self, recipe: Recipe, on_step: OnStep = lambda *_: None, deadline: float = math.inf, admitted: bool = False
     ) -> Drawn:
         """Draw one picture, as `submit_all` does."""
         [drawn] = await self.submit_all([(recipe, on_step)], deadline, admitted)
@@ -191,7 +187,7 @@ class Engine:
 
     def at_once(self, recipe: Recipe) -> int:
         """How many pictures of this shape are drawn at once, if there are as many: as KINDLING_BATCH says."""
-        if not (self.worker and self._executor.together):
+        if not (self.worker and self._executor.together and alike(recipe, recipe)):
             return 1
         return at_once(self.batch, self.worker.gains, recipe.size)
 
@@ -202,7 +198,8 @@ class Engine:
 
     def _closed(self) -> KindlingError:
         """Why this worker takes no jobs; another one takes about as long to start as this one did."""
-        return self.error or NotReady("This worker is stopping; try again.", retry_s=self.ledger.total_s or RETRY_S)
+        retry_s = self.ledger.total_s or RETRY_S
+        return self.error.anew() if self.error else NotReady("This worker is stopping; try again.", retry_s=retry_s)
 
     def late(self) -> KindlingError:
         """What is told to whom whose time is up before there is a picture."""

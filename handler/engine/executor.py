@@ -133,7 +133,7 @@ class Executor:
     def _step(self, job: Job, patience: float) -> OnStep:
         def step(done: int, preview: Preview) -> None:
             self.watch.beat(patience)
-            job.check()
+            job.raise_if_over()
             job.on_step(done, preview)
 
         return step
@@ -162,7 +162,7 @@ class Executor:
 def _begin(job: Job) -> bool:
     """Whether `job` is still to be drawn."""
     try:
-        job.check()
+        job.raise_if_over()
     except KindlingError as error:
         let_go(error)
         job.end(error)

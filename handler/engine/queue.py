@@ -57,7 +57,7 @@ class Job:
         """Whether it has ended."""
         return self._ended.locked()
 
-    def check(self) -> None:
+    def raise_if_over(self) -> None:
         """Raise what stops this job, if it should not go on."""
         if self.over:
             raise Cancelled("The request was cancelled.")
@@ -65,7 +65,7 @@ class Job:
             raise DeadlineExceeded(LATE)
 
 
-def refusal(waiting: int, wait_s: float, left_s: float, most: int, most_s: float) -> str:
+def why_full(waiting: int, wait_s: float, left_s: float, most: int, most_s: float) -> str:
     """Why a job may not join `waiting` others that will take `wait_s`; empty if it may. It has `left_s` itself."""
     if waiting >= most:
         return f"{waiting} request{' is' if waiting == 1 else 's are'} waiting already; try again later."
@@ -99,24 +99,25 @@ class Queue:
         with self._changed:
             return sum([job.work for job in self._jobs])
 
-    def check(self, pace: float | None, left_s: float = math.inf) -> None:
+    def require_room(self, pace: float | None, left_s: float = math.inf) -> None:
         """Raise QueueFull if nobody who has `left_s` seconds may join now, DeadlineExceeded if those are over."""
         if left_s <= 0:
             raise DeadlineExceeded(LATE)
         wait_s = self.work * (pace or 0)
-        if why := refusal(len(self), wait_s, left_s, self._most, self._most_s):
+        if why := why_full(len(self), wait_s, left_s, self._most, self._most_s):
             raise QueueFull(why, retry_s=wait_s if pace else RETRY_S)
 
     def join(self, jobs: Sequence[Job], pace: float | None, admitted: bool) -> bool:
-        """Let one request's jobs wait; False if this queue is closed. Raises as `check`, unless it is `admitted`.
+        """Let one request's jobs wait; False if this queue is closed.
 
-        `pace` is how many seconds a unit of work takes, if that is known.
+        Raises as `require_room`, unless the request is `admitted`. `pace` is how many seconds a unit of work takes, if
+        that is known.
         """
         with self._changed:
             if self._closed:
                 return False
             if not admitted:
-                self.check(pace, jobs[0].deadline - time.perf_counter())
+                self.require_room(pace, jobs[0].deadline - time.perf_counter())
             for job in jobs:
                 job.queue = self
                 self._jobs.append(job)
@@ -184,6 +185,6 @@ def _settle(answer: asyncio.Future[Drawn], outcome: JobOutcome) -> None:
     if answer.done():
         return
     if isinstance(outcome, KindlingError):
-        answer.set_exception(outcome)
+        answer.set_exception(outcome.anew())  # several may be told the same
     else:
         answer.set_result(outcome)

@@ -124,7 +124,7 @@ class Meter:
     def verdict(self) -> Verdict:
         return judge(self._dollars()[1], self._settings.monthly_cap, self._settings.cap_action)
 
-    def check(self) -> None:
+    def require_budget(self) -> None:
         """Raise SpendCapReached where the cap is reached and refuses; no I/O."""
         if self.verdict.outcome == "REFUSE":
             raise SpendCapReached(

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler.api.dispatch import DIALECTS
 from handler.api.pieces import PIECE, encoded, pieces, size
-from handler.api.reply import Reply, refusal
+from handler.api.reply import Reply, error_reply
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
 from handler.server.metrics import Metrics
@@ -103,7 +103,8 @@ class Answering:
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
             if scope["type"] == "http" and not scope["state"]["seen"].answered:
-                await response(scope, refusal(NotReady("This worker is stopping; try again.")))(scope, receive, send)
+                reply = error_reply(NotReady("This worker is stopping; try again."))
+                await response(scope, reply)(scope, receive, send)
             raise
 
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from handler.api.dispatch import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
-from handler.api.reply import Reply, answered, refusal
+from handler.api.reply import Reply, answered, error_reply
 from handler.core.deadline import Deadline
 from handler.core.errors import (
     Cancelled,
@@ -137,7 +137,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     key = key_of(headers)
     deadline = seen.deadline = Deadline.within(min(_patience(headers), settings.deadline_s), seen.start)
     if not repeats.knows(key):  # else its picture may be there already
-        api.check(deadline)  # before anything is read: a crowd that has to be refused must not slow the others down
+        api.require_open(deadline)  # before anything is read: whom it refuses must not slow the others down
     body = await deadline.hold(bodies.read(request, settings.max_body_mb))
     form = await multipart.read(headers, body) if bodies.media(headers) == multipart.MEDIA else None
     payload = bodies.decode(body) if form is None else form
@@ -155,7 +155,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
 
     if not streams:
         return await _while_connected(request, call())
-    seen.note(refusal(Cancelled("The client went away.")))  # unless the call comes to its end
+    seen.note(error_reply(Cancelled("The client went away.")))  # unless the call comes to its end
     return await _while_connected(request, stream(call, DIALECTS[path].completed))
 
 
@@ -196,7 +196,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: RouteNotFound(f"There is no route {path:.80}."),
         405: MethodNotAllowed(f"{request.method} is not allowed on {path:.80}."),
     }
-    reply = refusal(refusals.get(error.status_code, RequestError(error.detail)))
+    reply = error_reply(refusals.get(error.status_code, RequestError(error.detail)))
     return response(request.scope, Reply(reply.status, reply.body, {**reply.headers, **(error.headers or {})}))
 
 
@@ -204,4 +204,4 @@ async def _crashed(request: Request, error: Exception) -> Response:
     """A bug in a route, which the server logs; or a client that left while it was answered, which was noted before."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=Cancelled.status)
-    return response(request.scope, refusal(Internal("Something went wrong on our side; the log has the details.")))
+    return response(request.scope, error_reply(Internal("Something went wrong on our side; the log has the details.")))

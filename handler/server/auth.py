@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handler.api.reply import refusal
+from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
 from handler.server.access import response
@@ -90,7 +90,7 @@ class Gate:
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": POLICY})
-        reply = refusal(error)
+        reply = error_reply(error)
         if error.status == Unauthorized.status:
             reply.headers["www-authenticate"] = "Bearer"
         await response(scope, reply)(scope, receive, send)

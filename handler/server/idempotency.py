@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
-from handler.api.reply import Reply, refusal
+from handler.api.reply import Reply, error_reply
 from handler.core.deadline import LATE, Deadline
 from handler.core.errors import DeadlineExceeded, InvalidValue, KeyReused, KindlingError
 from handler.core.recipe import Picture
@@ -115,7 +115,7 @@ class Repeats:
         try:
             reply = await self._follow(key, call, deadline)
         except DeadlineExceeded:
-            return refusal(self._late())
+            return error_reply(self._late())
         pictures, call.pictures = call.pictures, ()
         return replace(reply, headers=reply.headers | (REPEATED if known else {}), pictures=pictures)
 

@@ -10,12 +10,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from handler.api.reply import refusal
+from handler.api.reply import error_reply
 from handler.core.errors import RequestError
 from handler.server.access import ARRIVED, HEADER, JSON
 from handler.server.auth import DEFAULTS
 
-NOT_HTTP = refusal(RequestError("What came is not a request in HTTP/1.1, or its head is too large."))
+NOT_HTTP = error_reply(RequestError("What came is not a request in HTTP/1.1, or its head is too large."))
 
 HEAD = 64 << 10  # bytes of a request's head, at most
 PART = 4 << 10  # bytes that are parsed at once, so that a head's limit does not depend on how it comes

@@ -45,7 +45,7 @@ def model_items(spec: ModelSpec, listings: Listings, index: Mapping[str, Any]) -
     """Every file of a model whose pipeline has this model_index.json. FetchFailed names what is not there."""
     own = Repository(spec.repository, spec.revision)
     grafted = {str(PurePosixPath(graft.path).parent) for graft in spec.grafts if _is_weights(graft.path)}
-    chosen = choose(listings[home(spec)], index, spec.variant, grafted)
+    chosen = choose_files(listings[home(spec)], index, spec.variant, grafted)
     items = {path: Item(path, home(spec), file) for path, file in chosen.items()}
     for graft in spec.grafts:
         if graft.file not in listings[own]:
@@ -68,7 +68,7 @@ def vae_items(repository: Repository, listings: Listings, config: object) -> lis
     return [Item(f"{VAE}/{name}", repository, name) for name in sorted([VAE_CONFIG, *weights])]
 
 
-def choose(
+def choose_files(
     paths: Collection[str], index: Mapping[str, Any], variant: str = "", grafted: Collection[str] = ()
 ) -> dict[str, str]:
     """Which of a repository's files a pipeline with this model_index.json needs, and its licence, by path stored.

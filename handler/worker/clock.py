@@ -113,7 +113,7 @@ class Clock:
 
     def arm(self) -> None:
         """Start both watchdogs; raises BudgetExceeded if the budget is already spent."""
-        self.check()
+        self.require_time()
         if self._abort is os._exit:
             faulthandler.dump_traceback_later(self.remaining + GRACE_S, exit=True, file=STDERR)
         threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
@@ -141,9 +141,9 @@ class Clock:
         self.record(self.ledger)
         yield
         self.ledger.phases.append(Phase(name, round(start, 3), round(self.elapsed - start, 3)))
-        self.check()
+        self.require_time()
 
-    def check(self) -> None:
+    def require_time(self) -> None:
         """Raise BudgetExceeded once the budget is spent."""
         if self.remaining <= 0:
             raise BudgetExceeded(self._verdict())

@@ -186,5 +186,5 @@ class Worker(Loaded):
 
     def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:
         request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
-        for outcome in self.draw([self.spec.recipe(request)] * count, [lambda *_: clock.check()] * count):
+        for outcome in self.draw([self.spec.recipe(request)] * count, [lambda *_: clock.require_time()] * count):
             sound(outcome)

@@ -431,7 +431,7 @@ def test_whatever_strength_is_taken_takes_a_step(spec: ModelSpec) -> None:
             assert 1 <= recipe.taken <= recipe.steps
         except OutOfRange as error:
             better = float(error.message.split("at least ")[1].split(",")[0].rstrip("."))
-            spec.check(ImageRequest.parse(fields | {"strength": better}))
+            spec.validate(ImageRequest.parse(fields | {"strength": better}))
 
 
 @of(

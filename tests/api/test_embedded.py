@@ -93,6 +93,34 @@ def test_what_cannot_be_is_refused_as_everywhere(
     embedded(family, main)
 
 
+def test_who_still_deals_with_an_error_goes_on_when_another_is_told_the_same(family: FakeFamily) -> None:
+    """Before Python 3.13, letting go of an error ended the coroutines of all who had caught it and waited since."""
+    family.at_step = {1: raises(errors.DeviceLost("The GPU is gone."))}
+
+    async def patient(engine: Engine, caught: asyncio.Event, go: asyncio.Event) -> str:
+        try:
+            await engine.generate("x")
+        except errors.StartError as error:
+            caught.set()
+            await go.wait()
+            return error.message
+        raise AssertionError
+
+    async def main(engine: Engine) -> None:
+        caught, go = asyncio.Event(), asyncio.Event()
+        with pytest.raises(errors.DeviceLost):
+            await engine.generate("x")
+        waiting = asyncio.create_task(patient(engine, caught, go))
+        await caught.wait()
+        assert (await Api(engine).call("/generate", {"prompt": "x"})).status == 503
+        go.set()
+        assert await asyncio.wait_for(waiting, 30) == "The GPU is gone."
+        assert engine.error
+        assert engine.error.__traceback__ is None  # nor does it hold what they hold
+
+    embedded(family, main)
+
+
 def test_an_engine_that_cannot_start_says_why_and_is_over(family: FakeFamily) -> None:
     def boot(settings: Settings, clock: Clock) -> Worker:
         raise errors.WeightsMissing("There are no weights.")

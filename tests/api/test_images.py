@@ -252,7 +252,7 @@ def test_a_bomb_costs_no_memory_and_no_words(tmp_path: Path) -> None:
 def test_more_than_the_model_takes(spec: Any, count: int, told: str) -> None:
     request = ImageRequest(prompt="x", images=(b"never decoded",) * count)
     with pytest.raises(RequestError, match=told) as caught:
-        spec.check(request)
+        spec.validate(request)
     assert (caught.value.param, caught.value.status) == ("images", 422)
 
 

@@ -397,7 +397,7 @@ def test_whether_a_bucket_can_be_reached_is_told(s3: S3) -> None:
     found, gone = (Store.of(settings(s3.url, store_bucket=name)) for name in (BUCKET, "none"))
     assert found
     assert gone
-    assert (found.check(), gone.check()) == ("", "there is no such bucket")
+    assert (found.unreachable(), gone.unreachable()) == ("", "there is no such bucket")
 
 
 @pytest.mark.parametrize(("bucket", "told"), [(BUCKET, []), ("none", ["there is no such bucket"])])

@@ -285,7 +285,7 @@ def test_nothing_may_contradict_the_picture_to_be_made_again(
     said = again.read(source, [], None)
     alike = ["a red circle", "--seed", "3", "--steps", "1", "--size", "64x64", "--n", "1", "--model", "spark"]
     options = _parsed(*alike, "--guidance", "0", "--scheduler", "flow-match-euler", "--step-cache", "off")
-    again.check(said, options, openai.parse(generate._fields(options)))
+    again.refuse_contradiction(said, options, openai.parse(generate._fields(options)))
 
 
 def test_what_differs_from_where_a_picture_was_made_is_told_in_words(

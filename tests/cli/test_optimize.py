@@ -21,7 +21,7 @@ from handler.__main__ import main
 from handler.catalog.precisions import PRECISIONS
 from handler.cli.optimize.attempt import attempt, likeness
 from handler.cli.optimize.journal import Journal, close
-from handler.cli.optimize.pareto import SAME_DB, choose, pareto
+from handler.cli.optimize.pareto import SAME_DB, pareto, select
 from handler.cli.optimize.sweep import Wishes, place, planned, sweep
 from handler.cli.optimize.together import gains
 from handler.core.errors import KindlingError, StartError
@@ -68,30 +68,30 @@ def test_the_front_is_what_nothing_beats() -> None:
     ],
 )
 def test_the_choice(priority: str, limits: dict[str, float], winner: Candidate) -> None:
-    found = choose(MEASURED, priority, limits)
+    found = select(MEASURED, priority, limits)
     assert found.winner == winner
     assert found.reason.startswith(f"best by {priority}: p50 ")
     assert found.winner not in found.refused
 
 
 def test_nothing_keeps_the_limits() -> None:
-    found = choose(MEASURED, "latency", {"max_latency": 0.5})
+    found = select(MEASURED, "latency", {"max_latency": 0.5})
     assert found.winner is None
     assert found.reason == ("nothing keeps the limits; fp8 is nearest: p95 0.55 s misses at most 0.5 by 0.05")
     assert found.refused[BASE] == "p95 1.1 s misses at most 0.5 by 0.6"
-    both = choose(MEASURED, "latency", {"max_latency": 0.6, "min_quality": 40})
+    both = select(MEASURED, "latency", {"max_latency": 0.6, "min_quality": 40})
     assert both.refused[FP8] == "likeness 33 dB misses at least 40 by 7"
 
 
 def test_what_was_not_measured_keeps_no_limit() -> None:
-    found = choose({FP8: figures(1)}, "latency", {"min_quality": 30})
+    found = select({FP8: figures(1)}, "latency", {"min_quality": 30})
     assert found.refused == {FP8: "likeness was not measured"}
-    assert choose({}, "latency", {}).reason == "nothing could be measured"
+    assert select({}, "latency", {}).reason == "nothing could be measured"
 
 
 def test_a_gain_within_the_noise_is_none() -> None:
     near = {BASE: figures(1.0, psnr_db=SAME_DB), FP8: figures(0.99, psnr_db=30.0)}
-    found = choose(near, "latency", {})
+    found = select(near, "latency", {})
     assert found.winner == BASE
     assert "2 are within 2%" in found.reason
 

@@ -45,13 +45,13 @@ def test_what_is_left_falls_to_nothing_and_not_below(clock: Seconds) -> None:
     end = Deadline.within(10.0)
     assert (end.at, end.left_s) == (1010.0, 10.0)
     clock.pass_s(9.5)
-    end.check()
+    end.require_time()
     assert end.left_s == 0.5
     for passed in (0.5, 100.0):
         clock.pass_s(passed)
         assert end.left_s == 0.0
         with pytest.raises(DeadlineExceeded):
-            end.check()
+            end.require_time()
 
 
 def test_an_end_may_count_from_before(clock: Seconds) -> None:

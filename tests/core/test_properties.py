@@ -36,7 +36,7 @@ from handler.core.untrusted import Malformed, check
 from handler.core.untrusted import parse as parse_json
 from handler.engine.batching import PIXELS, at_once
 from handler.engine.executor import PACE, Executor
-from handler.engine.queue import refusal
+from handler.engine.queue import why_full
 from handler.engine.spend import seconds_this_month
 from handler.server import multipart
 from handler.volume.hub import LONGEST_WAIT_S, _pause
@@ -294,9 +294,9 @@ def test_retry_after_is_whole_bounded_and_never_too_soon(one: float, other: floa
 def test_who_is_refused_is_refused_behind_more(
     waiting: int, wait_s: float, left_s: float, most: int, most_s: float, more: int, longer: float
 ) -> None:
-    if refusal(waiting, wait_s, left_s, most, most_s):
-        assert refusal(waiting + more, wait_s + longer, left_s, most, most_s)
-        assert refusal(waiting, wait_s, max(0.0, left_s - longer), most, most_s)
+    if why_full(waiting, wait_s, left_s, most, most_s):
+        assert why_full(waiting + more, wait_s + longer, left_s, most, most_s)
+        assert why_full(waiting, wait_s, max(0.0, left_s - longer), most, most_s)
     else:
         assert waiting < most
         assert wait_s <= min(left_s, most_s)

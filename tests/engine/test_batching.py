@@ -16,7 +16,7 @@ from test_families import EVERY, boot  # noqa: F401 - a fixture
 from fakes import FakeFamily, raises
 from handler import Api, Engine, ImageRequest, ModelSpec, Worker
 from handler.core.errors import Cancelled, NumericalError, OutOfMemory
-from handler.core.recipe import MOST, Recipe
+from handler.core.recipe import MOST, Recipe, Reference
 from handler.core.stepcache import StepCache
 from handler.engine.batching import alike, at_once, room
 from handler.model import families
@@ -192,6 +192,14 @@ def test_a_batch_that_finds_no_memory_is_drawn_one_by_one(engine: Engine, family
     family.at_step = {2: full}
     asyncio.run(main())
     assert family.batches == [1, 2, 1, 1]
+
+
+def test_what_is_drawn_alone_is_not_held_back_for_its_neighbours(family: FakeFamily) -> None:
+    """Each picture of such a request is encoded while the next is drawn."""
+    with family.engine(batch=4) as engine:
+        assert engine.at_once(RECIPE) == 4
+        assert engine.at_once(replace(RECIPE, step_cache=StepCache())) == 1
+        assert engine.at_once(replace(RECIPE, images=(Reference(None, ""),), strength=0.5)) == 1
 
 
 def test_the_pictures_of_one_request_are_drawn_at_once_and_say_so(family: FakeFamily) -> None:

@@ -36,7 +36,7 @@ from handler.core.errors import (
 )
 from handler.core.recipe import Picture, Pixels, Preview, Recipe
 from handler.core.tracebacks import UNSAID
-from handler.engine.queue import Job, refusal
+from handler.engine.queue import Job, why_full
 from handler.model.faults import meaning
 from threads import Seconds, have_ended, until
 
@@ -338,7 +338,7 @@ def test_what_ends_while_it_is_finished_ends_once(engine: Engine, family: FakeFa
     ],
 )
 def test_who_may_join_the_line(waiting: int, wait_s: float, left_s: float, says: str) -> None:
-    found = refusal(waiting, wait_s, left_s, most=2, most_s=10)
+    found = why_full(waiting, wait_s, left_s, most=2, most_s=10)
     assert says in found
     assert bool(says) == bool(found)
 

@@ -355,11 +355,11 @@ def test_a_line_is_as_long_as_its_work(bench: Bench) -> None:
     queue = Queue(9, 100.0)
     queue.join([bench.job(), bench.job(LARGE)], None, admitted=False)
     assert (len(queue), queue.work) == (2, 9.0)
-    queue.check(None)
-    queue.check(10.0, 90.0)
+    queue.require_room(None)
+    queue.require_room(10.0, 90.0)
     for pace, left_s, retry_s in ((10.0, 89.0, 90), (11.5, float("inf"), 104)):
         with pytest.raises(QueueFull) as caught:
-            queue.check(pace, left_s)
+            queue.require_room(pace, left_s)
         assert caught.value.retry_s == retry_s
 
 
@@ -402,7 +402,7 @@ def test_who_failed_beside_others_that_did_not_is_told_so(bench: Bench, drawn: i
 def test_what_waits_may_take_just_as_long_as_is_allowed_and_as_who_asks_has_left(bench: Bench) -> None:
     queue = Queue(9, 100.0)
     queue.join([bench.job(LARGE), replace(bench.job(LARGE), work=2.0)], None, admitted=False)
-    queue.check(10.0)  # 100 s of 100
+    queue.require_room(10.0)  # 100 s of 100
     with pytest.raises(QueueFull, match="more than this request may take"):
         queue.join([bench.job(deadline=bench.clock() + 99.5)], 10.0, admitted=False)
     assert queue.join([bench.job(deadline=bench.clock() + 100.0)], 10.0, admitted=False)

@@ -109,9 +109,9 @@ def test_an_hour_costs_the_price_that_is_known(
     assert meter.state()["dollars_this_process"] == (None if dollars is None else pytest.approx(dollars))
     if dollars is not None and dollars >= 1.0:
         with pytest.raises(SpendCapReached):
-            meter.check()
+            meter.require_budget()
     else:
-        meter.check()
+        meter.require_budget()
     if not gpu and own is None:
         assert meter.price.reason == "the GPU is not known yet"
 

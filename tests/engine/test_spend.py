@@ -99,7 +99,7 @@ def test_a_cap_holds_for_workers_that_are_alike(tmp_path: Path) -> None:
     for found in meters:
         assert found.state()["dollars_this_month"] == pytest.approx(38)
         with pytest.raises(SpendCapReached):
-            found.check()
+            found.require_budget()
 
 
 def test_what_a_snapshot_has_become_is_another_worker(tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_refuse_stops_drawing_and_alert_does_not(tmp_path: Path) -> None:
     time = Time()
     alert = meter(tmp_path, time, monthly_cap=1)
     refuse = meter(tmp_path, time, monthly_cap=1, cap_action="refuse")
-    refuse.check()
+    refuse.require_budget()
     time.pass_hours(0.5)
-    alert.check()
+    alert.require_budget()
     with pytest.raises(SpendCapReached) as caught:
-        refuse.check()
+        refuse.require_budget()
     assert (caught.value.status, caught.value.code, caught.value.retryable) == (429, "spend_cap_reached", False)
     assert refuse.state()["verdict"]["outcome"] == "REFUSE"
 
@@ -204,7 +204,7 @@ def test_a_cap_without_a_price_is_told_and_refuses_nobody(tmp_path: Path, caplog
     found = meter(tmp_path, Time(), gpu="CPU", gpu_price=None, monthly_cap=1, cap_action="refuse")
     with caplog.at_level(logging.WARNING, "handler.engine.spend"):
         found.tick()
-    found.check()
+    found.require_budget()
     assert "cannot be held" in caplog.text
     assert found.state()["dollars_this_month"] is None
     assert not (tmp_path / "spend").exists()
@@ -225,7 +225,7 @@ def test_a_volume_nobody_may_write_counts_this_process_alone_and_says_so(tmp_pat
     found.tick()
     assert found.state()["counted"].startswith("this process alone: the volume cannot be written (")
     with pytest.raises(SpendCapReached):
-        found.check()
+        found.require_budget()
 
 
 def test_what_others_cost_counts_on_a_volume_that_takes_nothing_more(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_what_others_cost_counts_on_a_volume_that_takes_nothing_more(tmp_path: P
     with full_disk():
         mine.tick()
     with pytest.raises(SpendCapReached):
-        mine.check()
+        mine.require_budget()
     assert "but they cannot see what this one costs: the volume cannot be written (" in mine.state()["counted"]
 
 
@@ -286,7 +286,7 @@ def test_the_cap_is_looked_at_again_every_minute(tmp_path: Path) -> None:
     mine.tick()
     assert mine.state()["dollars_this_month"] == pytest.approx(6.0 + 4.0)
     with pytest.raises(SpendCapReached):
-        mine.check()
+        mine.require_budget()
 
 
 def test_the_thread_writes_at_the_end_and_stops(tmp_path: Path) -> None:

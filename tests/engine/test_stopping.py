@@ -487,22 +487,25 @@ def test_an_exit_keeps_seconds_for_what_comes_after_each_wait(monkeypatch: pytes
 @pytest.mark.parametrize("end", ENDS)
 def test_who_asks_a_worker_that_leaves_is_refused_before_anything_is_read(end: str) -> None:
     with held("idle") as (_, engine):
-        engine.check()
+        engine.require_open()
         ENDS[end](engine)
         with pytest.raises(NotReady, match="is stopping"):
-            engine.check()
+            engine.require_open()
         engine.stop()
 
 
 def test_who_asks_a_worker_that_failed_is_told_its_cause_before_anything_is_read() -> None:
-    cause = StartError("broken")
+    cause = StartError("broken", "KINDLING_MODEL", retry_s=9)
+    cause.__cause__ = OSError("why")
     engine = Engine(Settings(), boot=lambda *_: raises(cause)())
     engine.start()
     with pytest.raises(StartError):
         engine.wait_booted()
     with pytest.raises(StartError) as caught:
-        engine.check()
-    assert caught.value is cause
+        engine.require_open()
+    told = caught.value
+    assert told is not cause  # whose frames are let go of by all who hold it
+    assert (told.body(), told.retry_s, told.__cause__) == (cause.body(), 9, cause.__cause__)
     engine.stop()
 
 

@@ -341,11 +341,11 @@ def test_code_that_only_moved_is_the_same_code(tmp_path: Path) -> None:
     before, moved, changed = (tmp_path / f"{name}.py" for name in ("before", "moved", "changed"))
     before.write_text("from handler.a import (\n    b,\n    c,\n)\n\n\ndef f():\n    import torch\n    return b(c)\n")
     moved.write_text("import torch\nfrom handler.d.a import b, c\n\ndef f():\n    return b(c)\n")
-    assert artifacts.lines(before) == artifacts.lines(moved) == ["b", "c", "torch", "def f():", "    return b(c)"]
+    assert artifacts.code_of(before) == artifacts.code_of(moved) == ["b", "c", "torch", "def f():", "    return b(c)"]
     for other in ("return c(b)", "from handler.a import b, d as c"):
         old = "return b(c)" if other.startswith("return") else "from handler.d.a import b, c"
         changed.write_text(moved.read_text().replace(old, other))
-        assert artifacts.lines(changed) != artifacts.lines(moved)
+        assert artifacts.code_of(changed) != artifacts.code_of(moved)
 
 
 def test_what_was_compiled_before_files_moved_is_still_good() -> None:

@@ -395,4 +395,4 @@ def test_hub_tests_are_native_requests() -> None:
     Settings.from_env({entry["key"]: entry["value"] for entry in HUB_TESTS["config"]["env"]})
     for test in HUB_TESTS["tests"]:
         assert test.keys() == {"name", "input", "timeout"}
-        MODELS["spark"].check(ImageRequest.parse(test["input"]))
+        MODELS["spark"].validate(ImageRequest.parse(test["input"]))

@@ -9,7 +9,7 @@ import pytest
 from handler import MODELS
 from handler.catalog.spec import Graft, ModelSpec
 from handler.core.errors import FetchFailed
-from handler.volume.files import Item, choose, home, model_items, vae_items
+from handler.volume.files import Item, choose_files, home, model_items, vae_items
 from handler.volume.hub import Repository
 
 FLUX = """
@@ -46,7 +46,7 @@ def own(spec: ModelSpec) -> Repository:
 
 def unet(names: Collection[str], variant: str = "") -> dict[str, str]:
     """What is chosen of a unet with these files beside its config."""
-    chosen = choose(["unet/config.json", *(f"unet/{name}" for name in names)], UNET, variant)
+    chosen = choose_files(["unet/config.json", *(f"unet/{name}" for name in names)], UNET, variant)
     assert chosen.pop("unet/config.json") == "unet/config.json"
     return {path.removeprefix("unet/"): file.removeprefix("unet/") for path, file in chosen.items()}
 
@@ -55,7 +55,7 @@ def unet(names: Collection[str], variant: str = "") -> dict[str, str]:
     "left", ["README.md", "ae.safetensors", "flux1-dev.safetensors", "dev_grid.jpg", ".gitattributes"]
 )
 def test_what_flux_needs(left: str) -> None:
-    assert choose([*FLUX, left], INDEX) == {name: name for name in FLUX}
+    assert choose_files([*FLUX, left], INDEX) == {name: name for name in FLUX}
 
 
 def test_only_components_and_plain_safetensors_come() -> None:
@@ -66,24 +66,24 @@ def test_only_components_and_plain_safetensors_come() -> None:
         unet/diffusion_pytorch_model.safetensors.index.fp16.json unet/pytorch_model.bin.index.json unet/old/config.json
         unet/flax_model.msgpack gone/config.json other/config.json x.ckpt ../up/config.json config.json
     """.split()  # noqa: SIM905
-    assert choose([*plain, *left], index) == {name: name for name in plain}
+    assert choose_files([*plain, *left], index) == {name: name for name in plain}
 
 
 def test_a_processor_has_templates_and_no_weights() -> None:
     files = ["tokenizer/chat_template.jinja", "tokenizer/processor_config.json", "tokenizer/tokenizer.json"]
     left = ["chat_template.jinja", "tokenizer/more/other.jinja"]
-    assert set(choose([*files, *left], {"tokenizer": ["transformers", "P"]})) == set(files)
+    assert set(choose_files([*files, *left], {"tokenizer": ["transformers", "P"]})) == set(files)
 
 
 @pytest.mark.parametrize("only", ["diffusion_pytorch_model.bin", "model.fp16.safetensors", "model.ckpt"])
 def test_a_component_without_plain_safetensors_is_named(only: str) -> None:
     with pytest.raises(FetchFailed, match=f"'vae'.*{only}"):
-        choose(["vae/config.json", f"vae/{only}"], {"vae": ["diffusers", "V"]})
+        choose_files(["vae/config.json", f"vae/{only}"], {"vae": ["diffusers", "V"]})
 
 
 def test_a_component_without_files_is_named() -> None:
     with pytest.raises(FetchFailed, match="'vae'"):
-        choose(["unet/config.json"], {"vae": ["diffusers", "V"]})
+        choose_files(["unet/config.json"], {"vae": ["diffusers", "V"]})
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_a_start_that_ended_while_it_compiled_tells_how_long_that_takes_at_least
     clock.ledger.model, clock.ledger.device, clock.ledger.precision = MINE
     clock.ledger.phase = "compile"
     with pytest.raises(BudgetExceeded) as caught:
-        clock.check()
+        clock.require_time()
     clock.finish("failed", caught.value.message)
     ledger = replace(clock.ledger, total_s=240.0, phases=[Phase("weights", 10.0, 20.0)])
     assert past(ledger).longest("compile", *MINE) == 210.0

@@ -64,7 +64,7 @@ def pareto(measured: Mapping[Candidate, Figures]) -> frozenset[Candidate]:
     )
 
 
-def choose(measured: Mapping[Candidate, Figures], priority: str, limits: Mapping[str, float]) -> Selection:
+def select(measured: Mapping[Candidate, Figures], priority: str, limits: Mapping[str, float]) -> Selection:
     """The best by `priority` of those that keep all `limits`, a bound for each name."""
     misses = {one: [LIMITS[name].broken(figures, bound) for name, bound in limits.items()] for one, figures in
               measured.items()}  # fmt: skip

@@ -14,7 +14,7 @@ from handler.catalog.prices import per_image, price_of
 from handler.catalog.spec import ModelSpec
 from handler.cli.optimize.attempt import attempt, likeness
 from handler.cli.optimize.journal import Journal
-from handler.cli.optimize.pareto import Selection, choose
+from handler.cli.optimize.pareto import Selection, select
 from handler.cli.optimize.trial import Task
 from handler.core.errors import KindlingError
 from handler.core.settings import Settings
@@ -106,7 +106,7 @@ def sweep(
             progress(f"  {took}: {_told(outcome)}")
         outcomes.append(outcome)
     found = Sweep(tuple(outcomes), Selection(None, "", frozenset(), {}))
-    return replace(found, choice=choose(found.measured, wished.priority, wished.limits))
+    return replace(found, choice=select(found.measured, wished.priority, wished.limits))
 
 
 def place(settings: Settings, spec: ModelSpec, hardware: Hardware) -> Path:

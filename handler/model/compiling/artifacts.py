@@ -89,11 +89,11 @@ def version_of(package: str) -> str:
 @cache
 def _code() -> str:
     """A digest of the code that makes what is compiled, wherever it lies."""
-    made = digest([lines(Path(__file__).parents[2] / f"{name}.py") for name in CODE])
+    made = digest([code_of(Path(__file__).parents[2] / f"{name}.py") for name in CODE])
     return SAME.get(made, made)
 
 
-def lines(path: Path) -> list[str]:
+def code_of(path: Path) -> list[str]:
     """What a module does: its lines that are not empty, and of what it imports the names, not where they are."""
     text = path.read_text()
     said, names = dict(enumerate(text.splitlines(), start=1)), list[str]()

@@ -1,7 +1,7 @@
 """JSON Schemas of what comes in, for one served model.
 
-They are as strict as `ModelSpec.check`: what fits is drawn. But for what no schema can tell: whether a file is a whole
-image, a mask as large as its image, and an edit strong enough for its steps.
+They are as strict as `ModelSpec.validate`: what fits is drawn. But for what no schema can tell: whether a file is a
+whole image, a mask as large as its image, and an edit strong enough for its steps.
 """
 
 from typing import Any
