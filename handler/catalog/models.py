@@ -2,8 +2,8 @@
 
 Rows name their family's code by string, so this table needs no torch. Steps and guidance of FLUX.1, SD3.5 and SDXL are
 RunInfra's published table, all else is as the makers' cards have it, but for two: FLUX.2 [dev]'s calls 28 of its 50
-steps a good trade-off, and Qwen-Image's draws 1328x1328, 1.7 times as long. Revisions are the hub's commits. Rows of
-Stable Diffusion are in `stable_diffusion.py`.
+steps a good trade-off, and Qwen-Image's draws 1328x1328, 1.7 times as long. Revisions are the hub's commits. Stable
+Diffusion's rows are in `stable_diffusion.py`.
 """
 
 import math

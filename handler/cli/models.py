@@ -26,11 +26,12 @@ ROW = "{:<21} {:>7} {:>6} {:>9} {:>10}  {}"
 class ModelState:
     """One model on this volume and this machine, and in which precision it would be served.
 
-    `baked` is HIT where compile artifacts fit this device; `dollars` is what a picture costs by the current receipt,
-    None where it does not say.
+    `revision` is the commit: its row's, else the volume's, empty where that has none. `baked` is HIT where compile
+    artifacts fit this device; `dollars` is what a picture costs by the current receipt, None where it does not say.
     """
 
     id: str
+    revision: str
     fetched: bool
     baked: str
     baked_weights: bool
@@ -43,16 +44,18 @@ class ModelState:
 def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> ModelState:
     """Whether `spec` is on the volume, what was baked for it, whether it fits; else why not."""
     seen = outlook(settings, spec, hardware)
+    spec = seen.spec
     try:
         if seen.fault:
             raise seen.fault
         memory, found = seen.memory, artifacts.look(spec, seen.hardware, settings.volume)
     except KindlingError as error:
         why = "not fetched" if isinstance(error, WeightsMissing) else error.message
-        return ModelState(spec.id, False, "MISS", False, why, listed(seen), seen.hardware.precision)
+        return ModelState(spec.id, spec.revision, False, "MISS", False, why, listed(seen), seen.hardware.precision)
     baked = seen.weights.kind == "baked"
     dollars = dollars_of(settings.volume, spec.id, seen.hardware.identity)
-    return ModelState(spec.id, True, found.outcome, baked, found.reason, memory, seen.hardware.precision, dollars)
+    served = seen.hardware.precision
+    return ModelState(spec.id, spec.revision, True, found.outcome, baked, found.reason, memory, served, dollars)
 
 
 def listed(seen: Outlook) -> MemoryPlan:
@@ -65,7 +68,7 @@ def states(settings: Settings, hardware: Hardware) -> list[ModelState]:
 
     def unknown(spec: ModelSpec, why: str) -> ModelState:
         seen = outlook(settings, spec, hardware, host_memory() / 1e9)  # as of a machine whose volume nobody sees
-        return ModelState(spec.id, False, "MISS", False, why, seen.memory, seen.hardware.precision)
+        return ModelState(spec.id, spec.revision, False, "MISS", False, why, seen.memory, seen.hardware.precision)
 
     def examined(spec: ModelSpec) -> ModelState:
         try:
@@ -106,7 +109,8 @@ def lines(spec: ModelSpec, found: ModelState) -> list[str]:
     """One model for people: its numbers, whether it fits and why, its licence."""
     count, size = spec.parameters, "x".join(map(str, spec.size))
     parameters = f"{count / 1e6:,.1f}M" if count < 1e9 else f"{count / 1e9:g}B"
-    fetched = "ships with Kindling" if spec.embedded else "fetched" if found.fetched else found.reason
+    at = "" if spec.revision else f" at {found.revision[:8]}"
+    fetched = "ships with Kindling" if spec.embedded else f"fetched{at}" if found.fetched else found.reason
     baked = [", baked weights"] * found.baked_weights + [", compiled"] * (found.baked == "HIT")
     price = "" if found.dollars is None else f"; {found.dollars:.6f} dollars a picture"
     fits = FITS[found.fit.mode] if found.fit.fits else "does not fit"

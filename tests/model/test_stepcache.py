@@ -93,7 +93,9 @@ def test_what_is_malformed_is_named(said: Any, kind: type[KindlingError], told: 
 
 @pytest.mark.parametrize("spec", [spec for spec in MODELS.values() if not spec.step_cache], ids=lambda spec: spec.id)
 def test_models_that_cannot_say_why(spec: ModelSpec) -> None:
-    why = "works on transformers only" if spec.id == "sdxl" else f"at most {spec.max_steps} steps are too few"
+    why = (
+        "works on transformers only" if spec.id in ("sd1.5", "sdxl") else f"at most {spec.max_steps} steps are too few"
+    )
     for served in ("off", "on"):
         with pytest.raises(Unsupported, match=f"{spec.id} cannot have a step cache: .*{why}"):
             spec.recipe(ImageRequest(prompt="x", step_cache="on"), served=served)

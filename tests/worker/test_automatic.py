@@ -11,9 +11,10 @@ from conftest import PATIENT
 
 import tiny
 from handler import GPUS, Settings, Worker
-from handler.catalog.models import DEV, MODELS, QWEN_IMAGE, SCHNELL, SDXL, SPARK
+from handler.catalog.models import DEV, MODELS, QWEN_IMAGE, SCHNELL, SPARK
 from handler.catalog.precisions import PRECISIONS, choose
 from handler.catalog.spec import ModelSpec
+from handler.catalog.stable_diffusion import SDXL
 from handler.cli.models import lines, state
 from handler.core.errors import SettingsError
 from handler.model.hardware import Hardware, expected, rented

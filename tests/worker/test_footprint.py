@@ -29,6 +29,7 @@ from handler.volume.listing import LORA
 from handler.volume.manifest import Source, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.reader import Reader
+from handler.volume.revisions import settled
 from handler.volume.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
 from handler.worker.decision import decide
 from handler.worker.footprint import PROCESS, Footprint, Part, Weights, _part, weigh
@@ -123,7 +124,7 @@ def test_what_files_say_is_what_is_held(spec: ModelSpec, precision: str, near: f
     """Which layers are rounded is told by names alone, nearly."""
     if not spec.embedded:
         tiny.write(spec, tmp_path)
-    source, hardware = model_source(spec, tmp_path), Hardware("cpu", "CPU", precision, "")
+    source, hardware = model_source(settled(spec, tmp_path), tmp_path), Hardware("cpu", "CPU", precision, "")
     with Reader(source) as reader:
         pipeline = build(importlib.import_module(spec.family), reader, hardware)
     weights = weigh(spec, hardware, source)
