@@ -19,7 +19,6 @@ import torch
 from conftest import PATIENT
 from disks import failing
 from golden import CODE, H200, HERE, NOON, SCHNELL, SPARK
-from pydantic import ValidationError
 from torch import nn
 
 import tiny
@@ -30,6 +29,7 @@ from handler.core.birth import Birth, process_age
 from handler.core.errors import (
     InvalidValue,
     OutOfRange,
+    SettingsError,
     SpendCapReached,
     VolumeFailed,
     WeightsCorrupt,
@@ -493,7 +493,7 @@ def test_a_settings_bounds(name: str) -> None:
     def accepts(value: Any) -> bool:
         try:
             return getattr(Settings(**{name: value}), name) == value
-        except ValidationError:
+        except SettingsError:
             return False
 
     held(accepts, *SETTINGS[name])
