@@ -83,7 +83,8 @@ class Kindling(fal.App):
 
     def setup(self) -> None:
         """Load the model; an exception is how fal learns that this runner cannot serve."""
-        self.engine = Engine(Settings.from_env(ENVIRONMENT))
+        settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **ENVIRONMENT})  # never the CPU of a rented GPU
+        self.engine = Engine(settings)
         self.engine.start()
         self.engine.wait_booted()
         gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits

@@ -124,7 +124,7 @@ def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bo
     """The workers' variables: the deployer's settings, checked here rather than in the first worker."""
     mine = {name: value for name in CARRIED if (value := environ.get(name))}
     mine |= {name: value for name, value in Settings.named(environ).items() if name != "KINDLING_VOLUME"}
-    env = {**mine, "KINDLING_MODEL": args.model}
+    env = {"KINDLING_DEVICE": "cuda", **mine, "KINDLING_MODEL": args.model}  # never the CPU of a rented GPU
     env |= SERVER_ENV if args.load_balancer else {}
     env |= {"KINDLING_VOLUME": MOUNT} if volume else {}
     settings = Settings.from_env(env)

@@ -157,6 +157,7 @@ def test_settings_travel(dry: Callable[..., list[dict[str, Any]]], monkeypatch: 
     assert template["serverless"] is True
     assert template["env"] == {
         "KINDLING_COMPILE": "off",
+        "KINDLING_DEVICE": "cuda",
         "KINDLING_MODEL": "flux-schnell",
         "KINDLING_VOLUME": "/runpod-volume",
         "MAX_CONCURRENCY": "2",
@@ -303,7 +304,12 @@ def test_only_what_is_ours_travels(dry: Callable[..., list[dict[str, Any]]], mon
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
     template, _ = dry("spark", "--image", "registry/kindling:1")
-    assert template["env"] == {"KINDLING_MODEL": "spark", "RUNPOD_INIT_TIMEOUT": "600", **ours}
+    assert template["env"] == {
+        "KINDLING_DEVICE": "cuda",
+        "KINDLING_MODEL": "spark",
+        "RUNPOD_INIT_TIMEOUT": "600",
+        **ours,
+    }
 
 
 @pytest.mark.parametrize(
