@@ -25,7 +25,7 @@ from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.model.hardware import Hardware, detect
 from handler.volume.receipts import Outcome, Receipt, folder, keep
-from handler.volume.room import writing
+from handler.volume.room import require_folder, writing
 from handler.volume.sources import model_source
 
 ROW = "{:<3}{:<22}{:>8}{:>8}{:>10}{:>9}{:>9}{:>11}{:>9}{:>8}{:>11}"
@@ -92,6 +92,7 @@ def _checked(settings: Settings, wished: Wishes) -> tuple[ModelSpec, Hardware]:
     if bad := [name for name, bound in wished.limits.items() if not 0 < bound < float("inf")]:
         raise InvalidValue(f"--{bad[0].replace('_', '-')} should be more than 0.", bad[0])
     spec = find(settings.model)
+    require_folder(settings.volume)
     model_source(spec, settings.volume)
     hardware = detect(settings.model_copy(update={"precision": "auto"}))
     price = price_of(hardware.name, settings.platform, settings.gpu_price)
