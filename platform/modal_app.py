@@ -33,6 +33,8 @@ ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KIND
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
 OFFERS = choose_gpus(SETTINGS, SPEC, "modal")[:3]
+for warning in filter(None, (offer.warning for offer in OFFERS if modal.is_local())):
+    print(warning, file=sys.stderr)
 FITTING = [name for offer in OFFERS for name in offer.rental.names]
 PLANS = [offer.outlook.memory for offer in OFFERS]
 HOST_MB = int(max(plan.host_gb for plan in PLANS) * 1_000)

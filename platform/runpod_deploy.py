@@ -116,7 +116,10 @@ def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str]) -> tuple
     offers = choose_gpus(settings, spec, "runpod", asked)
     pools = list(dict.fromkeys(offer.rental.pool for offer in offers))
     kept = pools if asked else pools[:MOST_POOLS]
-    rented = [name for offer in offers if offer.rental.pool in kept for name in offer.rental.names]
+    offers = tuple(offer for offer in offers if offer.rental.pool in kept)
+    for warning in filter(None, (offer.warning for offer in offers)):
+        print(f"{spec.id}: {warning}", file=sys.stderr)
+    rented = [name for offer in offers for name in offer.rental.names]
     return tuple(name for name in rented if not asked or name in asked)
 
 

@@ -207,6 +207,13 @@ def test_a_gpu_that_cannot_be_seen_is_no_reason_to_draw_on_the_cpu(
         load(KINDLING_MODEL="spark", **LONG_BUDGET).Kindling().setup()
 
 
+def test_machines_that_do_not_hold_the_model_are_rented_with_a_warning(
+    load: Callable[..., ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(KINDLING_MODEL="flux-dev", KINDLING_OFFLOAD="encoders")
+    assert "does not hold flux-dev whole. Its text encoders wait in host memory" in capsys.readouterr().err
+
+
 def test_a_failed_boot_is_raised(load: Callable[..., ModuleType]) -> None:
     with pytest.raises(StartError, match="flux-schnell is not on the volume"):
         load(**LONG_BUDGET).Kindling().setup()
