@@ -32,7 +32,10 @@ CHOSEN = {name: value for name, value in Settings.named(os.environ).items() if n
 ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", **CHOSEN}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
-MACHINES = [name for offer in choose_gpus(SETTINGS, SPEC, "fal") for name in offer.rental.names]  # the cheapest first
+OFFERS = choose_gpus(SETTINGS, SPEC, "fal")  # the cheapest first
+for warning in filter(None, (offer.warning for offer in OFFERS)):
+    print(warning, file=sys.stderr)
+MACHINES = [name for offer in OFFERS for name in offer.rental.names]
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 IMAGE = ContainerImage.from_dockerfile(
     str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": f"fal=={fal.__version__}"}
@@ -83,7 +86,8 @@ class Kindling(fal.App):
 
     def setup(self) -> None:
         """Load the model; an exception is how fal learns that this runner cannot serve."""
-        self.engine = Engine(Settings.from_env(ENVIRONMENT))
+        settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **ENVIRONMENT})  # never the CPU of a rented GPU
+        self.engine = Engine(settings)
         self.api = Api(self.engine)
         self.engine.start()
         self.engine.wait_booted()

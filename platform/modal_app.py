@@ -33,6 +33,8 @@ ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KIND
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
 OFFERS = choose_gpus(SETTINGS, SPEC, "modal")[:3]
+for warning in filter(None, (offer.warning for offer in OFFERS if modal.is_local())):
+    print(warning, file=sys.stderr)
 FITTING = [name for offer in OFFERS for name in offer.rental.names]
 PLANS = [offer.outlook.memory for offer in OFFERS]
 HOST_MB = int(max(plan.host_gb for plan in PLANS) * 1_000)
@@ -96,7 +98,7 @@ class Kindling:
     @modal.enter(snap=SNAPSHOT == "gpu")
     def start(self) -> None:
         """Load the model; an exception is how Modal learns that this container cannot serve."""
-        settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **os.environ})  # never the CPU of a rented GPU
+        settings = Settings.from_env(on_gpu())
         # What was restored was born long ago: its cold start begins here.
         clock = Clock.anew(settings.cold_start_budget_s) if SNAPSHOT == "cpu" else None
         self.engine = Engine(settings, clock)
@@ -152,13 +154,13 @@ def fetch(model: str = SETTINGS.model) -> None:
 @app.function(**HOME, gpu=FITTING, cpu=4, memory=WHOLE_MB, timeout=4 * 3600)
 def bake(model: str = SETTINGS.model) -> None:
     """Compile a model for the GPU that will serve it."""
-    _run("bake", model)
+    _run("bake", model, environment=on_gpu())
 
 
 @app.function(**HOME, gpu=FITTING[:1], cpu=4, memory=WHOLE_MB, timeout=8 * 3600)
 def optimize(model: str = SETTINGS.model, priority: str = "latency") -> None:
     """Measure how a model runs best on the cheapest GPU that holds it; workers there follow the receipt."""
-    _run("optimize", model, "--priority", priority)
+    _run("optimize", model, "--priority", priority, environment=on_gpu())
 
 
 @app.function(**HOME)
@@ -167,7 +169,12 @@ def doctor() -> None:
     _run("doctor")
 
 
-def _run(*verb: str) -> None:
+def on_gpu() -> dict[str, str]:
+    """This container's environment, where nothing runs on the CPU of a rented GPU unless it is told to."""
+    return {**os.environ, "KINDLING_DEVICE": os.environ.get("KINDLING_DEVICE") or "cuda"}
+
+
+def _run(*verb: str, environment: dict[str, str] | None = None) -> None:
     """One verb of the command line, in a process of its own: it leaves no file open when the volume is committed."""
-    subprocess.run([sys.executable, "-m", "handler", *verb], cwd=ROOT, check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "handler", *verb], cwd=ROOT, env=environment, check=True)  # noqa: S603
     volume.commit()

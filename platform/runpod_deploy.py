@@ -116,7 +116,10 @@ def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str]) -> tuple
     offers = choose_gpus(settings, spec, "runpod", asked)
     pools = list(dict.fromkeys(offer.rental.pool for offer in offers))
     kept = pools if asked else pools[:MOST_POOLS]
-    rented = [name for offer in offers if offer.rental.pool in kept for name in offer.rental.names]
+    offers = tuple(offer for offer in offers if offer.rental.pool in kept)
+    for warning in filter(None, (offer.warning for offer in offers)):
+        print(f"{spec.id}: {warning}", file=sys.stderr)
+    rented = [name for offer in offers for name in offer.rental.names]
     return tuple(name for name in rented if not asked or name in asked)
 
 
@@ -124,7 +127,7 @@ def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bo
     """The workers' variables: the deployer's settings, checked here rather than in the first worker."""
     mine = {name: value for name in CARRIED if (value := environ.get(name))}
     mine |= {name: value for name, value in Settings.named(environ).items() if name != "KINDLING_VOLUME"}
-    env = {**mine, "KINDLING_MODEL": args.model}
+    env = {"KINDLING_DEVICE": "cuda", **mine, "KINDLING_MODEL": args.model}  # never the CPU of a rented GPU
     env |= SERVER_ENV if args.load_balancer else {}
     env |= {"KINDLING_VOLUME": MOUNT} if volume else {}
     settings = Settings.from_env(env)

@@ -40,7 +40,8 @@ config: dict[str, Any] = {}
 @functools.cache
 def engine() -> Engine:
     """This process's engine, booting since the first call."""
-    started = Engine(Settings.from_env())
+    on_gpu = {"KINDLING_DEVICE": os.environ.get("KINDLING_DEVICE") or "cuda"}  # never the CPU of a rented GPU
+    started = Engine(Settings.from_env({**os.environ, **on_gpu}))
     started.start()
     return started
 

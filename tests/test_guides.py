@@ -43,7 +43,7 @@ RUN = {
 }
 TESTED = {
     "HF_TOKEN=hf_... modal run platform/modal_app.py::fetch": "platform/test_modal_deploy.py::test_modal_run",
-    "KINDLING_MODEL=spark fal run --local": "platform/test_fal_app.py::local",
+    "KINDLING_MODEL=spark KINDLING_DEVICE=cpu fal run --local": "platform/test_fal_app.py::local",
     "KINDLING_VOLUME=/workspace python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "modal deploy platform/modal_app.py": "platform/test_modal_deploy.py::deployed",
     "modal run platform/modal_app.py::": "platform/test_modal_deploy.py::test_modal_run",

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 HOUR = 3600
+# A word in the names of what is less than the card that they name: slices by MIG ("H100 80GB HBM3 MIG 1g.10gb") and by
+# NVIDIA's vGPU ("A40-8Q", docs.nvidia.com/vgpu), and laptops' chips ("GeForce RTX 4090 Laptop GPU", of 16 GB).
+LESS = re.compile(r"mig|laptop|\d+[abcq]")
 BF16 = (8, 0)  # the compute capability (Ampere) below which torch emulates bfloat16, by NVIDIA's "CUDA C++" guide
 
 
@@ -137,8 +140,9 @@ GPUS: Mapping[str, Gpu] = {
 
 
 def gpu_named(name: str) -> Gpu | None:
-    """The row of what the driver, or torch, calls `name`; None of a GPU that is not in the table."""
-    words = _words(name)
+    """The row of what the driver, or torch, calls `name`; None of a GPU that is not in the table, or a part of one."""
+    if any(map(LESS.fullmatch, words := _words(name))):
+        return None
     return next((row for row in GPUS.values() if _words(row.id) <= words), None)
 
 

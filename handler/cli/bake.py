@@ -15,7 +15,7 @@ from handler.model.compiling import artifacts as compiled
 from handler.model.hardware import Hardware, detect
 from handler.volume.publishing import publishing, retire, whole
 from handler.volume.revisions import settled
-from handler.volume.room import reading, require, require_writable
+from handler.volume.room import reading, require, require_folder, require_writable
 from handler.volume.sources import (
     baked_sources,
     model_source,
@@ -66,6 +66,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
         if progress:
             print(f"kindling: {model}: {phase} ...", file=sys.stderr, flush=True)
 
+    require_folder(settings.volume)
     decided = decide(settings, spec, detect(settings))  # for the workers that will follow the receipt
     settings, hardware = decided.settings, decided.hardware
     announce("check")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from handler.volume.autoencoder import vae_source
 from handler.volume.listing import weight_files
 from handler.volume.manifest import Source
 from handler.volume.patience import patiently
+from handler.volume.room import reading, require_folder
 from handler.worker.boots import last_boots
 from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
@@ -108,8 +110,11 @@ def compiling(hardware: Hardware) -> dict[str, str]:
 
 def volume_state(volume: Path) -> dict[str, Any]:
     """Is the volume there, may this process write to it, how many bytes are free."""
-    there = volume.is_dir()
-    free = shutil.disk_usage(volume).free if there else None
+    require_folder(volume)
+    free = None
+    with reading(volume), suppress(FileNotFoundError):
+        free = shutil.disk_usage(volume).free
+    there = free is not None
     return {"path": str(volume), "there": there, "writable": there and os.access(volume, os.W_OK), "free": free}
 
 

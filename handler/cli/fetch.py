@@ -14,6 +14,7 @@ from handler.cli.models import listed
 from handler.core.settings import Settings
 from handler.model.hardware import detect, sees_gpu
 from handler.volume.download import fetch, fetch_vae
+from handler.volume.room import require_folder
 from handler.worker.memory import nearest
 from handler.worker.outlook import outlook
 
@@ -22,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
     """Fetch and report; the exit code."""
     settings = Settings.from_env(model=options.model)
     spec = find(settings.model)
+    require_folder(settings.volume)
     if not spec.license.commercial:
         print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)
     seen = outlook(settings, spec, detect(settings)) if sees_gpu() else None

@@ -11,6 +11,7 @@ from handler.core.errors import InvalidValue
 from handler.core.settings import Settings
 from handler.model.hardware import expected
 from handler.volume.receipts import Figures, Receipt, current_number, folder, listed, places, read, rollback, use
+from handler.volume.room import require_folder
 from handler.worker.chips import chips
 
 ACTIONS = ("list", "show", "use", "rollback")
@@ -28,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Show receipts, or choose the one that workers follow; the exit code."""
     settings = Settings.from_env(model=options.model)
     spec, volume = find(settings.model), settings.volume
+    require_folder(volume)
     if options.action == "list":
         return _list(volume, spec.id, options.json)
     place = folder(volume, spec.id, expected(settings).identity or None)

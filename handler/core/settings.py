@@ -8,9 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from handler.core.errors import SettingsError
+from handler.core.fields import Endpoint, Folder, Name, Origin, words
 from handler.core.stepcache import StepCacheSetting
 
 PREFIX = "KINDLING_"
@@ -21,8 +31,6 @@ LINK = re.compile(
     PREFIX + r"(?:\w+_)?(?:SERVICE_HOST=|SERVICE_PORT(?:_\w+)?=|PORT=\w+://|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?="
     r"|NAME=/[^/]+/|ENV_[^=]+=)"
 )
-ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
-ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/?")
 # RunPod's network volume; platform/modal_app.py's; the folder that platform/fal_app.py's fetch makes on fal's disk, not
 # /data itself, which many a machine has for other ends; the Dockerfile's.
 MOUNTS = (Path("/runpod-volume"), Path("/kindling"), Path("/data/kindling"), Path("/volume"))
@@ -30,44 +38,7 @@ MOUNTS = (Path("/runpod-volume"), Path("/kindling"), Path("/data/kindling"), Pat
 # What each platform sets in every worker of its own; the prices of that platform apply.
 Platform = Literal["other", "runpod", "modal", "fal"]
 PLATFORMS: dict[str, Platform] = {"RUNPOD_POD_ID": "runpod", "MODAL_TASK_ID": "modal", "FAL_RUNNER_STATE": "fal"}
-WORDS = {  # for an error of pydantic's, by its name for it
-    "bool_parsing": "should be true or false",
-    "finite_number": "should be a finite number",
-    "float_parsing": "should be a number",
-    "int_parsing": "should be a whole number",
-    "int_parsing_size": "is too large",
-    "string_pattern_mismatch": "has characters that no such name has",
-    "string_unicode": "should be text in UTF-8",
-}
 ENDPOINT_TOO = "BUCKET_ENDPOINT_URL"  # RunPod's name for the object store's endpoint
-
-
-def _origin(value: str) -> str:
-    if value != "*" and not ORIGIN.fullmatch(value):
-        raise ValueError("should be * or origins such as https://a.example or http://localhost:3000, without a path")
-    return value
-
-
-Origin = Annotated[str, AfterValidator(_origin)]
-
-
-def _endpoint(value: str) -> str:
-    if value and not ENDPOINT.fullmatch(value):
-        raise ValueError("should be http:// or https:// and a host, without a path; the bucket's name is a setting too")
-    return value
-
-
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
-
-
-def _at_home(value: Path) -> Path:
-    try:
-        return value.expanduser()  # which only a shell does, and not in an .env file
-    except RuntimeError:
-        raise ValueError("begins with ~, and whose home that is cannot be told; give the whole path") from None
-
-
-Folder = Annotated[Path, AfterValidator(_at_home)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +84,10 @@ def bucket_keys() -> tuple[str, str]:
 
 
 class Settings(BaseModel):
-    """How one worker runs. `python -m handler doctor` lists these with their values and where each came from."""
+    """How one worker runs. `python -m handler doctor` lists these with their values and where each came from.
+
+    A SettingsError names a field that is unknown, or whose value is wrong.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
@@ -144,7 +118,7 @@ class Settings(BaseModel):
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
-    vae: str = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
+    vae: Name = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
     step_cache: StepCacheSetting = Field(
         "off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps"
     )
@@ -179,6 +153,19 @@ class Settings(BaseModel):
             raise ValueError("should be values, separated by commas; there is none")
         return parts
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_our_words(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return check(given)
+        except ValidationError as error:
+            first, *_ = told = error.errors(include_input=False)
+            name = str(next(iter(first["loc"]), cls.__name__))
+            each = [words(one["type"], one["msg"]) for one in told if one["loc"][:1] == first["loc"][:1]]
+            unknown = first["type"] == "extra_forbidden"
+            why = _unknown(name, {*cls.model_fields}) if unknown else f"{name}: {', or '.join(each)}."
+            raise SettingsError(why, name) from None
+
     @staticmethod
     def named(environ: Mapping[str, str]) -> dict[str, str]:
         """The variables of `environ` that mean to be settings: all KINDLING_* but empty ones and those of links."""
@@ -203,16 +190,14 @@ class Settings(BaseModel):
         """The settings of `environ`, and a sentence on each variable that is wrong, which then counts as unset."""
         names = {PREFIX + name.upper() for name in cls.model_fields}
         faults = {name: _unknown(name, names) for name in cls.named(environ).keys() - names}
-        given = cls.given(environ)
-        try:
-            return cls.model_validate({name: one.value for name, one in given.items()}), faults
-        except ValidationError as error:
-            wrong: dict[str, list[str]] = {}
-            for one in error.errors(include_input=False):
-                wrong.setdefault(str(one["loc"][0]), []).append(_words(one["type"], one["msg"]))
-        settings = cls.model_validate({name: one.value for name, one in given.items() if name not in wrong})
-        said = {given[name].source: f"{given[name].source}: {', or '.join(words)}." for name, words in wrong.items()}
-        return settings, faults | said
+        given, wrong = cls.given(environ), dict[str, str]()
+        while True:
+            try:
+                right = cls.model_validate({name: one.value for name, one in given.items() if name not in wrong})
+                return right, faults | {given[name].source: why for name, why in wrong.items()}
+            except SettingsError as error:
+                name = str(error.param)
+                wrong[name] = given[name].source + error.message.removeprefix(name)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, model: str | None = None) -> Self:
@@ -230,8 +215,3 @@ def _unknown(name: str, names: set[str]) -> str:
     near = difflib.get_close_matches(name, names, 1)
     meant = f" Did you mean {near[0]}?" if near else ""
     return f"{name} is not a setting.{meant} 'python -m handler doctor' lists them all."
-
-
-def _words(kind: str, told: str) -> str:
-    """What is wrong, in our words: pydantic speaks of an input, of strings and of patterns."""
-    return WORDS.get(kind) or re.sub(r"^(Value error, |Input |String )", "", told)

@@ -59,7 +59,8 @@ def detect(settings: Settings) -> Hardware:
 
     present = torch.cuda.is_available()
     if settings.device == "cuda" and not present:
-        raise DeviceMissing("KINDLING_DEVICE=cuda, but torch sees no GPU. Check the driver, or use auto.", "device")
+        told = "KINDLING_DEVICE=cuda, but torch sees no GPU. Check the driver; KINDLING_DEVICE=cpu draws without one."
+        raise DeviceMissing(told, "device")
     device = "cuda" if present and settings.device != "cpu" else "cpu"
     if device == "cpu":
         hardware = _cpu(settings)

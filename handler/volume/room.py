@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,16 @@ def writing(target: Path) -> Iterator[None]:
         if not (why := refused(error)):
             raise
         raise VolumeFailed(f"Cannot write {target}: {why}.") from error
+
+
+def require_folder(volume: Path) -> None:
+    """VolumeFailed if `volume` is something else. Whether it is there, and can be read, is for whoever uses it."""
+    try:
+        folder = stat.S_ISDIR(volume.stat().st_mode)
+    except OSError as error:
+        folder = not isinstance(error, NotADirectoryError)
+    if not folder:
+        raise VolumeFailed(f"The volume {volume} is not a folder. KINDLING_VOLUME should name one.", "volume")
 
 
 def require_writable(folder: Path) -> None:

@@ -5,6 +5,7 @@ All of that must run on one thread; `engine/engine.py` sees to that.
 
 import gc
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,8 @@ from handler.volume.autoencoder import label
 from handler.volume.receipts import Gains, Receipt
 from handler.worker.clock import Ledger
 from handler.worker.memory import MemoryPlan, fit
+
+log = logging.getLogger(__name__)
 
 
 class Loaded:
@@ -68,16 +71,23 @@ class Loaded:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
+            log.exception("the memory of %s could not be given back", self.spec.id)  # `error` says why, and goes on
 
     def close(self) -> None:
         """Give the model's memory back; what was compiled and not published is lost, and nothing is drawn any more."""
-        self._discard()
-        free(self._pipeline)
-        self._runner = self._pipeline = self._decoder = None
-        gc.collect()  # a pipeline's parts know each other
-        give_back()
+        try:
+            self._discard()
+            free(self._pipeline)
+        finally:  # of a GPU that is lost nothing can be freed
+            self._runner = self._pipeline = self._decoder = None
+            gc.collect()  # a pipeline's parts know each other
+            give_back()
 
     @property
     def facts(self) -> dict[str, str]:
@@ -98,6 +108,7 @@ class Loaded:
 
     def publish(self, volume: Path) -> Path:
         """Leave what was compiled on the volume; VolumeFailed if it cannot take it."""
+        self._open()
         assert self._package
         package = Path(self._package.name) / artifacts.PACKAGE
         target = artifacts.publish(package, self.spec, self.hardware, volume, self._decoder)
@@ -112,13 +123,15 @@ class Loaded:
 
     @property
     def weight_bytes(self) -> int:
-        """How many bytes the weights have as they are served."""
-        modules = [module for module in self._pipeline.components.values() if hasattr(module, "parameters")]
+        """How many bytes the weights have as they are served; none once they are given back."""
+        parts = self._pipeline.components.values() if self._pipeline is not None else ()
+        modules = [module for module in parts if hasattr(module, "parameters")]
         kept = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def save(self, folder: Path) -> None:
         """Write the whole pipeline, weights as they are served, in diffusers' layout."""
+        self._open()
         quantised, plain = importlib.import_module("handler.model.loading.quant"), type(self._pipeline)
         (quantised.save if self.hardware.quantised else plain.save_pretrained)(self._pipeline, folder)
 

@@ -17,6 +17,7 @@ from handler.model.hardware import Hardware, rented
 from handler.volume.manifest import Source
 from handler.volume.receipts import Receipt
 from handler.volume.revisions import settled
+from handler.volume.room import require_folder
 from handler.volume.sources import served_source
 from handler.worker.compilation import OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
@@ -127,6 +128,7 @@ def outlook(settings: Settings, spec: ModelSpec, where: Hardware | Gpu, host_gb:
     if not here:
         return seen
     try:
+        require_folder(settings.volume)
         return replace(seen, source=served_source(spec, settings.volume, decision.hardware.precision))
     except KindlingError as error:
         return replace(seen, fault=error.with_traceback(None))

@@ -8,8 +8,13 @@ from handler.catalog.prices import require_held
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError, SettingsError
 from handler.core.settings import Settings
-from handler.worker.memory import TRIED
+from handler.worker.memory import TRIED, Placement
 from handler.worker.outlook import Outlook, outlook
+
+SLOW: dict[Placement, str] = {
+    "encoders": "Its text encoders wait in host memory, and come for each prompt.",
+    "blocks": "Its weights stream from host memory in every step, and nothing is compiled: expect slow pictures.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,12 @@ class Offer:
     gpu: Gpu
     rental: Rental
     outlook: Outlook
+
+    @property
+    def warning(self) -> str:
+        """What is slow about it: weights that come from host memory for each picture. Empty where none do."""
+        plan, model = self.outlook.memory, self.outlook.spec.id
+        return "" if plan.mode == "resident" else f"The {self.gpu.id} does not hold {model} whole. {SLOW[plan.mode]}"
 
 
 def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Collection[str] = ()) -> tuple[Offer, ...]:

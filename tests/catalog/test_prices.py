@@ -87,6 +87,27 @@ def test_every_name_that_a_platform_has_is_the_gpu_of_its_row() -> None:
             assert gpu_named(name) == gpu
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        "NVIDIA H200 MIG 1g.18gb+me",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA RTX A5000 Laptop GPU",
+        "NVIDIA A40-8Q",
+        "NVIDIA A10-24Q",
+        "GRID T4-16C",
+        "NVIDIA L40S-2B",
+        "NVIDIA A100-1-5C",
+    ],
+)
+def test_what_is_less_than_a_card_is_not_the_card(name: str) -> None:
+    """Nor does it cost as much."""
+    assert gpu_named(name) is None
+    assert price_of(name, "runpod").dollars_per_s is None
+
+
 def test_a_picture_costs_its_seconds() -> None:
     assert per_image(0.5, Price(0.002, "")) == 0.001
     assert per_image(0.5, Price(None, "")) is None

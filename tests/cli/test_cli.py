@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,9 +24,9 @@ from handler import MODELS, ImageRequest, Settings
 from handler.__main__ import main
 from handler.api.codec import encode, parameters_of, read_parameters
 from handler.api.dialects import openai
-from handler.cli import again, doctor, findings, generate
+from handler.cli import again, doctor, findings, generate, models
 from handler.cli.configured import described, listed
-from handler.core.errors import BudgetExceeded, InvalidValue, SettingsError, StartError
+from handler.core.errors import BudgetExceeded, InvalidValue, SettingsError, StartError, VolumeFailed
 from handler.model.hardware import detect
 from handler.server.shutdown import Server
 
@@ -248,6 +249,47 @@ def test_doctor_as_json(tmp_path: Path) -> None:
     assert estimate["total_s"] == pytest.approx(sum(part["seconds"] for part in estimate["parts"]))
     assert estimate["plan"]["mode"] == "EAGER"
     assert {model["id"]: model["fetched"] for model in found["models"]}["spark"] is True
+
+
+VERBS = ("fetch", "bake", "optimize", "receipts list", "receipts show", "generate x", "serve --port 0")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("below", ["", "volume"])
+def test_a_volume_that_is_no_folder_ends_each_verb(verb: str, below: str, tmp_path: Path) -> None:
+    (volume := tmp_path / "volume").write_text("x")
+    out = kindling(*verb.split(), KINDLING_VOLUME=str(volume / below))
+    assert out.returncode == 1, out.stdout + out.stderr
+    assert f"The volume {volume / below} is not a folder. KINDLING_VOLUME should name one." in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS[:3])
+def test_one_that_cannot_be_read_is_named_by_those_that_need_it(verb: str, tmp_path: Path) -> None:
+    (volume := tmp_path / "volume").symlink_to(volume)
+    out = kindling(*verb.split(), KINDLING_VOLUME=str(volume), KINDLING_MODEL="flux-schnell")
+    assert out.returncode == 1, out.stdout + out.stderr
+    assert re.search(rf"kindling: .*Cannot read {volume}/.*: Too many levels of symbolic links\.", out.stderr)
+    assert "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize("told", ["is not a folder", "Too many levels of symbolic links"])
+def test_doctor_and_models_say_what_is_wrong_with_a_volume(told: str, tmp_path: Path) -> None:
+    volume, hardware = tmp_path / "volume", detect(Settings())
+    if told == "is not a folder":
+        volume.write_text("x")
+    else:
+        volume.symlink_to(volume)
+    with pytest.raises(VolumeFailed, match=told):
+        doctor.volume_state(volume)
+    assert told in models.state(MODELS["flux-schnell"], Settings(volume=volume), hardware).reason
+    assert told in doctor.cold_start(Settings(volume=volume, model="flux-schnell"), hardware)["reason"]
+
+
+def test_a_volume_that_is_not_there_yet_is_no_failure(tmp_path: Path) -> None:
+    found = doctor.volume_state(tmp_path / "volume")
+    assert found == {"path": str(tmp_path / "volume"), "there": False, "writable": False, "free": None}
+    assert doctor.volume_state(tmp_path)["free"] > 0
 
 
 def test_a_volume_that_hangs_does_not_hang_the_doctor(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Collection
@@ -147,6 +148,48 @@ def test_what_is_wrong_is_said_in_our_words(name: str, value: str, told: str) ->
     with pytest.raises(SettingsError) as caught:
         Settings.from_env({name: value})
     assert caught.value.message.startswith(f"{name}: {told}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("queue", "many", "queue: should be a whole number."),
+        ("batch", 9, "batch: should be 'auto', or should be less than or equal to 8."),
+        ("device", "tpu", "device: should be 'auto', 'cpu' or 'cuda'."),
+        ("gpu_price", float("inf"), "gpu_price: should be a finite number."),
+        ("cors_origins", ("a.example",), "cors_origins: should be * or origins such as https://a.example"),
+        ("modle", "spark", "modle is not a setting. Did you mean model?"),
+        ("volume", "a\0b", "volume: has characters that no path has."),
+        ("volume", Path("a\ud800"), "volume: has characters that no path has."),
+        ("vae", "/a\0b", "vae: has characters that no path has."),
+    ],
+)
+def test_settings_made_in_a_program_are_told_of_in_the_same_words(field: str, value: object, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.message.startswith(told)
+    assert caught.value.param == field
+    assert caught.value.__cause__ is None
+
+
+def test_what_is_no_mapping_is_no_settings() -> None:
+    with pytest.raises(SettingsError, match="Settings: should be a valid dictionary"):
+        Settings.model_validate([])
+
+
+def test_all_that_is_wrong_is_told_and_the_rest_holds() -> None:
+    said = {"KINDLING_QUEUE": "many", "KINDLING_BATCH": "9", "KINDLING_MODLE": "x", "KINDLING_DEVICE": "cpu"}
+    settings, faults = Settings.examined({**said, "BUCKET_ENDPOINT_URL": "ftp://x"})
+    assert (settings.device, settings.queue, settings.batch, settings.store_endpoint) == ("cpu", 32, "auto", "")
+    assert faults.keys() == {*said, "BUCKET_ENDPOINT_URL"} - {"KINDLING_DEVICE"}
+    assert all(why.startswith(name) for name, why in faults.items())
+
+
+@pytest.mark.parametrize("name", [b"a\xffb", "bücher".encode()])
+def test_a_volume_may_have_any_name_that_a_file_system_gives(name: bytes, tmp_path: Path) -> None:
+    volume = tmp_path / os.fsdecode(name)
+    assert Settings(volume=volume).volume == volume
+    assert Settings.from_env({"KINDLING_VOLUME": str(volume)}).volume == volume
 
 
 @pytest.mark.parametrize(("said", "meant"), [("1", True), ("True", True), ("on", True), ("", False), ("no", False)])

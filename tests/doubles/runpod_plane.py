@@ -37,7 +37,8 @@ def clean_environment(home: Path, **extra: str) -> dict[str, str]:
     """This process's environment without its own settings and credentials, plus `extra`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("KINDLING_", "RUNPOD_", "MODAL_"))}
     checks_off = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
-    return {**kept, **checks_off, "HOME": str(home), "OMP_NUM_THREADS": "1", **extra}
+    here = {"KINDLING_DEVICE": "cpu", "HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return {**kept, **checks_off, **here, **extra}
 
 
 @contextmanager

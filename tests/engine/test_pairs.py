@@ -20,7 +20,6 @@ import torch
 from conftest import PATIENT
 from disks import failing
 from golden import CODE, H200, HERE, NOON, SCHNELL, SPARK
-from pydantic import ValidationError
 from torch import nn
 
 import tiny
@@ -31,6 +30,7 @@ from handler.core.birth import Birth, process_age
 from handler.core.errors import (
     InvalidValue,
     OutOfRange,
+    SettingsError,
     SpendCapReached,
     VolumeFailed,
     WeightsCorrupt,
@@ -531,7 +531,7 @@ def test_a_settings_bounds(name: str) -> None:
     def accepts(value: Any) -> bool:
         try:
             return getattr(Settings(**{name: value}), name) == value
-        except ValidationError:
+        except SettingsError:
             return False
 
     held(accepts, *SETTINGS[name])

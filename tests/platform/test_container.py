@@ -175,17 +175,20 @@ def test_pods_rent_one_gpu_and_hide_the_keys(pod: dict[str, Any]) -> None:
     [keys] = [each for each in container["env"] if each["name"] == "KINDLING_API_KEYS"]
     assert set(keys["valueFrom"]) == {"secretKeyRef"}
     assert environment(pod)["KINDLING_MODEL"] in MODELS
+    assert environment(pod)["KINDLING_DEVICE"] == "cuda"
 
 
 def test_convox() -> None:
     given = dict(each.partition("=")[::2] for each in CONVOX["environment"])
-    assert given == {"KINDLING_MODEL": "flux-schnell", "KINDLING_API_KEYS": ""}  # "": `convox env set` gives them
+    said = {"KINDLING_DEVICE": "cuda", "KINDLING_MODEL": "flux-schnell"}
+    assert given == {**said, "KINDLING_API_KEYS": ""}  # "": `convox env set` gives them
     assert CONVOX["scale"]["gpu"] == 1
     assert Path(CONVOX["volumeOptions"][0]["awsEfs"]["mountPath"]) in MOUNTS
 
 
 def test_the_fetched_model_is_the_one_that_is_served() -> None:
-    assert environment(JOB) == environment(PODS["kubernetes"])
+    served = environment(PODS["kubernetes"])
+    assert environment(JOB) == {name: value for name, value in served.items() if name != "KINDLING_DEVICE"}
 
 
 def test_cloud_runs_model_fits_its_gpu() -> None:

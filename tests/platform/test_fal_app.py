@@ -131,7 +131,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
 def app() -> Iterator[Any]:
     """One runner's object with the embedded model, shared by the tests that draw."""
     with pytest.MonkeyPatch.context() as patch:
-        runner = load_app(patch, {"KINDLING_MODEL": "spark", **LONG_BUDGET}).Kindling()
+        runner = load_app(patch, {"KINDLING_MODEL": "spark", "KINDLING_DEVICE": "cpu", **LONG_BUDGET}).Kindling()
         runner.setup()
         yield runner
         runner.teardown()
@@ -196,6 +196,22 @@ def test_the_deployers_settings_hold_but_keys_and_volume_stay(load: Callable[...
 def test_a_misspelt_setting_stops_the_deployment(load: Callable[..., ModuleType]) -> None:
     with pytest.raises(SettingsError, match="KINDLING_MODLE"):
         load(KINDLING_MODLE="spark")
+
+
+def test_a_gpu_that_cannot_be_seen_is_no_reason_to_draw_on_the_cpu(
+    load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KINDLING_DEVICE", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(StartError, match="torch sees no GPU"):
+        load(KINDLING_MODEL="spark", **LONG_BUDGET).Kindling().setup()
+
+
+def test_machines_that_do_not_hold_the_model_are_rented_with_a_warning(
+    load: Callable[..., ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(KINDLING_MODEL="flux-dev", KINDLING_OFFLOAD="encoders")
+    assert "does not hold flux-dev whole. Its text encoders wait in host memory" in capsys.readouterr().err
 
 
 def test_a_failed_boot_is_raised(load: Callable[..., ModuleType]) -> None:
@@ -279,7 +295,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", ON_LOOPBACK, "run", *options, f"{APP}::Kindling"],
         cwd=ROOT,
-        env={**kept, "HOME": str(home), "KINDLING_MODEL": "spark"},
+        env={**kept, "HOME": str(home), "KINDLING_MODEL": "spark", "KINDLING_DEVICE": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -275,10 +275,31 @@ def test_a_gpu_that_cannot_be_seen_is_no_reason_to_draw_on_the_cpu(
     load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = load(KINDLING_MODEL="spark", **KEYS, **LONG_BUDGET)
-    monkeypatch.delenv("KINDLING_DEVICE")
+    monkeypatch.setenv("KINDLING_DEVICE", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(StartError, match="torch sees no GPU"):
         entered(module)
+
+
+def test_gpus_that_do_not_hold_the_model_are_rented_with_a_warning(
+    load: Callable[..., ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(KINDLING_MODEL="flux-dev", KINDLING_OFFLOAD="blocks", KINDLING_PRECISION="bf16")
+    assert "does not hold flux-dev whole. Its weights stream from host memory" in capsys.readouterr().err
+    load(KINDLING_MODEL="flux-dev", KINDLING_OFFLOAD="auto")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("verb", ["bake", "optimize"])
+def test_nor_to_measure_or_compile_for_it(
+    verb: str, load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = load(KINDLING_MODEL="spark", **KEYS)
+    monkeypatch.setenv("KINDLING_DEVICE", "")
+    with pytest.warns(UserWarning, match="executing locally"), pytest.raises(subprocess.CalledProcessError):
+        getattr(module, verb).local("spark")
+    assert "torch sees no GPU" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

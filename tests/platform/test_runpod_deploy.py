@@ -157,6 +157,7 @@ def test_settings_travel(dry: Callable[..., list[dict[str, Any]]], monkeypatch: 
     assert template["serverless"] is True
     assert template["env"] == {
         "KINDLING_COMPILE": "off",
+        "KINDLING_DEVICE": "cuda",
         "KINDLING_MODEL": "flux-schnell",
         "KINDLING_VOLUME": "/runpod-volume",
         "MAX_CONCURRENCY": "2",
@@ -249,6 +250,32 @@ def test_a_gpu_that_holds_the_model_but_for_its_text_encoders(
 
 
 @pytest.mark.parametrize(
+    ("precision", "gpus", "told"),
+    [
+        ("fp8", ("NVIDIA L4",), "flux-dev: The L4 does not hold flux-dev whole. Its text encoders wait in host memory"),
+        ("bf16", ("NVIDIA L4",), "flux-dev: The L4 does not hold flux-dev whole. Its weights stream from host memory"),
+        ("fp8", ("NVIDIA L40S",), ""),
+        ("fp8", (), ""),
+    ],
+)
+def test_a_gpu_that_does_not_hold_the_model_is_deployed_with_a_warning(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    gpus: tuple[str, ...],
+    told: str,
+) -> None:
+    monkeypatch.setenv("KINDLING_PRECISION", precision)
+    options = [word for gpu in gpus for word in ("--gpu", gpu)]
+    assert script.main(["flux-dev", "--image", "x", "--volume", "v", *options, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)
+    assert err.startswith(told)
+    assert err.count("\n") == bool(told)
+
+
+@pytest.mark.parametrize(
     ("settings", "gpu", "told"),
     [
         ({"OFFLOAD": "off", "PRECISION": "bf16"}, "NVIDIA L4", "= 36.9 GB, of 23.5 GB on the NVIDIA L4. It would with"),
@@ -303,7 +330,12 @@ def test_only_what_is_ours_travels(dry: Callable[..., list[dict[str, Any]]], mon
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
     template, _ = dry("spark", "--image", "registry/kindling:1")
-    assert template["env"] == {"KINDLING_MODEL": "spark", "RUNPOD_INIT_TIMEOUT": "600", **ours}
+    assert template["env"] == {
+        "KINDLING_DEVICE": "cuda",
+        "KINDLING_MODEL": "spark",
+        "RUNPOD_INIT_TIMEOUT": "600",
+        **ours,
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from PIL import Image
 
 from runpod_plane import DEADLINE_S, WORKER, Event, Plane, clean_environment, started
@@ -21,6 +22,7 @@ from s3_plane import BUCKET, KEY, SECRET, Broken, s3_server
 SMALL = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 7}
 LONG = {**SMALL, "n": 4, "num_inference_steps": 8, "width": 512, "height": 512}
 ENDLESS = {**LONG, "width": 1024, "height": 1024}  # outlasts the second that the SDK may sleep between stop polls
+GPULESS = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 LOSES_ITS_GPU = """
 import runpy, sys
 from handler import Worker
@@ -269,6 +271,9 @@ def test_sigterm_finishes_the_job_and_exits_cleanly(tmp_path: Path) -> None:
         ("MAX_CONCURRENCY", "33", "ValueError: MAX_CONCURRENCY should be 1 to 32"),
         ("MAX_CONCURRENCY", "9" * 5000, "ValueError: MAX_CONCURRENCY should be 1 to 32"),
         ("STREAM", "yes", "ValueError: STREAM should be 0 or 1"),
+        pytest.param(
+            "KINDLING_DEVICE", "", "DeviceMissing: KINDLING_DEVICE=cuda, but torch sees no GPU", marks=GPULESS
+        ),
     ],
 )
 def test_a_worker_that_cannot_start_takes_no_job(tmp_path: Path, setting: str, value: str, reason: str) -> None:

@@ -9,13 +9,15 @@ from weakref import ref
 
 import numpy as np
 import pytest
+import torch
 from conftest import unwarmed
 from torch import nn
 
 from fakes import RECIPE, FakeFamily
 from handler import Clock, ImageRequest, Settings, Worker
-from handler.core.errors import NotReady, StartError
+from handler.core.errors import DeviceLost, NotReady, StartError
 from handler.model.loading.weights import _plain
+from handler.worker import loaded
 
 
 def held(worker: Worker) -> Iterator[Any]:
@@ -89,6 +91,48 @@ def test_an_error_inside_goes_on_and_closes_too(family: FakeFamily) -> None:
         raise ZeroDivisionError
     with pytest.raises(NotReady):
         worker.draw_some([RECIPE], [lambda *_: None])
+
+
+LOST = torch.AcceleratorError if hasattr(torch, "AcceleratorError") else RuntimeError
+
+
+def lost(*_: object) -> None:
+    """What freeing weights on a GPU that is no more may raise."""
+    raise LOST("CUDA error: unspecified launch failure")
+
+
+def test_an_error_inside_is_not_hidden_by_that_of_closing(
+    family: FakeFamily, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loaded, "free", lost)
+    with pytest.raises(DeviceLost) as kept, family.boot(Settings(), Clock.anew(240)) as worker:
+        raise DeviceLost("The GPU failed.")
+    assert kept.value.__context__ is None
+    assert "the memory of spark could not be given back" in caplog.text
+    assert worker._pipeline is None
+    with pytest.raises(LOST, match="unspecified launch failure"), family.boot(Settings(), Clock.anew(240)):
+        pass  # where there is no other, it is told
+
+
+def test_nor_is_that_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise DeviceLost("The GPU failed.")
+
+    monkeypatch.setattr(Worker, "_warm", fail)
+    monkeypatch.setattr(loaded, "free", lost)
+    clock = Clock.anew(240)
+    with pytest.raises(StartError, match=r"^The GPU failed\.$"):
+        Worker.boot(Settings(), clock)
+    assert clock.ledger.reason == "The GPU failed."
+
+
+def test_a_closed_worker_has_no_weights_and_says_that_it_is_closed(family: FakeFamily, tmp_path: Path) -> None:
+    with family.boot(Settings(), Clock.anew(240)) as worker:
+        pass
+    assert worker.weight_bytes == 0
+    for act in (worker.save, worker.publish):
+        with pytest.raises(NotReady, match="This worker is closed"):
+            act(tmp_path)
 
 
 def test_its_verbs_are_methods() -> None:

@@ -26,7 +26,7 @@ from handler.core.version import __version__
 from handler.model.hardware import Hardware, detect
 from handler.volume.receipts import Outcome, Receipt, folder, keep
 from handler.volume.revisions import settled
-from handler.volume.room import writing
+from handler.volume.room import require_folder, writing
 from handler.volume.sources import model_source
 
 ROW = "{:<3}{:<22}{:>8}{:>8}{:>10}{:>9}{:>9}{:>11}{:>9}{:>8}{:>11}"
@@ -92,6 +92,7 @@ def _checked(settings: Settings, wished: Wishes) -> tuple[ModelSpec, Hardware]:
         raise InvalidValue("--rounds and --limit should be more than 0.", "rounds")
     if bad := [name for name, bound in wished.limits.items() if not 0 < bound < float("inf")]:
         raise InvalidValue(f"--{bad[0].replace('_', '-')} should be more than 0.", bad[0])
+    require_folder(settings.volume)
     spec = settled(find(settings.model), settings.volume)
     model_source(spec, settings.volume)
     hardware = detect(settings.model_copy(update={"precision": "auto"}))

@@ -33,7 +33,7 @@ CODE = (  # what decides what is in a package, and what is expected of one
     *("model/compiling/fusing", "model/compiling/joining", "catalog/attention", "model/compiling/modulation"),
     *("catalog/precisions", "model/loading/quant", "model/families/autoencoders"),
 )
-# Code that since packages were made that have the digest on the right only moved, or tells people more.
+# Code that has only moved, or tells people more, since packages were made that have the digest on the right.
 SAME = {"fe7f1e3cee52ebf1": "91aa3cfd63a9eb9a"}
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 CacheStatus = Literal["HIT", "MISS", "STALE", "ERROR"]

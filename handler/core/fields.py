@@ -1,0 +1,65 @@
+"""What a setting's value may be where pydantic has no such type, and pydantic's complaints in our words."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator
+
+PathLike = TypeVar("PathLike", str, Path)
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
+ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/?")
+WORDS = {  # for an error of pydantic's, by its name for it
+    "bool_parsing": "should be true or false",
+    "finite_number": "should be a finite number",
+    "float_parsing": "should be a number",
+    "int_parsing": "should be a whole number",
+    "int_parsing_size": "is too large",
+    "string_pattern_mismatch": "has characters that no such name has",
+    "string_unicode": "should be text in UTF-8",
+}
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not ORIGIN.fullmatch(value):
+        raise ValueError("should be * or origins such as https://a.example or http://localhost:3000, without a path")
+    return value
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+
+
+def _endpoint(value: str) -> str:
+    if value and not ENDPOINT.fullmatch(value):
+        raise ValueError("should be http:// or https:// and a host, without a path; the bucket's name is a setting too")
+    return value
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+def _at_home(value: Path) -> Path:
+    try:
+        return value.expanduser()  # which only a shell does, and not in an .env file
+    except RuntimeError:
+        raise ValueError("begins with ~, and whose home that is cannot be told; give the whole path") from None
+
+
+def _nameable(value: PathLike) -> PathLike:
+    """What a file system can be asked for at all."""
+    try:
+        if b"\0" not in os.fsencode(value):
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise ValueError("has characters that no path has")
+
+
+Name = Annotated[str, AfterValidator(_nameable)]
+Folder = Annotated[Path, AfterValidator(_at_home), AfterValidator(_nameable)]
+
+
+def words(kind: str, told: str) -> str:
+    """What is wrong, in our words: pydantic speaks of an input, of strings and of patterns."""
+    return WORDS.get(kind) or re.sub(r"^(Value error, |Input |String )", "", told)
