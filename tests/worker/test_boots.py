@@ -184,7 +184,8 @@ def test_a_start_that_ended_while_it_compiled_tells_how_long_that_takes_at_least
     with pytest.raises(BudgetExceeded) as caught:
         clock.check()
     clock.finish("failed", caught.value.message)
-    boot = asdict(clock.ledger) | {"total_s": 240.0, "phases": [asdict(Phase("weights", 10.0, 20.0))]}
+    phases = [asdict(Phase("import", 2.0, 8.0)), asdict(Phase("weights", 10.0, 20.0))]
+    boot = asdict(clock.ledger) | {"total_s": 240.0, "phases": phases}
     assert measured([boot], "compile", "a", "H200") == 210.0
     assert measured([boot | {"reason": "the GPU failed"}], "compile", "a", "H200") is None
     assert plan("auto", "cuda", "MISS", "", 200, 210.0).mode == "EAGER"
@@ -202,6 +203,15 @@ def test_a_phase_is_looked_for_in_the_last_starts_that_had_it() -> None:
     found = [asdict(Ledger(model="a", device="H200", phases=[Phase("artifacts", 1.0, 0.1)])) for _ in range(20)]
     mine = [asdict(Ledger(model="a", device="H200", phases=[Phase("compile", 1.0, float(i))])) for i in range(30, 50)]
     assert measured([*others, *found, *mine], "compile", "a", "H200") == 39.0
+
+
+def test_what_is_no_record_or_has_just_gone_is_passed_over(tmp_path: Path) -> None:
+    left(tmp_path, "1", '{"model": "spark"}', 1)
+    for name in ("notes.txt", ".half.json", "2.json.part"):
+        (tmp_path / "boots" / name).write_text('{"model": "none"}')
+    for name in ("0", "2"):
+        (tmp_path / "boots" / f"{name}.json").symlink_to("gone")
+    assert last_boots(tmp_path, 9) == [{"boot": "1", "model": "spark"}]
 
 
 def test_workers_that_are_alike_in_all_have_records_of_their_own(tmp_path: Path) -> None:
