@@ -68,11 +68,7 @@ def settings(url: str, **more: Any) -> Settings:
 
 
 async def keeping(found: Store, picture: Picture) -> Picture:
-    kept = await found.keep(picture, Deadline())
-    for _ in range(2):  # what was cancelled ends
-        await asyncio.sleep(0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-    return kept
+    return await found.keep(picture, Deadline())
 
 
 def keep(url: str, picture: Picture = DRAWN, **more: Any) -> Picture:

@@ -76,6 +76,21 @@ def test_what_a_fingerprint_says_of_a_gpu_and_of_a_cpu() -> None:
     assert artifacts.differing(there, artifacts.fingerprint(SPARK, replace(GPU, name="NVIDIA L4"))) == ["device"]
 
 
+@pytest.mark.parametrize(("has", "says"), [("13.0", "13.0"), (None, "none")])
+def test_the_cuda_that_torch_was_built_with_is_in_the_key(
+    has: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", has)
+    assert artifacts.fingerprint(SPARK, GPU)["cuda"] == says
+
+
+def test_a_field_that_only_one_side_has_differs_unless_any_will_do() -> None:
+    """Packages of older versions, and of newer ones."""
+    assert artifacts.differing({"torch": "2", "matmul": "high"}, {"torch": "2"}) == ["matmul"]
+    assert artifacts.differing({"torch": "2"}, {"torch": "2", "matmul": "high"}) == ["matmul"]
+    assert artifacts.differing({"torch": "2", "attention": ""}, {"torch": "2", "attention": "cudnn"}) == []
+
+
 def test_only_a_package_that_fits_chooses_the_kernel(tmp_path: Path) -> None:
     kernels = ("cudnn", "flash", "native")
     for kernel, others in (("cudnn", {"torch": "another"}), ("native", {})):

@@ -122,6 +122,59 @@ def test_what_the_code_was_not_compiled_for_stays_eager(eager: Any, bound: Any) 
     assert torch.allclose(other(eager), other(bound), atol=1e-5)
 
 
+TAKES = [(torch.float32, [None, 16, 64]), (torch.bfloat16, [])]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtypes", "fits"),
+    [
+        (((1, 16, 64), ()), (torch.float32, torch.bfloat16), True),
+        (((9, 16, 64), ()), (torch.float32, torch.bfloat16), True),
+        (((1, 17, 64), ()), (torch.float32, torch.bfloat16), False),
+        (((1, 16, 65), ()), (torch.float32, torch.bfloat16), False),
+        (((16, 64), ()), (torch.float32, torch.bfloat16), False),
+        (((1, 1, 16, 64), ()), (torch.float32, torch.bfloat16), False),
+        (((1, 16, 64), ()), (torch.float16, torch.bfloat16), False),
+        (((1, 16, 64), ()), (torch.float32, torch.float32), False),
+        (((1, 16, 64),), (torch.float32,), False),
+        (((1, 16, 64), (), ()), (torch.float32, torch.bfloat16, torch.float32), False),
+    ],
+)
+def test_what_code_is_called_with_is_what_it_was_compiled_for(shapes: Any, dtypes: Any, fits: bool) -> None:
+    given = [torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    assert blocks._fits(given, TAKES) == fits
+    assert not blocks._fits([*given[:-1], 1.0], TAKES)  # no tensor
+
+
+def test_a_model_without_repeated_blocks_is_told_and_a_decoder_is_a_kind_of_its_own(eager: Any) -> None:
+    with pytest.raises(ValueError, match="Linear names no repeated blocks"):
+        kinds_of(type("Linear", (torch.nn.Linear,), {"_repeated_blocks": None})(2, 2))
+    alone, decoder = kinds_of(eager.transformer), eager.vae.decoder
+    assert len(alone) == 2
+    assert kinds_of(eager.transformer, decoder) == sorted([*alone, kind_of(decoder)])
+
+
+def test_code_runs_on_one_thread_and_gives_way_to_a_blocks_own(
+    package: Path, eager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    class Loader(torch._C._aoti.AOTIModelPackageLoader):
+        def __init__(self, *given: Any) -> None:
+            told.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", Loader)
+    pipeline = load()
+    bind_blocks(pipeline.transformer, package)
+    assert {given[1] for given in told} == {*kinds_of(eager.transformer)}
+    assert {given[2:] for given in told} == {(True, 1, -1)}  # one thread, one at a time, wherever it was compiled for
+    blocks.unbind_blocks(pipeline.transformer)
+    assert not any(forwards(pipeline.transformer))
+    assert not hasattr(pipeline.transformer, "modulations")
+    assert (draw(pipeline, (64, 64), 1) - draw(eager, (64, 64), 1)).abs().max() < 0.01
+
+
 def test_weights_are_shared(package: Path) -> None:
     """Changing a loaded weight changes what the code draws; each block has its own."""
     pipeline = load()

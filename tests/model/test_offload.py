@@ -241,6 +241,19 @@ def test_host_memory_is_locked_in_whole_pages_whatever_the_order(monkeypatch: py
     assert codes == [701, 702]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_gpu_all_that_waits_is_locked(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parts' tensors, of each model; what stays on the device is not."""
+    locked: list[int] = []
+    monkeypatch.setattr(offload, "lock_pages", lambda hosts: locked.extend(host.data_ptr() for host in hosts))
+    monkeypatch.setattr(offload, "Stream", lambda model, device: Stream(model, "cpu"))
+    nets = [Net(), Net()]
+    waits = {tensor.data_ptr() for net in nets for name, tensor in net.named_parameters() if name != "gain"}
+    offload.stream(nets, device)
+    assert len(locked) == len({*locked})
+    assert {*locked} == (waits if device == "cuda" else set())
+
+
 def test_a_part_is_a_block_that_the_model_names_or_what_stands_in_a_list(net: tuple[Net, list[str]]) -> None:
     model, _ = net
     names = {part: name for name, part in model.named_modules()}

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fakes import FakeFamily, raises
 from handler import MODELS
@@ -150,6 +151,34 @@ def test_words_are_encoded_once_and_the_last_sixteen_are_kept(gpu: Gpu, pipeline
     assert [len(draws(each)) for each in (*kept, *kept, others[0])] == [0] * 15 + [1] + [0] * 16 + [1]
     assert draws(unsaid) == draws(unsaid) == ["refused"]
     assert draws(others[0], another) == []
+
+
+class Worded(FakeFamily):
+    """Takes prompts as tensors; `rows` is how many it was given each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __call__(self, prompt_embeds: torch.Tensor, **options: Any) -> Any:
+        """As a pipeline of diffusers is called."""
+        self.rows.append(len(prompt_embeds))
+        return super().__call__(**options)
+
+
+def test_prompts_of_other_lengths_are_drawn_in_runs_of_their_own(gpu: Gpu) -> None:
+    """All of them, each in its place, whichever run it was in."""
+    family: Any = SimpleNamespace(
+        encode=lambda pipeline, recipe, tokens: {"prompt_embeds": torch.zeros(1, len(recipe.prompt))}, SCHEDULERS=FLOW
+    )
+    pipeline: Any = Worded()
+    drawing = Runner(MODELS["spark"], family, pipeline, lambda _: False, gpu.mark)
+    recipes = [replace(RECIPE, prompt=text, seed=seed) for seed, text in enumerate(("a", "abc", "b", "ab", "xyz"), 2)]
+    first, *others = drawing.draw_some(recipes, [lambda *_: None] * 5)
+    assert [outcome is None for outcome in (first, *others)] == [False, True, False, True, True]
+    outcomes = drawing.draw(recipes, [lambda *_: None] * 5)
+    assert pipeline.batches == pipeline.rows == [2, 2, 2, 1]
+    assert [outcome[0].recipe.seed for outcome in outcomes if isinstance(outcome, tuple)] == [2, 3, 4, 5, 6]
 
 
 def test_what_ends_a_program_ends_one_picture_if_it_came_from_who_watches_it(drawing: Runner) -> None:

@@ -159,6 +159,15 @@ def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(
     released.set()
 
 
+def test_what_is_no_record_or_has_just_gone_is_passed_over(tmp_path: Path) -> None:
+    left(tmp_path, "1", '{"model": "spark"}', 1)
+    for name in ("notes.txt", ".half.json", "2.json.part"):
+        (tmp_path / "boots" / name).write_text('{"model": "none"}')
+    for name in ("0", "2"):
+        (tmp_path / "boots" / f"{name}.json").symlink_to("gone")
+    assert last_boots(tmp_path, 9) == [{"boot": "1", "model": "spark"}]
+
+
 def test_workers_that_are_alike_in_all_have_records_of_their_own(tmp_path: Path) -> None:
     """Same second, same host, same process id, as containers that are restored from one snapshot have."""
     logs = [boot_log(tmp_path) for _ in range(3)]

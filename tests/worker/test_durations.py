@@ -46,7 +46,7 @@ def test_a_start_that_ended_while_it_compiled_tells_how_long_that_takes_at_least
     with pytest.raises(BudgetExceeded) as caught:
         clock.require_time()
     clock.finish("failed", caught.value.message)
-    ledger = replace(clock.ledger, total_s=240.0, phases=[Phase("weights", 10.0, 20.0)])
+    ledger = replace(clock.ledger, total_s=240.0, phases=[Phase("import", 2.0, 8.0), Phase("weights", 10.0, 20.0)])
     assert past(ledger).longest("compile", *MINE) == 210.0
     assert past(replace(ledger, reason="the GPU failed")).longest("compile", *MINE) is None
     assert past(replace(ledger, outcome="stopped")).longest("compile", *MINE) is None

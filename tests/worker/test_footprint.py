@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import PATIENT, ROOT
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
 from torch import nn
 
 import tiny
@@ -249,6 +250,18 @@ def test_the_sums_of_a_footprint() -> None:
         device, device, waits, waits + int(stored * (1 - 52 / 102)) + lora + 700
     )
     assert Weights(DEV, cpu.hardware, ()).footprint() == Footprint(0, 0)
+
+
+def test_each_component_is_weighed_by_its_files() -> None:
+    source = model_source(MODELS["spark"], Path("unused"))
+    parts = weigh(MODELS["spark"], Hardware("cpu", "CPU", "fp32", ""), source).parts
+    assert {part.name for part in parts if part.stored} == {"text_encoder", "text_encoder_2", "transformer", "vae"}
+    for part in parts:
+        found = [
+            each for file in (source.folder / part.name).glob("*.safetensors") for each in load_file(file).values()
+        ]
+        assert part.parameters == sum(tensor.numel() for tensor in found)
+        assert (part.stored, part.held) == (sum(tensor.nbytes for tensor in found), 4 * part.parameters)
 
 
 def test_weights_are_changed_if_any_are() -> None:
