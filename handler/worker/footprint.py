@@ -24,6 +24,7 @@ PARTS = 2  # that come and go, at once on the GPU: the one computing, and the ne
 EXACT = 2  # bytes a parameter of such a part may take in any precision: embeddings and norms are not rounded
 PROCESS = 3 << 30  # of a host: Python, torch and CUDA's libraries; an assumption
 ROUNDING = 16  # bytes a parameter that torchao takes while it rounds one matrix, measured on a CPU
+UNET = ("down_blocks", "mid_block", "up_blocks")  # how its layers' names begin
 SCALES = ("scale", "whole")  # of rounded layers, in fp32 whatever the rest computes in
 
 
@@ -156,6 +157,7 @@ def _held(name: str, slot: Slot, hardware: Hardware, rounded: float) -> int:
 
 def _is_rounded(name: str, slot: Slot, grid: int, kept: tuple[str, ...]) -> bool:
     """As `quant.layers` will find it to be, told by its name alone: a matrix within one of many blocks."""
-    listed = any(word.isdigit() for word in name.split(".")[:-2])
+    among = "transformer_blocks" in name  # of a U-Net, whose lists have layers of other kinds too
+    listed = among if name.startswith(UNET) else any(word.isdigit() for word in name.split(".")[:-2])
     matrix = name.endswith(".weight") and len(slot.shape) == 2 and not any(side % grid for side in slot.shape)
     return listed and matrix and slot.dtype in FLOATS and not any(word in name for word in kept)

@@ -23,6 +23,7 @@ END = {"mark: stages.py finish": 1}
 INPAINTS = {
     "flux-dev": "pipeline_flux_inpaint.py",
     "sd3.5-large": "pipeline_stable_diffusion_3_inpaint.py",
+    "sd1.5": "pipeline_stable_diffusion_inpaint.py",
     "sdxl-lightning": "pipeline_stable_diffusion_xl_inpaint.py",
     "flux2-klein": "pipeline_flux2_klein_inpaint.py",
     "z-image-turbo": "pipeline_z_image_inpaint.py",
@@ -115,10 +116,10 @@ def plain(scheduler: Any) -> Any:
 
 
 def loaded() -> Iterator[Any]:
-    for model in ("flux-dev", "sd3.5-large", "qwen-image", "sdxl", "sdxl-turbo", "sdxl-lightning"):
+    for model in ("flux-dev", "sd3.5-large", "qwen-image", "sd1.5", "sdxl", "sdxl-turbo", "sdxl-lightning"):
         spec = MODELS[model]
         own = tiny.build(spec).scheduler
-        table = EPSILON if "sdxl" in spec.family else FLOW
+        table = FLOW if "flow-match-euler" in spec.schedulers else EPSILON
         for name in spec.schedulers:
             yield pytest.param(table, name, own, spec.scheduler_config, id=f"{model}-{name}")
 
