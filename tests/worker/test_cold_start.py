@@ -51,7 +51,7 @@ def test_past_the_budget_the_process_ends_and_leaves_word(tmp_path: Path) -> Non
 
 def test_a_worker_that_shall_not_compile_looks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for packages nor for what compiling took, which are many files on a volume that may be slow."""
-    monkeypatch.setattr("handler.worker.worker.past", raises(AssertionError("read")))
+    monkeypatch.setattr("handler.worker.worker.Durations.on", raises(AssertionError("read")))
     ledger = Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "off"})).ledger
     assert ledger.decision == "EAGER: KINDLING_COMPILE=off"
     assert [phase.name for phase in ledger.phases] == ["volume", "import", "weights", "warm"]
