@@ -23,6 +23,7 @@ from handler.core.request import MAX_SEED, Format, ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine
+from handler.volume.adapters import adapters, chosen
 from handler.worker.chips import answer
 
 MODELS_ROUTE = "/v1/models"
@@ -78,7 +79,8 @@ class Api:
         if path in DIALECTS:
             return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
-            return Reply(200, openai.models(self.engine.spec))
+            found = await deadline.hold(asyncio.to_thread(adapters, self.engine.settings.volume))
+            return Reply(200, openai.models(self.engine.spec, found))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
             self._require_model(name)
@@ -138,13 +140,14 @@ class Api:
         """
         deadline = deadline or Deadline()
         spec = self.engine.spec
-        served = self.engine.settings.step_cache
+        served, volume = self.engine.settings.step_cache, self.engine.settings.volume
         self.engine.meter.check()
         if request.response_format == "url" and not self.store:
             raise Unsupported(NO_STORE, "response_format")
         spec.check(request, served)  # before its images take time and memory
         images, mask = await deadline.hold(asyncio.to_thread(decoded, request, spec)) if request.images else ((), None)
-        first = spec.recipe(request, images, served, mask)
+        loras = await deadline.hold(asyncio.to_thread(chosen, request.loras, volume)) if request.loras else ()
+        first = spec.recipe(request, images, served, mask, loras)
         taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
 
         def count(i: int, done: int, preview: Preview) -> None:

@@ -20,6 +20,7 @@ from handler.core.recipe import Recipe
 from handler.core.request import MAX_SEED, Format, ImageRequest
 from handler.core.settings import Settings
 from handler.core.version import __version__
+from handler.volume.adapters import chosen
 from handler.volume.room import writing
 from handler.worker.clock import Clock
 from handler.worker.worker import Worker
@@ -54,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, metavar="PNG", help="transparent where the image is to be drawn anew")
     parser.add_argument(
         "--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: the model's)"
+    )
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="NAME:WEIGHT", help="LoRA on the volume, up to four times"
     )
     parser.add_argument(
         "--from",
@@ -108,6 +112,7 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "negative_prompt": options.negative_prompt,
         "step_cache": options.step_cache,
+        "loras": options.lora or None,
     }
 
 
@@ -126,7 +131,7 @@ def _recipe(spec: ModelSpec, request: ImageRequest, settings: Settings) -> Recip
     served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
     spec.check(request, served)  # of two faults, tell first what no other image would mend
     images, mask = decoded(request, spec)
-    return spec.recipe(request, images, served, mask)
+    return spec.recipe(request, images, served, mask, chosen(request.loras, settings.volume))
 
 
 def _read(path: Path, option: str = "image") -> bytes:

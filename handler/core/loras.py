@@ -28,7 +28,7 @@ class Wanted:
 
 def parse(value: object) -> tuple[Wanted, ...]:
     """What a request says: a list of objects or of texts as `spelled` reads them; a form has one text, with commas."""
-    items = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         raise PydanticCustomError("list_type", "Input should be a list of LoRAs")
     if len(items) > MOST:
