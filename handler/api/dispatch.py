@@ -9,7 +9,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from handler.api import codec
+from handler.api import codec, loras
 from handler.api.dialects import edits, native, openai
 from handler.api.pieces import plain
 from handler.api.references import decoded
@@ -23,7 +23,6 @@ from handler.core.request import MAX_SEED, Format, ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine
-from handler.volume.adapters import adapters, chosen
 from handler.worker.chips import answer
 
 MODELS_ROUTE = "/v1/models"
@@ -79,8 +78,7 @@ class Api:
         if path in DIALECTS:
             return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
-            found = await deadline.hold(asyncio.to_thread(adapters, self.engine.settings.volume))
-            return Reply(200, openai.models(self.engine.spec, found))
+            return Reply(200, openai.models(self.engine.spec, await loras.listed(self.engine.settings, deadline)))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
             self._require_model(name)
@@ -140,14 +138,13 @@ class Api:
         """
         deadline = deadline or Deadline()
         spec = self.engine.spec
-        served, volume = self.engine.settings.step_cache, self.engine.settings.volume
+        served = self.engine.settings.step_cache
         self.engine.meter.check()
         if request.response_format == "url" and not self.store:
             raise Unsupported(NO_STORE, "response_format")
         spec.check(request, served)  # before its images take time and memory
         images, mask = await deadline.hold(asyncio.to_thread(decoded, request, spec)) if request.images else ((), None)
-        loras = await deadline.hold(asyncio.to_thread(chosen, request.loras, volume)) if request.loras else ()
-        first = spec.recipe(request, images, served, mask, loras)
+        first = spec.recipe(request, images, served, mask, await loras.chosen(request, self.engine.settings, deadline))
         taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
 
         def count(i: int, done: int, preview: Preview) -> None:

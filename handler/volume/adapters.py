@@ -19,7 +19,8 @@ from handler.core.errors import InvalidValue
 from handler.core.loras import Wanted
 from handler.core.recipe import Lora
 from handler.core.untrusted import Malformed, parse
-from handler.volume.layout import FLOATS, Slot, read_layout, read_metadata
+from handler.volume.layout import FLOATS, Slot, read_layout
+from handler.volume.manifest import CHUNK
 
 FOLDERS = ("loras", "ComfyUI/models/loras")
 SUFFIX = ".safetensors"
@@ -171,11 +172,22 @@ def _described(name: str, path: Path) -> Adapter:
 @lru_cache(REMEMBERED)
 def _about(path: Path, size: int, written: int) -> tuple[str, tuple[str, ...]]:
     """What it was made for, and its trigger words, as its metadata has them."""
-    said = read_metadata(path)
+    said = _metadata(path)
     made_for = next((said[name] for name in MAKERS if said.get(name)), "")
     phrase = said.get("modelspec.trigger_phrase", "")
     words = [phrase] if phrase else list(_frequent(said.get("ss_tag_frequency", "{}")))
     return _shown(made_for), tuple(_shown(word) for word in words[:WORDS])
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What whoever made the file wrote about it; nothing where that makes no sense."""
+    with path.open("rb") as file:
+        head = file.read(min(int.from_bytes(file.read(8), "little"), CHUNK))
+    try:
+        found = parse(head)["__metadata__"].items()
+    except (Malformed, KeyError, TypeError, AttributeError):
+        return {}
+    return {name: text for name, text in found if isinstance(text, str)}
 
 
 def _frequent(text: str) -> Iterator[str]:

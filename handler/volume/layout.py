@@ -41,19 +41,6 @@ def read_layout(path: Path) -> dict[str, Slot]:
         os.close(descriptor)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """What whoever made the file at `path` wrote about it; nothing where that makes no sense. OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        count = int.from_bytes(os.pread(descriptor, 8, 0), "little")
-        found = parse(os.pread(descriptor, min(count, CHUNK), 8)).get("__metadata__")
-    except (ValueError, AttributeError):
-        return {}
-    finally:
-        os.close(descriptor)
-    return {name: text for name, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
-
-
 def layout(data: memoryview, size: int) -> dict[str, Slot]:
     """Of a file of `size` bytes that begins with `data`, all of its header. ValueError says why it cannot be one."""
     end = 8 + int.from_bytes(data[:8], "little")
