@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,37 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from conftest import PATIENT, unwarmed
 
-from handler import ImageRequest, Worker
+import tiny
+from handler import MODELS, ImageRequest, Worker
 from handler.core.errors import InvalidValue
 from handler.core.recipe import Lora, Recipe
-from handler.model.adapters import applied, sums
+from handler.model.adapters import applied, keys, sums
+from handler.model.loading.quant import SCHEMES, QuantisedLinear
+from loras import LAYERS, matrices, peft, put
 
-LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2", "single_transformer_blocks.0.proj_out")
-
-
-def matrices(model: Any, layers: tuple[str, ...], rank: int = 2, seed: int = 0) -> dict[str, tuple[Any, Any]]:
-    """For each layer of `model` down and up, that together are about a third as large as its weight."""
-    generator, found = torch.Generator().manual_seed(seed), {}
-    for layer in layers:
-        out, into = model.get_submodule(layer).weight.shape
-        down, up = torch.randn(rank, into, generator=generator), torch.randn(out, rank, generator=generator)
-        found[layer] = down * into**-0.5, up * 0.3 * rank**-0.5
-    return found
-
-
-def peft(found: dict[str, tuple[Any, Any]], component: str = "transformer") -> dict[str, Any]:
-    """As diffusers and ai-toolkit write them."""
-    parts = {f"{component}.{layer}.lora_A.weight": down for layer, (down, _) in found.items()}
-    return parts | {f"{component}.{layer}.lora_B.weight": up.contiguous() for layer, (_, up) in found.items()}
-
-
-def put(path: Path, tensors: dict[str, Any], weight: float = 1.0, metadata: dict[str, str] | None = None) -> Lora:
-    """Write a LoRA's file; the LoRA."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata)
-    return Lora(path.stem, weight, hashlib.sha256(path.read_bytes()).hexdigest(), path)
+ROWS = ("fp8", "fp8-tensor", "int8", "int8-dynamic")  # precisions with a scale for each row
 
 
 def recipe_of(worker: Worker, *loras: Lora, **fields: Any) -> Recipe:
@@ -195,3 +176,121 @@ def test_a_file_that_is_another_by_now_is_not_used(spark: Worker, one: Lora) -> 
     one.path.unlink()
     with pytest.raises(InvalidValue, match="'one' cannot be read: No such file or directory"):
         drawn(spark, one)
+
+
+def quantised(precision: str) -> QuantisedLinear:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(256, 512).requires_grad_(False)
+    return QuantisedLinear(linear, SCHEMES[precision], SCHEMES[precision].multiply)
+
+
+def exact(layer: QuantisedLinear) -> torch.Tensor:
+    rounded, scale = layer.parts
+    return rounded.float() * scale
+
+
+def delta_of(share: float) -> keys.Delta:
+    """One that is `share` as large as a weight of `quantised`."""
+    down, up = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((4, 256), (512, 4)))
+    return keys.Delta(down, up, share * 256**-0.5 * 3**-0.5 / 2)
+
+
+@pytest.mark.parametrize("precision", ROWS)
+@pytest.mark.parametrize("share", [0.002, 0.02, 0.3, 3.0])
+def test_what_is_added_to_rounded_weights_is_there_on_average(precision: str, share: float) -> None:
+    """Also where it is far less than a step of theirs: rounded to the nearest, it would be lost."""
+    layer, delta = quantised(precision), delta_of(share)
+    first, before = tuple(part.clone() for part in layer.parts), exact(quantised(precision))
+    sums.add(layer, first, [(delta, 1.0)], torch.device("cpu"))
+    wanted = delta.up @ delta.down * delta.scale
+    added = exact(layer) - before
+    assert (added * wanted).sum() / wanted.square().sum() == pytest.approx(1, abs=0.05)
+    step = 0.07 if "fp8" in precision else 0.01  # of a weight, on average
+    assert (added - wanted).norm() < step * (before + wanted).norm() * max(1.0, share)
+    x = torch.randn(7, 256, generator=torch.Generator().manual_seed(2))
+    assert (x @ exact(layer).t() - x @ (before + wanted).t()).norm() < 0.07 * (x @ (before + wanted).t()).norm()
+
+
+@pytest.mark.parametrize("precision", ROWS)
+def test_rounded_weights_are_what_they_were_to_the_bit(precision: str) -> None:
+    layer, device = quantised(precision), torch.device("cpu")
+    first = tuple(part.clone() for part in layer.parts)
+    places = [part.data_ptr() for part in layer.parts]
+    sums.add(layer, first, [(delta_of(0.3), 0.0)], device)
+    assert all(torch.equal(bits(part), bits(was)) for part, was in zip(layer.parts, first, strict=True))
+    sums.add(layer, first, [(delta_of(0.3), 1.0)], device)
+    twice = tuple(part.clone() for part in layer.parts)
+    sums.add(layer, first, [(delta_of(3.0), 1.0)], device)
+    sums.add(layer, first, [(delta_of(0.3), 1.0)], device)
+    assert all(torch.equal(bits(part), bits(was)) for part, was in zip(layer.parts, twice, strict=True))
+    sums.put(layer, first)
+    assert all(torch.equal(bits(part), bits(was)) for part, was in zip(layer.parts, first, strict=True))
+    assert [part.data_ptr() for part in layer.parts] == places
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.uint8)
+
+
+def test_every_8_bit_float_stays_and_what_lies_between_goes_to_either() -> None:
+    codes = torch.tensor([code for code in range(256) if code & 0x7F != 0x7F], dtype=torch.uint8)
+    every = codes.view(torch.float8_e4m3fn).float()
+    for chance in (0.0, 0.5, 1 - 2**-24):
+        assert torch.equal(sums._float8(every, torch.full_like(every, chance)).view(torch.uint8), codes)
+    for low, share in ((1.0, 0.25), (-2.0, 0.25), (2.0**-9, 0.5), (416.0, 0.75), (0.0, 0.5)):
+        high = low + (1 if low >= 0 else -1) * (
+            2.0**-9 if abs(low) < 2**-6 else 2.0 ** (math.floor(math.log2(abs(low))) - 3)
+        )
+        chance = torch.linspace(0, 0.999, 1000)
+        found = sums._float8(torch.full((1000,), low + share * (high - low)), chance).float()
+        assert set(found.tolist()) == {low, high}
+        assert (found == high).float().mean().item() == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8-dynamic", "mxfp8"])
+def test_a_quantised_model_draws_with_a_lora_and_as_before(precision: str, tmp_path: Path) -> None:
+    spec = MODELS["flux-dev"]
+    tiny.write(spec, tmp_path)
+    settings = PATIENT.model_copy(update={"model": spec.id, "volume": tmp_path, "precision": precision})
+    with unwarmed():
+        worker = Worker.boot(settings)
+    source = tiny.build(spec)
+    layers = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.norm1.linear", "x_embedder")
+    tensors = peft(matrices(source.transformer, layers))
+    tensors |= peft(matrices(source.text_encoder, ("encoder.layers.0.mlp.fc1",)), "text_encoder")
+    lora = put(tmp_path / "loras/one.safetensors", tensors)
+    plain = drawn(worker, num_inference_steps=2)
+    if precision == "mxfp8":
+        with pytest.raises(
+            InvalidValue, match=r"to_q has a scale for each block; a worker takes LoRAs in fp8, int8 or"
+        ):
+            drawn(worker, lora, num_inference_steps=2)
+    else:
+        assert not np.array_equal(drawn(worker, lora, num_inference_steps=2), plain)
+    assert np.array_equal(drawn(worker, num_inference_steps=2), plain)
+    worker.close()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+def test_weights_that_wait_in_host_memory_are_changed_there(precision: str, tmp_path: Path) -> None:
+    spec = MODELS["flux-dev"]
+    tiny.write(spec, tmp_path)
+    source = tiny.build(spec)
+    layers = tuple(name for name, module in source.transformer.named_modules() if isinstance(module, torch.nn.Linear))
+    encoder = tuple(name for name, module in source.text_encoder.named_modules() if name.endswith("fc1"))
+    tensors = peft(matrices(source.transformer, layers)) | peft(matrices(source.text_encoder, encoder), "text_encoder")
+    lora = put(tmp_path / "loras/one.safetensors", tensors, 0.3)
+    pictures = {}
+    for mode in ("off", "blocks"):
+        update = {"model": spec.id, "volume": tmp_path, "precision": precision, "offload": mode}
+        with unwarmed():
+            worker = Worker.boot(PATIENT.model_copy(update=update))
+        plain = drawn(worker, num_inference_steps=2)
+        pictures[mode] = drawn(worker, lora, num_inference_steps=2)
+        assert not np.array_equal(pictures[mode], plain)
+        assert np.array_equal(drawn(worker, lora, num_inference_steps=2), pictures[mode])
+        assert np.array_equal(drawn(worker, num_inference_steps=2), plain)
+        worker.close()
+    most = 1 if precision == "fp32" else 40  # sums depend on where weights lie, and random weights amplify
+    assert np.abs(pictures["off"].astype(int) - pictures["blocks"].astype(int)).mean() <= most

@@ -21,7 +21,7 @@ from handler.model.loading.lora import Misfit
 from handler.model.loading.quant import QuantisedLinear
 from handler.model.loading.rounding import Parts
 
-SEED = 0
+SEED = 150202551  # any, but one that nobody draws weights with
 RANGES = {torch.float8_e4m3fn: (-E4M3_MOST, E4M3_MOST), torch.int8: (-128, 127)}  # of values with a scale for each row
 LARGEST = 0x7E  # of 8-bit floats' bytes without the sign; above it there is NaN
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,7 +41,7 @@ def require(layer: nn.Module, path: str, delta: Delta) -> None:
     if not fits or down[0].numel() != weight[0].numel():
         raise Misfit(f"{path} has another shape")
     if isinstance(layer, QuantisedLinear) and (held[0].dtype not in RANGES or held[1].dtype != torch.float32):
-        raise Misfit(f"{path} is rounded with a scale for each block, and nothing can be added to such")
+        raise Misfit(f"{path} has a scale for each block; a worker takes LoRAs in fp8, int8 or 16 bits")
     if not isinstance(layer, QuantisedLinear) and weight.dtype not in FLOATS:
         raise Misfit(f"{path} has no floats")
 
