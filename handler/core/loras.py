@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import AfterValidator, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
 MOST = 4  # in one request
 HEAVIEST = 10.0  # times what a LoRA was trained to add, either way
 LONGEST = 200  # characters of a name
 SPELLED = re.compile(r"(.+?)(?::([+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})))?", re.DOTALL)
+PIN = re.compile(r"([\w-][\w.-]*)=(\w[\w.-]*/\w[\w.-]*)@([0-9a-f]{40}):([^,]+\.safetensors)", re.ASCII)
 SHAPE = "should be a name, NAME:WEIGHT, or an object with name and weight"
 
 
@@ -42,6 +43,31 @@ Loras = Annotated[
     PlainValidator(parse, json_schema_input_type=str | list[str | dict[str, Any]]),
     PlainSerializer(lambda wanted: [str(one) for one in wanted]),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A LoRA on the hub, which `fetch` brings: what it is called here, and whose file at which commit it is."""
+
+    name: str
+    repository: str
+    revision: str
+    file: str
+
+
+def pin(text: str) -> Pin:
+    """`name=owner/repository@revision:file`."""
+    if found := PIN.fullmatch(text):
+        return Pin(*found.groups())
+    raise ValueError("should be name=owner/repository@revision:file.safetensors, with all 40 digits")
+
+
+def _pinned(text: str) -> str:
+    pin(text)
+    return text
+
+
+Pinned = Annotated[str, AfterValidator(_pinned)]
 
 
 def spelled(text: str) -> Wanted:

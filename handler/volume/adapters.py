@@ -2,6 +2,7 @@
 
     loras/                    files, also in folders; `ink` and `styles/wash.safetensors` are names
     ComfyUI/models/loras/     likewise, where the volume is ComfyUI's too
+    fetched/loras/            what `fetch` brought of KINDLING_LORAS
 
 A name never leads out of these folders, not by a link either, and nothing but safetensors is ever read.
 """
@@ -22,7 +23,8 @@ from handler.core.untrusted import Malformed, parse
 from handler.volume.layout import FLOATS, Slot, read_layout
 from handler.volume.manifest import CHUNK
 
-FOLDERS = ("loras", "ComfyUI/models/loras")
+FETCHED = "fetched/loras"
+FOLDERS = ("loras", "ComfyUI/models/loras", FETCHED)  # whose files go before those of the same name
 SUFFIX = ".safetensors"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pickle", ".pkl")
 LARGEST = 4 << 30  # bytes of a file: the largest published, of rank 256 for FLUX.2 [dev], have less

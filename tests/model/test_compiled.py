@@ -157,7 +157,7 @@ def test_compiled_code_sees_a_lora_come_and_go(package: Path, tmp_path: Path) ->
         with ahead(pipeline):
             found = draw(pipeline)
         assert (found - draw(reference)).abs().max() < 0.01
-        assert (found - before).abs().max() > 10
+        assert (found - before).abs().max() > 5
     owner.apply(())
     with ahead(pipeline):
         assert torch.equal(draw(pipeline), before)
