@@ -144,7 +144,5 @@ def differing(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _told(facts: Mapping[str, Any], name: str) -> str:
     if name == "loras":
-        return ", ".join(
-            f"{one['name']}:{one['weight']:g} of sha256 {one['sha256'][:12]}" for one in facts.get(name, ())
-        )
+        return ", ".join(f"{x['name']}:{x['weight']:g} of {x['sha256'][:12]}" for x in facts.get(name, ())) or "none"
     return str(facts[name]) or "none" if name in facts else "not said"

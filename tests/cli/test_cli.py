@@ -354,10 +354,10 @@ def test_a_lora_from_the_command_line_and_made_again(
     assert capsys.readouterr().err == ""
     for given in (("--lora", "styles/ink"), ("--lora", "styles/ink:0.5", "--lora", "x")):
         assert main(["generate", "--from", "a.png", *given, "-o", "c.png"]) == 2
-        assert f"a.png has loras styles/ink:0.5 ({lora.sha256[:12]}), and --lora says" in capsys.readouterr().err
+        assert f"a.png has loras 'styles/ink:0.5 of {lora.sha256[:12]}', and --lora says" in capsys.readouterr().err
     put(lora.path, {name: -each for name, each in parts.items()})
     assert main(["generate", "--from", "a.png", "-o", "c.png"]) == 0
-    assert f"loras was styles/ink:0.5 ({lora.sha256[:12]}) and is styles/ink:0.5 (" in capsys.readouterr().err
+    assert f"loras was styles/ink:0.5 of {lora.sha256[:12]} and is styles/ink:0.5 of " in capsys.readouterr().err
     assert main(["generate", "x", "--lora", "styles/inc"]) == 2
     assert "there is no 'styles/inc' on the volume. Did you mean styles/ink?" in capsys.readouterr().err
 
