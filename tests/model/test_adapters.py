@@ -212,6 +212,21 @@ def test_what_is_added_to_rounded_weights_is_there_on_average(precision: str, sh
     assert (x @ exact(layer).t() - x @ (before + wanted).t()).norm() < 0.07 * (x @ (before + wanted).t()).norm()
 
 
+@pytest.mark.parametrize("piece", [1, 1000])
+def test_some_rows_after_others_is_all(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta, device, plain = delta_of(0.3), torch.device("cpu"), torch.nn.Conv2d(64, 512, 2).requires_grad_(False)
+    before, whole = plain.weight.clone(), quantised("fp8")
+    sums.add(whole, tuple(part.clone() for part in whole.parts), [(delta, 1.0)], device)
+    monkeypatch.setattr(sums, "PIECE", piece)
+    layer = quantised("fp8")
+    sums.add(layer, tuple(part.clone() for part in layer.parts), [(delta, 1.0)], device)
+    assert torch.equal(layer.parts[1], whole.parts[1])
+    assert (exact(layer) - exact(whole)).abs().max() < 1e-4  # sums differ in their last bit
+    sums.add(plain, (before,), [(delta, 0.5), (delta, 1.5)], device)
+    wanted = before + (2 * delta.up @ delta.down * delta.scale).view(before.shape)
+    assert torch.allclose(plain.weight, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ROWS)
 def test_rounded_weights_are_what_they_were_to_the_bit(precision: str) -> None:
     layer, device = quantised(precision), torch.device("cpu")
@@ -224,7 +239,7 @@ def test_rounded_weights_are_what_they_were_to_the_bit(precision: str) -> None:
     sums.add(layer, first, [(delta_of(3.0), 1.0)], device)
     sums.add(layer, first, [(delta_of(0.3), 1.0)], device)
     assert all(torch.equal(bits(part), bits(was)) for part, was in zip(layer.parts, twice, strict=True))
-    sums.put(layer, first)
+    sums.put(layer.parts, first)
     assert all(torch.equal(bits(part), bits(was)) for part, was in zip(layer.parts, first, strict=True))
     assert [part.data_ptr() for part in layer.parts] == places
 

@@ -50,7 +50,7 @@ class Applied:
             for name in {key[0] for key in {*wanted, *self._changed}}:
                 offload.rest(self._pipeline.components[name])
             for key in self._changed - wanted.keys():
-                self._sums.put(self._layer(key), self._first[key])
+                self._sums.put(self._sums.tensors(self._layer(key)), self._first[key])
                 self._changed.discard(key)
             for key, terms in wanted.items():
                 self._change(key, terms)

@@ -24,6 +24,7 @@ from handler.model.loading.rounding import Parts
 SEED = 150202551  # any, but one that nobody draws weights with
 RANGES = {torch.float8_e4m3fn: (-E4M3_MOST, E4M3_MOST), torch.int8: (-128, 127)}  # of values with a scale for each row
 LARGEST = 0x7E  # of 8-bit floats' bytes without the sign; above it there is NaN
+PIECE = 1 << 24  # elements that are computed at once: in float32 64 MB, a few times over
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Terms = Iterable[tuple[Delta, float]]  # what is added, each times its weight
 
@@ -47,30 +48,38 @@ def require(layer: nn.Module, path: str, delta: Delta) -> None:
 
 
 def add(layer: nn.Module, first: Parts, terms: Terms, device: Any) -> None:
-    """Let the weight of `layer` be what it was `first`, and `terms`. All is computed on `device`, in float32."""
-    added = 0.0
-    for delta, weight in terms:
-        down, up = (matrix.to(device, torch.float32).flatten(1) for matrix in (delta.down, delta.up))
-        added = added + (up @ down) * (weight * delta.scale)
-    here = tuple(part.to(device, non_blocking=True) for part in first)
-    if isinstance(layer, QuantisedLinear):
-        put(layer, _rounded(here[0].float() * here[1] + added, *here))
-    else:
-        put(layer, (here[0].float() + cast(Tensor, added).view(here[0].shape),))
+    """Let the weight of `layer` be what it was `first`, and `terms`; computed on `device`, some rows after others."""
+    held, matrices = tensors(layer), [_matrices(delta, weight, device) for delta, weight in terms]
+    chance = torch.Generator(device).manual_seed(SEED)
+    count = max(1, PIECE // held[0][0].numel())
+    for start in range(0, len(held[0]), count):
+        rows = slice(start, start + count)
+        here = tuple(part[rows].to(device, non_blocking=True) for part in first)
+        added = sum(up[rows] @ down for down, up in matrices)
+        if isinstance(layer, QuantisedLinear):
+            here = _rounded(chance, here[0].float() * here[1] + added, *here)
+        else:
+            here = (here[0].float() + cast(Tensor, added).view(here[0].shape),)
+        put(tuple(tensor[rows] for tensor in held), here)
 
 
-def put(layer: nn.Module, parts: Parts) -> None:
-    """Let the layer's own memory hold these: whoever shares it, as compiled code does, sees them."""
-    for tensor, part in zip(tensors(layer), parts, strict=True):
+def _matrices(delta: Delta, weight: float, device: Any) -> tuple[Tensor, Tensor]:
+    down, up = (matrix.to(device, torch.float32).flatten(1) for matrix in (delta.down, delta.up))
+    return down, up * (weight * delta.scale)
+
+
+def put(held: Parts, parts: Parts) -> None:
+    """Let memory that is held have these values: whoever shares it, as compiled code does, sees them."""
+    for tensor, part in zip(held, parts, strict=True):
         tensor.copy_(part, non_blocking=True)
 
 
-def _rounded(whole: Tensor, before: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _rounded(generator: torch.Generator, whole: Tensor, before: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """`whole` as rounded values (rows, columns) and scales (rows, 1), near what was `before`."""
     low, high = RANGES[before.dtype]
     scale = torch.maximum(scale, whole.abs().amax(1, keepdim=True) / -low)
     exact = (whole / scale).clamp_(low, high)
-    chance = torch.rand(exact.shape, generator=torch.Generator(exact.device).manual_seed(SEED), device=exact.device)
+    chance = torch.rand(exact.shape, generator=generator, device=exact.device)
     if before.dtype == torch.int8:
         return (exact + chance).floor_().clamp_(low, high).to(torch.int8), scale
     return _float8(exact, chance), scale
