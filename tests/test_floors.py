@@ -36,6 +36,7 @@ EARLY = {*(name for name, places in HEAVY.items() if places == WEB), "pydantic",
 # Imported late as a whole, so that they may import all of these at their top.
 LATE = (
     "model/families",
+    "model/adapters/sums",
     "model/fp8_attention",
     *(f"model/loading/{name}" for name in ("quant", "rounding", "blockwise")),
 )

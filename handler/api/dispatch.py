@@ -9,7 +9,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from handler.api import codec
+from handler.api import codec, loras
 from handler.api.dialects import edits, native, openai
 from handler.api.pieces import plain
 from handler.api.recipes import recipes_of
@@ -78,7 +78,7 @@ class Api:
         if path in DIALECTS:
             return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
-            return Reply(200, openai.models(self.engine.spec))
+            return Reply(200, openai.models(self.engine.spec, await loras.listed(self.engine.settings, deadline)))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
             self._require_model(name)
@@ -160,8 +160,11 @@ class Api:
                 task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _recipes(self, request: ImageRequest, deadline: Deadline) -> list[Recipe]:
-        """Those of a request's pictures; images are decoded on another thread."""
-        make = partial(recipes_of, request, self.engine.spec, self.engine.settings.step_cache)
+        """Those of a request's pictures; its LoRAs are looked for, and its images decoded, on other threads."""
+        spec, settings = self.engine.spec, self.engine.settings
+        spec.validate(request, settings.step_cache)  # before its files take time and memory
+        found = await loras.chosen(request, settings, deadline)
+        make = partial(recipes_of, request, spec, settings.step_cache, found)
         return await deadline.hold(asyncio.to_thread(make)) if request.images else make()
 
     async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:

@@ -4,18 +4,20 @@ from dataclasses import replace
 
 from handler.api.references import decoded
 from handler.catalog.spec import ModelSpec
-from handler.core.recipe import Recipe
+from handler.core.recipe import Lora, Recipe
 from handler.core.request import MAX_SEED, ImageRequest
 from handler.core.stepcache import StepCacheSetting
 
 
-def recipes_of(request: ImageRequest, spec: ModelSpec, served: StepCacheSetting) -> list[Recipe]:
+def recipes_of(
+    request: ImageRequest, spec: ModelSpec, served: StepCacheSetting, loras: tuple[Lora, ...] = ()
+) -> list[Recipe]:
     """What to draw for each of `request.n` pictures: picture i has seed + i, and after the largest comes 0.
 
-    `served` is the worker's KINDLING_STEP_CACHE. Raises the RequestError that names the first thing that cannot be.
-    Images take time to decode: where there are any, this is not for an event loop.
+    `served` is the worker's KINDLING_STEP_CACHE, `loras` are the request's, found. Raises the RequestError that names the
+    first thing that cannot be. Images take time to decode: with any, this is not for an event loop.
     """
     spec.validate(request, served)  # of two faults, tell first what no other image would mend
     images, mask = decoded(request, spec)
-    first = spec.recipe(request, images, served, mask)
+    first = spec.recipe(request, images, served, mask, loras)
     return [replace(first, seed=(first.seed + i) % (MAX_SEED + 1)) for i in range(request.n)]

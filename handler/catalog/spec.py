@@ -8,7 +8,7 @@ from typing import Any
 
 from handler.catalog.licenses import License
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
-from handler.core.recipe import Mask, Recipe, Reference, steps_taken
+from handler.core.recipe import Lora, Mask, Recipe, Reference, steps_taken
 from handler.core.request import MAX_SEED, MAX_SIDE, ImageRequest
 from handler.core.stepcache import StepCache, StepCacheSetting
 
@@ -85,10 +85,11 @@ class ModelSpec:
         images: tuple[Reference, ...] = (),
         served: StepCacheSetting = "off",
         mask: Mask | None = None,
+        loras: tuple[Lora, ...] = (),
     ) -> Recipe:
         """Fill what `request` leaves open; raise the error that names the first thing this model cannot do.
 
-        `images` and `mask` are the request's, decoded; `served` is the worker's KINDLING_STEP_CACHE.
+        `images`, `mask` and `loras` are the request's, decoded and found; `served` is KINDLING_STEP_CACHE.
         """
         self.validate(request, served)
         size = self._size(request, images)
@@ -109,6 +110,7 @@ class ModelSpec:
             step_cache=self.caching(request.step_cache or served),
             strength=self._strength(request),
             mask=mask,
+            loras=loras,
         )
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:

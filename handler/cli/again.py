@@ -86,6 +86,7 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "images": images,
             "mask": mask,
             "strength": found.get("strength"),
+            "loras": [{"name": one["name"], "weight": one["weight"]} for one in found.get("loras", ())],
         }
         known = found["precision"] in PRECISIONS and found.get("attention", "native") in KERNELS
         texts = "vae" in found and all(isinstance(found.get(name, ""), str) for name in TEXTS)
@@ -118,6 +119,8 @@ def refuse_contradiction(said: Said, options: Namespace, asked: ImageRequest) ->
         raise _contradiction(said, options, "strength", "strength")
     if options.model is not None and find(options.model) is not said.spec:
         raise _contradiction(said, options, "model", "model")
+    if asked.loras and asked.loras != said.request.loras:
+        raise _contradiction(said, options, "lora", "loras")
     if asked.n != 1:
         raise InvalidValue(f"{said.source} is one picture, and --n says {asked.n}; leave it out.", "n")
     if asked.step_cache is not None and said.spec.caching(asked.step_cache) != said.spec.caching(said.cached):
@@ -127,6 +130,7 @@ def refuse_contradiction(said: Said, options: Namespace, asked: ImageRequest) ->
 def _contradiction(said: Said, options: Namespace, option: str, name: str) -> InvalidValue:
     told = "the prompt" if option == "prompt" else f"--{option.replace('_', '-')}"
     has = "{}x{}".format(*said.found[name]) if name == "size" else said.found.get(name)
+    has = _told(said.found, name) if name == "loras" else has
     asked = vars(options)[option]
     return InvalidValue(f"{said.source} has {name} {has!r}, and {told} says {asked!r}; leave it out.", option)
 
@@ -139,4 +143,6 @@ def differing(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _told(facts: Mapping[str, Any], name: str) -> str:
+    if name == "loras":
+        return ", ".join(f"{x['name']}:{x['weight']:g} of {x['sha256'][:12]}" for x in facts.get(name, ())) or "none"
     return str(facts[name]) or "none" if name in facts else "not said"

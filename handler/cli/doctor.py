@@ -17,7 +17,7 @@ from handler.catalog.models import find
 from handler.catalog.prices import unheld
 from handler.cli.configured import described, listed
 from handler.cli.findings import lines
-from handler.cli.models import states
+from handler.cli.models import adapter_line, adapters_on, states
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError
 from handler.core.settings import Settings
 from handler.core.version import __version__
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
         "volume": patiently(volume_state, settings.volume, otherwise=lambda why: volume | {"reason": why}),
         "store": store_state(settings),
         "models": [asdict(found) for found in states(settings, hardware)],
+        "loras": [asdict(lora) | {"line": adapter_line(lora)} for lora in adapters_on(settings)],
         "cold_start": patiently(cold_start, settings, hardware, otherwise=lambda why: model | {"reason": why}),
         "boots": boots[0],
         "boots_reason": boots[1],

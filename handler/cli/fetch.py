@@ -1,4 +1,4 @@
-"""Fetch a model, and the autoencoder of KINDLING_VAE, from the Hugging Face hub to the volume: each file is checked.
+"""Fetch a model, and the VAE and LoRAs that are set, from the Hugging Face hub to the volume: each file is checked.
 
 Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
 """
@@ -11,9 +11,10 @@ from pathlib import Path
 
 from handler.catalog.models import find
 from handler.cli.models import listed
+from handler.core.loras import pin
 from handler.core.settings import Settings
 from handler.model.hardware import detect, sees_gpu
-from handler.volume.download import fetch, fetch_vae
+from handler.volume.download import fetch, fetch_lora, fetch_vae
 from handler.volume.room import require_folder
 from handler.worker.memory import nearest
 from handler.worker.outlook import outlook
@@ -32,12 +33,14 @@ def run(options: argparse.Namespace) -> int:
         print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {advice}", file=sys.stderr)
     named = settings.vae and not Path(settings.vae).is_absolute()
     vae = fetch_vae(settings.vae, settings.volume, quiet=options.json) if named else None  # first: it is the small one
+    loras = [fetch_lora(pin(text), settings.volume, quiet=options.json) for text in settings.loras]
     fetched = fetch(spec, settings.volume, quiet=options.json)
     if options.json:
-        print(json.dumps({**asdict(fetched), "vae": asdict(vae) if vae else None}, default=str))
+        others = {"vae": asdict(vae) if vae else None, "loras": [asdict(lora) for lora in loras]}
+        print(json.dumps({**asdict(fetched), **others}, default=str))
         return 0
-    if vae:
-        print(vae)
+    for other in ([vae] if vae else []) + loras:
+        print(other)
     if not spec.revision:
         print(f"{spec.id} is at {fetched.revision}: what main was when this volume first asked, and for it stays.")
     print(f"{spec.id} ships with Kindling: there is nothing to fetch." if spec.embedded else fetched)

@@ -22,6 +22,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"object store: {_store(report['store'])}",
         "\nMODELS",
         *(f"  {m['id']:<21} {_state(m)}" for m in report["models"]),
+        *(["\nLORAS"] if report["loras"] else []),
+        *(f"  {lora['line']}" for lora in report["loras"]),
         f"\nCOLD START of {report['cold_start']['model']}",
         *_estimate(report["cold_start"]),
         "\nLAST BOOTS",

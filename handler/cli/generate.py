@@ -19,6 +19,7 @@ from handler.core.recipe import Recipe
 from handler.core.request import Format, ImageRequest
 from handler.core.settings import Settings
 from handler.core.version import __version__
+from handler.volume.adapters import chosen
 from handler.volume.room import writing
 from handler.worker.clock import Clock
 from handler.worker.worker import Worker
@@ -55,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: the model's)"
     )
     parser.add_argument(
+        "--lora", action="append", default=[], metavar="NAME:WEIGHT", help="LoRA on the volume, up to four times"
+    )
+    parser.add_argument(
         "--from",
         dest="source",
         type=Path,
@@ -72,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         request = _asked(options)
     served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
-    first, *_ = recipes = recipes_of(request, find(settings.model), served)
+    first, *_ = recipes = recipes_of(request, find(settings.model), served, chosen(request.loras, settings.volume))
     worker = _boot(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)
     recipes = [replace(recipe, revision=worker.spec.revision) for recipe in recipes]  # which only the volume may say
     if said and (differs := again.differing(said.found, _parameters(worker, recipes[0]))):
@@ -108,6 +112,7 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "negative_prompt": options.negative_prompt,
         "step_cache": options.step_cache,
+        "loras": options.lora or None,
     }
 
 

@@ -1,4 +1,4 @@
-"""The catalogue: what each model needs, whether it is on the volume, whether it fits here, what its licence asks."""
+"""The catalogue: what each model needs, whether it is on the volume and fits here, its licence; and the LoRAs there."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.compiling import artifacts
 from handler.model.hardware import Hardware, detect
+from handler.volume.adapters import Adapter, adapters
 from handler.volume.patience import cause, patiently
 from handler.worker.chips import dollars_of
 from handler.worker.memory import MemoryPlan
@@ -86,10 +87,11 @@ def run(options: argparse.Namespace) -> int:
     """Print the catalogue; the exit code."""
     settings = Settings.from_env()
     hardware = detect(settings)
-    found = states(settings, hardware)
+    found, loras = states(settings, hardware), adapters_on(settings)
     if options.json:
         models = [described(MODELS[s.id]) | {"state": asdict(s)} for s in found]
-        print(json.dumps({"models": models, "modes": [asdict(mode) for mode in MODES.values()]}))
+        others = {"modes": [asdict(mode) for mode in MODES.values()], "loras": [asdict(lora) for lora in loras]}
+        print(json.dumps({"models": models, **others}))
         return 0
     print(ROW.format("MODEL", "PARAMS", "STEPS", "GUIDANCE", "SIZE", f"HERE ({hardware.name})"))
     for one in found:
@@ -97,7 +99,22 @@ def run(options: argparse.Namespace) -> int:
     print("\nMODES")
     for mode in MODES.values():
         print(f"{mode.id:<21} {mode.model}: {mode.promise}")
+    if loras:
+        print("\n".join(["\nLORAS", *map(adapter_line, loras)]))
     return 0
+
+
+def adapters_on(settings: Settings) -> list[Adapter]:
+    """The LoRAs on the volume; none where nobody can tell."""
+    return patiently(adapters, settings.volume, otherwise=lambda why: [])
+
+
+def adapter_line(lora: Adapter) -> str:
+    """A LoRA for people: its size, and its maker's words, or why it cannot be used."""
+    words = [f"made for {lora.made_for}"] * bool(lora.made_for)
+    words += [f"trigger words: {', '.join(lora.trigger_words)}"] * bool(lora.trigger_words)
+    said = f"cannot be used: it is {lora.fault}" if lora.fault else "; ".join(words)
+    return f"{lora.name:<21} {lora.bytes / 1e6:,.1f} MB{', ' if said else ''}{said}"
 
 
 def described(spec: ModelSpec) -> dict[str, Any]:

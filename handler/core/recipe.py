@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from handler.core.request import Format
@@ -31,6 +32,20 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """What is added to the model's weights for a picture, `weight` times: a file by name and SHA-256, and its path."""
+
+    name: str
+    weight: float
+    sha256: str
+    path: Path = field(default=Path(), compare=False, repr=False)
+
+    def described(self) -> dict[str, Any]:
+        """As JSON takes it; where the file lies is nobody's business."""
+        return {"name": self.name, "weight": self.weight, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """All of a picture that a caller can choose, with nothing left open. `size` is (width, height) in pixels.
 
@@ -50,6 +65,7 @@ class Recipe:
     step_cache: StepCache | None = None
     strength: float | None = None
     mask: Mask | None = None
+    loras: tuple[Lora, ...] = ()
 
     @property
     def taken(self) -> int:
@@ -57,9 +73,11 @@ class Recipe:
         return self.steps if self.strength is None else steps_taken(self.steps, self.strength)
 
     def described(self) -> dict[str, Any]:
-        """The recipe as JSON takes it: of each image, and of the mask, its SHA-256."""
+        """The recipe as JSON takes it: of each image, and of the mask, its SHA-256; of LoRAs only where there are."""
         hashes = {"images": [image.sha256 for image in self.images], "mask": self.mask and self.mask.sha256}
-        return asdict(replace(self, images=(), mask=None)) | hashes
+        found = asdict(replace(self, images=(), mask=None, loras=())) | hashes
+        del found["loras"]
+        return found | ({"loras": [lora.described() for lora in self.loras]} if self.loras else {})
 
 
 def steps_taken(steps: int, strength: float) -> int:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from handler.core import errors
+from handler.core.loras import Loras
 from handler.core.stepcache import StepCacheSetting
 
 MAX_SEED = 2**31 - 1
@@ -78,6 +79,7 @@ class ImageRequest(BaseModel):
     step_cache: StepCacheSetting | None = Field(
         None, description="off, on, or the step cache's values; None is the worker's."
     )
+    loras: Loras = Field((), description="LoRAs on the worker's volume by name, each with a weight: up to four.")
     images: Annotated[
         tuple[bytes, ...],
         BeforeValidator(_files),

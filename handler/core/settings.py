@@ -21,6 +21,7 @@ from pydantic import (
 
 from handler.core.errors import SettingsError
 from handler.core.fields import Endpoint, Folder, Name, Origin, words
+from handler.core.loras import Pinned
 from handler.core.stepcache import StepCacheSetting
 
 PREFIX = "KINDLING_"
@@ -119,6 +120,7 @@ class Settings(BaseModel):
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
     vae: Name = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
+    loras: tuple[Pinned, ...] = Field((), description="LoRAs to fetch, as name=owner/repository@revision:file")
     step_cache: StepCacheSetting = Field(
         "off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps"
     )
@@ -143,7 +145,7 @@ class Settings(BaseModel):
     store_expires_s: int = Field(86_400, ge=1, le=604_800, description="seconds for which a picture's URL works")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "loras", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

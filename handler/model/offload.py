@@ -2,7 +2,7 @@
 
 A part is a block or layer that repeats, or any other module with tensors and no children. While one computes, the
 next is on its way, by a stream of its own from page-locked memory; which one is next, the pass before has shown.
-Weights never change, so letting a part go copies nothing.
+Weights change only while all parts rest (`rest`), so letting a part go copies nothing.
 
 diffusers' group offloading does the same, but keeps a second, page-locked copy of what is in host memory already, does
 not find the layers of text encoders, and waits for the device after each group. Code that was bound to weights where
@@ -14,9 +14,9 @@ import mmap
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-streamed: WeakSet[Any] = WeakSet()  # the models whose parts come and go
+streamed: WeakKeyDictionary[Any, "Stream"] = WeakKeyDictionary()  # the models whose parts come and go
 WAITING = {"resident": (), "encoders": ("text_encoder",), "blocks": ("text_encoder", "transformer", "unet")}
 
 
@@ -25,6 +25,12 @@ def stream(models: Iterable[Any], device: str) -> None:
     streams = [Stream(model, device) for model in models]
     if device == "cuda":
         lock_pages(host for one in streams for host in one.waiting)
+
+
+def rest(model: Any) -> None:
+    """Let all of `model` that comes and goes be in host memory, where it may be changed: what is here would be lost."""
+    if model in streamed:
+        streamed[model].rest()
 
 
 class Stream:
@@ -44,7 +50,7 @@ class Stream:
         for tensor in _tensors(model):
             if id(tensor) not in moved:
                 tensor.data = tensor.data.to(device)
-        streamed.add(model)
+        streamed[model] = self
         model.register_forward_pre_hook(self._begin)
         for part in self._parts:
             part.register_forward_pre_hook(self._enter)
@@ -54,6 +60,11 @@ class Stream:
     def waiting(self) -> Iterator[Any]:
         """The tensors in host memory."""
         return (host for tensors in self._parts.values() for _, host in tensors)
+
+    def rest(self) -> None:
+        """Let every part go."""
+        for part in list(self._here):
+            self._go(part)
 
     def _begin(self, *_: Any) -> None:
         self._last = None

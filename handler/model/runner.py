@@ -9,7 +9,8 @@ from typing import Any
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost
-from handler.core.recipe import Drawn, OnStep, Pixels, Preview, Recipe
+from handler.core.recipe import Drawn, Lora, OnStep, Pixels, Preview, Recipe
+from handler.model.adapters.applied import Applied
 from handler.model.faults import meaning
 from handler.model.preview import Projection
 from handler.model.stages import Mark, Stages
@@ -43,8 +44,8 @@ class Runner:
         self._mark = mark
         self._families = importlib.import_module("handler.model.families")
         self._components = self._families.Components(pipeline)
-        self._projection = Projection()
-        self._prompts: OrderedDict[tuple[str, str | None, float], dict[str, Any]] = OrderedDict()
+        self._projection, self._applied = Projection(), Applied(pipeline)
+        self._prompts: OrderedDict[tuple[str, str | None, float, tuple[Lora, ...]], dict[str, Any]] = OrderedDict()
 
     def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
         """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
@@ -62,7 +63,7 @@ class Runner:
         device's seconds from start to end, so equal for all that were drawn at once.
         """
         try:
-            stages = Stages(self._mark)
+            stages = self._begun(recipes[0].loras)
         except Exception as error:
             return [meaning(error, recipes[0].size)] * len(recipes)
         told = [self._encoded(recipe) for recipe in recipes]
@@ -75,6 +76,15 @@ class Runner:
                 outcomes[i] = outcome
         lost = next((each for each in outcomes if isinstance(each, DeviceLost)), None)
         return [lost if outcome is None else outcome for outcome in outcomes]
+
+    def _begun(self, loras: tuple[Lora, ...]) -> Stages:
+        """The stages of a drawing that has begun, with `loras` and no others added to the weights."""
+        if not self._applied.lacks(loras):
+            return Stages(self._mark)
+        stages = Stages(self._mark, "loras")
+        self._applied.apply(loras)
+        stages.begin("encode")
+        return stages
 
     def _run(
         self,
@@ -114,7 +124,7 @@ class Runner:
 
     def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
         """What the family makes of the prompt, kept for later pictures of the same words; or why it makes nothing."""
-        key = (recipe.prompt, recipe.negative_prompt, recipe.guidance)
+        key = (recipe.prompt, recipe.negative_prompt, recipe.guidance, recipe.loras)
         if key not in self._prompts:
             try:
                 with self._components.lent():

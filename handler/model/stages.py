@@ -46,10 +46,10 @@ MARKS: dict[str, Callable[[], Mark]] = {"cpu": Now, "cuda": event}
 
 
 class Stages:
-    """The stages of a drawing: encode, denoise, decode. `mark` makes a mark."""
+    """The stages of a drawing, which begins with `first`: encode, denoise, decode. `mark` makes a mark."""
 
-    def __init__(self, mark: Callable[[], Mark]) -> None:
-        self._mark, self._marks = mark, {"encode": mark()}
+    def __init__(self, mark: Callable[[], Mark], first: str = "encode") -> None:
+        self._mark, self._marks = mark, {first: mark()}
 
     def begin(self, name: str) -> None:
         """Stage `name` begins with what the device is told from now on; the one before ends."""

@@ -126,8 +126,8 @@ async def metrics(request: Request) -> Response:
 
 
 async def describe(request: Request) -> Response:
-    """OpenAPI's description of all this."""
-    return JSONResponse(document(request.app.state.engine, request.scope["app_root_path"]))
+    """OpenAPI's description of all this. In a thread, for it looks at the volume."""
+    return JSONResponse(await asyncio.to_thread(document, request.app.state.engine, request.scope["app_root_path"]))
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:

@@ -1,4 +1,4 @@
-"""Fetch a model, and the autoencoder of KINDLING_VAE, from the Hugging Face hub to the volume: each file is checked.
+"""Fetch a model, and the VAE and LoRAs that are set, from the Hugging Face hub to the volume: each file is checked.
 
 Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
 """
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from handler.catalog.sizes import largest_below
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import FetchFailed, WeightsCorrupt
+from handler.core.loras import Pin
 from handler.core.untrusted import Malformed, load
+from handler.volume.adapters import FETCHED, SUFFIX
 from handler.volume.autoencoder import fetched_vae
 from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
 from handler.volume.hub import Repository, Wait, explained
@@ -75,6 +77,26 @@ def fetch(spec: ModelSpec, volume: Path, *, quiet: bool = False, wait: Wait = ti
 def fetch_vae(name: str, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
     """Make the autoencoder `owner/repository@revision` complete on `volume`; raises as `fetch`, or SettingsError."""
     return _fill(_vae_order(name, volume), quiet, wait)
+
+
+def fetch_lora(wanted: Pin, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
+    """Make the LoRA `wanted` a whole file on `volume`, under its name here; raises as `fetch`."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    start, repository = time.monotonic(), Repository(wanted.repository, wanted.revision)
+    item = Item(f"{wanted.name}{SUFFIX}", repository, wanted.file)
+    order = Order(f"LoRA {wanted.name}", volume / FETCHED, {}, (repository,), item, lambda *_: [item])
+    path, bars = order.folder / item.path, disable_progress_bars() if quiet else contextlib.nullcontext()
+    with explained(order.name, repository, order.folder), _alone(order.folder), bars:
+        if (file := repository.files().get(item.file)) is None:
+            raise FetchFailed(f"{repository.name} has no {item.file} at {repository.revision}.")
+        there = _sized(path, file)
+        _check_space(order, {item.path: file})
+        entry = _bring(order, item, file, wait)
+        discard(order.folder / COMING)
+    seconds = round(time.monotonic() - start, 3)
+    files = (item.path,)
+    return Fetched(order.name, wanted.revision, order.folder, files, entry.size, seconds, downloaded=not there)
 
 
 def _at_commit(spec: ModelSpec, volume: Path) -> ModelSpec:

@@ -20,7 +20,7 @@ from PIL import Image
 import forked
 import tiny
 from fakes import raises
-from handler import MODELS, ImageRequest, Settings
+from handler import MODELS, ImageRequest, Settings, Worker
 from handler.__main__ import main
 from handler.api.codec import encode, parameters_of, read_parameters
 from handler.api.dialects import openai
@@ -29,6 +29,7 @@ from handler.cli.configured import described, listed
 from handler.core.errors import BudgetExceeded, InvalidValue, SettingsError, StartError, VolumeFailed
 from handler.model.hardware import detect
 from handler.server.shutdown import Server
+from loras import LAYERS, matrices, peft, put
 
 ROOT = Path(__file__).parents[2]
 
@@ -374,3 +375,43 @@ def test_what_no_worker_could_have_been_is_no_picture_to_make_again(strange: dic
     (tmp_path / "a.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "png", 95, found | strange))
     with pytest.raises(InvalidValue, match="its parameters are incomplete"):
         again.read(tmp_path / "a.png", [], None)
+
+
+def test_a_lora_from_the_command_line_and_made_again(
+    spark: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = peft(matrices(spark._pipeline.transformer, LAYERS))
+    lora = put(tmp_path / "loras/styles/ink.safetensors", parts, 1.0, {"modelspec.trigger_phrase": "inked"})
+    (tmp_path / "loras/torn.safetensors").write_bytes(b"torn")
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    small = ("--size", "64x64", "--steps", "1")
+    assert main(["generate", "a ring", *small, "--seed", "1", "--lora", "styles/ink:0.5", "-o", "a.png"]) == 0
+    assert main(["generate", "a ring", *small, "--seed", "1", "-o", "plain.png"]) == 0
+    assert read_parameters(Path("a.png"))["loras"] == [{"name": "styles/ink", "weight": 0.5, "sha256": lora.sha256}]
+    with Image.open("a.png") as one, Image.open("plain.png") as other:
+        assert one.tobytes() != other.tobytes()
+    assert main(["generate", "--from", "a.png", "-o", "b.png"]) == 0
+    assert Path("b.png").read_bytes() == Path("a.png").read_bytes()
+    assert capsys.readouterr().err == ""
+    for given in (("--lora", "styles/ink"), ("--lora", "styles/ink:0.5", "--lora", "x")):
+        assert main(["generate", "--from", "a.png", *given, "-o", "c.png"]) == 2
+        assert f"a.png has loras 'styles/ink:0.5 of {lora.sha256[:12]}', and --lora says" in capsys.readouterr().err
+    put(lora.path, {name: -each for name, each in parts.items()})
+    assert main(["generate", "--from", "a.png", "-o", "c.png"]) == 0
+    assert f"loras was styles/ink:0.5 of {lora.sha256[:12]} and is styles/ink:0.5 of " in capsys.readouterr().err
+    assert main(["generate", "x", "--lora", "styles/inc"]) == 2
+    assert "there is no 'styles/inc' on the volume. Did you mean styles/ink?" in capsys.readouterr().err
+
+
+def test_loras_are_listed(tmp_path: Path) -> None:
+    parts = {"x.lora_down.weight": torch.ones(1, 2), "x.lora_up.weight": torch.ones(2, 1)}
+    words = {"modelspec.trigger_phrase": "inked", "modelspec.architecture": "flux-1-dev/lora"}
+    put(tmp_path / "loras/ink.safetensors", parts, 1.0, words)
+    (tmp_path / "loras/torn.safetensors").write_bytes(b"torn")
+    for verb in ("models", "doctor"):
+        out = kindling(verb, KINDLING_VOLUME=str(tmp_path)).stdout
+        assert "0.0 MB, made for flux-1-dev/lora; trigger words: inked" in out
+        assert "0.0 MB, cannot be used: it is no whole safetensors file: its header" in out
+        found = json.loads(kindling(verb, "--json", KINDLING_VOLUME=str(tmp_path)).stdout)["loras"]
+        assert [(one["name"], one["trigger_words"]) for one in found] == [("ink", ["inked"]), ("torn", [])]

@@ -3,13 +3,15 @@
 import base64
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes import RECIPE
+from handler.core import loras
 from handler.core.errors import InvalidType, InvalidValue, MissingParameter, OutOfRange, RequestError, UnknownParameter
-from handler.core.recipe import Mask, Picture, Pixels, Recipe, Reference, steps_taken
+from handler.core.recipe import Lora, Mask, Picture, Pixels, Recipe, Reference, steps_taken
 from handler.core.request import ImageRequest
 from handler.core.stepcache import StepCache
 
@@ -18,8 +20,8 @@ LONG = "n" * 100
 DEFAULTS = {
     "model": None, "n": 1, "width": None, "height": None, "num_inference_steps": None, "guidance_scale": None,
     "scheduler": None, "seed": None, "negative_prompt": None, "step_cache": None, "images": (), "mask": None,
-    "strength": None, "stream": False, "partial_images": 0, "response_format": "b64_json", "output_format": "png",
-    "output_compression": 100,
+    "loras": (), "strength": None, "stream": False, "partial_images": 0, "response_format": "b64_json",
+    "output_format": "png", "output_compression": 100,
 }  # fmt: skip
 
 
@@ -42,6 +44,22 @@ def test_how_a_file_may_come(file: Any) -> None:
     assert "a file" not in repr(found)
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["ink"], [("ink", 1)]),
+        ("ink:0.8, styles/wash:-1", [("ink", 0.8), ("styles/wash", -1)]),
+        ([{"name": "ink:3", "weight": 2}, "a:b", "a:.5", "a:"], [("ink:3", 2), ("a:b", 1), ("a", 0.5), ("a:", 1)]),
+        ([], []),
+    ],
+)
+def test_how_loras_may_come(given: Any, wanted: list[tuple[str, float]]) -> None:
+    found = ask(loras=given)
+    assert found.loras == tuple(loras.Wanted(*one) for one in wanted)
+    assert ask(loras=found.loras) == found
+    assert found.model_dump()["loras"] == [f"{name}:{weight:g}" for name, weight in wanted]
+
+
 def test_how_many_images_may_come() -> None:
     assert len(ask(images=[FILE] * 16).images) == 16
 
@@ -55,6 +73,20 @@ def test_how_many_images_may_come() -> None:
         ({"images": [FILE] * 17}, OutOfRange, "images", "images: Input should have at most 16 images, got 17."),
         ({"images": [FILE, 7]}, InvalidType, "images", "images: image 2 should be a string."),
         ({"images": [FILE], "mask": 7}, InvalidType, "mask", "mask: the file should be a string."),
+        ({"loras": {"name": "x"}}, InvalidType, "loras", "loras: Input should be a list of LoRAs."),
+        ({"loras": ["x"] * 5}, OutOfRange, "loras", "loras: Input should have at most 4 LoRAs, got 5."),
+        ({"loras": ["x", 7]}, InvalidType, "loras", f"loras: LoRA 2 {loras.SHAPE}."),
+        ({"loras": [{"weight": 1}]}, InvalidType, "loras", f"loras: LoRA 1 {loras.SHAPE}."),
+        ({"loras": [{"name": "x", "weight": "1"}]}, InvalidType, "loras", "loras: LoRA 1: weight should be a number."),
+        ({"loras": [{"name": "x", "weight": True}]}, InvalidType, "loras", "loras: LoRA 1: weight should be a number."),
+        ({"loras": ["x:10.5"]}, OutOfRange, "loras", "loras: LoRA 1: weight should be -10 to 10."),
+        ({"loras": [{"name": "x", "weight": float("nan")}]}, OutOfRange, "loras",
+         "loras: LoRA 1: weight should be -10 to 10."),
+        ({"loras": [{"name": "x", "scale": 1}]}, InvalidValue, "loras",
+         "loras: LoRA 1 has 'scale', and should have just name and weight."),
+        *(({"loras": [{"name": name}]}, InvalidValue, "loras",
+           "loras: LoRA 1 should have a name of 1 to 200 characters that can be printed.")
+          for name in ("", "a\nb", "n" * 201)),
         *(
             ({"images": [address]}, InvalidValue, "images",
              "images: image 1 is a URL, which is never fetched; send a data URL or base64.")
@@ -121,13 +153,19 @@ def test_an_edit_takes_its_share_of_the_steps(steps: int, strength: float, taken
 
 def test_a_recipe_describes_itself_without_its_images() -> None:
     plain = RECIPE.described()
-    assert set(plain) == {field.name for field in dataclasses.fields(Recipe)}
+    assert {*plain, "loras"} == {field.name for field in dataclasses.fields(Recipe)}
+    assert "loras" not in plain  # so a picture without is told as ever
     assert (plain["images"], plain["mask"], plain["prompt"]) == ([], None, RECIPE.prompt)
     images = (Reference(object(), "a" * 64), Reference(object(), "b" * 64))
     edit = dataclasses.replace(RECIPE, images=images, mask=Mask(object(), "c" * 64), step_cache=StepCache())
     told = json.loads(json.dumps(edit.described()))
     assert (told["images"], told["mask"]) == (["a" * 64, "b" * 64], "c" * 64)
     assert told["step_cache"] == dataclasses.asdict(StepCache())
+    lora = Lora("ink", 0.8, "d" * 64, Path("/somewhere"))
+    adapted = dataclasses.replace(RECIPE, loras=(lora,))
+    assert adapted.described() == plain | {"loras": [{"name": "ink", "weight": 0.8, "sha256": "d" * 64}]}
+    assert "somewhere" not in repr(adapted)
+    assert adapted == dataclasses.replace(RECIPE, loras=(dataclasses.replace(lora, path=Path()),))
 
 
 def test_what_holds_images_is_one_thing_and_tells_no_address() -> None:

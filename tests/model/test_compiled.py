@@ -18,6 +18,7 @@ import tiny
 from handler import MODELS
 from handler.core import processor
 from handler.core.errors import Cancelled
+from handler.model.adapters.applied import Applied
 from handler.model.compiling import artifacts
 from handler.model.compiling import package as blocks
 from handler.model.compiling.modulation import Run, ahead
@@ -26,6 +27,7 @@ from handler.model.hardware import Hardware
 from handler.model.loading.weights import free
 from handler.volume.publishing import publishing
 from handler.volume.sources import EMBEDDED
+from loras import matrices, peft, put
 
 ROOT = Path(__file__).parents[2]
 SPARK = MODELS["spark"]
@@ -187,6 +189,31 @@ def test_weights_are_shared(package: Path) -> None:
         block.proj_out.weight.zero_()
     assert (draw(pipeline) - draw(reference)).abs().max() < 0.01
     assert (draw(pipeline) - before).abs().max() > 10
+
+
+def test_compiled_code_sees_a_lora_come_and_go(package: Path, tmp_path: Path) -> None:
+    """In weights that it reads as they are, joined to others, or not at all, as those of the modulation."""
+    pipeline, reference = load(), load()
+    layers = [name for name, module in reference.transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    few = [name for name in layers if name.endswith((".to_k", "add_q_proj")) and ".1." in name]
+    bind_blocks(pipeline.transformer, package)
+    everything, some = (
+        put(tmp_path / f"{len(names)}.safetensors", peft(matrices(reference.transformer, tuple(names))), 0.4)
+        for names in (layers, few)
+    )
+    owner, plainly = Applied(pipeline), Applied(reference)
+    with ahead(pipeline):
+        before = draw(pipeline)
+    for loras in ([everything], [some], [everything, some], [some], [everything]):
+        owner.apply(loras)
+        plainly.apply(loras)
+        with ahead(pipeline):
+            found = draw(pipeline)
+        assert (found - draw(reference)).abs().max() < 0.01
+        assert (found - before).abs().max() > 5
+    owner.apply(())
+    with ahead(pipeline):
+        assert torch.equal(draw(pipeline), before)
 
 
 def test_weights_are_freed_though_torch_keeps_its_references(package: Path) -> None:

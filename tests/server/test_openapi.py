@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
+import torch
 import uvicorn
 from jsonschema_rs import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
@@ -29,6 +30,7 @@ from handler.core.stepcache import StepCacheSetting
 from handler.server import app, idempotency
 from handler.server.openapi.document import OPERATIONS, document, every
 from handler.server.openapi.requests import SIDE
+from loras import put
 
 ST = Path(sys.executable).with_name("st")
 KEY = "the-key"
@@ -153,6 +155,17 @@ def test_a_step_cache_is_described_as_it_is_read(value: object) -> None:
     except ValidationError:
         reads = False
     assert validator.is_valid(value) == reads
+
+
+def test_loras_are_described_as_they_are_found(tmp_path: Path) -> None:
+    assert field("loras", volume=tmp_path) == {"type": "array", "maxItems": 0}
+    parts = {"x.lora_down.weight": torch.ones(1, 2), "x.lora_up.weight": torch.ones(2, 1)}
+    put(tmp_path / "loras/styles/ink.safetensors", parts)
+    validator = Draft202012Validator(field("loras", volume=tmp_path))
+    for good in ([], ["styles/ink"], [{"name": "styles/ink"}, {"name": "styles/ink", "weight": -10}]):
+        assert validator.is_valid(good)
+    for bad in (["ink"], [{"name": "styles/ink", "weight": 11}], [{"weight": 1}], ["styles/ink"] * 5, "styles/ink"):
+        assert not validator.is_valid(bad)
 
 
 def test_the_pattern_of_a_side_is_its_bounds() -> None:

@@ -22,9 +22,10 @@ from handler import MODELS, Settings, Worker
 from handler.__main__ import main
 from handler.catalog.spec import Graft
 from handler.core.errors import FetchFailed, SettingsError, VolumeFailed, WeightsMissing
+from handler.core.loras import pin
 from handler.core.request import ImageRequest
 from handler.volume.autoencoder import fetched_vae
-from handler.volume.download import Fetched, fetch, fetch_vae
+from handler.volume.download import Fetched, fetch, fetch_lora, fetch_vae
 from handler.volume.hub import Repository, explained
 from handler.volume.manifest import checked, summarize
 from handler.volume.sources import EMBEDDED, fetched_folder, model_source
@@ -687,3 +688,48 @@ def test_the_command_brings_the_vae_that_is_set(
     monkeypatch.setenv("KINDLING_VAE", str(tmp_path))
     assert main(["fetch", "flux-schnell", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["vae"] is None
+
+
+LORA = f"someone/loras@{VAE_REVISION}:styles/ink_v2.safetensors"
+
+
+def test_the_command_brings_the_loras_that_are_set(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To a folder of theirs: a file that somebody put into loras/ is never touched, and goes before."""
+    shelf = hub.open("someone/loras", VAE_REVISION)
+    shelf.add("styles/ink_v2.safetensors", b"ink" * 9)
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras/own.safetensors").write_bytes(b"own")
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    monkeypatch.setenv("KINDLING_LORAS", f"ink={LORA}, own={LORA}")
+    assert main(["fetch", "spark", "--json"]) == 0
+    assert [one["files"] for one in json.loads(capsys.readouterr().out)["loras"]] == [
+        ["ink.safetensors"], ["own.safetensors"],
+    ]  # fmt: skip
+    assert stored(tmp_path / "fetched/loras") == dict.fromkeys(("ink.safetensors", "own.safetensors"), b"ink" * 9)
+    assert (tmp_path / "loras/own.safetensors").read_bytes() == b"own"
+    before = len(hub.downloads())
+    assert main(["fetch", "spark"]) == 0
+    assert "LoRA ink: 1 files" in (told := capsys.readouterr().out)
+    assert told.count("already complete") == 2
+    assert len(hub.downloads()) == before
+    (tmp_path / "fetched/loras/ink.safetensors").write_bytes(b"bad" * 9)
+    assert main(["fetch", "spark"]) == 0
+    assert stored(tmp_path / "fetched/loras")["ink.safetensors"] == b"ink" * 9
+
+
+def test_a_lora_that_the_hub_lacks_is_named(hub: Hub, tmp_path: Path) -> None:
+    hub.open("someone/loras", VAE_REVISION)
+    with pytest.raises(FetchFailed, match=r"someone/loras has no styles/ink_v2\.safetensors at"):
+        fetch_lora(pin(f"ink={LORA}"), tmp_path, wait=never)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LORA, f"a/b={LORA}", f"..={LORA}", f"a={LORA.replace('@', '@x')}", "a=b/c@main:x.safetensors",
+     f"a=b/c@{VAE_REVISION}:x.ckpt"],
+)  # fmt: skip
+def test_a_lora_needs_a_name_and_its_revision(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"KINDLING_LORAS: should be name=owner/repository@revision:file"):
+        Settings.from_env({"KINDLING_LORAS": text})

@@ -14,6 +14,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import InvalidType, InvalidValue, OutOfRange, Unsupported
 from handler.core.recipe import Picture
 from handler.core.request import MAX_SIDE, MIN_SIDE, ImageRequest
+from handler.volume.adapters import Adapter
 
 IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
 ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us
@@ -114,9 +115,17 @@ def completed(body: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**kind, **picture, **shared} for picture in body["data"]]
 
 
-def models(spec: ModelSpec) -> dict[str, Any]:
-    """The answer to GET /v1/models: the one model this worker serves, under its id and its repository."""
-    return {"object": "list", "data": [model(name) for name in (spec.id, spec.repository)]}
+def models(spec: ModelSpec, loras: Sequence[Adapter] = ()) -> dict[str, Any]:
+    """The answer to GET /v1/models: the one model this worker serves, under its id and its repository, and its LoRAs.
+
+    Those are an extension: the names that a request may have in `loras`, and what each was made for.
+    """
+    usable = [
+        {"name": lora.name, "made_for": lora.made_for, "trigger_words": list(lora.trigger_words)}
+        for lora in loras
+        if not lora.fault
+    ]
+    return {"object": "list", "data": [model(name) for name in (spec.id, spec.repository)], "loras": usable}
 
 
 def model(name: str) -> dict[str, Any]:

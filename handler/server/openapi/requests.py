@@ -10,10 +10,13 @@ from handler.api.dialects.openai import ACCEPTED, IGNORED
 from handler.api.store import Store
 from handler.catalog.models import MODES
 from handler.catalog.spec import ModelSpec
+from handler.core.loras import HEAVIEST
+from handler.core.loras import MOST as MOST_LORAS
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.stepcache import BOUNDS
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed
+from handler.volume.adapters import names
 
 SIDE = "(6[4-9]|[7-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"  # MIN_SIDE to MAX_SIDE
 FILE = TEXT | {"format": "picture", "description": "A PNG, JPEG or WebP file as a data URL or in base64."}
@@ -60,6 +63,7 @@ def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "images": {"items": FILE, "maxItems": spec.max_images or 1},
         "mask": TEXT | {"format": "picture"},
         "step_cache": _step_cache(spec, settings),
+        "loras": _loras(names(settings.volume)),
         "response_format": {} if Store.of(settings) else {"enum": ["b64_json"]},
     }
     fields = ImageRequest.model_json_schema()["properties"]
@@ -87,6 +91,16 @@ def _step_cache(spec: ModelSpec, settings: Settings) -> Schema:
     return {"anyOf": [spelled, values]}
 
 
+def _loras(known: list[str]) -> Schema:
+    """Those on the volume now, as objects; texts such as `NAME:0.8` are taken too."""
+    if not known:
+        return {"type": "array", "maxItems": 0}
+    weight = NUMBER | {"minimum": -HEAVIEST, "maximum": HEAVIEST, "default": 1}
+    fields: dict[str, Schema] = {"name": {"enum": known}, "weight": weight}
+    one = {"type": "object", "properties": fields, "required": ["name"], "additionalProperties": False}
+    return array({"anyOf": [{"enum": known}, one]}, maxItems=MOST_LORAS)
+
+
 def _edit(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
     """OpenAI's edits as JSON."""
     one = {"anyOf": [FILE, BY_URL]}
@@ -98,6 +112,7 @@ def _edit(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
 def _edit_form(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
     """The same as a form, which has files for images and no null."""
     fields = {name: schema for name, schema in openai.items() if name != "images"}
+    fields["loras"] = TEXT | {"description": "LoRAs on the worker's volume, such as NAME:0.8,NAME:0.5."}
     image = array(
         PART, minItems=1, maxItems=spec.max_images or 1, description="PNG, JPEG or WebP files; also as image[]."
     )

@@ -21,6 +21,8 @@ EITHER = {"oneOf": [{"required": ["b64_json"]}, {"required": ["url"]}]}
 PLAN = TEXT | {"description": "COMPILED or EAGER, and why."}
 SIZE = TEXT | {"pattern": "^[0-9]+x[0-9]+$"}
 
+OPEN = {"Recipe": ("loras",)}  # what is left out where there is none
+
 
 def types() -> dict[str, Schema]:
     """Of the dataclasses that answers have in them, as `asdict` gives them: with every field."""
@@ -28,9 +30,10 @@ def types() -> dict[str, Schema]:
     adapters = [(kind.__name__, "serialization", TypeAdapter(kind)) for kind in kinds]
     _, found = TypeAdapter.json_schemas(adapters, ref_template=REF)  # type: ignore[arg-type]
     defined: dict[str, Schema] = found["$defs"]
-    del defined["Reference"], defined["Mask"]
-    defined["Recipe"]["properties"] |= {"images": array(HASH), "mask": {"anyOf": [HASH, NULL]}}
-    return {name: schema | whole(schema["properties"]) for name, schema in defined.items()}
+    del defined["Reference"], defined["Mask"], defined["Lora"]
+    applied = array(whole({"name": TEXT, "weight": NUMBER, "sha256": HASH}))
+    defined["Recipe"]["properties"] |= {"images": array(HASH), "mask": {"anyOf": [HASH, NULL]}, "loras": applied}
+    return {name: schema | whole(schema["properties"], *OPEN.get(name, ())) for name, schema in defined.items()}
 
 
 def _event(kind: str) -> Schema:
@@ -42,6 +45,7 @@ def _picture(fields: Schema, *optional: str) -> Schema:
     return whole(fields, *PICTURE.keys() - {"seed"}, *optional) | EITHER
 
 
+LORA = whole({"name": TEXT, "made_for": TEXT, "trigger_words": array(TEXT)})
 MODEL = whole({"id": TEXT, "object": {"enum": ["model"]}, "created": COUNT, "owned_by": TEXT})
 SHARED = {
     "background": {"enum": ["opaque"]},
@@ -68,7 +72,7 @@ ANSWERS: dict[str, Schema] = {
     "CompletedEdit": _picture(_event("image_edit.completed") | COMPLETED, "delivery"),
     "NativeCompleted": whole(_event("image_generation.completed") | NATIVE, "delivery"),
     "Model": MODEL,
-    "Models": whole({"object": {"enum": ["list"]}, "data": array(ref("Model"))}),
+    "Models": whole({"object": {"enum": ["list"]}, "data": array(ref("Model")), "loras": array(LORA)}),
     "ReceiptAnswer": whole(
         {
             "chips": array(whole({"label": TEXT, "value": TEXT, "measured": TEXT})),

@@ -1,0 +1,103 @@
+"""The LoRAs of a request: names, each with a weight. Which files these are, `volume/adapters.py` finds out."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, PlainSerializer, PlainValidator
+from pydantic_core import PydanticCustomError
+
+MOST = 4  # in one request
+HEAVIEST = 10.0  # times what a LoRA was trained to add, either way
+LONGEST = 200  # characters of a name
+SPELLED = re.compile(r"(.+?)(?::([+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})))?", re.DOTALL)
+PIN = re.compile(r"([\w-][\w.-]*)=(\w[\w.-]*/\w[\w.-]*)@([0-9a-f]{40}):([^,]+\.safetensors)", re.ASCII)
+SHAPE = "should be a name, NAME:WEIGHT, or an object with name and weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A LoRA that a caller asks for: `weight` times what it was trained to add."""
+
+    name: str
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.weight:g}"
+
+
+def parse(value: object) -> tuple[Wanted, ...]:
+    """What a request says: a list of objects or of texts as `spelled` reads them; a form has one text, with commas."""
+    items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise PydanticCustomError("list_type", "Input should be a list of LoRAs")
+    if len(items) > MOST:
+        most = {"most": MOST, "got": len(items)}
+        raise PydanticCustomError("too_long", "Input should have at most {most} LoRAs, got {got}", most)
+    return tuple(_one(item, f"LoRA {i}") for i, item in enumerate(items, 1))
+
+
+Loras = Annotated[
+    tuple[Wanted, ...],
+    PlainValidator(parse, json_schema_input_type=str | list[str | dict[str, Any]]),
+    PlainSerializer(lambda wanted: [str(one) for one in wanted]),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A LoRA on the hub, which `fetch` brings: what it is called here, and whose file at which commit it is."""
+
+    name: str
+    repository: str
+    revision: str
+    file: str
+
+
+def pin(text: str) -> Pin:
+    """`name=owner/repository@revision:file`."""
+    if found := PIN.fullmatch(text):
+        return Pin(*found.groups())
+    raise ValueError("should be name=owner/repository@revision:file.safetensors, with all 40 digits")
+
+
+def _pinned(text: str) -> str:
+    pin(text)
+    return text
+
+
+Pinned = Annotated[str, AfterValidator(_pinned)]
+
+
+def spelled(text: str) -> Wanted:
+    """`NAME` or `NAME:0.8`."""
+    found = SPELLED.fullmatch(text)
+    return Wanted(found[1], float(found[2] or 1)) if found else Wanted(text)
+
+
+def _one(item: object, place: str) -> Wanted:
+    if isinstance(item, Wanted):
+        return item
+    if isinstance(item, str):
+        item = {"name": (one := spelled(item)).name, "weight": one.weight}
+    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+        raise PydanticCustomError("lora_type", "{place} {shape}", {"place": place, "shape": SHAPE})
+    if strange := sorted(map(str, item.keys() - {"name", "weight"})):
+        raise ValueError(f"{place} has {strange[0]!r:.40}, and should have just name and weight")
+    return Wanted(_name(item["name"], place), _weight(item.get("weight", 1.0), place))
+
+
+def _name(name: str, place: str) -> str:
+    if not 0 < len(name) <= LONGEST or not name.isprintable():
+        raise ValueError(f"{place} should have a name of 1 to {LONGEST} characters that can be printed")
+    return name
+
+
+def _weight(weight: object, place: str) -> float:
+    if not isinstance(weight, int | float) or isinstance(weight, bool):
+        raise PydanticCustomError("lora_type", "{place}: weight should be a number", {"place": place})
+    if not -HEAVIEST <= weight <= HEAVIEST:
+        told = {"place": place, "most": f"{HEAVIEST:g}"}
+        raise PydanticCustomError("lora_range", "{place}: weight should be -{most} to {most}", told)
+    return float(weight)

@@ -1,0 +1,209 @@
+"""LoRAs on the volume: which file a name means, what it is, and what its maker says of it.
+
+    loras/                    files, also in folders; `ink` and `styles/wash.safetensors` are names
+    ComfyUI/models/loras/     likewise, where the volume is ComfyUI's too
+    fetched/loras/            what `fetch` brought of KINDLING_LORAS
+
+A name never leads out of these folders, not by a link either, and nothing but safetensors is ever read.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import file_digest
+from pathlib import Path, PurePosixPath
+
+from handler.core.errors import InvalidValue
+from handler.core.loras import Wanted
+from handler.core.recipe import Lora
+from handler.core.untrusted import Malformed, parse
+from handler.volume.layout import FLOATS, Slot, read_layout
+from handler.volume.manifest import CHUNK
+
+FETCHED = "fetched/loras"
+FOLDERS = ("loras", "ComfyUI/models/loras", FETCHED)  # whose files go before those of the same name
+SUFFIX = ".safetensors"
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pickle", ".pkl")
+LARGEST = 4 << 30  # bytes of a file: the largest published, of rank 256 for FLUX.2 [dev], have less
+LISTED = 1000  # files that a list looks at
+REMEMBERED = 1024  # of whose content something is known
+NEAR, WORDS = 3, 5  # names that are told where one is not there; trigger words of a LoRA
+KINDS = {  # what is no LoRA as it is meant here, by what a tensor's name contains
+    r"dora_scale|lora_magnitude_vector": "a DoRA, which also scales the weights",
+    r"lokr_": "a LoKr, a product of Kronecker's",
+    r"hada_": "a LoHa, a product of Hadamard's",
+    r"lora_mid": "a LoCon with a core of its own",
+    r"\.diff(_b)?$": "more than a LoRA: it has whole differences of weights",
+}
+PART = re.compile(r".+([._]lora([._]|_linear_layer|[0-9]).*|\.alpha)")
+MAKERS = ("modelspec.architecture", "ss_base_model_version", "base_model")  # what trainers call what it was made for
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA's file: `made_for` and `trigger_words` are its maker's own words, `fault` says why it cannot be used."""
+
+    name: str
+    bytes: int
+    made_for: str
+    trigger_words: tuple[str, ...]
+    fault: str = ""
+
+
+def chosen(wanted: Iterable[Wanted], volume: Path) -> tuple[Lora, ...]:
+    """The files that a request's names mean. InvalidValue says which is not there, or is no LoRA that can be used."""
+    return tuple(_chosen(one, volume) for one in wanted)
+
+
+def adapters(volume: Path) -> list[Adapter]:
+    """All that are on the volume, by name."""
+    return [_described(name, path) for name, path in sorted(_files(volume).items())]
+
+
+def names(volume: Path) -> list[str]:
+    """Of all that are on the volume and can be used."""
+    return [one.name for one in adapters(volume) if not one.fault]
+
+
+def _chosen(wanted: Wanted, volume: Path) -> Lora:
+    name = wanted.name
+    try:
+        name, path = _found(name, volume)
+        seen = _stamp(path)
+        if fault := _fault(*seen):
+            raise InvalidValue(f"loras: '{name}' cannot be used: it is {fault}.", "loras")
+        return Lora(name, wanted.weight, _hashed(*seen), path)
+    except OSError as error:
+        raise InvalidValue(f"loras: '{name}' cannot be read: {error.strerror}.", "loras") from None
+
+
+def _found(asked: str, volume: Path) -> tuple[str, Path]:
+    """The name as it is listed, and the file."""
+    name = asked.removesuffix(SUFFIX)
+    if "\\" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")}:
+        raise InvalidValue(f"loras: '{asked:.80}' is no name of a file below loras/ on the volume.", "loras")
+    for folder in (volume / each for each in FOLDERS):
+        path = (folder / f"{name}{SUFFIX}").resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise InvalidValue(f"loras: '{asked:.80}' leads out of its folder.", "loras")
+        if path.is_file():
+            return name, path
+    raise InvalidValue(f"loras: {_missing(asked, name, volume)}", "loras")
+
+
+def _missing(asked: str, name: str, volume: Path) -> str:
+    bare = str(PurePosixPath(name).with_suffix("")) if name.endswith(PICKLES) else name
+    pickled = [suffix for folder in FOLDERS for suffix in PICKLES if (volume / folder / f"{bare}{suffix}").is_file()]
+    if pickled:
+        return f"'{bare}{pickled[0]}' is a pickle, which could run anything; save it as safetensors."
+    known = sorted(_files(volume))
+    if not known:
+        return f"there is no '{asked:.80}', nor any other: put safetensors files below loras/ on the volume."
+    last = {each.rpartition("/")[2].lower(): each for each in reversed(known)}
+    near = [last[each] for each in difflib.get_close_matches(name.rpartition("/")[2].lower(), last, NEAR)]
+    told = f"Did you mean {' or '.join(near)}?" if near else f"There is {', '.join(known[:NEAR])}."
+    return f"there is no '{asked:.80}' on the volume. {told}"
+
+
+def _files(volume: Path) -> dict[str, Path]:
+    """Names, and files; those of the first folder before those of the same name in another."""
+    found: dict[str, Path] = {}
+    for folder in (volume / each for each in FOLDERS):
+        inside = folder.resolve()
+        for path in _walked(folder):
+            name = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
+            if len(found) < LISTED and name not in found and path.resolve().is_relative_to(inside):
+                found[name] = path
+    return found
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        paths = (Path(place) / each for each in sorted(files) if each.endswith(SUFFIX) and not each.startswith("."))
+        yield from (path for path in paths if path.is_file())
+
+
+Stamp = tuple[Path, int, int]  # a file, its size, and when it was written last, in nanoseconds
+
+
+def _stamp(path: Path) -> Stamp:
+    told = path.stat()
+    return path, told.st_size, told.st_mtime_ns
+
+
+@lru_cache(REMEMBERED)
+def _hashed(path: Path, size: int, written: int) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(REMEMBERED)
+def _fault(path: Path, size: int, written: int) -> str:
+    """Why the file is no LoRA that can be used, told from its header alone; empty for one that may be."""
+    if size > LARGEST:
+        return f"too large: it has {size / 1e9:.1f} GB, and a LoRA may have {LARGEST / 1e9:.1f}"
+    try:
+        return _unusable(read_layout(path))
+    except ValueError as error:
+        return f"no whole safetensors file: {error}"
+
+
+def _unusable(slots: Mapping[str, Slot]) -> str:
+    strange = next((name for name in slots if not PART.fullmatch(name)), None)
+    for sign, kind in KINDS.items():
+        if any(re.search(sign, name) for name in slots):
+            return kind
+    if strange is not None or not slots:
+        return f"no LoRA: it has {strange:.80}" if strange else "empty"
+    typed = next((name for name, slot in slots.items() if slot.dtype not in FLOATS), None)
+    return f"kept in {slots[typed].dtype}, and should be in 16 or 32 bits: {typed:.80}" if typed else ""
+
+
+def _described(name: str, path: Path) -> Adapter:
+    try:
+        seen = _stamp(path)
+        return Adapter(name, seen[1], *_about(*seen), _fault(*seen))
+    except OSError as error:
+        return Adapter(name, 0, "", (), f"not to be read: {error.strerror}")
+
+
+@lru_cache(REMEMBERED)
+def _about(path: Path, size: int, written: int) -> tuple[str, tuple[str, ...]]:
+    """What it was made for, and its trigger words, as its metadata has them."""
+    said = _metadata(path)
+    made_for = next((said[name] for name in MAKERS if said.get(name)), "")
+    phrase = said.get("modelspec.trigger_phrase", "")
+    words = [phrase] if phrase else list(_frequent(said.get("ss_tag_frequency", "{}")))
+    return _shown(made_for), tuple(_shown(word) for word in words[:WORDS])
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What whoever made the file wrote about it; nothing where that makes no sense."""
+    with path.open("rb") as file:
+        head = file.read(min(int.from_bytes(file.read(8), "little"), CHUNK))
+    try:
+        found = parse(head)["__metadata__"].items()
+    except (Malformed, KeyError, TypeError, AttributeError):
+        return {}
+    return {name: text for name, text in found if isinstance(text, str)}
+
+
+def _frequent(text: str) -> Iterator[str]:
+    """The tags that a trainer saw, the most frequent first: `{folder: {tag: times}}`."""
+    counts: dict[str, float] = {}
+    try:
+        for tags in parse(text).values():
+            for tag, times in tags.items():
+                counts[tag] = counts.get(tag, 0) + times
+    except (Malformed, AttributeError, TypeError):
+        return
+    yield from sorted(counts, key=lambda tag: (-counts[tag], tag))
+
+
+def _shown(text: str) -> str:
+    """What others wrote, for people: one short line."""
+    return "".join(character for character in text if character.isprintable()).strip()[:100]

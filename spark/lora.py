@@ -1,0 +1,163 @@
+"""A LoRA for spark, trained in minutes on a CPU: `python -m spark.lora`. Shapes come with a thick black outline.
+
+It learns from pictures of spark's own scenes, each shape drawn twice: black, and smaller in its colour on top. Up and
+down are trained for every layer of the blocks by the loss that the transformer was trained with (`flow.Trainer.loss`),
+whose weights stay as they are; no library for adapters is needed. What is written is named as diffusers names it.
+"""
+
+import argparse
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from PIL import Image
+from safetensors.torch import save_file
+from scipy import ndimage
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from spark.autoencoder import to_tensor
+from spark.checker import CONTRAST
+from spark.flow import NATIVE, TEXT_TOKENS, Words, image_ids, pack, sample_sigma, tie
+from spark.journal import Journal
+from spark.scenes import COLORS, Item, Scene, caption, draw, sample_scene
+from spark.text import perturb
+from spark.train import SHIPPED
+
+RANK = 4
+RATE = 4e-3
+BATCH = 24
+PICTURES = 720
+NEAR_NOISE = 0.8  # share of the noise levels: a step or few are all that spark takes
+LINE = 0.1  # of a shape's diameter, on each side
+INK = 90.0  # Euclidean RGB distance from black below which a pixel is the outline's
+
+
+def outlined(scene: Scene, size: tuple[int, int]) -> Image.Image:
+    """Draw `scene` with a black outline around each shape, which stays as large as it is."""
+
+    def filled(item: Item) -> Item:
+        return replace(item, diameter=item.diameter * (1 - 2 * LINE))
+
+    black = replace(scene, items=tuple(replace(item, rgb=(0, 0, 0)) for item in scene.items))
+    outer, inner = draw(black, size), draw(replace(scene, items=tuple(map(filled, scene.items))), size)
+    pixels = numpy.asarray(inner).astype(int)
+    behind = numpy.abs(pixels - numpy.array(scene.rgb)).sum(-1, keepdims=True) == 0
+    return Image.fromarray(numpy.where(behind, numpy.asarray(outer), pixels).astype(numpy.uint8))
+
+
+def inked(image: Image.Image) -> float:
+    """How much of the objects' edges in `image`, two pixels deep, is black: of plain pictures next to nothing."""
+    pixels = numpy.asarray(image.convert("RGB"), dtype=numpy.float64)
+    objects = numpy.linalg.norm(pixels - numpy.median(pixels[:4].reshape(-1, 3), axis=0), axis=-1) > CONTRAST
+    edge = ndimage.binary_erosion(objects, iterations=2) & ~ndimage.binary_erosion(objects, iterations=4)
+    return float((numpy.linalg.norm(pixels[edge], axis=-1) < INK).mean()) if edge.any() else 0.0
+
+
+def scenes(count: int, seed: int = 1) -> list[Scene]:
+    """Scenes of the training split in which nothing is black."""
+    rng, found = random.Random(seed), list[Scene]()
+    while len(found) < count:
+        scene = sample_scene(rng)
+        if "black" not in (scene.background, *(item.color for item in scene.items)):
+            found.append(scene)
+    assert "black" in COLORS
+    return found
+
+
+class Added(nn.Module):
+    """Parametrizes a weight: what it was, and up @ down."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(RANK, weight.shape[1]) * weight.shape[1] ** -0.5)
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], RANK))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The sum."""
+        return weight + self.up @ self.down
+
+
+def adapted(model: FluxTransformer2DModel) -> dict[str, Added]:
+    """Let every layer of the blocks of `model` have something added; by the layer's name."""
+    found = {}
+    for name, module in list(model.named_modules()):
+        if "blocks." in name and isinstance(module, nn.Linear):
+            found[name] = Added(module.weight)
+            parametrize.register_parametrization(module, "weight", found[name])
+    return found
+
+
+@torch.no_grad()
+def encoded(some: list[Scene], vae: AutoencoderKL) -> Tensor:
+    """Latents (count, channels, height, width) of the outlined scenes."""
+    pieces = [vae.encode(to_tensor([outlined(scene, NATIVE)])).latent_dist.mean for scene in some]
+    latents: Tensor = (torch.cat(pieces) - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents
+
+
+def loss(model: FluxTransformer2DModel, clean: Tensor, some: list[Scene], words: Words, rng: random.Random) -> Tensor:
+    """Mean squared error of the predicted picture, as in `flow.Trainer.loss`."""
+    pooled, context = words.read([perturb(caption(scene, rng), rng) for scene in some], TEXT_TOKENS)
+    noise = tie(torch.randn_like(clean), torch.tensor([scene.nuisance for scene in some]))
+    sigma = sample_sigma(len(some), NEAR_NOISE)
+    noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
+    velocity = model(
+        hidden_states=pack(noisy),
+        encoder_hidden_states=context,
+        pooled_projections=pooled,
+        timestep=sigma,
+        img_ids=image_ids(noisy.shape[2] // 2, noisy.shape[3] // 2),
+        txt_ids=torch.zeros(context.shape[1], 3),
+        return_dict=False,
+    )[0]
+    return nn.functional.mse_loss(sigma[:, None, None] * velocity, pack(noisy - clean))
+
+
+def train(minutes: float, output: Path, seed: int = 1) -> None:
+    """Train for `minutes` and write the LoRA to `output`."""
+    torch.manual_seed(seed)
+    rng, some, words = random.Random(seed), scenes(PICTURES), Words.load(SHIPPED)
+    clean = encoded(some, AutoencoderKL.from_pretrained(SHIPPED / "vae", torch_dtype=torch.float32).eval())
+    model = FluxTransformer2DModel.from_pretrained(SHIPPED / "transformer", torch_dtype=torch.float32)
+    model.requires_grad_(False).set_attention_backend("_native_math")
+    added = adapted(model)
+    optimizer = torch.optim.AdamW([p for one in added.values() for p in one.parameters()], lr=RATE, weight_decay=0.0)
+    journal, start, step, mean = Journal(output.with_suffix(".log")), time.monotonic(), 0, 1.0
+    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
+        optimizer.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / 20, 2 * (1 - progress) + 0.02)
+        picked = rng.sample(range(PICTURES), BATCH)
+        found = loss(model, clean[picked], [some[i] for i in picked], words, rng)
+        optimizer.zero_grad()
+        found.backward()
+        optimizer.step()
+        step, mean = step + 1, 0.95 * mean + 0.05 * found.item()
+        if step % 50 == 0:
+            journal.write(step=step, loss=round(mean, 4), minutes=round(60 * progress * minutes / 60, 2))
+    write(added, output)
+
+
+def write(added: dict[str, Added], output: Path) -> None:
+    """Leave the LoRA as a file, in 16 bits."""
+    tensors = {f"transformer.{name}.lora_A.weight": one.down for name, one in added.items()}
+    tensors |= {f"transformer.{name}.lora_B.weight": one.up for name, one in added.items()}
+    words = {"modelspec.architecture": "spark/lora", "modelspec.description": "Shapes with a thick black outline."}
+    save_file({name: one.detach().half().contiguous() for name, one in tensors.items()}, output, words)
+
+
+def main() -> None:
+    """Train."""
+    parser = argparse.ArgumentParser(prog="python -m spark.lora", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--output", type=Path, default=Path("docs/loras/outlined.safetensors"))
+    options = parser.parse_args()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    train(options.minutes, options.output)
+
+
+if __name__ == "__main__":
+    main()
