@@ -14,7 +14,7 @@ def recipes_of(
 ) -> list[Recipe]:
     """What to draw for each of `request.n` pictures: picture i has seed + i, and after the largest comes 0.
 
-    `served` is the worker's KINDLING_STEP_CACHE, `loras` are the request's, found. Raises the RequestError that names the
+    `served` is the worker's KINDLING_STEP_CACHE, `loras` the request's, found. Raises the RequestError that names the
     first thing that cannot be. Images take time to decode: with any, this is not for an event loop.
     """
     spec.validate(request, served)  # of two faults, tell first what no other image would mend
