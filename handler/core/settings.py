@@ -144,6 +144,9 @@ class Settings(BaseModel):
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
+    weights: tuple[str, ...] = Field(
+        (), description="files over the model's own: below the volume, absolute, or owner/repository@revision:path"
+    )
     vae: str = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
     step_cache: StepCacheSetting = Field(
         "off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps"
@@ -169,7 +172,7 @@ class Settings(BaseModel):
     store_expires_s: int = Field(86_400, ge=1, le=604_800, description="seconds for which a picture's URL works")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "weights", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -215,15 +218,18 @@ class Settings(BaseModel):
         return settings, faults | said
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, model: str | None = None) -> Self:
-        """Read every KINDLING_* variable; an empty one counts as unset, and `model`, if given, wins over its variable.
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, model: str | None = None, weights: str | None = None
+    ) -> Self:
+        """Read every KINDLING_* variable; an empty one is unset; `model` and `weights`, if given, win over theirs.
 
         Raises SettingsError naming a bad one.
         """
         settings, faults = cls.examined(os.environ if environ is None else environ)
         for name, why in sorted(faults.items()):
             raise SettingsError(why, name)
-        return settings.model_copy(update={"model": model}) if model else settings
+        update = {"model": model or settings.model, "weights": cls._split(weights) if weights else settings.weights}
+        return settings.model_copy(update=update)
 
 
 def _unknown(name: str, names: set[str]) -> str:

@@ -64,7 +64,7 @@ class Worker(Loaded):
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         with ExitStack() as files:
-            reader, other = opened(files, source, vae)
+            reader, other = opened(files, source, vae, seen.over)
             with clock.phase("import"), imports.uncollected(), imports.lean():
                 families, clock.ledger.imports = importlib.import_module("handler.model.families"), upstream.unknown()
                 families.quiet()
@@ -76,7 +76,7 @@ class Worker(Loaded):
                 clock.ledger.device, clock.ledger.precision = hardware.name, hardware.precision
                 if seen.weights is not source:  # the device, and so the receipt, is not what it seemed
                     files.close()
-                    reader, other = opened(files, seen.weights, vae)
+                    reader, other = opened(files, seen.weights, vae, seen.over)
                     clock.ledger.weights = str(seen.weights.folder)
                 memory = seen.require()
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"

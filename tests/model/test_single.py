@@ -1,0 +1,129 @@
+"""People's own files over a row: what is drawn is what the same weights draw in diffusers' layout, to the bit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import originals
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from handler.catalog.models import MODELS
+from handler.catalog.originals import FLUX
+from handler.catalog.spec import ModelSpec
+from handler.core.request import ImageRequest
+from handler.core.settings import Settings
+from handler.model.hardware import detect
+from handler.model.loading.weights import load_components
+from handler.volume.manifest import write_manifest
+from handler.volume.overlay import Overlay, overlay
+from handler.volume.reader import Reader
+from handler.volume.sources import EMBEDDED, model_source
+from handler.worker.worker import Worker
+
+SPARK = EMBEDDED / "spark"
+SDXL = MODELS["sdxl-turbo"]
+PROMPT = "three yellow stars"
+
+
+def drawn(volume: Path, **settings: Any) -> Any:
+    """A picture by a worker with these settings."""
+    asked = Settings(volume=volume, device="cpu", compile="off", **settings)
+    with Worker.boot(asked) as worker:
+        request = ImageRequest(prompt=PROMPT, seed=7, width=64, height=64, num_inference_steps=worker.spec.min_steps)
+        return worker.generate(worker.spec.recipe(request))[0].rgb
+
+
+def spark_transformer() -> originals.Weights:
+    return load_file(SPARK / "transformer/diffusion_pytorch_model.safetensors")
+
+
+def flux_names(weights: originals.Weights) -> originals.Weights:
+    return originals.backwards(weights, FLUX)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What spark draws."""
+    return drawn(tmp_path_factory.mktemp("volume"))
+
+
+@pytest.mark.parametrize(("dtype", "prefix"), [("bfloat16", ""), ("float32", "model.diffusion_model.")])
+def test_a_denoiser_by_its_first_names_draws_the_same(dtype: str, prefix: str, plain: Any, tmp_path: Path) -> None:
+    """In its own type, which is cast, and in the one that is served, of which it is a view."""
+    weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in flux_names(spark_transformer()).items()}
+    originals.write(weights, tmp_path / "unets/mine.safetensors", prefix)
+    assert np.array_equal(drawn(tmp_path, weights=("mine.safetensors",)), plain)
+
+
+def test_another_denoiser_draws_something_else(plain: Any, tmp_path: Path) -> None:
+    weights = {name: 0.9 * tensor for name, tensor in flux_names(spark_transformer()).items()}
+    originals.write(weights, tmp_path / "unets/mine.safetensors")
+    assert not np.array_equal(drawn(tmp_path, weights=("unets/mine.safetensors",)), plain)
+
+
+def scaled(pipeline: Any) -> Any:
+    """Weights of another model of the same kind."""
+    with torch.no_grad():
+        for part in pipeline.components.values():
+            for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():
+                weight.mul_(0.9)
+    return pipeline
+
+
+def loaded(volume: Path, spec: ModelSpec, *names: str, precision: str = "fp32") -> tuple[dict[str, Any], Overlay]:
+    """The components of `spec` with these files over it."""
+    source = model_source(spec, volume)
+    over = overlay(names, spec, source, volume)
+    hardware = replace(detect(Settings(volume=volume, device="cpu")), precision=precision)
+    with Reader(source, over=over) as reader:
+        return load_components(reader, hardware), over
+
+
+def differing(found: Any, wanted: Any) -> list[str]:
+    """The names of the tensors that two models do not share to the bit."""
+    mine, theirs = found.state_dict(), wanted.state_dict()
+    return [name for name in theirs if not torch.equal(mine[name], theirs[name])]
+
+
+DENOISERS = ("sdxl", "sd3.5-large", "flux-dev", "flux-schnell", "chroma", "flux2-dev", "flux2-klein", "z-image-turbo",
+             "qwen-image")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_denoisers_vaes_and_encoders_load_to_the_bit(name: str, tmp_path: Path) -> None:
+    """Each in a file of its own, by the names of the model's first release; nothing else changes."""
+    spec = MODELS[name]
+    tiny.write(spec, tmp_path)
+    pipeline = scaled(tiny.build(spec))
+    parts = {part: each for part, each in pipeline.components.items() if isinstance(each, torch.nn.Module)}
+    brought = [part for part in parts if not (part == "vae" and name == "qwen-image")]
+    for part in brought:
+        originals.write(originals.original(parts[part]), tmp_path / f"{part}.safetensors")
+    found, over = loaded(tmp_path, spec, *(f"{part}.safetensors" for part in brought))
+    assert sorted(over.shares or {}) == sorted(brought)
+    assert {part: differing(found[part], parts[part]) for part in brought} == {part: [] for part in brought}
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A volume with a tiny SDXL Turbo and the checkpoint of another one; one that has that as diffusers does."""
+    volume, other = tmp_path_factory.mktemp("volume"), tmp_path_factory.mktemp("other")
+    tiny.write(SDXL, volume)
+    pipeline = scaled(tiny.build(SDXL)).to(torch.bfloat16)
+    originals.write(originals.checkpoint(pipeline), volume / "ComfyUI/models/checkpoints/merge.safetensors")
+    folder = tiny.write(SDXL, other)
+    pipeline.save_pretrained(folder)
+    write_manifest(folder, {"model": SDXL.id})
+    return volume, other
+
+
+def test_a_checkpoint_of_sdxl_draws_the_same(sdxl: Any) -> None:
+    """U-Net, VAE, CLIP and OpenCLIP at once, the last by other names, in other pieces, and transposed."""
+    volume, other = sdxl
+    expected = drawn(other, model=SDXL.id)
+    assert not np.array_equal(drawn(volume, model=SDXL.id), expected)
+    assert np.array_equal(drawn(volume, model=SDXL.id, weights=("merge.safetensors",)), expected)
