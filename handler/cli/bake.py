@@ -72,7 +72,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
     # There may be no room, or no leave to write, and hours of work are ahead.
     if unbaked(spec, hardware, settings.volume) or compiled.look(spec, hardware, settings.volume).outcome != "HIT":
         require_writable(settings.volume / "baked" / spec.id)
-    patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
+    patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": "", "weights": ()})
     worker, clock = _booted(patient, announce)
     if worker.found.outcome == "HIT" and worker.ledger.plan == "EAGER":  # what was there did not work, and is gone
         del worker

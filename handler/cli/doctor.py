@@ -128,7 +128,7 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     hardware = seen.hardware
     try:
         found = _grounds(seen)
-        size = weigh(spec, hardware, seen.weights).stored
+        size = weigh(spec, hardware, seen.weights, seen.over).stored
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
     boots = past(settings.volume)

@@ -25,6 +25,7 @@ from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_
 from handler.model.hardware import detect, expected
 from handler.model.runner import sound
 from handler.volume.autoencoder import vae_source
+from handler.volume.hashes import Hashing
 from handler.volume.reader import opened
 from handler.worker import kernel
 from handler.worker.boots import BootLog, past
@@ -63,6 +64,7 @@ class Worker(Loaded):
             source = seen.weights
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
+        hashing = Hashing(seen.over.files, settings.volume)
         with ExitStack() as files:
             reader, other = opened(files, source, vae, seen.over)
             with clock.phase("import"), imports.uncollected(), imports.lean():
@@ -82,7 +84,9 @@ class Worker(Loaded):
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
-        worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory)
+                over = hashing.wait()
+                clock.ledger.weights += f", under {over}" if over else ""
+        worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory, over)
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
         with ExitStack() as unless_ready:
             unless_ready.enter_context(worker)

@@ -119,9 +119,11 @@ TRUE: dict[str, tuple[Naming, Callable[..., Any], dict[str, Any]]] = {
         {"dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 8,
          "axes_dims": [4, 6, 6]},
     ),
-    "UNet2DConditionModel": (unet, converters.convert_ldm_unet_checkpoint, SDXL_UNET | {
-        "block_out_channels": (32, 64, 64), "attention_head_dim": (2, 2, 2), "cross_attention_dim": 8, "projection_class_embeddings_input_dim": 16,
-    }),
+    "UNet2DConditionModel": (
+        unet, converters.convert_ldm_unet_checkpoint,
+        SDXL_UNET | {"block_out_channels": (32, 64, 64), "attention_head_dim": (2, 2, 2), "cross_attention_dim": 8,
+                     "projection_class_embeddings_input_dim": 16},
+    ),
     "AutoencoderKL": (vae, converters.convert_ldm_vae_checkpoint, SD_VAE | {"block_out_channels": (32, 32, 32, 32)}),
 }  # fmt: skip
 

@@ -1,5 +1,8 @@
 """People's own files over a row: what is drawn is what the same weights draw in diffusers' layout, to the bit."""
 
+import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,3 +130,91 @@ def test_a_checkpoint_of_sdxl_draws_the_same(sdxl: Any) -> None:
     expected = drawn(other, model=SDXL.id)
     assert not np.array_equal(drawn(volume, model=SDXL.id), expected)
     assert np.array_equal(drawn(volume, model=SDXL.id, weights=("merge.safetensors",)), expected)
+
+
+MATRICES = re.compile(r".*(blocks|final_layer)\..*\.weight")
+FLOAT8 = torch.float8_e4m3fn
+
+
+def eight_bits(weights: originals.Weights, prefix: str = "") -> originals.Weights:
+    """As many files have them: all of it cast."""
+    return {prefix + name: tensor.to(FLOAT8) for name, tensor in weights.items()}
+
+
+def by(
+    scale_name: str, dtype: torch.dtype, rows: bool, rotated: int = 0
+) -> Callable[[originals.Weights], originals.Weights]:
+    """Each matrix with a scale for all of it, or for each row, as ComfyUI's users have them."""
+
+    def made(weights: originals.Weights) -> originals.Weights:
+        found = originals.Weights()
+        for name, tensor in weights.items():
+            if tensor.ndim != 2 or not MATRICES.fullmatch(name) or (rotated and tensor.shape[1] % rotated):
+                found[name] = tensor
+                continue
+            exact = tensor.float()
+            if rotated:
+                exact = (exact.reshape(len(exact), -1, rotated) @ hadamard(rotated)).reshape(exact.shape)
+            most = torch.finfo(dtype).max if dtype.is_floating_point else 127
+            scale = exact.abs().amax(1, keepdim=True) / most if rows else exact.abs().max() / most
+            kept = exact / scale
+            stem = name.removesuffix(".weight")
+            found[name] = (kept if dtype.is_floating_point else kept.round()).to(dtype)
+            found[stem + scale_name] = scale.squeeze(-1) if rotated else scale
+            if scale_name == ".scale_weight":
+                found["scaled_fp8"] = torch.zeros(2, dtype=dtype)
+                found[f"{stem}.scale_input"] = torch.ones(())
+            else:
+                kind = {FLOAT8: "float8_e4m3fn", torch.int8: "int8_tensorwise"}[dtype]
+                note = {"format": kind} | ({"convrot": True, "convrot_groupsize": rotated} if rotated else {})
+                found[f"{stem}.comfy_quant"] = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+        return found
+
+    return made
+
+
+def hadamard(size: int) -> Any:
+    """comfy-kitchen's, for four and powers of it."""
+    four = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float32)
+    made = four
+    while len(made) < size:
+        made = torch.kron(made, four)
+    return made / size**0.5
+
+
+FORMATS: dict[str, tuple[Callable[[originals.Weights], originals.Weights], float]] = {
+    "fp8": (eight_bits, 2**-4),  # of each weight: half of the last of three bits; below the least normal one more
+    "fp8_scaled": (by(".scale_weight", FLOAT8, rows=False), 2**-4),
+    "fp8 of today": (by(".weight_scale", FLOAT8, rows=False), 2**-4),
+    "int8": (by(".weight_scale", torch.int8, rows=True), 0.5 / 127),  # of the largest of a row
+    "int8 rotated": (by(".weight_scale", torch.int8, rows=True, rotated=16), 0.5 * 16**0.5 / 127),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_made_smaller_is_read_within_its_rounding(name: str, tmp_path: Path) -> None:
+    """By the model's names, in the pieces that it wants; and it draws."""
+    make, bound = FORMATS[name]
+    exact = {key: tensor.float() for key, tensor in spark_transformer().items()}
+    originals.write(make(flux_names(exact)), tmp_path / "unet/mine.safetensors")
+    found = loaded(tmp_path, MODELS["spark"], "mine.safetensors")[0]["transformer"].state_dict()
+    for key, tensor in exact.items():
+        error = (found[key] - tensor).abs()
+        assert error.max() <= bound * tensor.abs().max() * 1.001, key
+    assert any(not torch.equal(found[key], tensor) for key, tensor in exact.items())
+
+
+def test_scaled_weights_are_rounded_anew_for_the_precision_that_is_served(tmp_path: Path) -> None:
+    """As the same weights, made exact, would be."""
+    smaller = by(".scale_weight", FLOAT8, rows=False)(flux_names(spark_transformer()))
+    originals.write(smaller, tmp_path / "unet/small.safetensors")
+    spark, names = (
+        MODELS["spark"],
+        [each for each in smaller if f"{each.removesuffix('.weight')}.scale_weight" in smaller],
+    )
+    scales = {each: smaller[f"{each.removesuffix('.weight')}.scale_weight"] for each in names}
+    plain = {n: t for n, t in smaller.items() if not re.search(r"scale_|scaled_", n)}
+    originals.write(plain | {n: plain[n].float() * scales[n] for n in names}, tmp_path / "unet/exact.safetensors")
+    small, exact = (loaded(tmp_path, spark, f"{n}.safetensors", precision="int8")[0] for n in ("small", "exact"))
+    assert any(tensor.dtype == torch.int8 for tensor in small["transformer"].state_dict().values())
+    assert differing(small["transformer"], exact["transformer"]) == []

@@ -22,32 +22,31 @@ def dtype_of(slot: Slot) -> Any:
 
 
 def viewed(flat: Any, slot: Slot, alignment: int = 1) -> Any:
-    """These bytes as the tensor that `slot` says, turned; still packed, if it is. A view, where it is aligned."""
+    """These bytes as the tensor that `slot` says; what is packed is so still, and not turned. A view, if aligned."""
     dtype = dtype_of(slot)
     flat = flat.clone() if flat.storage_offset() % max(dtype.itemsize, alignment) else flat
     if slot.packed in BLOCK:
         return flat
-    plain = flat.view(dtype)
-    return _turned(plain.view(slot.shape[::-1] if slot.turn == "transpose" else slot.shape), slot)
+    plain = flat.view(dtype).view(_before(slot))
+    return plain if slot.packed else _turned(plain, slot)
 
 
 def unpacked(seen: Any, slot: Slot, scale: Any, dtype: Any) -> Any:
-    """What `viewed` gave as floats of `dtype`, on the device it is on."""
+    """What `viewed` gave as floats of `dtype`, turned, on the device it is on."""
     if slot.packed in BLOCK:
-        shape = slot.shape[::-1] if slot.turn == "transpose" else slot.shape
-        return _turned(_from_blocks(seen, slot.packed, dtype).reshape(shape), slot)
+        return _turned(_from_blocks(seen, slot.packed, dtype).reshape(_before(slot)), slot)
     if scale is None:
-        return seen.to(dtype)
-    import torch
-
-    scale = scale.to(seen.device)
-    floats = seen.to(torch.float32) * (
-        scale.reshape(-1, *[1] * (seen.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
-    )
+        return _turned(seen.to(dtype), slot)
+    floats = seen.float() * scale.to(seen.device).reshape(-1, *[1] * (seen.ndim - 1))
     if slot.rotated:
         grouped = floats.reshape(*floats.shape[:-1], -1, slot.rotated)
         floats = (grouped @ _hadamard(slot.rotated).to(seen.device)).reshape(floats.shape)
-    return floats.to(dtype)
+    return _turned(floats.to(dtype), slot)
+
+
+def _before(slot: Slot) -> tuple[int, ...]:
+    """Its shape in the file."""
+    return slot.shape[::-1] if slot.turn == "transpose" else slot.shape
 
 
 def _turned(tensor: Any, slot: Slot) -> Any:
