@@ -15,6 +15,7 @@ from handler.catalog.attention import refusals
 from handler.catalog.models import find
 from handler.catalog.prices import unheld
 from handler.cli.configured import described, listed
+from handler.cli.files import files
 from handler.cli.findings import lines
 from handler.cli.models import states
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError
@@ -69,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         "volume": patiently(volume_state, settings.volume, otherwise=lambda why: volume | {"reason": why}),
         "store": store_state(settings),
         "models": [asdict(found) for found in states(settings, hardware)],
+        "files": [asdict(each) for each in patiently(files, settings.volume, otherwise=lambda why: [])],
         "cold_start": patiently(cold_start, settings, hardware, otherwise=lambda why: model | {"reason": why}),
         "boots": boots[0],
         "boots_reason": boots[1],

@@ -8,6 +8,8 @@ from typing import Any
 
 from handler.catalog.models import MODELS, MODES
 from handler.catalog.spec import ModelSpec
+from handler.cli.files import files
+from handler.cli.files import lines as lines_of_files
 from handler.core.errors import KindlingError, WeightsMissing
 from handler.core.host import host_memory
 from handler.core.settings import Settings
@@ -84,10 +86,11 @@ def run(options: argparse.Namespace) -> int:
     """Print the catalogue; the exit code."""
     settings = Settings.from_env()
     hardware = detect(settings)
-    found = states(settings, hardware)
+    found, own = states(settings, hardware), patiently(files, settings.volume, otherwise=lambda why: [])
     if options.json:
         models = [described(MODELS[s.id]) | {"state": asdict(s)} for s in found]
-        print(json.dumps({"models": models, "modes": [asdict(mode) for mode in MODES.values()]}))
+        modes, brought = [asdict(mode) for mode in MODES.values()], [asdict(each) for each in own]
+        print(json.dumps({"models": models, "modes": modes, "files": brought}))
         return 0
     print(ROW.format("MODEL", "PARAMS", "STEPS", "GUIDANCE", "SIZE", f"HERE ({hardware.name})"))
     for one in found:
@@ -95,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
     print("\nMODES")
     for mode in MODES.values():
         print(f"{mode.id:<21} {mode.model}: {mode.promise}")
+    print("\n".join(lines_of_files(own)), end="\n" if own else "")
     return 0
 
 

@@ -5,6 +5,7 @@ backwards. Tests hold both to diffusers' own converters.
 """
 
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,25 @@ def checkpoint(pipeline: Any) -> Weights:
         return found | {f"cond_stage_model.transformer.{n}": t for n, t in original(pipeline.text_encoder).items()}
     found |= {f"conditioner.embedders.0.transformer.{n}": t for n, t in original(pipeline.text_encoder).items()}
     return found | {f"conditioner.embedders.1.model.{n}": t for n, t in open_clip(pipeline.text_encoder_2).items()}
+
+
+def write_gguf(weights: Mapping[str, Any], path: Path, kind: str) -> Path:
+    """A GGUF file: matrices as `kind`, where their rows fill its blocks, all else in full."""
+    import gguf
+
+    head, data, types = b"", b"", gguf.GGMLQuantizationType
+    for name, tensor in weights.items():
+        block = gguf.GGML_QUANT_SIZES[types[kind]][0]
+        used = types[kind] if tensor.ndim == 2 and tensor.shape[1] % block == 0 else types.F32
+        data += bytes(-len(data) % 32)
+        head += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", tensor.ndim)
+        head += struct.pack(f"<{tensor.ndim}Q", *reversed(tensor.shape)) + struct.pack("<IQ", used, len(data))
+        data += gguf.quants.quantize(tensor.float().numpy(), used).tobytes()
+    fact = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 4) + b"flux"
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(weights), 1) + fact + head
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    return path
 
 
 def write(weights: Mapping[str, Any], path: Path, prefix: str = "", **said: str) -> Path:

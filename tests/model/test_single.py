@@ -20,7 +20,9 @@ from handler.catalog.spec import ModelSpec
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.model.hardware import detect
+from handler.model.loading.packing import BLOCK, unpacked, viewed
 from handler.model.loading.weights import load_components
+from handler.volume.layout import Slot
 from handler.volume.manifest import write_manifest
 from handler.volume.overlay import Overlay, overlay
 from handler.volume.reader import Reader
@@ -218,3 +220,49 @@ def test_scaled_weights_are_rounded_anew_for_the_precision_that_is_served(tmp_pa
     small, exact = (loaded(tmp_path, spark, f"{n}.safetensors", precision="int8")[0] for n in ("small", "exact"))
     assert any(tensor.dtype == torch.int8 for tensor in small["transformer"].state_dict().values())
     assert differing(small["transformer"], exact["transformer"]) == []
+
+
+GGUF = {
+    "Q8_0": 0.5 / 127 + 2**-11,
+    "Q5_0": 1 / 16,
+    "Q4_0": 1 / 8,
+    "Q5_1": 1 / 31,
+    "Q4_1": 1 / 15,
+    "BF16": 2**-8,
+    "F16": 2**-11,
+}
+
+
+@pytest.mark.parametrize("kind", GGUF)
+def test_gguf_is_read_within_its_rounding(kind: str, tmp_path: Path) -> None:
+    """Of the largest of all; a block's own is less. In the pieces that the model wants."""
+    pytest.importorskip("gguf")
+    exact = {key: tensor.float() for key, tensor in spark_transformer().items()}
+    originals.write_gguf(flux_names(exact), tmp_path / "unet/mine.gguf", kind)
+    found, over = loaded(tmp_path, MODELS["spark"], "mine.gguf")
+    assert over.files[0].precision == {"BF16": "bf16", "F16": "fp16"}.get(kind, kind)
+    state = found["transformer"].state_dict()
+    for key, tensor in exact.items():
+        assert (state[key] - tensor).abs().max() <= GGUF[kind] * tensor.abs().max() * 1.01, key
+    assert kind == "BF16" or any(not torch.equal(state[key], tensor) for key, tensor in exact.items())
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q5_1", "Q4_1"])
+def test_blocks_of_gguf_are_what_its_own_library_makes_of_them(kind: str) -> None:
+    """Which does the same sums in another order."""
+    gguf = pytest.importorskip("gguf")
+    weights, width = BLOCK[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (64, width), dtype=np.uint8)
+    for at in {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q8_0": (0,)}.get(kind, (0, 2)):
+        blocks[:, at : at + 2] = np.frombuffer(np.float16(0.01).tobytes(), dtype=np.uint8)  # scales that are numbers
+    wanted = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind]).reshape(64, weights)
+    slot = Slot("float32", (64, weights), 0, blocks.size, packed=kind)
+    found = unpacked(viewed(torch.from_numpy(blocks.reshape(-1)), slot), slot, None, torch.float32)
+    assert torch.allclose(found, torch.from_numpy(wanted), rtol=1e-5, atol=1e-6)
+
+
+def test_a_gguf_file_draws_in_eight_bits_too(plain: Any, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    originals.write_gguf(flux_names(spark_transformer()), tmp_path / "unet/mine.gguf", "Q8_0")
+    picture = drawn(tmp_path, weights=("mine.gguf",), precision="int8")
+    assert 0 < np.abs(picture.astype(int) - plain).mean() < 4
