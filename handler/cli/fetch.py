@@ -1,4 +1,4 @@
-"""Fetch a model, and the autoencoder of KINDLING_VAE, from the Hugging Face hub to the volume: each file is checked.
+"""Fetch a model, and what KINDLING_VAE and KINDLING_WEIGHTS name, from the hub to the volume: each file is checked.
 
 Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
 """
@@ -13,7 +13,7 @@ from handler.catalog.models import find
 from handler.cli.models import listed
 from handler.core.settings import Settings
 from handler.model.hardware import detect, sees_gpu
-from handler.volume.download import fetch, fetch_vae
+from handler.volume.download import fetch, fetch_file, fetch_vae
 from handler.worker.memory import nearest
 from handler.worker.outlook import outlook
 
@@ -30,11 +30,14 @@ def run(options: argparse.Namespace) -> int:
         print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {advice}", file=sys.stderr)
     named = settings.vae and not Path(settings.vae).is_absolute()
     vae = fetch_vae(settings.vae, settings.volume, quiet=options.json) if named else None  # first: it is the small one
+    pinned = [name for name in settings.weights if "@" in name and not Path(name).is_absolute()]
+    files = [fetch_file(name, settings.volume, quiet=options.json) for name in pinned]
     fetched = fetch(spec, settings.volume, quiet=options.json)
     if options.json:
-        print(json.dumps({**asdict(fetched), "vae": asdict(vae) if vae else None}, default=str))
+        beside = {"vae": asdict(vae) if vae else None, "weights": [asdict(file) for file in files]}
+        print(json.dumps({**asdict(fetched), **beside}, default=str))
         return 0
-    if vae:
-        print(vae)
+    for each in [*([vae] if vae else []), *files]:
+        print(each)
     print(f"{spec.id} ships with Kindling: there is nothing to fetch." if spec.embedded else fetched)
     return 0

@@ -70,7 +70,9 @@ def names(said: str) -> tuple[str, ...]:
 
 
 def sha256(file: Single, volume: Path) -> str:
-    """In hex. WeightsCorrupt if the file is not the one any more; VolumeFailed."""
+    """In hex; of what was fetched, as it came. WeightsCorrupt if the file is not the one any more; VolumeFailed."""
+    if file.entry:
+        return file.entry.sha256
     path, (_, _, changed, size) = str(file.path), file.identity
     known = remembered(volume).get(path)
     if known and (known.size, known.mtime_ns) == (size, changed):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from handler.catalog.architectures import TAIL, Part, described, parts, rows
 from handler.catalog.naming import Piece, Shapes, pieces
@@ -106,10 +106,36 @@ def overlay(names: Iterable[str], spec: ModelSpec, source: Source, volume: Path)
     return Overlay(files, shares)
 
 
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A file of a repository on the hub at a commit, and where `fetch` puts it, in a folder of its own."""
+
+    repository: str
+    revision: str
+    file: str
+    path: Path
+
+
+def pinned(name: str, volume: Path) -> Pinned:
+    """What `owner/repository@revision:path` means; SettingsError if it is nothing of that kind."""
+    found = re.fullmatch(r"(\w[\w.-]*)/(\w[\w.-]*)@([0-9a-f]{40}):((?:\w[\w. +-]*/)*\w[\w. +()-]*)", name, re.ASCII)
+    if not found:
+        wanted = "a file below the volume, an absolute path, or owner/repository@revision:path"
+        raise SettingsError(f"{SETTING}: '{name}' is not {wanted}: pin a revision, with all 40 digits.", SETTING)
+    owner, repository, revision, file = found.groups()
+    folder = volume / "weights" / f"{owner}--{repository}" / revision / file.replace("/", "--")
+    return Pinned(f"{owner}/{repository}", revision, file, folder / PurePosixPath(file).name)
+
+
 def located(name: str, volume: Path) -> Path:
     """Where the file that a setting names is; SettingsError if it names none below the volume, WeightsMissing."""
     if Path(name).is_absolute():
         return Path(name)
+    if "@" in name:
+        with reading(path := pinned(name, volume).path):
+            if path.is_file():
+                return path
+        raise WeightsMissing(f"{SETTING}: {name} is not on the volume. With it set, run: python -m handler fetch")
     if "\0" in name or ".." in name.split("/") or not name:
         raise SettingsError(f"{SETTING}: '{name}' leads out of its folder; name a file below the volume.", SETTING)
     tried = [volume / root / folder / name for root in ROOTS for folder in FOLDERS]

@@ -217,7 +217,17 @@ def _shared(share: Share) -> ReadFile:
     wanted = tuple(chunk for number, chunk in enumerate(_chunks(end - base)) if number in numbers)
     slots = {name: slot.moved(-base) for name, slot in share.slots.items()}
     memory = _memory(end - base)
-    return ReadFile(file.path, file.identity, (), AGAIN, memory, base=base, size=file.size, wanted=wanted, slots=slots)
+    return ReadFile(
+        file.path,
+        file.identity,
+        file.entry.crc32 if file.entry else (),
+        AGAIN,
+        memory,
+        base=base,
+        size=file.size,
+        wanted=wanted,
+        slots=slots,
+    )
 
 
 def _memory(size: int) -> mmap.mmap:

@@ -17,6 +17,7 @@ from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.untrusted import Malformed, parse
 from handler.volume import gguf, layout
 from handler.volume.layout import FLOATS, Slot
+from handler.volume.manifest import Entry, read_manifest
 from handler.volume.room import reading
 
 AGAIN = "Download it again."
@@ -47,6 +48,7 @@ class Single:
     size: int
     slots: Mapping[str, Slot]
     parts: tuple[Part, ...]
+    entry: Entry | None = None  # what a manifest says of it, if it was fetched
 
     @property
     def precision(self) -> str:
@@ -78,7 +80,15 @@ def examine(path: Path) -> Single:
             f"{path} is no whole {'GGUF' if is_gguf else 'safetensors'} file: {error}. {AGAIN}"
         ) from None
     shapes = {name: slot.shape for name, slot in slots.items()}
-    return Single(path, identity(status), size, slots, tuple(parts(shapes)))
+    return Single(path, identity(status), size, slots, tuple(parts(shapes)), _entry(path, size))
+
+
+def _entry(path: Path, size: int) -> Entry | None:
+    manifest = read_manifest(path.parent)
+    entry = manifest.files.get(path.name) if manifest else None
+    if entry and entry.size != size:
+        raise WeightsCorrupt(f"{path} has {size} bytes, its manifest says {entry.size}. Remove it and fetch it again.")
+    return entry
 
 
 def identity(status: os.stat_result) -> tuple[int, ...]:
