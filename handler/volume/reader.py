@@ -87,7 +87,8 @@ class ReadFile:
             os.close(descriptor)
 
     def _check(self, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode) or status.st_size != (size := self.size or len(self.memory)):
+        size = self.size or len(self.memory)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             raise self.corrupt(f"is no longer a file of {size} bytes")
         if not self.crc32 and identity(status) != self.identity:
             raise self.corrupt("was replaced, or written to, while it was read")
