@@ -24,6 +24,7 @@ BAD_USAGE = (RequestError, SettingsError)
 
 def _takes_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help=MODEL)
+    parser.add_argument("--weights", metavar="FILES", help=generate.WEIGHTS)
 
 
 def _takes_nothing(parser: argparse.ArgumentParser) -> None:

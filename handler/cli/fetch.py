@@ -20,7 +20,7 @@ from handler.worker.outlook import outlook
 
 def run(options: argparse.Namespace) -> int:
     """Fetch and report; the exit code."""
-    settings = Settings.from_env(model=options.model)
+    settings = Settings.from_env(model=options.model, weights=options.weights)
     spec = find(settings.model)
     if not spec.license.commercial:
         print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)

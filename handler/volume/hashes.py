@@ -64,6 +64,22 @@ class Hashing:
             self._failure = error
 
 
+def contents(files: Iterable[Single], volume: Path, find: bool = True) -> str:
+    """The hashes of all files, which tell these from all others; empty if there are none, or, unless they shall be
+    found now, if one is not known.
+    """
+    found = [sha256(file, volume) if find else known(file, volume) for file in files]
+    return ",".join(found) if all(found) else ""
+
+
+def known(file: Single, volume: Path) -> str:
+    """The hash of a file, as it is now, if somebody has found it."""
+    if file.entry:
+        return file.entry.sha256
+    (_, _, changed, size), said = file.identity, remembered(volume).get(str(file.path))
+    return said.sha256 if said and (said.size, said.mtime_ns) == (size, changed) else ""
+
+
 def names(said: str) -> tuple[str, ...]:
     """The files that `Hashing.wait` told of."""
     return tuple(each.rpartition("@sha256:")[0] for each in said.split(", ")) if said else ()
@@ -71,14 +87,10 @@ def names(said: str) -> tuple[str, ...]:
 
 def sha256(file: Single, volume: Path) -> str:
     """In hex; of what was fetched, as it came. WeightsCorrupt if the file is not the one any more; VolumeFailed."""
-    if file.entry:
-        return file.entry.sha256
-    path, (_, _, changed, size) = str(file.path), file.identity
-    known = remembered(volume).get(path)
-    if known and (known.size, known.mtime_ns) == (size, changed):
-        return known.sha256
+    if found := known(file, volume):
+        return found
     found = _summed(file)
-    _remember(path, Known(size, changed, found), volume)
+    _remember(str(file.path), Known(file.size, file.identity[2], found), volume)
     return found
 
 

@@ -17,6 +17,7 @@ from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.compiling.artifacts import Found
 from handler.model.hardware import Hardware, rented
+from handler.volume.hashes import contents
 from handler.volume.manifest import Source
 from handler.volume.overlay import NOTHING, Overlay, overlay
 from handler.volume.receipts import Receipt
@@ -133,6 +134,9 @@ def outlook(settings: Settings, spec: ModelSpec, where: Hardware | Gpu, host_gb:
         if not settings.weights or find(settings.model) is not spec:
             return replace(seen, source=served_source(spec, settings.volume, decision.hardware.precision))
         source = model_source(spec, settings.volume)
-        return replace(seen, source=source, over=overlay(settings.weights, spec, source, settings.volume))
+        over = overlay(settings.weights, spec, source, settings.volume)
+        if baked := contents(over.files, settings.volume, find=False):
+            source = served_source(spec, settings.volume, decision.hardware.precision, baked)
+        return replace(seen, source=source, over=Overlay(over.files) if source.precision else over)
     except KindlingError as error:
         return replace(seen, fault=error.with_traceback(None))

@@ -1,7 +1,9 @@
 """People's own files over a row: what is drawn is what the same weights draw in diffusers' layout, to the bit."""
 
+import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,15 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from handler.__main__ import main
+from handler.api import codec
 from handler.catalog.models import MODELS
 from handler.catalog.originals import FLUX
 from handler.catalog.spec import ModelSpec
+from handler.cli.bake import publish_weights
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
+from handler.model.compiling import artifacts
 from handler.model.hardware import detect
 from handler.model.loading.packing import BLOCK, unpacked, viewed
 from handler.model.loading.weights import load_components
@@ -266,3 +272,59 @@ def test_a_gguf_file_draws_in_eight_bits_too(plain: Any, tmp_path: Path) -> None
     originals.write_gguf(flux_names(spark_transformer()), tmp_path / "unet/mine.gguf", "Q8_0")
     picture = drawn(tmp_path, weights=("mine.gguf",), precision="int8")
     assert 0 < np.abs(picture.astype(int) - plain).mean() < 4
+
+
+def test_what_is_baked_of_a_file_is_served_for_that_file_alone(tmp_path: Path) -> None:
+    """By its contents, whatever it is called; to the bit what is rounded at the start."""
+    weights = {name: 0.9 * tensor for name, tensor in flux_names(spark_transformer()).items()}
+    path = originals.write(weights, tmp_path / "unet/mine.safetensors")
+    asked = Settings(volume=tmp_path, device="cpu", compile="off", precision="int8", weights=("mine.safetensors",))
+    spark = MODELS["spark"]
+    over = overlay(asked.weights, spec=spark, source=model_source(spark, tmp_path), volume=tmp_path)
+    with Worker.boot(asked) as worker:
+        folder = publish_weights(worker, tmp_path, over)
+        assert publish_weights(worker, tmp_path, over) is None
+    assert folder
+    rounded = drawn(tmp_path, precision="int8", weights=("mine.safetensors",))
+    (tmp_path / "moved").mkdir()
+    shutil.move(folder, tmp_path / "moved")
+    assert np.array_equal(drawn(tmp_path, precision="int8", weights=("mine.safetensors",)), rounded)
+    shutil.move(tmp_path / "moved" / folder.name, folder)
+    path.rename(path.with_name("renamed.safetensors"))
+    with Worker.boot(asked.model_copy(update={"weights": ("renamed.safetensors",)})) as worker:
+        assert worker.ledger.weights.startswith(f"{EMBEDDED / 'spark'}, under renamed.safetensors@sha256:")  # not known
+    with Worker.boot(asked.model_copy(update={"weights": ("renamed.safetensors",)})) as worker:
+        assert worker.ledger.weights.startswith(f"{folder}, under renamed.safetensors@sha256:")
+    with Worker.boot(asked.model_copy(update={"weights": ()})) as worker:
+        assert worker.ledger.weights == str(EMBEDDED / "spark")
+
+
+def test_a_picture_says_its_files_and_is_made_again_from_that(
+    plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {name: 0.9 * tensor for name, tensor in flux_names(spark_transformer()).items()}
+    path = originals.write(weights, tmp_path / "unet/mine.safetensors")
+    for name, value in {"VOLUME": str(tmp_path), "DEVICE": "cpu", "COMPILE": "off"}.items():
+        monkeypatch.setenv(f"KINDLING_{name}", value)
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    asked = [PROMPT, "--size", "64x64", "--steps", "1", "--seed", "7"]
+    assert main(["generate", *asked, "--weights", "mine.safetensors", "-o", str(first)]) == 0
+    said = codec.read_parameters(first)["weights"]
+    assert said == f"mine.safetensors@sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    assert main(["generate", "--from", str(first), "-o", str(second)]) == 0
+    assert second.read_bytes() == first.read_bytes()
+    assert capsys.readouterr().err.count("may come out otherwise") == 0
+    originals.write({name: tensor * 1.1 for name, tensor in weights.items()}, path)
+    assert main(["generate", "--from", str(first), "-o", str(second)]) == 0
+    assert f"weights was {said} and is mine.safetensors@sha256:" in capsys.readouterr().err
+    originals.write({"a.lora_down.weight": torch.zeros(2, 2)}, path)
+    assert main(["generate", *asked, "--weights", "mine.safetensors", "-o", str(first)]) == 2
+    told = "kindling: KINDLING_WEIGHTS: mine.safetensors is a LoRA; spark is FLUX.1 [schnell]."
+    assert told in capsys.readouterr().err
+
+
+def test_one_package_of_compiled_code_is_for_all_files_of_a_row(tmp_path: Path) -> None:
+    originals.write(flux_names(spark_transformer()), tmp_path / "unet/mine.safetensors")
+    spark, hardware = MODELS["spark"], detect(Settings(volume=tmp_path, device="cpu"))
+    own, other = (loaded(tmp_path, spark, *names)[0]["transformer"] for names in ((), ("mine.safetensors",)))
+    assert artifacts.name_of(own, spark, hardware) == artifacts.name_of(other, spark, hardware)
