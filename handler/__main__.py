@@ -24,6 +24,7 @@ BAD_USAGE = (RequestError, SettingsError)
 
 def _takes_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help=MODEL)
+    parser.add_argument("--weights", metavar="FILES", help=generate.WEIGHTS)
 
 
 def _takes_nothing(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
     serve.add_argument("--model", help=MODEL)
+    serve.add_argument("--weights", metavar="FILES", help=generate.WEIGHTS)
     serve.set_defaults(verb=_serve)
 
     for name, module, add_arguments, promise in VERBS:
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     from handler.server.process import serve
 
-    return serve(Settings.from_env(model=options.model), options.host, options.port)
+    return serve(Settings.from_env(model=options.model, weights=options.weights), options.host, options.port)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("boto3", "botocore"), ("api/store",)),
     "PIL": ("api", "model/families", "cli/optimize"),
     "numpy": ("api", "model/families", "cli/optimize"),
+    "gguf": ("model/loading/packing",),
     "isal": ("api/codec", "volume/manifest", "volume/reader"),
     "skimage": ("cli/optimize",),
     "huggingface_hub": ("volume/hub", "volume/download"),

@@ -23,6 +23,7 @@ from handler.core.settings import Settings
 from handler.core.stepcache import StepCache
 from handler.model.hardware import detect
 from handler.volume.autoencoder import label
+from handler.volume.hashes import names
 
 SAID: Mapping[str, tuple[str, Callable[[ImageRequest], Any]]] = {  # option -> field of a PNG, and as it is asked
     "prompt": ("prompt", lambda asked: asked.prompt),
@@ -34,7 +35,7 @@ SAID: Mapping[str, tuple[str, Callable[[ImageRequest], Any]]] = {  # option -> f
     "negative_prompt": ("negative_prompt", lambda asked: asked.negative_prompt),
 }
 
-TEXTS = ("model", "revision", "prompt", "scheduler", "precision", "attention", "plan", "vae", "version")
+TEXTS = ("model", "revision", "prompt", "scheduler", "precision", "attention", "plan", "vae", "weights", "version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,11 @@ class Said:
     def settings(self, settings: Settings) -> Settings:
         """`settings` for a worker as the one that drew it, as far as that can be had here."""
         found = self.found
-        update = {"model": self.spec.id, "precision": found["precision"]}
+        update: dict[str, Any] = {"model": self.spec.id, "precision": found["precision"]}
         if found["vae"] != label(settings.vae):
             update["vae"] = found["vae"]
+        if not settings.weights:
+            update["weights"] = names(found.get("weights", ""))
         hardware = detect(settings.model_copy(update=update))
         kernel = found.get("attention", "native")
         update["attention"] = "auto" if refusal(KERNELS[kernel], hardware.capability, hardware.dtype) else kernel

@@ -13,6 +13,8 @@ from handler.catalog.spec import ModelSpec
 from handler.core.settings import Settings
 from handler.model.compiling import artifacts as compiled
 from handler.model.hardware import Hardware, detect
+from handler.volume.hashes import contents
+from handler.volume.overlay import NOTHING, Overlay, overlay
 from handler.volume.publishing import publishing, retire, whole
 from handler.volume.revisions import settled
 from handler.volume.room import reading, require, require_folder, require_writable
@@ -46,7 +48,7 @@ class Baked:
 
 def run(options: argparse.Namespace) -> int:
     """Bake and report; the exit code."""
-    settings = Settings.from_env(model=options.model)
+    settings = Settings.from_env(model=options.model, weights=options.weights)
     baked = bake(settings, progress=not options.json and sys.stderr.isatty())
     if options.json:
         print(json.dumps(asdict(baked)))
@@ -70,9 +72,13 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
     decided = decide(settings, spec, detect(settings))  # for the workers that will follow the receipt
     settings, hardware = decided.settings, decided.hardware
     announce("check")
-    discard_damaged(spec, settings.volume, hardware.precision)
+    over = _over(settings, spec)
+    discard_damaged(spec, settings.volume, hardware.precision, over)
     # There may be no room, or no leave to write, and hours of work are ahead.
-    if unbaked(spec, hardware, settings.volume) or compiled.look(spec, hardware, settings.volume).outcome != "HIT":
+    if (
+        unbaked(spec, hardware, settings.volume, over)
+        or compiled.look(spec, hardware, settings.volume).outcome != "HIT"
+    ):
         require_writable(settings.volume / "baked" / spec.id)
     patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
     worker, clock = _booted(patient, announce)
@@ -81,7 +87,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
         worker, clock = _booted(patient, announce)
     announce("publish")
     artifacts = _placed(worker.publish(settings.volume)) if worker.unpublished else worker.ledger.plan_reason
-    weights = publish_weights(worker, settings.volume)
+    weights = publish_weights(worker, settings.volume, over)
     compiling = sum(phase.seconds for phase in clock.ledger.phases if phase.name == "compile")
     return Baked(
         model,
@@ -98,12 +104,19 @@ def _booted(settings: Settings, announce: Callable[[str], None]) -> tuple[Worker
     return Worker.boot(settings, clock), clock
 
 
-def discard_damaged(spec: ModelSpec, volume: Path, precision: str) -> None:
+def _over(settings: Settings, spec: ModelSpec) -> Overlay:
+    """What KINDLING_WEIGHTS puts over the model; a worker that refuses it says so first."""
+    if not settings.weights:
+        return NOTHING
+    return overlay(settings.weights, spec, model_source(spec, settings.volume), settings.volume)
+
+
+def discard_damaged(spec: ModelSpec, volume: Path, precision: str, over: Overlay = NOTHING) -> None:
     """Remove baked weights that are not whole, so that they are made again, if there is something to make them from.
 
     Raises WeightsMissing or WeightsCorrupt if there is not: then they stay as they are.
     """
-    wanted = weight_facts(spec, precision)
+    wanted = weight_facts(spec, precision, contents(over.files, volume))
     for source in baked_sources(spec, volume):
         if source.manifest and source.manifest.facts == wanted and not whole(source.folder, wanted):
             model_source(spec, volume)
@@ -111,23 +124,24 @@ def discard_damaged(spec: ModelSpec, volume: Path, precision: str) -> None:
             retire(source, keep=lambda folder: whole(folder, wanted))
 
 
-def unbaked(spec: ModelSpec, hardware: Hardware, volume: Path) -> bool:
+def unbaked(spec: ModelSpec, hardware: Hardware, volume: Path, over: Overlay = NOTHING) -> bool:
     """Whether those on the volume are not what is served; VolumeFailed if there is no room for what would be left."""
-    source = served_source(spec, volume, hardware.precision)
-    weights = weigh(spec, hardware, source)
+    source = served_source(spec, volume, hardware.precision, contents(over.files, volume))
+    weights = weigh(spec, hardware, source, over)
     if source.precision == hardware.precision or not weights.changed:
         return False
     require(volume, weights.held, f"The weights of {spec.id} in {hardware.precision}")
     return True
 
 
-def publish_weights(worker: Worker, volume: Path) -> Path | None:
+def publish_weights(worker: Worker, volume: Path, over: Overlay = NOTHING) -> Path | None:
     """Leave the weights as they are served at baked/<id>/; None if those on the volume are that already."""
     spec, precision = worker.spec, worker.hardware.precision
-    if not unbaked(spec, worker.hardware, volume):
+    if not unbaked(spec, worker.hardware, volume, over):
         return None
-    target = weights_folder(spec, volume, precision)
-    with publishing(target, weight_facts(spec, precision)) as folder:
+    content = contents(over.files, volume)
+    target = weights_folder(spec, volume, precision, content)
+    with publishing(target, weight_facts(spec, precision, content)) as folder:
         worker.save(folder)
     return target
 

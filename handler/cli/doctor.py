@@ -16,6 +16,7 @@ from handler.catalog.attention import refusals
 from handler.catalog.models import find
 from handler.catalog.prices import unheld
 from handler.cli.configured import described, listed
+from handler.cli.files import files
 from handler.cli.findings import lines
 from handler.cli.models import adapter_line, adapters_on, states
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError
@@ -73,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         "store": store_state(settings),
         "models": [asdict(found) for found in states(settings, hardware)],
         "loras": [asdict(lora) | {"line": adapter_line(lora)} for lora in adapters_on(settings)],
+        "files": [asdict(each) for each in patiently(files, settings.volume, otherwise=lambda why: [])],
         "cold_start": patiently(cold_start, settings, hardware, otherwise=lambda why: model | {"reason": why}),
         "boots": boots[0],
         "boots_reason": boots[1],
@@ -134,7 +136,7 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     spec, hardware = seen.spec, seen.hardware
     try:
         found = _grounds(seen)
-        size = weigh(spec, hardware, seen.weights).stored
+        size = weigh(spec, hardware, seen.weights, seen.over).stored
     except KindlingError as error:
         return {"model": spec.id, "reason": error.message}
     past = Durations.on(settings.volume)

@@ -1,4 +1,4 @@
-"""Fetch a model, and the VAE and LoRAs that are set, from the Hugging Face hub to the volume: each file is checked.
+"""Fetch a model, and the VAE, LoRAs and weights that are set, from the hub to the volume: each file is checked.
 
 Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
 """
@@ -14,7 +14,7 @@ from handler.cli.models import listed
 from handler.core.loras import pin
 from handler.core.settings import Settings
 from handler.model.hardware import detect, sees_gpu
-from handler.volume.download import fetch, fetch_lora, fetch_vae
+from handler.volume.download import fetch, fetch_file, fetch_lora, fetch_vae
 from handler.volume.room import require_folder
 from handler.worker.memory import nearest
 from handler.worker.outlook import outlook
@@ -22,7 +22,7 @@ from handler.worker.outlook import outlook
 
 def run(options: argparse.Namespace) -> int:
     """Fetch and report; the exit code."""
-    settings = Settings.from_env(model=options.model)
+    settings = Settings.from_env(model=options.model, weights=options.weights)
     spec = find(settings.model)
     require_folder(settings.volume)
     if not spec.license.commercial:
@@ -34,12 +34,14 @@ def run(options: argparse.Namespace) -> int:
     named = settings.vae and not Path(settings.vae).is_absolute()
     vae = fetch_vae(settings.vae, settings.volume, quiet=options.json) if named else None  # first: it is the small one
     loras = [fetch_lora(pin(text), settings.volume, quiet=options.json) for text in settings.loras]
+    pinned = [name for name in settings.weights if "@" in name and not Path(name).is_absolute()]
+    files = [fetch_file(name, settings.volume, quiet=options.json) for name in pinned]
     fetched = fetch(spec, settings.volume, quiet=options.json)
     if options.json:
-        others = {"vae": asdict(vae) if vae else None, "loras": [asdict(lora) for lora in loras]}
-        print(json.dumps({**asdict(fetched), **others}, default=str))
+        several = {"loras": [asdict(lora) for lora in loras], "weights": [asdict(file) for file in files]}
+        print(json.dumps({**asdict(fetched), "vae": asdict(vae) if vae else None, **several}, default=str))
         return 0
-    for other in ([vae] if vae else []) + loras:
+    for other in [*([vae] if vae else []), *loras, *files]:
         print(other)
     if not spec.revision:
         print(f"{spec.id} is at {fetched.revision}: what main was when this volume first asked, and for it stays.")

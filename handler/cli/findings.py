@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from handler.cli import files
 from handler.cli.configured import listed
 from handler.core.birth import process_age
 
@@ -22,6 +23,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"object store: {_store(report['store'])}",
         "\nMODELS",
         *(f"  {m['id']:<21} {_state(m)}" for m in report["models"]),
+        *files.lines([files.FileState(**each) for each in report["files"]]),
         *(["\nLORAS"] if report["loras"] else []),
         *(f"  {lora['line']}" for lora in report["loras"]),
         f"\nCOLD START of {report['cold_start']['model']}",

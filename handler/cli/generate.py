@@ -25,6 +25,7 @@ from handler.worker.clock import Clock
 from handler.worker.worker import Worker
 
 FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+WEIGHTS = "files over the model's own weights, comma-separated (default: $KINDLING_WEIGHTS)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file; -1, -2 ... added when --n > 1 (default: out.png)",
     )
     parser.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
+    parser.add_argument("--weights", metavar="FILES", help=WEIGHTS)
     parser.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: the model's)")
     parser.add_argument("--n", type=int, help="how many pictures, 1 to 4 (default: 1)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw, write, report; the exit code."""
-    settings, form = Settings.from_env(model=options.model), _format(options.output)
+    settings, form = Settings.from_env(model=options.model, weights=options.weights), _format(options.output)
     said = _again(options) if options.source else None
     if said:
         settings, request = said.settings(settings), said.request

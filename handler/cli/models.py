@@ -8,6 +8,8 @@ from typing import Any
 
 from handler.catalog.models import MODELS, MODES
 from handler.catalog.spec import ModelSpec
+from handler.cli.files import files
+from handler.cli.files import lines as lines_of_files
 from handler.core.errors import KindlingError, WeightsMissing
 from handler.core.host import host_memory
 from handler.core.settings import Settings
@@ -88,10 +90,12 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings.from_env()
     hardware = detect(settings)
     found, loras = states(settings, hardware), adapters_on(settings)
+    own = patiently(files, settings.volume, otherwise=lambda why: [])
     if options.json:
         models = [described(MODELS[s.id]) | {"state": asdict(s)} for s in found]
-        others = {"modes": [asdict(mode) for mode in MODES.values()], "loras": [asdict(lora) for lora in loras]}
-        print(json.dumps({"models": models, **others}))
+        modes = [asdict(mode) for mode in MODES.values()]
+        brought = {"loras": [asdict(lora) for lora in loras], "files": [asdict(each) for each in own]}
+        print(json.dumps({"models": models, "modes": modes, **brought}))
         return 0
     print(ROW.format("MODEL", "PARAMS", "STEPS", "GUIDANCE", "SIZE", f"HERE ({hardware.name})"))
     for one in found:
@@ -99,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
     print("\nMODES")
     for mode in MODES.values():
         print(f"{mode.id:<21} {mode.model}: {mode.promise}")
+    print("\n".join(lines_of_files(own)), end="\n" if own else "")
     if loras:
         print("\n".join(["\nLORAS", *map(adapter_line, loras)]))
     return 0

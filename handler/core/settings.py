@@ -119,6 +119,9 @@ class Settings(BaseModel):
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
+    weights: tuple[Name, ...] = Field(
+        (), description="files over the model's own: below the volume, absolute, or owner/repository@revision:path"
+    )
     vae: Name = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
     loras: tuple[Pinned, ...] = Field((), description="LoRAs to fetch, as name=owner/repository@revision:file")
     step_cache: StepCacheSetting = Field(
@@ -145,7 +148,7 @@ class Settings(BaseModel):
     store_expires_s: int = Field(86_400, ge=1, le=604_800, description="seconds for which a picture's URL works")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
-    @field_validator("api_keys", "cors_origins", "loras", mode="before")
+    @field_validator("api_keys", "cors_origins", "weights", "loras", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -202,15 +205,18 @@ class Settings(BaseModel):
                 wrong[name] = given[name].source + error.message.removeprefix(name)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, model: str | None = None) -> Self:
-        """Read every KINDLING_* variable; an empty one counts as unset, and `model`, if given, wins over its variable.
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, model: str | None = None, weights: str | None = None
+    ) -> Self:
+        """Read every KINDLING_* variable; an empty one is unset; `model` and `weights`, if given, win over theirs.
 
         Raises SettingsError naming a bad one.
         """
         settings, faults = cls.examined(os.environ if environ is None else environ)
         for name, why in sorted(faults.items()):
             raise SettingsError(why, name)
-        return settings.model_copy(update={"model": model}) if model else settings
+        update = {"model": model or settings.model, "weights": cls._split(weights) if weights else settings.weights}
+        return settings.model_copy(update=update)
 
 
 def _unknown(name: str, names: set[str]) -> str:

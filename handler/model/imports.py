@@ -1,8 +1,8 @@
 """How what draws is imported: torch, diffusers and transformers, and not what they would load beside it for nobody.
 
 Nothing of theirs is changed, and whoever wants what was left out gets it, the real one, by importing or using it. But
-diffusers and transformers remember that they found no torchao: a program whose own models they shall round with it, or
-that imports it meanwhile on another thread, imports it first.
+diffusers and transformers remember that they found no torchao and no gguf: a program whose own models they shall round
+or read with it, or that imports it meanwhile on another thread, imports it first.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-HIDDEN = ("torchao",)  # they ask once whether it is there, and load it if so; for rounding weights it is loaded later
+HIDDEN = ("torchao", "gguf")  # they ask once whether it is there, and load it if so; for weights it is loaded later
 # They import these modules wherever they are installed, and of them these functions by name.
 LATE: dict[str, tuple[str, ...]] = {
     "boto3": (),  # accelerate, to configure SageMaker

@@ -1,4 +1,4 @@
-"""Fetch a model, and the VAE and LoRAs that are set, from the Hugging Face hub to the volume: each file is checked.
+"""Fetch a model, and the VAE, LoRAs and weights that are set, from the hub to the volume: each file is checked.
 
 Whole files stay when a fetch is interrupted. The manifest comes last, so a worker never starts on half a model.
 """
@@ -23,9 +23,11 @@ from handler.core.loras import Pin
 from handler.core.untrusted import Malformed, load
 from handler.volume.adapters import FETCHED, SUFFIX
 from handler.volume.autoencoder import fetched_vae
+from handler.volume.fetched import Fetched
 from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
 from handler.volume.hub import Repository, Wait, explained
 from handler.volume.manifest import Entry, Source, checked, summarize, write_atomically, write_manifest
+from handler.volume.overlay import pinned
 from handler.volume.revisions import MAIN, begun, settled
 from handler.volume.room import discard
 from handler.volume.sources import INDEX, fetched_folder, model_source
@@ -39,25 +41,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """A model or an autoencoder that is on the volume now. `downloaded`: by this call."""
-
-    model: str
-    revision: str
-    folder: Path
-    files: tuple[str, ...]
-    bytes: int
-    seconds: float
-    downloaded: bool
-
-    def __str__(self) -> str:
-        how = f"{self.seconds:.0f} s" if self.downloaded else "already complete"
-        return f"{self.model}: {len(self.files)} files, {self.bytes / 1e9:.1f} GB in {self.folder}, {how}"
-
-
-@dataclass(frozen=True, slots=True)
 class Order:
-    """What shall be complete in `folder`: the items that `choose` names once it has read what `head` brings."""
+    """What shall be complete in `folder`: the items that `choose` names once it has read `head`, if that is JSON."""
 
     name: str
     folder: Path
@@ -124,6 +109,15 @@ def _model_order(spec: ModelSpec, volume: Path) -> Order:
     return Order(spec.id, fetched_folder(spec, volume), facts, listed, head, partial(model_items, spec))
 
 
+def fetch_file(name: str, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
+    """Make the file `owner/repository@revision:path` complete on `volume`; raises as `fetch`, or SettingsError."""
+    file = pinned(name, volume)
+    repository, folder = Repository(file.repository, file.revision), file.path.parent
+    facts = {"kind": "file", "repository": file.repository, "revision": file.revision, "file": file.file}
+    head = Item(file.path.name, repository, file.file)
+    return _fill(Order(name, folder, facts, (repository,), head, lambda *_: [head]), quiet, wait)
+
+
 def _vae_order(name: str, volume: Path) -> Order:
     folder, repository = fetched_vae(name, volume), Repository(*name.split("@"))
     facts = {"kind": "vae", "repository": repository.name, "revision": repository.revision}
@@ -182,13 +176,15 @@ def _download(order: Order, wait: Wait) -> Source:
             listings[repository] = repository.files()
     if order.head.file not in listings[order.head.repository]:
         of = order.head.repository
-        raise FetchFailed(f"{of.name} has no {order.head.file} at {of.revision}: it is not in diffusers' format.")
+        why = "" if order.facts.get("kind") == "file" else ": it is not in diffusers' format"
+        raise FetchFailed(f"{of.name} has no {order.head.file} at {of.revision}{why}.")
 
     def bring(item: Item) -> Entry:
         return _bring(order, item, listings[item.repository][item.file], wait)
 
-    bring(order.head)
-    items = order.choose(listings, _object(order, order.head))
+    if told := order.head.file.endswith(".json"):
+        bring(order.head)
+    items = order.choose(listings, _object(order, order.head) if told else None)
     _check_space(order, {item.path: listings[item.repository][item.file] for item in items})
     entries = {item.path: bring(item) for item in items}
     for item in items:

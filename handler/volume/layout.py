@@ -2,7 +2,8 @@
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +23,58 @@ WIDTHS = dict(DTYPES.values())
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a tensor is in its file; `dtype` is torch's name."""
+    """Where a tensor is in its file; `dtype` is torch's name.
+
+    What people make smaller has more to say. `packed` is how floats, then said to be float32, are kept in fewer bits: a
+    `DTYPES` name, or one of GGUF's; `scale` is what they are multiplied with, `rotated` along how many columns they
+    were turned before they were rounded. `turn` is one of `catalog/naming.py`.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     stop: int
+    packed: str = ""
+    scale: "Slot | None" = None
+    rotated: int = 0
+    turn: str = ""
+
+    def moved(self, by: int) -> "Slot":
+        """The same, with all its places so many bytes further on."""
+        scale = self.scale.moved(by) if self.scale else None
+        return replace(self, start=self.start + by, stop=self.stop + by, scale=scale)
 
 
 def read_layout(path: Path) -> dict[str, Slot]:
     """The layout of the file at `path`, reading its header alone. OSError, or ValueError as of `layout`."""
+    head, size = read_head(path)
+    return layout(head, size)
+
+
+def read_head(path: Path) -> tuple[memoryview, int]:
+    """What `path` begins with, all of its header if it is a safetensors file, and its size. OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would hold us in open
     try:
         size = os.fstat(descriptor).st_size
         head = os.pread(descriptor, 8, 0)
-        return layout(memoryview(head + os.pread(descriptor, min(int.from_bytes(head, "little"), CHUNK), 8)), size)
+        return memoryview(head + os.pread(descriptor, min(int.from_bytes(head, "little"), CHUNK), 8)), size
     finally:
         os.close(descriptor)
 
 
 def layout(data: memoryview, size: int) -> dict[str, Slot]:
     """Of a file of `size` bytes that begins with `data`, all of its header. ValueError says why it cannot be one."""
+    return described(data, size)[0]
+
+
+def described(data: memoryview, size: int) -> tuple[dict[str, Slot], Mapping[str, Any]]:
+    """Likewise, with what the file says of itself."""
     end = 8 + int.from_bytes(data[:8], "little")
     if end > min(len(data), CHUNK):
         raise ValueError(f"its header cannot have {end - 8} bytes")
     try:
         entries = parse(bytes(data[8:end]))
-        entries.pop("__metadata__", None)
+        said = entries.pop("__metadata__", None) or {}
         slots = {name: _slot(entry, end) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("its header makes no sense") from None
@@ -58,7 +84,7 @@ def layout(data: memoryview, size: int) -> dict[str, Slot]:
         end = slot.stop
     if end != size:
         raise ValueError(f"its tensors end at byte {end}, the file at {size}")
-    return slots
+    return slots, said if isinstance(said, dict) else {}
 
 
 def _slot(entry: dict[str, Any], base: int) -> Slot:

@@ -10,16 +10,19 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.host import host_memory, read_ahead
+from handler.volume.layout import Slot
 from handler.volume.listing import config_files, index_of, weight_files
 from handler.volume.manifest import CHUNK, Source
+from handler.volume.overlay import NOTHING, Overlay, Share
 from handler.volume.room import reading
+from handler.volume.single import AGAIN, identity
 
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
 CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
@@ -27,7 +30,11 @@ CONFIGS = ""  # what `take` calls the small files, which the libraries read agai
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadFile:
-    """One file on its way into `memory`; `landed` has the first bytes of the chunks that are there."""
+    """One file on its way into `memory`; `landed` has the first bytes of the chunks that are there.
+
+    Of a file of `size` bytes with more in it than is wanted, `memory` begins with byte `base`, `wanted` are the chunks
+    to read, and `slots` the tensors: by the model's names, and where they are in `memory`.
+    """
 
     path: Path
     identity: tuple[int, ...]  # which file `memory` is for; checksums say more, also where inodes are made up
@@ -35,12 +42,15 @@ class ReadFile:
     remedy: str
     memory: mmap.mmap
     landed: set[int] = field(default_factory=set)
+    base: int = 0
+    size: int = 0
+    wanted: tuple[tuple[int, int], ...] = ()
+    slots: Mapping[str, Slot] | None = None
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
-        """First byte and end of each."""
-        size = len(self.memory)
-        return [(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
+        """First byte and end of each that is read."""
+        return list(self.wanted) or _chunks(len(self.memory))
 
     def read(self, start: int, stop: int) -> None:
         """Bring one chunk into memory and check it. Opens the file for itself: threads share nothing."""
@@ -48,12 +58,15 @@ class ReadFile:
 
         chunk = memoryview(self.memory)[start:stop]
         with reading(self.path), self._opened() as descriptor:
-            count = 0 if _cached(descriptor, chunk, start) else self._read_directly(chunk, start)
-            while got := os.preadv(descriptor, [chunk[count:]], start + count) if count < len(chunk) else 0:
+            count = (
+                0 if _cached(descriptor, chunk, self.base + start) else self._read_directly(chunk, self.base + start)
+            )
+            at = self.base + start
+            while got := os.preadv(descriptor, [chunk[count:]], at + count) if count < len(chunk) else 0:
                 count += got
         if count < len(chunk):
-            raise self.corrupt(f"ends at byte {start + count}, not at {len(self.memory)}")
-        if self.crc32 and isal_zlib.crc32(chunk) != self.crc32[start // CHUNK]:
+            raise self.corrupt(f"ends at byte {self.base + start + count}, not at {self.size or len(self.memory)}")
+        if self.crc32 and isal_zlib.crc32(chunk) != self.crc32[(self.base + start) // CHUNK]:
             raise self.corrupt(f"is damaged between bytes {start} and {stop}")
 
     def _read_directly(self, chunk: memoryview, start: int) -> int:
@@ -74,9 +87,10 @@ class ReadFile:
             os.close(descriptor)
 
     def _check(self, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode) or status.st_size != len(self.memory):
-            raise self.corrupt(f"is no longer a file of {len(self.memory)} bytes")
-        if not self.crc32 and _identity(status) != self.identity:
+        size = self.size or len(self.memory)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            raise self.corrupt(f"is no longer a file of {size} bytes")
+        if not self.crc32 and identity(status) != self.identity:
             raise self.corrupt("was replaced, or written to, while it was read")
 
     def corrupt(self, what: str) -> WeightsCorrupt:
@@ -86,18 +100,26 @@ class ReadFile:
 class Reader:
     """Reads `source` from now on, in the order of model_index.json, `without` some components. Used from one thread.
 
+    Components that `over` has something for are read from there.
     At most `room` bytes wait to be taken, and the chunk that somebody waits for. A file asked for out of order is read
     next. Leaving the context never waits for a read that hangs.
     """
 
     def __init__(
-        self, source: Source, threads: int = THREADS, room: int | None = None, without: Collection[str] = ()
+        self,
+        source: Source,
+        threads: int = THREADS,
+        room: int | None = None,
+        without: Collection[str] = (),
+        over: Overlay = NOTHING,
     ) -> None:
         index = index_of(source).items()
         self.source, self.index = source, {name: value for name, value in index if name not in without}
+        self.over = over
         self._files = {CONFIGS: [_file(source, name) for name in config_files(source)]}
         for component, names in weight_files(source, self.index).items():
-            self._files[component] = [_file(source, name) for name in names]
+            share = over.get(component)
+            self._files[component] = [_shared(share)] if share else [_file(source, name) for name in names]
         files = [file for found in self._files.values() for file in found]
         self.room = read_ahead(host_memory()) if room is None else room
         self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
@@ -182,14 +204,42 @@ def _file(source: Source, name: str) -> ReadFile:
         raise WeightsCorrupt(f"{path} is empty, or no file. {source.remedy}")
     if source.manifest and (entry is None or entry.size != status.st_size):
         raise WeightsCorrupt(f"{path} has {status.st_size} bytes, its manifest says otherwise. {source.remedy}")
-    memory = mmap.mmap(-1, status.st_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = _memory(status.st_size)
+    return ReadFile(path, identity(status), entry.crc32 if entry else (), source.remedy, memory)
+
+
+def _shared(share: Share) -> ReadFile:
+    """What one component gets of a file: only the chunks that its tensors are in, and no memory before or after."""
+    file = share.file
+    spans = [(slot.start, slot.stop) for whole in share.slots.values() for slot in (whole, whole.scale) if slot]
+    base = min(start for start, _ in spans) // CHUNK * CHUNK
+    end = min(-(-max(stop for _, stop in spans) // CHUNK) * CHUNK, file.size)
+    numbers = {number for start, stop in spans for number in range((start - base) // CHUNK, -(-(stop - base) // CHUNK))}
+    wanted = tuple(chunk for number, chunk in enumerate(_chunks(end - base)) if number in numbers)
+    slots = {name: slot.moved(-base) for name, slot in share.slots.items()}
+    memory = _memory(end - base)
+    return ReadFile(
+        file.path,
+        file.identity,
+        file.entry.crc32 if file.entry else (),
+        AGAIN,
+        memory,
+        base=base,
+        size=file.size,
+        wanted=wanted,
+        slots=slots,
+    )
+
+
+def _memory(size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without huge pages, by which reading is 3 times faster
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return ReadFile(path, _identity(status), entry.crc32 if entry else (), source.remedy, memory)
+    return memory
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+def _chunks(size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
 
 
 def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
@@ -200,7 +250,9 @@ def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
         return not isinstance(error, BlockingIOError)
 
 
-def opened(files: contextlib.ExitStack, source: Source, vae: Source | None) -> tuple[Reader, Reader | None]:
+def opened(
+    files: contextlib.ExitStack, source: Source, vae: Source | None, over: Overlay = NOTHING
+) -> tuple[Reader, Reader | None]:
     """Readers of the model and of the other autoencoder, if there is one, for as long as `files` is open."""
-    reader = files.enter_context(Reader(source, without=("vae",) if vae else ()))
+    reader = files.enter_context(Reader(source, without=("vae",) if vae else (), over=over))
     return reader, files.enter_context(Reader(vae)) if vae else None

@@ -1,6 +1,7 @@
 """Where a model's files come from: shipped, fetched, in a hub cache, or baked as served."""
 
 import logging
+from hashlib import sha256
 from pathlib import Path
 
 from handler.catalog.precisions import PRECISIONS, ROUNDED_BY, SCHEME
@@ -65,21 +66,23 @@ def _missing(spec: ModelSpec, volume: Path, folder: Path) -> str:
     )
 
 
-def weight_facts(spec: ModelSpec, precision: str) -> dict[str, str]:
-    """What decides the bytes of weights as served."""
+def weight_facts(spec: ModelSpec, precision: str, contents: str = "") -> dict[str, str]:
+    """What decides the bytes of weights as served; `contents` are the hashes of people's files over them, if any."""
     facts = {"kind": "weights", "model": spec.id, "revision": spec.revision, "precision": precision}
+    facts |= {"contents": contents} if contents else {}
     return facts | ({"rounded_by": ROUNDED_BY, "scheme": SCHEME} if PRECISIONS[precision].quantised else {})
 
 
-def weights_folder(spec: ModelSpec, volume: Path, precision: str) -> Path:
+def weights_folder(spec: ModelSpec, volume: Path, precision: str, contents: str = "") -> Path:
     """Where `bake` puts weights as served; a folder of other facts, of an older version, is never in the way."""
     by = list(weight_facts(spec, precision).values())[4:]
-    return volume / "baked" / spec.id / "-".join((precision, spec.revision[:8], *by)).replace(" ", "-")
+    over = [sha256(contents.encode()).hexdigest()[:16]] if contents else []
+    return volume / "baked" / spec.id / "-".join((precision, spec.revision[:8], *over, *by)).replace(" ", "-")
 
 
-def served_source(spec: ModelSpec, volume: Path, precision: str) -> Source:
+def served_source(spec: ModelSpec, volume: Path, precision: str, contents: str = "") -> Source:
     """The files to load from: weights baked in `precision` if whole ones are there, else what `model_source` finds."""
-    wanted = weight_facts(spec, precision)
+    wanted = weight_facts(spec, precision, contents)
     for source in baked_sources(spec, volume):
         if source.manifest and source.manifest.facts == wanted:
             try:

@@ -17,6 +17,7 @@ from handler.model.offload import WAITING
 from handler.volume.layout import FLOATS, WIDTHS, Slot, read_layout
 from handler.volume.listing import LORA, weight_files
 from handler.volume.manifest import Source
+from handler.volume.overlay import NOTHING, Overlay
 from handler.volume.room import reading
 
 VAE = 127_000_000  # parameters of the largest, Qwen-Image's
@@ -105,13 +106,19 @@ class Weights:
         return max((part.rounding for part in parts), default=0)
 
 
-def weigh(spec: ModelSpec, hardware: Hardware, source: Source | None = None) -> Weights:
-    """The weights in `source`, else as the catalogue has them. WeightsCorrupt or VolumeFailed names a bad file."""
+def weigh(spec: ModelSpec, hardware: Hardware, source: Source | None = None, over: Overlay = NOTHING) -> Weights:
+    """The weights in `source`, with what is `over` them, else as the catalogue has them.
+
+    WeightsCorrupt or VolumeFailed names a bad file.
+    """
     if source is None:
         return Weights(spec, hardware, _listed(spec, PRECISIONS[hardware.precision].width))
     parts = []
     for component, files in weight_files(source).items():
-        found = [item for name in files for item in _slots(source, name).items()]
+        share = over.get(component)
+        found = (
+            list(share.slots.items()) if share else [item for name in files for item in _slots(source, name).items()]
+        )
         parts.append(_part(component, found, source, hardware))
     return Weights(spec, hardware, tuple(parts))
 

@@ -42,7 +42,9 @@ class Loaded:
         ledger: Ledger,
         vae: str = "",
         memory: MemoryPlan | None = None,
+        weights: str = "",
     ) -> None:
+        self.weights = weights  # what files are over the model's own, if any
         self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
         self.memory = memory or fit(spec, hardware)
         self._family = family
@@ -93,6 +95,7 @@ class Loaded:
     def facts(self) -> dict[str, str]:
         """What besides a recipe decides a picture's pixels."""
         own = {"plan": self.ledger.plan, "vae": label(self.vae), "tiling": self.memory.tiling}
+        own |= {"weights": self.weights} if self.weights else {}
         return own | environment(self.hardware, self.package)
 
     @property

@@ -18,6 +18,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.request import MAX_SIDE
 from handler.model.hardware import Hardware
 from handler.volume.manifest import Source
+from handler.volume.overlay import NOTHING, Overlay
 from handler.worker.footprint import Weights, weigh
 
 Placement = Literal["resident", "encoders", "blocks"]
@@ -61,14 +62,16 @@ def memory_plan(
     source: Source | None = None,
     host_gb: float = math.inf,
     offload: str = "auto",
+    over: Overlay = NOTHING,
 ) -> MemoryPlan:
     """The first mode that fits, else the first that would on a larger host, or the last one tried, with the reason.
 
-    `source` is its files, if they are there, `host_gb` what the host has, `offload` is KINDLING_OFFLOAD.
+    `source` is its files, if they are there, with what is `over` them; `host_gb` what the host has, `offload` is
+    KINDLING_OFFLOAD.
     """
     on_cpu = hardware.device == "cpu"  # whose memory is the host's: nothing is gained
     tried = TRIED["off" if on_cpu and offload == "auto" else offload]
-    weights = weigh(spec, hardware, source)
+    weights = weigh(spec, hardware, source, over)
     plans = [_laid_out(mode, weights, host_gb, counted=source is None) for mode in tried]
     roomy = (plan for plan in plans if plan.needs_gb <= hardware.memory_gb)  # but for the host
     return next((plan for plan in plans if plan.fits), next(roomy, plans[-1]))

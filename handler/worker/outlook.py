@@ -8,17 +8,20 @@ from functools import cached_property
 
 from handler.catalog.attention import KERNELS, KernelChoice, choose, refusal
 from handler.catalog.gpus import Gpu
+from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError, WeightsMissing
 from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.compiling.artifacts import Found
 from handler.model.hardware import Hardware, rented
+from handler.volume.hashes import contents
 from handler.volume.manifest import Source
+from handler.volume.overlay import NOTHING, Overlay, overlay
 from handler.volume.receipts import Receipt
 from handler.volume.revisions import settled
 from handler.volume.room import require_folder
-from handler.volume.sources import served_source
+from handler.volume.sources import model_source, served_source
 from handler.worker.compilation import OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
@@ -30,8 +33,9 @@ class Outlook:
     """What a worker of `spec`, at a commit if its files are here, will do on `hardware`, in which precision, and why.
 
     `settings` are `asked` as the receipt decides them, if one is followed. `source` is where the weights come from:
-    None if they are not there, as `fault` says, and on another machine, of whose volume nothing is known. `host_gb` is
-    the memory of the host. What is reckoned from these is reckoned when it is first asked for.
+    None if they are not there, as `fault` says, and on another machine, of whose volume nothing is known. `over` them
+    is what KINDLING_WEIGHTS names. `host_gb` is the memory of the host. What is reckoned from these is reckoned when it
+    is first asked for.
     """
 
     asked: Settings
@@ -42,12 +46,13 @@ class Outlook:
     host_gb: float
     here: bool
     source: Source | None = None
+    over: Overlay = NOTHING
     fault: KindlingError | None = None
 
     @cached_property
     def memory(self) -> MemoryPlan:
         """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
-        return memory_plan(self.spec, self.hardware, self.source, self.host_gb, self.settings.offload)
+        return memory_plan(self.spec, self.hardware, self.source, self.host_gb, self.settings.offload, self.over)
 
     @cached_property
     def attention(self) -> KernelChoice | None:
@@ -129,6 +134,12 @@ def outlook(settings: Settings, spec: ModelSpec, where: Hardware | Gpu, host_gb:
         return seen
     try:
         require_folder(settings.volume)
-        return replace(seen, source=served_source(spec, settings.volume, decision.hardware.precision))
+        if not settings.weights or find(settings.model).id != spec.id:
+            return replace(seen, source=served_source(spec, settings.volume, decision.hardware.precision))
+        source = model_source(spec, settings.volume)
+        over = overlay(settings.weights, spec, source, settings.volume)
+        if baked := contents(over.files, settings.volume, find=False):
+            source = served_source(spec, settings.volume, decision.hardware.precision, baked)
+        return replace(seen, source=source, over=Overlay(over.files) if source.precision else over)
     except KindlingError as error:
         return replace(seen, fault=error.with_traceback(None))

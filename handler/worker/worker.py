@@ -25,6 +25,7 @@ from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_
 from handler.model.hardware import detect, expected
 from handler.model.runner import sound
 from handler.volume.autoencoder import vae_source
+from handler.volume.hashes import Hashing
 from handler.volume.reader import opened
 from handler.worker import kernel
 from handler.worker.boots import BootLog
@@ -64,8 +65,9 @@ class Worker(Loaded):
             spec, source = seen.spec, seen.weights
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
+        hashing = Hashing(seen.over.files, settings.volume)
         with ExitStack() as files:
-            reader, other = opened(files, source, vae)
+            reader, other = opened(files, source, vae, seen.over)
             with clock.phase("import"), imports.uncollected(), imports.lean():
                 families, clock.ledger.imports = importlib.import_module("handler.model.families"), upstream.unknown()
                 families.quiet()
@@ -77,13 +79,15 @@ class Worker(Loaded):
                 clock.ledger.device, clock.ledger.precision = hardware.name, hardware.precision
                 if seen.weights is not source:  # the device, and so the receipt, is not what it seemed
                     files.close()
-                    reader, other = opened(files, seen.weights, vae)
+                    reader, other = opened(files, seen.weights, vae, seen.over)
                     clock.ledger.weights = str(seen.weights.folder)
                 memory = seen.require()
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
-        worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory)
+                over = hashing.wait()
+                clock.ledger.weights += f", under {over}" if over else ""
+        worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory, over)
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
         with ExitStack() as unless_ready:
             unless_ready.enter_context(worker)

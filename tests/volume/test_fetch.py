@@ -1,6 +1,7 @@
 """`fetch`, with the hub's real client against a hub on loopback."""
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -16,18 +17,24 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.utils import _http, close_session
+from safetensors.torch import save
 
 from handler import MODELS, Settings, Worker
 from handler.__main__ import main
 from handler.catalog.spec import Graft
-from handler.core.errors import FetchFailed, SettingsError, VolumeFailed, WeightsMissing
+from handler.core.errors import FetchFailed, SettingsError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.core.loras import pin
 from handler.core.request import ImageRequest
 from handler.volume.autoencoder import fetched_vae
-from handler.volume.download import Fetched, fetch, fetch_lora, fetch_vae
+from handler.volume.download import fetch, fetch_file, fetch_lora, fetch_vae
+from handler.volume.fetched import Fetched
+from handler.volume.hashes import sha256
 from handler.volume.hub import Repository, explained
 from handler.volume.manifest import checked, summarize
+from handler.volume.overlay import located
+from handler.volume.single import examine
 from handler.volume.sources import EMBEDDED, fetched_folder, model_source
 from hub_plane import DEADLINE_S, TREE, Hub, Trouble
 from hub_plane import Repository as Shelf
@@ -627,6 +634,45 @@ def test_a_vae_is_fetched(hub: Hub, tmp_path: Path) -> None:
     assert not fetch_vae(VAE, tmp_path, wait=never).downloaded
 
 
+FILE = f"someone/merges@{VAE_REVISION}:checkpoints/merge-v2.safetensors"
+
+
+def test_a_file_is_fetched_to_a_folder_of_its_own(hub: Hub, tmp_path: Path) -> None:
+    """And is what KINDLING_WEIGHTS means by its name; its hash is the manifest's."""
+    merges = hub.open(*FILE.partition(":")[0].split("@"))
+    for name in ("checkpoints/merge-v2.safetensors", "checkpoints/other.safetensors", "README.md"):
+        merges.add(name, save({"a": torch.zeros(2, 2)}) if name.endswith("v2.safetensors") else b"other")
+    with pytest.raises(WeightsMissing, match="is not on the volume"):
+        located(FILE, tmp_path)
+    fetched = fetch_file(FILE, tmp_path, wait=never)
+    assert asked(hub) == [(merges.name, "checkpoints/merge-v2.safetensors")]
+    path = located(FILE, tmp_path)
+    assert path == fetched.folder / "merge-v2.safetensors"
+    assert set(stored(fetched.folder)) == {"merge-v2.safetensors", "manifest.json"}
+    assert sha256(examine(path), tmp_path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not (tmp_path / "hashes.json").exists()
+    assert not fetch_file(FILE, tmp_path, wait=never).downloaded
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(WeightsCorrupt, match=r"is no whole safetensors file: its tensors end at byte \d+, the file at"):
+        examine(path)
+
+
+@pytest.mark.parametrize(
+    "name", [FILE.replace(VAE_REVISION, "main"), FILE.partition(":")[0], FILE.replace("checkpoints", "..")]
+)
+def test_a_file_that_is_not_pinned_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"KINDLING_WEIGHTS: .* pin a revision"):
+        fetch_file(name, tmp_path, wait=never)
+
+
+def test_a_file_that_is_not_there_is_named(hub: Hub, tmp_path: Path) -> None:
+    hub.open(*FILE.partition(":")[0].split("@")).add("README.md", b"other")
+    with pytest.raises(
+        FetchFailed, match=rf"someone/merges has no checkpoints/merge-v2\.safetensors at {VAE_REVISION}\.$"
+    ):
+        fetch_file(FILE, tmp_path, wait=never)
+
+
 def test_a_vae_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
     vae = open_vae(hub)
     hub.trouble("GET", "diffusion_pytorch_model.safetensors", *[Trouble(500)] * 5)
@@ -686,8 +732,11 @@ def test_the_command_brings_the_vae_that_is_set(
     assert first.startswith(f"{VAE}: 2 files, 0.0 GB in {fetched_vae(VAE, tmp_path)}")
     assert "nothing to fetch" in second
     monkeypatch.setenv("KINDLING_VAE", str(tmp_path))
+    hub.open(*FILE.partition(":")[0].split("@")).add("checkpoints/merge-v2.safetensors", b"a merge")
+    monkeypatch.setenv("KINDLING_WEIGHTS", f"checkpoints/mine.safetensors, {FILE}")
     assert main(["fetch", "flux-schnell", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["vae"] is None
+    said = json.loads(capsys.readouterr().out)
+    assert (said["vae"], [each["model"] for each in said["weights"]]) == (None, [FILE])
 
 
 LORA = f"someone/loras@{VAE_REVISION}:styles/ink_v2.safetensors"

@@ -17,6 +17,7 @@ from typing import Any
 
 from handler.model.loading import lora
 from handler.model.loading.modules import Made
+from handler.model.loading.packing import dtype_of, unpacked, viewed
 from handler.volume.layout import FLOATS, Slot, layout, read_layout
 from handler.volume.manifest import CHUNK
 from handler.volume.reader import Reader, ReadFile
@@ -39,6 +40,8 @@ def layouts(files: list[ReadFile]) -> dict[ReadFile, Slots]:
 
 
 def _read(file: ReadFile) -> Slots:
+    if file.slots is not None:
+        return file.slots
     try:
         with reading(file.path):
             return read_layout(file.path)
@@ -48,6 +51,8 @@ def _read(file: ReadFile) -> Slots:
 
 def slots_of(file: ReadFile) -> Slots:
     """What `file` holds, by its bytes that are there, and were checked."""
+    if file.slots is not None:
+        return file.slots
     try:
         return layout(memoryview(file.memory), len(file.memory))
     except ValueError as error:
@@ -55,8 +60,11 @@ def slots_of(file: ReadFile) -> Slots:
 
 
 def as_served(files: Files, dtype: Any) -> bool:
-    """Whether every float is of the type that is computed in already."""
-    found = {slot.dtype for slots in files.values() for slot in slots.values()}
+    """Whether every float is of the type that is computed in already, and lies among its own."""
+    each = [slot for slots in files.values() for slot in slots.values()]
+    if any(slot.packed for slot in each) or any(2 * len(file.chunks) * CHUNK < len(file.memory) for file in files):
+        return False
+    found = {slot.dtype for slot in each}
     return found.intersection(FLOATS) <= {str(dtype).removeprefix("torch.")}
 
 
@@ -74,7 +82,7 @@ def fill(
     if any(faults.values()):
         return model, faults
     if lost := given.keys() - _found(model, given):
-        early = {name: _early(reader, files, name) for name in lost}
+        early = {name: _early(reader, files, name, dtype) for name in lost}
         for name in lost & changed:
             lora.add(early[name], name, changes)
         model, faults = make(given | early)
@@ -82,7 +90,7 @@ def fill(
     rounded = {layer.linear.weight.data_ptr(): layer for layer in layers}
     waiting = {tensor.data_ptr(): tensor for tensor in tensors_of(model)}
     for file, slots in files.items():
-        for name, tensor in _arriving(reader, file, slots):
+        for name, tensor in _arriving(reader, file, slots, dtype, place):
             if name in changed:
                 lora.add(tensor, name, changes)
             if (weight := waiting.pop(given[name].data_ptr(), None)) is None:
@@ -110,13 +118,6 @@ def _placeholder(slot: Slot, dtype: Any) -> Any:
     return torch.empty(slot.shape, dtype=dtype if slot.dtype in FLOATS else dtype_of(slot))
 
 
-def dtype_of(slot: Slot) -> Any:
-    """torch's own."""
-    import torch
-
-    return getattr(torch, slot.dtype)
-
-
 def _found(model: Any, given: Mapping[str, Any]) -> set[str]:
     """Which placeholders are the model's: not those that its library copied, cut, turned or gave another type."""
     there = {_where(tensor) for tensor in tensors_of(model) if tensor.numel()}
@@ -127,10 +128,13 @@ def _where(tensor: Any) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _early(reader: Reader, files: Files, name: str) -> Any:
+def _early(reader: Reader, files: Files, name: str, dtype: Any) -> Any:
     """A tensor whose bytes its library wants to see."""
     [(file, slot)] = [(file, slots[name]) for file, slots in files.items() if name in slots]
-    return _seen(reader, file, slot).clone()
+    if not slot.packed:
+        return _seen(reader, file, slot).clone()
+    scale = _seen(reader, file, slot.scale) if slot.scale else None
+    return unpacked(_seen(reader, file, slot), slot, scale, dtype)
 
 
 def _seen(reader: Reader, file: ReadFile, slot: Slot) -> Any:
@@ -139,14 +143,13 @@ def _seen(reader: Reader, file: ReadFile, slot: Slot) -> Any:
 
     for start in range(slot.start // CHUNK * CHUNK, slot.stop, CHUNK):
         reader.wait(file, start)
-    dtype = dtype_of(slot)
-    flat = torch.frombuffer(file.memory, dtype=torch.uint8)[slot.start : slot.stop]
-    return (flat.clone() if slot.start % dtype.itemsize else flat).view(dtype).view(slot.shape)
+    return viewed(torch.frombuffer(file.memory, dtype=torch.uint8)[slot.start : slot.stop], slot)
 
 
-def _arriving(reader: Reader, file: ReadFile, slots: Slots) -> Any:
+def _arriving(reader: Reader, file: ReadFile, slots: Slots, dtype: Any, place: str) -> Any:
     """Each tensor, by its name, in the order of the file; its bytes go when the next one is asked for."""
     chunks = deque(file.chunks)
+    scales = {name: _seen(reader, file, slot.scale).clone() for name, slot in slots.items() if slot.scale}
 
     def leave(end: int) -> None:
         while chunks and chunks[0][1] <= end:
@@ -159,7 +162,8 @@ def _arriving(reader: Reader, file: ReadFile, slots: Slots) -> Any:
     if slots_of(file) != slots:
         raise file.corrupt("was changed while it was read")
     for name, slot in sorted(slots.items(), key=lambda item: item[1].start):
-        yield name, _seen(reader, file, slot)
+        seen = _seen(reader, file, slot)
+        yield name, unpacked(seen.to(place), slot, scales.get(name), dtype) if slot.packed else seen
         leave(slot.stop)
     leave(len(file.memory))
 

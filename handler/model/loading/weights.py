@@ -13,7 +13,8 @@ from typing import Any
 from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.model.hardware import Hardware
 from handler.model.loading import lora, modules
-from handler.model.loading.filling import as_served, dtype_of, fill, layouts, slots_of
+from handler.model.loading.filling import as_served, fill, layouts, slots_of
+from handler.model.loading.packing import viewed
 from handler.volume.layout import Slot
 from handler.volume.listing import LORA, named
 from handler.volume.manifest import CHUNK
@@ -80,7 +81,7 @@ def _weighed(
     folder, dtype = reader.source.folder / name, getattr(torch, hardware.dtype)
     ours = issubclass(kind, diffusers.ModelMixin)
     rounds = hardware.quantised and not (ours and not kind._repeated_blocks)  # autoencoders are not
-    baked = rounds and reader.source.precision == hardware.precision
+    baked = rounds and reader.source.precision == hardware.precision and reader.over.get(name) is None
     maker: Callable[..., modules.Made] = modules.from_diffusers if ours else modules.from_transformers
     files = layouts(reader.files(name))
     if baked:
@@ -119,9 +120,7 @@ def tensors(reader: Reader, component: str, device: str = "cpu") -> dict[str, An
         for name, slot in slots.items():
             if name in found:
                 raise file.corrupt(f"has {name}, as another file of {component} does")
-            flat, dtype = memory[slot.start : slot.stop], dtype_of(slot)
-            flat = flat.clone() if flat.storage_offset() % (dtype.itemsize if device == "cpu" else KERNELS) else flat
-            found[name] = flat.view(dtype).view(slot.shape)
+            found[name] = viewed(memory[slot.start : slot.stop], slot, 1 if device == "cpu" else KERNELS)
     if not found:
         folder = reader.source.folder / component
         raise WeightsMissing(f"{folder} has no weights in safetensors files. {reader.source.again}")
@@ -141,7 +140,7 @@ def _arrive(reader: Reader, file: ReadFile) -> Any:
     """The whole file as bytes where it was read to; the tensor keeps them alive."""
     import torch
 
-    reader.taken(len(file.memory))  # it stays, and so waits for nobody
+    reader.taken(sum(stop - start for start, stop in file.chunks))  # it stays, and so waits for nobody
     for start, _ in file.chunks:
         reader.wait(file, start)
     return torch.frombuffer(file.memory, dtype=torch.uint8)

@@ -1,0 +1,54 @@
+"""People's own files on the volume: what each is, how it is kept, which rows of the catalogue take it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from handler.catalog.architectures import described, rows
+from handler.core.errors import KindlingError
+from handler.volume.hashes import remembered
+from handler.volume.overlay import FOLDERS, ROOTS
+from handler.volume.room import inside
+from handler.volume.single import examine
+
+SUFFIXES = {".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin"}
+LISTED = (*FOLDERS, "loras", "embeddings", "controlnet")
+LINE = "{:<44} {:<14} {}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """One file, by its name below the volume. `sha256` is empty where nobody has found it yet."""
+
+    name: str
+    what: str
+    precision: str = ""
+    rows: tuple[str, ...] = ()
+    sha256: str = ""
+
+
+def files(volume: Path) -> list[FileState]:
+    """All that lie where ComfyUI has them, by their headers; VolumeFailed if the volume cannot be read."""
+    folders = [volume / root / folder for root in ROOTS for folder in LISTED]
+    found = {path for folder in folders for path in inside(folder) if path.suffix.lower() in SUFFIXES}
+    known = remembered(volume)
+    return [_state(path, volume, known[str(path)].sha256 if str(path) in known else "") for path in sorted(found)]
+
+
+def _state(path: Path, volume: Path, sha256: str) -> FileState:
+    name = path.relative_to(volume).as_posix()
+    try:
+        file = examine(path)
+    except KindlingError as error:
+        return FileState(name, error.message)
+    clue = next((part.architecture.clue for part in file.parts if part.architecture and part.architecture.clue), "")
+    what = f"{described(file.parts)}. {clue}" if clue else described(file.parts)
+    return FileState(name, what, file.precision, tuple(rows(file.parts)), sha256)
+
+
+def lines(found: list[FileState]) -> list[str]:
+    """For people; of no files nothing."""
+    if not found:
+        return []
+    told = [f"{each.what}; for {', '.join(each.rows)}" if each.rows else each.what for each in found]
+    each_line = [LINE.format(each.name, each.precision, words) for each, words in zip(found, told, strict=True)]
+    return ["\nFILES", *each_line]

@@ -1,0 +1,122 @@
+"""What is in a person's file, by its SHA-256: found once for each file as it is, and remembered on the volume.
+
+    hashes.json      for each path its size, when it was changed, and the hash; written at once, where that goes
+
+Serving never needs to write it: then each start finds the hash anew, beside the loading of the weights.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from handler.core.errors import WeightsCorrupt
+from handler.core.untrusted import Malformed, load, shaped
+from handler.volume.manifest import write_atomically
+from handler.volume.room import reading
+from handler.volume.single import AGAIN, Single, identity
+
+REMEMBERED = "hashes.json"
+BUFFER = 8 << 20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A file as it was when its hash was found."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """All that a volume knows, by path."""
+
+    files: dict[str, Known]
+
+
+class Hashing:
+    """The hashes of `files`, found beside other work; what was found is remembered on `volume`."""
+
+    def __init__(self, files: Iterable[Single], volume: Path) -> None:
+        self._files, self._volume = tuple(files), volume
+        self._found: list[str] = []
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="hashing", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> str:
+        """The files by their names and hashes, as pictures say it; raises what went wrong with one."""
+        self._thread.join()
+        if self._failure:
+            raise self._failure
+        return ", ".join(f"{file.path.name}@sha256:{each}" for file, each in zip(self._files, self._found, strict=True))
+
+    def _run(self) -> None:
+        try:
+            self._found += [sha256(file, self._volume) for file in self._files]
+        except Exception as error:  # whatever it is, who waits must hear of it
+            self._failure = error
+
+
+def contents(files: Iterable[Single], volume: Path, find: bool = True) -> str:
+    """The hashes of all files, which tell these from all others; empty if there are none, or, unless they shall be
+    found now, if one is not known.
+    """
+    found = [sha256(file, volume) if find else known(file, volume) for file in files]
+    return ",".join(found) if all(found) else ""
+
+
+def known(file: Single, volume: Path) -> str:
+    """The hash of a file, as it is now, if somebody has found it."""
+    if file.entry:
+        return file.entry.sha256
+    (_, _, changed, size), said = file.identity, remembered(volume).get(str(file.path))
+    return said.sha256 if said and (said.size, said.mtime_ns) == (size, changed) else ""
+
+
+def names(said: str) -> tuple[str, ...]:
+    """The files that `Hashing.wait` told of."""
+    return tuple(each.rpartition("@sha256:")[0] for each in said.split(", ")) if said else ()
+
+
+def sha256(file: Single, volume: Path) -> str:
+    """In hex; of what was fetched, as it came. WeightsCorrupt if the file is not the one any more; VolumeFailed."""
+    if found := known(file, volume):
+        return found
+    found = _summed(file)
+    _remember(str(file.path), Known(file.size, file.identity[2], found), volume)
+    return found
+
+
+def remembered(volume: Path) -> Mapping[str, Known]:
+    """What a volume knows of its files' hashes; nothing if that cannot be read."""
+    try:
+        return shaped(Remembered, load(volume / REMEMBERED)).files
+    except (OSError, Malformed):
+        return {}
+
+
+def _summed(file: Single) -> str:
+    whole, buffer = hashlib.sha256(), bytearray(BUFFER)
+    with reading(file.path), file.path.open("rb", buffering=0) as opened:
+        while count := opened.readinto(buffer):
+            whole.update(memoryview(buffer)[:count])
+        after = file.path.stat()
+    if identity(after) != file.identity:
+        raise WeightsCorrupt(f"{file.path} was replaced, or written to, while it was read. {AGAIN}")
+    return whole.hexdigest()
+
+
+def _remember(path: str, known: Known, volume: Path) -> None:
+    """Beside what others have found meanwhile; of two at once the later one's is kept, and the other found again."""
+    files = {**remembered(volume), path: known}
+    try:
+        write_atomically(volume / REMEMBERED, json.dumps(asdict(Remembered(files)), indent=1).encode() + b"\n")
+    except OSError as error:
+        log.debug("the hash of %s is not remembered: %s", path, error)

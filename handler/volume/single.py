@@ -1,0 +1,161 @@
+"""A single file of people's: what its header says it holds, however it is packed, and what it is. Nothing else is read.
+
+Safetensors and GGUF, plain or as ComfyUI's users make them smaller: 8-bit floats, alone or with a scale, by the names
+of its older files (`scale_weight`) or its newer ones (`weight_scale`, and `comfy_quant` or `_quantization_metadata`);
+8-bit integers with a scale for each row, plain or rotated. Pickles are never opened.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from handler.catalog.architectures import Part, parts
+from handler.core.errors import WeightsCorrupt, WeightsMissing
+from handler.core.untrusted import Malformed, parse
+from handler.volume import gguf, layout
+from handler.volume.layout import FLOATS, Slot
+from handler.volume.manifest import Entry, read_manifest
+from handler.volume.room import reading
+
+AGAIN = "Download it again."
+PICKLED = (
+    "It is a pickle, which could run anything, and is never opened. Bring the .safetensors file of the same model."
+)
+STARTS = {  # of what is none of ours: what to do about it
+    b"PK\x03\x04": PICKLED,
+    b"\x80\x02": PICKLED,
+    b"\x80\x04": PICKLED,
+    b"<": "It is a web page: the address that it was downloaded from leads to one, or asks for a login. " + AGAIN,
+    b"version https://git-lfs": "It is a pointer of Git LFS, not the file. Download the file itself.",
+}
+SCALES = (".scale_weight", ".weight_scale")
+BESIDE = (*SCALES, ".scale_input", ".input_scale", ".weight_scale_2", ".comfy_quant", ".pre_quant_scale")
+EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "float64")
+INTEGERS = "int8_tensorwise"
+KEPT = ("float8_e4m3fn", "float8_e5m2", INTEGERS)  # as ComfyUI calls formats, those that are read
+NOTE = 4096  # bytes of what one layer says of itself
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """The file at `path`, of `size` bytes, and which one that is; its tensors by its own names, its parts."""
+
+    path: Path
+    identity: tuple[int, ...]
+    size: int
+    slots: Mapping[str, Slot]
+    parts: tuple[Part, ...]
+    entry: Entry | None = None  # what a manifest says of it, if it was fetched
+
+    @property
+    def precision(self) -> str:
+        """How most of its bytes are kept: bf16, float8_e4m3fn, Q4_K."""
+        sizes = Counter[str]()
+        for slot in self.slots.values():
+            sizes[slot.packed or slot.dtype] += slot.stop - slot.start
+        most = sizes.most_common(1)[0][0] if sizes else "nothing"
+        return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(most, most)
+
+
+def examine(path: Path) -> Single:
+    """The single file at `path`. WeightsMissing, VolumeFailed, or WeightsCorrupt with why it cannot be read."""
+    with reading(path):
+        try:
+            head, size = layout.read_head(path)
+            status = path.stat()
+        except FileNotFoundError:
+            raise WeightsMissing(f"{path} is not there.") from None
+        except IsADirectoryError:
+            raise WeightsMissing(f"{path} is a folder, not a file.") from None
+    if why := next((why for start, why in STARTS.items() if bytes(head[: len(start)]) == start), None):
+        raise WeightsCorrupt(f"{path} holds no weights that can be read. {why}")
+    is_gguf = bytes(head[:4]) == gguf.MAGIC
+    try:
+        slots = gguf.layout(_head(path), size) if is_gguf else _unpacking(path, *layout.described(head, size))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise WeightsCorrupt(
+            f"{path} is no whole {'GGUF' if is_gguf else 'safetensors'} file: {error}. {AGAIN}"
+        ) from None
+    shapes = {name: slot.shape for name, slot in slots.items()}
+    return Single(path, identity(status), size, slots, tuple(parts(shapes)), _entry(path, size))
+
+
+def _entry(path: Path, size: int) -> Entry | None:
+    manifest = read_manifest(path.parent)
+    entry = manifest.files.get(path.name) if manifest else None
+    return entry if entry and entry.size == size else None
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """Which file it is, and of when."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _head(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        return memoryview(file.read(gguf.HEAD))
+
+
+def _unpacking(path: Path, slots: Mapping[str, Slot], said: Mapping[str, Any]) -> dict[str, Slot]:
+    """The tensors that are weights, each with what makes a float of it. ValueError names what is not read."""
+    notes = _notes(path, slots, said)
+    return {
+        name: _unpacked(name, slot, slots, notes)
+        for name, slot in slots.items()
+        if not name.endswith(BESIDE) and name.rpartition(".")[2] != "scaled_fp8"
+    }
+
+
+def _unpacked(name: str, slot: Slot, slots: Mapping[str, Slot], notes: Mapping[str, Any]) -> Slot:
+    stem = name.removesuffix(".weight")
+    scale = next((slots[stem + end] for end in SCALES if stem + end in slots), None) if stem != name else None
+    note = notes.get(stem) or notes.get(stem.removeprefix("model.diffusion_model.")) or {}
+    kept = note.get("format", INTEGERS if slot.dtype == "int8" else slot.dtype)
+    if slot.dtype in FLOATS or (scale is None and slot.dtype not in EIGHT_BITS):
+        return slot
+    if kept not in (*KEPT, "float64") or slot.dtype == "uint8" or f"{stem}.pre_quant_scale" in slots:
+        raise ValueError(f"it keeps {name} as {kept}, and only {', '.join(KEPT)} and plain floats are read")
+    if scale and (scale.dtype != "float32" or len(scale.shape) > 2 or scale.shape not in _scalings(slot.shape)):
+        raise ValueError(f"the scale of {name} has a shape that makes no sense")
+    rotated = note.get("convrot_groupsize", 256) if note.get("convrot") else 0
+    if (
+        type(rotated) is not int
+        or rotated < 0
+        or (rotated and (slot.shape[-1] % rotated or 4 ** _log4(rotated) != rotated))
+    ):
+        raise ValueError(f"{name} is rotated by groups of {rotated}, which cannot be")
+    return replace(slot, dtype="float32", packed=slot.dtype, scale=scale, rotated=rotated)
+
+
+def _scalings(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    return (), (1,), (1, 1), shape[:1], (*shape[:1], 1)
+
+
+def _log4(count: int) -> int:
+    return (count.bit_length() - 1) // 2
+
+
+def _notes(path: Path, slots: Mapping[str, Slot], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says of its layers, by their names."""
+    found: dict[str, Any] = {}
+    if told := said.get("_quantization_metadata"):
+        layers = _object(str(told).encode()).get("layers")
+        found |= layers if isinstance(layers, dict) else {}
+    with path.open("rb", buffering=0) as file:
+        for name, slot in slots.items():
+            if name.endswith(".comfy_quant") and slot.stop - slot.start <= NOTE:
+                found[name.removesuffix(".comfy_quant")] = _object(
+                    os.pread(file.fileno(), slot.stop - slot.start, slot.start)
+                )
+    return {name: note if isinstance(note, dict) else {"format": str(note)} for name, note in found.items()}
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        found = parse(text)
+    except Malformed as error:
+        raise ValueError(f"what it says of its layers is no JSON: {error}") from None
+    return found if isinstance(found, dict) else {}
