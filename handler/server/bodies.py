@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from handler.core.errors import BodyTooLarge, Cancelled, InvalidJson, UnsupportedMedia
-from handler.core.untrusted import Malformed, parse
+from handler.core.untrusted import Malformed, number, parse
 from handler.server import multipart
 
 JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
@@ -45,10 +45,7 @@ def media(headers: Headers) -> str:
 
 
 def decode(body: bytes) -> Any:
-    """Strict JSON: no NaN or Infinity, no key twice. 7.0 is a whole number, as it is in JSON Schema."""
-
-    def number(text: str) -> float:
-        return int(value) if (value := float(text)).is_integer() else value
+    """Strict JSON: no NaN or Infinity, no key twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

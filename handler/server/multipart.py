@@ -8,7 +8,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from handler.core.errors import InvalidValue
 from handler.core.request import MAX_REFERENCES, ImageRequest
-from handler.core.untrusted import Malformed, parse
+from handler.core.untrusted import Malformed, number, parse
 
 MEDIA = "multipart/form-data"
 FILES = MAX_REFERENCES + 1  # and a mask
@@ -73,6 +73,6 @@ def typed(name: str, text: str) -> Any:
     if name not in NUMBERS:
         return text
     try:
-        return parse(text.lower())  # some clients spell True
+        return parse(text.lower(), number)  # some clients spell True
     except Malformed:
         return text

@@ -11,6 +11,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from handler.core.errors import InvalidJson, InvalidValue
+from handler.core.request import ImageRequest
 from handler.server import multipart
 from handler.server.bodies import decode
 
@@ -43,6 +44,12 @@ def test_each_field_has_the_type_that_json_gives_it() -> None:
     texts = {"prompt": "7", "size": "1", "num_inference_steps": "4", "guidance_scale": "1e-1", "stream": "True"}
     kept = {"prompt": "7", "size": "1", "num_inference_steps": 4, "guidance_scale": 0.1, "stream": True}
     assert {name: multipart.typed(name, text) for name, text in texts.items()} == kept
+
+
+@pytest.mark.parametrize("text", ["7.0", "7e0", "70E-1", "7"])
+def test_a_whole_number_is_one_however_it_is_written(text: str) -> None:
+    for found in (multipart.typed("seed", text), decode(f'{{"seed": {text}}}'.encode())["seed"]):
+        assert ImageRequest.parse({"prompt": "x", "seed": found}).seed == 7
 
 
 def test_files_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
