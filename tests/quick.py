@@ -10,7 +10,7 @@ FILES = (
     "boots", "catalog", "codec", "cold_start_bench", "deadline", "dialects", "disks", "errors", "fetch", "floors",
     "forms", "golden", "hub", "lane", "lowered", "metrics", "modal_app", "needed", "optimize", "outcomes", "painter",
     "pairs", "photos", "pieces", "prices", "properties", "publishing", "queue", "receipts", "repeats", "request",
-    "recipes", "room", "scenes", "embedded",
+    "recipes", "room", "scenes", "embedded", "durations", "remedies",
     "settings", "spend", "stages", "stopping", "untrusted", "volume", "weights",
 )  # fmt: skip
 HEAVY = ("spark", "server", "compiler", "boot")  # fixtures
@@ -28,6 +28,7 @@ BESIDES = (  # tests of these files that need more
     "test_two_at_once_end_with_one_good_copy", "test_a_real_sweep", "test_a_server_starts_draws_and_ends",
     "test_the_nearest_package_is_not_blamed_for_ones_own", "test_what_its_head_tells_to_set_holds",
     "test_a_picture_that_has_no_room_is_a_line_and_no_traceback", "test_importing_handler_imports_nothing_heavy",
+    "test_nor_to_measure_or_compile_for_it",
     "test_deploying_needs_no_torch_and_no_web_server", "test_what_a_snapshot_imports_asks_nothing_about_gpus",
 )  # fmt: skip
 STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system")  # audit events of a new process
