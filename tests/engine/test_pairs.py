@@ -48,7 +48,7 @@ from handler.model.hardware import Hardware
 from handler.model.loading import quant
 from handler.model.stepcache import caching
 from handler.volume import receipts
-from handler.volume.manifest import write_manifest
+from handler.volume.manifest import Entry, Manifest, Source, summarize, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.reader import Reader
 from handler.volume.sources import INDEX, baked_sources, fetched_folder, model_source
@@ -89,6 +89,35 @@ def test_a_field_that_only_one_side_has_differs_unless_any_will_do() -> None:
     assert artifacts.differing({"torch": "2", "matmul": "high"}, {"torch": "2"}) == ["matmul"]
     assert artifacts.differing({"torch": "2"}, {"torch": "2", "matmul": "high"}) == ["matmul"]
     assert artifacts.differing({"torch": "2", "attention": ""}, {"torch": "2", "attention": "cudnn"}) == []
+
+
+def packed(folder: Path, facts: dict[str, str], *files: str) -> Source:
+    return Source(folder, Manifest(facts, {name: Entry(0, "", ()) for name in files}))
+
+
+def test_of_several_packages_the_nearest_is_told(tmp_path: Path) -> None:
+    """What is no package, as weights are, and what has no manifest is looked at by nobody."""
+    wanted = {"model": "spark", "torch": "2", "device": "CPU"}
+    near, far = wanted | {"torch": "1"}, {"model": "spark", "torch": "1", "device": "GPU", "more": "x"}
+    others = [packed(tmp_path, wanted, "weights"), Source(tmp_path, None)]
+    sources = [packed(tmp_path / name, facts, artifacts.PACKAGE) for name, facts in (("far", far), ("near", near))]
+    found = artifacts.find(wanted, [*others, *sources])
+    assert (found.outcome, found.source) == ("STALE", sources[1])
+    assert found.reason == "compiled for another worker: torch is 2, was 1"
+    found = artifacts.find(wanted, [*sources, exact := packed(tmp_path / "exact", wanted, artifacts.PACKAGE)])
+    assert (found.outcome, found.reason, found.source) == ("HIT", "exact was compiled for exactly this", exact)
+    found = artifacts.find(wanted, others)
+    assert (found.outcome, found.reason, found.source) == ("MISS", "nothing is compiled for spark yet", None)
+
+
+def test_a_package_is_loaded_only_if_it_is_what_was_published(tmp_path: Path) -> None:
+    """Damaged code would end the process."""
+    (copy := tmp_path / artifacts.PACKAGE).write_bytes(b"code")
+    source = Source(tmp_path, Manifest({}, {artifacts.PACKAGE: summarize(copy)}))
+    artifacts._verify(copy, source)
+    copy.write_bytes(b"code!")
+    with pytest.raises(WeightsCorrupt, match=r"blocks\.pt2 is not what its manifest says"):
+        artifacts._verify(copy, source)
 
 
 def test_only_a_package_that_fits_chooses_the_kernel(tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def test_only_the_newest_are_kept_and_shown_first(tmp_path: Path, monkeypatch: p
     assert [boot.get("day", "new") for boot in last_boots(tmp_path, 9)] == ["new", 4]
 
 
+def test_the_first_start_on_a_volume_makes_it(tmp_path: Path) -> None:
+    log = boot_log(tmp_path / "not" / "there")
+    log(Ledger(model="spark"))
+    assert log.flush()
+    assert [boot["model"] for boot in last_boots(tmp_path / "not" / "there", 9)] == ["spark"]
+
+
 def test_a_volume_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "boots").write_text("not a folder")
     log = boot_log(tmp_path)
