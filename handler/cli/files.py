@@ -1,11 +1,12 @@
 """People's own files on the volume: what each is, how it is kept, which rows of the catalogue take it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from handler.catalog.architectures import described, rows
 from handler.core.errors import KindlingError
-from handler.volume.hashes import remembered
+from handler.volume.hashes import Known, remembered
 from handler.volume.overlay import FOLDERS, ROOTS
 from handler.volume.room import inside
 from handler.volume.single import examine
@@ -31,10 +32,10 @@ def files(volume: Path) -> list[FileState]:
     folders = [volume / root / folder for root in ROOTS for folder in LISTED]
     found = {path for folder in folders for path in inside(folder) if path.suffix.lower() in SUFFIXES}
     known = remembered(volume)
-    return [_state(path, volume, known[str(path)].sha256 if str(path) in known else "") for path in sorted(found)]
+    return [_state(path, volume, known) for path in sorted(found)]
 
 
-def _state(path: Path, volume: Path, sha256: str) -> FileState:
+def _state(path: Path, volume: Path, known: Mapping[str, Known]) -> FileState:
     name = path.relative_to(volume).as_posix()
     try:
         file = examine(path)
@@ -42,7 +43,7 @@ def _state(path: Path, volume: Path, sha256: str) -> FileState:
         return FileState(name, error.message)
     clue = next((part.architecture.clue for part in file.parts if part.architecture and part.architecture.clue), "")
     what = f"{described(file.parts)}. {clue}" if clue else described(file.parts)
-    return FileState(name, what, file.precision, tuple(rows(file.parts)), sha256)
+    return FileState(name, what, file.precision, tuple(rows(file.parts)), known[name].sha256 if name in known else "")
 
 
 def lines(found: list[FileState]) -> list[str]:

@@ -1,6 +1,6 @@
 """What is in a person's file, by its SHA-256: found once for each file as it is, and remembered on the volume.
 
-    hashes.json      for each path its size, when it was changed, and the hash; written at once, where that goes
+    hashes.json      for each path, below the volume if it is there, size, time of change, and hash; written at once
 
 Serving never needs to write it: then each start finds the hash anew, beside the loading of the weights.
 """
@@ -76,7 +76,7 @@ def known(file: Single, volume: Path) -> str:
     """The hash of a file, as it is now, if somebody has found it."""
     if file.entry:
         return file.entry.sha256
-    (_, _, changed, size), said = file.identity, remembered(volume).get(str(file.path))
+    (_, _, changed, size), said = file.identity, remembered(volume).get(key(file.path, volume))
     return said.sha256 if said and (said.size, said.mtime_ns) == (size, changed) else ""
 
 
@@ -90,8 +90,13 @@ def sha256(file: Single, volume: Path) -> str:
     if found := known(file, volume):
         return found
     found = _summed(file)
-    _remember(str(file.path), Known(file.size, file.identity[2], found), volume)
+    _remember(key(file.path, volume), Known(file.size, file.identity[2], found), volume)
     return found
+
+
+def key(path: Path, volume: Path) -> str:
+    """What a file is remembered by: a volume is mounted here and there."""
+    return path.relative_to(volume).as_posix() if path.is_relative_to(volume) else str(path)
 
 
 def remembered(volume: Path) -> Mapping[str, Known]:

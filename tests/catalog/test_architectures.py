@@ -124,6 +124,10 @@ TRUE: dict[str, tuple[Naming, Callable[..., Any], dict[str, Any]]] = {
         SDXL_UNET | {"block_out_channels": (32, 64, 64), "attention_head_dim": (2, 2, 2), "cross_attention_dim": 8,
                      "projection_class_embeddings_input_dim": 16},
     ),
+    "UNet2DConditionModel, as SD1.5 has it": (
+        unet, converters.convert_ldm_unet_checkpoint,
+        SD15_UNET | {"block_out_channels": (32, 32, 64, 64), "attention_head_dim": 2, "cross_attention_dim": 8},
+    ),
     "AutoencoderKL": (vae, converters.convert_ldm_vae_checkpoint, SD_VAE | {"block_out_channels": (32, 32, 32, 32)}),
 }  # fmt: skip
 
@@ -145,6 +149,7 @@ def made(naming: Naming, weights: dict[str, Any]) -> dict[str, Any]:
 def test_a_naming_is_what_diffusers_converter_makes(kind: str) -> None:
     """Every tensor, row by row: U-Nets and VAEs from names made by arithmetic, the others from the table, backwards."""
     naming, convert, options = TRUE[kind]
+    kind = kind.partition(",")[0]
     model = bare(kind, options)
     state = small(kind, **options)
     model.state_dict = lambda: state

@@ -1,5 +1,6 @@
 """People's files that do not go with a row, or are none: one readable line each, before anything large is read."""
 
+import contextlib
 import json
 import re
 import struct
@@ -235,3 +236,22 @@ def test_a_volume_that_nobody_may_write_or_understand_remembers_nothing(tmp_path
     originals.write(zeros("a", "b"), path)
     with pytest.raises(WeightsCorrupt, match="was replaced, or written to, while it was read"):
         hashes.Hashing([stale], nowhere).wait()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_whatever_is_wrong_with_a_head_is_one_error(kind: str, tmp_path: Path) -> None:
+    """Each byte of it turned over, one after another."""
+    note = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    kept = torch.zeros(4, 4).to(torch.float8_e4m3fn)
+    weights = {"a.weight": kept, "a.weight_scale": torch.ones(()), "a.comfy_quant": note}
+    path = originals.write(weights, tmp_path / "mine", _quantization_metadata='{"layers": {"b": {"format": "x"}}}')
+    if kind == "gguf":
+        fact = struct.pack("<Q", 1) + b"x" + struct.pack("<IB", 7, 1)
+        head = gguf(("a", (64, 3), 8, 0), ("b", (4,), 1, 256), facts=fact, count=1)
+        path.write_bytes(head + bytes(-len(head) % 32 + 264))
+    whole = path.read_bytes()
+    assert examine(path).slots
+    for at in range(min(len(whole), 512)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with contextlib.suppress(WeightsCorrupt):
+            examine(path)
