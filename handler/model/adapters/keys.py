@@ -4,6 +4,7 @@ Trainers name layers after diffusers' modules, with dots or, as kohya does, with
 publication, and then diffusers' own converters say which layers those are. What neither reads is refused by its name.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -87,20 +88,29 @@ def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) 
         layer, role = _split(name)
         if (key := _layer(layer, known)) is None:
             raise _misfit(name)
-        found.setdefault(key, {})[role] = tensor
-    for key, parts in found.items():
-        if not {"down", "up"} <= parts.keys():
-            raise Misfit(f"{'.'.join(key)} has half of a LoRA")
-    return {key: _delta(parts) for key, parts in found.items()}
+        if role in found.setdefault(key, {}):
+            raise Misfit(f"{name} is there under another name too")
+        found[key][role] = tensor
+    return {key: _delta(".".join(key), parts) for key, parts in found.items()}
 
 
 def _misfit(name: str) -> Misfit:
     return Misfit(f"{name} fits no weight of the model")
 
 
-def _delta(parts: Mapping[str, Any]) -> Delta:
-    rank = parts["down"].shape[0]
-    return Delta(parts["down"], parts["up"], float(parts.get("alpha", rank)) / rank)
+def _delta(layer: str, parts: Mapping[str, Any]) -> Delta:
+    if not {"down", "up"} <= parts.keys():
+        raise Misfit(f"{layer} has half of a LoRA")
+    down, up = parts["down"], parts["up"]
+    if min(down.ndim, up.ndim) < 2 or not (down.numel() and up.numel()):
+        raise Misfit(f"{layer} has another shape")
+    alpha = parts.get("alpha", len(down))
+    if hasattr(alpha, "numel") and alpha.numel() != 1:
+        raise Misfit(f"{layer} has more than one alpha")
+    alpha = float(alpha)
+    if not (math.isfinite(alpha) and down.isfinite().all() and up.isfinite().all()):
+        raise Misfit(f"{layer} has values that are infinite or none")
+    return Delta(down, up, alpha / len(down))
 
 
 def _split(name: str) -> tuple[str, str]:
