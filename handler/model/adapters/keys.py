@@ -56,19 +56,17 @@ def _changed(component: str) -> bool:
 def read(pipeline: Any, tensors: Mapping[str, Any]) -> dict[Key, Delta]:
     """What a LoRA adds to the weights of `pipeline`. Misfit names the first key that goes with none of them."""
     known = layers(pipeline)
-    for name in tensors:
-        if _split(name)[0].removeprefix("lora_").startswith(ENCODING) and not _layer(_split(name)[0], known):
+    strange = [name for name in tensors if not _layer(_split(name)[0], known)]
+    if not strange:
+        return _paired(tensors, known)
+    for name in strange:
+        if _split(name)[0].removeprefix("lora_").startswith(ENCODING):
             raise _misfit(name)  # a converter would leave it out
     try:
-        return _paired(tensors, known)
-    except Misfit as misfit:
-        try:
-            converted = _converted(pipeline, dict(tensors))
-        except Exception:  # whatever stumbles over names it does not know
-            raise misfit from None
-        if converted.keys() == tensors.keys():
-            raise
-        return _paired(converted, known)
+        converted = _converted(pipeline, dict(tensors))
+    except Exception:  # whatever stumbles over names it does not know
+        raise _misfit(strange[0]) from None
+    return _paired(converted, known)
 
 
 def _converted(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:
