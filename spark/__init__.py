@@ -5,6 +5,7 @@
     text.py          tokenizers, CLIP and T5, trained to understand captions
     autoencoder.py   pixels <-> latents, trained on drawn pictures
     flow.py          the FLUX transformer, trained by rectified flow
+    lora.py          a LoRA for it, trained in minutes: outlined shapes
     train.py         the one command that runs it all and writes handler/weights/spark
 
 The product never imports this package; it loads the finished weights as it loads any FLUX model.

@@ -31,9 +31,15 @@ from spark.train import SHIPPED
 RANK = 4
 RATE = 4e-3
 BATCH = 24
-PICTURES = 720
+PICTURES = 288
 NEAR_NOISE = 0.8  # share of the noise levels: a step or few are all that spark takes
 LINE = 0.1  # of a shape's diameter, on each side
+SHOWN = (
+    "a large yellow star on a blue background",
+    "a red heart left of a white circle on a green background",
+    "three pink squares on a gray background",
+    "a large green ring on a white background",
+)
 INK = 90.0  # Euclidean RGB distance from black below which a pixel is the outline's
 
 
@@ -149,14 +155,31 @@ def write(added: dict[str, Added], output: Path) -> None:
     save_file({name: one.detach().half().contiguous() for name, one in tensors.items()}, output, words)
 
 
+def show(lora: Path, picture: Path) -> None:
+    """Draw `SHOWN` without and, below, with `lora`, a file in a folder loras/, as one picture."""
+    from handler import ImageRequest, Worker
+    from handler.core.loras import Wanted
+    from handler.core.settings import Settings
+    from handler.volume.adapters import chosen
+
+    found, sheet = chosen([Wanted(lora.stem)], lora.parents[1]), Image.new("RGB", (256 * len(SHOWN), 512))
+    with Worker.boot(Settings()) as worker:
+        for column, prompt in enumerate(SHOWN):
+            for row, loras in enumerate(((), found)):
+                recipe = worker.spec.recipe(ImageRequest(prompt=prompt, seed=7), loras=loras)
+                sheet.paste(Image.fromarray(worker.generate(recipe)[0].rgb), (256 * column, 256 * row))
+    sheet.save(picture)
+
+
 def main() -> None:
-    """Train."""
+    """Train, and show what came of it."""
     parser = argparse.ArgumentParser(prog="python -m spark.lora", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--minutes", type=float, default=7, help="after its pictures are drawn and encoded")
     parser.add_argument("--output", type=Path, default=Path("docs/loras/outlined.safetensors"))
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     train(options.minutes, options.output)
+    show(options.output, options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

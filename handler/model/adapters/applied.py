@@ -16,6 +16,7 @@ from handler.core.errors import InvalidValue
 from handler.core.recipe import Lora
 from handler.model import offload
 from handler.model.loading.lora import Misfit
+from handler.volume.adapters import LARGEST
 from handler.volume.layout import Slot, layout
 
 CACHED = 1 << 30  # bytes of LoRAs in host memory, beside those in use
@@ -109,7 +110,9 @@ def tensors(lora: Lora) -> dict[str, Any]:
     import torch
 
     try:
-        data = bytearray(lora.path.read_bytes())
+        data = bytearray(min(lora.path.stat().st_size, LARGEST))
+        with lora.path.open("rb") as file:
+            file.readinto(data)
         if sha256(data).hexdigest() != lora.sha256:
             raise ValueError("it was changed while it waited; ask again")
         slots = layout(memoryview(data), len(data))

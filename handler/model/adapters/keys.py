@@ -4,6 +4,7 @@ Trainers name layers after diffusers' modules, with dots or, as kohya does, with
 publication, and then diffusers' own converters say which layers those are. What neither reads is refused by its name.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -55,19 +56,17 @@ def _changed(component: str) -> bool:
 def read(pipeline: Any, tensors: Mapping[str, Any]) -> dict[Key, Delta]:
     """What a LoRA adds to the weights of `pipeline`. Misfit names the first key that goes with none of them."""
     known = layers(pipeline)
-    for name in tensors:
-        if _split(name)[0].removeprefix("lora_").startswith(ENCODING) and not _layer(_split(name)[0], known):
+    strange = [name for name in tensors if not _layer(_split(name)[0], known)]
+    if not strange:
+        return _paired(tensors, known)
+    for name in strange:
+        if _split(name)[0].removeprefix("lora_").startswith(ENCODING):
             raise _misfit(name)  # a converter would leave it out
     try:
-        return _paired(tensors, known)
-    except Misfit as misfit:
-        try:
-            converted = _converted(pipeline, dict(tensors))
-        except Exception:  # whatever stumbles over names it does not know
-            raise misfit from None
-        if converted.keys() == tensors.keys():
-            raise
-        return _paired(converted, known)
+        converted = _converted(pipeline, dict(tensors))
+    except Exception:  # whatever stumbles over names it does not know
+        raise _misfit(strange[0]) from None
+    return _paired(converted, known)
 
 
 def _converted(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -87,20 +86,29 @@ def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) 
         layer, role = _split(name)
         if (key := _layer(layer, known)) is None:
             raise _misfit(name)
-        found.setdefault(key, {})[role] = tensor
-    for key, parts in found.items():
-        if not {"down", "up"} <= parts.keys():
-            raise Misfit(f"{'.'.join(key)} has half of a LoRA")
-    return {key: _delta(parts) for key, parts in found.items()}
+        if role in found.setdefault(key, {}):
+            raise Misfit(f"{name} is there under another name too")
+        found[key][role] = tensor
+    return {key: _delta(".".join(key), parts) for key, parts in found.items()}
 
 
 def _misfit(name: str) -> Misfit:
     return Misfit(f"{name} fits no weight of the model")
 
 
-def _delta(parts: Mapping[str, Any]) -> Delta:
-    rank = parts["down"].shape[0]
-    return Delta(parts["down"], parts["up"], float(parts.get("alpha", rank)) / rank)
+def _delta(layer: str, parts: Mapping[str, Any]) -> Delta:
+    if not {"down", "up"} <= parts.keys():
+        raise Misfit(f"{layer} has half of a LoRA")
+    down, up = parts["down"], parts["up"]
+    if min(down.ndim, up.ndim) < 2 or not (down.numel() and up.numel()):
+        raise Misfit(f"{layer} has another shape")
+    alpha = parts.get("alpha", len(down))
+    if hasattr(alpha, "numel") and alpha.numel() != 1:
+        raise Misfit(f"{layer} has more than one alpha")
+    alpha = float(alpha)
+    if not (math.isfinite(alpha) and down.isfinite().all() and up.isfinite().all()):
+        raise Misfit(f"{layer} has values that are infinite or none")
+    return Delta(down, up, alpha / len(down))
 
 
 def _split(name: str) -> tuple[str, str]:
