@@ -15,7 +15,7 @@ from handler.catalog.naming import Piece, Shapes, pieces
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError, WeightsCorrupt, WeightsMissing
 from handler.volume.gguf import BLOCKS
-from handler.volume.layout import Slot, read_layout
+from handler.volume.layout import FLOATS, Slot, read_layout
 from handler.volume.listing import LORA, weight_files
 from handler.volume.manifest import Source
 from handler.volume.room import reading
@@ -86,7 +86,7 @@ def _more(count: int) -> str:
 
 
 def overlay(names: Iterable[str], spec: ModelSpec, source: Source, volume: Path) -> Overlay:
-    """What the files of these names put over `spec`, whose own files are in `source`.
+    """What the files of these names put over `spec`, whose own files are in `source`; of two alike the later one.
 
     SettingsError says what a file is and why it does not fit; WeightsMissing, WeightsCorrupt and VolumeFailed, which
     cannot be read.
@@ -94,16 +94,27 @@ def overlay(names: Iterable[str], spec: ModelSpec, source: Source, volume: Path)
     files = tuple(examine(located(name, volume)) for name in names)
     own, shares = _own(source) if files else {}, dict[str, Share]()
     for file in files:
-        if not any(_kind(part) in PLACES for part in file.parts):
-            raise _misfit(file, spec, own)
-        for part in file.parts:
-            component, fit = _place(part, own, shares)
-            if component is None:
-                continue
-            if fit.faults:
-                raise _misfit(file, spec, own, part, f"{component}: {fit}")
-            shares[component] = Share(file, {name: _cut(file, piece, part) for name, piece in fit.found.items()})
+        shares |= _shared(file, spec, own)
     return Overlay(files, shares)
+
+
+def _shared(file: Single, spec: ModelSpec, own: Mapping[str, Shapes]) -> dict[str, Share]:
+    """What each component gets of one file."""
+    if not any(_kind(part) in PLACES for part in file.parts):
+        raise _misfit(file, spec, own)
+    shares = dict[str, Share]()
+    for part in file.parts:
+        component, fit = _place(part, own, shares)
+        if component is None:
+            continue
+        if fit.faults:
+            raise _misfit(file, spec, own, part, f"{component}: {fit}")
+        slots = {name: _cut(file, piece, part) for name, piece in fit.found.items()}
+        if whole := next((name for name, slot in slots.items() if slot.shape and slot.dtype not in FLOATS), None):
+            kept = f"{file.path} keeps {fit.found[whole].source} as {slots[whole].dtype}"
+            raise WeightsCorrupt(f"{kept}, which is read with a scale beside it only. Bring it in 16 bits.")
+        shares[component] = Share(file, slots)
+    return shares
 
 
 @dataclass(frozen=True, slots=True)

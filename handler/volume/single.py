@@ -8,6 +8,7 @@ of its older files (`scale_weight`) or its newer ones (`weight_scale`, and `comf
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,12 @@ def examine(path: Path) -> Single:
 
 
 def _entry(path: Path, size: int) -> Entry | None:
-    manifest = read_manifest(path.parent)
-    entry = manifest.files.get(path.name) if manifest else None
-    return entry if entry and entry.size == size else None
+    """What a manifest beside it says; of one that is none of ours nothing."""
+    with suppress(WeightsCorrupt):
+        manifest = read_manifest(path.parent)
+        entry = manifest.files.get(path.name) if manifest else None
+        return entry if entry and entry.size == size else None
+    return None
 
 
 def identity(status: os.stat_result) -> tuple[int, ...]:
@@ -118,7 +122,7 @@ def _unpacked(name: str, slot: Slot, slots: Mapping[str, Slot], notes: Mapping[s
         return slot
     if kept not in (*KEPT, "float64") or slot.dtype == "uint8" or f"{stem}.pre_quant_scale" in slots:
         raise ValueError(f"it keeps {name} as {kept}, and only {', '.join(KEPT)} and plain floats are read")
-    if scale and (scale.dtype != "float32" or len(scale.shape) > 2 or scale.shape not in _scalings(slot.shape)):
+    if scale and (scale.dtype not in FLOATS or len(scale.shape) > 2 or scale.shape not in _scalings(slot.shape)):
         raise ValueError(f"the scale of {name} has a shape that makes no sense")
     rotated = note.get("convrot_groupsize", 256) if note.get("convrot") else 0
     if (

@@ -255,3 +255,27 @@ def test_whatever_is_wrong_with_a_head_is_one_error(kind: str, tmp_path: Path) -
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         with contextlib.suppress(WeightsCorrupt):
             examine(path)
+
+
+def test_of_two_that_bring_the_same_the_later_one_is_taken(tmp_path: Path) -> None:
+    weights = originals.backwards(load_file(WEIGHTS), FLUX)
+    for name in ("first", "second"):
+        originals.write(weights, tmp_path / f"{name}.safetensors")
+    found = overlay(["first.safetensors", "second.safetensors"], SPARK, model_source(SPARK, tmp_path), tmp_path)
+    share = found.get("transformer")
+    assert share
+    assert (share.file.path.name, found.get("vae")) == ("second.safetensors", None)
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    weights = originals.backwards(load_file(WEIGHTS), FLUX)
+    weights["img_in.weight"] = weights["img_in.weight"].to(torch.int32)
+    originals.write(weights, tmp_path / "mine.safetensors")
+    told = refused("mine.safetensors", tmp_path, kind=WeightsCorrupt)
+    assert "keeps img_in.weight as int32, which is read with a scale beside it only" in told
+
+
+def test_a_manifest_that_is_none_of_ours_is_nobodys_business(tmp_path: Path) -> None:
+    path = originals.write(zeros("a"), tmp_path / "mine.safetensors")
+    (tmp_path / "manifest.json").write_text("[]")
+    assert examine(path).entry is None
