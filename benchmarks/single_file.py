@@ -1,7 +1,7 @@
 """What loading a single file takes, by its format: the peak of host memory beside the model's bytes, and seconds.
 
-The model is FLUX.1's pipeline with small encoders and a transformer of half a billion parameters and random weights;
-files have FLUX.1's own names for it. Each worker boots in a process of its own, whose peak is less what one with spark
+The model is FLUX.1's pipeline with small encoders and a transformer of 0.2 billion parameters and random weights; files
+have FLUX.1's own names for it. Each worker boots in a process of its own, whose peak is less what one with spark
 has, which is small. Served in fp32 on a CPU; no picture is drawn.
 
     python benchmarks/single_file.py --save
@@ -20,7 +20,7 @@ from report import environment, measuring
 
 ROOT = Path(__file__).parents[1]
 WIDE = {"num_attention_heads": 16, "attention_head_dim": 128, "axes_dims_rope": (32, 48, 48)}
-BLOCKS = {"num_layers": 1, "num_single_layers": 3}
+BLOCKS = {"num_layers": 1, "num_single_layers": 1}
 BOOT = """
 import os, sys, time
 from pathlib import Path
