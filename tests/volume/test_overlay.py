@@ -65,6 +65,13 @@ def test_another_architecture_is_refused_with_both_names(tensors: list[str], say
     assert says in refused("mine.safetensors", tmp_path)
 
 
+def test_a_file_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    for name in ("one.safetensors", "two.safetensors"):
+        originals.write(originals.backwards(load_file(WEIGHTS), FLUX), tmp_path / name)
+    with pytest.raises(SettingsError, match=r"one\.safetensors would change nothing: others have all that it has"):
+        overlay(["one.safetensors", "two.safetensors"], SPARK, model_source(SPARK, tmp_path), tmp_path)
+
+
 def test_the_same_in_another_size_is_refused_by_the_first_tensor(tmp_path: Path) -> None:
     weights = originals.backwards(load_file(WEIGHTS), FLUX)
     weights["img_in.weight"] = torch.zeros(128, 44)
