@@ -35,14 +35,19 @@ def files(volume: Path) -> list[FileState]:
 
 
 def _state(path: Path, volume: Path, sha256: str) -> FileState:
-    name = path.relative_to(volume).as_posix()
+    name = _shown(path.relative_to(volume).as_posix())
     try:
         file = examine(path)
     except KindlingError as error:
-        return FileState(name, error.message)
+        return FileState(name, _shown(error.message))
     clue = next((part.architecture.clue for part in file.parts if part.architecture and part.architecture.clue), "")
     what = f"{described(file.parts)}. {clue}" if clue else described(file.parts)
     return FileState(name, what, file.precision, tuple(rows(file.parts)), sha256)
+
+
+def _shown(text: str) -> str:
+    """Text that can be printed, also of a name that is no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def lines(found: list[FileState]) -> list[str]:

@@ -222,6 +222,7 @@ def hadamard(size: int) -> Any:
 FORMATS: dict[str, tuple[Callable[[originals.Weights], originals.Weights], float]] = {
     "fp8": (eight_bits, 2**-4),  # of each weight: half of the last of three bits; below the least normal one more
     "fp8_scaled": (by(".scale_weight", FLOAT8, rows=False), 2**-4),
+    "halves, scaled": (by(".scale_weight", torch.float16, rows=False), 2**-10),
     "fp8 of today": (by(".weight_scale", FLOAT8, rows=False), 2**-4),
     "int8": (by(".weight_scale", torch.int8, rows=True), 0.5 / 127),  # of the largest of a row
     "int8 rotated": (by(".weight_scale", torch.int8, rows=True, rotated=16), 0.5 * 16**0.5 / 127),

@@ -170,6 +170,11 @@ def test_files_are_found_where_comfyui_has_them(tmp_path: Path) -> None:
              "a.comfy_quant": torch.tensor(list(b"{{{"), dtype=torch.uint8)},
             "what it says of its layers is no JSON",
         ),
+        ({"a.weight": BYTES}, "keeps a.weight as int8 without a scale"),
+        ({"a.weight": BYTES.to(torch.int64)}, "keeps a.weight as int64 without a scale"),
+        ({"a.weight": BYTES.to(torch.bool)}, "keeps a.weight as bool without a scale"),
+        ({"a\n\x1b[31m": BYTES}, r"a tensor whose name makes no sense: 'a\n\x1b[31m'"),
+        ({f"decoder.up.{'9' * 5000}.x": BYTES}, "a tensor whose name makes no sense: 'decoder.up.999"),
     ],
 )  # fmt: skip
 def test_a_format_that_is_not_read_is_named(tensors: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -217,6 +222,12 @@ def test_a_gguf_files_head_says_where_its_tensors_are() -> None:
     for end in range(len(head)):  # torn anywhere
         with pytest.raises(ValueError, match=r"its head|its tensor|it is no GGUF"):
             layout(memoryview(head)[:end], end)
+
+
+def test_a_manifest_of_something_else_is_nobodys_business(tmp_path: Path) -> None:
+    path = originals.write(zeros("a"), tmp_path / "mine.safetensors")
+    (tmp_path / "manifest.json").write_text('{"name": "an app"}')
+    assert examine(path).entry is None
 
 
 def test_a_hash_is_found_once_for_a_file_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
