@@ -169,6 +169,17 @@ def test_a_vae_alone_goes_before_a_checkpoints(names: tuple[str, ...], sdxl: Any
     assert came == {"unet": "merge", "text_encoder": "merge", "text_encoder_2": "merge", "vae": "other"}
 
 
+def test_an_encoder_comes_with_its_checkpoint_whatever_it_is_called(tmp_path: Path) -> None:
+    spec = MODELS["z-image-turbo"]
+    tiny.write(spec, tmp_path)
+    pipeline = scaled(tiny.build(spec))
+    checkpoint = {f"model.diffusion_model.{n}": t for n, t in originals.original(pipeline.transformer).items()}
+    checkpoint |= {f"text_encoders.qwen3_4b.transformer.{n}": t for n, t in pipeline.text_encoder.state_dict().items()}
+    originals.write(checkpoint, tmp_path / "all.safetensors")
+    found, _ = loaded(tmp_path, spec, "all.safetensors")
+    assert differing(found["text_encoder"], pipeline.text_encoder) == []
+
+
 MATRICES = re.compile(r".*(blocks|final_layer)\..*\.weight")
 FLOAT8 = torch.float8_e4m3fn
 
