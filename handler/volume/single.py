@@ -66,8 +66,8 @@ def examine(path: Path) -> Single:
     """The single file at `path`. WeightsMissing, VolumeFailed, or WeightsCorrupt with why it cannot be read."""
     with reading(path):
         try:
+            status = path.stat()  # first, so that whoever reads on sees if what follows is of another file
             head, size = layout.read_head(path)
-            status = path.stat()
         except FileNotFoundError:
             raise WeightsMissing(f"{path} is not there.") from None
         except IsADirectoryError:

@@ -16,7 +16,7 @@ from handler.catalog.models import MODELS
 from handler.catalog.originals import FLUX
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError, SettingsError, WeightsCorrupt, WeightsMissing
-from handler.volume import hashes
+from handler.volume import hashes, single
 from handler.volume.gguf import layout
 from handler.volume.overlay import FOLDERS, ROOTS, located, overlay
 from handler.volume.single import examine
@@ -241,6 +241,20 @@ def test_a_hash_is_found_once_for_a_file_as_it_is(tmp_path: Path, monkeypatch: p
     assert hashes.Hashing([examine(path)], tmp_path).wait() == f"mine.safetensors@sha256:{other}"
     assert hashes.names(f"mine.safetensors@sha256:{other}, b@sha256:{first}") == ("mine.safetensors", "b")
     assert hashes.names("") == ()
+
+
+def test_a_file_that_is_replaced_behind_its_header_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other = (originals.write(zeros(name), tmp_path / f"{name}.safetensors") for name in "ab")
+    read = single.layout.read_head
+
+    def replacing(path: Path) -> Any:
+        head = read(path)
+        other.replace(path)
+        return head
+
+    monkeypatch.setattr(single.layout, "read_head", replacing)
+    with pytest.raises(WeightsCorrupt, match="was replaced, or written to, while it was read"):
+        hashes.sha256(examine(path), tmp_path)
 
 
 def test_a_volume_that_nobody_may_write_or_understand_remembers_nothing(tmp_path: Path) -> None:
