@@ -18,9 +18,9 @@ Kind = Literal["denoiser", "vae", "encoder", "other"]
 PREFIXES = (  # of the parts of a checkpoint
     "model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.transformer.",
     "conditioner.embedders.0.model.", "conditioner.embedders.1.model.", "cond_stage_model.transformer.",
-    "cond_stage_model.model.", "text_encoders.clip_l.transformer.", "text_encoders.clip_g.transformer.",
-    "text_encoders.t5xxl.transformer.", "text_encoders.", "model_ema.", "control_model.", "diffusion_model.", "vae.",
+    "cond_stage_model.model.", "text_encoders.", "model_ema.", "control_model.", "diffusion_model.", "vae.",
 )  # fmt: skip
+ENCODER = re.compile(r"text_encoders\.\w+\.transformer\.")  # each by a name of its own
 TAIL = re.compile(r"^((text_model|model|language_model|transformer)\.)+")  # what releases of transformers add or leave
 UNNEEDED = ("model_ema.",)
 
@@ -201,7 +201,8 @@ def parts(shapes: Shapes) -> list[Part]:
         return [Part("", shapes, A_LORA)]
     by_prefix: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
-        prefix = next((each for each in PREFIXES if name.startswith(each)), "")
+        encoder = ENCODER.match(name)
+        prefix = encoder[0] if encoder else next((each for each in PREFIXES if name.startswith(each)), "")
         by_prefix.setdefault(prefix, {})[name.removeprefix(prefix)] = shape
     found = [_part(prefix, names) for prefix, names in by_prefix.items() if prefix not in UNNEEDED]
     if "v_pred" in shapes or "edm_mean" in shapes:

@@ -40,10 +40,16 @@ def _state(path: Path, volume: Path, known: Mapping[str, Known]) -> FileState:
     try:
         file = examine(path)
     except KindlingError as error:
-        return FileState(name, error.message)
+        return FileState(_shown(name), _shown(error.message))
     clue = next((part.architecture.clue for part in file.parts if part.architecture and part.architecture.clue), "")
     what = f"{described(file.parts)}. {clue}" if clue else described(file.parts)
-    return FileState(name, what, file.precision, tuple(rows(file.parts)), known[name].sha256 if name in known else "")
+    sha256 = known[name].sha256 if name in known else ""
+    return FileState(_shown(name), what, file.precision, tuple(rows(file.parts)), sha256)
+
+
+def _shown(text: str) -> str:
+    """Text that can be printed, also of a name that is no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def lines(found: list[FileState]) -> list[str]:

@@ -15,7 +15,7 @@ from handler.catalog.naming import Piece, Shapes, pieces
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError, WeightsCorrupt, WeightsMissing
 from handler.volume.gguf import BLOCKS
-from handler.volume.layout import FLOATS, Slot, read_layout
+from handler.volume.layout import Slot, read_layout
 from handler.volume.listing import LORA, weight_files
 from handler.volume.manifest import Source
 from handler.volume.room import reading
@@ -37,6 +37,9 @@ SPARE = re.compile(  # tensors that some files have and no model needs, or has a
     r"(.*\.)?(position_ids|logit_scale|text_projection(\.weight)?|encoder\.embed_tokens\.weight|lm_head\.weight"
     r"|norm_final\.weight|__index_timestep_zero__)"
 )
+UNNEEDED = re.compile(r"(.*\.)?(position_ids|encoder\.embed_tokens\.weight)")  # of a row's own: its library makes them
+OLDER = re.compile(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)")  # the VAE's, in files of before 2023
+NEWER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 PLACES = {"denoiser": ("unet", "transformer"), "vae": ("vae",), "encoder": ("text_encoder",)}
 
 
@@ -86,15 +89,18 @@ def _more(count: int) -> str:
 
 
 def overlay(names: Iterable[str], spec: ModelSpec, source: Source, volume: Path) -> Overlay:
-    """What the files of these names put over `spec`, whose own files are in `source`; of two alike the later one.
+    """What the files of these names put over `spec`, whose own files are in `source`.
 
-    SettingsError says what a file is and why it does not fit; WeightsMissing, WeightsCorrupt and VolumeFailed, which
+    For a component that several have, a file of fewer parts goes before a checkpoint. SettingsError says what a file is
+    and why it does not fit, or that others have all that it has; WeightsMissing, WeightsCorrupt and VolumeFailed, which
     cannot be read.
     """
     files = tuple(examine(located(name, volume)) for name in names)
     own, shares = _own(source) if files else {}, dict[str, Share]()
-    for file in files:
+    for file in sorted(files, key=lambda file: -len(file.parts)):
         shares |= _shared(file, spec, own)
+    if idle := [file.path.name for file in files if all(share.file is not file for share in shares.values())]:
+        raise SettingsError(f"{SETTING}: {idle[0]} would change nothing: others have all that it has.", SETTING)
     return Overlay(files, shares)
 
 
@@ -109,11 +115,7 @@ def _shared(file: Single, spec: ModelSpec, own: Mapping[str, Shapes]) -> dict[st
             continue
         if fit.faults:
             raise _misfit(file, spec, own, part, f"{component}: {fit}")
-        slots = {name: _cut(file, piece, part) for name, piece in fit.found.items()}
-        if whole := next((name for name, slot in slots.items() if slot.shape and slot.dtype not in FLOATS), None):
-            kept = f"{file.path} keeps {fit.found[whole].source} as {slots[whole].dtype}"
-            raise WeightsCorrupt(f"{kept}, which is read with a scale beside it only. Bring it in 16 bits.")
-        shares[component] = Share(file, slots)
+        shares[component] = Share(file, {name: _cut(file, piece, part) for name, piece in fit.found.items()})
     return shares
 
 
@@ -190,24 +192,28 @@ def _place(part: Part, own: Mapping[str, Shapes], taken: Mapping[str, Share]) ->
     fits = [
         (component, _fit(part, shapes, kind == "encoder"))
         for component, shapes in own.items()
-        if component.startswith(PLACES.get(kind, ())) and component not in taken
+        if component.startswith(PLACES.get(kind, ()))
     ]
-    return min(fits, key=lambda found: found[1].faults, default=(None, Fit({})))
+    return min(fits, key=lambda found: (found[1].faults, found[0] in taken), default=(None, Fit({})))
 
 
 def _fit(part: Part, own: Shapes, loosely: bool) -> Fit:
     """`loosely`: releases of transformers differ in what names begin with."""
+
+    def plain(name: str) -> str:
+        return TAIL.sub("", name) if loosely else OLDER.sub(lambda found: NEWER[found[0]], name)
+
     made, unknown = pieces(part.naming, part.shapes)
-    mine = {TAIL.sub("", name) if loosely else name: name for name in own}
+    mine = {plain(name): name for name in own}
     found, strange = dict[str, Piece](), [name for name in unknown if not SPARE.fullmatch(name)]
     for piece in made:
-        tail = TAIL.sub("", piece.name) if loosely else piece.name
-        if tail in mine:
-            found[mine[tail]] = piece
+        if (name := plain(piece.name)) in mine:
+            found[mine[name]] = piece
         elif not SPARE.fullmatch(piece.name):
             strange.append(piece.source)
     misshapen = tuple(name for name, piece in found.items() if piece.shape != tuple(own[name]))
-    return Fit(found, tuple(name for name in own if name not in found), tuple(strange), misshapen)
+    missing = tuple(name for name in own if name not in found and not UNNEEDED.fullmatch(name))
+    return Fit(found, missing, tuple(strange), misshapen)
 
 
 def _misfit(

@@ -37,6 +37,7 @@ BESIDE = (*SCALES, ".scale_input", ".input_scale", ".weight_scale_2", ".comfy_qu
 EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "float64")
 INTEGERS = "int8_tensorwise"
 KEPT = ("float8_e4m3fn", "float8_e5m2", INTEGERS)  # as ComfyUI calls formats, those that are read
+LONGEST = 500  # characters of a tensor's name
 NOTE = 4096  # bytes of what one layer says of itself
 
 
@@ -65,8 +66,8 @@ def examine(path: Path) -> Single:
     """The single file at `path`. WeightsMissing, VolumeFailed, or WeightsCorrupt with why it cannot be read."""
     with reading(path):
         try:
+            status = path.stat()  # first, so that whoever reads on sees if what follows is of another file
             head, size = layout.read_head(path)
-            status = path.stat()
         except FileNotFoundError:
             raise WeightsMissing(f"{path} is not there.") from None
         except IsADirectoryError:
@@ -80,6 +81,8 @@ def examine(path: Path) -> Single:
         raise WeightsCorrupt(
             f"{path} is no whole {'GGUF' if is_gguf else 'safetensors'} file: {error}. {AGAIN}"
         ) from None
+    if odd := next((name for name in slots if len(name) > LONGEST or not name.isprintable()), None):
+        raise WeightsCorrupt(f"{path} has a tensor whose name makes no sense: {odd[:LONGEST]!a}. {AGAIN}")
     shapes = {name: slot.shape for name, slot in slots.items()}
     return Single(path, identity(status), size, slots, tuple(parts(shapes)), _entry(path, size))
 
@@ -118,9 +121,11 @@ def _unpacked(name: str, slot: Slot, slots: Mapping[str, Slot], notes: Mapping[s
     scale = next((slots[stem + end] for end in SCALES if stem + end in slots), None) if stem != name else None
     note = notes.get(stem) or notes.get(stem.removeprefix("model.diffusion_model.")) or {}
     kept = note.get("format", INTEGERS if slot.dtype == "int8" else slot.dtype)
-    if slot.dtype in FLOATS or (scale is None and slot.dtype not in EIGHT_BITS):
+    if scale is None and (slot.dtype in FLOATS or (stem == name and slot.dtype not in EIGHT_BITS)):
         return slot
-    if kept not in (*KEPT, "float64") or slot.dtype == "uint8" or f"{stem}.pre_quant_scale" in slots:
+    if scale is None and slot.dtype not in EIGHT_BITS:
+        raise ValueError(f"it keeps {name} as {slot.dtype} without a scale, and no model has such weights")
+    if kept not in (*KEPT, *FLOATS, "float64") or slot.dtype == "uint8" or f"{stem}.pre_quant_scale" in slots:
         raise ValueError(f"it keeps {name} as {kept}, and only {', '.join(KEPT)} and plain floats are read")
     if scale and (scale.dtype not in FLOATS or len(scale.shape) > 2 or scale.shape not in _scalings(slot.shape)):
         raise ValueError(f"the scale of {name} has a shape that makes no sense")

@@ -1,6 +1,7 @@
 """The list of people's own files, in `models` and `doctor`."""
 
 import json
+import os
 from pathlib import Path
 
 import originals
@@ -25,6 +26,13 @@ def volume_of_files(volume: Path) -> Path:
     (volume / "checkpoints/old.ckpt").write_bytes(b"PK\x03\x04")
     (volume / "checkpoints/notes.txt").write_bytes(b"")
     return volume
+
+
+def test_a_name_that_is_no_text_is_listed_too(tmp_path: Path) -> None:
+    os.close(os.open(os.fsencode(tmp_path) + b"/\xff.ckpt", os.O_CREAT))
+    [file] = files(tmp_path)
+    assert file.name == "\\udcff.ckpt"
+    assert "\n".join(lines([file])).encode()
 
 
 def test_files_are_listed_with_what_they_are_and_who_takes_them(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import originals
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_sd15 import as_on_the_hub
 
 import tiny
 from handler.__main__ import main
@@ -32,6 +33,7 @@ from handler.volume.layout import Slot
 from handler.volume.manifest import write_manifest
 from handler.volume.overlay import Overlay, overlay
 from handler.volume.reader import Reader
+from handler.volume.revisions import settled
 from handler.volume.sources import EMBEDDED, model_source
 from handler.worker.worker import Worker
 
@@ -140,6 +142,44 @@ def test_a_checkpoint_of_sdxl_draws_the_same(sdxl: Any) -> None:
     assert np.array_equal(drawn(volume, model=SDXL.id, weights=("merge.safetensors",)), expected)
 
 
+def test_a_checkpoint_fits_a_row_with_old_names(tmp_path: Path) -> None:
+    """Stable Diffusion 1.5's own files call the VAE's attention as nobody does any more, and have position_ids."""
+    as_on_the_hub(tmp_path)
+    spec = settled(MODELS["sd1.5"], tmp_path)
+    pipeline = scaled(tiny.build(spec))
+    checkpoint = originals.checkpoint(pipeline)
+    originals.write(checkpoint, tmp_path / "merge.safetensors")
+    broken = {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77.0)[None]}
+    originals.write(checkpoint | broken, tmp_path / "older.safetensors")
+    originals.write(pipeline.vae.state_dict(), tmp_path / "vae.safetensors")
+    for name, parts in {"merge": ["text_encoder", "unet", "vae"], "older": ["text_encoder"], "vae": ["vae"]}.items():
+        found, over = loaded(tmp_path, spec, f"{name}.safetensors")
+        assert set(parts) <= set(over.shares or {})
+        assert {part: differing(found[part], getattr(pipeline, part)) for part in parts} == {part: [] for part in parts}
+
+
+@pytest.mark.parametrize("names", [("merge", "other"), ("other", "merge")])
+def test_a_vae_alone_goes_before_a_checkpoints(names: tuple[str, ...], sdxl: Any) -> None:
+    volume, _ = sdxl
+    pipeline = scaled(scaled(tiny.build(SDXL)))
+    originals.write(originals.original(pipeline.vae), volume / "vae/other.safetensors")
+    found, over = loaded(volume, SDXL, *(f"{name}.safetensors" for name in names))
+    assert differing(found["vae"], pipeline.vae) == []
+    came = {part: share.file.path.stem for part, share in (over.shares or {}).items()}
+    assert came == {"unet": "merge", "text_encoder": "merge", "text_encoder_2": "merge", "vae": "other"}
+
+
+def test_an_encoder_comes_with_its_checkpoint_whatever_it_is_called(tmp_path: Path) -> None:
+    spec = MODELS["z-image-turbo"]
+    tiny.write(spec, tmp_path)
+    pipeline = scaled(tiny.build(spec))
+    checkpoint = {f"model.diffusion_model.{n}": t for n, t in originals.original(pipeline.transformer).items()}
+    checkpoint |= {f"text_encoders.qwen3_4b.transformer.{n}": t for n, t in pipeline.text_encoder.state_dict().items()}
+    originals.write(checkpoint, tmp_path / "all.safetensors")
+    found, _ = loaded(tmp_path, spec, "all.safetensors")
+    assert differing(found["text_encoder"], pipeline.text_encoder) == []
+
+
 MATRICES = re.compile(r".*(blocks|final_layer)\..*\.weight")
 FLOAT8 = torch.float8_e4m3fn
 
@@ -193,6 +233,7 @@ def hadamard(size: int) -> Any:
 FORMATS: dict[str, tuple[Callable[[originals.Weights], originals.Weights], float]] = {
     "fp8": (eight_bits, 2**-4),  # of each weight: half of the last of three bits; below the least normal one more
     "fp8_scaled": (by(".scale_weight", FLOAT8, rows=False), 2**-4),
+    "halves, scaled": (by(".scale_weight", torch.float16, rows=False), 2**-10),
     "fp8 of today": (by(".weight_scale", FLOAT8, rows=False), 2**-4),
     "int8": (by(".weight_scale", torch.int8, rows=True), 0.5 / 127),  # of the largest of a row
     "int8 rotated": (by(".weight_scale", torch.int8, rows=True, rotated=16), 0.5 * 16**0.5 / 127),

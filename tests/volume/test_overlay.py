@@ -17,7 +17,7 @@ from handler.catalog.models import MODELS
 from handler.catalog.originals import FLUX
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError, SettingsError, WeightsCorrupt, WeightsMissing
-from handler.volume import hashes
+from handler.volume import hashes, single
 from handler.volume.gguf import layout
 from handler.volume.overlay import FOLDERS, ROOTS, located, overlay
 from handler.volume.single import examine
@@ -64,6 +64,13 @@ def zeros(*names: str) -> dict[str, Any]:
 def test_another_architecture_is_refused_with_both_names(tensors: list[str], says: str, tmp_path: Path) -> None:
     originals.write(zeros(*tensors), tmp_path / "mine.safetensors")
     assert says in refused("mine.safetensors", tmp_path)
+
+
+def test_a_file_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    for name in ("one.safetensors", "two.safetensors"):
+        originals.write(originals.backwards(load_file(WEIGHTS), FLUX), tmp_path / name)
+    with pytest.raises(SettingsError, match=r"one\.safetensors would change nothing: others have all that it has"):
+        overlay(["one.safetensors", "two.safetensors"], SPARK, model_source(SPARK, tmp_path), tmp_path)
 
 
 def test_the_same_in_another_size_is_refused_by_the_first_tensor(tmp_path: Path) -> None:
@@ -164,6 +171,11 @@ def test_files_are_found_where_comfyui_has_them(tmp_path: Path) -> None:
              "a.comfy_quant": torch.tensor(list(b"{{{"), dtype=torch.uint8)},
             "what it says of its layers is no JSON",
         ),
+        ({"a.weight": BYTES}, "keeps a.weight as int8 without a scale"),
+        ({"a.weight": BYTES.to(torch.int64)}, "keeps a.weight as int64 without a scale"),
+        ({"a.weight": BYTES.to(torch.bool)}, "keeps a.weight as bool without a scale"),
+        ({"a\n\x1b[31m": BYTES}, r"a tensor whose name makes no sense: 'a\n\x1b[31m'"),
+        ({f"decoder.up.{'9' * 5000}.x": BYTES}, "a tensor whose name makes no sense: 'decoder.up.999"),
     ],
 )  # fmt: skip
 def test_a_format_that_is_not_read_is_named(tensors: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -213,6 +225,12 @@ def test_a_gguf_files_head_says_where_its_tensors_are() -> None:
             layout(memoryview(head)[:end], end)
 
 
+def test_a_manifest_of_something_else_is_nobodys_business(tmp_path: Path) -> None:
+    path = originals.write(zeros("a"), tmp_path / "mine.safetensors")
+    (tmp_path / "manifest.json").write_text('{"name": "an app"}')
+    assert examine(path).entry is None
+
+
 def test_a_hash_is_found_once_for_a_file_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = originals.write(zeros("a"), tmp_path / "mine.safetensors")
     first = hashes.sha256(examine(path), tmp_path)
@@ -224,6 +242,20 @@ def test_a_hash_is_found_once_for_a_file_as_it_is(tmp_path: Path, monkeypatch: p
     assert hashes.Hashing([examine(path)], tmp_path).wait() == f"mine.safetensors@sha256:{other}"
     assert hashes.names(f"mine.safetensors@sha256:{other}, b@sha256:{first}") == ("mine.safetensors", "b")
     assert hashes.names("") == ()
+
+
+def test_a_file_that_is_replaced_behind_its_header_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other = (originals.write(zeros(name), tmp_path / f"{name}.safetensors") for name in "ab")
+    read = single.layout.read_head
+
+    def replacing(path: Path) -> Any:
+        head = read(path)
+        other.replace(path)
+        return head
+
+    monkeypatch.setattr(single.layout, "read_head", replacing)
+    with pytest.raises(WeightsCorrupt, match="was replaced, or written to, while it was read"):
+        hashes.sha256(examine(path), tmp_path)
 
 
 def test_a_volume_that_nobody_may_write_or_understand_remembers_nothing(tmp_path: Path) -> None:
@@ -257,14 +289,12 @@ def test_whatever_is_wrong_with_a_head_is_one_error(kind: str, tmp_path: Path) -
             examine(path)
 
 
-def test_of_two_that_bring_the_same_the_later_one_is_taken(tmp_path: Path) -> None:
+def test_of_two_that_bring_the_same_one_is_refused(tmp_path: Path) -> None:
     weights = originals.backwards(load_file(WEIGHTS), FLUX)
     for name in ("first", "second"):
         originals.write(weights, tmp_path / f"{name}.safetensors")
-    found = overlay(["first.safetensors", "second.safetensors"], SPARK, model_source(SPARK, tmp_path), tmp_path)
-    share = found.get("transformer")
-    assert share
-    assert (share.file.path.name, found.get("vae")) == ("second.safetensors", None)
+    with pytest.raises(SettingsError, match=r"first\.safetensors would change nothing: others have all that it has"):
+        overlay(["first.safetensors", "second.safetensors"], SPARK, model_source(SPARK, tmp_path), tmp_path)
 
 
 def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
@@ -272,7 +302,7 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     weights["img_in.weight"] = weights["img_in.weight"].to(torch.int32)
     originals.write(weights, tmp_path / "mine.safetensors")
     told = refused("mine.safetensors", tmp_path, kind=WeightsCorrupt)
-    assert "keeps img_in.weight as int32, which is read with a scale beside it only" in told
+    assert "keeps img_in.weight as int32 without a scale, and no model has such weights" in told
 
 
 def test_a_manifest_that_is_none_of_ours_is_nobodys_business(tmp_path: Path) -> None:
