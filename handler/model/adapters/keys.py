@@ -42,10 +42,14 @@ class Delta:
 def layers(pipeline: Any) -> dict[str, dict[str, str]]:
     """Of each component that a LoRA may change its layers: flat names, as `_flat` makes them, and paths."""
     parts = {name: part for name, part in pipeline.components.items() if _changed(name) and hasattr(part, "modules")}
-    return {
-        name: {_flat(path): path for path, module in part.named_modules() if hasattr(module, "weight")}
-        for name, part in parts.items()
-    }
+    return {name: _paths(part) for name, part in parts.items()}
+
+
+def _paths(part: Any) -> dict[str, str]:
+    """Layers that share one weight, as a text encoder's head its embeddings, are the first of them."""
+    weights = {path: getattr(module, "weight", None) for path, module in part.named_modules()}
+    first: dict[int, str] = {}
+    return {_flat(path): first.setdefault(id(w), path) for path, w in weights.items() if w is not None}
 
 
 def _changed(component: str) -> bool:
@@ -59,7 +63,7 @@ def read(pipeline: Any, tensors: Mapping[str, Any]) -> dict[Key, Delta]:
         if _split(name)[0].removeprefix("lora_").startswith(ENCODING) and not _layer(_split(name)[0], known):
             raise _misfit(name)  # a converter would leave it out
     try:
-        return _paired(tensors, known)
+        found = _paired(tensors, known)
     except Misfit as misfit:
         try:
             converted = _converted(pipeline, dict(tensors))
@@ -67,7 +71,8 @@ def read(pipeline: Any, tensors: Mapping[str, Any]) -> dict[Key, Delta]:
             raise misfit from None
         if converted.keys() == tensors.keys():
             raise
-        return _paired(converted, known)
+        found = _paired(converted, known)
+    return {key: _delta(key, parts) for key, parts in found.items()}
 
 
 def _converted(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -80,27 +85,31 @@ def _converted(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return {key: each for one in (found if isinstance(found, tuple) else (found,)) for key, each in (one or {}).items()}
 
 
-def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> dict[Key, Delta]:
+def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> dict[Key, dict[str, Any]]:
     """The matrices of each layer, put together."""
     found: dict[Key, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         layer, role = _split(name)
         if (key := _layer(layer, known)) is None:
             raise _misfit(name)
-        found.setdefault(key, {})[role] = tensor
+        if found.setdefault(key, {}).setdefault(role, tensor) is not tensor:
+            raise Misfit(f"{name} is there twice, by another name")
     for key, parts in found.items():
         if not {"down", "up"} <= parts.keys():
             raise Misfit(f"{'.'.join(key)} has half of a LoRA")
-    return {key: _delta(parts) for key, parts in found.items()}
+    return found
 
 
 def _misfit(name: str) -> Misfit:
     return Misfit(f"{name} fits no weight of the model")
 
 
-def _delta(parts: Mapping[str, Any]) -> Delta:
-    rank = parts["down"].shape[0]
-    return Delta(parts["down"], parts["up"], float(parts.get("alpha", rank)) / rank)
+def _delta(key: Key, parts: Mapping[str, Any]) -> Delta:
+    try:
+        rank = len(parts["down"])
+        return Delta(parts["down"], parts["up"], float(parts.get("alpha", rank)) / rank)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError):  # a matrix or an alpha that is none
+        raise Misfit(f"{'.'.join(key)} has another shape") from None
 
 
 def _split(name: str) -> tuple[str, str]:
