@@ -18,15 +18,16 @@ _hands = Hands(4, 4, "volume")  # reading a large file's hash takes seconds, a d
 
 async def chosen(request: ImageRequest, settings: Settings, deadline: Deadline) -> tuple[Lora, ...]:
     """The files that the names in `request` mean; raises what says which cannot be had."""
-    return await _looked(partial(adapters.chosen, request.loras, settings.volume), deadline) if request.loras else ()
+    return await looked(partial(adapters.chosen, request.loras, settings.volume), deadline) if request.loras else ()
 
 
 async def listed(settings: Settings, deadline: Deadline) -> list[adapters.Adapter]:
     """All that are on the volume."""
-    return await _looked(partial(adapters.adapters, settings.volume), deadline)
+    return await looked(partial(adapters.adapters, settings.volume), deadline)
 
 
-async def _looked(look: Callable[[], T], deadline: Deadline) -> T:
+async def looked(look: Callable[[], T], deadline: Deadline) -> T:
+    """What `look`, which asks the volume, gives; DeadlineExceeded if that is not there in time."""
     looking = _hands.run(look)
     try:
         return await deadline.hold(asyncio.wrap_future(looking))

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -17,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from handler.api.dispatch import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
+from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
 from handler.core.deadline import Deadline
 from handler.core.errors import (
@@ -126,8 +128,11 @@ async def metrics(request: Request) -> Response:
 
 
 async def describe(request: Request) -> Response:
-    """OpenAPI's description of all this. In a thread, for it looks at the volume."""
-    return JSONResponse(await asyncio.to_thread(document, request.app.state.engine, request.scope["app_root_path"]))
+    """OpenAPI's description of all this, which looks at the volume."""
+    engine: Engine = request.app.state.engine
+    make = partial(document, engine, request.scope["app_root_path"])
+    found = await answered(looked(make, Deadline.within(engine.settings.deadline_s)))
+    return response(request.scope, found) if isinstance(found, Reply) else JSONResponse(found)
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:

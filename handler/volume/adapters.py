@@ -38,7 +38,7 @@ KINDS = {  # what is no LoRA as it is meant here, by what a tensor's name contai
     r"lora_mid": "a LoCon with a core of its own",
     r"\.diff(_b)?$": "more than a LoRA: it has whole differences of weights",
 }
-PART = re.compile(r".+([._]lora([._]|_linear_layer|[0-9]).*|\.alpha)")
+PART = re.compile(r"(?=.{1,400}$).+([._]lora([._]|_linear_layer|[0-9]).*|\.alpha)")
 MAKERS = ("modelspec.architecture", "ss_base_model_version", "base_model")  # what trainers call what it was made for
 
 
@@ -86,8 +86,8 @@ def _found(asked: str, volume: Path) -> tuple[str, Path]:
     if "\\" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")}:
         raise InvalidValue(f"loras: '{asked:.80}' is no name of a file below loras/ on the volume.", "loras")
     for folder in (volume / each for each in FOLDERS):
-        path = (folder / f"{name}{SUFFIX}").resolve()
-        if not path.is_relative_to(folder.resolve()):
+        path = _real(folder / f"{name}{SUFFIX}")
+        if not path.is_relative_to(_real(folder)):
             raise InvalidValue(f"loras: '{asked:.80}' leads out of its folder.", "loras")
         if path.is_file():
             return name, path
@@ -112,19 +112,25 @@ def _files(volume: Path) -> dict[str, Path]:
     """Names, and files; those of the first folder before those of the same name in another."""
     found: dict[str, Path] = {}
     for folder in (volume / each for each in FOLDERS):
-        inside = folder.resolve()
+        inside = _real(folder)
         for path in _walked(folder):
             name = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
-            if len(found) < LISTED and name not in found and path.resolve().is_relative_to(inside):
+            new = len(found) < LISTED and name not in found and name.isprintable()  # as a request's must be
+            if new and _real(path).is_relative_to(inside):
                 found[name] = path
     return found
+
+
+def _real(path: Path) -> Path:
+    """Where `path` leads; of links that lead in a circle, one of them."""
+    return Path(os.path.realpath(path))
 
 
 def _walked(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         paths = (Path(place) / each for each in sorted(files) if each.endswith(SUFFIX) and not each.startswith("."))
-        yield from (path for path in paths if path.is_file())
+        yield from (path for path in paths if os.path.isfile(path))  # not what cannot be looked at
 
 
 Stamp = tuple[Path, int, int, int]  # a file, its size, when it was written last, and changed in any way
@@ -149,16 +155,16 @@ def _fault(path: Path, size: int, written: int, changed: int) -> str:
     try:
         return _unusable(read_layout(path))
     except ValueError as error:
-        return f"no whole safetensors file: {error}"
+        return f"no whole safetensors file: {_shown(str(error))}"
 
 
 def _unusable(slots: Mapping[str, Slot]) -> str:
-    strange = next((name for name in slots if not PART.fullmatch(name)), None)
+    strange = next((name for name in slots if not (PART.fullmatch(name) and name.isprintable())), None)
     for sign, kind in KINDS.items():
         if any(re.search(sign, name) for name in slots):
             return kind
     if strange is not None or not slots:
-        return f"no LoRA: it has {strange:.80}" if strange else "empty"
+        return f"no LoRA: it has {_shown(strange)}" if strange else "empty"
     typed = next((name for name, slot in slots.items() if slot.dtype not in FLOATS), None)
     return f"kept in {slots[typed].dtype}, and should be in 16 or 32 bits: {typed:.80}" if typed else ""
 
@@ -199,7 +205,7 @@ def _frequent(text: str) -> Iterator[str]:
         for tags in parse(text).values():
             for tag, times in tags.items():
                 counts[tag] = counts.get(tag, 0) + times
-    except (Malformed, AttributeError, TypeError):
+    except (Malformed, AttributeError, TypeError, OverflowError):
         return
     yield from sorted(counts, key=lambda tag: (-counts[tag], tag))
 

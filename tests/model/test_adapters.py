@@ -76,6 +76,32 @@ def test_several_add_up_from_what_the_weights_were(spark: Worker, one: Lora, tmp
     assert np.array_equal(drawn(spark, one, other), both)
 
 
+def test_layers_that_share_a_weight_are_changed_once(spark: Worker, tmp_path: Path) -> None:
+    encoder = spark._pipeline.text_encoder_2
+    names = ("shared", "encoder.embed_tokens")
+    assert encoder.get_submodule(names[0]).weight is encoder.get_submodule(names[1]).weight
+    plain, before = drawn(spark), weights(encoder)
+    each = [
+        put(tmp_path / f"{i}.safetensors", peft(matrices(encoder, (n,)), "text_encoder_2")) for i, n in enumerate(names)
+    ]
+    first, second = (drawn(spark, lora) for lora in each)
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, plain)
+    with pytest.raises(InvalidValue, match="is there under another name too"):
+        drawn(spark, put(tmp_path / "both.safetensors", peft(matrices(encoder, names), "text_encoder_2")))
+    assert np.array_equal(drawn(spark), plain)
+    assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items())
+
+
+def test_previews_of_others_are_as_before(spark: Worker, tmp_path: Path) -> None:
+    projection = spark._runner._projection  # type: ignore[union-attr]
+    latents = torch.randn(1, 4, spark._pipeline.transformer.config.in_channels)
+    before = projection.draw(latents, (64, 64))
+    [(layer, (down, up))] = matrices(spark._pipeline.transformer, ("proj_out",)).items()
+    drawn(spark, put(tmp_path / "large.safetensors", peft({layer: (down * 1e3, up * 1e3)})))
+    assert torch.equal(projection.draw(latents, (64, 64)), before)
+
+
 def test_a_prompt_is_encoded_anew_for_other_weights(spark: Worker, tmp_path: Path) -> None:
     encoder = spark._pipeline.text_encoder
     layers = tuple(name for name, module in encoder.named_modules() if name.endswith(("q_proj", "fc1")))
@@ -159,6 +185,11 @@ def test_what_is_read_is_kept_within_bounds(spark: Worker, tmp_path: Path, monke
         (lambda parts: parts | {f"transformer.{LAYERS[0]}.alpha": torch.ones(3)}, "has more than one alpha"),
         (lambda parts: {**parts, f"transformer.{LAYERS[0]}.dora_scale": torch.ones(2)}, "dora_scale is no part"),
         (lambda parts: {**parts, "lora_te3_x.lora_down.weight": torch.ones(2, 2)}, "lora_te3_x"),
+        (lambda parts: {name: torch.tensor(1.0) for name in parts}, "has another shape"),
+        (lambda parts: {name: torch.ones(0, 2) for name in parts}, "has another shape"),
+        (lambda parts: {n: torch.ones(0 if ".lora_B" in n else 1, 1) for n in parts}, "has another shape"),
+        (lambda parts: {n.replace(LAYERS[0], "norm_out.norm"): t for n, t in parts.items()}, "fits no weight"),
+        (lambda parts: {**parts, f"{LAYERS[0]}.lora.up.weight": torch.ones(2, 2)}, "under another name"),
     ],
 )
 def test_what_does_not_go_with_the_model_is_told_and_changes_nothing(

@@ -77,6 +77,31 @@ def test_a_link_never_leads_out(tmp_path: Path) -> None:
     assert names(tmp_path) == ["again", "ink"]
 
 
+def test_links_that_lead_in_a_circle_are_not_there(tmp_path: Path) -> None:
+    put(tmp_path / "loras/ink.safetensors")
+    (tmp_path / "loras/round.safetensors").symlink_to("round.safetensors")
+    (tmp_path / FOLDERS[1]).parent.mkdir(parents=True)
+    (tmp_path / FOLDERS[1]).symlink_to("loras")
+    assert "there is no 'round' on the volume" in refusal("round", tmp_path)
+    assert names(tmp_path) == ["ink"]
+
+
+def test_names_that_no_request_can_say_are_not_listed(tmp_path: Path) -> None:
+    path = put(tmp_path / "loras/ink.safetensors")
+    for name in (b"\xff", b"a\x1b[31m", b"a\nb"):
+        Path(os.fsdecode(os.fsencode(path.parent) + b"/" + name + b".safetensors")).write_bytes(path.read_bytes())
+    assert names(tmp_path) == ["ink"]
+
+
+@pytest.mark.parametrize("name", ["x\x1b[31m.alpha", "x" * 400 + ".alpha", "x\x1b[31m"])
+def test_what_a_file_says_of_itself_is_told_in_one_short_line(name: str, tmp_path: Path) -> None:
+    put(tmp_path / "loras/x.safetensors", {**GOOD, name: torch.tensor(1.0)})
+    told = refusal("x", tmp_path)
+    assert "it is no LoRA: it has x" in told
+    assert told.isprintable()
+    assert len(told) < 200
+
+
 def test_a_folder_of_loras_may_be_elsewhere(tmp_path: Path) -> None:
     path = put(tmp_path / "elsewhere/ink.safetensors")
     (tmp_path / "volume").mkdir()
@@ -139,13 +164,14 @@ def test_what_its_maker_says_is_listed(tmp_path: Path) -> None:
         tmp_path / "loras/b.safetensors",
         **{"modelspec.trigger_phrase": "a\nb", "modelspec.architecture": "flux-1-dev/lora"},
     )
-    for number, text in enumerate(("[1]", '{"a": 7}', "{", '{"a": {"b": "c"}}')):
+    huge = f'{{"a": {{"b": 0.5}}, "c": {{"b": {2**1024 - 1}}}}}'
+    for number, text in enumerate(("[1]", '{"a": 7}', "{", '{"a": {"b": "c"}}', huge)):
         put(tmp_path / f"loras/c{number}.safetensors", ss_tag_frequency=text)
     found = {one.name: one for one in adapters.adapters(tmp_path)}
     size = (tmp_path / "loras/a.safetensors").stat().st_size
     assert found["a"] == Adapter("a", size, "sdxl_base_v1-0", ("ink style", "cat"))
     assert (found["b"].made_for, found["b"].trigger_words) == ("flux-1-dev/lora", ("ab",))
-    assert all(found[f"c{number}"].trigger_words == () for number in range(4))
+    assert all(found[f"c{number}"].trigger_words == () for number in range(5))
 
 
 def test_a_list_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

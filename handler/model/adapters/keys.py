@@ -43,10 +43,14 @@ class Delta:
 def layers(pipeline: Any) -> dict[str, dict[str, str]]:
     """Of each component that a LoRA may change its layers: flat names, as `_flat` makes them, and paths."""
     parts = {name: part for name, part in pipeline.components.items() if _changed(name) and hasattr(part, "modules")}
-    return {
-        name: {_flat(path): path for path, module in part.named_modules() if hasattr(module, "weight")}
-        for name, part in parts.items()
-    }
+    return {name: _paths(part) for name, part in parts.items()}
+
+
+def _paths(part: Any) -> dict[str, str]:
+    """Layers that share one weight, as a text encoder's head its embeddings, are the first of them."""
+    weights = {path: getattr(module, "weight", None) for path, module in part.named_modules()}
+    first: dict[int, str] = {}
+    return {_flat(path): first.setdefault(id(w), path) for path, w in weights.items() if w is not None}
 
 
 def _changed(component: str) -> bool:

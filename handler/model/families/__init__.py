@@ -229,7 +229,8 @@ def _judged(
         return NumericalError("The model produced NaN or infinite values; no picture was made.")
     if not lit:
         return NumericalError("The model produced an all-black picture.")
-    if not recipe.mask:  # where it keeps, what the last step headed for is not what was decoded
+    # Where a mask keeps, what the last step headed for is not what was decoded; a LoRA may make latents of any size.
+    if not (recipe.mask or recipe.loras):
         projection.learn(latents, picture)
     return edits.pasted(pixels.numpy(), recipe)
 

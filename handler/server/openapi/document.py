@@ -21,6 +21,7 @@ ABOUT = (
     "Limits are those of the model that this worker serves."
 )
 NEVER_ANSWERED = (Cancelled, FetchFailed)  # nobody is there; not while serving
+VOLUME = (504,)  # where it is looked at, and does not answer
 ALWAYS = (405, 500)  # and 401 or 403, but for who asks after its health
 FILES = {
     "image": {"contentType": "image/png, image/jpeg, image/webp"},
@@ -111,8 +112,8 @@ def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str
     return Operation("post", summary, {200: drawn}, body, DRAWING, parameters)
 
 
-def _reading(summary: str, answer: str) -> Operation:
-    return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})})
+def _reading(summary: str, answer: str, *errors: int) -> Operation:
+    return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})}, errors=(*ALWAYS, *errors))
 
 
 READY = {JSON: ref("Ready")}
@@ -133,7 +134,7 @@ OPERATIONS: dict[str, Operation] = {
         {JSON: ref("NativeRequest")},
         *("NativeImages", "PartialImage", "NativeCompleted"),
     ),
-    "/v1/models": _reading("The model that this worker serves", "Models"),
+    "/v1/models": _reading("The model that this worker serves", "Models", *VOLUME),
     "/v1/models/{id}": Operation(
         "get",
         "One name of the model",
@@ -155,7 +156,10 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "/metrics": Operation("get", "For Prometheus", {200: Answer("Its text format.", {METRICS: TEXT})}),
     "/openapi.json": Operation(
-        "get", "This description", {200: Answer("OpenAPI 3.1.", {JSON: {"type": "object", "required": ["openapi"]}})}
+        "get",
+        "This description",
+        {200: Answer("OpenAPI 3.1.", {JSON: {"type": "object", "required": ["openapi"]}})},
+        errors=(*ALWAYS, *VOLUME),
     ),
 }
 

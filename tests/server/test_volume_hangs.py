@@ -1,0 +1,57 @@
+"""A volume that never answers: what asks it for LoRAs waits, and nothing else does."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from handler import Engine, Settings, create_app
+
+PATHS = ("/openapi.json", "/v1/models")
+MANY = 40  # more than asyncio has threads
+
+
+@pytest.fixture
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Until this is set, folders are not told."""
+    event, walk = threading.Event(), os.walk
+
+    def waiting(*given: Any, **options: Any) -> Any:
+        assert event.wait(60)
+        return walk(*given, **options)
+
+    monkeypatch.setattr(os, "walk", waiting)
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nobody_else_waits_for_a_thread(path: str, tmp_path: Path, go: threading.Event) -> None:
+    async def asked() -> list[int]:
+        app = create_app(Engine(Settings(volume=tmp_path)), public=False)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://worker") as client:
+            asking = [asyncio.create_task(client.get(path)) for _ in range(MANY)]
+            await asyncio.wait(asking, timeout=0.5)  # they are as far as they come
+            try:
+                assert await asyncio.wait_for(asyncio.to_thread(int), 10) == 0
+            finally:
+                go.set()
+                answers = await asyncio.gather(*asking)
+            return [answer.status_code for answer in answers]
+
+    assert asyncio.run(asked()) == [200] * MANY
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_who_asks_is_told_when_time_is_up(path: str, tmp_path: Path, go: threading.Event) -> None:
+    async def asked() -> httpx.Response:
+        app = create_app(Engine(Settings(volume=tmp_path, deadline_s=1)), public=False)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://worker") as client:
+            return await client.get(path)
+
+    assert asyncio.run(asked()).json()["error"]["code"] == "deadline_exceeded"
