@@ -5,6 +5,7 @@ from pathlib import Path
 
 from handler.catalog.architectures import described, rows
 from handler.core.errors import KindlingError
+from handler.core.untrusted import printed
 from handler.volume.hashes import remembered
 from handler.volume.overlay import FOLDERS, ROOTS
 from handler.volume.room import inside
@@ -35,11 +36,11 @@ def files(volume: Path) -> list[FileState]:
 
 
 def _state(path: Path, volume: Path, sha256: str) -> FileState:
-    name = path.relative_to(volume).as_posix()
+    name = printed(path.relative_to(volume).as_posix())
     try:
         file = examine(path)
     except KindlingError as error:
-        return FileState(name, error.message)
+        return FileState(name, printed(error.message))
     clue = next((part.architecture.clue for part in file.parts if part.architecture and part.architecture.clue), "")
     what = f"{described(file.parts)}. {clue}" if clue else described(file.parts)
     return FileState(name, what, file.precision, tuple(rows(file.parts)), sha256)

@@ -17,11 +17,12 @@ from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 
 from handler.core.errors import InvalidValue
-from handler.core.loras import Wanted
+from handler.core.loras import Wanted, nameable
 from handler.core.recipe import Lora
-from handler.core.untrusted import Malformed, parse
-from handler.volume.layout import FLOATS, Slot, read_layout
+from handler.core.untrusted import Malformed, parse, printed
+from handler.volume.layout import FLOATS, Slot, layout, read_head
 from handler.volume.manifest import CHUNK
+from handler.volume.single import strange
 
 FETCHED = "fetched/loras"
 FOLDERS = ("loras", "ComfyUI/models/loras", FETCHED)  # whose files go before those of the same name
@@ -83,15 +84,25 @@ def _chosen(wanted: Wanted, volume: Path) -> Lora:
 def _found(asked: str, volume: Path) -> tuple[str, Path]:
     """The name as it is listed, and the file."""
     name = asked.removesuffix(SUFFIX)
-    if "\\" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")}:
+    if not _named(name):
         raise InvalidValue(f"loras: '{asked:.80}' is no name of a file below loras/ on the volume.", "loras")
     for folder in (volume / each for each in FOLDERS):
-        path = (folder / f"{name}{SUFFIX}").resolve()
-        if not path.is_relative_to(folder.resolve()):
+        path = _real(folder / f"{name}{SUFFIX}")
+        if not path.is_relative_to(_real(folder)):
             raise InvalidValue(f"loras: '{asked:.80}' leads out of its folder.", "loras")
         if path.is_file():
             return name, path
     raise InvalidValue(f"loras: {_missing(asked, name, volume)}", "loras")
+
+
+def _named(name: str) -> bool:
+    """Whether that is a name of a file in these folders."""
+    return not ("\\" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")})
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; unlike Path.resolve it bears those that lead to themselves."""
+    return Path(os.path.realpath(path))
 
 
 def _missing(asked: str, name: str, volume: Path) -> str:
@@ -109,13 +120,15 @@ def _missing(asked: str, name: str, volume: Path) -> str:
 
 
 def _files(volume: Path) -> dict[str, Path]:
-    """Names, and files; those of the first folder before those of the same name in another."""
+    """Names that a request may have, and files; those of the first folder before those of the same name in another."""
     found: dict[str, Path] = {}
     for folder in (volume / each for each in FOLDERS):
-        inside = folder.resolve()
+        inside = _real(folder)
         for path in _walked(folder):
             name = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
-            if len(found) < LISTED and name not in found and path.resolve().is_relative_to(inside):
+            if not (_named(name) and nameable(name)) or name.endswith(SUFFIX):
+                continue
+            if len(found) < LISTED and name not in found and _real(path).is_relative_to(inside):
                 found[name] = path
     return found
 
@@ -146,8 +159,11 @@ def _fault(path: Path, size: int, written: int) -> str:
     """Why the file is no LoRA that can be used, told from its header alone; empty for one that may be."""
     if size > LARGEST:
         return f"too large: it has {size / 1e9:.1f} GB, and a LoRA may have {LARGEST / 1e9:.1f}"
+    head, whole = read_head(path)
+    if why := strange(head):
+        return f"no safetensors file. {why.removesuffix('.')}"
     try:
-        return _unusable(read_layout(path))
+        return _unusable(layout(head, whole))
     except ValueError as error:
         return f"no whole safetensors file: {error}"
 
@@ -206,4 +222,4 @@ def _frequent(text: str) -> Iterator[str]:
 
 def _shown(text: str) -> str:
     """What others wrote, for people: one short line."""
-    return "".join(character for character in text if character.isprintable()).strip()[:100]
+    return printed(text).strip()[:100]

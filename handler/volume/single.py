@@ -70,7 +70,7 @@ def examine(path: Path) -> Single:
             raise WeightsMissing(f"{path} is not there.") from None
         except IsADirectoryError:
             raise WeightsMissing(f"{path} is a folder, not a file.") from None
-    if why := next((why for start, why in STARTS.items() if bytes(head[: len(start)]) == start), None):
+    if why := strange(head):
         raise WeightsCorrupt(f"{path} holds no weights that can be read. {why}")
     is_gguf = bytes(head[:4]) == gguf.MAGIC
     try:
@@ -81,6 +81,11 @@ def examine(path: Path) -> Single:
         ) from None
     shapes = {name: slot.shape for name, slot in slots.items()}
     return Single(path, identity(status), size, slots, tuple(parts(shapes)), _entry(path, size))
+
+
+def strange(head: memoryview) -> str:
+    """What a file that begins so is instead, and what to do about it; empty if nothing that is known."""
+    return next((why for start, why in STARTS.items() if bytes(head[: len(start)]) == start), "")
 
 
 def _entry(path: Path, size: int) -> Entry | None:

@@ -148,6 +148,10 @@ def test_what_is_read_is_kept_within_bounds(spark: Worker, tmp_path: Path, monke
     [
         (lambda parts: {"transformer.nowhere.lora_A.weight": torch.ones(1, 2), **parts}, "nowhere"),
         (lambda parts: {name: torch.ones(2, 7) for name in parts}, "has another shape"),
+        (lambda parts: {name: torch.tensor(1.0) for name in parts}, "has another shape"),
+        (lambda parts: {name: part[:0] for name, part in parts.items()}, "has another shape"),
+        (lambda parts: {n: p if "lora_A" in n else p[:0] for n, p in parts.items()}, "has another shape"),
+        (lambda parts: parts | {f"transformer.{LAYERS[0]}.alpha": torch.ones(3)}, "has another shape"),
         (lambda parts: dict([*parts.items()][1:]), "has half of a LoRA"),
         (lambda parts: {**parts, f"transformer.{LAYERS[0]}.dora_scale": torch.ones(2)}, "dora_scale is no part"),
         (lambda parts: {**parts, "lora_te3_x.lora_down.weight": torch.ones(2, 2)}, "lora_te3_x"),

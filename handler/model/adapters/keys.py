@@ -91,16 +91,19 @@ def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) 
     for key, parts in found.items():
         if not {"down", "up"} <= parts.keys():
             raise Misfit(f"{'.'.join(key)} has half of a LoRA")
-    return {key: _delta(parts) for key, parts in found.items()}
+    return {key: _delta(key, parts) for key, parts in found.items()}
 
 
 def _misfit(name: str) -> Misfit:
     return Misfit(f"{name} fits no weight of the model")
 
 
-def _delta(parts: Mapping[str, Any]) -> Delta:
-    rank = parts["down"].shape[0]
-    return Delta(parts["down"], parts["up"], float(parts.get("alpha", rank)) / rank)
+def _delta(key: Key, parts: Mapping[str, Any]) -> Delta:
+    try:
+        rank = parts["down"].shape[0]
+        return Delta(parts["down"], parts["up"], float(parts.get("alpha", rank)) / rank)
+    except (IndexError, ValueError, RuntimeError, ZeroDivisionError):  # no rows, or an alpha that is no number
+        raise Misfit(f"{'.'.join(key)} has another shape") from None
 
 
 def _split(name: str) -> tuple[str, str]:

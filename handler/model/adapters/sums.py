@@ -38,7 +38,7 @@ def require(layer: nn.Module, path: str, delta: Delta) -> None:
     """Misfit, which names the layer, unless `delta` can be added to its weight; of a convolution as to a matrix."""
     held, weight = tensors(layer), cast(Tensor, layer.weight)
     down, up = delta.down, delta.up
-    fits = up.ndim > 1 and down.ndim > 1 and up[0].numel() == down.shape[0] and up.shape[0] == weight.shape[0]
+    fits = up.ndim > 1 and down.ndim > 1 and up.shape[0] == weight.shape[0] and up[0].numel() == down.shape[0]
     if not fits or down[0].numel() != weight[0].numel():
         raise Misfit(f"{path} has another shape")
     if isinstance(layer, QuantisedLinear) and (held[0].dtype not in RANGES or held[1].dtype != torch.float32):
