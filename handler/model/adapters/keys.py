@@ -11,6 +11,7 @@ from typing import Any
 
 from handler.model.loading.lora import Misfit
 
+Parts = dict[str, Any]  # what a file has for one layer, by `_split`'s words
 Key = tuple[str, str]  # a component of the pipeline, and the path of a layer in it
 KEY = re.compile(r"(.+?)[._]lora(?:_linear_layer|[0-9])?[._](down|up|A|B)(?:\.default)?(?:\.weight)?")
 ROLES = {"down": "down", "A": "down", "up": "up", "B": "up"}
@@ -58,6 +59,11 @@ def read(pipeline: Any, tensors: Mapping[str, Any]) -> dict[Key, Delta]:
     for name in tensors:
         if _split(name)[0].removeprefix("lora_").startswith(ENCODING) and not _layer(_split(name)[0], known):
             raise _misfit(name)  # a converter would leave it out
+    return {key: _delta(key, parts) for key, parts in _named(pipeline, tensors, known).items()}
+
+
+def _named(pipeline: Any, tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> dict[Key, Parts]:
+    """The matrices of each layer, by the names as they are or, where these say nothing, as a converter makes them."""
     try:
         return _paired(tensors, known)
     except Misfit as misfit:
@@ -80,9 +86,9 @@ def _converted(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return {key: each for one in (found if isinstance(found, tuple) else (found,)) for key, each in (one or {}).items()}
 
 
-def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> dict[Key, Delta]:
+def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> dict[Key, Parts]:
     """The matrices of each layer, put together."""
-    found: dict[Key, dict[str, Any]] = {}
+    found: dict[Key, Parts] = {}
     for name, tensor in tensors.items():
         layer, role = _split(name)
         if (key := _layer(layer, known)) is None:
@@ -91,14 +97,14 @@ def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) 
     for key, parts in found.items():
         if not {"down", "up"} <= parts.keys():
             raise Misfit(f"{'.'.join(key)} has half of a LoRA")
-    return {key: _delta(key, parts) for key, parts in found.items()}
+    return found
 
 
 def _misfit(name: str) -> Misfit:
     return Misfit(f"{name} fits no weight of the model")
 
 
-def _delta(key: Key, parts: Mapping[str, Any]) -> Delta:
+def _delta(key: Key, parts: Parts) -> Delta:
     try:
         rank = parts["down"].shape[0]
         return Delta(parts["down"], parts["up"], float(parts.get("alpha", rank)) / rank)
