@@ -160,12 +160,11 @@ def _fault(path: Path, size: int, written: int) -> str:
     if size > LARGEST:
         return f"too large: it has {size / 1e9:.1f} GB, and a LoRA may have {LARGEST / 1e9:.1f}"
     head, whole = read_head(path)
-    if why := strange(head):
-        return f"no safetensors file. {why.removesuffix('.')}"
     try:
         return _unusable(layout(head, whole))
     except ValueError as error:
-        return f"no whole safetensors file: {error}"
+        why = strange(head).removesuffix(".")
+        return f"no safetensors file. {why}" if why else f"no whole safetensors file: {error}"
 
 
 def _unusable(slots: Mapping[str, Slot]) -> str:

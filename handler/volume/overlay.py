@@ -103,6 +103,9 @@ def overlay(names: Iterable[str], spec: ModelSpec, source: Source, volume: Path)
             if fit.faults:
                 raise _misfit(file, spec, own, part, f"{component}: {fit}")
             shares[component] = Share(file, {name: _cut(file, piece, part) for name, piece in fit.found.items()})
+        if all(share.file is not file for share in shares.values()):
+            told = f"{SETTING}: {file.path.name} has nothing that the files before it have not; leave one of them out."
+            raise SettingsError(told, SETTING)
     return Overlay(files, shares)
 
 

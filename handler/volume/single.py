@@ -26,8 +26,7 @@ PICKLED = (
 )
 STARTS = {  # of what is none of ours: what to do about it
     b"PK\x03\x04": PICKLED,
-    b"\x80\x02": PICKLED,
-    b"\x80\x04": PICKLED,
+    **{b"\x80%c" % protocol: PICKLED for protocol in range(2, 6)},
     b"<": "It is a web page: the address that it was downloaded from leads to one, or asks for a login. " + AGAIN,
     b"version https://git-lfs": "It is a pointer of Git LFS, not the file. Download the file itself.",
 }
@@ -70,12 +69,12 @@ def examine(path: Path) -> Single:
             raise WeightsMissing(f"{path} is not there.") from None
         except IsADirectoryError:
             raise WeightsMissing(f"{path} is a folder, not a file.") from None
-    if why := strange(head):
-        raise WeightsCorrupt(f"{path} holds no weights that can be read. {why}")
     is_gguf = bytes(head[:4]) == gguf.MAGIC
     try:
         slots = gguf.layout(_head(path), size) if is_gguf else _unpacking(path, *layout.described(head, size))
     except (ValueError, UnicodeDecodeError) as error:
+        if why := strange(head):  # not before: a whole file's length may begin so
+            raise WeightsCorrupt(f"{path} holds no weights that can be read. {why}") from None
         raise WeightsCorrupt(
             f"{path} is no whole {'GGUF' if is_gguf else 'safetensors'} file: {error}. {AGAIN}"
         ) from None
