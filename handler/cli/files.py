@@ -6,6 +6,7 @@ from pathlib import Path
 
 from handler.catalog.architectures import described, rows
 from handler.core.errors import KindlingError
+from handler.core.untrusted import printed
 from handler.volume.hashes import Known, remembered
 from handler.volume.overlay import FOLDERS, ROOTS
 from handler.volume.room import inside
@@ -40,16 +41,11 @@ def _state(path: Path, volume: Path, known: Mapping[str, Known]) -> FileState:
     try:
         file = examine(path)
     except KindlingError as error:
-        return FileState(_shown(name), _shown(error.message))
+        return FileState(printed(name), printed(error.message))
     clue = next((part.architecture.clue for part in file.parts if part.architecture and part.architecture.clue), "")
     what = f"{described(file.parts)}. {clue}" if clue else described(file.parts)
     sha256 = known[name].sha256 if name in known else ""
-    return FileState(_shown(name), what, file.precision, tuple(rows(file.parts)), sha256)
-
-
-def _shown(text: str) -> str:
-    """Text that can be printed, also of a name that is no UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
+    return FileState(printed(name), what, file.precision, tuple(rows(file.parts)), sha256)
 
 
 def lines(found: list[FileState]) -> list[str]:

@@ -88,8 +88,13 @@ def _one(item: object, place: str) -> Wanted:
     return Wanted(_name(item["name"], place), _weight(item.get("weight", 1.0), place))
 
 
+def nameable(name: str) -> bool:
+    """Whether a request may name a LoRA so."""
+    return 0 < len(name) <= LONGEST and name.isprintable()
+
+
 def _name(name: str, place: str) -> str:
-    if not 0 < len(name) <= LONGEST or not name.isprintable():
+    if not nameable(name):
         raise ValueError(f"{place} should have a name of 1 to {LONGEST} characters that can be printed")
     return name
 

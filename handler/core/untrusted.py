@@ -104,6 +104,11 @@ def load(path: Path, longest: int = LONGEST) -> dict[str, Any]:
     return found
 
 
+def printed(text: str) -> str:
+    """What others wrote, for people: one line without codes that a terminal would obey."""
+    return "".join(character for character in text if character.isprintable())
+
+
 def shaped(kind: Callable[..., T], value: object) -> T:
     """`value` as the dataclass `kind`; Malformed if a field is missing or of another type. Others are passed over."""
     try:

@@ -17,11 +17,12 @@ from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 
 from handler.core.errors import InvalidValue
-from handler.core.loras import Wanted
+from handler.core.loras import Wanted, nameable
 from handler.core.recipe import Lora
-from handler.core.untrusted import Malformed, parse
-from handler.volume.layout import FLOATS, Slot, read_layout
+from handler.core.untrusted import Malformed, parse, printed
+from handler.volume.layout import FLOATS, Slot, layout, read_head
 from handler.volume.manifest import CHUNK
+from handler.volume.single import strange
 
 FETCHED = "fetched/loras"
 FOLDERS = ("loras", "ComfyUI/models/loras", FETCHED)  # whose files go before those of the same name
@@ -83,7 +84,7 @@ def _chosen(wanted: Wanted, volume: Path) -> Lora:
 def _found(asked: str, volume: Path) -> tuple[str, Path]:
     """The name as it is listed, and the file."""
     name = asked.removesuffix(SUFFIX)
-    if "\\" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")}:
+    if not _named(name):
         raise InvalidValue(f"loras: '{asked:.80}' is no name of a file below loras/ on the volume.", "loras")
     for folder in (volume / each for each in FOLDERS):
         path = _real(folder / f"{name}{SUFFIX}")
@@ -92,6 +93,16 @@ def _found(asked: str, volume: Path) -> tuple[str, Path]:
         if path.is_file():
             return name, path
     raise InvalidValue(f"loras: {_missing(asked, name, volume)}", "loras")
+
+
+def _named(name: str) -> bool:
+    """Whether that is a name of a file in these folders."""
+    return not ("\\" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")})
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; unlike Path.resolve it bears those that lead to themselves."""
+    return Path(os.path.realpath(path))
 
 
 def _missing(asked: str, name: str, volume: Path) -> str:
@@ -109,21 +120,17 @@ def _missing(asked: str, name: str, volume: Path) -> str:
 
 
 def _files(volume: Path) -> dict[str, Path]:
-    """Names, and files; those of the first folder before those of the same name in another."""
+    """Names that a request may have, and files; those of the first folder before those of the same name in another."""
     found: dict[str, Path] = {}
     for folder in (volume / each for each in FOLDERS):
         inside = _real(folder)
         for path in _walked(folder):
             name = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
-            new = len(found) < LISTED and name not in found and name.isprintable()  # as a request's must be
-            if new and _real(path).is_relative_to(inside):
+            if not (_named(name) and nameable(name)) or name.endswith(SUFFIX):
+                continue
+            if len(found) < LISTED and name not in found and _real(path).is_relative_to(inside):
                 found[name] = path
     return found
-
-
-def _real(path: Path) -> Path:
-    """Where `path` leads; of links that lead in a circle, one of them."""
-    return Path(os.path.realpath(path))
 
 
 def _walked(folder: Path) -> Iterator[Path]:
@@ -152,10 +159,12 @@ def _fault(path: Path, size: int, written: int, changed: int) -> str:
     """Why the file is no LoRA that can be used, told from its header alone; empty for one that may be."""
     if size > LARGEST:
         return f"too large: it has {size / 1e9:.1f} GB, and a LoRA may have {LARGEST / 1e9:.1f}"
+    head, whole = read_head(path)
     try:
-        return _unusable(read_layout(path))
+        return _unusable(layout(head, whole))
     except ValueError as error:
-        return f"no whole safetensors file: {_shown(str(error))}"
+        why = strange(head).removesuffix(".")
+        return f"no safetensors file. {why}" if why else f"no whole safetensors file: {_shown(str(error))}"
 
 
 def _unusable(slots: Mapping[str, Slot]) -> str:
@@ -212,4 +221,4 @@ def _frequent(text: str) -> Iterator[str]:
 
 def _shown(text: str) -> str:
     """What others wrote, for people: one short line."""
-    return "".join(character for character in text if character.isprintable()).strip()[:100]
+    return printed(text).strip()[:100]

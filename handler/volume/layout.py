@@ -17,6 +17,7 @@ DTYPES = {
     "F64": ("float64", 8),
 }  # fmt: skip
 FLOATS = ("float16", "bfloat16", "float32")  # what is brought to the type that a model computes in
+LONGEST = 500  # characters of a tensor's name; published ones have less than 150
 LARGEST = 1 << 63  # what torch counts with
 WIDTHS = dict(DTYPES.values())
 
@@ -75,7 +76,7 @@ def described(data: memoryview, size: int) -> tuple[dict[str, Slot], Mapping[str
     try:
         entries = parse(bytes(data[8:end]))
         said = entries.pop("__metadata__", None) or {}
-        slots = {name: _slot(entry, end) for name, entry in entries.items()}
+        slots = {_name(name): _slot(entry, end) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("its header makes no sense") from None
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -85,6 +86,12 @@ def described(data: memoryview, size: int) -> tuple[dict[str, Slot], Mapping[str
     if end != size:
         raise ValueError(f"its tensors end at byte {end}, the file at {size}")
     return slots, said if isinstance(said, dict) else {}
+
+
+def _name(name: str) -> str:
+    if len(name) > LONGEST or not name.isprintable():  # people are told names, in one line
+        raise ValueError(name)
+    return name
 
 
 def _slot(entry: dict[str, Any], base: int) -> Slot:

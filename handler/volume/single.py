@@ -27,8 +27,7 @@ PICKLED = (
 )
 STARTS = {  # of what is none of ours: what to do about it
     b"PK\x03\x04": PICKLED,
-    b"\x80\x02": PICKLED,
-    b"\x80\x04": PICKLED,
+    **{b"\x80%c" % protocol: PICKLED for protocol in range(2, 6)},
     b"<": "It is a web page: the address that it was downloaded from leads to one, or asks for a login. " + AGAIN,
     b"version https://git-lfs": "It is a pointer of Git LFS, not the file. Download the file itself.",
 }
@@ -72,12 +71,12 @@ def examine(path: Path) -> Single:
             raise WeightsMissing(f"{path} is not there.") from None
         except IsADirectoryError:
             raise WeightsMissing(f"{path} is a folder, not a file.") from None
-    if why := next((why for start, why in STARTS.items() if bytes(head[: len(start)]) == start), None):
-        raise WeightsCorrupt(f"{path} holds no weights that can be read. {why}")
     is_gguf = bytes(head[:4]) == gguf.MAGIC
     try:
         slots = gguf.layout(_head(path), size) if is_gguf else _unpacking(path, *layout.described(head, size))
     except (ValueError, UnicodeDecodeError) as error:
+        if why := strange(head):  # not before: a whole file's length may begin so
+            raise WeightsCorrupt(f"{path} holds no weights that can be read. {why}") from None
         raise WeightsCorrupt(
             f"{path} is no whole {'GGUF' if is_gguf else 'safetensors'} file: {error}. {AGAIN}"
         ) from None
@@ -85,6 +84,11 @@ def examine(path: Path) -> Single:
         raise WeightsCorrupt(f"{path} has a tensor whose name makes no sense: {odd[:LONGEST]!a}. {AGAIN}")
     shapes = {name: slot.shape for name, slot in slots.items()}
     return Single(path, identity(status), size, slots, tuple(parts(shapes)), _entry(path, size))
+
+
+def strange(head: memoryview) -> str:
+    """What a file that begins so is instead, and what to do about it; empty if nothing that is known."""
+    return next((why for start, why in STARTS.items() if bytes(head[: len(start)]) == start), "")
 
 
 def _entry(path: Path, size: int) -> Entry | None:

@@ -61,3 +61,11 @@ def test_both_verbs_list_them(
     assert "FLUX.1 [dev]; for flux-dev" in capsys.readouterr().out
     assert main([verb, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["files"]) == 3
+
+
+def test_a_files_name_is_one_line_whatever_it_has(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / os.fsdecode(b"vae/\x1b[31mtwo\nlines\xff.safetensors")).write_bytes(b"<html>")
+    [found] = files(tmp_path)
+    assert found.name == "vae/[31mtwolines.safetensors"
+    assert found.what.isprintable()

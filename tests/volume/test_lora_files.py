@@ -181,3 +181,43 @@ def test_a_list_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "loras/pipe.safetensors")
     assert names(tmp_path) == ["a", "d"]
     assert LISTED > 100
+
+
+def test_files_that_no_request_can_name_are_not_listed(tmp_path: Path) -> None:
+    put(tmp_path / "loras/ink.safetensors")
+    for name in (b"bad\xff", b"two\nlines", b"\x1b[31m", b"back\\slash", b"twice.safetensors", b"a" * 201):
+        put(tmp_path / "loras/other.safetensors").rename(tmp_path / "loras" / os.fsdecode(name + b".safetensors"))
+    assert names(tmp_path) == ["ink"]
+    assert refusal("in", tmp_path) == "loras: there is no 'in' on the volume. Did you mean ink?"
+
+
+def test_a_link_to_itself_is_no_file(tmp_path: Path) -> None:
+    put(tmp_path / "loras/ink.safetensors")
+    (tmp_path / "loras/loop.safetensors").symlink_to("loop.safetensors")
+    (tmp_path / "loras/folder").symlink_to("folder")
+    (tmp_path / "ComfyUI/models").mkdir(parents=True)
+    (tmp_path / "ComfyUI/models/loras").symlink_to("loras")
+    for name in ("loop", "folder/ink"):
+        assert f"there is no '{name}'" in refusal(name, tmp_path)
+    assert names(tmp_path) == ["ink"]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"PK\x03\x04" + bytes(9), "a pickle"),
+        (b"version https://git-lfs", "Git LFS"),
+    ],
+)
+def test_what_has_only_a_loras_name_is_told_for_what_it_is(data: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras/ink.safetensors").write_bytes(data)
+    assert "is no safetensors file. It is " in (told := refusal("ink", tmp_path))
+    assert what in told
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m\nx.lora_down.weight", "x" * 501])
+def test_names_of_tensors_that_nobody_should_be_told_are_refused(name: str, tmp_path: Path) -> None:
+    put(tmp_path / "loras/ink.safetensors", {name: torch.ones(1, 2)})
+    assert "its header makes no sense" in refusal("ink", tmp_path)

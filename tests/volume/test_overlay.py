@@ -106,6 +106,7 @@ def test_no_row_takes_anothers(name: str, tmp_path: Path) -> None:
         (b"", "is no whole safetensors file"),
         (b"PK\x03\x04rest", "It is a pickle, which could run anything, and is never opened."),
         (b"\x80\x02}q\x00.", "It is a pickle"),
+        (b"\x80\x05\x95\x00.", "It is a pickle"),
         (b"<!DOCTYPE html><html>", "It is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "It is a pointer of Git LFS"),
         (struct.pack("<Q", 1 << 40) + b"{}", "its header cannot have 1099511627776 bytes"),
@@ -120,6 +121,22 @@ def test_what_is_no_file_of_weights_is_named(data: bytes, says: str, name: str, 
     """Whatever it is called."""
     (tmp_path / name).write_bytes(data)
     assert says in refused(name, tmp_path, kind=WeightsCorrupt)
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0480, 0x023C])
+def test_a_whole_file_whose_length_begins_as_a_pickle_or_a_page_does_is_read(length: int, tmp_path: Path) -> None:
+    head = json.dumps({"x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode().ljust(length)
+    (path := tmp_path / "mine.safetensors").write_bytes(struct.pack("<Q", length) + head + b"!")
+    assert list(examine(path).slots) == ["x"]
+
+
+def test_a_file_that_leaves_nothing_for_another_is_told(tmp_path: Path) -> None:
+    """Silently it would be said of each picture, and be in none."""
+    weights = originals.backwards(load_file(WEIGHTS), FLUX)
+    for name in ("one", "two"):
+        originals.write(weights, tmp_path / f"{name}.safetensors")
+    with pytest.raises(SettingsError, match=r"KINDLING_WEIGHTS: two\.safetensors has nothing that the files before it"):
+        overlay(["one.safetensors", "two.safetensors"], SPARK, model_source(SPARK, tmp_path), tmp_path)
 
 
 def test_a_torn_file_is_named(tmp_path: Path) -> None:
