@@ -105,8 +105,9 @@ def load(path: Path, longest: int = LONGEST) -> dict[str, Any]:
 
 
 def printed(text: str) -> str:
-    """What others wrote, for people: one line without codes that a terminal would obey."""
-    return "".join(character for character in text if character.isprintable())
+    """What others wrote, for people: one line without codes that a terminal would obey; what is no text is spelt."""
+    spelt = text.encode(errors="backslashreplace").decode()
+    return "".join(character for character in spelt if character.isprintable())
 
 
 def shaped(kind: Callable[..., T], value: object) -> T:

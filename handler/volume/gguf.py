@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from handler.volume.layout import LARGEST, Slot
+from handler.volume.layout import LARGEST, Slot, require_names
 
 MAGIC = b"GGUF"
 HEAD = 32 << 20  # bytes that are read at most: a language model's words are in there too
@@ -68,6 +68,7 @@ def layout(data: memoryview, size: int) -> dict[str, Slot]:
     slots = {name: _slot(said.get(SHAPE + name), sides, kind, base + start) for name, sides, kind, start in tensors}
     if len(slots) != count:
         raise ValueError("it has a tensor twice")
+    require_names(slots)
     if torn := next((name for name, slot in slots.items() if slot.stop > size), None):
         raise ValueError(f"its tensor {torn} ends at byte {slots[torn].stop}, the file at {size}")
     return slots

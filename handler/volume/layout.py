@@ -76,9 +76,10 @@ def described(data: memoryview, size: int) -> tuple[dict[str, Slot], Mapping[str
     try:
         entries = parse(bytes(data[8:end]))
         said = entries.pop("__metadata__", None) or {}
-        slots = {_name(name): _slot(entry, end) for name, entry in entries.items()}
+        slots = {name: _slot(entry, end) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("its header makes no sense") from None
+    require_names(slots)
     for name, slot in sorted(slots.items(), key=lambda item: (item[1].start, item[1].stop)):
         if slot.start != end:
             raise ValueError(f"there is a gap or an overlap before {name}")
@@ -88,10 +89,10 @@ def described(data: memoryview, size: int) -> tuple[dict[str, Slot], Mapping[str
     return slots, said if isinstance(said, dict) else {}
 
 
-def _name(name: str) -> str:
-    if len(name) > LONGEST or not name.isprintable():  # people are told names, in one line
-        raise ValueError(name)
-    return name
+def require_names(slots: Mapping[str, Slot]) -> None:
+    """ValueError if a tensor's name cannot be told in a line."""
+    if odd := next((name for name in slots if len(name) > LONGEST or not name.isprintable()), None):
+        raise ValueError(f"it has a tensor whose name makes no sense: {odd[:80]!a}")
 
 
 def _slot(entry: dict[str, Any], base: int) -> Slot:

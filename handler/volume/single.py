@@ -36,7 +36,6 @@ BESIDE = (*SCALES, ".scale_input", ".input_scale", ".weight_scale_2", ".comfy_qu
 EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "float64")
 INTEGERS = "int8_tensorwise"
 KEPT = ("float8_e4m3fn", "float8_e5m2", INTEGERS)  # as ComfyUI calls formats, those that are read
-LONGEST = 500  # characters of a tensor's name
 NOTE = 4096  # bytes of what one layer says of itself
 
 
@@ -80,8 +79,6 @@ def examine(path: Path) -> Single:
         raise WeightsCorrupt(
             f"{path} is no whole {'GGUF' if is_gguf else 'safetensors'} file: {error}. {AGAIN}"
         ) from None
-    if odd := next((name for name in slots if len(name) > LONGEST or not name.isprintable()), None):
-        raise WeightsCorrupt(f"{path} has a tensor whose name makes no sense: {odd[:LONGEST]!a}. {AGAIN}")
     shapes = {name: slot.shape for name, slot in slots.items()}
     return Single(path, identity(status), size, slots, tuple(parts(shapes)), _entry(path, size))
 

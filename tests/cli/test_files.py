@@ -67,5 +67,5 @@ def test_a_files_name_is_one_line_whatever_it_has(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / os.fsdecode(b"vae/\x1b[31mtwo\nlines\xff.safetensors")).write_bytes(b"<html>")
     [found] = files(tmp_path)
-    assert found.name == "vae/[31mtwolines.safetensors"
+    assert found.name == "vae/[31mtwolines\\udcff.safetensors"
     assert found.what.isprintable()

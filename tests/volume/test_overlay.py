@@ -130,15 +130,6 @@ def test_a_whole_file_whose_length_begins_as_a_pickle_or_a_page_does_is_read(len
     assert list(examine(path).slots) == ["x"]
 
 
-def test_a_file_that_leaves_nothing_for_another_is_told(tmp_path: Path) -> None:
-    """Silently it would be said of each picture, and be in none."""
-    weights = originals.backwards(load_file(WEIGHTS), FLUX)
-    for name in ("one", "two"):
-        originals.write(weights, tmp_path / f"{name}.safetensors")
-    with pytest.raises(SettingsError, match=r"KINDLING_WEIGHTS: two\.safetensors has nothing that the files before it"):
-        overlay(["one.safetensors", "two.safetensors"], SPARK, model_source(SPARK, tmp_path), tmp_path)
-
-
 def test_a_torn_file_is_named(tmp_path: Path) -> None:
     path = originals.write(originals.backwards(load_file(WEIGHTS), FLUX), tmp_path / "mine.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
