@@ -76,7 +76,8 @@ def examine(path: Path) -> Single:
         raise WeightsCorrupt(f"{path} holds no weights that can be read. {why}")
     is_gguf = bytes(head[:4]) == gguf.MAGIC
     try:
-        slots = gguf.layout(_head(path), size) if is_gguf else _unpacking(path, *layout.described(head, size))
+        packed, said = (gguf.layout(_head(path), size), {}) if is_gguf else layout.described(head, size)
+        slots = packed if is_gguf else _unpacking(path, packed, said)
     except (ValueError, UnicodeDecodeError) as error:
         raise WeightsCorrupt(
             f"{path} is no whole {'GGUF' if is_gguf else 'safetensors'} file: {error}. {AGAIN}"
@@ -84,7 +85,8 @@ def examine(path: Path) -> Single:
     if odd := next((name for name in slots if len(name) > LONGEST or not name.isprintable()), None):
         raise WeightsCorrupt(f"{path} has a tensor whose name makes no sense: {odd[:LONGEST]!a}. {AGAIN}")
     shapes = {name: slot.shape for name, slot in slots.items()}
-    return Single(path, identity(status), size, slots, tuple(parts(shapes)), _entry(path, size))
+    found = parts(shapes, str(said.get("modelspec.prediction_type", "")))
+    return Single(path, identity(status), size, slots, tuple(found), _entry(path, size))
 
 
 def _entry(path: Path, size: int) -> Entry | None:

@@ -72,6 +72,16 @@ def test_a_denoiser_by_its_first_names_draws_the_same(dtype: str, prefix: str, p
     assert np.array_equal(drawn(tmp_path, weights=("mine.safetensors",)), plain)
 
 
+def test_a_norm_may_be_called_as_later_files_call_it(tmp_path: Path) -> None:
+    later = {re.sub(r"_norm\.scale$", "_norm.weight", name): t for name, t in flux_names(spark_transformer()).items()}
+    originals.write(later, tmp_path / "mine.safetensors")
+    found, _ = loaded(tmp_path, MODELS["spark"], "mine.safetensors")
+    exact = spark_transformer()
+    assert [
+        name for name, t in found["transformer"].state_dict().items() if not torch.equal(t, exact[name].float())
+    ] == []
+
+
 def test_another_denoiser_draws_something_else(plain: Any, tmp_path: Path) -> None:
     weights = {name: 0.9 * tensor for name, tensor in flux_names(spark_transformer()).items()}
     originals.write(weights, tmp_path / "unets/mine.safetensors")
