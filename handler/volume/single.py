@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from handler.catalog.architectures import Part, parts
+from handler.catalog.architectures import PREFIXES, Part, parts
 from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.untrusted import Malformed, parse
 from handler.volume import gguf, layout
@@ -120,7 +120,9 @@ def _unpacking(path: Path, slots: Mapping[str, Slot], said: Mapping[str, Any]) -
 def _unpacked(name: str, slot: Slot, slots: Mapping[str, Slot], notes: Mapping[str, Any]) -> Slot:
     stem = name.removesuffix(".weight")
     scale = next((slots[stem + end] for end in SCALES if stem + end in slots), None) if stem != name else None
-    note = notes.get(stem) or notes.get(stem.removeprefix("model.diffusion_model.")) or {}
+    note = (
+        notes.get(stem) or notes.get(next((stem[len(each) :] for each in PREFIXES if stem.startswith(each)), "")) or {}
+    )
     kept = note.get("format", INTEGERS if slot.dtype == "int8" else slot.dtype)
     if scale is None and (slot.dtype in FLOATS or (stem == name and slot.dtype not in EIGHT_BITS)):
         return slot
