@@ -6,7 +6,7 @@ of the same make in other sizes. Whether a file fits a row to the last tensor is
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from handler.catalog.models import MODELS
@@ -22,6 +22,7 @@ PREFIXES = (  # of the parts of a checkpoint
 )  # fmt: skip
 ENCODER = re.compile(r"text_encoders\.\w+\.transformer\.")  # each by a name of its own
 TAIL = re.compile(r"^((text_model|model|language_model|transformer)\.)+")  # what releases of transformers add or leave
+NORM = re.compile(r"(?<=\.key_norm\.)weight$")  # of FLUX: later files do not call it scale
 UNNEEDED = ("model_ema.",)
 
 
@@ -191,12 +192,14 @@ LORA_MARKS = (
     ".oft_",
     ".diff_b",
 )
-PREDICTS_V = Architecture("SDXL with v-prediction", "denoiser", (), clue=NO_ROW)
 TABLE = (*OTHERS, *DENOISERS, *PARTS)
 
 
-def parts(shapes: Shapes) -> list[Part]:
-    """What a file with tensors of these names and shapes is made of; of a checkpoint several."""
+def parts(shapes: Shapes, predicts: str = "") -> list[Part]:
+    """What a file with tensors of these names and shapes is made of; of a checkpoint several.
+
+    `predicts` is what the file says of that: epsilon, v, v_prediction.
+    """
     if any(mark in name for name in shapes for mark in LORA_MARKS):
         return [Part("", shapes, A_LORA)]
     by_prefix: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -205,20 +208,25 @@ def parts(shapes: Shapes) -> list[Part]:
         prefix = encoder[0] if encoder else next((each for each in PREFIXES if name.startswith(each)), "")
         by_prefix.setdefault(prefix, {})[name.removeprefix(prefix)] = shape
     found = [_part(prefix, names) for prefix, names in by_prefix.items() if prefix not in UNNEEDED]
-    if "v_pred" in shapes or "edm_mean" in shapes:
-        found = [Part(p.prefix, p.shapes, PREDICTS_V) if _is(p, "denoiser") else p for p in found]
+    if "v_pred" in shapes or "edm_mean" in shapes or predicts.startswith("v"):
+        found = [_predicting_v(part) for part in found]
     return [part for part in found if part.prefix or len(found) == 1 or part.architecture]
 
 
-def _is(part: Part, kind: Kind) -> bool:
-    return part.architecture is not None and part.architecture.kind == kind
+def _predicting_v(part: Part) -> Part:
+    """It is of no row if it is a Stable Diffusion that would predict epsilon."""
+    mine = part.architecture
+    if mine is None or mine.kind != "denoiser" or not {"sd1.5", "sdxl"}.intersection(mine.rows):
+        return part
+    return replace(part, architecture=_of(f"{mine.name} with v-prediction", "denoiser", clue=NO_ROW))
 
 
 def _part(prefix: str, shapes: Shapes) -> Part:
     bare = {TAIL.sub("", name): shape for name, shape in shapes.items()}
+    first = {NORM.sub("scale", name): shape for name, shape in shapes.items()}
     for architecture in TABLE:
         for sign in architecture.signs:
-            if sign.fits(shapes) or (architecture.kind == "encoder" and sign.fits(bare)):
+            if sign.fits(first) or (architecture.kind == "encoder" and sign.fits(bare)):
                 return Part(prefix, shapes, architecture, sign.naming)
     return Part(prefix, shapes)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from handler.catalog.architectures import Part, parts
+from handler.catalog.architectures import PREFIXES, Part, parts
 from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.untrusted import Malformed, parse
 from handler.volume import gguf, layout
@@ -72,7 +72,8 @@ def examine(path: Path) -> Single:
             raise WeightsMissing(f"{path} is a folder, not a file.") from None
     is_gguf = bytes(head[:4]) == gguf.MAGIC
     try:
-        slots = gguf.layout(_head(path), size) if is_gguf else _unpacking(path, *layout.described(head, size))
+        packed, said = (gguf.layout(_head(path), size), {}) if is_gguf else layout.described(head, size)
+        slots = packed if is_gguf else _unpacking(path, packed, said)
     except (ValueError, UnicodeDecodeError) as error:
         if why := strange(head):  # not before: a whole file's length may begin so
             raise WeightsCorrupt(f"{path} holds no weights that can be read. {why}") from None
@@ -80,7 +81,8 @@ def examine(path: Path) -> Single:
             f"{path} is no whole {'GGUF' if is_gguf else 'safetensors'} file: {error}. {AGAIN}"
         ) from None
     shapes = {name: slot.shape for name, slot in slots.items()}
-    return Single(path, identity(status), size, slots, tuple(parts(shapes)), _entry(path, size))
+    found = parts(shapes, str(said.get("modelspec.prediction_type", "")))
+    return Single(path, identity(status), size, slots, tuple(found), _entry(path, size))
 
 
 def strange(head: memoryview) -> str:
@@ -120,7 +122,9 @@ def _unpacking(path: Path, slots: Mapping[str, Slot], said: Mapping[str, Any]) -
 def _unpacked(name: str, slot: Slot, slots: Mapping[str, Slot], notes: Mapping[str, Any]) -> Slot:
     stem = name.removesuffix(".weight")
     scale = next((slots[stem + end] for end in SCALES if stem + end in slots), None) if stem != name else None
-    note = notes.get(stem) or notes.get(stem.removeprefix("model.diffusion_model.")) or {}
+    note = (
+        notes.get(stem) or notes.get(next((stem[len(each) :] for each in PREFIXES if stem.startswith(each)), "")) or {}
+    )
     kept = note.get("format", INTEGERS if slot.dtype == "int8" else slot.dtype)
     if scale is None and (slot.dtype in FLOATS or (stem == name and slot.dtype not in EIGHT_BITS)):
         return slot

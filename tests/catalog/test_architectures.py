@@ -191,6 +191,16 @@ def test_what_no_row_takes_is_known_too(name: str, tensors: list[str]) -> None:
     assert described(parts(dict.fromkeys(tensors, (4, 4)))) == name
 
 
+def test_a_file_may_say_what_it_predicts() -> None:
+    unet = {"input_blocks.1.0.in_layers.0.weight": (4, 4)}
+    assert rows(parts(unet, "epsilon")) == ["sd1.5"]
+    for said in ("v", "v_prediction"):
+        assert described(parts(unet, said)) == "Stable Diffusion 1.5 with v-prediction"
+        assert rows(parts(unet, said)) == []
+    flux = {"double_blocks.0.img_attn.norm.key_norm.weight": (4,), "guidance_in.in_layer.weight": (4, 4)}
+    assert rows(parts(flux, "v")) == ["flux-dev"]
+
+
 def test_rows_are_those_of_what_denoises() -> None:
     unet, vae = "model.diffusion_model.", "first_stage_model.decoder.up.0.block.0.norm1.weight"
     sdxl = [f"{unet}input_blocks.1.0.in_layers.0.weight", f"{unet}label_emb.0.0.weight", vae]

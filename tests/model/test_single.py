@@ -72,6 +72,16 @@ def test_a_denoiser_by_its_first_names_draws_the_same(dtype: str, prefix: str, p
     assert np.array_equal(drawn(tmp_path, weights=("mine.safetensors",)), plain)
 
 
+def test_a_norm_may_be_called_as_later_files_call_it(tmp_path: Path) -> None:
+    later = {re.sub(r"_norm\.scale$", "_norm.weight", name): t for name, t in flux_names(spark_transformer()).items()}
+    originals.write(later, tmp_path / "mine.safetensors")
+    found, _ = loaded(tmp_path, MODELS["spark"], "mine.safetensors")
+    exact = spark_transformer()
+    assert [
+        name for name, t in found["transformer"].state_dict().items() if not torch.equal(t, exact[name].float())
+    ] == []
+
+
 def test_another_denoiser_draws_something_else(plain: Any, tmp_path: Path) -> None:
     weights = {name: 0.9 * tensor for name, tensor in flux_names(spark_transformer()).items()}
     originals.write(weights, tmp_path / "unets/mine.safetensors")
@@ -251,6 +261,21 @@ def test_what_is_made_smaller_is_read_within_its_rounding(name: str, tmp_path: P
         error = (found[key] - tensor).abs()
         assert error.max() <= bound * tensor.abs().max() * 1.001, key
     assert any(not torch.equal(found[key], tensor) for key, tensor in exact.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+@pytest.mark.parametrize("told", [True, False])
+def test_what_is_said_of_a_layer_holds_for_it_below_any_prefix(prefix: str, told: bool, tmp_path: Path) -> None:
+    exact = {key: tensor.float() for key, tensor in spark_transformer().items()}
+    made = by(".weight_scale", torch.int8, rows=True, rotated=16)(flux_names(exact))
+    notes = {name.removesuffix(".comfy_quant"): note for name, note in made.items() if name.endswith(".comfy_quant")}
+    layers = {prefix * told + name: json.loads(bytes(note.tolist())) for name, note in notes.items()}
+    kept = {name: tensor for name, tensor in made.items() if not name.endswith(".comfy_quant")}
+    said = {"_quantization_metadata": json.dumps({"layers": layers})}
+    originals.write(kept, tmp_path / "mine.safetensors", prefix, **said)
+    found, _ = loaded(tmp_path, MODELS["spark"], "mine.safetensors")
+    mine = found["transformer"].state_dict()
+    assert max((mine[name].float() - exact[name]).abs().max() / exact[name].abs().max() for name in exact) < 0.05
 
 
 def test_scaled_weights_are_rounded_anew_for_the_precision_that_is_served(tmp_path: Path) -> None:

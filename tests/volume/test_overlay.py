@@ -73,6 +73,12 @@ def test_a_file_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
         overlay(["one.safetensors", "two.safetensors"], SPARK, model_source(SPARK, tmp_path), tmp_path)
 
 
+def test_what_a_file_says_that_it_predicts_is_heard(tmp_path: Path) -> None:
+    said = {"modelspec.prediction_type": "v"}
+    originals.write(zeros("input_blocks.1.0.in_layers.0.weight"), tmp_path / "mine.safetensors", **said)
+    assert "is Stable Diffusion 1.5 with v-prediction; spark is" in refused("mine.safetensors", tmp_path)
+
+
 def test_the_same_in_another_size_is_refused_by_the_first_tensor(tmp_path: Path) -> None:
     weights = originals.backwards(load_file(WEIGHTS), FLUX)
     weights["img_in.weight"] = torch.zeros(128, 44)
