@@ -133,22 +133,22 @@ def _walked(folder: Path) -> Iterator[Path]:
         yield from (path for path in paths if os.path.isfile(path))  # not what cannot be looked at
 
 
-Stamp = tuple[Path, int, int]  # a file, its size, and when it was written last, in nanoseconds
+Stamp = tuple[Path, int, int]  # a file, its size, and when it changed last, which no copy keeps, in nanoseconds
 
 
 def _stamp(path: Path) -> Stamp:
     told = path.stat()
-    return path, told.st_size, told.st_mtime_ns
+    return path, told.st_size, told.st_ctime_ns
 
 
 @lru_cache(REMEMBERED)
-def _hashed(path: Path, size: int, written: int) -> str:
+def _hashed(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(REMEMBERED)
-def _fault(path: Path, size: int, written: int) -> str:
+def _fault(path: Path, size: int, changed: int) -> str:
     """Why the file is no LoRA that can be used, told from its header alone; empty for one that may be."""
     if size > LARGEST:
         return f"too large: it has {size / 1e9:.1f} GB, and a LoRA may have {LARGEST / 1e9:.1f}"
@@ -178,7 +178,7 @@ def _described(name: str, path: Path) -> Adapter:
 
 
 @lru_cache(REMEMBERED)
-def _about(path: Path, size: int, written: int) -> tuple[str, tuple[str, ...]]:
+def _about(path: Path, size: int, changed: int) -> tuple[str, tuple[str, ...]]:
     """What it was made for, and its trigger words, as its metadata has them."""
     said = _metadata(path)
     made_for = next((said[name] for name in MAKERS if said.get(name)), "")
