@@ -93,6 +93,7 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
         }
         known = found["precision"] in PRECISIONS and found.get("attention", "native") in KERNELS
         texts = "vae" in found and all(isinstance(found.get(name, ""), str) for name in TEXTS)
+        texts &= all(isinstance(one["sha256"], str) for one in found.get("loras", ()))
         open_ = None in (found["seed"], found["steps"])
         if open_ or not known or not texts or found["plan"] not in ("EAGER", "COMPILED"):
             raise ValueError("made by nothing that this version knows")

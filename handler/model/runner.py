@@ -47,6 +47,10 @@ class Runner:
         self._projection, self._applied = Projection(), Applied(pipeline)
         self._prompts: OrderedDict[tuple[str, str | None, float, tuple[Lora, ...]], dict[str, Any]] = OrderedDict()
 
+    def restore(self) -> None:
+        """Let the weights be the model's own, without the LoRAs of the last picture."""
+        self._applied.apply(())
+
     def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
         """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
         found: dict[int, DrawOutcome] = {}

@@ -133,8 +133,8 @@ class Loaded:
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def save(self, folder: Path) -> None:
-        """Write the whole pipeline, weights as they are served, in diffusers' layout."""
-        self._open()
+        """Write the whole pipeline, weights as they are served, in diffusers' layout; of no request's LoRAs."""
+        self._open().restore()
         quantised, plain = importlib.import_module("handler.model.loading.quant"), type(self._pipeline)
         (quantised.save if self.hardware.quantised else plain.save_pretrained)(self._pipeline, folder)
 

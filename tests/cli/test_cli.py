@@ -363,6 +363,8 @@ STRANGE = [
     {"version": 3},
     {"seed": None},
     {"steps": None},
+    {"loras": [{"name": "ink", "weight": 1.0}]},
+    {"loras": [{"name": "ink", "weight": 1.0, "sha256": 7}]},
 ]
 
 

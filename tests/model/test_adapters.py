@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PATIENT, unwarmed
+from safetensors.torch import load_file
 
 import tiny
 from handler import MODELS, ImageRequest, Worker
@@ -91,6 +92,15 @@ def test_layers_that_share_a_weight_are_changed_once(spark: Worker, tmp_path: Pa
         drawn(spark, put(tmp_path / "both.safetensors", peft(matrices(encoder, names), "text_encoder_2")))
     assert np.array_equal(drawn(spark), plain)
     assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items())
+
+
+def test_what_is_saved_has_nothing_of_them(spark: Worker, one: Lora, tmp_path: Path) -> None:
+    before = weights(spark._pipeline.transformer)
+    drawn(spark, one)
+    spark.save(tmp_path / "saved")
+    [path] = (tmp_path / "saved/transformer").glob("*.safetensors")
+    saved = load_file(path)
+    assert all(torch.equal(saved[f"{layer}.weight"], before[f"{layer}.weight"]) for layer in LAYERS)
 
 
 def test_previews_of_others_are_as_before(spark: Worker, tmp_path: Path) -> None:

@@ -60,6 +60,19 @@ def test_what_is_written_anew_is_another(tmp_path: Path) -> None:
     assert after.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != before.sha256
 
 
+def test_what_is_as_large_and_as_old_is_another_too(tmp_path: Path) -> None:
+    """As from an archive, which keeps dates or has one for all."""
+    path = put(tmp_path / "loras/ink.safetensors")
+    os.utime(path, ns=(1, 1))
+    [before] = chosen([Wanted("ink")], tmp_path)
+    then = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == then:  # clocks of file systems have ticks
+        put(path, {**GOOD, "x.alpha": torch.tensor(2.0)})
+        os.utime(path, ns=(1, 1))
+    [after] = chosen([Wanted("ink")], tmp_path)
+    assert after.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() != before.sha256
+
+
 @pytest.mark.parametrize("name", ["../secret", "a/../../secret", "/etc/secret", "..", ".", "a//b", "./a", "a\\b", "a/"])
 def test_a_name_never_leads_out(name: str, tmp_path: Path) -> None:
     put(tmp_path / "secret.safetensors")

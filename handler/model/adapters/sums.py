@@ -69,9 +69,12 @@ def _matrices(delta: Delta, weight: float, device: Any) -> tuple[Tensor, Tensor]
 
 
 def put(held: Parts, parts: Parts) -> None:
-    """Let memory that is held have these values: whoever shares it, as compiled code does, sees them."""
+    """Let memory that is held have these values: whoever shares it, as compiled code does, sees them.
+
+    Host memory has them at once, or what a device still writes there would come after what the host writes next.
+    """
     for tensor, part in zip(held, parts, strict=True):
-        tensor.copy_(part, non_blocking=True)
+        tensor.copy_(part, non_blocking=tensor.device.type != "cpu")
 
 
 def _rounded(generator: torch.Generator, whole: Tensor, before: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
