@@ -141,7 +141,7 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     assert told.endswith("Download it again.")
 
 
-@pytest.mark.parametrize("name", ["../mine.safetensors", "checkpoints/../../mine.safetensors", "", "a\0b"])
+@pytest.mark.parametrize("name", ["../mine.safetensors", "checkpoints/../../mine.safetensors", "", "a\0b", "/a\0b"])
 def test_a_name_outside_its_folder_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path.parent / "mine.safetensors").write_bytes(b"")
     assert "leads out of its folder" in refused(name, tmp_path)
@@ -252,3 +252,10 @@ def test_a_volume_that_nobody_may_write_or_understand_remembers_nothing(tmp_path
     originals.write(zeros("a", "b"), path)
     with pytest.raises(WeightsCorrupt, match="was replaced, or written to, while it was read"):
         hashes.Hashing([stale], nowhere).wait()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int64])
+def test_matrices_that_are_no_floats_are_refused_before_anything_is_read(dtype: Any, tmp_path: Path) -> None:
+    weights = originals.backwards(load_file(WEIGHTS), FLUX)
+    originals.write({name: tensor.to(dtype) for name, tensor in weights.items()}, tmp_path / "mine.safetensors")
+    assert f"as {str(dtype).removeprefix('torch.')} without a scale" in refused("mine.safetensors", tmp_path)
