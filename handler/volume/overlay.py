@@ -15,7 +15,7 @@ from handler.catalog.naming import Piece, Shapes, pieces
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError, WeightsCorrupt, WeightsMissing
 from handler.volume.gguf import BLOCKS
-from handler.volume.layout import Slot, read_layout
+from handler.volume.layout import FLOATS, Slot, read_layout
 from handler.volume.listing import LORA, weight_files
 from handler.volume.manifest import Source
 from handler.volume.room import reading
@@ -142,7 +142,7 @@ def pinned(name: str, volume: Path) -> Pinned:
 
 def located(name: str, volume: Path) -> Path:
     """Where the file that a setting names is; SettingsError if it names none below the volume, WeightsMissing."""
-    if Path(name).is_absolute():
+    if Path(name).is_absolute() and "\0" not in name:
         return Path(name)
     if "@" in name:
         with reading(path := pinned(name, volume).path):
@@ -232,6 +232,9 @@ def _misfit(
 def _cut(file: Single, piece: Piece, part: Part) -> Slot:
     """The bytes of a piece, which are as contiguous as its rows."""
     slot = file.slots[part.prefix + piece.source]
+    if slot.dtype not in FLOATS and len(slot.shape) > 1 and not SPARE.fullmatch(piece.name):
+        told = f"keeps {piece.source} as {slot.dtype} without a scale, and nothing says which floats these are"
+        raise SettingsError(f"{SETTING}: {file.path.name} {told}. Bring a file of the same model in floats.", SETTING)
     rows = slot.shape[0] if slot.shape else 1
     if (piece.first, piece.last) == (0, rows) or not slot.shape:
         return replace(slot, shape=piece.shape, turn=piece.turn)

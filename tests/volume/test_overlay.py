@@ -146,7 +146,7 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     assert told.endswith("Download it again.")
 
 
-@pytest.mark.parametrize("name", ["../mine.safetensors", "checkpoints/../../mine.safetensors", "", "a\0b"])
+@pytest.mark.parametrize("name", ["../mine.safetensors", "checkpoints/../../mine.safetensors", "", "a\0b", "/a\0b"])
 def test_a_name_outside_its_folder_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path.parent / "mine.safetensors").write_bytes(b"")
     assert "leads out of its folder" in refused(name, tmp_path)
@@ -323,3 +323,10 @@ def test_a_manifest_that_is_none_of_ours_is_nobodys_business(tmp_path: Path) -> 
     path = originals.write(zeros("a"), tmp_path / "mine.safetensors")
     (tmp_path / "manifest.json").write_text("[]")
     assert examine(path).entry is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int64])
+def test_matrices_that_are_no_floats_are_refused_before_anything_is_read(dtype: Any, tmp_path: Path) -> None:
+    weights = originals.backwards(load_file(WEIGHTS), FLUX)
+    originals.write({name: tensor.to(dtype) for name, tensor in weights.items()}, tmp_path / "mine.safetensors")
+    assert f"as {str(dtype).removeprefix('torch.')} without a scale" in refused("mine.safetensors", tmp_path)
