@@ -329,4 +329,5 @@ def test_a_manifest_that_is_none_of_ours_is_nobodys_business(tmp_path: Path) -> 
 def test_matrices_that_are_no_floats_are_refused_before_anything_is_read(dtype: Any, tmp_path: Path) -> None:
     weights = originals.backwards(load_file(WEIGHTS), FLUX)
     originals.write({name: tensor.to(dtype) for name, tensor in weights.items()}, tmp_path / "mine.safetensors")
-    assert f"as {str(dtype).removeprefix('torch.')} without a scale" in refused("mine.safetensors", tmp_path)
+    told = refused("mine.safetensors", tmp_path, kind=WeightsCorrupt)
+    assert f"as {str(dtype).removeprefix('torch.')} without a scale" in told
