@@ -56,6 +56,7 @@ TESTED = {
     'python -m handler generate "put the hat': "api/test_images.py::test_made_again_bit_for_bit",
     "python -m handler optimize": "cli/test_optimize.py::test_a_real_sweep",
     "python -m handler receipts": "volume/test_receipts.py::test_the_verb",
+    "python -m spark.lora": "spark/test_outlined.py::test_what_was_trained_is_what_is_applied",
     "RUNPOD_API_KEY=... .venv/bin/python platform/runpod_deploy.py": (
         "platform/test_runpod_deploy.py::test_creates_a_template"
     ),

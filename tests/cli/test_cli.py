@@ -386,6 +386,7 @@ def test_a_lora_from_the_command_line_and_made_again(
     lora = put(tmp_path / "loras/styles/ink.safetensors", parts, 1.0, {"modelspec.trigger_phrase": "inked"})
     (tmp_path / "loras/torn.safetensors").write_bytes(b"torn")
     monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    monkeypatch.setenv("KINDLING_COLD_START_BUDGET_S", "3600")
     monkeypatch.chdir(tmp_path)
     small = ("--size", "64x64", "--steps", "1")
     assert main(["generate", "a ring", *small, "--seed", "1", "--lora", "styles/ink:0.5", "-o", "a.png"]) == 0

@@ -13,6 +13,7 @@ import numpy as np
 import originals
 import pytest
 import torch
+from conftest import PATIENT
 from safetensors.torch import load_file
 from test_sd15 import as_on_the_hub
 
@@ -44,7 +45,7 @@ PROMPT = "three yellow stars"
 
 def drawn(volume: Path, **settings: Any) -> Any:
     """A picture by a worker with these settings."""
-    asked = Settings(volume=volume, device="cpu", compile="off", **settings)
+    asked = PATIENT.model_copy(update={"volume": volume, "device": "cpu", "compile": "off", **settings})
     with Worker.boot(asked) as worker:
         request = ImageRequest(prompt=PROMPT, seed=7, width=64, height=64, num_inference_steps=worker.spec.min_steps)
         return worker.generate(worker.spec.recipe(request))[0].rgb
@@ -344,7 +345,8 @@ def test_what_is_baked_of_a_file_is_served_for_that_file_alone(tmp_path: Path) -
     """By its contents, whatever it is called; to the bit what is rounded at the start."""
     weights = {name: 0.9 * tensor for name, tensor in flux_names(spark_transformer()).items()}
     path = originals.write(weights, tmp_path / "unet/mine.safetensors")
-    asked = Settings(volume=tmp_path, device="cpu", compile="off", precision="int8", weights=("mine.safetensors",))
+    wanted = {"device": "cpu", "compile": "off", "precision": "int8", "weights": ("mine.safetensors",)}
+    asked = PATIENT.model_copy(update={"volume": tmp_path, **wanted})
     spark = MODELS["spark"]
     over = overlay(asked.weights, spec=spark, source=model_source(spark, tmp_path), volume=tmp_path)
     with Worker.boot(asked) as worker:
@@ -370,7 +372,12 @@ def test_a_picture_says_its_files_and_is_made_again_from_that(
 ) -> None:
     weights = {name: 0.9 * tensor for name, tensor in flux_names(spark_transformer()).items()}
     path = originals.write(weights, tmp_path / "unet/mine.safetensors")
-    for name, value in {"VOLUME": str(tmp_path), "DEVICE": "cpu", "COMPILE": "off"}.items():
+    for name, value in {
+        "VOLUME": str(tmp_path),
+        "DEVICE": "cpu",
+        "COMPILE": "off",
+        "COLD_START_BUDGET_S": "3600",
+    }.items():
         monkeypatch.setenv(f"KINDLING_{name}", value)
     first, second = tmp_path / "first.png", tmp_path / "second.png"
     asked = [PROMPT, "--size", "64x64", "--steps", "1", "--seed", "7"]
