@@ -1,18 +1,22 @@
 """The LoRAs of a request, and those that there are: looked for on a volume that may hang, within a deadline."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from handler.api.hands import Hands
 from handler.core.deadline import Deadline
+from handler.core.errors import DeadlineExceeded
 from handler.core.recipe import Lora
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.volume import adapters
 
 T = TypeVar("T")
+LISTING_S = 2.0  # who asks for the list of models, perhaps whether this worker is well, shall not wait for a volume
+log = logging.getLogger(__name__)
 _hands = Hands(4, 4, "volume")  # reading a large file's hash takes seconds, a dead mount for ever
 
 
@@ -22,8 +26,13 @@ async def chosen(request: ImageRequest, settings: Settings, deadline: Deadline) 
 
 
 async def listed(settings: Settings, deadline: Deadline) -> list[adapters.Adapter]:
-    """All that are on the volume."""
-    return await looked(partial(adapters.adapters, settings.volume), deadline)
+    """All that are on the volume; none, which is told, if it does not answer in `LISTING_S`."""
+    deadline.no_later(LISTING_S)
+    try:
+        return await looked(partial(adapters.adapters, settings.volume), deadline)
+    except DeadlineExceeded:
+        log.warning("the list of models is without LoRAs: the volume does not answer")
+        return []
 
 
 async def looked(look: Callable[[], T], deadline: Deadline) -> T:

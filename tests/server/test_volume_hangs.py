@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from handler import Engine, Settings, create_app
+from handler.api import loras
 
 PATHS = ("/openapi.json", "/v1/models")
 MANY = 40  # more than asyncio has threads
@@ -47,11 +48,25 @@ def test_nobody_else_waits_for_a_thread(path: str, tmp_path: Path, go: threading
     assert asyncio.run(asked()) == [200] * MANY
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_who_asks_is_told_when_time_is_up(path: str, tmp_path: Path, go: threading.Event) -> None:
-    async def asked() -> httpx.Response:
-        app = create_app(Engine(Settings(volume=tmp_path, deadline_s=1)), public=False)
+def asked(path: str, settings: Settings) -> httpx.Response:
+    async def get() -> httpx.Response:
+        app = create_app(Engine(settings), public=False)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://worker") as client:
             return await client.get(path)
 
-    assert asyncio.run(asked()).json()["error"]["code"] == "deadline_exceeded"
+    return asyncio.run(get())
+
+
+def test_who_asks_is_told_when_time_is_up(tmp_path: Path, go: threading.Event) -> None:
+    answer = asked("/openapi.json", Settings(volume=tmp_path, deadline_s=1))
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+
+
+def test_the_list_of_models_comes_without_loras(
+    tmp_path: Path, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It told of no volume before there were LoRAs, and whoever asks may mean to see whether the worker is well."""
+    monkeypatch.setattr(loras, "LISTING_S", 0.1)
+    answer = asked("/v1/models", Settings(volume=tmp_path))
+    assert (answer.status_code, answer.json()["loras"]) == (200, [])
+    assert answer.json()["data"][0]["id"] == "spark"
