@@ -4,6 +4,7 @@ What is asked goes the way of every request: `Api` checks it, makes recipes, wai
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -19,6 +20,7 @@ from handler.engine import engine
 from handler.worker.clock import Clock
 from handler.worker.worker import Worker
 
+log = logging.getLogger(__name__)
 _hands = Hands(8, 0, "embedded")  # starts and ends take long, and no interpreter should wait for them as it ends
 
 
@@ -83,7 +85,10 @@ class Engine(engine.Engine):
         """Give the memory back once nothing is drawn: a last step, or a start that was given up, takes its time."""
         self._thread.join()
         if self.worker:
-            self.worker.close()
+            try:
+                self.worker.close()
+            except Exception:
+                log.exception("the memory of %s could not be given back", self.spec.id)
 
 
 async def _elsewhere(act: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 A key is `PREFIX/MODEL/SHA256.png`, of the picture's own bytes: a retry, or a job that its platform gives again, writes
 the same object once more rather than another, and an object never changes, so caches may keep it as long as its URL
 works. Whoever can name the key has the picture already; in a private bucket only the presigned URL opens it.
-Credentials are read for each picture: a process that was restored from a snapshot may have new ones.
+Keys by RunPod's names are read for each picture: a process that was restored from a snapshot may have new ones.
 
 A picture that was drawn is paid for. If the store does not take it, after a bounded number of tries and in the time
 that whoever waits has left, `Store.keep` says why and leaves the bytes where they are. Why is told in our own words:

@@ -212,11 +212,11 @@ class Settings(BaseModel):
 
         Raises SettingsError naming a bad one.
         """
-        settings, faults = cls.examined(os.environ if environ is None else environ)
+        options = {f"{PREFIX}{name}": value for name, value in (("MODEL", model), ("WEIGHTS", weights)) if value}
+        settings, faults = cls.examined({**(os.environ if environ is None else environ), **options})
         for name, why in sorted(faults.items()):
             raise SettingsError(why, name)
-        update = {"model": model or settings.model, "weights": cls._split(weights) if weights else settings.weights}
-        return settings.model_copy(update=update)
+        return settings
 
 
 def _unknown(name: str, names: set[str]) -> str:

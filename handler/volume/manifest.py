@@ -83,7 +83,8 @@ class Source:
     def again(self) -> str:
         """How a file of it that is missing is brought again."""
         setting = f"KINDLING_PRECISION={self.precision} " if self.precision else ""
-        return AGAIN[self.kind].format(name=self.name, setting=setting)
+        others = bool(self.manifest and self.manifest.facts.get("contents"))
+        return AGAIN[self.kind].format(name=self.name, setting=setting) + ", with the same KINDLING_WEIGHTS" * others
 
     @property
     def remedy(self) -> str:

@@ -23,7 +23,7 @@ def chips(spec: ModelSpec, receipt: Receipt | None, facts: Mapping[str, str]) ->
     compiled = facts["plan"] == "COMPILED" if facts else bool(receipt and receipt.winner.compiled)
     pictures, likeness, speed = _measured(receipt, precision, compiled) or [UNMEASURED.format(model=spec.id)] * 3
     kernel = facts.get("attention", NATIVE)
-    label = PRECISIONS[precision].label if precision in PRECISIONS else "AUTO"  # while it starts
+    label = PRECISIONS[precision].label if precision in PRECISIONS else precision.upper()
     rows = (
         ("steps", f"{spec.steps} step{'s' * (spec.steps > 1)}", pictures),
         ("guidance", f"gs {spec.guidance:g}", pictures),

@@ -221,3 +221,12 @@ def test_where_each_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_guide_lists_every_setting_as_it_is() -> None:
     assert page() in (ROOT / "docs/settings.md").read_text()
+
+
+def test_what_an_option_says_is_read_as_its_variable_is() -> None:
+    """Also where the variable, over which it wins, could not be."""
+    said = Settings.from_env({"KINDLING_WEIGHTS": ",", "KINDLING_MODEL": "sdxl"}, model="spark", weights="a, b")
+    assert (said.model, said.weights) == ("spark", ("a", "b"))
+    for weights in (",", "a\0b"):
+        with pytest.raises(SettingsError, match="KINDLING_WEIGHTS: "):
+            Settings.from_env({}, weights=weights)

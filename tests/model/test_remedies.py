@@ -17,7 +17,7 @@ from handler.model.loading.weights import load_components
 from handler.volume import sources
 from handler.volume.autoencoder import fetched_vae, vae_source
 from handler.volume.listing import weight_files
-from handler.volume.manifest import MANIFEST, Kind, Source, write_manifest
+from handler.volume.manifest import MANIFEST, Kind, Manifest, Source, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.reader import Reader
 from handler.volume.sources import EMBEDDED, HUB_CACHE, baked_sources, fetched_folder, model_source, served_source
@@ -168,3 +168,9 @@ def test_a_configuration_of_an_autoencoder_that_is_none(
         with pytest.raises(WeightsCorrupt) as caught:
             vae_source(name, tmp_path)
         assert caught.value.message.endswith(remedy)
+
+
+def test_what_is_baked_of_peoples_files_is_baked_again_with_them(tmp_path: Path) -> None:
+    manifest = Manifest({"kind": "weights", "precision": "fp8", "contents": "ab"}, {})
+    told = Source(tmp_path, manifest, None, "baked", "sdxl").remedy
+    assert told.endswith("KINDLING_PRECISION=fp8 python -m handler bake sdxl, with the same KINDLING_WEIGHTS")
