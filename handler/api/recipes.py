@@ -14,10 +14,15 @@ def recipes_of(
 ) -> list[Recipe]:
     """What to draw for each of `request.n` pictures: picture i has seed + i, and after the largest comes 0.
 
+    With `sampling` they have one seed, and picture i is the i-th of one draw of noise, as in ComfyUI.
+
     `served` is the worker's KINDLING_STEP_CACHE, `loras` the request's, found. Raises the RequestError that names the
     first thing that cannot be. Images take time to decode: with any, this is not for an event loop.
     """
     spec.validate(request, served)  # of two faults, tell first what no other image would mend
     images, mask = decoded(request, spec)
     first = spec.recipe(request, images, served, mask, loras)
+    if first.sampling:
+        draws = [first.sampling.model_copy(update={"batch": request.n, "index": i}) for i in range(request.n)]
+        return [replace(first, sampling=draw) for draw in (draws if request.n > 1 else [first.sampling])]
     return [replace(first, seed=(first.seed + i) % (MAX_SEED + 1)) for i in range(request.n)]

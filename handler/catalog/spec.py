@@ -9,7 +9,7 @@ from typing import Any
 from handler.catalog.licenses import License
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.core.recipe import Lora, Mask, Recipe, Reference, steps_taken
-from handler.core.request import MAX_SEED, MAX_SIDE, ImageRequest
+from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest
 from handler.core.stepcache import StepCache, StepCacheSetting
 
 SEEN_PIXELS = 1024 * 1024  # of a reference image: FLUX.2 looks at no more
@@ -104,7 +104,7 @@ class ModelSpec:
             steps=self._steps(request),
             guidance=self._guidance(request),
             scheduler=request.scheduler or self.schedulers[0],
-            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
+            seed=secrets.randbelow(MAX_RANDOM_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=self._negative_prompt(request),
             images=images,
             step_cache=self.caching(request.step_cache or served),

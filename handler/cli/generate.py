@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
     parser.add_argument("--scheduler", help="scheduler (default: the model's)")
-    parser.add_argument("--seed", type=int, help="0 to 2147483647 (default: random; it is printed)")
+    parser.add_argument("--seed", type=int, help="0 to 18446744073709551615 (default, and -1: random; it is printed)")
     parser.add_argument("--negative-prompt", help="what to avoid, where the model can")
     parser.add_argument(
         "--step-cache", metavar="VALUES", help="on, off or such as Fn=1,W=4,R=0.24 (default: $KINDLING_STEP_CACHE)"

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from handler.core.reading import Reading
 from handler.core.request import Format
+from handler.core.sampling import Sampling
 from handler.core.stepcache import StepCache
 
 Preview = Callable[[], Any]  # makes a uint8 (height, width, 3) array, on the thread of the engine alone
@@ -13,6 +15,7 @@ OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may rai
 
 
 MOST = 8
+OPTIONAL = ("loras", "sampling", "reading")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,18 +69,27 @@ class Recipe:
     strength: float | None = None
     mask: Mask | None = None
     loras: tuple[Lora, ...] = ()
+    sampling: Sampling | None = None
+    reading: Reading | None = None
 
     @property
     def taken(self) -> int:
         """How many of the steps are taken."""
+        if self.sampling:
+            return self.sampling.taken
         return self.steps if self.strength is None else steps_taken(self.steps, self.strength)
 
     def described(self) -> dict[str, Any]:
-        """The recipe as JSON takes it: of each image, and of the mask, its SHA-256; of LoRAs only where there are."""
+        """The recipe as JSON takes it: of each image, and of the mask, its SHA-256; `OPTIONAL` only where there are."""
         hashes = {"images": [image.sha256 for image in self.images], "mask": self.mask and self.mask.sha256}
-        found = asdict(replace(self, images=(), mask=None, loras=())) | hashes
-        del found["loras"]
-        return found | ({"loras": [lora.described() for lora in self.loras]} if self.loras else {})
+        found = asdict(replace(self, images=(), mask=None, loras=(), sampling=None, reading=None)) | hashes
+        optional = {
+            "loras": [lora.described() for lora in self.loras],
+            "sampling": self.sampling and self.sampling.model_dump(mode="json"),
+            "reading": self.reading and self.reading.model_dump(mode="json"),
+        }
+        kept = {name: optional[name] for name in OPTIONAL if getattr(self, name)}
+        return {name: value for name, value in found.items() if name not in OPTIONAL} | kept
 
 
 def steps_taken(steps: int, strength: float) -> int:

@@ -7,14 +7,17 @@ here: `catalog.ModelSpec.recipe` applies them.
 import base64
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from handler.core import errors
 from handler.core.loras import Loras
+from handler.core.reading import Reading
+from handler.core.sampling import Sampling
 from handler.core.stepcache import StepCacheSetting
 
-MAX_SEED = 2**31 - 1
+MAX_SEED = 2**64 - 1
+MAX_RANDOM_SEED = 2**31 - 1  # JSON's readers keep 53 bits
 MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_PROMPT = 32_000
 MAX_IMAGES = 4
@@ -74,8 +77,16 @@ class ImageRequest(BaseModel):
     num_inference_steps: int | None = Field(None, ge=1, le=50)
     guidance_scale: float | None = Field(None, ge=0, le=20)
     scheduler: Scheduler | None = None
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="None draws one at random; the answer names it.")
-    negative_prompt: str | None = Field(None, max_length=2000, description="What to avoid; None is the model's way.")
+    seed: int | None = Field(
+        None, ge=-1, le=MAX_SEED, description="None or -1 draws one at random; the answer names it."
+    )
+    negative_prompt: str | None = Field(
+        None, max_length=MAX_PROMPT, description="What to avoid; None is the model's way."
+    )
+    sampling: Sampling | None = Field(
+        None, description="ComfyUI's way of sampling, instead of scheduler, num_inference_steps and strength."
+    )
+    reading: Reading | None = Field(None, description="ComfyUI's way of reading prompts; without it diffusers'.")
     step_cache: StepCacheSetting | None = Field(
         None, description="off, on, or the step cache's values; None is the worker's."
     )
@@ -95,6 +106,11 @@ class ImageRequest(BaseModel):
     output_format: Format = "png"
     output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")
 
+    @field_validator("seed")
+    @classmethod
+    def _random(cls, seed: int | None) -> int | None:
+        return None if seed == -1 else seed
+
     @model_validator(mode="after")
     def _whole_sizes(self) -> Self:
         if (self.width is None) != (self.height is None):
@@ -105,6 +121,8 @@ class ImageRequest(BaseModel):
             raise ValueError("partial_images are of one picture; send n 1")
         if self.mask is not None and not self.images:
             raise ValueError("mask says where an image is drawn anew; send the image too")
+        if self.sampling and (self.num_inference_steps, self.scheduler, self.strength) != (None, None, None):
+            raise ValueError("sampling says all of scheduler, num_inference_steps and strength; send none of those")
         if self.strength is not None and not self.images:
             raise ValueError("strength says how much of an image is drawn anew; send the image too")
         return self
@@ -124,7 +142,7 @@ def translate(error: ValidationError) -> errors.RequestError:
     param = str(first["loc"][0])[:80] if first["loc"] else None
     message = first["msg"].removeprefix("Value error, ")
     if param is None:
-        several = ("output_compression", "partial_images", "width", "mask", "strength")
+        several = ("output_compression", "partial_images", "width", "mask", "sampling", "strength")
         param = next((name for name in several if name in message), None)
     kind = _ERROR_OF_TYPE.get(first["type"])
     if kind is None:

@@ -11,7 +11,7 @@ import pytest
 from fakes import RECIPE
 from handler.core import loras
 from handler.core.errors import InvalidType, InvalidValue, MissingParameter, OutOfRange, RequestError, UnknownParameter
-from handler.core.recipe import Lora, Mask, Picture, Pixels, Recipe, Reference, steps_taken
+from handler.core.recipe import OPTIONAL, Lora, Mask, Picture, Pixels, Recipe, Reference, steps_taken
 from handler.core.request import ImageRequest
 from handler.core.stepcache import StepCache
 
@@ -21,7 +21,7 @@ DEFAULTS = {
     "model": None, "n": 1, "width": None, "height": None, "num_inference_steps": None, "guidance_scale": None,
     "scheduler": None, "seed": None, "negative_prompt": None, "step_cache": None, "images": (), "mask": None,
     "loras": (), "strength": None, "stream": False, "partial_images": 0, "response_format": "b64_json",
-    "output_format": "png", "output_compression": 100,
+    "output_format": "png", "output_compression": 100, "sampling": None, "reading": None,
 }  # fmt: skip
 
 
@@ -153,8 +153,8 @@ def test_an_edit_takes_its_share_of_the_steps(steps: int, strength: float, taken
 
 def test_a_recipe_describes_itself_without_its_images() -> None:
     plain = RECIPE.described()
-    assert {*plain, "loras"} == {field.name for field in dataclasses.fields(Recipe)}
-    assert "loras" not in plain  # so a picture without is told as ever
+    assert {*plain, *OPTIONAL} == {field.name for field in dataclasses.fields(Recipe)}
+    assert not {*OPTIONAL} & {*plain}  # so a picture without is told as ever
     assert (plain["images"], plain["mask"], plain["prompt"]) == ([], None, RECIPE.prompt)
     images = (Reference(object(), "a" * 64), Reference(object(), "b" * 64))
     edit = dataclasses.replace(RECIPE, images=images, mask=Mask(object(), "c" * 64), step_cache=StepCache())

@@ -604,10 +604,10 @@ def test_api_gives_each_picture_its_seed_and_counts_steps(engine: Engine, family
         shapes.append(preview().shape)
 
     async def main() -> None:
-        payload = {"prompt": "x", "n": 3, "seed": 2**31 - 2}
+        payload = {"prompt": "x", "n": 3, "seed": 2**64 - 2}
         reply = await Api(engine).call("/generate", payload, on_step)
         assert reply.status == 200
-        assert [image["seed"] for image in reply.body["images"]] == [2**31 - 2, 2**31 - 1, 0]
+        assert [image["seed"] for image in reply.body["images"]] == [2**64 - 2, 2**64 - 1, 0]
 
     asyncio.run(main())
     assert steps[-1] == (12, 12)

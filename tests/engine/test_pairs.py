@@ -518,12 +518,12 @@ REQUEST = {  # the least and the most that is accepted, and by how much less or 
     "height": (64, 2048, 1),
     "num_inference_steps": (1, 50, 1),
     "guidance_scale": (0.0, 20.0, 0.001),
-    "seed": (0, 2**31 - 1, 1),
+    "seed": (0, 2**64 - 1, 2),  # -1 is none
     "partial_images": (0, 3, 1),
     "output_compression": (0, 100, 1),
     "strength": (LEAST, 1.0, LEAST),
 }
-TEXTS = {"prompt": (1, 32_000), "negative_prompt": (0, 2000), "model": (0, 200)}
+TEXTS = {"prompt": (1, 32_000), "negative_prompt": (0, 32_000), "model": (0, 200)}
 SETTINGS = {
     "cold_start_budget_s": (LEAST, 3600, LEAST),
     "batch": (1, 8, 1),

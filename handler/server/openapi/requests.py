@@ -109,9 +109,12 @@ def _edit(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
     return openai | {"image": several, "images": several, "input_fidelity": ACCEPTED_TEXT} | masked | _started(spec)
 
 
+NO_FORM = ("images", "sampling", "reading")  # a form has texts and files
+
+
 def _edit_form(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
     """The same as a form, which has files for images and no null."""
-    fields = {name: schema for name, schema in openai.items() if name != "images"}
+    fields = {name: schema for name, schema in openai.items() if name not in NO_FORM}
     fields["loras"] = TEXT | {"description": "LoRAs on the worker's volume, such as NAME:0.8,NAME:0.5."}
     image = array(
         PART, minItems=1, maxItems=spec.max_images or 1, description="PNG, JPEG or WebP files; also as image[]."

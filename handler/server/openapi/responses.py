@@ -5,7 +5,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from handler.catalog.prices import Price
-from handler.core.recipe import Recipe
+from handler.core.recipe import OPTIONAL, Recipe
 from handler.engine.engine import EngineState
 from handler.engine.spend import Verdict
 from handler.server.openapi.schema import COUNT, FORMAT, NULL, NUMBER, REF, TEXT, Schema, array, ref, whole
@@ -21,7 +21,7 @@ EITHER = {"oneOf": [{"required": ["b64_json"]}, {"required": ["url"]}]}
 PLAN = TEXT | {"description": "COMPILED or EAGER, and why."}
 SIZE = TEXT | {"pattern": "^[0-9]+x[0-9]+$"}
 
-OPEN = {"Recipe": ("loras",)}  # what is left out where there is none
+OPEN = {"Recipe": OPTIONAL}  # what is left out where there is none
 
 
 def types() -> dict[str, Schema]:

@@ -1,0 +1,82 @@
+"""How noise becomes a picture in ComfyUI's words: `Sampling`, which a request may have in place of our own scheduler.
+
+The numbers behind the names are in `model/sampling/`.
+"""
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Sampler = Literal[
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "ddim",
+    "lcm",
+    "res_multistep",
+    "uni_pc",
+]
+Schedule = Literal[
+    "normal",
+    "karras",
+    "exponential",
+    "sgm_uniform",
+    "simple",
+    "ddim_uniform",
+    "beta",
+    "linear_quadratic",
+    "kl_optimal",
+]
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+MAX_STEPS = 1000
+
+
+class Sampling(BaseModel):
+    """What ComfyUI's KSampler is told, beside model, prompts and seed.
+
+    `denoise` d of n `steps` takes n steps, the last of int(n / d). Of the sigmas that come so, `start` and `end` say
+    from which to which are used; `sigmas` gives them outright instead. A picture is the one at `index` of `batch` whose
+    noise is drawn at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    sampler: Sampler = "euler"
+    scheduler: Schedule = "normal"
+    steps: int = Field(20, ge=1, le=MAX_STEPS)
+    cfg: float = Field(1.0, ge=1, le=100, description="Classifier-free guidance; 1 is none.")
+    denoise: float = Field(1.0, gt=0, le=1)
+    start: int = Field(0, ge=0, le=MAX_STEPS, description="The step to begin with.")
+    end: int | None = Field(None, ge=1, le=MAX_STEPS, description="The step to end before; None is the last.")
+    sigmas: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field((), max_length=MAX_STEPS + 1)
+    shift: float | None = Field(None, gt=0, le=100, description="Of a flow; None is the model's own.")
+    add_noise: bool = Field(True, description="Whether noise is added before the first step.")
+    leftover_noise: bool = Field(False, description="Whether the noise that is left at `end` stays.")
+    batch: int = Field(1, ge=1, le=64)
+    index: int = Field(0, ge=0, le=63)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sigmas(cls, value: Any) -> Any:
+        """JSON has lists, not tuples."""
+        if isinstance(value, dict) and isinstance(value.get("sigmas"), list):
+            return {**value, "sigmas": tuple(value["sigmas"])}
+        return value
+
+    @model_validator(mode="after")
+    def _steps_left(self) -> Self:
+        if self.taken < 1:
+            raise ValueError("start and end leave no step to take")
+        if self.sigmas and sorted(self.sigmas, reverse=True) != list(self.sigmas):
+            raise ValueError("sigmas should fall")
+        return self
+
+    @property
+    def taken(self) -> int:
+        """How many steps are taken, as asked; some schedules have one more or less."""
+        last = len(self.sigmas) - 1 if self.sigmas else self.steps
+        return min(last, self.end or last) - self.start
