@@ -8,6 +8,7 @@ KindlingError
 │   ├── InvalidType            400
 │   ├── InvalidValue           400  malformed, such as size "1024x"
 │   ├── Unsupported            400  understood, but not offered here
+│   ├── GraphRefused           400  a ComfyUI graph that cannot be drawn
 │   ├── Unauthorized           401
 │   ├── ForeignOrigin          403  a page of another site, or a name that leads to this machine
 │   ├── ModelNotFound          404
@@ -40,6 +41,7 @@ KindlingError
 """
 
 import math
+from collections.abc import Mapping
 from copy import copy
 from typing import Any, ClassVar, Self
 
@@ -106,6 +108,16 @@ class InvalidValue(RequestError):
 
 class Unsupported(RequestError):
     code = "unsupported_parameter"
+
+
+class GraphRefused(RequestError):
+    """A ComfyUI graph that cannot be drawn. `answer` is what its clients expect: `error` and `node_errors`."""
+
+    code = "graph_refused"
+
+    def __init__(self, message: str, answer: Mapping[str, Any]) -> None:
+        super().__init__(message, "prompt")
+        self.answer = answer
 
 
 class Unauthorized(RequestError):

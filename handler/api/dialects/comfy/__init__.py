@@ -1,0 +1,1 @@
+"""ComfyUI's graphs: checked as ComfyUI checks them, and read as requests. No node is ever executed."""

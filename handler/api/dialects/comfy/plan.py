@@ -1,0 +1,49 @@
+"""What a graph asks for: `Plan`, a request for each output that pictures reach."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from handler.catalog.spec import ModelSpec
+from handler.core.request import ImageRequest
+
+Folder = Literal["output", "temp", "input"]
+Pixels = Callable[[Any], Any]  # uint8 (height, width, 3) to the same, of any size
+Load = Callable[[str, str, Folder], bytes]  # file name, subfolder, folder -> the file; FileNotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What this worker can draw with: its model, and the names of files by ComfyUI's folder, as `/models/FOLDER` says.
+
+    The folders are checkpoints, diffusion_models, vae, text_encoders, loras, embeddings and input.
+    """
+
+    spec: ModelSpec
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The pictures of one output node.
+
+    `order` are the ids of the nodes that lead to it, in ComfyUI's order of execution, itself last; `sampler` is the one
+    that reports steps. Outputs whose requests are equal are drawn once. `after` is done to the pixels of each picture.
+    """
+
+    node: str
+    folder: Folder
+    prefix: str
+    request: ImageRequest
+    order: tuple[str, ...]
+    sampler: str
+    after: tuple[Pixels, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`outputs`; the ComfyUI errors of nodes that lead to other outputs, by id; notes for people."""
+
+    outputs: tuple[Output, ...]
+    node_errors: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
