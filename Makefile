@@ -1,6 +1,7 @@
 # make run    set up what is missing and serve the embedded model on 127.0.0.1:8000
 # make test   set up what is missing and run the whole test suite
 # make quick  run the tests that need no model, no process and no compiler: a minute
+# make judge  run the tests that take too long for every run, and write benchmarks/results/judge.json: a quarter of an hour
 # make check  lint and types
 # make mutate change the core modules a little, run their tests each time, and write benchmarks/results/mutation.json: how
 #             many of the changes they notice (hours; MODULES=handler/engine/queue.py for a part); make mutate-changes makes
@@ -21,7 +22,7 @@ GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 .DEFAULT_GOAL := run
-.PHONY: run test quick check mutate mutate-changes gpu-wheels spark lower lower-check can-lower
+.PHONY: run test quick judge check mutate mutate-changes gpu-wheels spark lower lower-check can-lower
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
@@ -32,6 +33,9 @@ test: $(VENV)/dev $(FAL)/ready
 
 quick: $(VENV)/dev
 	$(BIN)/python -m pytest $(SPREAD) --quick
+
+judge: $(VENV)/dev
+	$(BIN)/python benchmarks/judge.py --save
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"  # of the code that 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kindling-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ LONG = (  # files that take longest, in this order: begun last, one of them woul
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make quick` is this."""
+    """`make quick` is the one, `make judge` the other."""
     parser.addoption("--quick", action="store_true", help="only tests that need no model, no process and no compiler")
+    parser.addoption("--judge", action="store_true", help="only those that are left out otherwise, for they take long")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -53,12 +54,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)  # after what shuffles
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest files first; `--quick` leaves most out."""
+    """The longest files first; `--quick` leaves most out, and without `--judge` what takes longest is."""
     rank = {f"test_{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+    _keep(config, items, lambda item: bool(item.get_closest_marker("judge")) is config.option.judge)
     if config.option.quick:
-        config.hook.pytest_deselected(items=[item for item in items if not quick.quick(item)])
-        items[:] = filter(quick.quick, items)
+        _keep(config, items, quick.quick)
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pytest.Item], bool]) -> None:
+    """Deselect all but the `wanted`."""
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = filter(wanted, items)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -296,6 +296,7 @@ def test_every_allowed_scheduler_solves_what_the_model_predicts(
 
 # One of those whose blocks are compiled to the same code and called in the same ways, the one that is asked for most.
 COMPILED = ("flux-dev", "chroma", "sd3.5-large", "sd1.5", "sdxl", "flux2-klein", "z-image-turbo", "qwen-image")
+OFTEN = ("flux-dev", "sd1.5")  # a transformer and a U-Net
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +331,9 @@ def test_each_has_blocks_that_are_compiled_below(spec: ModelSpec, boot: Callable
     assert kinds(boot(spec.id)) in [kinds(boot(model)) for model in COMPILED]
 
 
-@pytest.mark.parametrize("model", COMPILED)
+@pytest.mark.parametrize(
+    "model", [model if model in OFTEN else pytest.param(model, marks=pytest.mark.judge) for model in COMPILED]
+)
 def test_compiles_and_draws_the_same(
     model: str, boot: Callable[..., Worker], compiled: Callable[[str], Worker], fits: list[bool], tmp_path: Path
 ) -> None:
@@ -358,7 +361,8 @@ def test_compiles_and_draws_the_same(
     assert all(fits)
 
 
-@pytest.mark.parametrize("model", ["flux-dev", "chroma"])  # one list made of two; blocks told their place
+@pytest.mark.parametrize("model", ["flux-dev", pytest.param("chroma", marks=pytest.mark.judge)])
+# One list made of two; blocks told their place.
 def test_a_step_cache_skips_compiled_blocks_as_it_does_eager_ones(
     model: str, boot: Callable[..., Worker], compiled: Callable[[str], Worker], fits: list[bool]
 ) -> None:
