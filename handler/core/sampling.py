@@ -17,7 +17,21 @@ Sampler = Literal[
     "ddim",
     "lcm",
     "res_multistep",
+    "res_multistep_ancestral",
     "uni_pc",
+    "uni_pc_bh2",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde_gpu",
+    "dpmpp_2m_sde_gpu",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_2m_sde_heun_gpu",
+    "dpmpp_3m_sde",
+    "dpmpp_3m_sde_gpu",
+    "ddpm",
+    "ipndm",
+    "gradient_estimation",
 ]
 Schedule = Literal[
     "normal",
@@ -53,7 +67,15 @@ class Sampling(BaseModel):
     start: int = Field(0, ge=0, le=MAX_STEPS, description="The step to begin with.")
     end: int | None = Field(None, ge=1, le=MAX_STEPS, description="The step to end before; None is the last.")
     sigmas: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field((), max_length=MAX_STEPS + 1)
-    shift: float | None = Field(None, gt=0, le=100, description="Of a flow; None is the model's own.")
+    shift: float | None = Field(None, gt=0, le=100, description="Of a flow; None is ComfyUI's for the model.")
+    shift_type: Literal["linear", "exponential"] = Field(
+        "linear", description="Of ModelSamplingSD3 and AuraFlow, or of ModelSamplingFlux."
+    )
+    custom: bool = Field(
+        False, description="As SamplerCustom takes the sigmas, with the last but one of every sampler."
+    )
+    eta: float = Field(1.0, ge=0, le=100, description="How much of the noise is drawn anew, where a sampler does.")
+    s_noise: float = Field(1.0, ge=0, le=100, description="A factor on that noise.")
     add_noise: bool = Field(True, description="Whether noise is added before the first step.")
     leftover_noise: bool = Field(False, description="Whether the noise that is left at `end` stays.")
     batch: int = Field(1, ge=1, le=64)
