@@ -22,7 +22,7 @@ def preview(
 def _fetched(picture: torch.Tensor, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
     """Of (3, height, width) from 0 to 1, on their way to the host: whether it is finite, and not black; its pixels.
 
-    Those are uint8 (height, width, 3), of the exact size. From a GPU they come to page-locked memory, and nothing waits.
+    Those are uint8 (height, width, 3), of its size. From a GPU they come to page-locked memory, and nothing waits.
     """
     shades = picture.float() * 255
     pixels = (shades if recipe.sampling else shades.round_()).to(torch.uint8)  # ComfyUI's SaveImage cuts

@@ -56,7 +56,8 @@ class Eps:
         """Of a timestep that may lie between two, in logarithms."""
         t = timestep.float().clamp(0, len(self._logs) - 1)
         low, high, share = t.floor().long(), t.ceil().long(), t.frac()
-        return ((1 - share) * self._logs[low] + share * self._logs[high]).exp()
+        logs: torch.Tensor = (1 - share) * self._logs[low] + share * self._logs[high]
+        return logs.exp()
 
     def told(self, sigma: torch.Tensor) -> torch.Tensor:
         """The timestep that a pipeline of diffusers gives its model."""

@@ -41,7 +41,7 @@ def of_tree(draw: Draw, seed: int, device: str, sigmas: torch.Tensor) -> Callabl
 
 @dataclass(frozen=True, slots=True)
 class BrownianTree:
-    """A Brownian motion from `start` to `end` that a seed decides, whenever it is asked for what: torchsde's, bit for bit.
+    """A Brownian motion from `start` to `end` that a seed decides, whatever it is asked: torchsde's, to the bit.
 
     Each interval is halved where a question does not end at its ends: the left half's increment is normal around its
     share of the whole's (a Brownian bridge), from a seed by the interval's place (numpy's SeedSequence).

@@ -1,6 +1,7 @@
 """What all samplers share. Each is a generator: it yields latents and their sigma where it wants to know what the model
 takes to be the picture in them, is sent that, and returns the last latents."""
 
+import itertools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -49,4 +50,4 @@ def toward(x: Any, denoised: Any, sigma: torch.Tensor, following: torch.Tensor) 
 
 def pairs(sigmas: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Each step's sigma and the one after it."""
-    return list(zip(sigmas[:-1], sigmas[1:], strict=True))
+    return list(itertools.pairwise(sigmas))
