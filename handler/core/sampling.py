@@ -47,6 +47,7 @@ Schedule = Literal[
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 MAX_STEPS = 1000
+MAX_OF_DENOISE = 10_000  # steps that a small `denoise` may make of those; ComfyUI's own most
 
 
 class Sampling(BaseModel):
@@ -78,8 +79,8 @@ class Sampling(BaseModel):
     s_noise: float = Field(1.0, ge=0, le=100, description="A factor on that noise.")
     add_noise: bool = Field(True, description="Whether noise is added before the first step.")
     leftover_noise: bool = Field(False, description="Whether the noise that is left at `end` stays.")
-    batch: int = Field(1, ge=1, le=64)
-    index: int = Field(0, ge=0, le=63)
+    batch: int = Field(1, ge=1, le=16, description="How many pictures' noise is drawn at once.")
+    index: int = Field(0, ge=0, le=15, description="Which of them this is.")
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +96,10 @@ class Sampling(BaseModel):
             raise ValueError("start and end leave no step to take")
         if self.sigmas and sorted(self.sigmas, reverse=True) != list(self.sigmas):
             raise ValueError("sigmas should fall")
+        if int(self.steps / self.denoise) > MAX_OF_DENOISE:
+            raise ValueError("denoise is too small for so many steps")
+        if self.index >= self.batch:
+            raise ValueError("index should be below batch")
         return self
 
     @property
@@ -102,3 +107,8 @@ class Sampling(BaseModel):
         """How many steps are taken, as asked; some schedules have one more or less."""
         last = len(self.sigmas) - 1 if self.sigmas else self.steps
         return min(last, self.end or last) - self.start
+
+    @property
+    def name(self) -> str:
+        """Sampler and schedule in one word, as people write them."""
+        return f"{self.sampler}/{'sigmas' if self.sigmas else self.scheduler}"

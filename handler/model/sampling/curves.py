@@ -42,7 +42,8 @@ class Eps:
         kept = torch.cumprod(1 - self.betas, dim=0)
         if self.zero_snr:
             kept = _to_zero_snr(kept)
-        return ((1 - kept) / kept).sqrt()
+        sigmas: torch.Tensor = ((1 - kept) / kept).sqrt()
+        return sigmas
 
     @cached_property
     def _logs(self) -> torch.Tensor:
@@ -114,7 +115,8 @@ class Flow:
     def table(self) -> torch.Tensor:
         """Sigmas at even times, rising."""
         count = 10_000 if self.shift_type == "exponential" else 1000
-        return self.sigma(torch.arange(1, count + 1) / count)
+        sigmas: torch.Tensor = self.sigma(torch.arange(1, count + 1) / count)
+        return sigmas
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         """ComfyUI takes a sigma for its time, whatever the shift."""
