@@ -4,7 +4,7 @@ All sums over latents go element by element, so it is no matter that some pipeli
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -27,9 +27,9 @@ def prepared(pipeline: Any, scheduler: ComfyScheduler, recipes: Sequence[Recipe]
 
     def begun(*args: Any, **kwargs: Any) -> Any:
         asked = signature.bind(*args, **kwargs)
-        pipeline.vae.encode = _once(partial(_mode, encode, pipeline.vae))
+        pipeline.vae.encode = _once(partial(_mode, encode, pipeline.vae, asked.arguments["device"]))
         try:
-            x = _Latents(prepare, asked, scheduler).begin(recipes).to(asked.arguments["dtype"])
+            x = _Latents(prepare, asked.arguments, scheduler).begin(recipes).to(asked.arguments["dtype"])
             made = prepare(*args, **kwargs)  # last, for SDXL's leaves its autoencoder in the type asked for
         finally:
             del pipeline.vae.encode
@@ -42,35 +42,35 @@ def prepared(pipeline: Any, scheduler: ComfyScheduler, recipes: Sequence[Recipe]
         del pipeline.prepare_latents
 
 
-def _mode(encode: Callable[[Any], Any], vae: Any, image: Any) -> Any:
-    """The likeliest latents of `image`, not a sample, in the shape of what diffusers' encoders return."""
-    found = encode(image.to(vae.dtype))
-    return SimpleNamespace(latents=found.latents if hasattr(found, "latents") else found.latent_dist.mode())
+def _mode(encode: Callable[[Any], Any], vae: Any, device: Any, image: Any) -> Any:
+    """The likeliest latents of `image`, not a sample of them."""
+    found = encode(image.to(device, vae.dtype))
+    return found.latents if hasattr(found, "latents") else found.latent_dist.mode()
 
 
-def _once(encode: Callable[[Any], Any]) -> Callable[..., Any]:
-    """The same for every image but the first, for they are the same."""
-    found: list[Any] = []
+def _once(latents_of: Callable[[Any], Any]) -> Callable[..., Any]:
+    """An encoder as diffusers has them, of one image however often it is asked."""
+    known: list[Any] = []
 
-    def known(image: Any, **_: Any) -> Any:
-        found[:] = found or [encode(image[:1])]
-        [first] = found
-        return SimpleNamespace(latents=first.latents.expand(len(image), *first.latents.shape[1:]))
+    def encode(image: Any, **_: Any) -> Any:
+        known[:] = known or [latents_of(image[:1])]
+        [latents] = known
+        return SimpleNamespace(latents=latents.to(image.device).expand(len(image), *latents.shape[1:]))
 
-    return known
+    return encode
 
 
 class _Latents:
     """Of one run. `asked` is what the pipeline said to `prepare`."""
 
-    def __init__(self, prepare: Callable[..., Any], asked: inspect.BoundArguments, scheduler: ComfyScheduler) -> None:
+    def __init__(self, prepare: Callable[..., Any], asked: Mapping[str, Any], scheduler: ComfyScheduler) -> None:
         self._prepare, self._asked, self._scheduler = prepare, asked, scheduler
-        self._device = torch.device(asked.arguments["device"]).type
-        self._from_image = "image" in asked.arguments
+        self._device = torch.device(asked["device"])
+        self._from_image = "image" in asked
 
-    def _made(self, batch: int, generator: Any, of: Callable[..., Any]) -> Any:
+    def _made(self, batch: int, of: Callable[..., Any], generator: torch.Generator, device: torch.device) -> Any:
         """What the pipeline makes of image latents and noise by `of`, for `batch` pictures, in fp32."""
-        known = self._asked.arguments | {"batch_size": batch, "dtype": torch.float32, "generator": generator}
+        known = {**self._asked, "batch_size": batch, "generator": generator, "dtype": torch.float32, "device": device}
         if "num_images_per_prompt" in known:
             known["num_images_per_prompt"] = 1
         if self._from_image:
@@ -79,49 +79,55 @@ class _Latents:
         made = self._prepare(**known)
         return made[0] if isinstance(made, tuple) else made
 
-    def _draw(self, sampling: Sampling, generator: torch.Generator) -> Any:
-        """The noise of one picture, of that for its batch."""
-        drawn = self._made(sampling.batch, generator, lambda _, drawn, *__: drawn)
+    def _here(self, count: int, of: Callable[..., Any]) -> Any:
+        return self._made(count, of, noise.seeded(0), self._device)
+
+    def _drawn(self, sampling: Sampling, generator: torch.Generator) -> Any:
+        """One picture's part of a draw for its batch, where the generator is."""
+        drawn = self._made(sampling.batch, lambda _, drawn, *__: drawn, generator, generator.device)
         return drawn[sampling.index : sampling.index + 1]
+
+    def _begun_with(self, recipes: Sequence[Recipe], after: int = 0) -> Any:
+        """Noise of the CPU's generators, of each picture's seed and `after`."""
+        seeds = [(recipe.seed + after, recipe.sampling) for recipe in recipes if recipe.sampling]
+        return self._together([self._drawn(sampling, noise.seeded(seed)) for seed, sampling in seeds])
+
+    def _together(self, drawn: Sequence[Any]) -> Any:
+        return torch.cat(list(drawn)).to(self._device, non_blocking=True)
 
     def begin(self, recipes: Sequence[Recipe]) -> Any:
         """The first latents of all."""
         scheduler, sampling = self._scheduler, recipes[0].sampling
         assert sampling
-        drawn = torch.cat([self._first(recipe) for recipe in recipes])
+        drawn = self._begun_with(recipes)
+        if not sampling.add_noise:
+            drawn = torch.zeros_like(drawn)
         picture = torch.zeros_like(drawn)
         if self._from_image:
-            picture = self._made(len(recipes), noise.seeded(0), lambda picture, *_: picture)
+            picture = self._here(len(recipes), lambda picture, *_: picture)
         x = scheduler.curve.noised(picture, drawn, scheduler.whole[0], first=True)
-        in_steps = [self._in_steps(recipe) for recipe in recipes]
-        solving = Solving(
-            scheduler.curve, lambda *at: torch.cat([each(*at) for each in in_steps]), sampling.eta, sampling.s_noise
-        )
+        solving = Solving(scheduler.curve, self._in_steps(recipes), sampling.eta, sampling.s_noise)
         return scheduler.begin(x, solving, self._kept(recipes, picture, drawn))
 
-    def _first(self, recipe: Recipe) -> Any:
-        assert recipe.sampling
-        drawn = self._draw(recipe.sampling, noise.seeded(recipe.seed))
-        return drawn if recipe.sampling.add_noise else drawn * 0
+    def _in_steps(self, recipes: Sequence[Recipe]) -> noise.InSteps:
+        sources = [self._source(recipe.seed, recipe.sampling) for recipe in recipes if recipe.sampling]
+        return lambda sigma, following: self._together([source(sigma, following) for source in sources])
 
-    def _in_steps(self, recipe: Recipe) -> Callable[[torch.Tensor, torch.Tensor], Any]:
-        assert recipe.sampling
-        draw = partial(self._draw, recipe.sampling)
-        kind = self._scheduler.sampler.noise
+    def _source(self, seed: int, sampling: Sampling) -> noise.InSteps:
+        draw, kind = partial(self._drawn, sampling), self._scheduler.sampler.noise
         if kind == "own":
-            return noise.in_steps(draw, recipe.seed, self._device)
-        device = self._device if kind == "tree on device" else "cpu"
-        return noise.of_tree(draw, recipe.seed, device, self._scheduler.whole)
+            return noise.in_steps(draw, seed, self._device)
+        device = self._device if kind == "tree on device" else torch.device("cpu")
+        return noise.of_tree(draw, seed, device, self._scheduler.whole)
 
     def _kept(self, recipes: Sequence[Recipe], picture: Any, drawn: Any) -> Kept | None:
         [first, *_] = recipes
-        if not first.mask:
+        if not (first.mask and first.sampling):
             return None
-        assert first.sampling
         anew = 1 - torch.from_numpy(first.mask.kept).float()[None, None] / 255
-        mask = self._made(len(recipes), noise.seeded(0), partial(_fitted, anew))
-        if first.sampling.sampler == "ddim":  # whose noise there is another in ComfyUI
-            drawn = torch.cat([self._draw(first.sampling, noise.seeded(recipe.seed + 1)) for recipe in recipes])
+        mask = self._here(len(recipes), partial(_fitted, anew))
+        if first.sampling.sampler == "ddim":  # what stays has another noise then, whether any is added or not
+            drawn = self._begun_with(recipes, after=1)
         return Kept(mask, picture, drawn)
 
 

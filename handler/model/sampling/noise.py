@@ -3,6 +3,7 @@
 `draw(generator)` is one draw of latents from a torch.Generator, one picture's of what its batch draws at once.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,23 +13,25 @@ import numpy
 import torch
 
 Draw = Callable[[torch.Generator], Any]
+InSteps = Callable[[torch.Tensor, torch.Tensor], Any]  # for a step from one sigma to the following
+CPU = torch.device("cpu")
 POOL = 24  # words of entropy of each seed in the tree
 DIGITS = 6  # that its times are rounded to
 
 
-def seeded(seed: int, device: str = "cpu") -> torch.Generator:
+def seeded(seed: int, device: torch.device = CPU) -> torch.Generator:
     """A generator of `device`."""
     return torch.Generator(device).manual_seed(seed % 2**64)
 
 
-def in_steps(draw: Draw, seed: int, device: str) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+def in_steps(draw: Draw, seed: int, device: torch.device) -> InSteps:
     """Noise after noise of one generator, on the device that draws; on a CPU not the one that began the picture."""
-    generator = seeded(seed if device != "cpu" else seed + 1, device)
-    return lambda *_: draw(generator)
+    generator = functools.cache(lambda: seeded(seed + 1 if device.type == "cpu" else seed, device))
+    return lambda *_: draw(generator())
 
 
-def of_tree(draw: Draw, seed: int, device: str, sigmas: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], Any]:
-    """What a Brownian motion over all of the sigmas adds between two of them, at deviation 1."""
+def of_tree(draw: Draw, seed: int, device: torch.device, sigmas: torch.Tensor) -> InSteps:
+    """What a Brownian motion over all of the sigmas adds between two of them, at deviation 1; drawn on `device`."""
     tree = BrownianTree(float(sigmas[sigmas > 0].min()), float(sigmas.max()), seed, lambda s: draw(seeded(s, device)))
 
     def between(sigma: torch.Tensor, following: torch.Tensor) -> Any:

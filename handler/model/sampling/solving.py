@@ -2,13 +2,14 @@
 takes to be the picture in them, is sent that, and returns the last latents."""
 
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from handler.model.sampling.curves import Curve
+from handler.model.sampling.noise import InSteps
 
 Steps = Generator[tuple[Any, torch.Tensor], Any, Any]
 
@@ -18,7 +19,7 @@ class Solving:
     """What a sampler needs besides latents and sigmas. `noise(sigma, following)` is new noise of deviation 1."""
 
     curve: Curve
-    noise: Callable[[torch.Tensor, torch.Tensor], Any]
+    noise: InSteps
     eta: float = 1.0
     s_noise: float = 1.0
 
