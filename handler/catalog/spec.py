@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from handler.catalog.ceilings import FEWEST_TO_SKIP, check_steps
 from handler.catalog.licenses import License
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.core.recipe import Lora, Mask, Recipe, Reference, steps_taken
@@ -13,7 +14,6 @@ from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest
 from handler.core.stepcache import StepCache, StepCacheSetting
 
 SEEN_PIXELS = 1024 * 1024  # of a reference image: FLUX.2 looks at no more
-FEWEST_TO_SKIP = 20  # steps; models that take fewer are distilled, and each of their steps counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,16 @@ class ModelSpec:
             size=size,
             steps=self._steps(request),
             guidance=self._guidance(request),
-            scheduler=request.scheduler or self.schedulers[0],
+            scheduler=request.sampling.name if request.sampling else request.scheduler or self.schedulers[0],
             seed=secrets.randbelow(MAX_RANDOM_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=self._negative_prompt(request),
             images=images,
-            step_cache=self.caching(request.step_cache or served),
+            step_cache=None if request.sampling else self.caching(request.step_cache or served),
             strength=self._strength(request),
             mask=mask,
             loras=loras,
+            sampling=request.sampling,
+            reading=request.reading,
         )
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -132,10 +134,14 @@ class ModelSpec:
         """How much of the request's first image is drawn anew; None where there is none, or all are references."""
         if not request.images or (self.max_images and request.mask is None):
             return None
+        if request.sampling:
+            return request.sampling.denoise
         return request.strength or (self.strength if request.mask is None else 1.0)
 
     def _steps(self, request: ImageRequest) -> int:
         """As asked; else the model's, or more if an edit would not take one of them."""
+        if request.sampling:
+            return request.sampling.taken
         return request.num_inference_steps or max(self.steps, self._fewest(self._strength(request) or 1.0))
 
     def _fewest(self, strength: float) -> int:
@@ -194,9 +200,7 @@ class ModelSpec:
     def validate(self, request: ImageRequest, served: StepCacheSetting = "off") -> None:
         """Raise the error that names the first thing this model cannot do; needs no decoded images."""
         steps, guidance = self._steps(request), self._guidance(request)
-        if not self.min_steps <= steps <= self.max_steps:
-            takes = f"{self.min_steps} to {self.max_steps}" if self.min_steps > 1 else f"at most {self.max_steps}"
-            raise OutOfRange(f"num_inference_steps: {self.id} takes {takes}, got {steps}.", "num_inference_steps")
+        check_steps(self, request, steps)
         if guidance and not self.takes_guidance:
             raise OutOfRange(
                 f"{self.id} is distilled without guidance: leave guidance_scale out or send 0.", "guidance_scale"
@@ -228,6 +232,8 @@ class ModelSpec:
             if request.strength is not None:
                 needs = " without a mask" if self.masked_pixels else ""
                 raise Unsupported(f"{self.id} works from whole images{needs}; leave strength out.", "strength")
+            return
+        if request.sampling:
             return
         if not steps_taken(steps, strength):
             enough, fewest = math.ceil(100 / steps) / 100, self._fewest(strength)

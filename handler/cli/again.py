@@ -76,20 +76,21 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
         found: dict[str, Any] = codec.read_parameters(source)
         spec, (width, height) = find(str(found["model"])), found["size"]
         _check_files(source, images, mask, list(found["images"]), found.get("mask"))
+        steps: dict[str, Any] = {"num_inference_steps": found["steps"], "scheduler": found["scheduler"]}
+        steps |= {"strength": found.get("strength")}
         fields = {
             "prompt": found["prompt"],
             "width": width,
             "height": height,
-            "num_inference_steps": found["steps"],
             "guidance_scale": found["guidance"] if spec.takes_guidance else None,
-            "scheduler": found["scheduler"],
             "seed": found["seed"],
             "negative_prompt": found["negative_prompt"],
             "step_cache": found.get("step_cache") or "off",
             "images": images,
             "mask": mask,
-            "strength": found.get("strength"),
             "loras": [{"name": one["name"], "weight": one["weight"]} for one in found.get("loras", ())],
+            "reading": found.get("reading"),
+            **({"sampling": found["sampling"]} if "sampling" in found else steps),
         }
         known = found["precision"] in PRECISIONS and found.get("attention", "native") in KERNELS
         texts = "vae" in found and all(isinstance(found.get(name, ""), str) for name in TEXTS)

@@ -39,7 +39,7 @@ def _pixels(name: str) -> int:
 
 
 def alike(one: Recipe, other: Recipe) -> bool:
-    """Whether two pictures can be drawn together: all but words and seed is equal, and nothing is skipped by likeness.
+    """Whether two pictures can be drawn together: all but words and noise is equal, and nothing is skipped by likeness.
 
     A step cache looks at all pictures at once, so each would depend on its neighbours.
     """
@@ -47,4 +47,5 @@ def alike(one: Recipe, other: Recipe) -> bool:
 
 
 def _shape(recipe: Recipe) -> Recipe:
-    return replace(recipe, prompt="", negative_prompt=None, seed=0)
+    sampling = recipe.sampling and recipe.sampling.model_copy(update={"batch": 1, "index": 0})
+    return replace(recipe, prompt="", negative_prompt=None, seed=0, sampling=sampling)

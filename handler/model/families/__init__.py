@@ -14,7 +14,7 @@ loops. Reached late: importing this imports torch and diffusers.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -34,17 +34,19 @@ with lean():  # whoever imports a family first, be it a worker or a snapshot tha
     transformers_models()
 
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import NumericalError, SettingsError
+from handler.core.errors import SettingsError
 from handler.core.recipe import Preview, Recipe
 from handler.model import offload, stepcache
 from handler.model.compiling import modulation
-from handler.model.families import constants, edits, schedulers
+from handler.model.families import constants, edits, finished, schedulers
 from handler.model.families.autoencoders import compilable as compilable
 from handler.model.families.autoencoders import prepare
 from handler.model.families.borrowed import Components as Components
 from handler.model.hardware import Hardware
 from handler.model.loading.weights import load_components
-from handler.model.preview import SHRINK, Projection, watched
+from handler.model.preview import Projection, watched
+from handler.model.sampling.latents import prepared
+from handler.model.sampling.scheduler import scheduler_of
 from handler.volume.listing import json_of
 from handler.volume.reader import Reader
 
@@ -158,12 +160,12 @@ def run(
 
     def step_end(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         done = -(-(step + 1) * recipe.taken // pipeline.num_timesteps)  # some schedulers take two turns a step
-        preview = partial(_preview, heading, projection, (width, height), recipe.size)
+        preview = partial(finished.preview, heading, projection, (width, height), recipe.size)
         on_step(done, [partial(preview, i) for i in range(len(recipes))])
         return tensors
 
     with (
-        _scheduler(pipeline, family, recipe, spec) as heading,
+        _scheduler(pipeline, family, recipes, spec) as heading,
         stepcache.caching(pipeline, recipe.step_cache, recipe.guidance > 1),
         modulation.ahead(pipeline),
     ):
@@ -172,20 +174,12 @@ def run(
             **edits.arguments(recipe, (width, height), edits.cell(recipe, family, pipeline)),
             width=width,  # SDXL's image-to-image takes the image's, whatever is said here
             height=height,
-            num_inference_steps=recipe.steps,
+            num_inference_steps=len(pipeline.scheduler) if recipe.sampling else recipe.steps,
             generator=_noise(recipes),
             callback_on_step_end=step_end,
             output_type="pt",
         ).images
-    return _finished(pictures, heading(), recipe, projection, wait)
-
-
-def _preview(
-    heading: Callable[[], Any], projection: Projection, canvas: tuple[int, int], size: tuple[int, int], i: int
-) -> Any:
-    """What picture `i` is heading for: uint8 (height, width, 3), an eighth of `size`, which lies amid `canvas`."""
-    small = projection.draw(heading()[i : i + 1], canvas)
-    return _crop(small, (-(-size[0] // SHRINK), -(-size[1] // SHRINK))).cpu().numpy()
+    return finished.finished(pictures, heading(), recipe, projection, wait)
 
 
 def _noise(recipes: Sequence[Recipe]) -> Any:
@@ -194,63 +188,22 @@ def _noise(recipes: Sequence[Recipe]) -> Any:
     return generators if len(recipes) > 1 else generators[0]
 
 
-def _fetched(picture: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of (3, height, width) from 0 to 1, on their way to the host: whether it is finite, and not black; its pixels.
-
-    Those are uint8 (height, width, 3), exactly `size`. From a GPU they come to page-locked memory, and nothing waits.
-    """
-    pixels = (picture.float() * 255).round_().to(torch.uint8)
-    sound = torch.stack([torch.isfinite(picture).all(), pixels.any()])
-    cropped = _crop(pixels.permute(1, 2, 0), size)
-    return sound.to("cpu", non_blocking=True), cropped.to("cpu", non_blocking=True)
-
-
-def _finished(
-    pictures: torch.Tensor, latents: torch.Tensor, recipe: Recipe, projection: Projection, wait: Callable[[], None]
-) -> list[Any]:
-    """Each picture as `run` gives it, for one wait."""
-    on_host = [_fetched(picture, recipe.size) for picture in pictures]
-    wait()
-    each = zip(on_host, pictures, latents.split(1), strict=True)
-    return [_judged(*one, recipe, projection) for one in each]
-
-
-def _judged(
-    on_host: tuple[torch.Tensor, torch.Tensor],
-    picture: torch.Tensor,
-    latents: torch.Tensor,
-    recipe: Recipe,
-    projection: Projection,
-) -> Any:
-    """The pixels that have come to the host, as an array; a NumericalError if the picture is broken."""
-    sound, pixels = on_host
-    finite, lit = sound.tolist()
-    if not finite:
-        return NumericalError("The model produced NaN or infinite values; no picture was made.")
-    if not lit:
-        return NumericalError("The model produced an all-black picture.")
-    # Where a mask keeps, what the last step headed for is not what was decoded; a LoRA may make latents of any size.
-    if not (recipe.mask or recipe.loras):
-        projection.learn(latents, picture)
-    return edits.pasted(pixels.numpy(), recipe)
-
-
 @contextmanager
-def _scheduler(pipeline: Any, family: ModuleType, recipe: Recipe, spec: ModelSpec) -> Iterator[Callable[[], Any]]:
-    """Put the scheduler that `recipe` names into `pipeline` for one run; gives what `watched` gives."""
-    loaded = pipeline.scheduler
-    kept_in_part = recipe.strength is not None and recipe.strength < 1
+def _scheduler(
+    pipeline: Any, family: ModuleType, recipes: Sequence[Recipe], spec: ModelSpec
+) -> Iterator[Callable[[], Any]]:
+    """Put the scheduler that `recipes` name into `pipeline` for one run; gives what `watched` gives."""
+    loaded, recipe = pipeline.scheduler, recipes[0]
+    kept_in_part = recipe.strength is not None and recipe.strength < 1 and not recipe.sampling
     differing = {**spec.scheduler_config, **(spec.edit_scheduler_config if kept_in_part else {})}
-    pipeline.scheduler = schedulers.make(family.SCHEDULERS, recipe.scheduler, loaded, differing)
+    beginning: AbstractContextManager[None] = nullcontext()
+    if recipe.sampling:
+        pipeline.scheduler = scheduler_of(pipeline, {**loaded.config, **differing}, recipe.sampling)
+        beginning = prepared(pipeline, pipeline.scheduler, recipes)
+    else:
+        pipeline.scheduler = schedulers.make(family.SCHEDULERS, recipe.scheduler, loaded, differing)
     try:
-        with watched(pipeline.scheduler) as heading:
+        with watched(pipeline.scheduler) as heading, beginning:
             yield heading
     finally:
         pipeline.scheduler = loaded
-
-
-def _crop(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The middle of `pixels`, exactly `size` (width, height), contiguous."""
-    width, height = size
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width].contiguous()

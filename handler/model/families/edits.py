@@ -18,10 +18,13 @@ Size = tuple[int, int]
 
 
 def pipeline_for(recipe: Recipe, family: ModuleType, pipeline: Any) -> Any:
-    """The pipeline that draws `recipe`: `pipeline`, or one with its components. Making one takes milliseconds."""
+    """The pipeline that draws `recipe`: `pipeline`, or one with its components. Making one takes milliseconds.
+
+    Of ComfyUI's sampling the scheduler has the mask.
+    """
     if recipe.strength is None:
         return pipeline
-    kind = family.INPAINT if recipe.mask else family.IMAGE_TO_IMAGE
+    kind = family.INPAINT if recipe.mask and not recipe.sampling else family.IMAGE_TO_IMAGE
     known = {**pipeline.config, **pipeline.components}
     made = kind(**{name: known[name] for name in inspect.signature(kind).parameters if name in known})
     made.set_progress_bar_config(disable=True)
@@ -42,9 +45,10 @@ def arguments(recipe: Recipe, canvas: Size, cell: int) -> dict[str, Any]:
     if recipe.strength is None:
         return {"image": [Image.fromarray(image.rgb) for image in recipe.images]}
     source = _sized(first.rgb, recipe.size, Image.Resampling.LANCZOS)
-    share = Fraction(recipe.taken, recipe.steps)  # exact, for some pipelines round up what others round down
+    # Exact, for some pipelines round up what others round down; ComfyUI's sigmas are those of its share.
+    share = Fraction(1) if recipe.sampling else Fraction(recipe.taken, recipe.steps)
     known = {"image": Image.fromarray(_spread(source, recipe.size, canvas)), "strength": share}
-    if recipe.mask:
+    if recipe.mask and not recipe.sampling:
         known["mask_image"] = _drawn_anew(_kept(recipe), recipe.size, canvas, cell)
     if others:
         known["image_reference"] = [Image.fromarray(image.rgb) for image in others]
@@ -52,8 +56,8 @@ def arguments(recipe: Recipe, canvas: Size, cell: int) -> dict[str, Any]:
 
 
 def pasted(drawn: Any, recipe: Recipe) -> Any:
-    """`drawn`, with the image where its mask keeps that: there not one pixel is another."""
-    if not recipe.mask:
+    """`drawn`, with the image where its mask keeps that: there not one pixel is another. ComfyUI pastes nothing."""
+    if not recipe.mask or recipe.sampling:
         return drawn
     source = _sized(recipe.images[0].rgb, recipe.size, Image.Resampling.LANCZOS)
     both = Image.composite(Image.fromarray(source), Image.fromarray(drawn), Image.fromarray(_kept(recipe)))
