@@ -18,12 +18,13 @@ Chunk = list[Token]
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """An encoder's tokenizer, and how its chunks look.
+    """An encoder's tokenizer, the token that fills its chunks, and how these look.
 
     `window` is how long every chunk is; without one there is a single chunk, of `least` tokens or as many as there are.
     """
 
     tokenizer: Any
+    pad: int
     window: int = 0
     least: int = 0
 
@@ -39,21 +40,14 @@ class Vocabulary:
         found: int = self.tokenizer("")["input_ids"][-1]
         return found
 
-    @property
-    def pad(self) -> int:
-        """The token that fills them."""
-        found: int = self.tokenizer.pad_token_id
-        return found
-
     def chunks(self, pieces: Sequence[Piece], vectors: Mapping[str, Any]) -> list[Chunk]:
         """`pieces` as chunks of one length; `vectors` has those (count, width) of each embedding by its name.
 
         OutOfRange if there are more than `MOST` chunks, or `MOST_TOKENS`.
         """
         groups = [self._tokens(piece, vectors) for piece in pieces]
-        chunks = (
-            _divided(groups, self.window - len(self.start) - 1) if self.window else [[*chain.from_iterable(groups)]]
-        )
+        whole = [*chain.from_iterable(groups)]
+        chunks = _divided(groups, self.window - len(self.start) - 1) if self.window else [whole]
         _require_bounds(len(chunks), 0 if self.window else len(chunks[0]))
         found = [[(token, 1.0) for token in self.start] + chunk + [(self.end, 1.0)] for chunk in chunks]
         return [self.padded(chunk, self.window or self.least) for chunk in found]

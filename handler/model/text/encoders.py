@@ -91,26 +91,24 @@ class Encoder:
     @property
     def _norm(self) -> Any:
         owners = (getattr(self.model, name, None) for name in ("text_model", "encoder"))
-        return next((one for owner in owners if (one := getattr(owner, "final_layer_norm", None))), None) or (
-            self.model.final_layer_norm
-        )
+        return next((owner for owner in owners if hasattr(owner, "final_layer_norm")), self.model).final_layer_norm
 
 
 def clip(pipeline: Any, place: str, key: str, layer: int | None = None, normed: bool = True) -> Encoder:
-    """CLIP-L or CLIP-G, whose window is 77 tokens; `place` is what follows its component's name, such as "_2"."""
-    model, tokenizer = _parts(pipeline, place)
-    vocabulary = Vocabulary(tokenizer, window=model.config.max_position_embeddings)
+    """CLIP-L or CLIP-G, whose window is 77 tokens; `place` is what follows its component's name, such as "_2".
+
+    Their vocabulary is one. CLIP-G's own tokenizer takes every "!" for its padding, which is that word too; ComfyUI
+    has CLIP-L's for both.
+    """
+    model, pad = getattr(pipeline, f"text_encoder{place}"), getattr(pipeline, f"tokenizer{place}").pad_token_id
+    vocabulary = Vocabulary(pipeline.tokenizer, pad, window=model.config.max_position_embeddings)
     return Encoder(model, vocabulary, key, pipeline._execution_device, layer, normed)
 
 
 def t5(pipeline: Any, place: str, least: int) -> Encoder:
     """T5, whose texts are filled up to `least` tokens."""
-    model, tokenizer = _parts(pipeline, place)
-    return Encoder(model, Vocabulary(tokenizer, least=least), T5, pipeline._execution_device)
-
-
-def _parts(pipeline: Any, place: str) -> tuple[Any, Any]:
-    return getattr(pipeline, f"text_encoder{place}"), getattr(pipeline, f"tokenizer{place}")
+    model, tokenizer = getattr(pipeline, f"text_encoder{place}"), getattr(pipeline, f"tokenizer{place}")
+    return Encoder(model, Vocabulary(tokenizer, tokenizer.pad_token_id, least=least), T5, pipeline._execution_device)
 
 
 def _weighted(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
