@@ -174,6 +174,8 @@ class ModelSpec:
 
     def _negative_prompt(self, request: ImageRequest) -> str | None:
         """As asked, if there is guidance for it to work through; an empty one is not the same as none."""
+        if request.sampling:
+            return request.negative_prompt if request.sampling.cfg > 1 else None
         return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
 
     def caching(self, asked: StepCacheSetting) -> StepCache | None:
@@ -210,9 +212,9 @@ class ModelSpec:
                 f"{self.id} cannot use scheduler '{request.scheduler}'; it takes {', '.join(self.schedulers)}.",
                 "scheduler",
             )
-        if request.negative_prompt and not self.takes_negative_prompt:
+        if request.negative_prompt and not (self.takes_negative_prompt or request.sampling):
             raise Unsupported(f"{self.id} cannot honour a negative prompt; leave it out.", "negative_prompt")
-        if request.negative_prompt and guidance <= 1:
+        if request.negative_prompt and guidance <= 1 and not request.sampling:
             raise Unsupported(
                 "A negative prompt works through guidance: send guidance_scale above 1.", "negative_prompt"
             )

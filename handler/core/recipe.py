@@ -15,7 +15,7 @@ OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may rai
 
 
 MOST = 8
-OPTIONAL = ("loras", "sampling", "reading")
+OPTIONAL = ("loras", "sampling", "reading", "embeddings")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +49,19 @@ class Lora:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """What a prompt means by `embedding:NAME`: a file of vectors by name and SHA-256, and its path."""
+
+    name: str
+    sha256: str
+    path: Path = field(default=Path(), compare=False, repr=False)
+
+    def described(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """All of a picture that a caller can choose, with nothing left open. `size` is (width, height) in pixels.
 
@@ -71,6 +84,12 @@ class Recipe:
     loras: tuple[Lora, ...] = ()
     sampling: Sampling | None = None
     reading: Reading | None = None
+    embeddings: tuple[Embedding, ...] = ()
+
+    @property
+    def cfg(self) -> float:
+        """The scale of classifier-free guidance, of models that have it; above 1 there is some."""
+        return self.sampling.cfg if self.sampling else self.guidance
 
     @property
     def taken(self) -> int:
@@ -82,11 +101,13 @@ class Recipe:
     def described(self) -> dict[str, Any]:
         """The recipe as JSON takes it: of each image, and of the mask, its SHA-256; `OPTIONAL` only where there are."""
         hashes = {"images": [image.sha256 for image in self.images], "mask": self.mask and self.mask.sha256}
-        found = asdict(replace(self, images=(), mask=None, loras=(), sampling=None, reading=None)) | hashes
+        plain = replace(self, images=(), mask=None, loras=(), sampling=None, reading=None, embeddings=())
+        found = asdict(plain) | hashes
         optional = {
             "loras": [lora.described() for lora in self.loras],
             "sampling": self.sampling and self.sampling.model_dump(mode="json"),
             "reading": self.reading and self.reading.model_dump(mode="json"),
+            "embeddings": [embedding.described() for embedding in self.embeddings],
         }
         kept = {name: optional[name] for name in OPTIONAL if getattr(self, name)}
         return {name: value for name, value in found.items() if name not in OPTIONAL} | kept

@@ -45,7 +45,7 @@ class Runner:
         self._families = importlib.import_module("handler.model.families")
         self._components = self._families.Components(pipeline)
         self._projection, self._applied = Projection(), Applied(pipeline)
-        self._prompts: OrderedDict[tuple[str, str | None, float, tuple[Lora, ...]], dict[str, Any]] = OrderedDict()
+        self._prompts: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
 
     def restore(self) -> None:
         """Let the weights be the model's own, without the LoRAs of the last picture."""
@@ -128,7 +128,7 @@ class Runner:
 
     def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
         """What the family makes of the prompt, kept for later pictures of the same words; or why it makes nothing."""
-        key = (recipe.prompt, recipe.negative_prompt, recipe.guidance, recipe.loras)
+        key = _words(recipe)
         if key not in self._prompts:
             try:
                 with self._components.lent():
@@ -139,6 +139,12 @@ class Runner:
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
         return self._prompts[key]
+
+
+def _words(recipe: Recipe) -> tuple[Any, ...]:
+    """All of `recipe` that what its family makes of the prompt depends on."""
+    read = recipe.reading and (recipe.reading, recipe.embeddings, recipe.size)  # SDXL is told sizes
+    return recipe.prompt, recipe.negative_prompt, recipe.guidance, recipe.cfg, recipe.loras, read
 
 
 def _step(

@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from handler.core.errors import InvalidValue
-from handler.core.recipe import Lora
+from handler.core.recipe import Embedding, Lora
 from handler.model import offload
 from handler.model.loading.lora import Misfit
 from handler.volume.adapters import LARGEST
@@ -105,21 +105,21 @@ def _on_host(tensor: Any, device: Any) -> Any:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=device.type == "cuda").copy_(tensor)
 
 
-def tensors(lora: Lora) -> dict[str, Any]:
+def tensors(asked: Lora | Embedding, param: str = "loras") -> dict[str, Any]:
     """What its file holds, in host memory; InvalidValue if it is not the file that was asked for, or torn."""
     import torch
 
     try:
-        data = bytearray(min(lora.path.stat().st_size, LARGEST))
-        with lora.path.open("rb") as file:
+        data = bytearray(min(asked.path.stat().st_size, LARGEST))
+        with asked.path.open("rb") as file:
             file.readinto(data)
-        if sha256(data).hexdigest() != lora.sha256:
+        if sha256(data).hexdigest() != asked.sha256:
             raise ValueError("it was changed while it waited; ask again")
         slots = layout(memoryview(data), len(data))
     except OSError as error:
-        raise InvalidValue(f"loras: '{lora.name}' cannot be read: {error.strerror}.", "loras") from None
+        raise InvalidValue(f"{param}: '{asked.name}' cannot be read: {error.strerror}.", param) from None
     except ValueError as error:
-        raise InvalidValue(f"loras: '{lora.name}' cannot be used: {error}.", "loras") from None
+        raise InvalidValue(f"{param}: '{asked.name}' cannot be used: {error}.", param) from None
     flat = torch.frombuffer(data, dtype=torch.uint8)
     return {name: _tensor(flat, slot) for name, slot in slots.items()}
 

@@ -4,12 +4,16 @@ Its safety checker is not loaded: that makes pictures black, which are an error 
 serves pictures to others looks at them with a filter of their own choice, as with every model of the catalogue.
 """
 
+from functools import partial
 from typing import Any
 
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
 
+from handler.core.reading import Words
 from handler.core.recipe import Recipe
+from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text.encoders import CLIP_L, Encoder, clip
 
 PIPELINE = StableDiffusionPipeline
 IMAGE_TO_IMAGE = StableDiffusionImg2ImgPipeline
@@ -21,12 +25,28 @@ SCHEDULERS = schedulers.EPSILON
 
 
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
-    """Embeddings of prompt and negative prompt, (1, 77, width); no negative prompt is an empty one."""
+    """Embeddings of prompt and negative prompt, (1, 77, width); no negative prompt is an empty one.
+
+    With a `Reading` there may be several times 77.
+    """
+    if recipe.reading:
+        return _read(pipeline, recipe)
     context, negative = pipeline.encode_prompt(
         recipe.prompt,
         device=pipeline._execution_device,
         num_images_per_prompt=1,
-        do_classifier_free_guidance=recipe.guidance > 1,
+        do_classifier_free_guidance=recipe.cfg > 1,
         negative_prompt=recipe.negative_prompt,
     )
-    return {"prompt_embeds": context, "negative_prompt_embeds": negative, "guidance_scale": recipe.guidance}
+    return {"prompt_embeds": context, "negative_prompt_embeds": negative, "guidance_scale": recipe.cfg}
+
+
+def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
+    encoder = clip(pipeline, "", CLIP_L)
+    (context, _), (negative, _) = text.sides(recipe, recipe.cfg > 1, partial(_told, encoder, recipe))
+    context, negative = text.repeated(context, negative)
+    return {"prompt_embeds": context, "negative_prompt_embeds": negative, "guidance_scale": recipe.cfg}
+
+
+def _told(encoder: Encoder, recipe: Recipe, words: Words) -> text.Told:
+    return text.encoded([encoder], [words.l], recipe)[0]
