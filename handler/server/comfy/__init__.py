@@ -1,0 +1,1 @@
+"""ComfyUI's routes and its websocket, over `handler/api/comfy/`."""
