@@ -43,6 +43,12 @@ def references(images: Sequence[bytes], most: int = SEEN_PIXELS) -> tuple[Refere
     )
 
 
+def upright(data: bytes, name: str) -> Any:
+    """An image by itself, turned as its tag says: RGB, or RGBA if anything may be transparent; colours as stored."""
+    with _opened(data, name) as image:
+        return _upright(image, data)
+
+
 def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS) -> Mask:
     """Decode the mask of `image`: its alpha channel. It must have one, and the image's size."""
     import numpy

@@ -16,11 +16,14 @@ Load = Callable[[str, str, Folder], bytes]  # file name, subfolder, folder -> th
 class Served:
     """What this worker can draw with: its model, and the names of files by ComfyUI's folder, as `/models/FOLDER` says.
 
-    The folders are checkpoints, diffusion_models, vae, text_encoders, loras, embeddings and input.
+    The folders are checkpoints, diffusion_models, vae, text_encoders, loras, embeddings and input. `weights` and `vae`
+    are the settings of these names: what is over the model's own files.
     """
 
     spec: ModelSpec
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+    vae: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Output:
 
     `order` are the ids of the nodes that lead to it, in ComfyUI's order of execution, itself last; `sampler` is the one
     that reports steps. Outputs whose requests are equal are drawn once. `after` is done to the pixels of each picture.
+    A `streamed` one is sent over the websocket alone, and kept in no folder.
     """
 
     node: str
@@ -38,6 +42,7 @@ class Output:
     order: tuple[str, ...]
     sampler: str
     after: tuple[Pixels, ...] = ()
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

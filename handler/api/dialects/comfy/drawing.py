@@ -1,0 +1,199 @@
+"""What a sampler node asks for, as an `ImageRequest`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from handler.api.dialects.comfy import files, pixels
+from handler.api.dialects.comfy.node import At, Refused
+from handler.api.dialects.comfy.values import Clip, Conditioning, Drawn, Guider, Latent, Model, Sigmas
+from handler.catalog.spec import ModelSpec
+from handler.core.loras import MOST as MOST_LORAS
+from handler.core.loras import Wanted
+from handler.core.reading import Reading
+from handler.core.request import MAX_IMAGES, MAX_PROMPT, MAX_SIDE, MIN_SIDE, ImageRequest
+from handler.core.sampling import MAX_STEPS, SAMPLERS
+
+GUIDANCE = 3.5  # of a FLUX whose graph has no FluxGuidance: ComfyUI's own default
+NEAREST = {  # samplers of ComfyUI's that are not here, and which is like them
+    "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun": "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun_gpu": "dpmpp_2m_sde",
+    "dpmpp_sde_gpu": "dpmpp_sde",
+    "dpmpp_3m_sde": "dpmpp_2m_sde",
+    "dpmpp_3m_sde_gpu": "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral": "euler_ancestral",
+    "dpm_2": "heun",
+    "heunpp2": "heun",
+    "dpm_2_ancestral": "euler_ancestral",
+    "uni_pc_bh2": "uni_pc",
+    "dpm_adaptive": "dpmpp_2m",
+    "dpm_fast": "dpmpp_2m",
+    "deis": "dpmpp_2m",
+    "ipndm": "dpmpp_2m",
+    "ipndm_v": "dpmpp_2m",
+    "lms": "dpmpp_2m",
+    "ddpm": "euler_ancestral",
+    "res_multistep_ancestral": "euler_ancestral",
+    "er_sde": "dpmpp_2m_sde",
+    "sa_solver": "dpmpp_2m_sde",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What a sampler is told beside its guider; `seed` draws the noise, and `add_noise` says if there is any."""
+
+    seed: int
+    sampler: str
+    sigmas: Sigmas
+    add_noise: bool = True
+    leftover_noise: bool = False
+
+
+def draw(at: At, guider: Guider, latent: Latent | Drawn, how: How) -> Drawn:
+    """The request; Refused, or a RequestError, says what cannot be."""
+    if isinstance(latent, Drawn):
+        told = "samples a picture a second time (hires fix, refiner)"
+        at.refuse(f"{told}, which is not offered; sample once, at the size that you want.", "latent_image")
+    spec = guider.model.spec
+    _check(at, guider, latent)
+    seen = _seen(at, guider, latent, how)
+    fields = {
+        "prompt": _prompt(at, guider.positive),
+        "seed": how.seed,
+        "width": latent.width,
+        "height": latent.height,
+        "n": latent.n,
+        "guidance_scale": _guidance(at, guider, spec),
+        "negative_prompt": _negative(guider),
+        "sampling": _sampling(at, guider, how),
+        "reading": _reading(at, guider),
+        "loras": _loras(at, guider.model, guider.positive.clip),
+        **seen,
+    }
+    return Drawn(ImageRequest.parse(fields), at.node, (latent.width, latent.height))
+
+
+def _check(at: At, guider: Guider, latent: Latent) -> None:
+    spec, served = guider.model.spec, at.served
+    files.must_serve(spec, served)
+    for conditioning in (guider.positive, *_negatives(guider)):
+        if not files.fits(conditioning.clip.spec, served):
+            at.refuse(f"its prompt is read by the text encoders of {conditioning.clip.spec.id}, not of {spec.id}.")
+    if latent.n > MAX_IMAGES:
+        at.refuse(f"batch_size is {latent.n}; at most {MAX_IMAGES} pictures are drawn at once.", "latent_image")
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in (latent.width, latent.height)):
+        size = f"{latent.width}x{latent.height}"
+        at.refuse(f"the picture is {size}; sides may have {MIN_SIDE} to {MAX_SIDE} pixels.", "latent_image")
+    if guider.positive.zeros:
+        at.refuse("the positive conditioning is zeros; give it a text.", "positive")
+
+
+def _negatives(guider: Guider) -> tuple[Conditioning, ...]:
+    """The negative conditioning, if it changes anything."""
+    return (guider.negative,) if guider.negative and guider.cfg != 1 else ()
+
+
+def _seen(at: At, guider: Guider, latent: Latent, how: How) -> Mapping[str, Any]:
+    """The images of the request, and its mask."""
+    spec, references = guider.model.spec, guider.positive.references
+    begins_in_noise = how.sigmas.denoise == 1 and not how.sigmas.start and not how.sigmas.exact and how.add_noise
+    picture = latent.picture
+    if picture is not None and begins_in_noise and latent.mask is None and (references or spec.max_images):
+        picture = None  # of which nothing is left at the highest level of a flow's noise
+    if references and len(references) > spec.max_images:
+        most = f"sees at most {spec.max_images} images" if spec.max_images else "draws from text, without images to see"
+        at.refuse(f"{spec.id} {most}; the graph has {len(references)}.", "positive")
+    if picture is None:
+        return {"images": tuple(pixels.png(one) for one in references)}
+    if references:
+        at.refuse("it has a picture to draw anew and images to see; use an empty latent.", "latent_image")
+    if spec.max_images and latent.mask is None:
+        at.refuse(f"{spec.id} works from whole images: use ReferenceLatent, with denoise 1.", "denoise")
+    if latent.mask is not None and not spec.masked_pixels:
+        at.refuse(f"{spec.id} has no masks; use ReferenceLatent, and say in words what is to change.", "latent_image")
+    mask = None if latent.mask is None else pixels.cut(latent.mask, latent.width, latent.height)
+    return {"images": (pixels.png(picture),), "mask": mask}
+
+
+def _prompt(at: At, conditioning: Conditioning) -> str:
+    if len(conditioning.text) > MAX_PROMPT:
+        at.refuse(f"its prompt has {len(conditioning.text)} characters; at most {MAX_PROMPT} are read.", "positive")
+    return conditioning.text or " "  # a request has one, and a space has no tokens of its own
+
+
+def _guidance(at: At, guider: Guider, spec: ModelSpec) -> float | None:
+    """The scale that a distilled model is told; None where there is none, or it is the sampler's cfg."""
+    asked = guider.positive.guidance
+    if spec.takes_guidance and not spec.takes_negative_prompt:
+        return GUIDANCE if asked is None else asked
+    if asked is not None:
+        at.note(f"FluxGuidance changes nothing: {spec.id} has no guidance that it is told.")
+    return None
+
+
+def _negative(guider: Guider) -> str | None:
+    return next((one.text for one in _negatives(guider)), None)
+
+
+def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
+    sigmas, spec = how.sigmas, guider.model.spec
+    if how.sampler not in SAMPLERS:
+        near = NEAREST.get(how.sampler, "euler")
+        at.refuse(f"there is no sampler '{how.sampler}' here; use {near}.", "sampler_name")
+    if guider.cfg < 1:
+        at.refuse(f"cfg is {guider.cfg:g}; 1 is no guidance, and there is none below.", "cfg")
+    if sigmas.steps > MAX_STEPS:
+        at.refuse(f"{sigmas.steps} steps are too many; at most {MAX_STEPS} are taken.", "steps")
+    if sigmas.denoise == 0 or sigmas.count < 1:
+        at.refuse("no step is taken, so that nothing is drawn; denoise should be above 0.", "denoise")
+    if sigmas.count > spec.max_steps:
+        at.note(f"{sigmas.count} steps are more than the {spec.max_steps} that {spec.id} is made for.")
+    fields: dict[str, Any] = {
+        "sampler": how.sampler,
+        "cfg": guider.cfg,
+        "shift": guider.model.shift,
+        "add_noise": how.add_noise,
+        "leftover_noise": how.leftover_noise,
+    }
+    if sigmas.exact:
+        return fields | {"sigmas": sigmas.exact, "steps": sigmas.count}
+    part = {"start": sigmas.start, "end": sigmas.end}
+    return fields | {"scheduler": sigmas.scheduler, "steps": sigmas.steps, "denoise": sigmas.denoise} | part
+
+
+def _reading(at: At, guider: Guider) -> Reading:
+    positive, negative = guider.positive, next(iter(_negatives(guider)), None)
+    if negative and negative.clip.skip != positive.clip.skip:
+        at.refuse("its prompts stop at different layers of CLIP; give both one CLIPSetLastLayer.", "negative")
+    return Reading(
+        clip_skip=positive.clip.skip,
+        prompts=positive.words,
+        sizes=positive.sizes,
+        **({"negative_prompts": negative.words, "negative_sizes": negative.sizes} if negative else {}),
+        zeros=bool(negative and negative.zeros),
+    )
+
+
+def _loras(at: At, model: Model, clip: Clip) -> tuple[Wanted, ...]:
+    """Those of the model, each once; of the text encoders the same, for one weight holds for both."""
+    weights, texts = _sums(model.loras), _sums(clip.loras)
+    for name in weights.keys() | texts.keys():
+        if name not in weights:
+            raise Refused(f"LoRA '{name}' is added to the text encoders alone; give it a strength_model.", "positive")
+        if name in texts and texts[name] != weights[name]:
+            both = f"strength_model {weights[name]:g} and strength_clip {texts[name]:g}"
+            raise Refused(f"LoRA '{name}' has {both}; give it the same for both.", "positive")
+        if name not in texts:
+            at.note(f"LoRA '{name}' is also added to the text encoders, if it has anything for them.")
+    if len(weights) > MOST_LORAS:
+        at.refuse(f"it has {len(weights)} LoRAs; at most {MOST_LORAS} are added.", "model")
+    return tuple(Wanted(name, weight) for name, weight in weights.items() if weight)
+
+
+def _sums(loras: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, weight in loras:
+        found[name] = found.get(name, 0.0) + weight
+    return found

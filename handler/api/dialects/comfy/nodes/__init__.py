@@ -1,0 +1,1 @@
+"""The table of node classes, a file for each subject."""

@@ -1,0 +1,214 @@
+"""Samplers, schedules, noises and guiders: what makes a request of all that led to it."""
+
+from typing import Any
+
+from handler.api.dialects.comfy.drawing import How, draw
+from handler.api.dialects.comfy.node import (
+    CFG,
+    CONDITIONING,
+    DENOISE,
+    GUIDER,
+    LATENT,
+    MODEL,
+    NOISE,
+    SAMPLER,
+    SAMPLER_NAME,
+    SCHEDULER,
+    SEED,
+    SIGMAS,
+    STEPS,
+    VAE,
+    YES,
+    At,
+    Node,
+    choice,
+    maybe,
+    number,
+    rows,
+    whole,
+)
+from handler.api.dialects.comfy.nodes.schedules import TABLE as SCHEDULES
+from handler.api.dialects.comfy.values import Conditioning, Drawn, Guider, Latent, Model, Noise, Sampler, Sigmas
+
+Samples = Latent | Drawn
+
+
+def ksampler(
+    at: At,
+    model: Model,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent_image: Samples,
+    denoise: float,
+) -> Drawn:
+    """The plain one."""
+    how = How(seed, sampler_name, Sigmas(scheduler, steps, denoise))
+    return draw(at, Guider(model, positive, negative, cfg), latent_image, how)
+
+
+def advanced(
+    at: At,
+    model: Model,
+    add_noise: str,
+    noise_seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent_image: Samples,
+    start_at_step: int,
+    end_at_step: int,
+    return_with_leftover_noise: str,
+) -> Drawn:
+    """With a first and a last step."""
+    sigmas = Sigmas(scheduler, steps, 1.0, start_at_step, end_at_step if end_at_step < steps else None)
+    leftover = return_with_leftover_noise == "enable" and end_at_step < steps
+    how = How(noise_seed, sampler_name, sigmas, add_noise == "enable", leftover)
+    return draw(at, Guider(model, positive, negative, cfg), latent_image, how)
+
+
+def custom(
+    at: At,
+    model: Model,
+    add_noise: bool,
+    noise_seed: int,
+    cfg: float,
+    positive: Conditioning,
+    negative: Conditioning,
+    sampler: Sampler,
+    sigmas: Sigmas,
+    latent_image: Samples,
+) -> tuple[Drawn, Drawn]:
+    """With a schedule of its own."""
+    how = How(noise_seed, sampler.name, sigmas, add_noise)
+    drawn = draw(at, Guider(model, positive, negative, cfg), latent_image, how)
+    return drawn, drawn
+
+
+def custom_advanced(
+    at: At, noise: Noise, guider: Guider, sampler: Sampler, sigmas: Sigmas, latent_image: Samples
+) -> tuple[Drawn, Drawn]:
+    """All of it in parts."""
+    drawn = draw(at, guider, latent_image, How(noise.seed or 0, sampler.name, sigmas, noise.seed is not None))
+    return drawn, drawn
+
+
+def basic_guider(at: At, model: Model, conditioning: Conditioning) -> Guider:
+    """Without a negative."""
+    return Guider(model, conditioning)
+
+
+def cfg_guider(at: At, model: Model, positive: Conditioning, negative: Conditioning, cfg: float) -> Guider:
+    """With classifier-free guidance."""
+    return Guider(model, positive, negative, cfg)
+
+
+def random_noise(at: At, noise_seed: int) -> Noise:
+    """By seed."""
+    return Noise(noise_seed)
+
+
+def no_noise(at: At) -> Noise:
+    """None is added."""
+    return Noise(None)
+
+
+def select(at: At, sampler_name: str) -> Sampler:
+    """By name."""
+    return Sampler(sampler_name)
+
+
+def decode(at: At, samples: Samples, vae: Any, **_: Any) -> Drawn:
+    """The picture of what was sampled."""
+    if isinstance(samples, Latent):
+        at.refuse("it decodes a latent that no sampler has worked on, so that nothing is drawn.", "samples")
+    return samples
+
+
+def literal(*names: str) -> Any:
+    """A sampler as a node of its own, with values that are the plain sampler's."""
+
+    def run(at: At, **given: Any) -> Sampler:
+        odd = [name for name in ("eta", "s_noise") if given.get(name, 1.0) != 1.0]
+        if odd:
+            at.refuse(f"{odd[0]} is {given[odd[0]]:g}; only 1 is offered.", odd[0])
+        return Sampler(names[0])
+
+    return run
+
+
+WIDE = {"model": MODEL, "seed": SEED, "steps": STEPS, "cfg": CFG, "sampler_name": SAMPLER_NAME, "scheduler": SCHEDULER}
+PAIR = {"positive": CONDITIONING, "negative": CONDITIONING}
+SWITCH = choice("enable", "disable")
+END = whole(10000, 0, 10000)
+SAMPLING, CUSTOM = "sampling", "sampling/custom_sampling"
+NOISES = {"eta": number(1.0, 0, 100), "s_noise": number(1.0, 0, 100)}
+TWO = ("output", "denoised_output")
+ADVANCED = {
+    "model": MODEL,
+    "add_noise": SWITCH,
+    "noise_seed": SEED,
+    **{name: wanted for name, wanted in WIDE.items() if name not in ("model", "seed")},
+    **PAIR,
+    "latent_image": LATENT,
+    "start_at_step": whole(0, 0, 10000),
+    "end_at_step": END,
+    "return_with_leftover_noise": choice("disable", "enable"),
+}
+TABLE = SCHEDULES | rows(
+    Node("KSampler", SAMPLING, ksampler, ("LATENT",), {**WIDE, **PAIR, "latent_image": LATENT, "denoise": DENOISE}),
+    Node("KSamplerAdvanced", SAMPLING, advanced, ("LATENT",), ADVANCED),
+    Node(
+        "SamplerCustom",
+        CUSTOM,
+        custom,
+        ("LATENT", "LATENT"),
+        {
+            "model": MODEL,
+            "add_noise": YES,
+            "noise_seed": SEED,
+            "cfg": CFG,
+            **PAIR,
+            "sampler": SAMPLER,
+            "sigmas": SIGMAS,
+            "latent_image": LATENT,
+        },
+        names=TWO,
+    ),
+    Node(
+        "SamplerCustomAdvanced",
+        CUSTOM,
+        custom_advanced,
+        ("LATENT", "LATENT"),
+        {"noise": NOISE, "guider": GUIDER, "sampler": SAMPLER, "sigmas": SIGMAS, "latent_image": LATENT},
+        names=TWO,
+    ),
+    Node("BasicGuider", CUSTOM, basic_guider, ("GUIDER",), {"model": MODEL, "conditioning": CONDITIONING}),
+    Node("CFGGuider", CUSTOM, cfg_guider, ("GUIDER",), {"model": MODEL, **PAIR, "cfg": CFG}),
+    Node("RandomNoise", CUSTOM, random_noise, ("NOISE",), {"noise_seed": SEED}),
+    Node("DisableNoise", CUSTOM, no_noise, ("NOISE",)),
+    Node("KSamplerSelect", CUSTOM, select, ("SAMPLER",), {"sampler_name": SAMPLER_NAME}),
+    Node("SamplerEulerAncestral", CUSTOM, literal("euler_ancestral"), ("SAMPLER",), NOISES),
+    Node("VAEDecode", "latent", decode, ("IMAGE",), {"samples": LATENT, "vae": VAE}, title="VAE Decode"),
+    Node(
+        "VAEDecodeTiled",
+        "latent",
+        decode,
+        ("IMAGE",),
+        {
+            "samples": LATENT,
+            "vae": VAE,
+            "tile_size": whole(512, 64, 4096, 32),
+            "overlap": maybe(whole(64, 0, 4096, 32)),
+            "temporal_size": maybe(whole(64, 8, 4096, 4)),
+            "temporal_overlap": maybe(whole(8, 4, 4096, 4)),
+        },
+    ),
+)

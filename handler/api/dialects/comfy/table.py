@@ -1,0 +1,69 @@
+"""Every node class that is read, by name, those that only rename included; and what to use instead of others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+from handler.api.dialects.comfy.node import ANY, MODEL, Node, rows
+from handler.api.dialects.comfy.nodes import (
+    conditioning,
+    images,
+    latents,
+    loaders,
+    masks,
+    outputs,
+    primitives,
+    resizing,
+    samplers,
+)
+
+SINGLE = rows(
+    Node("Reroute", "utils", primitives.value, ("*",), {"value": ANY}),
+    Node("SpeedPatch", "model_patches", loaders.same_model, ("MODEL",), {"model": MODEL}, rest="rest"),
+)
+INSIDE = ("SpeedPatch",)  # rows that only aliases have
+PLAIN: Mapping[str, Node] = (
+    loaders.TABLE
+    | conditioning.TABLE
+    | latents.TABLE
+    | samplers.TABLE
+    | images.TABLE
+    | resizing.TABLE
+    | masks.TABLE
+    | primitives.TABLE
+    | outputs.TABLE
+    | SINGLE
+)
+
+
+def _data(name: str) -> Mapping[str, Any]:
+    import tomllib  # late: most workers never see a graph
+
+    return tomllib.loads(resources.files(__package__).joinpath(name).read_text("utf-8"))
+
+
+def _renamed(run: Callable[..., Any], ours: Mapping[str, str], fixed: Mapping[str, Any]) -> Callable[..., Any]:
+    """`run`, called with other names of its inputs, and with values of some."""
+
+    def renamed(at: Any, **given: Any) -> Any:
+        return run(at, **{ours.get(name, name): value for name, value in given.items()}, **fixed)
+
+    return renamed
+
+
+def _alias(name: str, said: Mapping[str, Any]) -> Node:
+    """The row of a class that is like another's."""
+    like = PLAIN[said["like"]]
+    theirs: Mapping[str, str] = said.get("inputs", {})
+    fixed: Mapping[str, Any] = said.get("values", {})
+    inputs = {theirs.get(one, one): wanted for one, wanted in like.inputs.items() if one not in fixed}
+    run = _renamed(like.run, {their: our for our, their in theirs.items()}, fixed)
+    return replace(like, name=name, title=name, category="custom", run=run, inputs=inputs)
+
+
+ALIASES = {name: _alias(name, said) for name, said in _data("aliases.toml").items()}
+TABLE: Mapping[str, Node] = {name: row for name, row in PLAIN.items() if name not in INSIDE} | ALIASES
+INSTEAD: Mapping[str, str] = {
+    name: sentence for sentence, names in _data("instead.toml").items() for name in names["classes"]
+}
