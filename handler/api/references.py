@@ -54,9 +54,9 @@ def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS) -> Mask:
     import numpy
     from PIL import Image
 
-    with opened(image, "images: image 1") as of:
+    with _opened(image, "images: image 1") as of:
         wanted = _upright_size(of)
-    with opened(data, "mask: the file") as found:
+    with _opened(data, "mask: the file") as found:
         size = _upright_size(found)
         if size != wanted:
             both = f"it is {size[0]}x{size[1]} and its image {wanted[0]}x{wanted[1]}"
@@ -76,7 +76,7 @@ def _decode(data: bytes, name: str, most: int) -> Any:
     import numpy
     from PIL import Image
 
-    with opened(data, name) as image:
+    with _opened(data, name) as image:
         upright = _upright(image, data)
         if upright.mode == "RGBA":
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
@@ -141,7 +141,7 @@ def _samples(image: Any, data: bytes, depth: int) -> Any:
 
 
 @contextmanager
-def opened(data: bytes, name: str) -> Iterator[Any]:
+def _opened(data: bytes, name: str) -> Iterator[Any]:
     """The image, not decoded yet, but checked by what its header says. Decoding it inside may fail as well."""
     from PIL import Image
 

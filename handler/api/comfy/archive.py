@@ -90,7 +90,7 @@ class Archive:
         if prompt_id in self._read:
             return self._read[prompt_id]
         try:
-            found = parse(self.shelf.get(f"jobs/{prompt_id}.json"))
+            found: Record = parse(self.shelf.get(f"jobs/{prompt_id}.json"))
         except (FileNotFoundError, Malformed):
             return None
         if found["state"] in LIVE:

@@ -18,7 +18,6 @@ from handler.api.dispatch import Api
 from handler.core.recipe import Picture, Preview
 from handler.core.request import ImageRequest
 
-STREAMED = "SaveImageWebsocket"  # the class of outputs that are sent and not kept
 PREVIEW_S = 0.2  # between two previews
 PREVIEW_QUALITY = 80
 PREFIX = "streamed/ComfyUI"  # of those, which are kept for a while: their client may listen at another worker
@@ -122,23 +121,22 @@ class Drawing:
         job = self._job
         for node in (part for half in leading(output) for part in half):
             self._execute(node)
-        streams = job.graph[output.node].get("class_type") == STREAMED
         images = []
         for one in pictures:
-            images.append(await self._archive.at(partial(self._keep, output, one, streams), job.deadline))
-            if streams:
+            images.append(await self._archive.at(partial(self._keep, output, one), job.deadline))
+            if output.streamed:
                 await self._stream(images[-1])
-        if streams:
+        if output.streamed:
             job.streamed[output.node] = images
         else:
             self._executed(output.node, {"images": images})
 
-    def _keep(self, output: Output, one: Picture, streams: bool, shelf: Shelf) -> dict[str, str]:
+    def _keep(self, output: Output, one: Picture, shelf: Shelf) -> dict[str, str]:
         """On another thread; where it is kept."""
         job = self._job
         data = finished(one.data, output.after, texts(job.graph, job.extra) if self._metadata else {})
-        where = filled(PREFIX if streams else output.prefix, job.graph, one.recipe.size)
-        return self._archive.save("temp" if streams else output.folder, *where, data)
+        where = filled(PREFIX if output.streamed else output.prefix, job.graph, one.recipe.size)
+        return self._archive.save(output.folder, *where, data)
 
     async def _stream(self, image: dict[str, str]) -> None:
         """Send one that is kept to who listens."""

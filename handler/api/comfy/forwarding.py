@@ -5,6 +5,7 @@ for here as long as the client listens; what is told then is made of the prompt'
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from handler.api.comfy.archive import mailbox, tried
@@ -14,6 +15,7 @@ from handler.api.comfy.listeners import Listener, message, picture
 from handler.api.comfy.service import Comfy
 from handler.core.deadline import Deadline
 
+WHAT = "prompts at other workers cannot be told"
 FIRST_S = 2.0  # for which a volume may hang before a client is let in
 
 
@@ -46,7 +48,7 @@ class Forwarding:
             entries = archive.shelf.entries(box) if archive.shelf.shared else None
             return None if entries is None else [entry.name.rpartition("/")[2] for entry in entries]
 
-        return await tried(archive.at(names, deadline), None, "prompts at other workers cannot be told")
+        return await tried(archive.at(names, deadline), None, WHAT)
 
     async def _record(self, prompt_id: str) -> Record | None:
         """Of a prompt at another worker; one that is here tells itself."""
@@ -54,9 +56,7 @@ class Forwarding:
             self._told.add(prompt_id)
             return None
         archive = self._comfy.archive
-        return await tried(
-            archive.at(lambda _: archive.record(prompt_id)), None, "prompts at other workers cannot be told"
-        )
+        return await tried(archive.at(lambda _: archive.record(prompt_id)), None, WHAT)
 
     async def _tell(self, prompt_id: str, record: Record) -> None:
         archive = self._comfy.archive
@@ -69,8 +69,8 @@ class Forwarding:
             self._listener.put(message("executed", data))
         for node, image in _streamed(record):
             self._listener.put(message("executing", {"node": node, "display_node": node, "prompt_id": prompt_id}))
-            where = place(image)
-            if data := await tried(archive.at(lambda _, where=where: archive.load(*where)), b"", "picture is gone"):
+            load = partial(archive.load, *place(image))
+            if data := await tried(archive.at(lambda _: load()), b"", "picture is gone"):  # noqa: B023 awaited here
                 self._listener.put(picture(data, "png"))
         if kind:
             self._listener.put(message(kind, last))

@@ -22,7 +22,7 @@ async def found(comfy: Comfy, prompt_id: str) -> Record | None:
 
 async def every(comfy: Comfy) -> dict[str, Record]:
     """All records by id, the oldest first; what this worker does is known best to itself."""
-    kept = await tried(comfy.archive.at(lambda _: comfy.archive.records()), {}, WHAT)
+    kept: dict[str, Record] = await tried(comfy.archive.at(lambda _: comfy.archive.records()), {}, WHAT)
     own = {job.id: job.record() for job in comfy.jobs()}
     return dict(sorted((kept | own).items(), key=lambda one: one[1]["created"]))
 
@@ -48,12 +48,9 @@ async def one(comfy: Comfy, prompt_id: str) -> dict[str, Any]:
 
 async def forget(comfy: Comfy, ids: list[str] | None) -> None:
     """Remove prompts that have ended from the history, or all if None."""
-    gone = (
-        [prompt_id for prompt_id, record in (await every(comfy)).items() if record["state"] not in LIVE]
-        if ids is None
-        else ids
-    )
-    chosen = [prompt_id for prompt_id in gone if ID.fullmatch(prompt_id) and prompt_id not in comfy.active]
+    if ids is None:
+        ids = [prompt_id for prompt_id, record in (await every(comfy)).items() if record["state"] not in LIVE]
+    chosen = [prompt_id for prompt_id in ids if ID.fullmatch(prompt_id) and prompt_id not in comfy.active]
     comfy.forget(*chosen)
     await tried(comfy.archive.at(lambda _: comfy.archive.forget(*chosen)), None, "history could not be cleared")
 

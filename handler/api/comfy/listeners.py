@@ -28,7 +28,10 @@ def picture(data: bytes, form: str) -> bytes:
 
 
 class Listener:
-    """One websocket, of the client with this id. `over` is set once nothing more will come: another took its place, or it read too slowly."""
+    """One websocket, of the client with this id.
+
+    `over` is set once nothing more will come: another took its place, or it read too slowly.
+    """
 
     def __init__(self, client: str) -> None:
         self.client = client

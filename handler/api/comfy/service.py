@@ -16,7 +16,8 @@ from handler.api.comfy.job import LIVE, Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.naming import filled
 from handler.api.comfy.refusals import refused, told, understood
-from handler.api.dialects import comfy
+from handler.api.comfy.served import Catalogue
+from handler.api.dialects.comfy.graph import read
 from handler.api.dialects.comfy.plan import Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
@@ -38,6 +39,7 @@ class Comfy:
         self.active: dict[str, Job] = {}
         self._done: OrderedDict[str, Job] = OrderedDict()
         self._equal: OrderedDict[str, Job] = OrderedDict()
+        self._catalogue = Catalogue(api.engine.settings, api.engine.spec, self.archive)
         self._number = 0
         self._tasks = set[asyncio.Task[None]]()
 
@@ -97,7 +99,7 @@ class Comfy:
 
     async def served(self, deadline: Deadline) -> Served:
         """What prompts may name."""
-        return Served(self.api.engine.spec)
+        return await self.archive.at(lambda _: self._catalogue.served(), deadline)
 
     def cancel(self, job: Job) -> None:
         """Stop a prompt, be it waiting or drawn."""
@@ -108,7 +110,7 @@ class Comfy:
     def _read(self, payload: Mapping[str, Any], served: Served) -> tuple[Plan, str]:
         """On another thread, for a graph may be large, and its images take time."""
         graph = payload["prompt"]
-        plan = comfy.read(graph, served, self.archive.load)
+        plan = read(graph, served, self.archive.load)
         if targets := payload.get("partial_execution_targets"):
             kept = tuple(output for output in plan.outputs if output.node in targets)
             plan = Plan(kept, plan.node_errors, plan.notes)
@@ -219,11 +221,7 @@ def _key(graph: Mapping[str, Any], plan: Plan) -> str:
     """What is equal in prompts that give the same pictures; of what is drawn at random, no two are."""
     if any(output.request.seed is None for output in plan.outputs):
         return secrets.token_hex(16)
-    nodes = {
-        prompt_id: [node.get("class_type"), node.get("inputs")]
-        for prompt_id, node in graph.items()
-        if isinstance(node, dict)
-    }
+    nodes = {name: [node["class_type"], node.get("inputs")] for name, node in graph.items()}
     found = hashlib.sha256(json.dumps([nodes, [output.node for output in plan.outputs]], sort_keys=True).encode())
     for output in plan.outputs:
         for image in (*output.request.images, output.request.mask or b""):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from handler.api.references import opened
+from handler.api.references import upright
 from handler.core.errors import InvalidValue
 
 ANNOTATED = re.compile(r"(.*?) ?\[(output|input|temp)\]")
@@ -62,9 +62,7 @@ def masked(original: bytes, mask: bytes) -> bytes:
 
 def _opened(data: bytes) -> Any:
     """A picture that is not too large, decoded."""
-    with opened(data, "filename") as picture:
-        picture.load()
-        return picture.copy()
+    return upright(data, "filename")
 
 
 def _alpha(picture: Any) -> Any:
