@@ -64,6 +64,13 @@ def _png(rgb: Any, parameters: dict[str, Any] | None) -> bytes:
     return b"".join([PNG_SIGNATURE, *header, *text, *_chunk(b"IDAT", *_deflated(rgb)), *_chunk(b"IEND")])
 
 
+def inscribed(png: bytes, texts: Mapping[str, str]) -> bytes:
+    """A PNG with more text in it, which is ASCII, by keyword: before its pixels, as ComfyUI's page looks for it."""
+    head = len(PNG_SIGNATURE) + 25  # and IHDR, whose size never changes
+    said = [_chunk(b"tEXt", keyword.encode() + b"\0" + text.encode("ascii")) for keyword, text in texts.items()]
+    return b"".join([png[:head], *(part for chunk in said for part in chunk), png[head:]])
+
+
 def _deflated(rgb: Any) -> list[bytes]:
     """The pieces of a zlib stream (RFC 1950) of the filtered rows."""
     from isal import isal_zlib

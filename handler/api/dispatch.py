@@ -130,11 +130,18 @@ class Api:
         self.engine.require_open(deadline.left_s)
 
     async def draw(
-        self, request: ImageRequest, on_step: OnRequestStep = lambda *_: None, deadline: Deadline | None = None
+        self,
+        request: ImageRequest,
+        on_step: OnRequestStep = lambda *_: None,
+        deadline: Deadline | None = None,
+        on_begin: Callable[[], object] = lambda: None,
+        admitted: bool = False,
     ) -> list[Picture]:
         """Draw all of a request's pictures; picture i has seed + i. Some are encoded while the next are drawn.
 
-        Raises DeadlineExceeded if they are not there by `deadline`.
+        `on_begin` is called on the engine's thread when one begins to be drawn. What is `admitted` was promised to
+        somebody before, so it is neither too many nor too late for a drain. Raises DeadlineExceeded if the pictures are
+        not there by `deadline`.
         """
         deadline = deadline or Deadline()
         self.engine.meter.require_budget()
@@ -151,7 +158,7 @@ class Api:
         try:
             while left := wanted[len(encoding) :]:
                 several = left[: self.engine.at_once(first)]
-                for drawn in await self.engine.submit_all(several, deadline.at, admitted=bool(encoding)):
+                for drawn in await self.engine.submit_all(several, deadline.at, admitted or bool(encoding), on_begin):
                     encoding.append(asyncio.create_task(self._finish(drawn, request, deadline)))
             return list(await asyncio.gather(*encoding))
         finally:

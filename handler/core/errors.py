@@ -11,8 +11,10 @@ KindlingError
 │   ├── GraphRefused           400  a ComfyUI graph that cannot be drawn
 │   ├── Unauthorized           401
 │   ├── ForeignOrigin          403  a page of another site, or a name that leads to this machine
+│   ├── OutsideFolder          403  a file's name that leads out of its folder
 │   ├── ModelNotFound          404
 │   ├── RouteNotFound          404
+│   ├── FileMissing            404
 │   ├── MethodNotAllowed       405
 │   ├── BodyTooLarge           413
 │   ├── UnsupportedMedia       415  not JSON, or compressed
@@ -128,12 +130,20 @@ class ForeignOrigin(RequestError):
     status, code = 403, "foreign_origin"
 
 
+class OutsideFolder(RequestError):
+    status, code = 403, "outside_folder"
+
+
 class ModelNotFound(RequestError):
     status, code = 404, "model_not_found"
 
 
 class RouteNotFound(RequestError):
     status, code = 404, "not_found"
+
+
+class FileMissing(RequestError):
+    status, code = 404, "file_not_found"
 
 
 class MethodNotAllowed(RequestError):

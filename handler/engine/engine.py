@@ -143,8 +143,16 @@ class Engine:
         [drawn] = await self.submit_all([(recipe, on_step)], deadline, admitted)
         return drawn
 
-    async def submit_all(self, wanted: Sequence[tuple[Recipe, OnStep]], deadline: float, admitted: bool) -> list[Drawn]:
+    async def submit_all(
+        self,
+        wanted: Sequence[tuple[Recipe, OnStep]],
+        deadline: float,
+        admitted: bool,
+        on_begin: Callable[[], object] = lambda: None,
+    ) -> list[Drawn]:
         """Draw pictures that wait together, by `deadline`, in `time.perf_counter`'s seconds. Stage "queue" is the wait.
+
+        `on_begin` is called on this engine's thread when one of them begins to be drawn.
 
         Pictures of an `admitted` request, which has some already, are neither too many nor too late for a drain.
         Raises QueueFull, NotReady, DeadlineExceeded or what the worker raised; then the others are given up.
@@ -152,7 +160,7 @@ class Engine:
         loop, work, request = asyncio.get_running_loop(), self._executor.work, object()
         answers: list[asyncio.Future[Drawn]] = [loop.create_future() for _ in wanted]
         jobs = [
-            Job(recipe, on_step, work(recipe), deadline, partial(hand, answer), request)
+            Job(recipe, on_step, work(recipe), deadline, partial(hand, answer), request, on_begin)
             for (recipe, on_step), answer in zip(wanted, answers, strict=True)
         ]
         open_to = (*OPEN, "draining") if admitted else OPEN

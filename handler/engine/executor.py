@@ -168,4 +168,5 @@ def _begin(job: Job) -> bool:
         job.end(error)
         return False
     job.begun = True
+    job.on_begin()
     return True

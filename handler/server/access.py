@@ -11,14 +11,15 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from handler.api.comfy.service import Comfy
 from handler.api.dispatch import DIALECTS
 from handler.api.pieces import PIECE, encoded, pieces, size
 from handler.api.reply import Reply, error_reply
@@ -33,14 +34,19 @@ HEADER = b"x-request-id"
 ARRIVED = "arrived"  # in the state of a request whose server knows when its first byte came
 VISIBLE = re.compile(rb"[!-~]{1,128}")
 JSON = "application/json"
+JOBS = "/prompt (job)"  # what a ComfyUI prompt counts as when it has ended, after its own answer
+LOGGED = (*DIALECTS, JOBS)
 log = logging.getLogger("kindling.requests")
 
 
 class Observed:
     """Around a whole app. Its routes find their `Seen` in the request's state."""
 
-    def __init__(self, app: ASGIApp, routes: list[Route], metrics: Metrics, traces: Traces | None) -> None:
-        self.app, self._routes, self._metrics, self.traces = app, routes, metrics, traces
+    def __init__(
+        self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics, traces: Traces | None, jobs: Comfy
+    ) -> None:
+        self.app, self._metrics, self.traces, self._jobs = app, metrics, traces, jobs
+        self._routes = [route for route in routes if isinstance(route, Route)]
         self._key = secrets.token_bytes(16)
         self._open: set[Seen] = set()
 
@@ -59,24 +65,31 @@ class Observed:
             await self.app(scope, receive, answer)
         finally:
             self._open.discard(seen)
-            self._ended(scope, seen)
+            self.ended(scope, seen)
 
     def hurry(self) -> None:
         """Let all who wait be answered with what is there."""
         for seen in self._open:
             if seen.deadline:
                 seen.deadline.hurry()
+        self._jobs.hurry()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something goes on that no open request waits for."""
+        return self._jobs.busy
 
     def _route(self, path: str) -> str:
         return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
 
-    def _ended(self, scope: Scope, seen: Seen) -> None:
+    def ended(self, scope: Scope, seen: Seen) -> None:
+        """Count what has ended, trace it and, if it drew, log it."""
         end, status = time.perf_counter(), seen.status or Cancelled.status
         seconds = end - seen.start
         self._metrics.count(seen.route, status, seen.reason, seconds)
         if self.traces:
             self.traces.request(scope, seen, status, end)
-        if seen.route in DIALECTS:
+        if seen.route in LOGGED:
             head = {"request_id": seen.id, "route": seen.route, "status": status, "error": seen.reason or None}
             log.info(
                 json.dumps(head | {"seconds": round(seconds, 4)} | self._asked(seen.prompt) | _drawn(seen.pictures))

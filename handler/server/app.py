@@ -1,7 +1,6 @@
 """The ASGI app: routes and health. What a route means is the business of `api/dispatch.py`."""
 
 import asyncio
-import math
 import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -11,12 +10,12 @@ from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from handler.api.comfy.service import Comfy
 from handler.api.dispatch import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
@@ -24,7 +23,6 @@ from handler.core.deadline import Deadline
 from handler.core.errors import (
     Cancelled,
     Internal,
-    InvalidValue,
     KindlingError,
     MethodNotAllowed,
     RequestError,
@@ -35,9 +33,11 @@ from handler.engine.engine import Engine
 from handler.server import bodies, multipart
 from handler.server.access import Answering, Observed, response
 from handler.server.auth import guarded
+from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.metrics import Metrics
-from handler.server.openapi.document import DEADLINE, HANGS_UP, SECONDS, document
+from handler.server.openapi.document import HANGS_UP, SECONDS, document
+from handler.server.patience import patience
 from handler.server.record import Seen
 from handler.server.sse import stream
 from handler.server.traces import tracing
@@ -66,6 +66,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route("/health/ready", ready),
         Route("/metrics", metrics),
         Route("/openapi.json", describe),
+        *comfy_routes(),
     ]
     handlers = {HTTPException: _http_error, Exception: _crashed}
     app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=handlers)
@@ -73,7 +74,11 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
     app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded)
-    return Observed(guarded(Answering(app), settings), routes, app.state.metrics, app.state.traces)
+    app.state.comfy = Comfy(app.state.api)
+    gate = guarded(Answering(app), settings)
+    observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy)
+    app.state.ended = observed.ended
+    return observed
 
 
 @asynccontextmanager
@@ -140,7 +145,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     path, headers, settings = request.url.path, request.headers, api.engine.settings
     repeats: Repeats = request.app.state.repeats
     key = key_of(headers)
-    deadline = seen.deadline = Deadline.within(min(_patience(headers), settings.deadline_s), seen.start)
+    deadline = seen.deadline = Deadline.within(min(patience(headers), settings.deadline_s), seen.start)
     if not repeats.knows(key):  # else its picture may be there already
         api.require_open(deadline)  # before anything is read: whom it refuses must not slow the others down
     body = await deadline.hold(bodies.read(request, settings.max_body_mb))
@@ -162,16 +167,6 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
         return await _while_connected(request, call())
     seen.note(error_reply(Cancelled("The client went away.")))  # unless the call comes to its end
     return await _while_connected(request, stream(call, DIALECTS[path].completed))
-
-
-def _patience(headers: Headers) -> float:
-    """How many seconds the caller says it waits; any number if it does not."""
-    said = headers.get(DEADLINE)
-    if said is None:
-        return math.inf
-    if not re.fullmatch(SECONDS, said):
-        raise InvalidValue(f"{DEADLINE} should be seconds, such as 30 or 2.5.", DEADLINE)
-    return float(said)
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:

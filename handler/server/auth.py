@@ -5,11 +5,15 @@ it ask a server on its own machine. So other origins are refused then, and a loo
 for a name can be made to lead here.
 """
 
+import base64
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import os
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -23,6 +27,10 @@ from handler.server.access import response
 OPEN_ROUTES = ("/ping", "/health/live")
 # By scripts of an allowed origin, beside the usual.
 READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed")
+# Whose URL may have the key in it: browsers send nothing else for an image or a websocket.
+BY_URL = ("/ws", "/api/ws", "/view", "/api/view")
+Why = Callable[[Scope], RequestError | None]
+QUERY, FIELDS = 4096, 64  # bytes and fields of a URL's query that are looked at
 POLICY = 1008  # a WebSocket's code for what is not allowed
 DEFAULTS = {  # of every answer that does not say otherwise itself, as a page must of its policy
     "cache-control": "no-store",
@@ -34,7 +42,9 @@ DEFAULTS = {  # of every answer that does not say otherwise itself, as a page mu
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     """`app` behind what `settings` ask for."""
-    gate = Gate(app, Keys(settings.api_keys) if settings.api_keys else Neighbours(settings))
+    gate = Gate(
+        app, Keys(settings.api_keys, Neighbours(settings).foreign) if settings.api_keys else Neighbours(settings)
+    )
     return Head(Cors(gate, settings.cors_origins) if settings.cors_origins else gate)
 
 
@@ -89,7 +99,7 @@ class Gate:
         if error is None:
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": POLICY})
+            return await send({"type": "websocket.close", "code": POLICY})  # a server answers 403 then
         reply = error_reply(error)
         if error.status == Unauthorized.status:
             reply.headers["www-authenticate"] = "Bearer"
@@ -97,20 +107,43 @@ class Gate:
 
 
 class Keys:
-    """Asks for a known bearer key. Keeps digests, not keys."""
+    """Asks for a known key. Keeps digests, not keys."""
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
+    def __init__(self, keys: tuple[str, ...], foreign: Why = lambda scope: None) -> None:
         self._digests = [hashlib.sha256(os.fsencode(key)).digest() for key in keys]
+        self._foreign = foreign
 
     def __call__(self, scope: Scope) -> RequestError | None:
-        """What is wrong with the request's key, if anything; how long this takes tells nothing about the keys."""
-        header = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, key = header.partition(b" ")
-        digest = hashlib.sha256(key.strip()).digest()
+        """What is wrong with the request's key, if anything; how long this takes tells nothing about the keys.
+
+        One that a browser adds unasked, to what any page asks, proves nothing of a page that is `foreign`.
+        """
+        known = [name for name, key in _keys(scope) if self._knows(key)]
+        if not known:
+            return Unauthorized("Send a valid key as 'Authorization: Bearer KEY'.")
+        return self._foreign(scope) if known == ["basic"] else None
+
+    def _knows(self, key: bytes) -> bool:
+        digest = hashlib.sha256(key).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if scheme.lower() == b"bearer" and any(matches):
-            return None
-        return Unauthorized("Send a valid key as 'Authorization: Bearer KEY'.")
+        return any(matches)
+
+
+def _keys(scope: Scope) -> Iterator[tuple[str, bytes]]:
+    """Where a request may have a key, and what it has there."""
+    headers = dict(scope["headers"])
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        yield "bearer", key.strip()
+    if scheme.lower() == b"basic":
+        with contextlib.suppress(ValueError):  # it is no base64
+            yield "basic", base64.b64decode(key.strip(), validate=True).partition(b":")[2]
+    if b"x-api-key" in headers:
+        yield "header", headers[b"x-api-key"].strip()
+    if scope["path"] in BY_URL:
+        with contextlib.suppress(ValueError):  # it has too many fields
+            query = parse_qs(scope["query_string"][:QUERY], max_num_fields=FIELDS)
+            yield from (("url", key) for key in query.get(b"token", ())[:1])
 
 
 class Neighbours:
@@ -122,13 +155,19 @@ class Neighbours:
     def __call__(self, scope: Scope) -> RequestError | None:
         """Why the request looks like a stranger's, if it does."""
         headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin", "")
+        host = headers.get("host", "")
         here, _ = scope.get("server") or ("", None)
         if host and not self._anyone and is_loopback(here) and not is_loopback(_name(host)):
             return ForeignOrigin(
                 f"This server has no keys and answers to this machine only, not to the name '{host:.80}'. "
                 "Set KINDLING_API_KEYS, or KINDLING_ALLOW_OPEN=true."
             )
+        return self.foreign(scope)
+
+    def foreign(self, scope: Scope) -> RequestError | None:
+        """What is wrong with the page that asks, if one does."""
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin", "")
         if origin and origin.partition("://")[2] != host and not {origin, "*"} & set(self._origins):
             return ForeignOrigin(
                 f"Pages of '{origin:.80}' may not ask this server. Name it in KINDLING_CORS_ORIGINS to let them."

@@ -10,7 +10,7 @@ from handler.core.untrusted import Malformed, number, parse
 from handler.server import multipart
 
 JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
-FORMS = ("/v1/images/edits",)
+FORMS = ("/v1/images/edits", *(f"{start}/upload/{kind}" for start in ("", "/api") for kind in ("image", "mask")))
 
 
 async def read(request: Request, limit_mb: float) -> bytes:

@@ -40,14 +40,21 @@ class Parser(MultiPartParser):
             raise MultiPartException("it was cut short, for its last boundary is missing.")
 
 
-async def read(headers: Headers, body: bytes) -> dict[str, Any]:
-    """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none."""
+async def parsed(headers: Headers, body: bytes) -> FormData:
+    """A form, with its files in memory; InvalidValue if it is none."""
+    if "boundary=" not in headers.get("content-type", ""):
+        raise InvalidValue(f"Send a form, as {MEDIA}.")
     try:
-        form = await Parser(headers, body).parse()
+        return await Parser(headers, body).parse()
     except MultiPartException as error:
         raise InvalidValue(f"The form cannot be read: {error.message}") from None
     except ValueError:  # its charset's
         raise InvalidValue("The form cannot be read: send it as UTF-8.") from None
+
+
+async def read(headers: Headers, body: bytes) -> dict[str, Any]:
+    """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none."""
+    form = await parsed(headers, body)
     try:
         return await _fields(form)
     finally:

@@ -4,6 +4,8 @@ import sys
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from handler.server.comfy import SOCKETS
+
 
 class Parsed(HttpToolsProtocol):
     """One connection. Feed it little at once: a head may be larger by that."""
@@ -35,7 +37,10 @@ class Parsed(HttpToolsProtocol):
         return any(name == b"upgrade" for name, _ in self.headers)
 
     def handle_websocket_upgrade(self) -> None:
-        """Read the head again without its upgrade, and what came after it: a server may ignore one (RFC 9110, 7.8)."""
+        """Where there is a websocket, become one. Elsewhere read the head again without its upgrade, and what came
+        after it: a server may ignore one (RFC 9110, 7.8)."""
+        if self.ws_protocol_class and self._get_upgrade() == b"websocket" and self.url.partition(b"?")[0] in SOCKETS:
+            return super().handle_websocket_upgrade()
         upgrade = sys.exception()
         assert upgrade is not None
         rest = self._part[upgrade.args[0] :]

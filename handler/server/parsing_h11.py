@@ -5,6 +5,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from handler.server.comfy import SOCKETS
+
 # The states of a client whose request is all there; in the second it asks for an upgrade.
 OVER = (h11.DONE, h11.MIGHT_SWITCH_PROTOCOL)  # type: ignore[attr-defined]
 
@@ -23,6 +25,11 @@ class Parsed(H11Protocol):
             self.flow.pause_reading()
         else:
             super().data_received(data)
+
+    def _should_upgrade(self) -> bool:
+        """Only where there is a websocket; elsewhere an upgrade is passed over."""
+        path = self.scope["raw_path"]
+        return bool(self.ws_protocol_class) and self._get_upgrade() == b"websocket" and path in SOCKETS
 
     def on_response_complete(self) -> None:
         """Read what waited, as little at once as it came."""

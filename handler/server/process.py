@@ -30,6 +30,7 @@ SAVE = (
     "open('circle.png','wb').write(base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))"
 )
 MAX_PORT = 65_535
+SOCKET_BYTES = 64 << 10  # of one message that comes by websocket, of which none means much
 KEEP_ALIVE_S = 75  # proxies keep idle connections for 60 s, and ask again on one that is being closed
 
 
@@ -48,7 +49,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         logging.getLogger("kindling").warning("%s: %s", engine.spec.id, engine.spec.license.obligation)
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ)]
-        server = Server(_config(app), engine, app.hurry)
+        server = Server(_config(app), engine, app)
         for each in (signal.SIGTERM, signal.SIGINT):  # before uvicorn does: uvloop swallows what is raised as it starts
             signal.signal(each, server.handle_exit)
         address = _address(listeners[0])
@@ -63,7 +64,9 @@ def _config(app: Observed) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Wire,
-        ws="none",  # there are none here: who asks for one is answered in HTTP
+        ws="websockets-sansio",
+        ws_max_size=SOCKET_BYTES,
+        ws_per_message_deflate=False,  # a small message may be a large one then
         lifespan="on",
         log_level="warning",
         access_log=False,

@@ -63,10 +63,15 @@ class Wire(Base):
             self._wait()
         for start in range(0, len(data), PART):
             super().data_received(data[start : start + PART])
-            if self._junk or self.transport.is_closing():
+            if self._junk or self.transport.is_closing() or self._became_another:
                 break
-        if self.cycle is not before:
+        if self.cycle is not before or self._became_another:
             self._stop_waiting()
+
+    @property
+    def _became_another(self) -> bool:
+        """Whether this connection is a websocket now, which waits in its own way."""
+        return self.transport.get_protocol() is not self
 
     def _wait(self) -> None:
         """For a head, as long as for a request on a connection that is kept."""

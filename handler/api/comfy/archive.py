@@ -1,0 +1,145 @@
+"""What is kept of jobs and their files, on a shelf that other workers may share, and waited for with patience.
+
+    input/, output/, temp/    files, by ComfyUI's folders
+    jobs/ID.json              a record of each prompt: what waits, and what has ended
+    clients/HASH/ID           that a prompt's websocket is at another worker, if anywhere
+
+Each folder is bounded by count and age; the oldest files go first.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from handler.api.comfy.job import LIVE, Record, now_ms
+from handler.api.comfy.naming import following, numbered
+from handler.api.comfy.shelf import Shelf, disk_of, named, passing, prune
+from handler.api.loras import looked
+from handler.core.deadline import Deadline
+from handler.core.errors import DeadlineExceeded
+from handler.core.settings import Settings
+from handler.core.untrusted import Malformed, parse
+
+T = TypeVar("T")
+FOLDERS = ("input", "output", "temp")
+DAY = 86_400.0
+BOUNDS = {  # files of a folder, and seconds for which they stay
+    "input": (2_000, 30 * DAY),
+    "output": (5_000, 30 * DAY),
+    "temp": (1_000, DAY),
+    "jobs": (2_000, 30 * DAY),
+    "clients": (1_000, DAY),
+}
+TIDIED_S = 600.0  # between two times that it is looked whether a folder has too many
+LOOK_S = 10.0  # for which a volume may hang
+REMEMBERED = 2_000  # records that were read, so that none is read again for every page of the history
+GONE = "The worker that had this prompt is gone. Send it again."
+log = logging.getLogger(__name__)
+
+
+class Archive:
+    """Keeps files and records. `shelf` is the volume's, if that can be written when the first is kept."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._shelf: Shelf | None = None
+        self._read: OrderedDict[str, Record] = OrderedDict()
+        self._tidied = 0.0
+
+    @property
+    def shelf(self) -> Shelf:
+        """For a thread: it looks at the volume."""
+        if self._shelf is None:
+            self._shelf = disk_of(self._settings.volume) or passing()
+        return self._shelf
+
+    async def at(self, act: Callable[[Shelf], T], deadline: Deadline | None = None) -> T:
+        """What `act` gives, on a thread that may hang; DeadlineExceeded if it does."""
+        return await looked(lambda: act(self.shelf), deadline or Deadline.within(LOOK_S))
+
+    def save(self, folder: str, subfolder: str, start: str, data: bytes) -> dict[str, str]:
+        """Keep a picture under the next number that nobody has; where it is, as ComfyUI tells it. For a thread."""
+        where = named(folder, subfolder, numbered(start, 1)).rpartition("/")[0]
+        number = following(start, (entry.name.rpartition("/")[2] for entry in self.shelf.entries(where)))
+        while True:
+            try:
+                self.shelf.put(f"{where}/{numbered(start, number)}", data, anew=True)
+                self._tidy()
+                return {"filename": numbered(start, number), "subfolder": subfolder, "type": folder}
+            except FileExistsError:
+                number += 1
+
+    def load(self, name: str, subfolder: str, folder: str) -> bytes:
+        """A file; FileNotFoundError if there is none. For a thread."""
+        return self.shelf.get(named(folder, subfolder, name))
+
+    def has(self, name: str, subfolder: str, folder: str) -> bool:
+        """Whether there is such a file. For a thread."""
+        return self.shelf.has(named(folder, subfolder, name))
+
+    def keep(self, prompt_id: str, record: Record) -> None:
+        """Write a job's record. For a thread."""
+        self.shelf.put(f"jobs/{prompt_id}.json", json.dumps(record).encode())
+
+    def record(self, prompt_id: str) -> Record | None:
+        """A job's record, if there is one. For a thread."""
+        if prompt_id in self._read:
+            return self._read[prompt_id]
+        try:
+            found: Record = parse(self.shelf.get(f"jobs/{prompt_id}.json"))
+        except (FileNotFoundError, Malformed):
+            return None
+        if found["state"] in LIVE:
+            return _given_up(found) if now_ms() > found["until"] else found
+        self._read[prompt_id] = found
+        while len(self._read) > REMEMBERED:
+            self._read.popitem(last=False)
+        return found
+
+    def records(self) -> dict[str, Record]:
+        """All records by id, the oldest first. For a thread."""
+        ids = [entry.name.rpartition("/")[2].removesuffix(".json") for entry in self.shelf.entries("jobs")]
+        found = {prompt_id: record for prompt_id in ids if (record := self.record(prompt_id))}
+        return dict(sorted(found.items(), key=lambda one: one[1]["created"]))
+
+    def forget(self, *ids: str) -> None:
+        """Remove records. For a thread."""
+        for prompt_id in ids:
+            self._read.pop(prompt_id, None)
+            self.shelf.remove(f"jobs/{prompt_id}.json")
+
+    def _tidy(self) -> None:
+        if time.monotonic() - self._tidied < TIDIED_S and self._tidied:
+            return
+        self._tidied = time.monotonic()
+        for folder, (most, oldest_s) in BOUNDS.items():
+            prune(self.shelf, folder, most, oldest_s)
+
+
+async def tried(work: Any, otherwise: T, what: str) -> T:
+    """Await `work`; where the volume fails or hangs, that is logged, and `otherwise` is given."""
+    try:
+        found: T = await work
+        return found
+    except (OSError, DeadlineExceeded) as error:
+        log.warning("ComfyUI's %s: %s", what, getattr(error, "strerror", None) or "the volume does not answer")
+        return otherwise
+
+
+def _given_up(record: Record) -> Record:
+    """A record of what nobody works at any more, for its time is over."""
+    prompt_id = record["prompt"][1]
+    said = {"prompt_id": prompt_id, "node_id": None, "node_type": None, "executed": [], "exception_message": GONE}
+    said |= {"exception_type": "WorkerGone", "traceback": [], "current_inputs": {}, "current_outputs": []}
+    message = ["execution_error", {**said, "timestamp": record["until"]}]
+    status = {"status_str": "error", "completed": False, "messages": [message]}
+    return record | {"state": "failed", "ended": record["until"], "status": status}
+
+
+def mailbox(client: str) -> str:
+    """Where it is left that a prompt is of this client, whose websocket may be at another worker."""
+    return f"clients/{hashlib.sha256(client.encode()).hexdigest()[:32]}"

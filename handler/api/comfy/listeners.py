@@ -1,0 +1,116 @@
+"""Who listens to what is told of jobs: websockets by their client's id. One that does not read is let go.
+
+All of this is for the event loop alone.
+"""
+
+import asyncio
+import json
+import struct
+from collections import deque
+from typing import Any
+
+HELD = 512  # messages that wait for one client
+HELD_BYTES = 32 << 20
+CLIENTS = 64
+PREVIEW = 1  # the event of a binary message: a picture, in JPEG (1) or PNG (2)
+KINDS = {"jpeg": 1, "png": 2}
+Message = str | bytes
+
+
+def message(kind: str, data: dict[str, Any]) -> str:
+    """What is told, as JSON."""
+    return json.dumps({"type": kind, "data": data}, separators=(",", ":"))
+
+
+def picture(data: bytes, form: str) -> bytes:
+    """An encoded picture as a binary message."""
+    return struct.pack(">II", PREVIEW, KINDS[form]) + data
+
+
+class Listener:
+    """One websocket, of the client with this id.
+
+    `over` is set once nothing more will come: another took its place, or it read too slowly.
+    """
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.over = False
+        self._held: deque[Message] = deque()
+        self._bytes = 0
+        self._came = asyncio.Event()
+
+    def put(self, said: Message) -> None:
+        """Let it have `said`, if it still listens."""
+        if self.over:
+            return
+        self._held.append(said)
+        self._bytes += len(said)
+        if len(self._held) > HELD or self._bytes > HELD_BYTES:
+            self.end()
+        self._came.set()
+
+    @property
+    def behind(self) -> bool:
+        """Whether it has not taken all yet: then it needs no preview."""
+        return bool(self._held)
+
+    async def next(self) -> Message | None:
+        """What comes next; None if nothing will."""
+        while not self._held and not self.over:
+            self._came.clear()
+            await self._came.wait()
+        if self.over:
+            return None
+        said = self._held.popleft()
+        self._bytes -= len(said)
+        return said
+
+    def end(self) -> None:
+        """Tell it nothing more."""
+        self.over = True
+        self._held.clear()
+        self._came.set()
+
+
+class Listeners:
+    """All websockets, one for each client's id: the newest."""
+
+    def __init__(self) -> None:
+        self._listening: dict[str, Listener] = {}
+
+    def __len__(self) -> int:
+        return len(self._listening)
+
+    def __contains__(self, client: str) -> bool:
+        return client in self._listening
+
+    def add(self, listener: Listener) -> None:
+        """One more; whoever listened under its id, or for longest where there are too many, hears no more."""
+        if listener.client in self._listening:
+            self._listening.pop(listener.client).end()
+        while len(self._listening) >= CLIENTS:
+            self._listening.pop(next(iter(self._listening))).end()
+        self._listening[listener.client] = listener
+
+    def remove(self, listener: Listener) -> None:
+        """It went away."""
+        listener.end()
+        if self._listening.get(listener.client) is listener:
+            del self._listening[listener.client]
+
+    def tell(self, client: str | None, said: Message) -> None:
+        """Tell one client; all, if None."""
+        for listener in [*self._listening.values()] if client is None else [self._listening.get(client)]:
+            if listener:
+                listener.put(said)
+
+    def keen(self, client: str) -> bool:
+        """Whether this client listens, and has taken all there was."""
+        listener = self._listening.get(client)
+        return listener is not None and not listener.behind
+
+    def end(self) -> None:
+        """Tell nobody anything more."""
+        for listener in [*self._listening.values()]:
+            self.remove(listener)

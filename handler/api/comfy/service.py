@@ -1,0 +1,229 @@
+"""ComfyUI's prompts at one worker: accepted, drawn in the order of the engine's queue, told of, and kept."""
+
+import asyncio
+import hashlib
+import json
+import re
+import secrets
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from handler.api.comfy.archive import Archive, mailbox, tried
+from handler.api.comfy.drawing import Drawing
+from handler.api.comfy.job import LIVE, Job, now_ms, public
+from handler.api.comfy.listeners import Listeners, message
+from handler.api.comfy.naming import filled
+from handler.api.comfy.refusals import refused, told, understood
+from handler.api.comfy.served import Catalogue
+from handler.api.dialects.comfy.graph import read
+from handler.api.dialects.comfy.plan import Plan, Served
+from handler.api.dispatch import Api
+from handler.core.deadline import Deadline
+from handler.core.errors import Cancelled, KindlingError, QueueFull, RequestError
+
+ID = re.compile("[A-Za-z0-9_-]{1,100}")
+REPEATABLE = 64  # prompts whose outputs are reported again when they come again
+OnEnd = Callable[[Job, KindlingError | None], object]
+
+
+class Comfy:
+    """All of ComfyUI's that one worker does. For one event loop.
+
+    `active` are the prompts that wait or are drawn, by id.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self.api, self.archive, self.listeners = api, Archive(api.engine.settings), Listeners()
+        self.active: dict[str, Job] = {}
+        self._done: OrderedDict[str, Job] = OrderedDict()
+        self._equal: OrderedDict[str, Job] = OrderedDict()
+        self._catalogue = Catalogue(api.engine.settings, api.engine.spec, self.archive)
+        self._number = 0
+        self._tasks = set[asyncio.Task[None]]()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a prompt was accepted and has not ended."""
+        return bool(self.active)
+
+    def hurry(self) -> None:
+        """Let all prompts end with what is there."""
+        for job in self.active.values():
+            job.deadline.hurry()
+
+    def remaining(self) -> dict[str, Any]:
+        """How many prompts have not ended."""
+        return {"exec_info": {"queue_remaining": len(self.active)}}
+
+    async def post(self, payload: Any, deadline: Deadline, on_end: OnEnd = lambda job, error: None) -> dict[str, Any]:
+        """Accept a prompt that shall have ended by `deadline`; ComfyUI's answer. Raises what refuses it.
+
+        `on_end` gets it when it has, with what it failed of.
+        """
+        if not isinstance(payload, dict) or not isinstance(payload.get("prompt"), dict):
+            raise refused("no_prompt", "No prompt provided", "Send a graph in API format as 'prompt'.")
+        graph, prompt_id = payload["prompt"], _id(payload)
+        if (known := self.active.get(prompt_id)) and known.graph == graph:
+            return _accepted(known)
+        if known:
+            raise refused("invalid_prompt_id", "This prompt_id is taken", "Another prompt with this id is waiting.")
+        served = await self.served(deadline)
+        plan, key = await deadline.hold(asyncio.to_thread(self._read, payload, served))
+        self._require_room(plan, deadline)
+        extra, client = public(payload.get("extra_data")), payload.get("client_id")
+        job = Job(prompt_id, self._numbered(payload), graph, extra, plan, key, deadline)
+        if isinstance(client, str) and client:
+            job.client, job.extra = client, extra | {"client_id": client}
+        self.active[prompt_id] = job
+        self._tell_status()
+        await self._keep(job)
+        task = asyncio.create_task(self._run(job, on_end))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return _accepted(job)
+
+    def find(self, prompt_id: str) -> Job | None:
+        """A prompt that this worker has, or had not long ago."""
+        return self.active.get(prompt_id) or self._done.get(prompt_id)
+
+    def jobs(self) -> list[Job]:
+        """All of those."""
+        return [*self._done.values(), *self.active.values()]
+
+    def forget(self, *ids: str) -> None:
+        """Of prompts that have ended."""
+        for prompt_id in ids:
+            self._done.pop(prompt_id, None)
+
+    async def served(self, deadline: Deadline) -> Served:
+        """What prompts may name."""
+        return await self.archive.at(lambda _: self._catalogue.served(), deadline)
+
+    def cancel(self, job: Job) -> None:
+        """Stop a prompt, be it waiting or drawn."""
+        job.unwanted = True
+        if job.task:
+            job.task.cancel()
+
+    def _read(self, payload: Mapping[str, Any], served: Served) -> tuple[Plan, str]:
+        """On another thread, for a graph may be large, and its images take time."""
+        graph = payload["prompt"]
+        plan = read(graph, served, self.archive.load)
+        if targets := payload.get("partial_execution_targets"):
+            kept = tuple(output for output in plan.outputs if output.node in targets)
+            plan = Plan(kept, plan.node_errors, plan.notes)
+        if not plan.outputs:
+            raise refused("prompt_no_outputs", "Prompt has no outputs", "No output node is among the targets.")
+        for output in plan.outputs:
+            try:
+                filled(output.prefix, graph, (0, 0))
+            except RequestError as error:
+                raise refused("prompt_outputs_failed_validation", error.message, "filename_prefix") from None
+        return plan, _key(graph, plan)
+
+    def _require_room(self, plan: Plan, deadline: Deadline) -> None:
+        self.api.require_open(deadline)
+        waiting, most = sum(job.waiting for job in self.active.values()), self.api.engine.settings.queue
+        if waiting >= most:
+            raise QueueFull(f"{waiting} pictures are waiting already; try again later.")
+
+    def _numbered(self, payload: Mapping[str, Any]) -> float:
+        """Where in the queue ComfyUI would put it; here it only comes back."""
+        self._number += 1
+        given = payload.get("number")
+        if isinstance(given, int | float):
+            return given
+        return -self._number if payload.get("front") else self._number
+
+    async def _run(self, job: Job, on_end: OnEnd) -> None:
+        """Draw a prompt, and tell and keep how that went. Never raises."""
+        error: KindlingError | None = None
+        drawing, job.task = Drawing(job, self.api, self.archive, self.listeners), asyncio.current_task()
+        try:
+            if job.unwanted:
+                raise asyncio.CancelledError
+            await self._draw(job, drawing)
+            job.state = "completed"
+            said = job.note("execution_success")
+        except asyncio.CancelledError:
+            error = Cancelled("The prompt was interrupted.")
+            job.state = "cancelled"
+            said = job.note("execution_interrupted", **drawing.where()) if job.started else ""
+        except Exception as failed:
+            error = understood(failed)
+            job.state = "failed"
+            drawing.begin()
+            said = job.note("execution_error", **drawing.where(), **told(error))
+        await self._end(job, said)
+        on_end(job, error)
+
+    async def _draw(self, job: Job, drawing: Drawing) -> None:
+        """As an equal prompt before it, if its files are still there."""
+        for other in [*self.active.values()]:
+            if other is job:
+                break
+            if other.key == job.key:
+                await job.deadline.hold(other.over.wait())
+        if (equal := self._equal.get(job.key)) and await drawing.repeat(equal):
+            return
+        await drawing.run()
+        self._equal[job.key] = job
+        while len(self._equal) > REPEATABLE:
+            self._equal.popitem(last=False)
+
+    async def _end(self, job: Job, said: str) -> None:
+        """Who is told that a prompt has ended finds it in the history, here and elsewhere."""
+        job.ended, job.task = now_ms(), None
+        await self._keep(job)
+        del self.active[job.id]
+        self._done[job.id] = job
+        while len(self._done) > REPEATABLE:
+            self._done.popitem(last=False)
+        if job.client and said:
+            self.listeners.tell(job.client, said)
+        self._tell_status()
+        if job.client:
+            self.listeners.tell(job.client, message("executing", {"node": None, "prompt_id": job.id}))
+        job.over.set()
+
+    async def _keep(self, job: Job) -> None:
+        """Its record, for other workers, and a sign for the one where its websocket may be."""
+        record = job.record()
+
+        def keep(_: object) -> None:
+            self.archive.keep(job.id, record)
+            if job.state in LIVE and job.client and job.client not in self.listeners:
+                self.archive.shelf.put(f"{mailbox(job.client)}/{job.id}", b"")
+
+        await tried(self.archive.at(keep), None, "job could not be kept where other workers see it")
+
+    def _tell_status(self) -> None:
+        self.listeners.tell(None, message("status", {"status": self.remaining()}))
+
+
+def _id(payload: Mapping[str, Any]) -> str:
+    given = payload.get("prompt_id")
+    if given is None:
+        return str(uuid.uuid4())
+    if not isinstance(given, str) or not ID.fullmatch(given):
+        raise refused("invalid_prompt_id", "prompt_id must be a valid UUID", "Send a UUID, or none.")
+    return given
+
+
+def _accepted(job: Job) -> dict[str, Any]:
+    notes = {"notes": list(job.plan.notes)} if job.plan.notes else {}
+    return {"prompt_id": job.id, "number": job.number, "node_errors": dict(job.plan.node_errors)} | notes
+
+
+def _key(graph: Mapping[str, Any], plan: Plan) -> str:
+    """What is equal in prompts that give the same pictures; of what is drawn at random, no two are."""
+    if any(output.request.seed is None for output in plan.outputs):
+        return secrets.token_hex(16)
+    nodes = {name: [node["class_type"], node.get("inputs")] for name, node in graph.items()}
+    found = hashlib.sha256(json.dumps([nodes, [output.node for output in plan.outputs]], sort_keys=True).encode())
+    for output in plan.outputs:
+        for image in (*output.request.images, output.request.mask or b""):
+            found.update(hashlib.sha256(image).digest())
+    return found.hexdigest()

@@ -1,0 +1,156 @@
+"""Where files of ComfyUI's routes lie: a folder of the volume, or one that goes with the worker.
+
+A name is relative, with slashes, such as `output/portraits/ComfyUI_00001_.png`. It never leads out of the folder that
+it begins with, not by a link either; whoever asks for one that would is told so before anything is touched.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from handler.core.errors import InvalidValue, OutsideFolder
+
+LONGEST = 200  # bytes of a part of a name: file systems take 255, and a counter is added
+DEEPEST = 8  # folders in folders
+DRIVE = re.compile("[A-Za-z]:")
+PART = ".part"  # the end of what is being written
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Entry:
+    """A file, written at `time`, in seconds since 1970."""
+
+    time: float
+    name: str
+
+
+class Shelf(Protocol):
+    """Files by name. Every function may take as long as a volume does, so none is for an event loop.
+
+    They raise OSError where the volume fails; FileNotFoundError is a file that is not there.
+    """
+
+    shared: bool  # whether other workers may see it
+
+    def get(self, name: str) -> bytes:
+        """What is in a file."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    def put(self, name: str, data: bytes, anew: bool = False) -> None:
+        """Write a file, whole or not at all; FileExistsError if it shall be `anew` and is not."""
+
+    def remove(self, name: str) -> None:
+        """Be it there or not."""
+
+    def entries(self, folder: str, deep: bool = False) -> list[Entry]:
+        """The files of a folder, the oldest first; if `deep`, of the folders in it too."""
+
+
+def named(folder: str, subfolder: str, name: str) -> str:
+    """The name of a file in one of the folders. InvalidValue or OutsideFolder if it could mean another place."""
+    if not name or "/" in name or name in (".", ".."):
+        raise InvalidValue("filename should be the name of a file, without a folder.", "filename")
+    parts = [part for part in subfolder.split("/") if part not in ("", ".")]
+    if subfolder.startswith("/") or ".." in parts or len(parts) > DEEPEST:
+        raise OutsideFolder("subfolder should be a folder inside the one that type names.", "subfolder")
+    for part in (*parts, name):
+        _require_plain(part)
+    return "/".join((folder, *parts, name))
+
+
+def _require_plain(part: str) -> None:
+    """Refuse what some system takes for more than a name, or would not take at all."""
+    if "\\" in part or DRIVE.match(part) or not part.isprintable() or part.endswith(PART) or part.startswith("."):
+        raise InvalidValue("A file's name should be plain: no backslash, drive, dot before it or control character.")
+    if len(part.encode(errors="surrogatepass")) > LONGEST:
+        raise InvalidValue(f"A file's name should have at most {LONGEST} bytes.")
+
+
+class Disk:
+    """Files below `root`, which is made when the first is written."""
+
+    def __init__(self, root: Path, shared: bool) -> None:
+        self._root, self.shared = root, shared
+
+    def get(self, name: str) -> bytes:
+        """See `Shelf`."""
+        # Without waiting: what lies there may be a pipe, which nobody writes to.
+        number = os.open(self._place(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(number, "rb") as file:
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                raise FileNotFoundError(name)
+            return file.read()
+
+    def has(self, name: str) -> bool:
+        """See `Shelf`."""
+        place = self._place(name)
+        return place.is_file() and not place.is_symlink()
+
+    def put(self, name: str, data: bytes, anew: bool = False) -> None:
+        """See `Shelf`. Other workers may look for a name at the same time: it is one's who makes the file first."""
+        place = self._place(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f"{secrets.token_hex(8)}{PART}")
+        if anew:
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            part.write_bytes(data)
+            part.replace(place)
+        except OSError:
+            for each in (part, *([place] if anew else [])):
+                each.unlink(missing_ok=True)
+            raise
+
+    def remove(self, name: str) -> None:
+        """See `Shelf`."""
+        self._place(name).unlink(missing_ok=True)
+
+    def entries(self, folder: str, deep: bool = False) -> list[Entry]:
+        """See `Shelf`."""
+        return sorted(self._found(self._place(folder), PurePosixPath(folder), DEEPEST if deep else 0))
+
+    def _found(self, place: Path, name: PurePosixPath, depth: int) -> Iterator[Entry]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(place) as found:
+            for each in found:
+                with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                    if each.is_file(follow_symlinks=False) and not each.name.endswith(PART):
+                        yield Entry(each.stat(follow_symlinks=False).st_mtime, str(name / each.name))
+                    elif depth and each.is_dir(follow_symlinks=False):
+                        yield from self._found(Path(each.path), name / each.name, depth - 1)
+
+    def _place(self, name: str) -> Path:
+        """Where a file is; a link on the way there leads nowhere."""
+        place = self._root / name
+        top = (self._root / name.partition("/")[0]).absolute()
+        if place.parent.resolve() != (self._root.resolve() / name).parent or not place.is_relative_to(top):
+            raise OutsideFolder("What leads there is a link.", "subfolder")
+        return place
+
+
+def prune(shelf: Shelf, folder: str, most: int, oldest_s: float) -> None:
+    """Remove what is older than `oldest_s` seconds, and all but the latest `most` files of `folder`."""
+    found = shelf.entries(folder, deep=True)
+    since = time.time() - oldest_s
+    for entry in [*found[:-most], *(entry for entry in found[-most:] if entry.time < since)]:
+        shelf.remove(entry.name)
+
+
+def disk_of(volume: Path) -> Disk | None:
+    """The volume's, if it can be written."""
+    there = next((each for each in (volume, *volume.parents) if each.exists()), volume)
+    return Disk(volume / "comfy", shared=True) if os.access(there, os.W_OK | os.X_OK) else None
+
+
+def passing() -> Disk:
+    """One that goes with this worker."""
+    return Disk(Path(tempfile.mkdtemp(prefix="kindling-comfy-")), shared=False)

@@ -1,0 +1,131 @@
+"""ComfyUI's files over HTTP: pictures that are looked at, images that are sent to be worked from."""
+
+import asyncio
+import json
+import posixpath
+from typing import Any
+from urllib.parse import quote
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+from starlette.responses import Response
+
+from handler.api.comfy.archive import FOLDERS, Archive
+from handler.api.comfy.service import Comfy
+from handler.api.comfy.shelf import Shelf, named
+from handler.api.comfy.viewing import Shown, annotated, masked, shown
+from handler.core.deadline import Deadline
+from handler.core.errors import FileMissing, InvalidValue, VolumeFailed
+from handler.server import bodies, multipart
+
+COPIES = 1_000  # of one name, that an upload tries
+YES = ("true", "1")
+
+
+async def view(request: Request) -> Response:
+    """A file of a folder."""
+    query, archive = request.query_params, _archive(request)
+    filename, folder = annotated(query.get("filename", ""), query.get("type", "output"))
+    if filename.startswith("/") or ".." in filename or folder not in FOLDERS:
+        raise InvalidValue("filename should be a file's name, and type output, input or temp.", "filename")
+    inner, name = posixpath.split(filename)
+    where = named(folder, posixpath.join(query.get("subfolder", ""), inner), name)
+    try:
+        data = await archive.at(lambda shelf: shelf.get(where))
+    except FileNotFoundError:
+        raise FileMissing("There is no such file.", "filename") from None
+    except OSError:
+        raise FileMissing("This file cannot be read.", "filename") from None
+    found = await asyncio.to_thread(shown, data, name, query.get("preview", ""), query.get("channel", ""))
+    return _told(found, name)
+
+
+def _told(found: Shown, name: str) -> Response:
+    way = "attachment" if found.attached else "inline"
+    headers = {"content-disposition": f"{way}; filename*=utf-8''{quote(name)}"}
+    return Response(found.data, headers=headers, media_type=found.media)
+
+
+async def upload_image(request: Request) -> Any:
+    """Keep an image, under its own name or, if another has that, one with a number."""
+    form = await _form(request)
+    data, name = await _file(form)
+    return await _archive(request).at(lambda shelf: _kept(shelf, form, name, data))
+
+
+async def upload_mask(request: Request) -> Any:
+    """Keep an image that was sent before with the alpha channel of the one that is sent now."""
+    form = await _form(request)
+    mask, name = await _file(form)
+    filename, subfolder, folder = _original(form)
+
+    def keep(shelf: Shelf) -> Any:
+        original = shelf.get(named(folder, subfolder, filename))
+        return _kept(shelf, form, name, masked(original, mask))
+
+    try:
+        return await _archive(request).at(keep)
+    except FileNotFoundError:
+        raise FileMissing("There is no such original.", "original_ref") from None
+
+
+def _kept(shelf: Shelf, form: FormData, name: str, data: bytes) -> dict[str, str]:
+    """Where an image is kept now. For a thread."""
+    folder, subfolder = _text(form, "type") or "input", _text(form, "subfolder")
+    if folder not in FOLDERS:
+        raise InvalidValue("type can be input, temp or output.", "type")
+    start, end = posixpath.splitext(name)
+    for number in range(COPIES):
+        called = f"{start} ({number}){end}" if number else name
+        where = named(folder, subfolder, called)
+        try:
+            shelf.put(where, data, anew=_text(form, "overwrite") not in YES)
+        except FileExistsError:
+            if shelf.get(where) != data:
+                continue
+        except OSError as error:
+            raise VolumeFailed(f"The file cannot be kept: {error.strerror}.") from None
+        return {"name": called, "subfolder": subfolder, "type": folder}
+    raise InvalidValue("There are too many files with this name.", "image")
+
+
+async def _form(request: Request) -> FormData:
+    settings = _comfy(request).api.engine.settings
+    deadline = Deadline.within(settings.deadline_s)
+    body = await deadline.hold(bodies.read(request, settings.max_body_mb))
+    return await multipart.parsed(request.headers, body)
+
+
+async def _file(form: FormData) -> tuple[bytes, str]:
+    """What `image` has: a file and its name."""
+    file = form.get("image")
+    if not isinstance(file, UploadFile) or not file.filename:
+        raise InvalidValue("Send a file as 'image', with its name.", "image")
+    return await file.read(), file.filename
+
+
+def _original(form: FormData) -> tuple[str, str, str]:
+    """Name, subfolder and folder of the image that a mask is for."""
+    try:
+        said = json.loads(_text(form, "original_ref"))
+        filename, folder = annotated(said["filename"], said.get("type", "output"))
+        subfolder = said.get("subfolder", "")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise InvalidValue("original_ref should be JSON with a filename.", "original_ref") from None
+    if folder not in FOLDERS or not isinstance(subfolder, str):
+        raise InvalidValue("original_ref names no folder that there is.", "original_ref")
+    return filename, subfolder, folder
+
+
+def _text(form: FormData, name: str) -> str:
+    value = form.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _comfy(request: Request) -> Comfy:
+    found: Comfy = request.app.state.comfy
+    return found
+
+
+def _archive(request: Request) -> Archive:
+    return _comfy(request).archive
