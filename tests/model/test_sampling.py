@@ -1,9 +1,6 @@
 """ComfyUI's sampling, against what ComfyUI itself drew and computed (tests/model/comfy), and every family by it."""
 
-import io
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_families import EVERY, ROWS, boot  # noqa: F401 - a fixture
 
-from handler import ImageRequest, ModelSpec, Recipe, Worker
-from handler.api.recipes import recipes_of
-from handler.core.errors import Cancelled, InvalidValue
+from handler import ImageRequest, Recipe, Worker
+from handler.core.errors import InvalidValue
 from handler.core.recipe import Mask, Reference
 from handler.core.sampling import SAMPLERS as NAMES
 from handler.core.sampling import SCHEDULES as SCHEDULE_NAMES
 from handler.core.sampling import Sampling
-from handler.engine.batching import alike
 from handler.model.sampling.curves import Eps, Flow, curve_of
 from handler.model.sampling.noise import CPU, BrownianTree, in_steps, of_tree, seeded
 from handler.model.sampling.samplers import SAMPLERS
@@ -191,11 +185,14 @@ def test_samplers_take_comfyuis_own_steps(case: str) -> None:
     noise = in_steps(drawn, 11, CPU) if sampler.noise == "own" else of_tree(drawn, 11, CPU, sigmas)
     first = curve.noised(torch.zeros(16), drawn(seeded(11)), sigmas[0], first=True)
     steps, seen = sampler.solve(first, sigmas, Solving(curve, noise, float(eta), float(s_noise))), []
-    x, sigma = next(steps)
-    with pytest.raises(StopIteration) as end:
+
+    def run(x: Any, sigma: Any) -> None:
         while True:
             seen.append(sigma)
             x, sigma = steps.send(0.9 * torch.tanh(x / (sigma**2 + 1) ** 0.5 + torch.linspace(-1, 1, 16)))
+
+    with pytest.raises(StopIteration) as end:
+        run(*next(steps))
     assert seen == sampler.evaluated(curve, sigmas, float(eta))
     assert curve.rid(end.value.value, sigmas[-1])[::5].tolist() == pytest.approx(TOY[case], abs=2e-5)
 

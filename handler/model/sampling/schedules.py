@@ -136,7 +136,7 @@ def _beta_integral(x: float) -> float:
     for n in range(40):  # each is less than half of the one before
         total += term / (BETA + n)
         term *= (1 - BETA + n) / (n + 1) * x
-    return x**BETA * total * math.gamma(2 * BETA) / math.gamma(BETA) ** 2
+    return math.pow(x, BETA) * total * math.gamma(2 * BETA) / math.pow(math.gamma(BETA), 2)
 
 
 SCHEDULES: Mapping[str, Callable[[Curve, int], list[float]]] = {
