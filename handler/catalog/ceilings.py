@@ -1,18 +1,31 @@
 """How many steps a model takes, and which a request may ask for; what `ModelSpec.validate` and its callers ask."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from handler.core.errors import OutOfRange, Unsupported
 from handler.core.request import ImageRequest
-
-if TYPE_CHECKING:
-    from handler.catalog.spec import ModelSpec
 
 FEWEST_TO_SKIP = 20  # steps; models that take fewer are distilled, and each of their steps counts
 MOST_STEPS = 50  # of any model
 
 
-def check_steps(spec: "ModelSpec", request: ImageRequest, steps: int) -> None:
+class Ceiling(Protocol):
+    """What of a row is asked here."""
+
+    @property
+    def id(self) -> str:
+        """The model."""
+
+    @property
+    def min_steps(self) -> int:
+        """Fewest that it takes."""
+
+    @property
+    def max_steps(self) -> int:
+        """Most that it is made for."""
+
+
+def check_steps(spec: Ceiling, request: ImageRequest, steps: int) -> None:
     """Raise the error that says why `spec` cannot take `steps` for `request`.
 
     In ComfyUI's words a distilled model may take more than it was made for, as there; `warnings` tells.
@@ -29,7 +42,7 @@ def check_steps(spec: "ModelSpec", request: ImageRequest, steps: int) -> None:
         raise Unsupported("ComfyUI's sampling skips no steps; leave step_cache out.", "step_cache")
 
 
-def warnings(spec: "ModelSpec", request: ImageRequest) -> tuple[str, ...]:
+def warnings(spec: Ceiling, request: ImageRequest) -> tuple[str, ...]:
     """What is done for `request` though it may do no good, in whole sentences."""
     if request.sampling is None or request.sampling.taken <= spec.max_steps:
         return ()
