@@ -25,6 +25,11 @@ class Ceiling(Protocol):
         """Most that it is made for."""
 
 
+def most_steps(spec: Ceiling) -> int:
+    """How many a request may ask for in ComfyUI's words."""
+    return spec.max_steps if spec.max_steps >= FEWEST_TO_SKIP else MOST_STEPS
+
+
 def check_steps(spec: Ceiling, request: ImageRequest, steps: int) -> None:
     """Raise the error that says why `spec` cannot take `steps` for `request`.
 
@@ -35,8 +40,7 @@ def check_steps(spec: Ceiling, request: ImageRequest, steps: int) -> None:
             takes = f"{spec.min_steps} to {spec.max_steps}" if spec.min_steps > 1 else f"at most {spec.max_steps}"
             raise OutOfRange(f"num_inference_steps: {spec.id} takes {takes}, got {steps}.", "num_inference_steps")
         return
-    most = spec.max_steps if spec.max_steps >= FEWEST_TO_SKIP else MOST_STEPS
-    if steps > most:
+    if steps > (most := most_steps(spec)):
         raise OutOfRange(f"sampling: {spec.id} takes at most {most} steps, got {steps}.", "sampling")
     if request.step_cache not in (None, "off"):
         raise Unsupported("ComfyUI's sampling skips no steps; leave step_cache out.", "step_cache")
