@@ -26,7 +26,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "diffusers": (*MODEL, "volume/files"),  # what an autoencoder's files are called
     **dict.fromkeys(("boto3", "botocore"), ("api/store",)),
     "PIL": ("api", "model/families", "cli/optimize"),
-    "numpy": ("api", "model/families", "cli/optimize"),
+    "numpy": ("api", "model/families", "model/sampling/noise", "cli/optimize"),
     "gguf": ("model/loading/packing",),
     "isal": ("api/codec", "volume/manifest", "volume/reader"),
     "skimage": ("cli/optimize",),
@@ -38,6 +38,7 @@ EARLY = {*(name for name, places in HEAVY.items() if places == WEB), "pydantic",
 LATE = (
     "model/families",
     "model/adapters/sums",
+    "model/sampling",
     "model/fp8_attention",
     *(f"model/loading/{name}" for name in ("quant", "rounding", "blockwise")),
 )

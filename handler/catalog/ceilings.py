@@ -1,18 +1,36 @@
 """How many steps a model takes, and which a request may ask for; what `ModelSpec.validate` and its callers ask."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from handler.core.errors import OutOfRange, Unsupported
 from handler.core.request import ImageRequest
-
-if TYPE_CHECKING:
-    from handler.catalog.spec import ModelSpec
 
 FEWEST_TO_SKIP = 20  # steps; models that take fewer are distilled, and each of their steps counts
 MOST_STEPS = 50  # of any model
 
 
-def check_steps(spec: "ModelSpec", request: ImageRequest, steps: int) -> None:
+class Ceiling(Protocol):
+    """What of a row is asked here."""
+
+    @property
+    def id(self) -> str:
+        """The model."""
+
+    @property
+    def min_steps(self) -> int:
+        """Fewest that it takes."""
+
+    @property
+    def max_steps(self) -> int:
+        """Most that it is made for."""
+
+
+def most_steps(spec: Ceiling) -> int:
+    """How many a request may ask for in ComfyUI's words."""
+    return spec.max_steps if spec.max_steps >= FEWEST_TO_SKIP else MOST_STEPS
+
+
+def check_steps(spec: Ceiling, request: ImageRequest, steps: int) -> None:
     """Raise the error that says why `spec` cannot take `steps` for `request`.
 
     In ComfyUI's words a distilled model may take more than it was made for, as there; `warnings` tells.
@@ -22,14 +40,13 @@ def check_steps(spec: "ModelSpec", request: ImageRequest, steps: int) -> None:
             takes = f"{spec.min_steps} to {spec.max_steps}" if spec.min_steps > 1 else f"at most {spec.max_steps}"
             raise OutOfRange(f"num_inference_steps: {spec.id} takes {takes}, got {steps}.", "num_inference_steps")
         return
-    most = spec.max_steps if spec.max_steps >= FEWEST_TO_SKIP else MOST_STEPS
-    if steps > most:
+    if steps > (most := most_steps(spec)):
         raise OutOfRange(f"sampling: {spec.id} takes at most {most} steps, got {steps}.", "sampling")
     if request.step_cache not in (None, "off"):
         raise Unsupported("ComfyUI's sampling skips no steps; leave step_cache out.", "step_cache")
 
 
-def warnings(spec: "ModelSpec", request: ImageRequest) -> tuple[str, ...]:
+def warnings(spec: Ceiling, request: ImageRequest) -> tuple[str, ...]:
     """What is done for `request` though it may do no good, in whole sentences."""
     if request.sampling is None or request.sampling.taken <= spec.max_steps:
         return ()

@@ -2,12 +2,17 @@
 
 import base64
 import io
+import json
 import re
 from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
+
+from handler.core import untrusted
+from handler.core.sampling import Sampling
 
 
 def picture(form: str) -> bytes:
@@ -23,9 +28,17 @@ schemathesis.openapi.format("picture", st.one_of(TEXTS, TEXTS.map(lambda text: f
 
 @schemathesis.hook
 def filter_body(context: Any, body: Any) -> bool:
-    """Edits of so little strength that there is no step to take are refused, and on FLUX.2 large ones with a mask."""
+    """Edits of so little strength that there is no step to take are refused, and on FLUX.2 large ones with a mask.
+
+    And parts of a `Sampling` that are good each, but not together.
+    """
     if not isinstance(body, dict):
         return True
+    try:
+        Sampling.model_validate(untrusted.parse(json.dumps(body.get("sampling") or {}).encode()))
+    except ValidationError as error:
+        if {each["type"] for each in error.errors()} == {"value_error"}:
+            return False
     strength, steps = (body.get(name) for name in ("strength", "num_inference_steps"))
     if isinstance(strength, int | float) and strength * (steps if isinstance(steps, int | float) else 4) < 1:
         return False

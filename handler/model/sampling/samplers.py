@@ -20,10 +20,10 @@ class Sampler:
     solve: Callable[[Any, torch.Tensor, Solving], Steps]
     noise: Noise = "own"
 
-    def evaluated(self, curve: Curve, sigmas: torch.Tensor) -> list[torch.Tensor]:
+    def evaluated(self, curve: Curve, sigmas: torch.Tensor, eta: float) -> list[torch.Tensor]:
         """At which sigmas it asks the model, in turn: what a run with one number for a picture shows."""
         nothing = torch.zeros(1)
-        steps, found = self.solve(nothing, sigmas, Solving(curve, lambda *_: nothing)), []
+        steps, found = self.solve(nothing, sigmas, Solving(curve, lambda *_: nothing, eta)), []
         try:
             found.append(next(steps)[1])
             while True:

@@ -8,7 +8,7 @@ import torch
 
 from handler.core.sampling import Sampling
 from handler.model.sampling.curves import Curve, curve_of
-from handler.model.sampling.samplers import SAMPLERS, Sampler
+from handler.model.sampling.samplers import SAMPLERS
 from handler.model.sampling.schedules import sigmas_of
 from handler.model.sampling.solving import Solving, Steps
 
@@ -32,9 +32,10 @@ class ComfyScheduler:
     init_noise_sigma = 1.0
     begin_index: int | None = None
 
-    def __init__(self, curve: Curve, sampler: Sampler, sigmas: torch.Tensor, config: Mapping[str, Any]) -> None:
-        self.config, self.curve, self.sampler, self.whole = config, curve, sampler, sigmas
-        self.sigmas = sampler.evaluated(curve, sigmas)
+    def __init__(self, curve: Curve, sampling: Sampling, config: Mapping[str, Any]) -> None:
+        self.config, self.curve, self.sampler = config, curve, SAMPLERS[sampling.sampler]
+        self.whole = sigmas_of(curve, sampling)
+        self.sigmas = self.sampler.evaluated(curve, self.whole, sampling.eta)
         self.timesteps = torch.stack([curve.told(sigma) for sigma in self.sigmas])
         self.step_index: int | None = None
         self.add_noise: Any = lambda picture, *_: picture  # what a pipeline makes its first latents of
@@ -100,4 +101,4 @@ def scheduler_of(pipeline: Any, config: Mapping[str, Any], sampling: Sampling) -
     """For one run of `pipeline`, whose model the `config` of a scheduler describes."""
     transformer = getattr(pipeline, "transformer", None)
     curve = curve_of(config, type(transformer).__name__ if transformer else "", sampling)
-    return ComfyScheduler(curve, SAMPLERS[sampling.sampler], sigmas_of(curve, sampling), config)
+    return ComfyScheduler(curve, sampling, config)

@@ -1,18 +1,23 @@
 """JSON Schemas of what comes in, for one served model.
 
 They are as strict as `ModelSpec.validate`: what fits is drawn. But for what no schema can tell: whether a file is a
-whole image, a mask as large as its image, and an edit strong enough for its steps.
+whole image, a mask as large as its image, an edit strong enough for its steps, and the parts of a `Sampling` in order.
 """
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from handler.api.dialects.openai import ACCEPTED, IGNORED
 from handler.api.store import Store
+from handler.catalog.ceilings import most_steps
 from handler.catalog.models import MODES
 from handler.catalog.spec import ModelSpec
 from handler.core.loras import HEAVIEST
 from handler.core.loras import MOST as MOST_LORAS
+from handler.core.reading import Reading
 from handler.core.request import ImageRequest
+from handler.core.sampling import Sampling
 from handler.core.settings import Settings
 from handler.core.stepcache import BOUNDS
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed
@@ -31,6 +36,7 @@ ACCEPTED_TEXT = TEXT | {"description": "Accepted; changes nothing here."}
 EXAMPLE = {"examples": [{"prompt": "a red circle on a blue background"}]}
 SOME: Schema = {"type": "array", "minItems": 1}
 SENT: Schema = {"not": NULL}
+NEVER: Schema = {"not": {}}
 
 
 def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
@@ -68,6 +74,8 @@ def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     }
     fields = ImageRequest.model_json_schema()["properties"]
     found = {name: _plain(schema) | narrowed.get(name, {}) for name, schema in fields.items()}
+    comfy = {"sampling": _sampling(spec), "reading": _object(Reading)}
+    found |= {name: schema | {"description": found[name]["description"]} for name, schema in comfy.items()}
     return found if spec.masked_pixels else {name: found[name] for name in found if name not in ("mask", "strength")}
 
 
@@ -76,6 +84,31 @@ def _plain(schema: Schema) -> Schema:
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != NULL]
     kept = {name: value for name, value in schema.items() if name not in ("anyOf", "title") and value is not None}
     return {**kinds[0], **kept} if len(kinds) == 1 else kept
+
+
+def _object(kind: type[BaseModel]) -> Schema:
+    """A model of pydantic's as one schema, without titles."""
+    schema = kind.model_json_schema()
+    found: Schema = _within(schema, schema.pop("$defs", {}))
+    return found
+
+
+def _within(schema: Any, known: Schema) -> Any:
+    if isinstance(schema, list):
+        return [_within(each, known) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _within(known[schema["$ref"].rpartition("/")[2]], known)
+    return {name: _within(each, known) for name, each in schema.items() if name != "title"}
+
+
+def _sampling(spec: ModelSpec) -> Schema:
+    found, most = _object(Sampling), most_steps(spec)
+    fields = found["properties"]
+    fields["steps"] |= {"maximum": most, "default": min(most, fields["steps"]["default"])}
+    fields["sigmas"] |= {"maxItems": most + 1}
+    return found
 
 
 def _step_cache(spec: ModelSpec, settings: Settings) -> Schema:
@@ -164,6 +197,8 @@ def _rules(spec: ModelSpec) -> list[Schema]:
     rules = [
         _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "webp"]}}),
         _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
+        _if("sampling", allowed=dict.fromkeys(("num_inference_steps", "scheduler", "strength"), NEVER)),
+        _if("sampling", allowed={"step_cache": {"enum": ["off"]}}),
     ]
     guided = {"guidance_scale": NUMBER | {"exclusiveMinimum": 1}}
     if spec.takes_negative_prompt and spec.guidance > 1:

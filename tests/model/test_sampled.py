@@ -1,0 +1,148 @@
+"""Pictures by ComfyUI's sampling through every family's pipelines, of small random weights."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_families import EVERY, ROWS, boot  # noqa: F401 - a fixture
+
+from handler import ImageRequest, ModelSpec, Recipe, Worker
+from handler.api.recipes import recipes_of
+from handler.core.errors import Cancelled
+from handler.core.recipe import Mask, Reference
+from handler.core.sampling import Sampling
+from handler.engine.batching import alike
+
+Boot = Callable[..., Worker]
+REDRAWING = pytest.mark.parametrize("spec", [spec for spec in ROWS if not spec.max_images], ids=lambda spec: spec.id)
+LEFT = np.arange(64) < 32  # columns of a picture
+
+
+def recipe(worker: Worker, images: tuple[Reference, ...] = (), kept: Any = None, **fields: Any) -> Recipe:
+    asked: dict[str, Any] = {"prompt": "a red circle", "width": 64, "height": 64, "seed": 1} | fields
+    asked["sampling"] = Sampling(**{"scheduler": "simple", "steps": 2} | asked.get("sampling", {}))
+    mask = None if kept is None else Mask(kept, "mask")
+    request = ImageRequest(**asked, images=tuple(b"x" for _ in images), mask=mask and b"x")
+    return worker.spec.recipe(request, images, mask=mask)
+
+
+def draw(worker: Worker, asked: Recipe, on_step: Any = lambda *_: None) -> Any:
+    return worker.generate(asked, on_step)[0].rgb.astype(int)
+
+
+@EVERY
+def test_draws_by_seed_and_sampler(spec: ModelSpec, boot: Boot) -> None:  # noqa: F811
+    worker = boot(spec.id)
+    first = draw(worker, recipe(worker))
+    assert first.shape == (64, 64, 3)
+    others = [{"seed": 2}, {"sampling": {"sampler": "euler_ancestral"}}, {"sampling": {"scheduler": "karras"}}]
+    for other in others:
+        assert np.abs(draw(worker, recipe(worker, **other)) - first).mean() > 0.2, other
+    assert (draw(worker, recipe(worker)) == first).all()
+    assert draw(worker, recipe(worker, width=100, height=72)).shape == (72, 100, 3)
+
+
+@EVERY
+def test_pictures_of_one_draw_are_the_same_alone_and_together(spec: ModelSpec, boot: Boot) -> None:  # noqa: F811
+    worker = boot(spec.id)
+    sampling = Sampling(sampler="dpmpp_sde", scheduler="simple", steps=2)
+    request = ImageRequest(prompt="a red circle", width=72, height=72, seed=1, n=2, sampling=sampling)
+    one, other = recipes_of(request, worker.spec, "off")
+    assert alike(one, other)
+    assert not alike(one, replace(one, sampling=sampling.model_copy(update={"steps": 3})))
+    for alone, outcome in zip((one, other), worker.draw([one, other], [lambda *_: None] * 2), strict=True):
+        assert not isinstance(outcome, BaseException)
+        assert outcome[0].batch == 2
+        assert np.abs(draw(worker, alone) - outcome[0].rgb).max() <= 1
+    assert np.abs(draw(worker, one) - draw(worker, other)).mean() > 0.2
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """What a worker's autoencoder is given to decode: latents (channels, rows, columns), in its scale."""
+
+    def run(worker: Worker, asked: Recipe) -> Any:
+        vae, seen = worker._pipeline.vae, []
+        decode = vae.decode
+
+        def seeing(latents: Any, **options: Any) -> Any:
+            seen.append(latents.squeeze().numpy().copy())
+            return decode(latents, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(vae, "decode", seeing)
+            draw(worker, asked)
+        [latents] = seen
+        return latents
+
+    return run
+
+
+@REDRAWING
+def test_a_mask_keeps_latents(spec: ModelSpec, boot: Boot, decoded: Any) -> None:  # noqa: F811
+    worker, rng = boot(spec.id), np.random.default_rng(0)
+    image = (Reference(rng.integers(0, 256, (64, 64, 3), np.uint8), "image"),)
+    whole, half = np.full((64, 64), 255, np.uint8), np.where(LEFT, 255, 0).astype(np.uint8)[None].repeat(64, 0)
+    known = decoded(worker, recipe(worker, image, whole))
+    assert decoded(worker, recipe(worker, image, whole, seed=2)) == pytest.approx(known, abs=1e-5)
+    drawn = {
+        name: decoded(worker, recipe(worker, image, half, sampling={"sampler": name})) for name in ("euler", "ddim")
+    }
+    columns = known.shape[-1] // 2
+    for each in drawn.values():
+        assert each[..., :columns] == pytest.approx(known[..., :columns], abs=1e-5)
+        assert np.abs(each - known)[..., columns:].mean() > 0.1
+    assert (drawn["euler"] != drawn["ddim"]).any()  # whose noise in what is kept is another
+
+
+@REDRAWING
+def test_an_image_is_drawn_anew_from_where_denoise_says(spec: ModelSpec, boot: Boot, decoded: Any) -> None:  # noqa: F811
+    worker, rng = boot(spec.id), np.random.default_rng(0)
+    image = (Reference(rng.integers(0, 256, (64, 64, 3), np.uint8), "image"),)
+    known = decoded(worker, recipe(worker, image, np.full((64, 64), 255, np.uint8)))
+    shares = [{"denoise": share, "steps": 1} for share in (0.001, 0.1, 1.0)]
+    off = [float(np.abs(decoded(worker, recipe(worker, image, sampling=share)) - known).mean()) for share in shares]
+    assert 0 < off[0] < off[1] < off[2]
+
+
+def test_steps_are_counted_shown_and_given_up(spark: Worker) -> None:
+    seen: list[tuple[int, Any]] = []
+
+    def watch(done: int, preview: Any) -> None:
+        seen.append((done, preview()))
+
+    asked = recipe(spark, sampling={"sampler": "heun", "steps": 3})
+    before = draw(spark, asked, watch)
+    assert [done for done, _ in seen] == [1, 2, 2, 3, 3]  # it looks twice in each step but the last
+    assert {small.shape for _, small in seen} == {(8, 8, 3)}
+
+    def stop(*_: object) -> None:
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        draw(spark, asked, stop)
+    assert (draw(spark, asked) == before).all()
+    assert "prepare_latents" not in vars(spark._pipeline)
+    assert "encode" not in vars(spark._pipeline.vae)
+
+
+def test_steps_that_end_early_leave_noise_only_where_that_is_asked(spark: Worker) -> None:
+    part = {"steps": 4, "end": 2}
+    cleaned, noisy = (
+        draw(spark, recipe(spark, sampling=part | {"leftover_noise": left, "shift": 3.0})) for left in (False, True)
+    )
+    roughness = [float(np.abs(np.diff(each, axis=1)).mean()) for each in (cleaned, noisy)]
+    assert roughness[1] > 1.5 * roughness[0]
+
+
+def test_without_noise_it_begins_in_nothing(spark: Worker) -> None:
+    one, other = (draw(spark, recipe(spark, seed=seed, sampling={"add_noise": False})) for seed in (1, 2))
+    assert (one == other).all()
+
+
+def test_its_own_scheduler_in_comfyuis_words_is_the_same_picture(spark: Worker) -> None:
+    """But that ComfyUI cuts where Kindling rounds."""
+    own = spark.spec.recipe(ImageRequest(prompt="a red circle", width=64, height=64, seed=1))
+    assert np.abs(draw(spark, own) - draw(spark, recipe(spark, sampling={"steps": 4}))).max() <= 1
