@@ -10,22 +10,22 @@ from typing import Any
 
 import torch
 
-from handler.core.errors import OutOfRange
+from handler.core.errors import OutOfRange, Unsupported
 from handler.core.reading import Reading, Words
 from handler.core.recipe import Recipe
 from handler.model.text.embeddings import vectors
 from handler.model.text.encoders import Encoder
-from handler.model.text.pieces import pieces
+from handler.model.text.pieces import pieces, plain
 
 LONGEST = 20_000  # tokens of two prompts that were brought to one length: 259 chunks
 Told = tuple[Any, ...]  # hidden states (1, tokens, width), and pooled (1, width) where there are
 Encode = Callable[[Words], Told]
 
 
-def sides(recipe: Recipe, guided: bool, encode: Encode) -> tuple[Told, Told]:
+def sides(recipe: Recipe, guided: bool, encode: Encode, unsaid: str = "") -> tuple[Told, Told]:
     """What `encode` makes of the words for every encoder: the prompt's, and the negative one's, None if not `guided`.
 
-    Zeros, as of ConditioningZeroOut, are as long as the prompt's.
+    `unsaid` is the negative prompt where there is none. Zeros, as of ConditioningZeroOut, are as long as the prompt's.
     """
     reading = recipe.reading or Reading()
     told = encode(_filled(recipe.prompt, reading.prompts))
@@ -33,11 +33,28 @@ def sides(recipe: Recipe, guided: bool, encode: Encode) -> tuple[Told, Told]:
         return told, (None,) * len(told)
     if reading.zeros:
         return told, tuple(part if part is None else torch.zeros_like(part) for part in told)
-    return told, encode(_filled(recipe.negative_prompt or "", reading.negative_prompts))
+    negative = unsaid if recipe.negative_prompt is None else recipe.negative_prompt
+    return told, encode(_filled(negative, reading.negative_prompts))
 
 
 def _filled(prompt: str, words: Words) -> Words:
     return Words(**{name: prompt if own is None else own for name, own in words})
+
+
+def spoken(recipe: Recipe, words: Words) -> str:
+    """What a language model is told, which knows no weights. Unsupported where it should stop at another layer."""
+    if not recipe.reading:
+        return words.l or ""
+    if recipe.reading.clip_skip is not None:
+        raise Unsupported(f"{recipe.model} has no CLIP whose last layer could be set; leave clip_skip out.", "reading")
+    return plain(words.l or "")
+
+
+def unguided(recipe: Recipe) -> None:
+    """Unsupported if `recipe` wants classifier-free guidance, of a model whose pipeline has none."""
+    if recipe.sampling and recipe.sampling.cfg > 1:
+        told = f"{recipe.model} is distilled, and its pipeline has no classifier-free guidance; send cfg 1"
+        raise Unsupported(f"sampling: {told}.", "sampling")
 
 
 def encoded(encoders: Sequence[Encoder], prompts: Sequence[str | None], recipe: Recipe) -> list[Told]:
