@@ -39,6 +39,7 @@ LATE = (
     "model/families",
     "model/adapters/sums",
     "model/fp8_attention",
+    *(f"model/text/{name}" for name in ("encoders", "prompts")),
     *(f"model/loading/{name}" for name in ("quant", "rounding", "blockwise")),
 )
 # What benchmarks need besides the public names: this may only shrink.

@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 
 from handler.core.reading import Words
 from handler.core.recipe import Recipe
-from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text import prompts
 from handler.model.text.encoders import t5
 
 
@@ -74,10 +74,10 @@ def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
     """What is filled up, because diffusers takes only sides of one length, does not count."""
     encoder = t5(pipeline, "", 1, ended=False)
 
-    def told(words: Words) -> text.Told:
-        return text.encoded([encoder], [words.t5], recipe)[0]
+    def told(words: Words) -> prompts.Told:
+        return prompts.encoded([encoder], [words.t5], recipe)[0]
 
-    (context, _), (negative, _) = text.sides(recipe, recipe.cfg > 1, told)
+    (context, _), (negative, _) = prompts.sides(recipe, recipe.cfg > 1, told)
     length = max(each.shape[1] for each in (context, negative) if each is not None)
     (context, mask), (negative, negative_mask) = _filled(context, length), _filled(negative, length)
     return {

@@ -10,8 +10,8 @@ from PIL import Image
 
 from handler.core.reading import Words
 from handler.core.recipe import Recipe
-from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text import prompts
 
 
 class Inpaint(Flux2KleinInpaintPipeline):
@@ -46,11 +46,11 @@ SCHEDULERS = schedulers.FLOW
 
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """Prompt embeddings (1, tokens, width). The distilled model has no guidance to set: 1 is none."""
-    text.unguided(recipe)
-    ((context,), _) = text.sides(recipe, False, partial(_told, pipeline, recipe, tokens))
+    prompts.unguided(recipe)
+    ((context,), _) = prompts.sides(recipe, False, partial(_told, pipeline, recipe, tokens))
     return {"prompt_embeds": context, "guidance_scale": 1.0}
 
 
-def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> text.Told:
-    context, _ = pipeline.encode_prompt(text.spoken(recipe, words), max_sequence_length=tokens)
+def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> prompts.Told:
+    context, _ = pipeline.encode_prompt(prompts.spoken(recipe, words), max_sequence_length=tokens)
     return (context,)

@@ -12,8 +12,8 @@ from diffusers import (
 
 from handler.core.reading import Words
 from handler.core.recipe import Recipe
-from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text import prompts
 
 
 def _clear_cache(vae: Any) -> None:
@@ -36,11 +36,11 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """Embeddings of prompt and, with guidance, of the negative prompt, unpadded: (1, length, width)."""
     unsaid = "" if recipe.reading else " "  # as its makers do without a negative prompt
     told = partial(_told, pipeline, recipe, tokens)
-    (context,), (negative,) = text.sides(recipe, recipe.cfg > 1, told, unsaid)
+    (context,), (negative,) = prompts.sides(recipe, recipe.cfg > 1, told, unsaid)
     arguments = {"prompt_embeds": context, "true_cfg_scale": recipe.cfg, "max_sequence_length": tokens}
     return arguments if negative is None else arguments | {"negative_prompt_embeds": negative}
 
 
-def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> text.Told:
-    context, _ = pipeline.encode_prompt(text.spoken(recipe, words), max_sequence_length=tokens)
+def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> prompts.Told:
+    context, _ = pipeline.encode_prompt(prompts.spoken(recipe, words), max_sequence_length=tokens)
     return (context,)

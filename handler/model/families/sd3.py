@@ -14,8 +14,8 @@ from torch.nn.functional import pad
 
 from handler.core.reading import Words
 from handler.core.recipe import Recipe
-from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text import prompts
 from handler.model.text.encoders import CLIP_G, CLIP_L, clip, t5
 
 
@@ -69,10 +69,10 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
 
 
 def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
-    one, other = text.of_one_length(
-        lambda least: text.sides(recipe, recipe.cfg > 1, partial(_told, pipeline, recipe, least)), LEAST
+    one, other = prompts.of_one_length(
+        lambda least: prompts.sides(recipe, recipe.cfg > 1, partial(_told, pipeline, recipe, least)), LEAST
     )
-    clips = text.repeated(one[1], other[1])
+    clips = prompts.repeated(one[1], other[1])
     context, negative = (
         side[0] if part is None else torch.cat([pad(part, (0, side[0].shape[-1] - part.shape[-1])), side[0]], dim=1)
         for part, side in zip(clips, (one, other), strict=True)
@@ -86,12 +86,12 @@ def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _told(pipeline: Any, recipe: Recipe, least: int, words: Words) -> text.Told:
+def _told(pipeline: Any, recipe: Recipe, least: int, words: Words) -> prompts.Told:
     """T5's hidden states, those of both CLIPs beside each other, and their pooled outputs."""
     encoders = [
         clip(pipeline, "", CLIP_L, -2, normed=False),
         clip(pipeline, "_2", CLIP_G, -2, normed=False),
         t5(pipeline, "_3", least),
     ]
-    (left, pooled), (right, pooled_2), (context, _) = text.encoded(encoders, [words.l, words.g, words.t5], recipe)
+    (left, pooled), (right, pooled_2), (context, _) = prompts.encoded(encoders, [words.l, words.g, words.t5], recipe)
     return context, torch.cat([left, right], dim=-1), torch.cat([pooled, pooled_2], dim=-1)

@@ -7,8 +7,8 @@ from diffusers import ZImageImg2ImgPipeline, ZImageInpaintPipeline, ZImagePipeli
 
 from handler.core.reading import Words
 from handler.core.recipe import Recipe
-from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text import prompts
 
 PIPELINE = ZImagePipeline
 IMAGE_TO_IMAGE = ZImageImg2ImgPipeline
@@ -24,12 +24,12 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     That only comes with a `Sampling`. diffusers' scale is by how much it goes beyond the prompt: one less.
     """
     cfg = recipe.sampling.cfg if recipe.sampling else 1.0
-    (embeds,), (negative,) = text.sides(recipe, cfg > 1, partial(_told, pipeline, recipe, tokens))
+    (embeds,), (negative,) = prompts.sides(recipe, cfg > 1, partial(_told, pipeline, recipe, tokens))
     arguments = {"prompt_embeds": [embeds], "guidance_scale": cfg - 1}
     return arguments if negative is None else arguments | {"negative_prompt_embeds": [negative]}
 
 
-def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> text.Told:
-    said = [text.spoken(recipe, words)]
+def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> prompts.Told:
+    said = [prompts.spoken(recipe, words)]
     [embeds], _ = pipeline.encode_prompt(said, do_classifier_free_guidance=False, max_sequence_length=tokens)
     return (embeds,)
