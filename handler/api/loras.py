@@ -13,7 +13,7 @@ from handler.core.errors import DeadlineExceeded
 from handler.core.recipe import Embedding, Lora
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
-from handler.model.text.pieces import embedded
+from handler.model.text.pieces import embedded, naming
 from handler.volume import adapters, embeddings
 
 T = TypeVar("T")
@@ -31,8 +31,11 @@ async def named(
     request: ImageRequest, spec: ModelSpec, settings: Settings, deadline: Deadline
 ) -> tuple[Embedding, ...]:
     """The files that its prompts mean by `embedding:NAME`; raises what says which cannot be had."""
-    names = embedded(request, spec)
-    return await looked(partial(embeddings.chosen, names, settings.volume), deadline) if names else ()
+
+    def look() -> tuple[Embedding, ...]:
+        return embeddings.chosen(embedded(request, spec), settings.volume)
+
+    return await looked(look, deadline) if naming(request, spec) else ()
 
 
 async def listed(settings: Settings, deadline: Deadline) -> list[adapters.Adapter]:

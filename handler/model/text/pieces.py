@@ -16,7 +16,7 @@ from handler.core.errors import InvalidValue
 from handler.core.request import ImageRequest
 
 HEAVIER = 1.1  # times, for parentheses without a number
-DEEPEST = 64  # pairs of parentheses within each other; 1.1 ** 64 is 446
+DEEPEST = 32  # pairs of parentheses within each other; 1.1 ** 32 is 21
 EMBEDDING = "embedding:"
 WEIGHING = ("chroma", "flux", "sd15", "sd3", "sdxl")  # families whose encoders know weights and embeddings
 ESCAPES = {"\\)": "\0\1", "\\(": "\0\2"}  # while parentheses are looked for
@@ -48,12 +48,17 @@ def plain(prompt: str) -> str:
 
 def embedded(request: ImageRequest, spec: ModelSpec) -> tuple[str, ...]:
     """The embeddings that a request's prompts name, each once; none where language models read them, or diffusers."""
+    found = [piece.text for prompt in naming(request, spec) for piece in pieces(prompt) if piece.embedding]
+    return tuple(dict.fromkeys(found))
+
+
+def naming(request: ImageRequest, spec: ModelSpec) -> list[str]:
+    """Those of the prompts of a request that may name any: what costs no time to tell."""
     if not request.reading or spec.family.rpartition(".")[2] not in WEIGHING:
-        return ()
+        return []
     words = (request.reading.prompts, request.reading.negative_prompts)
     prompts = [request.prompt, request.negative_prompt, *(text for each in words for _, text in each)]
-    found = [piece.text for prompt in prompts if prompt for piece in pieces(prompt) if piece.embedding]
-    return tuple(dict.fromkeys(found))
+    return [prompt for prompt in prompts if prompt and EMBEDDING in prompt]
 
 
 def _unescaped(text: str) -> str:
