@@ -40,6 +40,7 @@ LATE = (
     "model/adapters/sums",
     "model/sampling",
     "model/fp8_attention",
+    *(f"model/text/{name}" for name in ("encoders", "prompts")),
     *(f"model/loading/{name}" for name in ("quant", "rounding", "blockwise")),
 )
 # What benchmarks need besides the public names: this may only shrink.

@@ -171,7 +171,8 @@ class Api:
         spec, settings = self.engine.spec, self.engine.settings
         spec.validate(request, settings.step_cache)  # before its files take time and memory
         found = await loras.chosen(request, settings, deadline)
-        make = partial(recipes_of, request, spec, settings.step_cache, found)
+        embeddings = await loras.named(request, spec, settings, deadline)
+        make = partial(recipes_of, request, spec, settings.step_cache, found, embeddings)
         return await deadline.hold(asyncio.to_thread(make)) if request.images else make()
 
     async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:

@@ -1,4 +1,4 @@
-"""The LoRAs of a request, and those that there are: looked for on a volume that may hang, within a deadline."""
+"""The LoRAs and embeddings of a request, and the LoRAs that there are: on a volume that may hang, within a deadline."""
 
 import asyncio
 import logging
@@ -7,12 +7,14 @@ from functools import partial
 from typing import TypeVar
 
 from handler.api.hands import Hands
+from handler.catalog.spec import ModelSpec
 from handler.core.deadline import Deadline
 from handler.core.errors import DeadlineExceeded
-from handler.core.recipe import Lora
+from handler.core.recipe import Embedding, Lora
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
-from handler.volume import adapters
+from handler.model.text.pieces import embedded, naming
+from handler.volume import adapters, embeddings
 
 T = TypeVar("T")
 LISTING_S = 2.0  # who asks for the list of models, perhaps whether this worker is well, shall not wait for a volume
@@ -23,6 +25,17 @@ _hands = Hands(4, 4, "volume")  # reading a large file's hash takes seconds, a d
 async def chosen(request: ImageRequest, settings: Settings, deadline: Deadline) -> tuple[Lora, ...]:
     """The files that the names in `request` mean; raises what says which cannot be had."""
     return await looked(partial(adapters.chosen, request.loras, settings.volume), deadline) if request.loras else ()
+
+
+async def named(
+    request: ImageRequest, spec: ModelSpec, settings: Settings, deadline: Deadline
+) -> tuple[Embedding, ...]:
+    """The files that its prompts mean by `embedding:NAME`; raises what says which cannot be had."""
+
+    def look() -> tuple[Embedding, ...]:
+        return embeddings.chosen(embedded(request, spec), settings.volume)
+
+    return await looked(look, deadline) if naming(request, spec) else ()
 
 
 async def listed(settings: Settings, deadline: Deadline) -> list[adapters.Adapter]:

@@ -4,24 +4,28 @@ from dataclasses import replace
 
 from handler.api.references import decoded
 from handler.catalog.spec import ModelSpec
-from handler.core.recipe import Lora, Recipe
+from handler.core.recipe import Embedding, Lora, Recipe
 from handler.core.request import MAX_SEED, ImageRequest
 from handler.core.stepcache import StepCacheSetting
 
 
 def recipes_of(
-    request: ImageRequest, spec: ModelSpec, served: StepCacheSetting, loras: tuple[Lora, ...] = ()
+    request: ImageRequest,
+    spec: ModelSpec,
+    served: StepCacheSetting,
+    loras: tuple[Lora, ...] = (),
+    embeddings: tuple[Embedding, ...] = (),
 ) -> list[Recipe]:
     """What to draw for each of `request.n` pictures: picture i has seed + i, and after the largest comes 0.
 
     With `sampling` they have one seed, and picture i is the i-th of one draw of noise, as in ComfyUI.
 
-    `served` is the worker's KINDLING_STEP_CACHE, `loras` the request's, found. Raises the RequestError that names the
-    first thing that cannot be. Images take time to decode: with any, this is not for an event loop.
+    `served` is the worker's KINDLING_STEP_CACHE, `loras` and `embeddings` the request's, found. Raises the RequestError
+    that names the first thing that cannot be. Images take time to decode: with any, this is not for an event loop.
     """
     spec.validate(request, served)  # of two faults, tell first what no other image would mend
     images, mask = decoded(request, spec)
-    first = spec.recipe(request, images, served, mask, loras)
+    first = spec.recipe(request, images, served, mask, loras, embeddings)
     if first.sampling:
         draws = [first.sampling.model_copy(update={"batch": request.n, "index": i}) for i in range(request.n)]
         return [replace(first, sampling=draw) for draw in (draws if request.n > 1 else [first.sampling])]

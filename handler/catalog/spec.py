@@ -9,7 +9,7 @@ from typing import Any
 from handler.catalog.ceilings import FEWEST_TO_SKIP, check_steps
 from handler.catalog.licenses import License
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
-from handler.core.recipe import Lora, Mask, Recipe, Reference, steps_taken
+from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, steps_taken
 from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest
 from handler.core.stepcache import StepCache, StepCacheSetting
 
@@ -86,10 +86,11 @@ class ModelSpec:
         served: StepCacheSetting = "off",
         mask: Mask | None = None,
         loras: tuple[Lora, ...] = (),
+        embeddings: tuple[Embedding, ...] = (),
     ) -> Recipe:
         """Fill what `request` leaves open; raise the error that names the first thing this model cannot do.
 
-        `images`, `mask` and `loras` are the request's, decoded and found; `served` is KINDLING_STEP_CACHE.
+        `images`, `mask`, `loras`, `embeddings` are the request's, decoded and found; `served` is KINDLING_STEP_CACHE.
         """
         self.validate(request, served)
         size = self._size(request, images)
@@ -113,6 +114,7 @@ class ModelSpec:
             loras=loras,
             sampling=request.sampling,
             reading=request.reading,
+            embeddings=embeddings,
         )
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from handler.core.recipe import Recipe
 from handler.core.request import Format, ImageRequest
 from handler.core.settings import Settings
 from handler.core.version import __version__
+from handler.model.text.pieces import embedded
+from handler.volume import embeddings
 from handler.volume.adapters import chosen
 from handler.volume.room import writing
 from handler.worker.clock import Clock
@@ -78,7 +80,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         request = _asked(options)
     served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
-    first, *_ = recipes = recipes_of(request, find(settings.model), served, chosen(request.loras, settings.volume))
+    spec = find(settings.model)
+    found = chosen(request.loras, settings.volume), embeddings.chosen(embedded(request, spec), settings.volume)
+    first, *_ = recipes = recipes_of(request, spec, served, *found)
     worker = _boot(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)
     recipes = [replace(recipe, revision=worker.spec.revision) for recipe in recipes]  # which only the volume may say
     if said and (differs := again.differing(said.found, _parameters(worker, recipes[0]))):

@@ -4,34 +4,29 @@
     ComfyUI/models/loras/     likewise, where the volume is ComfyUI's too
     fetched/loras/            what `fetch` brought of KINDLING_LORAS
 
-A name never leads out of these folders, not by a link either, and nothing but safetensors is ever read.
+How names are looked up, `named.py` says.
 """
 
-import difflib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import file_digest
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from handler.core.errors import InvalidValue
-from handler.core.loras import Wanted, nameable
+from handler.core.loras import Wanted
 from handler.core.recipe import Lora
 from handler.core.untrusted import Malformed, parse, printed
 from handler.volume.layout import FLOATS, Slot, layout, read_head
 from handler.volume.manifest import CHUNK
+from handler.volume.named import REMEMBERED, Folders, hashed, stamp
 from handler.volume.single import strange
 
 FETCHED = "fetched/loras"
 FOLDERS = ("loras", "ComfyUI/models/loras", FETCHED)  # whose files go before those of the same name
-SUFFIX = ".safetensors"
-PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pickle", ".pkl")
+KEPT = Folders("loras", FOLDERS)
 LARGEST = 4 << 30  # bytes of a file: the largest published, of rank 256 for FLUX.2 [dev], have less
-LISTED = 1000  # files that a list looks at
-REMEMBERED = 1024  # of whose content something is known
-NEAR, WORDS = 3, 5  # names that are told where one is not there; trigger words of a LoRA
+WORDS = 5  # trigger words of a LoRA
 KINDS = {  # what is no LoRA as it is meant here, by what a tensor's name contains
     r"dora_scale|lora_magnitude_vector": "a DoRA, which also scales the weights",
     r"lokr_": "a LoKr, a product of Kronecker's",
@@ -61,7 +56,7 @@ def chosen(wanted: Iterable[Wanted], volume: Path) -> tuple[Lora, ...]:
 
 def adapters(volume: Path) -> list[Adapter]:
     """All that are on the volume, by name."""
-    return [_described(name, path) for name, path in sorted(_files(volume).items())]
+    return [_described(name, path) for name, path in sorted(KEPT.files(volume).items())]
 
 
 def names(volume: Path) -> list[str]:
@@ -72,86 +67,13 @@ def names(volume: Path) -> list[str]:
 def _chosen(wanted: Wanted, volume: Path) -> Lora:
     name = wanted.name
     try:
-        name, path = _found(name, volume)
-        seen = _stamp(path)
+        name, path = KEPT.found(name, volume)
+        seen = stamp(path)
         if fault := _fault(*seen):
             raise InvalidValue(f"loras: '{name}' cannot be used: it is {fault}.", "loras")
-        return Lora(name, wanted.weight, _hashed(*seen), path)
+        return Lora(name, wanted.weight, hashed(*seen), path)
     except OSError as error:
         raise InvalidValue(f"loras: '{name}' cannot be read: {error.strerror}.", "loras") from None
-
-
-def _found(asked: str, volume: Path) -> tuple[str, Path]:
-    """The name as it is listed, and the file."""
-    name = asked.removesuffix(SUFFIX)
-    if not _named(name):
-        raise InvalidValue(f"loras: '{asked:.80}' is no name of a file below loras/ on the volume.", "loras")
-    for folder in (volume / each for each in FOLDERS):
-        path = _real(folder / f"{name}{SUFFIX}")
-        if not path.is_relative_to(_real(folder)):
-            raise InvalidValue(f"loras: '{asked:.80}' leads out of its folder.", "loras")
-        if path.is_file():
-            return name, path
-    raise InvalidValue(f"loras: {_missing(asked, name, volume)}", "loras")
-
-
-def _named(name: str) -> bool:
-    """Whether that is a name of a file in these folders."""
-    return not ("\\" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")})
-
-
-def _real(path: Path) -> Path:
-    """Where links lead; unlike Path.resolve it bears those that lead to themselves."""
-    return Path(os.path.realpath(path))
-
-
-def _missing(asked: str, name: str, volume: Path) -> str:
-    bare = str(PurePosixPath(name).with_suffix("")) if name.endswith(PICKLES) else name
-    pickled = [suffix for folder in FOLDERS for suffix in PICKLES if (volume / folder / f"{bare}{suffix}").is_file()]
-    if pickled:
-        return f"'{bare}{pickled[0]}' is a pickle, which could run anything; save it as safetensors."
-    known = sorted(_files(volume))
-    if not known:
-        return f"there is no '{asked:.80}', nor any other: put safetensors files below loras/ on the volume."
-    last = {each.rpartition("/")[2].lower(): each for each in reversed(known)}
-    near = [last[each] for each in difflib.get_close_matches(name.rpartition("/")[2].lower(), last, NEAR)]
-    told = f"Did you mean {' or '.join(near)}?" if near else f"There is {', '.join(known[:NEAR])}."
-    return f"there is no '{asked:.80}' on the volume. {told}"
-
-
-def _files(volume: Path) -> dict[str, Path]:
-    """Names that a request may have, and files; those of the first folder before those of the same name in another."""
-    found: dict[str, Path] = {}
-    for folder in (volume / each for each in FOLDERS):
-        inside = _real(folder)
-        for path in _walked(folder):
-            name = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
-            if not (_named(name) and nameable(name)) or name.endswith(SUFFIX):
-                continue
-            if len(found) < LISTED and name not in found and _real(path).is_relative_to(inside):
-                found[name] = path
-    return found
-
-
-def _walked(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        paths = (Path(place) / each for each in sorted(files) if each.endswith(SUFFIX) and not each.startswith("."))
-        yield from (path for path in paths if os.path.isfile(path))  # not what cannot be looked at
-
-
-Stamp = tuple[Path, int, int, int]  # a file, its size, when it was written last, and changed in any way
-
-
-def _stamp(path: Path) -> Stamp:
-    told = path.stat()
-    return path, told.st_size, told.st_mtime_ns, told.st_ctime_ns
-
-
-@lru_cache(REMEMBERED)
-def _hashed(path: Path, size: int, written: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(REMEMBERED)
@@ -180,7 +102,7 @@ def _unusable(slots: Mapping[str, Slot]) -> str:
 
 def _described(name: str, path: Path) -> Adapter:
     try:
-        seen = _stamp(path)
+        seen = stamp(path)
         return Adapter(name, seen[1], *_about(*seen), _fault(*seen))
     except OSError as error:
         return Adapter(name, 0, "", (), f"not to be read: {error.strerror}")

@@ -21,12 +21,13 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import FetchFailed, WeightsCorrupt
 from handler.core.loras import Pin
 from handler.core.untrusted import Malformed, load
-from handler.volume.adapters import FETCHED, SUFFIX
+from handler.volume.adapters import FETCHED
 from handler.volume.autoencoder import fetched_vae
 from handler.volume.fetched import Fetched
 from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
 from handler.volume.hub import Repository, Wait, explained
 from handler.volume.manifest import Entry, Source, checked, summarize, write_atomically, write_manifest
+from handler.volume.named import SUFFIX
 from handler.volume.overlay import pinned
 from handler.volume.revisions import MAIN, begun, settled
 from handler.volume.room import discard

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from handler.core.errors import InvalidValue
 from handler.core.loras import Wanted
-from handler.volume import adapters
-from handler.volume.adapters import FOLDERS, LISTED, Adapter, chosen, names
+from handler.volume import adapters, named
+from handler.volume.adapters import FOLDERS, Adapter, chosen, names
+from handler.volume.named import LISTED
 
 GOOD = {"x.lora_down.weight": torch.ones(1, 2), "x.lora_up.weight": torch.ones(2, 1), "x.alpha": torch.tensor(1.0)}
 
@@ -167,7 +168,7 @@ def test_what_is_no_lora_is_refused_by_its_header(tensors: dict[str, Any], told:
 def test_a_torn_and_a_huge_file_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "loras/x.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
-    monkeypatch.setattr(adapters, "_hashed", None)
+    monkeypatch.setattr(adapters, "hashed", None)
     assert "'x' cannot be used: it is no whole safetensors file: its tensors end at byte" in refusal("x", tmp_path)
     os.truncate(path, adapters.LARGEST + 1)  # a hole, which takes no room
     assert "'x' cannot be used: it is too large: it has 4.3 GB" in refusal("x", tmp_path)
@@ -191,7 +192,7 @@ def test_what_its_maker_says_is_listed(tmp_path: Path) -> None:
 
 
 def test_a_list_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "LISTED", 2)
+    monkeypatch.setattr(named, "LISTED", 2)
     for name in ("a", "b/c", "d", ".hidden", ".folder/x"):
         put(tmp_path / f"loras/{name}.safetensors")
     os.mkfifo(tmp_path / "loras/pipe.safetensors")

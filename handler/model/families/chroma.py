@@ -7,9 +7,13 @@ import torch
 from diffusers import ChromaImg2ImgPipeline, ChromaInpaintPipeline, ChromaPipeline
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.transformers.transformer_chroma import ChromaCombinedTimestepTextProjEmbeddings
+from torch.nn.functional import pad
 
+from handler.core.reading import Words
 from handler.core.recipe import Recipe
 from handler.model.families import schedulers
+from handler.model.text import prompts
+from handler.model.text.encoders import t5
 
 
 class Inpaint(ChromaInpaintPipeline):
@@ -45,11 +49,16 @@ ChromaCombinedTimestepTextProjEmbeddings.forward = _embedded  # type: ignore[met
 
 
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
-    """Embeddings of prompt and negative prompt, (1, tokens, width), and which of the tokens count."""
+    """Embeddings of prompt and negative prompt, (1, tokens, width), and which of the tokens count.
+
+    With a `Reading` there are just those of the words, as in ComfyUI, however many.
+    """
+    if recipe.reading:
+        return _read(pipeline, recipe)
     context, _, mask, negative, _, negative_mask = pipeline.encode_prompt(
         recipe.prompt,
         negative_prompt=recipe.negative_prompt,
-        do_classifier_free_guidance=recipe.guidance > 1,
+        do_classifier_free_guidance=recipe.cfg > 1,
         max_sequence_length=tokens,
     )
     return {
@@ -57,5 +66,31 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
         "prompt_attention_mask": mask,
         "negative_prompt_embeds": negative,
         "negative_prompt_attention_mask": negative_mask,
-        "guidance_scale": recipe.guidance,
+        "guidance_scale": recipe.cfg,
     }
+
+
+def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
+    """What is filled up, because diffusers takes only sides of one length, does not count."""
+    encoder = t5(pipeline, "", 1, ended=False)
+
+    def told(words: Words) -> prompts.Told:
+        return prompts.encoded([encoder], [words.t5], recipe)[0]
+
+    (context, _), (negative, _) = prompts.sides(recipe, recipe.cfg > 1, told)
+    length = max(each.shape[1] for each in (context, negative) if each is not None)
+    (context, mask), (negative, negative_mask) = _filled(context, length), _filled(negative, length)
+    return {
+        "prompt_embeds": context,
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": negative,
+        "negative_prompt_attention_mask": negative_mask,
+        "guidance_scale": recipe.cfg,
+    }
+
+
+def _filled(context: torch.Tensor | None, length: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    if context is None:
+        return None, None
+    missing = length - context.shape[1]
+    return pad(context, (0, 0, 0, missing)), pad(torch.ones_like(context[..., 0]), (0, missing))

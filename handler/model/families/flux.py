@@ -10,8 +10,8 @@ from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline, FluxPipeline
 
 from handler.core.reading import Words
 from handler.core.recipe import Recipe
-from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text import prompts
 from handler.model.text.encoders import CLIP_L, clip, t5
 
 PIPELINE = FluxPipeline
@@ -27,8 +27,8 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """Prompt embeddings (1, tokens, width), of more tokens where a `Reading` finds more, and pooled (1, width)."""
     cfg = recipe.sampling.cfg if recipe.sampling else 1.0
     read = _read if recipe.reading else _encoded
-    (context, pooled), (negative, negative_pooled) = text.of_one_length(
-        lambda least: text.sides(recipe, cfg > 1, partial(read, pipeline, recipe, least)),
+    (context, pooled), (negative, negative_pooled) = prompts.of_one_length(
+        lambda least: prompts.sides(recipe, cfg > 1, partial(read, pipeline, recipe, least)),
         min(tokens, LEAST) if recipe.reading else tokens,
     )
     return {
@@ -41,12 +41,12 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     }
 
 
-def _encoded(pipeline: Any, _: Recipe, tokens: int, words: Words) -> text.Told:
+def _encoded(pipeline: Any, _: Recipe, tokens: int, words: Words) -> prompts.Told:
     context, pooled, _ = pipeline.encode_prompt(words.t5, prompt_2=None, max_sequence_length=tokens)
     return context, pooled
 
 
-def _read(pipeline: Any, recipe: Recipe, least: int, words: Words) -> text.Told:
+def _read(pipeline: Any, recipe: Recipe, least: int, words: Words) -> prompts.Told:
     both = [clip(pipeline, "", CLIP_L), t5(pipeline, "_2", least)]
-    (_, pooled), (context, _) = text.encoded(both, [words.l, words.t5], recipe)
+    (_, pooled), (context, _) = prompts.encoded(both, [words.l, words.t5], recipe)
     return context, pooled

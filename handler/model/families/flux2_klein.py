@@ -1,14 +1,17 @@
 """FLUX.2 [klein]: the small, distilled FLUX.2, with Qwen3 as its text encoder. Takes reference images."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import Flux2KleinInpaintPipeline, Flux2KleinPipeline
 from PIL import Image
 
+from handler.core.reading import Words
 from handler.core.recipe import Recipe
 from handler.model.families import schedulers
+from handler.model.text import prompts
 
 
 class Inpaint(Flux2KleinInpaintPipeline):
@@ -43,5 +46,11 @@ SCHEDULERS = schedulers.FLOW
 
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """Prompt embeddings (1, tokens, width). The distilled model has no guidance to set: 1 is none."""
-    context, _ = pipeline.encode_prompt(recipe.prompt, max_sequence_length=tokens)
+    prompts.unguided(recipe)
+    ((context,), _) = prompts.sides(recipe, False, partial(_told, pipeline, recipe, tokens))
     return {"prompt_embeds": context, "guidance_scale": 1.0}
+
+
+def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> prompts.Told:
+    context, _ = pipeline.encode_prompt(prompts.spoken(recipe, words), max_sequence_length=tokens)
+    return (context,)

@@ -1,5 +1,6 @@
 """Qwen-Image and its Lightning distillation: Qwen2.5-VL as text encoder, classifier-free guidance."""
 
+from functools import partial
 from typing import Any
 
 from diffusers import (
@@ -9,8 +10,10 @@ from diffusers import (
     QwenImagePipeline,
 )
 
+from handler.core.reading import Words
 from handler.core.recipe import Recipe
 from handler.model.families import schedulers
+from handler.model.text import prompts
 
 
 def _clear_cache(vae: Any) -> None:
@@ -31,9 +34,13 @@ AutoencoderKLQwenImage.clear_cache = _clear_cache  # type: ignore[attr-defined]
 
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """Embeddings of prompt and, with guidance, of the negative prompt, unpadded: (1, length, width)."""
-    context, _ = pipeline.encode_prompt(recipe.prompt, max_sequence_length=tokens)
-    arguments = {"prompt_embeds": context, "true_cfg_scale": recipe.guidance, "max_sequence_length": tokens}
-    if recipe.guidance > 1:
-        negative = " " if recipe.negative_prompt is None else recipe.negative_prompt  # as its makers do without one
-        arguments["negative_prompt_embeds"], _ = pipeline.encode_prompt(negative, max_sequence_length=tokens)
-    return arguments
+    unsaid = "" if recipe.reading else " "  # as its makers do without a negative prompt
+    told = partial(_told, pipeline, recipe, tokens)
+    (context,), (negative,) = prompts.sides(recipe, recipe.cfg > 1, told, unsaid)
+    arguments = {"prompt_embeds": context, "true_cfg_scale": recipe.cfg, "max_sequence_length": tokens}
+    return arguments if negative is None else arguments | {"negative_prompt_embeds": negative}
+
+
+def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> prompts.Told:
+    context, _ = pipeline.encode_prompt(prompts.spoken(recipe, words), max_sequence_length=tokens)
+    return (context,)

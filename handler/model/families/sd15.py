@@ -11,8 +11,8 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 
 from handler.core.reading import Words
 from handler.core.recipe import Recipe
-from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text import prompts
 from handler.model.text.encoders import CLIP_L, Encoder, clip
 
 PIPELINE = StableDiffusionPipeline
@@ -43,10 +43,10 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
 
 def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
     encoder = clip(pipeline, "", CLIP_L)
-    (context, _), (negative, _) = text.sides(recipe, recipe.cfg > 1, partial(_told, encoder, recipe))
-    context, negative = text.repeated(context, negative)
+    (context, _), (negative, _) = prompts.sides(recipe, recipe.cfg > 1, partial(_told, encoder, recipe))
+    context, negative = prompts.repeated(context, negative)
     return {"prompt_embeds": context, "negative_prompt_embeds": negative, "guidance_scale": recipe.cfg}
 
 
-def _told(encoder: Encoder, recipe: Recipe, words: Words) -> text.Told:
-    return text.encoded([encoder], [words.l], recipe)[0]
+def _told(encoder: Encoder, recipe: Recipe, words: Words) -> prompts.Told:
+    return prompts.encoded([encoder], [words.l], recipe)[0]

@@ -7,8 +7,8 @@ from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaint
 
 from handler.core.reading import Sizes, Words
 from handler.core.recipe import Recipe
-from handler.model import text
 from handler.model.families import schedulers
+from handler.model.text import prompts
 from handler.model.text.encoders import CLIP_G, CLIP_L, clip
 
 PIPELINE = StableDiffusionXLPipeline
@@ -43,12 +43,12 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
 def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
     both = [clip(pipeline, "", CLIP_L, -2, normed=False), clip(pipeline, "_2", CLIP_G, -2, normed=False)]
 
-    def encode(words: Words) -> text.Told:
-        (left, _), (right, pooled) = text.encoded(both, [words.l, words.g], recipe)
+    def encode(words: Words) -> prompts.Told:
+        (left, _), (right, pooled) = prompts.encoded(both, [words.l, words.g], recipe)
         return torch.cat([left, right], dim=-1), pooled
 
-    (context, pooled), (negative, negative_pooled) = text.sides(recipe, recipe.cfg > 1, encode)
-    context, negative = text.repeated(context, negative)
+    (context, pooled), (negative, negative_pooled) = prompts.sides(recipe, recipe.cfg > 1, encode)
+    context, negative = prompts.repeated(context, negative)
     return {
         "prompt_embeds": context,
         "negative_prompt_embeds": negative,

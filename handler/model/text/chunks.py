@@ -21,12 +21,14 @@ class Vocabulary:
     """An encoder's tokenizer, the token that fills its chunks, and how these look.
 
     `window` is how long every chunk is; without one there is a single chunk, of `least` tokens or as many as there are.
+    `ended` says whether that which weights are reckoned from, the empty one, has an end before its padding.
     """
 
     tokenizer: Any
     pad: int
     window: int = 0
     least: int = 0
+    ended: bool = True
 
     @property
     def start(self) -> list[int]:
@@ -58,7 +60,8 @@ class Vocabulary:
 
     def empty(self, length: int) -> list[int]:
         """The tokens of a chunk without words."""
-        return [token for token, _ in self.padded([(t, 1.0) for t in (*self.start, self.end)], length)]
+        told = [*self.start, *([self.end] if self.ended else [])]
+        return told + [self.pad] * (length - len(told))
 
     def _tokens(self, piece: Piece, vectors: Mapping[str, Any]) -> Chunk:
         if piece.embedding:

@@ -91,7 +91,8 @@ class Encoder:
     @property
     def _norm(self) -> Any:
         owners = (getattr(self.model, name, None) for name in ("text_model", "encoder"))
-        return next((owner for owner in owners if hasattr(owner, "final_layer_norm")), self.model).final_layer_norm
+        found: Any = next((owner for owner in owners if hasattr(owner, "final_layer_norm")), self.model)
+        return found.final_layer_norm
 
 
 def clip(pipeline: Any, place: str, key: str, layer: int | None = None, normed: bool = True) -> Encoder:
@@ -105,10 +106,11 @@ def clip(pipeline: Any, place: str, key: str, layer: int | None = None, normed: 
     return Encoder(model, vocabulary, key, pipeline._execution_device, layer, normed)
 
 
-def t5(pipeline: Any, place: str, least: int) -> Encoder:
-    """T5, whose texts are filled up to `least` tokens."""
+def t5(pipeline: Any, place: str, least: int, ended: bool = True) -> Encoder:
+    """T5, whose texts are filled up to `least` tokens; `ended` says whether an empty one has an end."""
     model, tokenizer = getattr(pipeline, f"text_encoder{place}"), getattr(pipeline, f"tokenizer{place}")
-    return Encoder(model, Vocabulary(tokenizer, tokenizer.pad_token_id, least=least), T5, pipeline._execution_device)
+    vocabulary = Vocabulary(tokenizer, tokenizer.pad_token_id, least=least, ended=ended)
+    return Encoder(model, vocabulary, T5, pipeline._execution_device)
 
 
 def _weighted(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,17 @@ embedding:name    vectors instead of words, after a space, a newline or at the b
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from handler.catalog.spec import ModelSpec
 from handler.core.errors import InvalidValue
+from handler.core.request import ImageRequest
 
 HEAVIER = 1.1  # times, for parentheses without a number
-DEEPEST = 64  # pairs of parentheses within each other; 1.1 ** 64 is 446
+DEEPEST = 32  # pairs of parentheses within each other; 1.1 ** 32 is 21
 EMBEDDING = "embedding:"
+WEIGHING = ("chroma", "flux", "sd15", "sd3", "sdxl")  # families whose encoders know weights and embeddings
 ESCAPES = {"\\)": "\0\1", "\\(": "\0\2"}  # while parentheses are looked for
 
 
@@ -43,9 +46,19 @@ def plain(prompt: str) -> str:
     return prompt.replace("\\)", ")").replace("\\(", "(")
 
 
-def names(prompts: Iterable[str]) -> tuple[str, ...]:
-    """The embeddings that prompts name, each once."""
-    return tuple(dict.fromkeys(piece.text for prompt in prompts for piece in pieces(prompt) if piece.embedding))
+def embedded(request: ImageRequest, spec: ModelSpec) -> tuple[str, ...]:
+    """The embeddings that a request's prompts name, each once; none where language models read them, or diffusers."""
+    found = [piece.text for prompt in naming(request, spec) for piece in pieces(prompt) if piece.embedding]
+    return tuple(dict.fromkeys(found))
+
+
+def naming(request: ImageRequest, spec: ModelSpec) -> list[str]:
+    """Those of the prompts of a request that may name any: what costs no time to tell."""
+    if not request.reading or spec.family.rpartition(".")[2] not in WEIGHING:
+        return []
+    words = (request.reading.prompts, request.reading.negative_prompts)
+    prompts = [request.prompt, request.negative_prompt, *(text for each in words for _, text in each)]
+    return [prompt for prompt in prompts if prompt and EMBEDDING in prompt]
 
 
 def _unescaped(text: str) -> str:
