@@ -87,7 +87,7 @@ def worker(nodes: Mapping[str, Any], family: str) -> Served:
     rows = table()["models"]
     row = next((rows[stem(name)] for name in names if stem(name) in rows), "")
     own = [name for name in names if stem(name) not in rows]
-    base = next((id for start, id in FAMILIES.items() if family.startswith(start)), "sd1.5")
+    base = next((row for start, row in FAMILIES.items() if family.startswith(start)), "sd1.5")
     loras = tuple(str(value) for value in inputs(nodes, ("lora_name", "lora_name_1")))
     weights = () if row or not own else (own[0],)
     return Served(MODELS[row or base], {"loras": loras}, weights)

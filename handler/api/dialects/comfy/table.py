@@ -11,6 +11,7 @@ from handler.api.dialects.comfy.nodes import (
     images,
     latents,
     loaders,
+    loading,
     masks,
     outputs,
     primitives,
@@ -28,6 +29,7 @@ PLAIN: Mapping[str, Node] = (
     | conditioning.TABLE
     | latents.TABLE
     | samplers.TABLE
+    | loading.TABLE
     | images.TABLE
     | resizing.TABLE
     | masks.TABLE
