@@ -8,6 +8,7 @@ from typing import Any
 from handler.api.dialects.comfy.node import ANY, MODEL, Node, rows
 from handler.api.dialects.comfy.nodes import (
     conditioning,
+    efficient,
     images,
     latents,
     loaders,
@@ -33,6 +34,7 @@ PLAIN: Mapping[str, Node] = (
     | images.TABLE
     | resizing.TABLE
     | masks.TABLE
+    | efficient.TABLE
     | primitives.TABLE
     | outputs.TABLE
     | SINGLE

@@ -136,7 +136,7 @@ class Walk:
             if row.output:  # which passes on what it shows
                 self.shown[node] = found
                 found = tuple(next(iter(values.values()), None) for _ in row.outputs)
-            self.values[node] = found if isinstance(found, tuple) else (found,)
+            self.values[node] = (found,) if len(row.outputs) == 1 and not row.output else found
 
     def _unknown(self, node: str) -> Fault:
         kind, title = class_of(self.graph.get(node)), title_of(self.graph.get(node))
