@@ -279,13 +279,20 @@ def test_loras_as_rgthree_has_them() -> None:
     assert request(graph, loras=("ink.safetensors",)).loras == (Wanted("ink", 0.5),)
 
 
-def test_loras_of_the_model_alone_are_noted() -> None:
+def test_loras_of_the_model_alone_and_of_the_text_alone() -> None:
     graph = plain(model=["8", 0]) | {
         "8": node("LoraLoaderModelOnly", model=["1", 0], lora_name="ink", strength_model=1)
     }
-    found = plan(graph, loras=("ink.safetensors",))
-    assert found.outputs[0].request.loras == (Wanted("ink", 1.0),)
-    assert "text encoders" in found.notes[0]
+    assert request(graph, loras=("ink.safetensors",)).loras == (Wanted("ink", 1.0, 0.0),)
+    graph = plain() | {
+        "8": node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="ink", strength_model=1, strength_clip=0.5)
+    }
+    graph["2"]["inputs"]["clip"] = graph["3"]["inputs"]["clip"] = ["8", 1]
+    assert request(graph, loras=("ink.safetensors",)).loras == (Wanted("ink", 0.0, 0.5),)
+    graph["5"]["inputs"] |= {"model": ["8", 0], "cfg": 3}
+    assert request(graph, loras=("ink.safetensors",)).loras == (Wanted("ink", 1.0, 0.5),)
+    graph["3"]["inputs"]["clip"] = ["1", 1]
+    assert "different LoRAs" in refused(graph, loras=("ink.safetensors",))
 
 
 @pytest.mark.parametrize(
