@@ -6,6 +6,7 @@ somebody's own file, a row of its family with that file over it, with every LoRA
 counted is so what the nodes allow; nothing is drawn.
 """
 
+import argparse
 import io
 import json
 import sys
@@ -55,7 +56,7 @@ def files(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     known = {one["file"]: one for one in json.loads(index.read_text())} if index else {}
     for path in sorted(folder.glob("*.json")):
         if path.name != "index.json":
-            yield path, known.get(path.name, {"file": path.name, "what": "others", "family": ""})
+            yield path, known.get(path.name, {"file": path.name, "what": "deployments", "family": ""})
 
 
 def graph(path: Path) -> Mapping[str, Any]:
@@ -124,4 +125,6 @@ def picture(name: str, subfolder: str, folder: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(name) for name in sys.argv[1:]]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", metavar="DIR", type=Path, nargs="+", help="API-format files")
+    sys.exit(main(parser.parse_args().folders))
