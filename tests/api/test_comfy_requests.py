@@ -3,11 +3,13 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
-from graphs import Graph, load, node, plain, plan, request, served, with_image
+from graphs import Graph, load, node, plain, plan, request, served
 
 from handler.api.dialects.comfy import files
 from handler.api.dialects.comfy.graph import read
+from handler.api.dialects.comfy.plan import WAITING
 from handler.catalog.models import MODELS
 from handler.core.errors import GraphRefused
 from handler.core.loras import Wanted
@@ -216,15 +218,67 @@ def test_more_steps_than_a_model_is_made_for_are_noted() -> None:
     assert "20 steps are more than the 8 that spark is made for" in note
 
 
-def test_a_second_pass_is_refused_and_the_first_drawn() -> None:
-    graph = with_image()
-    graph["11"]["inputs"]["pixels"] = ["16", 0]
-    graph["15"] = node("KSampler", **{**graph["5"]["inputs"], "latent_image": ["4", 0], "denoise": 1})
+def second(latent: list[Any], **nodes: Any) -> Graph:
+    """What 5 draws is drawn anew by 15, from a latent, and saved by 17."""
+    graph = plain()
+    graph["15"] = node("KSampler", **{**graph["5"]["inputs"], "latent_image": latent, "denoise": 0.5, "seed": 8})
     graph["16"] = node("VAEDecode", samples=["15", 0], vae=["1", 2])
-    graph["17"] = node("SaveImage", images=["16", 0], filename_prefix="first")
+    graph["17"] = node("SaveImage", images=["16", 0], filename_prefix="second")
+    return graph | nodes
+
+
+def test_a_second_pass_waits_for_the_first() -> None:
+    scaled = node("ImageScaleBy", image=["6", 0], upscale_method="nearest-exact", scale_by=1.52)
+    graph = second(["11", 0], **{"10": scaled, "11": node("VAEEncode", pixels=["10", 0], vae=["1", 2])})
     found = plan(graph)
-    assert [output.node for output in found.outputs] == ["17"]
-    assert "second pass" in found.node_errors["11"]["errors"][0]["details"]
+    first, last = found.outputs
+    assert (first.before, found.notes) == (None, ())
+    assert last.before is not None
+    assert (last.before.request, last.before.sampler, last.before.before) == (first.request, "5", None)
+    assert (last.request.images, last.request.seed, last.request.width) == ((WAITING,), 8, 384)
+    picture = np.zeros((256, 256, 3), np.uint8)
+    for change in last.before.after:
+        picture = change(picture)
+    assert picture.shape == (384, 384, 3)
+    assert (last.sampler, last.after, last.order[-3:]) == ("15", (), ("15", "16", "17"))
+
+
+def test_a_second_pass_without_a_picture_between() -> None:
+    larger = node("LatentUpscaleBy", samples=["5", 0], upscale_method="bislerp", scale_by=1.5)
+    found = plan(second(["10", 0], **{"10": larger}))
+    assert found.outputs[1].request.width == 384
+    assert len(found.notes) == 2
+    direct = plan(second(["5", 0])).outputs[1]
+    assert direct.before is not None
+    assert (direct.before.after, direct.request.width) == ((), 256)
+    again = second(["5", 0])
+    again["18"] = node("SetLatentNoiseMask", samples=["5", 0], mask=["19", 0])
+    again["19"] = node("SolidMask", value=1, width=64, height=64)
+    again["15"]["inputs"]["latent_image"] = ["18", 0]
+    assert plan(again).outputs[1].request.mask
+
+
+def test_what_a_second_pass_cannot_start_from() -> None:
+    graph = second(["5", 0])
+    graph["4"]["inputs"]["batch_size"] = 2
+    del graph["7"]
+    assert "set batch_size to 1" in refused(graph)
+    graph = second(["5", 0])
+    del graph["7"]
+    for n in range(20, 24):
+        graph[f"{n}"] = node(
+            "KSampler", **{**graph["15"]["inputs"], "latent_image": [f"{n - 1}" if n > 20 else "5", 0]}
+        )
+    graph["15"]["inputs"]["latent_image"] = ["23", 0]
+    assert "more than 4 times" in refused(graph)
+
+
+def test_noise_is_not_left_for_another_sampler() -> None:
+    graph = second(["5", 0])
+    advanced = {name: value for name, value in graph["5"]["inputs"].items() if name not in ("seed", "denoise")}
+    part = {"add_noise": "enable", "noise_seed": 1, "start_at_step": 0, "end_at_step": 2}
+    graph["5"] = node("KSamplerAdvanced", **advanced, **part, return_with_leftover_noise="enable")
+    assert "sample once, to the last step" in plan(graph).node_errors["15"]["errors"][0]["details"]
 
 
 def test_prompts_of_single_encoders_and_sizes() -> None:
