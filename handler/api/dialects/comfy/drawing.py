@@ -5,38 +5,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from handler.api.dialects.comfy import files, pixels
-from handler.api.dialects.comfy.node import At, Refused
-from handler.api.dialects.comfy.values import Clip, Conditioning, Drawn, Guider, Latent, Model, Sigmas
+from handler.api.dialects.comfy.node import At
+from handler.api.dialects.comfy.plan import WAITING, Before
+from handler.api.dialects.comfy.values import Clip, Conditioning, Drawn, Guider, Latent, Model, Sampler, Sigmas
 from handler.catalog.spec import ModelSpec
 from handler.core.loras import MOST as MOST_LORAS
 from handler.core.loras import Wanted
-from handler.core.reading import Reading
+from handler.core.reading import Reading, Words
 from handler.core.request import MAX_IMAGES, MAX_PROMPT, MAX_SIDE, MIN_SIDE, ImageRequest
 from handler.core.sampling import MAX_STEPS, SAMPLERS
 
 GUIDANCE = 3.5  # of a FLUX whose graph has no FluxGuidance: ComfyUI's own default
 NEAREST = {  # samplers of ComfyUI's that are not here, and which is like them
-    "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
-    "dpmpp_2m_sde_heun": "dpmpp_2m_sde",
-    "dpmpp_2m_sde_heun_gpu": "dpmpp_2m_sde",
-    "dpmpp_sde_gpu": "dpmpp_sde",
-    "dpmpp_3m_sde": "dpmpp_2m_sde",
-    "dpmpp_3m_sde_gpu": "dpmpp_2m_sde",
-    "dpmpp_2s_ancestral": "euler_ancestral",
-    "dpm_2": "heun",
     "heunpp2": "heun",
-    "dpm_2_ancestral": "euler_ancestral",
-    "uni_pc_bh2": "uni_pc",
     "dpm_adaptive": "dpmpp_2m",
     "dpm_fast": "dpmpp_2m",
     "deis": "dpmpp_2m",
-    "ipndm": "dpmpp_2m",
-    "ipndm_v": "dpmpp_2m",
+    "ipndm_v": "ipndm",
     "lms": "dpmpp_2m",
-    "ddpm": "euler_ancestral",
-    "res_multistep_ancestral": "euler_ancestral",
     "er_sde": "dpmpp_2m_sde",
     "sa_solver": "dpmpp_2m_sde",
+    "sa_solver_pece": "dpmpp_2m_sde",
+    "seeds_2": "dpmpp_sde",
+    "seeds_3": "dpmpp_sde",
 }
 
 
@@ -45,17 +36,15 @@ class How:
     """What a sampler is told beside its guider; `seed` draws the noise, and `add_noise` says if there is any."""
 
     seed: int
-    sampler: str
+    sampler: Sampler
     sigmas: Sigmas
     add_noise: bool = True
     leftover_noise: bool = False
+    custom: bool = False
 
 
-def draw(at: At, guider: Guider, latent: Latent | Drawn, how: How) -> Drawn:
+def draw(at: At, guider: Guider, latent: Latent, how: How) -> Drawn:
     """The request; Refused, or a RequestError, says what cannot be."""
-    if isinstance(latent, Drawn):
-        told = "samples a picture a second time (hires fix, refiner)"
-        at.refuse(f"{told}, which is not offered; sample once, at the size that you want.", "latent_image")
     spec = guider.model.spec
     _check(at, guider, latent)
     seen = _seen(at, guider, latent, how)
@@ -72,7 +61,12 @@ def draw(at: At, guider: Guider, latent: Latent | Drawn, how: How) -> Drawn:
         "loras": _loras(at, guider.model, guider.positive.clip),
         **seen,
     }
-    return Drawn(ImageRequest.parse(fields), at.node, (latent.width, latent.height))
+    before = _before(latent.drawn) if latent.drawn and seen["images"] == (WAITING,) else None
+    return Drawn(ImageRequest.parse(fields), at.node, (latent.width, latent.height), (), before)
+
+
+def _before(drawn: Drawn) -> Before:
+    return Before(drawn.request, drawn.sampler, drawn.after, drawn.before)
 
 
 def _check(at: At, guider: Guider, latent: Latent) -> None:
@@ -99,13 +93,13 @@ def _seen(at: At, guider: Guider, latent: Latent, how: How) -> Mapping[str, Any]
     """The images of the request, and its mask."""
     spec, references = guider.model.spec, guider.positive.references
     begins_in_noise = how.sigmas.denoise == 1 and not how.sigmas.start and not how.sigmas.exact and how.add_noise
-    picture = latent.picture
-    if picture is not None and begins_in_noise and latent.mask is None and (references or spec.max_images):
-        picture = None  # of which nothing is left at the highest level of a flow's noise
+    empty = latent.empty
+    if begins_in_noise and latent.mask is None and (references or spec.max_images):
+        empty = True  # for nothing is left of a picture at the highest level of a flow's noise
     if references and len(references) > spec.max_images:
         most = f"sees at most {spec.max_images} images" if spec.max_images else "draws from text, without images to see"
         at.refuse(f"{spec.id} {most}; the graph has {len(references)}.", "positive")
-    if picture is None:
+    if empty:
         return {"images": tuple(pixels.png(one) for one in references)}
     if references:
         at.refuse("it has a picture to draw anew and images to see; use an empty latent.", "latent_image")
@@ -113,8 +107,12 @@ def _seen(at: At, guider: Guider, latent: Latent, how: How) -> Mapping[str, Any]
         at.refuse(f"{spec.id} works from whole images: use ReferenceLatent, with denoise 1.", "denoise")
     if latent.mask is not None and not spec.masked_pixels:
         at.refuse(f"{spec.id} has no masks; use ReferenceLatent, and say in words what is to change.", "latent_image")
-    mask = None if latent.mask is None else pixels.cut(latent.mask, latent.width, latent.height)
-    return {"images": (pixels.png(picture),), "mask": mask}
+    images = (WAITING if latent.drawn else pixels.png(latent.picture),)
+    if latent.mask is None:
+        return {"images": images}
+    if not latent.mask.grey.any():
+        at.refuse("its mask is 0 all over, so that nothing would be drawn anew.", "latent_image")
+    return {"images": images, "mask": pixels.cut(latent.mask, latent.width, latent.height)}
 
 
 def _prompt(at: At, conditioning: Conditioning) -> str:
@@ -139,9 +137,10 @@ def _negative(guider: Guider) -> str | None:
 
 def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
     sigmas, spec = how.sigmas, guider.model.spec
-    if how.sampler not in SAMPLERS:
-        near = NEAREST.get(how.sampler, "euler")
-        at.refuse(f"there is no sampler '{how.sampler}' here; use {near}.", "sampler_name")
+    if how.sampler.name not in SAMPLERS:
+        name = how.sampler.name.removesuffix("_cfg_pp")
+        near = NEAREST.get(name, name if name in SAMPLERS else "euler")
+        at.refuse(f"there is no sampler '{how.sampler.name}' here; use {near}.", "sampler_name")
     if guider.cfg < 1:
         at.refuse(f"cfg is {guider.cfg:g}; 1 is no guidance, and there is none below.", "cfg")
     if sigmas.steps > MAX_STEPS:
@@ -151,9 +150,13 @@ def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
     if sigmas.count > spec.max_steps:
         at.note(f"{sigmas.count} steps are more than the {spec.max_steps} that {spec.id} is made for.")
     fields: dict[str, Any] = {
-        "sampler": how.sampler,
+        "sampler": how.sampler.name,
+        "eta": how.sampler.eta,
+        "s_noise": how.sampler.s_noise,
         "cfg": guider.cfg,
         "shift": guider.model.shift,
+        "shift_type": guider.model.shift_type,
+        "custom": how.custom,
         "add_noise": how.add_noise,
         "leftover_noise": how.leftover_noise,
     }
@@ -167,29 +170,26 @@ def _reading(at: At, guider: Guider) -> Reading:
     positive, negative = guider.positive, next(iter(_negatives(guider)), None)
     if negative and negative.clip.skip != positive.clip.skip:
         at.refuse("its prompts stop at different layers of CLIP; give both one CLIPSetLastLayer.", "negative")
+    if negative and _sums(negative.clip.loras) != _sums(positive.clip.loras):
+        at.refuse("its prompts are read with different LoRAs; give both the same CLIP.", "negative")
     return Reading(
         clip_skip=positive.clip.skip,
         prompts=positive.words,
         sizes=positive.sizes,
-        **({"negative_prompts": negative.words, "negative_sizes": negative.sizes} if negative else {}),
+        negative_prompts=negative.words if negative else Words(),
+        negative_sizes=negative.sizes if negative else None,
         zeros=bool(negative and negative.zeros),
     )
 
 
 def _loras(at: At, model: Model, clip: Clip) -> tuple[Wanted, ...]:
-    """Those of the model, each once; of the text encoders the same, for one weight holds for both."""
+    """Those of the model and of the positive prompt's text encoders, each once."""
     weights, texts = _sums(model.loras), _sums(clip.loras)
-    for name in weights.keys() | texts.keys():
-        if name not in weights:
-            raise Refused(f"LoRA '{name}' is added to the text encoders alone; give it a strength_model.", "positive")
-        if name in texts and texts[name] != weights[name]:
-            both = f"strength_model {weights[name]:g} and strength_clip {texts[name]:g}"
-            raise Refused(f"LoRA '{name}' has {both}; give it the same for both.", "positive")
-        if name not in texts:
-            at.note(f"LoRA '{name}' is also added to the text encoders, if it has anything for them.")
-    if len(weights) > MOST_LORAS:
-        at.refuse(f"it has {len(weights)} LoRAs; at most {MOST_LORAS} are added.", "model")
-    return tuple(Wanted(name, weight) for name, weight in weights.items() if weight)
+    both = {name: (weights.get(name, 0.0), texts.get(name, 0.0)) for name in weights | texts}
+    found = {name: pair for name, pair in both.items() if any(pair)}
+    if len(found) > MOST_LORAS:
+        at.refuse(f"it has {len(found)} LoRAs; at most {MOST_LORAS} are added.", "model")
+    return tuple(Wanted(name, one, None if one == other else other) for name, (one, other) in found.items())
 
 
 def _sums(loras: tuple[tuple[str, float], ...]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def _own(folder: str, served: Served) -> list[str]:
 def model(at: At, name: str, folder: str) -> ModelSpec:
     """The row that a checkpoint or a diffusion model means: the served one, or it is refused."""
     served, bare = at.served, stem(name)
-    theirs = [one for one in served.weights if not _part(one)]
+    theirs = [one for one in served.weights if not _part(one, served)]
     if any(_same(name, one) for one in theirs):
         return served.spec
     row = _row(bare)
@@ -92,7 +92,8 @@ def _unknown(name: str, bare: str, folder: str, served: Served) -> Never:
             raise Refused(f"'{name}' is not served: {sentence}", field, "value_not_in_list")
     there = any(_same(name, one) for each in MODEL_FOLDERS for one in served.files.get(each, ()))
     put = "it is on the volume, but this" if there else "put it on the volume; this"
-    told = f"'{name}' is not served: {put} worker draws with {serving(served)}. Start one with KINDLING_WEIGHTS={name}"
+    file = name.replace("\\", "/")
+    told = f"'{name}' is not served: {put} worker draws with {serving(served)}. Start one with KINDLING_WEIGHTS={file}"
     raise Refused(f"{told} and KINDLING_MODEL the model that it was made from.", field, "value_not_in_list")
 
 
@@ -156,8 +157,12 @@ def _same(name: str, other: str) -> bool:
     return last[0] == last[1]
 
 
-def _part(name: str) -> bool:
-    return stem(name) in table()["vae"] or stem(name) in table()["text_encoders"]
+def _part(name: str, served: Served) -> bool:
+    """Whether a file is a VAE or a text encoder, by its name or where it lies."""
+    folders = ("vae", "text_encoders")
+    if any(stem(name) in table()[folder] for folder in folders):
+        return True
+    return any(_same(name, one) for folder in folders for one in served.files.get(folder, ()))
 
 
 def _family(spec: ModelSpec) -> str:
