@@ -25,6 +25,7 @@ from handler.core.errors import GraphRefused
 RESULT = Path(__file__).parent / "results" / "comfy_corpus.json"
 MODEL_INPUTS = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name")
 FAMILIES = {"SD1.5": "sd1.5", "SDXL": "sdxl", "FLUX.1": "flux-dev", "Anima": "sdxl", "FLUX.2": "flux2-klein"}
+ENCODERS = tuple(f"clip_name{n}" for n in ("", 1, 2, 3, 4))
 COUNTED = ("text to image", "image to image")
 
 
@@ -87,10 +88,16 @@ def worker(nodes: Mapping[str, Any], family: str) -> Served:
     rows = table()["models"]
     row = next((rows[stem(name)] for name in names if stem(name) in rows), "")
     own = [name for name in names if stem(name) not in rows]
-    base = next((id for start, id in FAMILIES.items() if family.startswith(start)), "sd1.5")
+    base = next((row for start, row in FAMILIES.items() if family.startswith(start)), "sd1.5")
     loras = tuple(str(value) for value in inputs(nodes, ("lora_name", "lora_name_1")))
-    weights = () if row or not own else (own[0],)
-    return Served(MODELS[row or base], {"loras": loras}, weights)
+    encoders = [name for name in map(str, inputs(nodes, ENCODERS)) if stem(name) not in table()["text_encoders"]]
+    weights = (*(() if row or not own else (own[0],)), *encoders)
+    return Served(
+        MODELS[row or base],
+        {"loras": loras, "text_encoders": tuple(encoders)},
+        weights,
+        next(map(str, inputs(nodes, ("vae_name",))), ""),
+    )
 
 
 def inputs(nodes: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Any]:

@@ -6,37 +6,27 @@ from typing import Any
 
 from handler.api.dialects.comfy import files, pixels
 from handler.api.dialects.comfy.node import At, Refused
-from handler.api.dialects.comfy.values import Clip, Conditioning, Drawn, Guider, Latent, Model, Sigmas
+from handler.api.dialects.comfy.values import Clip, Conditioning, Drawn, Guider, Latent, Model, Sampler, Sigmas
 from handler.catalog.spec import ModelSpec
 from handler.core.loras import MOST as MOST_LORAS
 from handler.core.loras import Wanted
-from handler.core.reading import Reading
+from handler.core.reading import Reading, Words
 from handler.core.request import MAX_IMAGES, MAX_PROMPT, MAX_SIDE, MIN_SIDE, ImageRequest
 from handler.core.sampling import MAX_STEPS, SAMPLERS
 
 GUIDANCE = 3.5  # of a FLUX whose graph has no FluxGuidance: ComfyUI's own default
 NEAREST = {  # samplers of ComfyUI's that are not here, and which is like them
-    "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
-    "dpmpp_2m_sde_heun": "dpmpp_2m_sde",
-    "dpmpp_2m_sde_heun_gpu": "dpmpp_2m_sde",
-    "dpmpp_sde_gpu": "dpmpp_sde",
-    "dpmpp_3m_sde": "dpmpp_2m_sde",
-    "dpmpp_3m_sde_gpu": "dpmpp_2m_sde",
-    "dpmpp_2s_ancestral": "euler_ancestral",
-    "dpm_2": "heun",
     "heunpp2": "heun",
-    "dpm_2_ancestral": "euler_ancestral",
-    "uni_pc_bh2": "uni_pc",
     "dpm_adaptive": "dpmpp_2m",
     "dpm_fast": "dpmpp_2m",
     "deis": "dpmpp_2m",
-    "ipndm": "dpmpp_2m",
-    "ipndm_v": "dpmpp_2m",
+    "ipndm_v": "ipndm",
     "lms": "dpmpp_2m",
-    "ddpm": "euler_ancestral",
-    "res_multistep_ancestral": "euler_ancestral",
     "er_sde": "dpmpp_2m_sde",
     "sa_solver": "dpmpp_2m_sde",
+    "sa_solver_pece": "dpmpp_2m_sde",
+    "seeds_2": "dpmpp_sde",
+    "seeds_3": "dpmpp_sde",
 }
 
 
@@ -45,10 +35,11 @@ class How:
     """What a sampler is told beside its guider; `seed` draws the noise, and `add_noise` says if there is any."""
 
     seed: int
-    sampler: str
+    sampler: Sampler
     sigmas: Sigmas
     add_noise: bool = True
     leftover_noise: bool = False
+    custom: bool = False
 
 
 def draw(at: At, guider: Guider, latent: Latent | Drawn, how: How) -> Drawn:
@@ -139,9 +130,10 @@ def _negative(guider: Guider) -> str | None:
 
 def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
     sigmas, spec = how.sigmas, guider.model.spec
-    if how.sampler not in SAMPLERS:
-        near = NEAREST.get(how.sampler, "euler")
-        at.refuse(f"there is no sampler '{how.sampler}' here; use {near}.", "sampler_name")
+    if how.sampler.name not in SAMPLERS:
+        name = how.sampler.name.removesuffix("_cfg_pp")
+        near = NEAREST.get(name, name if name in SAMPLERS else "euler")
+        at.refuse(f"there is no sampler '{how.sampler.name}' here; use {near}.", "sampler_name")
     if guider.cfg < 1:
         at.refuse(f"cfg is {guider.cfg:g}; 1 is no guidance, and there is none below.", "cfg")
     if sigmas.steps > MAX_STEPS:
@@ -151,9 +143,13 @@ def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
     if sigmas.count > spec.max_steps:
         at.note(f"{sigmas.count} steps are more than the {spec.max_steps} that {spec.id} is made for.")
     fields: dict[str, Any] = {
-        "sampler": how.sampler,
+        "sampler": how.sampler.name,
+        "eta": how.sampler.eta,
+        "s_noise": how.sampler.s_noise,
         "cfg": guider.cfg,
         "shift": guider.model.shift,
+        "shift_type": guider.model.shift_type,
+        "custom": how.custom,
         "add_noise": how.add_noise,
         "leftover_noise": how.leftover_noise,
     }
@@ -171,7 +167,8 @@ def _reading(at: At, guider: Guider) -> Reading:
         clip_skip=positive.clip.skip,
         prompts=positive.words,
         sizes=positive.sizes,
-        **({"negative_prompts": negative.words, "negative_sizes": negative.sizes} if negative else {}),
+        negative_prompts=negative.words if negative else Words(),
+        negative_sizes=negative.sizes if negative else None,
         zeros=bool(negative and negative.zeros),
     )
 

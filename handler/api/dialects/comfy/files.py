@@ -61,7 +61,7 @@ def _own(folder: str, served: Served) -> list[str]:
 def model(at: At, name: str, folder: str) -> ModelSpec:
     """The row that a checkpoint or a diffusion model means: the served one, or it is refused."""
     served, bare = at.served, stem(name)
-    theirs = [one for one in served.weights if not _part(one)]
+    theirs = [one for one in served.weights if not _part(one, served)]
     if any(_same(name, one) for one in theirs):
         return served.spec
     row = _row(bare)
@@ -156,8 +156,12 @@ def _same(name: str, other: str) -> bool:
     return last[0] == last[1]
 
 
-def _part(name: str) -> bool:
-    return stem(name) in table()["vae"] or stem(name) in table()["text_encoders"]
+def _part(name: str, served: Served) -> bool:
+    """Whether a file is a VAE or a text encoder, by its name or where it lies."""
+    folders = ("vae", "text_encoders")
+    if any(stem(name) in table()[folder] for folder in folders):
+        return True
+    return any(_same(name, one) for folder in folders for one in served.files.get(folder, ()))
 
 
 def _family(spec: ModelSpec) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 from handler.api.dialects.comfy.node import ANY, MODEL, Node, rows
 from handler.api.dialects.comfy.nodes import (
     conditioning,
+    efficient,
     images,
     latents,
     loaders,
+    loading,
     masks,
     outputs,
     primitives,
@@ -28,9 +30,11 @@ PLAIN: Mapping[str, Node] = (
     | conditioning.TABLE
     | latents.TABLE
     | samplers.TABLE
+    | loading.TABLE
     | images.TABLE
     | resizing.TABLE
     | masks.TABLE
+    | efficient.TABLE
     | primitives.TABLE
     | outputs.TABLE
     | SINGLE

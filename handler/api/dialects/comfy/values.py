@@ -19,6 +19,7 @@ class Model:
     spec: ModelSpec
     loras: Loras = ()
     shift: float | None = None
+    shift_type: str = "linear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,11 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A SAMPLER by name."""
+    """A SAMPLER by name, and how much noise its steps add."""
 
     name: str
+    eta: float = 1.0
+    s_noise: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

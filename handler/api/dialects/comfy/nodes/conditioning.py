@@ -97,7 +97,7 @@ def edit_of_two(
     positive, negative = (edit(at, clip, text, vae, **seen) for text in (prompt, negative_prompt))
     first = positive.references[0] if positive.references else None
     shape = (resolution, resolution) if first is None else (first.shape[1], first.shape[0])
-    width, height = by_pixels(*shape, (resolution / 1024) ** 2, 16)
+    width, height = by_pixels(shape[0], shape[1], (resolution / 1024) ** 2, 16)
     return positive, negative, Latent(width, height)
 
 

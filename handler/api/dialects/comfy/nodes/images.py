@@ -1,10 +1,8 @@
-"""Images: loaded from files, sent in the graph, and changed, before they are encoded or after they are drawn."""
+"""Images and how they are changed, before they are encoded or after they are drawn."""
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
-from handler.api import references
 from handler.api.dialects.comfy import pixels
 from handler.api.dialects.comfy.node import (
     BATCH,
@@ -15,22 +13,18 @@ from handler.api.dialects.comfy.node import (
     At,
     Node,
     choice,
-    files,
     maybe,
     number,
     rows,
-    text,
     whole,
 )
 from handler.api.dialects.comfy.nodes.latents import there
-from handler.api.dialects.comfy.plan import Folder, Pixels
+from handler.api.dialects.comfy.plan import Pixels
 from handler.api.dialects.comfy.values import Drawn, Image, Mask, Picture
 from handler.core.request import MAX_REFERENCES
 
 LARGEST = 4096 * 4096  # pixels of one image
 MOST = 16  # changes of a drawn picture
-FOLDERS: dict[str, Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
-NO_MASK = 64  # pixels a side of the mask of an image that has no alpha
 RATIOS = {
     "1:1 (Square)": (1, 1),
     "2:3 (Portrait Photo)": (2, 3),
@@ -43,54 +37,6 @@ RATIOS = {
 }
 # What FluxKontextImageScale takes: the widths and heights that the model was trained at.
 TRAINED = tuple((1024 * 1024 // side // 8 * 8, side) for side in range(672, 1569, 16))
-
-
-def load(at: At, image: str, **_: Any) -> tuple[Picture, Mask]:
-    """A file of the input folder; the mask is what its alpha leaves out."""
-    return opened(at, fetched(at, image), f"image: {image:.80}")
-
-
-def fetched(at: At, name: str) -> bytes:
-    """A file by ComfyUI's name of it: with a folder, and `[output]` or the like behind it."""
-    path, _, mark = name.strip().rpartition(" ")
-    path, folder = (path, FOLDERS[mark]) if mark in FOLDERS else (name.strip(), FOLDERS["[input]"])
-    subfolder, _, last = path.replace("\\", "/").rpartition("/")
-    try:
-        return at.load(last, subfolder, folder)
-    except FileNotFoundError:
-        at.refuse(f"Invalid image file: {name:.200}; send it with POST /upload/image first.", "image")
-
-
-def opened(at: At, data: bytes, name: str) -> tuple[Picture, Mask]:
-    """Decoded within limits: colours as they are stored, and 1 - alpha."""
-    import numpy
-
-    found = numpy.asarray(references.upright(data, name))
-    at.spend(found.shape[0] * found.shape[1])
-    grey = 255 - found[..., 3] if found.shape[2] == 4 else numpy.zeros((NO_MASK, NO_MASK), numpy.uint8)
-    return Picture((numpy.ascontiguousarray(found[..., :3]),)), Mask(grey)
-
-
-def load_mask(at: At, image: str, channel: str) -> Mask:
-    """One channel of a file; of alpha, what it leaves out."""
-    picture, alpha = load(at, image)
-    return alpha if channel == "alpha" else Mask(picture.rgb[..., ("red", "green", "blue").index(channel)])
-
-
-def sent(at: At, image: str, **_: Any) -> tuple[Picture, Mask]:
-    """An image in the graph itself, as base64."""
-    body = image.partition(",")[2] if image.startswith("data:") else image
-    try:
-        data = base64.b64decode(body, validate=True)
-    except ValueError:
-        at.refuse("it is not valid base64 of an image.", "image")
-    return opened(at, data, "image: the base64")
-
-
-def sent_mask(at: At, mask: str, **_: Any) -> Mask:
-    """A mask in the graph itself: its red channel, as ETN_LoadMaskBase64 reads it."""
-    picture, _ = sent(at, mask)
-    return Mask(picture.rgb[..., 0])
 
 
 def changed(at: At, image: Image, size: tuple[int, int], change: Pixels) -> Image:
@@ -245,7 +191,7 @@ def resolution(at: At, aspect_ratio: str, megapixels: float, multiple: int) -> t
     return pixels.by_pixels(*RATIOS[aspect_ratio], megapixels, multiple)
 
 
-FILE, METHOD, SIDE = files("input"), choice(*pixels.METHODS), whole(512, 0, MAX_SIDE)
+METHOD, SIDE = choice(*pixels.METHODS), whole(512, 0, MAX_SIDE)
 CROPS = choice("disabled", "center")
 EDGE, AT = whole(0, 0, MAX_SIDE, 8), whole(0, 0, MAX_SIDE)
 UP = "image/upscaling"
@@ -272,17 +218,6 @@ SHAPE = {
     "multiple": maybe(whole(8, 8, 128, 4)),
 }
 TABLE = rows(
-    Node("LoadImage", "image", load, WITH_MASK, {"image": FILE}, title="Load Image"),
-    Node("LoadImageOutput", "image", load, WITH_MASK, {"image": FILE}),
-    Node(
-        "LoadImageMask",
-        "mask",
-        load_mask,
-        ("MASK",),
-        {"image": FILE, "channel": choice("alpha", "red", "green", "blue")},
-    ),
-    Node("ETN_LoadImageBase64", "external_tooling", sent, WITH_MASK, {"image": text()}),
-    Node("ETN_LoadMaskBase64", "external_tooling", sent_mask, ("MASK",), {"mask": text()}),
     Node("ImageScale", UP, scale, ("IMAGE",), SIZED, title="Upscale Image"),
     Node(
         "ImageScaleBy",

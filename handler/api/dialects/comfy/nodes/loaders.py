@@ -1,6 +1,5 @@
 """Checkpoints, diffusion models, text encoders, autoencoders, LoRAs, and what is set on them."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -78,17 +77,19 @@ def power_loras(at: At, model: Model, clip: Clip | None, rest: Mapping[str, Any]
     return model, clip
 
 
-def flow_shift(at: At, model: Model, shift: float) -> Model:
+def flow_shift(at: At, model: Model, shift: float, shift_type: str = "linear") -> Model:
     """ModelSamplingAuraFlow and ModelSamplingSD3."""
     if "flow-match-euler" not in model.spec.schedulers:
         at.refuse(f"{model.spec.id} is no flow, which alone can be shifted; leave the node out.", "model")
-    return replace(model, shift=shift)
+    if shift <= 0:
+        at.refuse("a shift should be above 0.", "shift")
+    return replace(model, shift=shift, shift_type=shift_type)
 
 
 def flux_shift(at: At, model: Model, max_shift: float, base_shift: float, width: int, height: int) -> Model:
     """By size, linear in the number of tokens between 256 and 4096, as ModelSamplingFlux has it."""
     slope = (max_shift - base_shift) / (4096 - 256)
-    return flow_shift(at, model, math.exp(width * height / 256 * slope + base_shift - slope * 256))
+    return flow_shift(at, model, (width * height / 256 - 256) * slope + base_shift, "exponential")
 
 
 def discrete(at: At, model: Model, sampling: str, zsnr: bool) -> Model:
@@ -136,7 +137,11 @@ ENCODERS = {f"clip_name{n}": ENCODER for n in range(1, 5)}
 TABLE = rows(
     Node("CheckpointLoaderSimple", LOADERS, checkpoint, THREE, {"ckpt_name": CKPT}, title="Load Checkpoint"),
     Node(
-        "UNETLoader", ADVANCED, unet, ("MODEL",), {"unet_name": files("diffusion_models"), "weight_dtype": WEIGHT_DTYPE}
+        "UNETLoader",
+        ADVANCED,
+        unet,
+        ("MODEL",),
+        {"unet_name": files("diffusion_models"), "weight_dtype": maybe(WEIGHT_DTYPE)},
     ),
     Node(
         "CLIPLoader",

@@ -1,14 +1,16 @@
 """Resizing as custom nodes that are much used do it, where a plain row does not say it."""
 
 import math
+from collections.abc import Callable
 
 from handler.api.dialects.comfy import pixels
 from handler.api.dialects.comfy.node import IMAGE, MAX_SIDE, At, Node, choice, maybe, rows, whole
 from handler.api.dialects.comfy.nodes.images import changed, resized
 from handler.api.dialects.comfy.values import Image
 
+Size = tuple[int, int]
 INTERPOLATIONS = {"nearest": "nearest-exact", "nearest-exact": "nearest-exact"}
-NEEDED = {  # ComfyUI_essentials' conditions
+NEEDED: dict[str, Callable[[Size, Size], bool]] = {  # ComfyUI_essentials' conditions
     "always": lambda old, new: True,
     "downscale if bigger": lambda old, new: old[0] > new[0] or old[1] > new[1],
     "upscale if smaller": lambda old, new: old[0] < new[0] or old[1] < new[1],
@@ -34,7 +36,7 @@ def essentials(
     return image, *image.size
 
 
-def _target(old: tuple[int, int], width: int, height: int, method: str) -> tuple[int, int]:
+def _target(old: Size, width: int, height: int, method: str) -> Size:
     """0 is the picture's own side, or, where its shape is kept, none."""
     if method != "keep proportion":
         return width or old[0], height or old[1]

@@ -1,5 +1,6 @@
 """Samplers, schedules, noises and guiders: what makes a request of all that led to it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from handler.api.dialects.comfy.drawing import How, draw
@@ -47,7 +48,7 @@ def ksampler(
     denoise: float,
 ) -> Drawn:
     """The plain one."""
-    how = How(seed, sampler_name, Sigmas(scheduler, steps, denoise))
+    how = How(seed, Sampler(sampler_name), Sigmas(scheduler, steps, denoise))
     return draw(at, Guider(model, positive, negative, cfg), latent_image, how)
 
 
@@ -70,7 +71,7 @@ def advanced(
     """With a first and a last step."""
     sigmas = Sigmas(scheduler, steps, 1.0, start_at_step, end_at_step if end_at_step < steps else None)
     leftover = return_with_leftover_noise == "enable" and end_at_step < steps
-    how = How(noise_seed, sampler_name, sigmas, add_noise == "enable", leftover)
+    how = How(noise_seed, Sampler(sampler_name), sigmas, add_noise == "enable", leftover)
     return draw(at, Guider(model, positive, negative, cfg), latent_image, how)
 
 
@@ -87,7 +88,7 @@ def custom(
     latent_image: Samples,
 ) -> tuple[Drawn, Drawn]:
     """With a schedule of its own."""
-    how = How(noise_seed, sampler.name, sigmas, add_noise)
+    how = How(noise_seed, sampler, sigmas, add_noise, custom=True)
     drawn = draw(at, Guider(model, positive, negative, cfg), latent_image, how)
     return drawn, drawn
 
@@ -96,7 +97,8 @@ def custom_advanced(
     at: At, noise: Noise, guider: Guider, sampler: Sampler, sigmas: Sigmas, latent_image: Samples
 ) -> tuple[Drawn, Drawn]:
     """All of it in parts."""
-    drawn = draw(at, guider, latent_image, How(noise.seed or 0, sampler.name, sigmas, noise.seed is not None))
+    how = How(noise.seed or 0, sampler, sigmas, noise.seed is not None, custom=True)
+    drawn = draw(at, guider, latent_image, how)
     return drawn, drawn
 
 
@@ -132,14 +134,12 @@ def decode(at: At, samples: Samples, vae: Any, **_: Any) -> Drawn:
     return samples
 
 
-def literal(*names: str) -> Any:
-    """A sampler as a node of its own, with values that are the plain sampler's."""
+def noisy(name: str) -> Callable[..., Sampler]:
+    """A sampler as a node of its own, with how much noise its steps add."""
 
-    def run(at: At, **given: Any) -> Sampler:
-        odd = [name for name in ("eta", "s_noise") if given.get(name, 1.0) != 1.0]
-        if odd:
-            at.refuse(f"{odd[0]} is {given[odd[0]]:g}; only 1 is offered.", odd[0])
-        return Sampler(names[0])
+    def run(at: At, eta: float, s_noise: float, solver_type: str = "", noise_device: str = "") -> Sampler:
+        form = ("_heun" if solver_type == "heun" else "") + ("_gpu" if noise_device == "gpu" else "")
+        return Sampler(f"{name}{form}", eta, s_noise)
 
     return run
 
@@ -150,6 +150,7 @@ SWITCH = choice("enable", "disable")
 END = whole(10000, 0, 10000)
 SAMPLING, CUSTOM = "sampling", "sampling/custom_sampling"
 NOISES = {"eta": number(1.0, 0, 100), "s_noise": number(1.0, 0, 100)}
+SOLVER, WHERE = choice("midpoint", "heun"), choice("gpu", "cpu")
 TWO = ("output", "denoised_output")
 ADVANCED = {
     "model": MODEL,
@@ -195,7 +196,16 @@ TABLE = SCHEDULES | rows(
     Node("RandomNoise", CUSTOM, random_noise, ("NOISE",), {"noise_seed": SEED}),
     Node("DisableNoise", CUSTOM, no_noise, ("NOISE",)),
     Node("KSamplerSelect", CUSTOM, select, ("SAMPLER",), {"sampler_name": SAMPLER_NAME}),
-    Node("SamplerEulerAncestral", CUSTOM, literal("euler_ancestral"), ("SAMPLER",), NOISES),
+    Node("SamplerEulerAncestral", CUSTOM, noisy("euler_ancestral"), ("SAMPLER",), NOISES),
+    Node("SamplerDPMPP_2S_Ancestral", CUSTOM, noisy("dpmpp_2s_ancestral"), ("SAMPLER",), NOISES),
+    Node(
+        "SamplerDPMPP_2M_SDE",
+        CUSTOM,
+        noisy("dpmpp_2m_sde"),
+        ("SAMPLER",),
+        {"solver_type": SOLVER, **NOISES, "noise_device": WHERE},
+    ),
+    Node("SamplerDPMPP_3M_SDE", CUSTOM, noisy("dpmpp_3m_sde"), ("SAMPLER",), {**NOISES, "noise_device": WHERE}),
     Node("VAEDecode", "latent", decode, ("IMAGE",), {"samples": LATENT, "vae": VAE}, title="VAE Decode"),
     Node(
         "VAEDecodeTiled",
