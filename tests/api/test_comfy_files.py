@@ -30,7 +30,7 @@ def test_a_prefix_never_leads_out(prefix: str) -> None:
 @pytest.mark.parametrize("prefix", ["%6.text%", "%6.text%/x", "x/%6.text%", "%date:../../yyyy%"])
 def test_nor_does_what_a_placeholder_means(prefix: str) -> None:
     folder, start = filled(prefix, graph(text="../../../etc/cron.d"), (64, 64))
-    assert ".." not in folder.split("/") + [start]
+    assert ".." not in [*folder.split("/"), start]
     assert "/" not in start
 
 
