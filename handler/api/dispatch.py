@@ -23,6 +23,7 @@ from handler.core.request import Format, ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine
+from handler.engine.queue import OnBegin, nobody
 from handler.worker.chips import answer
 
 MODELS_ROUTE = "/v1/models"
@@ -134,14 +135,12 @@ class Api:
         request: ImageRequest,
         on_step: OnRequestStep = lambda *_: None,
         deadline: Deadline | None = None,
-        on_begin: Callable[[], object] = lambda: None,
+        on_begin: OnBegin = nobody,
         admitted: bool = False,
     ) -> list[Picture]:
-        """Draw all of a request's pictures; picture i has seed + i. Some are encoded while the next are drawn.
+        """Draw all of a request's pictures, by `deadline`; picture i has seed + i. Some are encoded while others draw.
 
-        `on_begin` is called on the engine's thread when one begins to be drawn. What is `admitted` was promised to
-        somebody before, so it is neither too many nor too late for a drain. Raises DeadlineExceeded if the pictures are
-        not there by `deadline`.
+        On the engine's thread `on_begin` hears of each. What is `admitted` is never too many, nor too late for a drain.
         """
         deadline = deadline or Deadline()
         self.engine.meter.require_budget()
@@ -200,7 +199,8 @@ class Api:
     def _require_served(self, request: ImageRequest, streams: bool) -> None:
         """The model and the way of answering that `request` wants; `streams` says whether events can be sent."""
         self._require_model(request.model)
-        if not streams and (asked := _streamed(request)):
+        asked = "stream" if request.stream else "partial_images" if request.partial_images else ""
+        if asked and not streams:
             raise Unsupported(
                 f"{asked} needs a stream of events: over HTTP send stream true, on RunPod set STREAM=1.", asked
             )
@@ -235,11 +235,6 @@ def _check(payload: dict[str, Any]) -> None:
         check(payload)
     except Malformed as error:
         raise InvalidJson(f"The request cannot be understood: {error}.") from None
-
-
-def _streamed(request: ImageRequest) -> str:
-    """Which field of `request` only a stream can honour, if any."""
-    return "stream" if request.stream else "partial_images" if request.partial_images else ""
 
 
 def _smaller(

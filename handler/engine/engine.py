@@ -34,7 +34,7 @@ from handler.core.tracebacks import outline
 from handler.engine.batching import alike, at_once
 from handler.engine.executor import Executor
 from handler.engine.publisher import Publisher
-from handler.engine.queue import Job, Queue, hand
+from handler.engine.queue import Job, OnBegin, Queue, hand, nobody
 from handler.engine.spend import Meter
 from handler.worker.clock import Clock, Ledger
 from handler.worker.worker import Worker
@@ -144,15 +144,9 @@ class Engine:
         return drawn
 
     async def submit_all(
-        self,
-        wanted: Sequence[tuple[Recipe, OnStep]],
-        deadline: float,
-        admitted: bool,
-        on_begin: Callable[[], object] = lambda: None,
+        self, wanted: Sequence[tuple[Recipe, OnStep]], deadline: float, admitted: bool, on_begin: OnBegin = nobody
     ) -> list[Drawn]:
         """Draw pictures that wait together, by `deadline`, in `time.perf_counter`'s seconds. Stage "queue" is the wait.
-
-        `on_begin` is called on this engine's thread when one of them begins to be drawn.
 
         Pictures of an `admitted` request, which has some already, are neither too many nor too late for a drain.
         Raises QueueFull, NotReady, DeadlineExceeded or what the worker raised; then the others are given up.

@@ -22,6 +22,11 @@ from handler.engine.batching import alike
 
 JobOutcome = Drawn | KindlingError
 Where = Literal["queue", "denoise"]
+OnBegin = Callable[[], object]
+
+
+def nobody() -> None:
+    """Who has nothing to be told."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +35,7 @@ class Job:
 
     `deadline` is in `time.perf_counter`'s seconds, `request` the same object in all pictures of one. The outcome is not
     kept: the memory of objects that know each other is freed late, and a picture is much of it. `alone`: it failed
-    among others, maybe by their fault. `on_begin` is called, on the engine's thread, when drawing begins.
+    among others, maybe by their fault. `on_begin` is called, on the engine's thread, when that begins.
     """
 
     recipe: Recipe
@@ -39,7 +44,7 @@ class Job:
     deadline: float
     answer: Callable[[JobOutcome], object]
     request: object = field(default_factory=object)
-    on_begin: Callable[[], object] = lambda: None
+    on_begin: OnBegin = nobody
     queue: "Queue | None" = None
     begun: bool = False
     alone: bool = False

@@ -74,7 +74,6 @@ class Observed:
                 seen.deadline.hurry()
         self._jobs.hurry()
 
-    @property
     def busy(self) -> bool:
         """Whether something goes on that no open request waits for."""
         return self._jobs.busy

@@ -140,7 +140,7 @@ def _keys(scope: Scope) -> Iterator[tuple[str, bytes]]:
             yield "basic", base64.b64decode(key.strip(), validate=True).partition(b":")[2]
     if b"x-api-key" in headers:
         yield "header", headers[b"x-api-key"].strip()
-    if scope["path"] in BY_URL:
+    if scope.get("path") in BY_URL:
         with contextlib.suppress(ValueError):  # it has too many fields
             query = parse_qs(scope["query_string"][:QUERY], max_num_fields=FIELDS)
             yield from (("url", key) for key in query.get(b"token", ())[:1])

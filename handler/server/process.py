@@ -49,7 +49,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         logging.getLogger("kindling").warning("%s: %s", engine.spec.id, engine.spec.license.obligation)
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ)]
-        server = Server(_config(app), engine, app)
+        server = Server(_config(app), engine, app.hurry, app.busy)
         for each in (signal.SIGTERM, signal.SIGINT):  # before uvicorn does: uvloop swallows what is raised as it starts
             signal.signal(each, server.handle_exit)
         address = _address(listeners[0])

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 from types import FrameType
 
@@ -21,7 +22,6 @@ import uvicorn
 from handler.core.deadline import DRAIN_S, Deadline
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
 from handler.engine.engine import Engine
-from handler.server.access import Observed
 from handler.worker.clock import EXIT_CODE
 
 ANSWER_S = 2.0  # for answers to reach who waits
@@ -32,12 +32,18 @@ ABORTED = 128  # and the signal's number, as shells have it
 class Server(uvicorn.Server):
     """uvicorn, but it listens until its engine has drained, and leaves when that has failed.
 
-    `app` lets whoever still waits be answered with what is there.
+    `hurry` lets whoever still waits be answered with what is there; `busy` says whether something goes on besides.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, app: Observed) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: Engine,
+        hurry: Callable[[], None],
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(config)
-        self._engine, self._app = engine, app
+        self._engine, self._hurry, self._busy = engine, hurry, busy
         self.told: list[int] = []  # the signals that came
         self._signals: SimpleQueue[int] = SimpleQueue()
         threading.Thread(target=self._obey, daemon=True).start()
@@ -76,7 +82,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What uvicorn does at its end; it waits no longer for whoever hurries."""
-        self._app.hurry()
+        self._hurry()
         await super().shutdown(sockets)
 
     def _drain(self) -> None:
@@ -84,7 +90,7 @@ class Server(uvicorn.Server):
         end = Deadline.within(DRAIN_S)
         self._engine.drain()
         threading.Thread(target=self._guard, daemon=True).start()
-        while (self._engine.busy or self._app.busy or self.server_state.tasks) and end.left_s:
+        while (self._engine.busy or self._busy() or self.server_state.tasks) and end.left_s:
             time.sleep(TICK_S)
         if self._engine.busy:
             self._engine.abort()

@@ -1,6 +1,7 @@
 """Who may ask: keys on every route, other origins' pages, what is refused unread, and the head of every answer."""
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import logging
@@ -33,7 +34,9 @@ STRANGERS = {
     "empty": {"authorization": "Bearer "},
     "bare": {"authorization": KEY},
     "basic": {"authorization": f"Basic {KEY}"},
-    "another header": {"x-api-key": KEY},
+    "another header": {"x-key": KEY},
+    "a header of ours": {"x-api-key": f"{KEY}x"},
+    "a password": {"authorization": "Basic " + base64.b64encode(f"{KEY}:x".encode()).decode()},
     "much longer": {"authorization": "Bearer " + "k" * 10_000},
     "not ASCII": {"authorization": "Bearer kéy"},
 }

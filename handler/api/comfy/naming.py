@@ -18,6 +18,7 @@ CLOCK = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M",
 # By length, so that yyyy is not two times yy.
 DATE = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "HH": "%H", "mm": "%M", "ss": "%S"}
 DATES = re.compile("|".join(DATE))
+SHORT = 60  # characters of a value
 UNPLAIN = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
@@ -50,7 +51,7 @@ def _field(name: str, graph: Mapping[str, Any]) -> str:
         called = (key, one.get("class_type"), (one.get("_meta") or {}).get("title"))
         value = (one.get("inputs") or {}).get(field)
         if node in called and isinstance(value, str | int | float):
-            return UNPLAIN.sub("_", str(value))
+            return UNPLAIN.sub("_", str(value)[:SHORT]).lstrip(".")
     return ""
 
 

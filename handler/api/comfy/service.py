@@ -24,6 +24,7 @@ from handler.core.deadline import Deadline
 from handler.core.errors import Cancelled, KindlingError, QueueFull, RequestError
 
 ID = re.compile("[A-Za-z0-9_-]{1,100}")
+FAILED = "prompt_outputs_failed_validation"
 REPEATABLE = 64  # prompts whose outputs are reported again when they come again
 OnEnd = Callable[[Job, KindlingError | None], object]
 
@@ -116,11 +117,13 @@ class Comfy:
             plan = Plan(kept, plan.node_errors, plan.notes)
         if not plan.outputs:
             raise refused("prompt_no_outputs", "Prompt has no outputs", "No output node is among the targets.")
+        engine = self.api.engine
         for output in plan.outputs:
             try:
                 filled(output.prefix, graph, (0, 0))
+                engine.spec.validate(output.request, engine.settings.step_cache)
             except RequestError as error:
-                raise refused("prompt_outputs_failed_validation", error.message, "filename_prefix") from None
+                raise refused(FAILED, f"Node {output.node} cannot be drawn", error.message) from None
         return plan, _key(graph, plan)
 
     def _require_room(self, plan: Plan, deadline: Deadline) -> None:
@@ -153,8 +156,8 @@ class Comfy:
             said = job.note("execution_interrupted", **drawing.where()) if job.started else ""
         except Exception as failed:
             error = understood(failed)
-            job.state = "failed"
             drawing.begin()
+            job.state = "failed"
             said = job.note("execution_error", **drawing.where(), **told(error))
         await self._end(job, said)
         on_end(job, error)

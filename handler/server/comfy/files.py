@@ -1,12 +1,13 @@
 """ComfyUI's files over HTTP: pictures that are looked at, images that are sent to be worked from."""
 
 import asyncio
-import json
 import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,6 +17,7 @@ from handler.api.comfy.shelf import Shelf, named
 from handler.api.comfy.viewing import Shown, annotated, masked, shown
 from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidValue, VolumeFailed
+from handler.core.untrusted import Malformed, parse
 from handler.server import bodies, multipart
 
 COPIES = 1_000  # of one name, that an upload tries
@@ -48,20 +50,18 @@ def _told(found: Shown, name: str) -> Response:
 
 async def upload_image(request: Request) -> Any:
     """Keep an image, under its own name or, if another has that, one with a number."""
-    form = await _form(request)
-    data, name = await _file(form)
-    return await _archive(request).at(lambda shelf: _kept(shelf, form, name, data))
+    sent = await _sent(request)
+    return await _archive(request).at(lambda shelf: _kept(shelf, sent, sent.data))
 
 
 async def upload_mask(request: Request) -> Any:
     """Keep an image that was sent before with the alpha channel of the one that is sent now."""
-    form = await _form(request)
-    mask, name = await _file(form)
-    filename, subfolder, folder = _original(form)
+    sent = await _sent(request)
+    filename, subfolder, folder = _original(sent)
 
     def keep(shelf: Shelf) -> Any:
         original = shelf.get(named(folder, subfolder, filename))
-        return _kept(shelf, form, name, masked(original, mask))
+        return _kept(shelf, sent, masked(original, sent.data))
 
     try:
         return await _archive(request).at(keep)
@@ -69,17 +69,40 @@ async def upload_mask(request: Request) -> Any:
         raise FileMissing("There is no such original.", "original_ref") from None
 
 
-def _kept(shelf: Shelf, form: FormData, name: str, data: bytes) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A form: the file in `image` with its name, and the fields that are text."""
+
+    data: bytes
+    name: str
+    fields: Mapping[str, str]
+
+
+async def _sent(request: Request) -> Sent:
+    settings = _comfy(request).api.engine.settings
+    deadline = Deadline.within(settings.deadline_s)
+    form = await multipart.parsed(request.headers, await deadline.hold(bodies.read(request, settings.max_body_mb)))
+    try:
+        file = form.get("image")
+        if not isinstance(file, UploadFile) or not file.filename:
+            raise InvalidValue("Send a file as 'image', with its name.", "image")
+        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+        return Sent(await file.read(), file.filename, fields)
+    finally:
+        await form.close()
+
+
+def _kept(shelf: Shelf, sent: Sent, data: bytes) -> dict[str, str]:
     """Where an image is kept now. For a thread."""
-    folder, subfolder = _text(form, "type") or "input", _text(form, "subfolder")
+    folder, subfolder = sent.fields.get("type", "input"), sent.fields.get("subfolder", "")
     if folder not in FOLDERS:
         raise InvalidValue("type can be input, temp or output.", "type")
-    start, end = posixpath.splitext(name)
+    start, end = posixpath.splitext(sent.name)
     for number in range(COPIES):
-        called = f"{start} ({number}){end}" if number else name
+        called = f"{start} ({number}){end}" if number else sent.name
         where = named(folder, subfolder, called)
         try:
-            shelf.put(where, data, anew=_text(form, "overwrite") not in YES)
+            shelf.put(where, data, anew=sent.fields.get("overwrite") not in YES)
         except FileExistsError:
             if shelf.get(where) != data:
                 continue
@@ -89,37 +112,17 @@ def _kept(shelf: Shelf, form: FormData, name: str, data: bytes) -> dict[str, str
     raise InvalidValue("There are too many files with this name.", "image")
 
 
-async def _form(request: Request) -> FormData:
-    settings = _comfy(request).api.engine.settings
-    deadline = Deadline.within(settings.deadline_s)
-    body = await deadline.hold(bodies.read(request, settings.max_body_mb))
-    return await multipart.parsed(request.headers, body)
-
-
-async def _file(form: FormData) -> tuple[bytes, str]:
-    """What `image` has: a file and its name."""
-    file = form.get("image")
-    if not isinstance(file, UploadFile) or not file.filename:
-        raise InvalidValue("Send a file as 'image', with its name.", "image")
-    return await file.read(), file.filename
-
-
-def _original(form: FormData) -> tuple[str, str, str]:
+def _original(sent: Sent) -> tuple[str, str, str]:
     """Name, subfolder and folder of the image that a mask is for."""
     try:
-        said = json.loads(_text(form, "original_ref"))
+        said = parse(sent.fields.get("original_ref", ""))
         filename, folder = annotated(said["filename"], said.get("type", "output"))
         subfolder = said.get("subfolder", "")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (Malformed, TypeError, KeyError, AttributeError):
         raise InvalidValue("original_ref should be JSON with a filename.", "original_ref") from None
     if folder not in FOLDERS or not isinstance(subfolder, str):
         raise InvalidValue("original_ref names no folder that there is.", "original_ref")
     return filename, subfolder, folder
-
-
-def _text(form: FormData, name: str) -> str:
-    value = form.get(name)
-    return value if isinstance(value, str) else ""
 
 
 def _comfy(request: Request) -> Comfy:

@@ -17,7 +17,9 @@ from handler.api.comfy.job import Job, summary
 from handler.api.comfy.refusals import reply
 from handler.api.comfy.service import Comfy
 from handler.api.comfy.stats import features, system
-from handler.api.dialects import comfy as graphs
+from handler.api.dialects.comfy.described import object_info
+from handler.api.dialects.comfy.files import listed
+from handler.api.dialects.comfy.node import Input
 from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidJson, InvalidType, InvalidValue, KindlingError
 from handler.core.tracebacks import let_go
@@ -194,7 +196,7 @@ async def get_classes(request: Request) -> Any:
     """Every class of nodes that a prompt may have, or one, with its inputs."""
     comfy = _comfy(request)
     served = await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
-    found: dict[str, Any] = await asyncio.to_thread(graphs.object_info, served)
+    found: dict[str, Any] = await asyncio.to_thread(object_info, served)
     name = request.path_params.get("name")
     return found if name is None else {name: found[name]} if name in found else {}
 
@@ -208,7 +210,7 @@ async def get_models(request: Request) -> Any:
         return [name for name in served.files if name != "input"]
     if folder not in served.files:
         raise FileMissing(f"There is no folder {folder:.80} here.")
-    return [*served.files[folder]]
+    return [*listed(Input("", folder=folder), served)]
 
 
 async def get_embeddings(request: Request) -> Any:

@@ -1,0 +1,177 @@
+"""Files of ComfyUI's routes: what they are called, and that none lies outside its folder."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from comfy_graphs import graph
+from handler import Settings
+from handler.api.comfy.archive import BOUNDS, GONE, Archive
+from handler.api.comfy.naming import filled, following
+from handler.api.comfy.shelf import Disk, named, prune
+from handler.api.comfy.viewing import annotated, shown
+from handler.core.errors import InvalidValue, OutsideFolder, RequestError
+
+OUT = [
+    "../x", "/etc/x", "a/../../x", "..", ".", "../output-2/x", "a\\..\\x", "C:\\x", "c:x", "a\0b", "a\nb", ".hidden",
+    "a/b/c/d/e/f/g/h/i/x", "x" * 201, "/", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", OUT)
+def test_a_prefix_never_leads_out(prefix: str) -> None:
+    with pytest.raises(RequestError):
+        filled(prefix, {}, (64, 64))
+
+
+@pytest.mark.parametrize("prefix", ["%6.text%", "%6.text%/x", "x/%6.text%", "%date:../../yyyy%"])
+def test_nor_does_what_a_placeholder_means(prefix: str) -> None:
+    folder, start = filled(prefix, graph(text="../../../etc/cron.d"), (64, 64))
+    assert ".." not in [*folder.split("/"), start]
+    assert "/" not in start
+
+
+@pytest.mark.parametrize(
+    ("prefix", "found"),
+    [
+        ("ComfyUI", ("", "ComfyUI")),
+        ("people/ComfyUI", ("people", "ComfyUI")),
+        ("a//b/./c", ("a/b", "c")),
+        ("a/../b", ("", "b")),
+        ("%width%x%height%", ("", "64x32")),
+        ("%KSampler.seed%_%3.steps%", ("", "7_4")),
+        ("%Of the picture.text%", ("", "a red circle")),
+        ("%nobody.knows%", ("", "%nobody.knows%")),
+        ("100%", ("", "100%")),
+    ],
+)
+def test_what_a_prefix_means(prefix: str, found: tuple[str, str]) -> None:
+    nodes = graph()
+    nodes["6"]["_meta"] = {"title": "Of the picture"}
+    assert filled(prefix, nodes, (64, 32)) == found
+
+
+def test_dates_are_today() -> None:
+    before = time.strftime("%Y-%m-%d")
+    assert filled("%date:yyyy-MM-dd%/%year%", {}, (1, 1)) in [
+        (day, day[:4]) for day in (before, time.strftime("%Y-%m-%d"))
+    ]
+
+
+def test_the_next_number_follows_the_highest() -> None:
+    assert following("a", []) == 1
+    assert following("a", ["a_00007_.png", "a_00009_.jpg", "ab_00020_.png", "a_x_.png", "b_00030_.png"]) == 10
+    assert following("a.b", ["aXb_00007_.png"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("subfolder", "name", "error"),
+    [
+        *(("", name, InvalidValue) for name in ("", ".", "..", "a/b", "a\\b", "C:x", "\0", "x\n", ".x", "y" * 201)),
+        *((folder, "x", OutsideFolder) for folder in ("..", "a/..", "/", "/etc", "a/../..", "/".join("abcdefghi"))),
+        *((folder, "x", InvalidValue) for folder in ("a\\..", "C:", "a\0", ".ssh")),
+    ],
+)
+def test_names_that_could_mean_another_place(subfolder: str, name: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        named("output", subfolder, name)
+
+
+def test_links_lead_nowhere(tmp_path: Path) -> None:
+    """Neither a file that is one, nor a folder, nor the folder itself."""
+    disk, secret = Disk(tmp_path / "root", shared=True), tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key.png").write_bytes(b"secret")
+    disk.put("output/x.png", b"fine")
+    (tmp_path / "root/output/link.png").symlink_to(secret / "key.png")
+    (tmp_path / "root/output/folder").symlink_to(secret)
+    (tmp_path / "root/temp").symlink_to(secret)
+    for name in ("output/link.png", "output/folder/key.png", "temp/key.png"):
+        with pytest.raises((OutsideFolder, OSError)):
+            disk.get(name)
+        assert not _has(disk, name)
+    for name in ("output/folder/new.png", "temp/new.png"):
+        with pytest.raises(OutsideFolder):
+            disk.put(name, b"x")
+    disk.put("output/link.png", b"mine")  # in its place, not where it led
+    assert (secret / "key.png").read_bytes() == b"secret"
+    assert [entry.name for entry in disk.entries("output", deep=True)] == ["output/x.png", "output/link.png"]
+    assert {path.name for path in secret.iterdir()} == {"key.png"}
+
+
+def _has(disk: Disk, name: str) -> bool:
+    try:
+        return disk.has(name)
+    except OutsideFolder:
+        return False
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    os.mkfifo(tmp_path / "output/pipe.png")
+    disk = Disk(tmp_path, shared=True)
+    for name in ("output/pipe.png", "output/none.png"):
+        with pytest.raises(FileNotFoundError):
+            disk.get(name)
+
+
+def test_workers_that_save_at_once_overwrite_nothing(tmp_path: Path) -> None:
+    """Two archives look for the next number at the same time."""
+    first, second = (Archive(Settings(volume=tmp_path)) for _ in range(2))
+    first.save("output", "a", "x", b"0")
+    places = [each.save("output", "a", "x", data) for data in (b"1", b"2") for each in (first, second)]
+    assert [place["filename"] for place in places] == [f"x_0000{number}_.png" for number in (2, 3, 4, 5)]
+    with pytest.raises(FileExistsError):
+        first.shelf.put("output/a/x_00001_.png", b"mine", anew=True)
+    assert first.load("x_00001_.png", "a", "output") == b"0"
+
+
+def test_folders_are_bounded_by_count_and_age(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, shared=True)
+    for number in range(6):
+        disk.put(f"output/{number % 2}/{number}.png", b"")
+        age = 1000 if number == 5 else 10 - number
+        os.utime(tmp_path / f"output/{number % 2}/{number}.png", (time.time() - age,) * 2)
+    prune(disk, "output", 4, 100)
+    assert [entry.name[-5] for entry in disk.entries("output", deep=True)] == ["1", "2", "3", "4"]
+    prune(disk, "output", 4, 8)
+    assert [entry.name[-5] for entry in disk.entries("output", deep=True)] == ["3", "4"]
+    assert min(BOUNDS.values())[0] > 100
+
+
+def test_a_volume_that_cannot_be_written_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    archive = Archive(Settings(volume=tmp_path))
+    archive.save("output", "", "x", b"0")
+    assert (archive.shelf.shared, [*tmp_path.iterdir()]) == (False, [])
+
+
+def test_a_prompt_whose_worker_is_gone_ends(tmp_path: Path) -> None:
+    """Its record says until when somebody works at it."""
+    archive = Archive(Settings(volume=tmp_path))
+    record = {"state": "pending", "client": "", "created": 1, "started": None, "ended": None, "outputs": {}}
+    record |= {"prompt": [1, "x", {}, {}, []], "streamed": {}, "status": None, "meta": {}}
+    archive.keep("x", record | {"until": 10**15})
+    archive.keep("y", record | {"until": 2})
+    waits, gone = archive.record("x"), archive.record("y")
+    assert waits
+    assert gone
+    assert (waits["state"], waits["status"], gone["state"]) == ("pending", None, "failed")
+    assert gone["status"]["messages"][0][1]["exception_message"] == GONE
+    assert archive.record("z") is None
+    (tmp_path / "comfy/jobs/torn.json").write_text(json.dumps(record)[:20])
+    assert archive.record("torn") is None
+
+
+@pytest.mark.parametrize("name", ["page.html", "x.svg", "x.js", "x.xml", "x.unknown", "x", "x.css", "x.pdf"])
+def test_what_a_browser_might_run_is_an_attachment(name: str) -> None:
+    found = shown(b"<script>", name, "", "")
+    assert (found.attached, found.media) == (True, "application/octet-stream")
+
+
+def test_a_name_may_say_its_folder() -> None:
+    assert annotated("x.png [input]", "output") == ("x.png", "input")
+    assert annotated("x [y].png", "output") == ("x [y].png", "output")

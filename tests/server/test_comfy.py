@@ -1,0 +1,477 @@
+"""ComfyUI's routes: prompts, what is told and kept of them, and how they end; a model that paints their seeds."""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from comfy_graphs import graph, node
+from fakes import FakeFamily, raises
+from handler import create_app
+from handler.api.codec import chunks
+from handler.core.errors import NumericalError
+
+Client = httpx.AsyncClient
+Story = Callable[[Client, Any], Awaitable[None]]
+
+
+@pytest.fixture
+def tell(family: FakeFamily, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Runs a story: it gets a client of an app with the settings given, and the app's `Comfy`."""
+    with contextlib.ExitStack() as stack:
+
+        def run(story: Story, **settings: Any) -> None:
+            engine = stack.enter_context(family.engine(**{"volume": tmp_path, **settings}))
+            app = create_app(engine, public=False)
+
+            async def main() -> None:
+                async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://kindling") as client:
+                    await story(client, app._jobs)
+
+            asyncio.run(main())
+
+        yield run
+
+
+async def post(client: Client, made: Any, **fields: Any) -> str:
+    """A prompt that is accepted; its id."""
+    answer = await client.post("/prompt", json={"prompt": made, **fields})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["node_errors"] == {}
+    return str(answer.json()["prompt_id"])
+
+
+async def ended(client: Client, comfy: Any, prompt_id: str) -> Any:
+    """A prompt's history, once it has ended."""
+    if job := comfy.active.get(prompt_id):
+        await job.over.wait()
+    return (await client.get(f"/history/{prompt_id}")).json()[prompt_id]
+
+
+def texts(png: bytes) -> dict[str, str]:
+    """The tEXt chunks of a PNG."""
+    found = [bytes(body).partition(b"\0") for kind, body, _ in chunks(png) if kind == b"tEXt"]
+    return {keyword.decode(): text.decode() for keyword, _, text in found}
+
+
+def test_a_prompt_is_drawn_and_its_history_is_comfyuis(tell: Callable[..., None], family: FakeFamily) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        page = {"extra_pnginfo": {"workflow": {"nodes": [1]}}, "api_key_comfy_org": "canary"}
+        prompt_id = await post(client, made := graph(seed=2**64 - 1, count=2), client_id="me", extra_data=page)
+        found = await ended(client, comfy, prompt_id)
+        kept = {"extra_pnginfo": {"workflow": {"nodes": [1]}}, "client_id": "me"}
+        assert found["prompt"] == [1, prompt_id, made, kept, ["9"]]
+        names = ["ComfyUI_00001_.png", "ComfyUI_00002_.png"]
+        images = [{"filename": name, "subfolder": "", "type": "output"} for name in names]
+        assert found["outputs"] == {"9": {"images": images}}
+        status = found["status"]
+        assert (status["status_str"], status["completed"]) == ("success", True)
+        kinds = ["execution_start", "execution_cached", "execution_success"]
+        assert [kind for kind, _ in status["messages"]] == kinds
+        assert all(data["prompt_id"] == prompt_id and data["timestamp"] for _, data in status["messages"])
+        assert found["meta"]["9"]["node_id"] == "9"
+        picture = await client.get("/view", params=images[0])
+        assert (picture.headers["content-type"], picture.headers["x-content-type-options"]) == ("image/png", "nosniff")
+        said = texts(picture.content)
+        assert (json.loads(said["prompt"]), json.loads(said["workflow"])) == (made, {"nodes": [1]})
+        assert b"kindling\0" in picture.content
+        assert (await client.get("/api/history")).json() == {prompt_id: found}
+
+    tell(story)
+
+
+def test_without_metadata_a_picture_says_nothing(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        await ended(client, comfy, await post(client, graph()))
+        picture = await client.get("/view?filename=ComfyUI_00001_.png")
+        assert {bytes(kind) for kind, _, _ in chunks(picture.content)} == {b"IHDR", b"IDAT", b"IEND"}
+
+    tell(story, metadata=False)
+
+
+def test_equal_prompts_are_drawn_once(tell: Callable[..., None], family: FakeFamily, tmp_path: Path) -> None:
+    """The second reports the outputs of the first, as cached; when its files are gone, it is drawn."""
+
+    async def story(client: Client, comfy: Any) -> None:
+        first, second = [await post(client, graph()) for _ in range(2)]
+        one, two = [await ended(client, comfy, each) for each in (first, second)]
+        assert one["outputs"] == two["outputs"]
+        assert len(family.drawn) == 1
+        [_, (kind, data), _] = two["status"]["messages"]
+        assert (kind, sorted(data["nodes"])) == ("execution_cached", sorted(graph()))
+        other = graph()
+        other["9"]["inputs"]["filename_prefix"] = "other"
+        await ended(client, comfy, await post(client, other))
+        (tmp_path / "comfy/output/ComfyUI_00001_.png").unlink()
+        third = await ended(client, comfy, await post(client, graph()))
+        assert len(family.drawn) == 3
+        assert third["outputs"]["9"]["images"][0]["filename"] == "ComfyUI_00001_.png"
+
+    tell(story)
+
+
+def test_outputs_that_ask_for_one_picture_draw_it_once(tell: Callable[..., None], family: FakeFamily) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        made = graph() | {"10": node("PreviewImage", images=["8", 0])}
+        found = await ended(client, comfy, await post(client, made))
+        kinds = {name: output["images"][0]["type"] for name, output in found["outputs"].items()}
+        assert (kinds, len(family.drawn)) == ({"9": "output", "10": "temp"}, 1)
+        only = await ended(client, comfy, await post(client, made, partial_execution_targets=["10"]))
+        assert only["outputs"].keys() == {"10"}
+        answer = await client.post("/prompt", json={"prompt": made, "partial_execution_targets": ["3"]})
+        assert answer.json()["error"]["type"] == "prompt_no_outputs"
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({}, "no_prompt"),
+        ({"prompt": []}, "no_prompt"),
+        ({"prompt": graph(), "prompt_id": "../x"}, "invalid_prompt_id"),
+        ({"prompt": {"1": {"class_type": "Nobody", "inputs": {}}}}, "missing_node_type"),
+        ({"prompt": graph(prefix="../../x")}, "prompt_outputs_failed_validation"),
+        ({"prompt": graph(prefix="/etc/x")}, "prompt_outputs_failed_validation"),
+        ({"prompt": graph() | {"9": node("SaveImage", images=["9", 0])}}, "prompt_outputs_failed_validation"),
+    ],
+)
+def test_what_is_refused_is_told_as_comfyui_does(
+    tell: Callable[..., None], family: FakeFamily, body: dict[str, Any], kind: str
+) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        answer = await client.post("/api/prompt", json=body)
+        said = answer.json()
+        assert (answer.status_code, said["error"]["type"]) == (400, kind)
+        assert {"message", "details", "extra_info"} <= said["error"].keys()
+        assert isinstance(said["node_errors"], dict)
+        assert (family.drawn, comfy.active) == ([], {})
+
+    tell(story)
+
+
+def test_what_waits_is_listed_taken_and_interrupted(tell: Callable[..., None], family: FakeFamily) -> None:
+    family.gate = threading.Event()
+
+    async def story(client: Client, comfy: Any) -> None:
+        drawn, taken, stopped, left = [await post(client, graph(seed=seed)) for seed in range(4)]
+        await asyncio.to_thread(family.entered.wait)
+        await asyncio.sleep(0)
+        queue = (await client.get("/queue")).json()
+        assert [[item[1] for item in queue[name]] for name in ("queue_running", "queue_pending")] == [
+            [drawn],
+            [taken, stopped, left],
+        ]
+        assert (await client.get("/prompt")).json() == {"exec_info": {"queue_remaining": 4}}
+        states = {one["id"]: one["status"] for one in (await client.get("/api/jobs")).json()["jobs"]}
+        assert [states[each] for each in (drawn, taken)] == ["in_progress", "pending"]
+        assert (await client.get(f"/history/{taken}")).json() == {}
+        await client.post("/queue", json={"delete": [taken, "nobody"]})
+        await client.post("/interrupt", json={"prompt_id": stopped})
+        await client.post("/interrupt")  # what is drawn
+        assert family.gate
+        family.gate.set()
+        found = await ended(client, comfy, left)
+        assert found["status"]["status_str"] == "success"
+        interrupted = (await client.get(f"/history/{drawn}")).json()[drawn]["status"]
+        assert (interrupted["status_str"], interrupted["completed"]) == ("error", False)
+        assert interrupted["messages"][-1][0] == "execution_interrupted"
+        assert (await client.get(f"/history/{taken}")).json() == {}
+        assert family.drawn == [3]
+        pages = [
+            (await client.get("/api/jobs", params={"status": state})).json() for state in ("cancelled", "completed")
+        ]
+        assert [page["pagination"]["total"] for page in pages] == [3, 1]
+        assert (await client.post(f"/api/jobs/{left}/cancel")).json() == {"cancelled": False}
+
+    tell(story)
+
+
+def test_a_failure_is_told_in_a_sentence(tell: Callable[..., None], family: FakeFamily) -> None:
+    family.at_step = {2: raises(NumericalError("The picture came out black."))}
+
+    async def story(client: Client, comfy: Any) -> None:
+        prompt_id = await post(client, graph())
+        status = (await ended(client, comfy, prompt_id))["status"]
+        kind, data = status["messages"][-1]
+        assert (status["status_str"], kind) == ("error", "execution_error")
+        assert data["exception_message"] == "The picture came out black."
+        assert (data["node_type"], data["traceback"]) == ("KSampler", [])
+        job = (await client.get(f"/api/jobs/{prompt_id}")).json()
+        assert (job["status"], job["execution_error"]["exception_type"]) == ("failed", "NumericalError")
+
+    tell(story)
+
+
+def test_a_prompt_has_a_deadline_from_when_it_came(tell: Callable[..., None], family: FakeFamily) -> None:
+    family.gate = threading.Event()
+
+    async def story(client: Client, comfy: Any) -> None:
+        answer = await client.post("/prompt", json={"prompt": graph()}, headers={"x-deadline-s": "0.2"})
+        data = (await ended(client, comfy, answer.json()["prompt_id"]))["status"]["messages"][-1][1]
+        assert data["exception_type"] == "DeadlineExceeded"
+        answer = await client.post("/prompt", json={"prompt": graph()}, headers={"x-deadline-s": "soon"})
+        assert answer.status_code == 400
+
+    tell(story)
+
+
+def test_more_than_may_wait_is_refused_and_harms_nobody(tell: Callable[..., None], family: FakeFamily) -> None:
+    family.gate = threading.Event()
+
+    async def story(client: Client, comfy: Any) -> None:
+        accepted = [await post(client, graph(seed=0))]
+        await asyncio.to_thread(family.entered.wait)
+        accepted += [await post(client, graph(seed=seed)) for seed in (1, 2)]
+        full = await client.post("/prompt", json={"prompt": graph(seed=9)})
+        assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
+        assert full.headers["retry-after"]
+        assert family.gate
+        family.gate.set()
+        for each in accepted:
+            assert (await ended(client, comfy, each))["status"]["completed"]
+
+    tell(story, queue=2)
+
+
+def test_a_worker_that_leaves_draws_what_it_accepted(tell: Callable[..., None], family: FakeFamily) -> None:
+    family.gate = threading.Event()
+
+    async def story(client: Client, comfy: Any) -> None:
+        accepted = [await post(client, graph(seed=seed)) for seed in range(2)]
+        comfy.api.engine.drain()
+        refused = await client.post("/prompt", content=b"unread")
+        assert (refused.status_code, comfy.busy) == (503, True)
+        assert family.gate
+        family.gate.set()
+        for each in accepted:
+            assert (await ended(client, comfy, each))["status"]["completed"]
+        assert not comfy.busy
+
+    tell(story)
+
+
+def test_the_history_has_pages_and_can_be_cleared(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        ids = [await post(client, graph(seed=seed)) for seed in range(4)]
+        for each in ids:
+            await ended(client, comfy, each)
+
+        async def listed(query: str = "") -> list[str]:
+            return [*(await client.get(f"/history{query}")).json()]
+
+        assert await listed() == ids
+        assert await listed("?max_items=2") == ids[2:]
+        assert await listed("?max_items=2&offset=1") == ids[1:3]
+        assert (await client.get("/history?max_items=x")).status_code == 400
+        await client.post("/history", json={"delete": [ids[0], "../../x"]})
+        assert await listed() == ids[1:]
+        await client.post("/history", json={"clear": True})
+        assert await listed() == []
+        assert (await client.get(f"/api/jobs/{ids[1]}")).status_code == 404
+
+    tell(story)
+
+
+def test_another_worker_answers_for_what_this_one_drew(tell: Callable[..., None]) -> None:
+    """And one that starts later: by the volume."""
+    told: dict[str, Any] = {}
+
+    async def draw(client: Client, comfy: Any) -> None:
+        told["id"] = await post(client, graph())
+        told["entry"] = await ended(client, comfy, told["id"])
+
+    async def ask(client: Client, comfy: Any) -> None:
+        assert (await client.get("/history")).json() == {told["id"]: told["entry"]}
+        assert (await client.get(f"/history/{told['id']}")).json() == {told["id"]: told["entry"]}
+        assert (await client.get(f"/api/jobs/{told['id']}")).json()["status"] == "completed"
+        [image] = told["entry"]["outputs"]["9"]["images"]
+        assert (await client.get("/view", params=image)).content.startswith(b"\x89PNG")
+
+    tell(draw)
+    tell(ask)
+
+
+def test_a_prompt_that_comes_again_under_its_id_is_one(tell: Callable[..., None], family: FakeFamily) -> None:
+    family.gate = threading.Event()
+
+    async def story(client: Client, comfy: Any) -> None:
+        assert await post(client, graph(), prompt_id="mine") == await post(client, graph(), prompt_id="mine") == "mine"
+        other = await client.post("/prompt", json={"prompt": graph(seed=8), "prompt_id": "mine"})
+        assert (other.status_code, len(comfy.active)) == (400, 1)
+
+    tell(story)
+
+
+def png(colour: str = "red", size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:
+    """An image that somebody sends."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new(mode, size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_uploads_are_kept_under_names_of_their_own(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        async def send(data: bytes, name: str = "x.png", **fields: str) -> Any:
+            answer = await client.post("/upload/image", files={"image": (name, data)}, data=fields)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        assert await send(png()) == {"name": "x.png", "subfolder": "", "type": "input"}
+        assert (await send(png()))["name"] == "x.png"
+        assert (await send(png("blue")))["name"] == "x (1).png"
+        assert (await send(png("green"), overwrite="true"))["name"] == "x.png"
+        there = await send(png(), subfolder="a/b", type="temp")
+        assert there == {"name": "x.png", "subfolder": "a/b", "type": "temp"}
+        assert (await client.get("/view?filename=x.png&subfolder=a/b&type=temp")).content == png()
+        assert (await client.get("/view?filename=x.png%20[input]")).content == png("green")
+        page = await send(b"<script>", "page.html")
+        shown = await client.get("/view", params={"filename": page["name"], "type": "input"})
+        assert shown.headers["content-disposition"].startswith("attachment")
+        assert shown.headers["content-type"] == "application/octet-stream"
+
+    tell(story)
+
+
+def test_a_mask_becomes_the_alpha_of_what_was_sent_before(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        await client.post("/upload/image", files={"image": ("x.png", png())})
+        half = png("#00000080", mode="RGBA")
+        original = json.dumps({"filename": "x.png", "subfolder": "", "type": "input"})
+        answer = await client.post("/upload/mask", files={"image": ("m.png", half)}, data={"original_ref": original})
+        assert answer.json()["name"] == "m.png"
+        answers = [
+            await client.get(f"/view?filename=m.png&type=input{more}") for more in ("&channel=a", "&channel=rgb")
+        ]
+        assert [pixel(answer.content) for answer in answers] == [(0, 0, 0, 128), (255, 0, 0)]
+        lost = await client.post(
+            "/upload/mask", files={"image": ("m.png", half)}, data={"original_ref": '{"filename": "none.png"}'}
+        )
+        assert lost.status_code == 404
+
+    tell(story)
+
+
+def pixel(data: bytes) -> Any:
+    """The first of a picture."""
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.getpixel((0, 0))
+
+
+def test_a_picture_may_be_looked_at_smaller(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        await client.post("/upload/image", files={"image": ("x.png", png())})
+        for preview, media in (("webp;90", "webp"), ("jpeg", "jpeg"), ("bmp", "webp")):
+            answer = await client.get("/view", params={"filename": "x.png", "type": "input", "preview": preview})
+            assert answer.headers["content-type"] == f"image/{media}"
+        await client.post("/upload/image", files={"image": ("x.txt", b"no picture")})
+        answer = await client.get("/view?filename=x.txt&type=input&preview=webp")
+        assert answer.status_code == 400
+
+    tell(story)
+
+
+TRAVERSALS = [
+    ("filename=../../secret", 400),
+    ("filename=..%2f..%2fsecret", 400),
+    ("filename=%2e%2e/secret", 400),
+    ("filename=..%252fsecret", 400),
+    ("filename=/etc/passwd", 400),
+    ("filename=%2Fetc%2Fpasswd", 400),
+    ("filename=..%5csecret", 400),
+    ("filename=C:%5cx", 400),
+    ("filename=x%00.png", 400),
+    ("filename=", 400),
+    ("", 400),
+    ("filename=x.png&type=../..", 400),
+    ("filename=x.png&type=jobs", 400),
+    ("filename=x.png&subfolder=..", 403),
+    ("filename=x.png&subfolder=/etc", 403),
+    ("filename=x.png&subfolder=a/../../..", 403),
+    ("filename=x.png&subfolder=%2e%2e%2f%2e%2e", 403),
+    ("filename=key.png&subfolder=link", 403),
+    ("filename=link.png", 404),
+    ("filename=none.png", 404),
+]
+
+
+@pytest.mark.parametrize(("query", "status"), TRAVERSALS)
+def test_nothing_outside_is_shown(tell: Callable[..., None], tmp_path: Path, query: str, status: int) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key.png").write_bytes(b"secret")
+    output = tmp_path / "comfy/output"
+    output.mkdir(parents=True)
+    (output / "link").symlink_to(tmp_path / "secret")
+    (output / "link.png").symlink_to(tmp_path / "secret/key.png")
+
+    async def story(client: Client, comfy: Any) -> None:
+        answer = await client.get(f"/view?{query}")
+        assert answer.status_code == status
+        assert "secret" not in answer.text
+
+    tell(story)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("../x.png", {}),
+        ("/etc/x.png", {}),
+        ("a\\..\\x.png", {}),
+        (".x.png", {}),
+        ("x.png", {"subfolder": ".."}),
+        ("x.png", {"subfolder": "/tmp"}),
+        ("x.png", {"subfolder": "a/../../.."}),
+        ("x.png", {"type": "../.."}),
+        ("x.png", {"type": "jobs"}),
+    ],
+)
+def test_nothing_outside_is_written(
+    tell: Callable[..., None], tmp_path: Path, name: str, fields: dict[str, str]
+) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        answer = await client.post("/upload/image", files={"image": (name, png())}, data=fields)
+        assert answer.status_code in (400, 403)
+        mask = {"original_ref": json.dumps({"filename": name, **fields})}
+        answer = await client.post("/upload/mask", files={"image": ("m.png", png())}, data=mask)
+        assert answer.status_code in (400, 403, 404)
+
+    tell(story)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_a_worker_says_of_itself(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        async def get(path: str) -> Any:
+            answer = await client.get(path)
+            assert answer.status_code == 200, path
+            return answer.json()
+
+        stats = await get("/system_stats")
+        assert (stats["system"]["argv"], stats["devices"][0]["type"]) == ([], "cpu")
+        assert stats["system"]["ram_total"] > stats["system"]["ram_free"] > 0
+        assert (await get("/features"))["max_upload_size"] == 8_000_000
+        assert "spark.safetensors" in await get("/models/checkpoints")
+        assert {"checkpoints", "loras", "vae", "text_encoders", "embeddings"} <= {*await get("/models")}
+        assert await get("/embeddings") == []
+        assert (await client.get("/models/nobody")).status_code == 404
+        assert (await get("/object_info")).keys() >= {"KSampler", "SaveImage"}
+        assert (await get("/object_info/KSampler")).keys() == {"KSampler"}
+        assert await get("/object_info/Nobody") == {}
+        assert (await client.post("/free", json={"unload_models": True})).status_code == 200
+
+    tell(story)
