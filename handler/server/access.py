@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handler.api.dispatch import DIALECTS
+from handler.api.dispatch import DIALECTS, Api
 from handler.api.pieces import PIECE, encoded, pieces, size
 from handler.api.reply import Reply, error_reply
 from handler.core.errors import Cancelled, NotReady
@@ -37,10 +37,10 @@ log = logging.getLogger("kindling.requests")
 
 
 class Observed:
-    """Around a whole app. Its routes find their `Seen` in the request's state."""
+    """Around a whole app, which answers by `api`. Its routes find their `Seen` in the request's state."""
 
-    def __init__(self, app: ASGIApp, routes: list[Route], metrics: Metrics, traces: Traces | None) -> None:
-        self.app, self._routes, self._metrics, self.traces = app, routes, metrics, traces
+    def __init__(self, app: ASGIApp, api: Api, routes: list[Route], metrics: Metrics, traces: Traces | None) -> None:
+        self.app, self.api, self._routes, self._metrics, self.traces = app, api, routes, metrics, traces
         self._key = secrets.token_bytes(16)
         self._open: set[Seen] = set()
 

@@ -73,7 +73,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
     app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded)
-    return Observed(guarded(Answering(app), settings), routes, app.state.metrics, app.state.traces)
+    return Observed(guarded(Answering(app), settings), app.state.api, routes, app.state.metrics, app.state.traces)
 
 
 @asynccontextmanager
