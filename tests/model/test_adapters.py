@@ -65,6 +65,21 @@ def test_what_is_added_is_the_scaled_product_and_goes_to_the_bit(spark: Worker, 
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
+def test_text_encoders_may_have_a_weight_of_their_own(spark: Worker, tmp_path: Path) -> None:
+    models, layer = spark._pipeline.components, "encoder.layers.0.mlp.fc1"
+    prefix = next(n.removesuffix(layer) for n, _ in models["text_encoder"].named_modules() if n.endswith(layer))
+    places = {"transformer": LAYERS[0], "text_encoder": prefix + layer}
+    tensors = {name: matrices(models[name], (path,)) for name, path in places.items()}
+    lora = put(tmp_path / "both.safetensors", {n: t for part, m in tensors.items() for n, t in peft(m, part).items()})
+    before = {name: models[name].get_submodule(path).weight.clone() for name, path in places.items()}
+    for weight, clip in ((0.5, None), (0.5, 0.25), (0.0, -1.0), (1.0, 0.0)):
+        drawn(spark, replace(lora, weight=weight, clip_weight=clip))
+        for name, times in (("transformer", weight), ("text_encoder", weight if clip is None else clip)):
+            down, up = tensors[name][places[name]]
+            now = models[name].get_submodule(places[name]).weight
+            assert torch.allclose(now, before[name] + times * (up @ down), atol=1e-6), (name, weight, clip)
+
+
 def test_several_add_up_from_what_the_weights_were(spark: Worker, one: Lora, tmp_path: Path) -> None:
     model = spark._pipeline.transformer
     other = put(tmp_path / "other.safetensors", peft(matrices(model, (*LAYERS[1:], "x_embedder"), seed=1)), 0.5)

@@ -69,7 +69,7 @@ class Applied:
         wanted: dict[Any, list[tuple[Any, float]]] = {}
         for lora in loras:
             for key, delta in self._deltas(lora).items():
-                wanted.setdefault(key, []).append((delta, lora.weight))
+                wanted.setdefault(key, []).append((delta, _weight(lora, key[0])))
         used = {lora.sha256 for lora in loras}
         while self._read.keys() - used and self._held() > CACHED:
             del self._read[next(name for name in self._read if name not in used)]
@@ -96,6 +96,11 @@ class Applied:
     @property
     def _sums(self) -> Any:
         return importlib.import_module("handler.model.adapters.sums")
+
+
+def _weight(lora: Lora, component: str) -> float:
+    apart = component.startswith("text_encoder") and lora.clip_weight is not None
+    return lora.clip_weight if apart else lora.weight
 
 
 def _on_host(tensor: Any, device: Any) -> Any:
