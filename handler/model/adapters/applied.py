@@ -99,8 +99,8 @@ class Applied:
 
 
 def _weight(lora: Lora, component: str) -> float:
-    apart = component.startswith("text_encoder") and lora.clip_weight is not None
-    return lora.clip_weight if apart else lora.weight
+    encodes = component.startswith("text_encoder")
+    return lora.clip_weight if encodes and lora.clip_weight is not None else lora.weight
 
 
 def _on_host(tensor: Any, device: Any) -> Any:
