@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Api, Clock, Engine, Settings, choose_gpus, create_app, errors
+from handler import Clock, Engine, Settings, choose_gpus, create_app, errors
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -102,7 +102,7 @@ class Kindling:
         # What was restored was born long ago: its cold start begins here.
         clock = Clock.anew(settings.cold_start_budget_s) if SNAPSHOT == "cpu" else None
         self.engine = Engine(settings, clock)
-        self.api, self.app = Api(self.engine), create_app(self.engine, public=not PROXIED)
+        self.app = create_app(self.engine, public=not PROXIED)
         self.engine.start()
         self.engine.wait_booted()
         gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
@@ -135,7 +135,7 @@ class Kindling:
     @modal.method()
     async def generate(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Answer one native payload: {"images": ...}, or {"error": ...} as HTTP would say it."""
-        reply = await self.api.call("/generate", payload)
+        reply = await self.app.api.call("/generate", payload)
         await self._leave_if_broken()
         return reply.body
 

@@ -16,7 +16,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, Self
 
 from handler.api.hands import Hands
@@ -121,7 +121,7 @@ class Store:
         return _client(self, *bucket_keys())
 
 
-@cache
+@lru_cache(maxsize=1)  # keys that were replaced take their connections with them
 def _client(store: Store, key: str, secret: str) -> Any:
     """boto3's client, made for the first picture: importing it takes half a second that no cold start should wait.
 

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 HOUR = 3600
-# A word in the names of what is less than the card that they name: slices by MIG ("H100 80GB HBM3 MIG 1g.10gb") and by
-# NVIDIA's vGPU ("A40-8Q", docs.nvidia.com/vgpu), and laptops' chips ("GeForce RTX 4090 Laptop GPU", of 16 GB).
+# The end of a name of a share, with its GB: by MIG ("H100 80GB HBM3 MIG 1g.10gb") or by NVIDIA's vGPU ("A40-8Q", and
+# "A100-1-5C" within a slice; docs.nvidia.com/vgpu). One with all of a card's memory is the card.
+SHARE = re.compile(r"(?P<card>.+)( mig \d+g\.(?P<slice>\d+)gb.*|-(\d+-)?(?P<virtual>\d+)[abcq])")
+# A word in the names of what is less than the card: laptops' chips ("GeForce RTX 4090 Laptop GPU", of 16 GB), and
+# shares that say no more of themselves.
 LESS = re.compile(r"mig|laptop|\d+[abcq]")
 BF16 = (8, 0)  # the compute capability (Ampere) below which torch emulates bfloat16, by NVIDIA's "CUDA C++" guide
 
@@ -141,9 +144,20 @@ GPUS: Mapping[str, Gpu] = {
 
 def gpu_named(name: str) -> Gpu | None:
     """The row of what the driver, or torch, calls `name`; None of a GPU that is not in the table, or a part of one."""
-    if any(map(LESS.fullmatch, words := _words(name))):
+    card, memory_gb = _shared(name.lower())
+    if any(map(LESS.fullmatch, words := _words(card))):
         return None
-    return next((row for row in GPUS.values() if _words(row.id) <= words), None)
+    found = next((row for row in GPUS.values() if _words(row.id) <= words), None)
+    return found if found and found.memory_gb <= memory_gb else None
+
+
+def _shared(name: str) -> tuple[str, float]:
+    """The card of which `name` is a share, and the GB of that; a vGPU's name leaves out how many the card has."""
+    if not (share := SHARE.fullmatch(name)):
+        return name, math.inf
+    if virtual := share["virtual"]:
+        return f"{share['card']} {virtual}gb", float(virtual)
+    return share["card"], float(share["slice"])
 
 
 def _words(name: str) -> set[str]:

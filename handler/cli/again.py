@@ -35,6 +35,7 @@ SAID: Mapping[str, tuple[str, Callable[[ImageRequest], Any]]] = {  # option -> f
     "negative_prompt": ("negative_prompt", lambda asked: asked.negative_prompt),
 }
 
+LORA = ("name", "weight", "clip_weight")
 TEXTS = ("model", "revision", "prompt", "scheduler", "precision", "attention", "plan", "vae", "weights", "version")
 
 
@@ -88,7 +89,7 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "step_cache": found.get("step_cache") or "off",
             "images": images,
             "mask": mask,
-            "loras": [{"name": one["name"], "weight": one["weight"]} for one in found.get("loras", ())],
+            "loras": [{name: one[name] for name in LORA if name in one} for one in found.get("loras", ())],
             "reading": found.get("reading"),
             **({"sampling": found["sampling"]} if "sampling" in found else steps),
         }
@@ -149,5 +150,10 @@ def differing(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _told(facts: Mapping[str, Any], name: str) -> str:
     if name == "loras":
-        return ", ".join(f"{x['name']}:{x['weight']:g} of {x['sha256'][:12]}" for x in facts.get(name, ())) or "none"
+        return ", ".join(map(_lora, facts.get(name, ()))) or "none"
     return str(facts[name]) or "none" if name in facts else "not said"
+
+
+def _lora(said: Mapping[str, Any]) -> str:
+    apart = f" ({said['clip_weight']:g} in text encoders)" if "clip_weight" in said else ""
+    return f"{said['name']}:{said['weight']:g}{apart} of {said['sha256'][:12]}"

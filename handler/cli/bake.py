@@ -116,7 +116,7 @@ def discard_damaged(spec: ModelSpec, volume: Path, precision: str, over: Overlay
 
     Raises WeightsMissing or WeightsCorrupt if there is not: then they stay as they are.
     """
-    wanted = weight_facts(spec, precision, contents(over.files, volume))
+    wanted = weight_facts(spec, precision, contents(over.given, volume))
     for source in baked_sources(spec, volume):
         if source.manifest and source.manifest.facts == wanted and not whole(source.folder, wanted):
             model_source(spec, volume)
@@ -126,7 +126,7 @@ def discard_damaged(spec: ModelSpec, volume: Path, precision: str, over: Overlay
 
 def unbaked(spec: ModelSpec, hardware: Hardware, volume: Path, over: Overlay = NOTHING) -> bool:
     """Whether those on the volume are not what is served; VolumeFailed if there is no room for what would be left."""
-    source = served_source(spec, volume, hardware.precision, contents(over.files, volume))
+    source = served_source(spec, volume, hardware.precision, contents(over.given, volume))
     weights = weigh(spec, hardware, source, over)
     if source.precision == hardware.precision or not weights.changed:
         return False
@@ -139,7 +139,7 @@ def publish_weights(worker: Worker, volume: Path, over: Overlay = NOTHING) -> Pa
     spec, precision = worker.spec, worker.hardware.precision
     if not unbaked(spec, worker.hardware, volume, over):
         return None
-    content = contents(over.files, volume)
+    content = contents(over.given, volume)
     target = weights_folder(spec, volume, precision, content)
     with publishing(target, weight_facts(spec, precision, content)) as folder:
         worker.save(folder)

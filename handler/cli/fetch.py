@@ -14,7 +14,8 @@ from handler.cli.models import listed
 from handler.core.loras import pin
 from handler.core.settings import Settings
 from handler.model.hardware import detect, sees_gpu
-from handler.volume.download import fetch, fetch_file, fetch_lora, fetch_vae
+from handler.volume.download import fetch, fetch_lora, fetch_vae, fetch_weights
+from handler.volume.given import is_pinned
 from handler.volume.room import require_folder
 from handler.worker.memory import nearest
 from handler.worker.outlook import outlook
@@ -34,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
     named = settings.vae and not Path(settings.vae).is_absolute()
     vae = fetch_vae(settings.vae, settings.volume, quiet=options.json) if named else None  # first: it is the small one
     loras = [fetch_lora(pin(text), settings.volume, quiet=options.json) for text in settings.loras]
-    pinned = [name for name in settings.weights if "@" in name and not Path(name).is_absolute()]
-    files = [fetch_file(name, settings.volume, quiet=options.json) for name in pinned]
+    pinned = [name for name in settings.weights if is_pinned(name)]
+    files = [fetch_weights(name, settings.volume, spec.variant, quiet=options.json) for name in pinned]
     fetched = fetch(spec, settings.volume, quiet=options.json)
     if options.json:
         several = {"loras": [asdict(lora) for lora in loras], "weights": [asdict(file) for file in files]}

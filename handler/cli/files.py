@@ -1,4 +1,4 @@
-"""People's own files on the volume: what each is, how it is kept, which rows of the catalogue take it."""
+"""People's own files, and folders in diffusers' layout: what each is, how it is kept, which rows take it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from pathlib import Path
 from handler.catalog.architectures import described, rows
 from handler.core.errors import KindlingError
 from handler.core.untrusted import printed
-from handler.volume.hashes import Known, remembered
-from handler.volume.overlay import FOLDERS, ROOTS
+from handler.volume.given import FOLDERS, ROOTS, folder_at
+from handler.volume.hashes import Known, content, remembered
+from handler.volume.pipelines import CLASS, examined
 from handler.volume.room import inside
 from handler.volume.single import examine
+from handler.volume.sources import INDEX
 
 SUFFIXES = {".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin"}
 LISTED = (*FOLDERS, "loras", "embeddings", "controlnet")
@@ -19,7 +21,7 @@ LINE = "{:<44} {:<14} {}"
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One file, by its name below the volume. `sha256` is empty where nobody has found it yet."""
+    """One file or folder, by its name below the volume. `sha256` is empty where nobody has found it yet."""
 
     name: str
     what: str
@@ -31,14 +33,20 @@ class FileState:
 def files(volume: Path) -> list[FileState]:
     """All that lie where ComfyUI has them, by their headers; VolumeFailed if the volume cannot be read."""
     folders = [volume / root / folder for root in ROOTS for folder in LISTED]
-    found = {path for folder in folders for path in inside(folder) if path.suffix.lower() in SUFFIXES}
+    found = {path for folder in folders for path in inside(folder) if _is_model(path)}
     known = remembered(volume)
     return [_state(path, volume, known) for path in sorted(found)]
+
+
+def _is_model(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES or (path / INDEX).is_file()
 
 
 def _state(path: Path, volume: Path, known: Mapping[str, Known]) -> FileState:
     name = path.relative_to(volume).as_posix()
     try:
+        if (path / INDEX).is_file():
+            return _folder(path, printed(name), volume)
         file = examine(path)
     except KindlingError as error:
         return FileState(printed(name), printed(error.message))
@@ -46,6 +54,13 @@ def _state(path: Path, volume: Path, known: Mapping[str, Known]) -> FileState:
     what = f"{described(file.parts)}. {clue}" if clue else described(file.parts)
     sha256 = known[name].sha256 if name in known else ""
     return FileState(printed(name), what, file.precision, tuple(rows(file.parts)), sha256)
+
+
+def _folder(path: Path, name: str, volume: Path) -> FileState:
+    given = folder_at(path, path.name)
+    found = examined(given)
+    what = f"{described(found.parts)}, a {printed(str(found.index.get(CLASS)))}"
+    return FileState(name, what, found.precision, tuple(rows(found.parts)), content(given, volume, find=False))
 
 
 def lines(found: list[FileState]) -> list[str]:

@@ -27,7 +27,7 @@ from handler.worker.clock import Clock
 from handler.worker.worker import Worker
 
 FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-WEIGHTS = "files over the model's own weights, comma-separated (default: $KINDLING_WEIGHTS)"
+WEIGHTS = "files or folders over the model's own weights, comma-separated (default: $KINDLING_WEIGHTS)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

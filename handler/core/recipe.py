@@ -36,16 +36,21 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """What is added to the model's weights for a picture, `weight` times: a file by name and SHA-256, and its path."""
+    """What is added to the model's weights for a picture, `weight` times: a file by name and SHA-256, and its path.
+
+    To text encoders' weights it is added `clip_weight` times, where that is said.
+    """
 
     name: str
     weight: float
     sha256: str
     path: Path = field(default=Path(), compare=False, repr=False)
+    clip_weight: float | None = None
 
     def described(self) -> dict[str, Any]:
         """As JSON takes it; where the file lies is nobody's business."""
-        return {"name": self.name, "weight": self.weight, "sha256": self.sha256}
+        apart = {} if self.clip_weight is None else {"clip_weight": self.clip_weight}
+        return {"name": self.name, "weight": self.weight, **apart, "sha256": self.sha256}
 
 
 @dataclass(frozen=True, slots=True)

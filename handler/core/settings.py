@@ -120,7 +120,7 @@ class Settings(BaseModel):
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
     weights: tuple[Name, ...] = Field(
-        (), description="files over the model's own: below the volume, absolute, or owner/repository@revision:path"
+        (), description="files or folders over the model's own: on the volume, or owner/repository@revision[:path]"
     )
     vae: Name = Field("", description="another autoencoder: a folder, or owner/repository@revision on the hub")
     loras: tuple[Pinned, ...] = Field((), description="LoRAs to fetch, as name=owner/repository@revision:file")

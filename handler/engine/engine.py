@@ -69,8 +69,7 @@ class Engine:
         self._executor = Executor(settings, self.spec, self.ledger, self._fail, self._put_back)
         self._lock = threading.Lock()
         self.exit, self.queue = Deadline(), Queue(settings.queue, settings.queue_s)
-        self._booted, self.over = threading.Event(), threading.Event()
-        self._publisher = Publisher()
+        self._booted, self.over, self._publisher = threading.Event(), threading.Event(), Publisher()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -231,7 +230,11 @@ class Engine:
         """The thread. Nobody may wait for one that has ended, whatever ended it: a library may even want to exit."""
         try:
             worker = self._boot(self.settings, self.clock)
-            require_held(self.settings, self.ledger.device)
+            try:
+                require_held(self.settings, self.ledger.device)
+            except StartError:  # whose frames know the worker for as long as it is kept
+                worker.close()
+                raise
             self.worker = worker
             self._become("ready")
         except StartError as error:

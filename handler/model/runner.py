@@ -1,6 +1,7 @@
 """The warm path: recipes in, pixels out, with what is kept from one picture to the next."""
 
 import importlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ def sound(outcome: DrawOutcome) -> Drawn:
 class Runner:
     """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
 
-    `mark` leaves a mark in what the pipeline's device is told.
+    `mark` leaves a mark in what the pipeline's device is told; `room` is as `Applied` has it.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Runner:
         pipeline: Any,
         tiles: Callable[[tuple[int, int]], bool],
         mark: Callable[[], Mark],
+        room: float = math.inf,
     ) -> None:
         self._spec, self._family, self._pipeline, self._tiles = spec, family, pipeline, tiles
         self._mark = mark
         self._families = importlib.import_module("handler.model.families")
         self._components = self._families.Components(pipeline)
-        self._projection, self._applied = Projection(), Applied(pipeline)
+        self._projection, self._applied = Projection(), Applied(pipeline, room)
         self._prompts: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
 
     def restore(self) -> None:

@@ -40,12 +40,13 @@ log = logging.getLogger("kindling.requests")
 
 
 class Observed:
-    """Around a whole app. Its routes find their `Seen` in the request's state."""
+    """Around a whole app, which answers by `api`. Its routes find their `Seen` in the request's state."""
 
     def __init__(
         self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics, traces: Traces | None, jobs: Comfy
     ) -> None:
         self.app, self._metrics, self.traces, self._jobs = app, metrics, traces, jobs
+        self.api = jobs.api
         self._routes = [route for route in routes if isinstance(route, Route)]
         self._key = secrets.token_bytes(16)
         self._open: set[Seen] = set()

@@ -71,7 +71,8 @@ def _chosen(wanted: Wanted, volume: Path) -> Lora:
         seen = stamp(path)
         if fault := _fault(*seen):
             raise InvalidValue(f"loras: '{name}' cannot be used: it is {fault}.", "loras")
-        return Lora(name, wanted.weight, hashed(*seen), path)
+        clip = None if wanted.clip_weight == wanted.weight else wanted.clip_weight
+        return Lora(name, wanted.weight, hashed(*seen), path, clip)
     except OSError as error:
         raise InvalidValue(f"loras: '{name}' cannot be read: {error.strerror}.", "loras") from None
 

@@ -24,11 +24,11 @@ from handler.core.untrusted import Malformed, load
 from handler.volume.adapters import FETCHED
 from handler.volume.autoencoder import fetched_vae
 from handler.volume.fetched import Fetched
-from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, vae_items
+from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, repository_items, vae_items
+from handler.volume.given import pinned
 from handler.volume.hub import Repository, Wait, explained
 from handler.volume.manifest import Entry, Source, checked, summarize, write_atomically, write_manifest
 from handler.volume.named import SUFFIX
-from handler.volume.overlay import pinned
 from handler.volume.revisions import MAIN, begun, settled
 from handler.volume.room import discard
 from handler.volume.sources import INDEX, fetched_folder, model_source
@@ -110,13 +110,20 @@ def _model_order(spec: ModelSpec, volume: Path) -> Order:
     return Order(spec.id, fetched_folder(spec, volume), facts, listed, head, partial(model_items, spec))
 
 
-def fetch_file(name: str, volume: Path, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
-    """Make the file `owner/repository@revision:path` complete on `volume`; raises as `fetch`, or SettingsError."""
-    file = pinned(name, volume)
-    repository, folder = Repository(file.repository, file.revision), file.path.parent
-    facts = {"kind": "file", "repository": file.repository, "revision": file.revision, "file": file.file}
-    head = Item(file.path.name, repository, file.file)
-    return _fill(Order(name, folder, facts, (repository,), head, lambda *_: [head]), quiet, wait)
+def fetch_weights(name: str, volume: Path, variant: str, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
+    """Make the file `owner/repository@revision:path` complete on `volume`, or, without a path, what a pipeline reads of
+    that repository, in `variant` where it has that; raises as `fetch`, or SettingsError.
+    """
+    wanted = pinned(name, volume)
+    repository = Repository(wanted.repository, wanted.revision)
+    facts = {"kind": "repository", "repository": repository.name, "revision": repository.revision}
+    choose = partial(repository_items, repository, variant)
+    order = Order(name, wanted.path, facts, (repository,), Item(INDEX, repository, INDEX), choose)
+    if wanted.file:
+        facts |= {"kind": "file", "file": wanted.file}
+        head = Item(wanted.path.name, repository, wanted.file)
+        order = replace(order, folder=wanted.path.parent, head=head, choose=lambda *_: [head])
+    return _fill(order, quiet, wait)
 
 
 def _vae_order(name: str, volume: Path) -> Order:

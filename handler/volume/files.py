@@ -68,6 +68,14 @@ def vae_items(repository: Repository, listings: Listings, config: object) -> lis
     return [Item(f"{VAE}/{name}", repository, name) for name in sorted([VAE_CONFIG, *weights])]
 
 
+def repository_items(repository: Repository, variant: str, listings: Listings, index: Mapping[str, Any]) -> list[Item]:
+    """The files of a person's repository with this model_index.json, which need not have all that that names."""
+    paths = listings[repository]
+    there = {part: value for part, value in index.items() if any(path.startswith(f"{part}/") for path in paths)}
+    chosen = choose_files(paths, there, variant)
+    return [Item(path, repository, chosen[path]) for path in sorted(chosen)]
+
+
 def choose_files(
     paths: Collection[str], index: Mapping[str, Any], variant: str = "", grafted: Collection[str] = ()
 ) -> dict[str, str]:

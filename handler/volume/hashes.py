@@ -1,4 +1,4 @@
-"""What is in a person's file, by its SHA-256: found once for each file as it is, and remembered on the volume.
+"""What is in people's files and folders, by SHA-256: found once for each file as it is, and remembered on the volume.
 
     hashes.json      for each path, below the volume if it is there, size, time of change, and hash; written at once
 
@@ -15,9 +15,10 @@ from pathlib import Path
 
 from handler.core.errors import WeightsCorrupt
 from handler.core.untrusted import Malformed, load, shaped
+from handler.volume.given import File, Given, identity
 from handler.volume.manifest import write_atomically
 from handler.volume.room import reading
-from handler.volume.single import AGAIN, Single, identity
+from handler.volume.single import AGAIN
 
 REMEMBERED = "hashes.json"
 BUFFER = 8 << 20
@@ -41,38 +42,48 @@ class Remembered:
 
 
 class Hashing:
-    """The hashes of `files`, found beside other work; what was found is remembered on `volume`."""
+    """The hashes of what is `given`, found beside other work; what was found is remembered on `volume`."""
 
-    def __init__(self, files: Iterable[Single], volume: Path) -> None:
-        self._files, self._volume = tuple(files), volume
+    def __init__(self, given: Iterable[Given], volume: Path) -> None:
+        self._given, self._volume = tuple(given), volume
         self._found: list[str] = []
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="hashing", daemon=True)
         self._thread.start()
 
     def wait(self) -> str:
-        """The files by their names and hashes, as pictures say it; raises what went wrong with one."""
+        """All by their names and hashes, as pictures say it; raises what went wrong with one."""
         self._thread.join()
         if self._failure:
             raise self._failure
-        return ", ".join(f"{file.path.name}@sha256:{each}" for file, each in zip(self._files, self._found, strict=True))
+        return ", ".join(f"{one.name}@sha256:{each}" for one, each in zip(self._given, self._found, strict=True))
 
     def _run(self) -> None:
         try:
-            self._found += [sha256(file, self._volume) for file in self._files]
+            self._found += [content(one, self._volume) for one in self._given]
         except Exception as error:  # whatever it is, who waits must hear of it
             self._failure = error
 
 
-def contents(files: Iterable[Single], volume: Path, find: bool = True) -> str:
-    """The hashes of all files, which tell these from all others; empty if there are none, or, unless they shall be
-    found now, if one is not known.
+def contents(given: Iterable[Given], volume: Path, find: bool = True) -> str:
+    """The hashes of all that is given, which tell it from all others; empty if there is nothing, or, unless they shall
+    be found now, if one is not known.
     """
-    found = [sha256(file, volume) if find else known(file, volume) for file in files]
+    found = [content(one, volume, find) for one in given]
     return ",".join(found) if all(found) else ""
 
 
-def known(file: Single, volume: Path) -> str:
+def content(given: Given, volume: Path, find: bool = True) -> str:
+    """The hash of a file; of a folder, that of its files' hashes and names, a line each, as `sha256sum` has them."""
+    found = {name: sha256(file, volume) if find else known(file, volume) for name, file in given.files.items()}
+    if not all(found.values()):
+        return ""
+    if not given.is_folder:
+        return next(iter(found.values()))
+    return hashlib.sha256("".join(f"{found[name]}  {name}\n" for name in sorted(found)).encode()).hexdigest()
+
+
+def known(file: File, volume: Path) -> str:
     """The hash of a file, as it is now, if somebody has found it."""
     if file.entry:
         return file.entry.sha256
@@ -81,11 +92,11 @@ def known(file: Single, volume: Path) -> str:
 
 
 def names(said: str) -> tuple[str, ...]:
-    """The files that `Hashing.wait` told of."""
+    """What `Hashing.wait` told of."""
     return tuple(each.rpartition("@sha256:")[0] for each in said.split(", ")) if said else ()
 
 
-def sha256(file: Single, volume: Path) -> str:
+def sha256(file: File, volume: Path) -> str:
     """In hex; of what was fetched, as it came. WeightsCorrupt if the file is not the one any more; VolumeFailed."""
     if found := known(file, volume):
         return found
@@ -107,7 +118,7 @@ def remembered(volume: Path) -> Mapping[str, Known]:
         return {}
 
 
-def _summed(file: Single) -> str:
+def _summed(file: File) -> str:
     whole, buffer = hashlib.sha256(), bytearray(BUFFER)
     with reading(file.path), file.path.open("rb", buffering=0) as opened:
         while count := opened.readinto(buffer):

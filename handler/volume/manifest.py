@@ -2,6 +2,7 @@
 
     models/<id>/<revision>/       a model's files, manifest.json written last
     vae/<repository>/<revision>/  other autoencoders, likewise (autoencoder.py)
+    weights/<repository>/<revision>/  people's repositories that were fetched, and files of them in folders (given.py)
     loras/, fetched/loras/        LoRAs that requests name: anyone's, and those that were fetched (adapters.py)
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
     baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py); .lost.json: and lost the GPU
@@ -30,13 +31,14 @@ from handler.core.untrusted import Malformed, Name, load, shaped
 from handler.volume.room import reading
 
 MANIFEST = "manifest.json"
-Kind = Literal["embedded", "fetched", "hub cache", "baked", "autoencoder", "folder"]
+Kind = Literal["embedded", "fetched", "hub cache", "baked", "autoencoder", "repository", "folder"]
 AGAIN: dict[Kind, str] = {  # how files of each kind are brought, with what their source is called
     "embedded": "Is the installation complete? The model comes with it.",
     "fetched": "Fetch it again with: python -m handler fetch {name}",
     "hub cache": "The platform's cache has it so; bring a copy of your own with: python -m handler fetch {name}",
     "baked": "Bake it again with: {setting}python -m handler bake {name}",
     "autoencoder": "Fetch it again with: KINDLING_VAE={name} python -m handler fetch",
+    "repository": "Fetch it again with: KINDLING_WEIGHTS={name} python -m handler fetch",
     "folder": "Put a whole copy in its place.",
 }
 CHUNK = 32 << 20  # bytes a checksum covers: what one thread reads at a time
@@ -65,7 +67,8 @@ class Source:
     """A complete folder of model files. Without a manifest (a hub cache) only sizes and headers can be checked.
 
     `kind` is how its files came: embedded in the package, fetched, in a hub cache of the platform's, baked, fetched as
-    another autoencoder, or, in any other folder, by somebody who knows. `name` is what commands call it.
+    another autoencoder or a repository of people's, or, in any other folder, by somebody who knows. `name` is what
+    commands call it.
     """
 
     folder: Path
@@ -89,7 +92,7 @@ class Source:
     @property
     def remedy(self) -> str:
         """How a damaged file of it is brought again: `fetch` leaves alone what has the size that it should have."""
-        return f"Remove it. {self.again}" if self.kind in ("fetched", "autoencoder") else self.again
+        return f"Remove it. {self.again}" if self.kind in ("fetched", "autoencoder", "repository") else self.again
 
     def complete(self) -> "Source":
         """Itself if every file that its manifest lists has its size; WeightsCorrupt names the first that has not."""

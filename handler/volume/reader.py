@@ -17,12 +17,14 @@ from typing import Self
 
 from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.host import host_memory, read_ahead
+from handler.volume.fitting import Share
+from handler.volume.given import identity
 from handler.volume.layout import Slot
 from handler.volume.listing import config_files, index_of, weight_files
 from handler.volume.manifest import CHUNK, Source
-from handler.volume.overlay import NOTHING, Overlay, Share
+from handler.volume.overlay import NOTHING, Overlay
 from handler.volume.room import reading
-from handler.volume.single import AGAIN, identity
+from handler.volume.single import AGAIN
 
 THREADS = 8  # a network volume answers many better than one; on a local disk 4 and more measure the same
 CONFIGS = ""  # what `take` calls the small files, which the libraries read again for themselves
@@ -113,13 +115,15 @@ class Reader:
         without: Collection[str] = (),
         over: Overlay = NOTHING,
     ) -> None:
-        index = index_of(source).items()
+        index = {**index_of(source), **over.index}.items()
         self.source, self.index = source, {name: value for name, value in index if name not in without}
         self.over = over
         self._files = {CONFIGS: [_file(source, name) for name in config_files(source)]}
+        for part, other in over.folders.items():
+            self._files[CONFIGS] += [_file(other, name) for name in config_files(other) if name.startswith(f"{part}/")]
         for component, names in weight_files(source, self.index).items():
-            share = over.get(component)
-            self._files[component] = [_shared(share)] if share else [_file(source, name) for name in names]
+            shared = [_shared(share) for share in over.get(component)]
+            self._files[component] = shared or [_file(source, name) for name in names]
         files = [file for found in self._files.values() for file in found]
         self.room = read_ahead(host_memory()) if room is None else room
         self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
@@ -140,6 +144,10 @@ class Reader:
     def files(self, component: str) -> list[ReadFile]:
         """Those of `component` that were not taken yet."""
         return self._files.get(component, [])
+
+    def folder(self, component: str) -> Path:
+        """Where the small files of `component` are."""
+        return self.over.folders.get(component, self.source).folder / component
 
     def take(self, component: str) -> list[ReadFile]:
         """The files of `component`, for the caller to `wait` for and to report as `taken`; none the second time."""
@@ -217,18 +225,8 @@ def _shared(share: Share) -> ReadFile:
     numbers = {number for start, stop in spans for number in range((start - base) // CHUNK, -(-(stop - base) // CHUNK))}
     wanted = tuple(chunk for number, chunk in enumerate(_chunks(end - base)) if number in numbers)
     slots = {name: slot.moved(-base) for name, slot in share.slots.items()}
-    memory = _memory(end - base)
-    return ReadFile(
-        file.path,
-        file.identity,
-        file.entry.crc32 if file.entry else (),
-        AGAIN,
-        memory,
-        base=base,
-        size=file.size,
-        wanted=wanted,
-        slots=slots,
-    )
+    crc32, memory = file.entry.crc32 if file.entry else (), _memory(end - base)
+    return ReadFile(file.path, file.identity, crc32, AGAIN, memory, set(), base, file.size, wanted, slots)
 
 
 def _memory(size: int) -> mmap.mmap:

@@ -7,8 +7,7 @@ of its older files (`scale_weight`) or its newer ones (`weight_scale`, and `comf
 
 import os
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from handler.catalog.architectures import PREFIXES, Part, parts
 from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.untrusted import Malformed, parse
 from handler.volume import gguf, layout
+from handler.volume.given import File, stated
 from handler.volume.layout import FLOATS, Slot
-from handler.volume.manifest import Entry, read_manifest
 from handler.volume.room import reading
 
 AGAIN = "Download it again."
@@ -40,31 +39,32 @@ NOTE = 4096  # bytes of what one layer says of itself
 
 
 @dataclass(frozen=True, slots=True)
-class Single:
-    """The file at `path`, of `size` bytes, and which one that is; its tensors by its own names, its parts."""
+class Single(File):
+    """A file with its tensors by its own names, and its parts."""
 
-    path: Path
-    identity: tuple[int, ...]
-    size: int
     slots: Mapping[str, Slot]
     parts: tuple[Part, ...]
-    entry: Entry | None = None  # what a manifest says of it, if it was fetched
 
     @property
     def precision(self) -> str:
         """How most of its bytes are kept: bf16, float8_e4m3fn, Q4_K."""
-        sizes = Counter[str]()
-        for slot in self.slots.values():
-            sizes[slot.packed or slot.dtype] += slot.stop - slot.start
-        most = sizes.most_common(1)[0][0] if sizes else "nothing"
-        return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(most, most)
+        return kept([self])
 
 
-def examine(path: Path) -> Single:
+def kept(files: Iterable[Single]) -> str:
+    """How most of their bytes are kept."""
+    sizes = Counter[str]()
+    for slot in (slot for file in files for slot in file.slots.values()):
+        sizes[slot.packed or slot.dtype] += slot.stop - slot.start
+    most = sizes.most_common(1)[0][0] if sizes else "nothing"
+    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(most, most)
+
+
+def examine(path: Path, file: File | None = None) -> Single:
     """The single file at `path`. WeightsMissing, VolumeFailed, or WeightsCorrupt with why it cannot be read."""
+    file = file or stated(path)  # first, so that whoever reads on sees if what follows is of another file
     with reading(path):
         try:
-            status = path.stat()  # first, so that whoever reads on sees if what follows is of another file
             head, size = layout.read_head(path)
         except FileNotFoundError:
             raise WeightsMissing(f"{path} is not there.") from None
@@ -82,26 +82,12 @@ def examine(path: Path) -> Single:
         ) from None
     shapes = {name: slot.shape for name, slot in slots.items()}
     found = parts(shapes, str(said.get("modelspec.prediction_type", "")))
-    return Single(path, identity(status), size, slots, tuple(found), _entry(path, size))
+    return Single(path, file.identity, size, file.entry, slots, tuple(found))
 
 
 def strange(head: memoryview) -> str:
     """What a file that begins so is instead, and what to do about it; empty if nothing that is known."""
     return next((why for start, why in STARTS.items() if bytes(head[: len(start)]) == start), "")
-
-
-def _entry(path: Path, size: int) -> Entry | None:
-    """What a manifest beside it says; of one that is none of ours nothing."""
-    with suppress(WeightsCorrupt):
-        manifest = read_manifest(path.parent)
-        entry = manifest.files.get(path.name) if manifest else None
-        return entry if entry and entry.size == size else None
-    return None
-
-
-def identity(status: os.stat_result) -> tuple[int, ...]:
-    """Which file it is, and of when."""
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _head(path: Path) -> memoryview:

@@ -82,6 +82,11 @@ def weights_folder(spec: ModelSpec, volume: Path, precision: str, contents: str 
 
 def served_source(spec: ModelSpec, volume: Path, precision: str, contents: str = "") -> Source:
     """The files to load from: weights baked in `precision` if whole ones are there, else what `model_source` finds."""
+    return baked_source(spec, volume, precision, contents) or model_source(spec, volume)
+
+
+def baked_source(spec: ModelSpec, volume: Path, precision: str, contents: str = "") -> Source | None:
+    """Whole weights that were baked in `precision`, with files of these hashes over them."""
     wanted = weight_facts(spec, precision, contents)
     for source in baked_sources(spec, volume):
         if source.manifest and source.manifest.facts == wanted:
@@ -89,7 +94,7 @@ def served_source(spec: ModelSpec, volume: Path, precision: str, contents: str =
                 return source.complete()
             except StartError as error:
                 log.warning("baked weights are passed over: %s", error.message)
-    return model_source(spec, volume)
+    return None
 
 
 def baked_sources(spec: ModelSpec, volume: Path) -> list[Source]:

@@ -115,11 +115,8 @@ def weigh(spec: ModelSpec, hardware: Hardware, source: Source | None = None, ove
         return Weights(spec, hardware, _listed(spec, PRECISIONS[hardware.precision].width))
     parts = []
     for component, files in weight_files(source).items():
-        share = over.get(component)
-        found = (
-            list(share.slots.items()) if share else [item for name in files for item in _slots(source, name).items()]
-        )
-        parts.append(_part(component, found, source, hardware))
+        slots = [share.slots for share in over.get(component)] or [_slots(source, name) for name in files]
+        parts.append(_part(component, [item for each in slots for item in each.items()], source, hardware))
     return Weights(spec, hardware, tuple(parts))
 
 

@@ -48,7 +48,9 @@ class Loaded:
         self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
         self.memory = memory or fit(spec, hardware)
         self._family = family
-        self._runner: Runner | None = Runner(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device])
+        self._runner: Runner | None = Runner(
+            spec, family, pipeline, self.memory.tiles, MARKS[hardware.device], self.memory.spare_gb * 1e9
+        )
         self._pipeline = pipeline
         self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet

@@ -16,6 +16,7 @@ from handler.catalog.precisions import PRECISIONS
 from handler.catalog.sizes import NONE
 from handler.catalog.spec import ModelSpec
 from handler.core.request import MAX_SIDE
+from handler.model.adapters.applied import CACHED
 from handler.model.hardware import Hardware
 from handler.volume.manifest import Source
 from handler.volume.overlay import NOTHING, Overlay
@@ -37,6 +38,7 @@ DECODED = 2500  # bytes a pixel while 16-bit VAEs decode: three times 256 channe
 class MemoryPlan:
     """Where the weights are, GB needed on the device and on the host at the worst, and how that was reckoned.
 
+    `spare_gb` are those of the host that are left, once all is loaded, for what LoRAs of requests make a worker keep.
     Pictures of more pixels than `tile_above` are decoded in tiles; 0: none is.
     """
 
@@ -46,6 +48,7 @@ class MemoryPlan:
     host_gb: float
     tile_above: int
     reason: str
+    spare_gb: float = math.inf
 
     @property
     def tiling(self) -> str:
@@ -100,7 +103,9 @@ def _laid_out(mode: Placement, weights: Weights, host_gb: float, counted: bool) 
     elif host > host_gb:
         reason = f"loading takes {host:.1f} GB of host memory, of {host_gb:.1f} GB: {reason}"
     tile_above = _tile_above(hardware, takes.device / 1e9)
-    return MemoryPlan(needs <= hardware.memory_gb and host <= host_gb, mode, needs, host, tile_above, reason)
+    left = hardware.memory_gb - draws if hardware.device == "cpu" else host_gb - takes.host / 1e9
+    spare = max(0.0, left - CACHED / 1e9)
+    return MemoryPlan(needs <= hardware.memory_gb and host <= host_gb, mode, needs, host, tile_above, reason, spare)
 
 
 def _tile_above(hardware: Hardware, taken_gb: float) -> int:

@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from handler.catalog.attention import KERNELS, KernelChoice, choose, refusal
 from handler.catalog.gpus import Gpu
@@ -15,13 +16,14 @@ from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.compiling.artifacts import Found
 from handler.model.hardware import Hardware, rented
+from handler.volume.given import given
 from handler.volume.hashes import contents
 from handler.volume.manifest import Source
 from handler.volume.overlay import NOTHING, Overlay, overlay
 from handler.volume.receipts import Receipt
 from handler.volume.revisions import settled
 from handler.volume.room import require_folder
-from handler.volume.sources import model_source, served_source
+from handler.volume.sources import baked_source, model_source, served_source
 from handler.worker.compilation import OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
@@ -136,10 +138,17 @@ def outlook(settings: Settings, spec: ModelSpec, where: Hardware | Gpu, host_gb:
         require_folder(settings.volume)
         if not settings.weights or find(settings.model).id != spec.id:
             return replace(seen, source=served_source(spec, settings.volume, decision.hardware.precision))
-        source = model_source(spec, settings.volume)
-        over = overlay(settings.weights, spec, source, settings.volume)
-        if baked := contents(over.files, settings.volume, find=False):
-            source = served_source(spec, settings.volume, decision.hardware.precision, baked)
-        return replace(seen, source=source, over=Overlay(over.files) if source.precision else over)
+        return replace(seen, **_under(settings, spec, decision.hardware.precision))
     except KindlingError as error:
         return replace(seen, fault=error.with_traceback(None))
+
+
+def _under(settings: Settings, spec: ModelSpec, precision: str) -> dict[str, Any]:
+    """The source, and what is over it: nothing of what is baked into it, of which no header is read."""
+    names, volume = settings.weights, settings.volume
+    wanted = tuple(given(name, volume) for name in names)
+    known = contents(wanted, volume, find=False)
+    if baked := baked_source(spec, volume, precision, known) if known else None:
+        return {"source": baked, "over": Overlay(wanted)}
+    source = model_source(spec, volume)
+    return {"source": source, "over": overlay(names, spec, source, volume)}

@@ -65,7 +65,7 @@ class Worker(Loaded):
             spec, source = seen.spec, seen.weights
             clock.ledger.weights = str(source.folder)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
-        hashing = Hashing(seen.over.files, settings.volume)
+        hashing = Hashing(seen.over.given, settings.volume)
         with ExitStack() as files:
             reader, other = opened(files, source, vae, seen.over)
             with clock.phase("import"), imports.uncollected(), imports.lean():

@@ -16,6 +16,8 @@ from PIL import Image
 from handler import Api, Engine, ImageRequest, Worker
 from handler.api.codec import read_parameters
 from handler.api.reply import Reply
+from handler.cli.again import read
+from handler.core.loras import Wanted
 from handler.core.recipe import Lora
 from loras import LAYERS, matrices, peft, put
 
@@ -112,6 +114,18 @@ def test_the_png_says_which_they_were(api: Api, loras: list[Lora], tmp_path: Pat
     assert found == [replace(loras[0], weight=0.5).described(), loras[1].described()]
     (tmp_path / "plain.png").write_bytes(picture(call(api, SMALL)))
     assert "loras" not in read_parameters(tmp_path / "plain.png")
+
+
+def test_a_weight_apart_in_text_encoders_is_told_and_made_again(api: Api, loras: list[Lora], tmp_path: Path) -> None:
+    """Where it is the same, nothing is told: it is the same picture."""
+    path = tmp_path / "out.png"
+    for clip, told in ((0.25, {"clip_weight": 0.25}), (0.5, {}), (None, {})):
+        given = {"name": "a", "weight": 0.5, "clip_weight": clip}
+        path.write_bytes(picture(call(api, SMALL | {"loras": [given]})))
+        [found] = read_parameters(path)["loras"]
+        assert found == {"name": "a", "weight": 0.5, "sha256": loras[0].sha256} | told
+        [again] = read(path, [], None).request.loras
+        assert again == Wanted("a", 0.5, told.get("clip_weight"))
 
 
 def test_those_there_are_are_listed(api: Api, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import gc
 import hashlib
 import io
 import json
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,9 +208,12 @@ def test_a_store_that_was_made_once_asks_with_the_keys_of_now(s3: S3, monkeypatc
     keys = s3.member("renewed")
     with s3.strict():
         assert asyncio.run(keeping(made, DRAWN)).undelivered == "it does not know the access key"
+        old = weakref.ref(store._client(made, KEY, SECRET))
         for name, value in zip(("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"), keys, strict=True):
             monkeypatch.setenv(name, value)
         assert asyncio.run(keeping(made, DRAWN)).undelivered == ""
+    gc.collect()
+    assert old() is None, "the client with the old keys stays"
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,11 @@ def test_every_name_that_a_platform_has_is_the_gpu_of_its_row() -> None:
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA RTX A5000 Laptop GPU",
         "NVIDIA A40-8Q",
-        "NVIDIA A10-24Q",
-        "GRID T4-16C",
+        "NVIDIA A10-12Q",
+        "NVIDIA A100-20C",
+        "NVIDIA A100-SXM4-80GB MIG 3g.40gb",
+        "NVIDIA H100 NVL MIG 4g.47gb",
+        "NVIDIA H100 MIG",
         "NVIDIA L40S-2B",
         "NVIDIA A100-1-5C",
     ],
@@ -106,6 +109,22 @@ def test_what_is_less_than_a_card_is_not_the_card(name: str) -> None:
     """Nor does it cost as much."""
     assert gpu_named(name) is None
     assert price_of(name, "runpod").dollars_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA A40-48Q", "A40"),
+        ("NVIDIA A10-24Q", "A10"),
+        ("GRID T4-16C", "T4"),
+        ("NVIDIA A100-7-40C", "A100 40GB"),
+        ("NVIDIA A100-SXM4-80GB MIG 7g.80gb", "A100 80GB"),
+        ("NVIDIA H100 NVL MIG 7g.94gb", "H100"),
+        ("NVIDIA H200 MIG 7g.141gb", "H200"),
+    ],
+)
+def test_a_share_that_is_all_of_a_card_is_the_card(name: str, card: str) -> None:
+    assert gpu_named(name) == GPUS[card]
 
 
 def test_a_picture_costs_its_seconds() -> None:

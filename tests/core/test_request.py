@@ -60,6 +60,14 @@ def test_how_loras_may_come(given: Any, wanted: list[tuple[str, float]]) -> None
     assert found.model_dump()["loras"] == [f"{name}:{weight:g}" for name, weight in wanted]
 
 
+def test_a_lora_may_weigh_otherwise_in_text_encoders() -> None:
+    given = {"name": "ink", "weight": 0.8, "clip_weight": 0.5}
+    found = ask(loras=[given, {"name": "wash", "clip_weight": None}])
+    assert found.loras == (loras.Wanted("ink", 0.8, 0.5), loras.Wanted("wash"))
+    assert found.model_dump()["loras"] == [given, "wash:1"]
+    assert ask(loras=found.model_dump()["loras"]) == found
+
+
 def test_how_many_images_may_come() -> None:
     assert len(ask(images=[FILE] * 16).images) == 16
 
@@ -83,7 +91,11 @@ def test_how_many_images_may_come() -> None:
         ({"loras": [{"name": "x", "weight": float("nan")}]}, OutOfRange, "loras",
          "loras: LoRA 1: weight should be -10 to 10."),
         ({"loras": [{"name": "x", "scale": 1}]}, InvalidValue, "loras",
-         "loras: LoRA 1 has 'scale', and should have just name and weight."),
+         "loras: LoRA 1 has 'scale', and should have just name, weight and clip_weight."),
+        ({"loras": [{"name": "x", "clip_weight": "1"}]}, InvalidType, "loras",
+         "loras: LoRA 1: clip_weight should be a number."),
+        ({"loras": [{"name": "x", "clip_weight": 11}]}, OutOfRange, "loras",
+         "loras: LoRA 1: clip_weight should be -10 to 10."),
         *(({"loras": [{"name": name}]}, InvalidValue, "loras",
            "loras: LoRA 1 should have a name of 1 to 200 characters that can be printed.")
           for name in ("", "a\nb", "n" * 201)),
@@ -164,6 +176,8 @@ def test_a_recipe_describes_itself_without_its_images() -> None:
     lora = Lora("ink", 0.8, "d" * 64, Path("/somewhere"))
     adapted = dataclasses.replace(RECIPE, loras=(lora,))
     assert adapted.described() == plain | {"loras": [{"name": "ink", "weight": 0.8, "sha256": "d" * 64}]}
+    apart = dataclasses.replace(lora, clip_weight=0.0).described()
+    assert apart == {"name": "ink", "weight": 0.8, "clip_weight": 0.0, "sha256": "d" * 64}
     assert "somewhere" not in repr(adapted)
     assert adapted == dataclasses.replace(RECIPE, loras=(dataclasses.replace(lora, path=Path()),))
 

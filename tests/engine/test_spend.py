@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from disks import full_disk
 
-from fakes import FakeFamily
-from handler import Engine, Settings
+from fakes import RECIPE, FakeFamily
+from handler import Clock, Engine, Settings, Worker
 from handler.catalog.prices import unheld
 from handler.core.birth import Birth
-from handler.core.errors import SettingsError, SpendCapReached
+from handler.core.errors import NotReady, SettingsError, SpendCapReached
 from handler.engine.spend import Meter, judge, seconds_this_month
 
 NOON = datetime(2026, 11, 15, 12, tzinfo=UTC)
@@ -322,12 +322,19 @@ def test_the_platform_is_found_by_what_it_sets_itself(monkeypatch: pytest.Monkey
 
 def test_a_worker_that_could_not_hold_the_cap_does_not_draw() -> None:
     """It shall refuse past the cap, and nobody knows what it costs."""
-    family = FakeFamily()
-    engine = Engine(Settings(monthly_cap=10, cap_action="refuse"), boot=family.boot)
+    workers: list[Worker] = []
+
+    def boot(settings: Settings, clock: Clock) -> Worker:
+        workers.append(FakeFamily().boot(settings, clock))
+        return workers[0]
+
+    engine = Engine(Settings(monthly_cap=10, cap_action="refuse"), boot=boot)
     engine.start()
     with pytest.raises(SettingsError, match=r"KINDLING_CAP_ACTION=refuse could not be held: .*set KINDLING_GPU_PRICE"):
         engine.wait_booted()
     assert engine.state == "failed"
     engine.stop()
+    with pytest.raises(NotReady, match="closed"):  # the engine keeps the error, whose frames know the worker
+        workers[0].generate(RECIPE)
     for settings in ({"gpu_price": 1.0}, {"cap_action": "alert"}, {"monthly_cap": None}):
         assert not unheld(Settings(**{"monthly_cap": 10, "cap_action": "refuse", **settings}), "CPU")

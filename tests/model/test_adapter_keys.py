@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import originals
 import pytest
 import torch
 from torch import nn
@@ -144,6 +145,47 @@ def test_flux_as_it_was_first_published() -> None:
     ends = (".lora_down.weight", ".lora_up.weight", 2.0)
     for name in (lambda layer: f"lora_unet_{layer.replace('.', '_')}", lambda layer: f"diffusion_model.{layer}"):
         require_read(pipeline, written(theirs, name, *ends), {"transformer": pieces | mlp}, 0.5)
+
+
+PREFIXES = ("", "diffusion_model.", "model.diffusion_model.", "base_model.model.", "transformer.")
+
+
+@pytest.mark.parametrize("model", ["flux-dev", "flux-schnell", "chroma", "flux2-dev", "flux2-klein"])
+def test_every_layer_of_flux_by_its_first_name_with_dots(model: str) -> None:
+    """As ComfyUI, ai-toolkit and fal write them, below their prefixes; what is read adds up to what was written."""
+    pipeline = tiny.build(MODELS[model])
+    weights = originals.original(pipeline.transformer)
+    shapes = {name.removesuffix(".weight"): w.shape for name, w in weights.items() if w.ndim == 2}
+    assert {"double_blocks.0.img_attn.qkv", "single_blocks.0.linear1", "final_layer.linear"} <= shapes.keys()
+    found = {name: (torch.randn(2, into), torch.randn(out, 2)) for name, (out, into) in shapes.items()}
+    wanted = {f"{name}.weight": 0.5 * up @ down for name, (down, up) in found.items()}
+    table, last = originals.TABLES[type(pipeline.transformer).__name__], originals.last_context(weights)
+    for i, prefix in enumerate(PREFIXES):
+        ends = ((".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight"))[i % 2]
+        deltas = read(pipeline, written(found, lambda name, prefix=prefix: prefix + name, *ends, 1.0))
+        products = {f"{path}.weight": delta.up @ delta.down * delta.scale for (_, path), delta in deltas.items()}
+        merged = originals.backwards(products, table, swapped=last)
+        assert merged.keys() == wanted.keys()
+        assert all(torch.allclose(merged[name], wanted[name], atol=1e-5) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"double_blocks.99.img_mlp.0.lora_A.weight": (2, 4), "double_blocks.99.img_mlp.0.lora_B.weight": (4, 2)},
+         "double_blocks.99.img_mlp.0 fits no weight of the model"),
+        ({"double_blocks.0.img_attn.qkv.lora_A.weight": (2, 4)}, "double_blocks.0.img_attn.qkv has half of a LoRA"),
+        ({"double_blocks.0.img_attn.qkv.lora_B.bias": (4,)}, "double_blocks.0.img_attn.qkv.lora_B.bias is no part of"),
+        ({"single_blocks.0.norm.query_norm.scale": (4,)}, "single_blocks.0.norm.query_norm.scale is no part of a LoRA"),
+        ({"double_blocks.0.img_attn.nothing.lora_A.weight": (2, 4)}, "double_blocks.0.img_attn.nothing"),
+    ],
+)  # fmt: skip
+def test_what_is_no_lora_of_flux_is_refused_by_its_name(change: dict[str, Any], says: str) -> None:
+    pipeline = tiny.build(MODELS["flux-dev"])
+    ends = (".lora_A.weight", ".lora_B.weight", None)
+    good = written({"double_blocks.0.img_mlp.2": (torch.ones(2, 128), torch.ones(32, 2))}, str, *ends)
+    with pytest.raises(Misfit, match=re.escape(says)):
+        read(pipeline, good | {name: torch.ones(shape) for name, shape in change.items()})
 
 
 @pytest.mark.parametrize(

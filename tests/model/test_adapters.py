@@ -65,6 +65,21 @@ def test_what_is_added_is_the_scaled_product_and_goes_to_the_bit(spark: Worker, 
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
+def test_text_encoders_may_have_a_weight_of_their_own(spark: Worker, tmp_path: Path) -> None:
+    models, layer = spark._pipeline.components, "encoder.layers.0.mlp.fc1"
+    prefix = next(n.removesuffix(layer) for n, _ in models["text_encoder"].named_modules() if n.endswith(layer))
+    places = {"transformer": LAYERS[0], "text_encoder": prefix + layer}
+    tensors = {name: matrices(models[name], (path,)) for name, path in places.items()}
+    lora = put(tmp_path / "both.safetensors", {n: t for part, m in tensors.items() for n, t in peft(m, part).items()})
+    before = {name: models[name].get_submodule(path).weight.clone() for name, path in places.items()}
+    for weight, clip in ((0.5, None), (0.5, 0.25), (0.0, -1.0), (1.0, 0.0)):
+        drawn(spark, replace(lora, weight=weight, clip_weight=clip))
+        for name, times in (("transformer", weight), ("text_encoder", weight if clip is None else clip)):
+            down, up = tensors[name][places[name]]
+            now = models[name].get_submodule(places[name]).weight
+            assert torch.allclose(now, before[name] + times * (up @ down), atol=1e-6), (name, weight, clip)
+
+
 def test_several_add_up_from_what_the_weights_were(spark: Worker, one: Lora, tmp_path: Path) -> None:
     model = spark._pipeline.transformer
     other = put(tmp_path / "other.safetensors", peft(matrices(model, (*LAYERS[1:], "x_embedder"), seed=1)), 0.5)
@@ -216,7 +231,51 @@ def test_what_does_not_go_with_the_model_is_told_and_changes_nothing(
     assert np.array_equal(drawn(spark), plain)
 
 
-def test_a_file_that_is_another_by_now_is_not_used(spark: Worker, one: Lora) -> None:
+@pytest.mark.parametrize("factor", [1e30, 1e38])
+def test_sums_that_are_no_numbers_are_refused_by_name_and_leave_nothing(
+    factor: float, spark: Worker, tmp_path: Path
+) -> None:
+    """Of finite matrices, whose product is none; the next picture is as ever."""
+    tame = put(tmp_path / "tame.safetensors", peft(matrices(spark._pipeline.transformer, LAYERS, seed=7)))
+    plain, layer = drawn(spark), LAYERS[0]
+    down, up = matrices(spark._pipeline.transformer, LAYERS)[layer]
+    wild = put(tmp_path / "wild.safetensors", peft({layer: (down * factor, up * factor)}))
+    with pytest.raises(InvalidValue, match=rf"loras: 'wild' would make transformer\.{layer} infinite, or no numbers"):
+        drawn(spark, wild)
+    with pytest.raises(InvalidValue, match="loras: 'tame' and 'wild' would make"):
+        drawn(spark, tame, wild)
+    assert np.array_equal(drawn(spark), plain)
+
+
+@pytest.mark.parametrize("precision", ROWS)
+def test_sums_that_are_no_numbers_are_seen_in_rounded_weights(precision: str) -> None:
+    layer, wild = quantised(precision), delta_of(0.3)
+    first = tuple(part.clone() for part in layer.parts)
+    assert sums.add(layer, first, [(wild, 10.0)], torch.device("cpu"))
+    assert not sums.add(layer, first, [(replace(wild, scale=1e39), 10.0)], torch.device("cpu"))
+
+
+def test_what_weights_were_is_kept_as_far_as_there_is_room(spark: Worker, tmp_path: Path) -> None:
+    """Of what was given back it is forgotten first; what would be too much alone is refused with both sizes."""
+    model = spark._pipeline.transformer
+    ones = [put(tmp_path / f"{i}.safetensors", peft(matrices(model, (layer,)))) for i, layer in enumerate(LAYERS)]
+    sizes = [model.get_submodule(layer).weight.nbytes for layer in LAYERS]
+    assert spark._runner
+    assert spark._runner._applied._room == spark.memory.spare_gb * 1e9
+    before, owner = weights(model), applied.Applied(spark._pipeline, room=max(sizes))
+    for one in ones:
+        owner.apply([one])
+        assert sum(tensor.nbytes for first in owner._first.values() for tensor in first) <= max(sizes)
+    with pytest.raises(InvalidValue, match=r"loras: '0' and '1' and '2' would change .* GB of weights, and for"):
+        owner.apply(ones)
+    owner.apply(())
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_file_that_is_another_by_now_is_not_used(spark: Worker, tmp_path: Path) -> None:
+    one = put(
+        tmp_path / "one.safetensors", peft(matrices(spark._pipeline.transformer, LAYERS, seed=8))
+    )  # never read yet
     one.path.write_bytes(one.path.read_bytes()[:-4])
     with pytest.raises(InvalidValue, match="was changed while it waited"):
         drawn(spark, one)

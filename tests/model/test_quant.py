@@ -24,6 +24,7 @@ from handler.core.recipe import Recipe
 from handler.model.hardware import Hardware
 from handler.model.loading import blockwise
 from handler.model.loading.quant import LEAST, SCHEMES, QuantisedLinear, is_quantised, quantise, weights_alone
+from loras import matrices, peft, put
 
 QUANTISED = [row.id for row in PRECISIONS.values() if row.quantised]
 BLOCKS = ["mxfp8", "nvfp4"]
@@ -324,6 +325,14 @@ def test_compiled_code_for_rounded_weights(compiler: None, tmp_path: Path) -> No
         recipe = SPARK.recipe(ImageRequest(prompt="a red circle", width=side, height=side, seed=3))
         pictures = [worker.generate(recipe)[0].rgb.astype(int) for worker in (compiled, eager)]
         assert np.abs(pictures[0] - pictures[1]).mean() < 1
+    layers = [name for name, part in eager._pipeline.transformer.named_modules() if isinstance(part, QuantisedLinear)]
+    lora = put(tmp_path / "one.safetensors", peft(matrices(eager._pipeline.transformer, tuple(layers))), 1.0)
+    plain = dataclasses.replace(recipe, loras=())
+    for adapted in (dataclasses.replace(recipe, loras=(lora,)), plain):  # in the same memory, and away again
+        found, wanted = (worker.generate(adapted)[0].rgb.astype(int) for worker in (compiled, eager))
+        assert np.abs(found - wanted).mean() < 1
+        assert (np.abs(found - pictures[0]).mean() > 2) == bool(adapted.loras)
+    assert np.array_equal(found, pictures[0])
 
 
 def test_a_gpu_that_cannot_is_told_why() -> None:

@@ -128,7 +128,7 @@ def test_denoisers_vaes_and_encoders_load_to_the_bit(name: str, tmp_path: Path) 
     for part in brought:
         originals.write(originals.original(parts[part]), tmp_path / f"{part}.safetensors")
     found, over = loaded(tmp_path, spec, *(f"{part}.safetensors" for part in brought))
-    assert sorted(over.shares or {}) == sorted(brought)
+    assert sorted(over.shares) == sorted(brought)
     assert {part: differing(found[part], parts[part]) for part in brought} == {part: [] for part in brought}
 
 
@@ -165,7 +165,7 @@ def test_a_checkpoint_fits_a_row_with_old_names(tmp_path: Path) -> None:
     originals.write(pipeline.vae.state_dict(), tmp_path / "vae.safetensors")
     for name, parts in {"merge": ["text_encoder", "unet", "vae"], "older": ["text_encoder"], "vae": ["vae"]}.items():
         found, over = loaded(tmp_path, spec, f"{name}.safetensors")
-        assert set(parts) <= set(over.shares or {})
+        assert set(parts) <= set(over.shares)
         assert {part: differing(found[part], getattr(pipeline, part)) for part in parts} == {part: [] for part in parts}
 
 
@@ -176,7 +176,7 @@ def test_a_vae_alone_goes_before_a_checkpoints(names: tuple[str, ...], sdxl: Any
     originals.write(originals.original(pipeline.vae), volume / "vae/other.safetensors")
     found, over = loaded(volume, SDXL, *(f"{name}.safetensors" for name in names))
     assert differing(found["vae"], pipeline.vae) == []
-    came = {part: share.file.path.stem for part, share in (over.shares or {}).items()}
+    came = {part: share.file.path.stem for part, [share] in over.shares.items()}
     assert came == {"unet": "merge", "text_encoder": "merge", "text_encoder_2": "merge", "vae": "other"}
 
 
@@ -313,7 +313,7 @@ def test_gguf_is_read_within_its_rounding(kind: str, tmp_path: Path) -> None:
     exact = {key: tensor.float() for key, tensor in spark_transformer().items()}
     originals.write_gguf(flux_names(exact), tmp_path / "unet/mine.gguf", kind)
     found, over = loaded(tmp_path, MODELS["spark"], "mine.gguf")
-    assert over.files[0].precision == {"BF16": "bf16", "F16": "fp16"}.get(kind, kind)
+    assert over.shares["transformer"][0].file.precision == {"BF16": "bf16", "F16": "fp16"}.get(kind, kind)
     state = found["transformer"].state_dict()
     for key, tensor in exact.items():
         assert (state[key] - tensor).abs().max() <= GGUF[kind] * tensor.abs().max() * 1.01, key

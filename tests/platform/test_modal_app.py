@@ -190,6 +190,17 @@ def test_generate(spark: Any) -> None:
     assert size_of(answer["images"][0]["b64_json"]) == (256, 256)
 
 
+def test_what_is_drawn_by_method_is_counted_as_any_other(spark: Any) -> None:
+    def drawn() -> float:
+        told = ask(spark.web.local(), "GET", "/metrics", headers=SIGNED).text
+        lines = [line for line in told.splitlines() if line.startswith("kindling_images_total")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    before = drawn()
+    asyncio.run(spark.generate.local(SMALL))
+    assert drawn() == before + 1
+
+
 def test_generate_says_what_is_wrong(spark: Any) -> None:
     answer = asyncio.run(spark.generate.local({"prompt": "x", "sampler": "y"}))
     assert answer["error"]["code"] == "unknown_parameter"

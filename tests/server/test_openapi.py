@@ -162,9 +162,10 @@ def test_loras_are_described_as_they_are_found(tmp_path: Path) -> None:
     parts = {"x.lora_down.weight": torch.ones(1, 2), "x.lora_up.weight": torch.ones(2, 1)}
     put(tmp_path / "loras/styles/ink.safetensors", parts)
     validator = Draft202012Validator(field("loras", volume=tmp_path))
-    for good in ([], ["styles/ink"], [{"name": "styles/ink"}, {"name": "styles/ink", "weight": -10}]):
+    apart = {"name": "styles/ink", "weight": -10, "clip_weight": 0.5}
+    for good in ([], ["styles/ink"], [{"name": "styles/ink"}, apart]):
         assert validator.is_valid(good)
-    for bad in (["ink"], [{"name": "styles/ink", "weight": 11}], [{"weight": 1}], ["styles/ink"] * 5, "styles/ink"):
+    for bad in (["ink"], [apart | {"clip_weight": 11}], [{"weight": 1}], ["styles/ink"] * 5, "styles/ink"):
         assert not validator.is_valid(bad)
 
 

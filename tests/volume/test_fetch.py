@@ -28,12 +28,12 @@ from handler.core.errors import FetchFailed, SettingsError, VolumeFailed, Weight
 from handler.core.loras import pin
 from handler.core.request import ImageRequest
 from handler.volume.autoencoder import fetched_vae
-from handler.volume.download import fetch, fetch_file, fetch_lora, fetch_vae
+from handler.volume.download import fetch, fetch_lora, fetch_vae, fetch_weights
 from handler.volume.fetched import Fetched
-from handler.volume.hashes import sha256
+from handler.volume.given import given, located
+from handler.volume.hashes import content, sha256
 from handler.volume.hub import Repository, explained
 from handler.volume.manifest import checked, summarize
-from handler.volume.overlay import located
 from handler.volume.single import examine
 from handler.volume.sources import EMBEDDED, fetched_folder, model_source
 from hub_plane import DEADLINE_S, TREE, Hub, Trouble
@@ -644,25 +644,80 @@ def test_a_file_is_fetched_to_a_folder_of_its_own(hub: Hub, tmp_path: Path) -> N
         merges.add(name, save({"a": torch.zeros(2, 2)}) if name.endswith("v2.safetensors") else b"other")
     with pytest.raises(WeightsMissing, match="is not on the volume"):
         located(FILE, tmp_path)
-    fetched = fetch_file(FILE, tmp_path, wait=never)
+    fetched = fetch_weights(FILE, tmp_path, "", wait=never)
     assert asked(hub) == [(merges.name, "checkpoints/merge-v2.safetensors")]
     path = located(FILE, tmp_path)
     assert path == fetched.folder / "merge-v2.safetensors"
     assert set(stored(fetched.folder)) == {"merge-v2.safetensors", "manifest.json"}
     assert sha256(examine(path), tmp_path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert not (tmp_path / "hashes.json").exists()
-    assert not fetch_file(FILE, tmp_path, wait=never).downloaded
+    assert given(FILE, tmp_path).name == FILE  # pictures tell it, and `--from` finds it by that
+    assert not fetch_weights(FILE, tmp_path, "", wait=never).downloaded
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(WeightsCorrupt, match=r"is no whole safetensors file: its tensors end at byte \d+, the file at"):
         examine(path)
 
 
+REPOSITORY = f"someone/merged@{VAE_REVISION}"
+
+
+def test_a_whole_repository_is_fetched_and_is_what_its_name_means(hub: Hub, tmp_path: Path) -> None:
+    """What a pipeline reads, in the row's variant where it has that; its hash is of the manifest's. No pickle comes."""
+    index = {
+        "_class_name": "StableDiffusionXLPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],  # whose folder is not there
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    }
+    merged, weights = hub.open(*REPOSITORY.split("@")), save({"a": torch.zeros(2, 2)})
+    for name, data in {
+        "model_index.json": json.dumps(index).encode(),
+        "unet/config.json": b"{}",
+        "unet/diffusion_pytorch_model.fp16.safetensors": weights,
+        "unet/diffusion_pytorch_model.safetensors": save({"a": torch.ones(2, 2)}),
+        "vae/config.json": b"{}",
+        "vae/diffusion_pytorch_model.safetensors": weights,
+        "vae/diffusion_pytorch_model.bin": b"pickle",
+        "scheduler/scheduler_config.json": b"{}",
+        "safety_checker/model.safetensors": weights,
+        "merged.ckpt": b"pickle",
+        "pipeline.py": b"import os",
+    }.items():
+        merged.add(name, data)
+    with pytest.raises(WeightsMissing, match="is not on the volume"):
+        given(REPOSITORY, tmp_path)
+    fetched = fetch_weights(REPOSITORY, tmp_path, "fp16", wait=never)
+    assert fetched.folder == tmp_path / "weights/someone--merged" / VAE_REVISION
+    files = stored(fetched.folder)
+    assert sorted(files.keys() - {"manifest.json"}) == [
+        "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    assert files["unet/diffusion_pytorch_model.safetensors"] == weights
+    found = given(REPOSITORY, tmp_path)
+    assert (found.name, found.path) == (REPOSITORY, fetched.folder)
+    lines = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(found.files)]
+    assert content(found, tmp_path, find=False) == hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert not fetch_weights(REPOSITORY, tmp_path, "fp16", wait=never).downloaded
+    (fetched.folder / "vae/config.json").write_bytes(b"{ }")
+    with pytest.raises(WeightsCorrupt, match=f"Remove it. Fetch it again with: KINDLING_WEIGHTS={REPOSITORY} python"):
+        given(REPOSITORY, tmp_path)
+
+
+def test_a_repository_in_no_layout_of_diffusers_is_named(hub: Hub, tmp_path: Path) -> None:
+    hub.open(*REPOSITORY.split("@")).add("merged.safetensors", b"x")
+    with pytest.raises(FetchFailed, match=r"has no model_index\.json at .*: it is not in diffusers' format"):
+        fetch_weights(REPOSITORY, tmp_path, "", wait=never)
+
+
 @pytest.mark.parametrize(
-    "name", [FILE.replace(VAE_REVISION, "main"), FILE.partition(":")[0], FILE.replace("checkpoints", "..")]
+    "name", [FILE.replace(VAE_REVISION, "main"), FILE.partition(":")[0][:-1], FILE.replace("checkpoints", "..")]
 )
 def test_a_file_that_is_not_pinned_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"KINDLING_WEIGHTS: .* pin a revision"):
-        fetch_file(name, tmp_path, wait=never)
+        fetch_weights(name, tmp_path, "", wait=never)
 
 
 def test_a_file_that_is_not_there_is_named(hub: Hub, tmp_path: Path) -> None:
@@ -670,7 +725,7 @@ def test_a_file_that_is_not_there_is_named(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(
         FetchFailed, match=rf"someone/merges has no checkpoints/merge-v2\.safetensors at {VAE_REVISION}\.$"
     ):
-        fetch_file(FILE, tmp_path, wait=never)
+        fetch_weights(FILE, tmp_path, "", wait=never)
 
 
 def test_a_vae_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError, SettingsError, WeightsCorrupt, WeightsMissing
 from handler.volume import hashes, single
 from handler.volume.gguf import layout
-from handler.volume.overlay import FOLDERS, ROOTS, located, overlay
+from handler.volume.given import FOLDERS, ROOTS, given, located
+from handler.volume.overlay import overlay
 from handler.volume.single import examine
 from handler.volume.sources import EMBEDDED, model_source
 
@@ -253,7 +254,7 @@ def test_a_hash_is_found_once_for_a_file_as_it_is(tmp_path: Path, monkeypatch: p
     originals.write(zeros("a", "b"), path)
     other = hashes.sha256(examine(path), tmp_path)
     assert len({first, other, "remembered"}) == 3
-    assert hashes.Hashing([examine(path)], tmp_path).wait() == f"mine.safetensors@sha256:{other}"
+    assert hashes.Hashing([given(path.name, tmp_path)], tmp_path).wait() == f"mine.safetensors@sha256:{other}"
     assert hashes.names(f"mine.safetensors@sha256:{other}, b@sha256:{first}") == ("mine.safetensors", "b")
     assert hashes.names("") == ()
 
@@ -278,7 +279,7 @@ def test_a_volume_that_nobody_may_write_or_understand_remembers_nothing(tmp_path
     nowhere = tmp_path / "nowhere"
     assert hashes.sha256(examine(path), nowhere) == hashes.sha256(examine(path), tmp_path)
     assert not nowhere.exists()
-    stale = examine(path)
+    stale = given(str(path), tmp_path)
     originals.write(zeros("a", "b"), path)
     with pytest.raises(WeightsCorrupt, match="was replaced, or written to, while it was read"):
         hashes.Hashing([stale], nowhere).wait()

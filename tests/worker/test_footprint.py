@@ -25,6 +25,7 @@ from handler.catalog.originals import FLUX
 from handler.cli.bake import publish_weights
 from handler.core.errors import StartError
 from handler.core.host import AHEAD, read_ahead
+from handler.model.adapters.applied import CACHED
 from handler.model.families import build
 from handler.model.hardware import Hardware
 from handler.volume.layout import Slot
@@ -216,6 +217,18 @@ def test_what_is_read_ahead_and_what_waits_count_on_the_host() -> None:
     assert blocks.host_peak > blocks.host > encoders.host
     assert blocks.device < encoders.device < resident.device
     assert weights.footprint("resident", 8e9).host_peak - PROCESS == read_ahead(8_000_000_000) == 2_000_000_000
+
+
+def test_what_a_host_has_left_is_what_loras_may_keep() -> None:
+    card = Hardware("cuda", "NVIDIA L40S", "bf16", "", 48)
+    plans = {mode: memory_plan(SCHNELL, card, host_gb=64, offload=mode) for mode in ("off", "encoders")}
+    left = 64 - (PROCESS + CACHED) / 1e9
+    waiting = weigh(SCHNELL, card).footprint("encoders").host - PROCESS
+    assert plans["off"].spare_gb == pytest.approx(left)
+    assert plans["encoders"].spare_gb == pytest.approx(left - waiting / 1e9)
+    assert memory_plan(SCHNELL, card, host_gb=4).spare_gb == 0
+    on_cpu = memory_plan(SCHNELL, Hardware("cpu", "CPU", "fp32", "", 100))
+    assert on_cpu.spare_gb == pytest.approx(100 - on_cpu.needs_gb - CACHED / 1e9)
 
 
 def test_a_cpus_memory_is_the_hosts() -> None:

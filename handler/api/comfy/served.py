@@ -9,7 +9,8 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import VolumeFailed
 from handler.core.settings import Settings
 from handler.volume import adapters
-from handler.volume.overlay import ROOTS
+from handler.volume.given import ROOTS
+from handler.volume.named import SUFFIX
 from handler.volume.room import inside
 
 PLACES = {  # folders of the volume, by ComfyUI's
@@ -43,7 +44,7 @@ class Catalogue:
     def _found(self) -> Files:
         volume = self._settings.volume
         try:
-            loras = tuple(f"{name}{adapters.SUFFIX}" for name in adapters.names(volume))
+            loras = tuple(f"{name}{SUFFIX}" for name in adapters.names(volume))
             return {folder: _names(volume, places) for folder, places in PLACES.items()} | {"loras": loras}
         except (OSError, VolumeFailed):
             return dict.fromkeys((*PLACES, "loras"), ())

@@ -3,12 +3,13 @@
 Weights change where they lie, so nothing is loaded, wrapped or compiled anew, and compiled code, which shares them,
 sees it. What a layer's weight was before the first LoRA that changed it is kept in host memory for good: all sums
 begin with it, and without LoRAs the weights are what they were, to the bit. So a worker may come to hold its denoiser
-and text encoders twice, once on the host.
+and text encoders twice, once on the host: as far as there is room.
 """
 
 import importlib
+import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -23,10 +24,13 @@ CACHED = 1 << 30  # bytes of LoRAs in host memory, beside those in use
 
 
 class Applied:
-    """The LoRAs of one pipeline. On the thread of its model alone."""
+    """The LoRAs of one pipeline. On the thread of its model alone.
 
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
+    `room` is how many bytes of host memory what the weights were may take.
+    """
+
+    def __init__(self, pipeline: Any, room: float = math.inf) -> None:
+        self._pipeline, self._room = pipeline, room
         self._now: tuple[Lora, ...] | None = ()  # None: an error left it open
         self._first: dict[Any, Any] = {}  # what the weights were, of layers that any LoRA has changed
         self._changed: set[Any] = set()  # the layers that are not as they were
@@ -47,29 +51,51 @@ class Applied:
             return
         with torch.inference_mode():
             wanted = self._wanted(loras)
+            self._require_room(wanted, loras)
             self._now = None
             for name in {key[0] for key in {*wanted, *self._changed}}:
                 offload.rest(self._pipeline.components[name])
             for key in self._changed - wanted.keys():
                 self._sums.put(self._sums.tensors(self._layer(key)), self._first[key])
                 self._changed.discard(key)
-            for key, terms in wanted.items():
-                self._change(key, terms)
+            self._make_room(wanted)
+            sound = {key: self._change(key, terms) for key, terms in wanted.items()}
+            if sound and not bool(torch.stack(list(sound.values())).all()):
+                raise self._unsound(next(key for key, each in sound.items() if not each), loras)
             self._now = tuple(loras)
 
-    def _change(self, key: Any, terms: Sequence[tuple[Any, float]]) -> None:
+    def _require_room(self, wanted: Collection[Any], loras: Sequence[Lora]) -> None:
+        if (size := sum(map(self._bytes, wanted))) > self._room:
+            told = f"{_told(loras)} would change {size / 1e9:.3g} GB of weights, and for what these were there is room"
+            raise InvalidValue(f"loras: {told} for {self._room / 1e9:.3g} GB in this worker's host memory.", "loras")
+
+    def _make_room(self, wanted: Collection[Any]) -> None:
+        """Forget what weights were that are as they were, and shall be, where that and the new is too much."""
+        kept = self._first.keys()
+        if sum(map(self._bytes, {*kept, *wanted})) > self._room:
+            self._first = {key: first for key, first in self._first.items() if key in wanted}
+
+    def _bytes(self, key: Any) -> int:
+        return sum(tensor.nbytes for tensor in self._sums.tensors(self._layer(key)))
+
+    def _unsound(self, key: Any, loras: Sequence[Lora]) -> InvalidValue:
+        blamed = [lora for lora in loras if key in self._read[lora.sha256]]
+        told = f"{_told(blamed)} would make {'.'.join(key)} infinite, or no numbers; try a smaller weight"
+        return InvalidValue(f"loras: {told}.", "loras")
+
+    def _change(self, key: Any, terms: Sequence[tuple[Any, float]]) -> Any:
         layer, device = self._layer(key), self._pipeline._execution_device
         if key not in self._first:
             self._first[key] = tuple(_on_host(tensor, device) for tensor in self._sums.tensors(layer))
         self._changed.add(key)
-        self._sums.add(layer, self._first[key], terms, device)
+        return self._sums.add(layer, self._first[key], terms, device)
 
     def _wanted(self, loras: Sequence[Lora]) -> dict[Any, list[tuple[Any, float]]]:
         """What to add to each layer, by component and path."""
         wanted: dict[Any, list[tuple[Any, float]]] = {}
         for lora in loras:
             for key, delta in self._deltas(lora).items():
-                wanted.setdefault(key, []).append((delta, lora.weight))
+                wanted.setdefault(key, []).append((delta, _weight(lora, key[0])))
         used = {lora.sha256 for lora in loras}
         while self._read.keys() - used and self._held() > CACHED:
             del self._read[next(name for name in self._read if name not in used)]
@@ -96,6 +122,15 @@ class Applied:
     @property
     def _sums(self) -> Any:
         return importlib.import_module("handler.model.adapters.sums")
+
+
+def _told(loras: Sequence[Lora]) -> str:
+    return " and ".join(f"'{lora.name}'" for lora in loras)
+
+
+def _weight(lora: Lora, component: str) -> float:
+    encodes = component.startswith("text_encoder")
+    return lora.clip_weight if encodes and lora.clip_weight is not None else lora.weight
 
 
 def _on_host(tensor: Any, device: Any) -> Any:

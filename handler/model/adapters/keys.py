@@ -1,7 +1,8 @@
 """Which weights a LoRA changes: the names that diffusers, kohya and ai-toolkit give them, read for one pipeline.
 
 Trainers name layers after diffusers' modules, with dots or, as kohya does, with underscores; or after the model's first
-publication, and then diffusers' own converters say which layers those are. What neither reads is refused by its name.
+publication, and then `published.py` or diffusers' own converters say which layers those are. What none of them reads is
+refused by its name.
 """
 
 import math
@@ -10,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from handler.model.adapters.published import renamed
 from handler.model.loading.lora import Misfit
 
 Key = tuple[str, str]  # a component of the pipeline, and the path of a layer in it
 KEY = re.compile(r"(.+?)[._]lora(?:_linear_layer|[0-9])?[._](down|up|A|B)(?:\.default)?(?:\.weight)?")
 ROLES = {"down": "down", "A": "down", "up": "up", "B": "up"}
+OURS = {"down": "lora_A.weight", "up": "lora_B.weight", "alpha": "alpha"}
 ALPHA = ".alpha"
 WRAPPED = ("base_model_model_", "lora_", "model_diffusion_model_", "diffusion_model_")  # what may come before a name
 ENCODERS = {  # how trainers begin the names of a text encoder's layers
@@ -66,11 +69,23 @@ def read(pipeline: Any, tensors: Mapping[str, Any]) -> dict[Key, Delta]:
     for name in strange:
         if _split(name)[0].removeprefix("lora_").startswith(ENCODING):
             raise _misfit(name)  # a converter would leave it out
+    if published := renamed(getattr(pipeline, "transformer", None), _layers({n: tensors[n] for n in strange})):
+        whole = {f"{path}.{OURS[role]}": part for path, parts in published.items() for role, part in parts.items()}
+        return _paired(whole | {name: tensor for name, tensor in tensors.items() if name not in strange}, known)
     try:
         converted = _converted(pipeline, dict(tensors))
     except Exception:  # whatever stumbles over names it does not know
         raise _misfit(strange[0]) from None
     return _paired(converted, known)
+
+
+def _layers(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What there is of each layer, by its name as it is written."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        layer, role = _parted(name)
+        found.setdefault(layer, {})[role] = tensor
+    return found
 
 
 def _converted(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -117,13 +132,18 @@ def _delta(layer: str, parts: Mapping[str, Any]) -> Delta:
 
 def _split(name: str) -> tuple[str, str]:
     """The layer that a key is of, flat, and what it is of it: down, up or alpha."""
+    layer, role = _parted(name)
+    return _flat(layer.replace(".processor", "")), role
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """The layer that a key is of, as it is written, and what it is of it."""
     alpha = name.endswith(ALPHA)
     whole = name.removesuffix(ALPHA) if alpha else name
     found = KEY.fullmatch(whole)
     if not (alpha or found):
         raise Misfit(f"{name} is no part of a LoRA")
-    layer = found[1] if found else whole
-    return _flat(layer.replace(".processor", "")), "alpha" if alpha or not found else ROLES[found[2]]
+    return found[1] if found else whole, "alpha" if alpha or not found else ROLES[found[2]]
 
 
 def _flat(path: str) -> str:

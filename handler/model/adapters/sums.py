@@ -47,11 +47,14 @@ def require(layer: nn.Module, path: str, delta: Delta) -> None:
         raise Misfit(f"{path} has no floats")
 
 
-def add(layer: nn.Module, first: Parts, terms: Terms, device: Any) -> None:
-    """Let the weight of `layer` be what it was `first`, and `terms`; computed on `device`, some rows after others."""
+def add(layer: nn.Module, first: Parts, terms: Terms, device: Any) -> Tensor:
+    """Let the weight of `layer` be what it was `first`, and `terms`; computed on `device`, some rows after others.
+
+    Whether all of it is finite, as `device` will know.
+    """
     held, matrices = tensors(layer), [_matrices(delta, weight, device) for delta, weight in terms]
     chance = torch.Generator(device).manual_seed(SEED)
-    count = max(1, PIECE // held[0][0].numel())
+    count, finite = max(1, PIECE // held[0][0].numel()), torch.ones((), dtype=torch.bool, device=device)
     for start in range(0, len(held[0]), count):
         rows = slice(start, start + count)
         here = tuple(part[rows].to(device, non_blocking=True) for part in first)
@@ -60,7 +63,9 @@ def add(layer: nn.Module, first: Parts, terms: Terms, device: Any) -> None:
             here = _rounded(chance, here[0].float() * here[1] + added, *here)
         else:
             here = (here[0].float() + cast(Tensor, added).view(here[0].shape),)
+        finite &= here[-1].to(held[-1].dtype).isfinite().all()  # of a rounded weight, its scales tell
         put(tuple(tensor[rows] for tensor in held), here)
+    return finite
 
 
 def _matrices(delta: Delta, weight: float, device: Any) -> tuple[Tensor, Tensor]:

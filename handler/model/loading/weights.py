@@ -47,18 +47,19 @@ def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place:
         case [library, str(word)]:
             return _made(reader, name, _class(reader, library, word), hardware, place)
         case _:
-            folder = reader.source.folder
-            with reading(folder / name):
-                component = isinstance(value, list | dict) or (folder / name).is_dir()
+            with reading(folder := reader.folder(name)):
+                component = isinstance(value, list | dict) or folder.is_dir()
             if component:
-                raise WeightsCorrupt(f"{folder / INDEX} does not say what {name} is made as. {reader.source.remedy}")
+                raise WeightsCorrupt(
+                    f"{folder.parent / INDEX} does not say what {name} is made as. {reader.source.remedy}"
+                )
             return value
 
 
 def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) -> Any:
     import torch
 
-    folder = reader.source.folder / name
+    folder = reader.folder(name)
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder, local_files_only=True)
     changes = tensors(reader, part) if reader.files(part := f"{name}/{LORA}") else {}
@@ -78,10 +79,10 @@ def _weighed(
     import diffusers
     import torch
 
-    folder, dtype = reader.source.folder / name, getattr(torch, hardware.dtype)
+    folder, dtype = reader.folder(name), getattr(torch, hardware.dtype)
     ours = issubclass(kind, diffusers.ModelMixin)
     rounds = hardware.quantised and not (ours and not kind._repeated_blocks)  # autoencoders are not
-    baked = rounds and reader.source.precision == hardware.precision and reader.over.get(name) is None
+    baked = rounds and reader.source.precision == hardware.precision and not reader.over.get(name)
     maker: Callable[..., modules.Made] = modules.from_diffusers if ours else modules.from_transformers
     files = layouts(reader.files(name))
     if baked:

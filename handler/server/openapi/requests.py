@@ -129,7 +129,8 @@ def _loras(known: list[str]) -> Schema:
     if not known:
         return {"type": "array", "maxItems": 0}
     weight = NUMBER | {"minimum": -HEAVIEST, "maximum": HEAVIEST, "default": 1}
-    fields: dict[str, Schema] = {"name": {"enum": known}, "weight": weight}
+    clip = weight | {"type": ["number", "null"], "default": None, "description": "In text encoders; null: as weight."}
+    fields: dict[str, Schema] = {"name": {"enum": known}, "weight": weight, "clip_weight": clip}
     one = {"type": "object", "properties": fields, "required": ["name"], "additionalProperties": False}
     return array({"anyOf": [{"enum": known}, one]}, maxItems=MOST_LORAS)
 

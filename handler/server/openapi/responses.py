@@ -31,7 +31,7 @@ def types() -> dict[str, Schema]:
     _, found = TypeAdapter.json_schemas(adapters, ref_template=REF)  # type: ignore[arg-type]
     defined: dict[str, Schema] = found["$defs"]
     del defined["Reference"], defined["Mask"], defined["Lora"], defined["Embedding"]
-    applied = array(whole({"name": TEXT, "weight": NUMBER, "sha256": HASH}))
+    applied = array(whole({"name": TEXT, "weight": NUMBER, "clip_weight": NUMBER, "sha256": HASH}, "clip_weight"))
     defined["Recipe"]["properties"] |= {"images": array(HASH), "mask": {"anyOf": [HASH, NULL]}, "loras": applied}
     defined["Recipe"]["properties"]["embeddings"] = array(whole({"name": TEXT, "sha256": HASH}))
     return {name: schema | whole(schema["properties"], *OPEN.get(name, ())) for name, schema in defined.items()}
