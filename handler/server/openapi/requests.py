@@ -57,7 +57,7 @@ def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "width": {"default": spec.size[0], "description": "Pixels."},
         "height": {"default": spec.size[1], "description": "Pixels."},
         "num_inference_steps": {"minimum": spec.min_steps, "maximum": spec.max_steps, "default": spec.steps},
-        "guidance_scale": {"default": spec.guidance} | ({} if spec.takes_guidance else {"maximum": 0}),
+        "guidance_scale": {"default": spec.guidance} | ({} if spec.takes_guidance else {"enum": [0, 1]}),
         "scheduler": {"enum": list(spec.schedulers), "default": spec.schedulers[0]},
         "negative_prompt": {} if spec.takes_negative_prompt else {"maxLength": 0},
         "images": {"items": FILE, "maxItems": spec.max_images or 1},
