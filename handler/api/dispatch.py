@@ -9,15 +9,14 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from handler.api import codec, loras
+from handler.api import codec, loras, served
 from handler.api.dialects import edits, native, openai
 from handler.api.pieces import plain
 from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
-from handler.catalog.models import find
 from handler.core.deadline import Deadline
-from handler.core.errors import InvalidJson, InvalidType, ModelNotFound, RouteNotFound, Unsupported
+from handler.core.errors import InvalidJson, InvalidType, RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
 from handler.core.request import Format, ImageRequest
 from handler.core.untrusted import Malformed, check
@@ -78,10 +77,11 @@ class Api:
         if path in DIALECTS:
             return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
-            return Reply(200, openai.models(self.engine.spec, await loras.listed(self.engine.settings, deadline)))
+            found = await loras.listed(self.engine.settings, deadline)
+            return Reply(200, openai.models(served.listed(self.engine.spec, self.engine.settings), found))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
-            self._require_model(name)
+            served.require_name(name, self.engine.spec, self.engine.settings)
             return Reply(200, openai.model(name))
         if path == RECEIPT_ROUTE:
             worker = self.engine.worker
@@ -102,7 +102,7 @@ class Api:
         _check(payload)
         start = time.perf_counter()
         request: ImageRequest = dialect.parse(payload)
-        self._require_served(request, on_partial is not None)
+        served.require(request, self.engine.spec, self.engine.settings, on_partial is not None)
         if request.partial_images and on_partial:
             on_step = _showing(on_step, on_partial, dialect, request)
         pictures = await self.draw(request, on_step, deadline)
@@ -121,7 +121,7 @@ class Api:
 
     async def generate(self, request: ImageRequest) -> list[Picture]:
         """What `request` asks for, in the time that KINDLING_DEADLINE_S leaves it."""
-        self._require_served(request, streams=False)
+        served.require(request, self.engine.spec, self.engine.settings, streams=False)
         return await self.draw(request, deadline=Deadline.within(self.engine.settings.deadline_s))
 
     def require_open(self, deadline: Deadline) -> None:
@@ -189,19 +189,6 @@ class Api:
         self._counts(picture)
         return picture
 
-    def _require_served(self, request: ImageRequest, streams: bool) -> None:
-        """The model and the way of answering that `request` wants; `streams` says whether events can be sent."""
-        self._require_model(request.model)
-        if not streams and (asked := _streamed(request)):
-            raise Unsupported(
-                f"{asked} needs a stream of events: over HTTP send stream true, on RunPod set STREAM=1.", asked
-            )
-
-    def _require_model(self, name: str | None) -> None:
-        spec = self.engine.spec
-        if name is not None and find(name) is not spec:
-            raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")
-
 
 def _showing(
     on_step: OnRequestStep, on_partial: OnPartial, dialect: ModuleType, request: ImageRequest
@@ -227,11 +214,6 @@ def _check(payload: dict[str, Any]) -> None:
         check(payload)
     except Malformed as error:
         raise InvalidJson(f"The request cannot be understood: {error}.") from None
-
-
-def _streamed(request: ImageRequest) -> str:
-    """Which field of `request` only a stream can honour, if any."""
-    return "stream" if request.stream else "partial_images" if request.partial_images else ""
 
 
 def _smaller(

@@ -20,7 +20,7 @@ MAX_SEED = 2**64 - 1
 MAX_RANDOM_SEED = 2**31 - 1  # JSON's readers keep 53 bits
 MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_PROMPT = 32_000
-MAX_IMAGES = 4
+MAX_IMAGES = 10  # OpenAI's; a worker draws as many as its KINDLING_MAX_N says
 MAX_REFERENCES = 16
 
 Format = Literal["png", "jpeg", "webp"]
@@ -70,7 +70,7 @@ class ImageRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the picture should show.")
-    model: str | None = Field(None, max_length=200, description="A model id or alias; None is the one being served.")
+    model: str | None = Field(None, max_length=200, description="A name of the served model; none means it.")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures.")
     width: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
     height: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)

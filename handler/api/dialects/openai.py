@@ -115,8 +115,8 @@ def completed(body: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**kind, **picture, **shared} for picture in body["data"]]
 
 
-def models(spec: ModelSpec, loras: Sequence[Adapter] = ()) -> dict[str, Any]:
-    """The answer to GET /v1/models: the one model this worker serves, under its id and its repository, and its LoRAs.
+def models(names: Sequence[str], loras: Sequence[Adapter] = ()) -> dict[str, Any]:
+    """The answer to GET /v1/models: the one model this worker serves, under each of its names, and its LoRAs.
 
     Those are an extension: the names that a request may have in `loras`, and what each was made for.
     """
@@ -125,7 +125,7 @@ def models(spec: ModelSpec, loras: Sequence[Adapter] = ()) -> dict[str, Any]:
         for lora in loras
         if not lora.fault
     ]
-    return {"object": "list", "data": [model(name) for name in (spec.id, spec.repository)], "loras": usable}
+    return {"object": "list", "data": [model(name) for name in names], "loras": usable}
 
 
 def model(name: str) -> dict[str, Any]:

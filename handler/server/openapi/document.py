@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from handler.api import served
 from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.core.version import __version__
 from handler.engine.engine import Engine
@@ -168,13 +169,14 @@ def document(engine: Engine, root: str = "") -> dict[str, Any]:
     """The description of the worker that `engine` serves, below the path `root`."""
     spec, keyed = engine.spec, bool(engine.settings.api_keys)
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
+    names = served.names(spec, engine.settings)
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
     shapes = {**requests(spec, engine.settings), **types(), **ANSWERS}
     components = {"schemas": shapes, "headers": HEADERS, "responses": refusals}
     found = {
         "openapi": "3.1.0",
         "info": {"title": f"Kindling: {spec.id}", "version": __version__, "description": ABOUT},
-        "paths": {path: {row.method: _operation(path, row, keyed, spec.names)} for path, row in OPERATIONS.items()},
+        "paths": {path: {row.method: _operation(path, row, keyed, names)} for path, row in OPERATIONS.items()},
         "components": components | scheme,
     }
     below = {"servers": [{"url": quote(root)}]} if root else {}

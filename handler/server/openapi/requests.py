@@ -7,8 +7,8 @@ whole image, a mask as large as its image, and an edit strong enough for its ste
 from typing import Any
 
 from handler.api.dialects.openai import ACCEPTED, IGNORED
+from handler.api import served
 from handler.api.store import Store
-from handler.catalog.models import MODES
 from handler.catalog.spec import ModelSpec
 from handler.core.loras import HEAVIEST
 from handler.core.loras import MOST as MOST_LORAS
@@ -51,9 +51,9 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
 
 def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """`ImageRequest`'s, narrowed to what this model takes."""
-    modes = [mode.id for mode in MODES.values() if mode.model == spec.id]
     narrowed: dict[str, Schema] = {
-        "model": {"enum": [*spec.names, *modes]},
+        "model": {"enum": [*served.names(spec, settings), ""]},
+        "n": {"maximum": settings.max_n},
         "width": {"default": spec.size[0], "description": "Pixels."},
         "height": {"default": spec.size[1], "description": "Pixels."},
         "num_inference_steps": {"minimum": spec.min_steps, "maximum": spec.max_steps, "default": spec.steps},

@@ -1,0 +1,91 @@
+"""What other people's clients send: the real ones where they are installed, else their requests as they were recorded.
+
+The model is a fake that paints the seed, so that only how a request is read and answered is looked at.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from fakes import Editor, FakeFamily
+from handler import Engine, Settings, create_app
+from handler.core.errors import SettingsError
+from serving import live
+
+ROUTE = "/v1/images/generations"
+OK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7}
+NAMES = "gpt-image-1, dall-e-2,default"
+
+
+@contextmanager
+def served(family: FakeFamily | None = None, **settings: Any) -> Iterator[str]:
+    """A worker's address."""
+    with live(create_app(Engine(Settings(**settings), boot=(family or Editor()).boot), public=False)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A worker with more names, that takes as many pictures as OpenAI's."""
+    with served(model_names=NAMES, max_n=10) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(api_key="unused", base_url=url + "/v1", max_retries=0, timeout=60)
+
+
+def test_a_fixed_name_is_listed_and_echoed(client: openai.OpenAI) -> None:
+    listed = [model.id for model in client.models.list()]
+    assert listed == ["spark", "kindling/spark", "gpt-image-1", "dall-e-2", "default"]
+    for name in (*listed, "GPT-image-1"):
+        answer: Any = client.images.generate(model=name, prompt="x", size="64x64")  # type: ignore[call-overload]
+        assert answer.model == name
+        assert client.models.retrieve(name).id == name
+
+
+def test_no_name_is_the_served_model(url: str, client: openai.OpenAI) -> None:
+    answer: Any = client.images.generate(model="", prompt="x", extra_body={"size": "64x64"})
+    assert answer.model == "spark"
+    assert httpx.get(f"{url}/v1/models/").status_code == 404
+
+
+def test_an_unknown_name_is_told_what_is_served(client: openai.OpenAI) -> None:
+    for ask in (
+        lambda: client.images.generate(model="dall-e-3", prompt="x"),
+        lambda: client.models.retrieve("dall-e-3"),
+        lambda: client.images.generate(model="flux-dev", prompt="x"),
+    ):
+        with pytest.raises(
+            openai.NotFoundError, match=r"serves spark, not '.*send 'spark'; KINDLING_MODEL_NAMES"
+        ) as no:
+            ask()
+        assert "qwen" not in str(no.value)
+
+
+@pytest.mark.parametrize("names", ["a b", "ü", "x" * 201, "a\nb"])
+def test_a_name_that_no_request_could_send_stops_the_start(names: str) -> None:
+    with pytest.raises(SettingsError, match="model_names"):
+        Settings(model_names=names)
+
+
+def test_as_many_pictures_as_the_worker_allows(url: str, client: openai.OpenAI) -> None:
+    answer = client.images.generate(prompt="x", n=10, size="64x64", extra_body={"seed": 3})  # type: ignore[call-overload]
+    assert [picture.seed for picture in answer.data] == [*range(3, 13)]
+    assert httpx.post(url + ROUTE, json=OK | {"n": 11}).status_code == 422
+    with served() as usual, pytest.raises(openai.UnprocessableEntityError, match="at most 4 .* KINDLING_MAX_N") as no:
+        client.with_options(base_url=usual + "/v1").images.generate(prompt="x", n=5)
+    assert no.value.param == "n"
+    names = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["GenerationRequest"]["properties"]
+    assert (names["n"]["anyOf"][0]["maximum"], names["model"]["anyOf"][0]["enum"][-2:]) == (10, ["default", ""])
+
+
+@pytest.mark.parametrize("scale", [0, 1, 1.0])
+def test_a_scale_that_means_no_guidance(url: str, scale: float) -> None:
+    """SGLang's klein sends 1 unless it is told otherwise."""
+    assert httpx.post(url + ROUTE, json=OK | {"guidance_scale": scale}).status_code == 200
