@@ -1,4 +1,4 @@
-"""A real `python -m handler serve` process on a free loopback port, for tests and benchmarks; or an app of this process."""
+"""A real `python -m handler serve` process on a free loopback port, for tests and benchmarks; or an app in this one."""
 
 import os
 import re

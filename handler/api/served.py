@@ -26,7 +26,7 @@ def require_name(name: str, spec: ModelSpec, settings: Settings) -> None:
 
 
 def require(request: ImageRequest, spec: ModelSpec, settings: Settings, streams: bool) -> None:
-    """Raise why `request` is none for this worker; `streams` says whether events can be sent. No name is the model's."""
+    """Raise why `request` is none for this worker; `streams` says whether events can be sent. No name means it."""
     if request.model:
         require_name(request.model, spec, settings)
     if request.n > settings.max_n:

@@ -164,7 +164,7 @@ class ModelSpec:
         return size if fits else (int(width / grid) * grid, int(height / grid) * grid)
 
     def _guidance(self, request: ImageRequest) -> float:
-        """As asked, else the model's. A scale of 1 guides nowhere: to a model that has none it is 0, as clients mean it."""
+        """As asked, else the model's. A scale of 1 guides nowhere, and so is 0 to a model without guidance."""
         asked = request.guidance_scale
         return self.guidance if asked is None or (asked == 1 and not self.takes_guidance) else asked
 

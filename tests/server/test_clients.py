@@ -3,6 +3,8 @@
 The model is a fake that paints the seed, so that only how a request is read and answered is looked at.
 """
 
+import base64
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from PIL import Image
 
 from fakes import Editor, FakeFamily
 from handler import Engine, Settings, create_app
@@ -78,7 +81,7 @@ def test_as_many_pictures_as_the_worker_allows(url: str, client: openai.OpenAI) 
     answer = client.images.generate(prompt="x", n=10, size="64x64", extra_body={"seed": 3})  # type: ignore[call-overload]
     assert [picture.seed for picture in answer.data] == [*range(3, 13)]
     assert httpx.post(url + ROUTE, json=OK | {"n": 11}).status_code == 422
-    with served() as usual, pytest.raises(openai.UnprocessableEntityError, match="at most 4 .* KINDLING_MAX_N") as no:
+    with served() as usual, pytest.raises(openai.UnprocessableEntityError, match=r"at most 4 .* KINDLING_MAX_N") as no:
         client.with_options(base_url=usual + "/v1").images.generate(prompt="x", n=5)
     assert no.value.param == "n"
     names = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["GenerationRequest"]["properties"]
@@ -89,3 +92,64 @@ def test_as_many_pictures_as_the_worker_allows(url: str, client: openai.OpenAI) 
 def test_a_scale_that_means_no_guidance(url: str, scale: float) -> None:
     """SGLang's klein sends 1 unless it is told otherwise."""
     assert httpx.post(url + ROUTE, json=OK | {"guidance_scale": scale}).status_code == 200
+
+
+RED = Image.new("RGB", (64, 64), "red")
+EDIT = {"prompt": "a red circle", "seed": 1, "strength": 0.25}
+
+
+def png(image: Image.Image = RED) -> bytes:
+    image.save(out := io.BytesIO(), "PNG")
+    return out.getvalue()
+
+
+SPELLED = {
+    "lines": base64.encodebytes(png()).decode(),
+    "no padding": base64.b64encode(png()).decode().rstrip("="),
+    "safe": base64.urlsafe_b64encode(png()).decode(),
+    "octets": f"data:application/octet-stream;base64,{base64.b64encode(png()).decode()}",
+    "shouted": f"DATA:image/png;BASE64,{base64.encodebytes(png()).decode()}",
+}
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_base64_as_clients_write_it(url: str, spelled: str) -> None:
+    text = SPELLED[spelled]
+    hole = base64.encodebytes(png(Image.new("RGBA", (64, 64)))).decode()
+    for body in (
+        {"json": EDIT | {"image": text, "mask": hole}},
+        {"json": EDIT | {"images": [{"image_url": text}]}},
+        {"data": EDIT | {"image": text, "mask": hole}, "files": {"user": (None, b"n8n")}},
+    ):
+        answer = httpx.post(f"{url}/v1/images/edits", **body)  # type: ignore[arg-type]
+        assert (answer.status_code, answer.json().get("error")) == (200, None)
+    assert httpx.post(url + "/generate", json=EDIT | {"images": [text], "mask": hole}).status_code == 200
+
+
+@pytest.mark.parametrize("names", [("image[]",) * 2, ("image[0]", "image[1]"), ("images", "images"), ("image",) * 2])
+def test_forms_of_several_images(names: tuple[str, ...]) -> None:
+    files: Any = [(name, ("a.png", png(), "image/png")) for name in names]
+    with served(model="flux2-klein") as klein:
+        answer = httpx.post(f"{klein}/v1/images/edits", data={"prompt": "x", "size": "64*64"}, files=files)
+    assert (answer.status_code, answer.json().get("error")) == (200, None)
+
+
+def test_a_browsers_form_has_what_was_left_out(url: str) -> None:
+    fields = {"prompt": "x", "size": "", "seed": "", "n": "", "model": "", "output_format": "jpg"}
+    files: Any = [("image", ("a.png", png(), "image/png")), ("mask", ("", b"", "application/octet-stream"))]
+    answer = httpx.post(f"{url}/v1/images/edits", data=fields, files=files).json()
+    assert (answer["size"], answer["output_format"], len(answer["data"])) == ("64x64", "jpeg", 1)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"size": "128*64"},
+        {"size": "128X64"},
+        {"width": 128, "height": 64},
+        {"size": "auto", "width": 128, "height": 64},
+    ],
+)
+def test_sizes_as_clients_spell_them(url: str, size: dict[str, Any]) -> None:
+    answer = httpx.post(url + ROUTE, json={"prompt": "x", "output_format": "jpg"} | size).json()
+    assert (answer["size"], answer["output_format"]) == ("128x64", "jpeg")

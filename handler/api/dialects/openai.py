@@ -24,7 +24,8 @@ WHY = {
     "background": "background can be 'auto' or 'opaque'; these models draw no transparency.",
 }
 UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
-SIZE = re.compile(r"(0|[1-9][0-9]{0,8})x(0|[1-9][0-9]{0,8})")  # as the schema spells it, without zeros before
+SIZE = re.compile(r"(0|[1-9][0-9]{0,8})[xX*](0|[1-9][0-9]{0,8})")  # as the schema spells it, without zeros before
+SIDES = ("width", "height")
 
 
 def parse(payload: dict[str, Any]) -> ImageRequest:
@@ -40,14 +41,13 @@ def parse(payload: dict[str, Any]) -> ImageRequest:
     for name in IGNORED:
         if not isinstance(fields.pop(name, ""), str):
             raise InvalidType(f"{name}: Input should be a string.", name)
-    for name in ("width", "height"):
-        if name in fields:
-            raise Unsupported(f"'{name}' is not part of this API; send size as 'WIDTHxHEIGHT'.", name)
-    fields |= _size(fields.pop("size", "auto"))
+    size = _size(fields.pop("size", "auto"))
+    if any(fields.get(side, size[side]) != size[side] for side in size):
+        raise InvalidValue("size says another size than width and height; send one of them.", "size")
     try:
-        return ImageRequest.parse(fields)
+        return ImageRequest.parse(fields | size)
     except OutOfRange as error:
-        if error.param in ("width", "height"):
+        if size and error.param in SIDES:
             raise OutOfRange(f"size: each side should be {MIN_SIDE} to {MAX_SIDE} pixels.", "size") from None
         raise
 
@@ -60,7 +60,7 @@ def _size(size: Any) -> dict[str, int]:
     match = SIZE.fullmatch(size)
     if match is None:
         raise InvalidValue(f"size should be 'WIDTHxHEIGHT' in pixels or 'auto', got {size[:40]!r}.", "size")
-    return {"width": int(match[1]), "height": int(match[2])}
+    return dict(zip(SIDES, map(int, match.groups()), strict=True))
 
 
 def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
