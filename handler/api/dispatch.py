@@ -185,7 +185,8 @@ class Api:
             parameters = codec.parameters_of(recipe, facts, __version__)
         data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
         stages = {**stages, "serialize": time.perf_counter() - start}
-        picture = Picture(data, request.output_format, recipe, self.engine.ledger.decision, stages)
+        decision, tokens = self.engine.ledger.decision, pixels.tokens
+        picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens)
         self._counts(picture)
         return picture
 

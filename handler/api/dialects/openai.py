@@ -78,8 +78,16 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "height": height,
         "model": request.model or spec.id,
         "plan": pictures[0].plan,
+        "usage": usage(pictures),
         **delivery(pictures),
     }
+
+
+def usage(pictures: Sequence[Picture]) -> dict[str, Any]:
+    """OpenAI's count of tokens: of a request's prompts, which all its pictures share. Pictures are no tokens here."""
+    text = pictures[0].tokens
+    details = {"text_tokens": text, "image_tokens": 0}
+    return {"input_tokens": text, "input_tokens_details": details, "output_tokens": 0, "total_tokens": text}
 
 
 def carried(picture: Picture) -> dict[str, str | File]:
