@@ -532,6 +532,7 @@ SETTINGS = {
     "deadline_s": (LEAST, 86_400, LEAST),
     "hang_s": (LEAST, 86_400, LEAST),
     "max_n": (1, 10, 1),
+    "max_edit_mb": (LEAST, 1024, LEAST),
     "max_body_mb": (LEAST, 1024, LEAST),
     "gpu_price": (0, 1000, 0.001),
     "monthly_cap": (LEAST, 1e9, LEAST),

@@ -5,6 +5,7 @@ The model is a fake that paints the seed, so that only how a request is read and
 
 import base64
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -153,3 +154,54 @@ def test_a_browsers_form_has_what_was_left_out(url: str) -> None:
 def test_sizes_as_clients_spell_them(url: str, size: dict[str, Any]) -> None:
     answer = httpx.post(url + ROUTE, json={"prompt": "x", "output_format": "jpg"} | size).json()
     assert (answer["size"], answer["output_format"]) == ("128x64", "jpeg")
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [("", "Did you mean /v1/images/generations? The client's base URL should end with /v1"), ("/v1/v1", "/v1 once")],
+)
+def test_a_wrong_base_url_is_told_the_right_one(url: str, client: openai.OpenAI, base: str, told: str) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.with_options(base_url=url + base).images.generate(prompt="x")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/v1/images/generation", "Did you mean /v1/images/generations?"), ("/v1/images/edits/", "/v1/images/edits?"),
+        ("/v1/videos", "serves images"), ("/v1/chat/completions", "serves images"), ("/videos/1", "serves images"),
+        ("/nowhere", "GET /openapi.json"), ("/" + "x" * 5000, "GET /openapi.json"),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_no_route_is_told_what_is(url: str, path: str, told: str) -> None:
+    answer = httpx.post(url + path, json=OK)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert told in answer.json()["error"]["message"]
+    assert len(answer.text) < 400
+
+
+def test_the_root_says_what_is_served(url: str) -> None:
+    answer = httpx.get(url)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    assert "serves spark" in answer.text
+
+
+def test_what_is_too_large_names_its_setting(url: str) -> None:
+    large = {"prompt": "x", "image": "A" * 9_000_000}
+    refused = httpx.post(url + ROUTE, json=large)
+    assert (refused.status_code, "KINDLING_MAX_BODY_MB" in refused.text) == (413, True)
+    assert httpx.post(f"{url}/v1/images/edits", json=large).json()["error"]["code"] == "invalid_value"  # it was read
+    for most, name in ((1, "KINDLING_MAX_BODY_MB"), (8.5, "KINDLING_MAX_EDIT_MB")):
+        with served(max_edit_mb=most) as small:
+            refused = httpx.post(f"{small}/v1/images/edits", json=large)
+        assert (refused.status_code, name in refused.text) == (413, True)
+
+
+def test_openais_client_hears_why_before_it_hangs_up() -> None:
+    family = FakeFamily(gate=threading.Event())
+    with served(family) as slow, openai.OpenAI(api_key="x", base_url=slow + "/v1", max_retries=0, timeout=4) as client:
+        with pytest.raises(openai.InternalServerError) as late:
+            client.images.generate(prompt="x")
+        family.gate.set()
+    assert (late.value.status_code, late.value.code) == (504, "deadline_exceeded")

@@ -63,7 +63,8 @@ PARAMETERS: dict[str, Schema] = {
     HANGS_UP: {
         "schema": TEXT,
         "description": "OpenAI's client says here after how many seconds it hangs up. Without a stream or an "
-        "idempotency-key that is a deadline too, from when all of the request is there.",
+        "idempotency-key that is a deadline too, from when all of the request is there; the answer comes a twentieth of "
+        "it, and at least 50 ms, before.",
     },
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
@@ -144,6 +145,7 @@ OPERATIONS: dict[str, Operation] = {
         parameters=("id", "x-request-id", "traceparent"),
     ),
     "/v1/receipt": _reading("What this worker runs, and what was measured of that", "ReceiptAnswer"),
+    "/": Operation("get", "What stands here, for people", {200: Answer("A text.", {METRICS: TEXT})}),
     "/ping": Operation(
         "get",
         "Health, as RunPod asks for it",
