@@ -1,7 +1,8 @@
-"""A real `python -m handler serve` process on a free loopback port, for tests and benchmarks."""
+"""A real `python -m handler serve` process on a free loopback port, for tests and benchmarks; or an app in this one."""
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
+from typing import Any
+
+import uvicorn
 
 import forked
 
@@ -73,3 +77,17 @@ def serving(
             process.wait()
         with process:  # closes its pipe
             pass
+
+
+@contextmanager
+def live(app: Any) -> Iterator[str]:
+    """The address of `app`, served over real HTTP from a thread; its lifespan begins and ends with this."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on", ws="none"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

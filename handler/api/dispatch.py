@@ -9,15 +9,14 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from handler.api import codec, loras
+from handler.api import codec, loras, served
 from handler.api.dialects import edits, native, openai
 from handler.api.pieces import plain
 from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
-from handler.catalog.models import find
 from handler.core.deadline import Deadline
-from handler.core.errors import InvalidJson, InvalidType, ModelNotFound, RouteNotFound, Unsupported
+from handler.core.errors import InvalidJson, InvalidType, RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
 from handler.core.request import Format, ImageRequest
 from handler.core.untrusted import Malformed, check
@@ -79,10 +78,11 @@ class Api:
         if path in DIALECTS:
             return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
-            return Reply(200, openai.models(self.engine.spec, await loras.listed(self.engine.settings, deadline)))
+            found = await loras.listed(self.engine.settings, deadline)
+            return Reply(200, openai.models(served.listed(self.engine.spec, self.engine.settings), found))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
-            self._require_model(name)
+            served.require_name(name, self.engine.spec, self.engine.settings)
             return Reply(200, openai.model(name))
         if path == RECEIPT_ROUTE:
             worker = self.engine.worker
@@ -103,7 +103,7 @@ class Api:
         _check(payload)
         start = time.perf_counter()
         request: ImageRequest = dialect.parse(payload)
-        self._require_served(request, on_partial is not None)
+        served.require(request, self.engine.spec, self.engine.settings, on_partial is not None)
         if request.partial_images and on_partial:
             on_step = _showing(on_step, on_partial, dialect, request)
         pictures = await self.draw(request, on_step, deadline)
@@ -122,7 +122,7 @@ class Api:
 
     async def generate(self, request: ImageRequest) -> list[Picture]:
         """What `request` asks for, in the time that KINDLING_DEADLINE_S leaves it."""
-        self._require_served(request, streams=False)
+        served.require(request, self.engine.spec, self.engine.settings, streams=False)
         return await self.draw(request, deadline=Deadline.within(self.engine.settings.deadline_s))
 
     def require_open(self, deadline: Deadline) -> None:
@@ -192,23 +192,10 @@ class Api:
             parameters = codec.parameters_of(recipe, facts, __version__)
         data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
         stages = {**stages, "serialize": time.perf_counter() - start}
-        picture = Picture(data, request.output_format, recipe, self.engine.ledger.decision, stages)
+        decision, tokens = self.engine.ledger.decision, pixels.tokens
+        picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens)
         self._counts(picture)
         return picture
-
-    def _require_served(self, request: ImageRequest, streams: bool) -> None:
-        """The model and the way of answering that `request` wants; `streams` says whether events can be sent."""
-        self._require_model(request.model)
-        asked = "stream" if request.stream else "partial_images" if request.partial_images else ""
-        if asked and not streams:
-            raise Unsupported(
-                f"{asked} needs a stream of events: over HTTP send stream true, on RunPod set STREAM=1.", asked
-            )
-
-    def _require_model(self, name: str | None) -> None:
-        spec = self.engine.spec
-        if name is not None and find(name) is not spec:
-            raise ModelNotFound(f"This worker serves {spec.id}, not '{name}'. Deploy one worker per model.", "model")
 
 
 def _showing(

@@ -172,7 +172,9 @@ class ModelSpec:
         return size if fits else (int(width / grid) * grid, int(height / grid) * grid)
 
     def _guidance(self, request: ImageRequest) -> float:
-        return self.guidance if request.guidance_scale is None else request.guidance_scale
+        """As asked, else the model's. A scale of 1 guides nowhere, and so is 0 to a model without guidance."""
+        asked = request.guidance_scale
+        return self.guidance if asked is None or (asked == 1 and not self.takes_guidance) else asked
 
     def _negative_prompt(self, request: ImageRequest) -> str | None:
         """As asked, if there is guidance for it to work through; an empty one is not the same as none."""
@@ -207,7 +209,7 @@ class ModelSpec:
         check_steps(self, request, steps)
         if guidance and not self.takes_guidance:
             raise OutOfRange(
-                f"{self.id} is distilled without guidance: leave guidance_scale out or send 0.", "guidance_scale"
+                f"{self.id} is distilled without guidance: leave guidance_scale out, or send 0 or 1.", "guidance_scale"
             )
         if request.scheduler and request.scheduler not in self.schedulers:
             raise OutOfRange(

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="model id, alias or mode (default: $KINDLING_MODEL or spark)")
     parser.add_argument("--weights", metavar="FILES", help=WEIGHTS)
     parser.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: the model's)")
-    parser.add_argument("--n", type=int, help="how many pictures, 1 to 4 (default: 1)")
+    parser.add_argument("--n", type=int, help="how many pictures, 1 to 10 (default: 1)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's)")
     parser.add_argument("--scheduler", help="scheduler (default: the model's)")

@@ -16,6 +16,7 @@ T = TypeVar("T")
 LATE = "The picture was not ready in the time that this request may take. Ask for less, or allow more."
 EXIT_S = 28.0  # a platform kills what has not left about 30 s after it was told to
 DRAIN_S = 22.0  # of `EXIT_S`, for what was accepted
+EARLIER, LEAST_S = 1 / 20, 0.05  # than a client hangs up it is answered: this share of its patience, at least that
 SHARE, MOST_S = 1 / 4, 1.0  # what is kept of a request's time to answer in
 
 
@@ -75,6 +76,11 @@ class Deadline:
             return task.result()
         finally:
             task.cancel()
+
+
+def before(seconds: float) -> float:
+    """When to answer a client that hangs up after so many seconds, so that it hears why; within half of a moment."""
+    return max(seconds / 2, seconds - max(seconds * EARLIER, LEAST_S))
 
 
 def _kept(seconds: float) -> float:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 PathLike = TypeVar("PathLike", str, Path)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
@@ -57,6 +57,7 @@ def _nameable(value: PathLike) -> PathLike:
 
 
 Name = Annotated[str, AfterValidator(_nameable)]
+ModelName = Annotated[str, Field(max_length=200, pattern=r"^[!-~]+$")]  # as requests may send it; printable, no space
 Folder = Annotated[Path, AfterValidator(_at_home), AfterValidator(_nameable)]
 
 

@@ -127,12 +127,13 @@ def steps_taken(steps: int, strength: float) -> int:
 class Pixels:
     """One finished picture before encoding: `rgb` is uint8 (height, width, 3), C-contiguous.
 
-    `batch` is how many pictures were drawn at once.
+    `batch` is how many pictures were drawn at once, `tokens` how many the prompts are to the model's tokenizer.
     """
 
     rgb: Any
     recipe: Recipe
     batch: int = 1
+    tokens: int = 0
 
 
 Drawn = tuple[Pixels, dict[str, float]]  # a picture, and the seconds of each stage
@@ -152,3 +153,4 @@ class Picture:
     stages: dict[str, float] = field(default_factory=dict)
     url: str = field(default="", repr=False)
     undelivered: str = ""
+    tokens: int = 0

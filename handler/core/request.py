@@ -4,13 +4,12 @@ After `ImageRequest.parse` no code sees a dict. Model-specific limits are not kn
 here: `catalog.ModelSpec.recipe` applies them.
 """
 
-import base64
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from handler.core import errors
+from handler.core.attachments import Images, Mask
 from handler.core.loras import Loras
 from handler.core.reading import Reading
 from handler.core.sampling import Sampling
@@ -20,8 +19,7 @@ MAX_SEED = 2**64 - 1
 MAX_RANDOM_SEED = 2**31 - 1  # JSON's readers keep 53 bits
 MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_PROMPT = 32_000
-MAX_IMAGES = 4
-MAX_REFERENCES = 16
+MAX_IMAGES = 10  # OpenAI's; a worker draws as many as its KINDLING_MAX_N says
 
 Format = Literal["png", "jpeg", "webp"]
 Scheduler = Literal["flow-match-euler", "dpm++", "euler", "euler-a", "heun", "ddim"]
@@ -33,35 +31,9 @@ _ERROR_OF_TYPE = {  # pydantic's error type -> ours; a name not listed is a rang
 }
 
 
-def _files(value: object) -> tuple[bytes, ...]:
-    """The bytes of each image file of a list; counted before any is decoded."""
-    if not isinstance(value, list | tuple):
-        raise PydanticCustomError("list_type", "Input should be a list of images")
-    if len(value) > MAX_REFERENCES:
-        most = {"most": MAX_REFERENCES, "got": len(value)}
-        raise PydanticCustomError("too_long", "Input should have at most {most} images, got {got}", most)
-    return tuple(_file(item, f"image {i}") for i, item in enumerate(value, 1))
-
-
-def _mask(value: object) -> bytes:
-    return _file(value, "the file")
-
-
-def _file(value: object, name: str) -> bytes:
-    """From a data URL or bare base64. Nothing is ever fetched."""
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise PydanticCustomError("string_type", "{name} should be a string", {"name": name})
-    if value.startswith(("http:", "https:")):
-        raise ValueError(f"{name} is a URL, which is never fetched; send a data URL or base64")
-    head, comma, body = value.partition(",")
-    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
-        raise ValueError(f"{name} should begin with data:image/...;base64, if it is a data URL")
-    try:
-        return base64.b64decode(body if comma else value, validate=True)
-    except ValueError:
-        raise ValueError(f"{name} is not valid base64") from None
+def _format(value: object) -> object:
+    """A format by its usual ending too."""
+    return "jpeg" if value == "jpg" else value
 
 
 class ImageRequest(BaseModel):
@@ -70,7 +42,7 @@ class ImageRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the picture should show.")
-    model: str | None = Field(None, max_length=200, description="A model id or alias; None is the one being served.")
+    model: str | None = Field(None, max_length=200, description="A name of the served model; none means it.")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures.")
     width: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
     height: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
@@ -91,19 +63,15 @@ class ImageRequest(BaseModel):
         None, description="off, on, or the step cache's values; None is the worker's."
     )
     loras: Loras = Field((), description="LoRAs on the worker's volume by name, each with a weight: up to four.")
-    images: Annotated[
-        tuple[bytes, ...],
-        BeforeValidator(_files),
-        Field(repr=False, description="PNG, JPEG or WebP files to work from: data URLs or base64."),
-    ] = ()
-    mask: Annotated[bytes, BeforeValidator(_mask)] | None = Field(
+    images: Images = Field((), repr=False, description="Image files to work from: data URLs or base64.")
+    mask: Mask | None = Field(
         None, repr=False, description="A PNG, transparent where the first image is to be drawn anew; else it stays."
     )
     strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew.")
     stream: bool = Field(False, description="Answer as events, where the transport can.")
     partial_images: int = Field(0, ge=0, le=3, description="Small pictures of what is coming, where answers stream.")
     response_format: Literal["b64_json", "url"] = Field("b64_json", description="url needs an object store.")
-    output_format: Format = "png"
+    output_format: Annotated[Format, BeforeValidator(_format)] = "png"
     output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")
 
     @field_validator("seed")

@@ -20,8 +20,9 @@ from pydantic import (
 )
 
 from handler.core.errors import SettingsError
-from handler.core.fields import Endpoint, Folder, Name, Origin, words
+from handler.core.fields import Endpoint, Folder, ModelName, Name, Origin, words
 from handler.core.loras import Pinned
+from handler.core.request import MAX_IMAGES
 from handler.core.stepcache import StepCacheSetting
 
 PREFIX = "KINDLING_"
@@ -93,6 +94,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
     model: str = Field("spark", min_length=1, description="model id, alias or mode (realtime, quality)")
+    model_names: tuple[ModelName, ...] = Field(
+        (), description="more names that requests may call the model by, such as gpt-image-1,default"
+    )
     volume: Folder = Field(
         default_factory=lambda: _default("volume", Path.home() / ".cache" / "kindling"),
         description="holds models/, baked/ and boots/",
@@ -132,6 +136,8 @@ class Settings(BaseModel):
     deadline_s: float = Field(600, gt=0, le=86_400, description="seconds a request may take; a longer one gets 504")
     hang_s: float = Field(120, gt=0, le=86_400, description="seconds without a step's end before a worker gives up")
     max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
+    max_edit_mb: float = Field(50, gt=0, le=1024, description="the same of an edit, where that is more")
+    max_n: int = Field(4, ge=1, le=MAX_IMAGES, description="pictures that one request may ask for")
     metadata: bool = Field(True, description="write prompt and parameters into each PNG")
     platform: Platform = Field(
         default_factory=lambda: _default("platform", "other"), description="whose prices apply; detected"
@@ -148,7 +154,7 @@ class Settings(BaseModel):
     store_expires_s: int = Field(86_400, ge=1, le=604_800, description="seconds for which a picture's URL works")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
-    @field_validator("api_keys", "cors_origins", "weights", "loras", mode="before")
+    @field_validator("api_keys", "model_names", "cors_origins", "weights", "loras", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

@@ -15,6 +15,7 @@ from handler.model.adapters.applied import Applied
 from handler.model.faults import meaning
 from handler.model.preview import Projection
 from handler.model.stages import Mark, Stages
+from handler.model.tokens import counted
 
 PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
 DrawOutcome = Drawn | BaseException  # a picture, or why there is none
@@ -121,8 +122,15 @@ class Runner:
                 raise
             meant = meaning(error, recipes[0].size)
             return [given_up.get(i, meant) for i in range(len(recipes))]
-        each = enumerate(zip(recipes, found, strict=True))
-        return [given_up.get(i) or _outcome(self._at(recipe), rgb, len(recipes), seconds) for i, (recipe, rgb) in each]
+        return [
+            given_up.get(i) or self._outcome(recipe, rgb, len(recipes), seconds)
+            for i, (recipe, rgb) in enumerate(zip(recipes, found, strict=True))
+        ]
+
+    def _outcome(self, recipe: Recipe, rgb: Any, batch: int, stages: dict[str, float]) -> DrawOutcome:
+        if isinstance(rgb, Exception):
+            return rgb
+        return Pixels(rgb, self._at(recipe), batch, counted(self._pipeline, recipe)), dict(stages)
 
     def _at(self, recipe: Recipe) -> Recipe:
         """`recipe` as it was drawn: of a row that leaves it open, nobody else may have known the revision."""
@@ -168,7 +176,3 @@ def _step(
                     raise
 
     return step
-
-
-def _outcome(recipe: Recipe, rgb: Any, batch: int, stages: dict[str, float]) -> DrawOutcome:
-    return rgb if isinstance(rgb, Exception) else (Pixels(rgb, recipe, batch), dict(stages))

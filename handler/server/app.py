@@ -12,14 +12,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from handler.api.comfy.service import Comfy
 from handler.api.dispatch import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
-from handler.core.deadline import Deadline
+from handler.core.deadline import Deadline, before
 from handler.core.errors import (
     Cancelled,
     Internal,
@@ -39,6 +39,7 @@ from handler.server.metrics import Metrics
 from handler.server.openapi.document import HANGS_UP, SECONDS, document
 from handler.server.patience import patience
 from handler.server.record import Seen
+from handler.server.signposts import WELCOME, lost
 from handler.server.sse import stream
 from handler.server.traces import tracing
 
@@ -61,6 +62,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route(MODELS_ROUTE, read),
         Route(MODELS_ROUTE + "/{id:path}", read),
         Route(RECEIPT_ROUTE, read),
+        Route("/", welcome),
         Route("/ping", ping),
         Route("/health/live", live),
         Route("/health/ready", ready),
@@ -101,6 +103,11 @@ async def draw(request: Request) -> Response:
 async def read(request: Request) -> Response:
     """The routes that only tell."""
     return response(request.scope, await request.app.state.api.call(request.url.path))
+
+
+async def welcome(request: Request) -> Response:
+    """Who serves here, and what to ask, for people."""
+    return PlainTextResponse(WELCOME.format(model=request.app.state.engine.spec.id))
 
 
 async def ping(request: Request) -> Response:
@@ -148,13 +155,13 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     deadline = seen.deadline = Deadline.within(min(patience(headers), settings.deadline_s), seen.start)
     if not repeats.knows(key):  # else its picture may be there already
         api.require_open(deadline)  # before anything is read: whom it refuses must not slow the others down
-    body = await deadline.hold(bodies.read(request, settings.max_body_mb))
+    body = await deadline.hold(bodies.read(request, settings))
     form = await multipart.read(headers, body) if bodies.media(headers) == multipart.MEDIA else None
     payload = bodies.decode(body) if form is None else form
     seen.read(payload)
     streams = isinstance(payload, dict) and payload.get("stream") is True
     if not streams and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
-        deadline.no_later(float(hangs_up))  # OpenAI's client does, having heard nothing, and asks for another
+        deadline.no_later(before(float(hangs_up)))  # OpenAI's client does, having heard nothing, and asks for another
     asked = await asyncio.to_thread(fingerprint, path, body, form) if key else b""
 
     async def call(on_partial: OnPartial | None = None) -> Reply:
@@ -191,10 +198,10 @@ async def _disconnected(request: Request) -> None:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals in OpenAI's envelope."""
     assert isinstance(error, HTTPException)
-    path = request.scope["app_root_path"] + request.url.path
+    root, path = request.scope["app_root_path"], request.url.path
     refusals: dict[int, KindlingError] = {
-        404: RouteNotFound(f"There is no route {path:.80}."),
-        405: MethodNotAllowed(f"{request.method} is not allowed on {path:.80}."),
+        404: RouteNotFound(lost(path, [route.path for route in request.app.routes], root)),
+        405: MethodNotAllowed(f"{request.method} is not allowed on {root + path:.80}."),
     }
     reply = error_reply(refusals.get(error.status_code, RequestError(error.detail)))
     return response(request.scope, Reply(reply.status, reply.body, {**reply.headers, **(error.headers or {})}))

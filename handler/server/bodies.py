@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from handler.core.errors import BodyTooLarge, Cancelled, InvalidJson, UnsupportedMedia
+from handler.core.settings import Settings
 from handler.core.untrusted import Malformed, number, parse
 from handler.server import multipart
 
@@ -13,11 +14,14 @@ JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the seco
 FORMS = ("/v1/images/edits", *(f"{start}/upload/{kind}" for start in ("", "/api") for kind in ("image", "mask")))
 
 
-async def read(request: Request, limit_mb: float) -> bytes:
+async def read(request: Request, settings: Settings) -> bytes:
     """The request's body, refused as soon as it is known to be too large, or to be neither JSON nor a form."""
-    _check_media(request.headers, JSON if request.url.path not in FORMS else (*JSON, multipart.MEDIA))
+    edits = request.url.path in FORMS
+    _check_media(request.headers, (*JSON, multipart.MEDIA) if edits else JSON)
+    limits = [(settings.max_body_mb, "KINDLING_MAX_BODY_MB"), (settings.max_edit_mb, "KINDLING_MAX_EDIT_MB")]
+    limit_mb, name = max(limits if edits else limits[:1])
     limit = int(limit_mb * 1e6)
-    error = BodyTooLarge(f"The body may be at most {limit_mb:g} MB.")
+    error = BodyTooLarge(f"The body may be at most {limit_mb:g} MB here. {name} says how many.")
     if int(request.headers.get("content-length", "0")) > limit:
         raise error
     body = bytearray()

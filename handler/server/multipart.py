@@ -1,20 +1,23 @@
 """Forms with files (multipart/form-data), as clients send images to edit: read under limits, and never to disk."""
 
+import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from handler.core.attachments import MAX_REFERENCES
 from handler.core.errors import InvalidValue
-from handler.core.request import MAX_REFERENCES, ImageRequest
+from handler.core.request import ImageRequest
 from handler.core.untrusted import Malformed, number, parse
 
 MEDIA = "multipart/form-data"
 FILES = MAX_REFERENCES + 1  # and a mask
 FIELDS = 64
-FIELD_BYTES = 1_000_000  # of one that is text
-LISTS = ("image",)  # what may come more than once
+LISTS = ("image", "images")  # what may come more than once, also as image[] or image[0]
+INDEX = re.compile(r"\[[0-9]{0,9}\]$")
+MEANT = ("prompt", "negative_prompt")  # what says something though it is empty
 NUMBERS = {  # the fields that are no text
     name
     for name, field in ImageRequest.model_fields.items()
@@ -26,7 +29,7 @@ class Parser(MultiPartParser):
     """Starlette's, which takes a form that was cut short for a whole one."""
 
     def __init__(self, headers: Headers, body: bytes) -> None:
-        super().__init__(headers, self._whole(body), max_files=FILES, max_fields=FIELDS, max_part_size=FIELD_BYTES)
+        super().__init__(headers, self._whole(body), max_files=FILES, max_fields=FIELDS, max_part_size=len(body))
         self.spool_max_size = len(body)  # so no file leaves memory
         self._ended = False
 
@@ -53,7 +56,10 @@ async def parsed(headers: Headers, body: bytes) -> FormData:
 
 
 async def read(headers: Headers, body: bytes) -> dict[str, Any]:
-    """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none."""
+    """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none.
+
+    Browsers and form builders send empty fields and files for what was left out; so these count as not sent.
+    """
     form = await parsed(headers, body)
     try:
         return await _fields(form)
@@ -64,8 +70,10 @@ async def read(headers: Headers, body: bytes) -> dict[str, Any]:
 async def _fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for spelled, part in form.multi_items():
-        name = spelled.removesuffix("[]")
+        name = INDEX.sub("", spelled)
         value = await part.read() if isinstance(part, UploadFile) else typed(name, part)
+        if not value and isinstance(value, str | bytes) and name not in MEANT:
+            continue
         if name in LISTS:
             fields.setdefault(name, []).append(value)
         elif name in fields:

@@ -20,7 +20,7 @@ BAD = [
     ({"prompt": ""}, OutOfRange, "prompt"),
     ({"prompt": 7}, InvalidType, "prompt"),
     ({"prompt": "x" * 100_000}, OutOfRange, "prompt"),
-    (OK | {"n": 5}, OutOfRange, "n"),
+    (OK | {"n": 11}, OutOfRange, "n"),
     (OK | {"n": 0}, OutOfRange, "n"),
     (OK | {"n": "2"}, InvalidType, "n"),
     (OK | {"n": True}, InvalidType, "n"),
@@ -50,7 +50,13 @@ BAD_OPENAI = [
     (OK | {"size": "x" * 10_000}, InvalidValue, "size"),
     (OK | {"size": "٢٥٦x256"}, InvalidValue, "size"),
     (OK | {"size": 1024}, InvalidType, "size"),
-    (OK | {"width": 256, "height": 256}, Unsupported, "width"),
+    (OK | {"size": "256x"}, InvalidValue, "size"),
+    (OK | {"size": "256 x 256"}, InvalidValue, "size"),
+    (OK | {"width": 256}, InvalidValue, "width"),
+    (OK | {"width": 16, "height": 256}, OutOfRange, "width"),
+    (OK | {"width": 256, "height": 256, "size": "128x256"}, InvalidValue, "size"),
+    (OK | {"width": 256, "size": "128x256"}, InvalidValue, "size"),
+    (OK | {"output_format": "jpg2"}, OutOfRange, "output_format"),
     (OK | {"response_format": "file"}, OutOfRange, "response_format"),
     (OK | {"stream": 0}, InvalidType, "stream"),
     (OK | {"stream": "true"}, InvalidType, "stream"),
@@ -88,7 +94,7 @@ def test_native_refuses(payload, error, param) -> None:
         ({"width": 64}, "width and height must be given together."),
         ({"output_compression": 5}, "output_compression below 100 needs output_format jpeg or webp; PNG is lossless."),
         ({"images": ["http://a.example/b.png"]}, "images: image 1 is a URL"),
-        ({"n": 5}, "n: Input should be less than or equal to 4."),
+        ({"n": 11}, "n: Input should be less than or equal to 10."),
     ],
 )
 def test_a_field_is_named_once(payload, told) -> None:
@@ -117,3 +123,23 @@ def test_openai_accepts_what_clients_send() -> None:
     )  # fmt: skip
     assert (request.width, request.height, request.n, request.seed) == (512, 384, 2, 0)
     assert openai.parse(OK | {"size": "auto"}).width is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"size": f"512{sign}384"} for sign in "xX*"),
+        {"width": 512, "height": 384},
+        {"width": 512, "height": 384, "size": "auto"},
+        {"width": 512, "height": 384, "size": "512x384"},
+        {"width": 512, "size": "512x384"},
+    ],
+)
+def test_openai_reads_a_size_however_it_is_spelled(fields) -> None:
+    request = openai.parse(OK | fields)
+    assert (request.width, request.height) == (512, 384)
+
+
+@pytest.mark.parametrize("dialect", [native, openai])
+def test_a_format_may_be_named_by_its_usual_ending(dialect) -> None:
+    assert dialect.parse(OK | {"output_format": "jpg", "output_compression": 80}).output_format == "jpeg"

@@ -83,3 +83,9 @@ def test_harmless_values_are_no_refusal() -> None:
     recipe = MODELS["spark"].recipe(ImageRequest(prompt="x", guidance_scale=0.0, negative_prompt=""))
     assert recipe.guidance == 0
     assert MODELS["flux-dev"].recipe(ImageRequest(prompt="x", guidance_scale=0.0)).guidance == 0
+
+
+@pytest.mark.parametrize("spec", MODELS.values(), ids=lambda spec: spec.id)
+def test_a_scale_of_1_is_none_for_the_distilled_and_a_scale_for_others(spec) -> None:
+    drawn = spec.recipe(ImageRequest(prompt="x", guidance_scale=1.0))
+    assert drawn.guidance == (1 if spec.takes_guidance else 0)

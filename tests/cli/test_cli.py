@@ -72,7 +72,7 @@ def test_several_pictures_as_json(tmp_path: Path) -> None:
         (("x", "--size", "17x17"), "size"),
         (("x", "--steps", "9"), "at most 8"),
         (("x", "--seed", "-1"), "seed"),
-        (("x", "--n", "5"), "n:"),
+        (("x", "--n", "11"), "n:"),
         (("x", "--guidance", "nan"), "guidance_scale"),
         (("x", "--scheduler", "magic"), "scheduler"),
         (("x", "--model", "nope"), "There is no model 'nope'"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from handler.core import deadline
-from handler.core.deadline import EXIT_S, Deadline
+from handler.core.deadline import EXIT_S, Deadline, before
 from handler.core.errors import DeadlineExceeded
 from threads import Seconds
 
@@ -155,3 +155,10 @@ def test_what_is_late_or_left_is_not_gone_on_with(why: str) -> None:
         assert ended == ["cancelled"]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("hangs_up", "answered"), [(600, 570), (10, 9.5), (1, 0.95), (0.5, 0.45), (0.2, 0.15), (0.08, 0.04), (0.0, 0.0)]
+)
+def test_who_hangs_up_is_answered_a_little_before(hangs_up: float, answered: float) -> None:
+    assert before(hangs_up) == pytest.approx(answered)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes import RECIPE
-from handler.core import loras
+from handler.core import attachments, loras
 from handler.core.errors import InvalidType, InvalidValue, MissingParameter, OutOfRange, RequestError, UnknownParameter
 from handler.core.recipe import OPTIONAL, Lora, Mask, Picture, Pixels, Recipe, Reference, steps_taken
 from handler.core.request import ImageRequest
@@ -35,13 +37,43 @@ def test_what_is_not_given() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [b"a file", FILE, f"data:image/png;base64,{FILE}", f"data:image/any;x=y;base64,{FILE}"]
+    "file",
+    [
+        b"a file",
+        FILE,
+        f"data:image/png;base64,{FILE}",
+        f"data:image/any;x=y;base64,{FILE}",
+        f"data:application/octet-stream;base64,{FILE}",
+        f"DATA:IMAGE/PNG;BASE64,{FILE}",
+        f"data:;base64,{FILE}",
+        f" data:text/plain; base64,{FILE[:4]}\n {FILE[4:]}",
+        "data:image/png;base64," + FILE.replace("=", "%3D"),
+        "\r\n".join(FILE),
+        f"\t{FILE}\f\n",
+    ],
 )
 def test_how_a_file_may_come(file: Any) -> None:
     found = ask(images=[file, FILE], mask=file)
     assert (found.images, found.mask) == ((b"a file", b"a file"), b"a file")
     assert ask(images=(file,)).images == (b"a file",)
     assert "a file" not in repr(found)
+
+
+@given(st.binary(max_size=40), st.booleans(), st.integers(0, 2), st.integers(1, 9))
+def test_base64_is_forgiven_its_alphabet_its_padding_and_its_lines(
+    data: bytes, safe: bool, left_out: int, width: int
+) -> None:
+    text = (base64.urlsafe_b64encode if safe else base64.b64encode)(data)
+    padding = len(text) - len(text.rstrip(b"="))
+    text = text[: len(text) - min(padding, left_out)]
+    lines = b"\r\n".join(text[i : i + width] for i in range(0, len(text), width))
+    assert attachments.decoded(lines) == data
+
+
+@pytest.mark.parametrize("text", [b"Y", b"YWJjZ", b"YQ===", b"Y=Q=", b"=YQ=", b"Y!Q=", b"YQ=\0", b"YQ\xa0=="])
+def test_what_is_no_base64_is_none(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        attachments.decoded(text)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +138,15 @@ def test_how_many_images_may_come() -> None:
         ),
         *(
             ({"images": [head + FILE]}, InvalidValue, "images",
-             "images: image 1 should begin with data:image/...;base64, if it is a data URL.")
-            for head in ("data:text/plain;base64,", "data:image/png,", ",")
+             "images: image 1 should have ;base64, before its data if it is a data URL.")
+            for head in ("data:text/plain,", "data:image/png,", "DATA:,")
         ),
         *(
             ({"images": [FILE, text]}, InvalidValue, "images", "images: image 2 is not valid base64.")
-            for text in ("YQ", "Y Q=", "é", "data:image/png;base64,Y!==")
+            for text in ("Y", "YQ===", "é", "," + FILE, "data:image/png;base64,Y!==")
         ),
         ({"n": "1"}, InvalidType, "n", "n: Input should be a valid integer."),
-        ({"n": 5}, OutOfRange, "n", "n: Input should be less than or equal to 4."),
+        ({"n": 11}, OutOfRange, "n", "n: Input should be less than or equal to 10."),
         ({"guidance_scale": float("nan")}, OutOfRange, "guidance_scale",
          "guidance_scale: Input should be a finite number."),
         ({"width": 64}, InvalidValue, "width", "width and height must be given together."),

@@ -513,7 +513,7 @@ def test_a_workers_name_begins_with_the_time_and_has_its_machines(monkeypatch: p
 
 LEAST = 1e-9
 REQUEST = {  # the least and the most that is accepted, and by how much less or more is not
-    "n": (1, 4, 1),
+    "n": (1, 10, 1),
     "width": (64, 2048, 1),
     "height": (64, 2048, 1),
     "num_inference_steps": (1, 50, 1),
@@ -531,6 +531,8 @@ SETTINGS = {
     "queue_s": (LEAST, 86_400, LEAST),
     "deadline_s": (LEAST, 86_400, LEAST),
     "hang_s": (LEAST, 86_400, LEAST),
+    "max_n": (1, 10, 1),
+    "max_edit_mb": (LEAST, 1024, LEAST),
     "max_body_mb": (LEAST, 1024, LEAST),
     "gpu_price": (0, 1000, 0.001),
     "monthly_cap": (LEAST, 1e9, LEAST),

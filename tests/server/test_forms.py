@@ -63,16 +63,12 @@ def test_files_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([*[("image", b"x")] * 16, ("mask", b"x")], ("image", b"x")),
         ([(f"field{i}", b"x") for i in range(64)], ("another", b"x")),
-        ([("prompt", b"x" * 999_999)], ("prompt", b"xx")),
     ],
-    ids=["files", "fields", "bytes of a field"],
+    ids=["files", "fields"],
 )
 def test_a_form_holds_so_much(most: list[tuple[str, bytes]], one_more: tuple[str, bytes]) -> None:
     read(form(parts=most))
-    if len(most) == 1:  # longer, not more
-        [(name, text)], most = most, []
-        one_more = (name, text + one_more[1])
-    with pytest.raises(InvalidValue, match=r"cannot be read: (Too many|Part exceeded)"):
+    with pytest.raises(InvalidValue, match="cannot be read: Too many"):
         read(form(parts=[*most, one_more]))
 
 
@@ -84,10 +80,23 @@ def test_a_field_that_comes_twice_is_named(name: str) -> None:
 
 
 def test_images_come_as_a_list_however_they_are_spelled() -> None:
-    assert read(form(parts=[("image[]", b"1"), ("image", b"2"), ("mask[]", b"3")])) == {
-        "image": ["1", b"2"],
-        "mask": "3",
-    }
+    parts = [("image[]", b"1"), ("image", b"2"), ("image[0]", b"3"), ("image[12]", b"4"), ("mask[]", b"5")]
+    assert read(form(parts=parts)) == {"image": ["1", b"2", "3", "4"], "mask": "5"}
+    assert read(form(parts=[("images", b"1"), ("images", b"2")])) == {"images": ["1", "2"]}
+
+
+def test_what_is_empty_was_left_out() -> None:
+    """A browser's form sends it all the same."""
+    empty = [(name, b"") for name in ("prompt", "negative_prompt", "seed", "size", "image", "image[]", "mask", "n")]
+    assert read(form(parts=empty)) == {"prompt": "", "negative_prompt": ""}
+    assert read(form(parts=[*empty[2:], ("image", b"x"), ("seed", b"0"), ("stream", b"false")])) == {
+        "image": [b"x"], "seed": 0, "stream": False
+    }  # fmt: skip
+
+
+def test_an_images_text_may_be_long() -> None:
+    """As long as the body, as its file may be."""
+    assert read(form(parts=[("image[]", b"x" * 3_000_000)])) == {"image": ["x" * 3_000_000]}
 
 
 def test_a_form_cut_short_anywhere_is_refused() -> None:

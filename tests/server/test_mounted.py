@@ -149,7 +149,7 @@ def test_every_route_answers_below_a_prefix(talk: Callable[..., Any]) -> None:
 
 def test_what_is_not_there_is_told_as_callers_see_it(talk: Callable[..., Any]) -> None:
     async def main(client: httpx.AsyncClient, prefix: str, root: str) -> None:
-        for path in ("/nowhere", "/ping/", "/v1/models/", "/images/images/ping", "//ping"):
+        for path in ("/nowhere", "/ping/", "/v1/models/", "/images/images/ping", "/v1//ping"):
             told = await client.get(prefix + path, headers=KEY)
             assert told.status_code == 404, path
             stranger = await client.get(prefix + path)

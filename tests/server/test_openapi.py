@@ -4,10 +4,8 @@ import base64
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ import httpx
 import pytest
 import schemathesis
 import torch
-import uvicorn
 from jsonschema_rs import Draft202012Validator
 from pydantic import TypeAdapter, ValidationError
 from schemathesis_hooks import picture
@@ -31,6 +28,7 @@ from handler.server import app, idempotency
 from handler.server.openapi.document import OPERATIONS, document, every
 from handler.server.openapi.requests import SIDE
 from loras import put
+from serving import live
 
 ST = Path(sys.executable).with_name("st")
 KEY = "the-key"
@@ -45,16 +43,8 @@ expected-statuses = ["2xx", "3xx", "4xx", "504"] # 504 is what a deadline asks f
 @contextmanager
 def served(settings: Settings) -> Iterator[str]:
     """The address of a live server whose pictures cost nothing."""
-    made = create_app(Engine(settings, boot=Editor().boot), public=False)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(made, log_level="critical", lifespan="on", ws="none"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with live(create_app(Engine(settings, boot=Editor().boot), public=False)) as url:
+        yield url
 
 
 @pytest.mark.parametrize(
@@ -134,9 +124,9 @@ def test_limits_are_those_of_the_model() -> None:
     assert field("num_inference_steps")["maximum"] == 8
     assert field("num_inference_steps", model="flux-dev")["maximum"] == 50
     assert field("scheduler", model="flux-dev")["enum"] == ["flow-match-euler", "dpm++"]
-    assert field("guidance_scale")["maximum"] == 0
+    assert field("guidance_scale")["enum"] == [0, 1]
     assert [field("images", model=model)["maxItems"] for model in ("spark", "flux2-dev")] == [1, 6]
-    assert field("model", model="realtime")["enum"][-1] == "realtime"
+    assert field("model", model="realtime")["enum"][-2:] == ["realtime", ""]
     assert field("step_cache", model="flux-dev") == {"enum": ["off"]}
     assert field("response_format")["enum"] == ["b64_json"]
     assert field("response_format", store_bucket="pictures")["enum"] == ["b64_json", "url"]

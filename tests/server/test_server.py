@@ -57,6 +57,9 @@ def test_the_official_client_draws(client: openai.OpenAI) -> None:
     assert [picture(d.b64_json or "").size for d in answer.data or []] == [(320, 200)] * 2
     assert [d.seed for d in answer.data or []] == [7, 8]  # type: ignore[attr-defined]
     assert (answer.output_format, answer.size, answer.background) == ("png", "320x200", "opaque")
+    assert answer.usage
+    assert answer.usage.input_tokens_details.image_tokens == answer.usage.output_tokens == 0
+    assert answer.usage.input_tokens == answer.usage.total_tokens == answer.usage.input_tokens_details.text_tokens > 4
     extra = answer.model_extra or {}
     assert (extra["width"], extra["height"], extra["model"]) == (320, 200, "spark")
     assert extra["inference_ms"] > 0

@@ -66,6 +66,8 @@ def test_the_official_client_streams(client: openai.OpenAI) -> None:
     assert whole.data
     assert last.b64_json == whole.data[0].b64_json
     assert (last.size, last.output_format) == ("256x256", "png")
+    assert whole.usage
+    assert last.usage.total_tokens == last.usage.input_tokens_details.text_tokens == whole.usage.input_tokens > 0
 
 
 def test_the_async_client_streams_without_partial_pictures(server: Served) -> None:

@@ -29,6 +29,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "model": request.model or spec.id,
         "inference_ms": round(seconds * 1000, 1),
         "plan": pictures[0].plan,
+        "usage": openai.usage(pictures),
         **openai.delivery(pictures),
     }
 

@@ -24,7 +24,8 @@ WHY = {
     "background": "background can be 'auto' or 'opaque'; these models draw no transparency.",
 }
 UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
-SIZE = re.compile(r"(0|[1-9][0-9]{0,8})x(0|[1-9][0-9]{0,8})")  # as the schema spells it, without zeros before
+SIZE = re.compile(r"(0|[1-9][0-9]{0,8})[xX*](0|[1-9][0-9]{0,8})")  # as the schema spells it, without zeros before
+SIDES = ("width", "height")
 
 
 def parse(payload: dict[str, Any]) -> ImageRequest:
@@ -40,14 +41,13 @@ def parse(payload: dict[str, Any]) -> ImageRequest:
     for name in IGNORED:
         if not isinstance(fields.pop(name, ""), str):
             raise InvalidType(f"{name}: Input should be a string.", name)
-    for name in ("width", "height"):
-        if name in fields:
-            raise Unsupported(f"'{name}' is not part of this API; send size as 'WIDTHxHEIGHT'.", name)
-    fields |= _size(fields.pop("size", "auto"))
+    size = _size(fields.pop("size", "auto"))
+    if any(fields.get(side, size[side]) != size[side] for side in size):
+        raise InvalidValue("size says another size than width and height; send one of them.", "size")
     try:
-        return ImageRequest.parse(fields)
+        return ImageRequest.parse(fields | size)
     except OutOfRange as error:
-        if error.param in ("width", "height"):
+        if size and error.param in SIDES:
             raise OutOfRange(f"size: each side should be {MIN_SIDE} to {MAX_SIDE} pixels.", "size") from None
         raise
 
@@ -60,7 +60,7 @@ def _size(size: Any) -> dict[str, int]:
     match = SIZE.fullmatch(size)
     if match is None:
         raise InvalidValue(f"size should be 'WIDTHxHEIGHT' in pixels or 'auto', got {size[:40]!r}.", "size")
-    return {"width": int(match[1]), "height": int(match[2])}
+    return dict(zip(SIDES, map(int, match.groups()), strict=True))
 
 
 def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
@@ -78,8 +78,16 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "height": height,
         "model": request.model or spec.id,
         "plan": pictures[0].plan,
+        "usage": usage(pictures),
         **delivery(pictures),
     }
+
+
+def usage(pictures: Sequence[Picture]) -> dict[str, Any]:
+    """OpenAI's count of tokens: of a request's prompts, which all its pictures share. Pictures are no tokens here."""
+    text = pictures[0].tokens
+    details = {"text_tokens": text, "image_tokens": 0}
+    return {"input_tokens": text, "input_tokens_details": details, "output_tokens": 0, "total_tokens": text}
 
 
 def carried(picture: Picture) -> dict[str, str | File]:
@@ -115,8 +123,8 @@ def completed(body: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**kind, **picture, **shared} for picture in body["data"]]
 
 
-def models(spec: ModelSpec, loras: Sequence[Adapter] = ()) -> dict[str, Any]:
-    """The answer to GET /v1/models: the one model this worker serves, under its id and its repository, and its LoRAs.
+def models(names: Sequence[str], loras: Sequence[Adapter] = ()) -> dict[str, Any]:
+    """The answer to GET /v1/models: the one model this worker serves, under each of its names, and its LoRAs.
 
     Those are an extension: the names that a request may have in `loras`, and what each was made for.
     """
@@ -125,7 +133,7 @@ def models(spec: ModelSpec, loras: Sequence[Adapter] = ()) -> dict[str, Any]:
         for lora in loras
         if not lora.fault
     ]
-    return {"object": "list", "data": [model(name) for name in (spec.id, spec.repository)], "loras": usable}
+    return {"object": "list", "data": [model(name) for name in names], "loras": usable}
 
 
 def model(name: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Sent:
 async def _sent(request: Request) -> Sent:
     settings = _comfy(request).api.engine.settings
     deadline = Deadline.within(settings.deadline_s)
-    form = await multipart.parsed(request.headers, await deadline.hold(bodies.read(request, settings.max_body_mb)))
+    form = await multipart.parsed(request.headers, await deadline.hold(bodies.read(request, settings)))
     try:
         file = form.get("image")
         if not isinstance(file, UploadFile) or not file.filename:

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+from handler.api import served
 from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.core.version import __version__
 from handler.engine.engine import Engine
@@ -62,7 +63,8 @@ PARAMETERS: dict[str, Schema] = {
     HANGS_UP: {
         "schema": TEXT,
         "description": "OpenAI's client says here after how many seconds it hangs up. Without a stream or an "
-        "idempotency-key that is a deadline too, from when all of the request is there.",
+        "idempotency-key that is a deadline too, from when all of the request is there; the answer comes a twentieth "
+        "of it, and at least 50 ms, before.",
     },
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
@@ -143,6 +145,7 @@ OPERATIONS: dict[str, Operation] = {
         parameters=("id", "x-request-id", "traceparent"),
     ),
     "/v1/receipt": _reading("What this worker runs, and what was measured of that", "ReceiptAnswer"),
+    "/": Operation("get", "What stands here, for people", {200: Answer("A text.", {METRICS: TEXT})}),
     "/ping": Operation(
         "get",
         "Health, as RunPod asks for it",
@@ -168,13 +171,14 @@ def document(engine: Engine, root: str = "") -> dict[str, Any]:
     """The description of the worker that `engine` serves, below the path `root`."""
     spec, keyed = engine.spec, bool(engine.settings.api_keys)
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
+    names = served.names(spec, engine.settings)
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
     shapes = {**requests(spec, engine.settings), **types(), **ANSWERS}
     components = {"schemas": shapes, "headers": HEADERS, "responses": refusals}
     found = {
         "openapi": "3.1.0",
         "info": {"title": f"Kindling: {spec.id}", "version": __version__, "description": ABOUT},
-        "paths": {path: {row.method: _operation(path, row, keyed, spec.names)} for path, row in OPERATIONS.items()},
+        "paths": {path: {row.method: _operation(path, row, keyed, names)} for path, row in OPERATIONS.items()},
         "components": components | scheme,
     }
     below = {"servers": [{"url": quote(root)}]} if root else {}

@@ -4,19 +4,19 @@ They are as strict as `ModelSpec.validate`: what fits is drawn. But for what no 
 whole image, a mask as large as its image, an edit strong enough for its steps, and the parts of a `Sampling` in order.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from handler.api.dialects.openai import ACCEPTED, IGNORED
+from handler.api import served
+from handler.api.dialects.openai import ACCEPTED, IGNORED, SIDES
 from handler.api.store import Store
 from handler.catalog.ceilings import most_steps
-from handler.catalog.models import MODES
 from handler.catalog.spec import ModelSpec
 from handler.core.loras import HEAVIEST
 from handler.core.loras import MOST as MOST_LORAS
 from handler.core.reading import Reading
-from handler.core.request import ImageRequest
+from handler.core.request import Format, ImageRequest
 from handler.core.sampling import Sampling
 from handler.core.settings import Settings
 from handler.core.stepcache import BOUNDS
@@ -24,7 +24,10 @@ from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, arr
 from handler.volume.adapters import names
 
 SIDE = "(6[4-9]|[7-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"  # MIN_SIDE to MAX_SIDE
-FILE = TEXT | {"format": "picture", "description": "A PNG, JPEG or WebP file as a data URL or in base64."}
+SIZE: Schema = {
+    **TEXT, "pattern": f"^(auto|{SIDE}[xX*]{SIDE})$", "default": "auto", "description": "WIDTHxHEIGHT."
+}  # fmt: skip
+FILE = TEXT | {"format": "picture", "description": "An image file as a data URL or in base64."}
 BY_URL = {
     "type": "object",
     "properties": {"image_url": FILE},
@@ -42,34 +45,35 @@ NEVER: Schema = {"not": {}}
 def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """The components that bodies are described by."""
     native = _fields(spec, settings)
-    openai = {name: schema for name, schema in native.items() if name not in ("width", "height")}
-    openai["size"] = {**TEXT, "pattern": f"^(auto|{SIDE}x{SIDE})$", "default": "auto", "description": "WIDTHxHEIGHT."}
+    sides = {side: {name: native[side][name] for name in native[side] if name != "default"} for side in SIDES}
+    openai = native | sides | {"size": SIZE}
     openai |= {name: {"enum": list(values), "default": values[0]} for name, values in ACCEPTED.items()}
     openai |= dict.fromkeys(IGNORED, ACCEPTED_TEXT)
     rules, images = _rules(spec), _image_rules(spec)
     return {
-        "GenerationRequest": closed(_nullable(openai), ("prompt",), [*rules, *images]) | EXAMPLE,
-        "NativeRequest": closed(_nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE,
-        "EditRequest": closed(_nullable(_edit(openai, spec)), ("prompt",), [*rules, ONE_WAY]),
-        "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), rules),
+        "GenerationRequest": closed(_nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
+        "NativeRequest": closed(_nullable(native), ("prompt",), [*rules, *images]) | EXAMPLE,
+        "EditRequest": closed(_nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
+        "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
 
 
 def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """`ImageRequest`'s, narrowed to what this model takes."""
-    modes = [mode.id for mode in MODES.values() if mode.model == spec.id]
     narrowed: dict[str, Schema] = {
-        "model": {"enum": [*spec.names, *modes]},
+        "model": {"enum": [*served.names(spec, settings), ""]},
+        "n": {"maximum": settings.max_n},
         "width": {"default": spec.size[0], "description": "Pixels."},
         "height": {"default": spec.size[1], "description": "Pixels."},
         "num_inference_steps": {"minimum": spec.min_steps, "maximum": spec.max_steps, "default": spec.steps},
-        "guidance_scale": {"default": spec.guidance} | ({} if spec.takes_guidance else {"maximum": 0}),
+        "guidance_scale": {"default": spec.guidance} | ({} if spec.takes_guidance else {"enum": [0, 1]}),
         "scheduler": {"enum": list(spec.schedulers), "default": spec.schedulers[0]},
         "negative_prompt": {} if spec.takes_negative_prompt else {"maxLength": 0},
         "images": {"items": FILE, "maxItems": spec.max_images or 1},
         "mask": TEXT | {"format": "picture"},
         "step_cache": _step_cache(spec, settings),
         "loras": _loras(names(settings.volume)),
+        "output_format": {"enum": [*get_args(Format), "jpg"]},
         "response_format": {} if Store.of(settings) else {"enum": ["b64_json"]},
     }
     fields = ImageRequest.model_json_schema()["properties"]
@@ -151,7 +155,7 @@ def _edit_form(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
     fields = {name: schema for name, schema in openai.items() if name not in NO_FORM}
     fields["loras"] = TEXT | {"description": "LoRAs on the worker's volume, such as NAME:0.8,NAME:0.5."}
     image = array(
-        PART, minItems=1, maxItems=spec.max_images or 1, description="PNG, JPEG or WebP files; also as image[]."
+        PART, minItems=1, maxItems=spec.max_images or 1, description="Image files; also as image[], image[0] or images."
     )
     masked = {"mask": PART | {"description": openai["mask"]["description"]}} if "mask" in openai else {}
     return fields | {"image": image, "input_fidelity": ACCEPTED_TEXT} | masked | _started(spec)
@@ -185,6 +189,7 @@ TOGETHER: Schema = {
         {"properties": {"width": NULL, "height": NULL}},
     ]
 }
+SIZED = _if("width", allowed={"size": {"enum": ["auto"]}})
 ONE_WAY: Schema = {
     "anyOf": [
         {"properties": {"image": SENT, "images": NULL}, "required": ["image"]},
@@ -196,7 +201,8 @@ ONE_WAY: Schema = {
 def _rules(spec: ModelSpec) -> list[Schema]:
     """What fields ask of one another, whatever the route."""
     rules = [
-        _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "webp"]}}),
+        TOGETHER,
+        _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "jpg", "webp"]}}),
         _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
         _if("sampling", allowed=dict.fromkeys(("num_inference_steps", "scheduler", "strength"), NEVER)),
         _if("sampling", allowed={"step_cache": {"enum": ["off"]}}),

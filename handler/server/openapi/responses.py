@@ -54,11 +54,28 @@ SHARED = {
     "quality": {"enum": ["auto"]},
     "size": SIZE,
 }
+READ = whole({"text_tokens": COUNT, "image_tokens": COUNT})
+USAGE = whole({"input_tokens": COUNT, "input_tokens_details": READ, "output_tokens": COUNT, "total_tokens": COUNT})
 DELIVERY = {"delivery": TEXT | {"description": "Why a picture has no url that should have one."}}
-ABOUT = {"inference_ms": NUMBER, "width": COUNT, "height": COUNT, "model": TEXT, "plan": PLAN, **DELIVERY}
+ABOUT = {
+    "inference_ms": NUMBER,
+    "width": COUNT,
+    "height": COUNT,
+    "model": TEXT,
+    "plan": PLAN,
+    "usage": USAGE,
+    **DELIVERY,
+}
 STAGES = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds by stage."}
 DRAWN = PICTURE | {"format": FORMAT, "parameters": ref("Recipe"), "stages_s": STAGES}
-NATIVE = {"images": array(_picture(DRAWN)), "model": TEXT, "inference_ms": NUMBER, "plan": PLAN, **DELIVERY}
+NATIVE = {
+    "images": array(_picture(DRAWN)),
+    "model": TEXT,
+    "inference_ms": NUMBER,
+    "plan": PLAN,
+    "usage": USAGE,
+    **DELIVERY,
+}
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
 COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
 ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT})

@@ -22,8 +22,8 @@ from handler.api.dialects.comfy.node import (
 )
 from handler.api.dialects.comfy.pixels import by_pixels
 from handler.api.dialects.comfy.values import Clip, Conditioning, Drawn, Latent, Picture
+from handler.core.attachments import MAX_REFERENCES
 from handler.core.reading import Sizes, Words
-from handler.core.request import MAX_REFERENCES
 
 
 def encode(at: At, text: str, clip: Clip) -> Conditioning:

@@ -21,7 +21,7 @@ from handler.api.dialects.comfy.node import (
 from handler.api.dialects.comfy.nodes.latents import there
 from handler.api.dialects.comfy.plan import Pixels
 from handler.api.dialects.comfy.values import Drawn, Image, Mask, Picture
-from handler.core.request import MAX_REFERENCES
+from handler.core.attachments import MAX_REFERENCES
 
 LARGEST = 4096 * 4096  # pixels of one image
 MOST = 16  # changes of a drawn picture

@@ -1,0 +1,43 @@
+"""Which requests a worker serves at all, whatever its model can draw: by the model's name, by count, by transport."""
+
+from handler.catalog.models import MODES
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import ModelNotFound, OutOfRange, Unsupported
+from handler.core.request import MAX_IMAGES, ImageRequest
+from handler.core.settings import Settings
+
+
+def listed(spec: ModelSpec, settings: Settings) -> tuple[str, ...]:
+    """The names that `/v1/models` tells: the model's id and repository, and KINDLING_MODEL_NAMES, each once."""
+    return tuple(dict.fromkeys((spec.id, spec.repository, *settings.model_names)))
+
+
+def names(spec: ModelSpec, settings: Settings) -> tuple[str, ...]:
+    """Every name that a request may use, whatever its case: those, the model's aliases and its modes."""
+    modes = (mode.id for mode in MODES.values() if mode.model == spec.id)
+    return tuple(dict.fromkeys((*spec.names, *modes, *settings.model_names)))
+
+
+def require_name(name: str, spec: ModelSpec, settings: Settings) -> None:
+    """ModelNotFound, with what is served, if `name` is none of `names`."""
+    if name.lower() not in (known.lower() for known in names(spec, settings)):
+        told = f"This worker serves {spec.id}, not '{name:.80}'. Leave model out, or send '{spec.id}'"
+        raise ModelNotFound(f"{told}; KINDLING_MODEL_NAMES adds names for it.", "model")
+
+
+def require(request: ImageRequest, spec: ModelSpec, settings: Settings, streams: bool) -> None:
+    """Raise why `request` is none for this worker; `streams` says whether events can be sent. No name means it."""
+    if request.model:
+        require_name(request.model, spec, settings)
+    if request.n > settings.max_n:
+        more = "" if settings.max_n == MAX_IMAGES else f" KINDLING_MAX_N allows it up to {MAX_IMAGES}."
+        raise OutOfRange(f"n: this worker draws at most {settings.max_n} pictures for a request.{more}", "n")
+    if not streams and (asked := _streamed(request)):
+        raise Unsupported(
+            f"{asked} needs a stream of events: over HTTP send stream true, on RunPod set STREAM=1.", asked
+        )
+
+
+def _streamed(request: ImageRequest) -> str:
+    """Which field of `request` only a stream can honour, if any."""
+    return "stream" if request.stream else "partial_images" if request.partial_images else ""

@@ -1,0 +1,207 @@
+"""What other people's clients send: the real ones where they are installed, else their requests as they were recorded.
+
+The model is a fake that paints the seed, so that only how a request is read and answered is looked at.
+"""
+
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from fakes import Editor, FakeFamily
+from handler import Engine, Settings, create_app
+from handler.core.errors import SettingsError
+from serving import live
+
+ROUTE = "/v1/images/generations"
+OK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7}
+NAMES = "gpt-image-1, dall-e-2,default"
+
+
+@contextmanager
+def served(family: FakeFamily | None = None, **settings: Any) -> Iterator[str]:
+    """A worker's address."""
+    with live(create_app(Engine(Settings(**settings), boot=(family or Editor()).boot), public=False)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A worker with more names, that takes as many pictures as OpenAI's."""
+    with served(model_names=NAMES, max_n=10) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(api_key="unused", base_url=url + "/v1", max_retries=0, timeout=60)
+
+
+def test_a_fixed_name_is_listed_and_echoed(client: openai.OpenAI) -> None:
+    listed = [model.id for model in client.models.list()]
+    assert listed == ["spark", "kindling/spark", "gpt-image-1", "dall-e-2", "default"]
+    for name in (*listed, "GPT-image-1"):
+        answer: Any = client.images.generate(model=name, prompt="x", size="64x64")  # type: ignore[call-overload]
+        assert answer.model == name
+        assert client.models.retrieve(name).id == name
+
+
+def test_no_name_is_the_served_model(url: str, client: openai.OpenAI) -> None:
+    answer: Any = client.images.generate(model="", prompt="x", extra_body={"size": "64x64"})
+    assert answer.model == "spark"
+    assert httpx.get(f"{url}/v1/models/").status_code == 404
+
+
+def test_an_unknown_name_is_told_what_is_served(client: openai.OpenAI) -> None:
+    for ask in (
+        lambda: client.images.generate(model="dall-e-3", prompt="x"),
+        lambda: client.models.retrieve("dall-e-3"),
+        lambda: client.images.generate(model="flux-dev", prompt="x"),
+    ):
+        with pytest.raises(
+            openai.NotFoundError, match=r"serves spark, not '.*send 'spark'; KINDLING_MODEL_NAMES"
+        ) as no:
+            ask()
+        assert "qwen" not in str(no.value)
+
+
+@pytest.mark.parametrize("names", ["a b", "ü", "x" * 201, "a\nb"])
+def test_a_name_that_no_request_could_send_stops_the_start(names: str) -> None:
+    with pytest.raises(SettingsError, match="model_names"):
+        Settings(model_names=names)
+
+
+def test_as_many_pictures_as_the_worker_allows(url: str, client: openai.OpenAI) -> None:
+    answer = client.images.generate(prompt="x", n=10, size="64x64", extra_body={"seed": 3})  # type: ignore[call-overload]
+    assert [picture.seed for picture in answer.data] == [*range(3, 13)]
+    assert httpx.post(url + ROUTE, json=OK | {"n": 11}).status_code == 422
+    with served() as usual, pytest.raises(openai.UnprocessableEntityError, match=r"at most 4 .* KINDLING_MAX_N") as no:
+        client.with_options(base_url=usual + "/v1").images.generate(prompt="x", n=5)
+    assert no.value.param == "n"
+    names = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["GenerationRequest"]["properties"]
+    assert (names["n"]["anyOf"][0]["maximum"], names["model"]["anyOf"][0]["enum"][-2:]) == (10, ["default", ""])
+
+
+@pytest.mark.parametrize("scale", [0, 1, 1.0])
+def test_a_scale_that_means_no_guidance(url: str, scale: float) -> None:
+    """SGLang's klein sends 1 unless it is told otherwise."""
+    assert httpx.post(url + ROUTE, json=OK | {"guidance_scale": scale}).status_code == 200
+
+
+RED = Image.new("RGB", (64, 64), "red")
+EDIT = {"prompt": "a red circle", "seed": 1, "strength": 0.25}
+
+
+def png(image: Image.Image = RED) -> bytes:
+    image.save(out := io.BytesIO(), "PNG")
+    return out.getvalue()
+
+
+SPELLED = {
+    "lines": base64.encodebytes(png()).decode(),
+    "no padding": base64.b64encode(png()).decode().rstrip("="),
+    "safe": base64.urlsafe_b64encode(png()).decode(),
+    "octets": f"data:application/octet-stream;base64,{base64.b64encode(png()).decode()}",
+    "shouted": f"DATA:image/png;BASE64,{base64.encodebytes(png()).decode()}",
+}
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_base64_as_clients_write_it(url: str, spelled: str) -> None:
+    text = SPELLED[spelled]
+    hole = base64.encodebytes(png(Image.new("RGBA", (64, 64)))).decode()
+    for body in (
+        {"json": EDIT | {"image": text, "mask": hole}},
+        {"json": EDIT | {"images": [{"image_url": text}]}},
+        {"data": EDIT | {"image": text, "mask": hole}, "files": {"user": (None, b"n8n")}},
+    ):
+        answer = httpx.post(f"{url}/v1/images/edits", **body)  # type: ignore[arg-type]
+        assert (answer.status_code, answer.json().get("error")) == (200, None)
+    assert httpx.post(url + "/generate", json=EDIT | {"images": [text], "mask": hole}).status_code == 200
+
+
+@pytest.mark.parametrize("names", [("image[]",) * 2, ("image[0]", "image[1]"), ("images", "images"), ("image",) * 2])
+def test_forms_of_several_images(names: tuple[str, ...]) -> None:
+    files: Any = [(name, ("a.png", png(), "image/png")) for name in names]
+    with served(model="flux2-klein") as klein:
+        answer = httpx.post(f"{klein}/v1/images/edits", data={"prompt": "x", "size": "64*64"}, files=files)
+    assert (answer.status_code, answer.json().get("error")) == (200, None)
+
+
+def test_a_browsers_form_has_what_was_left_out(url: str) -> None:
+    fields = {"prompt": "x", "size": "", "seed": "", "n": "", "model": "", "output_format": "jpg"}
+    files: Any = [("image", ("a.png", png(), "image/png")), ("mask", ("", b"", "application/octet-stream"))]
+    answer = httpx.post(f"{url}/v1/images/edits", data=fields, files=files).json()
+    assert (answer["size"], answer["output_format"], len(answer["data"])) == ("64x64", "jpeg", 1)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"size": "128*64"},
+        {"size": "128X64"},
+        {"width": 128, "height": 64},
+        {"size": "auto", "width": 128, "height": 64},
+    ],
+)
+def test_sizes_as_clients_spell_them(url: str, size: dict[str, Any]) -> None:
+    answer = httpx.post(url + ROUTE, json={"prompt": "x", "output_format": "jpg"} | size).json()
+    assert (answer["size"], answer["output_format"]) == ("128x64", "jpeg")
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [("", "Did you mean /v1/images/generations? The client's base URL should end with /v1"), ("/v1/v1", "/v1 once")],
+)
+def test_a_wrong_base_url_is_told_the_right_one(url: str, client: openai.OpenAI, base: str, told: str) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.with_options(base_url=url + base).images.generate(prompt="x")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/v1/images/generation", "Did you mean /v1/images/generations?"), ("/v1/images/edits/", "/v1/images/edits?"),
+        ("/v1/videos", "serves images"), ("/v1/chat/completions", "serves images"), ("/videos/1", "serves images"),
+        ("/nowhere", "GET /openapi.json"), ("/" + "x" * 5000, "GET /openapi.json"),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_no_route_is_told_what_is(url: str, path: str, told: str) -> None:
+    answer = httpx.post(url + path, json=OK)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert told in answer.json()["error"]["message"]
+    assert len(answer.text) < 400
+
+
+def test_the_root_says_what_is_served(url: str) -> None:
+    answer = httpx.get(url)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    assert "serves spark" in answer.text
+
+
+def test_what_is_too_large_names_its_setting(url: str) -> None:
+    large = {"prompt": "x", "image": "A" * 9_000_000}
+    refused = httpx.post(url + ROUTE, json=large)
+    assert (refused.status_code, "KINDLING_MAX_BODY_MB" in refused.text) == (413, True)
+    assert httpx.post(f"{url}/v1/images/edits", json=large).json()["error"]["code"] == "invalid_value"  # it was read
+    for most, name in ((1, "KINDLING_MAX_BODY_MB"), (8.5, "KINDLING_MAX_EDIT_MB")):
+        with served(max_edit_mb=most) as small:
+            refused = httpx.post(f"{small}/v1/images/edits", json=large)
+        assert (refused.status_code, name in refused.text) == (413, True)
+
+
+def test_openais_client_hears_why_before_it_hangs_up() -> None:
+    family = FakeFamily(gate=threading.Event())
+    with served(family) as slow, openai.OpenAI(api_key="x", base_url=slow + "/v1", max_retries=0, timeout=4) as client:
+        with pytest.raises(openai.InternalServerError) as late:
+            client.images.generate(prompt="x")
+        family.gate.set()
+    assert (late.value.status_code, late.value.code) == (504, "deadline_exceeded")
