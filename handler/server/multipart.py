@@ -46,7 +46,7 @@ class Parser(MultiPartParser):
 async def parsed(headers: Headers, body: bytes) -> FormData:
     """A form, with its files in memory; InvalidValue if it is none."""
     if "boundary=" not in headers.get("content-type", ""):
-        raise InvalidValue(f"Send a form, as {MEDIA}.")
+        raise InvalidValue(f"Send a form, as {MEDIA} with its boundary.")
     try:
         return await Parser(headers, body).parse()
     except MultiPartException as error:
