@@ -35,7 +35,7 @@ def filter_body(context: Any, body: Any) -> bool:
     if not isinstance(body, dict):
         return True
     try:
-        Sampling.model_validate(untrusted.parse(json.dumps(body.get("sampling") or {}).encode()))
+        Sampling.model_validate(untrusted.parse(json.dumps(body.get("sampling") or {}), untrusted.number))
     except ValidationError as error:
         if {each["type"] for each in error.errors()} == {"value_error"}:
             return False
