@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from handler import MODELS, Engine, ImageRequest, Recipe, Settings
+from handler import MODELS, Engine, Recipe, Settings
 from report import measuring
 
 WINDOW, END = 77, 49407  # of CLIP: how many tokens it takes at once, and the one that fills them up
@@ -65,22 +65,20 @@ def pixels(path: Path | io.BytesIO) -> Any:
         return np.array(image.convert("RGB"))
 
 
-def asked(folder: Path, told: Mapping[str, Any]) -> ImageRequest:
-    """What draws the pictures of one graph; of those with an image `init.png`, and where there is a mask `mask.png`."""
+def asked(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked for the pictures of one graph, some of `init.png` and `mask.png`."""
     graph = (folder / told["graph"]).read_text()
     images = {"images": [(folder / "init.png").read_bytes()]} if '"LoadImage"' in graph else {}
     masks = {"mask": _mask(pixels(folder / "mask.png")[..., 0])} if '"LoadImageMask"' in graph else {}
-    return ImageRequest.parse(
-        {
-            **{name: told[name] for name in ("seed", "width", "height")},
-            "prompt": told["positive"],
-            "negative_prompt": told["negative"],
-            "n": len(told["files"]),
-            "sampling": {name: told[name] for name in ("steps", "cfg", "denoise", "sampler", "scheduler")},
-            **images,
-            **masks,
-        }
-    )
+    return {
+        **{name: told[name] for name in ("seed", "width", "height")},
+        "prompt": told["positive"],
+        "negative_prompt": told["negative"],
+        "n": len(told["files"]),
+        "sampling": {name: told[name] for name in ("steps", "cfg", "denoise", "sampler", "scheduler")},
+        **images,
+        **masks,
+    }
 
 
 def _mask(white: Any) -> bytes:
@@ -96,11 +94,12 @@ async def draw(options: argparse.Namespace, index: Mapping[str, Any], figures: d
     family: Any = importlib.import_module(MODELS["sd1.5"].family)
     family.encode = encoder
     own: dict[str, Any] = {"model": "sd1.5", "volume": options.volume, "weights": (options.weights,)}
-    settings = Settings(**own, device="cpu", precision="fp32", compile="off", cold_start_budget_s=3600)
+    patient = {"cold_start_budget_s": 3600, "deadline_s": 3600, "hang_s": 3600}
+    settings = Settings(**own, **patient, device="cpu", precision="fp32", compile="off")
     async with Engine(settings) as engine:
         for told in index["pictures"]:
             encoder.skip = 1 if "CLIPSetLastLayer" in (options.folder / told["graph"]).read_text() else 0
-            pictures = await engine.generate(asked(options.folder, told))
+            pictures = await engine.generate(**asked(options.folder, told))
             for name, picture in zip(told["files"], pictures, strict=True):
                 off = np.abs(pixels(io.BytesIO(picture.data)).astype(int) - pixels(options.folder / name))
                 figures[name] = {"max": int(off.max()), "mean": round(float(off.mean()), 5)}

@@ -22,12 +22,11 @@ from handler.model.sampling.solving import Solving
 @contextmanager
 def prepared(pipeline: Any, scheduler: ComfyScheduler, recipes: Sequence[Recipe]) -> Iterator[None]:
     """While this lasts, `pipeline`, one with `scheduler`, begins as ComfyUI begins `recipes`."""
-    prepare, encode = pipeline.prepare_latents, pipeline.vae.encode
-    signature = inspect.signature(prepare)
+    prepare = pipeline.prepare_latents
 
     def begun(*args: Any, **kwargs: Any) -> Any:
-        asked = signature.bind(*args, **kwargs)
-        pipeline.vae.encode = _once(partial(_mode, encode, pipeline.vae, asked.arguments["device"]))
+        asked = inspect.signature(prepare).bind(*args, **kwargs)
+        pipeline.vae.encode = _once(partial(_mode, pipeline.vae.encode, pipeline.vae, asked.arguments["device"]))
         try:
             x = _Latents(prepare, asked.arguments, scheduler).begin(recipes).to(asked.arguments["dtype"])
             made = prepare(*args, **kwargs)  # last, for SDXL's leaves its autoencoder in the type asked for

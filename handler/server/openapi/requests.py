@@ -36,7 +36,12 @@ ACCEPTED_TEXT = TEXT | {"description": "Accepted; changes nothing here."}
 EXAMPLE = {"examples": [{"prompt": "a red circle on a blue background"}]}
 SOME: Schema = {"type": "array", "minItems": 1}
 SENT: Schema = {"not": NULL}
-NEVER: Schema = {"not": {}}
+INSTEAD = {  # of what a `Sampling` says
+    "num_inference_steps": NULL,
+    "scheduler": NULL,
+    "strength": NULL,
+    "step_cache": {"enum": ["off"]},
+}
 
 
 def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
@@ -107,6 +112,7 @@ def _sampling(spec: ModelSpec) -> Schema:
     found, most = _object(Sampling), most_steps(spec)
     fields = found["properties"]
     fields["steps"] |= {"maximum": most, "default": min(most, fields["steps"]["default"])}
+    fields["start"] |= {"maximum": most - 1}
     fields["sigmas"] |= {"maxItems": most + 1}
     return found
 
@@ -197,8 +203,7 @@ def _rules(spec: ModelSpec) -> list[Schema]:
     rules = [
         _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "webp"]}}),
         _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
-        _if("sampling", allowed=dict.fromkeys(("num_inference_steps", "scheduler", "strength"), NEVER)),
-        _if("sampling", allowed={"step_cache": {"enum": ["off"]}}),
+        _if("sampling", allowed=INSTEAD),
     ]
     guided = {"guidance_scale": NUMBER | {"exclusiveMinimum": 1}}
     if spec.takes_negative_prompt and spec.guidance > 1:
