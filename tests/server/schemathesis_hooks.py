@@ -26,15 +26,17 @@ TEXTS = st.sampled_from([base64.b64encode(picture(form)).decode() for form in ("
 schemathesis.openapi.format("picture", st.one_of(TEXTS, TEXTS.map(lambda text: f"data:image/png;base64,{text}")))
 
 
+INSTEAD = ("num_inference_steps", "scheduler", "strength", "step_cache")
 TOGETHER = ("steps", "denoise", "start", "end", "sigmas", "batch", "index")
 
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """Without what is good by itself in a `Sampling`, but not together."""
+    """Without what is good by itself, but not beside a `Sampling` or in it together."""
     sampling = body.get("sampling") if isinstance(body, dict) else None
     if not isinstance(sampling, dict):
         return body
+    body = {name: value for name, value in body.items() if name not in INSTEAD}
     try:
         Sampling.model_validate(untrusted.parse(json.dumps(sampling), untrusted.number))
     except ValidationError as error:
