@@ -91,7 +91,7 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "mask": mask,
             "loras": [{name: one[name] for name in LORA if name in one} for one in found.get("loras", ())],
             "reading": found.get("reading"),
-            **({"sampling": found["sampling"]} if "sampling" in found else steps),
+            **({"sampling": found["sampling"]} if found.get("sampling") else steps),
         }
         known = found["precision"] in PRECISIONS and found.get("attention", "native") in KERNELS
         texts = "vae" in found and all(isinstance(found.get(name, ""), str) for name in TEXTS)

@@ -11,6 +11,7 @@ from PIL import Image
 from fakes import FakeFamily
 from handler import MODELS, Api, ImageRequest
 from handler.api.recipes import recipes_of
+from handler.catalog.ceilings import warnings
 from handler.core.errors import InvalidValue, OutOfRange, Unsupported
 from handler.core.request import MAX_SEED
 
@@ -68,3 +69,39 @@ def test_the_api_draws_just_these() -> None:
     with FakeFamily().engine() as engine:
         pictures = asyncio.run(Api(engine).draw(request))
     assert [picture.recipe for picture in pictures] == recipes_of(request, SPARK, "off")
+
+
+def test_in_comfyuis_words_pictures_are_of_one_draw_of_noise() -> None:
+    found = recipes_of(asked(n=3, seed=5, sampling={"steps": 12, "scheduler": "karras"}), SPARK, "off")
+    assert [recipe.seed for recipe in found] == [5, 5, 5]
+    assert [(each.sampling.batch, each.sampling.index) for each in found if each.sampling] == [(3, 0), (3, 1), (3, 2)]
+    assert {(each.steps, each.scheduler, each.strength) for each in found} == {(12, "euler/karras", None)}
+    [again] = recipes_of(asked(seed=5, sampling=found[1].described()["sampling"]), SPARK, "off")
+    assert again == found[1]
+
+
+def test_in_comfyuis_words_an_image_is_drawn_anew_by_denoise() -> None:
+    [found] = recipes_of(asked(images=[png()], sampling={"denoise": 0.01, "steps": 3}), SPARK, "off")
+    assert (found.strength, found.steps, found.taken) == (0.01, 3, 3)
+
+
+def test_how_many_steps_may_be_asked_in_comfyuis_words() -> None:
+    """A distilled model may take more than it was made for, which is told; another may not."""
+    dev = MODELS["flux-dev"]
+    for spec in (SPARK, dev):
+        with pytest.raises(OutOfRange, match=f"sampling: {spec.id} takes at most 50 steps, got 51"):
+            recipes_of(asked(sampling={"steps": 51}), spec, "off")
+    assert warnings(dev, asked(sampling={"steps": 50})) == warnings(SPARK, asked(sampling={"steps": 8})) == ()
+    assert warnings(SPARK, asked()) == ()
+    told = "spark was made to draw in at most 8 steps; 9 take longer and may look worse."
+    assert warnings(SPARK, asked(sampling={"steps": 9})) == (told,)
+    [few] = recipes_of(asked(sampling={"steps": 1}), MODELS["qwen-image"], "off")
+    assert few.steps == 1
+
+
+def test_comfyuis_sampling_has_no_step_cache() -> None:
+    dev = MODELS["flux-dev"]
+    [found] = recipes_of(asked(sampling={}), dev, "on")
+    assert found.step_cache is None
+    with pytest.raises(Unsupported, match="ComfyUI's sampling skips no steps"):
+        recipes_of(asked(sampling={}, step_cache="on"), dev, "on")

@@ -24,9 +24,12 @@ from handler import MODELS, ImageRequest, Settings, Worker
 from handler.__main__ import main
 from handler.api.codec import encode, parameters_of, read_parameters
 from handler.api.dialects import openai
+from handler.api.recipes import recipes_of
 from handler.cli import again, doctor, findings, generate, models
 from handler.cli.configured import described, listed
 from handler.core.errors import BudgetExceeded, InvalidValue, SettingsError, StartError, VolumeFailed
+from handler.core.reading import Reading
+from handler.core.sampling import Sampling
 from handler.model.hardware import detect
 from handler.server.shutdown import Server
 from loras import LAYERS, matrices, peft, put
@@ -329,6 +332,26 @@ def test_nothing_may_contradict_the_picture_to_be_made_again(
     alike = ["a red circle", "--seed", "3", "--steps", "1", "--size", "64x64", "--n", "1", "--model", "spark"]
     options = _parsed(*alike, "--guidance", "0", "--scheduler", "flow-match-euler", "--step-cache", "off")
     again.refuse_contradiction(said, options, openai.parse(generate._fields(options)))
+
+
+def test_a_picture_by_comfyuis_sampling_is_made_again(
+    spark: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KINDLING_COLD_START_BUDGET_S", "3600")
+    sampling = Sampling(sampler="dpmpp_sde", scheduler="karras", steps=2, shift=3.0)
+    request = ImageRequest(prompt="a ring", n=2, seed=3, width=64, height=64, sampling=sampling, reading=Reading())
+    _, second = recipes_of(request, spark.spec, "off")
+    (tmp_path / "one.png").write_bytes(
+        encode(spark.generate(second)[0].rgb, "png", 95, generate._parameters(spark, second))
+    )
+    assert main(["generate", "--from", str(tmp_path / "one.png"), "-o", str(tmp_path / "two.png")]) == 0
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    for option, value in (("--steps", "3"), ("--scheduler", "euler")):
+        assert (
+            main(["generate", "--from", str(tmp_path / "one.png"), option, value, "-o", str(tmp_path / "x.png")]) == 2
+        )
+        assert f"{option} says" in capsys.readouterr().err
 
 
 def test_what_differs_from_where_a_picture_was_made_is_told_in_words(

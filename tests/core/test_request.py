@@ -15,6 +15,7 @@ from handler.core import attachments, loras
 from handler.core.errors import InvalidType, InvalidValue, MissingParameter, OutOfRange, RequestError, UnknownParameter
 from handler.core.recipe import OPTIONAL, Lora, Mask, Picture, Pixels, Recipe, Reference, steps_taken
 from handler.core.request import ImageRequest
+from handler.core.sampling import Sampling
 from handler.core.stepcache import StepCache
 
 FILE = base64.b64encode(b"a file").decode()
@@ -159,6 +160,19 @@ def test_how_many_images_may_come() -> None:
          "mask says where an image is drawn anew; send the image too."),
         ({"strength": 0.5}, InvalidValue, "strength",
          "strength says how much of an image is drawn anew; send the image too."),
+        ({"sampling": {}, "num_inference_steps": 4}, InvalidValue, "sampling",
+         "sampling says all of scheduler, num_inference_steps and strength; send none of those."),
+        ({"sampling": {"steps": 4, "start": 4}}, InvalidValue, "sampling",
+         "sampling: start and end leave no step to take."),
+        ({"sampling": {"sigmas": [1.0]}}, InvalidValue, "sampling",
+         "sampling: start and end leave no step to take."),
+        ({"sampling": {"sigmas": [0.5, 1.0, 0.0]}}, InvalidValue, "sampling", "sampling: sigmas should fall."),
+        ({"sampling": {"steps": 101, "denoise": 0.01}}, InvalidValue, "sampling",
+         "sampling: denoise is too small for so many steps."),
+        ({"sampling": {"batch": 2, "index": 2}}, InvalidValue, "sampling", "sampling: index should be below batch."),
+        ({"sampling": {"cfg": 0.5}}, OutOfRange, "sampling",
+         "sampling: Input should be greater than or equal to 1."),
+        ({"sampling": {"steps": "4"}}, InvalidType, "sampling", "sampling: Input should be a valid integer."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(fields: dict[str, Any], kind: type[RequestError], param: str, told: str) -> None:
@@ -178,6 +192,8 @@ def test_what_is_wrong_is_told(fields: dict[str, Any], kind: type[RequestError],
         {"partial_images": 0, "n": 4},
         {"mask": FILE, "images": [FILE]},
         {"strength": 0.5, "images": [FILE]},
+        {"sampling": Sampling(sampler="uni_pc", sigmas=(3.0, 1.0, 0.0))},
+        {"sampling": Sampling(steps=100, denoise=0.01)},
     ],
 )
 def test_what_goes_together(fields: dict[str, Any]) -> None:
@@ -193,6 +209,24 @@ def test_an_edit_takes_its_share_of_the_steps(steps: int, strength: float, taken
     recipe = dataclasses.replace(RECIPE, steps=steps)
     assert recipe.taken == steps
     assert dataclasses.replace(recipe, strength=strength).taken == taken
+
+
+@pytest.mark.parametrize(
+    ("fields", "taken", "name"),
+    [
+        ({}, 20, "euler/normal"),
+        ({"steps": 8, "start": 3}, 5, "euler/normal"),
+        ({"steps": 8, "start": 3, "end": 5, "scheduler": "karras"}, 2, "euler/karras"),
+        ({"steps": 8, "end": 900}, 8, "euler/normal"),
+        ({"sigmas": [3.0, 2.0, 1.0, 0.0], "start": 1, "sampler": "lcm"}, 2, "lcm/sigmas"),
+    ],
+)
+def test_a_sampling_counts_and_names_its_steps(fields: dict[str, Any], taken: int, name: str) -> None:
+    sampling = ask(sampling=fields).sampling
+    assert sampling
+    assert (sampling.taken, sampling.name) == (taken, name)
+    assert dataclasses.replace(RECIPE, steps=30, strength=0.5, sampling=sampling).taken == taken
+    assert ask(sampling=json.loads(sampling.model_dump_json())).sampling == sampling
 
 
 def test_a_recipe_describes_itself_without_its_images() -> None:

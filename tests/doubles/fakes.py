@@ -36,7 +36,7 @@ class FakeFamily:
     broken: set[int] = field(default_factory=set)
     scheduler: Any = field(default_factory=FlowMatchEulerDiscreteScheduler)
     num_timesteps: int = 0
-    vae: Any = None
+    vae: Any = field(default_factory=lambda: SimpleNamespace(encode=None))
     vae_scale_factor: int = 8
 
     def __call__(
@@ -53,20 +53,26 @@ class FakeFamily:
         self.scheduler.set_timesteps(num_inference_steps)
         generators = generator if isinstance(generator, list) else [generator]
         self.batches.append(len(generators))
-        latents = torch.zeros(len(generators), 4, height // 8, width // 8)
+        latents = self.prepare_latents(len(generators), height, width, torch.float32, "cpu", generators)
         for step, timestep in enumerate(self.scheduler.timesteps):
             self.entered.set()
             if self.gate:
                 assert self.gate.wait(30)
             self.at_step.get(step + 1, lambda: None)()
             self.steps_run += 1
-            [latents] = self.scheduler.step(latents, timestep, latents, return_dict=False)
+            latents, *_ = self.scheduler.step(latents, timestep, latents, return_dict=False)
             callback_on_step_end(self, step, timestep, {"latents": latents})
         seeds = [each.initial_seed() for each in generators]
         self.drawn += seeds
         return SimpleNamespace(
             images=torch.stack([torch.full((3, height, width), self.colour(seed)) for seed in seeds])
         )
+
+    def prepare_latents(
+        self, batch_size: int, height: int, width: int, dtype: torch.dtype, device: str, generator: Any
+    ) -> torch.Tensor:
+        """As pipelines of diffusers have it, whose noise is nothing."""
+        return torch.zeros(batch_size, 4, height // 8, width // 8, dtype=dtype)
 
     def colour(self, seed: int) -> float:
         return math.nan if seed in self.broken else (seed % 255 + 1) / 255

@@ -17,6 +17,7 @@ from fakes import FakeFamily, raises
 from handler import Api, Engine, ImageRequest, ModelSpec, Worker
 from handler.core.errors import Cancelled, NumericalError, OutOfMemory
 from handler.core.recipe import MOST, Recipe, Reference
+from handler.core.sampling import Sampling
 from handler.core.stepcache import StepCache
 from handler.engine.batching import alike, at_once, room
 from handler.model import families
@@ -64,6 +65,10 @@ def test_only_words_and_seed_may_differ() -> None:
         assert not alike(RECIPE, replace(RECIPE, **other))  # type: ignore[arg-type]
     cached = replace(RECIPE, step_cache=StepCache())
     assert not alike(cached, cached)
+    draw = [replace(RECIPE, sampling=Sampling(batch=2, index=i)) for i in range(2)]
+    assert alike(*draw)
+    assert not alike(draw[0], RECIPE)
+    assert not alike(draw[0], replace(RECIPE, sampling=Sampling(cfg=2.0)))
 
 
 def recipes_of(worker: Worker, *prompts: str) -> list[Recipe]:

@@ -142,6 +142,14 @@ def test_without_noise_it_begins_in_nothing(spark: Worker) -> None:
     assert (one == other).all()
 
 
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_sde", "lcm"])
+def test_noise_in_the_steps_is_the_same_with_an_image(sampler: str, spark: Worker, decoded: Any) -> None:
+    """Of which nothing is left where a flow begins."""
+    image = (Reference(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "image"),)
+    how: dict[str, Any] = {"sampling": {"sampler": sampler, "steps": 3}}
+    assert (decoded(spark, recipe(spark, image, **how)) == decoded(spark, recipe(spark, **how))).all()
+
+
 def test_its_own_scheduler_in_comfyuis_words_is_the_same_picture(spark: Worker) -> None:
     """But that ComfyUI cuts where Kindling rounds."""
     own = spark.spec.recipe(ImageRequest(prompt="a red circle", width=64, height=64, seed=1))

@@ -174,9 +174,9 @@ def edits(spec: Any, recipe: Any) -> Iterator[tuple[str, Any]]:
     yield "text", recipe
     if spec.max_images:
         yield "references", dataclasses.replace(recipe, images=(image,))
-    elif recipe.scheduler in spec.edit_schedulers:
+    elif recipe.sampling or recipe.scheduler in spec.edit_schedulers:
         yield "image", dataclasses.replace(recipe, images=(image,), strength=0.75)
-    if spec.masked_pixels and recipe.scheduler in spec.edit_schedulers:
+    if spec.masked_pixels and (recipe.sampling or recipe.scheduler in spec.edit_schedulers):
         yield "mask", dataclasses.replace(recipe, images=(image,), strength=0.75, mask=mask)
 
 
@@ -232,6 +232,21 @@ def cases() -> Iterator[tuple[str, Any]]:
                 yield f"{spec.id} {name} {way}", draw(drawing, recipe)
                 for model in models:
                     model.over = True
+        yield from sampled(spec, drawing, request)
+
+
+def sampled(spec: Any, drawing: Any, request: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """By ComfyUI's samplers, but for those whose noise a generator of the device draws: this one has none."""
+    from handler import ImageRequest
+    from handler.core.sampling import Sampling
+
+    asked = {name: value for name, value in request.items() if name != "num_inference_steps"}
+    for name in ("euler", "dpmpp_2m", "uni_pc", "res_multistep", "dpmpp_2m_sde"):
+        sampling = Sampling(sampler=name, scheduler="karras", steps=STEPS)  # type: ignore[arg-type]
+        recipe = spec.recipe(ImageRequest(**asked, sampling=sampling))
+        for way, edit in edits(spec, recipe):
+            if way in (("text", "references") if spec.max_images else ("text", "image", "mask")):
+                yield f"{spec.id} comfy-{name} {way}", draw(drawing, edit)
 
 
 def plain() -> dict[str, int]:

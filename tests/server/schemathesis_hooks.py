@@ -26,19 +26,31 @@ TEXTS = st.sampled_from([base64.b64encode(picture(form)).decode() for form in ("
 schemathesis.openapi.format("picture", st.one_of(TEXTS, TEXTS.map(lambda text: f"data:image/png;base64,{text}")))
 
 
-@schemathesis.hook
-def filter_body(context: Any, body: Any) -> bool:
-    """Edits of so little strength that there is no step to take are refused, and on FLUX.2 large ones with a mask.
+INSTEAD = ("num_inference_steps", "scheduler", "strength", "step_cache")
+TOGETHER = ("steps", "denoise", "start", "end", "sigmas", "batch", "index")
 
-    And parts of a `Sampling` that are good each, but not together.
-    """
-    if not isinstance(body, dict):
-        return True
+
+@schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Without what is good by itself, but not beside a `Sampling` or in it together."""
+    sampling = body.get("sampling") if isinstance(body, dict) else None
+    if not isinstance(sampling, dict):
+        return body
+    body = {name: value for name, value in body.items() if name not in INSTEAD}
     try:
-        Sampling.model_validate(untrusted.parse(json.dumps(body.get("sampling") or {}).encode()))
+        Sampling.model_validate(untrusted.parse(json.dumps(sampling), untrusted.number))
     except ValidationError as error:
         if {each["type"] for each in error.errors()} == {"value_error"}:
-            return False
+            kept = {name: value for name, value in sampling.items() if name not in TOGETHER}
+            return {**body, "sampling": kept}
+    return body
+
+
+@schemathesis.hook
+def filter_body(context: Any, body: Any) -> bool:
+    """Edits of so little strength that there is no step to take are refused, and on FLUX.2 large ones with a mask."""
+    if not isinstance(body, dict):
+        return True
     strength, steps = (body.get(name) for name in ("strength", "num_inference_steps"))
     if isinstance(strength, int | float) and strength * (steps if isinstance(steps, int | float) else 4) < 1:
         return False

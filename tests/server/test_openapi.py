@@ -60,7 +60,8 @@ def test_schemathesis_finds_nothing(settings: Settings, tmp_path: Path, monkeypa
     bounds = ["--seed", "1", "--max-examples", "15", "--workers", "1", "--generation-database", "none"]
     quiet = ["--no-color", "--warnings", "off"]  # it would warn of the retired route, which is never found
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
-    environ = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[2])))
+    environ = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": path}
     with served(settings) as url:
         told = httpx.get(f"{url}/openapi.json", headers={"authorization": f"Bearer {KEY}"}).json()
         # Of fields that depend on one another it makes no forms with files; below is one.

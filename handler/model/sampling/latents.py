@@ -22,17 +22,13 @@ from handler.model.sampling.solving import Solving
 @contextmanager
 def prepared(pipeline: Any, scheduler: ComfyScheduler, recipes: Sequence[Recipe]) -> Iterator[None]:
     """While this lasts, `pipeline`, one with `scheduler`, begins as ComfyUI begins `recipes`."""
-    prepare, encode = pipeline.prepare_latents, pipeline.vae.encode
-    signature = inspect.signature(prepare)
+    prepare = pipeline.prepare_latents
 
     def begun(*args: Any, **kwargs: Any) -> Any:
-        asked = signature.bind(*args, **kwargs)
-        pipeline.vae.encode = _once(partial(_mode, encode, pipeline.vae, asked.arguments["device"]))
-        try:
-            x = _Latents(prepare, asked.arguments, scheduler).begin(recipes).to(asked.arguments["dtype"])
-            made = prepare(*args, **kwargs)  # last, for SDXL's leaves its autoencoder in the type asked for
-        finally:
-            del pipeline.vae.encode
+        asked = inspect.signature(prepare).bind(*args, **kwargs).arguments
+        latents = _Latents(prepare, pipeline.vae, asked, scheduler)
+        x = latents.begin(recipes).to(asked["dtype"])
+        made = latents.prepared(asked)  # last, for SDXL's leaves its autoencoder in the type asked for
         return (x, *made[1:]) if isinstance(made, tuple) else x
 
     pipeline.prepare_latents = begun
@@ -63,10 +59,21 @@ def _once(latents_of: Callable[[Any], Any]) -> Callable[..., Any]:
 class _Latents:
     """Of one run. `asked` is what the pipeline said to `prepare`."""
 
-    def __init__(self, prepare: Callable[..., Any], asked: Mapping[str, Any], scheduler: ComfyScheduler) -> None:
-        self._prepare, self._asked, self._scheduler = prepare, asked, scheduler
+    def __init__(
+        self, prepare: Callable[..., Any], vae: Any, asked: Mapping[str, Any], scheduler: ComfyScheduler
+    ) -> None:
+        self._prepare, self._vae, self._asked, self._scheduler = prepare, vae, asked, scheduler
         self._device = torch.device(asked["device"])
         self._from_image = "image" in asked
+        self._encode = _once(partial(_mode, vae.encode, vae, self._device))
+
+    def prepared(self, asked: Mapping[str, Any]) -> Any:
+        """What the pipeline makes of `asked`, without a second look at its image and without drawing latents of it."""
+        self._vae.encode = self._encode
+        try:
+            return self._prepare(**asked)
+        finally:
+            del self._vae.encode
 
     def _made(self, batch: int, of: Callable[..., Any], generator: torch.Generator, device: torch.device) -> Any:
         """What the pipeline makes of image latents and noise by `of`, for `batch` pictures, in fp32."""
@@ -76,7 +83,7 @@ class _Latents:
         if self._from_image:
             known["image"] = known["image"][:1].expand(batch, *known["image"].shape[1:])
         self._scheduler.add_noise = of
-        made = self._prepare(**known)
+        made = self.prepared(known)
         return made[0] if isinstance(made, tuple) else made
 
     def _here(self, count: int, of: Callable[..., Any]) -> Any:
