@@ -90,6 +90,7 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "mask": mask,
             "strength": found.get("strength"),
             "loras": [{"name": one["name"], "weight": one["weight"]} for one in found.get("loras", ())],
+            "reading": found.get("reading"),
         }
         known = found["precision"] in PRECISIONS and found.get("attention", "native") in KERNELS
         texts = "vae" in found and all(isinstance(found.get(name, ""), str) for name in TEXTS)
@@ -149,4 +150,6 @@ def differing(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _told(facts: Mapping[str, Any], name: str) -> str:
     if name == "loras":
         return ", ".join(f"{x['name']}:{x['weight']:g} of {x['sha256'][:12]}" for x in facts.get(name, ())) or "none"
+    if name == "embeddings":
+        return ", ".join(f"{x['name']} of {x['sha256'][:12]}" for x in facts.get(name, ())) or "none"
     return str(facts[name]) or "none" if name in facts else "not said"
