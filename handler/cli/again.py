@@ -151,6 +151,8 @@ def differing(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _told(facts: Mapping[str, Any], name: str) -> str:
     if name == "loras":
         return ", ".join(map(_lora, facts.get(name, ()))) or "none"
+    if name == "embeddings":
+        return ", ".join(f"{x['name']} of {x['sha256'][:12]}" for x in facts.get(name, ())) or "none"
     return str(facts[name]) or "none" if name in facts else "not said"
 
 

@@ -112,13 +112,14 @@ def translate(error: ValidationError) -> errors.RequestError:
     if param is None:
         several = ("output_compression", "partial_images", "width", "mask", "sampling", "strength")
         param = next((name for name in several if name in message), None)
+    place = ".".join(map(str, first["loc"]))[:80] if param in ("reading", "sampling") else param
     kind = _ERROR_OF_TYPE.get(first["type"])
     if kind is None:
         kind = errors.InvalidType if first["type"].endswith(("_type", "_parsing")) else errors.OutOfRange
     if kind is errors.UnknownParameter:
-        message = f"Unknown parameter: '{param}'."
+        message = f"Unknown parameter: '{place}'."
     elif kind is errors.MissingParameter:
-        message = f"Missing required parameter: '{param}'."
+        message = f"Missing required parameter: '{place}'."
     else:
-        message = f"{message}." if message.startswith(f"{param} ") else f"{param}: {message}."
+        message = f"{message}." if message.startswith(f"{param} ") else f"{place}: {message}."
     return kind(message, param)

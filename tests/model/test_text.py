@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tiny
 from handler import MODELS, ImageRequest, Worker
-from handler.core.errors import InvalidValue, OutOfRange
+from handler.core.errors import InvalidValue, OutOfRange, Unsupported
 from handler.core.reading import Reading, Sizes, Words
 from handler.core.recipe import Recipe
 from handler.core.sampling import Sampling
@@ -26,7 +26,7 @@ from handler.model.text.pieces import DEEPEST, Piece, pieces, plain
 from handler.volume.embeddings import chosen
 
 LONG = ", ".join(["a red circle on a blue background"] * 12)
-ALONE = ("flux2-dev", "flux2-klein")  # whose pipelines have no classifier-free guidance
+UNGUIDED = ("flux2-dev", "flux2-klein")
 ONE_OF_EACH = {spec.family: spec for spec in MODELS.values() if not spec.embedded}.values()
 
 
@@ -305,6 +305,42 @@ def test_flux_words_have_weights_and_a_second_guidance() -> None:
     assert told("flux-dev", reading={}, cfg=1.0)["negative_prompt_embeds"] is None
 
 
+@pytest.mark.parametrize("model", UNGUIDED)
+def test_guidance_that_a_pipeline_lacks_is_refused(model: str) -> None:
+    with pytest.raises(Unsupported, match=f"{model} is distilled, and its pipeline has no classifier-free guidance"):
+        told(model, cfg=1.5)
+
+
+def test_language_models_read_plain_text() -> None:
+    """Brackets too; an empty negative prompt is empty, not the space that is the model's own way."""
+    bare, read = (told("qwen-image", text, reading=read) for text, read in (("(a:2)", None), (r"\(a:2\)", {})))
+    assert torch.equal(bare["prompt_embeds"], read["prompt_embeds"])
+    assert bare["negative_prompt_embeds"].shape != read["negative_prompt_embeds"].shape
+    with pytest.raises(Unsupported, match="leave clip_skip out"):
+        told("qwen-image", reading={"clip_skip": -2})
+
+
+def test_z_image_is_told_by_how_much_to_go_beyond() -> None:
+    assert told("z-image-turbo", cfg=3.0)["guidance_scale"] == 2.0
+    assert told("z-image-turbo", cfg=1.0)["guidance_scale"] == 0.0
+
+
+def test_chroma_has_the_words_alone() -> None:
+    """What fills the shorter side counts for nothing."""
+    found = told("chroma", LONG, negative_prompt="red", reading={})
+    counts = [len(tiny.t5_tokenizer()(text)["input_ids"]) for text in (LONG, "red")]
+    assert found["prompt_embeds"].shape[1] == found["negative_prompt_embeds"].shape[1] == max(counts)
+    masks = found["prompt_attention_mask"], found["negative_prompt_attention_mask"]
+    assert [int(mask.sum()) for mask in masks] == counts
+
+
+@pytest.mark.parametrize(("cfg", "negative"), [(7.0, "blurry"), (1.0, None)])
+def test_with_sampling_the_negative_prompt_hangs_on_its_own_guidance(cfg: float, negative: str | None) -> None:
+    """FLUX.1 [dev] can have one then; a graph always says one, so where it does nothing it is no error."""
+    asked = ImageRequest.parse({"prompt": "x", "negative_prompt": "blurry", "sampling": {"cfg": cfg}})
+    assert MODELS["flux-dev"].recipe(asked).negative_prompt == negative
+
+
 @pytest.fixture
 def embedding(tmp_path: Path) -> Callable[..., Any]:
     def put(name: str, **tensors: Tensor) -> Any:
@@ -362,8 +398,8 @@ def test_one_that_fits_nothing_is_refused(embedding: Callable[..., Any]) -> None
 @pytest.mark.parametrize("reading", [None, {}, {"zeros": True}], ids=["diffusers", "read", "zeros"])
 def test_every_pipeline_takes_it(spec: Any, reading: Any) -> None:
     """With guidance where it has some, and a prompt that is longer than the negative one; two at once too."""
-    family, parts = importlib.import_module(spec.family), pipeline(spec.id)
-    cfg = 1.0 if family.__name__.rpartition(".")[2] in ("flux2", "flux2_klein") else 3.0
+    parts = pipeline(spec.id)
+    cfg = 1.0 if spec.id in UNGUIDED else 3.0
     asked = [told(spec.id, LONG, cfg, reading, negative_prompt="blurry")] * 2
     latents = [
         parts(
