@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from graphs import node, plain, with_image
 
 ROOT = Path(__file__).parents[2]
