@@ -6,7 +6,7 @@ from typing import Any
 
 from handler.api.dialects.comfy import pixels
 from handler.api.dialects.comfy.node import IMAGE, MAX_SIDE, At, Input, Node, choice, maybe, rows, whole
-from handler.api.dialects.comfy.nodes.images import changed, resized
+from handler.api.dialects.comfy.nodes.images import LARGEST, changed, resized
 from handler.api.dialects.comfy.values import Image, Mask
 
 Size = tuple[int, int]
@@ -61,11 +61,13 @@ def of_either(
     said = {name.partition(".")[2]: value for name, value in rest.items()}
     try:
         width, height = _way(input.size, resize_type, said)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         at.refuse(f"'{resize_type}' lacks a number that says how large.", "resize_type")
     crop = "center" if resize_type == "scale to multiple" else str(said.get("crop", "disabled"))
     if not isinstance(input, Mask):
         return resized(at, input, width, height, scale_method, crop)
+    if max(width, height) > MAX_SIDE or width * height > LARGEST:
+        at.refuse(f"it would make a mask of {width}x{height}; at most {LARGEST // 10**6} million pixels are made.")
     at.spend(width * height)
     return Mask(pixels.scaled(input.grey, max(width, 1), max(height, 1), scale_method, crop))
 
