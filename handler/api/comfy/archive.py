@@ -10,15 +10,18 @@ Each folder is bounded by count and age; the oldest files go first.
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from handler.api.comfy.bucket import Bucket
 from handler.api.comfy.job import LIVE, Record, now_ms
 from handler.api.comfy.naming import following, numbered
 from handler.api.comfy.shelf import Shelf, disk_of, named, passing, prune
 from handler.api.loras import looked
+from handler.api.store import Store
 from handler.core.deadline import Deadline
 from handler.core.errors import DeadlineExceeded
 from handler.core.settings import Settings
@@ -42,20 +45,21 @@ log = logging.getLogger(__name__)
 
 
 class Archive:
-    """Keeps files and records. `shelf` is the volume's, if that can be written when the first is kept."""
+    """Keeps files and records on one shelf, which is chosen when it is asked for first."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._shelf: Shelf | None = None
+        self._choosing = threading.Lock()
         self._read: OrderedDict[str, Record] = OrderedDict()
         self._tidied = 0.0
 
     @property
     def shelf(self) -> Shelf:
         """For a thread: it looks at the volume."""
-        if self._shelf is None:
-            self._shelf = disk_of(self._settings.volume) or passing()
-        return self._shelf
+        with self._choosing:
+            self._shelf = self._shelf or _chosen(self._settings)
+            return self._shelf
 
     async def at(self, act: Callable[[Shelf], T], deadline: Deadline | None = None) -> T:
         """What `act` gives, on a thread that may hang; DeadlineExceeded if it does."""
@@ -118,6 +122,17 @@ class Archive:
         self._tidied = time.monotonic()
         for folder, (most, oldest_s) in BOUNDS.items():
             prune(self.shelf, folder, most, oldest_s)
+
+
+def _chosen(settings: Settings) -> Shelf:
+    """The volume, if it can be written; but on Modal, where a container does not see at once what another has written,
+    and where there is no such volume, the object store, if there is one."""
+    disk, store = disk_of(settings.volume), Store.of(settings)
+    if store and (disk is None or settings.platform == "modal"):
+        return Bucket(store)
+    if disk is None:
+        log.warning("ComfyUI's prompts and pictures go with this worker: no volume can be written, and no store is set")
+    return disk or passing()
 
 
 async def tried(work: Any, otherwise: T, what: str) -> T:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import secrets
+import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ class Comfy:
         self._catalogue = Catalogue(api.engine.settings, api.engine.spec, self.archive)
         self._number = 0
         self._tasks = set[asyncio.Task[None]]()
+        # For what it has to say, at the start and not with the first prompt.
+        threading.Thread(target=lambda: self.archive.shelf, name="comfy", daemon=True).start()
 
     @property
     def busy(self) -> bool:

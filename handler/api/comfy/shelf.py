@@ -39,6 +39,7 @@ class Shelf(Protocol):
     """
 
     shared: bool  # whether other workers may see it
+    look_s: float  # between two looks for something new
 
     def get(self, name: str) -> bytes:
         """What is in a file."""
@@ -78,6 +79,8 @@ def _require_plain(part: str) -> None:
 
 class Disk:
     """Files below `root`, which is made when the first is written."""
+
+    look_s = 0.3
 
     def __init__(self, root: Path, shared: bool) -> None:
         self._root, self.shared = root, shared

@@ -14,7 +14,7 @@ from handler.api.comfy.stats import features
 from handler.engine.engine import OPEN
 
 LONGEST = 200  # characters of a client's id
-LOOK_S, BLIND_S = 0.3, 10.0  # between two looks for prompts at other workers; where those cannot be seen
+TICK_S = 0.3
 LEAVING, SLOW = 1001, 1013  # codes of RFC 6455 and its registry: going away; try again later
 
 
@@ -76,10 +76,8 @@ def _flags(text: Any) -> bool:
 
 async def _watch(comfy: Comfy, forwarding: Forwarding) -> None:
     """Until this worker leaves; meanwhile, tell of prompts at other workers."""
-    seeing, until = True, 0.0
-    loop = asyncio.get_running_loop()
+    until, loop = 0.0, asyncio.get_running_loop()
     while comfy.busy or comfy.api.engine.state in OPEN:
         if loop.time() >= until:
-            seeing = await forwarding.look()
-            until = loop.time() + (LOOK_S if seeing else BLIND_S)
-        await asyncio.sleep(LOOK_S)
+            until = loop.time() + await forwarding.look()
+        await asyncio.sleep(TICK_S)
