@@ -1,25 +1,27 @@
-"""How many of a folder's ComfyUI workflows would be drawn: `python benchmarks/comfy_corpus.py DIR`.
+"""How many ComfyUI workflows of some folders would be drawn: `python benchmarks/comfy_corpus.py DIR...`.
 
-DIR has API-format files, and beside it or in it `index.json`, which says each one's kind and family. Every file is read
-as on a worker that serves what it asks for: the row of the table that its model's name means, or, where that is
+A DIR has API-format files, and beside it or in it `index.json`, which says each one's kind and family. Every file is
+read as on a worker that serves what it asks for: the row of the table that its model's name means, or, where that is
 somebody's own file, a row of its family with that file over it, with every LoRA and image that it names. What is
 counted is so what the nodes allow; nothing is drawn.
 """
 
+import argparse
 import io
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from handler import MODELS
 from handler.api.dialects.comfy.files import stem, table
 from handler.api.dialects.comfy.graph import read
 from handler.api.dialects.comfy.plan import Served
-from handler.catalog.models import MODELS
 from handler.core.errors import GraphRefused
 
 RESULT = Path(__file__).parent / "results" / "comfy_corpus.json"
@@ -29,9 +31,10 @@ ENCODERS = tuple(f"clip_name{n}" for n in ("", 1, 2, 3, 4))
 COUNTED = ("text to image", "image to image")
 
 
-def main(folder: Path) -> int:
+def main(folders: list[Path]) -> int:
     """Print a line for each file and write the counts."""
-    found = [(about, *judged(graph(path), about["family"])) for path, about in files(folder)]
+    known = [one for folder in folders for one in files(folder)]
+    found = [(about, *judged(graph(path), about["family"])) for path, about in known]
     for about, verdict, why in sorted(found, key=lambda one: (one[0]["what"], one[0]["file"])):
         print(f"{verdict:8} {about['what']:24.24} {about['file']:20} {why}")
     counts = Counter((about["what"], verdict) for about, verdict, _ in found)
@@ -53,7 +56,7 @@ def files(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     known = {one["file"]: one for one in json.loads(index.read_text())} if index else {}
     for path in sorted(folder.glob("*.json")):
         if path.name != "index.json":
-            yield path, known.get(path.name, {"file": path.name, "what": "seeds", "family": ""})
+            yield path, known.get(path.name, {"file": path.name, "what": "deployments", "family": ""})
 
 
 def graph(path: Path) -> Mapping[str, Any]:
@@ -87,7 +90,7 @@ def worker(nodes: Mapping[str, Any], family: str) -> Served:
     names = [str(value) for value in inputs(nodes, MODEL_INPUTS)]
     rows = table()["models"]
     row = next((rows[stem(name)] for name in names if stem(name) in rows), "")
-    own = [name for name in names if stem(name) not in rows]
+    own = [name for name in names if stem(name) not in rows and not instead(name)]
     base = next((row for start, row in FAMILIES.items() if family.startswith(start)), "sd1.5")
     loras = tuple(str(value) for value in inputs(nodes, ("lora_name", "lora_name_1")))
     encoders = [name for name in map(str, inputs(nodes, ENCODERS)) if stem(name) not in table()["text_encoders"]]
@@ -98,6 +101,11 @@ def worker(nodes: Mapping[str, Any], family: str) -> Served:
         weights,
         next(map(str, inputs(nodes, ("vae_name",))), ""),
     )
+
+
+def instead(name: str) -> bool:
+    """Whether it is known that no row has what this file is of."""
+    return any(fnmatchcase(stem(name), pattern) for pattern in table()["instead"])
 
 
 def inputs(nodes: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Any]:
@@ -117,4 +125,6 @@ def picture(name: str, subfolder: str, folder: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", metavar="DIR", type=Path, nargs="+", help="API-format files")
+    sys.exit(main(parser.parse_args().folders))

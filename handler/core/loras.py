@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer, PlainValidator
@@ -18,13 +18,18 @@ SHAPE = "should be a name, NAME:WEIGHT, or an object with name and weight"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A LoRA that a caller asks for: `weight` times what it was trained to add."""
+    """A LoRA that a caller asks for: `weight` times what it was trained to add, `clip_weight` in text encoders.
+
+    None there is the same as `weight`.
+    """
 
     name: str
     weight: float = 1.0
+    clip_weight: float | None = None
 
-    def __str__(self) -> str:
-        return f"{self.name}:{self.weight:g}"
+    def told(self) -> str | dict[str, Any]:
+        """As a request may have it."""
+        return f"{self.name}:{self.weight:g}" if self.clip_weight is None else asdict(self)
 
 
 def parse(value: object) -> tuple[Wanted, ...]:
@@ -41,7 +46,7 @@ def parse(value: object) -> tuple[Wanted, ...]:
 Loras = Annotated[
     tuple[Wanted, ...],
     PlainValidator(parse, json_schema_input_type=str | list[str | dict[str, Any]]),
-    PlainSerializer(lambda wanted: [str(one) for one in wanted]),
+    PlainSerializer(lambda wanted: [one.told() for one in wanted]),
 ]
 
 
@@ -83,9 +88,11 @@ def _one(item: object, place: str) -> Wanted:
         item = {"name": (one := spelled(item)).name, "weight": one.weight}
     if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
         raise PydanticCustomError("lora_type", "{place} {shape}", {"place": place, "shape": SHAPE})
-    if strange := sorted(map(str, item.keys() - {"name", "weight"})):
-        raise ValueError(f"{place} has {strange[0]!r:.40}, and should have just name and weight")
-    return Wanted(_name(item["name"], place), _weight(item.get("weight", 1.0), place))
+    if strange := sorted(map(str, item.keys() - {"name", "weight", "clip_weight"})):
+        raise ValueError(f"{place} has {strange[0]!r:.40}, and should have just name, weight and clip_weight")
+    clip = item.get("clip_weight")
+    weights = _weight(item.get("weight", 1.0), place), clip if clip is None else _weight(clip, place, "clip_weight")
+    return Wanted(_name(item["name"], place), *weights)
 
 
 def nameable(name: str) -> bool:
@@ -99,10 +106,10 @@ def _name(name: str, place: str) -> str:
     return name
 
 
-def _weight(weight: object, place: str) -> float:
+def _weight(weight: object, place: str, field: str = "weight") -> float:
+    told = {"place": place, "field": field, "most": f"{HEAVIEST:g}"}
     if not isinstance(weight, int | float) or isinstance(weight, bool):
-        raise PydanticCustomError("lora_type", "{place}: weight should be a number", {"place": place})
+        raise PydanticCustomError("lora_type", "{place}: {field} should be a number", told)
     if not -HEAVIEST <= weight <= HEAVIEST:
-        told = {"place": place, "most": f"{HEAVIEST:g}"}
-        raise PydanticCustomError("lora_range", "{place}: weight should be -{most} to {most}", told)
+        raise PydanticCustomError("lora_range", "{place}: {field} should be -{most} to {most}", told)
     return float(weight)

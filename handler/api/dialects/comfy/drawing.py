@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from handler.api.dialects.comfy import files, pixels
-from handler.api.dialects.comfy.node import At, Refused
+from handler.api.dialects.comfy.node import At
+from handler.api.dialects.comfy.plan import WAITING, Before
 from handler.api.dialects.comfy.values import Clip, Conditioning, Drawn, Guider, Latent, Model, Sampler, Sigmas
 from handler.catalog.spec import ModelSpec
 from handler.core.loras import MOST as MOST_LORAS
@@ -42,11 +43,8 @@ class How:
     custom: bool = False
 
 
-def draw(at: At, guider: Guider, latent: Latent | Drawn, how: How) -> Drawn:
+def draw(at: At, guider: Guider, latent: Latent, how: How) -> Drawn:
     """The request; Refused, or a RequestError, says what cannot be."""
-    if isinstance(latent, Drawn):
-        told = "samples a picture a second time (hires fix, refiner)"
-        at.refuse(f"{told}, which is not offered; sample once, at the size that you want.", "latent_image")
     spec = guider.model.spec
     _check(at, guider, latent)
     seen = _seen(at, guider, latent, how)
@@ -63,7 +61,12 @@ def draw(at: At, guider: Guider, latent: Latent | Drawn, how: How) -> Drawn:
         "loras": _loras(at, guider.model, guider.positive.clip),
         **seen,
     }
-    return Drawn(ImageRequest.parse(fields), at.node, (latent.width, latent.height))
+    before = _before(latent.drawn) if latent.drawn and seen["images"] == (WAITING,) else None
+    return Drawn(ImageRequest.parse(fields), at.node, (latent.width, latent.height), (), before)
+
+
+def _before(drawn: Drawn) -> Before:
+    return Before(drawn.request, drawn.sampler, drawn.after, drawn.before)
 
 
 def _check(at: At, guider: Guider, latent: Latent) -> None:
@@ -90,13 +93,13 @@ def _seen(at: At, guider: Guider, latent: Latent, how: How) -> Mapping[str, Any]
     """The images of the request, and its mask."""
     spec, references = guider.model.spec, guider.positive.references
     begins_in_noise = how.sigmas.denoise == 1 and not how.sigmas.start and not how.sigmas.exact and how.add_noise
-    picture = latent.picture
-    if picture is not None and begins_in_noise and latent.mask is None and (references or spec.max_images):
-        picture = None  # of which nothing is left at the highest level of a flow's noise
+    empty = latent.empty
+    if begins_in_noise and latent.mask is None and (references or spec.max_images):
+        empty = True  # for nothing is left of a picture at the highest level of a flow's noise
     if references and len(references) > spec.max_images:
         most = f"sees at most {spec.max_images} images" if spec.max_images else "draws from text, without images to see"
         at.refuse(f"{spec.id} {most}; the graph has {len(references)}.", "positive")
-    if picture is None:
+    if empty:
         return {"images": tuple(pixels.png(one) for one in references)}
     if references:
         at.refuse("it has a picture to draw anew and images to see; use an empty latent.", "latent_image")
@@ -104,8 +107,12 @@ def _seen(at: At, guider: Guider, latent: Latent, how: How) -> Mapping[str, Any]
         at.refuse(f"{spec.id} works from whole images: use ReferenceLatent, with denoise 1.", "denoise")
     if latent.mask is not None and not spec.masked_pixels:
         at.refuse(f"{spec.id} has no masks; use ReferenceLatent, and say in words what is to change.", "latent_image")
-    mask = None if latent.mask is None else pixels.cut(latent.mask, latent.width, latent.height)
-    return {"images": (pixels.png(picture),), "mask": mask}
+    images = (WAITING if latent.drawn else pixels.png(latent.picture),)
+    if latent.mask is None:
+        return {"images": images}
+    if not latent.mask.grey.any():
+        at.refuse("its mask is 0 all over, so that nothing would be drawn anew.", "latent_image")
+    return {"images": images, "mask": pixels.cut(latent.mask, latent.width, latent.height)}
 
 
 def _prompt(at: At, conditioning: Conditioning) -> str:
@@ -163,6 +170,8 @@ def _reading(at: At, guider: Guider) -> Reading:
     positive, negative = guider.positive, next(iter(_negatives(guider)), None)
     if negative and negative.clip.skip != positive.clip.skip:
         at.refuse("its prompts stop at different layers of CLIP; give both one CLIPSetLastLayer.", "negative")
+    if negative and _sums(negative.clip.loras) != _sums(positive.clip.loras):
+        at.refuse("its prompts are read with different LoRAs; give both the same CLIP.", "negative")
     return Reading(
         clip_skip=positive.clip.skip,
         prompts=positive.words,
@@ -174,19 +183,13 @@ def _reading(at: At, guider: Guider) -> Reading:
 
 
 def _loras(at: At, model: Model, clip: Clip) -> tuple[Wanted, ...]:
-    """Those of the model, each once; of the text encoders the same, for one weight holds for both."""
+    """Those of the model and of the positive prompt's text encoders, each once."""
     weights, texts = _sums(model.loras), _sums(clip.loras)
-    for name in weights.keys() | texts.keys():
-        if name not in weights:
-            raise Refused(f"LoRA '{name}' is added to the text encoders alone; give it a strength_model.", "positive")
-        if name in texts and texts[name] != weights[name]:
-            both = f"strength_model {weights[name]:g} and strength_clip {texts[name]:g}"
-            raise Refused(f"LoRA '{name}' has {both}; give it the same for both.", "positive")
-        if name not in texts:
-            at.note(f"LoRA '{name}' is also added to the text encoders, if it has anything for them.")
-    if len(weights) > MOST_LORAS:
-        at.refuse(f"it has {len(weights)} LoRAs; at most {MOST_LORAS} are added.", "model")
-    return tuple(Wanted(name, weight) for name, weight in weights.items() if weight)
+    both = {name: (weights.get(name, 0.0), texts.get(name, 0.0)) for name in weights | texts}
+    found = {name: pair for name, pair in both.items() if any(pair)}
+    if len(found) > MOST_LORAS:
+        at.refuse(f"it has {len(found)} LoRAs; at most {MOST_LORAS} are added.", "model")
+    return tuple(Wanted(name, one, None if one == other else other) for name, (one, other) in found.items())
 
 
 def _sums(loras: tuple[tuple[str, float], ...]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from handler.api.dialects.comfy.node import Input
 from handler.core.errors import GraphRefused
 
 Fault = dict[str, Any]
+MOST = 2.0**64  # of numbers that are said again
 LISTED = 20  # choices that are named; of more only the number is
 
 
@@ -24,6 +25,17 @@ def config(wanted: Input, choices: Sequence[str] = ()) -> list[Any]:
     return [wanted.type if isinstance(wanted.type, str) else list(choices or wanted.type), told]
 
 
+def echo(value: Any) -> Any:
+    """What was sent, if it is short and JSON has it; else how it begins."""
+    if isinstance(value, bool | None) or (isinstance(value, int | float) and abs(value) < MOST):
+        return value
+    if isinstance(value, int):
+        return f"a number of {value.bit_length()} bits"  # of which Python may refuse to write the digits
+    if isinstance(value, list) and len(value) <= 3:
+        return [one if isinstance(one, str | int) and one == echo(one) else f"{one!s:.200}" for one in value]
+    return f"{value!s:.200}"
+
+
 def missing(name: str) -> Fault:
     """A required input is not there."""
     return fault("required_input_missing", "Required input is missing", name, input_name=name)
@@ -32,21 +44,28 @@ def missing(name: str) -> Fault:
 def bad_link(name: str, wanted: Input, value: Any) -> Fault:
     """A list that is no link."""
     message = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
-    return fault("bad_linked_input", message, name, input_name=name, input_config=config(wanted), received_value=value)
+    return fault(
+        "bad_linked_input", message, name, input_name=name, input_config=config(wanted), received_value=echo(value)
+    )
 
 
 def mismatch(name: str, wanted: Input, link: Any, received: str) -> Fault:
     """A link from an output of another type."""
     details = f"{name}, received_type({received}) mismatch input_type({config(wanted)[0]})"
-    extra = {"input_name": name, "input_config": config(wanted), "received_type": received, "linked_node": link}
+    extra = {"input_name": name, "input_config": config(wanted), "received_type": received, "linked_node": echo(link)}
     return fault("return_type_mismatch", "Return type mismatch between linked nodes", details, **extra)
 
 
 def unreadable(name: str, wanted: Input, value: Any, why: str) -> Fault:
     """A value of another type, that is not read as this one."""
     message = f"Failed to convert an input value to a {wanted.type} value"
-    extra = {"input_name": name, "input_config": config(wanted), "received_value": value, "exception_message": why}
-    return fault("invalid_input_type", message, f"{name}, {value!s:.200}, {why}", **extra)
+    extra = {
+        "input_name": name,
+        "input_config": config(wanted),
+        "received_value": echo(value),
+        "exception_message": why,
+    }
+    return fault("invalid_input_type", message, f"{name}, {echo(value)}, {why}", **extra)
 
 
 def outside(name: str, wanted: Input, value: Any) -> Fault | None:
@@ -56,8 +75,8 @@ def outside(name: str, wanted: Input, value: Any) -> Fault | None:
         ("value_bigger_than_max", "bigger than max", wanted.high),
     ):
         if limit is not None and (value < limit if "smaller" in words else value > limit):
-            extra = {"input_name": name, "input_config": config(wanted), "received_value": value}
-            return fault(kind, f"Value {value} {words} of {limit}", name, **extra)
+            extra = {"input_name": name, "input_config": config(wanted), "received_value": echo(value)}
+            return fault(kind, f"Value {echo(value)} {words} of {limit}", name, **extra)
     return None
 
 
@@ -67,9 +86,8 @@ def not_listed(name: str, wanted: Input, value: Any, choices: Sequence[str], tol
     listed = str(list(choices)) if few else f"(list of length {len(choices)})"
     details = told or f"{name}: '{value!s:.200}' not in {listed}"
     known = config(wanted, choices) if few else None
-    return fault(
-        "value_not_in_list", "Value not in list", details, input_name=name, input_config=known, received_value=value
-    )
+    extra = {"input_name": name, "input_config": known, "received_value": echo(value)}
+    return fault("value_not_in_list", "Value not in list", details, **extra)
 
 
 def refused(kind: str, name: str, sentence: str) -> Fault:

@@ -92,7 +92,8 @@ def _unknown(name: str, bare: str, folder: str, served: Served) -> Never:
             raise Refused(f"'{name}' is not served: {sentence}", field, "value_not_in_list")
     there = any(_same(name, one) for each in MODEL_FOLDERS for one in served.files.get(each, ()))
     put = "it is on the volume, but this" if there else "put it on the volume; this"
-    told = f"'{name}' is not served: {put} worker draws with {serving(served)}. Start one with KINDLING_WEIGHTS={name}"
+    file = name.replace("\\", "/")
+    told = f"'{name}' is not served: {put} worker draws with {serving(served)}. Start one with KINDLING_WEIGHTS={file}"
     raise Refused(f"{told} and KINDLING_MODEL the model that it was made from.", field, "value_not_in_list")
 
 

@@ -10,6 +10,7 @@ from handler.core.request import ImageRequest
 Folder = Literal["output", "temp", "input"]
 Pixels = Callable[[Any], Any]  # uint8 (height, width, 3) to the same, of any size
 Load = Callable[[str, str, Folder], bytes]  # file name, subfolder, folder -> the file; FileNotFoundError
+WAITING = b""  # for a picture that is yet to be drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,25 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """A picture that is drawn first: one, whose pixels, after what is done to them, are the image of the next request.
+
+    That has `WAITING` in its place, which nothing takes for an image. `sampler` is the node that reports steps.
+    """
+
+    request: ImageRequest
+    sampler: str
+    after: tuple[Pixels, ...] = ()
+    before: "Before | None" = None
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """The pictures of one output node.
 
     `order` are the ids of the nodes that lead to it, in ComfyUI's order of execution, itself last; `sampler` is the one
     that reports steps. Outputs whose requests are equal are drawn once. `after` is done to the pixels of each picture.
-    A `streamed` one is sent over the websocket alone, and kept in no folder.
+    A `streamed` one is sent over the websocket alone, and kept in no folder. `before` is what has to be drawn first.
     """
 
     node: str
@@ -43,6 +57,7 @@ class Output:
     sampler: str
     after: tuple[Pixels, ...] = ()
     streamed: bool = False
+    before: Before | None = None
 
 
 @dataclass(frozen=True, slots=True)

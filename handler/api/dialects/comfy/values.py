@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from handler.api.dialects.comfy.plan import Pixels
+from handler.api.dialects.comfy.plan import Before, Pixels
 from handler.catalog.spec import ModelSpec
 from handler.core.reading import Sizes, Words
 from handler.core.request import ImageRequest
@@ -81,13 +81,22 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Latent:
-    """A LATENT before a sampler: `n` empty ones of a size in pixels, or a picture with, maybe, a mask on it."""
+    """A LATENT before a sampler: `n` empty ones of a size in pixels, or a picture with, maybe, a mask on it.
+
+    The picture is there, or `drawn` by another sampler.
+    """
 
     width: int
     height: int
     n: int = 1
     picture: Any = None  # uint8 (height, width, 3)
     mask: Mask | None = None
+    drawn: "Drawn | None" = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no picture."""
+        return self.picture is None and self.drawn is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +107,15 @@ class Drawn:
     sampler: str
     size: tuple[int, int]
     after: tuple[Pixels, ...] = ()
+    before: Before | None = None
+
+    @property
+    def passes(self) -> int:
+        """How many samplers led to it."""
+        found, before = 1, self.before
+        while before:
+            found, before = found + 1, before.before
+        return found
 
     def then(self, change: Pixels, size: tuple[int, int]) -> Self:
         """With one more change, that makes pictures of `size`."""

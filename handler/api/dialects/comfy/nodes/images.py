@@ -35,8 +35,8 @@ RATIOS = {
     "16:9 (Widescreen)": (16, 9),
     "21:9 (Ultrawide)": (21, 9),
 }
-# What FluxKontextImageScale takes: the widths and heights that the model was trained at.
-TRAINED = tuple((1024 * 1024 // side // 8 * 8, side) for side in range(672, 1569, 16))
+UPRIGHT = ((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104))
+TRAINED = (*UPRIGHT, (1024, 1024), *((height, width) for width, height in UPRIGHT))  # sizes, of FLUX.1 Kontext
 
 
 def changed(at: At, image: Image, size: tuple[int, int], change: Pixels) -> Image:

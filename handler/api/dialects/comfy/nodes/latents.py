@@ -19,9 +19,10 @@ from handler.api.dialects.comfy.node import (
     rows,
     whole,
 )
-from handler.api.dialects.comfy.values import Drawn, Image, Latent, Mask, Vae
+from handler.api.dialects.comfy.values import Drawn, Image, Latent, Mask, Picture, Vae
 
 HALF = 128  # grey, ComfyUI's 0.5
+MOST_PASSES = 4  # of samplers, over one picture
 
 
 def empty(at: At, width: int, height: int, batch_size: int) -> Latent:
@@ -36,10 +37,25 @@ def empty_of_sixteen(at: At, width: int, height: int, batch_size: int) -> Latent
 
 def encode(at: At, pixels: Image, vae: Vae, **_: Any) -> Latent:
     """A picture to draw anew, in part or with a mask."""
-    found = there(at, pixels)
-    if len(found.frames) > 1:
-        at.refuse(f"it encodes {len(found.frames)} images at once; encode one.", "pixels")
-    return encoded(found.rgb)
+    if isinstance(pixels, Drawn):
+        return again(at, pixels)
+    if len(pixels.frames) > 1:
+        at.refuse(f"it encodes {len(pixels.frames)} images at once; encode one.", "pixels")
+    return encoded(pixels.rgb)
+
+
+def again(at: At, drawn: Drawn) -> Latent:
+    """What was drawn, to be drawn anew by another sampler."""
+    if drawn.request.n > 1:
+        at.refuse("a batch is not drawn anew; set batch_size to 1.")
+    if drawn.request.sampling and drawn.request.sampling.leftover_noise:
+        at.refuse("a sampler that goes on from another's noise is not offered; sample once, to the last step.")
+    if drawn.passes >= MOST_PASSES:
+        at.refuse(f"it samples one picture more than {MOST_PASSES} times.")
+    width, height = (side // 8 * 8 for side in drawn.size)
+    if (width, height) != drawn.size:
+        drawn = drawn.then(pixels.whole_cells, (width, height))
+    return Latent(width, height, drawn=drawn)
 
 
 def encoded(rgb: Any, mask: Mask | None = None) -> Latent:
@@ -48,11 +64,10 @@ def encoded(rgb: Any, mask: Mask | None = None) -> Latent:
     return Latent(whole.shape[1], whole.shape[0], picture=whole, mask=mask)
 
 
-def there(at: At, image: Image) -> Any:
+def there(at: At, image: Image) -> Picture:
     """An image that is there, not one that is yet to be drawn."""
     if isinstance(image, Drawn):
-        told = "works on from a picture that is yet to be drawn, and a second pass is not offered"
-        at.refuse(f"{told}; sample once, or send the picture that came as an image.")
+        at.refuse("it needs a picture that is yet to be drawn; draw that first, and send it as an image.")
     return image
 
 
@@ -93,17 +108,19 @@ def dilated(mask: Any, size: int) -> Any:
 def with_mask(at: At, samples: Latent | Drawn, mask: Mask) -> Latent:
     """Drawn anew only where the mask is 1."""
     before = unsampled(at, samples)
-    if before.picture is None:
+    if before.empty:
         at.note("a mask on an empty latent changes nothing, for nothing is kept.")
         return before
     return replace(before, mask=mask)
 
 
 def unsampled(at: At, samples: Latent | Drawn) -> Latent:
-    """A latent before a sampler."""
-    if isinstance(samples, Drawn):
-        at.refuse("works on between two samplers, and a second pass is not offered; sample once.", "samples")
-    return samples
+    """What a sampler made is decoded, to be encoded again."""
+    if isinstance(samples, Latent):
+        return samples
+    found = again(at, samples)
+    at.note("between two samplers a picture is decoded and encoded again: the result is near, not the same.")
+    return found
 
 
 def upscale(at: At, samples: Latent | Drawn, upscale_method: str, width: int, height: int, crop: str) -> Latent:
@@ -128,12 +145,18 @@ def upscale_by(at: At, samples: Latent | Drawn, upscale_method: str, scale_by: f
 def resized(at: At, before: Latent, width: int, height: int, method: str, crop: str) -> Latent:
     """An empty latent just has another size; an encoded picture is scaled before it is encoded."""
     width, height = max(width // 8 * 8, 8), max(height // 8 * 8, 8)
-    if before.picture is None:
+    if before.empty:
         return replace(before, width=width, height=height)
     at.note("the picture is scaled before it is encoded, not its latent after: the result is near, not the same.")
     at.spend(width * height)
     how = method if method in pixels.METHODS else "bilinear"
-    return replace(before, width=width, height=height, picture=pixels.scaled(before.picture, width, height, how, crop))
+
+    def scaled(rgb: Any) -> Any:
+        return pixels.scaled(rgb, width, height, how, crop)
+
+    picture = None if before.picture is None else scaled(before.picture)
+    drawn = before.drawn and before.drawn.then(scaled, (width, height))
+    return replace(before, width=width, height=height, picture=picture, drawn=drawn)
 
 
 def repeated(at: At, samples: Latent | Drawn, amount: int) -> Latent:

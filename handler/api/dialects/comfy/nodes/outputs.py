@@ -1,6 +1,7 @@
 """Outputs: pictures that are kept, previews, and what only a page shows."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from handler.api.dialects.comfy.node import ANY, IMAGE, At, Node, maybe, rows, text
@@ -23,14 +24,14 @@ def preview(at: At, images: Image, **_: Any) -> Output | None:
 def stream(at: At, images: Image) -> Output | None:
     """Over the websocket."""
     found = shown(at, images, "temp", PREVIEW)
-    return found and Output(at.node, "temp", PREVIEW, found.request, (), found.sampler, found.after, streamed=True)
+    return found and replace(found, streamed=True)
 
 
 def shown(at: At, images: Image, folder: Folder, prefix: str) -> Output | None:
     """What a drawn picture is; None of any other."""
     if not isinstance(images, Drawn):
         return None
-    return Output(at.node, folder, prefix, images.request, (), images.sampler, images.after)
+    return Output(at.node, folder, prefix, images.request, (), images.sampler, images.after, before=images.before)
 
 
 def save_as(at: At, images: Image, filename_prefix: str, rest: Mapping[str, Any]) -> Output | None:

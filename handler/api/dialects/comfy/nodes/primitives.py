@@ -89,6 +89,11 @@ def generated(at: At, prompt: str, **_: Any) -> str:
     return prompt
 
 
+def neither(**_: Any) -> tuple[str, ...]:
+    """What a language model would need is not looked at."""
+    return ()
+
+
 def math(at: At, value: str, a: Any, b: Any, c: Any) -> tuple[int, float]:
     """An expression of three numbers, as a whole number and as it is."""
     given = {"a": a, "b": b, "c": c}
@@ -135,7 +140,12 @@ def seeded(at: At, seed: int) -> int:
 LONG, SHORT = text(), text(multiline=False)
 STRINGS = "utils/string"
 JOIN = {"string_a": LONG, "string_b": LONG, "delimiter": SHORT}
-GENERATE = {"clip": CLIP, "prompt": LONG, "image": maybe(IMAGE), "max_length": maybe(whole(256, 1, 32768))}
+GENERATE = {
+    "clip": lazily(CLIP),
+    "prompt": LONG,
+    "image": maybe(lazily(IMAGE)),
+    "max_length": maybe(whole(256, 1, 32768)),
+}
 NUMBERS = {"value": SHORT, "a": maybe(ANY), "b": maybe(ANY), "c": maybe(ANY)}
 SWITCH = {"switch": FLAG, "on_false": maybe(lazily(ANY)), "on_true": maybe(lazily(ANY))}
 TEXT, WHOLE = ("STRING",), ("INT",)
@@ -158,7 +168,7 @@ TABLE = rows(
         TEXT,
         {"string": LONG, "mode": choice("UPPERCASE", "lowercase", "Capitalize", "Title Case")},
     ),
-    Node("TextGenerate", "text", generated, TEXT, GENERATE, names=("generated_text",)),
+    Node("TextGenerate", "text", generated, TEXT, GENERATE, chooses=neither, names=("generated_text",)),
     Node("ComfySwitchNode", "utils/logic", switched, ("*",), SWITCH, chooses=chosen),
     Node("Seed (rgthree)", "rgthree", seeded, WHOLE, {"seed": whole(0, -3, SEED.high)}),
     Node("SimpleMath+", "essentials", math, ("INT", "FLOAT"), NUMBERS),

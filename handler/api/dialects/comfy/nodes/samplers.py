@@ -28,6 +28,7 @@ from handler.api.dialects.comfy.node import (
     rows,
     whole,
 )
+from handler.api.dialects.comfy.nodes.latents import unsampled
 from handler.api.dialects.comfy.nodes.schedules import TABLE as SCHEDULES
 from handler.api.dialects.comfy.values import Conditioning, Drawn, Guider, Latent, Model, Noise, Sampler, Sigmas
 
@@ -49,7 +50,7 @@ def ksampler(
 ) -> Drawn:
     """The plain one."""
     how = How(seed, Sampler(sampler_name), Sigmas(scheduler, steps, denoise))
-    return draw(at, Guider(model, positive, negative, cfg), latent_image, how)
+    return draw(at, Guider(model, positive, negative, cfg), unsampled(at, latent_image), how)
 
 
 def advanced(
@@ -72,7 +73,7 @@ def advanced(
     sigmas = Sigmas(scheduler, steps, 1.0, start_at_step, end_at_step if end_at_step < steps else None)
     leftover = return_with_leftover_noise == "enable" and end_at_step < steps
     how = How(noise_seed, Sampler(sampler_name), sigmas, add_noise == "enable", leftover)
-    return draw(at, Guider(model, positive, negative, cfg), latent_image, how)
+    return draw(at, Guider(model, positive, negative, cfg), unsampled(at, latent_image), how)
 
 
 def custom(
@@ -89,7 +90,7 @@ def custom(
 ) -> tuple[Drawn, Drawn]:
     """With a schedule of its own."""
     how = How(noise_seed, sampler, sigmas, add_noise, custom=True)
-    drawn = draw(at, Guider(model, positive, negative, cfg), latent_image, how)
+    drawn = draw(at, Guider(model, positive, negative, cfg), unsampled(at, latent_image), how)
     return drawn, drawn
 
 
@@ -98,7 +99,7 @@ def custom_advanced(
 ) -> tuple[Drawn, Drawn]:
     """All of it in parts."""
     how = How(noise.seed or 0, sampler, sigmas, noise.seed is not None, custom=True)
-    drawn = draw(at, guider, latent_image, how)
+    drawn = draw(at, guider, unsampled(at, latent_image), how)
     return drawn, drawn
 
 
