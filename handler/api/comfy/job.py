@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from handler.api.comfy.listeners import message
-from handler.api.dialects.comfy.plan import Output, Plan
+from handler.api.dialects.comfy.plan import Plan
 from handler.core.deadline import Deadline
 from handler.core.recipe import Picture
 
@@ -88,12 +88,6 @@ class Job:
 def identity(node: str) -> dict[str, Any]:
     """Which node an output is of: there are none in others here."""
     return {"node_id": node, "display_node": node, "parent_node": None, "real_node_id": node}
-
-
-def leading(output: Output) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The nodes before `output` until its sampler, with that; and those after it, itself last."""
-    at = output.order.index(output.sampler) + 1 if output.sampler in output.order else 0
-    return output.order[:at], output.order[at:]
 
 
 def public(extra: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from handler.api.comfy.archive import Archive, mailbox, tried
-from handler.api.comfy.drawing import Drawing
+from handler.api.comfy.drawing import Drawing, steps
 from handler.api.comfy.job import LIVE, Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.naming import filled
@@ -124,7 +124,8 @@ class Comfy:
         for output in plan.outputs:
             try:
                 filled(output.prefix, graph, (0, 0))
-                engine.spec.validate(output.request, engine.settings.step_cache)
+                for step in steps(output):
+                    engine.spec.validate(step.request, engine.settings.step_cache)
             except RequestError as error:
                 raise refused(FAILED, f"Node {output.node} cannot be drawn", error.message) from None
         return plan, _key(graph, plan)
@@ -225,11 +226,11 @@ def _accepted(job: Job) -> dict[str, Any]:
 
 def _key(graph: Mapping[str, Any], plan: Plan) -> str:
     """What is equal in prompts that give the same pictures; of what is drawn at random, no two are."""
-    if any(output.request.seed is None for output in plan.outputs):
+    if any(step.request.seed is None for output in plan.outputs for step in steps(output)):
         return secrets.token_hex(16)
     nodes = {name: [node["class_type"], node.get("inputs")] for name, node in graph.items()}
     found = hashlib.sha256(json.dumps([nodes, [output.node for output in plan.outputs]], sort_keys=True).encode())
-    for output in plan.outputs:
-        for image in (*output.request.images, output.request.mask or b""):
+    for request in (step.request for output in plan.outputs for step in steps(output)):
+        for image in (*request.images, request.mask or b""):
             found.update(hashlib.sha256(image).digest())
     return found.hexdigest()
