@@ -9,7 +9,7 @@ import pytest
 
 from handler import Settings
 from handler.api import store
-from handler.api.comfy.archive import Archive
+from handler.api.comfy.archive import FIELDS, Archive
 from handler.api.comfy.bucket import Bucket
 from handler.api.comfy.shelf import prune
 from s3_plane import BUCKET, KEY, S3, SECRET, Broken, s3_server
@@ -46,8 +46,9 @@ def test_any_worker_finds_what_another_has_kept(s3: S3, tmp_path: Path) -> None:
         one.shelf.put("output/a/x_00001_.png", b"other", anew=True)
     with pytest.raises(FileNotFoundError):
         one.load("none.png", "", "output")
-    one.keep("id", {"state": "completed", "created": 1})
-    assert other.records() == {"id": {"state": "completed", "created": 1}}
+    record = {**dict.fromkeys(FIELDS), "state": "completed", "created": 1}
+    one.keep("id", record)
+    assert other.records() == {"id": record}
     prune(one.shelf, "output", 1, 100)
     assert len(other.shelf.entries("output", deep=True)) == 1
     assert other.shelf.entries("output") == []

@@ -23,7 +23,7 @@ from handler.api.comfy.shelf import Shelf, disk_of, named, passing, prune
 from handler.api.loras import looked
 from handler.api.store import Store
 from handler.core.deadline import Deadline
-from handler.core.errors import DeadlineExceeded
+from handler.core.errors import KindlingError
 from handler.core.settings import Settings
 from handler.core.untrusted import Malformed, parse
 
@@ -37,6 +37,7 @@ BOUNDS = {  # files of a folder, and seconds for which they stay
     "jobs": (2_000, 30 * DAY),
     "clients": (1_000, DAY),
 }
+FIELDS = {"state", "client", "created", "started", "ended", "until", "prompt", "outputs", "streamed", "status", "meta"}
 TIDIED_S = 600.0  # between two times that it is looked whether a folder has too many
 LOOK_S = 10.0  # for which a volume may hang
 REMEMBERED = 2_000  # records that were read, so that none is read again for every page of the history
@@ -97,6 +98,8 @@ class Archive:
             found: Record = parse(self.shelf.get(f"jobs/{prompt_id}.json"))
         except (FileNotFoundError, Malformed):
             return None
+        if not isinstance(found, dict) or not found.keys() >= FIELDS:
+            return None
         if found["state"] in LIVE:
             return _given_up(found) if now_ms() > found["until"] else found
         self._read[prompt_id] = found
@@ -140,8 +143,8 @@ async def tried(work: Any, otherwise: T, what: str) -> T:
     try:
         found: T = await work
         return found
-    except (OSError, DeadlineExceeded) as error:
-        log.warning("ComfyUI's %s: %s", what, getattr(error, "strerror", None) or "the volume does not answer")
+    except (OSError, KindlingError) as error:
+        log.warning("ComfyUI's %s: %s", what, getattr(error, "strerror", None) or getattr(error, "code", "it failed"))
         return otherwise
 
 

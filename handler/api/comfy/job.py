@@ -22,8 +22,8 @@ Record = dict[str, Any]
 class Job:
     """A prompt. `key` is equal in prompts that ask for the same. It is drawn by `task`, unless it is `unwanted`.
 
-    `told` are the messages that its history keeps, `outputs` what each output node gave; `streamed` are the pictures
-    of nodes that only send them.
+    `targets` are the output nodes, `outputs` what each gave, `streamed` the pictures of those that only send them;
+    `told` are the messages that its history keeps.
     """
 
     id: str
@@ -34,6 +34,7 @@ class Job:
     key: str
     deadline: Deadline
     client: str = ""
+    targets: list[str] = field(default_factory=list)
     state: State = "pending"
     created: int = field(default_factory=lambda: now_ms())
     started: int | None = None
@@ -47,10 +48,15 @@ class Job:
     task: "asyncio.Task[None] | None" = None
     unwanted: bool = False
 
+    def let_go(self) -> None:
+        """Of what takes memory, once it has ended."""
+        self.pictures.clear()
+        self.plan = Plan(())
+
     @property
     def item(self) -> list[Any]:
         """As the queue and the history show a prompt."""
-        return [self.number, self.id, self.graph, self.extra, [output.node for output in self.plan.outputs]]
+        return [self.number, self.id, self.graph, self.extra, self.targets]
 
     @property
     def waiting(self) -> int:

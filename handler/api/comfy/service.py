@@ -69,15 +69,16 @@ class Comfy:
         if not isinstance(payload, dict) or not isinstance(payload.get("prompt"), dict):
             raise refused("no_prompt", "No prompt provided", "Send a graph in API format as 'prompt'.")
         graph, prompt_id = payload["prompt"], _id(payload)
-        if (known := self.active.get(prompt_id)) and known.graph == graph:
+        if known := self._known(prompt_id, graph):
             return _accepted(known)
-        if known:
-            raise refused("invalid_prompt_id", "This prompt_id is taken", "Another prompt with this id is waiting.")
         served = await self.served(deadline)
         plan, key = await deadline.hold(asyncio.to_thread(self._read, payload, served))
-        self._require_room(plan, deadline)
+        if known := self._known(prompt_id, graph):  # it came twice at once
+            return _accepted(known)
+        self._require_room(deadline)
         extra, client = public(payload.get("extra_data")), payload.get("client_id")
         job = Job(prompt_id, self._numbered(payload), graph, extra, plan, key, deadline)
+        job.targets = [output.node for output in plan.outputs]
         if isinstance(client, str) and client:
             job.client, job.extra = client, extra | {"client_id": client}
         self.active[prompt_id] = job
@@ -130,7 +131,14 @@ class Comfy:
                 raise refused(FAILED, f"Node {output.node} cannot be drawn", error.message) from None
         return plan, _key(graph, plan)
 
-    def _require_room(self, plan: Plan, deadline: Deadline) -> None:
+    def _known(self, prompt_id: str, graph: Mapping[str, Any]) -> Job | None:
+        """The same prompt, if it waits already."""
+        known = self.active.get(prompt_id)
+        if known and known.graph != graph:
+            raise refused("invalid_prompt_id", "This prompt_id is taken", "Another prompt with this id is waiting.")
+        return known
+
+    def _require_room(self, deadline: Deadline) -> None:
         self.api.require_open(deadline)
         waiting, most = sum(job.waiting for job in self.active.values()), self.api.engine.settings.queue
         if waiting >= most:
@@ -165,6 +173,7 @@ class Comfy:
             said = job.note("execution_error", **drawing.where(), **told(error))
         await self._end(job, said)
         on_end(job, error)
+        job.let_go()
 
     async def _draw(self, job: Job, drawing: Drawing) -> None:
         """As an equal prompt before it, if its files are still there."""

@@ -116,7 +116,11 @@ class Disk:
 
     def remove(self, name: str) -> None:
         """See `Shelf`."""
-        self._place(name).unlink(missing_ok=True)
+        place = self._place(name)
+        place.unlink(missing_ok=True)
+        if place.parent.parent != self._root:
+            with contextlib.suppress(OSError):  # there is more in its folder
+                place.parent.rmdir()
 
     def entries(self, folder: str, deep: bool = False) -> list[Entry]:
         """See `Shelf`."""

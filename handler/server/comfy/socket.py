@@ -1,11 +1,12 @@
 """ComfyUI's websocket: what is told of prompts goes out, and of what comes in only the first message matters."""
 
 import asyncio
+import contextlib
 import json
 import uuid
 from typing import Any
 
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from handler.api.comfy.forwarding import Forwarding
 from handler.api.comfy.listeners import Listener, message
@@ -32,7 +33,8 @@ async def listen(websocket: WebSocket) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[1] not in done:  # it is still there
-            await websocket.close(SLOW if listener.over else LEAVING)
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it went away just now
+                await websocket.close(SLOW if listener.over else LEAVING)
     finally:
         comfy.listeners.remove(listener)
         for task in tasks:
