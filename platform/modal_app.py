@@ -126,7 +126,7 @@ class Kindling:
         """The HTTP API. `start` and `stop` own the engine, so the app's own lifespan is not run."""
 
         async def serve(scope: "Scope", receive: "Receive", send: "Send") -> None:
-            if scope["type"] == "http":
+            if scope["type"] in ("http", "websocket"):
                 await self.app(scope, receive, send)
                 await self._leave_if_broken()
 

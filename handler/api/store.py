@@ -99,7 +99,7 @@ class Store:
     def unreachable(self) -> str:
         """Why the bucket cannot be reached; empty if it can."""
         try:
-            self._client().head_bucket(Bucket=self.bucket)
+            self.client().head_bucket(Bucket=self.bucket)
         except Exception as error:
             return reason(error)
         return ""
@@ -108,7 +108,7 @@ class Store:
         """Write the picture; a URL that opens it for `expires_s` seconds."""
         name = f"{picture.recipe.model}/{hashlib.sha256(picture.data).hexdigest()}.{picture.format}"
         place = {"Bucket": self.bucket, "Key": f"{self.prefix}/{name}".lstrip("/")}
-        client = self._client()
+        client = self.client()
         client.put_object(
             **place,
             Body=picture.data,
@@ -117,7 +117,8 @@ class Store:
         )
         return str(client.generate_presigned_url("get_object", Params=place, ExpiresIn=self.expires_s))
 
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """boto3's; what it raises may quote a key, so that only `reason` of it is to be told."""
         return _client(self, *bucket_keys())
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from comfy_graphs import graph, node
-from fakes import FakeFamily, raises
+from fakes import Editor, FakeFamily, raises
 from handler import create_app
 from handler.api.codec import chunks
 from handler.core.errors import NumericalError
@@ -26,8 +26,8 @@ def tell(family: FakeFamily, tmp_path: Path) -> Iterator[Callable[..., None]]:
     """Runs a story: it gets a client of an app with the settings given, and the app's `Comfy`."""
     with contextlib.ExitStack() as stack:
 
-        def run(story: Story, **settings: Any) -> None:
-            engine = stack.enter_context(family.engine(**{"volume": tmp_path, **settings}))
+        def run(story: Story, painter: FakeFamily = family, **settings: Any) -> None:
+            engine = stack.enter_context(painter.engine(**{"volume": tmp_path, **settings}))
             app = create_app(engine, public=False)
 
             async def main() -> None:
@@ -175,6 +175,7 @@ def test_what_waits_is_listed_taken_and_interrupted(tell: Callable[..., None], f
         await client.post("/queue", json={"delete": [taken, "nobody"]})
         await client.post("/interrupt", json={"prompt_id": stopped})
         await client.post("/interrupt")  # what is drawn
+        await ended(client, comfy, drawn)
         assert family.gate
         family.gate.set()
         found = await ended(client, comfy, left)
@@ -475,3 +476,27 @@ def test_what_a_worker_says_of_itself(tell: Callable[..., None]) -> None:
         assert (await client.post("/free", json={"unload_models": True})).status_code == 200
 
     tell(story)
+
+
+def test_a_second_sampler_draws_on_the_picture_of_the_first(tell: Callable[..., None], tmp_path: Path) -> None:
+    """Two runs, of which the history shows one picture."""
+    painter = Editor()
+
+    async def story(client: Client, comfy: Any) -> None:
+        made = graph(seed=2)
+        again = {**made["3"]["inputs"], "seed": 3, "denoise": 0.5, "latent_image": ["12", 0]}
+        made |= {
+            "11": node("ImageScale", image=["8", 0], upscale_method="lanczos", width=128, height=128, crop="disabled")
+        }
+        made |= {"12": node("VAEEncode", pixels=["11", 0], vae=["4", 2]), "13": node("KSampler", **again)}
+        made |= {"14": node("VAEDecode", samples=["13", 0], vae=["4", 2])}
+        made["9"]["inputs"]["images"] = ["14", 0]
+        prompt_id = await post(client, made)
+        found = await ended(client, comfy, prompt_id)
+        assert found["status"]["completed"], found
+        [image] = found["outputs"]["9"]["images"]
+        data = (await client.get("/view", params=image)).content
+        assert data[16:24] == (128).to_bytes(4) * 2
+        assert comfy.find(prompt_id).pictures == []  # which would stay in memory
+
+    tell(story, painter)

@@ -10,17 +10,20 @@ Each folder is bounded by count and age; the oldest files go first.
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from handler.api.comfy.bucket import Bucket
 from handler.api.comfy.job import LIVE, Record, now_ms
 from handler.api.comfy.naming import following, numbered
 from handler.api.comfy.shelf import Shelf, disk_of, named, passing, prune
 from handler.api.loras import looked
+from handler.api.store import Store
 from handler.core.deadline import Deadline
-from handler.core.errors import DeadlineExceeded
+from handler.core.errors import KindlingError
 from handler.core.settings import Settings
 from handler.core.untrusted import Malformed, parse
 
@@ -34,6 +37,7 @@ BOUNDS = {  # files of a folder, and seconds for which they stay
     "jobs": (2_000, 30 * DAY),
     "clients": (1_000, DAY),
 }
+FIELDS = {"state", "client", "created", "started", "ended", "until", "prompt", "outputs", "streamed", "status", "meta"}
 TIDIED_S = 600.0  # between two times that it is looked whether a folder has too many
 LOOK_S = 10.0  # for which a volume may hang
 REMEMBERED = 2_000  # records that were read, so that none is read again for every page of the history
@@ -42,20 +46,21 @@ log = logging.getLogger(__name__)
 
 
 class Archive:
-    """Keeps files and records. `shelf` is the volume's, if that can be written when the first is kept."""
+    """Keeps files and records on one shelf, which is chosen when it is asked for first."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._shelf: Shelf | None = None
+        self._choosing = threading.Lock()
         self._read: OrderedDict[str, Record] = OrderedDict()
         self._tidied = 0.0
 
     @property
     def shelf(self) -> Shelf:
         """For a thread: it looks at the volume."""
-        if self._shelf is None:
-            self._shelf = disk_of(self._settings.volume) or passing()
-        return self._shelf
+        with self._choosing:
+            self._shelf = self._shelf or _chosen(self._settings)
+            return self._shelf
 
     async def at(self, act: Callable[[Shelf], T], deadline: Deadline | None = None) -> T:
         """What `act` gives, on a thread that may hang; DeadlineExceeded if it does."""
@@ -93,6 +98,8 @@ class Archive:
             found: Record = parse(self.shelf.get(f"jobs/{prompt_id}.json"))
         except (FileNotFoundError, Malformed):
             return None
+        if not isinstance(found, dict) or not found.keys() >= FIELDS:
+            return None
         if found["state"] in LIVE:
             return _given_up(found) if now_ms() > found["until"] else found
         self._read[prompt_id] = found
@@ -120,13 +127,24 @@ class Archive:
             prune(self.shelf, folder, most, oldest_s)
 
 
+def _chosen(settings: Settings) -> Shelf:
+    """The volume, if it can be written; but on Modal, where a container does not see at once what another has written,
+    and where there is no such volume, the object store, if there is one."""
+    disk, store = disk_of(settings.volume), Store.of(settings)
+    if store and (disk is None or settings.platform == "modal"):
+        return Bucket(store)
+    if disk is None:
+        log.warning("ComfyUI's prompts and pictures go with this worker: no volume can be written, and no store is set")
+    return disk or passing()
+
+
 async def tried(work: Any, otherwise: T, what: str) -> T:
     """Await `work`; where the volume fails or hangs, that is logged, and `otherwise` is given."""
     try:
         found: T = await work
         return found
-    except (OSError, DeadlineExceeded) as error:
-        log.warning("ComfyUI's %s: %s", what, getattr(error, "strerror", None) or "the volume does not answer")
+    except (OSError, KindlingError) as error:
+        log.warning("ComfyUI's %s: %s", what, getattr(error, "strerror", None) or getattr(error, "code", "it failed"))
         return otherwise
 
 

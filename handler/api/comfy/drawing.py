@@ -2,18 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from handler.api import codec
 from handler.api.comfy.archive import Archive
 from handler.api.comfy.inscription import finished, texts
-from handler.api.comfy.job import Job, identity, leading, now_ms
+from handler.api.comfy.job import Job, now_ms
 from handler.api.comfy.listeners import Listeners, message, picture
 from handler.api.comfy.naming import filled
 from handler.api.comfy.shelf import Shelf
-from handler.api.dialects.comfy.plan import Output
+from handler.api.dialects.comfy.plan import Before, Output
 from handler.api.dispatch import Api
 from handler.core.recipe import Picture, Preview
 from handler.core.request import ImageRequest
@@ -31,25 +31,31 @@ class Drawing:
         self._metadata = api.engine.settings.metadata
         self._loop = asyncio.get_running_loop()
         self._shown = 0.0
+        self._begun_nodes = set[str]()
+        self._made: dict[tuple[ImageRequest, Before | None], list[Picture]] = {}
         self.node: str | None = None  # the one that is told to be executing
 
     async def run(self) -> None:
         """Draw what the outputs ask for, each distinct request once. Raises what drawing raises."""
-        requests: dict[ImageRequest, list[Output]] = {}
         for output in self._job.plan.outputs:
-            requests.setdefault(output.request, []).append(output)
-        for request, outputs in requests.items():
-            first = outputs[0]
-            pictures = await self._api.draw(
-                request,
-                partial(self._stepped, first),
-                self._job.deadline,
-                on_begin=partial(self._loop.call_soon_threadsafe, self._begun, first),
-                admitted=True,
-            )
-            self._job.pictures += pictures
-            for output in outputs:
-                await self._finish(output, pictures)
+            await self._finish(output, await self._drawn(output, output))
+
+    async def _drawn(self, output: Output, what: Output | Before) -> list[Picture]:
+        """The pictures of one request on the way to `output`, from the pictures before it."""
+        asked, before = what.request, what.before
+        if (asked, before) in self._made:
+            return self._made[asked, before]
+        request = asked
+        if before:
+            [first] = await self._drawn(output, before)
+            image = await self._job.deadline.hold(asyncio.to_thread(finished, first.data, before.after, {}))
+            request = asked.model_copy(update={"images": (image,)})
+        begun = partial(self._loop.call_soon_threadsafe, self._begun, output, what.sampler)
+        step = partial(self._stepped, what.sampler)
+        pictures = await self._api.draw(request, step, self._job.deadline, on_begin=begun, admitted=True)
+        self._made[asked, before] = pictures
+        self._job.pictures += pictures
+        return pictures
 
     def begin(self, cached: tuple[str, ...] = ()) -> None:
         """The job is no longer waiting; `cached` are the nodes that need not be executed."""
@@ -79,47 +85,44 @@ class Drawing:
         node = self.node or self._job.plan.outputs[0].node
         return {"node_id": node, "node_type": self._job.graph[node]["class_type"], "executed": self._job.executed[:-1]}
 
-    def _begun(self, output: Output) -> None:
+    def _begun(self, output: Output, sampler: str) -> None:
         self.begin()
-        for node in leading(output)[0]:
+        for node in output.order[: output.order.index(sampler) + 1] if sampler in output.order else ():
             self._execute(node)
 
     def _execute(self, node: str) -> None:
         """Tell that a node is being executed, once."""
         job = self._job
-        if node in job.executed:
+        if node in self._begun_nodes:
             return
-        if self.node is not None:
-            self._progress(self.node, 1, 1, "finished")
+        self._begun_nodes.add(node)
         job.executed.append(node)
         self.node = node
         self._tell(message("executing", {"node": node, "display_node": node, "prompt_id": job.id}))
-        self._progress(node, 0, 1, "running")
 
     def _progress(self, node: str, value: int, of: int, state: str) -> None:
-        job = self._job
-        one = {"value": value, "max": of, "state": state, "prompt_id": job.id, **identity(node)}
-        one |= {"display_node_id": node, "parent_node_id": None}
-        self._tell(message("progress_state", {"prompt_id": job.id, "nodes": {node: one}}))
+        whose = {"prompt_id": self._job.id, "node_id": node, "display_node_id": node, "parent_node_id": None}
+        one = {"value": value, "max": of, "state": state, "real_node_id": node, **whose}
+        self._tell(message("progress_state", {"prompt_id": self._job.id, "nodes": {node: one}}))
 
-    def _stepped(self, output: Output, done: int, of: int, preview: Preview) -> None:
+    def _stepped(self, sampler: str, done: int, of: int, preview: Preview) -> None:
         """On the engine's thread: a step has ended."""
         data, now = b"", time.monotonic()
         if done < of and now - self._shown >= PREVIEW_S and self._listeners.keen(self._job.client):
             data, self._shown = codec.encode(preview(), "jpeg", PREVIEW_QUALITY, None), now
-        self._loop.call_soon_threadsafe(self._step, output, done, of, data)
+        self._loop.call_soon_threadsafe(self._step, sampler, done, of, data)
 
-    def _step(self, output: Output, done: int, of: int, preview: bytes) -> None:
-        data = {"value": done, "max": of, "prompt_id": self._job.id, "node": output.sampler}
+    def _step(self, sampler: str, done: int, of: int, preview: bytes) -> None:
+        data = {"value": done, "max": of, "prompt_id": self._job.id, "node": sampler}
         self._tell(message("progress", data))
-        self._progress(output.sampler, done, of, "running")
+        self._progress(sampler, done, of, "running" if done < of else "finished")
         if preview and self._listeners.keen(self._job.client):
             self._listeners.tell(self._job.client, picture(preview, "jpeg"))
 
     async def _finish(self, output: Output, pictures: list[Picture]) -> None:
         """Keep or stream the pictures of one output."""
         job = self._job
-        for node in (part for half in leading(output) for part in half):
+        for node in output.order:
             self._execute(node)
         images = []
         for one in pictures:
@@ -162,3 +165,11 @@ def _images(outputs: Mapping[str, Any]) -> list[list[dict[str, str]]]:
 def place(image: Mapping[str, str]) -> tuple[str, str, str]:
     """File name, subfolder and folder of a picture, as it is told."""
     return image["filename"], image["subfolder"], image["type"]
+
+
+def steps(output: Output) -> Iterator[Output | Before]:
+    """All that is drawn on the way to `output`, the last first."""
+    step: Output | Before | None = output
+    while step:
+        yield step
+        step = step.before

@@ -16,6 +16,7 @@ from handler.api.comfy.service import Comfy
 from handler.core.deadline import Deadline
 
 WHAT = "prompts at other workers cannot be told"
+BLIND_S = 10.0  # until the next look where nothing can be seen: the volume fails, or is nobody else's
 FIRST_S = 2.0  # for which a volume may hang before a client is let in
 
 
@@ -30,15 +31,15 @@ class Forwarding:
         """Pass over what is there already; before the client can have posted anything."""
         self._told |= set(await self._ids(Deadline.within(FIRST_S)) or ())
 
-    async def look(self) -> bool:
-        """Tell what is new; False if that cannot be seen, for the volume fails or is nobody else's."""
+    async def look(self) -> float:
+        """Tell what is new; in how many seconds to look again."""
         ids = await self._ids()
         for prompt_id in set(ids or ()) - self._told:
             record = await self._record(prompt_id)
             if record and record["state"] not in LIVE:
                 self._told.add(prompt_id)
                 await self._tell(prompt_id, record)
-        return ids is not None
+        return BLIND_S if ids is None else self._comfy.archive.shelf.look_s
 
     async def _ids(self, deadline: Deadline | None = None) -> list[str] | None:
         """The prompts that left a sign; None if none can be seen."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from handler.api.comfy.listeners import message
-from handler.api.dialects.comfy.plan import Output, Plan
+from handler.api.dialects.comfy.plan import Plan
 from handler.core.deadline import Deadline
 from handler.core.recipe import Picture
 
@@ -22,8 +22,8 @@ Record = dict[str, Any]
 class Job:
     """A prompt. `key` is equal in prompts that ask for the same. It is drawn by `task`, unless it is `unwanted`.
 
-    `told` are the messages that its history keeps, `outputs` what each output node gave; `streamed` are the pictures
-    of nodes that only send them.
+    `targets` are the output nodes, `outputs` what each gave, `streamed` the pictures of those that only send them;
+    `told` are the messages that its history keeps.
     """
 
     id: str
@@ -34,6 +34,7 @@ class Job:
     key: str
     deadline: Deadline
     client: str = ""
+    targets: list[str] = field(default_factory=list)
     state: State = "pending"
     created: int = field(default_factory=lambda: now_ms())
     started: int | None = None
@@ -47,10 +48,15 @@ class Job:
     task: "asyncio.Task[None] | None" = None
     unwanted: bool = False
 
+    def let_go(self) -> None:
+        """Of what takes memory, once it has ended."""
+        self.pictures.clear()
+        self.plan = Plan(())
+
     @property
     def item(self) -> list[Any]:
         """As the queue and the history show a prompt."""
-        return [self.number, self.id, self.graph, self.extra, [output.node for output in self.plan.outputs]]
+        return [self.number, self.id, self.graph, self.extra, self.targets]
 
     @property
     def waiting(self) -> int:
@@ -88,12 +94,6 @@ class Job:
 def identity(node: str) -> dict[str, Any]:
     """Which node an output is of: there are none in others here."""
     return {"node_id": node, "display_node": node, "parent_node": None, "real_node_id": node}
-
-
-def leading(output: Output) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The nodes before `output` until its sampler, with that; and those after it, itself last."""
-    at = output.order.index(output.sampler) + 1 if output.sampler in output.order else 0
-    return output.order[:at], output.order[at:]
 
 
 def public(extra: Any) -> dict[str, Any]:

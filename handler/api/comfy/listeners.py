@@ -9,7 +9,7 @@ import struct
 from collections import deque
 from typing import Any
 
-HELD = 512  # messages that wait for one client
+HELD = 20_000  # messages that wait for one client: one for each node of a graph comes at once
 HELD_BYTES = 32 << 20
 CLIENTS = 64
 PREVIEW = 1  # the event of a binary message: a picture, in JPEG (1) or PNG (2)

@@ -5,13 +5,14 @@ import hashlib
 import json
 import re
 import secrets
+import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from handler.api.comfy.archive import Archive, mailbox, tried
-from handler.api.comfy.drawing import Drawing
+from handler.api.comfy.drawing import Drawing, steps
 from handler.api.comfy.job import LIVE, Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.naming import filled
@@ -43,6 +44,8 @@ class Comfy:
         self._catalogue = Catalogue(api.engine.settings, api.engine.spec, self.archive)
         self._number = 0
         self._tasks = set[asyncio.Task[None]]()
+        # For what it has to say, at the start and not with the first prompt.
+        threading.Thread(target=lambda: self.archive.shelf, name="comfy", daemon=True).start()
 
     @property
     def busy(self) -> bool:
@@ -66,15 +69,16 @@ class Comfy:
         if not isinstance(payload, dict) or not isinstance(payload.get("prompt"), dict):
             raise refused("no_prompt", "No prompt provided", "Send a graph in API format as 'prompt'.")
         graph, prompt_id = payload["prompt"], _id(payload)
-        if (known := self.active.get(prompt_id)) and known.graph == graph:
+        if known := self._known(prompt_id, graph):
             return _accepted(known)
-        if known:
-            raise refused("invalid_prompt_id", "This prompt_id is taken", "Another prompt with this id is waiting.")
         served = await self.served(deadline)
         plan, key = await deadline.hold(asyncio.to_thread(self._read, payload, served))
-        self._require_room(plan, deadline)
+        if known := self._known(prompt_id, graph):  # it came twice at once
+            return _accepted(known)
+        self._require_room(deadline)
         extra, client = public(payload.get("extra_data")), payload.get("client_id")
         job = Job(prompt_id, self._numbered(payload), graph, extra, plan, key, deadline)
+        job.targets = [output.node for output in plan.outputs]
         if isinstance(client, str) and client:
             job.client, job.extra = client, extra | {"client_id": client}
         self.active[prompt_id] = job
@@ -121,12 +125,20 @@ class Comfy:
         for output in plan.outputs:
             try:
                 filled(output.prefix, graph, (0, 0))
-                engine.spec.validate(output.request, engine.settings.step_cache)
+                for step in steps(output):
+                    engine.spec.validate(step.request, engine.settings.step_cache)
             except RequestError as error:
                 raise refused(FAILED, f"Node {output.node} cannot be drawn", error.message) from None
         return plan, _key(graph, plan)
 
-    def _require_room(self, plan: Plan, deadline: Deadline) -> None:
+    def _known(self, prompt_id: str, graph: Mapping[str, Any]) -> Job | None:
+        """The same prompt, if it waits already."""
+        known = self.active.get(prompt_id)
+        if known and known.graph != graph:
+            raise refused("invalid_prompt_id", "This prompt_id is taken", "Another prompt with this id is waiting.")
+        return known
+
+    def _require_room(self, deadline: Deadline) -> None:
         self.api.require_open(deadline)
         waiting, most = sum(job.waiting for job in self.active.values()), self.api.engine.settings.queue
         if waiting >= most:
@@ -161,6 +173,7 @@ class Comfy:
             said = job.note("execution_error", **drawing.where(), **told(error))
         await self._end(job, said)
         on_end(job, error)
+        job.let_go()
 
     async def _draw(self, job: Job, drawing: Drawing) -> None:
         """As an equal prompt before it, if its files are still there."""
@@ -222,11 +235,11 @@ def _accepted(job: Job) -> dict[str, Any]:
 
 def _key(graph: Mapping[str, Any], plan: Plan) -> str:
     """What is equal in prompts that give the same pictures; of what is drawn at random, no two are."""
-    if any(output.request.seed is None for output in plan.outputs):
+    if any(step.request.seed is None for output in plan.outputs for step in steps(output)):
         return secrets.token_hex(16)
     nodes = {name: [node["class_type"], node.get("inputs")] for name, node in graph.items()}
     found = hashlib.sha256(json.dumps([nodes, [output.node for output in plan.outputs]], sort_keys=True).encode())
-    for output in plan.outputs:
-        for image in (*output.request.images, output.request.mask or b""):
+    for request in (step.request for output in plan.outputs for step in steps(output)):
+        for image in (*request.images, request.mask or b""):
             found.update(hashlib.sha256(image).digest())
     return found.hexdigest()

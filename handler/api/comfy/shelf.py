@@ -39,6 +39,7 @@ class Shelf(Protocol):
     """
 
     shared: bool  # whether other workers may see it
+    look_s: float  # between two looks for something new
 
     def get(self, name: str) -> bytes:
         """What is in a file."""
@@ -79,6 +80,8 @@ def _require_plain(part: str) -> None:
 class Disk:
     """Files below `root`, which is made when the first is written."""
 
+    look_s = 0.3
+
     def __init__(self, root: Path, shared: bool) -> None:
         self._root, self.shared = root, shared
 
@@ -113,7 +116,11 @@ class Disk:
 
     def remove(self, name: str) -> None:
         """See `Shelf`."""
-        self._place(name).unlink(missing_ok=True)
+        place = self._place(name)
+        place.unlink(missing_ok=True)
+        if place.parent.parent != self._root:
+            with contextlib.suppress(OSError):  # there is more in its folder
+                place.parent.rmdir()
 
     def entries(self, folder: str, deep: bool = False) -> list[Entry]:
         """See `Shelf`."""

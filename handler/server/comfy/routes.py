@@ -127,7 +127,7 @@ async def get_history(request: Request) -> Any:
 
 async def get_one(request: Request) -> Any:
     """A prompt that has ended."""
-    return await history.one(_comfy(request), request.path_params["id"])
+    return await history.one(_comfy(request), request.path_params["prompt_id"])
 
 
 async def post_history(request: Request) -> Any:
@@ -166,7 +166,7 @@ async def get_jobs(request: Request) -> Any:
 
 async def get_job(request: Request) -> Any:
     """One prompt, in whatever state."""
-    record = await history.found(_comfy(request), request.path_params["id"])
+    record = await history.found(_comfy(request), request.path_params["prompt_id"])
     if record is None:
         raise FileMissing("There is no such job.", "job_id")
     return summary(record, whole=True)
@@ -174,7 +174,7 @@ async def get_job(request: Request) -> Any:
 
 async def cancel_job(request: Request) -> Any:
     """Stop one prompt; whether there was anything to stop."""
-    return {"cancelled": history.cancelled(_comfy(request), [request.path_params["id"]])}
+    return {"cancelled": history.cancelled(_comfy(request), [request.path_params["prompt_id"]])}
 
 
 async def cancel_jobs(request: Request) -> Any:
@@ -197,7 +197,7 @@ async def get_classes(request: Request) -> Any:
     comfy = _comfy(request)
     served = await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
     found: dict[str, Any] = await asyncio.to_thread(object_info, served)
-    name = request.path_params.get("name")
+    name = request.path_params.get("node_class")
     return found if name is None else {name: found[name]} if name in found else {}
 
 
@@ -240,7 +240,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/prompt": {"GET": get_prompt, "POST": post_prompt},
     "/queue": {"GET": get_queue, "POST": post_queue},
     "/history": {"GET": get_history, "POST": post_history},
-    "/history/{id}": {"GET": get_one},
+    "/history/{prompt_id}": {"GET": get_one},
     "/view": {"GET": files.view},
     "/upload/image": {"POST": files.upload_image},
     "/upload/mask": {"POST": files.upload_mask},
@@ -248,13 +248,13 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/free": {"POST": post_free},
     "/system_stats": {"GET": get_system},
     "/object_info": {"GET": get_classes},
-    "/object_info/{name}": {"GET": get_classes},
+    "/object_info/{node_class}": {"GET": get_classes},
     "/models": {"GET": get_models},
     "/models/{folder}": {"GET": get_models},
     "/embeddings": {"GET": get_embeddings},
     "/features": {"GET": get_features},
     "/api/jobs": {"GET": get_jobs},
     "/api/jobs/cancel": {"POST": cancel_jobs},
-    "/api/jobs/{id}": {"GET": get_job},
-    "/api/jobs/{id}/cancel": {"POST": cancel_job},
+    "/api/jobs/{prompt_id}": {"GET": get_job},
+    "/api/jobs/{prompt_id}/cancel": {"POST": cancel_job},
 }

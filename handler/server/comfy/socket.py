@@ -1,11 +1,12 @@
 """ComfyUI's websocket: what is told of prompts goes out, and of what comes in only the first message matters."""
 
 import asyncio
+import contextlib
 import json
 import uuid
 from typing import Any
 
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from handler.api.comfy.forwarding import Forwarding
 from handler.api.comfy.listeners import Listener, message
@@ -14,7 +15,7 @@ from handler.api.comfy.stats import features
 from handler.engine.engine import OPEN
 
 LONGEST = 200  # characters of a client's id
-LOOK_S, BLIND_S = 0.3, 10.0  # between two looks for prompts at other workers; where those cannot be seen
+TICK_S = 0.3
 LEAVING, SLOW = 1001, 1013  # codes of RFC 6455 and its registry: going away; try again later
 
 
@@ -32,7 +33,8 @@ async def listen(websocket: WebSocket) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[1] not in done:  # it is still there
-            await websocket.close(SLOW if listener.over else LEAVING)
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it went away just now
+                await websocket.close(SLOW if listener.over else LEAVING)
     finally:
         comfy.listeners.remove(listener)
         for task in tasks:
@@ -76,10 +78,8 @@ def _flags(text: Any) -> bool:
 
 async def _watch(comfy: Comfy, forwarding: Forwarding) -> None:
     """Until this worker leaves; meanwhile, tell of prompts at other workers."""
-    seeing, until = True, 0.0
-    loop = asyncio.get_running_loop()
+    until, loop = 0.0, asyncio.get_running_loop()
     while comfy.busy or comfy.api.engine.state in OPEN:
         if loop.time() >= until:
-            seeing = await forwarding.look()
-            until = loop.time() + (LOOK_S if seeing else BLIND_S)
-        await asyncio.sleep(LOOK_S)
+            until = loop.time() + await forwarding.look()
+        await asyncio.sleep(TICK_S)

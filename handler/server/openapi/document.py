@@ -1,7 +1,6 @@
 """The OpenAPI description of one worker: what it serves, with what this model takes. `OPERATIONS` has a row a route."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -13,22 +12,23 @@ from handler.engine.engine import Engine
 from handler.server import multipart
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY, REPEATED
+from handler.server.openapi import comfy
+from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import requests
 from handler.server.openapi.responses import ANSWERS, types
 from handler.server.openapi.schema import TEXT, Schema, ref, whole
 
 ABOUT = (
     "Errors have OpenAI's envelope. Every answer has an x-request-id, and HEAD is answered where GET is. "
-    "Limits are those of the model that this worker serves."
+    "Limits are those of the model that this worker serves. ComfyUI's routes are below /api too."
 )
 NEVER_ANSWERED = (Cancelled, FetchFailed)  # nobody is there; not while serving
 VOLUME = (504,)  # where it is looked at, and does not answer
-ALWAYS = (405, 500)  # and 401 or 403, but for who asks after its health
 FILES = {
     "image": {"contentType": "image/png, image/jpeg, image/webp"},
     "mask": {"contentType": "image/png, image/webp"},
 }
-JSON, EVENTS, METRICS = "application/json", "text/event-stream", "text/plain"
+EVENTS, METRICS = "text/event-stream", "text/plain"
 
 HEADERS: dict[str, Schema] = {
     "x-request-id": {"required": True, "schema": TEXT, "description": "Yours, or a new one."},
@@ -36,6 +36,7 @@ HEADERS: dict[str, Schema] = {
     "x-should-retry": {"schema": {"enum": ["false"]}, "description": "Where trying again does not help."},
     "idempotent-replayed": {"schema": {"enum": ["true"]}, "description": "Where it was drawn before."},
     "allow": {"required": True, "schema": TEXT},
+    "content-disposition": {"required": True, "schema": TEXT, "description": "What a browser may open, or not."},
     "www-authenticate": {"required": True, "schema": TEXT},
     "x-accel-buffering": {"schema": {"enum": ["no"]}, "description": "Of a stream, which nginx should not hold back."},
     **{name: {"required": True, "schema": {"enum": [value]}} for name, value in DEFAULTS.items()},
@@ -66,6 +67,7 @@ PARAMETERS: dict[str, Schema] = {
         "idempotency-key that is a deadline too, from when all of the request is there; the answer comes a twentieth "
         "of it, and at least 50 ms, before.",
     },
+    **comfy.PARAMETERS,
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
 PLAIN = str.maketrans("/.", "__", "{}")
@@ -80,28 +82,6 @@ def every(kind: type[KindlingError]) -> Iterator[type[KindlingError]]:
 
 
 DRAWING = tuple(sorted({each.status for each in every(KindlingError)} - {401, 403}))
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What comes with one status: for each media type the schema, and the headers."""
-
-    description: str
-    content: Mapping[str, Schema] = field(default_factory=dict)
-    headers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One method of one route. `body` has its schemas by media type, `errors` are the statuses of its refusals."""
-
-    method: str
-    summary: str
-    answers: Mapping[int, Answer]
-    body: Mapping[str, Schema] = field(default_factory=dict)
-    errors: tuple[int, ...] = ALWAYS
-    parameters: tuple[str, ...] = ("x-request-id", "traceparent")
-    retired: bool = False
 
 
 def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str) -> Operation:
@@ -167,6 +147,11 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+def operations() -> dict[str, tuple[Operation, ...]]:
+    """All, by their routes."""
+    return {path: (row,) for path, row in OPERATIONS.items()} | comfy.OPERATIONS
+
+
 def document(engine: Engine, root: str = "") -> dict[str, Any]:
     """The description of the worker that `engine` serves, below the path `root`."""
     spec, keyed = engine.spec, bool(engine.settings.api_keys)
@@ -178,7 +163,10 @@ def document(engine: Engine, root: str = "") -> dict[str, Any]:
     found = {
         "openapi": "3.1.0",
         "info": {"title": f"Kindling: {spec.id}", "version": __version__, "description": ABOUT},
-        "paths": {path: {row.method: _operation(path, row, keyed, names)} for path, row in OPERATIONS.items()},
+        "paths": {
+            path: {row.method: _operation(path, row, keyed, names) for row in rows}
+            for path, rows in operations().items()
+        },
         "components": components | scheme,
     }
     below = {"servers": [{"url": quote(root)}]} if root else {}
@@ -197,7 +185,7 @@ def _operation(path: str, row: Operation, keyed: bool, names: tuple[str, ...]) -
         "deprecated": row.retired,
     }
     if row.body:
-        found["requestBody"] = {"required": True, "content": _content(row.body)}
+        found["requestBody"] = {"required": not row.optional, "content": _content(row.body)}
     return found | ({"security": []} if is_open else {})
 
 

@@ -1,0 +1,109 @@
+"""ComfyUI's routes in short: what they are for. Their shapes are ComfyUI's, and each is below /api too."""
+
+from handler.api.comfy.archive import FOLDERS
+from handler.api.comfy.viewing import CHANNELS
+from handler.server import multipart
+from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
+from handler.server.openapi.schema import COUNT, TEXT, Schema, array, whole
+
+OBJECT: Schema = {"type": "object"}
+NAMES = array(TEXT)
+SENT = (400, 413, 415, 422, 504)  # of a body that is no good
+FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
+UPLOAD = whole(
+    {"image": FILE, "type": {"enum": [*FOLDERS]}, "subfolder": TEXT, "overwrite": TEXT},
+    *("type", "subfolder"),
+    "overwrite",
+)
+PARAMETERS: dict[str, Schema] = {
+    "prompt_id": {"in": "path", "required": True, "schema": TEXT, "description": "As the answer to a prompt says it."},
+    "node_class": {"in": "path", "required": True, "schema": TEXT, "description": "A class of nodes."},
+    "folder": {"in": "path", "required": True, "schema": TEXT, "description": "Of models, as /models names it."},
+    "filename": {"in": "query", "schema": TEXT, "required": True, "description": "Of a file, without its folder."},
+    "subfolder": {"in": "query", "schema": TEXT, "description": "Inside the folder."},
+    "type": {"in": "query", "schema": {"enum": [*FOLDERS]}, "description": "The folder."},
+    "preview": {"in": "query", "schema": TEXT, "description": "webp or jpeg, and a quality: webp;90."},
+    "channel": {"in": "query", "schema": {"enum": [*CHANNELS]}, "description": "Which of a picture's."},
+    "max_items": {"in": "query", "schema": COUNT | {"minimum": 0}, "description": "How many, at most."},
+    "offset": {"in": "query", "schema": COUNT | {"minimum": 0}, "description": "How many to pass over."},
+    "limit": {"in": "query", "schema": COUNT | {"minimum": 1}, "description": "How many, at most."},
+    "status": {"in": "query", "schema": TEXT, "description": "In which states, with commas between them."},
+    "sort_order": {"in": "query", "schema": {"enum": ["asc", "desc"]}, "description": "By age; desc is newest first."},
+}
+HEAD = ("x-request-id", "traceparent")
+
+
+def _get(summary: str, answer: Schema, *parameters: str, errors: tuple[int, ...] = (504,)) -> Operation:
+    """What only tells."""
+    said = {200: Answer("As it is now.", {JSON: answer})}
+    return Operation("get", f"ComfyUI: {summary}", said, errors=(*ALWAYS, *errors), parameters=(*HEAD, *parameters))
+
+
+def _post(summary: str, body: Schema, answer: Schema | None = None, *errors: int, media: str = JSON) -> Operation:
+    """What does something; where nothing is to be said of that, the answer is empty."""
+    said = {200: Answer("Done.", {JSON: answer} if answer else {})}
+    refusals = tuple(dict.fromkeys((*ALWAYS, *SENT, *errors)))
+    return Operation("post", f"ComfyUI: {summary}", said, {media: body}, refusals, HEAD, optional=media == JSON)
+
+
+PROMPT = whole(
+    {"prompt": OBJECT, "client_id": TEXT, "prompt_id": TEXT, "extra_data": OBJECT},
+    "client_id",
+    "prompt_id",
+    "extra_data",
+)
+ACCEPTED = whole({"prompt_id": TEXT, "number": {"type": "number"}, "node_errors": OBJECT})
+CANCELLED = whole({"cancelled": {"type": "boolean"}})
+VIEWED = ("filename", "subfolder", "type", "preview", "channel")
+OPERATIONS: dict[str, tuple[Operation, ...]] = {
+    "/prompt": (
+        _get("how much waits", OBJECT, errors=()),
+        _post("draw a graph in API format", PROMPT, ACCEPTED, 429, 503),
+    ),
+    "/queue": (
+        _get("what waits and what is drawn", OBJECT, errors=()),
+        _post("take prompts from the queue", whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete")),
+    ),
+    "/history": (
+        _get("prompts that have ended", OBJECT, "max_items", "offset", errors=(400, 504)),
+        _post("forget prompts", whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete")),
+    ),
+    "/history/{prompt_id}": (_get("one prompt, once it has ended", OBJECT, "prompt_id"),),
+    "/view": (
+        Operation(
+            "get",
+            "ComfyUI: one file",
+            {
+                200: Answer(
+                    "The file.",
+                    {"image/*": {}, "text/plain": {}, "application/octet-stream": {}},
+                    ("content-disposition",),
+                )
+            },
+            errors=(*ALWAYS, 400, 403, 404, 422, 504),
+            parameters=(*HEAD, *VIEWED),
+        ),
+    ),
+    "/upload/image": (_post("send an image", UPLOAD, OBJECT, 403, 503, media=multipart.MEDIA),),
+    "/upload/mask": (_post("send a mask for an image", UPLOAD, OBJECT, 403, 404, 503, media=multipart.MEDIA),),
+    "/interrupt": (_post("stop what is drawn, or one prompt", whole({"prompt_id": TEXT}, "prompt_id")),),
+    "/free": (_post("nothing: the model stays warm", OBJECT),),
+    "/system_stats": (_get("the machine", OBJECT, errors=()),),
+    "/object_info": (_get("all classes of nodes", OBJECT),),
+    "/object_info/{node_class}": (_get("one class of nodes", OBJECT, "node_class"),),
+    "/models": (_get("folders of models", NAMES),),
+    "/models/{folder}": (_get("models in a folder", NAMES, "folder", errors=(404, 504)),),
+    "/embeddings": (_get("embeddings", NAMES),),
+    "/features": (_get("what clients may count on", OBJECT, errors=()),),
+    "/api/jobs": (_get("prompts in any state", OBJECT, "status", "limit", "offset", "sort_order", errors=(400, 504)),),
+    "/api/jobs/cancel": (_post("stop prompts", whole({"job_ids": NAMES}), CANCELLED),),
+    "/api/jobs/{prompt_id}": (_get("one prompt, in any state", OBJECT, "prompt_id", errors=(404, 504)),),
+    "/api/jobs/{prompt_id}/cancel": (
+        Operation(
+            "post",
+            "ComfyUI: stop one prompt",
+            {200: Answer("Whether.", {JSON: CANCELLED})},
+            parameters=(*HEAD, "prompt_id"),
+        ),
+    ),
+}

@@ -1,0 +1,71 @@
+"""ComfyUI's prompts and files in an object store, where workers share no volume."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from handler import Settings
+from handler.api import store
+from handler.api.comfy.archive import FIELDS, Archive
+from handler.api.comfy.bucket import Bucket
+from handler.api.comfy.shelf import prune
+from s3_plane import BUCKET, KEY, S3, SECRET, Broken, s3_server
+
+OUTSIDE = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"}
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    store._client.cache_clear()
+    for name, value in {**OUTSIDE, "BUCKET_ACCESS_KEY_ID": KEY, "BUCKET_SECRET_ACCESS_KEY": SECRET}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    with s3_server() as server:
+        yield server
+
+
+def archive(url: str, volume: Path) -> Archive:
+    return Archive(Settings(store_bucket=BUCKET, store_endpoint=url, volume=volume, platform="modal"))
+
+
+def test_any_worker_finds_what_another_has_kept(s3: S3, tmp_path: Path) -> None:
+    one, other = (archive(s3.url, tmp_path) for _ in range(2))
+    assert isinstance(one.shelf, Bucket)
+    place = one.save("output", "a", "x", b"first")
+    assert other.save("output", "a", "x", b"second")["filename"] == "x_00002_.png"
+    assert other.load(place["filename"], "a", "output") == b"first"
+    assert other.has("x_00001_.png", "a", "output")
+    assert not other.has("x_00003_.png", "a", "output")
+    with pytest.raises(FileExistsError):
+        one.shelf.put("output/a/x_00001_.png", b"other", anew=True)
+    with pytest.raises(FileNotFoundError):
+        one.load("none.png", "", "output")
+    record = {**dict.fromkeys(FIELDS), "state": "completed", "created": 1}
+    one.keep("id", record)
+    assert other.records() == {"id": record}
+    prune(one.shelf, "output", 1, 100)
+    assert len(other.shelf.entries("output", deep=True)) == 1
+    assert other.shelf.entries("output") == []
+    other.forget("id")
+    assert one.records() == {}
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_store_that_fails_says_so_in_our_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Broken(403) as broken, pytest.raises(OSError, match="the object store failed") as failed:
+        archive(broken.url, tmp_path).load("x.png", "", "output")
+    assert SECRET not in caplog.text + str(failed.value)
+
+
+def test_the_volume_goes_before_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Settings(store_bucket=BUCKET, store_endpoint="http://localhost:1", volume=tmp_path)
+    assert not isinstance(Archive(given).shelf, Bucket)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert isinstance(Archive(given).shelf, Bucket)
