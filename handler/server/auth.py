@@ -20,7 +20,7 @@ from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
 from handler.server.access import response
 
-OPEN_ROUTES = ("/ping", "/health/live")
+OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
 READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed")
 POLICY = 1008  # a WebSocket's code for what is not allowed

@@ -79,6 +79,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "model": request.model or spec.id,
         "plan": pictures[0].plan,
         "usage": usage(pictures),
+        "peak_memory_mb": peak(pictures),
         **delivery(pictures),
     }
 
@@ -88,6 +89,11 @@ def usage(pictures: Sequence[Picture]) -> dict[str, Any]:
     text = pictures[0].tokens
     details = {"text_tokens": text, "image_tokens": 0}
     return {"input_tokens": text, "input_tokens_details": details, "output_tokens": 0, "total_tokens": text}
+
+
+def peak(pictures: Sequence[Picture]) -> float:
+    """The most memory that the worker has needed so far in MB, of 1024 times 1024 bytes as SGLang's are."""
+    return round(max(picture.peak_bytes for picture in pictures) / 2**20, 2)
 
 
 def carried(picture: Picture) -> dict[str, str | File]:

@@ -63,8 +63,8 @@ PARAMETERS: dict[str, Schema] = {
     HANGS_UP: {
         "schema": TEXT,
         "description": "OpenAI's client says here after how many seconds it hangs up. Without a stream or an "
-        "idempotency-key that is a deadline too, from when all of the request is there; the answer comes a twentieth of "
-        "it, and at least 50 ms, before.",
+        "idempotency-key that is a deadline too, from when all of the request is there; the answer comes a twentieth "
+        "of it, and at least 50 ms, before.",
     },
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
@@ -144,12 +144,16 @@ OPERATIONS: dict[str, Operation] = {
         errors=(*ALWAYS, 404),
         parameters=("id", "x-request-id", "traceparent"),
     ),
+    "/v1/model_info": _reading("The served model, as SGLang's clients ask for it", "ModelInfo"),
     "/v1/receipt": _reading("What this worker runs, and what was measured of that", "ReceiptAnswer"),
     "/": Operation("get", "What stands here, for people", {200: Answer("A text.", {METRICS: TEXT})}),
     "/ping": Operation(
         "get",
         "Health, as RunPod asks for it",
         {200: Answer("Ready."), 204: Answer("Starting."), 503: Answer("Failed, or stopping.")},
+    ),
+    "/health": Operation(
+        "get", "Health, as SGLang's clients ask for it", {200: Answer("Ready."), 503: Answer("Not ready.")}
     ),
     "/health/live": _reading("The process answers", "Live"),
     "/health/ready": Operation(

@@ -55,6 +55,7 @@ SHARED = {
 }
 READ = whole({"text_tokens": COUNT, "image_tokens": COUNT})
 USAGE = whole({"input_tokens": COUNT, "input_tokens_details": READ, "output_tokens": COUNT, "total_tokens": COUNT})
+PEAK = {"peak_memory_mb": NUMBER | {"description": "The most memory so far: the GPU's, or on a CPU the process's."}}
 DELIVERY = {"delivery": TEXT | {"description": "Why a picture has no url that should have one."}}
 ABOUT = {
     "inference_ms": NUMBER,
@@ -63,6 +64,7 @@ ABOUT = {
     "model": TEXT,
     "plan": PLAN,
     "usage": USAGE,
+    **PEAK,
     **DELIVERY,
 }
 STAGES = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds by stage."}
@@ -73,6 +75,7 @@ NATIVE = {
     "inference_ms": NUMBER,
     "plan": PLAN,
     "usage": USAGE,
+    **PEAK,
     **DELIVERY,
 }
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
@@ -101,6 +104,7 @@ ANSWERS: dict[str, Schema] = {
         "how",
         "compile_failure",
     ),
+    "ModelInfo": whole({"model_path": TEXT | {"description": "It may be asked for by this name."}, "model": TEXT}),
     "Live": whole({"status": {"enum": ["live"]}}),
     "Ready": whole(
         {
