@@ -36,8 +36,8 @@ ALIASES = (
     Alias("--vae-path", "KINDLING_VAE"),
     Alias("--dit-cpu-offload", "KINDLING_OFFLOAD", "blocks"),
     Alias("--text-encoder-cpu-offload", "KINDLING_OFFLOAD", "encoders"),
-    Alias("--vae-cpu-offload", note="the VAE stays on the GPU; large pictures are decoded in tiles"),
-    Alias("--pin-cpu-memory", note="what is offloaded lies in pinned memory anyway"),
+    Alias("--vae-cpu-offload", note="a VAE is not moved by itself; large pictures are decoded in tiles"),
+    Alias("--pin-cpu-memory", note="how weights lie in host memory is no choice here"),
     *(
         Alias(f"--{name}", note=ONE_GPU)
         for name in ("num-gpus", "tp-size", "sp-degree", "ulysses-degree", "ring-degree")

@@ -25,8 +25,8 @@ NEVER_ANSWERED = (Cancelled, FetchFailed)  # nobody is there; not while serving
 VOLUME = (504,)  # where it is looked at, and does not answer
 ALWAYS = (405, 500)  # and 401 or 403, but for who asks after its health
 FILES = {
-    "image": {"contentType": "image/png, image/jpeg, image/webp"},
-    "mask": {"contentType": "image/png, image/webp"},
+    "image": {"contentType": "image/png, image/jpeg, image/webp, image/avif"},
+    "mask": {"contentType": "image/png, image/webp, image/avif"},
 }
 JSON, EVENTS, METRICS = "application/json", "text/event-stream", "text/plain"
 
