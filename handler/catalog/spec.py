@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from handler.catalog.licenses import License
+from handler.core import quality
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.core.recipe import Lora, Mask, Recipe, Reference, steps_taken
 from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest
@@ -107,7 +108,7 @@ class ModelSpec:
             seed=secrets.randbelow(MAX_RANDOM_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=self._negative_prompt(request),
             images=images,
-            step_cache=self.caching(request.step_cache or served),
+            step_cache=self._cache(request, served),
             strength=self._strength(request),
             mask=mask,
             loras=loras,
@@ -136,7 +137,8 @@ class ModelSpec:
 
     def _steps(self, request: ImageRequest) -> int:
         """As asked; else the model's, or more if an edit would not take one of them."""
-        return request.num_inference_steps or max(self.steps, self._fewest(self._strength(request) or 1.0))
+        usual = quality.steps(request.quality, self.steps, self.min_steps, self.max_steps)
+        return request.num_inference_steps or max(usual, self._fewest(self._strength(request) or 1.0))
 
     def _fewest(self, strength: float) -> int:
         """How few steps there may be, that an edit of this strength takes at least one; all there may be if none do."""
@@ -171,6 +173,9 @@ class ModelSpec:
     def _negative_prompt(self, request: ImageRequest) -> str | None:
         """As asked, if there is guidance for it to work through; an empty one is not the same as none."""
         return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
+
+    def _cache(self, request: ImageRequest, served: StepCacheSetting) -> StepCache | None:
+        return self.caching(request.step_cache or ("off" if quality.whole(request.quality) else served))
 
     def caching(self, asked: StepCacheSetting) -> StepCache | None:
         """The step cache that `asked` means for this model, or the error that says why it cannot be."""
@@ -214,7 +219,7 @@ class ModelSpec:
             raise Unsupported(
                 "A negative prompt works through guidance: send guidance_scale above 1.", "negative_prompt"
             )
-        if self.caching(request.step_cache or served) and served == "off":
+        if self._cache(request, served) and served == "off":
             raise Unsupported("This worker skips no steps; start it with KINDLING_STEP_CACHE=on.", "step_cache")
         if request.images:
             self._check_edit(request, steps)

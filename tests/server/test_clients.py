@@ -241,3 +241,9 @@ def test_who_is_not_ready_is_unhealthy() -> None:
 async def get(app: Any, path: str) -> httpx.Response:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://kindling") as client:
         return await client.get(path)
+
+
+@pytest.mark.parametrize("word", ["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"])
+def test_openais_words_for_quality(client: openai.OpenAI, word: Any) -> None:
+    answer = client.images.generate(prompt="x", size="64x64", quality=word, extra_body={})  # type: ignore[call-overload]
+    assert answer.quality == word

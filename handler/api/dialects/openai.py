@@ -16,7 +16,7 @@ from handler.core.recipe import Picture
 from handler.core.request import MAX_SIDE, MIN_SIDE, ImageRequest
 from handler.volume.adapters import Adapter
 
-IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
+IGNORED = ("user", "safety_identifier", "moderation", "style")
 ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us
     "background": ("auto", "opaque"),
 }
@@ -71,7 +71,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "data": [{**carried(picture), "seed": picture.recipe.seed} for picture in pictures],
         "background": "opaque",
         "output_format": request.output_format,
-        "quality": "auto",
+        "quality": request.quality or "auto",
         "size": f"{width}x{height}",
         "inference_ms": round(seconds * 1000, 1),
         "width": width,
@@ -117,7 +117,7 @@ def partial(request: ImageRequest, data: bytes, size: tuple[int, int], index: in
         "created_at": int(time.time()),
         "background": "opaque",
         "output_format": request.output_format,
-        "quality": "auto",
+        "quality": request.quality or "auto",
         "size": f"{size[0]}x{size[1]}",
     }
 

@@ -5,6 +5,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from handler.catalog.prices import Price
+from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
 from handler.engine.engine import EngineState
 from handler.engine.spend import Verdict
@@ -50,7 +51,7 @@ MODEL = whole({"id": TEXT, "object": {"enum": ["model"]}, "created": COUNT, "own
 SHARED = {
     "background": {"enum": ["opaque"]},
     "output_format": FORMAT,
-    "quality": {"enum": ["auto"]},
+    "quality": {"enum": list(get_args(Quality))},
     "size": SIZE,
 }
 READ = whole({"text_tokens": COUNT, "image_tokens": COUNT})
