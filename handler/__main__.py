@@ -4,11 +4,12 @@ import argparse
 import atexit
 import gc
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from handler.cli import bake, doctor, fetch, generate, models, optimize, receipts
+from handler.cli import bake, doctor, fetch, generate, models, optimize, receipts, sglang
 from handler.core.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError
 from handler.core.settings import Settings
 from handler.core.version import __version__
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
     serve.add_argument("--model", help=MODEL)
     serve.add_argument("--weights", metavar="FILES", help=generate.WEIGHTS)
+    sglang.add_arguments(serve)
     serve.set_defaults(verb=_serve)
 
     for name, module, add_arguments, promise in VERBS:
@@ -91,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     from handler.server.process import serve
 
-    return serve(Settings.from_env(model=options.model, weights=options.weights), options.host, options.port)
+    environ, notes = sglang.translated(options, os.environ)
+    for note in notes:
+        print(f"kindling: {note}", file=sys.stderr)
+    return serve(Settings.from_env(environ, options.model, options.weights), options.host, options.port)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine
 from handler.engine.queue import OnBegin, nobody
+from handler.model.hardware import peak_memory
 from handler.worker.chips import answer
 
 MODELS_ROUTE = "/v1/models"
+MODEL_INFO_ROUTE = "/v1/model_info"  # SGLang's
 RECEIPT_ROUTE = "/v1/receipt"
 DIALECTS: dict[str, ModuleType] = {
     "/v1/images/generations": openai,
@@ -84,6 +86,8 @@ class Api:
             name = path.removeprefix(MODELS_ROUTE + "/")
             served.require_name(name, self.engine.spec, self.engine.settings)
             return Reply(200, openai.model(name))
+        if path == MODEL_INFO_ROUTE:
+            return Reply(200, {"model_path": served.model_path(self.engine.spec), "model": self.engine.spec.id})
         if path == RECEIPT_ROUTE:
             worker = self.engine.worker
             known = (worker.receipt, worker.facts, worker.hardware.reason) if worker else (None, {}, "")
@@ -193,7 +197,8 @@ class Api:
         data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
         stages = {**stages, "serialize": time.perf_counter() - start}
         decision, tokens = self.engine.ledger.decision, pixels.tokens
-        picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens)
+        peak = peak_memory(worker.hardware.device if worker else "cpu")
+        picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)
         self._counts(picture)
         return picture
 

@@ -10,17 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from handler.api import photos
 from handler.api.codec import chunks
+from handler.api.photos import MAX_PIXELS, TAKEN
 from handler.catalog.spec import SEEN_PIXELS, ModelSpec
 from handler.core.errors import InvalidValue, KindlingError, OutOfRange
 from handler.core.recipe import Mask, Reference
 from handler.core.request import MIN_SIDE, ImageRequest
 
-MAX_PIXELS = 4096 * 4096
 MAX_ASPECT = 8  # FLUX.2 takes none longer, nor smaller than MIN_SIDE
 ORIENTATION = 0x0112  # a photo's tag, and Pillow's names of what turns those upright that were taken otherwise
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
 TURNS_LYING = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+OWN_SPACE = ("CMYK", "L")  # modes whose colours are not RGB's
 GREY, COLOUR = 0, 2  # types of a PNG that have no alpha (specification, 11.2.2)
 
 
@@ -72,15 +74,17 @@ def _sha256(data: bytes) -> str:
 
 
 def _decode(data: bytes, name: str, most: int) -> Any:
-    """uint8 (height, width, 3), upright, on white where it is transparent."""
+    """uint8 (height, width, 3), upright, in sRGB, on white where it is transparent."""
     import numpy
     from PIL import Image
 
     with _opened(data, name) as image:
+        photos.reduce(image)
         upright = _upright(image, data)
+        profile = None if image.mode in OWN_SPACE else image.info.get("icc_profile")
         if upright.mode == "RGBA":
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
-        return numpy.asarray(_shrunk(upright, most, Image.Resampling.LANCZOS))
+        return numpy.asarray(photos.srgb(_shrunk(upright, most, Image.Resampling.LANCZOS), profile))
 
 
 def _upright(image: Any, data: bytes) -> Any:
@@ -93,6 +97,8 @@ def _upright(image: Any, data: bytes) -> Any:
         image.info.pop("transparency")
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8, not scale
         image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
+    if image.mode in OWN_SPACE:  # a profile of ink or of grey fits no other pixels
+        image = photos.srgb(image, image.info.get("icc_profile"))
     pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if alpha:
         pixels.putalpha(alpha)
@@ -147,15 +153,17 @@ def _opened(data: bytes, name: str) -> Iterator[Any]:
 
     _hush()
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            _check(image, name)
+        with photos.opened(data) as image:
+            _check(image, name, photos.most_pixels(image, data))
             yield image
     except KindlingError:
         raise
     except Image.DecompressionBombError:
-        raise _too_large(name) from None
+        raise _too_large(name, MAX_PIXELS) from None
     except Exception:  # whatever Pillow raises, and that is much, is the file's fault
-        raise InvalidValue(f"{name} is not a whole PNG, JPEG or WebP file.", _param(name)) from None
+        known = photos.kind(data)
+        told = f"{name} is {known}; send a {TAKEN} file." if known else f"{name} is not a whole {TAKEN} file."
+        raise InvalidValue(told, _param(name)) from None
 
 
 def _param(name: str) -> str:
@@ -183,15 +191,15 @@ def _hush() -> None:
     logging.getLogger("PIL").setLevel(logging.INFO)
 
 
-def _check(image: Any, name: str) -> None:
+def _check(image: Any, name: str, most: int = MAX_PIXELS) -> None:
     """Refuse by what the header says."""
     short, long = sorted(image.size)
-    if short * long > MAX_PIXELS:
-        raise _too_large(name)
+    if short * long > most:
+        raise _too_large(name, most)
     if short < MIN_SIDE or long > MAX_ASPECT * short:
         needs = f"each side at least {MIN_SIDE} pixels and at most {MAX_ASPECT} times the other"
         raise OutOfRange(f"{name} is {image.width}x{image.height}; send one with {needs}.", _param(name))
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photo, with a depth map or the like
+    if getattr(image, "n_frames", 1) > 1:
         raise InvalidValue(f"{name} is an animation; send a still picture.", _param(name))
 
 
@@ -203,5 +211,5 @@ def _shrunk(image: Any, most: int, filter_: Any) -> Any:
     return image.resize((int(image.width * scale), int(image.height * scale)), filter_)
 
 
-def _too_large(name: str) -> OutOfRange:
-    return OutOfRange(f"{name} is too large; send at most {MAX_PIXELS // 10**6} million pixels.", _param(name))
+def _too_large(name: str, most: int) -> OutOfRange:
+    return OutOfRange(f"{name} is too large; send at most {most // 10**6} million pixels.", _param(name))

@@ -5,6 +5,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import ModelNotFound, OutOfRange, Unsupported
 from handler.core.request import MAX_IMAGES, ImageRequest
 from handler.core.settings import Settings
+from handler.volume.sources import EMBEDDED
 
 
 def listed(spec: ModelSpec, settings: Settings) -> tuple[str, ...]:
@@ -18,9 +19,14 @@ def names(spec: ModelSpec, settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*spec.names, *modes, *settings.model_names)))
 
 
+def model_path(spec: ModelSpec) -> str:
+    """Where SGLang's clients look for what the model is: its repository, or of the embedded model its folder here."""
+    return str(EMBEDDED / spec.id) if spec.embedded else spec.repository
+
+
 def require_name(name: str, spec: ModelSpec, settings: Settings) -> None:
-    """ModelNotFound, with what is served, if `name` is none of `names`."""
-    if name.lower() not in (known.lower() for known in names(spec, settings)):
+    """ModelNotFound, with what is served, if `name` is none of `names`, nor `model_path`, which clients send again."""
+    if name.lower() not in (known.lower() for known in (*names(spec, settings), model_path(spec))):
         told = f"This worker serves {spec.id}, not '{name:.80}'. Leave model out, or send '{spec.id}'"
         raise ModelNotFound(f"{told}; KINDLING_MODEL_NAMES adds names for it.", "model")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from handler.catalog.ceilings import FEWEST_TO_SKIP, check_steps
 from handler.catalog.licenses import License
+from handler.core import quality
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, steps_taken
 from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest
@@ -108,7 +109,7 @@ class ModelSpec:
             seed=secrets.randbelow(MAX_RANDOM_SEED + 1) if request.seed is None else request.seed,
             negative_prompt=self._negative_prompt(request),
             images=images,
-            step_cache=None if request.sampling else self.caching(request.step_cache or served),
+            step_cache=self._cache(request, served),
             strength=self._strength(request),
             mask=mask,
             loras=loras,
@@ -144,7 +145,8 @@ class ModelSpec:
         """As asked; else the model's, or more if an edit would not take one of them."""
         if request.sampling:
             return request.sampling.taken
-        return request.num_inference_steps or max(self.steps, self._fewest(self._strength(request) or 1.0))
+        usual = quality.steps(request.quality, self.steps, self.min_steps, self.max_steps)
+        return request.num_inference_steps or max(usual, self._fewest(self._strength(request) or 1.0))
 
     def _fewest(self, strength: float) -> int:
         """How few steps there may be, that an edit of this strength takes at least one; all there may be if none do."""
@@ -181,6 +183,11 @@ class ModelSpec:
         if request.sampling:
             return request.negative_prompt if request.sampling.cfg > 1 else None
         return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
+
+    def _cache(self, request: ImageRequest, served: StepCacheSetting) -> StepCache | None:
+        if request.sampling:
+            return None
+        return self.caching(request.step_cache or ("off" if quality.whole(request.quality) else served))
 
     def caching(self, asked: StepCacheSetting) -> StepCache | None:
         """The step cache that `asked` means for this model, or the error that says why it cannot be."""
@@ -222,7 +229,7 @@ class ModelSpec:
             raise Unsupported(
                 "A negative prompt works through guidance: send guidance_scale above 1.", "negative_prompt"
             )
-        if self.caching(request.step_cache or served) and served == "off":
+        if self._cache(request, served) and served == "off":
             raise Unsupported("This worker skips no steps; start it with KINDLING_STEP_CACHE=on.", "step_cache")
         if request.images:
             self._check_edit(request, steps)

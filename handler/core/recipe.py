@@ -154,3 +154,4 @@ class Picture:
     url: str = field(default="", repr=False)
     undelivered: str = ""
     tokens: int = 0
+    peak_bytes: int = 0  # of memory, that this process has needed so far: the GPU's where there is one

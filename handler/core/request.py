@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from handler.core import errors
 from handler.core.attachments import Images, Mask
 from handler.core.loras import Loras
+from handler.core.quality import Quality
 from handler.core.reading import Reading
 from handler.core.sampling import Sampling
 from handler.core.stepcache import StepCacheSetting
@@ -47,6 +48,7 @@ class ImageRequest(BaseModel):
     width: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
     height: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
     num_inference_steps: int | None = Field(None, ge=1, le=50)
+    quality: Quality | None = Field(None, description="How many steps, where num_inference_steps does not say.")
     guidance_scale: float | None = Field(None, ge=0, le=20)
     scheduler: Scheduler | None = None
     seed: int | None = Field(

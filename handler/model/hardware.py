@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import resource
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +84,14 @@ def rented(settings: Settings, gpu: Gpu) -> Hardware:
 def _cpu(settings: Settings) -> Hardware:
     chosen = choose(settings.precision, "cpu")
     return Hardware("cpu", "CPU", *chosen, host_memory() / 1e9, processor=processor().name)
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has had at once: of the GPU as torch counts them, or on a CPU of the host."""
+    if device == "cuda":
+        return int(sys.modules["torch"].cuda.max_memory_allocated())
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes, Linux 1024 of them
 
 
 def sees_gpu() -> bool:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from handler.api.comfy.service import Comfy
-from handler.api.dispatch import DIALECTS, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
+from handler.api.dispatch import DIALECTS, MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
 from handler.core.deadline import Deadline, before
@@ -62,8 +62,10 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route(MODELS_ROUTE, read),
         Route(MODELS_ROUTE + "/{id:path}", read),
         Route(RECEIPT_ROUTE, read),
+        Route(MODEL_INFO_ROUTE, read),
         Route("/", welcome),
         Route("/ping", ping),
+        Route("/health", health),
         Route("/health/live", live),
         Route("/health/ready", ready),
         Route("/metrics", metrics),
@@ -113,6 +115,11 @@ async def welcome(request: Request) -> Response:
 async def ping(request: Request) -> Response:
     """RunPod's health check: 204 while starting, 200 ready, 503 failed or stopping."""
     return Response(status_code=PING_STATUS[request.app.state.engine.state])
+
+
+async def health(request: Request) -> Response:
+    """SGLang's health check, and others': 200 ready, 503 else."""
+    return Response(status_code=200 if request.app.state.engine.state == "ready" else 503)
 
 
 async def live(request: Request) -> Response:

@@ -24,7 +24,7 @@ from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
 from handler.server.access import response
 
-OPEN_ROUTES = ("/ping", "/health/live")
+OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
 READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed")
 # Whose URL may have the key in it: browsers send nothing else for an image or a websocket.

@@ -65,6 +65,8 @@ BAD_OPENAI = [
     (OK | {"background": "transparent"}, Unsupported, "background"),
     (OK | {"frame_count": 4}, Unsupported, "frame_count"),
     (OK | {"user": 3}, InvalidType, "user"),
+    (OK | {"quality": "ultra"}, OutOfRange, "quality"),
+    (OK | {"quality": 3}, OutOfRange, "quality"),
 ]
 
 

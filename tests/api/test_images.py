@@ -115,6 +115,7 @@ def test_data_urls_and_bare_base64_are_the_same(dialect: Any) -> None:
         pytest.param(saved(SMOOTH, "JPEG", progressive=True, quality=95, subsampling=0), RGB, 8, id="progressive"),
         pytest.param(saved(SMOOTH.convert("CMYK"), "JPEG", quality=95, subsampling=0), RGB, 12, id="cmyk"),
         pytest.param(saved(SMOOTH, "WEBP", lossless=True), RGB, 0, id="webp"),
+        pytest.param(saved(SMOOTH, "AVIF", quality=95, subsampling="4:4:4"), RGB, 12, id="avif"),
         pytest.param(saved(SMOOTH, "JPEG", quality=95, subsampling=0, exif=exif(3)), RGB[::-1, ::-1], 8, id="jpeg-180"),
         pytest.param(saved(SMOOTH, exif=exif(6)), np.rot90(RGB, -1), 0, id="png-90"),
         pytest.param(saved(SMOOTH, "WEBP", lossless=True, exif=exif(2)), RGB[:, ::-1], 0, id="webp-mirrored"),
@@ -178,16 +179,19 @@ def test_malformed_lists(dialect: Any, name: str, images: Any, kind: type[Reques
 
 
 UNUSABLE: list[tuple[str, bytes, type[RequestError], str]] = [
-    ("empty", b"", InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("noise", b"hello" * 99, InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("gif", saved(SMOOTH, "GIF"), InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("moving gif", moving("GIF"), InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("bmp", saved(SMOOTH, "BMP"), InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("cut png", CUT, InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("png header", A[:40], InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("cut jpeg", saved(SMOOTH, "JPEG")[:-200], InvalidValue, "not a whole PNG, JPEG or WebP"),
-    ("cut webp", saved(SMOOTH, "WEBP")[:-50], InvalidValue, "not a whole PNG, JPEG or WebP"),
+    ("empty", b"", InvalidValue, "not a whole PNG, JPEG, WebP or AVIF"),
+    ("noise", b"hello" * 99, InvalidValue, "not a whole PNG, JPEG, WebP or AVIF"),
+    ("svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", InvalidValue, "is an SVG; send a PNG"),
+    ("gif", saved(SMOOTH, "GIF"), InvalidValue, "is a GIF; send a PNG, JPEG, WebP or AVIF file"),
+    ("moving gif", moving("GIF"), InvalidValue, "is a GIF; send a PNG, JPEG, WebP or AVIF file"),
+    ("bmp", saved(SMOOTH, "BMP"), InvalidValue, "is a BMP; send"),
+    ("tiff", saved(SMOOTH, "TIFF"), InvalidValue, "is a TIFF; send"),
+    ("heic", b"\0\0\0\x18ftypheic" + bytes(99), InvalidValue, "is a HEIC; send"),
+    ("cut avif", saved(SMOOTH, "AVIF")[:-200], InvalidValue, "not a whole PNG, JPEG, WebP or AVIF"),
+    ("cut png", CUT, InvalidValue, "not a whole PNG, JPEG, WebP or AVIF"),
+    ("png header", A[:40], InvalidValue, "not a whole PNG, JPEG, WebP or AVIF"),
+    ("cut jpeg", saved(SMOOTH, "JPEG")[:-200], InvalidValue, "not a whole PNG, JPEG, WebP or AVIF"),
+    ("cut webp", saved(SMOOTH, "WEBP")[:-50], InvalidValue, "not a whole PNG, JPEG, WebP or AVIF"),
     ("moving webp", moving("WEBP"), InvalidValue, "an animation"),
     ("moving png", moving("PNG"), InvalidValue, "an animation"),
     ("bomb", png_of(30_000, 30_000), OutOfRange, "at most 16 million pixels"),
@@ -352,7 +356,7 @@ def test_a_model_that_edits_one_image(server: Served) -> None:
 def test_the_body_limit_comes_first(server: Served) -> None:
     answer = post(server, "/v1/images/generations", images=["!" * 9_000_000])
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-    assert answer.json()["error"]["message"] == "The body may be at most 8 MB."
+    assert answer.json()["error"]["message"] == "The body may be at most 8 MB here. KINDLING_MAX_BODY_MB says how many."
 
 
 @pytest.fixture(scope="module")

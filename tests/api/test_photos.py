@@ -11,9 +11,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 from test_codec import chunk
 
+from handler.api import photos
 from handler.api.codec import PNG_SIGNATURE
 from handler.api.references import _check, kept, references
 from handler.core.errors import InvalidValue, KindlingError, OutOfRange
@@ -285,3 +286,101 @@ def test_pillow_says_nothing_of_what_is_in_a_photo() -> None:
     logging.getLogger("PIL").setLevel(logging.DEBUG)
     references([plain(64, 64)])
     assert logging.getLogger("PIL").level == logging.INFO
+
+
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def display_p3() -> bytes:
+    """A profile with Display P3's primaries, made of LittleCMS' sRGB: matrix profiles differ in three tags alone.
+
+    The primaries, adapted to D50, are those of Apple's profile (ICC.1:2022, 9.2.46; s15Fixed16).
+    """
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    columns = {
+        b"rXYZ": (0.51512, 0.2412, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.1571, 0.06657, 0.78407),
+    }
+    for tag, values in columns.items():
+        entry = profile.index(tag, 128)
+        at = int.from_bytes(profile[entry + 4 : entry + 8]) + 8
+        profile = profile[:at] + struct.pack(">3i", *(round(value * 65536) for value in values)) + profile[at + 12 :]
+    return profile.replace("sRGB".encode("utf-16-be"), "Wide".encode("utf-16-be"))
+
+
+RED_IN_P3 = (234, 51, 35)  # what sRGB's pure red is in Display P3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_come_as_srgb_whatever_profile_they_have(kind: str, mode: str) -> None:
+    if (kind, mode) == ("JPEG", "RGBA"):
+        return
+    image = Image.new(mode, (SIDE, SIDE), RED_IN_P3)
+    options = {"quality": 100} | ({"lossless": True} if kind == "WEBP" else {})
+    found = references([file_of(image, kind, icc_profile=display_p3(), **options)])[0].rgb.astype(int)
+    assert abs(found - (255, 0, 0)).max() <= 4
+    plainly = references([file_of(image, kind, **options)])[0].rgb.astype(int)
+    assert abs(plainly - RED_IN_P3).max() <= 4
+
+
+def test_a_profile_that_is_srgbs_or_none_changes_nothing() -> None:
+    image = Image.new("RGB", (SIDE, SIDE), RED_IN_P3)
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (own, b"no profile", own[:200], ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()):
+        assert (references([file_of(image, "PNG", icc_profile=profile)])[0].rgb == RED_IN_P3).all()
+
+
+def test_grey_of_16_bits_with_a_transparent_value_is_grey_on_white() -> None:
+    grey = np.full((SIDE, SIDE), 40_000, np.uint16)
+    grey[:8] = 0
+    found = references([file_of(Image.fromarray(grey), "PNG", transparency=0)])[0].rgb
+    assert (found[:8] == 255).all()
+    assert (found[8:] == 40_000 >> 8).all()
+
+
+def large(width: int, height: int, **options: object) -> bytes:
+    """A JPEG that is red, and blue below and to the right of its middle."""
+    image = Image.new("RGB", (width, height), "red")
+    image.paste((0, 0, 255), (width // 2, height // 2, width, height))
+    return file_of(image, "JPEG", quality=50, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_photo_of_24_million_pixels_is_shrunk_while_it_is_decoded(options: dict[str, object]) -> None:
+    data = large(5712, 4284, exif=exif(6), **options)
+    [found] = references([data])
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
+    height, width, _ = found.rgb.shape
+    assert (width < height, height * width <= 1024 * 1024) == (True, True)
+    assert abs(width * 5712 - height * 4284) < 5712
+    corners = found.rgb[[2, 2, -3, -3], [2, -3, 2, -3]].astype(int)
+    assert abs(corners - np.array([(255, 0, 0), (255, 0, 0), (0, 0, 255), (255, 0, 0)])).max() <= 8
+
+
+def claims(size: tuple[int, int], data: bytes) -> bytes:
+    """A JPEG whose header says another size."""
+    at = next(i for i in range(len(data)) if data[i : i + 2] in (b"\xff\xc0", b"\xff\xc2")) + 5
+    return data[:at] + struct.pack(">HH", size[1], size[0]) + data[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "most"),
+    [((15_000, 14_001), {}, 210), ((8000, 8001), {"progressive": True}, 64), ((65_000, 65_000), {}, 210)],
+)
+def test_how_large_a_jpeg_may_be(size: tuple[int, int], options: dict[str, object], most: int) -> None:
+    with pytest.raises(OutOfRange, match=f"at most {most} million"):
+        references([claims(size, large(64, 64, **options))])
+
+
+def test_which_jpegs_are_kept_whole_while_they_are_decoded() -> None:
+    line, whole = large(64, 64), large(64, 64, progressive=True)
+    assert [photos.buffered(data) for data in (line, whole, line[:2], b"", b"\xff\xd8\xff\xff" + line[3:])] == [
+        False, True, True, True, False
+    ]  # fmt: skip
+    scan = line.index(b"\xff\xda")
+    assert photos.buffered(line[: scan + 4] + b"\x01" + line[scan + 5 :])  # the first of three

@@ -85,6 +85,25 @@ def test_harmless_values_are_no_refusal() -> None:
     assert MODELS["flux-dev"].recipe(ImageRequest(prompt="x", guidance_scale=0.0)).guidance == 0
 
 
+QUALITY = {  # steps of spark and of flux-dev, and whether a worker's step cache is used
+    "low": (2, 14, True), "medium": (3, 21, True), "auto": (4, 28, True), "standard": (4, 28, True),
+    "high": (5, 35, False), "hd": (5, 35, False), "xhigh": (6, 42, False), "max": (8, 50, False), None: (4, 28, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", QUALITY)
+def test_a_quality_is_steps_within_the_models_range(word) -> None:
+    request = ImageRequest(prompt="x", quality=word)
+    dev, (spark, steps, cached) = MODELS["flux-dev"], QUALITY[word]
+    assert [MODELS["spark"].recipe(request).steps, dev.recipe(request).steps] == [spark, steps]
+    for spec in MODELS.values():
+        assert spec.min_steps <= spec.recipe(request).steps <= spec.max_steps
+    assert (dev.recipe(request, served="on").step_cache is not None) == cached
+    own = ImageRequest(prompt="x", quality=word, num_inference_steps=7, step_cache="on")
+    assert dev.recipe(own, served="on").steps == 7
+    assert dev.recipe(own, served="on").step_cache == dev.step_cache
+
+
 @pytest.mark.parametrize("spec", MODELS.values(), ids=lambda spec: spec.id)
 def test_a_scale_of_1_is_none_for_the_distilled_and_a_scale_for_others(spec) -> None:
     drawn = spec.recipe(ImageRequest(prompt="x", guidance_scale=1.0))

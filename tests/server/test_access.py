@@ -74,7 +74,7 @@ def paths(app: Any) -> list[str]:
 def test_every_route_asks_for_a_key(app: Callable[..., Any], family: FakeFamily, who: str) -> None:
     made = app(api_keys=(KEY, OTHER))
     assert len(paths(made)) >= 10
-    assert OPEN_ROUTES == ("/ping", "/health/live")
+    assert OPEN_ROUTES == ("/ping", "/health", "/health/live")
     for path in [*paths(made), "/nowhere", "/", "/docs"]:
         for method in METHODS:
             answer = ask(made, method, path, headers=STRANGERS[who])

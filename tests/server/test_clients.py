@@ -3,11 +3,13 @@
 The model is a fake that paints the seed, so that only how a request is read and answered is looked at.
 """
 
+import asyncio
 import base64
 import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -205,3 +207,43 @@ def test_openais_client_hears_why_before_it_hangs_up() -> None:
             client.images.generate(prompt="x")
         family.gate.set()
     assert (late.value.status_code, late.value.code) == (504, "deadline_exceeded")
+
+
+def test_sglangs_benchmark_finds_a_server_its_model_and_the_memory() -> None:
+    """Of `bench_serving` 0.5.23: it waits, asks for the model, draws by that name and reads the peak."""
+    keyed = {"authorization": "Bearer key"}
+    with served(api_keys="key") as url:
+        waited = httpx.get(f"{url}/health")
+        assert (waited.status_code, waited.content) == (200, b"")
+        assert httpx.get(f"{url}/v1/model_info").status_code == 401
+        path = httpx.get(f"{url}/v1/model_info", headers=keyed).json()["model_path"]
+        assert Path(path).is_dir()
+        asked = {"model": path, "prompt": "x", "n": 1, "response_format": "b64_json", "size": "64x64"}
+        answer = httpx.post(url + ROUTE, json=asked, headers=keyed).json()
+    assert answer["peak_memory_mb"] > 10
+    assert answer["model"] == path
+
+
+def test_sglangs_benchmark_asks_for_a_model_by_its_repository() -> None:
+    with served(model="flux-schnell") as url:
+        assert httpx.get(f"{url}/v1/model_info").json()["model_path"] == "black-forest-labs/FLUX.1-schnell"
+
+
+def test_who_is_not_ready_is_unhealthy() -> None:
+    engine = Engine(Settings(), boot=Editor().boot)
+    app = create_app(engine, public=False)
+    for state, status in (("starting", 503), ("ready", 200), ("draining", 503), ("failed", 503)):
+        engine.state = state  # type: ignore[assignment]
+        answer = asyncio.run(get(app, "/health"))
+        assert (answer.status_code, answer.content) == (status, b"")
+
+
+async def get(app: Any, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://kindling") as client:
+        return await client.get(path)
+
+
+@pytest.mark.parametrize("word", ["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"])
+def test_openais_words_for_quality(client: openai.OpenAI, word: Any) -> None:
+    answer = client.images.generate(prompt="x", size="64x64", quality=word, extra_body={})  # type: ignore[call-overload]
+    assert answer.quality == word

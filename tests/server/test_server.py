@@ -117,6 +117,7 @@ def test_native_route(server: Served) -> None:
     (image,) = body["images"]
     assert picture(image["b64_json"]).size == (96, 64)
     assert image["parameters"]["steps"] == 1
+    assert body["peak_memory_mb"] > 100
     assert set(image["stages_s"]) == {"queue", "encode", "denoise", "decode", "serialize"}
 
 

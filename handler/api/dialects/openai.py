@@ -16,7 +16,7 @@ from handler.core.recipe import Picture
 from handler.core.request import MAX_SIDE, MIN_SIDE, ImageRequest
 from handler.volume.adapters import Adapter
 
-IGNORED = ("user", "safety_identifier", "moderation", "style", "quality")
+IGNORED = ("user", "safety_identifier", "moderation", "style")
 ACCEPTED: dict[str, tuple[Any, ...]] = {  # field -> the values that need nothing from us
     "background": ("auto", "opaque"),
 }
@@ -71,7 +71,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "data": [{**carried(picture), "seed": picture.recipe.seed} for picture in pictures],
         "background": "opaque",
         "output_format": request.output_format,
-        "quality": "auto",
+        "quality": request.quality or "auto",
         "size": f"{width}x{height}",
         "inference_ms": round(seconds * 1000, 1),
         "width": width,
@@ -79,6 +79,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "model": request.model or spec.id,
         "plan": pictures[0].plan,
         "usage": usage(pictures),
+        "peak_memory_mb": peak(pictures),
         **delivery(pictures),
     }
 
@@ -88,6 +89,11 @@ def usage(pictures: Sequence[Picture]) -> dict[str, Any]:
     text = pictures[0].tokens
     details = {"text_tokens": text, "image_tokens": 0}
     return {"input_tokens": text, "input_tokens_details": details, "output_tokens": 0, "total_tokens": text}
+
+
+def peak(pictures: Sequence[Picture]) -> float:
+    """The most memory that the worker has needed so far in MB, of 1024 times 1024 bytes as SGLang's are."""
+    return round(max(picture.peak_bytes for picture in pictures) / 2**20, 2)
 
 
 def carried(picture: Picture) -> dict[str, str | File]:
@@ -111,7 +117,7 @@ def partial(request: ImageRequest, data: bytes, size: tuple[int, int], index: in
         "created_at": int(time.time()),
         "background": "opaque",
         "output_format": request.output_format,
-        "quality": "auto",
+        "quality": request.quality or "auto",
         "size": f"{size[0]}x{size[1]}",
     }
 

@@ -25,8 +25,8 @@ ABOUT = (
 NEVER_ANSWERED = (Cancelled, FetchFailed)  # nobody is there; not while serving
 VOLUME = (504,)  # where it is looked at, and does not answer
 FILES = {
-    "image": {"contentType": "image/png, image/jpeg, image/webp"},
-    "mask": {"contentType": "image/png, image/webp"},
+    "image": {"contentType": "image/png, image/jpeg, image/webp, image/avif"},
+    "mask": {"contentType": "image/png, image/webp, image/avif"},
 }
 EVENTS, METRICS = "text/event-stream", "text/plain"
 
@@ -124,12 +124,16 @@ OPERATIONS: dict[str, Operation] = {
         errors=(*ALWAYS, 404),
         parameters=("id", "x-request-id", "traceparent"),
     ),
+    "/v1/model_info": _reading("The served model, as SGLang's clients ask for it", "ModelInfo"),
     "/v1/receipt": _reading("What this worker runs, and what was measured of that", "ReceiptAnswer"),
     "/": Operation("get", "What stands here, for people", {200: Answer("A text.", {METRICS: TEXT})}),
     "/ping": Operation(
         "get",
         "Health, as RunPod asks for it",
         {200: Answer("Ready."), 204: Answer("Starting."), 503: Answer("Failed, or stopping.")},
+    ),
+    "/health": Operation(
+        "get", "Health, as SGLang's clients ask for it", {200: Answer("Ready."), 503: Answer("Not ready.")}
     ),
     "/health/live": _reading("The process answers", "Live"),
     "/health/ready": Operation(

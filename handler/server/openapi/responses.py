@@ -5,6 +5,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from handler.catalog.prices import Price
+from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
 from handler.engine.engine import EngineState
 from handler.engine.spend import Verdict
@@ -51,11 +52,12 @@ MODEL = whole({"id": TEXT, "object": {"enum": ["model"]}, "created": COUNT, "own
 SHARED = {
     "background": {"enum": ["opaque"]},
     "output_format": FORMAT,
-    "quality": {"enum": ["auto"]},
+    "quality": {"enum": list(get_args(Quality))},
     "size": SIZE,
 }
 READ = whole({"text_tokens": COUNT, "image_tokens": COUNT})
 USAGE = whole({"input_tokens": COUNT, "input_tokens_details": READ, "output_tokens": COUNT, "total_tokens": COUNT})
+PEAK = {"peak_memory_mb": NUMBER | {"description": "The most memory so far: the GPU's, or on a CPU the process's."}}
 DELIVERY = {"delivery": TEXT | {"description": "Why a picture has no url that should have one."}}
 ABOUT = {
     "inference_ms": NUMBER,
@@ -64,6 +66,7 @@ ABOUT = {
     "model": TEXT,
     "plan": PLAN,
     "usage": USAGE,
+    **PEAK,
     **DELIVERY,
 }
 STAGES = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds by stage."}
@@ -74,6 +77,7 @@ NATIVE = {
     "inference_ms": NUMBER,
     "plan": PLAN,
     "usage": USAGE,
+    **PEAK,
     **DELIVERY,
 }
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
@@ -102,6 +106,7 @@ ANSWERS: dict[str, Schema] = {
         "how",
         "compile_failure",
     ),
+    "ModelInfo": whole({"model_path": TEXT | {"description": "It may be asked for by this name."}, "model": TEXT}),
     "Live": whole({"status": {"enum": ["live"]}}),
     "Ready": whole(
         {

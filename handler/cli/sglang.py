@@ -1,0 +1,108 @@
+"""SGLang's names for what `serve` does, so that its command lines start a worker: each as one of ours, or as a note."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from handler.catalog.models import find
+from handler.core.errors import ModelNotFound, SettingsError
+from handler.core.settings import Settings
+
+ONE_GPU = "a worker draws on one GPU"
+PREFIX = "SGLANG_CACHE_DIT_"
+CACHED = {
+    "FN": "Fn",
+    "BN": "Bn",
+    "WARMUP": "W",
+    "RDT": "R",
+    "MC": "MC",
+}  # SGLang's variables, and a step cache's values
+SWITCH, TAYLOR, ORDER = "ENABLED", "TAYLORSEER", "TS_ORDER"
+STEP_CACHE = "KINDLING_STEP_CACHE"
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """An option of SGLang's. `setting` is ours that it sets, to `value` if it is a switch; else `note` says why not."""
+
+    option: str
+    setting: str = ""
+    value: str = ""
+    note: str = ""
+
+
+ALIASES = (
+    Alias("--model-path", "KINDLING_MODEL"),
+    Alias("--vae-path", "KINDLING_VAE"),
+    Alias("--dit-cpu-offload", "KINDLING_OFFLOAD", "blocks"),
+    Alias("--text-encoder-cpu-offload", "KINDLING_OFFLOAD", "encoders"),
+    Alias("--vae-cpu-offload", note="a VAE is not moved by itself; large pictures are decoded in tiles"),
+    Alias("--pin-cpu-memory", note="how weights lie in host memory is no choice here"),
+    *(
+        Alias(f"--{name}", note=ONE_GPU)
+        for name in ("num-gpus", "tp-size", "sp-degree", "ulysses-degree", "ring-degree")
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The aliases, and a table of them below the help."""
+    for alias in ALIASES:
+        parser.add_argument(alias.option, nargs="?", const="true", help=argparse.SUPPRESS)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = table()
+
+
+def table() -> str:
+    """What each of SGLang's names is here."""
+    rows = [(alias.option, _meaning(alias)) for alias in ALIASES]
+    rows += [
+        (f"{PREFIX}{SWITCH}=true", f"{STEP_CACHE}=on"),
+        (f"{PREFIX}{ORDER}", f"order of {STEP_CACHE}, with {TAYLOR}"),
+    ]
+    rows += [(f"{PREFIX}{theirs}", f"{ours} of {STEP_CACHE}") for theirs, ours in CACHED.items()]
+    return "\n".join(["SGLang's names are taken too:", *(f"  {theirs:<30} {ours}" for theirs, ours in rows)])
+
+
+def _meaning(alias: Alias) -> str:
+    return f"{alias.setting}={alias.value or '...'}" if alias.setting else f"no effect: {alias.note}"
+
+
+def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """`environ` with what SGLang's options and variables say in it, and notes on those that change nothing.
+
+    An option wins over a variable of ours, and that over one of SGLang's; of two options that set one thing the first.
+    """
+    found, notes = dict(environ), list[str]()
+    given = {
+        alias: value for alias in ALIASES if (value := vars(options)[alias.option[2:].replace("-", "_")]) is not None
+    }
+    for alias, value in reversed(given.items()):
+        switched = alias.value or value
+        if alias.value and value.lower() in ("false", "0"):
+            continue
+        if alias.setting:
+            found[alias.setting] = switched
+        elif value.lower() not in ("false", "1"):
+            notes.append(f"{alias.option} has no effect: {alias.note}.")
+    if not found.get(STEP_CACHE):
+        _cache(found, notes)
+    return found, notes
+
+
+def _cache(found: dict[str, str], notes: list[str]) -> None:
+    """Set the step cache as SGLang's variables have it, where the model can have one."""
+    said = {name.removeprefix(PREFIX): value for name, value in found.items() if name.startswith(PREFIX) and value}
+    if not Settings.flag(said, SWITCH):
+        return
+    values = [f"{ours}={said[theirs]}" for theirs, ours in CACHED.items() if theirs in said]
+    if Settings.flag(said, TAYLOR):
+        values.append(f"order={said.get(ORDER, '1')}")
+    try:
+        cache = Settings(step_cache=",".join(values) or "on").step_cache
+        find(found.get("KINDLING_MODEL") or "spark").served_caching(cache)
+        found[STEP_CACHE] = str(cache)
+    except SettingsError as error:
+        notes.append(f"{PREFIX}{SWITCH} has no effect: {error.message}")
+    except ModelNotFound:  # which the start tells
+        pass
