@@ -92,6 +92,16 @@ def test_values_are_read_as_comfyui_reads_them() -> None:
     assert plan(plain(**how)).outputs == plan(plain()).outputs
 
 
+def test_numbers_that_links_bring_are_within_limits() -> None:
+    graph = plain(steps=["8", 0]) | {"8": node("PrimitiveInt", value=2**40)}
+    assert fault(graph, "5")["type"] == "value_bigger_than_max"
+    tiny = with_image(
+        **{"12": node("ImageScale", image=["10", 0], upscale_method="area", width=7, height=7, crop="center")}
+    )
+    tiny["11"]["inputs"]["pixels"] = ["12", 0]
+    assert "7x7" in fault(tiny, "11")["details"]
+
+
 def test_what_a_sampler_lacks_is_named_with_what_is_near() -> None:
     assert "use dpmpp_2m" in fault(plain(sampler_name="dpm_fast"), "5")["details"]
 
