@@ -247,6 +247,8 @@ class ModelSpec:
                 raise Unsupported(f"{self.id} works from whole images{needs}; leave strength out.", "strength")
             return
         if request.sampling:
+            if self.max_images:
+                raise Unsupported(f"With sampling {self.id} takes images to look at, but no mask.", "mask")
             return
         if not steps_taken(steps, strength):
             enough, fewest = math.ceil(100 / steps) / 100, self._fewest(strength)

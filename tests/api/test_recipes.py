@@ -105,3 +105,11 @@ def test_comfyuis_sampling_has_no_step_cache() -> None:
     assert found.step_cache is None
     with pytest.raises(Unsupported, match="ComfyUI's sampling skips no steps"):
         recipes_of(asked(sampling={}, step_cache="on"), dev, "on")
+
+
+def test_in_comfyuis_words_references_have_no_mask() -> None:
+    klein = MODELS["flux2-klein"]
+    [found] = recipes_of(asked(images=[png()], sampling={}), klein, "off")
+    assert found.strength is None
+    with pytest.raises(Unsupported, match="With sampling flux2-klein takes images to look at, but no mask"):
+        klein.validate(asked(images=[png()], mask=png(), sampling={}))

@@ -241,7 +241,7 @@ def sampled(spec: Any, drawing: Any, request: dict[str, Any]) -> Iterator[tuple[
     from handler.core.sampling import Sampling
 
     asked = {name: value for name, value in request.items() if name != "num_inference_steps"}
-    for name in ("euler", "dpmpp_2m", "uni_pc", "res_multistep", "dpmpp_2m_sde"):
+    for name in ("uni_pc", "dpmpp_2m_sde"):  # one that looks back, one with a Brownian tree
         sampling = Sampling(sampler=name, scheduler="karras", steps=STEPS)  # type: ignore[arg-type]
         recipe = spec.recipe(ImageRequest(**asked, sampling=sampling))
         for way, edit in edits(spec, recipe):

@@ -26,7 +26,7 @@ TEXTS = st.sampled_from([base64.b64encode(picture(form)).decode() for form in ("
 schemathesis.openapi.format("picture", st.one_of(TEXTS, TEXTS.map(lambda text: f"data:image/png;base64,{text}")))
 
 
-INSTEAD = ("num_inference_steps", "scheduler", "strength", "step_cache")
+INSTEAD = ("num_inference_steps", "scheduler", "strength", "step_cache", "mask")
 TOGETHER = ("steps", "denoise", "start", "end", "sigmas", "batch", "index")
 
 

@@ -46,12 +46,14 @@ def _mode(encode: Callable[[Any], Any], vae: Any, device: Any, image: Any) -> An
 
 def _once(latents_of: Callable[[Any], Any]) -> Callable[..., Any]:
     """An encoder as diffusers has them, of one image however often it is asked."""
-    known: list[Any] = []
+    known: dict[torch.device, Any] = {}  # by where it is asked
 
     def encode(image: Any, **_: Any) -> Any:
-        known[:] = known or [latents_of(image[:1])]
-        [latents] = known
-        return SimpleNamespace(latents=latents.to(image.device).expand(len(image), *latents.shape[1:]))
+        if image.device not in known:
+            latents = next(iter(known.values())) if known else latents_of(image[:1])
+            known[image.device] = latents.to(image.device)
+        latents = known[image.device]
+        return SimpleNamespace(latents=latents.expand(len(image), *latents.shape[1:]))
 
     return encode
 
