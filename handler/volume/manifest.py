@@ -3,6 +3,7 @@
     models/<id>/<revision>/       a model's files, manifest.json written last
     vae/<repository>/<revision>/  other autoencoders, likewise (autoencoder.py)
     loras/, fetched/loras/        LoRAs that requests name: anyone's, and those that were fetched (adapters.py)
+    embeddings/                   vectors that prompts name (embeddings.py)
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
     baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py); .lost.json: and lost the GPU
     receipts/<id>/<device>/       what optimize measured, and which of it workers follow (receipts.py)
