@@ -4,6 +4,7 @@
     vae/<repository>/<revision>/  other autoencoders, likewise (autoencoder.py)
     weights/<repository>/<revision>/  people's repositories that were fetched, and files of them in folders (given.py)
     loras/, fetched/loras/        LoRAs that requests name: anyone's, and those that were fetched (adapters.py)
+    embeddings/                   vectors that prompts name (embeddings.py)
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
     baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py); .lost.json: and lost the GPU
     receipts/<id>/<device>/       what optimize measured, and which of it workers follow (receipts.py)

@@ -37,16 +37,18 @@ class Encoder:
         """The hidden states (1, tokens, width) of all chunks, and the first one's pooled output (1, width), if any.
 
         `skip` is the layer to stop at instead of its own. Where words have weights, each hidden state is that of an
-        empty chunk and so many times what it differs from that by: Sec. "has_weights" of ComfyUI's `sd1_clip.py`.
+        empty chunk and so many times what it differs from that by, as in ComfyUI's `sd1_clip.py`.
         """
         weights = torch.tensor([[weight for _, weight in chunk] for chunk in chunks])
         plain = bool((weights == 1).all())
         ids, vectors = self._told(chunks)
         ids += [] if plain else [self.vocabulary.empty(len(ids[0]))]
+        layer = self._stop(skip)
         with self._with_vectors(vectors):
-            told = torch.tensor(ids, device=self.device)
-            output = self.model(told, output_hidden_states=True)
-        hidden = self._hidden(output, skip)
+            output = self.model(torch.tensor(ids, device=self.device), output_hidden_states=layer is not None)
+        hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
+        if layer is not None and self.normed:
+            hidden = self._norm(hidden)
         if not plain:
             hidden = _weighted(hidden, weights.to(hidden.device))
         pooled = output.get("text_embeds", output.get("pooler_output"))
@@ -80,13 +82,11 @@ class Encoder:
         finally:
             hook.remove()
 
-    def _hidden(self, output: Any, skip: int | None) -> Any:
-        """Those of the layer; of one that the encoder does not have, those of the last with its norm."""
-        layer, last = self.layer if skip is None else skip, output.last_hidden_state
-        if layer is None or -layer > self.model.config.num_hidden_layers or (layer == -1 and self.normed):
-            return last
-        hidden = output.hidden_states[layer]
-        return self._norm(hidden) if self.normed else hidden
+    def _stop(self, skip: int | None) -> int | None:
+        """The layer to stop at; None is the last with its norm, also for one that the encoder does not have."""
+        layer = self.layer if skip is None else skip
+        missing = layer is None or -layer > self.model.config.num_hidden_layers
+        return None if missing or (layer == -1 and self.normed) else layer
 
     @property
     def _norm(self) -> Any:

@@ -83,16 +83,14 @@ def of_one_length(read: Callable[[int], tuple[Told, Told]], least: int) -> tuple
 
 
 def repeated(one: torch.Tensor, other: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Hidden states (1, tokens, width) of one length: each so many times that they have the least both divide.
+    """Hidden states (1, tokens, width) of one length, the least that both divide, by repeating each.
 
-    For cross-attention that changes nothing.
-
-    OutOfRange if that is more than `LONGEST`.
+    For cross-attention that changes nothing. OutOfRange if it is more than `LONGEST`.
     """
     if other is None:
         return one, None
     length = math.lcm(one.shape[1], other.shape[1])
     if length > LONGEST:
-        chunks = " and ".join(str(each.shape[1]) for each in (one, other))
-        raise OutOfRange(f"prompt: it and the negative prompt, of {chunks} tokens, are too long together.", "prompt")
+        tokens = f"{one.shape[1]} and {other.shape[1]} tokens"
+        raise OutOfRange(f"prompt: it and the negative prompt, of {tokens}, are too long together.", "prompt")
     return one.repeat(1, length // one.shape[1], 1), other.repeat(1, length // other.shape[1], 1)
