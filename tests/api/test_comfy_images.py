@@ -230,6 +230,37 @@ def test_images_are_resized(change: dict[str, Any], size: tuple[int, int]) -> No
     assert np.array_equal(picture, pixels(asked.images[0]))
 
 
+@pytest.mark.parametrize(
+    ("way", "inputs", "size"),
+    [
+        ("scale dimensions", {"width": 256, "height": 0, "crop": "disabled"}, (256, 128)),
+        ("scale by multiplier", {"multiplier": 1.5}, (192, 96)),
+        ("scale longer dimension", {"longer_size": 256}, (256, 128)),
+        ("scale shorter dimension", {"shorter_size": 128}, (256, 128)),
+        ("scale width", {"width": 256}, (256, 128)),
+        ("scale height", {"height": 128}, (256, 128)),
+        ("scale total pixels", {"megapixels": 0.5}, (1024, 512)),
+        ("scale to multiple", {"multiple": 48}, (96, 48)),
+    ],
+)
+def test_resizing_as_todays_templates_do_it(way: str, inputs: dict[str, Any], size: tuple[int, int]) -> None:
+    said = {"resize_type": way, "scale_method": "area"} | {f"resize_type.{name}": one for name, one in inputs.items()}
+    graph = with_image(
+        **{"13": node("ResizeImageMaskNode", input=["10", 0], **said), "14": node("GetImageSize", image=["13", 0])}
+    )
+    graph["4"]["inputs"] |= {"width": ["14", 0], "height": ["14", 1]}
+    graph["5"]["inputs"] |= {"latent_image": ["4", 0], "denoise": 1}
+    if size[1] == 48:
+        assert "48" in refused(graph)
+        return
+    assert (request(graph).width, request(graph).height) == size
+    mask = masked(**{"12": node("SetLatentNoiseMask", samples=["11", 0], mask=["13", 0])})
+    mask["13"] = node("ResizeImageMaskNode", input=["10", 1], **said)
+    assert kept(mask).shape == (64, 128)
+    del graph["13"]["inputs"][f"resize_type.{next(iter(inputs))}"]
+    assert "lacks a number" in refused(graph)
+
+
 def test_a_drawn_picture_is_pasted_on_one_that_was_sent() -> None:
     graph = masked()
     graph["13"] = node(

@@ -54,8 +54,8 @@ def _shaped(image: Any, width: int, height: int) -> Any:
     """The middle, of the shape of width x height."""
     old_height, old_width = image.shape[:2]
     old, new = old_width / old_height, width / height
-    x = round((old_width - old_width * (new / old)) / 2) if old > new else 0
-    y = round((old_height - old_height * (old / new)) / 2) if old < new else 0
+    x = min(round((old_width - old_width * (new / old)) / 2), (old_width - 1) // 2) if old > new else 0
+    y = min(round((old_height - old_height * (old / new)) / 2), (old_height - 1) // 2) if old < new else 0
     return image[y : old_height - y, x : old_width - x]
 
 

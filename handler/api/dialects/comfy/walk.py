@@ -15,7 +15,7 @@ from handler.api.dialects.comfy.table import INSTEAD, TABLE
 from handler.core.errors import RequestError
 
 MOST_PIXELS = 128 * 1024 * 1024  # that are made of a graph's images, all together
-LONGEST_S = 20.0  # that may be spent on them
+LONGEST_S = 10.0  # that may be spent on them
 MOST_NOTES = 100
 
 
@@ -113,8 +113,8 @@ class Walk:
         except (ValueError, TypeError, OverflowError) as error:
             inputs.faults.append(faults.unreadable(name, wanted, value, str(error)[:200]))
             return value
-        wrong = fault_of(name, wanted, value, listed(wanted, self.served))
-        inputs.faults += [wrong] if wrong and not isinstance(wanted.type, str) else []
+        if wrong := fault_of(name, wanted, value, listed(wanted, self.served)):
+            inputs.faults.append(wrong)
         return value
 
     def _chosen(self, row: Node, inputs: Inputs) -> tuple[str, ...]:

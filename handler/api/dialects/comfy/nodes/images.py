@@ -1,5 +1,6 @@
 """Images and how they are changed, before they are encoded or after they are drawn."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def changed(at: At, image: Image, size: tuple[int, int], change: Pixels) -> Imag
         at.refuse(
             f"it would make a picture of {size[0]}x{size[1]}; at most {LARGEST // 10**6} million pixels are made."
         )
-    at.spend(size[0] * size[1] * frames)
+    at.spend((math.prod(size) + math.prod(image.size)) * frames)
     if isinstance(image, Picture):
         return Picture(tuple(change(frame) for frame in image.frames))
     if len(image.after) >= MOST:

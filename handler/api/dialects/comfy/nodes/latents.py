@@ -41,7 +41,7 @@ def encode(at: At, pixels: Image, vae: Vae, **_: Any) -> Latent:
         return again(at, pixels)
     if len(pixels.frames) > 1:
         at.refuse(f"it encodes {len(pixels.frames)} images at once; encode one.", "pixels")
-    return encoded(pixels.rgb)
+    return encoded(at, pixels.rgb)
 
 
 def again(at: At, drawn: Drawn) -> Latent:
@@ -58,9 +58,11 @@ def again(at: At, drawn: Drawn) -> Latent:
     return Latent(width, height, drawn=drawn)
 
 
-def encoded(rgb: Any, mask: Mask | None = None) -> Latent:
+def encoded(at: At, rgb: Any, mask: Mask | None = None) -> Latent:
     """The middle of a picture, as far as an autoencoder takes it."""
     whole = pixels.whole_cells(rgb)
+    if not whole.size:
+        at.refuse(f"the picture is {rgb.shape[1]}x{rgb.shape[0]}; an autoencoder takes at least 8 pixels a side.")
     return Latent(whole.shape[1], whole.shape[0], picture=whole, mask=mask)
 
 
@@ -82,7 +84,7 @@ def for_inpainting(at: At, pixels: Image, vae: Vae, mask: Mask, grow_mask_by: in
     grey = change.scaled(mask.grey, rgb.shape[1], rgb.shape[0], "bilinear")
     hard = numpy.where(grey > 127, 255, 0).astype(numpy.uint8)
     neutral = numpy.where(hard[..., None] > 0, numpy.uint8(HALF), rgb)
-    return encoded(neutral, Mask(change.whole_cells(dilated(hard, grow_mask_by))))
+    return encoded(at, neutral, Mask(change.whole_cells(dilated(hard, grow_mask_by))))
 
 
 def dilated(mask: Any, size: int) -> Any:

@@ -123,7 +123,7 @@ def inpainting(
 ) -> tuple[Conditioning, Conditioning, Latent]:
     """What a model of its own would see, a plain one does not: the picture and the mask are what is left."""
     at.note("the served model has no channels for a mask: it draws anew where the mask is, as with SetLatentNoiseMask.")
-    return positive, negative, encoded(there(at, pixels).rgb, mask if noise_mask else None)
+    return positive, negative, encoded(at, there(at, pixels).rgb, mask if noise_mask else None)
 
 
 SIDE, EDGE = whole(512, 1, 4096), whole(0, 0, MAX_SIDE)

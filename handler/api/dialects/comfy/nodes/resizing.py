@@ -1,12 +1,13 @@
 """Resizing as custom nodes that are much used do it, where a plain row does not say it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from handler.api.dialects.comfy import pixels
-from handler.api.dialects.comfy.node import IMAGE, MAX_SIDE, At, Node, choice, maybe, rows, whole
-from handler.api.dialects.comfy.nodes.images import changed, resized
-from handler.api.dialects.comfy.values import Image
+from handler.api.dialects.comfy.node import IMAGE, MAX_SIDE, At, Input, Node, choice, maybe, rows, whole
+from handler.api.dialects.comfy.nodes.images import LARGEST, changed, resized
+from handler.api.dialects.comfy.values import Image, Mask
 
 Size = tuple[int, int]
 INTERPOLATIONS = {"nearest": "nearest-exact", "nearest-exact": "nearest-exact"}
@@ -49,6 +50,59 @@ def _whole(at: At, image: Image, cell: int) -> Image:
     return changed(at, image, (width, height), lambda rgb: pixels.whole_cells(rgb, cell))
 
 
+def of_either(
+    at: At,
+    input: Image | Mask,  # noqa: A002
+    resize_type: str,
+    scale_method: str,
+    rest: Mapping[str, Any],
+) -> Image | Mask:
+    """ResizeImageMaskNode: its ways have inputs of their own, such as `resize_type.megapixels`."""
+    said = {name.partition(".")[2]: value for name, value in rest.items()}
+    try:
+        width, height = _way(input.size, resize_type, said)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+        at.refuse(f"'{resize_type}' lacks a number that says how large.", "resize_type")
+    crop = "center" if resize_type == "scale to multiple" else str(said.get("crop", "disabled"))
+    if not isinstance(input, Mask):
+        return resized(at, input, width, height, scale_method, crop)
+    if max(width, height) > MAX_SIDE or width * height > LARGEST:
+        at.refuse(f"it would make a mask of {width}x{height}; at most {LARGEST // 10**6} million pixels are made.")
+    at.spend(width * height)
+    return Mask(pixels.scaled(input.grey, max(width, 1), max(height, 1), scale_method, crop))
+
+
+def _way(old: Size, way: str, said: Mapping[str, Any]) -> Size:
+    """The size that one of its ways comes to."""
+    width, height = old
+    match way:
+        case "scale dimensions":
+            wide, tall = int(said["width"]), int(said["height"])
+            factor = (wide or 0) / width or (tall or 0) / height or 1.0
+            return wide or round(width * factor), tall or round(height * factor)
+        case "scale total pixels":
+            return pixels.by_pixels(width, height, float(said["megapixels"]))
+        case "match size":
+            size: Size = said["match"].size
+            return size
+        case "scale to multiple":
+            cell = int(said["multiple"])
+            return width // cell * cell, height // cell * cell
+    factor = {
+        "scale by multiplier": lambda: float(said["multiplier"]),
+        "scale longer dimension": lambda: int(said["longer_size"]) / max(old),
+        "scale shorter dimension": lambda: int(said["shorter_size"]) / min(old),
+        "scale width": lambda: int(said["width"]) / width,
+        "scale height": lambda: int(said["height"]) / height,
+    }[way]()
+    return round(width * factor), round(height * factor)
+
+
+WAYS = (
+    *("scale dimensions", "scale by multiplier", "scale longer dimension", "scale shorter dimension", "scale width"),
+    *("scale height", "scale total pixels", "match size", "scale to multiple"),
+)
+EITHER = {"input": Input("IMAGE,MASK"), "resize_type": choice(*WAYS), "scale_method": choice(*pixels.METHODS)}
 SIDE = whole(512, 0, MAX_SIDE)
 RESIZE = {
     "image": IMAGE,
@@ -60,5 +114,6 @@ RESIZE = {
     "multiple_of": maybe(whole(0, 0, 512)),
 }
 TABLE = rows(
+    Node("ResizeImageMaskNode", "transform", of_either, ("IMAGE,MASK",), EITHER, rest="rest"),
     Node("ImageResize+", "essentials", essentials, ("IMAGE", "INT", "INT"), RESIZE, names=("IMAGE", "width", "height")),
 )
