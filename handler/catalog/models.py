@@ -7,9 +7,10 @@ Diffusion's rows are in `stable_diffusion.py`.
 """
 
 import math
+from dataclasses import dataclass
 
 from handler.catalog import licenses
-from handler.catalog.spec import Graft, Mode, ModelSpec, Streams
+from handler.catalog.spec import Graft, ModelSpec, Streams
 from handler.catalog.stable_diffusion import STABLE
 from handler.core.errors import ModelNotFound
 from handler.core.stepcache import StepCache
@@ -172,6 +173,17 @@ CHROMA = ModelSpec(
 )
 NEWER = (FLUX2_DEV, FLUX2_KLEIN, Z_IMAGE_TURBO, QWEN_IMAGE, QWEN_IMAGE_LIGHTNING, CHROMA)
 MODELS = {spec.id: spec for spec in (SPARK, SCHNELL, DEV, *STABLE, *NEWER)}
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A choice of model and settings under a plain word."""
+
+    id: str
+    model: str
+    promise: str
+
+
 MODES = {
     mode.id: mode
     for mode in (

@@ -185,9 +185,8 @@ class ModelSpec:
         return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
 
     def _cache(self, request: ImageRequest, served: StepCacheSetting) -> StepCache | None:
-        if request.sampling:
-            return None
-        return self.caching(request.step_cache or ("off" if quality.whole(request.quality) else served))
+        off = request.sampling or quality.whole(request.quality)
+        return self.caching(request.step_cache or ("off" if off else served))
 
     def caching(self, asked: StepCacheSetting) -> StepCache | None:
         """The step cache that `asked` means for this model, or the error that says why it cannot be."""
@@ -259,12 +258,3 @@ class ModelSpec:
         if request.scheduler and request.scheduler not in self.edit_schedulers:
             takes = ", ".join(self.edit_schedulers)
             raise OutOfRange(f"An edit cannot use scheduler '{request.scheduler}'; it takes {takes}.", "scheduler")
-
-
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """A choice of model and settings under a plain word."""
-
-    id: str
-    model: str
-    promise: str

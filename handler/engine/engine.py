@@ -67,8 +67,7 @@ class Engine:
         self.worker: Worker | None = None
         self._boot, self.batch, self.begun = boot, settings.batch, False  # the last: whether `start` was called
         self._executor = Executor(settings, self.spec, self.ledger, self._fail, self._put_back)
-        self._lock = threading.Lock()
-        self.exit, self.queue = Deadline(), Queue(settings.queue, settings.queue_s)
+        self._lock, self.exit, self.queue = threading.Lock(), Deadline(), Queue(settings.queue, settings.queue_s)
         self._booted, self.over, self._publisher = threading.Event(), threading.Event(), Publisher()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -139,8 +138,7 @@ class Engine:
         self, recipe: Recipe, on_step: OnStep = lambda *_: None, deadline: float = math.inf, admitted: bool = False
     ) -> Drawn:
         """Draw one picture, as `submit_all` does."""
-        [drawn] = await self.submit_all([(recipe, on_step)], deadline, admitted)
-        return drawn
+        return (await self.submit_all([(recipe, on_step)], deadline, admitted))[0]
 
     async def submit_all(
         self, wanted: Sequence[tuple[Recipe, OnStep]], deadline: float, admitted: bool, on_begin: OnBegin = nobody
