@@ -20,6 +20,8 @@ TABLE: dict[str, tuple[Any, ...]] = {  # status, type and code of the answer; wo
     "InvalidValue": (400, "invalid_request_error", "invalid_value", False, False),
     "Unsupported": (400, "invalid_request_error", "unsupported_parameter", False, False),
     "GraphRefused": (400, "invalid_request_error", "graph_refused", False, False),
+    "OutsideFolder": (403, "invalid_request_error", "outside_folder", False, False),
+    "FileMissing": (404, "invalid_request_error", "file_not_found", False, False),
     "Unauthorized": (401, "invalid_request_error", "invalid_api_key", False, False),
     "ForeignOrigin": (403, "invalid_request_error", "foreign_origin", False, False),
     "ModelNotFound": (404, "invalid_request_error", "model_not_found", False, False),

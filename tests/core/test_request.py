@@ -171,8 +171,8 @@ def test_how_many_images_may_come() -> None:
          "sampling: denoise is too small for so many steps."),
         ({"sampling": {"batch": 2, "index": 2}}, InvalidValue, "sampling", "sampling: index should be below batch."),
         ({"sampling": {"cfg": 0.5}}, OutOfRange, "sampling",
-         "sampling: Input should be greater than or equal to 1."),
-        ({"sampling": {"steps": "4"}}, InvalidType, "sampling", "sampling: Input should be a valid integer."),
+         "sampling.cfg: Input should be greater than or equal to 1."),
+        ({"sampling": {"steps": "4"}}, InvalidType, "sampling", "sampling.steps: Input should be a valid integer."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(fields: dict[str, Any], kind: type[RequestError], param: str, told: str) -> None:
