@@ -53,6 +53,9 @@ TESTED = {
     "python -m handler bake": "cli/test_bake.py::test_what_is_baked_is_used_and_draws_the_same",
     "python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_MODEL=sdxl KINDLING_WEIGHTS=merge.safetensors": "cli/test_files.py::test_both_verbs_list_them",
+    "KINDLING_MODEL=sdxl KINDLING_WEIGHTS=checkpoints/my-model": (
+        "model/test_folders.py::test_what_a_folder_lacks_comes_from_the_row"
+    ),
     'python -m handler generate "put the hat': "api/test_images.py::test_made_again_bit_for_bit",
     "python -m handler optimize": "cli/test_optimize.py::test_a_real_sweep",
     "python -m handler receipts": "volume/test_receipts.py::test_the_verb",
