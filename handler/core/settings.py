@@ -99,7 +99,7 @@ class Settings(BaseModel):
     )
     volume: Folder = Field(
         default_factory=lambda: _default("volume", Path.home() / ".cache" / "kindling"),
-        description="holds models/, baked/ and boots/",
+        description="holds models/, baked/, boots/ and comfy/",
     )
     api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
     cors_origins: tuple[Origin, ...] = Field((), description="whose pages may ask, such as https://a.example; * is all")

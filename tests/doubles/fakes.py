@@ -36,7 +36,7 @@ class FakeFamily:
     broken: set[int] = field(default_factory=set)
     scheduler: Any = field(default_factory=FlowMatchEulerDiscreteScheduler)
     num_timesteps: int = 0
-    vae: Any = field(default_factory=lambda: SimpleNamespace(encode=None))
+    vae: Any = field(default_factory=type("Vae", (), {"encode": None}))
     vae_scale_factor: int = 8
 
     def __call__(

@@ -400,3 +400,15 @@ def test_a_container_that_loses_its_gpu_takes_no_more(
     ask(container.web.local(), "GET", "/ping")
     assert left == ["left", "left"]
     leave(container)
+
+
+def test_websockets_pass(spark: Any) -> None:
+    """To the app, which closes one that has no key."""
+    heard: list[Any] = []
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "subprotocols": []}
+    asyncio.run(spark.web.local()(scope, None, send))
+    assert heard == [{"type": "websocket.close", "code": 1008}]
