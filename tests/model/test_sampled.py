@@ -27,6 +27,8 @@ LEFT = np.arange(64) < 32  # columns of a picture
 def recipe(worker: Worker, images: tuple[Reference, ...] = (), kept: Any = None, **fields: Any) -> Recipe:
     asked: dict[str, Any] = {"prompt": "a red circle", "width": 64, "height": 64, "seed": 1} | fields
     asked["sampling"] = Sampling(**{"scheduler": "simple", "steps": 2} | asked.get("sampling", {}))
+    if kept is not None:
+        kept.flags.writeable = False  # as a decoded one is
     mask = None if kept is None else Mask(kept, "mask")
     request = ImageRequest(**asked, images=tuple(b"x" for _ in images), mask=mask and b"x")
     return worker.spec.recipe(request, images, mask=mask)

@@ -32,11 +32,10 @@ TOGETHER = ("steps", "denoise", "start", "end", "sigmas", "batch", "index")
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """Without what is good by itself, but not beside a `Sampling` or in it together."""
+    """Without what is good by itself in a `Sampling`, but not together."""
     sampling = body.get("sampling") if isinstance(body, dict) else None
     if not isinstance(sampling, dict):
         return body
-    body = {name: value for name, value in body.items() if name not in INSTEAD}
     try:
         Sampling.model_validate(untrusted.parse(json.dumps(sampling), untrusted.number))
     except ValidationError as error:
@@ -48,9 +47,14 @@ def map_body(context: Any, body: Any) -> Any:
 
 @schemathesis.hook
 def filter_body(context: Any, body: Any) -> bool:
-    """Edits of so little strength that there is no step to take are refused, and on FLUX.2 large ones with a mask."""
+    """Edits of so little strength that there is no step to take are refused, and on FLUX.2 large ones with a mask.
+
+    So is a `Sampling` beside what it stands for.
+    """
     if not isinstance(body, dict):
         return True
+    if body.get("sampling") is not None and any(body.get(name) is not None for name in INSTEAD):
+        return False
     strength, steps = (body.get(name) for name in ("strength", "num_inference_steps"))
     if isinstance(strength, int | float) and strength * (steps if isinstance(steps, int | float) else 4) < 1:
         return False

@@ -133,7 +133,7 @@ class _Latents:
         [first, *_] = recipes
         if not (first.mask and first.sampling):
             return None
-        anew = 1 - torch.from_numpy(first.mask.kept).float()[None, None] / 255
+        anew = 1 - torch.tensor(first.mask.kept).float()[None, None] / 255
         mask = self._here(len(recipes), partial(_fitted, anew))
         if first.sampling.sampler == "ddim":  # what stays has another noise then, whether any is added or not
             drawn = self._begun_with(recipes, after=1)
