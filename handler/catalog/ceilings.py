@@ -33,7 +33,7 @@ def most_steps(spec: Ceiling) -> int:
 def check_steps(spec: Ceiling, request: ImageRequest, steps: int) -> None:
     """Raise the error that says why `spec` cannot take `steps` for `request`.
 
-    In ComfyUI's words a distilled model may take more than it was made for, as there; `warnings` tells.
+    In ComfyUI's words a distilled model may take more than it was made for, as there.
     """
     if request.sampling is None:
         if not spec.min_steps <= steps <= spec.max_steps:
@@ -44,11 +44,3 @@ def check_steps(spec: Ceiling, request: ImageRequest, steps: int) -> None:
         raise OutOfRange(f"sampling: {spec.id} takes at most {most} steps, got {steps}.", "sampling")
     if request.step_cache not in (None, "off"):
         raise Unsupported("ComfyUI's sampling skips no steps; leave step_cache out.", "step_cache")
-
-
-def warnings(spec: Ceiling, request: ImageRequest) -> tuple[str, ...]:
-    """What is done for `request` though it may do no good, in whole sentences."""
-    if request.sampling is None or request.sampling.taken <= spec.max_steps:
-        return ()
-    told = f"{spec.id} was made to draw in at most {spec.max_steps} steps"
-    return (f"{told}; {request.sampling.taken} take longer and may look worse.",)
