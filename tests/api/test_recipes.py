@@ -11,7 +11,6 @@ from PIL import Image
 from fakes import FakeFamily
 from handler import MODELS, Api, ImageRequest
 from handler.api.recipes import recipes_of
-from handler.catalog.ceilings import warnings
 from handler.core.errors import InvalidValue, OutOfRange, Unsupported
 from handler.core.request import MAX_SEED
 
@@ -91,10 +90,6 @@ def test_how_many_steps_may_be_asked_in_comfyuis_words() -> None:
     for spec in (SPARK, dev):
         with pytest.raises(OutOfRange, match=f"sampling: {spec.id} takes at most 50 steps, got 51"):
             recipes_of(asked(sampling={"steps": 51}), spec, "off")
-    assert warnings(dev, asked(sampling={"steps": 50})) == warnings(SPARK, asked(sampling={"steps": 8})) == ()
-    assert warnings(SPARK, asked()) == ()
-    told = "spark was made to draw in at most 8 steps; 9 take longer and may look worse."
-    assert warnings(SPARK, asked(sampling={"steps": 9})) == (told,)
     [few] = recipes_of(asked(sampling={"steps": 1}), MODELS["qwen-image"], "off")
     assert few.steps == 1
 
