@@ -19,11 +19,13 @@ from fal.container import ContainerImage
 from fal.exceptions import AppException, FieldException
 from fal.toolkit import Image
 from fal.toolkit.image.image import ImageSize
+from fastapi import FastAPI
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
+from starlette.types import Receive, Scope, Send
 
 import handler
-from handler import Api, Engine, ImageRequest, Settings, choose_gpus, errors
+from handler import Engine, ImageRequest, Settings, choose_gpus, create_app, errors
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
@@ -88,7 +90,8 @@ class Kindling(fal.App):
         """Load the model; an exception is how fal learns that this runner cannot serve."""
         settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **ENVIRONMENT})  # never the CPU of a rented GPU
         self.engine = Engine(settings)
-        self.api = Api(self.engine)
+        self.served = create_app(self.engine, public=False)  # who may ask is fal's business
+        self.api = self.served.api
         self.engine.start()
         self.engine.wait_booted()
         gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
@@ -96,6 +99,15 @@ class Kindling(fal.App):
     def teardown(self) -> None:
         """Finish the picture that is being drawn."""
         self.engine.stop()
+
+    def _add_extra_routes(self, app: FastAPI) -> None:
+        """Behind fal's own, every other route and websocket that a worker has anywhere."""
+        super()._add_extra_routes(app)
+
+        async def others(scope: Scope, receive: Receive, send: Send) -> None:
+            await self.served(scope, receive, send)
+
+        app.mount("", others)
 
     @fal.endpoint("/generate")
     async def generate(self, wanted: Input) -> Output:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import importlib.util
 import io
+import json
 import os
 import re
 import socket
@@ -27,7 +28,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel
+from websockets.sync.client import connect
 
+from comfy_graphs import graph
 from handler import MODELS, ImageRequest, Settings, Worker, choose_gpus
 from handler.api import pieces
 from handler.core.errors import SettingsError, StartError
@@ -369,6 +372,20 @@ def test_local_run_speaks_openai(local: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["size"]) == (200, "64x64")
     refused = local.post("/v1/images/generations", json={"prompt": "a circle", "size": "64"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "size")
+
+
+@needs_fal
+def test_local_run_has_every_other_route(local: httpx.Client) -> None:
+    """ComfyUI's websocket among them."""
+    assert local.get("/v1/models").json()["data"][0]["id"] == "spark"
+    address = str(local.base_url.join("/ws?clientId=here")).replace("http", "ws", 1)
+    with connect(address) as listening:
+        assert json.loads(listening.recv())["type"] == "status"
+        posted = local.post("/prompt", json={"prompt": graph(), "client_id": "here"}).json()
+        told = (json.loads(message)["type"] for message in listening if isinstance(message, str))
+        assert "execution_success" in told
+    [entry] = local.get(f"/history/{posted['prompt_id']}").json().values()
+    assert entry["status"]["status_str"] == "success"
 
 
 @needs_fal
