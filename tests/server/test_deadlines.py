@@ -26,7 +26,8 @@ from handler.api.store import Store
 from handler.core.deadline import EXIT_S, Deadline
 from handler.core.errors import DeadlineExceeded, NotReady, QueueFull
 from handler.engine.queue import Queue
-from handler.server import app, shutdown
+from handler.server import shutdown
+from handler.server.patience import patience
 from s3_plane import BUCKET, KEY, SECRET, Broken
 
 ROUTE = "/v1/images/generations"
@@ -136,6 +137,7 @@ from handler.server.wire import Wire
 class Transport:
     said = b""
     def get_extra_info(self, name): return None
+    def get_protocol(self): return self.protocol
     def write(self, data): self.said += data
     def close(self): self.closed = True
     def is_closing(self): return False
@@ -156,6 +158,7 @@ async def main():
     transport = Transport()
     config = uvicorn.Config(app, ws="none", http=Wire, log_level="critical")
     wire = Wire(config, ServerState(), {}, asyncio.get_running_loop())
+    transport.protocol = wire
     wire.connection_made(transport)
     times = []
     for _ in range(2):
@@ -173,6 +176,7 @@ async def main():
     times.append(time.perf_counter())
     junk = Transport()
     other = Wire(config, ServerState(), {}, asyncio.get_running_loop())
+    junk.protocol = other
     other.connection_made(junk)
     other.data_received(b"GARBAGE\\r\\n\\r\\n")
     print(json.dumps([[base.__name__ for base in Wire.__mro__], arrived, times, junk.said.decode(), junk.closed]))
@@ -198,7 +202,7 @@ def test_a_request_begins_with_its_first_byte_and_junk_is_answered_whatever_pars
 
 def test_a_websocket_is_asked_for_in_vain_and_told_so_in_http(server: Faulty) -> None:
     asked = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-key": "x", "sec-websocket-version": "13"}
-    answer = httpx.get(server.url + "/ws", headers=asked)
+    answer = httpx.get(server.url + "/nowhere", headers=asked)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     assert answer.headers["x-request-id"]
 
@@ -398,4 +402,4 @@ def test_told_to_stop_it_ends_in_time_whatever_hangs() -> None:
 
 @pytest.mark.parametrize(("said", "seconds"), [("1000000000", 1e9), ("007.50", 7.5), ("0.25", 0.25), (None, math.inf)])
 def test_any_number_of_seconds_may_be_said(said: str | None, seconds: float) -> None:
-    assert app._patience(Headers({"x-deadline-s": said} if said else {})) == seconds
+    assert patience(Headers({"x-deadline-s": said} if said else {})) == seconds
