@@ -166,6 +166,14 @@ def test_an_autoencoder_of_16_bits_stays_that_while_noise_is_drawn_in_the_steps(
         assert worker._pipeline.vae.dtype == torch.bfloat16
 
 
+@REDRAWING
+def test_an_image_is_drawn_anew_in_16_bits(spec: ModelSpec, boot: Boot) -> None:  # noqa: F811
+    """Z-Image's pipeline takes each step in fp32, though what it begins with is not."""
+    worker = boot(spec.id, "bf16")
+    image = (Reference(np.full((64, 64, 3), 90, np.uint8), "image"),)
+    assert draw(worker, recipe(worker, image, sampling={"denoise": 0.5})).shape == (64, 64, 3)
+
+
 def test_guidance_of_a_sampling_is_not_the_models_own_of_the_same_scale(boot: Boot) -> None:  # noqa: F811
     """Encoded prompts are kept."""
     worker = boot("flux-dev")
