@@ -154,7 +154,8 @@ class Runner:
 def _words(recipe: Recipe) -> tuple[Any, ...]:
     """All of `recipe` that what its family makes of the prompt depends on."""
     read = recipe.reading and (recipe.reading, recipe.embeddings, recipe.size)  # SDXL is told sizes
-    return recipe.prompt, recipe.negative_prompt, recipe.guidance, recipe.cfg, recipe.loras, read
+    cfg = recipe.sampling and recipe.sampling.cfg  # which is not guidance of the same scale: FLUX.1 [dev] has both
+    return recipe.prompt, recipe.negative_prompt, recipe.guidance, cfg, recipe.loras, read
 
 
 def _step(

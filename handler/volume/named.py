@@ -86,7 +86,7 @@ def hashed(path: Path, size: int, written: int, changed: int) -> str:
 
 def _named(name: str) -> bool:
     """Whether that is a name of a file in these folders."""
-    return not ("\\" in name or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")})
+    return not ({"\\", "\0"} & {*name} or PurePosixPath(name).is_absolute() or {"..", ".", ""} & {*name.split("/")})
 
 
 def _real(path: Path) -> Path:

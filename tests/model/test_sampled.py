@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_families import ROWS, boot  # noqa: F401 - a fixture
 
 from handler import ImageRequest, ModelSpec, Recipe, Worker
@@ -153,6 +154,33 @@ def test_noise_in_the_steps_is_the_same_with_an_image(sampler: str, spark: Worke
     image = (Reference(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "image"),)
     how: dict[str, Any] = {"sampling": {"sampler": sampler, "steps": 3}}
     assert (decoded(spark, recipe(spark, image, **how)) == decoded(spark, recipe(spark, **how))).all()
+
+
+def test_an_autoencoder_of_16_bits_stays_that_while_noise_is_drawn_in_the_steps(boot: Boot) -> None:  # noqa: F811
+    """Stable Diffusion XL's looks at an image in fp32."""
+    worker = boot("sdxl-turbo", "bf16")
+    image = (Reference(np.full((64, 64, 3), 90, np.uint8), "image"),)
+    assert worker._pipeline.vae.config.force_upcast
+    for sampler in ("euler_ancestral", "dpmpp_sde"):
+        draw(worker, recipe(worker, image, sampling={"sampler": sampler, "denoise": 0.5}))
+        assert worker._pipeline.vae.dtype == torch.bfloat16
+
+
+@REDRAWING
+def test_an_image_is_drawn_anew_in_16_bits(spec: ModelSpec, boot: Boot) -> None:  # noqa: F811
+    """Z-Image's pipeline takes each step in fp32, though what it begins with is not."""
+    worker = boot(spec.id, "bf16")
+    image = (Reference(np.full((64, 64, 3), 90, np.uint8), "image"),)
+    assert draw(worker, recipe(worker, image, sampling={"denoise": 0.5})).shape == (64, 64, 3)
+
+
+def test_guidance_of_a_sampling_is_not_the_models_own_of_the_same_scale(boot: Boot) -> None:  # noqa: F811
+    """Encoded prompts are kept."""
+    worker = boot("flux-dev")
+    request = ImageRequest(prompt="a red circle", width=64, height=64, seed=1, num_inference_steps=1)
+    draw(worker, worker.spec.recipe(request))
+    guided, plain = (draw(worker, recipe(worker, sampling={"cfg": cfg})) for cfg in (worker.spec.guidance, 1.0))
+    assert (guided != plain).any()
 
 
 def test_its_own_scheduler_in_comfyuis_words_is_the_same_picture(spark: Worker) -> None:

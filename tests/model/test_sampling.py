@@ -121,7 +121,7 @@ def test_all_names_mean_something() -> None:
         ({"shift": 3.0}, "SD3Transformer2DModel", {}, Flow(3.0)),
         ({"shift": 3.0, "use_dynamic_shifting": True}, "FluxTransformer2DModel", {}, Flow(1.15, "exponential")),
         ({"shift": 1.0, "use_dynamic_shifting": False}, "FluxTransformer2DModel", {}, Flow(1.0)),
-        ({"use_dynamic_shifting": True}, "QwenImageTransformer2DModel", {}, Flow(1.15)),
+        ({"use_dynamic_shifting": True}, "QwenImageTransformer2DModel", {}, Flow(1.15, "exponential")),
         ({"shift": 3.0}, "", {"shift": 0.9, "shift_type": "exponential"}, Flow(0.9, "exponential")),
     ],
 )  # fmt: skip

@@ -374,6 +374,13 @@ def test_xl_has_vectors_for_each_encoder(embedding: Callable[..., Any]) -> None:
         torch.testing.assert_close(read[name], said[name])
 
 
+def test_t5_has_vectors_too(embedding: Callable[..., Any]) -> None:
+    numbers = tiny.t5_tokenizer()("red", add_special_tokens=False)["input_ids"]
+    found = embedding("ink", t5xxl=pipeline("chroma").text_encoder.shared.weight[numbers].detach())
+    read, said = (told("chroma", text, reading={}, embeddings=found) for text in ("embedding:ink", "red"))
+    torch.testing.assert_close(read["prompt_embeds"], said["prompt_embeds"])
+
+
 def test_an_encoder_that_an_embedding_does_not_fit_goes_without(embedding: Callable[..., Any]) -> None:
     """One of Stable Diffusion 1.5 in XL: CLIP-L has it, CLIP-G has nothing there."""
     found = embedding("ink", emb_params=vectors_of("sdxl", "red"))

@@ -22,7 +22,7 @@ OWN_SHIFT: Mapping[str, tuple[float, str]] = {
     "FluxTransformer2DModel": (1.15, "exponential"),
     "Flux2Transformer2DModel": (2.02, "exponential"),
     "ChromaTransformer2DModel": (1.15, "exponential"),
-    "QwenImageTransformer2DModel": (1.15, "linear"),
+    "QwenImageTransformer2DModel": (1.15, "exponential"),
 }
 
 

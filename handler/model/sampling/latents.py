@@ -28,7 +28,7 @@ def prepared(pipeline: Any, scheduler: ComfyScheduler, recipes: Sequence[Recipe]
         asked = inspect.signature(prepare).bind(*args, **kwargs).arguments
         latents = _Latents(prepare, pipeline.vae, asked, scheduler)
         x = latents.begin(recipes).to(asked["dtype"])
-        made = latents.prepared(asked)  # last, for SDXL's leaves its autoencoder in the type asked for
+        made = latents.prepared(asked)
         return (x, *made[1:]) if isinstance(made, tuple) else x
 
     pipeline.prepare_latents = begun
@@ -44,9 +44,8 @@ def _mode(encode: Callable[[Any], Any], vae: Any, device: Any, image: Any) -> An
     return found.latents if hasattr(found, "latents") else found.latent_dist.mode()
 
 
-def _once(latents_of: Callable[[Any], Any]) -> Callable[..., Any]:
-    """An encoder as diffusers has them, of one image however often it is asked."""
-    known: dict[torch.device, Any] = {}  # by where it is asked
+def _once(latents_of: Callable[[Any], Any], known: dict[torch.device, Any]) -> Callable[..., Any]:
+    """An encoder as diffusers has them, of one image however often it is asked; `known` is by where it is asked."""
 
     def encode(image: Any, **_: Any) -> Any:
         if image.device not in known:
@@ -67,15 +66,25 @@ class _Latents:
         self._prepare, self._vae, self._asked, self._scheduler = prepare, vae, asked, scheduler
         self._device = torch.device(asked["device"])
         self._from_image = "image" in asked
-        self._encode = _once(partial(_mode, vae.encode, vae, self._device))
+        self._known: dict[torch.device, Any] = {}
+        self._encode = _once(partial(_mode, vae.encode, vae, self._device), self._known)
 
     def prepared(self, asked: Mapping[str, Any]) -> Any:
-        """What the pipeline makes of `asked`, without a second look at its image and without drawing latents of it."""
-        self._vae.encode = self._encode
+        """What the pipeline makes of `asked`, without a second look at its image and without drawing latents of it.
+
+        The autoencoder keeps its type, which SDXL's changes to look, and leaves as the one asked for.
+        """
+        vae, own = self._vae, self._vae.dtype
+        vae.encode = self._encode
+        if self._known:
+            vae.to = lambda *_, **__: vae
         try:
             return self._prepare(**asked)
         finally:
-            del self._vae.encode
+            del vae.encode
+            vars(vae).pop("to", None)
+            if vae.dtype != own:
+                vae.to(own)
 
     def _made(self, batch: int, of: Callable[..., Any], generator: torch.Generator, device: torch.device) -> Any:
         """What the pipeline makes of image latents and noise by `of`, for `batch` pictures, in fp32."""

@@ -94,7 +94,7 @@ class ComfyScheduler:
             x = self._asked(*self._steps.send(denoised))
         except StopIteration as end:
             x = self.curve.rid(end.value, self.whole[-1])
-        return x.to(sample.dtype), denoised
+        return x.to(model_output.dtype), denoised
 
 
 def scheduler_of(pipeline: Any, config: Mapping[str, Any], sampling: Sampling) -> ComfyScheduler:

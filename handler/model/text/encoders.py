@@ -30,7 +30,7 @@ class Encoder:
     @property
     def width(self) -> int:
         """Of a token's vector."""
-        found: int = self.model.get_input_embeddings().weight.shape[1]
+        found: int = self._embeddings.weight.shape[1]
         return found
 
     def encode(self, chunks: Sequence[Chunk], skip: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -76,7 +76,7 @@ class Encoder:
                 embedded[chunk, at] = vector.to(embedded)
             return embedded
 
-        hook = self.model.get_input_embeddings().register_forward_hook(put)
+        hook = self._embeddings.register_forward_hook(put)
         try:
             yield
         finally:
@@ -87,6 +87,12 @@ class Encoder:
         layer = self.layer if skip is None else skip
         missing = layer is None or -layer > self.model.config.num_hidden_layers
         return None if missing or (layer == -1 and self.normed) else layer
+
+    @property
+    def _embeddings(self) -> Any:
+        """The module that the vocabulary's vectors come from. T5 says another, which only has the same weights."""
+        stack = getattr(self.model, "encoder", None)
+        return getattr(stack, "embed_tokens", None) or self.model.get_input_embeddings()
 
     @property
     def _norm(self) -> Any:
