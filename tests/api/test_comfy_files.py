@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,16 @@ def test_what_a_prefix_means(prefix: str, found: tuple[str, str]) -> None:
     nodes = graph()
     nodes["6"]["_meta"] = {"title": "Of the picture"}
     assert filled(prefix, nodes, (64, 32)) == found
+
+
+@pytest.mark.parametrize("body", [{"_meta": "x"}, {"_meta": ["title"]}, {"inputs": ["seed"]}])
+def test_a_node_of_another_shape_means_nothing(body: Any) -> None:
+    assert filled("%KSampler.seed%", {"1": {"class_type": "KSampler"} | body}, (1, 1)) == ("", "%KSampler.seed%")
+
+
+def test_few_placeholders_are_looked_for() -> None:
+    """Each may be looked for in ten thousand nodes."""
+    assert filled("%6.cfg%" * 13, {"6": {"class_type": "A", "inputs": {"cfg": 1}}}, (1, 1)) == ("", "1" * 12 + "%6.cfg%")
 
 
 def test_dates_are_today() -> None:

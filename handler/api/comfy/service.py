@@ -22,7 +22,7 @@ from handler.api.dialects.comfy.graph import read
 from handler.api.dialects.comfy.plan import Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
-from handler.core.errors import Cancelled, KindlingError, QueueFull, RequestError
+from handler.core.errors import Cancelled, InvalidType, KindlingError, QueueFull, RequestError
 
 ID = re.compile("[A-Za-z0-9_-]{1,100}")
 FAILED = "prompt_outputs_failed_validation"
@@ -117,6 +117,8 @@ class Comfy:
         graph = payload["prompt"]
         plan = read(graph, served, self.archive.load)
         if targets := payload.get("partial_execution_targets"):
+            if not isinstance(targets, list):
+                raise InvalidType("partial_execution_targets should be a list of ids.", "partial_execution_targets")
             kept = tuple(output for output in plan.outputs if output.node in targets)
             plan = Plan(kept, plan.node_errors, plan.notes)
         if not plan.outputs:
