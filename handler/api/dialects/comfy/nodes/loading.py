@@ -25,7 +25,7 @@ def fetched(at: At, name: str) -> bytes:
     subfolder, _, last = path.replace("\\", "/").rpartition("/")
     try:
         return at.load(last, subfolder, folder)
-    except FileNotFoundError:
+    except OSError:  # there is none, or a file where its folder should be
         at.refuse(f"Invalid image file: {name:.200}; send it with POST /upload/image first.", "image")
 
 
