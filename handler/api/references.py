@@ -46,8 +46,12 @@ def references(images: Sequence[bytes], most: int = SEEN_PIXELS) -> tuple[Refere
 
 
 def upright(data: bytes, name: str) -> Any:
-    """An image by itself, turned as its tag says: RGB, or RGBA if anything may be transparent; colours as stored."""
+    """An image by itself, turned as its tag says: RGB, or RGBA if anything may be transparent; colours as stored.
+
+    A JPEG of more than `MAX_PIXELS` is read at a half, a quarter or an eighth of its size.
+    """
     with _opened(data, name) as image:
+        photos.reduce(image)
         return _upright(image, data)
 
 

@@ -2,16 +2,18 @@
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from comfy_graphs import graph
 from handler import Settings
-from handler.api.comfy.archive import BOUNDS, GONE, Archive
+from handler.api.comfy.archive import BOUNDS, FIELDS, GONE, Archive
 from handler.api.comfy.naming import filled, following
-from handler.api.comfy.shelf import Disk, named, prune
+from handler.api.comfy.shelf import Disk, disk_of, named, prune
 from handler.api.comfy.viewing import annotated, shown
 from handler.core.errors import InvalidValue, OutsideFolder, RequestError
 
@@ -52,6 +54,17 @@ def test_what_a_prefix_means(prefix: str, found: tuple[str, str]) -> None:
     nodes = graph()
     nodes["6"]["_meta"] = {"title": "Of the picture"}
     assert filled(prefix, nodes, (64, 32)) == found
+
+
+@pytest.mark.parametrize("body", [{"_meta": "x"}, {"_meta": ["title"]}, {"inputs": ["seed"]}])
+def test_a_node_of_another_shape_means_nothing(body: Any) -> None:
+    assert filled("%KSampler.seed%", {"1": {"class_type": "KSampler"} | body}, (1, 1)) == ("", "%KSampler.seed%")
+
+
+def test_few_placeholders_are_looked_for() -> None:
+    """Each may be looked for in ten thousand nodes."""
+    nodes = {"6": {"class_type": "A", "inputs": {"cfg": 1}}}
+    assert filled("%6.cfg%" * 13, nodes, (1, 1)) == ("", "1" * 12 + "%6.cfg%")
 
 
 def test_dates_are_today() -> None:
@@ -175,3 +188,56 @@ def test_what_a_browser_might_run_is_an_attachment(name: str) -> None:
 def test_a_name_may_say_its_folder() -> None:
     assert annotated("x.png [input]", "output") == ("x.png", "input")
     assert annotated("x [y].png", "output") == ("x [y].png", "output")
+
+
+def test_a_folder_that_others_remove_is_made_again(tmp_path: Path) -> None:
+    """Whoever takes the last sign of a client takes its folder, while the next one comes."""
+    disk, over = Disk(tmp_path / "comfy", shared=True), threading.Event()
+
+    def remove() -> None:
+        while not over.is_set():
+            disk.remove("clients/one/sign")
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    for _ in range(2000):
+        disk.put("clients/one/sign", b"")
+    over.set()
+    remover.join()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "comfy", shared=True)
+    disk.put("input/a.png", b"", anew=True)
+    with pytest.raises(NotADirectoryError):
+        disk.put("input/a.png/b.png", b"", anew=True)
+
+
+def test_a_folder_on_the_volume_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "comfy").write_bytes(b"")
+    assert disk_of(tmp_path) is None
+
+
+def record(prompt_id: str, **fields: Any) -> dict[str, Any]:
+    kept = dict.fromkeys(FIELDS) | {"state": "completed", "created": 0, "prompt": [1, prompt_id, {}, {}, []]}
+    return kept | fields
+
+
+def test_a_prompt_that_was_sent_again_is_the_newer_one(tmp_path: Path) -> None:
+    one, two = Archive(Settings(volume=tmp_path)), Archive(Settings(volume=tmp_path))
+    one.keep("a", record("a", state="failed"))
+    assert two.records()["a"]["state"] == "failed"
+    one.keep("a", record("a"))
+    os.utime(tmp_path / "comfy/jobs/a.json", (2**31, 2**31))
+    assert (two.record("a") or {})["state"] == two.records()["a"]["state"] == "completed"
+    one.forget("a")
+    assert (two.record("a"), two.records()) == (None, {})
+
+
+def test_the_latest_records_are_listed_as_far_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.api.comfy.archive.LISTED", 2_500)
+    archive = Archive(Settings(volume=tmp_path))
+    for at in range(4):
+        archive.keep(str(at), record(str(at), created=at, meta="x" * 1000))
+        os.utime(tmp_path / f"comfy/jobs/{at}.json", (at, at))
+    assert [*archive.records()] == [*archive.records()] == ["2", "3"]

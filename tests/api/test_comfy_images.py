@@ -1,15 +1,20 @@
 """Images and masks of ComfyUI's graphs: before they are encoded, and after they are drawn."""
 
 import base64
+import io
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from graphs import Graph, load, node, pixels, plain, plan, png, request, served, with_image
+from PIL import Image
 
 from handler.api.dialects.comfy import pixels as changes
 from handler.api.dialects.comfy.graph import read
+from handler.api.dialects.comfy.walk import Walk
+from handler.api.references import upright
 from handler.core.errors import GraphRefused
 
 RGB = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -169,7 +174,7 @@ def test_files_are_named_as_comfyui_names_them(name: str, expected: tuple[str, s
 
 def test_a_file_that_is_not_there_or_no_image() -> None:
     assert "Invalid image file: missing.png" in refused(with_image(**{"10": node("LoadImage", image="missing.png")}))
-    with pytest.raises(GraphRefused, match=r"cat\.png is a GIF"):
+    with pytest.raises(GraphRefused, match="is a GIF; send a PNG"):
         read(with_image(), served(), lambda *_: b"GIF89a")
 
 
@@ -348,3 +353,49 @@ def test_loading_is_not_asked_twice() -> None:
 
     read(masked(), served(), counted)
     assert count == 1
+
+
+def test_an_image_in_the_graph_may_be_as_large_as_a_body() -> None:
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(noise, "PNG")
+    sent = base64.b64encode(noise.getvalue()).decode()
+    assert len(sent) > 100_000
+    assert request(with_image(**{"10": node("ETN_LoadImageBase64", image=sent)})).width == 256
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        node("InvertMask", mask=["0", 0]),
+        node("ThresholdMask", mask=["0", 0], value=0.5),
+        node("FeatherMask", mask=["0", 0], left=1, top=0, right=0, bottom=0),
+        node("MaskComposite", destination=["0", 0], source=["0", 0], x=0, y=0, operation="add"),
+        node("MaskToImage", mask=["0", 0]),
+        node("ImageColorToMask", image=["00", 0], color=0),
+    ],
+    ids=lambda made: made["class_type"],
+)
+def test_masks_count_among_what_a_graph_makes(made: Any) -> None:
+    size = {"width": 4096, "height": 4096}
+    graph = {"0": node("SolidMask", value=1, **size), "00": node("EmptyImage", batch_size=1, color=0, **size)}
+    walk = Walk(graph | {"1": made}, served("spark"), load)
+    walk.settle("1")
+    assert (walk.wrong, walk.pixels) == ({}, 2 * 4096 * 4096)
+
+
+@pytest.mark.parametrize("method", changes.METHODS)
+def test_a_long_picture_becomes_a_tall_one_in_little_memory(method: str) -> None:
+    """Between two passes there could be 67 million pixels, of 12 bytes each."""
+    long = np.zeros((64, 8192, 3), np.uint8)
+    tracemalloc.start()
+    found = changes.scaled(long, 64, 8192, method)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == (8192, 64, 3)
+    assert peak < 64 << 20
+
+
+def test_a_large_photo_is_read_at_a_reduced_scale() -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (6000, 4000), "red").save(photo, "JPEG")
+    assert upright(photo.getvalue(), "image").size == (3000, 2000)

@@ -139,6 +139,7 @@ def test_outputs_that_ask_for_one_picture_draw_it_once(tell: Callable[..., None]
         ({"prompt": {"1": {"class_type": "Nobody", "inputs": {}}}}, "missing_node_type"),
         ({"prompt": graph(prefix="../../x")}, "prompt_outputs_failed_validation"),
         ({"prompt": graph(prefix="/etc/x")}, "prompt_outputs_failed_validation"),
+        ({"prompt": graph(), "partial_execution_targets": 9}, "invalid_request_error"),
         ({"prompt": graph() | {"9": node("SaveImage", images=["9", 0])}}, "prompt_outputs_failed_validation"),
     ],
 )

@@ -7,13 +7,14 @@
 Each folder is bounded by count and age; the oldest files go first.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from handler.api.comfy.bucket import Bucket
@@ -40,9 +41,18 @@ BOUNDS = {  # files of a folder, and seconds for which they stay
 FIELDS = {"state", "client", "created", "started", "ended", "until", "prompt", "outputs", "streamed", "status", "meta"}
 TIDIED_S = 600.0  # between two times that it is looked whether a folder has too many
 LOOK_S = 10.0  # for which a volume may hang
-REMEMBERED = 2_000  # records that were read, so that none is read again for every page of the history
+LISTED = 64 << 20  # bytes of records that are listed, the latest: each has its graph, maybe with images
 GONE = "The worker that had this prompt is gone. Send it again."
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A record, if it is one, as it was written at `time`, in so many bytes."""
+
+    time: float
+    size: int
+    record: Record | None
 
 
 class Archive:
@@ -52,7 +62,7 @@ class Archive:
         self._settings = settings
         self._shelf: Shelf | None = None
         self._choosing = threading.Lock()
-        self._read: OrderedDict[str, Record] = OrderedDict()
+        self._kept: dict[str, Kept] = {}  # so that none is read again for every page of the history
         self._tidied = 0.0
 
     @property
@@ -73,7 +83,6 @@ class Archive:
         while True:
             try:
                 self.shelf.put(f"{where}/{numbered(start, number)}", data, anew=True)
-                self._tidy()
                 return {"filename": numbered(start, number), "subfolder": subfolder, "type": folder}
             except FileExistsError:
                 number += 1
@@ -81,6 +90,10 @@ class Archive:
     def load(self, name: str, subfolder: str, folder: str) -> bytes:
         """A file; FileNotFoundError if there is none. For a thread."""
         return self.shelf.get(named(folder, subfolder, name))
+
+    def held(self, loop: asyncio.AbstractEventLoop, deadline: Deadline, *where: str) -> bytes:
+        """`load` for a thread that shall not hang, but has until `deadline`."""
+        return asyncio.run_coroutine_threadsafe(self.at(lambda _: self.load(*where), deadline), loop).result()
 
     def has(self, name: str, subfolder: str, folder: str) -> bool:
         """Whether there is such a file. For a thread."""
@@ -92,34 +105,41 @@ class Archive:
 
     def record(self, prompt_id: str) -> Record | None:
         """A job's record, if there is one. For a thread."""
-        if prompt_id in self._read:
-            return self._read[prompt_id]
-        try:
-            found: Record = parse(self.shelf.get(f"jobs/{prompt_id}.json"))
-        except (FileNotFoundError, Malformed):
-            return None
-        if not isinstance(found, dict) or not found.keys() >= FIELDS:
-            return None
-        if found["state"] in LIVE:
-            return _given_up(found) if now_ms() > found["until"] else found
-        self._read[prompt_id] = found
-        while len(self._read) > REMEMBERED:
-            self._read.popitem(last=False)
-        return found
+        return self._read(prompt_id).record
 
     def records(self) -> dict[str, Record]:
-        """All records by id, the oldest first. For a thread."""
-        ids = [entry.name.rpartition("/")[2].removesuffix(".json") for entry in self.shelf.entries("jobs")]
-        found = {prompt_id: record for prompt_id in ids if (record := self.record(prompt_id))}
-        return dict(sorted(found.items(), key=lambda one: one[1]["created"]))
+        """The latest records by id, the oldest first. For a thread."""
+        found, size = dict[str, Kept](), 0
+        for entry in reversed(self.shelf.entries("jobs")):
+            prompt_id = entry.name.rpartition("/")[2].removesuffix(".json")
+            kept = self._kept.get(prompt_id)
+            if not kept or kept.time != entry.time or not kept.record or kept.record["state"] in LIVE:
+                kept = self._read(prompt_id, entry.time)
+            size += kept.size
+            if size > LISTED:
+                break
+            found[prompt_id] = kept
+        self._kept = found
+        records = {prompt_id: kept.record for prompt_id, kept in found.items() if kept.record}
+        return dict(sorted(records.items(), key=lambda one: one[1]["created"]))
+
+    def _read(self, prompt_id: str, time: float = 0.0) -> "Kept":
+        try:
+            found = parse(data := self.shelf.get(f"jobs/{prompt_id}.json"))
+        except (FileNotFoundError, Malformed):
+            return Kept(time, 0, None)
+        if not isinstance(found, dict) or not found.keys() >= FIELDS:
+            return Kept(time, len(data), None)
+        over = found["state"] in LIVE and now_ms() > found["until"]
+        return Kept(time, len(data), _given_up(found) if over else found)
 
     def forget(self, *ids: str) -> None:
         """Remove records. For a thread."""
         for prompt_id in ids:
-            self._read.pop(prompt_id, None)
             self.shelf.remove(f"jobs/{prompt_id}.json")
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
+        """Remove what is too old or too much, now and then. For a thread."""
         if time.monotonic() - self._tidied < TIDIED_S and self._tidied:
             return
         self._tidied = time.monotonic()

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from handler.api import codec
 from handler.api.comfy.archive import Archive
 from handler.api.comfy.inscription import finished, texts
-from handler.api.comfy.job import Job, now_ms
+from handler.api.comfy.job import LIVE, Job, now_ms
 from handler.api.comfy.listeners import Listeners, message, picture
 from handler.api.comfy.naming import filled
 from handler.api.comfy.shelf import Shelf
@@ -50,7 +50,7 @@ class Drawing:
             [first] = await self._drawn(output, before)
             image = await self._job.deadline.hold(asyncio.to_thread(finished, first.data, before.after, {}))
             request = asked.model_copy(update={"images": (image,)})
-        begun = partial(self._loop.call_soon_threadsafe, self._begun, output, what.sampler)
+        begun = partial(self._soon, self._begun, output, what.sampler)
         step = partial(self._stepped, what.sampler)
         pictures = await self._api.draw(request, step, self._job.deadline, on_begin=begun, admitted=True)
         self._made[asked, before] = pictures
@@ -85,6 +85,10 @@ class Drawing:
         node = self.node or self._job.plan.outputs[0].node
         return {"node_id": node, "node_type": self._job.graph[node]["class_type"], "executed": self._job.executed[:-1]}
 
+    def _soon(self, tell: Callable[..., None], *about: Any) -> None:
+        """From the engine's thread: unless it has ended meanwhile, for then all is told."""
+        self._loop.call_soon_threadsafe(lambda: tell(*about) if self._job.state in LIVE else None)
+
     def _begun(self, output: Output, sampler: str) -> None:
         self.begin()
         for node in output.order[: output.order.index(sampler) + 1] if sampler in output.order else ():
@@ -110,7 +114,7 @@ class Drawing:
         data, now = b"", time.monotonic()
         if done < of and now - self._shown >= PREVIEW_S and self._listeners.keen(self._job.client):
             data, self._shown = codec.encode(preview(), "jpeg", PREVIEW_QUALITY, None), now
-        self._loop.call_soon_threadsafe(self._step, sampler, done, of, data)
+        self._soon(self._step, sampler, done, of, data)
 
     def _step(self, sampler: str, done: int, of: int, preview: bytes) -> None:
         data = {"value": done, "max": of, "prompt_id": self._job.id, "node": sampler}

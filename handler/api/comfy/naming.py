@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from handler.api.comfy.shelf import named
+from handler.api.dialects.comfy.walk import class_of, title_of
 from handler.core.errors import OutsideFolder
 
 PLACEHOLDER = re.compile("%([^%/]{1,100})%")
@@ -19,6 +20,7 @@ CLOCK = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M",
 DATE = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "HH": "%H", "mm": "%M", "ss": "%S"}
 DATES = re.compile("|".join(DATE))
 SHORT = 60  # characters of a value
+MOST = 12  # placeholders: each may be looked for in all nodes
 UNPLAIN = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
@@ -36,7 +38,7 @@ def filled(prefix: str, graph: Mapping[str, Any], size: tuple[int, int]) -> tupl
             return UNPLAIN.sub("_", DATES.sub(lambda part: time.strftime(DATE[part[0]]), name.removeprefix("date:")))
         return known.get(name) or _field(name, graph) or found[0]
 
-    whole = posixpath.normpath(PLACEHOLDER.sub(fill, prefix))
+    whole = posixpath.normpath(PLACEHOLDER.sub(fill, prefix, MOST))
     if whole.startswith("/") or whole.split("/")[0] == "..":
         raise OutsideFolder("Saving an image outside the output folder is not allowed.", "filename_prefix")
     subfolder, start = posixpath.split(whole)
@@ -48,9 +50,9 @@ def _field(name: str, graph: Mapping[str, Any]) -> str:
     """`%NODE.INPUT%`: a value of a node that is called so by title, class or id."""
     node, _, field = name.partition(".")
     for key, one in graph.items():
-        called = (key, one.get("class_type"), (one.get("_meta") or {}).get("title"))
-        value = (one.get("inputs") or {}).get(field)
-        if node in called and isinstance(value, str | int | float):
+        inputs = one.get("inputs")
+        value = inputs.get(field) if isinstance(inputs, dict) else None
+        if isinstance(value, str | int | float) and node in (key, class_of(one), title_of(one)):
             return UNPLAIN.sub("_", str(value)[:SHORT]).lstrip(".")
     return ""
 

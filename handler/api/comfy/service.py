@@ -8,7 +8,8 @@ import secrets
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from handler.api.comfy.archive import Archive, mailbox, tried
@@ -19,10 +20,10 @@ from handler.api.comfy.naming import filled
 from handler.api.comfy.refusals import refused, told, understood
 from handler.api.comfy.served import Catalogue
 from handler.api.dialects.comfy.graph import read
-from handler.api.dialects.comfy.plan import Plan, Served
+from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
-from handler.core.errors import Cancelled, KindlingError, QueueFull, RequestError
+from handler.core.errors import Cancelled, InvalidType, KindlingError, QueueFull, RequestError
 
 ID = re.compile("[A-Za-z0-9_-]{1,100}")
 FAILED = "prompt_outputs_failed_validation"
@@ -72,7 +73,8 @@ class Comfy:
         if known := self._known(prompt_id, graph):
             return _accepted(known)
         served = await self.served(deadline)
-        plan, key = await deadline.hold(asyncio.to_thread(self._read, payload, served))
+        load = partial(self.archive.held, asyncio.get_running_loop(), deadline)
+        plan, key = await deadline.hold(asyncio.to_thread(self._read, payload, served, load))
         if known := self._known(prompt_id, graph):  # it came twice at once
             return _accepted(known)
         self._require_room(deadline)
@@ -83,11 +85,20 @@ class Comfy:
             job.client, job.extra = client, extra | {"client_id": client}
         self.active[prompt_id] = job
         self._tell_status()
-        await self._keep(job)
-        task = asyncio.create_task(self._run(job, on_end))
+        try:
+            await self._keep(job)
+        finally:  # though who asked is gone meanwhile: nobody may wait for one that is never drawn
+            self._begin(self._run(job, on_end))
+        return _accepted(job)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return _accepted(job)
+
+    def tidy(self) -> None:
+        """Let what is too old or too much be removed, while nobody waits for that."""
+        self._begin(tried(self.archive.at(lambda _: self.archive.tidy()), None, "old files could not be removed"))
 
     def find(self, prompt_id: str) -> Job | None:
         """A prompt that this worker has, or had not long ago."""
@@ -112,11 +123,13 @@ class Comfy:
         if job.task:
             job.task.cancel()
 
-    def _read(self, payload: Mapping[str, Any], served: Served) -> tuple[Plan, str]:
+    def _read(self, payload: Mapping[str, Any], served: Served, load: Load) -> tuple[Plan, str]:
         """On another thread, for a graph may be large, and its images take time."""
         graph = payload["prompt"]
-        plan = read(graph, served, self.archive.load)
+        plan = read(graph, served, load)
         if targets := payload.get("partial_execution_targets"):
+            if not isinstance(targets, list):
+                raise InvalidType("partial_execution_targets should be a list of ids.", "partial_execution_targets")
             kept = tuple(output for output in plan.outputs if output.node in targets)
             plan = Plan(kept, plan.node_errors, plan.notes)
         if not plan.outputs:
@@ -203,6 +216,7 @@ class Comfy:
         if job.client:
             self.listeners.tell(job.client, message("executing", {"node": None, "prompt_id": job.id}))
         job.over.set()
+        self.tidy()
 
     async def _keep(self, job: Job) -> None:
         """Its record, for other workers, and a sign for the one where its websocket may be."""

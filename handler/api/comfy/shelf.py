@@ -5,6 +5,7 @@ it begins with, not by a link either; whoever asks for one that would is told so
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ from handler.core.errors import InvalidValue, OutsideFolder
 LONGEST = 200  # bytes of a part of a name: file systems take 255, and a counter is added
 DEEPEST = 8  # folders in folders
 DRIVE = re.compile("[A-Za-z]:")
+TRIES = 100  # to write into a folder that others remove
 PART = ".part"  # the end of what is being written
 
 
@@ -102,7 +104,18 @@ class Disk:
     def put(self, name: str, data: bytes, anew: bool = False) -> None:
         """See `Shelf`. Other workers may look for a name at the same time: it is one's who makes the file first."""
         place = self._place(name)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(TRIES):  # whoever removes the last file of a folder removes that too
+            with contextlib.suppress(FileNotFoundError):
+                return self._put(place, data, anew)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    def _put(self, place: Path, data: bytes, anew: bool) -> None:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # which would mean the file
+            if not place.parent.is_file():
+                raise FileNotFoundError from None
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place.parent)) from None
         part = place.with_name(f"{secrets.token_hex(8)}{PART}")
         if anew:
             os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -154,7 +167,7 @@ def prune(shelf: Shelf, folder: str, most: int, oldest_s: float) -> None:
 
 def disk_of(volume: Path) -> Disk | None:
     """The volume's, if it can be written."""
-    there = next((each for each in (volume, *volume.parents) if each.exists()), volume)
+    there = next((each for each in (volume / "comfy", volume, *volume.parents) if each.exists()), volume)
     return Disk(volume / "comfy", shared=True) if os.access(there, os.W_OK | os.X_OK) else None
 
 

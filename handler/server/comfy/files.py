@@ -1,6 +1,7 @@
 """ComfyUI's files over HTTP: pictures that are looked at, images that are sent to be worked from."""
 
 import asyncio
+import hashlib
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from handler.core.errors import FileMissing, InvalidValue, VolumeFailed
 from handler.core.untrusted import Malformed, parse
 from handler.server import bodies, multipart
 
-COPIES = 1_000  # of one name, that an upload tries
+COPIES = 20  # of one name that have numbers: an upload is compared with all of them
 YES = ("true", "1")
 
 
@@ -51,7 +52,9 @@ def _told(found: Shown, name: str) -> Response:
 async def upload_image(request: Request) -> Any:
     """Keep an image, under its own name or, if another has that, one with a number."""
     sent = await _sent(request)
-    return await _archive(request).at(lambda shelf: _kept(shelf, sent, sent.data))
+    kept = await _archive(request).at(lambda shelf: _kept(shelf, sent, sent.data))
+    _comfy(request).tidy()
+    return kept
 
 
 async def upload_mask(request: Request) -> Any:
@@ -65,7 +68,7 @@ async def upload_mask(request: Request) -> Any:
 
     try:
         return await _archive(request).at(keep)
-    except FileNotFoundError:
+    except OSError:
         raise FileMissing("There is no such original.", "original_ref") from None
 
 
@@ -98,8 +101,10 @@ def _kept(shelf: Shelf, sent: Sent, data: bytes) -> dict[str, str]:
     if folder not in FOLDERS:
         raise InvalidValue("type can be input, temp or output.", "type")
     start, end = posixpath.splitext(sent.name)
-    for number in range(COPIES):
+    for number in range(COPIES + 1):
         called = f"{start} ({number}){end}" if number else sent.name
+        if number == COPIES:
+            called = f"{start} ({hashlib.sha256(data).hexdigest()[:16]}){end}"
         where = named(folder, subfolder, called)
         try:
             shelf.put(where, data, anew=sent.fields.get("overwrite") not in YES)

@@ -9,7 +9,6 @@ from handler.api.dialects.comfy import faults
 from handler.api.dialects.comfy.faults import Fault
 from handler.api.dialects.comfy.node import ANY, Input, Node
 
-LONGEST = 100_000  # characters of a text
 WIDEST = 400  # digits that a number may have
 PLACEHOLDER = ("{{", "}}", "_PLACEHOLDER", "PLACEHOLDER_", "<placeholder>")
 
@@ -106,7 +105,7 @@ def coerced(wanted: Input, value: Any) -> Any:
         case "FLOAT":
             return _finite(float(_short(value)))
         case "STRING":
-            return _text(value)
+            return _text(value, wanted.longest)
         case "BOOLEAN":
             return bool(value)
     return value
@@ -131,7 +130,7 @@ def _placeholder(name: str, value: Any) -> str:
 
 def placeholder(value: Any) -> str:
     """What to say where an app's template was sent without being filled in; empty where it was."""
-    if isinstance(value, str) and len(value) < LONGEST and any(mark in value for mark in PLACEHOLDER):
+    if isinstance(value, str) and any(mark in value for mark in PLACEHOLDER):
         return f"'{value:.80}' is a placeholder of an app's template; fill it in before you send the graph."
     return ""
 
@@ -149,9 +148,9 @@ def _finite(value: float) -> float:
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, longest: int) -> str:
     if isinstance(value, dict | list):
         raise TypeError("it is no text")
-    if len(text := str(value)) > LONGEST:
-        raise ValueError(f"it is longer than {LONGEST} characters")
+    if len(text := str(value)) > longest:
+        raise ValueError(f"it is longer than {longest} characters")
     return text

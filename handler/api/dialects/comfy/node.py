@@ -8,6 +8,7 @@ from handler.api.dialects.comfy.plan import Load, Served
 from handler.core.request import MAX_SEED
 
 MAX_SIDE: Final = 16384
+LONGEST = 100_000  # characters of a text
 SAMPLERS = (
     *("euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun", "heunpp2", "dpm_2"),
     *("dpm_2_ancestral", "lms", "dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp"),
@@ -52,7 +53,10 @@ class At(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What an input takes: a type by ComfyUI's name, or choices; `folder` has them where they are files."""
+    """What an input takes: a type by ComfyUI's name, or choices; `folder` has them where they are files.
+
+    A text has at most `longest` characters.
+    """
 
     type: str | tuple[str, ...]
     default: Any = None
@@ -63,6 +67,7 @@ class Input:
     required: bool = True
     lazy: bool = False
     multiline: bool = False
+    longest: int = LONGEST
 
 
 @dataclass(frozen=True, slots=True)

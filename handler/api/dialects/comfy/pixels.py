@@ -11,6 +11,7 @@ from handler.api.dialects.comfy.values import Mask
 
 METHODS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")
 CUBIC = -0.75
+WIDE = 4096 * 16384  # pixels between two passes
 
 
 def png(rgb: Any) -> bytes:
@@ -40,13 +41,17 @@ def scaled(image: Any, width: int, height: int, method: str, crop: str = "disabl
     if image.shape[:2] == (height, width):
         return image
     if method == "lanczos":
+        if width * image.shape[0] > WIDE:  # Pillow's first pass makes that
+            image = scaled(image, image.shape[1], height, method)
         return numpy.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
     if method == "nearest-exact":
         rows, columns = (_nearest(old, new) for old, new in zip(image.shape[:2], (height, width), strict=True))
-        return image[rows][:, columns]
+        return image[rows[:, None], columns]
     taps = {"bilinear": _linear, "bicubic": _cubic, "area": _area}[method]
-    found = _along(image.astype(numpy.float32), *taps(image.shape[0], height))
-    found = _along(found.swapaxes(0, 1), *taps(image.shape[1], width)).swapaxes(0, 1)
+    found = image.astype(numpy.float32)
+    # What is between is the smaller of two: of a long picture that is to be a tall one, the other is huge.
+    for axis in (0, 1) if height * image.shape[1] <= width * image.shape[0] else (1, 0):
+        found = _along(found.swapaxes(0, axis), *taps(image.shape[axis], (height, width)[axis])).swapaxes(0, axis)
     return numpy.ascontiguousarray(numpy.clip(numpy.rint(found), 0, 255).astype(numpy.uint8))
 
 

@@ -42,8 +42,9 @@ class Walk:
             if (wanted := next(path[node], None)) is None:
                 path.pop(node)
             elif wanted in path:
-                nodes = list(path)
-                self.wrong.setdefault(node, []).append(faults.cycle([*nodes[nodes.index(wanted) :], wanted]))
+                if node not in self.wrong:  # one is enough to tell
+                    nodes = list(path)
+                    self.wrong[node] = [faults.cycle([*nodes[nodes.index(wanted) :], wanted])]
             elif wanted not in self.came:
                 path[wanted] = self._visit(wanted)
 

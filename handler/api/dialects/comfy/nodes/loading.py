@@ -1,6 +1,7 @@
 """Images that are there: files, and what is in the graph itself."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 from handler.api import references
@@ -24,7 +25,7 @@ def fetched(at: At, name: str) -> bytes:
     subfolder, _, last = path.replace("\\", "/").rpartition("/")
     try:
         return at.load(last, subfolder, folder)
-    except FileNotFoundError:
+    except OSError:  # there is none, or a file where its folder should be
         at.refuse(f"Invalid image file: {name:.200}; send it with POST /upload/image first.", "image")
 
 
@@ -60,6 +61,7 @@ def sent_mask(at: At, mask: str, **_: Any) -> Mask:
 
 
 FILE = files("input")
+BASE64 = replace(text(), longest=64 << 20)  # more than a body has
 WITH_MASK = ("IMAGE", "MASK")
 TABLE = rows(
     Node("LoadImage", "image", load, WITH_MASK, {"image": FILE}, title="Load Image"),
@@ -71,6 +73,6 @@ TABLE = rows(
         ("MASK",),
         {"image": FILE, "channel": choice("alpha", "red", "green", "blue")},
     ),
-    Node("ETN_LoadImageBase64", "external_tooling", sent, WITH_MASK, {"image": text()}),
-    Node("ETN_LoadMaskBase64", "external_tooling", sent_mask, ("MASK",), {"mask": text()}),
+    Node("ETN_LoadImageBase64", "external_tooling", sent, WITH_MASK, {"image": BASE64}),
+    Node("ETN_LoadMaskBase64", "external_tooling", sent_mask, ("MASK",), {"mask": BASE64}),
 )

@@ -1,5 +1,6 @@
 """Masks: 1 is where a picture is drawn anew."""
 
+import math
 from typing import Any
 
 from handler.api.dialects.comfy import pixels
@@ -24,6 +25,7 @@ from handler.api.dialects.comfy.values import Conditioning, Image, Latent, Mask,
 
 def invert(at: At, mask: Mask) -> Mask:
     """1 - mask."""
+    at.spend(math.prod(mask.size))
     return Mask(255 - mask.grey)
 
 
@@ -37,6 +39,7 @@ def to_image(at: At, mask: Mask) -> Picture:
     """In greys."""
     import numpy
 
+    at.spend(math.prod(mask.size))
     return Picture((numpy.repeat(mask.grey[..., None], 3, axis=2),))
 
 
@@ -53,6 +56,7 @@ def of_colour(at: At, image: Image, color: int) -> Mask:
     import numpy
 
     rgb = there(at, image).rgb
+    at.spend(math.prod(image.size))
     same = (rgb == numpy.array([color >> 16 & 255, color >> 8 & 255, color & 255])).all(-1)
     return Mask(numpy.where(same, 255, 0).astype(numpy.uint8))
 
@@ -69,6 +73,7 @@ def threshold(at: At, mask: Mask, value: float) -> Mask:
     """1 above a value, else 0."""
     import numpy
 
+    at.spend(math.prod(mask.size))
     return Mask(numpy.where(mask.grey > 255 * value, 255, 0).astype(numpy.uint8))
 
 
@@ -84,6 +89,7 @@ def feather(at: At, mask: Mask, left: int, top: int, right: int, bottom: int) ->
     """Falling to its edges, as far as is said of each."""
     import numpy
 
+    at.spend(math.prod(mask.size))
     height, width = mask.grey.shape
     across, down = _ramp(width, left, right), _ramp(height, top, bottom)
     return Mask(numpy.rint(mask.grey * down[:, None] * across).astype(numpy.uint8))
@@ -103,6 +109,7 @@ def combine(at: At, destination: Mask, source: Mask, x: int, y: int, operation: 
     """One on the other."""
     import numpy
 
+    at.spend(math.prod(destination.size))
     left, top = min(x, destination.size[0]), min(y, destination.size[1])
     found = destination.grey.copy()
     part = found[top : top + source.size[1], left : left + source.size[0]]

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from handler.api.dialects.comfy.arithmetic import compute
-from handler.api.dialects.comfy.checking import LONGEST
 from handler.api.dialects.comfy.node import (
     ANY,
     CLIP,
     FLAG,
     IMAGE,
+    LONGEST,
     SEED,
     YES,
     At,
