@@ -336,6 +336,8 @@ def test_uploads_are_kept_under_names_of_their_own(tell: Callable[..., None]) ->
         assert there == {"name": "x.png", "subfolder": "a/b", "type": "temp"}
         assert (await client.get("/view?filename=x.png&subfolder=a/b&type=temp")).content == png()
         assert (await client.get("/view?filename=x.png%20[input]")).content == png("green")
+        await send(png(), subfolder="z.png")
+        assert (await send(png(), "z.png"))["name"] == "z (1).png"
         page = await send(b"<script>", "page.html")
         shown = await client.get("/view", params={"filename": page["name"], "type": "input"})
         assert shown.headers["content-disposition"].startswith("attachment")
@@ -358,6 +360,9 @@ def test_a_mask_becomes_the_alpha_of_what_was_sent_before(tell: Callable[..., No
         lost = await client.post(
             "/upload/mask", files={"image": ("m.png", half)}, data={"original_ref": '{"filename": "none.png"}'}
         )
+        assert lost.status_code == 404
+        below = {"original_ref": '{"filename": "y.png", "subfolder": "x.png", "type": "input"}'}
+        lost = await client.post("/upload/mask", files={"image": ("m.png", half)}, data=below)
         assert lost.status_code == 404
 
     tell(story)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from handler.api.comfy.shelf import named
+from handler.api.dialects.comfy.walk import title_of
 from handler.core.errors import OutsideFolder
 
 PLACEHOLDER = re.compile("%([^%/]{1,100})%")
@@ -48,9 +49,9 @@ def _field(name: str, graph: Mapping[str, Any]) -> str:
     """`%NODE.INPUT%`: a value of a node that is called so by title, class or id."""
     node, _, field = name.partition(".")
     for key, one in graph.items():
-        called = (key, one.get("class_type"), (one.get("_meta") or {}).get("title"))
-        value = (one.get("inputs") or {}).get(field)
-        if node in called and isinstance(value, str | int | float):
+        given = one.get("inputs")
+        value = given.get(field) if isinstance(given, dict) else None
+        if node in (key, one.get("class_type"), title_of(one)) and isinstance(value, str | int | float):
             return UNPLAIN.sub("_", str(value)[:SHORT]).lstrip(".")
     return ""
 

@@ -5,6 +5,7 @@ it begins with, not by a link either; whoever asks for one that would is told so
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -88,10 +89,14 @@ class Disk:
     def get(self, name: str) -> bytes:
         """See `Shelf`."""
         # Without waiting: what lies there may be a pipe, which nobody writes to.
-        number = os.open(self._place(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            number = os.open(self._place(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except NotADirectoryError:  # what is named as its folder is a file
+            raise FileNotFoundError(name) from None
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise FileNotFoundError(name)
         with os.fdopen(number, "rb") as file:
-            if not stat.S_ISREG(os.fstat(number).st_mode):
-                raise FileNotFoundError(name)
             return file.read()
 
     def has(self, name: str) -> bool:
@@ -102,7 +107,10 @@ class Disk:
     def put(self, name: str, data: bytes, anew: bool = False) -> None:
         """See `Shelf`. Other workers may look for a name at the same time: it is one's who makes the file first."""
         place = self._place(name)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         part = place.with_name(f"{secrets.token_hex(8)}{PART}")
         if anew:
             os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -145,8 +145,10 @@ def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
         at.refuse(f"cfg is {guider.cfg:g}; 1 is no guidance, and there is none below.", "cfg")
     if sigmas.steps > MAX_STEPS:
         at.refuse(f"{sigmas.steps} steps are too many; at most {MAX_STEPS} are taken.", "steps")
-    if sigmas.denoise == 0 or sigmas.count < 1:
+    if sigmas.denoise == 0:
         at.refuse("no step is taken, so that nothing is drawn; denoise should be above 0.", "denoise")
+    if sigmas.count < 1:
+        at.refuse("no step is taken, so that nothing is drawn; it should start before the last of its steps.")
     if sigmas.count > spec.max_steps:
         at.note(f"{sigmas.count} steps are more than the {spec.max_steps} that {spec.id} is made for.")
     fields: dict[str, Any] = {
