@@ -156,6 +156,15 @@ def test_what_is_refused_is_told_as_comfyui_does(
     tell(story)
 
 
+def test_a_worker_draws_as_many_at_once_as_it_is_set_to(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        await ended(client, comfy, await post(client, graph(count=2)))
+        answer = await client.post("/prompt", json={"prompt": graph(count=3)})
+        assert "batch_size is 3; at most 2" in answer.text
+
+    tell(story, max_n=2)
+
+
 def test_what_waits_is_listed_taken_and_interrupted(tell: Callable[..., None], family: FakeFamily) -> None:
     family.gate = threading.Event()
 

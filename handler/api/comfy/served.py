@@ -39,7 +39,7 @@ class Catalogue:
             self._models, self._looked = self._found(), time.monotonic()
         images = tuple(entry.name.removeprefix("input/") for entry in self._archive.shelf.entries("input", deep=True))
         settings = self._settings
-        return Served(self._spec, {**self._models, "input": images}, settings.weights, settings.vae)
+        return Served(self._spec, {**self._models, "input": images}, settings.weights, settings.vae, settings.max_n)
 
     def _found(self) -> Files:
         volume = self._settings.volume

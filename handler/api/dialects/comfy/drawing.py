@@ -12,7 +12,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.loras import MOST as MOST_LORAS
 from handler.core.loras import Wanted
 from handler.core.reading import Reading, Words
-from handler.core.request import MAX_IMAGES, MAX_PROMPT, MAX_SIDE, MIN_SIDE, ImageRequest
+from handler.core.request import MAX_PROMPT, MAX_SIDE, MIN_SIDE, ImageRequest
 from handler.core.sampling import MAX_STEPS, SAMPLERS
 
 GUIDANCE = 3.5  # of a FLUX whose graph has no FluxGuidance: ComfyUI's own default
@@ -75,8 +75,8 @@ def _check(at: At, guider: Guider, latent: Latent) -> None:
     for conditioning in (guider.positive, *_negatives(guider)):
         if not files.fits(conditioning.clip.spec, served):
             at.refuse(f"its prompt is read by the text encoders of {conditioning.clip.spec.id}, not of {spec.id}.")
-    if latent.n > MAX_IMAGES:
-        at.refuse(f"batch_size is {latent.n}; at most {MAX_IMAGES} pictures are drawn at once.", "latent_image")
+    if latent.n > served.max_n:
+        at.refuse(f"batch_size is {latent.n}; at most {served.max_n} pictures are drawn at once.", "latent_image")
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in (latent.width, latent.height)):
         size = f"{latent.width}x{latent.height}"
         at.refuse(f"the picture is {size}; sides may have {MIN_SIDE} to {MAX_SIDE} pixels.", "latent_image")
