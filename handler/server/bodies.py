@@ -14,10 +14,13 @@ JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the seco
 FORMS = ("/v1/images/edits", *(f"{start}/upload/{kind}" for start in ("", "/api") for kind in ("image", "mask")))
 
 
-async def read(request: Request, settings: Settings) -> bytes:
-    """The request's body, refused as soon as it is known to be too large, or to be neither JSON nor a form."""
+async def read(request: Request, settings: Settings, *also: str) -> bytes:
+    """The request's body, refused as soon as it is known to be too large, or to be neither JSON nor a form.
+
+    `also` are more media types that JSON may come as.
+    """
     edits = request.url.path in FORMS
-    _check_media(request.headers, (*JSON, multipart.MEDIA) if edits else JSON)
+    _check_media(request.headers, (*JSON, *also, *([multipart.MEDIA] if edits else [])))
     limits = [(settings.max_body_mb, "KINDLING_MAX_BODY_MB"), (settings.max_edit_mb, "KINDLING_MAX_EDIT_MB")]
     limit_mb, name = max(limits if edits else limits[:1])
     limit = int(limit_mb * 1e6)

@@ -9,6 +9,7 @@ WELCOME = """Kindling serves {model}, which makes pictures from text.
 
 POST /v1/images/generations   OpenAI's Images API
 POST /v1/images/edits         its edits of images
+POST /prompt                  ComfyUI's graphs, and its other routes
 GET  /v1/models               what is served here
 GET  /openapi.json            all routes and fields
 
@@ -20,6 +21,8 @@ def lost(path: str, routes: Sequence[str], root: str = "") -> str:
     """What to say of a `path` that is none of `routes`. Both begin at the app's root, which is `root` to callers."""
     told = f"There is no route {root + path:.80}."
     bare = path.rstrip("/")
+    if path in routes:
+        return f"{root}{path} is a websocket, which this request does not open."
     if f"{V1}{bare}" in routes:
         return f"{told} Did you mean {root}{V1}{bare}? The client's base URL should end with {V1}."
     if bare.startswith(V1 * 2) and bare.removeprefix(V1) in routes:

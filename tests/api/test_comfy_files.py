@@ -67,6 +67,12 @@ def test_few_placeholders_are_looked_for() -> None:
     assert filled("%6.cfg%" * 13, nodes, (1, 1)) == ("", "1" * 12 + "%6.cfg%")
 
 
+@pytest.mark.parametrize("broken", [{"_meta": [1]}, {"_meta": "x"}, {"inputs": [1]}, {"inputs": "seed"}])
+def test_what_is_no_node_gives_a_prefix_nothing(broken: dict[str, object]) -> None:
+    nodes = {"55": {"class_type": "Note", **broken}, **graph()}
+    assert filled("%KSampler.seed%_%Some.text%", nodes, (1, 1)) == ("", "7_%Some.text%")
+
+
 def test_dates_are_today() -> None:
     before = time.strftime("%Y-%m-%d")
     assert filled("%date:yyyy-MM-dd%/%year%", {}, (1, 1)) in [
@@ -126,9 +132,21 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     os.mkfifo(tmp_path / "output/pipe.png")
     disk = Disk(tmp_path, shared=True)
-    for name in ("output/pipe.png", "output/none.png"):
+    (tmp_path / "output/folder.png").mkdir()
+    (tmp_path / "output/file").write_bytes(b"x")
+    for name in ("output/pipe.png", "output/none.png", "output/folder.png", "output/file/x.png", "output/file/y/x.png"):
         with pytest.raises(FileNotFoundError):
             disk.get(name)
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_file_is_no_folder(tmp_path: Path, anew: bool) -> None:
+    """Which is not said in the words for a name that is taken: then a next one would be tried for ever."""
+    disk = Disk(tmp_path, shared=True)
+    disk.put("output/file", b"x")
+    for name in ("output/file/x.png", "output/file/y/x.png"):
+        with pytest.raises(NotADirectoryError):
+            disk.put(name, b"y", anew)
 
 
 def test_workers_that_save_at_once_overwrite_nothing(tmp_path: Path) -> None:

@@ -80,6 +80,23 @@ def test_inputs_are_judged_as_comfyui_judges_them(change: dict[str, Any], kind: 
     assert (found["type"], found["extra_info"]["input_name"]) == (kind, name)
 
 
+@pytest.mark.parametrize("value", [5, None, True, {}, 1.5])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("CheckpointLoaderSimple", "ckpt_name"),
+        ("UNETLoader", "unet_name"),
+        ("LoraLoaderModelOnly", "lora_name"),
+        ("LoadImage", "image"),
+    ],
+)
+def test_a_files_name_is_a_text(kind: str, name: str, value: Any) -> None:
+    graph = plain() | {"8": node(kind, **{name: value}), "9": node("PreviewAny", source=["8", 0])}
+    graph["7"]["inputs"]["images"] = ["nobody", 0]
+    found = [one for one in refused(graph)["node_errors"]["8"]["errors"] if one["extra_info"]["input_name"] == name]
+    assert [one["type"] for one in found] == ["value_not_in_list"]
+
+
 def test_required_inputs_are_asked_for() -> None:
     graph = plain()
     del graph["5"]["inputs"]["scheduler"]
@@ -252,6 +269,27 @@ def test_every_class_is_described_as_comfyui_does_it() -> None:
     assert "flux1-dev.safetensors" in info["UNETLoader"]["input"]["required"]["unet_name"][0]
     for name, said in info.items():
         assert len(said["output"]) == len(said["output_name"]) == len(said["output_is_list"]), name
+
+
+def test_a_class_that_is_refused_is_named_with_what_to_use() -> None:
+    """Also where it was to be the only output."""
+    begin = "Node 'FreeU' (FreeU) cannot be drawn: it changes"
+    for graph in ({"1": node("FreeU")}, plain(model=["8", 0]) | {"8": node("FreeU", model=["1", 0])}):
+        assert refused(graph)["error"]["message"].startswith(begin)
+
+
+def test_a_sampler_that_takes_no_step_says_why() -> None:
+    start = {"start_at_step": 9, "end_at_step": 10000, "add_noise": "enable", "return_with_leftover_noise": "disable"}
+    graph = plain()
+    inputs = graph["5"]["inputs"] | start | {"noise_seed": 7}
+    graph["5"] = node("KSamplerAdvanced", **{name: inputs[name] for name in TABLE["KSamplerAdvanced"].inputs})
+    assert "start before the last" in fault(graph, "5")["details"]
+
+
+def test_a_checkpoint_without_a_name_is_asked_for() -> None:
+    graph = plain()
+    graph["1"]["inputs"]["ckpt_name"] = ""
+    assert fault(graph, "1")["details"] == "ckpt_name - no file is named; this worker draws with spark."
 
 
 def test_nothing_is_both_read_and_refused() -> None:

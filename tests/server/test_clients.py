@@ -173,7 +173,7 @@ def test_a_wrong_base_url_is_told_the_right_one(url: str, client: openai.OpenAI,
     [
         ("/v1/images/generation", "Did you mean /v1/images/generations?"), ("/v1/images/edits/", "/v1/images/edits?"),
         ("/v1/videos", "serves images"), ("/v1/chat/completions", "serves images"), ("/videos/1", "serves images"),
-        ("/nowhere", "GET /openapi.json"), ("/" + "x" * 5000, "GET /openapi.json"),
+        ("/nowhere", "GET /openapi.json"), ("/ws", "/ws is a websocket"), ("/" + "x" * 5000, "GET /openapi.json"),
     ],
 )  # fmt: skip
 def test_a_path_that_is_no_route_is_told_what_is(url: str, path: str, told: str) -> None:

@@ -157,6 +157,26 @@ def test_what_is_refused_is_told_as_comfyui_does(
     tell(story)
 
 
+@pytest.mark.parametrize("media", ["text/plain;charset=UTF-8", "application/x-www-form-urlencoded", ""])
+def test_a_client_need_not_say_that_it_sends_json(tell: Callable[..., None], media: str) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        sent = {"content": json.dumps({"prompt": graph()}), "headers": {"content-type": media}}
+        answer = await client.post("/prompt", **sent)
+        assert (await ended(client, comfy, answer.json()["prompt_id"]))["status"]["completed"]
+        assert (await client.post("/v1/images/generations", **sent)).status_code == (415 if "text" in media else 400)
+
+    tell(story)
+
+
+def test_a_worker_draws_as_many_at_once_as_it_is_set_to(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        await ended(client, comfy, await post(client, graph(count=2)))
+        answer = await client.post("/prompt", json={"prompt": graph(count=3)})
+        assert "batch_size is 3; at most 2" in answer.text
+
+    tell(story, max_n=2)
+
+
 def test_what_waits_is_listed_taken_and_interrupted(tell: Callable[..., None], family: FakeFamily) -> None:
     family.gate = threading.Event()
 
@@ -337,6 +357,8 @@ def test_uploads_are_kept_under_names_of_their_own(tell: Callable[..., None]) ->
         assert there == {"name": "x.png", "subfolder": "a/b", "type": "temp"}
         assert (await client.get("/view?filename=x.png&subfolder=a/b&type=temp")).content == png()
         assert (await client.get("/view?filename=x.png%20[input]")).content == png("green")
+        await send(png(), subfolder="z.png")
+        assert (await send(png(), "z.png"))["name"] == "z (1).png"
         page = await send(b"<script>", "page.html")
         shown = await client.get("/view", params={"filename": page["name"], "type": "input"})
         assert shown.headers["content-disposition"].startswith("attachment")
@@ -359,6 +381,9 @@ def test_a_mask_becomes_the_alpha_of_what_was_sent_before(tell: Callable[..., No
         lost = await client.post(
             "/upload/mask", files={"image": ("m.png", half)}, data={"original_ref": '{"filename": "none.png"}'}
         )
+        assert lost.status_code == 404
+        below = {"original_ref": '{"filename": "y.png", "subfolder": "x.png", "type": "input"}'}
+        lost = await client.post("/upload/mask", files={"image": ("m.png", half)}, data=below)
         assert lost.status_code == 404
 
     tell(story)

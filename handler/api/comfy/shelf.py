@@ -90,10 +90,14 @@ class Disk:
     def get(self, name: str) -> bytes:
         """See `Shelf`."""
         # Without waiting: what lies there may be a pipe, which nobody writes to.
-        number = os.open(self._place(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            number = os.open(self._place(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except NotADirectoryError:  # what is named as its folder is a file
+            raise FileNotFoundError(name) from None
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise FileNotFoundError(name)
         with os.fdopen(number, "rb") as file:
-            if not stat.S_ISREG(os.fstat(number).st_mode):
-                raise FileNotFoundError(name)
             return file.read()
 
     def has(self, name: str) -> bool:

@@ -1,6 +1,7 @@
 """ComfyUI's files over HTTP: pictures that are looked at, images that are sent to be worked from."""
 
 import asyncio
+import contextlib
 import hashlib
 import posixpath
 from collections.abc import Mapping
@@ -109,11 +110,13 @@ def _kept(shelf: Shelf, sent: Sent, data: bytes) -> dict[str, str]:
         try:
             shelf.put(where, data, anew=sent.fields.get("overwrite") not in YES)
         except FileExistsError:
-            if shelf.get(where) != data:
-                continue
+            with contextlib.suppress(FileNotFoundError):  # it is a folder, or gone again
+                if shelf.get(where) == data:
+                    return {"name": called, "subfolder": subfolder, "type": folder}
         except OSError as error:
             raise VolumeFailed(f"The file cannot be kept: {error.strerror}.") from None
-        return {"name": called, "subfolder": subfolder, "type": folder}
+        else:
+            return {"name": called, "subfolder": subfolder, "type": folder}
     raise InvalidValue("There are too many files with this name.", "image")
 
 

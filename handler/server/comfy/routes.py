@@ -67,7 +67,7 @@ async def _body(request: Request, deadline: Deadline | None = None) -> dict[str,
     """What is sent as JSON; an object. Where nothing is, an empty one."""
     settings = _comfy(request).api.engine.settings
     deadline = deadline or Deadline.within(settings.deadline_s)
-    data = await deadline.hold(bodies.read(request, settings))
+    data = await deadline.hold(bodies.read(request, settings, "text/plain"))  # as fetch and aiohttp call a text
     try:
         found = parse(data or b"{}")
     except Malformed as error:

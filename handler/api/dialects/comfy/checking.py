@@ -119,7 +119,7 @@ def fault_of(name: str, wanted: Input, value: Any, choices: Sequence[str]) -> Fa
         if wanted.type in ("STRING", "BOOLEAN", "*"):
             return None
         return faults.unreadable(name, wanted, value, f"it takes a link to an output of type {wanted.type}")
-    if wanted.folder or value in choices:  # what a file's name means, the node itself says
+    if (wanted.folder and isinstance(value, str)) or value in choices:  # what a file's name means, the node itself says
         return None
     return faults.not_listed(name, wanted, value, choices, _placeholder(name, value))
 

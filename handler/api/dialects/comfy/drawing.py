@@ -75,8 +75,8 @@ def _check(at: At, guider: Guider, latent: Latent) -> None:
     for conditioning in (guider.positive, *_negatives(guider)):
         if not files.fits(conditioning.clip.spec, served):
             at.refuse(f"its prompt is read by the text encoders of {conditioning.clip.spec.id}, not of {spec.id}.")
-    if latent.n > served.most:
-        at.refuse(f"batch_size is {latent.n}; at most {served.most} pictures are drawn at once.", "latent_image")
+    if latent.n > served.max_n:
+        at.refuse(f"batch_size is {latent.n}; at most {served.max_n} pictures are drawn at once.", "latent_image")
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in (latent.width, latent.height)):
         size = f"{latent.width}x{latent.height}"
         at.refuse(f"the picture is {size}; sides may have {MIN_SIDE} to {MAX_SIDE} pixels.", "latent_image")
@@ -145,8 +145,10 @@ def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
         at.refuse(f"cfg is {guider.cfg:g}; 1 is no guidance, and there is none below.", "cfg")
     if sigmas.steps > MAX_STEPS:
         at.refuse(f"{sigmas.steps} steps are too many; at most {MAX_STEPS} are taken.", "steps")
-    if sigmas.denoise == 0 or sigmas.count < 1:
+    if sigmas.denoise == 0:
         at.refuse("no step is taken, so that nothing is drawn; denoise should be above 0.", "denoise")
+    if sigmas.count < 1:
+        at.refuse("no step is taken, so that nothing is drawn; it should start before the last of its steps.")
     if sigmas.count > spec.max_steps:
         at.note(f"{sigmas.count} steps are more than the {spec.max_steps} that {spec.id} is made for.")
     fields: dict[str, Any] = {

@@ -96,9 +96,10 @@ def refused(kind: str, name: str, sentence: str) -> Fault:
     return fault(kind, message, f"{name} - {sentence}" if name else sentence, input_name=name)
 
 
-def unknown(node: str, kind: str, title: str, told: str = "") -> Fault:
-    """A class that is not in the table."""
-    message = told or f"Node '{title}' not found. It is not among those that Kindling draws; see docs/comfyui.md."
+def unknown(node: str, kind: str, title: str, instead: str = "") -> Fault:
+    """A class that is not in the table; `instead` says what to do where it is known."""
+    message = f"Node '{title}' not found. It is not among those that Kindling draws; see docs/comfyui.md."
+    message = f"Node '{title}' ({kind}) cannot be drawn: {instead}" if instead else message
     extra = {"node_id": node, "class_type": kind, "node_title": title}
     return fault("missing_node_type", message, f"Node ID '#{node}'", **extra)
 

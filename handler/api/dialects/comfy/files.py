@@ -85,7 +85,7 @@ def _row(bare: str) -> ModelSpec | None:
 def _unknown(name: str, bare: str, folder: str, served: Served) -> Never:
     """A file that this worker does not serve: what would."""
     field = {"checkpoints": "ckpt_name", "diffusion_models": "unet_name"}[folder]
-    if told := placeholder(name):
+    if told := placeholder(name) or ("" if name else f"no file is named; this worker draws with {serving(served)}."):
         raise Refused(told, field, "value_not_in_list")
     for pattern, sentence in table()["instead"].items():
         if fnmatchcase(bare, pattern):

@@ -18,14 +18,14 @@ class Served:
     """What this worker can draw with: its model, and the names of files by ComfyUI's folder, as `/models/FOLDER` says.
 
     The folders are checkpoints, diffusion_models, vae, text_encoders, loras, embeddings and input. `weights` and `vae`
-    are the settings of these names: what is over the model's own files. `most` pictures are drawn of one latent.
+    are the settings of these names: what is over the model's own files; `max_n` is that of how many a request may have.
     """
 
     spec: ModelSpec
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     weights: tuple[str, ...] = ()
     vae: str = ""
-    most: int = 4
+    max_n: int = 4
 
 
 @dataclass(frozen=True, slots=True)

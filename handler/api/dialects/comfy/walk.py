@@ -141,8 +141,7 @@ class Walk:
 
     def _unknown(self, node: str) -> Fault:
         kind, title = class_of(self.graph.get(node)), title_of(self.graph.get(node))
-        told = INSTEAD.get(kind)
-        return faults.unknown(node, kind, title, f"Node '{title}' ({kind}) cannot be drawn: {told}" if told else "")
+        return faults.unknown(node, kind, title, INSTEAD.get(kind, ""))
 
 
 @dataclass(frozen=True, slots=True)
