@@ -1,6 +1,5 @@
 """People's own files, and folders in diffusers' layout: what each is, how it is kept, which rows take it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from handler.catalog.architectures import described, rows
 from handler.core.errors import KindlingError
 from handler.core.untrusted import printed
 from handler.volume.given import FOLDERS, ROOTS, folder_at
-from handler.volume.hashes import Known, content, remembered
+from handler.volume.hashes import content, known
 from handler.volume.pipelines import CLASS, examined
 from handler.volume.room import inside
 from handler.volume.single import examine
@@ -34,15 +33,14 @@ def files(volume: Path) -> list[FileState]:
     """All that lie where ComfyUI has them, by their headers; VolumeFailed if the volume cannot be read."""
     folders = [volume / root / folder for root in ROOTS for folder in LISTED]
     found = {path for folder in folders for path in inside(folder) if _is_model(path)}
-    known = remembered(volume)
-    return [_state(path, volume, known) for path in sorted(found)]
+    return [_state(path, volume) for path in sorted(found)]
 
 
 def _is_model(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or (path / INDEX).is_file()
 
 
-def _state(path: Path, volume: Path, known: Mapping[str, Known]) -> FileState:
+def _state(path: Path, volume: Path) -> FileState:
     name = path.relative_to(volume).as_posix()
     try:
         if (path / INDEX).is_file():
@@ -52,8 +50,7 @@ def _state(path: Path, volume: Path, known: Mapping[str, Known]) -> FileState:
         return FileState(printed(name), printed(error.message))
     clue = next((part.architecture.clue for part in file.parts if part.architecture and part.architecture.clue), "")
     what = f"{described(file.parts)}. {clue}" if clue else described(file.parts)
-    sha256 = known[name].sha256 if name in known else ""
-    return FileState(printed(name), what, file.precision, tuple(rows(file.parts)), sha256)
+    return FileState(printed(name), what, file.precision, tuple(rows(file.parts)), known(file, volume))
 
 
 def _folder(path: Path, name: str, volume: Path) -> FileState:

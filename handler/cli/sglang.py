@@ -93,10 +93,10 @@ def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple
 def _cache(found: dict[str, str], notes: list[str]) -> None:
     """Set the step cache as SGLang's variables have it, where the model can have one."""
     said = {name.removeprefix(PREFIX): value for name, value in found.items() if name.startswith(PREFIX) and value}
-    if not Settings.flag(said, SWITCH):
+    if not Settings.flag(found, PREFIX + SWITCH):
         return
     values = [f"{ours}={said[theirs]}" for theirs, ours in CACHED.items() if theirs in said]
-    if Settings.flag(said, TAYLOR):
+    if Settings.flag(found, PREFIX + TAYLOR):
         values.append(f"order={said.get(ORDER, '1')}")
     try:
         cache = Settings(step_cache=",".join(values) or "on").step_cache

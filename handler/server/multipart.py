@@ -17,6 +17,7 @@ FILES = MAX_REFERENCES + 1  # and a mask
 FIELDS = 64
 LISTS = ("image", "images")  # what may come more than once, also as image[] or image[0]
 INDEX = re.compile(r"\[[0-9]{0,9}\]$")
+JOINED = "loras"  # what may come as one text with commas, or more than once
 MEANT = ("prompt", "negative_prompt")  # what says something though it is empty
 NUMBERS = {  # the fields that are no text
     name
@@ -76,6 +77,8 @@ async def _fields(form: FormData) -> dict[str, Any]:
             continue
         if name in LISTS:
             fields.setdefault(name, []).append(value)
+        elif name == JOINED and isinstance(value, str):
+            fields[name] = f"{fields[name]},{value}" if name in fields else value
         elif name in fields:
             raise InvalidValue(f"'{name:.80}' appears twice.", name[:80])
         else:

@@ -543,6 +543,7 @@ def test_unusable_masks(name: str, data: bytes, kind: type[RequestError], told: 
         {"images": [url(b"A")]},
         {"images": [{"image_url": url(b"A")}]},
         {"image": {"image_url": url(b"A")}, "images": None},
+        {"image": {"image_url": url(b"A"), "file_id": None}},
     ],
 )
 def test_where_images_may_be(sent: dict[str, Any]) -> None:

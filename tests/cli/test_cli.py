@@ -74,7 +74,7 @@ def test_several_pictures_as_json(tmp_path: Path) -> None:
         ((), "say what to draw"),
         (("x", "--size", "17x17"), "size"),
         (("x", "--steps", "9"), "at most 8"),
-        (("x", "--seed", "-1"), "seed"),
+        (("x", "--seed", "-2"), "seed"),
         (("x", "--n", "11"), "n:"),
         (("x", "--guidance", "nan"), "guidance_scale"),
         (("x", "--scheduler", "magic"), "scheduler"),

@@ -52,6 +52,13 @@ def test_files_are_listed_with_what_they_are_and_who_takes_them(tmp_path: Path) 
     ]  # fmt: skip
 
 
+def test_a_file_that_was_replaced_has_no_hash_of_the_one_before(tmp_path: Path) -> None:
+    path = originals.write(FLUX, tmp_path / "unet/flux.safetensors")
+    sha256(examine(path), tmp_path)
+    originals.write({name: tensor + 1 for name, tensor in FLUX.items()}, path)
+    assert files(tmp_path)[0].sha256 == ""
+
+
 @pytest.mark.parametrize("verb", ["models", "doctor"])
 def test_both_verbs_list_them(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

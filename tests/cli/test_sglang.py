@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from handler.cli import sglang
+from handler.core.errors import SettingsError
 from handler.core.settings import Settings
 from handler.core.stepcache import StepCache
 
@@ -58,6 +59,12 @@ def test_a_cache_that_the_model_cannot_have_is_a_note() -> None:
     assert (settings.step_cache, "spark cannot have a step cache" in note) == ("off", True)
     settings, [note] = read(f"--model-path {DEV}", SGLANG_CACHE_DIT_ENABLED="1", SGLANG_CACHE_DIT_RDT="7")
     assert (settings.step_cache, "R should be 0 to 1" in note) == ("off", True)
+
+
+@pytest.mark.parametrize("name", ["ENABLED", "TAYLORSEER"])
+def test_a_switch_that_says_neither_is_named_in_full(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"^SGLANG_CACHE_DIT_{name}: should be true or false"):
+        read("", **CACHE | {f"SGLANG_CACHE_DIT_{name}": "maybe"})
 
 
 def test_our_own_setting_wins_and_off_is_off() -> None:

@@ -11,6 +11,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from handler.core.errors import InvalidJson, InvalidValue
+from handler.core.loras import Wanted
 from handler.core.request import ImageRequest
 from handler.server import multipart
 from handler.server.bodies import decode
@@ -38,6 +39,13 @@ def read(body: bytes, kind: str = f"multipart/form-data; boundary={EDGE}") -> di
 def test_a_whole_form(ending: bytes) -> None:
     wanted = {"prompt": "a red circle", "seed": 7, "image": [PARTS[2][1]], "mask": PARTS[3][1]}
     assert read(form(ending)) == wanted
+
+
+@pytest.mark.parametrize("names", [("loras",), ("loras", "loras"), ("loras[]", "loras[]"), ("loras[0]", "loras[1]")])
+def test_loras_come_as_one_text_or_as_clients_spell_lists(names: tuple[str, ...]) -> None:
+    texts = ["ink:0.8", "wash"] if len(names) > 1 else ["ink:0.8,wash"]
+    fields = read(form(parts=[("prompt", b"x"), *((n, t.encode()) for n, t in zip(names, texts, strict=True))]))
+    assert ImageRequest.parse(fields).loras == (Wanted("ink", 0.8), Wanted("wash"))
 
 
 def test_each_field_has_the_type_that_json_gives_it() -> None:

@@ -44,7 +44,7 @@ def _content(value: Any, name: str) -> Any:
     """What an object has instead of the file itself."""
     if not isinstance(value, dict):
         return value
-    if set(value) != {"image_url"}:
+    if {key for key in value if value[key] is not None} != {"image_url"}:
         raise Unsupported(f"{name}: an object should have just image_url, with the image as a data URL.", name)
     return value["image_url"]
 

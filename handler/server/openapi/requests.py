@@ -52,7 +52,7 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     rules, images = _rules(spec), _image_rules(spec)
     return {
         "GenerationRequest": closed(_nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
-        "NativeRequest": closed(_nullable(native), ("prompt",), [*rules, *images]) | EXAMPLE,
+        "NativeRequest": closed(_nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE,
         "EditRequest": closed(_nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
@@ -184,13 +184,19 @@ def _if(field: str, *idle: Any, needed: Schema | None = None, allowed: Schema | 
     return {"anyOf": [idly, {"properties": {**(needed or {}), **others}, "required": list(needed or {})}]}
 
 
-TOGETHER: Schema = {
-    "anyOf": [
-        {"properties": {"width": COUNT, "height": COUNT}, "required": ["width", "height"]},
-        {"properties": {"width": NULL, "height": NULL}},
-    ]
-}
-SIZED = _if("width", allowed={"size": {"enum": ["auto"]}})
+def _together(**others: Schema) -> Schema:
+    """Width and height are sent together, and then others, if they are sent, only so."""
+    both = {"width": COUNT, "height": COUNT, **others}
+    return {
+        "anyOf": [
+            {"properties": both, "required": ["width", "height"]},
+            {"properties": {"width": NULL, "height": NULL}},
+        ]
+    }
+
+
+TOGETHER = _together()
+SIZED = _together(size={"enum": ["auto", None]})  # one rule, for schemathesis multiplies the ways out of each
 ONE_WAY: Schema = {
     "anyOf": [
         {"properties": {"image": SENT, "images": NULL}, "required": ["image"]},
@@ -202,7 +208,6 @@ ONE_WAY: Schema = {
 def _rules(spec: ModelSpec) -> list[Schema]:
     """What fields ask of one another, whatever the route."""
     rules = [
-        TOGETHER,
         _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "jpg", "webp"]}}),
         _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
     ]
@@ -212,14 +217,16 @@ def _rules(spec: ModelSpec) -> list[Schema]:
     elif spec.takes_negative_prompt:
         rules.append(_if("negative_prompt", "", needed=guided))
     if spec.max_images and spec.masked_pixels:  # it works from whole images, unless there is a mask
-        rules.append(_if("strength", needed={"mask": SENT}))
-        rules.append(_if("mask", allowed={"scheduler": {"enum": list(spec.edit_schedulers)}}))
+        masked = {"mask": SENT, "scheduler": {"enum": [*spec.edit_schedulers, None]}}
+        whole = {"properties": {"strength": NULL, "mask": NULL}}
+        rules.append({"anyOf": [whole, {"properties": masked, "required": ["mask"]}]})
     return rules
 
 
 def _image_rules(spec: ModelSpec) -> list[Schema]:
     """Where images may be left out."""
-    rules = [_if(name, needed={"images": SOME}) for name in ("mask", "strength") if spec.masked_pixels]
-    if not spec.max_images:
-        rules.append(_if("images", [], allowed={"scheduler": {"enum": list(spec.edit_schedulers)}}))
-    return rules
+    none = {"images": {"enum": [[], None]}} | dict.fromkeys(("mask", "strength"), NULL)
+    free = spec.max_images or spec.edit_schedulers == spec.schedulers
+    some = {"images": SOME} | ({} if free else {"scheduler": {"enum": [*spec.edit_schedulers, None]}})
+    rule = {"anyOf": [{"properties": none}, {"properties": some, "required": ["images"]}]}
+    return [rule] if spec.masked_pixels or not spec.max_images else []
