@@ -224,13 +224,6 @@ def test_a_folder_that_others_remove_is_made_again(tmp_path: Path) -> None:
     remover.join()
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    disk = Disk(tmp_path / "comfy", shared=True)
-    disk.put("input/a.png", b"", anew=True)
-    with pytest.raises(NotADirectoryError):
-        disk.put("input/a.png/b.png", b"", anew=True)
-
-
 def test_a_folder_on_the_volume_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "comfy").write_bytes(b"")
     assert disk_of(tmp_path) is None

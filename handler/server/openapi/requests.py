@@ -225,7 +225,7 @@ def _rules(spec: ModelSpec) -> list[Schema]:
 
 def _image_rules(spec: ModelSpec) -> list[Schema]:
     """Where images may be left out."""
-    none = {"images": {"enum": [[], None]}} | dict.fromkeys(("mask", "strength"), NULL)
+    none: Schema = {"images": {"enum": [[], None]}} | dict.fromkeys(("mask", "strength"), NULL)
     free = spec.max_images or spec.edit_schedulers == spec.schedulers
     some = {"images": SOME} | ({} if free else {"scheduler": {"enum": [*spec.edit_schedulers, None]}})
     rule = {"anyOf": [{"properties": none}, {"properties": some, "required": ["images"]}]}
