@@ -88,17 +88,18 @@ class Comfy:
         try:
             await self._keep(job)
         finally:  # though who asked is gone meanwhile: nobody may wait for one that is never drawn
-            self._begin(self._run(job, on_end))
+            self.begin(self._run(job, on_end))
         return _accepted(job)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it while nobody waits for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def tidy(self) -> None:
-        """Let what is too old or too much be removed, while nobody waits for that."""
-        self._begin(tried(self.archive.at(lambda _: self.archive.tidy()), None, "old files could not be removed"))
+    async def tidy(self) -> None:
+        """Remove what is too old or too much."""
+        await tried(self.archive.at(lambda _: self.archive.tidy()), None, "old files could not be removed")
 
     def find(self, prompt_id: str) -> Job | None:
         """A prompt that this worker has, or had not long ago."""
@@ -187,6 +188,7 @@ class Comfy:
         await self._end(job, said)
         on_end(job, error)
         job.let_go()
+        await self.tidy()
 
     async def _draw(self, job: Job, drawing: Drawing) -> None:
         """As an equal prompt before it, if its files are still there."""
@@ -216,7 +218,6 @@ class Comfy:
         if job.client:
             self.listeners.tell(job.client, message("executing", {"node": None, "prompt_id": job.id}))
         job.over.set()
-        self.tidy()
 
     async def _keep(self, job: Job) -> None:
         """Its record, for other workers, and a sign for the one where its websocket may be."""
