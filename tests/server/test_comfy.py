@@ -17,6 +17,8 @@ from comfy_graphs import graph, node
 from fakes import Editor, FakeFamily, raises
 from handler import create_app
 from handler.api.codec import chunks
+from handler.api.comfy.forwarding import Forwarding
+from handler.api.comfy.listeners import Listener
 from handler.api.comfy.shelf import Disk
 from handler.core.errors import NumericalError
 
@@ -620,4 +622,43 @@ def test_uploads_of_one_name_never_run_out(tell: Callable[..., None]) -> None:
         inner = await client.post("/upload/image", files={"image": ("y.png", b"")}, data={"subfolder": "x.png"})
         assert (inner.status_code, inner.json()["error"]["code"]) == (503, "volume_failed")
 
+    tell(story)
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["it only posted", "it listened and left"])
+def test_a_client_that_goes_to_another_worker_meanwhile_hears_of_the_end(
+    tell: Callable[..., None], family: FakeFamily, listens: bool
+) -> None:
+    family.gate = threading.Event()
+    comfies: list[Any] = []
+
+    async def other(client: Client, comfy: Any) -> None:
+        comfies.append(comfy)
+
+    async def story(client: Client, comfy: Any) -> None:
+        before = Listener("me")
+        if listens:
+            comfy.listeners.add(before)
+        prompt_id = await post(client, graph(), client_id="me")
+        comfy.listeners.remove(before)
+        after = Listener("me")
+        forwarding = Forwarding(comfies[0], after)
+        await forwarding.begin()
+        await forwarding.look()
+        assert not after.behind
+        assert family.gate
+        family.gate.set()
+        await ended(client, comfy, prompt_id)
+        await forwarding.look()
+        told = []
+        while after.behind:
+            told.append(json.loads(str(await after.next())))
+        assert [each["type"] for each in told[-2:]] == ["execution_success", "executing"]
+        assert told[-1]["data"] == {"node": None, "prompt_id": prompt_id}
+        again = Forwarding(comfies[0], late := Listener("me"))
+        await again.begin()
+        await again.look()
+        assert not late.behind
+
+    tell(other)
     tell(story)

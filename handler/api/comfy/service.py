@@ -14,7 +14,7 @@ from typing import Any
 
 from handler.api.comfy.archive import Archive, mailbox, tried
 from handler.api.comfy.drawing import Drawing, steps
-from handler.api.comfy.job import LIVE, Job, now_ms, public
+from handler.api.comfy.job import Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.naming import filled
 from handler.api.comfy.refusals import refused, told, understood
@@ -224,9 +224,9 @@ class Comfy:
         record = job.record()
 
         def keep(_: object) -> None:
-            self.archive.keep(job.id, record)
-            if job.state in LIVE and job.client and job.client not in self.listeners:
+            if job.client and job.client not in self.listeners:  # also one that has left, maybe for another worker
                 self.archive.shelf.put(f"{mailbox(job.client)}/{job.id}", b"")
+            self.archive.keep(job.id, record)
 
         await tried(self.archive.at(keep), None, "job could not be kept where other workers see it")
 
