@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from comfy_graphs import graph, node
 from fakes import Editor, FakeFamily, raises
 from handler import create_app
 from handler.api.codec import chunks
+from handler.api.comfy.forwarding import Forwarding
+from handler.api.comfy.listeners import Listener
+from handler.api.comfy.shelf import Disk
 from handler.core.errors import NumericalError
 
 Client = httpx.AsyncClient
@@ -52,6 +57,12 @@ async def ended(client: Client, comfy: Any, prompt_id: str) -> Any:
     if job := comfy.active.get(prompt_id):
         await job.over.wait()
     return (await client.get(f"/history/{prompt_id}")).json()[prompt_id]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Let others go on until it is."""
+    while not true():
+        await asyncio.sleep(0)
 
 
 def texts(png: bytes) -> dict[str, str]:
@@ -526,3 +537,153 @@ def test_a_second_sampler_draws_on_the_picture_of_the_first(tell: Callable[..., 
         assert comfy.find(prompt_id).pictures == []  # which would stay in memory
 
     tell(story, painter)
+
+
+def test_a_prompt_whose_client_is_cancelled_is_drawn(tell: Callable[..., None], family: FakeFamily) -> None:
+    """It was accepted: while its record is written, whoever mounts this app may end its request."""
+    writing, go = threading.Event(), threading.Event()
+
+    class Slow(Disk):
+        def put(self, name: str, data: bytes, anew: bool = False) -> None:
+            if name.startswith("jobs/") and not go.is_set():
+                writing.set()
+                go.wait()
+            super().put(name, data, anew)
+
+    async def story(client: Client, comfy: Any) -> None:
+        comfy.archive._shelf = Slow(comfy.archive.shelf._root, shared=True)
+        asked = asyncio.create_task(post(client, graph(), prompt_id="a"))
+        await asyncio.to_thread(writing.wait)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        go.set()
+        assert (await ended(client, comfy, "a"))["status"]["completed"]
+        assert not comfy.busy
+
+    tell(story)
+
+
+def test_what_hangs_on_the_volume_takes_no_thread_that_others_need(tell: Callable[..., None]) -> None:
+    """Prompts whose image never comes end by their deadlines, and pictures are encoded meanwhile."""
+    go = threading.Event()
+
+    class Hanging(Disk):
+        def get(self, name: str) -> bytes:
+            go.wait()
+            return super().get(name)
+
+    async def story(client: Client, comfy: Any) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        await client.post("/upload/image", files={"image": ("x.png", png())})
+        comfy.archive._shelf = Hanging(comfy.archive.shelf._root, shared=True)
+        made = graph()
+        made["5"] = node("VAEEncode", pixels=["10", 0], vae=["4", 2])
+        made["10"] = node("LoadImage", image="x.png")
+        late = await client.post("/prompt", json={"prompt": made}, headers={"x-deadline-s": "0.2"})
+        assert late.status_code == 504
+        try:
+            assert (await client.get("/features")).status_code == 200
+            assert (await ended(client, comfy, await post(client, graph())))["status"]["completed"]
+        finally:
+            go.set()
+
+    tell(story, deadline_s=2.0)
+
+
+def test_what_the_engine_tells_too_late_revives_nothing(tell: Callable[..., None], family: FakeFamily) -> None:
+    """A picture begins while its prompt is taken back: what was told of that comes when it has ended."""
+    family.gate, begun = threading.Event(), threading.Semaphore(0)
+    family.at_step = {1: begun.release}
+
+    async def story(client: Client, comfy: Any) -> None:
+        first, second = [comfy.active[await post(client, graph(seed=seed))] for seed in range(2)]
+        await asyncio.to_thread(family.entered.wait)
+        await until(lambda: comfy.api.engine.waiting == 1)
+        comfy.cancel(second)
+        assert family.gate
+        family.gate.set()
+        begun.acquire()
+        begun.acquire()  # on this loop, which hears of the second's begin only then
+        await second.over.wait()
+        await first.over.wait()
+        assert (second.state, second.started, second.executed) == ("cancelled", None, [])
+
+    tell(story)
+
+
+def test_what_is_too_old_goes_though_nothing_is_drawn(tell: Callable[..., None], tmp_path: Path) -> None:
+    """Neither does a file that cannot be removed harm a prompt: what a link of its owner's leads to stays."""
+    (theirs := tmp_path / "theirs").mkdir()
+    (old := theirs / "old.png").write_bytes(png())
+    os.utime(old, (1, 1))
+
+    async def story(client: Client, comfy: Any) -> None:
+        await client.post("/upload/image", files={"image": ("x.png", png())})
+        os.utime(tmp_path / "comfy/input/x.png", (1, 1))
+        comfy.archive._tidied = 0.0
+        await client.post("/upload/image", files={"image": ("y.png", png())})
+        await asyncio.gather(*comfy._tasks)
+        assert os.listdir(tmp_path / "comfy/input") == ["y.png"]
+        (tmp_path / "comfy/input").rename(tmp_path / "away")
+        (tmp_path / "comfy/input").symlink_to(theirs)
+        comfy.archive._tidied = 0.0
+        assert (await ended(client, comfy, await post(client, graph())))["status"]["completed"]
+        await asyncio.gather(*comfy._tasks)
+        assert old.exists()
+
+    tell(story)
+
+
+def test_uploads_of_one_name_never_run_out(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        names = []
+        for data in (*range(25), 24):
+            answer = await client.post("/upload/image", files={"image": ("x.png", b"%d" % data)})
+            names.append(answer.json()["name"])
+        assert names[19] == "x (19).png"
+        assert names[24] == names[25] != names[23]
+        assert "x (20).png" not in names
+        assert (await client.get("/view", params={"filename": names[24], "type": "input"})).content == b"24"
+        inner = await client.post("/upload/image", files={"image": ("y.png", b"")}, data={"subfolder": "x.png"})
+        assert (inner.status_code, inner.json()["error"]["code"]) == (503, "volume_failed")
+
+    tell(story)
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["it only posted", "it listened and left"])
+def test_a_client_that_goes_to_another_worker_meanwhile_hears_of_the_end(
+    tell: Callable[..., None], family: FakeFamily, listens: bool
+) -> None:
+    family.gate = threading.Event()
+    comfies: list[Any] = []
+
+    async def other(client: Client, comfy: Any) -> None:
+        comfies.append(comfy)
+
+    async def story(client: Client, comfy: Any) -> None:
+        before = Listener("me")
+        if listens:
+            comfy.listeners.add(before)
+        prompt_id = await post(client, graph(), client_id="me")
+        comfy.listeners.remove(before)
+        after = Listener("me")
+        forwarding = Forwarding(comfies[0], after)
+        await forwarding.begin()
+        await forwarding.look()
+        assert not after.behind
+        assert family.gate
+        family.gate.set()
+        await ended(client, comfy, prompt_id)
+        await forwarding.look()
+        told = []
+        while after.behind:
+            told.append(json.loads(str(await after.next())))
+        assert [each["type"] for each in told[-2:]] == ["execution_success", "executing"]
+        assert told[-1]["data"] == {"node": None, "prompt_id": prompt_id}
+        again = Forwarding(comfies[0], late := Listener("me"))
+        await again.begin()
+        await again.look()
+        assert not late.behind
+
+    tell(other)
+    tell(story)

@@ -21,15 +21,21 @@ FIRST_S = 2.0  # for which a volume may hang before a client is let in
 
 
 class Forwarding:
-    """Looks for one client's prompts. What was there before it came is not told again."""
+    """Looks for one client's prompts. What had ended before it came is not told again."""
 
     def __init__(self, comfy: Comfy, listener: Listener) -> None:
         self._comfy, self._listener = comfy, listener
         self._told: set[str] = set()
 
     async def begin(self) -> None:
-        """Pass over what is there already; before the client can have posted anything."""
-        self._told |= set(await self._ids(Deadline.within(FIRST_S)) or ())
+        """Pass over what has ended already; what it still waits for, it is yet to hear of."""
+        deadline, archive = Deadline.within(FIRST_S), self._comfy.archive
+        ids = set(await self._ids(deadline) or ())
+
+        def live(_: object) -> set[str]:
+            return {each for each in ids if (record := archive.record(each)) and record["state"] in LIVE}
+
+        self._told |= ids - (await tried(archive.at(live, deadline), set[str](), WHAT) if ids else set())
 
     async def look(self) -> float:
         """Tell what is new; in how many seconds to look again."""

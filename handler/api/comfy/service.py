@@ -14,7 +14,7 @@ from typing import Any
 
 from handler.api.comfy.archive import Archive, mailbox, tried
 from handler.api.comfy.drawing import Drawing, steps
-from handler.api.comfy.job import LIVE, Job, now_ms, public
+from handler.api.comfy.job import Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.naming import filled
 from handler.api.comfy.refusals import refused, told, understood
@@ -88,17 +88,18 @@ class Comfy:
         try:
             await self._keep(job)
         finally:  # though who asked is gone meanwhile: nobody may wait for one that is never drawn
-            self._begin(self._run(job, on_end))
+            self.begin(self._run(job, on_end))
         return _accepted(job)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it while nobody waits for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def tidy(self) -> None:
-        """Let what is too old or too much be removed, while nobody waits for that."""
-        self._begin(tried(self.archive.at(lambda _: self.archive.tidy()), None, "old files could not be removed"))
+    async def tidy(self) -> None:
+        """Remove what is too old or too much."""
+        await tried(self.archive.at(lambda _: self.archive.tidy()), None, "old files could not be removed")
 
     def find(self, prompt_id: str) -> Job | None:
         """A prompt that this worker has, or had not long ago."""
@@ -187,6 +188,7 @@ class Comfy:
         await self._end(job, said)
         on_end(job, error)
         job.let_go()
+        await self.tidy()
 
     async def _draw(self, job: Job, drawing: Drawing) -> None:
         """As an equal prompt before it, if its files are still there."""
@@ -216,16 +218,15 @@ class Comfy:
         if job.client:
             self.listeners.tell(job.client, message("executing", {"node": None, "prompt_id": job.id}))
         job.over.set()
-        self.tidy()
 
     async def _keep(self, job: Job) -> None:
         """Its record, for other workers, and a sign for the one where its websocket may be."""
         record = job.record()
 
         def keep(_: object) -> None:
-            self.archive.keep(job.id, record)
-            if job.state in LIVE and job.client and job.client not in self.listeners:
+            if job.client and job.client not in self.listeners:  # also one that has left, maybe for another worker
                 self.archive.shelf.put(f"{mailbox(job.client)}/{job.id}", b"")
+            self.archive.keep(job.id, record)
 
         await tried(self.archive.at(keep), None, "job could not be kept where other workers see it")
 

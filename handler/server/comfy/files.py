@@ -52,9 +52,9 @@ def _told(found: Shown, name: str) -> Response:
 
 async def upload_image(request: Request) -> Any:
     """Keep an image, under its own name or, if another has that, one with a number."""
-    sent = await _sent(request)
-    kept = await _archive(request).at(lambda shelf: _kept(shelf, sent, sent.data))
-    _comfy(request).tidy()
+    sent, comfy = await _sent(request), _comfy(request)
+    kept = await comfy.archive.at(lambda shelf: _kept(shelf, sent, sent.data))
+    comfy.begin(comfy.tidy())
     return kept
 
 
