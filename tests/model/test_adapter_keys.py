@@ -147,6 +147,7 @@ def test_flux_as_it_was_first_published() -> None:
         require_read(pipeline, written(theirs, name, *ends), {"transformer": pieces | mlp}, 0.5)
 
 
+TWIN = {"A": (2, 128), "B": (32, 2)}
 PREFIXES = ("", "diffusion_model.", "model.diffusion_model.", "base_model.model.", "transformer.")
 
 
@@ -178,6 +179,8 @@ def test_every_layer_of_flux_by_its_first_name_with_dots(model: str) -> None:
         ({"double_blocks.0.img_attn.qkv.lora_B.bias": (4,)}, "double_blocks.0.img_attn.qkv.lora_B.bias is no part of"),
         ({"single_blocks.0.norm.query_norm.scale": (4,)}, "single_blocks.0.norm.query_norm.scale is no part of a LoRA"),
         ({"double_blocks.0.img_attn.nothing.lora_A.weight": (2, 4)}, "double_blocks.0.img_attn.nothing"),
+        ({f"transformer.double_blocks.0.img_mlp.2.lora_{way}.weight": shape for way, shape in TWIN.items()},
+         "double_blocks.0.img_mlp.2 is there under another name too"),
     ],
 )  # fmt: skip
 def test_what_is_no_lora_of_flux_is_refused_by_its_name(change: dict[str, Any], says: str) -> None:

@@ -33,6 +33,8 @@ def renamed(denoiser: Any, layers: Layers) -> dict[str, dict[str, Any]] | None:
         return None
     if strange:
         raise Misfit(f"{bare[strange[0]]} fits no weight of the model")
+    if twin := next((name for name in layers if name not in bare.values()), None):
+        raise Misfit(f"{twin} is there under another name too")
     shapes = {plain: _shape(name, layers[name]) for plain, name in bare.items()}
     found: dict[str, dict[str, Any]] = {}
     for piece in pieces(naming, shapes)[0]:
