@@ -280,7 +280,11 @@ def test_whatever_is_sent_is_read_or_refused(data: st.DataObject) -> None:
 
 def test_a_graph_that_takes_too_long_is_not_read_to_its_end() -> None:
     """Each name that is not there is compared with all LoRAs that are."""
-    walk = Walk(plain() | {"100": node("LoraLoaderModelOnly", model=["1", 0], lora_name="x")}, served(), load)
+    walk = Walk(
+        plain() | {"100": node("LoraLoaderModelOnly", model=["1", 0], lora_name="x", strength_model=1.0)},
+        served(),
+        load,
+    )
     walk.begun -= LONGEST_S + 1
     walk.settle("100")
     assert "takes longer than 10 s" in str(walk.wrong)
