@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 import pytest
-from graphs import Graph, node, plain, plan, served, with_image
+from graphs import Graph, load, node, plain, plan, served, with_image
 from hypothesis import given
 from hypothesis import strategies as st
 
 import examples  # noqa: F401
 from handler.api.dialects.comfy.described import object_info
 from handler.api.dialects.comfy.table import ALIASES, INSTEAD, TABLE
+from handler.api.dialects.comfy.walk import LONGEST_S, Walk
 from handler.core.errors import GraphRefused
 
 
@@ -313,3 +314,15 @@ def test_whatever_is_sent_is_read_or_refused(data: st.DataObject) -> None:
     graph |= {"save": node("SaveImage", images=["0", 0], filename_prefix="x")}
     with contextlib.suppress(GraphRefused):
         assert plan(graph).outputs
+
+
+def test_a_graph_that_takes_too_long_is_not_read_to_its_end() -> None:
+    """Each name that is not there is compared with all LoRAs that are."""
+    walk = Walk(
+        plain() | {"100": node("LoraLoaderModelOnly", model=["1", 0], lora_name="x", strength_model=1.0)},
+        served(),
+        load,
+    )
+    walk.begun -= LONGEST_S + 1
+    walk.settle("100")
+    assert "takes longer than 10 s" in str(walk.wrong)
