@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,8 +56,8 @@ def test_what_a_prefix_means(prefix: str, found: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("broken", [{"_meta": [1]}, {"_meta": "x"}, {"inputs": [1]}, {"inputs": "seed"}])
-def test_what_is_no_node_gives_a_prefix_nothing(broken: dict[str, object]) -> None:
-    nodes = {"55": {"class_type": "Note", **broken}, **graph()}
+def test_what_is_no_node_gives_a_prefix_nothing(broken: dict[str, Any]) -> None:
+    nodes: dict[str, Any] = {"55": {"class_type": "Note", **broken}, **graph()}
     assert filled("%KSampler.seed%_%Some.text%", nodes, (1, 1)) == ("", "7_%Some.text%")
 
 
