@@ -68,8 +68,8 @@ def test_few_placeholders_are_looked_for() -> None:
 
 
 @pytest.mark.parametrize("broken", [{"_meta": [1]}, {"_meta": "x"}, {"inputs": [1]}, {"inputs": "seed"}])
-def test_what_is_no_node_gives_a_prefix_nothing(broken: dict[str, object]) -> None:
-    nodes = {"55": {"class_type": "Note", **broken}, **graph()}
+def test_what_is_no_node_gives_a_prefix_nothing(broken: dict[str, Any]) -> None:
+    nodes: dict[str, Any] = {"55": {"class_type": "Note", **broken}, **graph()}
     assert filled("%KSampler.seed%_%Some.text%", nodes, (1, 1)) == ("", "7_%Some.text%")
 
 

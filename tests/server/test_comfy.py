@@ -171,7 +171,7 @@ def test_what_is_refused_is_told_as_comfyui_does(
 @pytest.mark.parametrize("media", ["text/plain;charset=UTF-8", "application/x-www-form-urlencoded", ""])
 def test_a_client_need_not_say_that_it_sends_json(tell: Callable[..., None], media: str) -> None:
     async def story(client: Client, comfy: Any) -> None:
-        sent = {"content": json.dumps({"prompt": graph()}), "headers": {"content-type": media}}
+        sent: dict[str, Any] = {"content": json.dumps({"prompt": graph()}), "headers": {"content-type": media}}
         answer = await client.post("/prompt", **sent)
         assert (await ended(client, comfy, answer.json()["prompt_id"]))["status"]["completed"]
         assert (await client.post("/v1/images/generations", **sent)).status_code == (415 if "text" in media else 400)
