@@ -16,7 +16,6 @@ from test_families import EVERY, boot  # noqa: F401 - a fixture
 from fakes import FakeFamily, raises
 from handler import Api, Engine, ImageRequest, ModelSpec, Worker
 from handler.core.errors import Cancelled, NumericalError, OutOfMemory
-from handler.core.reading import Reading
 from handler.core.recipe import MOST, Recipe, Reference
 from handler.core.sampling import Sampling
 from handler.core.stepcache import StepCache
@@ -98,19 +97,14 @@ def test_a_picture_is_the_same_alone_and_among_others(spec: ModelSpec, boot: Cal
 
 @EVERY
 def test_code_compiled_for_a_batch_takes_one_picture(spec: ModelSpec, boot: Callable[..., Worker]) -> None:  # noqa: F811
-    """What blocks are called with differs in nothing but sizes: else a lone picture would silently be drawn eagerly.
-
-    Nor in how its prompt is read, nor how long that is.
-    """
+    """What blocks are called with differs in nothing but sizes: else a lone picture would silently be drawn eagerly."""
     worker = boot(spec.id)
     model = getattr(worker._pipeline, worker._family.DENOISER)
     decoder = families.compilable(worker._pipeline, "cuda")
     firsts = {kind: some[0] for kind, some in package._kinds(model, decoder).items()}
     sketched = package._calls(firsts, lambda: worker._sketch(Clock(3600)))
     [single] = recipes_of(worker, "a red circle")
-    read = replace(single, reading=Reading())
-    alone = (single, read, replace(read, prompt="a red circle on a hill, " * 40))
-    drawn = package._calls(firsts, lambda: [worker.generate(each) for each in alone])
+    drawn = package._calls(firsts, lambda: worker.generate(single))
     for kind, calls in sketched.items():
         tensors = zip(*map(package._leaves, calls), strict=True)
         takes = [(first.dtype, package._shape(first, *others)) for first, *others in tensors]
