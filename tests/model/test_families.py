@@ -23,7 +23,6 @@ from handler.api import codec
 from handler.api.dialects import edits, openai
 from handler.cli import generate
 from handler.core.errors import Cancelled, StartError
-from handler.core.reading import Reading
 from handler.core.recipe import Reference
 from handler.core.stepcache import StepCache
 from handler.model.compiling import package
@@ -349,8 +348,6 @@ def test_compiles_and_draws_the_same(
         {},
         {"width": 64, "height": 160},
         {"prompt": "three yellow stars on a purple background"},
-        {"reading": Reading()},
-        {"prompt": "three yellow stars on a purple background, " * 12, "reading": Reading()},
     ]
     if spec.takes_negative_prompt:
         asked.append({"guidance_scale": 1.0})  # as models without guidance are drawn
