@@ -231,7 +231,17 @@ def test_a_folder_on_the_volume_that_cannot_be_written(tmp_path: Path) -> None:
 
 def record(prompt_id: str, **fields: Any) -> dict[str, Any]:
     kept = dict.fromkeys(FIELDS) | {"state": "completed", "created": 0, "prompt": [1, prompt_id, {}, {}, []]}
+    kept |= {"outputs": {}, "meta": {}}
     return kept | fields
+
+
+@pytest.mark.parametrize("field", ["state", "created", "prompt", "outputs", "meta"])
+def test_a_record_of_another_shape_is_none(field: str, tmp_path: Path) -> None:
+    archive = Archive(Settings(volume=tmp_path))
+    archive.keep("a", record("a") | {field: None})
+    archive.keep("b", record("b"))
+    assert list(archive.records()) == ["b"]
+    assert archive.record("a") is None
 
 
 def test_a_prompt_that_was_sent_again_is_the_newer_one(tmp_path: Path) -> None:
@@ -249,6 +259,6 @@ def test_the_latest_records_are_listed_as_far_as_memory_allows(tmp_path: Path, m
     monkeypatch.setattr("handler.api.comfy.archive.LISTED", 2_500)
     archive = Archive(Settings(volume=tmp_path))
     for at in range(4):
-        archive.keep(str(at), record(str(at), created=at, meta="x" * 1000))
+        archive.keep(str(at), record(str(at), created=at, meta={"x": "x" * 1000}))
         os.utime(tmp_path / f"comfy/jobs/{at}.json", (at, at))
     assert [*archive.records()] == [*archive.records()] == ["2", "3"]

@@ -36,7 +36,7 @@ class FakeFamily:
     broken: set[int] = field(default_factory=set)
     scheduler: Any = field(default_factory=FlowMatchEulerDiscreteScheduler)
     num_timesteps: int = 0
-    vae: Any = field(default_factory=type("Vae", (), {"encode": None}))
+    vae: Any = field(default_factory=type("Vae", (), {"encode": None, "dtype": None, "to": lambda self, dtype: self}))
     vae_scale_factor: int = 8
 
     def __call__(

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, TypeVar
 
 from handler.api.comfy.bucket import Bucket
@@ -38,7 +39,19 @@ BOUNDS = {  # files of a folder, and seconds for which they stay
     "jobs": (2_000, 30 * DAY),
     "clients": (1_000, DAY),
 }
-FIELDS = {"state", "client", "created", "started", "ended", "until", "prompt", "outputs", "streamed", "status", "meta"}
+FIELDS: dict[str, type | UnionType] = {  # of a record; what another version wrote may be none
+    "state": str,
+    "client": str | None,
+    "created": int,
+    "started": int | None,
+    "ended": int | None,
+    "until": int | None,
+    "prompt": list,
+    "outputs": dict,
+    "streamed": list | dict | int | None,
+    "status": dict | None,
+    "meta": dict,
+}
 TIDIED_S = 600.0  # between two times that it is looked whether a folder has too many
 LOOK_S = 10.0  # for which a volume may hang
 LISTED = 64 << 20  # bytes of records that are listed, the latest: each has its graph, maybe with images
@@ -128,7 +141,7 @@ class Archive:
             found = parse(data := self.shelf.get(f"jobs/{prompt_id}.json"))
         except (FileNotFoundError, Malformed):
             return Kept(time, 0, None)
-        if not isinstance(found, dict) or not found.keys() >= FIELDS:
+        if not isinstance(found, dict) or not all(isinstance(found.get(name, ...), FIELDS[name]) for name in FIELDS):
             return Kept(time, len(data), None)
         over = found["state"] in LIVE and now_ms() > found["until"]
         return Kept(time, len(data), _given_up(found) if over else found)
