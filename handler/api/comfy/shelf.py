@@ -22,7 +22,7 @@ from handler.core.errors import InvalidValue, OutsideFolder
 LONGEST = 200  # bytes of a part of a name: file systems take 255, and a counter is added
 DEEPEST = 8  # folders in folders
 DRIVE = re.compile("[A-Za-z]:")
-TRIES = 100  # to write into a folder that others remove
+TRIES = 100  # to make a file in a folder that others remove meanwhile
 PART = ".part"  # the end of what is being written
 
 
