@@ -22,7 +22,7 @@ from handler.core.errors import InvalidValue, OutsideFolder
 LONGEST = 200  # bytes of a part of a name: file systems take 255, and a counter is added
 DEEPEST = 8  # folders in folders
 DRIVE = re.compile("[A-Za-z]:")
-TRIES = 100  # to make a file in a folder that others remove meanwhile
+TRIES = 100  # to write into a folder that others remove
 PART = ".part"  # the end of what is being written
 
 
@@ -111,6 +111,7 @@ class Disk:
         for _ in range(TRIES):  # whoever removes the last file of a folder removes that too
             with contextlib.suppress(FileNotFoundError):
                 return self._put(place, data, anew)
+            time.sleep(secrets.randbelow(1000) / 1e6)  # or both go on in step
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
     def _put(self, place: Path, data: bytes, anew: bool) -> None:
