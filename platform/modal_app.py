@@ -55,7 +55,7 @@ REQUIRED = [] if SETTLED or PROXIED else ["KINDLING_API_KEYS"]
 SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
 if SNAPSHOT not in SNAPSHOTS:
     raise errors.StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
-SHIPPED = modal.FilePatternMatcher("**/*.py", "weights/**")
+SHIPPED = modal.FilePatternMatcher("**/*.py", "**/*.toml", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
 
 app = modal.App("kindling")

@@ -161,7 +161,11 @@ def test_the_image_is_pinned(plane: Plane) -> None:
 def test_handlers_sources_and_weights_are_shipped_and_nothing_else(plane: Plane) -> None:
     package = ROOT / "handler"
     files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    wanted = {f"/root/{path.relative_to(ROOT)}" for path in files if path.suffix == ".py" or "weights" in path.parts}
+    wanted = {
+        f"/root/{path.relative_to(ROOT)}"
+        for path in files
+        if path.suffix in (".py", ".toml") or "weights" in path.parts
+    }
     assert set(plane.mounted(plane.function(SERVING))) == {"/root/modal_app.py"} | wanted
     assert "/root/handler/weights/spark/model_index.json" in wanted
 
