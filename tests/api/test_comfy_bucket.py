@@ -46,7 +46,7 @@ def test_any_worker_finds_what_another_has_kept(s3: S3, tmp_path: Path) -> None:
         one.shelf.put("output/a/x_00001_.png", b"other", anew=True)
     with pytest.raises(FileNotFoundError):
         one.load("none.png", "", "output")
-    record = {**dict.fromkeys(FIELDS), "state": "completed", "created": 1}
+    record = {**dict.fromkeys(FIELDS), "state": "completed", "created": 1, "prompt": [], "outputs": {}, "meta": {}}
     one.keep("id", record)
     assert other.records() == {"id": record}
     prune(one.shelf, "output", 1, 100)

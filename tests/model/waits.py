@@ -241,8 +241,9 @@ def sampled(spec: Any, drawing: Any, request: dict[str, Any]) -> Iterator[tuple[
     from handler.core.sampling import Sampling
 
     asked = {name: value for name, value in request.items() if name != "num_inference_steps"}
+    cfg = max(spec.guidance, 1.0) if spec.takes_negative_prompt else 1.0  # what is replayed was drawn with guidance
     for name in ("uni_pc", "dpmpp_2m_sde"):  # one that looks back, one with a Brownian tree
-        sampling = Sampling(sampler=name, scheduler="karras", steps=STEPS)  # type: ignore[arg-type]
+        sampling = Sampling(sampler=name, scheduler="karras", steps=STEPS, cfg=cfg)  # type: ignore[arg-type]
         recipe = spec.recipe(ImageRequest(**asked, sampling=sampling))
         for way, edit in edits(spec, recipe):
             if way in (("text", "references") if spec.max_images else ("text", "image", "mask")):
