@@ -197,6 +197,14 @@ def test_importing_handler_imports_nothing_heavy() -> None:
     assert out.stdout.strip() == "[]"
 
 
+def test_a_server_starts_without_what_only_graphs_need() -> None:
+    """Most workers never see one of ComfyUI's."""
+    table = "handler.api.dialects.comfy.table"
+    code = f"import sys, handler.server.app; print([name for name in sys.modules if name == {table!r}])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def test_public_names_are_what_is_listed() -> None:
     public = {name for name in vars(handler) if not name.startswith("_")}
     assert public - set(WINGS) == set(handler.__all__) - {"__version__"}

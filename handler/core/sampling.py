@@ -96,6 +96,8 @@ class Sampling(BaseModel):
             raise ValueError("start and end leave no step to take")
         if self.sigmas and sorted(self.sigmas, reverse=True) != list(self.sigmas):
             raise ValueError("sigmas should fall")
+        if 0 in self.sigmas[:-1]:
+            raise ValueError("of sigmas only the last may be 0, where no noise is left")
         if int(self.steps / self.denoise) > MAX_OF_DENOISE:
             raise ValueError("denoise is too small for so many steps")
         if self.index >= self.batch:

@@ -163,10 +163,12 @@ def _begin(job: Job) -> bool:
     """Whether `job` is still to be drawn."""
     try:
         job.raise_if_over()
-    except KindlingError as error:
+        job.begun = True
+        job.on_begin()
+    except Exception as error:
+        if not isinstance(error, KindlingError):
+            log.error("a request failed as it began\n%s", outline(error))
         let_go(error)
-        job.end(error)
+        job.end(error if isinstance(error, KindlingError) else Internal(FAILED))
         return False
-    job.begun = True
-    job.on_begin()
     return True

@@ -167,6 +167,9 @@ def test_how_many_images_may_come() -> None:
         ({"sampling": {"sigmas": [1.0]}}, InvalidValue, "sampling",
          "sampling: start and end leave no step to take."),
         ({"sampling": {"sigmas": [0.5, 1.0, 0.0]}}, InvalidValue, "sampling", "sampling: sigmas should fall."),
+        *(({"sampling": {"sigmas": sigmas}}, InvalidValue, "sampling",
+           "sampling: of sigmas only the last may be 0, where no noise is left.")
+          for sigmas in ([0.0, 0.0], [1.0, 0.0, 0.0])),
         ({"sampling": {"steps": 101, "denoise": 0.01}}, InvalidValue, "sampling",
          "sampling: denoise is too small for so many steps."),
         ({"sampling": {"batch": 2, "index": 2}}, InvalidValue, "sampling", "sampling: index should be below batch."),

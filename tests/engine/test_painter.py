@@ -89,6 +89,20 @@ def test_each_picture_is_told_how_long_it_waited_for_its_turn(bench: Bench) -> N
     assert [stages for _, stages in told] == [{"queue": 3.5, "denoise": 1.0}, {"queue": 0.25, "denoise": 1.0}]
 
 
+def test_who_cannot_be_told_that_a_picture_begins_is_left_out_alone(bench: Bench) -> None:
+    """The loop that waited for it may be closed."""
+    gone, other = bench.job(), bench.job()
+
+    def closed() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    gone.on_begin = closed
+    first, second = bench.draw(gone, other)
+    assert isinstance(first, Internal)
+    assert second == (RECIPE.seed, {"queue": 0.0, "denoise": 1.0})
+    assert bench.failed == []
+
+
 @pytest.mark.parametrize(
     ("recipe", "work"),
     [

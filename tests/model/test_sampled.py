@@ -1,5 +1,7 @@
 """Pictures by ComfyUI's sampling through every family's pipelines, of small random weights."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +16,9 @@ from handler.api.recipes import recipes_of
 from handler.core.errors import Cancelled
 from handler.core.recipe import Mask, Reference
 from handler.core.sampling import Sampling
+from handler.core.tracebacks import let_go
 from handler.engine.batching import alike
+from handler.model import families
 
 Boot = Callable[..., Worker]
 FAMILIES = {spec.family: spec for spec in ROWS}.values()  # a row of each
@@ -132,6 +136,29 @@ def test_steps_are_counted_shown_and_given_up(spark: Worker) -> None:
     assert (draw(spark, asked) == before).all()
     assert "prepare_latents" not in vars(spark._pipeline)
     assert "encode" not in vars(spark._pipeline.vae)
+
+
+def test_a_picture_that_is_given_up_leaves_no_latents(spark: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the garbage collector, which may be long in coming."""
+    made, of = list[weakref.ref[Any]](), families.scheduler_of
+
+    def watched(*given: Any) -> Any:
+        scheduler = of(*given)
+        made.append(weakref.ref(scheduler))
+        return scheduler
+
+    def stop(*_: Any) -> None:
+        raise Cancelled("enough")
+
+    monkeypatch.setattr(families, "scheduler_of", watched)
+    gc.disable()
+    try:
+        [outcome] = spark.draw([recipe(spark, sampling={"sampler": "dpmpp_sde", "steps": 4})], [stop])
+        assert isinstance(outcome, Cancelled)
+        let_go(outcome)
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_steps_that_end_early_leave_noise_only_where_that_is_asked(spark: Worker) -> None:

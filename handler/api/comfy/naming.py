@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from handler.api.comfy.shelf import named
-from handler.api.dialects.comfy.walk import class_of, title_of
+from handler.api.dialects.comfy.plan import class_of, title_of
 from handler.core.errors import OutsideFolder
 
 PLACEHOLDER = re.compile("%([^%/]{1,100})%")

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from handler.api.comfy.archive import Archive
 from handler.api.dialects.comfy.plan import Served
@@ -53,3 +54,17 @@ class Catalogue:
 def _names(volume: Path, places: tuple[str, ...]) -> tuple[str, ...]:
     paths = (path for root in ROOTS for place in places for path in inside(volume / root / place))
     return tuple(sorted({path.name for path in paths if path.suffix.lower() in SUFFIXES}))
+
+
+def classes(served: Served) -> dict[str, Any]:
+    """What `/object_info` says. For a thread."""
+    from handler.api.dialects.comfy.described import object_info  # late: most workers never see a graph
+
+    return object_info(served)
+
+
+def choices(folder: str, served: Served) -> list[str]:
+    """The files of a folder that such a worker can use."""
+    from handler.api.dialects.comfy.described import names  # late, too
+
+    return names(folder, served)

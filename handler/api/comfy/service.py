@@ -19,7 +19,6 @@ from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.naming import filled
 from handler.api.comfy.refusals import refused, told, understood
 from handler.api.comfy.served import Catalogue
-from handler.api.dialects.comfy.graph import read
 from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
@@ -126,8 +125,9 @@ class Comfy:
 
     def _read(self, payload: Mapping[str, Any], served: Served, load: Load) -> tuple[Plan, str]:
         """On another thread, for a graph may be large, and its images take time."""
-        graph = payload["prompt"]
-        plan = read(graph, served, load)
+        from handler.api.dialects.comfy.graph import read  # late: most workers never see one
+
+        plan = read(graph := payload["prompt"], served, load)
         if targets := payload.get("partial_execution_targets"):
             if not isinstance(targets, list):
                 raise InvalidType("partial_execution_targets should be a list of ids.", "partial_execution_targets")

@@ -36,6 +36,7 @@ def prepared(pipeline: Any, scheduler: ComfyScheduler, recipes: Sequence[Recipe]
         yield
     finally:
         del pipeline.prepare_latents
+        scheduler.end()
 
 
 def _mode(encode: Callable[[Any], Any], vae: Any, device: Any, image: Any) -> Any:

@@ -39,7 +39,7 @@ class ComfyScheduler:
         self.timesteps = torch.stack([curve.told(sigma) for sigma in self.sigmas])
         self.step_index: int | None = None
         self.add_noise: Any = lambda picture, *_: picture  # what a pipeline makes its first latents of
-        self._steps: Steps
+        self._steps: Steps | None = None
         self._x: Any = None  # as the model sees it
         self._kept: Kept | None = None
 
@@ -70,6 +70,11 @@ class ComfyScheduler:
         self._steps = self.sampler.solve(x, self.whole, solving)
         return self._asked(*next(self._steps))
 
+    def end(self) -> None:
+        """Let go of the latents of a run that was given up: its steps know whom they ask for noise, who knows this."""
+        if self._steps:
+            self._steps.close()
+
     def _asked(self, x: Any, sigma: torch.Tensor) -> Any:
         """`x` as the model sees it: what stays is as noisy as all else."""
         if kept := self._kept:
@@ -85,7 +90,7 @@ class ComfyScheduler:
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = False) -> tuple[Any, Any]:
         """The next latents for the model, and those that it headed for."""
-        assert self.step_index is not None
+        assert self.step_index is not None and self._steps  # noqa: PT018
         denoised = self.curve.denoised(model_output.float(), self._x, self.sigmas[self.step_index])
         if kept := self._kept:
             denoised = denoised * kept.mask + kept.picture * (1 - kept.mask)

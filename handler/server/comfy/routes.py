@@ -15,11 +15,10 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from handler.api.comfy import history
 from handler.api.comfy.job import Job, summary
 from handler.api.comfy.refusals import reply
+from handler.api.comfy.served import choices, classes
 from handler.api.comfy.service import Comfy
 from handler.api.comfy.stats import features, system
-from handler.api.dialects.comfy.described import object_info
-from handler.api.dialects.comfy.files import listed
-from handler.api.dialects.comfy.node import Input
+from handler.api.dialects.comfy.plan import Served
 from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidJson, InvalidType, InvalidValue, KindlingError
 from handler.core.tracebacks import let_go
@@ -192,31 +191,32 @@ async def get_features(request: Request) -> Any:
     return features(_comfy(request).api.engine.settings)
 
 
+async def _served(request: Request) -> Served:
+    comfy = _comfy(request)
+    return await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
+
+
 async def get_classes(request: Request) -> Any:
     """Every class of nodes that a prompt may have, or one, with its inputs."""
-    comfy = _comfy(request)
-    served = await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
-    found: dict[str, Any] = await asyncio.to_thread(object_info, served)
+    found: dict[str, Any] = await asyncio.to_thread(classes, await _served(request))
     name = request.path_params.get("node_class")
     return found if name is None else {name: found[name]} if name in found else {}
 
 
 async def get_models(request: Request) -> Any:
     """The folders of models, or the files of one."""
-    comfy = _comfy(request)
-    served = await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
+    served = await _served(request)
     folder = request.path_params.get("folder")
     if folder is None:
         return [name for name in served.files if name != "input"]
     if folder not in served.files:
         raise FileMissing(f"There is no folder {folder:.80} here.")
-    return [*listed(Input("", folder=folder), served)]
+    return choices(folder, served)
 
 
 async def get_embeddings(request: Request) -> Any:
     """The embeddings that a prompt may name."""
-    comfy = _comfy(request)
-    served = await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
+    served = await _served(request)
     return [name.rpartition(".")[0] or name for name in served.files.get("embeddings", ())]
 
 

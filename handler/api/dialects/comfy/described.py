@@ -14,6 +14,11 @@ def object_info(served: Served) -> dict[str, Any]:
     return {name: described(row, served) for name, row in TABLE.items()}
 
 
+def names(folder: str, served: Served) -> list[str]:
+    """The files of a folder that such a worker can use."""
+    return [*listed(Input("", folder=folder), served)]
+
+
 def described(row: Node, served: Served) -> dict[str, Any]:
     """One class."""
     groups = {

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
@@ -26,8 +27,6 @@ MODEL_FOLDERS = ("checkpoints", "diffusion_models")
 @cache
 def table() -> Mapping[str, Mapping[str, Any]]:
     """The data file beside this one."""
-    import tomllib  # late: most workers never see a graph
-
     return tomllib.loads(resources.files(__package__).joinpath("files.toml").read_text("utf-8"))
 
 

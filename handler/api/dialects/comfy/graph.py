@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Never
 
 from handler.api.dialects.comfy import faults
-from handler.api.dialects.comfy.plan import Load, Plan, Served
+from handler.api.dialects.comfy.plan import Load, Plan, Served, class_of, title_of
 from handler.api.dialects.comfy.table import INSTEAD, TABLE
-from handler.api.dialects.comfy.walk import Walk, class_of, title_of
+from handler.api.dialects.comfy.walk import Walk
 
 MOST_NODES = 10_000
 MOST_OUTPUTS = 100

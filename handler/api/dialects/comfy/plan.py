@@ -68,3 +68,15 @@ class Plan:
     outputs: tuple[Output, ...]
     node_errors: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def class_of(body: Any) -> str:
+    """A node's class; empty of what is no node."""
+    return body["class_type"] if isinstance(body, dict) else ""
+
+
+def title_of(body: Any) -> str:
+    """What a page calls a node."""
+    meta = body.get("_meta") if isinstance(body, dict) else None
+    title = meta.get("title") if isinstance(meta, dict) else None
+    return title if isinstance(title, str) else class_of(body)

@@ -1,5 +1,6 @@
 """Every node class that is read, by name, those that only rename included; and what to use instead of others."""
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -42,8 +43,6 @@ PLAIN: Mapping[str, Node] = (
 
 
 def _data(name: str) -> Mapping[str, Any]:
-    import tomllib  # late: most workers never see a graph
-
     return tomllib.loads(resources.files(__package__).joinpath(name).read_text("utf-8"))
 
 

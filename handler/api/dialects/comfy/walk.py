@@ -10,7 +10,7 @@ from handler.api.dialects.comfy.checking import Inputs, Link, checked, coerced, 
 from handler.api.dialects.comfy.faults import Fault
 from handler.api.dialects.comfy.files import listed
 from handler.api.dialects.comfy.node import Input, Node, Refused
-from handler.api.dialects.comfy.plan import Load, Output, Served
+from handler.api.dialects.comfy.plan import Load, Output, Served, class_of, title_of
 from handler.api.dialects.comfy.table import INSTEAD, TABLE
 from handler.core.errors import RequestError
 
@@ -179,15 +179,3 @@ class Here:
     def refuse(self, sentence: str, name: str = "") -> Never:
         """Refuse the node."""
         raise Refused(sentence, name)
-
-
-def class_of(body: Any) -> str:
-    """A node's class; empty of what is no node."""
-    return body["class_type"] if isinstance(body, dict) else ""
-
-
-def title_of(body: Any) -> str:
-    """What a page calls a node."""
-    meta = body.get("_meta") if isinstance(body, dict) else None
-    title = meta.get("title") if isinstance(meta, dict) else None
-    return title if isinstance(title, str) else class_of(body)
