@@ -125,6 +125,13 @@ def test_guidance_is_told_to_who_listens() -> None:
     assert any("FluxGuidance changes nothing" in note for note in plan(schnell, "flux-schnell").notes)
 
 
+def test_guidance_that_is_another_in_comfyui_is_noted() -> None:
+    own = "qwen-image.safetensors"
+    [note] = plan(plain(own, cfg=2.5), "qwen-image").notes
+    assert "Node 5 (KSampler): a guided step of Qwen-Image" in note
+    assert plan(plain(own), "qwen-image").notes == ()
+
+
 def test_a_shift_is_of_a_flow() -> None:
     graph = plain(model=["8", 0]) | {"8": node("ModelSamplingAuraFlow", model=["1", 0], shift=100)}
     assert request(graph).sampling.shift == 100  # type: ignore[union-attr]

@@ -107,6 +107,18 @@ def test_a_mask_keeps_latents(spec: ModelSpec, boot: Boot, decoded: Any) -> None
     assert (drawn["euler"] != drawn["ddim"]).any()  # whose noise in what is kept is another
 
 
+def test_a_mask_lies_where_its_image_does(boot: Boot, decoded: Any) -> None:  # noqa: F811
+    """Amid the canvas, which is larger than a picture off the grid."""
+    worker, rng = boot("sd1.5"), np.random.default_rng(0)
+    size = {"width": 76, "height": 76}
+    image = (Reference(rng.integers(0, 256, (76, 76, 3), np.uint8), "image"),)
+    kept = np.where(np.arange(76) < 73, 255, 0).astype(np.uint8)[None].repeat(76, 0)
+    known = decoded(worker, recipe(worker, image, np.full((76, 76), 255, np.uint8), **size))
+    drawn = decoded(worker, recipe(worker, image, kept, **size))
+    changed = np.abs(drawn - known).max((0, 1)) > 1e-5
+    assert changed.tolist() == [False] * 9 + [True]  # columns of 8 pixels, of which the image begins with the third
+
+
 @REDRAWING
 def test_an_image_is_drawn_anew_from_where_denoise_says(spec: ModelSpec, boot: Boot, decoded: Any) -> None:  # noqa: F811
     worker, rng = boot(spec.id), np.random.default_rng(0)

@@ -49,7 +49,7 @@ def arguments(recipe: Recipe, canvas: Size, cell: int) -> dict[str, Any]:
     share = Fraction(1) if recipe.sampling else Fraction(recipe.taken, recipe.steps)
     known = {"image": Image.fromarray(_spread(source, recipe.size, canvas)), "strength": share}
     if recipe.mask and not recipe.sampling:
-        known["mask_image"] = _drawn_anew(_kept(recipe), recipe.size, canvas, cell)
+        known["mask_image"] = _drawn_anew(kept_on(recipe, canvas), canvas, cell)
     if others:
         known["image_reference"] = [Image.fromarray(image.rgb) for image in others]
     return known
@@ -64,15 +64,20 @@ def pasted(drawn: Any, recipe: Recipe) -> Any:
     return numpy.array(both)
 
 
+def kept_on(recipe: Recipe, canvas: Size) -> Any:
+    """Where the image of `recipe` stays, on the whole canvas: uint8 (height, width), 255 where it does."""
+    return _spread(_kept(recipe), recipe.size, canvas)
+
+
 def _kept(recipe: Recipe) -> Any:
     assert recipe.mask
     return _sized(recipe.mask.kept, recipe.size, Image.Resampling.BILINEAR)
 
 
-def _drawn_anew(kept: Any, size: Size, canvas: Size, cell: int) -> Image.Image:
+def _drawn_anew(kept: Any, canvas: Size, cell: int) -> Image.Image:
     """diffusers' mask, white where to draw: every cell that has a pixel which is not wholly kept."""
     width, height = canvas
-    cells = (_spread(kept, size, canvas) < 255).reshape(height // cell, cell, width // cell, cell).any((1, 3))
+    cells = (kept < 255).reshape(height // cell, cell, width // cell, cell).any((1, 3))
     return Image.fromarray(cells.repeat(cell, 0).repeat(cell, 1))
 
 

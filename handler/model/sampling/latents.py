@@ -14,6 +14,7 @@ import torch
 
 from handler.core.recipe import Recipe
 from handler.core.sampling import Sampling
+from handler.model.families import edits
 from handler.model.sampling import noise
 from handler.model.sampling.scheduler import ComfyScheduler, Kept
 from handler.model.sampling.solving import Solving
@@ -143,7 +144,8 @@ class _Latents:
         [first, *_] = recipes
         if not (first.mask and first.sampling):
             return None
-        anew = 1 - torch.tensor(first.mask.kept).float()[None, None] / 255
+        height, width = self._asked["image"].shape[-2:]
+        anew = 1 - torch.tensor(edits.kept_on(first, (width, height))).float()[None, None] / 255
         mask = self._here(len(recipes), partial(_fitted, anew))
         if first.sampling.sampler == "ddim":  # what stays has another noise then, whether any is added or not
             drawn = self._begun_with(recipes, after=1)

@@ -151,6 +151,8 @@ def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
         at.refuse("no step is taken, so that nothing is drawn; it should start before the last of its steps.")
     if sigmas.count > spec.max_steps:
         at.note(f"{sigmas.count} steps are more than the {spec.max_steps} that {spec.id} is made for.")
+    if guider.cfg > 1 and spec.family.endswith("qwen_image"):
+        at.note("a guided step of Qwen-Image has the length of the prompt's own, as with CFGNorm.")
     fields: dict[str, Any] = {
         "sampler": how.sampler.name,
         "eta": how.sampler.eta,
