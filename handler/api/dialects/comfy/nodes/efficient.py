@@ -32,6 +32,7 @@ from handler.api.dialects.comfy.nodes.samplers import advanced, decode, ksampler
 from handler.api.dialects.comfy.values import Clip, Conditioning, Model, Vae
 
 NONE, BAKED = "None", "Baked VAE"
+NO_LORA: Mapping[str, Any] = {"lora_name": NONE, "lora_model_strength": 1.0, "lora_clip_strength": 1.0}
 MOST = 50  # LoRAs that the stacker has places for
 Stack = tuple[tuple[str, float, float], ...]
 Tuple = tuple[Model, Conditioning, Conditioning]
@@ -92,27 +93,14 @@ def loader(
 
 
 def loader_of_sdxl(
-    at: At,
-    base_ckpt_name: str,
-    base_clip_skip: int,
-    refiner_ckpt_name: str,
-    vae_name: str,
-    positive: str,
-    negative: str,
-    empty_latent_width: int,
-    empty_latent_height: int,
-    batch_size: int,
-    token_normalization: str,
-    weight_interpretation: str,
-    lora_stack: Stack | None,
+    at: At, base_ckpt_name: str, base_clip_skip: int, refiner_ckpt_name: str, **given: Any
 ) -> tuple[Any, ...]:
     """Eff. Loader SDXL, without a refiner."""
-    plain(at, token_normalization, weight_interpretation)
     if refiner_ckpt_name != NONE:
         at.refuse("a refiner is not offered; set it to None.", "refiner_ckpt_name")
-    model, clip, vae = load(at, base_ckpt_name, vae_name, base_clip_skip, lora_stack)
-    latent = empty(at, empty_latent_width, empty_latent_height, batch_size)
-    return (model, encode(at, positive, clip), encode(at, negative, clip)), latent, vae, None
+    base: dict[str, Any] = {"ckpt_name": base_ckpt_name, "clip_skip": base_clip_skip}
+    model, positive, negative, latent, vae, *_ = loader(at, **base, **NO_LORA, **given)
+    return (model, positive, negative), latent, vae, None
 
 
 def sampler(at: At, vae_decode: str, optional_vae: Vae | None, preview_method: str, **given: Any) -> tuple[Any, ...]:
