@@ -66,7 +66,7 @@ class Engine:
         self.error: StartError | None = None
         self.worker: Worker | None = None
         self._boot, self.batch, self.begun = boot, settings.batch, False  # the last: whether `start` was called
-        self._executor = Executor(settings, self.spec, self.ledger, self._fail, self._put_back)
+        self._executor = Executor(settings, self.spec, self.ledger, self.fail, self._put_back)
         self._lock, self.exit, self.queue = threading.Lock(), Deadline(), Queue(settings.queue, settings.queue_s)
         self._booted, self.over, self._publisher = threading.Event(), threading.Event(), Publisher()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -213,7 +213,7 @@ class Engine:
         for job in self.queue.close():
             job.end(self._closed())
 
-    def _fail(self, error: KindlingError, jobs: Sequence[Job] = ()) -> None:
+    def fail(self, error: KindlingError, jobs: Sequence[Job] = ()) -> None:
         """Take no more; `jobs` are told `error` itself, and before all others that this worker is no more."""
         if not self.error:
             retry_s = self.ledger.total_s or RETRY_S
@@ -236,17 +236,17 @@ class Engine:
             self.worker = worker
             self._become("ready")
         except StartError as error:
-            self._fail(error)
+            self.fail(error)
         except BaseException as error:
             log.error("the start failed\n%s", outline(error))
-            self._fail(StartError(f"{self.settings.model} could not be loaded: {type(error).__name__}."))
+            self.fail(StartError(f"{self.settings.model} could not be loaded: {type(error).__name__}."))
         self._booted.set()
         if self.worker:
             try:
                 self._work(self.worker)
             except BaseException as error:  # a bug of ours
                 log.error("the engine failed\n%s", outline(error))
-                self._fail(Internal("This worker failed; see its log."))
+                self.fail(Internal("This worker failed; see its log."))
         self.over.set()
 
     def _work(self, worker: Worker) -> None:

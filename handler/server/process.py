@@ -13,7 +13,7 @@ from types import FrameType
 
 import uvicorn
 
-from handler.core.errors import SettingsError, StartError
+from handler.core.errors import BudgetExceeded, SettingsError, StartError
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
 from handler.server.access import Observed
@@ -42,6 +42,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         settings.cold_start_budget_s,
         announce=lambda phase: say(f"{settings.model}: {phase} ..."),
         publish=lambda ledger: _tell(ledger, app.traces),
+        spent=lambda reason: server.give_up(BudgetExceeded(reason)),
     )
     engine = Engine(settings, clock)
     app = create_app(engine, public=not is_loopback(host))

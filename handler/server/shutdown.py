@@ -65,6 +65,13 @@ class Server(uvicorn.Server):
             say(self._engine.error.message)
             self._leave()
 
+    def give_up(self, error: StartError) -> None:
+        """The start will not come to its end: whoever waits for it is told so, and has `ANSWER_S` to hear it."""
+        self._engine.fail(error)
+        end = Deadline.within(ANSWER_S)
+        while self.server_state.tasks and end.left_s:
+            time.sleep(TICK_S)
+
     @property
     def code(self) -> int:
         """The exit code."""

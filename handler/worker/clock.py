@@ -78,8 +78,8 @@ class Clock:
     """Times the phases of one cold start and ends the process when the budget is spent.
 
     `announce(phase)` is called as each phase begins, `publish(ledger)` once at the end, by default as one JSON
-    line on stderr, and `record(ledger)` at both; `abort` replaces the hard exit in tests. `birth` is the process's
-    unless told.
+    line on stderr, and `record(ledger)` at both; `spent(reason)` before the process ends at its deadline, so that who
+    waits can be told within `GRACE_S`; `abort` replaces the hard exit in tests. `birth` is the process's unless told.
     """
 
     def __init__(
@@ -88,11 +88,12 @@ class Clock:
         birth: Birth | None = None,
         announce: Callable[[str], None] = lambda phase: None,
         publish: Callable[[Ledger], None] = print_ledger,
+        spent: Callable[[str], None] = lambda reason: None,
         abort: Callable[[int], None] = os._exit,
     ) -> None:
         self.ledger = Ledger(budget_s=budget_s)
         self.birth = birth or Birth.of_process()
-        self._announce, self._publish, self._abort = announce, publish, abort
+        self._announce, self._publish, self._spent, self._abort = announce, publish, spent, abort
         self.record: Callable[[Ledger], None] = lambda ledger: None
         self._done = threading.Event()
         self._lock = threading.Lock()
@@ -114,8 +115,7 @@ class Clock:
     def arm(self) -> None:
         """Start both watchdogs; raises BudgetExceeded if the budget is already spent."""
         self.require_time()
-        if self._abort is os._exit:
-            faulthandler.dump_traceback_later(self.remaining + GRACE_S, exit=True, file=STDERR)
+        self._end_later(self.remaining + GRACE_S)
         threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
 
     @contextmanager
@@ -169,6 +169,14 @@ class Clock:
             return
         reason = self._verdict()
         if self.finish("failed", reason):
+            self._end_later(2 * GRACE_S)  # whatever hinders this thread now
             print(f"kindling: {reason}", file=sys.__stderr__, flush=True)
             faulthandler.dump_traceback(file=STDERR)
-            self._abort(EXIT_CODE)
+            try:
+                self._spent(reason)
+            finally:
+                self._abort(EXIT_CODE)
+
+    def _end_later(self, seconds: float) -> None:
+        if self._abort is os._exit:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)

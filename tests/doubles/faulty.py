@@ -1,7 +1,7 @@
 """A server whose model is a fake with faults, chosen by a prompt's first word. Started as `serve` is, by its path.
 
 Every step says so on stderr, as does every upload. `hold` waits in its second step for a line on stdin; with
-FAULTY_BOOT=hold so does the boot. FAULTY_DRAIN_S and FAULTY_EXIT_S shorten the exit, FAULTY_JOIN lets the interpreter
+FAULTY_BOOT=hold so does the boot, and with FAULTY_BOOT=spend its budget is over then. FAULTY_DRAIN_S and FAULTY_EXIT_S shorten the exit, FAULTY_JOIN lets the interpreter
 wait for ever at its end.
 """
 
@@ -82,8 +82,11 @@ class Faulty(FakeFamily):
 
     def load(self, settings: Settings, spec: ModelSpec, clock: Clock) -> Worker:
         """In place of `Worker._load`."""
-        if os.environ.get("FAULTY_BOOT") == "hold":
+        if boot := os.environ.get("FAULTY_BOOT"):
             hold()
+            if boot == "spend":
+                clock.ledger.budget_s = 0.0
+                clock._watch()
         encode = lambda pipeline, recipe, tokens: {"prompt": recipe.prompt}  # noqa: E731
         family: Any = SimpleNamespace(encode=encode, SCHEDULERS=FLOW)
         return Worker(find(settings.model), CPU, family, self, clock.ledger)

@@ -54,6 +54,7 @@ PODS = {
     "cloudrun": documents("cloudrun.yml")["Service"]["spec"]["template"]["spec"],
 }
 JOB = KUBERNETES["Job"]["spec"]["template"]["spec"]
+SKY = yaml.safe_load((ROOT / "platform" / "sky.yml").read_text())
 CONVOX = yaml.safe_load((ROOT / "platform" / "convox.yml").read_text())["services"]["web"]
 
 
@@ -83,6 +84,7 @@ def readiness_paths() -> Iterator[str]:
         for name in {"startupProbe", "readinessProbe"} & container.keys():
             yield container[name]["httpGet"]["path"]
     yield CONVOX["health"]["path"]
+    yield SKY["service"]["readiness_probe"]["path"]
 
 
 def liveness_paths() -> Iterator[str]:
@@ -92,9 +94,9 @@ def liveness_paths() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", sorted(set(readiness_paths())))
-def test_a_worker_gets_requests_unless_it_has_failed(path: str) -> None:
-    """Probes carry no key, so they ask /ping; a worker that is still starting holds what comes."""
-    assert statuses(path) == [204, 200, 503]
+def test_ready_is_a_worker_whose_model_is_loaded(path: str) -> None:
+    """Probes carry no key. A start that fails was never ready, so that an update keeps the old workers."""
+    assert statuses(path) == [503, 200, 503]
 
 
 @pytest.mark.parametrize("path", sorted(set(liveness_paths())))
@@ -163,9 +165,9 @@ def test_names_refer_to_each_other() -> None:
 def test_pods_run_this_version_on_the_volume(pod: dict[str, Any]) -> None:
     [container] = pod["containers"]
     assert container["image"] == f"kindling:{__version__}"
-    [mount] = container["volumeMounts"]
-    assert Path(mount["mountPath"]) in MOUNTS
-    assert mount["name"] in {volume["name"] for volume in pod["volumes"]}
+    mounts = {mount["name"]: Path(mount["mountPath"]) for mount in container["volumeMounts"]}
+    assert mounts["volume"] in MOUNTS
+    assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
 
 
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
@@ -180,9 +182,10 @@ def test_pods_rent_one_gpu_and_hide_the_keys(pod: dict[str, Any]) -> None:
 
 def test_convox() -> None:
     given = dict(each.partition("=")[::2] for each in CONVOX["environment"])
-    said = {"KINDLING_DEVICE": "cuda", "KINDLING_MODEL": "flux-schnell"}
-    assert given == {**said, "KINDLING_API_KEYS": ""}  # "": `convox env set` gives them
-    assert CONVOX["scale"]["gpu"] == 1
+    said = {"KINDLING_DEVICE": "cuda", "KINDLING_MODEL": "flux-schnell", "KINDLING_PRECISION": "int8"}
+    secret = dict.fromkeys(("KINDLING_API_KEYS", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), "")
+    assert given == said | secret  # "": `convox env set` gives them
+    assert (CONVOX["scale"]["gpu"], CONVOX["scale"]["count"]) == (1, "1-2")
     assert Path(CONVOX["volumeOptions"][0]["awsEfs"]["mountPath"]) in MOUNTS
 
 
@@ -200,9 +203,66 @@ def test_cloud_runs_model_fits_its_gpu() -> None:
     )
 
 
-def test_convoxs_model_fits_the_gpus_that_its_head_names() -> None:
-    plan = outlook(Settings(), MODELS["flux-schnell"], GPUS["L40S"], CONVOX["scale"]["memory"] / 1000).memory
-    assert (plan.fits, plan.mode) == (True, "resident")
+@pytest.mark.parametrize(("gpu", "precision"), [("A10G", "int8"), ("L4", "int8"), ("L4", "fp8")])
+def test_convoxs_model_fits_the_nodes_that_its_head_names(gpu: str, precision: Any) -> None:
+    settings = Settings(precision=precision)
+    plan = outlook(settings, MODELS["flux-schnell"], GPUS[gpu], CONVOX["scale"]["memory"] / 1000).memory
+    assert (plan.fits, plan.mode) == (True, "encoders")
+
+
+def test_an_update_needs_no_further_gpu() -> None:
+    strategy = KUBERNETES["Deployment"]["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxSurge": 0, "maxUnavailable": 1}
+    assert CONVOX["deployment"]["maximum"] == 100
+    started = KUBERNETES["Deployment"]["spec"]["progressDeadlineSeconds"]
+    assert started > BUDGET_S
+
+
+@pytest.mark.parametrize("pod", [PODS["kubernetes"], JOB], ids=["deployment", "job"])
+def test_pods_have_few_rights(pod: dict[str, Any]) -> None:
+    [container] = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    home = next(each["value"] for each in container["env"] if each["name"] == "HOME")
+    [scratch] = [volume["name"] for volume in pod["volumes"] if "emptyDir" in volume]
+    assert {"name": scratch, "mountPath": home} in container["volumeMounts"]
+
+
+def test_pods_hear_only_the_interceptor() -> None:
+    policy = KUBERNETES["NetworkPolicy"]["spec"]
+    assert policy["podSelector"] == {"matchLabels": {"app": "kindling"}}
+    [rule] = policy["ingress"]
+    scaler = KUBERNETES["ScaledObject"]["spec"]["triggers"][0]["metadata"]["scalerAddress"]
+    [source] = rule["from"]
+    assert source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] in scaler
+    assert rule["ports"] == [{"port": PODS["kubernetes"]["containers"][0]["ports"][0]["name"]}]
+
+
+def test_another_model_is_another_job() -> None:
+    """A job cannot be changed: its name has the model, so that one word is changed everywhere."""
+    assert KUBERNETES["Job"]["metadata"]["name"] == f"kindling-fetch-{environment(JOB)['KINDLING_MODEL']}"
+
+
+def test_cloud_run_leaves_the_authorization_to_kindling() -> None:
+    """Google's own check would take the one header that OpenAI's clients send their key in."""
+    service = documents("cloudrun.yml")["Service"]
+    assert service["metadata"]["annotations"]["run.googleapis.com/invoker-iam-disabled"] == "true"
+    assert "KINDLING_API_KEYS" in {each["name"] for each in PODS["cloudrun"]["containers"][0]["env"]}
+    assert PODS["cloudrun"]["serviceAccountName"].startswith("kindling@")
+
+
+def test_sky() -> None:
+    assert SKY["resources"]["ports"] == PORT
+    assert SKY["secrets"]["KINDLING_API_KEYS"] is None  # which has to be given
+    names = {name.partition(":")[0].replace("-", " ") for name in SKY["resources"]["accelerators"]}
+    for name in {"A100 40GB" if name == "A100" else name for name in names}:
+        assert outlook(Settings(), MODELS[SKY["envs"]["KINDLING_MODEL"]], GPUS[name], 40).memory.mode == "resident"
 
 
 def test_what_is_copied_is_in_the_repository() -> None:

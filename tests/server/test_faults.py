@@ -158,6 +158,15 @@ def test_while_it_starts_requests_are_held_as_long_as_they_can_wait() -> None:
         assert server.steps("hasty") == 0
 
 
+def test_who_waits_for_a_start_that_takes_too_long_is_told_so() -> None:
+    with faulty(ready=False, FAULTY_BOOT="spend") as server:
+        patient = server.begin("fine")
+        server.waiting(1)
+        server.release()
+        assert_worth_another_try(patient.result(), 503, "cold_start_budget_exceeded")
+        assert server.ends() == 124
+
+
 def test_a_full_queue_refuses_and_harms_nobody(server: Faulty) -> None:
     running = server.hold()
     accepted = [server.begin("fine") for _ in range(8)]
