@@ -17,13 +17,14 @@ RUN apt-get update \
     && install -d -o kindling /volume
 WORKDIR /app
 
-# What changes seldom comes first. RunPod's SDK and fal's cannot live in one image; platform/fal_app.py asks for fal's.
-COPY requirements.txt ./
-RUN pip install -r requirements.txt
-ARG SDK=runpod==1.12.0
-RUN pip install -r requirements.txt "$SDK"
+# What changes seldom comes first, all by version and hash. RunPod's SDK and fal's cannot live in one image;
+# platform/fal_app.py asks for fal's.
+COPY platform/locks platform/locks
+RUN pip install --require-hashes -r platform/locks/requirements.lock
+ARG SDK=runpod
+RUN pip install --require-hashes -r "platform/locks/$SDK.lock"
 
-COPY pyproject.toml ./
+COPY pyproject.toml requirements.txt ./
 COPY handler handler
 COPY platform platform
 RUN pip install --no-deps .

@@ -7,6 +7,8 @@
 #             many of the changes they notice (hours; MODULES=handler/engine/queue.py for a part); make mutate-changes makes
 #             those that are listed, and fails if any goes unnoticed
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
+# make lock   bring platform/locks/, the versions and hashes of all that is installed, in step with requirements.txt
+#             (UPGRADE=-U for newer ones)
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
 #             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)
@@ -22,7 +24,7 @@ GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 .DEFAULT_GOAL := run
-.PHONY: run test quick judge check mutate mutate-changes gpu-wheels spark lower lower-check can-lower
+.PHONY: run test quick judge check mutate mutate-changes gpu-wheels lock spark lower lower-check can-lower
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
@@ -63,17 +65,31 @@ can-lower:
 lower-check: $(GPULESS)/ready
 	$(GPULESS)/venv/bin/python benchmarks/lower.py --check
 
-$(VENV)/run: requirements.txt pyproject.toml
+UNHASHED := sed '/--hash=/d; s/ *\\$$//'
+LOCKED := $(VENV)/lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+    --no-emit-index-url --system-certs $(UPGRADE)
+
+lock: $(VENV)/run
+	@$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9 cyclonedx-bom==7.5.0
+	$(LOCKED) requirements.txt -o platform/locks/requirements.lock
+	for sdk in runpod fal; do \
+	    sed -n "s/^$$sdk = \[\"\(.*\)\"\].*/\1/p" pyproject.toml | $(LOCKED) requirements.txt - -o platform/locks/$$sdk.lock || exit; \
+	done
+	$(UNHASHED) platform/locks/runpod.lock | $(VENV)/lock/bin/cyclonedx-py requirements - --output-reproducible -o platform/locks/sbom.json
+
+$(VENV)/run: requirements.txt pyproject.toml platform/locks/requirements.lock
 	@echo "Setting up $(VENV): downloading and installing torch and diffusers, a few minutes the first time."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kindling needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
-	$(PIP) torch==$$(sed -n 's/^torch==//p' requirements.txt)
-	$(PIP) -e .
+	@$(UNHASHED) platform/locks/requirements.lock > $(VENV)/versions
+	$(PIP) -c $(VENV)/versions torch
+	$(PIP) -c $(VENV)/versions -e .
 	@touch $@
 
 $(VENV)/dev: $(VENV)/run
 	@echo "Adding what the tests need."
-	$(PIP) -e '.[dev]'
+	$(PIP) -c $(VENV)/versions -e '.[dev]'
 	@touch $@
 
 $(FAL)/ready: $(VENV)/dev

@@ -39,9 +39,7 @@ for warning in filter(None, (offer.warning for offer in OFFERS)):
     print(warning, file=sys.stderr)
 MACHINES = [name for offer in OFFERS for name in offer.rental.names]
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
-IMAGE = ContainerImage.from_dockerfile(
-    str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": f"fal=={fal.__version__}"}
-)
+IMAGE = ContainerImage.from_dockerfile(str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": "fal"})
 
 
 class Input(ImageRequest):

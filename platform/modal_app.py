@@ -57,12 +57,13 @@ if SNAPSHOT not in SNAPSHOTS:
     raise errors.StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
 SHIPPED = modal.FilePatternMatcher("**/*.py", "**/*.toml", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
+LOCK = Path(__file__).parent / "locks" / "requirements.lock"
 
 app = modal.App("kindling")
 volume = modal.Volume.from_name("kindling", create_if_missing=True)
 image = (
     modal.Image.debian_slim(python_version="3.11")  # with the compiler that Inductor calls
-    .pip_install_from_requirements(str(Path(__file__).parents[1] / "requirements.txt"))
+    .uv_pip_install(requirements=[str(LOCK)], extra_options="--require-hashes", uv_version="0.13.9")
     .add_local_python_source("handler", ignore=~SHIPPED)
 )
 # Always one secret, for Modal wants a container to define as many objects as were deployed. `env` becomes another.

@@ -54,6 +54,7 @@ PODS = {
     "cloudrun": documents("cloudrun.yml")["Service"]["spec"]["template"]["spec"],
 }
 JOB = KUBERNETES["Job"]["spec"]["template"]["spec"]
+LOCKS = ROOT / "platform" / "locks"
 SKY = yaml.safe_load((ROOT / "platform" / "sky.yml").read_text())
 CONVOX = yaml.safe_load((ROOT / "platform" / "convox.yml").read_text())["services"]["web"]
 
@@ -310,17 +311,47 @@ def test_everything_is_pinned() -> None:
     requirements = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = re.compile(r"[\w.-]+(\[[\w,]+\])?==[\w.]+(; platform_system == \"Linux\")?")
     assert all(pinned.fullmatch(line) for line in requirements)
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    arguments = dict(rest.split("=", 1) for name, rest in DOCKERFILE if name == "ARG")
-    assert [arguments["SDK"]] == extras["runpod"]
     [base] = [rest for name, rest in DOCKERFILE if name == "FROM"]
     assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base)
 
 
+def locked(name: str) -> dict[str, tuple[str, int]]:
+    """The version of each package in a lock, and how many hashes it may have."""
+    found = re.findall(r"^([\w.-]+)==(\S+)(.*?)(?=^\S|\Z)", (LOCKS / f"{name}.lock").read_text(), re.M | re.S)
+    return {package: (version, more.count("--hash=sha256:")) for package, version, more in found}
+
+
+def asked(lines: list[str]) -> dict[str, str]:
+    """The versions that requirements name, by the names that a lock has."""
+    plain = [line.partition(";")[0].strip() for line in lines if not line.startswith("#")]
+    pairs = (line.partition("==")[::2] for line in plain)
+    return {re.sub(r"\[.*", "", name).replace("_", "-").lower(): version for name, version in pairs}
+
+
+@pytest.mark.parametrize("name", ["requirements", "runpod", "fal"])
+def test_locks_are_in_step_with_what_is_asked_for(name: str) -> None:
+    """`make lock` writes them."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = asked([*(ROOT / "requirements.txt").read_text().splitlines(), *extras.get(name, [])])
+    found = locked(name)
+    assert all(hashes for _, hashes in found.values())
+    assert {package: found[package][0].removesuffix(".0") for package in wanted} == {
+        package: version.removesuffix(".0") for package, version in wanted.items()
+    }
+    [arguments] = [rest for step, rest in DOCKERFILE if step == "ARG"]
+    assert (LOCKS / f"{arguments.removeprefix('SDK=')}.lock").is_file()
+
+
+def test_the_bill_of_materials_is_of_the_image() -> None:
+    bill = json.loads((LOCKS / "sbom.json").read_text())["components"]
+    assert {(one["name"], one["version"]) for one in bill} == {(name, one[0]) for name, one in locked("runpod").items()}
+
+
 def test_layers_that_seldom_change_come_first() -> None:
     steps = [rest for name, rest in DOCKERFILE if name in ("COPY", "RUN")]
-    installed = [i for i, rest in enumerate(steps) if "-r requirements.txt" in rest]
-    code = [i for i, rest in enumerate(steps) if rest.startswith(("handler", "platform", "pyproject"))]
+    installed = [i for i, rest in enumerate(steps) if rest.startswith("pip install --require-hashes")]
+    code = [i for i, rest in enumerate(steps) if rest.startswith(("handler", "platform platform", "pyproject"))]
+    assert len(installed) == 2
     assert max(installed) < min(code)
 
 

@@ -151,11 +151,12 @@ def test_the_image_is_pinned(plane: Plane) -> None:
     commands = plane.image(plane.function(SERVING))
     assert commands[0].startswith("FROM python:3.11.")
     assert "RUN apt-get install -y gcc gfortran build-essential" in commands  # Inductor's compiler comes with it
-    assert commands[-1] == "RUN python -m pip install -r /.requirements.txt"
+    assert re.fullmatch(
+        r"RUN /\.uv/uv pip install .* --require-hashes --requirements /\.uv/0/requirements\.lock", commands[-1]
+    )
     layers = [plane.objects[layer].image for layer in plane.objects if layer.startswith("im-")]
     (sent,) = [file.data.decode() for layer in layers for file in layer.context_files]
-    assert sent == (ROOT / "requirements.txt").read_text()
-    assert all("==" in line for line in sent.splitlines() if line and not line.startswith("#"))
+    assert sent == (ROOT / "platform" / "locks" / "requirements.lock").read_text()
 
 
 def test_handlers_sources_and_weights_are_shipped_and_nothing_else(plane: Plane) -> None:
