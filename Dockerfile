@@ -11,7 +11,7 @@ FROM python:3.11.14-slim-bookworm
 # A platform that chooses the port says so in PORT.
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PORT=8000
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ libc6-dev \
+    && apt-get install -y --no-install-recommends g++ libc6-dev tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 kindling \
     && install -d -o kindling /volume
@@ -32,8 +32,12 @@ RUN pip install --no-deps .
 # kindling, by its number: Kubernetes cannot tell from a name that it is not root.
 USER 1000
 EXPOSE 8000
-# Weights may load for up to the cold-start budget of 240 s before the first check counts.
+# Weights may load for up to the cold-start budget of 240 s before the first check counts. A worker of RunPod's queue has no
+# port; it tells RunPod itself.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=250s \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health/live')"]
+    CMD ["python", "-c", "import os, urllib.request as u; os.environ.get('RUNPOD_WEBHOOK_GET_JOB') or u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health/live')"]
+# What is told to stop before Python listens ends too: the kernel drops such a signal for a container's first process, which
+# tini is.
+ENTRYPOINT ["tini", "--"]
 # A worker of RunPod's queue takes jobs, all others serve HTTP. `exec`, so that SIGTERM reaches Python, which drains.
 CMD ["sh", "-c", "if [ \"$RUNPOD_WEBHOOK_GET_JOB\" ]; then exec python -u platform/runpod_worker.py; fi; exec python -m handler serve --host 0.0.0.0 --port $PORT"]

@@ -44,6 +44,7 @@ RUN = {
 TESTED = {
     "HF_TOKEN=hf_... modal run platform/modal_app.py::fetch": "platform/test_modal_deploy.py::test_modal_run",
     "KINDLING_MODEL=spark KINDLING_DEVICE=cpu fal run --local": "platform/test_fal_app.py::local",
+    "KINDLING_VOLUME=$HOME/volume .venv/bin/python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_VOLUME=/workspace python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "modal deploy platform/modal_app.py": "platform/test_modal_deploy.py::deployed",
     "modal run platform/modal_app.py::": "platform/test_modal_deploy.py::test_modal_run",
@@ -65,13 +66,14 @@ TESTED = {
     ),
 }
 ELSEWHERE = (  # these want an account, a cluster or a container engine
-    "convox deploy ",
+    "convox ",
     'curl -s "https://api.runpod.ai',
     "docker build ",
     "curl -s https://fal.run/YOU",
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
-    "gcloud run services replace platform/cloudrun.yml",
-    "kubectl ",
+    *("gcloud ", "printf choose-one | gcloud", "PROJECT=", "IMAGE=", "ACCOUNT=", "curl -s https://ADDRESS"),
+    *("kubectl ", "helm ", "curl -s http://127.0.0.1:8080"),
+    "sed -i ",  # of the manifests, which test_container.py looks at
     "pip install -e '.[fal]'",
 )
 

@@ -1,8 +1,8 @@
 """A server whose model is a fake with faults, chosen by a prompt's first word. Started as `serve` is, by its path.
 
 Every step says so on stderr, as does every upload. `hold` waits in its second step for a line on stdin; with
-FAULTY_BOOT=hold so does the boot, and with FAULTY_BOOT=spend its budget is over then. FAULTY_DRAIN_S and FAULTY_EXIT_S shorten the exit, FAULTY_JOIN lets the interpreter
-wait for ever at its end.
+FAULTY_BOOT=hold so does the boot, and with FAULTY_BOOT=spend its budget is over then. FAULTY_DRAIN_S and FAULTY_EXIT_S
+shorten the exit, FAULTY_JOIN lets the interpreter wait for ever at its end.
 """
 
 import os

@@ -390,6 +390,19 @@ def test_the_command_serves_and_drains(tmp_path: Path) -> None:
             process.kill()
 
 
+def test_a_worker_of_the_queue_is_not_called_unhealthy() -> None:
+    check = json.loads(next(rest for name, rest in DOCKERFILE if name == "HEALTHCHECK").partition("CMD ")[2])
+    for environ, code in (({"PORT": "9"}, 1), ({"PORT": "9", "RUNPOD_WEBHOOK_GET_JOB": "https://example.invalid"}, 0)):
+        done = subprocess.run([sys.executable, *check[1:]], env=environ, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+
+
+def test_the_first_process_passes_signals_on() -> None:
+    """The kernel gives a container's first process no signal that it does not listen for, and Python begins late to."""
+    assert ("ENTRYPOINT", '["tini", "--"]') in DOCKERFILE
+    assert any(name == "RUN" and re.search(r"apt-get install .*\btini\b", rest) for name, rest in DOCKERFILE)
+
+
 def test_pods_hear_nothing_of_services() -> None:
     """The Service is called kindling: what Kubernetes would tell its pods of it looks like settings."""
     assert KUBERNETES["Service"]["metadata"]["name"] == "kindling"
