@@ -11,7 +11,7 @@ FROM python:3.11.14-slim-bookworm
 # A platform that chooses the port says so in PORT.
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PORT=8000
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ libc6-dev tini \
+    && apt-get install -y --no-install-recommends curl g++ libc6-dev tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 kindling \
     && install -d -o kindling /volume
