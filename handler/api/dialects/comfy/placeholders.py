@@ -4,7 +4,8 @@ import re
 from typing import Final
 
 PLACE: Final = re.compile(
-    rb"\{\{[\w.\- ]{1,60}\}\}|\$\{[\w.\- ]{1,60}\}|%[A-Za-z_]\w{1,60}%|<[A-Za-z_]\w{1,60}>|\b\w{0,40}PLACEHOLDER\w{0,40}"
+    rb"\{\{[\w.\- ]{1,60}\}\}|\$\{[\w.\- ]{1,60}\}|%[A-Za-z_]\w{1,60}%|<[A-Za-z_]\w{1,60}>"
+    rb"|\b\w{0,40}PLACEHOLDER\w{0,40}"
 )
 MOST: Final = 5
 

@@ -11,6 +11,7 @@ from typing import Any
 from handler.api.dialects.comfy.ui.document import Graph, Node, Port, Slot, identity
 from handler.api.dialects.comfy.ui.following import Literal
 from handler.api.dialects.comfy.ui.kinds import PRIMITIVE
+from handler.api.dialects.comfy.ui.orders import SEEDS
 from handler.api.dialects.comfy.ui.unfolding import Scope, Unfolded
 from handler.api.dialects.comfy.ui.widgets import CONTROLS, Named
 
@@ -87,14 +88,16 @@ class Hosting:
         return found
 
     def _placed(self, scope: Scope, values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-        names = [port.name for port in scope.graph.inputs if self._promotes(scope, port)]
-        surplus, rest = len(values) > len(names), iter(values)
-        for name in names:
+        """By place, where the value that says how a seed changes may have one too."""
+        ports = [port for port in scope.graph.inputs if self._promotes(scope, port)]
+        surplus, seed, rest = len(values) > len(ports), False, iter(values)
+        for port in ports:
             value = next(rest, None)
-            if surplus and value in CONTROLS and isinstance(value, str):
+            if (surplus or seed) and isinstance(value, str) and value in CONTROLS:
                 value = next(rest, None)
             if value is not None:
-                yield name, value
+                yield port.name, value
+            seed = any(slot.widget in SEEDS for _, slot in targets(scope.graph, port))
 
     def _promotes(self, scope: Scope, port: Port) -> bool:
         """Whether an input leads to a widget."""

@@ -48,7 +48,8 @@ def order(kind: str, classes: Mapping[str, Any]) -> Order | None:
     if said := mapping(classes.get(kind)):
         return Order(tuple(_said(said)), text(said.get("display_name")) or kind)
     if row := TABLE.get(kind):
-        return Order(tuple(_listed(row)), row.title or kind, kind not in ALIASES and not row.rest)
+        widgets = tuple(_listed(row))
+        return Order(widgets, row.title or kind, bool(widgets) and kind not in ALIASES and not row.rest)
     return None
 
 
