@@ -5,10 +5,10 @@ page's `graphToPrompt` does (Comfy-Org/ComfyUI_frontend, `ExecutableNodeDTO.reso
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from handler.api.dialects.comfy.ui.document import ANY, OUTER_IN, Link, Node
+from handler.api.dialects.comfy.ui.document import ANY, OUTER_IN, Link, Node, text
 from handler.api.dialects.comfy.ui.kinds import GETTERS, PRIMITIVE, REROUTES, SETTERS, SHOWN
 from handler.api.dialects.comfy.ui.unfolding import BYPASSED, MUTED, Scope, Unfolded
 
@@ -71,9 +71,11 @@ class Following:
 
     unfolded: Unfolded
     values: Values
+    setters: dict[tuple[str, ...], dict[Any, Node]] = field(default_factory=dict)  # by the way to their graph
 
     def source(self, scope: Scope, node: Node, place: int) -> Source:
         """What the input at `place` gets; None if nothing leads to it, or only a circle."""
+        self.unfolded.go_on()
         kind = node.inputs[place].type
         at: Inlet | Outlet | Source = Inlet(scope, node, place)
         seen = set()
@@ -117,12 +119,24 @@ class Following:
         if node.kind in REROUTES:
             return Inlet(scope, node, at.slot if at.slot < len(node.inputs) else 0)
         if node.kind in GETTERS:
-            return set_elsewhere(scope, node)
+            return self._set(scope, _name(node))
         if node.kind in SETTERS:
             return Inlet(scope, node, 0)
         if node.kind == PRIMITIVE:
             return self.values.primitive(scope, node)
         return None if node.kind in SHOWN else Output(scope.named(node), at.slot)
+
+    def _set(self, scope: Scope, name: str) -> Inlet | None:
+        """What was set under a name: in this graph, or around it."""
+        at: Scope | None = scope
+        while at is not None and name:
+            if at.path not in self.setters:
+                nodes = [one for one in at.graph.nodes.values() if one.kind in SETTERS and one.inputs]
+                self.setters[at.path] = {_name(one): one for one in nodes}
+            if name in self.setters[at.path]:
+                return Inlet(at, self.setters[at.path][name], 0)
+            at = at.outer
+        return None
 
     def _inside(self, inner: Scope, slot: int) -> Inlet | Outlet | Source:
         """From a host's output to what leads to it inside."""
@@ -158,17 +172,5 @@ def connects(one: str, other: str) -> bool:
     return ANY in left | right or bool(left & right)
 
 
-def set_elsewhere(scope: Scope, node: Node) -> Inlet | None:
-    """What was set under the name that a getter has: in its graph, or around it."""
-    wanted: Any = _name(node)
-    at: Scope | None = scope
-    while at is not None and wanted:
-        for other in at.graph.nodes.values():
-            if other.kind in SETTERS and _name(other) == wanted and other.inputs:
-                return Inlet(at, other, 0)
-        at = at.outer
-    return None
-
-
-def _name(node: Node) -> Any:
-    return node.values[0] if not isinstance(node.values, Mapping) and node.values else None
+def _name(node: Node) -> str:
+    return text(node.values[0]) if not isinstance(node.values, Mapping) and node.values else ""

@@ -4,7 +4,7 @@ The page finds a group's inputs, outputs and values by their places alone (`Grou
 that ports are named by their places here, and the inputs of group nodes too.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -66,10 +66,13 @@ class Group:
         """All of it."""
         nodes = [self._node(place, one) for place, one in enumerate(records(self.said.get("nodes")))]
         self.links.update(self._inside(nodes))
-        linked = {(link.target, link.place) for link in self.links.values()}
-        nodes = [self._with_ports(one, linked) for one in nodes]
+        inside = dict(self.links)
+        there = {(link.target, link.place): name for name, link in inside.items()}
+        away = {(link.origin, link.slot) for link in inside.values()}
+        outside = set(self._external())
+        nodes = [self._with_ports(one, there, away) for one in nodes]
         for one in nodes:
-            self.outputs += self._outputs(one)
+            self.outputs += self._outputs(one, away - outside)
         inputs = (*self.widgets, *self.sockets)
         for place, port in enumerate(inputs):
             self.links[port.links[0]] = replace(self.links[port.links[0]], slot=place)
@@ -91,39 +94,32 @@ class Group:
                 case [int() as origin, slot, int() as target, place, *_] if max(origin, target) < len(nodes):
                     yield f"inside {number}", Link(str(origin), whole(slot), str(target), whole(place))
 
-    def _with_ports(self, one: Node, linked: set[tuple[str, int]]) -> Node:
+    def _with_ports(self, one: Node, there: Mapping[tuple[str, int], str], away: Set[tuple[str, int]]) -> Node:
         """A node whose inputs have their links, and, where there is none inside, one from a new port."""
-        within = {link.place: name for name, link in self.links.items() if link.target == one.id}
-        away = {link.origin for name, link in self.links.items() if name.startswith("inside")}
-        passed = one.kind in REROUTES and one.id in away and (one.id, 0) in linked
+        passed = one.kind in REROUTES and (one.id, 0) in away and (one.id, 0) in there
         slots = []
         for place, slot in enumerate(one.inputs):
-            if place in within or passed:
-                slots.append(replace(slot, link=within.get(place, "")))
-                continue
-            ports = self.widgets if slot.widget else self.sockets
-            name = f"widget {len(ports)}" if slot.widget else str(len(ports))
-            link = f"to {one.id} {place}"
-            self.links[link] = Link(OUTER_IN, 0, one.id, place)
-            ports.append(Port(name, (link,), slot.type))
+            link = there.get((one.id, place), "")
+            if not link and not passed:
+                link = f"to {one.id} {place}"
+                self.links[link] = Link(OUTER_IN, 0, one.id, place)
+                ports = self.widgets if slot.widget else self.sockets
+                ports.append(Port(f"widget {len(ports)}" if slot.widget else str(len(ports)), (link,), slot.type))
             slots.append(replace(slot, link=link))
         return replace(one, inputs=tuple(slots))
 
-    def _outputs(self, one: Node) -> Iterator[Port]:
+    def _outputs(self, one: Node, hidden: Set[tuple[str, int]]) -> Iterator[Port]:
         """Those that are seen: not linked inside, linked to the outside too, or as the group says."""
-        within = {link.slot for link in self.links.values() if link.origin == one.id and link.target != OUTER_OUT}
-        outside = {whole(said[1]) for said in self._external() if identity(said[0]) == one.id}
         config = mapping(mapping(mapping(self.said.get("config")).get(one.id)).get("output"))
         for slot, kind in enumerate(one.outputs):
-            seen = mapping(config.get(str(slot))).get("visible", slot not in within or slot in outside)
-            if seen:
+            if mapping(config.get(str(slot))).get("visible", (one.id, slot) not in hidden):
                 name = f"from {one.id} {slot}"
                 self.links[name] = Link(one.id, slot, OUTER_OUT, 0)
                 yield Port(name, (name,), kind)
 
-    def _external(self) -> Iterator[list[Any]]:
-        """The group's outputs that are linked to the outside: a node's place, or the node, and an output."""
+    def _external(self) -> Iterator[tuple[str, int]]:
+        """The outputs that are linked to the outside: a node's place, or the node, and an output."""
         said = self.said.get("external")
         for one in said if isinstance(said, list) else ():
             if isinstance(one, list) and len(one) >= 2:
-                yield [one[0].get("index") if isinstance(one[0], dict) else one[0], one[1]]
+                yield identity(one[0].get("index") if isinstance(one[0], dict) else one[0]), whole(one[1])

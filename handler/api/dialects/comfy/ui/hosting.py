@@ -20,10 +20,10 @@ OWN = "-1"  # in a proxy: not a node inside, but the host's input of that name
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a host says: of its inputs by name, and of widgets inside by their node's id and their name."""
+    """What a host says: of its inputs by name, and of widgets inside by their node's id, then their name."""
 
     ports: dict[str, Any] = field(default_factory=dict)
-    widgets: dict[tuple[str, str], Any] = field(default_factory=dict)
+    widgets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -37,13 +37,14 @@ class Hosting:
     def values(self, scope: Scope, node: Node) -> Named:
         """A node's, with what its host says of them."""
         found = self.own(node)
-        fresh = {name: value for (inner, name), value in self.said(scope).widgets.items() if inner == node.id}
+        told = self.said(scope).widgets.get(node.id, {})
+        fresh = {name: value for name, value in told.items() if name in found.values}
         return Named({**found.values, **fresh}, notes=found.notes)
 
     def primitive(self, scope: Scope, node: Node) -> Literal | None:
         """What a PrimitiveNode gives to all inputs that it leads to."""
-        told = [value for (inner, _), value in self.said(scope).widgets.items() if inner == node.id]
-        values = told or ([] if isinstance(node.values, Mapping) else list(node.values))
+        told = self.said(scope).widgets.get(node.id, {})
+        values = [*told.values()] or ([] if isinstance(node.values, Mapping) else list(node.values))
         return Literal(values[0]) if values else None
 
     def promoted(self, scope: Scope, port: int) -> Literal | None:
@@ -72,19 +73,18 @@ class Hosting:
         return self._said[scope.path]
 
     def _read(self, scope: Scope, host: Node, outer: Scope) -> Said:
-        found = Said()
+        found, led = Said(), _led(scope.graph)
         values = host.named or host.values
         if isinstance(values, Mapping):
             found.ports.update(values)
         elif proxies := host.properties.get("proxyWidgets"):
             for proxy, value in zip(proxies if isinstance(proxies, list) else (), values, strict=False):
                 if value is not None and isinstance(proxy, list) and len(proxy) >= 2 and isinstance(proxy[1], str):
-                    _tell(found, scope.graph, identity(proxy[0]), proxy[1], value)
+                    _tell(found, led, identity(proxy[0]), proxy[1], value)
         else:
             found.ports.update(self._placed(scope, values))
-        for (inner, name), value in self.said(outer).widgets.items():
-            if inner == host.id:
-                _tell(found, scope.graph, OWN, name, value)
+        for name, value in self.said(outer).widgets.get(host.id, {}).items():
+            _tell(found, led, OWN, name, value)
         return found
 
     def _placed(self, scope: Scope, values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
@@ -101,6 +101,7 @@ class Hosting:
 
     def _promotes(self, scope: Scope, port: Port) -> bool:
         """Whether an input leads to a widget."""
+        self.unfolded.go_on()
         for node, slot in targets(scope.graph, port):
             if slot.widget or node.kind == PRIMITIVE:
                 return True
@@ -119,18 +120,23 @@ def targets(graph: Graph, port: Port) -> Iterator[tuple[Node, Slot]]:
             yield from ((node, slot) for slot in node.inputs if slot.link == name)
 
 
-def _tell(found: Said, graph: Graph, inner: str, name: str, value: Any) -> None:
+def _led(graph: Graph) -> Mapping[tuple[str, str], str]:
+    """The input that leads to a widget, by that one's node and name; and each input by `OWN` and its name."""
+    found = {(OWN, port.name): port.name for port in graph.inputs}
+    for port in graph.inputs:
+        for node, slot in targets(graph, port):
+            for name in (slot.name, slot.widget):
+                found.setdefault((node.id, name), port.name)
+    return found
+
+
+def _tell(found: Said, led: Mapping[tuple[str, str], str], inner: str, name: str, value: Any) -> None:
     """Keep what is said of a widget where it is looked for: at the input that leads to it, if there is one."""
     name = name.rpartition(": ")[2]  # before that, old pages wrote the ids of nested nodes
-    for port in graph.inputs:
-        if port.name == name if inner == OWN else _leads(graph, port, inner, name):
-            found.ports[port.name] = value
-            return
-    found.widgets[inner, name] = value
-
-
-def _leads(graph: Graph, port: Port, inner: str, name: str) -> bool:
-    return any(node.id == inner and name in (slot.widget, slot.name) for node, slot in targets(graph, port))
+    if port := led.get((inner, name)):
+        found.ports[port] = value
+    else:
+        found.widgets.setdefault(inner, {})[name] = value
 
 
 def _place(graph: Graph, name: str) -> int:

@@ -3,6 +3,7 @@
 A node inside a subgraph is called by the way to it, `57:8`: node 8 of what node 57 stands for.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from handler.api.dialects.comfy.ui.document import Document, Graph, Node
 
 MOST_NODES = 10_000
 DEEPEST = 32  # subgraphs inside each other
+LONGEST_S = 10.0  # that may be spent on a file
 MUTED, BYPASSED = 2, 4  # modes of a node
 
 
@@ -34,10 +36,16 @@ class Unfolded:
 
     nodes: tuple[tuple[Scope, Node], ...]
     scopes: Mapping[tuple[str, ...], Scope] = field(default_factory=dict)
+    begun: float = field(default_factory=time.monotonic)
 
     def inside(self, scope: Scope, node: Node) -> Scope | None:
         """What a node stands for, if it is a host."""
         return self.scopes.get((*scope.path, node.id))
+
+    def go_on(self) -> None:
+        """GraphRefused once the file has taken too long."""
+        if time.monotonic() - self.begun > LONGEST_S:
+            raise faults.no("invalid_prompt", f"The workflow takes longer than {LONGEST_S:g} s to convert.")
 
 
 def unfolded(document: Document) -> Unfolded:

@@ -14,6 +14,7 @@ from handler.api.dialects.comfy.ui.prompts import chosen
 
 CONTROLS: Final = ("fixed", "increment", "decrement", "randomize")  # how a seed changes after each prompt
 BUTTONS: Final = ("IMAGEUPLOAD", "AUDIOUPLOAD", "VIDEOUPLOAD")  # have a place, and no value for the server
+OF_PAGE: Final = ("control_after_generate", "control_filter_list", "upload")  # names that the server does not know
 LORAS: Final = "Power Lora Loader (rgthree)"
 
 
@@ -37,7 +38,7 @@ def named(node: Node, order: Order | None) -> Named:
     """A node's; without those that cannot be told, of which a note says so."""
     if node.named or isinstance(node.values, Mapping):
         given = node.named or node.values
-        found = Named({name: value for name, value in dict(given).items() if name not in CONTROLS})
+        found = Named({name: value for name, value in dict(given).items() if name not in OF_PAGE})
         found.missing = [one for one in order.widgets if one.name not in found.values] if order else []
     elif node.kind == LORAS:
         return Named(_loras(node.values))
@@ -77,7 +78,7 @@ def aligned(widgets: Iterable[Widget], values: Sequence[Any]) -> Named:
             continue
         value, place = values[place], place + 1
         found.fits &= suits(widget, value)
-        if widget.type not in BUTTONS:
+        if widget.type not in BUTTONS and widget.name not in OF_PAGE:
             found.values[widget.name] = value
         todo += reversed(widget.more.get(value, ()) if isinstance(value, str) else ())
         place += _controls(widget, todo, values[place:])
