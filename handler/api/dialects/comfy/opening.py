@@ -1,10 +1,12 @@
 """A file of ComfyUI's, whatever it is, as a graph in API format: an API or a UI workflow, or a picture that has one."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 from handler.api.dialects.comfy import faults
+from handler.api.dialects.comfy.checking import placeholder
 from handler.api.dialects.comfy.pictured import is_picture, texts
 from handler.api.dialects.comfy.placeholders import placeholders
 from handler.api.dialects.comfy.ui.conversion import converted
@@ -15,6 +17,7 @@ from handler.core.untrusted import Malformed, parse, printed
 Origin = Literal["API format", "UI format", "the API format in a picture", "the UI format in a picture"]
 LONGEST = 64 << 20  # bytes of a file
 LONGEST_JSON = 16 << 20  # and of its JSON
+MOST_UNFILLED = 20  # placeholders that are told of
 WRAPPERS = ("prompt", "workflow", "output", "input", "extra_data", "extra_pnginfo")  # what payloads keep a graph in
 
 
@@ -39,9 +42,8 @@ def opened(data: bytes, classes: Mapping[str, Any] | None = None) -> Opened:
     """
     if len(data) > LONGEST:
         raise refused(f"It is longer than {LONGEST >> 20} MB")
-    if is_picture(data):
-        return _of_picture(data, classes or {})
-    return _of_json(data, classes or {})
+    found = (_of_picture if is_picture(data) else _of_json)(data, classes or {})
+    return replace(found, notes=(*found.notes, *islice(_unfilled(found.graph), MOST_UNFILLED)))
 
 
 def refused(why: str) -> GraphRefused:
@@ -106,3 +108,12 @@ def _nodes(api: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         name: one for name, one in api.items() if isinstance(one, dict) and ("class_type" in one or "inputs" in one)
     }
+
+
+def _unfilled(graph: Mapping[str, Any]) -> Iterator[str]:
+    """Places of an app's template that nobody has filled in, though what is there may be drawn."""
+    for node, body in graph.items():
+        inputs = body.get("inputs")
+        for name, value in inputs.items() if isinstance(inputs, dict) else ():
+            if told := placeholder(value):
+                yield f"Node {node}: {name}: {told}"

@@ -69,7 +69,7 @@ def _choices(wanted: Input) -> tuple[str, ...]:
 
 def _said(said: Mapping[str, Any]) -> Iterator[Widget]:
     """Of a class of an `/object_info`."""
-    groups, orders = mapping(said.get("input", said)), mapping(said.get("input_order"))
+    groups, orders = mapping(said.get("input")), mapping(said.get("input_order"))
     for group in ("required", "optional"):
         inputs = mapping(groups.get(group))
         named = orders.get(group)
@@ -98,8 +98,8 @@ def _one(name: str, kind: Any, options: Mapping[str, Any]) -> Iterator[Widget]:
 
 def _of_choices(name: str, options: Mapping[str, Any]) -> Widget:
     """A widget whose choice brings others, which have its name before theirs."""
-    more = {
-        text(one.get("key")): tuple(replace(inner, name=f"{name}.{inner.name}") for inner in _said(one))
-        for one in records(options.get("options"))
-    }
+    more = {}
+    for one in records(options.get("options")):
+        inner = _said({"input": one.get("inputs")})
+        more[text(one.get("key"))] = tuple(replace(each, name=f"{name}.{each.name}") for each in inner)
     return Widget(name, "COMBO", next(iter(more), None), more=more)
