@@ -305,7 +305,23 @@ def test_everywhere() -> None:
     found["links"][7], found["links"][0] = [8, 4, 2, 80, 0, "VAE"], [1, 4, 0, 80, 1, "MODEL"]
     made = converted(found)
     assert bare(made) == api()
-    assert made.notes == ("2 inputs are linked by their type, as the file's 'everywhere' nodes say.",)
+    assert made.notes == ("2 inputs are linked as the file's 'everywhere' nodes say.",)
+    by_id(found, 80)["inputs"] = []
+    keys = ("downstream", "downstream_slot", "upstream", "upstream_slot")
+    links = [(8, 1, "4", 2), (3, 0, "4", 0), (3, 99, "4", 0), ("no", 0, "4", 0), (3, 2, "no", 0)]
+    found["extra"]["ue_links"] = [dict(zip(keys, one, strict=True)) for one in links]
+    assert (bare(converted(found)), converted(found).notes) == (api(), made.notes)
+
+
+def test_two_that_go_everywhere_are_told() -> None:
+    found = default()
+    by_id(found, 3)["inputs"][1]["link"] = None
+    slots = [slot("anything", "*", 5), slot("anything2", "*", 50)]
+    found["nodes"].append(item(80, "Anything Everywhere3", (), slots))
+    found["links"].append([50, 7, 0, 80, 1, "CONDITIONING"])
+    made = converted(found)
+    assert "positive" not in made.graph["3"]["inputs"]
+    assert made.notes == ("Several nodes send a CONDITIONING everywhere, and where each goes is not known.",)
 
 
 def custom(values: Any, **more: Any) -> Ui:

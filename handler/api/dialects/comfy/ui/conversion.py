@@ -53,7 +53,7 @@ class Conversion:
         graph = {scope.named(node): self._node(scope, node, hosting, following) for scope, node in executed}
         if not graph:
             raise faults.no("prompt_no_outputs", "The workflow has no node that executes.")
-        Everywhere(flat, following, self.notes).link(graph, executed)
+        Everywhere(flat, following, self.notes).link(graph, self.found)
         for body in graph.values():
             body["inputs"] = {name: value for name, value in body["inputs"].items() if not _dangles(value, graph)}
         return Converted(graph, tuple(self._told(flat.nodes)))

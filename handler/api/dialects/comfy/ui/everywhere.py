@@ -4,33 +4,52 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from handler.api.dialects.comfy.ui.document import Node
+from handler.api.dialects.comfy.ui.document import Node, identity, mapping, records, whole
 from handler.api.dialects.comfy.ui.following import Following, Output
 from handler.api.dialects.comfy.ui.kinds import EVERYWHERE
 from handler.api.dialects.comfy.ui.unfolding import BYPASSED, MUTED, Scope, Unfolded
 
+Found = Iterator[tuple[str, str, Output]]  # a node, an input of it, and what goes there
+
 
 @dataclass(frozen=True, slots=True)
 class Everywhere:
-    """Of one file. Only what is plain is done: one source for a type, in the file's own graph."""
+    """Of one file. Its newer pages say which links these are; else only what is plain is done: one source for a type,
+    in the file's own graph."""
 
     unfolded: Unfolded
     following: Following
     notes: list[str]
 
-    def link(self, graph: Mapping[str, Any], executed: list[tuple[Scope, Node]]) -> None:
-        """Link what is not linked in `graph`, and say so."""
-        sources = dict(self._sources())
+    def link(self, graph: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Link what is not linked in `graph`, and say so; `found` is the file."""
+        said = mapping(found.get("extra")).get("ue_links")
+        links = self._told(said) if isinstance(said, list) and said else self._guessed(dict(self._sources()))
         done = 0
-        for scope, node in executed if sources else ():
-            inputs = graph[scope.named(node)]["inputs"]
+        for node, name, source in links:
+            inputs = graph[node]["inputs"] if node in graph and source.node in graph else {name: None}
+            if name not in inputs:
+                inputs[name] = [source.node, source.slot]
+                done += 1
+        if done:
+            self.notes.append(f"{done} inputs are linked as the file's 'everywhere' nodes say.")
+
+    def _told(self, said: list[Any]) -> Found:
+        nodes = {scope.named(node): node for scope, node in self.unfolded.nodes}
+        for one in records(said):
+            name, place = identity(one.get("downstream")), whole(one.get("downstream_slot"))
+            slots = nodes[name].inputs if name in nodes else ()
+            if 0 <= place < len(slots):
+                source = Output(identity(one.get("upstream")), whole(one.get("upstream_slot")))
+                yield name, slots[place].name, source
+
+    def _guessed(self, sources: Mapping[str, Output]) -> Found:
+        for scope, node in self.unfolded.nodes if sources else ():
+            name = scope.named(node)
             for slot in node.inputs:
-                found = sources.get(slot.type)
-                if found and found.node != scope.named(node) and not (slot.link or slot.widget or slot.name in inputs):
-                    inputs[slot.name] = [found.node, found.slot]
-                    done += 1
-        if sources:
-            self.notes.append(f"{done} inputs are linked by their type, as the file's 'everywhere' nodes say.")
+                source = sources.get(slot.type)
+                if source and source.node != name and not slot.widget:
+                    yield name, slot.name, source
 
     def _sources(self) -> Iterator[tuple[str, Output]]:
         """For each type that one thing goes everywhere as, that."""
@@ -40,16 +59,17 @@ class Everywhere:
                 for place, _ in enumerate(node.inputs):
                     source = self.following.source(scope, node, place)
                     if isinstance(source, Output):
-                        found.setdefault(self._type(scope, node, place), []).append(source)
+                        found.setdefault(_type(scope, node, place), []).append(source)
         for kind, sources in found.items():
             if len(sources) == 1:
                 yield kind, sources[0]
             else:
-                self.notes.append(f"Several nodes send a {kind} everywhere; where each goes is not known: link them.")
+                self.notes.append(f"Several nodes send a {kind:.40} everywhere, and where each goes is not known.")
 
-    def _type(self, scope: Scope, node: Node, place: int) -> str:
-        """Of what leads there, for these inputs take any."""
-        link = scope.graph.links.get(node.inputs[place].link)
-        origin = scope.graph.nodes.get(link.origin) if link else None
-        types = origin.outputs if origin else ()
-        return types[link.slot] if link and 0 <= link.slot < len(types) else node.inputs[place].type
+
+def _type(scope: Scope, node: Node, place: int) -> str:
+    """Of what leads there, for these inputs take any."""
+    link = scope.graph.links.get(node.inputs[place].link)
+    origin = scope.graph.nodes.get(link.origin) if link else None
+    types = origin.outputs if origin else ()
+    return types[link.slot] if link and 0 <= link.slot < len(types) else node.inputs[place].type
