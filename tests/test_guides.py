@@ -58,6 +58,7 @@ TESTED = {
         "model/test_folders.py::test_what_a_folder_lacks_comes_from_the_row"
     ),
     'python -m handler generate "put the hat': "api/test_images.py::test_made_again_bit_for_bit",
+    "python -m handler comfy convert": "cli/test_comfy_convert.py::test_a_file_is_written_in_api_format",
     "python -m handler optimize": "cli/test_optimize.py::test_a_real_sweep",
     "python -m handler receipts": "volume/test_receipts.py::test_the_verb",
     "python -m spark.lora": "spark/test_outlined.py::test_what_was_trained_is_what_is_applied",

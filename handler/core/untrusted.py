@@ -33,14 +33,22 @@ def _inside(name: str) -> str:
 Name = Annotated[str, AfterValidator(_inside)]  # of a file in a folder, with slashes
 
 
+def _constant(name: str) -> None:
+    raise Malformed(f"{name} is not JSON")
+
+
 def parse(
     text: bytes | str,
     fraction: Callable[[str], float] = float,
     pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict,
+    constant: Callable[[str], Any] = _constant,
 ) -> Any:
-    """The value of a JSON text. `fraction` reads what has a point or an exponent, `pairs` makes objects of fields."""
+    """The value of a JSON text. `fraction` reads what has a point or an exponent, `pairs` makes objects of fields.
+
+    `constant` reads NaN and the infinities, which are not JSON.
+    """
     try:
-        found = json.loads(text, parse_constant=_constant, parse_float=fraction, object_pairs_hook=pairs)
+        found = json.loads(text, parse_constant=constant, parse_float=fraction, object_pairs_hook=pairs)
     except RecursionError:
         raise Malformed("it is nested too deeply") from None
     except (Malformed, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -86,10 +94,6 @@ def _check_one(value: object) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise Malformed("it has half of a character (a lone surrogate)") from None
-
-
-def _constant(name: str) -> None:
-    raise Malformed(f"{name} is not JSON")
 
 
 def load(path: Path, longest: int = LONGEST) -> dict[str, Any]:

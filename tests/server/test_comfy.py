@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from workflows import default, item
 
 from comfy_graphs import graph, node
 from fakes import Editor, FakeFamily, raises
@@ -93,6 +94,31 @@ def test_a_prompt_is_drawn_and_its_history_is_comfyuis(tell: Callable[..., None]
         assert (json.loads(said["prompt"]), json.loads(said["workflow"])) == (made, {"nodes": [1]})
         assert b"kindling\0" in picture.content
         assert (await client.get("/api/history")).json() == {prompt_id: found}
+
+    tell(story)
+
+
+def test_a_workflow_as_the_page_saves_it_is_drawn_and_kept_in_its_picture(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        saved = default()
+        saved["nodes"].append(item(11, "Unknown", (1, 2)))
+        for path in ("/prompt", "/api/prompt"):
+            answer = await client.post(path, json={"prompt": saved, "client_id": "x"})
+            assert answer.status_code == 200, answer.text
+            assert any("Node 11 (Unknown)" in note for note in answer.json()["notes"])
+        entry = await ended(client, comfy, answer.json()["prompt_id"])
+        assert entry["prompt"][2]["3"]["inputs"]["seed"] == 7
+        [image] = entry["outputs"]["9"]["images"]
+        said = texts((await client.get("/view", params=image)).content)
+        assert json.loads(said["workflow"]) == saved
+        assert json.loads(said["prompt"]) == entry["prompt"][2]
+        own = await post(client, default(), extra_data={"extra_pnginfo": {"workflow": {"own": 1}}})
+        [image] = (await ended(client, comfy, own))["outputs"]["9"]["images"]
+        said = texts((await client.get("/view", params=image)).content)
+        assert json.loads(said["workflow"]) == {"own": 1}
+        refused = await client.post("/prompt", json={"prompt": {"nodes": []}})
+        assert refused.status_code == 400
+        assert "no node that executes" in refused.json()["error"]["message"]
 
     tell(story)
 

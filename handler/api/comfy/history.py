@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from handler.api.comfy.accepting import ID
 from handler.api.comfy.archive import tried
 from handler.api.comfy.job import LIVE, Record, entry, summary
-from handler.api.comfy.service import ID, Comfy
+from handler.api.comfy.service import Comfy
 
 PAGE = 1_000  # jobs that one answer lists, at most
 WHAT = "jobs of other workers cannot be told"

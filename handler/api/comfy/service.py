@@ -3,15 +3,15 @@
 import asyncio
 import hashlib
 import json
-import re
 import secrets
 import threading
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from handler.api.comfy.accepting import id_of, in_api_format
 from handler.api.comfy.archive import Archive, mailbox, tried
 from handler.api.comfy.drawing import Drawing, steps
 from handler.api.comfy.job import Job, now_ms, public
@@ -24,7 +24,6 @@ from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
 from handler.core.errors import Cancelled, InvalidType, KindlingError, QueueFull, RequestError
 
-ID = re.compile("[A-Za-z0-9_-]{1,100}")
 FAILED = "prompt_outputs_failed_validation"
 REPEATABLE = 64  # prompts whose outputs are reported again when they come again
 OnEnd = Callable[[Job, KindlingError | None], object]
@@ -66,9 +65,8 @@ class Comfy:
 
         `on_end` gets it when it has, with what it failed of.
         """
-        if not isinstance(payload, dict) or not isinstance(payload.get("prompt"), dict):
-            raise refused("no_prompt", "No prompt provided", "Send a graph in API format as 'prompt'.")
-        graph, prompt_id = payload["prompt"], _id(payload)
+        payload, notes = await in_api_format(payload, deadline)
+        graph, prompt_id = payload["prompt"], id_of(payload)
         if known := self._known(prompt_id, graph):
             return _accepted(known)
         served = await self.served(deadline)
@@ -77,6 +75,7 @@ class Comfy:
         if known := self._known(prompt_id, graph):  # it came twice at once
             return _accepted(known)
         self._require_room(deadline)
+        plan = replace(plan, notes=(*notes, *plan.notes))
         extra, client = public(payload.get("extra_data")), payload.get("client_id")
         job = Job(prompt_id, self._numbered(payload), graph, extra, plan, key, deadline)
         job.targets = [output.node for output in plan.outputs]
@@ -232,15 +231,6 @@ class Comfy:
 
     def _tell_status(self) -> None:
         self.listeners.tell(None, message("status", {"status": self.remaining()}))
-
-
-def _id(payload: Mapping[str, Any]) -> str:
-    given = payload.get("prompt_id")
-    if given is None:
-        return str(uuid.uuid4())
-    if not isinstance(given, str) or not ID.fullmatch(given):
-        raise refused("invalid_prompt_id", "prompt_id must be a valid UUID", "Send a UUID, or none.")
-    return given
 
 
 def _accepted(job: Job) -> dict[str, Any]:

@@ -4,7 +4,11 @@ import argparse
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-ACTS: Mapping[str, tuple[ModuleType, str]] = {}
+from handler.cli.comfy import convert
+
+ACTS: Mapping[str, tuple[ModuleType, str]] = {
+    "convert": (convert, "write a workflow in API format"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

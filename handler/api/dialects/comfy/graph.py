@@ -37,8 +37,7 @@ def _outputs(graph: Mapping[str, Any]) -> list[str]:
     if not isinstance(graph, Mapping) or not graph:
         raise faults.no("no_prompt", "No prompt provided", "No prompt provided")
     if isinstance(graph.get("nodes"), list):
-        told = "This is ComfyUI's UI format; export the workflow with 'Export (API)' and send that."
-        raise faults.no("invalid_prompt", told)
+        raise faults.no("invalid_prompt", "This is a workflow in ComfyUI's UI format, which has to be converted first.")
     if len(graph) > MOST_NODES:
         raise faults.no("invalid_prompt", f"The graph has {len(graph)} nodes; at most {MOST_NODES} are read.")
     for node, body in graph.items():
