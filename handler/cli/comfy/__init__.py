@@ -4,7 +4,11 @@ import argparse
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-ACTS: Mapping[str, tuple[ModuleType, str]] = {}
+from handler.cli.comfy import explain
+
+ACTS: Mapping[str, tuple[ModuleType, str]] = {
+    "explain": (explain, "say what a graph means, what it needs and what it will take"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

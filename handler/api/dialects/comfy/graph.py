@@ -19,18 +19,14 @@ MOST_OUTPUTS = 100
 def read(graph: Mapping[str, Any], served: Served, load: Load) -> Plan:
     """What `graph`, in API format, asks for; GraphRefused if that is nothing that can be drawn."""
     require_graph(graph)
+    require_outputs(graph)
     return planned(walked(graph, served, load))
 
 
 def walked(graph: Mapping[str, Any], served: Served, load: Load) -> Walk:
-    """A walk to all outputs of a graph; GraphRefused if it has none, or too many."""
-    outputs = outputs_of(graph)
-    if not outputs:
-        raise _none_that_show(graph)
-    if len(outputs) > MOST_OUTPUTS:
-        raise faults.no("invalid_prompt", f"The graph has {len(outputs)} outputs; at most {MOST_OUTPUTS} are drawn.")
+    """A walk to all outputs of a graph."""
     walk = Walk(graph, served, load)
-    for node in outputs:
+    for node in outputs_of(graph):
         walk.settle(node)
     return walk
 
@@ -45,7 +41,7 @@ def planned(walk: Walk) -> Plan:
     for node in outputs:
         if node in walk.values and walk.shown[node] is None:
             walk.note(node, "it shows no picture that is drawn here, so that it gives nothing.")
-    return Plan(drawn, wrong, tuple(walk.notes))
+    return Plan(drawn, wrong, walk.told)
 
 
 def require_graph(graph: Any) -> None:
@@ -61,6 +57,15 @@ def require_graph(graph: Any) -> None:
         if not isinstance(body, dict) or not isinstance(body.get("class_type"), str):
             told = "Cannot execute because a node is missing the class_type property."
             raise faults.no("missing_node_type", told, f"Node ID '#{node}'", node_id=node)
+
+
+def require_outputs(graph: Mapping[str, Any]) -> None:
+    """GraphRefused if it has no output that is known, or too many."""
+    outputs = outputs_of(graph)
+    if not outputs:
+        raise _none_that_show(graph)
+    if len(outputs) > MOST_OUTPUTS:
+        raise faults.no("invalid_prompt", f"The graph has {len(outputs)} outputs; at most {MOST_OUTPUTS} are drawn.")
 
 
 def outputs_of(graph: Mapping[str, Any]) -> list[str]:
