@@ -8,10 +8,11 @@ from typing import Any
 
 from handler.api.comfy import asking, foretelling
 from handler.api.comfy.grounds import Ground, as_set, weighed
-from handler.api.comfy.holding import files_told
+from handler.api.comfy.holding import fetching, files_told
 from handler.api.comfy.planning import steps
 from handler.api.comfy.report import FileTold, Memory, Model, NodeState, NodeTold, Report
 from handler.api.comfy.wording import pictures
+from handler.api.dialects.comfy.graph import outputs_of
 from handler.api.dialects.comfy.judging import Judgement, sentence, wrong
 from handler.api.dialects.comfy.meanings import meaning, shortened
 from handler.api.dialects.comfy.opening import Opened
@@ -22,6 +23,7 @@ from handler.worker.outlook import Outlook
 
 TITLE, SENTENCE = 60, 600  # characters of what is shown of others' words
 FIRST = 5  # nodes at fault that the verdict names; all of them are listed
+UNGUIDED = "with cfg 1 there is no guidance, so that the negative prompt changes nothing."
 REFUSED = "It is refused, so that there is nothing to send."
 
 
@@ -60,10 +62,17 @@ def _model(worker: Worker) -> Model:
 
 def _node(node: str, found: Judgement) -> NodeTold:
     walk, body = found.walk, found.walk.graph[node]
-    notes = tuple(shortened(said, SENTENCE) for about, said in walk.notes if about == node)
+    notes = tuple(shortened(said, SENTENCE) for about, said in walk.notes if about == node) + _unguided(body)
     faults = tuple(shortened(sentence(one), SENTENCE) for one in walk.wrong.get(node, ()))
     kind, title = (shortened(text, TITLE) for text in (class_of(body), title_of(body)))
     return NodeTold(shortened(node, TITLE), kind, title, _state(node, found), meaning(body), notes, faults)
+
+
+def _unguided(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """What cfg 1 leaves without a meaning."""
+    inputs = body.get("inputs")
+    given = inputs if isinstance(inputs, dict) else {}
+    return (UNGUIDED,) if given.get("cfg") == 1 and "negative" in given else ()
 
 
 def _state(node: str, found: Judgement) -> NodeState:
@@ -79,6 +88,8 @@ def _why(found: Judgement) -> Iterator[str]:
     """What the verdict rests on: the sentence of the whole graph, or those of its nodes."""
     if found.refusal:
         yield shortened(found.refusal, SENTENCE)
+    if found.plan and (left := [node for node in outputs_of(found.walk.graph) if node not in found.walk.values]):
+        yield f"No picture for node{'s' * (len(left) > 1)} {shortened(', '.join(left), SENTENCE)}:"
     faults = {node: each[0] for node, each in wrong(found.walk).items()}
     for node, fault in list(faults.items())[:FIRST]:
         kind = class_of(found.walk.graph.get(node))
@@ -91,10 +102,10 @@ def _missing(ground: Ground, found: Judgement, files: tuple[FileTold, ...], memo
     """What has to be done before it can be drawn here."""
     worker = found.worker
     if ground.fixed and (worker.spec, worker.weights) != (ground.spec, ground.settings.weights):
-        yield f"start a worker with {' '.join(worker.settings)}; {ground.served.because}"
+        yield f"start a worker with {' '.join(worker.settings)}, not {' '.join(ground.served.settings)}"
     yield from (one.served_by for one in files if one.state == "missing")
     if not ground.running and not ground.holding.fetched(worker.spec):
-        yield f"{worker.spec.id} is not on the volume; bring it with: python -m handler fetch {worker.spec.id}"
+        yield fetching(worker.spec)
     if memory and not memory.fits:
         yield f"take a larger machine: {memory.arithmetic}"
 

@@ -36,7 +36,7 @@ class Ground:
     @property
     def served(self) -> Worker:
         """The worker that serves, or would."""
-        told = f"this worker serves {self.spec.id}" if self.running else f"KINDLING_MODEL is {self.spec.id}"
+        told = "which this worker serves" if self.running else "as KINDLING_MODEL says"
         return Worker(self.spec, self.settings.weights, self.settings.vae, told)
 
     @property

@@ -71,6 +71,11 @@ class Holding:
             return False
 
 
+def fetching(spec: ModelSpec) -> str:
+    """What to do about a row whose files are not here."""
+    return f"bring {spec.id} to the volume: python -m handler fetch {spec.id}"
+
+
 def plain(name: str) -> str:
     """A name below a folder, whatever a graph has; of a pickle, that of the safetensors file which takes its place."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
@@ -102,24 +107,24 @@ def _model(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
         return "not offered", said
     if row and row.id == worker.spec.id and not worker.weights:
         if holding.fetched(row):
-            return "the model's own", f"{row.id}, which is here"
-        return "missing", f"{row.id} is not on the volume; bring it with: python -m handler fetch {row.id}"
+            return "the model's own", f"{row.id} is here"
+        return "missing", fetching(row)
     if row and row.id != worker.spec.id:
         served = Served(worker.spec)
         if fits(row, served):
-            return "the model's own", f"{worker.spec.id}'s own parts, of the same family"
-        return "not offered", f"another worker, with KINDLING_MODEL={row.id}: each serves one model"
+            return "the model's own", f"what it is used for comes with {worker.spec.id}, of the same family"
+        return "not offered", f"it is another worker's, with KINDLING_MODEL={row.id}: each serves one model"
     return _own(name, folder, worker, holding) or (
         "not offered",
-        "another worker, with KINDLING_WEIGHTS naming it: each serves one model",
+        "it is another worker's, whose KINDLING_WEIGHTS names it: each serves one model",
     )
 
 
 def _part(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
     """A VAE or a text encoder."""
     if own_part(name, folder, worker.spec):
-        return "the model's own", f"{worker.spec.id}, whose own it is"
-    return _own(name, folder, worker, holding) or ("not offered", f"nothing: it is none of {worker.spec.id}'s")
+        return "the model's own", f"it comes with {worker.spec.id}"
+    return _own(name, folder, worker, holding) or ("not offered", f"it is none of {worker.spec.id}'s")
 
 
 def _own(name: str, folder: str, worker: Worker, holding: Holding) -> Told | None:
@@ -128,20 +133,20 @@ def _own(name: str, folder: str, worker: Worker, holding: Holding) -> Told | Non
     if called is None:
         return None
     if holding.has(called):
-        return "here", f"itself, over {worker.spec.id}"
+        return "here", f"it is put over {worker.spec.id}"
     pickle = "" if _last(called) == _last(name) else f", the safetensors of {shortened(_last(name), LONGEST)}"
     return "missing", f"put {shortened(called, LONGEST)} into {folder}/ on the volume{pickle}"
 
 
 def _lora(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
     if found := found_lora(name, holding.files.get("loras", ())):
-        return "here", f"{shortened(found, LONGEST)} in loras/"
+        return "here", f"it is {shortened(found, LONGEST)} in loras/"
     return "missing", f"put {shortened(plain(name), LONGEST)} into loras/ on the volume"
 
 
 def _image(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
     if holding.shows(name):
-        return "here", "itself"
+        return "here", "it is read as it is"
     shown = shortened(name, LONGEST)
     if holding.serving:
         return "missing", f"send the image {shown} with POST /upload/image"
@@ -151,7 +156,7 @@ def _image(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
 def _embedding(name: str, holding: Holding) -> FileTold:
     known = {one.rpartition(".")[0] or one for one in holding.files.get("embeddings", ())}
     shown, here = shortened(name, LONGEST), PurePosixPath(name).name.removesuffix(SUFFIX) in known
-    served_by = "itself" if here else f"put the embedding {shown}{SUFFIX} into embeddings/ on the volume"
+    served_by = "it is in embeddings/" if here else f"put the embedding {shown}{SUFFIX} into embeddings/ on the volume"
     return FileTold(shown, "embeddings", (), "here" if here else "missing", served_by)
 
 

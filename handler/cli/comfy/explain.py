@@ -35,19 +35,13 @@ def run(options: argparse.Namespace) -> int:
 def lines(report: Report) -> Iterator[str]:
     """The report for people."""
     yield from _head(report)
+    yield from _pictures(report)
+    yield from _files(report)
+    yield from _costs(report)
     yield "\nNODES"
     yield from (line for node in report.nodes for line in _node(node))
     if any(node.state != "read" for node in report.nodes):
         yield f"  ({LEGEND})"
-    if report.files:
-        yield "\nFILES"
-        width = min(44, max(len(one.name) for one in report.files))
-        for one in report.files:
-            yield from _wrapped(f"{one.name:<{width}}  ", f"{one.state}: {one.served_by}")
-    if report.pictures:
-        yield "\nPICTURES"
-        yield from _pictures(report)
-    yield from _costs(report)
     yield "\nCOMMANDS"
     yield from report.curl
     yield from (line for said in report.curl_notes for line in _wrapped("", said))
@@ -55,10 +49,12 @@ def lines(report: Report) -> Iterator[str]:
 
 def _head(report: Report) -> Iterator[str]:
     model = report.model
-    yield from _wrapped("VERDICT  ", f"{report.verdict}, with {' '.join(model.settings)}")
+    runs = report.verdict != "refused"
+    yield from _wrapped("VERDICT  ", f"{report.verdict}, with {' '.join(model.settings)}" if runs else "refused")
     yield from (line for why in report.why for line in _wrapped(" " * 9, why))
-    yield from (line for one in report.missing for line in _wrapped("BEFORE   ", f"{one[:1].upper()}{one[1:]}."))
-    yield from _wrapped("MODEL    ", f"{model.id}: {model.because}.")
+    for number, one in enumerate(report.missing if runs else (), 1):
+        yield from _wrapped(f"{'BEFORE' if number == 1 else '':<8} {number}. ", f"{one[:1].upper()}{one[1:]}.")
+    yield from _wrapped("MODEL    ", f"{model.id}, {model.because}.")
     business = "" if model.commercial else "NOT FOR BUSINESS. "
     yield from _wrapped("LICENCE  ", f"{business}{model.license}: {model.obligation}")
     yield from _wrapped("FILE     ", f"{report.origin}, {len(report.nodes)} nodes")
@@ -68,19 +64,27 @@ def _head(report: Report) -> Iterator[str]:
 def _node(node: NodeTold) -> Iterator[str]:
     title = f' "{node.title}"' if node.title != node.kind else ""
     yield from _wrapped(f"{STATES[node.state]} {node.id:<4} ", f"{node.kind}{title}")
-    yield from _wrapped(" " * 9, node.meaning)
+    yield from (_wrapped(" " * 9, node.meaning) if node.meaning else ())
     yield from (line for note in node.notes for line in _wrapped(" " * 9 + "Note: ", note))
     yield from (line for fault in node.faults for line in _wrapped(" " * 9 + "CANNOT: ", fault))
 
 
+def _files(report: Report) -> Iterator[str]:
+    yield from ["\nFILES"] * bool(report.files)
+    for one in report.files:
+        yield from _wrapped("  ", f"{one.name} ({one.folder})")
+        yield from _wrapped("    ", f"{one.state}: {one.served_by}")
+
+
 def _pictures(report: Report) -> Iterator[str]:
+    yield from ["\nPICTURES"] * bool(report.pictures)
     for one in report.pictures:
-        places = f"node{'s' * (len(one.outputs) > 1)} {', '.join(one.outputs)}"
+        nodes = f"Node{'s' * (len(one.outputs) > 1)} {', '.join(one.outputs)}"
         many = f", in {len(one.passes)} passes" if len(one.passes) > 1 else ""
-        changed = f"; changed {one.changes} times after it is drawn" if one.changes else ""
-        yield f"For {places}: {one.count}{many}{changed}"
+        changed = f", with {one.changes} changes after it is drawn" if one.changes else ""
+        yield f"  {nodes}: {one.count} picture{'s' * (one.count > 1)}{many}{changed}"
         for number, each in enumerate(one.passes, 1):
-            yield from _wrapped(f"  {number}. " if len(one.passes) > 1 else "  ", each.words)
+            yield from _wrapped(f"    {number}. " if len(one.passes) > 1 else "    ", each.words)
 
 
 def _costs(report: Report) -> Iterator[str]:
@@ -98,4 +102,5 @@ def _costs(report: Report) -> Iterator[str]:
 def _wrapped(start: str, text: str) -> Sequence[str]:
     """`text` behind `start`, in as many lines as it needs."""
     width = min(WIDEST, max(NARROWEST, shutil.get_terminal_size((WIDEST, 24)).columns))
-    return textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * len(start)) or [start.rstrip()]
+    rest = " " * len(start)
+    return textwrap.wrap(text, width, initial_indent=start, subsequent_indent=rest, break_on_hyphens=False)

@@ -84,7 +84,7 @@ def images(graph: str, given: Sequence[str]) -> Load:
 
 
 def _pair(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
+    name, _, path = text.partition("=")
     if not name or not path:
         raise InvalidValue(f"--image {text:.80} should be NAME=PATH.", "image")
     if not Path(path).is_file():

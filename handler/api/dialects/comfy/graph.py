@@ -106,7 +106,7 @@ def _node_errors(walk: Walk, failed: list[str]) -> dict[str, Any]:
 def _refuse(wrong: Mapping[str, Any]) -> Never:
     """No output can be drawn: say why."""
     if not wrong:
-        told = "Nothing is drawn: no output comes from a sampler."
+        told = "Nothing is drawn, for no output comes from a sampler"
         raise faults.no("prompt_outputs_failed_validation", told, "Kindling draws pictures; it is no tool for others.")
     alone = [entry["errors"][0] for entry in wrong.values()]
     missing = next((one for one in alone if one["type"] == "missing_node_type"), None)

@@ -34,7 +34,7 @@ def guessed(graph: Mapping[str, Any], files: Sequence[File], name: str) -> tuple
             families, why = fitting, [*why, *([said] if said else [])]
     likely = _by_name(name)
     row = likely if likely and _family(likely) == families[0] else table()["rows"][families[0]]
-    return MODELS[row], f"a guess, by {' and '.join(why) or 'nothing but what is most usual'}"
+    return MODELS[row], f"a guess by {' and '.join(why) or 'what is most usual'}"
 
 
 def _clues(graph: Mapping[str, Any], files: Sequence[File], name: str) -> Iterator[Clue]:
@@ -46,7 +46,7 @@ def _clues(graph: Mapping[str, Any], files: Sequence[File], name: str) -> Iterat
         inputs = body.get("inputs") if isinstance(body.get("inputs"), dict) else {}
         for sign in (class_of(body), inputs.get("type")):
             if isinstance(sign, str) and (families := table()["signs"].get(sign)):
-                yield families, sign
+                yield families, f"the {'node' if sign == class_of(body) else 'type'} {sign}"
     if likely := _by_name(name):
         yield [_family(likely)], "its name"
     yield ["sd15", "sdxl"], ""  # what most checkpoints are
@@ -66,7 +66,7 @@ def _by_size(graph: Mapping[str, Any]) -> Clue:
         if isinstance(side := body["inputs"].get(field), int)
     ]
     largest = max(sides, default=0)
-    return ["sdxl" if largest >= LARGE else "sd15"], f"a side of {largest} pixels" if largest else ""
+    return ["sdxl" if largest >= LARGE else "sd15"], f"the size of {largest} pixels a side" if largest else ""
 
 
 def _family(row: str) -> str:

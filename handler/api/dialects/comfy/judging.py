@@ -10,7 +10,7 @@ from typing import Any, Literal
 from handler.api.dialects.comfy.faults import Fault
 from handler.api.dialects.comfy.graph import planned, require_graph, require_outputs, walked
 from handler.api.dialects.comfy.plan import Folder, Load, Plan, Served, class_of
-from handler.api.dialects.comfy.table import TABLE
+from handler.api.dialects.comfy.table import INSTEAD, TABLE
 from handler.api.dialects.comfy.walk import Walk
 from handler.api.dialects.comfy.wanted import Worker, linked
 from handler.core.errors import GraphRefused, RequestError
@@ -18,6 +18,7 @@ from handler.core.errors import GraphRefused, RequestError
 PATIENCE_S = 4.0  # after which no other worker is thought of
 STAND_IN = (1024, 768)  # pixels of an image that is not there
 HOLE = (200, 200, 500, 500)  # what is transparent of it
+UNKNOWN = "no class of this name is known here."
 Admit = Callable[[Plan, Served], None]  # raises a RequestError for what would be refused later
 
 
@@ -93,8 +94,11 @@ def wrong(walk: Walk) -> dict[str, list[Fault]]:
 
 
 def sentence(fault: Fault) -> str:
-    """An error of ComfyUI's for people."""
-    if fault["type"] in ("missing_node_type", "dependency_cycle"):
+    """An error of ComfyUI's for people, who see at which node it is."""
+    if fault["type"] == "missing_node_type":
+        instead = INSTEAD.get(fault["extra_info"]["class_type"], UNKNOWN)
+        return f"{instead[:1].upper()}{instead[1:]}"
+    if fault["type"] == "dependency_cycle":
         return str(fault["message"])
     if fault["type"] in ("custom_validation_failed", "value_not_in_list"):
         return str(fault["details"])

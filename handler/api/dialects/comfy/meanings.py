@@ -8,11 +8,10 @@ from string import Formatter
 from typing import Any
 
 from handler.api.dialects.comfy.plan import class_of
-from handler.api.dialects.comfy.table import INSTEAD, TABLE, like
+from handler.api.dialects.comfy.table import TABLE, like
 from handler.core.untrusted import printed
 
 SHORT = 60  # characters of a value
-UNKNOWN = "No node of this class is known here."
 
 
 @cache
@@ -27,11 +26,10 @@ def fields(sentence: str) -> Iterator[str]:
 
 
 def meaning(body: Mapping[str, Any]) -> str:
-    """Of a node, in one line. Of a class that is not in the table, what to use instead, where that is known."""
+    """Of a node, in one line; empty of a class that is not in the table."""
     kind = class_of(body)
     if kind not in TABLE:
-        instead = INSTEAD.get(kind, "")
-        return f"{instead[:1].upper()}{instead[1:]}" or UNKNOWN
+        return ""
     plain, theirs = like(kind)
     given = body.get("inputs")
     inputs = given if isinstance(given, dict) else {}

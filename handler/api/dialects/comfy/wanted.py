@@ -118,13 +118,11 @@ def _worker(graph: Mapping[str, Any], files: list[Named], name: str, look: Look)
     own: tuple[str, ...]
     row, own, guess = meant(name), (), False
     if row:
-        because = f"that is what the name '{name}' means"
+        because = f"which the name '{name}' means"
     else:
         called, by = look(name)
         own, guess = (called,), not by
-        row, because = (
-            (MODELS[by[0]], f"the tensors of {called} are of that kind") if by else guessed(graph, files, name)
-        )
+        row, because = (MODELS[by[0]], f"by the tensors that {called} holds") if by else guessed(graph, files, name)
     parts = dict.fromkeys(
         look(one.name)[0]
         for one in files
