@@ -29,8 +29,12 @@ REFUSED = "It is refused, so that there is nothing to send."
 
 def explain(opened: Opened, ground: Ground) -> Report:
     """All that can be said of it. GraphRefused, in one line, if it is no graph, or goes round in a circle."""
+    return reported(opened, ground, *weighed(opened.graph, ground))
+
+
+def reported(opened: Opened, ground: Ground, files: list[Named], found: Judgement) -> Report:
+    """The report on what was found."""
     graph = opened.graph
-    files, found = weighed(graph, ground)
     drawn = found.plan.outputs if found.plan else ()
     requests = list(dict.fromkeys((step.request, step.before) for output in drawn for step in steps(output)))
     told = files_told(files, found.worker, ground.holding, [request for request, _ in requests])
@@ -43,7 +47,7 @@ def explain(opened: Opened, ground: Ground) -> Report:
         missing=tuple(dict.fromkeys(_missing(ground, found, told, memory))),
         origin=opened.origin,
         model=_model(found.worker),
-        nodes=tuple(_node(node, found) for node in graph),
+        nodes=tuple(_node(node, found) for node in _ordered(found)),
         files=told,
         pictures=tuple(pictures(drawn)),
         memory=memory,
@@ -58,6 +62,13 @@ def _model(worker: Worker) -> Model:
     spec, asks = worker.spec, worker.spec.license
     because = shortened(worker.because, SENTENCE)
     return Model(spec.id, worker.settings, because, worker.guess, asks.name, asks.commercial, asks.obligation)
+
+
+def _ordered(found: Judgement) -> Iterator[str]:
+    """A graph's nodes in ComfyUI's order of execution, and then those that no output needs."""
+    graph = found.walk.graph
+    yield from (node for node in found.walk.came if node in graph)
+    yield from (node for node in graph if node not in found.walk.came)
 
 
 def _node(node: str, found: Judgement) -> NodeTold:

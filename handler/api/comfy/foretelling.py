@@ -14,6 +14,7 @@ from handler.model.hardware import Hardware
 from handler.volume.receipts import Figures, Receipt, current_number, places, read
 from handler.worker.boots import KEPT, records
 from handler.worker.outlook import Outlook, outlook
+from handler.worker.renting import SLOW
 
 # Samplers that ask the model twice in a step (k-diffusion's second-order ones).
 TWICE = ("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_sde", "dpmpp_sde_gpu", "dpmpp_2s_ancestral")
@@ -59,7 +60,8 @@ def memory(machine: Machine, seen: Outlook) -> Memory:
     measured = (receipt := receipt_of(machine, seen)) and receipt.of(seen.hardware.precision, _compiled(seen, receipt))
     if receipt and measured:
         by += f"; receipt {receipt.number} measured {measured.peak_gb:.1f} GB at most"
-    return Memory(seen.hardware.name, plan.fits, plan.needs_gb, plan.host_gb, plan.reason, by)
+    slow = SLOW.get(plan.mode, "")
+    return Memory(seen.hardware.name, plan.fits, plan.needs_gb, plan.host_gb, plan.reason, by, slow)
 
 
 def time(machine: Machine, seen: Outlook, requests: Iterable[ImageRequest]) -> Time:

@@ -6,7 +6,7 @@ from typing import Any
 
 from handler.api.comfy.foretelling import Machine
 from handler.api.comfy.holding import Holding
-from handler.api.comfy.planning import require_drawable
+from handler.api.comfy.planning import planned, require_drawable
 from handler.api.dialects.comfy import faults
 from handler.api.dialects.comfy.graph import require_graph
 from handler.api.dialects.comfy.judging import Judgement, judged, standing_in, wrong
@@ -65,6 +65,12 @@ def weighed(graph: Mapping[str, Any], ground: Ground) -> tuple[list[Named], Judg
     for one in (one for each in wrong(found.walk).values() for one in each if one["type"] == "dependency_cycle"):
         raise faults.no(one["type"], "The graph goes round in a circle", one["details"])
     return files, found
+
+
+def drawable(graph: Mapping[str, Any], ground: Ground, worker: Worker) -> Plan:
+    """The plan of a graph on `worker`, with nothing but the files that are there; GraphRefused as `POST /prompt`."""
+    served = Served(worker.spec, ground.files, worker.weights, worker.vae, ground.settings.max_n)
+    return planned({"prompt": graph}, served, ground.load, worker.spec, ground.settings.step_cache)
 
 
 def as_set(settings: Settings, worker: Worker) -> Settings:

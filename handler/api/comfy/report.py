@@ -70,7 +70,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """GB on the device and of the host, whether that fits, the arithmetic, and what it rests on."""
+    """GB on the device and of the host, whether that fits, the arithmetic, and what it rests on; what is slow of it."""
 
     device: str
     fits: bool
@@ -78,6 +78,7 @@ class Memory:
     host_gb: float
     arithmetic: str
     rests_on: str
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

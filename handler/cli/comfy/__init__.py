@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-from handler.cli.comfy import explain
+from handler.cli.comfy import draw, explain
 
 ACTS: Mapping[str, tuple[ModuleType, str]] = {
     "explain": (explain, "say what a graph means, what it needs and what it will take"),
+    "run": (draw, "draw it on this machine, without a server"),
 }
 
 

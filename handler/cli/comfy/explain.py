@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
 
 def lines(report: Report) -> Iterator[str]:
     """The report for people."""
-    yield from _head(report)
+    yield from head(report)
+    yield from _about(report)
     yield from _pictures(report)
     yield from _files(report)
     yield from _costs(report)
@@ -47,13 +48,17 @@ def lines(report: Report) -> Iterator[str]:
     yield from (line for said in report.curl_notes for line in _wrapped("", said))
 
 
-def _head(report: Report) -> Iterator[str]:
-    model = report.model
-    runs = report.verdict != "refused"
+def head(report: Report) -> Iterator[str]:
+    """The verdict, what it rests on, and what has to be done before."""
+    model, runs = report.model, report.verdict != "refused"
     yield from _wrapped("VERDICT  ", f"{report.verdict}, with {' '.join(model.settings)}" if runs else "refused")
     yield from (line for why in report.why for line in _wrapped(" " * 9, why))
     for number, one in enumerate(report.missing if runs else (), 1):
         yield from _wrapped(f"{'BEFORE' if number == 1 else '':<8} {number}. ", f"{one[:1].upper()}{one[1:]}.")
+
+
+def _about(report: Report) -> Iterator[str]:
+    model = report.model
     yield from _wrapped("MODEL    ", f"{model.id}, {model.because}.")
     business = "" if model.commercial else "NOT FOR BUSINESS. "
     yield from _wrapped("LICENCE  ", f"{business}{model.license}: {model.obligation}")
@@ -91,7 +96,9 @@ def _costs(report: Report) -> Iterator[str]:
     if memory := report.memory:
         fits = "fits" if memory.fits else "DOES NOT FIT"
         yield "\nMEMORY AND TIME"
-        yield from _wrapped("  ", f"{memory.device}: {fits}. {memory.arithmetic} (by {memory.rests_on}).")
+        yield from _wrapped(
+            "  ", f"{memory.device}: {fits}. {memory.arithmetic} (by {memory.rests_on}). {memory.warning}"
+        )
     if time := report.time:
         known = [("the pictures", time.pictures_s), ("a worker's start before them", time.start_s)]
         said = " and ".join(f"{value:.1f} s for {what}" for what, value in known if value is not None)

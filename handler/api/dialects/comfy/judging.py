@@ -18,6 +18,7 @@ from handler.core.errors import GraphRefused, RequestError
 PATIENCE_S = 4.0  # after which no other worker is thought of
 STAND_IN = (1024, 768)  # pixels of an image that is not there
 HOLE = (200, 200, 500, 500)  # what is transparent of it
+NO_OUTPUT = "No node gives a picture: a graph needs a SaveImage, or another output."
 UNKNOWN = "no class of this name is known here."
 Admit = Callable[[Plan, Served], None]  # raises a RequestError for what would be refused later
 
@@ -73,6 +74,8 @@ def _on(graph: Mapping[str, Any], worker: Worker, served: Served, load: Load, ad
 
 def _said(error: GraphRefused) -> str:
     """The sentence, where it is of the graph and not of its nodes."""
+    if error.answer["error"]["type"] == "prompt_no_outputs":
+        return NO_OUTPUT
     return "" if error.answer["node_errors"] else error.message
 
 
