@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any, Literal
 
 from handler.api.dialects.comfy.faults import Fault
@@ -83,12 +84,12 @@ def _explore(walk: Walk) -> None:
     """Visit also what lies behind nodes of unknown classes, of a graph without an output all: for what is wrong."""
     todo = [node for node in walk.came if class_of(walk.graph.get(node)) not in TABLE] if walk.came else [*walk.graph]
     while todo:
-        node = todo.pop()
+        node, before = todo.pop(), len(walk.came)
         for wanted in (node, *linked(walk.graph.get(node) or {})):
             if wanted in walk.graph and wanted not in walk.came:
-                known = set(walk.came)
                 walk.settle(wanted)
-                todo += [one for one in walk.came if one not in known and class_of(walk.graph.get(one)) not in TABLE]
+        fresh = islice(reversed(walk.came), len(walk.came) - before)
+        todo += [one for one in fresh if class_of(walk.graph.get(one)) not in TABLE]
 
 
 def wrong(walk: Walk) -> dict[str, list[Fault]]:

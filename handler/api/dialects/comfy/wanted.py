@@ -6,6 +6,7 @@ Of a file that nobody has seen, what it is of is guessed, by all that the graph 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from handler.api.dialects.comfy.checking import placeholder
@@ -26,6 +27,7 @@ FIELDS = {  # of classes that are not in the table
     "lora_name": "loras",
 }
 PARTS = ("vae", "text_encoders")
+MOST_FILES = 200  # that are looked for
 MOST = 3  # workers that are thought of for one graph
 # A file's name -> what KINDLING_WEIGHTS calls it, and the rows that take it by what it holds; none if it is not there.
 Look = Callable[[str], tuple[str, tuple[str, ...]]]
@@ -77,9 +79,9 @@ def linked(body: Mapping[str, Any]) -> list[str]:
 
 
 def named(graph: Mapping[str, Any]) -> list[Named]:
-    """The files that nodes name which lead to an output, in the graph's order."""
+    """The first files that nodes name which lead to an output, in the graph's order."""
     needed = leading(graph)
-    return [one for node in graph if node in needed for one in _of(node, graph[node])]
+    return list(islice((one for node in graph if node in needed for one in _of(node, graph[node])), MOST_FILES))
 
 
 def _of(node: str, body: Mapping[str, Any]) -> Iterator[Named]:
@@ -106,11 +108,12 @@ def _in_lists(node: str, inputs: Mapping[str, Any]) -> Iterator[Named]:
 def workers(graph: Mapping[str, Any], files: list[Named], look: Look) -> list[Worker]:
     """Those that would serve one of the models which a graph names, the first named first."""
     names = list(dict.fromkeys(file.name for file in files if file.folder in MODEL_FOLDERS))
-    found = [_worker(graph, files, name, look) for name in names if not (instead(name) or placeholder(name))]
+    offered = [name for name in names if not (instead(name) or placeholder(name))]
+    found = [_worker(graph, files, name, look) for name in offered[:MOST]]
     if not found:
         row, because = guessed(graph, files, next(iter(names), ""))
         found = [Worker(row, (), "", because, guess=True)]
-    return list({(one.spec.id, one.weights): one for one in found}.values())[:MOST]
+    return list({(one.spec.id, one.weights): one for one in found}.values())
 
 
 def _worker(graph: Mapping[str, Any], files: list[Named], name: str, look: Look) -> Worker:
