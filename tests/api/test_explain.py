@@ -257,10 +257,24 @@ def test_files_are_looked_for_and_their_places_named(tmp_path: Path) -> None:
         "style": ("embeddings", "missing"),
     }
     assert report.model.settings[1] == "KINDLING_WEIGHTS='sub/own model.safetensors'"
-    assert report.missing[0] == (
+    assert report.missing[1] == (
         "put sub/own model.safetensors into checkpoints/ on the volume, the safetensors of own model.ckpt"
     )
     assert shlex.split(report.curl[0])[-1] in ('image=@"cat.png"', 'image=@"missing.png"')
+
+
+def test_a_vae_of_ones_own_lies_over_the_row() -> None:
+    graph = plain("v1-5-pruned-emaonly.safetensors", cfg=1.4000000000000001)
+    graph |= {"8": node("VAELoader", vae_name="vae-ft-mse-840000.safetensors")}
+    graph["6"]["inputs"]["vae"] = ["8", 0]
+    report = told(graph)
+    assert report.verdict == "runs"
+    assert report.model.settings == ("KINDLING_MODEL=sd1.5", "KINDLING_WEIGHTS=vae-ft-mse-840000.safetensors")
+    assert report.missing == (
+        "bring sd1.5 to the volume: python -m handler fetch sd1.5",
+        "put vae-ft-mse-840000.safetensors into vae/ on the volume",
+    )
+    assert "cfg 1.4, seed 7" in of(report, "5").meaning
 
 
 def test_a_worker_that_serves_another_model_says_what_to_start() -> None:

@@ -114,9 +114,9 @@ def _missing(ground: Ground, found: Judgement, files: tuple[FileTold, ...], memo
     worker = found.worker
     if ground.fixed and (worker.spec, worker.weights) != (ground.spec, ground.settings.weights):
         yield f"start a worker with {' '.join(worker.settings)}, not {' '.join(ground.served.settings)}"
-    yield from (one.served_by for one in files if one.state == "missing")
     if not ground.running and not ground.holding.fetched(worker.spec):
         yield fetching(worker.spec)
+    yield from (one.served_by for one in files if one.state == "missing")
     if memory and not memory.fits:
         yield f"take a larger machine: {memory.arithmetic}"
 

@@ -105,7 +105,9 @@ def _model(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
     row = meant(name)
     if said := instead(name):
         return "not offered", said
-    if row and row.id == worker.spec.id and not worker.weights:
+    if own := _own(name, folder, worker, holding):
+        return own
+    if row and row.id == worker.spec.id:
         if holding.fetched(row):
             return "the model's own", f"{row.id} is here"
         return "missing", fetching(row)
@@ -114,10 +116,7 @@ def _model(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
         if fits(row, served):
             return "the model's own", f"what it is used for comes with {worker.spec.id}, of the same family"
         return "not offered", f"it is another worker's, with KINDLING_MODEL={row.id}: each serves one model"
-    return _own(name, folder, worker, holding) or (
-        "not offered",
-        "it is another worker's, whose KINDLING_WEIGHTS names it: each serves one model",
-    )
+    return "not offered", "it is another worker's, whose KINDLING_WEIGHTS names it: each serves one model"
 
 
 def _part(name: str, folder: str, worker: Worker, holding: Holding) -> Told:

@@ -45,6 +45,8 @@ def _value(kind: str, name: str, inputs: Mapping[str, Any]) -> str:
         return f"(from node {shortened(str(value[0]))})" if value else "(nothing)"
     if value is None or isinstance(value, dict):
         return "(nothing)"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return f'"{shortened(str(value))}"' if wanted and wanted.type == "STRING" else shortened(str(value))
 
 
