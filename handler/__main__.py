@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = " KINDLING_MODEL or the command should name one." if isinstance(error, ModelNotFound) else ""
         print(f"kindling: {error.message}{named}", file=sys.stderr)
         return EXIT_CODE if isinstance(error, BudgetExceeded) else 2 if isinstance(error, BAD_USAGE) else 1
+    except BrokenPipeError:  # who reads this has seen enough, and nothing more is written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("kindling: stopped", file=sys.stderr)
         return 1

@@ -51,6 +51,8 @@ TESTED = {
     "curl -s http://127.0.0.1:8000/images/": "server/test_mounted.py::test_the_app_of_the_guide_serves",
     "pip install /path/to/kindling": "test_wheel.py::test_installed_it_draws_from_an_empty_folder",
     "uvicorn app:app": "server/test_mounted.py::test_the_app_of_the_guide_serves",
+    "python -m handler comfy explain": "cli/test_comfy.py::test_a_report_for_people",
+    "python -m handler comfy run": "cli/test_comfy.py::test_run_draws_what_a_server_draws",
     "python -m handler bake": "cli/test_bake.py::test_what_is_baked_is_used_and_draws_the_same",
     "python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_MODEL=sdxl KINDLING_WEIGHTS=merge.safetensors": "cli/test_files.py::test_both_verbs_list_them",

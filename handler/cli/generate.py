@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw, write, report; the exit code."""
-    settings, form = Settings.from_env(model=options.model, weights=options.weights), _format(options.output)
+    settings, form = Settings.from_env(model=options.model, weights=options.weights), format_of(options.output)
     said = _again(options) if options.source else None
     if said:
         settings, request = said.settings(settings), said.request
@@ -83,16 +83,17 @@ def run(options: argparse.Namespace) -> int:
     spec = find(settings.model)
     found = chosen(request.loras, settings.volume), embeddings.chosen(embedded(request, spec), settings.volume)
     first, *_ = recipes = recipes_of(request, spec, served, *found)
-    worker = _boot(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)
+    worker = booted(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)
     recipes = [replace(recipe, revision=worker.spec.revision) for recipe in recipes]  # which only the volume may say
-    if said and (differs := again.differing(said.found, _parameters(worker, recipes[0]))):
+    if said and (differs := again.differing(said.found, parameters_for(worker, recipes[0]))):
         print(f"kindling: {said.source} may come out otherwise: {'; '.join(differs)}", file=sys.stderr)
     for recipe, path in zip(recipes, _paths(options.output, request.n), strict=True):
         _make(worker, recipe, path, form, settings.metadata, options.json)
     return 0
 
 
-def _format(output: Path) -> Format:
+def format_of(output: Path) -> Format:
+    """By the file's name; InvalidValue if it cannot be written, as far as that is known before."""
     if output.suffix.lower() not in FORMATS:
         raise InvalidValue(f"{output}: the name should end in {', '.join(FORMATS)}.", "output")
     if not output.parent.is_dir():
@@ -141,7 +142,8 @@ def _read(path: Path, option: str = "image") -> bytes:
         raise InvalidValue(f"cannot read {path}: {error.strerror}", option) from None
 
 
-def _boot(settings: Settings, quiet: bool) -> Worker:
+def booted(settings: Settings, quiet: bool) -> Worker:
+    """A worker, whose phases are told on a terminal while it starts."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     show = not quiet and sys.stderr.isatty()
 
@@ -162,19 +164,26 @@ def _paths(output: Path, count: int) -> list[Path]:
     return [output.with_stem(f"{output.stem}-{i + 1}") for i in range(count)]
 
 
-def _parameters(worker: Worker, recipe: Recipe) -> dict[str, Any]:
+def parameters_for(worker: Worker, recipe: Recipe) -> dict[str, Any]:
+    """What a picture of `recipe` says of itself."""
     return codec.parameters_of(recipe, worker.facts, __version__)
 
 
 def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bool, as_json: bool) -> None:
     pixels, stages = worker.generate(recipe)
     start = time.perf_counter()
-    parameters = _parameters(worker, recipe)
+    parameters = parameters_for(worker, recipe)
     with writing(path):
         path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
     stages["serialize"] = time.perf_counter() - start
+    say(worker, recipe, path, stages, as_json)
+
+
+def say(worker: Worker, recipe: Recipe, path: Path, stages: dict[str, float], as_json: bool) -> None:
+    """Tell what was drawn, and how long it took."""
     if as_json:
-        print(json.dumps({"file": str(path), **parameters, "stages_s": stages, "boot_s": worker.ledger.total_s}))
+        told = parameters_for(worker, recipe)
+        print(json.dumps({"file": str(path), **told, "stages_s": stages, "boot_s": worker.ledger.total_s}))
         return
     width, height = recipe.size
     print(f"{path}: {recipe.prompt!r}")

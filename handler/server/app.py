@@ -33,6 +33,7 @@ from handler.engine.engine import Engine
 from handler.server import bodies, multipart
 from handler.server.access import Answering, Observed, response
 from handler.server.auth import guarded
+from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.metrics import Metrics
@@ -71,6 +72,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route("/metrics", metrics),
         Route("/openapi.json", describe),
         *comfy_routes(),
+        *explain_routes(),
     ]
     handlers = {HTTPException: _http_error, Exception: _crashed}
     app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=handlers)

@@ -11,6 +11,7 @@ from handler.core.untrusted import Malformed, number, parse
 from handler.server import multipart
 
 JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
+GRAPHS = ("text/plain", "application/octet-stream", "image/png", "image/webp", "image/jpeg")  # files that may have one
 FORMS = ("/v1/images/edits", *(f"{start}/upload/{kind}" for start in ("", "/api") for kind in ("image", "mask")))
 
 

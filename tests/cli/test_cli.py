@@ -342,7 +342,7 @@ def test_a_picture_by_comfyuis_sampling_is_made_again(
     request = ImageRequest(prompt="a ring", n=2, seed=3, width=64, height=64, sampling=sampling, reading=Reading())
     _, second = recipes_of(request, spark.spec, "off")
     (tmp_path / "one.png").write_bytes(
-        encode(spark.generate(second)[0].rgb, "png", 95, generate._parameters(spark, second))
+        encode(spark.generate(second)[0].rgb, "png", 95, generate.parameters_for(spark, second))
     )
     assert main(["generate", "--from", str(tmp_path / "one.png"), "-o", str(tmp_path / "two.png")]) == 0
     assert capsys.readouterr().err == ""

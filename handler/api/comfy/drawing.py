@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -169,11 +169,3 @@ def _images(outputs: Mapping[str, Any]) -> list[list[dict[str, str]]]:
 def place(image: Mapping[str, str]) -> tuple[str, str, str]:
     """File name, subfolder and folder of a picture, as it is told."""
     return image["filename"], image["subfolder"], image["type"]
-
-
-def steps(output: Output) -> Iterator[Output | Before]:
-    """All that is drawn on the way to `output`, the last first."""
-    step: Output | Before | None = output
-    while step:
-        yield step
-        step = step.before

@@ -37,18 +37,19 @@ class Catalogue:
     def served(self) -> Served:
         """As it is now; of a volume that cannot be read, without its files."""
         if not self._looked or time.monotonic() - self._looked > LOOK_S:
-            self._models, self._looked = self._found(), time.monotonic()
+            self._models, self._looked = files_on(self._settings.volume), time.monotonic()
         images = tuple(entry.name.removeprefix("input/") for entry in self._archive.shelf.entries("input", deep=True))
         settings = self._settings
         return Served(self._spec, {**self._models, "input": images}, settings.weights, settings.vae, settings.max_n)
 
-    def _found(self) -> Files:
-        volume = self._settings.volume
-        try:
-            loras = tuple(f"{name}{SUFFIX}" for name in adapters.names(volume))
-            return {folder: _names(volume, places) for folder, places in PLACES.items()} | {"loras": loras}
-        except (OSError, VolumeFailed):
-            return dict.fromkeys((*PLACES, "loras"), ())
+
+def files_on(volume: Path) -> Files:
+    """The names of a volume's files by ComfyUI's folders; none of one that cannot be read."""
+    try:
+        loras = tuple(f"{name}{SUFFIX}" for name in adapters.names(volume))
+        return {folder: _names(volume, places) for folder, places in PLACES.items()} | {"loras": loras}
+    except (OSError, VolumeFailed):
+        return dict.fromkeys((*PLACES, "loras"), ())
 
 
 def _names(volume: Path, places: tuple[str, ...]) -> tuple[str, ...]:

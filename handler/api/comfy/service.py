@@ -13,18 +13,17 @@ from typing import Any
 
 from handler.api.comfy.accepting import id_of, in_api_format
 from handler.api.comfy.archive import Archive, mailbox, tried
-from handler.api.comfy.drawing import Drawing, steps
+from handler.api.comfy.drawing import Drawing
 from handler.api.comfy.job import Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
-from handler.api.comfy.naming import filled
+from handler.api.comfy.planning import planned, steps
 from handler.api.comfy.refusals import refused, told, understood
 from handler.api.comfy.served import Catalogue
 from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
-from handler.core.errors import Cancelled, InvalidType, KindlingError, QueueFull, RequestError
+from handler.core.errors import Cancelled, KindlingError, QueueFull
 
-FAILED = "prompt_outputs_failed_validation"
 REPEATABLE = 64  # prompts whose outputs are reported again when they come again
 OnEnd = Callable[[Job, KindlingError | None], object]
 
@@ -123,26 +122,9 @@ class Comfy:
             job.task.cancel()
 
     def _read(self, payload: Mapping[str, Any], served: Served, load: Load) -> tuple[Plan, str]:
-        """On another thread, for a graph may be large, and its images take time."""
-        from handler.api.dialects.comfy.graph import read  # late: most workers never see one
-
-        plan = read(graph := payload["prompt"], served, load)
-        if targets := payload.get("partial_execution_targets"):
-            if not isinstance(targets, list):
-                raise InvalidType("partial_execution_targets should be a list of ids.", "partial_execution_targets")
-            kept = tuple(output for output in plan.outputs if output.node in targets)
-            plan = Plan(kept, plan.node_errors, plan.notes)
-        if not plan.outputs:
-            raise refused("prompt_no_outputs", "Prompt has no outputs", "No output node is among the targets.")
-        engine = self.api.engine
-        for output in plan.outputs:
-            try:
-                filled(output.prefix, graph, (0, 0))
-                for step in steps(output):
-                    engine.spec.validate(step.request, engine.settings.step_cache)
-            except RequestError as error:
-                raise refused(FAILED, f"Node {output.node} cannot be drawn", error.message) from None
-        return plan, _key(graph, plan)
+        """On another thread."""
+        plan = planned(payload, served, load, self.api.engine.spec, self.api.engine.settings.step_cache)
+        return plan, _key(payload["prompt"], plan)
 
     def _known(self, prompt_id: str, graph: Mapping[str, Any]) -> Job | None:
         """The same prompt, if it waits already."""

@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-from handler.cli.comfy import convert
+from handler.cli.comfy import convert, draw, explain
 
 ACTS: Mapping[str, tuple[ModuleType, str]] = {
+    "explain": (explain, "say what a graph means, what it needs and what it will take"),
     "convert": (convert, "write a workflow in API format"),
+    "run": (draw, "draw it on this machine, without a server"),
 }
 
 

@@ -40,12 +40,12 @@ def routes() -> list[BaseRoute]:
     for prefix in ("", "/api"):
         for path, methods in ROUTES.items():
             if prefix or not path.startswith("/api/"):
-                found.append(Route(prefix + path.removeprefix("/api"), _answering(methods), methods=[*methods]))
+                found.append(Route(prefix + path.removeprefix("/api"), answering(methods), methods=[*methods]))
         found.append(WebSocketRoute(prefix + "/ws", listen))
     return found
 
 
-def _answering(methods: Mapping[str, Handler]) -> Callable[[Request], Awaitable[Response]]:
+def answering(methods: Mapping[str, Handler]) -> Callable[[Request], Awaitable[Response]]:
     """One route: its methods' handlers, whose errors are told as ComfyUI tells them."""
 
     async def answer(request: Request) -> Response:

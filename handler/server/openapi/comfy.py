@@ -2,9 +2,9 @@
 
 from handler.api.comfy.archive import FOLDERS
 from handler.api.comfy.viewing import CHANNELS
-from handler.server import multipart
+from handler.server import bodies, multipart
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
-from handler.server.openapi.schema import COUNT, TEXT, Schema, array, whole
+from handler.server.openapi.schema import COUNT, TEXT, Schema, array, ref, whole
 
 OBJECT: Schema = {"type": "object"}
 NAMES = array(TEXT)
@@ -46,6 +46,15 @@ def _post(summary: str, body: Schema, answer: Schema | None = None, *errors: int
     return Operation("post", f"ComfyUI: {summary}", said, {media: body}, refusals, HEAD, optional=media == JSON)
 
 
+def _explained() -> Operation:
+    """Any file that has a graph; the report's shape is that of its dataclasses."""
+    graph = dict.fromkeys(bodies.GRAPHS, FILE) | {JSON: OBJECT}
+    errors = tuple(dict.fromkeys((*ALWAYS, *SENT)))
+    report: Schema = {"allOf": [ref("Report"), whole({"ready": {"type": "boolean"}})]}
+    answers = {200: Answer("The report, whatever its verdict.", {JSON: report})}
+    return Operation("post", "ComfyUI: explain a graph before it is drawn", answers, graph, errors, HEAD)
+
+
 PROMPT = whole(
     {"prompt": OBJECT, "client_id": TEXT, "prompt_id": TEXT, "extra_data": OBJECT},
     "client_id",
@@ -60,6 +69,7 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
         _get("how much waits", OBJECT, errors=()),
         _post("draw a graph in API format", PROMPT, ACCEPTED, 429, 503),
     ),
+    "/explain": (_explained(),),
     "/queue": (
         _get("what waits and what is drawn", OBJECT, errors=()),
         _post("take prompts from the queue", whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete")),

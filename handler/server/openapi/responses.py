@@ -4,6 +4,7 @@ from typing import get_args
 
 from pydantic import TypeAdapter
 
+from handler.api.comfy.report import Report
 from handler.catalog.prices import Price
 from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
@@ -27,7 +28,7 @@ OPEN = {"Recipe": OPTIONAL}  # what is left out where there is none
 
 def types() -> dict[str, Schema]:
     """Of the dataclasses that answers have in them, as `asdict` gives them: with every field."""
-    kinds = (Ledger, Price, Verdict, Receipt, Recipe)
+    kinds = (Ledger, Price, Verdict, Receipt, Recipe, Report)
     adapters = [(kind.__name__, "serialization", TypeAdapter(kind)) for kind in kinds]
     _, found = TypeAdapter.json_schemas(adapters, ref_template=REF)  # type: ignore[arg-type]
     defined: dict[str, Schema] = found["$defs"]

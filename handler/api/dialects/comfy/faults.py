@@ -115,4 +115,4 @@ def no(
 ) -> GraphRefused:
     """The graph is refused as a whole: ComfyUI's envelope."""
     answer = {"error": fault(kind, message, details, **extra), "node_errors": dict(nodes or {})}
-    return GraphRefused(f"{message}: {details}" if details else message, answer)
+    return GraphRefused(message if details in ("", message) else f"{message.rstrip('.')}: {details}", answer)

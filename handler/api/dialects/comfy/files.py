@@ -68,7 +68,7 @@ def model(at: At, name: str, folder: str) -> ModelSpec:
         at.note(f"'{name}' is drawn with this worker's own file of that model, {theirs[0]}.")
         return served.spec
     if row is None or (theirs and row is served.spec):
-        _unknown(name, bare, folder, served)
+        _unknown(name, folder, served)
     if row is not served.spec:
         return row
     if bare in table()["near"]:
@@ -81,14 +81,23 @@ def _row(bare: str) -> ModelSpec | None:
     return MODELS.get(row or bare)
 
 
-def _unknown(name: str, bare: str, folder: str, served: Served) -> Never:
+def meant(name: str) -> ModelSpec | None:
+    """The row of the catalogue that a model's file is known to be of, by its name alone."""
+    return _row(stem(name))
+
+
+def instead(name: str) -> str:
+    """What to use instead of a model that is known and not offered; empty for any other."""
+    return next((told for pattern, told in table()["instead"].items() if fnmatchcase(stem(name), pattern)), "")
+
+
+def _unknown(name: str, folder: str, served: Served) -> Never:
     """A file that this worker does not serve: what would."""
     field = {"checkpoints": "ckpt_name", "diffusion_models": "unet_name"}[folder]
     if told := placeholder(name) or ("" if name else f"no file is named; this worker draws with {serving(served)}."):
         raise Refused(told, field, "value_not_in_list")
-    for pattern, sentence in table()["instead"].items():
-        if fnmatchcase(bare, pattern):
-            raise Refused(f"'{name}' is not served: {sentence}", field, "value_not_in_list")
+    if sentence := instead(name):
+        raise Refused(f"'{name}' is not served: {sentence}", field, "value_not_in_list")
     there = any(_same(name, one) for each in MODEL_FOLDERS for one in served.files.get(each, ()))
     put = "it is on the volume, but this" if there else "put it on the volume; this"
     file = name.replace("\\", "/")
@@ -113,17 +122,21 @@ def part(at: At, name: str, folder: str, field: str) -> None:
     served = at.served
     if any(_same(name, one) for one in (*served.weights, served.vae) if one):
         return
-    families = table()[folder].get(stem(name))
-    if families and _family(served.spec) in families:
+    if own_part(name, folder, served.spec):
         return
     what = {"vae": "autoencoder", "text_encoders": "text encoder"}[folder]
     if told := placeholder(name):
         raise Refused(told, field, "value_not_in_list")
     own = _own(folder, served)
-    setting = f"KINDLING_VAE={name}" if folder == "vae" else f"KINDLING_WEIGHTS={name}"
     name_it = f"name {' or '.join(own[:3])}" if own else f"take the {what} of the checkpoint"
-    told = f"'{name}' is no {what} of {served.spec.id} as served here; {name_it}, or start a worker with {setting}."
+    start = f"start a worker with KINDLING_WEIGHTS={name}"
+    told = f"'{name}' is no {what} of {served.spec.id} as served here; {name_it}, or {start}."
     raise Refused(told, field, "value_not_in_list")
+
+
+def own_part(name: str, folder: str, spec: ModelSpec) -> bool:
+    """Whether a VAE or a text encoder is, by its name, the one that `spec` has."""
+    return _family(spec) in table()[folder].get(stem(name), ())
 
 
 def fits(row: ModelSpec, served: Served) -> bool:
@@ -133,17 +146,22 @@ def fits(row: ModelSpec, served: Served) -> bool:
 
 def lora(at: At, name: str) -> str:
     """The name that a request has for a LoRA's file; refused if the volume has none."""
-    known = {_bare(one): one for one in at.served.files.get("loras", ())}
-    bare = _bare(name)
-    if bare in known:
-        return known[bare].removesuffix(".safetensors")
-    last = {one.rpartition("/")[2]: path for one, path in known.items()}
-    if (end := bare.rpartition("/")[2]) in last:
-        return last[end].removesuffix(".safetensors")
-    near = difflib.get_close_matches(end, list(last)[:1000], 3)
+    known = at.served.files.get("loras", ())
+    if found := found_lora(name, known):
+        return found
+    last = {_bare(one).rpartition("/")[2]: one for one in known}
+    near = difflib.get_close_matches(_bare(name).rpartition("/")[2], list(last)[:1000], 3)
     also = f"there is {', '.join(last[one] for one in near)}" if near else "put it into loras/ on the volume"
     told = placeholder(name) or f"There is no LoRA '{name:.120}' on this worker's volume; {also}."
     raise Refused(told, "lora_name", "value_not_in_list")
+
+
+def found_lora(name: str, files: Sequence[str]) -> str:
+    """The name that a request has for a LoRA's file, by its whole name or the last part; empty if it is not there."""
+    known = {_bare(one): one for one in files}
+    last = {one.rpartition("/")[2]: path for one, path in known.items()}
+    bare = _bare(name)
+    return (known.get(bare) or last.get(bare.rpartition("/")[2], "")).removesuffix(".safetensors")
 
 
 def _bare(name: str) -> str:
@@ -151,9 +169,9 @@ def _bare(name: str) -> str:
 
 
 def _same(name: str, other: str) -> bool:
-    """Whether both name one file, wherever it lies."""
+    """Whether both name one file, wherever it lies; a pickle, which nobody opens, is its safetensors."""
     last = [one.replace("\\", "/").replace(":", "/").rpartition("/")[2].lower() for one in (name, other)]
-    return last[0] == last[1]
+    return SUFFIXES.sub("", last[0]) == SUFFIXES.sub("", last[1])
 
 
 def _part(name: str, served: Served) -> bool:

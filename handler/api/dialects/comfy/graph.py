@@ -18,22 +18,34 @@ MOST_OUTPUTS = 100
 
 def read(graph: Mapping[str, Any], served: Served, load: Load) -> Plan:
     """What `graph`, in API format, asks for; GraphRefused if that is nothing that can be drawn."""
-    outputs = _outputs(graph)
+    require_graph(graph)
+    require_outputs(graph)
+    return planned(walked(graph, served, load))
+
+
+def walked(graph: Mapping[str, Any], served: Served, load: Load) -> Walk:
+    """A walk to all outputs of a graph."""
     walk = Walk(graph, served, load)
-    for node in outputs:
+    for node in outputs_of(graph):
         walk.settle(node)
+    return walk
+
+
+def planned(walk: Walk) -> Plan:
+    """What a walk found; GraphRefused if no output can be drawn."""
+    outputs = outputs_of(walk.graph)
     drawn = tuple(walk.output(found) for node in outputs if (found := walk.shown.get(node)))
     wrong = _node_errors(walk, [node for node in outputs if node not in walk.values])
     if not drawn:
-        _refuse(walk, outputs, wrong)
+        _refuse(wrong)
     for node in outputs:
         if node in walk.values and walk.shown[node] is None:
             walk.note(node, "it shows no picture that is drawn here, so that it gives nothing.")
-    return Plan(drawn, wrong, tuple(walk.notes))
+    return Plan(drawn, wrong, walk.told)
 
 
-def _outputs(graph: Mapping[str, Any]) -> list[str]:
-    """The ids of a graph's output nodes; GraphRefused if it is no graph, too large or has none."""
+def require_graph(graph: Any) -> None:
+    """GraphRefused if it is no graph in API format, or too large."""
     if not isinstance(graph, Mapping) or not graph:
         raise faults.no("no_prompt", "No prompt provided", "No prompt provided")
     if isinstance(graph.get("nodes"), list):
@@ -44,12 +56,20 @@ def _outputs(graph: Mapping[str, Any]) -> list[str]:
         if not isinstance(body, dict) or not isinstance(body.get("class_type"), str):
             told = "Cannot execute because a node is missing the class_type property."
             raise faults.no("missing_node_type", told, f"Node ID '#{node}'", node_id=node)
-    outputs = [node for node in graph if (row := TABLE.get(class_of(graph[node]))) and row.output]
+
+
+def require_outputs(graph: Mapping[str, Any]) -> None:
+    """GraphRefused if it has no output that is known, or too many."""
+    outputs = outputs_of(graph)
     if not outputs:
         raise _none_that_show(graph)
     if len(outputs) > MOST_OUTPUTS:
         raise faults.no("invalid_prompt", f"The graph has {len(outputs)} outputs; at most {MOST_OUTPUTS} are drawn.")
-    return outputs
+
+
+def outputs_of(graph: Mapping[str, Any]) -> list[str]:
+    """The ids of a graph's output nodes."""
+    return [node for node in graph if (row := TABLE.get(class_of(graph[node]))) and row.output]
 
 
 def _none_that_show(graph: Mapping[str, Any]) -> Exception:
@@ -82,10 +102,10 @@ def _node_errors(walk: Walk, failed: list[str]) -> dict[str, Any]:
     return found
 
 
-def _refuse(walk: Walk, outputs: list[str], wrong: Mapping[str, Any]) -> Never:
+def _refuse(wrong: Mapping[str, Any]) -> Never:
     """No output can be drawn: say why."""
     if not wrong:
-        told = "Nothing is drawn: no output comes from a sampler."
+        told = "Nothing is drawn, for no output comes from a sampler"
         raise faults.no("prompt_outputs_failed_validation", told, "Kindling draws pictures; it is no tool for others.")
     alone = [entry["errors"][0] for entry in wrong.values()]
     missing = next((one for one in alone if one["type"] == "missing_node_type"), None)

@@ -65,8 +65,15 @@ def _alias(name: str, said: Mapping[str, Any]) -> Node:
     return replace(like, name=name, title=name, category="custom", run=run, inputs=inputs)
 
 
-ALIASES = {name: _alias(name, said) for name, said in _data("aliases.toml").items()}
+RENAMED = _data("aliases.toml")
+ALIASES = {name: _alias(name, said) for name, said in RENAMED.items()}
 TABLE: Mapping[str, Node] = {name: row for name, row in PLAIN.items() if name not in INSIDE} | ALIASES
 INSTEAD: Mapping[str, str] = {
     name: sentence for sentence, names in _data("instead.toml").items() for name in names["classes"]
 }
+
+
+def like(kind: str) -> tuple[str, Mapping[str, str]]:
+    """The plain class that one of the table is like, with its names for that one's inputs."""
+    said: Mapping[str, Any] = RENAMED.get(kind, {"like": kind})
+    return said["like"], said.get("inputs", {})

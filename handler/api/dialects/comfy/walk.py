@@ -30,7 +30,7 @@ class Walk:
     wrong: dict[str, list[Fault]] = field(default_factory=dict)
     shown: dict[str, Output | None] = field(default_factory=dict)  # of outputs
     came: dict[str, tuple[str, ...]] = field(default_factory=dict)  # from which nodes
-    notes: list[str] = field(default_factory=list)
+    notes: dict[tuple[str, str], None] = field(default_factory=dict)  # a node and a sentence for people, in order
     pixels: int = 0
     begun: float = field(default_factory=time.monotonic)
 
@@ -60,9 +60,13 @@ class Walk:
 
     def note(self, node: str, sentence: str) -> None:
         """Keep a sentence for people, once."""
-        told = f"Node {node} ({class_of(self.graph[node])}): {sentence}"
-        if told not in self.notes and len(self.notes) < MOST_NOTES:
-            self.notes.append(told)
+        if len(self.notes) < MOST_NOTES:
+            self.notes[node, sentence] = None
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes, each with the node that it is about."""
+        return tuple(f"Node {node} ({class_of(self.graph[node])}): {sentence}" for node, sentence in self.notes)
 
     def _visit(self, node: str) -> Iterator[str]:
         """Yields what it needs to know first; then it is in `came`, and in `values` or `wrong`."""

@@ -1,0 +1,50 @@
+"""`POST /explain`: what a file of ComfyUI's means to this worker, before anything is drawn."""
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+
+from handler.api.comfy.service import Comfy
+from handler.api.dialects.comfy.plan import Load, Served
+from handler.core.deadline import Deadline
+from handler.model.hardware import expected
+from handler.server import bodies
+from handler.server.comfy.routes import answering
+from handler.server.patience import patience
+
+PATH = "/explain"
+_one = asyncio.Semaphore(1)  # at a time: a graph may take seconds of a processor that drawing needs
+
+
+def routes() -> list[BaseRoute]:
+    """Without a prefix and with /api, as ComfyUI's are."""
+    return [Route(start + PATH, answering({"POST": post_explain}), methods=["POST"]) for start in ("", "/api")]
+
+
+async def post_explain(request: Request) -> Any:
+    """The report, judged on the worker that serves here. The body is the file as it is."""
+    comfy: Comfy = request.app.state.comfy
+    settings, seen = comfy.api.engine.settings, request.state.seen
+    deadline = seen.deadline = Deadline.within(min(patience(request.headers), settings.deadline_s), seen.start)
+    data = await deadline.hold(bodies.read(request, settings, *bodies.GRAPHS))
+    served = await comfy.served(deadline)
+    load = partial(comfy.archive.held, asyncio.get_running_loop(), deadline)
+    async with _one:
+        url = str(request.base_url).rstrip("/")
+        return await deadline.hold(asyncio.to_thread(_told, comfy, data, served, load, url))
+
+
+def _told(comfy: Comfy, data: bytes, served: Served, load: Load, url: str) -> dict[str, Any]:
+    from handler.api.comfy.explaining import explain  # late: most workers never see a graph
+    from handler.api.comfy.foretelling import Machine
+    from handler.api.comfy.grounds import Ground
+    from handler.api.dialects.comfy.opening import opened
+
+    engine = comfy.api.engine
+    worker = engine.worker
+    machine = Machine(worker.hardware, worker.receipt) if worker else Machine(expected(engine.settings))
+    ground = Ground(engine.settings, engine.spec, machine, load, served.files, running=True, url=url)
+    return explain(opened(data), ground).told()
