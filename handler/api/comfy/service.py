@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any
 
 from handler.api.comfy.archive import Archive, mailbox, tried
-from handler.api.comfy.drawing import Drawing, steps
+from handler.api.comfy.drawing import Drawing
 from handler.api.comfy.job import Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.naming import filled
+from handler.api.comfy.passes import steps
 from handler.api.comfy.refusals import refused, told, understood
 from handler.api.comfy.served import Catalogue
 from handler.api.dialects.comfy.plan import Load, Plan, Served
