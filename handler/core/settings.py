@@ -131,6 +131,9 @@ class Settings(BaseModel):
     step_cache: StepCacheSetting = Field(
         "off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps"
     )
+    workflows: Folder | None = Field(
+        None, description="a folder of ComfyUI's files, each served as /workflows/NAME beside those on the volume"
+    )
     queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")
     queue_s: float = Field(300, gt=0, le=86_400, description="seconds of work that may wait; more gets 429")
     deadline_s: float = Field(600, gt=0, le=86_400, description="seconds a request may take; a longer one gets 504")

@@ -14,6 +14,7 @@ Kind = Literal["string", "integer", "number", "boolean", "image"]
 TRANSPORT = ("stream", "partial_images", "response_format", "output_format", "output_compression")
 SIZE = "size"
 RESERVED = (*TRANSPORT, SIZE, "model", "images", "workflow")  # which no node's title makes a field
+ALPHA = "alpha"  # what a mask replaces
 TYPES: Mapping[Kind, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -33,7 +34,7 @@ assert TYPES.keys() == WORDS.keys() == {*get_args(Kind)}
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An input of a node; `key` is inside it where it is an object."""
+    """An input of a node; `key` is inside it where it is an object, and `ALPHA` of an image's file."""
 
     node: str
     input: str
@@ -42,10 +43,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field. `default` is the graph's own value; None of a seed, which is drawn at random.
+    """One field. `default` is the graph's own value; None of an image, and of a `seed` that is drawn at random.
 
-    Numbers are `low` to `high`, texts one of `choices` where there are some. `kept` is the image file that the graph
-    names: the field can be left out only where the worker has that.
+    Numbers are `low` to `high`, texts one of `choices` where there are some. `kept` is the file that the graph names: an
+    image that can be left out only where the worker has that.
     """
 
     name: str
@@ -55,8 +56,14 @@ class Field:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
-    kept: str = ""
+    kept: str | None = None
+    seed: bool = False
     about: str = ""
+
+    @property
+    def masks(self) -> bool:
+        """Whether it is a mask on an image that another field may send."""
+        return any(place.key == ALPHA for place in self.places)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def checked(fields: Sequence[Field], given: Mapping[str, Any]) -> dict[str, Any]
 def require(fields: Sequence[Field], values: Mapping[str, Any], files: Sequence[str]) -> None:
     """MissingParameter for the first image that was not sent, where the graph's own is none of `files`."""
     for field in fields:
-        if field.kind == "image" and field.name not in values and field.kept not in files:
+        if field.kept is not None and field.name not in values and field.kept not in files:
             raise MissingParameter(f"Missing required parameter: '{field.name}', an image.", field.name)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from handler.api.dialects.comfy.node import Input, Node
+from handler.api.dialects.comfy.graph import outputs_of
+from handler.api.dialects.comfy.node import LONGEST, Input, Node
 from handler.api.dialects.comfy.plan import class_of, title_of
 from handler.api.dialects.comfy.table import TABLE
-from handler.api.workflows.fields import RESERVED, Field, Kind, Place
+from handler.api.workflows.fields import ALPHA, RESERVED, Field, Kind, Place
 from handler.api.workflows.wiring import behind, inputs_of, leaf, linked, ordered, wanted
 from handler.core.loras import HEAVIEST
 from handler.core.request import MAX_SEED, MAX_SIDE, MIN_SIDE
@@ -30,6 +31,8 @@ COUNT = "batch_size"
 SAME_SIZE = {"width": "width", "target_width": "width", "height": "height", "target_height": "height"}
 WEIGHTS = ("strength_model", "strength_clip", "lora_model_strength", "lora_clip_strength")
 KINDS: Mapping[str, Kind] = {"INT": "integer", "FLOAT": "number", "STRING": "string", "BOOLEAN": "boolean"}
+FILES = ("image", "mask")
+ORDER = ("prompt", "negative_prompt", *FILES, "width", "height", "n", "seed", "steps", "guidance", "cfg", "denoise")
 LIMITS: Mapping[str, tuple[float, float]] = {
     "width": (MIN_SIDE, MAX_SIDE),
     "height": (MIN_SIDE, MAX_SIDE),
@@ -45,6 +48,7 @@ ABOUT = {
     "n": "How many pictures.",
     "denoise": "How much of the image is drawn anew.",
     "image": "An image file in base64 or as a data URL.",
+    "mask": "An image file of the image's size, transparent where it is to be drawn anew; without it the image's own.",
     "lora": "How much of the LoRA is added.",
 }
 
@@ -87,7 +91,7 @@ class Search:
     def value(self, place: Place) -> Any:
         """What the graph has there."""
         found = inputs_of(self.graph, place.node)[place.input]
-        return found[place.key] if place.key else found
+        return found[place.key] if isinstance(found, dict) else found
 
     def link(self, role: str, node: str, name: str) -> None:
         """The value of an input, wherever it comes from."""
@@ -96,9 +100,9 @@ class Search:
 
 
 def fields(graph: Mapping[str, Any], max_n: int) -> tuple[Field, ...]:
-    """Those of a graph in API format, whose nodes have classes; `max_n` is the worker's KINDLING_MAX_N."""
+    """Those of a graph in API format; `max_n` is the worker's KINDLING_MAX_N. GraphRefused if it is none."""
     search = Search(graph, max_n)
-    nodes = ordered(graph, [node for node in graph if (row := TABLE.get(class_of(graph[node]))) and row.output])
+    nodes = ordered(graph, outputs_of(graph))
     for node in nodes:
         if SAMPLER in (row := _row(graph, node)).inputs:
             _sampler(search, node, row)
@@ -155,17 +159,20 @@ def _prompt(search: Search, node: str, name: str, role: str) -> None:
 def _image(search: Search, node: str, nodes: list[str]) -> None:
     """A file that a node reads; a mask if nothing else of it is used."""
     row = _row(search.graph, node)
-    name = next((name for name, wanted in row.inputs.items() if wanted.folder == "input" or _is_base64(row, name)), "")
+    name = next((name for name, wanted in row.inputs.items() if _is_file(wanted)), "")
     if not isinstance(inputs_of(search.graph, node).get(name), str):
         return
     links = [value for one in nodes for value in inputs_of(search.graph, one).values() if linked(value)]
     used = {slot for source, slot in links if str(source) == node}
     kinds = {row.outputs[slot] for slot in used if slot < len(row.outputs)}
     search.add("image", [Place(node, name)], "mask" if kinds == {"MASK"} else "image")
+    if kinds == {"IMAGE", "MASK"} and row.inputs[name].folder:
+        search.add("mask", [Place(node, name, ALPHA)])
 
 
-def _is_base64(row: Node, name: str) -> bool:
-    return row.category == "external_tooling" and name in ("image", "mask")
+def _is_file(wanted: Input) -> bool:
+    """Whether an input names a file to work from, or has it in base64, which alone may be so long."""
+    return wanted.folder == "input" or wanted.longest > LONGEST
 
 
 def _loras(search: Search, node: str) -> None:
@@ -212,7 +219,8 @@ def _titled(graph: Mapping[str, Any], nodes: list[str]) -> Iterator[tuple[str, s
 
 def _rename(search: Search, node: str, said: str, name: str) -> None:
     """Give what a title means the name that it says. Of a node of which nothing was found that is its first value."""
-    places = {place for one in search.found for place in one.places if place.node == node}
+    all_places = (place for one in search.found for place in one.places)
+    places = {place for place in all_places if place.node == node and place.key != ALPHA}
     theirs = [one for one in search.found if places.intersection(one.places)]
     inputs = [each for each in _row(search.graph, node).inputs if _literal(search.graph, node, each)]
     if said and (Place(node, said) in places or said not in inputs):
@@ -247,7 +255,7 @@ def _numbered(search: Search) -> Iterator[Field]:
     """Fields under names of their own."""
     told = any(one.role == "guidance" for one in search.found)
     names = set(RESERVED)
-    for one in search.found:
+    for one in sorted(search.found, key=lambda one: ORDER.index(one.role) if one.role in ORDER else len(ORDER)):
         called = {"cfg": "cfg" if told else "guidance"}.get(one.name, one.name)
         name, number = called, 1
         while name in names:
@@ -263,15 +271,15 @@ def _field(search: Search, one: Found, name: str, first: bool) -> Field:
     if kind not in ("integer", "number"):
         low = high = None
     choices = wanted.type if isinstance(wanted.type, tuple) and not wanted.folder else ()
-    seed = one.role == "seed" and first
-    default = None if kind == "image" or seed else one.value
-    kept = one.value if kind == "image" and wanted.folder else ""
-    about = ABOUT.get(one.role, "") if one.role != "seed" or first else ""
-    return Field(name, kind, tuple(one.places), default, low, high, choices, kept, about)
+    seed = one.role == "seed"
+    default = None if kind == "image" or (seed and first) else one.value
+    kept = one.value if one.role == "image" and wanted.folder else None
+    about = ABOUT.get(one.role, "") if not seed or first else ""
+    return Field(name, kind, tuple(one.places), default, low, high, choices, kept, seed, about)
 
 
 def _kind(one: Found) -> Kind:
-    if one.role == "image":
+    if one.role in FILES:
         return "image"
     wanted = one.wanted.type
     return KINDS.get(wanted, "string") if isinstance(wanted, str) else "string"

@@ -18,7 +18,7 @@ MOST_OUTPUTS = 100
 
 def read(graph: Mapping[str, Any], served: Served, load: Load) -> Plan:
     """What `graph`, in API format, asks for; GraphRefused if that is nothing that can be drawn."""
-    outputs = _outputs(graph)
+    outputs = outputs_of(graph)
     walk = Walk(graph, served, load)
     for node in outputs:
         walk.settle(node)
@@ -32,7 +32,7 @@ def read(graph: Mapping[str, Any], served: Served, load: Load) -> Plan:
     return Plan(drawn, wrong, tuple(walk.notes))
 
 
-def _outputs(graph: Mapping[str, Any]) -> list[str]:
+def outputs_of(graph: Mapping[str, Any]) -> list[str]:
     """The ids of a graph's output nodes; GraphRefused if it is no graph, too large or has none."""
     if not isinstance(graph, Mapping) or not graph:
         raise faults.no("no_prompt", "No prompt provided", "No prompt provided")

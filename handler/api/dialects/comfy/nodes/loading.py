@@ -19,14 +19,19 @@ def load(at: At, image: str, **_: Any) -> tuple[Picture, Mask]:
 
 
 def fetched(at: At, name: str) -> bytes:
-    """A file by ComfyUI's name of it: with a folder, and `[output]` or the like behind it."""
+    """A file by ComfyUI's name of it."""
+    try:
+        return at.load(*named(name))
+    except OSError:  # there is none, or a file where its folder should be
+        at.refuse(f"Invalid image file: {name:.200}; send it with POST /upload/image first.", "image")
+
+
+def named(name: str) -> tuple[str, str, Folder]:
+    """What a name in a graph means, which may have a folder, and `[output]` or the like behind it: file, subfolder, folder."""
     path, _, mark = name.strip().rpartition(" ")
     path, folder = (path, FOLDERS[mark]) if mark in FOLDERS else (name.strip(), FOLDERS["[input]"])
     subfolder, _, last = path.replace("\\", "/").rpartition("/")
-    try:
-        return at.load(last, subfolder, folder)
-    except OSError:  # there is none, or a file where its folder should be
-        at.refuse(f"Invalid image file: {name:.200}; send it with POST /upload/image first.", "image")
+    return last, subfolder, folder
 
 
 def opened(at: At, data: bytes, name: str) -> tuple[Picture, Mask]:
