@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -159,10 +159,14 @@ async def metrics(request: Request) -> Response:
 
 async def describe(request: Request) -> Response:
     """OpenAPI's description of all this, which looks at the volume."""
-    engine: Engine = request.app.state.engine
-    make = partial(document, engine, request.scope["app_root_path"])
-    found = await answered(looked(make, Deadline.within(engine.settings.deadline_s)))
+    found = await answered(_description(request.app.state.api, request.scope["app_root_path"]))
     return response(request.scope, found) if isinstance(found, Reply) else JSONResponse(found)
+
+
+async def _description(api: Api, root: str) -> dict[str, Any]:
+    deadline = Deadline.within(api.engine.settings.deadline_s)
+    kept = await api.workflows.listed(deadline)
+    return await looked(partial(document, api.engine, root, kept), deadline)
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:

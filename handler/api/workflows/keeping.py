@@ -50,12 +50,12 @@ class Workflow:
     @cached_property
     def data(self) -> bytes:
         """The record."""
-        return json.dumps({"graph": self.graph, "notes": list(self.notes)}, sort_keys=True).encode()
+        return json.dumps({"graph": self.graph, "notes": list(self.notes)}).encode()
 
     @cached_property
     def version(self) -> str:
-        """By what is in the graph, the titles of its nodes too; none where there is no graph."""
-        told = json.dumps(self.graph, sort_keys=True, separators=(",", ":")).encode()
+        """By what is in the graph, its nodes' titles and order too; none where there is no graph."""
+        told = json.dumps(self.graph, separators=(",", ":")).encode()
         return "" if self.fault else hashlib.sha256(told).hexdigest()[:12]
 
 

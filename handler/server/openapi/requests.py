@@ -51,9 +51,9 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     openai |= dict.fromkeys(IGNORED, ACCEPTED_TEXT)
     rules, images = _rules(spec), _image_rules(spec)
     return {
-        "GenerationRequest": closed(_nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
-        "NativeRequest": closed(_nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE,
-        "EditRequest": closed(_nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
+        "GenerationRequest": closed(nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
+        "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE,
+        "EditRequest": closed(nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
 
@@ -77,14 +77,14 @@ def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "response_format": {} if Store.of(settings) else {"enum": ["b64_json"]},
     }
     fields = ImageRequest.model_json_schema()["properties"]
-    found = {name: _plain(schema) | narrowed.get(name, {}) for name, schema in fields.items()}
+    found = {name: plain(schema) | narrowed.get(name, {}) for name, schema in fields.items()}
     comfy = {"sampling": _sampling(spec), "reading": _object(Reading)}
     found |= {name: schema | {"description": found[name]["description"]} for name, schema in comfy.items()}
     return found if spec.masked_pixels else {name: found[name] for name in found if name not in ("mask", "strength")}
 
 
-def _plain(schema: Schema) -> Schema:
-    """Without pydantic's titles, and without its null, which `_nullable` brings for all."""
+def plain(schema: Schema) -> Schema:
+    """Without pydantic's titles, and without its null, which `nullable` brings for all."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != NULL]
     kept = {name: value for name, value in schema.items() if name not in ("anyOf", "title") and value is not None}
     return {**kinds[0], **kept} if len(kinds) == 1 else kept
@@ -167,7 +167,7 @@ def _started(spec: ModelSpec) -> dict[str, Schema]:
     return {} if spec.max_images else {"scheduler": {"enum": list(spec.edit_schedulers)}}
 
 
-def _nullable(fields: dict[str, Schema]) -> dict[str, Schema]:
+def nullable(fields: dict[str, Schema]) -> dict[str, Schema]:
     """Null counts as not sent."""
     found = {}
     for field, schema in fields.items():
