@@ -18,7 +18,7 @@ from handler.api.workflows.service import ROUTE, Workflows
 from handler.core.deadline import Deadline
 from handler.core.errors import InvalidJson, InvalidType, RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
-from handler.core.request import Format, ImageRequest
+from handler.core.request import ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine

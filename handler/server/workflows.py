@@ -17,7 +17,12 @@ from handler.server import bodies
 from handler.server.access import WORKFLOW, response
 
 Handler = Callable[[Request], Awaitable[Response]]
-FILES = ("image/png", "image/webp", "text/plain", "application/octet-stream")  # that a workflow may come as, beside JSON
+FILES = (
+    "image/png",
+    "image/webp",
+    "text/plain",
+    "application/octet-stream",
+)  # that a workflow may come as, beside JSON
 
 
 def routes(draw: Handler) -> list[BaseRoute]:
@@ -65,7 +70,9 @@ async def _kept(request: Request) -> tuple[dict[str, Any], bool]:
     return await api.workflows.put(_name(request), data, deadline)
 
 
-async def _answer(request: Request, work: Awaitable[Any], shape: Callable[[Any], Any] = lambda found: found) -> Response:
+async def _answer(
+    request: Request, work: Awaitable[Any], shape: Callable[[Any], Any] = lambda found: found
+) -> Response:
     found = await answered(work)
     if isinstance(found, Reply):
         return response(request.scope, found)

@@ -161,4 +161,3 @@ def _images(outputs: Mapping[str, Any]) -> list[list[dict[str, str]]]:
 def place(image: Mapping[str, str]) -> tuple[str, str, str]:
     """File name, subfolder and folder of a picture, as it is told."""
     return image["filename"], image["subfolder"], image["type"]
-

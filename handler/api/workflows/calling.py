@@ -37,7 +37,10 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a request to `workflow` asks for: `graph` has its values, `outputs` what is drawn of it."""
+    """What a request to `workflow` asks for: `graph` has its values, `outputs` what is drawn of it.
+
+    `seed` is that of the field of this name, if there is one: sent again it gives the same pictures.
+    """
 
     workflow: Workflow
     dialect: ModuleType
@@ -45,6 +48,7 @@ class Call:
     graph: Mapping[str, Any]
     outputs: tuple[Output, ...]
     notes: tuple[str, ...] = ()
+    seed: int | None = None
 
     @property
     def request(self) -> ImageRequest:
@@ -97,15 +101,16 @@ class Call:
         """As the dialect has it, with the workflow, its version, and of each picture the node."""
         told = request.model_copy(update={"model": self.asked.model or None})
         body: dict[str, Any] = self.dialect.render(told, spec=spec, pictures=pictures, seconds=seconds)
-        body |= {"workflow": self.workflow.name, "version": self.workflow.version, "notes": list(self.notes)}
-        if self.dialect is not native:
-            width, height = made[0].size
-            return body | {"width": width, "height": height, "size": f"{width}x{height}"}
-        for image, one in zip(body["images"], made, strict=True):
-            node = one.output.node
-            image |= {"node": node, "title": title_of(self.graph[node])}
-            image |= dict(zip(("width", "height"), one.size, strict=True))
-        return body | {"seed": body["images"][0]["seed"]}
+        ours = self.dialect is native
+        for image, one in zip(body["images" if ours else "data"], made, strict=True):
+            width, height = one.size
+            image |= {} if self.seed is None else {"seed": self.seed}
+            title = title_of(self.graph[one.output.node])
+            image |= {"node": one.output.node, "title": title, "width": width, "height": height} if ours else {}
+        width, height = made[0].size
+        size = {"seed": self.seed} if ours else {"width": width, "height": height, "size": f"{width}x{height}"}
+        workflow = {"workflow": self.workflow.name, "version": self.workflow.version, "notes": list(self.notes)}
+        return body | size | workflow
 
 
 class Progress:

@@ -45,8 +45,8 @@ class Place:
 class Field:
     """One field. `default` is the graph's own value; None of an image, and of a `seed` that is drawn at random.
 
-    Numbers are `low` to `high`, texts one of `choices` where there are some. `kept` is the file that the graph names: an
-    image that can be left out only where the worker has that.
+    Numbers are `low` to `high`, texts one of `choices` where there are some. `kept` is the file that the graph names:
+    an image that can be left out only where the worker has that.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Field:
             return self._image(value)
         if isinstance(value, str):
             self._check_text(value)
-        elif self.kind != "boolean":
+        elif isinstance(value, int | float):
             self._check_number(value)
         return value
 
@@ -103,10 +103,16 @@ class Field:
 
     def _check_number(self, value: float) -> None:
         low, high = self.low, self.high
-        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
-            least = "" if low is None else f" at least {low:.20g}"
-            most = "" if high is None else f" at most {high:.20g}"
-            raise OutOfRange(f"{self.name} should be{' and'.join(filter(None, (least, most))) or ' finite'}.", self.name)
+        if (
+            (isinstance(value, float) and not math.isfinite(value))
+            or (low is not None and value < low)
+            or (high is not None and value > high)
+        ):
+            least = "" if low is None else f" at least {low}"
+            most = "" if high is None else f" at most {high}"
+            raise OutOfRange(
+                f"{self.name} should be{' and'.join(filter(None, (least, most))) or ' finite'}.", self.name
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,9 @@ def _sized(fields: Sequence[Field], given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown(name: str, known: Mapping[str, Field]) -> RequestError:
     size = (SIZE,) if known.keys() >= {*SIDES} else ()
-    return UnknownParameter(f"Unknown parameter: '{name:.80}'. This workflow has {_listed((*known, *size))}.", name[:80])
+    return UnknownParameter(
+        f"Unknown parameter: '{name:.80}'. This workflow has {_listed((*known, *size))}.", name[:80]
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

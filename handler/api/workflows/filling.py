@@ -35,10 +35,13 @@ class Filled:
 
     def put(self, place: Place, value: Any) -> None:
         """Write one value."""
-        node = self.graph[place.node]
-        inputs = node["inputs"]
-        held = {**inputs[place.input], place.key: value} if isinstance(inputs[place.input], dict) else value
-        self.graph[place.node] = {**node, "inputs": {**inputs, place.input: held}}
+        node, before = self.graph[place.node], self.value(place)
+        held = {**before, place.key: value} if isinstance(before, dict) else value
+        self.graph[place.node] = {**node, "inputs": {**node["inputs"], place.input: held}}
+
+    def value(self, place: Place) -> Any:
+        """What is there now."""
+        return self.graph[place.node]["inputs"][place.input]
 
     def send(self, place: Place, data: bytes, read: Read) -> None:
         """Write the name of a file: by what it is, so that pictures of one request say the same."""
@@ -48,9 +51,13 @@ class Filled:
 
     def mask(self, place: Place, data: bytes) -> None:
         """Write the name of the image that is there, with another alpha."""
-        name = self.graph[place.node]["inputs"][place.input]
-        before = self.files.get(name, lambda otherwise: otherwise(*named(name)))
-        self.send(place, data + name.encode(), lambda otherwise: masked(before(otherwise), data))
+        name = self.value(place)
+        before = self.files.get(name)
+
+        def read(otherwise: Load) -> bytes:
+            return masked(before(otherwise) if before else otherwise(*named(name)), data)
+
+        self.send(place, data + name.encode(), read)
 
 
 def filled(graph: Mapping[str, Any], fields: Sequence[Field], values: Mapping[str, Any]) -> Filled:

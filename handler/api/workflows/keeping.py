@@ -86,15 +86,15 @@ class Library:
 
     def get(self, name: str, version: str = "") -> Workflow:
         """One, as it is now or was at `version`; WorkflowMissing if there is none."""
-        if path := self._files().get(name):
-            found = self._fixed(name, path)
-        else:
-            found = self._kept(name)
+        path = self._files().get(name)
+        found = self._fixed(name, path) if path else self._kept(name)
         if version and found.version != version:
             found = self._record(name, f"versions/{name}/{version}.json")
         if found.fault == MISSING or (version and found.version != version):
             at = f" at version {version}" if version else ""
-            raise WorkflowMissing(f"There is no workflow '{name}'{at}. GET /workflows lists those there are.", "workflow")
+            raise WorkflowMissing(
+                f"There is no workflow '{name}'{at}. GET /workflows lists those there are.", "workflow"
+            )
         return found
 
     def put(self, workflow: Workflow) -> bool:

@@ -12,7 +12,12 @@ from handler.core.request import ImageRequest
 
 MODEL = "workflow/"
 OURS = {"num_inference_steps": "steps", "guidance_scale": "guidance", "strength": "denoise"}
-IDLE = {"n": (1,), "quality": ("auto", "standard"), "loras": ((),), "step_cache": ("off",)}  # values that ask for nothing
+IDLE = {
+    "n": (1,),
+    "quality": ("auto", "standard"),
+    "loras": ((),),
+    "step_cache": ("off",),
+}  # values that ask for nothing
 
 
 def mapped(dialect: ModuleType, fields: Sequence[Field], payload: Mapping[str, Any]) -> Asked:

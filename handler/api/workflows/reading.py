@@ -43,11 +43,12 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What one request to a workflow asks for: `graph` has its values."""
+    """What one request to a workflow asks for: `graph` has its values, `seed` is the one that may have been drawn."""
 
     graph: Mapping[str, Any]
     outputs: tuple[Output, ...]
     notes: tuple[str, ...]
+    seed: int | None
 
 
 def sent(name: str, data: bytes) -> Workflow:
@@ -103,7 +104,9 @@ def planned(
     for output in plan.outputs:
         for step in steps(output):
             served.spec.validate(step.request, settings.step_cache)
-    return Wanted(made.graph, _answered(plan), (*workflow.notes, *plan.notes, *_undrawn(plan)))
+    seeds = [made.value(one.places[0]) for one in fields if one.seed and one.default is None]
+    notes = (*workflow.notes, *plan.notes, *_undrawn(plan))
+    return Wanted(made.graph, _answered(plan), notes, next(iter(seeds), None))
 
 
 def _answered(plan: Plan) -> tuple[Output, ...]:

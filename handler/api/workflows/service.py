@@ -113,7 +113,7 @@ class Workflows:
         found, made = wanted(workflow, read, served, self._settings, load)
         if found.transport.partial_images and (len(made.outputs) > 1 or made.outputs[0].request.n > 1):
             raise InvalidValue("partial_images are of one picture; this draws several.", "partial_images")
-        return Call(workflow, dialect, found, made.graph, made.outputs, made.notes)
+        return Call(workflow, dialect, found, made.graph, made.outputs, made.notes, made.seed)
 
     def _told(self, workflow: Workflow, served: Served) -> dict[str, Any]:
         """As clients see it. For a thread."""
@@ -152,9 +152,7 @@ class Workflows:
             raise NotReady(f"The place of workflows fails: {error.strerror}; try again.") from None
 
 
-MISNAMED = (
-    "'{name:.80}' is no name for a workflow: 1 to 64 small letters, digits, - and _, a letter or digit first."
-)
+MISNAMED = "'{name:.80}' is no name for a workflow: 1 to 64 small letters, digits, - and _, a letter or digit first."
 
 
 def split(text: str) -> tuple[str, str]:

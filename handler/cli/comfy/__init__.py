@@ -4,7 +4,14 @@ import argparse
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-ACTS: Mapping[str, tuple[ModuleType, str]] = {}
+from handler.cli.comfy import add, remove
+from handler.cli.comfy import list as kept
+
+ACTS: Mapping[str, tuple[ModuleType, str]] = {
+    "add": (add, "keep a file as an endpoint, /workflows/NAME"),
+    "list": (kept, "show the files that are kept"),
+    "remove": (remove, "forget one"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -155,10 +155,14 @@ OPERATIONS: dict[str, Operation] = {
 
 def operations() -> dict[str, tuple[Operation, ...]]:
     """All, by their routes."""
-    return {path: (row,) for path, row in OPERATIONS.items()} | comfy.OPERATIONS | {
-        workflows.LIST: workflows.LISTED,
-        workflows.ONE: (*workflows.ROWS, _called("Draw a kept workflow, by its fields", workflows.ANY, "name")),
-    }
+    return (
+        {path: (row,) for path, row in OPERATIONS.items()}
+        | comfy.OPERATIONS
+        | {
+            workflows.LIST: workflows.LISTED,
+            workflows.ONE: (*workflows.ROWS, _called("Draw a kept workflow, by its fields", workflows.ANY, "name")),
+        }
+    )
 
 
 def _called(summary: str, body: Schema, *parameters: str) -> Operation:
@@ -168,7 +172,7 @@ def _called(summary: str, body: Schema, *parameters: str) -> Operation:
 
 
 def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """The description of the worker that `engine` serves, below the path `root`, with the workflows that it can draw."""
+    """The description of the worker that `engine` serves, below the path `root`; `kept` are its workflows."""
     spec, keyed = engine.spec, bool(engine.settings.api_keys)
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
     names = served.names(spec, engine.settings)

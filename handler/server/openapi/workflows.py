@@ -35,7 +35,7 @@ TOLD: dict[str, Schema] = {
 SHOWN = {"node": TEXT, "title": TEXT, "width": COUNT, "height": COUNT}
 MORE: dict[str, Schema] = {
     "images": array(whole(DRAWN | SHOWN, "b64_json", "url")),
-    "seed": COUNT | {"description": "The first picture's."},
+    "seed": {"type": ["integer", "null"], "description": "Of the field of this name: sent again, the same pictures."},
     "workflow": TEXT,
     "version": TEXT,
     "notes": array(TEXT),

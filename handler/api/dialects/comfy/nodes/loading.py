@@ -27,7 +27,7 @@ def fetched(at: At, name: str) -> bytes:
 
 
 def named(name: str) -> tuple[str, str, Folder]:
-    """What a name in a graph means, which may have a folder, and `[output]` or the like behind it: file, subfolder, folder."""
+    """File, subfolder and folder of a name in a graph, which may have `[output]` or the like behind it."""
     path, _, mark = name.strip().rpartition(" ")
     path, folder = (path, FOLDERS[mark]) if mark in FOLDERS else (name.strip(), FOLDERS["[input]"])
     subfolder, _, last = path.replace("\\", "/").rpartition("/")
