@@ -56,16 +56,10 @@ def report(told: dict[str, Any]) -> list[str]:
     """A workflow for people: its fields, what keeps it from being drawn, and how to call it."""
     fields = [f"  {name:<24} {_said(schema, name in told['required'])}" for name, schema in told["fields"].items()]
     asked = {name: _example(schema) for name, schema in told["fields"].items() if name in ("prompt", *told["required"])}
-    url, body = f"{ADDRESS}{ROUTE}/{told['name']}", shlex.quote(json.dumps(asked))
+    url, head = f"{ADDRESS}{ROUTE}/{told['name']}", "-H 'Content-Type: application/json'"
+    curl = f"curl -s {url} {head} -d {shlex.quote(json.dumps(asked))}"
     why = [f"This model cannot draw it: {told['why']}"] if told["why"] else []
-    return [
-        "fields:",
-        *fields,
-        *told["notes"],
-        *why,
-        "call it:",
-        f"  curl -s {url} -H 'Content-Type: application/json' -d {body}",
-    ]
+    return ["fields:", *fields, *told["notes"], *why, "call it:", f"  {curl}"]
 
 
 def _said(schema: dict[str, Any], required: bool) -> str:
