@@ -178,7 +178,14 @@ def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] =
     names = served.names(spec, engine.settings)
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
     shapes = {**requests(spec, engine.settings), **types(), **ANSWERS, **workflows.ANSWERS}
-    own = {f"{workflows.LIST}/{one['name']}": (_called(*workflows.described(one)),) for one in kept if one["drawable"]}
+    own = {
+        f"{workflows.LIST}/{one['name']}": (
+            *workflows.rows(one["name"]),
+            _called(*workflows.described(one, spec, engine.settings)),
+        )
+        for one in kept
+        if one["drawable"]
+    }
     components = {"schemas": shapes, "headers": HEADERS, "responses": refusals}
     found = {
         "openapi": "3.1.0",

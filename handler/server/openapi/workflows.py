@@ -1,15 +1,17 @@
 """Kept workflows: their routes, and each one's own operation, with its fields."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from handler.api.workflows.fields import SIZE as SIZED
 from handler.api.workflows.fields import TRANSPORT
 from handler.api.workflows.service import ROUTE
-from handler.core.request import ImageRequest
+from handler.catalog.spec import ModelSpec
+from handler.core.settings import Settings
 from handler.server.access import WORKFLOW
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
-from handler.server.openapi.requests import SIZE, nullable, plain
+from handler.server.openapi.requests import ANSWERED, SIZE, fields, nullable
 from handler.server.openapi.responses import DRAWN, NATIVE
 from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, array, closed, ref, whole
 
@@ -83,9 +85,16 @@ ROWS = (
 )
 
 
-def described(one: Mapping[str, Any]) -> tuple[str, Schema]:
+def rows(name: str) -> tuple[Operation, ...]:
+    """What else one kept workflow's own path answers."""
+    return tuple(replace(row, summary=f"{row.summary}: {name}", parameters=HEAD) for row in ROWS)
+
+
+def described(one: Mapping[str, Any], spec: ModelSpec, settings: Settings) -> tuple[str, Schema]:
     """What a kept workflow's own operation promises, and the schema of its body."""
-    fields = ImageRequest.model_json_schema()["properties"]
-    told = {name: plain(fields[name]) for name in TRANSPORT} | one["fields"]
+    native = fields(spec, settings)
+    told = {name: native[name] for name in TRANSPORT} | one["fields"]
+    if len(one["outputs"]) > 1 or one["fields"].get("n", {}).get("default", 1) > 1:
+        told["partial_images"] = {"enum": [0]}  # which are of one picture
     sized = {SIZED: SIZE} if {"width", "height"} <= one["fields"].keys() else {}
-    return f"Draw {one['name']}", closed(nullable(told | sized), tuple(one["required"]), [])
+    return f"Draw {one['name']}", closed(nullable(told | sized, one["required"]), tuple(one["required"]), ANSWERED)
