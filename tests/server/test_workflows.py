@@ -515,6 +515,22 @@ def test_each_is_an_operation_of_the_description(tell: Callable[..., None]) -> N
     tell(story)
 
 
+def test_an_image_may_be_as_large_as_that_of_an_edit(tell: Callable[..., None]) -> None:
+    async def story(client: Client) -> None:
+        made = graph()
+        made["10"] = node("LoadImage", image="photo.png")
+        made["11"] = node("VAEEncode", pixels=["10", 0], vae=["4", 2])
+        made["3"]["inputs"] |= {"latent_image": ["11", 0], "denoise": 0.5}
+        await keep(client, made)
+        large = Image.frombytes("RGB", (1024, 1024), os.urandom(3 << 20))
+        large.save(file := io.BytesIO(), "PNG", compress_level=0)
+        sent = base64.b64encode(file.getvalue()).decode()
+        assert (await refused(client.put("/workflows/other", content=b"x" * 4_000_001)))[1] == "body_too_large"
+        assert (await draw(client, image=sent))["images"][0]["width"] == 1024
+
+    tell(story, Editor(), max_body_mb=4)
+
+
 def test_a_key_is_wanted_for_all_of_it(tell: Callable[..., None]) -> None:
     async def story(client: Client) -> None:
         for method in ("GET", "PUT", "POST", "DELETE"):
@@ -578,13 +594,9 @@ def edits_its_image_where_its_mask_says(url: str, client: OpenAI) -> None:
     clear = Image.new("RGBA", (64, 64), "black")
     clear.paste((0, 0, 0, 0), (0, 0, 32, 64))
     clear.save(mask := io.BytesIO(), "PNG")
-    answer = client.images.edit(
-        model="workflow/edit",
-        prompt="a blue star",
-        image=image.getvalue(),
-        mask=mask.getvalue(),
-        extra_body={"seed": 7},
-    )
+    files = {"image": image.getvalue(), "mask": mask.getvalue()}
+    extra = {"seed": 7, "steps": 2}
+    answer = client.images.edit(model="workflow/edit", prompt="a blue star", **files, extra_body=extra)
     assert answer.data
     with Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or ""))) as one:
         red, green, blue = one.getpixel((63, 30))  # type: ignore[misc]

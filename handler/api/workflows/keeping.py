@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VERSION = re.compile(r"[0-9a-f]{12}")
 MOST = 100  # workflows
 LARGEST = 256 << 10  # bytes of a graph
+FRESH_S = 5.0  # for which a file may change again without another time: an object store's has whole seconds
 OLD, OLD_S = 6, 30 * DAY  # versions of one that are kept, the latest too, and for how long
 SUFFIXES = (".json", ".png", ".webp")  # of the image's folder
 BROKEN = "Its record cannot be read: {why}. Send the workflow again, or delete it."
@@ -79,7 +81,8 @@ class Library:
         times = {_stem(entry.name): entry.time for entry in self._archive.shelf.entries("workflows")}
         found = [self._fixed(name, path) for name, path in self._files().items()]
         for name in sorted(name for name in times if NAME.fullmatch(name) and name not in self._files()):
-            if self._read.get(name, (None,))[0] != times[name]:
+            fresh = time.time() - times[name] < FRESH_S
+            if fresh or self._read.get(name, (None,))[0] != times[name]:
                 self._read[name] = times[name], self._kept(name)
             found.append(self._read[name][1])
         return sorted(found, key=lambda one: one.name)

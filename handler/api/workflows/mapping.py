@@ -6,9 +6,10 @@ from typing import Any
 
 from handler.api.dialects import edits
 from handler.api.dialects.openai import IGNORED
-from handler.api.workflows.fields import TRANSPORT, Asked, Field, checked
+from handler.api.workflows.fields import TRANSPORT, Asked, Field, Kind, checked
 from handler.core.errors import InvalidValue, UnknownParameter
 from handler.core.request import ImageRequest
+from handler.core.untrusted import Malformed, number, parse
 
 MODEL = "workflow/"
 OURS = {"num_inference_steps": "steps", "guidance_scale": "guidance", "strength": "denoise"}
@@ -28,9 +29,20 @@ def mapped(dialect: ModuleType, fields: Sequence[Field], payload: Mapping[str, A
     given = {name: value for name, value in payload.items() if value is not None}
     rest = {name: value for name, value in given.items() if name not in own and name != "model"}
     request: ImageRequest = dialect.parse(rest)
-    values = {name: value for name, value in given.items() if name in own}
+    kinds = {field.name: field.kind for field in fields}
+    values = {name: _typed(kinds[name], value) for name, value in given.items() if name in own}
     values |= _renamed(request, names) | _images(request, fields)
     return Asked(checked(fields, values), request, str(payload["model"]))
+
+
+def _typed(kind: Kind, value: Any) -> Any:
+    """A value as its field has it, for a form has only texts; as it is where that fails, so that it is refused."""
+    if kind not in ("integer", "number", "boolean") or not isinstance(value, str):
+        return value
+    try:
+        return parse(value.lower(), number)
+    except Malformed:
+        return value
 
 
 def _renamed(request: ImageRequest, names: set[str]) -> dict[str, Any]:

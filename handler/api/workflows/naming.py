@@ -25,7 +25,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
 }
 ABOUT = {
     "prompt": "What the picture should show.",
-    "negative_prompt": "What to avoid.",
+    "negative_prompt": "What to avoid; at a guidance of 1 it changes nothing.",
     "seed": "Left out, or -1, it is drawn at random; the answer names it.",
     "n": "How many pictures.",
     "denoise": "How much of the image is drawn anew.",

@@ -27,12 +27,12 @@ SIDE = 512  # of the picture that stands for one that is yet to be sent
 class Described:
     """A workflow as clients see it: `why` is what keeps this worker from drawing it, if anything does.
 
-    `outputs` are those that it answers with; `notes` are sentences for people.
+    `outputs` are the nodes whose pictures it answers with; `notes` are sentences for people.
     """
 
     workflow: Workflow
     fields: tuple[Field, ...] = ()
-    outputs: tuple[Output, ...] = ()
+    outputs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     why: str = ""
 
@@ -71,7 +71,7 @@ def described(workflow: Workflow, served: Served, settings: Settings) -> Describ
         made = planned(workflow, images, found, served, settings, _stand_in)
     except RequestError as error:
         return Described(workflow, found, why=error.message)
-    return Described(workflow, found, made.outputs, made.notes)
+    return Described(workflow, found, tuple(one.node for one in made.outputs), made.notes)
 
 
 def wanted(

@@ -118,7 +118,7 @@ class Workflows:
     def _told(self, workflow: Workflow, served: Served) -> dict[str, Any]:
         """As clients see it. For a thread."""
         found = self._describe(workflow, served)
-        outputs = [{"node": one.node, "title": title_of(workflow.graph[one.node])} for one in found.outputs]
+        outputs = [{"node": node, "title": title_of(workflow.graph[node])} for node in found.outputs]
         return {
             "name": workflow.name,
             "version": workflow.version,
