@@ -4,21 +4,21 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-from handler.api import codec, loras, served
+from handler.api import again, codec, loras, served
 from handler.api.dialects import edits, native, openai
-from handler.api.pieces import plain
 from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
+from handler.api.workflows.mapping import MODEL
+from handler.api.workflows.service import ROUTE, Workflows
 from handler.core.deadline import Deadline
 from handler.core.errors import InvalidJson, InvalidType, RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
-from handler.core.request import Format, ImageRequest
+from handler.core.request import ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine
@@ -38,7 +38,6 @@ RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the i
 OnRequestStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
 NO_STORE = "response_format 'url' needs an object store, and none is configured; use 'b64_json'."
-LEAN = 90  # percent: the quality of pictures that have to become smaller
 
 
 class Api:
@@ -55,6 +54,7 @@ class Api:
     ) -> None:
         self.engine, self._counts, self._uploaded = engine, counts, uploaded
         self.store = Store.of(engine.settings)
+        self.workflows = Workflows(engine.settings, engine.spec)
 
     async def call(
         self,
@@ -77,14 +77,16 @@ class Api:
     async def _route(
         self, path: str, payload: Any, on_step: OnRequestStep, on_partial: OnPartial | None, deadline: Deadline
     ) -> Reply:
-        if path in DIALECTS:
-            return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
+        if path in DIALECTS or path.startswith(f"{ROUTE}/"):
+            return await self._draw(path, payload, on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
             found = await loras.listed(self.engine.settings, deadline)
-            return Reply(200, openai.models(served.listed(self.engine.spec, self.engine.settings), found))
+            kept = await self.workflows.names(deadline)
+            return Reply(200, openai.models((*served.listed(self.engine.spec, self.engine.settings), *kept), found))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
-            served.require_name(name, self.engine.spec, self.engine.settings)
+            if not (name.startswith(MODEL) and name in await self.workflows.names(deadline)):
+                served.require_name(name, self.engine.spec, self.engine.settings)
             return Reply(200, openai.model(name))
         if path == MODEL_INFO_ROUTE:
             return Reply(200, {"model_path": served.model_path(self.engine.spec), "model": self.engine.spec.id})
@@ -96,7 +98,7 @@ class Api:
 
     async def _draw(
         self,
-        dialect: ModuleType,
+        path: str,
         payload: Any,
         on_step: OnRequestStep,
         on_partial: OnPartial | None,
@@ -105,21 +107,27 @@ class Api:
         if not isinstance(payload, dict):
             raise InvalidType("The body should be a JSON object.")
         _check(payload)
-        start = time.perf_counter()
-        request: ImageRequest = dialect.parse(payload)
+        start, dialect = time.perf_counter(), dialect_of(path)
+        call = await self.workflows.called(path, dialect, payload, deadline)
+        request: ImageRequest = call.request if call else dialect.parse(payload)
         served.require(request, self.engine.spec, self.engine.settings, on_partial is not None)
+        self._require_store(request)
         if request.partial_images and on_partial:
             on_step = _showing(on_step, on_partial, dialect, request)
-        pictures = await self.draw(request, on_step, deadline)
-        render = partial(dialect.render, spec=self.engine.spec, seconds=time.perf_counter() - start)
-        smaller = partial(_smaller, render, request, pictures)
+        pictures, render = (
+            await call.drawn(self.draw, self._delivered, on_step, deadline, self.engine.settings.metadata)
+            if call
+            else (await self.draw(request, on_step, deadline), dialect.render)
+        )
+        render = partial(render, spec=self.engine.spec, seconds=time.perf_counter() - start)
+        smaller = partial(again.smaller, render, request, pictures)
         linked = self.store if any(picture.url for picture in pictures) else None
         untried = self.store if request.response_format != "url" else None
         return Reply(
             200,
             render(request, pictures=pictures),
             smaller=smaller,
-            stored=partial(_stored, untried, deadline, render, request, pictures) if untried else None,
+            stored=partial(again.stored, untried, deadline, render, request, pictures) if untried else None,
             pictures=tuple(pictures),
             lasts_s=linked.expires_s - (time.perf_counter() - start) if linked else math.inf,
         )
@@ -148,8 +156,7 @@ class Api:
         """
         deadline = deadline or Deadline()
         self.engine.meter.require_budget()
-        if request.response_format == "url" and not self.store:
-            raise Unsupported(NO_STORE, "response_format")
+        self._require_store(request)
         first, *_ = recipes = await self._recipes(request, deadline)
         taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
 
@@ -180,11 +187,18 @@ class Api:
 
     async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:
         picture = await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
+        return await self._delivered(picture, request, deadline)
+
+    async def _delivered(self, picture: Picture, request: ImageRequest, deadline: Deadline) -> Picture:
         if self.store and request.response_format == "url":
             picture = await self.store.keep(picture, deadline)
             self._uploaded(picture.stages["upload"])
         deadline.require_time()
         return picture
+
+    def _require_store(self, request: ImageRequest) -> None:
+        if request.response_format == "url" and not self.store:
+            raise Unsupported(NO_STORE, "response_format")
 
     def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:
         start = time.perf_counter()
@@ -201,6 +215,11 @@ class Api:
         picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)
         self._counts(picture)
         return picture
+
+
+def dialect_of(path: str) -> ModuleType:
+    """What the body of a drawing route speaks; a workflow's answer is like our own route's."""
+    return DIALECTS.get(path, native)
 
 
 def _showing(
@@ -227,27 +246,3 @@ def _check(payload: dict[str, Any]) -> None:
         check(payload)
     except Malformed as error:
         raise InvalidJson(f"The request cannot be understood: {error}.") from None
-
-
-def _smaller(
-    render: Callable[..., dict[str, Any]], request: ImageRequest, pictures: list[Picture], form: Format
-) -> dict[str, Any]:
-    quality = min(request.output_compression, LEAN)
-    recoded = [
-        picture if picture.url else replace(picture, data=codec.recode(picture.data, form, quality), format=form)
-        for picture in pictures
-    ]
-    made: dict[str, Any] = plain(render(request.model_copy(update={"output_format": form}), pictures=recoded))
-    return made
-
-
-async def _stored(
-    store: Store,
-    deadline: Deadline,
-    render: Callable[..., dict[str, Any]],
-    request: ImageRequest,
-    pictures: list[Picture],
-) -> dict[str, Any]:
-    kept = await asyncio.gather(*(store.keep(picture, deadline) for picture in pictures))
-    made: dict[str, Any] = plain(render(request, pictures=kept))
-    return made

@@ -15,6 +15,7 @@ KindlingError
 │   ├── ModelNotFound          404
 │   ├── RouteNotFound          404
 │   ├── FileMissing            404
+│   ├── WorkflowMissing        404
 │   ├── MethodNotAllowed       405
 │   ├── BodyTooLarge           413
 │   ├── UnsupportedMedia       415  not JSON, or compressed
@@ -144,6 +145,10 @@ class RouteNotFound(RequestError):
 
 class FileMissing(RequestError):
     status, code = 404, "file_not_found"
+
+
+class WorkflowMissing(RequestError):
+    status, code = 404, "workflow_not_found"
 
 
 class MethodNotAllowed(RequestError):

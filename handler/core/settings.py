@@ -131,12 +131,17 @@ class Settings(BaseModel):
     step_cache: StepCacheSetting = Field(
         "off", description="off, on, or values such as Fn=1,R=0.24: skip blocks of like steps"
     )
+    workflows: Folder | None = Field(
+        None, description="a folder of ComfyUI's files, each served as /workflows/NAME beside those on the volume"
+    )
     queue: int = Field(32, ge=1, le=10_000, description="requests that may wait; more get 429")
     queue_s: float = Field(300, gt=0, le=86_400, description="seconds of work that may wait; more gets 429")
     deadline_s: float = Field(600, gt=0, le=86_400, description="seconds a request may take; a longer one gets 504")
     hang_s: float = Field(120, gt=0, le=86_400, description="seconds without a step's end before a worker gives up")
     max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
-    max_edit_mb: float = Field(50, gt=0, le=1024, description="the same of an edit, where that is more")
+    max_edit_mb: float = Field(
+        50, gt=0, le=1024, description="the same of an edit or a workflow's call, where that is more"
+    )
     max_n: int = Field(4, ge=1, le=MAX_IMAGES, description="pictures that one request may ask for")
     metadata: bool = Field(True, description="write prompt and parameters into each PNG")
     platform: Platform = Field(

@@ -23,6 +23,7 @@ from handler.api.comfy.service import Comfy
 from handler.api.dispatch import DIALECTS
 from handler.api.pieces import PIECE, encoded, pieces, size
 from handler.api.reply import Reply, error_reply
+from handler.api.workflows.service import ROUTE
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
 from handler.server.metrics import Metrics
@@ -35,6 +36,7 @@ ARRIVED = "arrived"  # in the state of a request whose server knows when its fir
 VISIBLE = re.compile(rb"[!-~]{1,128}")
 JSON = "application/json"
 JOBS = "/prompt (job)"  # what a ComfyUI prompt counts as when it has ended, after its own answer
+WORKFLOW = f"{ROUTE}/{{name}}"  # which draws when it is posted to
 LOGGED = (*DIALECTS, JOBS)
 log = logging.getLogger("kindling.requests")
 
@@ -89,7 +91,7 @@ class Observed:
         self._metrics.count(seen.route, status, seen.reason, seconds)
         if self.traces:
             self.traces.request(scope, seen, status, end)
-        if seen.route in LOGGED:
+        if seen.route in LOGGED or (seen.route == WORKFLOW and scope["method"] == "POST"):
             head = {"request_id": seen.id, "route": seen.route, "status": status, "error": seen.reason or None}
             log.info(
                 json.dumps(head | {"seconds": round(seconds, 4)} | self._asked(seen.prompt) | _drawn(seen.pictures))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -16,7 +16,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from handler.api.comfy.service import Comfy
-from handler.api.dispatch import DIALECTS, MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
+from handler.api.dispatch import (
+    DIALECTS,
+    MODEL_INFO_ROUTE,
+    MODELS_ROUTE,
+    RECEIPT_ROUTE,
+    RETIRED,
+    Api,
+    OnPartial,
+    dialect_of,
+)
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
 from handler.core.deadline import Deadline, before
@@ -43,6 +52,7 @@ from handler.server.record import Seen
 from handler.server.signposts import WELCOME, lost
 from handler.server.sse import stream
 from handler.server.traces import tracing
+from handler.server.workflows import routes as workflow_routes
 
 T = TypeVar("T")
 PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
@@ -71,6 +81,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route("/health/ready", ready),
         Route("/metrics", metrics),
         Route("/openapi.json", describe),
+        *workflow_routes(draw),
         *comfy_routes(),
         *explain_routes(),
     ]
@@ -99,7 +110,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 async def draw(request: Request) -> Response:
-    """Any route of `DIALECTS`; as events if the body says so."""
+    """Any route that draws; as events if the body says so."""
     found = await answered(_drawn(request.app.state.api, request))
     return found if isinstance(found, Response) else response(request.scope, found)
 
@@ -150,10 +161,14 @@ async def metrics(request: Request) -> Response:
 
 async def describe(request: Request) -> Response:
     """OpenAPI's description of all this, which looks at the volume."""
-    engine: Engine = request.app.state.engine
-    make = partial(document, engine, request.scope["app_root_path"])
-    found = await answered(looked(make, Deadline.within(engine.settings.deadline_s)))
+    found = await answered(_description(request.app.state.api, request.scope["app_root_path"]))
     return response(request.scope, found) if isinstance(found, Reply) else JSONResponse(found)
+
+
+async def _description(api: Api, root: str) -> dict[str, Any]:
+    deadline = Deadline.within(api.engine.settings.deadline_s)
+    kept = await api.workflows.listed(deadline)
+    return await looked(partial(document, api.engine, root, kept), deadline)
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:
@@ -182,7 +197,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     if not streams:
         return await _while_connected(request, call())
     seen.note(error_reply(Cancelled("The client went away.")))  # unless the call comes to its end
-    return await _while_connected(request, stream(call, DIALECTS[path].completed))
+    return await _while_connected(request, stream(call, dialect_of(path).completed))
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:

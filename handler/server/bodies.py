@@ -5,6 +5,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
+from handler.api.workflows.service import ROUTE
 from handler.core.errors import BodyTooLarge, Cancelled, InvalidJson, UnsupportedMedia
 from handler.core.settings import Settings
 from handler.core.untrusted import Malformed, number, parse
@@ -21,9 +22,10 @@ async def read(request: Request, settings: Settings, *also: str) -> bytes:
     `also` are more media types that JSON may come as.
     """
     edits = request.url.path in FORMS
+    roomy = edits or (request.url.path.startswith(f"{ROUTE}/") and request.method == "POST")  # with images in base64
     _check_media(request.headers, (*JSON, *also, *([multipart.MEDIA] if edits else [])))
     limits = [(settings.max_body_mb, "KINDLING_MAX_BODY_MB"), (settings.max_edit_mb, "KINDLING_MAX_EDIT_MB")]
-    limit_mb, name = max(limits if edits else limits[:1])
+    limit_mb, name = max(limits if roomy else limits[:1])
     limit = int(limit_mb * 1e6)
     error = BodyTooLarge(f"The body may be at most {limit_mb:g} MB here. {name} says how many.")
     if int(request.headers.get("content-length", "0")) > limit:

@@ -10,6 +10,7 @@ WELCOME = """Kindling serves {model}, which makes pictures from text.
 POST /v1/images/generations   OpenAI's Images API
 POST /v1/images/edits         its edits of images
 POST /prompt                  ComfyUI's graphs, and its other routes
+PUT  /workflows/NAME          a ComfyUI workflow as an endpoint
 GET  /v1/models               what is served here
 GET  /openapi.json            all routes and fields
 

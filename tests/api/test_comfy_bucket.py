@@ -1,17 +1,25 @@
 """ComfyUI's prompts and files in an object store, where workers share no volume."""
 
+import asyncio
+import json
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from comfy_graphs import graph
+from fakes import FakeFamily
 from handler import Settings
 from handler.api import store
 from handler.api.comfy.archive import FIELDS, Archive
 from handler.api.comfy.bucket import Bucket
 from handler.api.comfy.shelf import prune
+from handler.api.dispatch import Api
+from handler.api.workflows.keeping import Library, Workflow
+from handler.core.errors import WorkflowMissing
 from s3_plane import BUCKET, KEY, S3, SECRET, Broken, s3_server
 
 OUTSIDE = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"}
@@ -55,6 +63,35 @@ def test_any_worker_finds_what_another_has_kept(s3: S3, tmp_path: Path) -> None:
     other.forget("id")
     assert one.records() == {}
     assert [*tmp_path.iterdir()] == []
+
+
+def test_workflows_are_kept_there_too(s3: S3, tmp_path: Path) -> None:
+    """Two workers agree, also on what changes within a second."""
+    settings = Settings(store_bucket=BUCKET, store_endpoint=s3.url, volume=tmp_path, platform="modal")
+    one, other = (Library(settings, Archive(settings)) for _ in range(2))
+    first, second = (Workflow("poster", {"1": {"class_type": "SaveImage", "inputs": {"n": n}}}) for n in (1, 2))
+    assert [one.put(each) for each in (first, second)] == [True, False]
+    assert ([each.version for each in other.all()], other.names()) == ([second.version], ["poster"])
+    one.put(first)
+    assert [each.version for each in other.all()] == [first.version]
+    assert other.get("poster", second.version).graph == second.graph
+    other.remove("poster")
+    for version in ("", first.version):
+        with pytest.raises(WorkflowMissing):
+            one.get("poster", version)
+    assert one.names() == []
+
+
+def test_pictures_of_a_workflow_come_by_url(s3: S3, tmp_path: Path, family: FakeFamily) -> None:
+    with family.engine(store_bucket=BUCKET, store_endpoint=s3.url, volume=tmp_path) as engine:
+        api = Api(engine)
+        api.workflows.keep("poster", json.dumps(graph()).encode())
+        body = asyncio.run(api.call("/workflows/poster", {"response_format": "url", "seed": 7})).body
+        [one] = body["images"]
+        assert ("b64_json" in one, httpx.get(one["url"]).content[:4]) == (False, b"\x89PNG")
+        assert "upload" in one["stages_s"]
+        lacking = asyncio.run(Api(engine).call("/workflows/none", {"response_format": "url"}))
+        assert lacking.status == 404
 
 
 def test_a_store_that_fails_says_so_in_our_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

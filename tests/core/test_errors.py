@@ -22,6 +22,7 @@ TABLE: dict[str, tuple[Any, ...]] = {  # status, type and code of the answer; wo
     "GraphRefused": (400, "invalid_request_error", "graph_refused", False, False),
     "OutsideFolder": (403, "invalid_request_error", "outside_folder", False, False),
     "FileMissing": (404, "invalid_request_error", "file_not_found", False, False),
+    "WorkflowMissing": (404, "invalid_request_error", "workflow_not_found", False, False),
     "Unauthorized": (401, "invalid_request_error", "invalid_api_key", False, False),
     "ForeignOrigin": (403, "invalid_request_error", "foreign_origin", False, False),
     "ModelNotFound": (404, "invalid_request_error", "model_not_found", False, False),

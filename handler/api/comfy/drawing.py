@@ -12,8 +12,9 @@ from handler.api.comfy.inscription import finished, texts
 from handler.api.comfy.job import LIVE, Job, now_ms
 from handler.api.comfy.listeners import Listeners, message, picture
 from handler.api.comfy.naming import filled
+from handler.api.comfy.passes import Passes, Step
 from handler.api.comfy.shelf import Shelf
-from handler.api.dialects.comfy.plan import Before, Output
+from handler.api.dialects.comfy.plan import Output
 from handler.api.dispatch import Api
 from handler.core.recipe import Picture, Preview
 from handler.core.request import ImageRequest
@@ -32,28 +33,19 @@ class Drawing:
         self._loop = asyncio.get_running_loop()
         self._shown = 0.0
         self._begun_nodes = set[str]()
-        self._made: dict[tuple[ImageRequest, Before | None], list[Picture]] = {}
         self.node: str | None = None  # the one that is told to be executing
 
     async def run(self) -> None:
         """Draw what the outputs ask for, each distinct request once. Raises what drawing raises."""
+        passes = Passes(self._job.deadline)
         for output in self._job.plan.outputs:
-            await self._finish(output, await self._drawn(output, output))
+            await self._finish(output, await passes.drawn(output, partial(self._draw, output)))
 
-    async def _drawn(self, output: Output, what: Output | Before) -> list[Picture]:
-        """The pictures of one request on the way to `output`, from the pictures before it."""
-        asked, before = what.request, what.before
-        if (asked, before) in self._made:
-            return self._made[asked, before]
-        request = asked
-        if before:
-            [first] = await self._drawn(output, before)
-            image = await self._job.deadline.hold(asyncio.to_thread(finished, first.data, before.after, {}))
-            request = asked.model_copy(update={"images": (image,)})
+    async def _draw(self, output: Output, what: Step, request: ImageRequest) -> list[Picture]:
+        """The pictures of one request on the way to `output`."""
         begun = partial(self._soon, self._begun, output, what.sampler)
         step = partial(self._stepped, what.sampler)
         pictures = await self._api.draw(request, step, self._job.deadline, on_begin=begun, admitted=True)
-        self._made[asked, before] = pictures
         self._job.pictures += pictures
         return pictures
 

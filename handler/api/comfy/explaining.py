@@ -9,7 +9,7 @@ from typing import Any
 from handler.api.comfy import asking, foretelling
 from handler.api.comfy.grounds import Ground, as_set, weighed
 from handler.api.comfy.holding import fetching, files_told
-from handler.api.comfy.planning import steps
+from handler.api.comfy.passes import steps
 from handler.api.comfy.report import FileTold, Memory, Model, NodeState, NodeTold, Report
 from handler.api.comfy.wording import pictures
 from handler.api.dialects.comfy.graph import outputs_of

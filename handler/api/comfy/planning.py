@@ -1,11 +1,12 @@
 """What a prompt asks for, known before anything is drawn; what drawing would refuse is refused here already."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from handler.api.comfy.naming import filled
+from handler.api.comfy.passes import steps
 from handler.api.comfy.refusals import refused
-from handler.api.dialects.comfy.plan import Before, Load, Output, Plan, Served
+from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import InvalidType, RequestError
 from handler.core.stepcache import StepCacheSetting
@@ -42,11 +43,3 @@ def require_drawable(plan: Plan, graph: Mapping[str, Any], spec: ModelSpec, step
                 spec.validate(step.request, step_cache)
         except RequestError as error:
             raise refused(FAILED, f"Node {output.node} cannot be drawn", error.message) from None
-
-
-def steps(output: Output) -> Iterator[Output | Before]:
-    """All that is drawn on the way to `output`, the last first."""
-    step: Output | Before | None = output
-    while step:
-        yield step
-        step = step.before

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any
 
 from handler.api.comfy.accepting import id_of, in_api_format
-from handler.api.comfy.archive import Archive, mailbox, tried
+from handler.api.comfy.archive import mailbox, tried
 from handler.api.comfy.drawing import Drawing
 from handler.api.comfy.job import Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
-from handler.api.comfy.planning import planned, steps
+from handler.api.comfy.passes import steps
+from handler.api.comfy.planning import planned
 from handler.api.comfy.refusals import refused, told, understood
-from handler.api.comfy.served import Catalogue
 from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
@@ -35,11 +35,10 @@ class Comfy:
     """
 
     def __init__(self, api: Api) -> None:
-        self.api, self.archive, self.listeners = api, Archive(api.engine.settings), Listeners()
+        self.api, self.archive, self.listeners = api, api.workflows.archive, Listeners()
         self.active: dict[str, Job] = {}
         self._done: OrderedDict[str, Job] = OrderedDict()
         self._equal: OrderedDict[str, Job] = OrderedDict()
-        self._catalogue = Catalogue(api.engine.settings, api.engine.spec, self.archive)
         self._number = 0
         self._tasks = set[asyncio.Task[None]]()
         # For what it has to say, at the start and not with the first prompt.
@@ -113,7 +112,7 @@ class Comfy:
 
     async def served(self, deadline: Deadline) -> Served:
         """What prompts may name."""
-        return await self.archive.at(lambda _: self._catalogue.served(), deadline)
+        return await self.archive.at(lambda _: self.api.workflows.catalogue.served(), deadline)
 
     def cancel(self, job: Job) -> None:
         """Stop a prompt, be it waiting or drawn."""

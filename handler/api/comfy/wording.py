@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from handler.api.comfy.asking import plain
-from handler.api.comfy.planning import steps
+from handler.api.comfy.passes import steps
 from handler.api.comfy.report import Pass, Pictures
 from handler.api.dialects.comfy.meanings import shortened
 from handler.api.dialects.comfy.plan import WAITING, Output

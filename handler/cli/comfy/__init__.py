@@ -4,12 +4,16 @@ import argparse
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-from handler.cli.comfy import convert, draw, explain
+from handler.cli.comfy import add, convert, draw, explain, remove
+from handler.cli.comfy import list as kept
 
 ACTS: Mapping[str, tuple[ModuleType, str]] = {
     "explain": (explain, "say what a graph means, what it needs and what it will take"),
     "convert": (convert, "write a workflow in API format"),
     "run": (draw, "draw it on this machine, without a server"),
+    "add": (add, "keep a file as an endpoint, /workflows/NAME"),
+    "list": (kept, "show the files that are kept"),
+    "remove": (remove, "forget one"),
 }
 
 

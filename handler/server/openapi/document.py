@@ -1,6 +1,7 @@
 """The OpenAPI description of one worker: what it serves, with what this model takes. `OPERATIONS` has a row a route."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from handler.engine.engine import Engine
 from handler.server import multipart
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY, REPEATED
-from handler.server.openapi import comfy
+from handler.server.openapi import comfy, workflows
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import requests
 from handler.server.openapi.responses import ANSWERS, types
@@ -68,6 +69,7 @@ PARAMETERS: dict[str, Schema] = {
         "of it, and at least 50 ms, before.",
     },
     **comfy.PARAMETERS,
+    **workflows.PARAMETERS,
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
 PLAIN = str.maketrans("/.", "__", "{}")
@@ -153,23 +155,44 @@ OPERATIONS: dict[str, Operation] = {
 
 def operations() -> dict[str, tuple[Operation, ...]]:
     """All, by their routes."""
-    return {path: (row,) for path, row in OPERATIONS.items()} | comfy.OPERATIONS
+    return (
+        {path: (row,) for path, row in OPERATIONS.items()}
+        | comfy.OPERATIONS
+        | {
+            workflows.LIST: workflows.LISTED,
+            workflows.ONE: (*workflows.ROWS, _called("Draw a kept workflow, by its fields", workflows.ANY, "name")),
+        }
+    )
 
 
-def document(engine: Engine, root: str = "") -> dict[str, Any]:
-    """The description of the worker that `engine` serves, below the path `root`."""
+def _called(summary: str, body: Schema, *parameters: str) -> Operation:
+    """A route that draws a workflow."""
+    row = _drawing(summary, {JSON: body}, "WorkflowImages", "PartialImage", "WorkflowCompleted")
+    return replace(row, parameters=(*row.parameters, *parameters))
+
+
+def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """The description of the worker that `engine` serves, below the path `root`; `kept` are its workflows."""
     spec, keyed = engine.spec, bool(engine.settings.api_keys)
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
     names = served.names(spec, engine.settings)
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
-    shapes = {**requests(spec, engine.settings), **types(), **ANSWERS}
+    shapes = {**requests(spec, engine.settings), **types(), **ANSWERS, **workflows.ANSWERS}
+    own = {
+        f"{workflows.LIST}/{one['name']}": (
+            *workflows.rows(one["name"]),
+            _called(*workflows.described(one, spec, engine.settings)),
+        )
+        for one in kept
+        if one["drawable"]
+    }
     components = {"schemas": shapes, "headers": HEADERS, "responses": refusals}
     found = {
         "openapi": "3.1.0",
         "info": {"title": f"Kindling: {spec.id}", "version": __version__, "description": ABOUT},
         "paths": {
             path: {row.method: _operation(path, row, keyed, names) for row in rows}
-            for path, rows in operations().items()
+            for path, rows in (operations() | own).items()
         },
         "components": components | scheme,
     }

@@ -5,6 +5,7 @@ whole image, a mask as large as its image, an edit strong enough for its steps, 
 and but for what a `Sampling` is sent instead of, a rule more than schemathesis can follow.
 """
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -44,21 +45,21 @@ SENT: Schema = {"not": NULL}
 
 def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """The components that bodies are described by."""
-    native = _fields(spec, settings)
+    native = fields(spec, settings)
     sides = {side: {name: native[side][name] for name in native[side] if name != "default"} for side in SIDES}
     openai = native | sides | {"size": SIZE}
     openai |= {name: {"enum": list(values), "default": values[0]} for name, values in ACCEPTED.items()}
     openai |= dict.fromkeys(IGNORED, ACCEPTED_TEXT)
     rules, images = _rules(spec), _image_rules(spec)
     return {
-        "GenerationRequest": closed(_nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
-        "NativeRequest": closed(_nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE,
-        "EditRequest": closed(_nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
+        "GenerationRequest": closed(nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
+        "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE,
+        "EditRequest": closed(nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
 
 
-def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
+def fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """`ImageRequest`'s, narrowed to what this model takes."""
     narrowed: dict[str, Schema] = {
         "model": {"enum": [*served.names(spec, settings), ""]},
@@ -76,15 +77,15 @@ def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "output_format": {"enum": [*get_args(Format), "jpg"]},
         "response_format": {} if Store.of(settings) else {"enum": ["b64_json"]},
     }
-    fields = ImageRequest.model_json_schema()["properties"]
-    found = {name: _plain(schema) | narrowed.get(name, {}) for name, schema in fields.items()}
+    whole = ImageRequest.model_json_schema()["properties"]
+    found = {name: plain(schema) | narrowed.get(name, {}) for name, schema in whole.items()}
     comfy = {"sampling": _sampling(spec), "reading": _object(Reading)}
     found |= {name: schema | {"description": found[name]["description"]} for name, schema in comfy.items()}
     return found if spec.masked_pixels else {name: found[name] for name in found if name not in ("mask", "strength")}
 
 
-def _plain(schema: Schema) -> Schema:
-    """Without pydantic's titles, and without its null, which `_nullable` brings for all."""
+def plain(schema: Schema) -> Schema:
+    """Without pydantic's titles, and without its null, which `nullable` brings for all."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != NULL]
     kept = {name: value for name, value in schema.items() if name not in ("anyOf", "title") and value is not None}
     return {**kinds[0], **kept} if len(kinds) == 1 else kept
@@ -167,13 +168,13 @@ def _started(spec: ModelSpec) -> dict[str, Schema]:
     return {} if spec.max_images else {"scheduler": {"enum": list(spec.edit_schedulers)}}
 
 
-def _nullable(fields: dict[str, Schema]) -> dict[str, Schema]:
+def nullable(fields: dict[str, Schema], required: Sequence[str] = ("prompt",)) -> dict[str, Schema]:
     """Null counts as not sent."""
     found = {}
     for field, schema in fields.items():
         shared = {name: schema[name] for name in ("default", "description") if name in schema}
         kind = {name: value for name, value in schema.items() if name not in shared}
-        found[field] = schema if field == "prompt" else {"anyOf": [kind, NULL]} | shared
+        found[field] = schema if field in required else {"anyOf": [kind, NULL]} | shared
     return found
 
 
@@ -205,12 +206,15 @@ ONE_WAY: Schema = {
 }
 
 
+ANSWERED = [  # what fields ask of one another that say how an answer comes
+    _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "jpg", "webp"]}}),
+    _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
+]
+
+
 def _rules(spec: ModelSpec) -> list[Schema]:
     """What fields ask of one another, whatever the route."""
-    rules = [
-        _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "jpg", "webp"]}}),
-        _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
-    ]
+    rules = [*ANSWERED]
     guided = {"guidance_scale": NUMBER | {"exclusiveMinimum": 1}}
     if spec.takes_negative_prompt and spec.guidance > 1:
         rules.append(_if("negative_prompt", "", allowed=guided))

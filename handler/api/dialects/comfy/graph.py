@@ -58,13 +58,14 @@ def require_graph(graph: Any) -> None:
             raise faults.no("missing_node_type", told, f"Node ID '#{node}'", node_id=node)
 
 
-def require_outputs(graph: Mapping[str, Any]) -> None:
-    """GraphRefused if it has no output that is known, or too many."""
+def require_outputs(graph: Mapping[str, Any]) -> list[str]:
+    """The ids of a graph's output nodes; GraphRefused if it has none that is known, or too many."""
     outputs = outputs_of(graph)
     if not outputs:
         raise _none_that_show(graph)
     if len(outputs) > MOST_OUTPUTS:
         raise faults.no("invalid_prompt", f"The graph has {len(outputs)} outputs; at most {MOST_OUTPUTS} are drawn.")
+    return outputs
 
 
 def outputs_of(graph: Mapping[str, Any]) -> list[str]:

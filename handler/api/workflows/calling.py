@@ -1,0 +1,126 @@
+"""One request to a workflow: drawn output by output, and told with the node that each picture is of."""
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from handler.api import codec
+from handler.api.comfy.inscription import finished, texts
+from handler.api.comfy.passes import Passes, Step, steps
+from handler.api.dialects import native
+from handler.api.dialects.comfy.plan import Output, title_of
+from handler.api.workflows.fields import TRANSPORT, Asked
+from handler.api.workflows.keeping import Workflow
+from handler.catalog.spec import ModelSpec
+from handler.core.deadline import Deadline
+from handler.core.recipe import Picture, Preview
+from handler.core.request import ImageRequest
+
+OnStep = Callable[[int, int, Preview], None]
+Draw = Callable[..., Awaitable[list[Picture]]]
+Render = Callable[..., dict[str, Any]]
+PLAIN = "png"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A picture as an answer has it, the output that it is of, and its width and height."""
+
+    picture: Picture
+    output: Output
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request to `workflow` asks for: `graph` has its values, `outputs` what is drawn of it.
+
+    `seed` is that of the field of this name, if there is one: sent again it gives the same pictures.
+    """
+
+    workflow: Workflow
+    dialect: ModuleType
+    asked: Asked
+    graph: Mapping[str, Any]
+    outputs: tuple[Output, ...]
+    notes: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @property
+    def request(self) -> ImageRequest:
+        """The first output's, answered as the caller would have it."""
+        said = {name: getattr(self.asked.transport, name) for name in TRANSPORT}
+        return self.outputs[0].request.model_copy(update=said)
+
+    async def drawn(
+        self,
+        draw: Draw,
+        deliver: Callable[[Picture, ImageRequest, Deadline], Awaitable[Picture]],
+        on_step: OnStep,
+        deadline: Deadline,
+        metadata: bool,
+    ) -> tuple[list[Picture], Render]:
+        """The pictures of all outputs, and what renders them. `draw` and `deliver` are `Api`'s; raises what they do."""
+        passes, progress = Passes(deadline), Progress(self.outputs, on_step)
+        one = partial(self._pass, draw, progress, deadline)
+        made = []
+        for output in self.outputs:
+            for picture in await passes.drawn(output, one):
+                found = await deadline.hold(asyncio.to_thread(self._made, output, picture, metadata))
+                made.append(replace(found, picture=await deliver(found.picture, self.request, deadline)))
+        return [one.picture for one in made], partial(self._render, made)
+
+    async def _pass(
+        self, draw: Draw, progress: "Progress", deadline: Deadline, what: Step, request: ImageRequest
+    ) -> list[Picture]:
+        found = await draw(request, progress.step, deadline, admitted=progress.done > 0)
+        progress.done += 1
+        return found
+
+    def _made(self, output: Output, picture: Picture, metadata: bool) -> Made:
+        """One picture finished and encoded as it shall be answered. For a thread."""
+        from PIL import Image
+
+        asked = self.asked.transport
+        plain = asked.output_format == PLAIN
+        said = texts(self.graph, {}) if metadata and plain else {}
+        data = finished(picture.data, output.after, said) if output.after or said else picture.data
+        if not plain:
+            data = codec.recode(data, asked.output_format, asked.output_compression)
+        with Image.open(io.BytesIO(data)) as image:
+            size = image.size
+        return Made(replace(picture, data=data, format=asked.output_format), output, size)
+
+    def _render(
+        self, made: Sequence[Made], request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float
+    ) -> dict[str, Any]:
+        """As the dialect has it, with the workflow, its version, and of each picture the node."""
+        told = request.model_copy(update={"model": self.asked.model or None})
+        body: dict[str, Any] = self.dialect.render(told, spec=spec, pictures=pictures, seconds=seconds)
+        ours = self.dialect is native
+        for image, one in zip(body["images" if ours else "data"], made, strict=True):
+            width, height = one.size
+            image |= {} if self.seed is None else {"seed": self.seed}
+            title = title_of(self.graph[one.output.node])
+            image |= {"node": one.output.node, "title": title, "width": width, "height": height} if ours else {}
+        width, height = made[0].size
+        size = {"seed": self.seed} if ours else {"width": width, "height": height, "size": f"{width}x{height}"}
+        workflow = {"workflow": self.workflow.name, "version": self.workflow.version, "notes": list(self.notes)}
+        return body | size | workflow
+
+
+class Progress:
+    """Tells steps over all that is drawn as a share of the whole; `done` requests have been."""
+
+    def __init__(self, outputs: Sequence[Output], on_step: OnStep) -> None:
+        self._of = len({(step.request, step.before) for output in outputs for step in steps(output)})
+        self._on_step = on_step
+        self.done = 0
+
+    def step(self, done: int, of: int, preview: Preview) -> None:
+        """On the engine's thread."""
+        self._on_step(self.done * of + done, self._of * of, preview)

@@ -1,0 +1,165 @@
+"""Kept workflows at one worker: listed, kept, forgotten, and what a request to one of them asks for."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from handler.api.comfy.archive import Archive
+from handler.api.comfy.served import Catalogue
+from handler.api.dialects.comfy.plan import Load, Served, title_of
+from handler.api.loras import LISTING_S
+from handler.api.workflows.calling import Call
+from handler.api.workflows.fields import Asked, asked
+from handler.api.workflows.keeping import MOST, NAME, VERSION, Library, Workflow
+from handler.api.workflows.mapping import MODEL, mapped
+from handler.catalog.spec import ModelSpec
+from handler.core.deadline import Deadline
+from handler.core.errors import DeadlineExceeded, InvalidValue, NotReady
+from handler.core.settings import Settings
+
+if TYPE_CHECKING:
+    from handler.api.workflows.reading import Described
+
+T = TypeVar("T")
+ROUTE = "/workflows"
+log = logging.getLogger(__name__)
+
+
+class Workflows:
+    """All that one worker does with kept workflows. `archive` and `catalogue` are also those of its ComfyUI routes."""
+
+    def __init__(self, settings: Settings, spec: ModelSpec) -> None:
+        self.archive = Archive(settings)
+        self.catalogue = Catalogue(settings, spec, self.archive)
+        self._settings = settings
+        self._library = Library(settings, self.archive)
+        self._described: dict[tuple[str, str], tuple[Mapping[str, Any], Described]] = {}
+
+    async def names(self, deadline: Deadline) -> list[str]:
+        """Those that requests may name as their model; none, which is told, if the volume does not answer in time."""
+        deadline.no_later(LISTING_S)
+        try:
+            return [f"{MODEL}{name}" for name in await self._at(self._library.names, deadline)]
+        except (DeadlineExceeded, NotReady):
+            log.warning("the list of models is without workflows: the volume does not answer")
+            return []
+
+    async def listed(self, deadline: Deadline) -> list[dict[str, Any]]:
+        """All, as clients see them."""
+        return await self._at(self.all, deadline)
+
+    def all(self) -> list[dict[str, Any]]:
+        """The same for a thread."""
+        found = self._library.all()
+        served = self.catalogue.served() if found else None
+        return [self._told(one, served) for one in found if served]
+
+    async def one(self, name: str, deadline: Deadline) -> dict[str, Any]:
+        """One, as it is or was at a version, with its graph; raises WorkflowMissing."""
+
+        def look() -> dict[str, Any]:
+            found = self._library.get(*split(name))
+            return self._told(found, self.catalogue.served()) | {"graph": found.graph}
+
+        return await self._at(look, deadline)
+
+    async def put(self, name: str, data: bytes, deadline: Deadline) -> tuple[dict[str, Any], bool]:
+        """Keep a file of ComfyUI's under a name; as clients see it, and whether the name is new. Raises why not."""
+        return await self._at(partial(self.keep, name, data), deadline)
+
+    def keep(self, name: str, data: bytes) -> tuple[dict[str, Any], bool]:
+        """The same for a thread."""
+        from handler.api.workflows.reading import sent  # late: most workers never see a graph
+
+        if not NAME.fullmatch(name):
+            raise InvalidValue(MISNAMED.format(name=name), "workflow")
+        workflow = sent(name, data)
+        fresh = self._library.put(workflow)
+        return self._told(workflow, self.catalogue.served()) | {"shared": self.archive.shelf.shared}, fresh
+
+    async def remove(self, name: str, deadline: Deadline) -> None:
+        """Forget one; raises WorkflowMissing."""
+        await self._at(partial(self.forget, name), deadline)
+
+    def forget(self, name: str) -> None:
+        """The same for a thread."""
+        self._library.remove(split(name)[0])
+
+    async def called(
+        self, path: str, dialect: ModuleType, payload: Mapping[str, Any], deadline: Deadline
+    ) -> Call | None:
+        """What a request asks a workflow for, by its path or by its model; None if it is none to a workflow."""
+        model = payload.get("model")
+        by_path = path.startswith(f"{ROUTE}/")
+        if not by_path and not (isinstance(model, str) and model.startswith(MODEL)):
+            return None
+        name, version = split(path.removeprefix(f"{ROUTE}/") if by_path else str(model).removeprefix(MODEL))
+        workflow = await self._at(partial(self._library.get, name, version), deadline)
+        served = await self._at(self.catalogue.served, deadline)
+        load = partial(self.archive.held, asyncio.get_running_loop(), deadline)
+        read = partial(asked if by_path else partial(mapped, dialect), payload=payload)
+        call = partial(self._call, workflow, dialect, read, served, load)
+        return await deadline.hold(asyncio.to_thread(call))
+
+    def _call(
+        self, workflow: Workflow, dialect: ModuleType, read: Callable[..., Asked], served: Served, load: Load
+    ) -> Call:
+        """On another thread, for images take time."""
+        from handler.api.workflows.reading import wanted
+
+        found, made = wanted(workflow, read, served, self._settings, load)
+        if found.transport.partial_images and (len(made.outputs) > 1 or made.outputs[0].request.n > 1):
+            raise InvalidValue("partial_images are of one picture; this draws several.", "partial_images")
+        return Call(workflow, dialect, found, made.graph, made.outputs, made.notes, made.seed)
+
+    def _told(self, workflow: Workflow, served: Served) -> dict[str, Any]:
+        """As clients see it. For a thread."""
+        found = self._describe(workflow, served)
+        outputs = [{"node": node, "title": title_of(workflow.graph[node])} for node in found.outputs]
+        return {
+            "name": workflow.name,
+            "version": workflow.version,
+            "drawable": not found.why,
+            "why": found.why or None,
+            "fields": {one.name: one.schema for one in found.fields},
+            "required": found.required(served.files.get("input", ())),
+            "outputs": outputs,
+            "notes": list(found.notes),
+            "fixed": workflow.fixed,
+        }
+
+    def _describe(self, workflow: Workflow, served: Served) -> "Described":
+        """What it is here, found out anew where the worker's files are others."""
+        from handler.api.workflows.reading import described
+
+        files = {folder: names for folder, names in served.files.items() if folder != "input"}
+        when, known = self._described.get((workflow.name, workflow.version), (None, None))
+        if known is None or when != files:
+            known = described(workflow, served, self._settings)
+            self._described[workflow.name, workflow.version] = files, known
+            while len(self._described) > 2 * MOST:
+                self._described.pop(next(iter(self._described)))
+        return known
+
+    async def _at(self, act: Callable[[], T], deadline: Deadline) -> T:
+        """What `act` gives on another thread, by `deadline`; of a volume that fails, NotReady."""
+        try:
+            return await self.archive.at(lambda _: act(), deadline)
+        except OSError as error:
+            raise NotReady(f"The place of workflows fails: {error.strerror}; try again.") from None
+
+
+MISNAMED = "'{name:.80}' is no name for a workflow: 1 to 64 small letters, digits, - and _, a letter or digit first."
+
+
+def split(text: str) -> tuple[str, str]:
+    """NAME or NAME@VERSION; InvalidValue if it is neither."""
+    name, at, version = text.partition("@")
+    if not NAME.fullmatch(name):
+        raise InvalidValue(MISNAMED.format(name=name), "workflow")
+    if at and not VERSION.fullmatch(version):
+        raise InvalidValue(f"'{version:.80}' is no version: GET /workflows has each one's, 12 digits.", "workflow")
+    return name, version

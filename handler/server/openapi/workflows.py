@@ -1,0 +1,100 @@
+"""Kept workflows: their routes, and each one's own operation, with its fields."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from handler.api.workflows.fields import SIZE as SIZED
+from handler.api.workflows.fields import TRANSPORT
+from handler.api.workflows.service import ROUTE
+from handler.catalog.spec import ModelSpec
+from handler.core.settings import Settings
+from handler.server.access import WORKFLOW
+from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
+from handler.server.openapi.requests import ANSWERED, SIZE, fields, nullable
+from handler.server.openapi.responses import DRAWN, NATIVE
+from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, array, closed, ref, whole
+
+LIST, ONE = ROUTE, WORKFLOW
+ANY: Schema = {"type": "object", "description": "By the fields that GET of this path tells; null is as left out."}
+NAME = {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}(@[0-9a-f]{12})?$"}
+PARAMETERS: dict[str, Schema] = {
+    "name": {"in": "path", "required": True, "schema": NAME, "description": "Of a workflow; @VERSION is optional."}
+}
+HEAD = ("x-request-id", "traceparent")
+FLAG = {"type": "boolean"}
+TOLD: dict[str, Schema] = {
+    "name": TEXT,
+    "version": TEXT | {"description": "By what is in the graph."},
+    "drawable": FLAG | {"description": "Whether this worker can draw it."},
+    "why": {"anyOf": [TEXT, NULL], "description": "Why it cannot."},
+    "fields": {"type": "object", "description": "JSON Schemas by field."},
+    "required": array(TEXT),
+    "outputs": array(whole({"node": TEXT, "title": TEXT})),
+    "notes": array(TEXT),
+    "fixed": FLAG | {"description": "Whether it comes with the image, and cannot be changed."},
+}
+SHOWN = {"node": TEXT, "title": TEXT, "width": COUNT, "height": COUNT}
+MORE: dict[str, Schema] = {
+    "images": array(whole(DRAWN | SHOWN, "b64_json", "url")),
+    "seed": {"type": ["integer", "null"], "description": "Of the field of this name: sent again, the same pictures."},
+    "workflow": TEXT,
+    "version": TEXT,
+    "notes": array(TEXT),
+}
+EVENT: Schema = {"type": {"enum": ["image_generation.completed"]}}
+ANSWERS: dict[str, Schema] = {
+    "Workflow": whole(TOLD),
+    "KeptWorkflow": whole(TOLD | {"shared": FLAG | {"description": "Whether other workers have it too."}}),
+    "WholeWorkflow": whole(TOLD | {"graph": {"type": "object"}}),
+    "Workflows": whole({"workflows": array(ref("Workflow"))}),
+    "WorkflowImages": whole(NATIVE | MORE, "delivery"),
+    "WorkflowCompleted": whole(EVENT | NATIVE | MORE, "delivery"),
+}
+LISTED = (
+    Operation(
+        "get",
+        "Kept workflows, each with its fields",
+        {200: Answer("As they are now.", {JSON: ref("Workflows")})},
+        errors=(*ALWAYS, 503, 504),
+    ),
+)
+ROWS = (
+    Operation(
+        "get",
+        "One kept workflow, with its graph",
+        {200: Answer("As it is, or was.", {JSON: ref("WholeWorkflow")})},
+        errors=(*ALWAYS, 400, 404, 503, 504),
+        parameters=("name", *HEAD),
+    ),
+    Operation(
+        "put",
+        "Keep a file of ComfyUI's under a name",
+        {status: Answer("It is kept.", {JSON: ref("KeptWorkflow")}) for status in (200, 201)},
+        {JSON: {"type": "object"}, "image/png": TEXT | {"format": "binary"}},
+        errors=(*ALWAYS, 400, 413, 415, 422, 503, 504),
+        parameters=("name", *HEAD),
+    ),
+    Operation(
+        "delete",
+        "Forget a kept workflow, and what it was before",
+        {204: Answer("It is gone.")},
+        errors=(*ALWAYS, 400, 404, 503, 504),
+        parameters=("name", *HEAD),
+    ),
+)
+
+
+def rows(name: str) -> tuple[Operation, ...]:
+    """What else one kept workflow's own path answers."""
+    return tuple(replace(row, summary=f"{row.summary}: {name}", parameters=HEAD) for row in ROWS)
+
+
+def described(one: Mapping[str, Any], spec: ModelSpec, settings: Settings) -> tuple[str, Schema]:
+    """What a kept workflow's own operation promises, and the schema of its body."""
+    native = fields(spec, settings)
+    told = {name: native[name] for name in TRANSPORT} | one["fields"]
+    if len(one["outputs"]) > 1 or one["fields"].get("n", {}).get("default", 1) > 1:
+        told["partial_images"] = {"enum": [0]}  # which are of one picture
+    sized = {SIZED: SIZE} if {"width", "height"} <= one["fields"].keys() else {}
+    return f"Draw {one['name']}", closed(nullable(told | sized, one["required"]), tuple(one["required"]), ANSWERED)

@@ -1,0 +1,93 @@
+"""The routes of kept workflows: listed, kept, shown, forgotten. One is drawn as any other route draws."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from handler.api.dispatch import Api
+from handler.api.reply import Reply, answered
+from handler.api.workflows.service import ROUTE
+from handler.core.deadline import Deadline
+from handler.server import bodies
+from handler.server.access import WORKFLOW, response
+
+Handler = Callable[[Request], Awaitable[Response]]
+FILES = (
+    "image/png",
+    "image/webp",
+    "text/plain",
+    "application/octet-stream",
+)  # that a workflow may come as, beside JSON
+
+
+def routes(draw: Handler) -> list[BaseRoute]:
+    """Both; `draw` answers what draws."""
+    methods: dict[str, Handler] = {"GET": show, "HEAD": show, "PUT": put, "DELETE": remove, "POST": draw}
+
+    async def one(request: Request) -> Response:
+        return await methods[request.method](request)
+
+    return [Route(ROUTE, listed), Route(WORKFLOW, one, methods=[*methods])]
+
+
+async def listed(request: Request) -> Response:
+    """All, with their fields, and whether this worker can draw them."""
+    api = _api(request)
+    return await _answer(request, api.workflows.listed(_deadline(api)), lambda found: {"workflows": found})
+
+
+async def show(request: Request) -> Response:
+    """One, with its graph."""
+    api = _api(request)
+    return await _answer(request, api.workflows.one(_name(request), _deadline(api)))
+
+
+async def put(request: Request) -> Response:
+    """Keep the file that is sent."""
+    found = await answered(_kept(request))
+    if isinstance(found, Reply):
+        return response(request.scope, found)
+    told, fresh = found
+    return JSONResponse(told, 201 if fresh else 200)
+
+
+async def remove(request: Request) -> Response:
+    """Forget one."""
+    api = _api(request)
+    found = await answered(api.workflows.remove(_name(request), _deadline(api)))
+    return response(request.scope, found) if isinstance(found, Reply) else Response(status_code=204)
+
+
+async def _kept(request: Request) -> tuple[dict[str, Any], bool]:
+    api = _api(request)
+    deadline = _deadline(api)
+    data = await deadline.hold(bodies.read(request, api.engine.settings, *FILES))
+    return await api.workflows.put(_name(request), data, deadline)
+
+
+async def _answer(
+    request: Request, work: Awaitable[Any], shape: Callable[[Any], Any] = lambda found: found
+) -> Response:
+    found = await answered(work)
+    if isinstance(found, Reply):
+        return response(request.scope, found)
+    return await asyncio.to_thread(partial(JSONResponse, shape(found)))
+
+
+def _api(request: Request) -> Api:
+    found: Api = request.app.state.api
+    return found
+
+
+def _deadline(api: Api) -> Deadline:
+    return Deadline.within(api.engine.settings.deadline_s)
+
+
+def _name(request: Request) -> str:
+    name: str = request.path_params["name"]
+    return name
