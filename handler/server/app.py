@@ -33,6 +33,8 @@ from handler.engine.engine import Engine
 from handler.server import bodies, multipart
 from handler.server.access import Answering, Observed, response
 from handler.server.auth import guarded
+from handler.server.comfy import editor
+from handler.server.comfy.desk import Desk
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.metrics import Metrics
@@ -70,7 +72,8 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route("/health/ready", ready),
         Route("/metrics", metrics),
         Route("/openapi.json", describe),
-        *comfy_routes(),
+        *comfy_routes(Desk().routes() if settings.comfy_ui else {}),
+        *(editor.routes(editor.page()) if settings.comfy_ui else ()),
     ]
     handlers = {HTTPException: _http_error, Exception: _crashed}
     app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=handlers)

@@ -34,11 +34,11 @@ WORD = "ids that are words"
 Handler = Callable[[Request], Awaitable[Any]]
 
 
-def routes() -> list[BaseRoute]:
-    """All of them, without a prefix and with /api."""
+def routes(more: Mapping[str, Mapping[str, Handler]]) -> list[BaseRoute]:
+    """All of them, and `more`, without a prefix and with /api."""
     found: list[BaseRoute] = []
     for prefix in ("", "/api"):
-        for path, methods in ROUTES.items():
+        for path, methods in {**ROUTES, **more}.items():
             if prefix or not path.startswith("/api/"):
                 found.append(Route(prefix + path.removeprefix("/api"), _answering(methods), methods=[*methods]))
         found.append(WebSocketRoute(prefix + "/ws", listen))
@@ -191,21 +191,22 @@ async def get_features(request: Request) -> Any:
     return features(_comfy(request).api.engine.settings)
 
 
-async def _served(request: Request) -> Served:
+async def nameable(request: Request) -> Served:
+    """What prompts may name."""
     comfy = _comfy(request)
     return await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
 
 
 async def get_classes(request: Request) -> Any:
     """Every class of nodes that a prompt may have, or one, with its inputs."""
-    found: dict[str, Any] = await asyncio.to_thread(classes, await _served(request))
+    found: dict[str, Any] = await asyncio.to_thread(classes, await nameable(request))
     name = request.path_params.get("node_class")
     return found if name is None else {name: found[name]} if name in found else {}
 
 
 async def get_models(request: Request) -> Any:
     """The folders of models, or the files of one."""
-    served = await _served(request)
+    served = await nameable(request)
     folder = request.path_params.get("folder")
     if folder is None:
         return [name for name in served.files if name != "input"]
@@ -216,7 +217,7 @@ async def get_models(request: Request) -> Any:
 
 async def get_embeddings(request: Request) -> Any:
     """The embeddings that a prompt may name."""
-    served = await _served(request)
+    served = await nameable(request)
     return [name.rpartition(".")[0] or name for name in served.files.get("embeddings", ())]
 
 
