@@ -13,7 +13,7 @@ from typing import Any
 HELD = 20_000  # messages that wait for one client: one for each node of a graph comes at once
 HELD_BYTES = 32 << 20
 MOST = 64  # websockets
-PREVIEW = 1  # the event of a binary message: a picture, in JPEG (1) or PNG (2)
+PREVIEW, DESCRIBED = 1, 4  # the events of binary messages: a picture, in JPEG (1) or PNG (2), and one with its node
 KINDS = {"jpeg": 1, "png": 2}
 Message = str | bytes
 
@@ -28,15 +28,21 @@ def picture(data: bytes, form: str) -> bytes:
     return struct.pack(">II", PREVIEW, KINDS[form]) + data
 
 
+def described(data: bytes, form: str, whose: dict[str, Any]) -> bytes:
+    """An encoded picture as a binary message that says `whose` it is."""
+    said = json.dumps({**whose, "image_type": f"image/{form}"}).encode()
+    return struct.pack(">II", DESCRIBED, len(said)) + said + data
+
+
 class Listener:
-    """One websocket, of the client with this id.
+    """One websocket, of the client with this id. It `knows` what is not in ComfyUI's first protocol if it says so.
 
     `over` is set once nothing more will come: it read too slowly, or there are too many.
     """
 
     def __init__(self, client: str) -> None:
         self.client = client
-        self.over = False
+        self.over = self.knows = False
         self._held: deque[Message] = deque()
         self._bytes = 0
         self._came = asyncio.Event()
@@ -101,6 +107,11 @@ class Listeners:
         """Tell one client; all, if None."""
         for listener in [*self._of(client)]:
             listener.put(said)
+
+    def show(self, client: str, data: bytes, whose: dict[str, Any]) -> None:
+        """Let one client see a small JPEG of what is coming, as each of its websockets knows to."""
+        for listener in [*self._of(client)]:
+            listener.put(described(data, "jpeg", whose) if listener.knows else picture(data, "jpeg"))
 
     def keen(self, client: str) -> bool:
         """Whether this client listens, and has taken all there was."""

@@ -27,7 +27,11 @@ MEDIA = {
 }  # what a browser may read as that, else a download
 DOWNLOADED = "application/octet-stream"
 ANY = ("text/plain", "text/css", DOWNLOADED)  # as what a file may be sent, beside JSON
-ABSENT = {"user.css": b"", "comfy.templates.json": b"[]"}  # what the page asks for whether there is one or not
+ABSENT = {  # what the page asks for whether there is one or not
+    "user.css": b"",
+    "comfy.templates.json": b"[]",
+    "workflows/.index.json": b"{}",
+}
 
 
 CHANGED = {"Comfy.TutorialCompleted": True}  # from the page's own: its first steps lead through examples
