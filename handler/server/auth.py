@@ -23,7 +23,7 @@ from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
 from handler.server.access import response
-from handler.server.mounted import EDITOR
+from handler.server.mounted import EDITOR, PICTURES
 
 OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
@@ -106,7 +106,7 @@ class Gate:
             return await send({"type": "websocket.close", "code": POLICY})  # a server answers 403 then
         reply = error_reply(error)
         if error.status == Unauthorized.status:
-            shown = self._editor and f"{scope['path']}/".startswith(f"{EDITOR}/")
+            shown = self._editor and (scope["path"] == "/" or scope["path"].startswith((EDITOR, PICTURES)))
             reply.headers["www-authenticate"] = CHALLENGE if shown else "Bearer"
         await response(scope, reply)(scope, receive, send)
 

@@ -5,6 +5,7 @@ import re
 from starlette.types import Scope
 
 EDITOR = "/comfy"  # where ComfyUI's page is; it asks for its server below the folder that it lies in itself
+PICTURES = "/assets"  # where it looks for some of its own, wherever it lies
 ASKED = re.compile(rf"\A{EDITOR}(?=/(?:api|internal)/|/ws\Z)")
 
 

@@ -21,7 +21,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from handler.core.errors import SettingsError
-from handler.server.mounted import EDITOR
+from handler.server.mounted import EDITOR, PICTURES
 
 PACKAGE = "comfyui_frontend_package"
 INDEX = "index.html"
@@ -93,7 +93,7 @@ def routes(shown: Page) -> list[BaseRoute]:
     return [
         Route(EDITOR, _to_page),
         Route(EDITOR + "/{name:path}", partial(_file, shown, "")),
-        Route("/assets/{name:path}", partial(_file, shown, "assets/")),
+        Route(PICTURES + "/{name:path}", partial(_file, shown, f"{PICTURES[1:]}/")),
     ]
 
 

@@ -30,7 +30,6 @@ from handler.server.comfy.socket import listen
 from handler.server.patience import patience
 from handler.server.record import Seen
 
-WORD = "ids that are words"
 Handler = Callable[[Request], Awaitable[Any]]
 
 
