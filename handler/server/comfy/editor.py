@@ -72,8 +72,7 @@ def page() -> Page:
     root = next((each for each in roots if (each / INDEX).is_file()), None)
     if root is None:
         raise SettingsError(
-            "KINDLING_COMFY_UI is on, but ComfyUI's editor is not installed: pip install 'kindling[comfy-ui]', "
-            f"or {PACKAGE.replace('_', '-')}.",
+            "KINDLING_COMFY_UI is on, but ComfyUI's editor is not installed: pip install comfyui-frontend-package.",
             "KINDLING_COMFY_UI",
         )
     found = (path for path in root.rglob("*") if path.suffix.removeprefix(".") in TYPES and path.is_file())
