@@ -1,10 +1,10 @@
-"""ComfyUI's editor in a browser: its page as it is published, before a worker with spark, driven as a person would.
+"""ComfyUI's editor in a browser: its page as it is published, before a worker with spark and a key, driven as a person
+would.
 
 The page is the strictest judge of what ComfyUI's routes say. Needs chromium, and what `make editor` installs.
 """
 
 import base64
-import copy
 import importlib.util
 import io
 import json
@@ -63,8 +63,15 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(volume: Path) -> Iterator[str]:
-    with serving({"KINDLING_COMFY_UI": "on", "KINDLING_VOLUME": str(volume)}) as served:
+    with serving({"KINDLING_COMFY_UI": "on", "KINDLING_API_KEYS": KEY, "KINDLING_VOLUME": str(volume)}) as served:
         yield served.url
+
+
+@pytest.fixture
+def server(url: str) -> Iterator[httpx.Client]:
+    """The worker, for whoever needs no browser."""
+    with httpx.Client(base_url=url, headers={"x-api-key": KEY}) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +109,22 @@ class Watched:
             self.faults.append(f"asked {asked}")
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """One for all, that has the page's files after the first; it answers what asks for a password with the key."""
+    known = {"username": "me", "password": KEY}
+    with browser.new_context(viewport={"width": 1400, "height": 900}, http_credentials=known) as context:
+        yield context
+
+
 @pytest.fixture
-def watched(browser: Browser, url: str) -> Iterator[Watched]:
+def watched(context: BrowserContext, url: str) -> Iterator[Watched]:
     """That nothing went wrong, is asserted in the end."""
-    with browser.new_context(viewport={"width": 1400, "height": 900}) as context:
-        found = Watched(context, url)
-        yield found
-        assert found.faults == []
+    found = Watched(context, url)
+    yield found
+    for page in context.pages:
+        page.close()
+    assert found.faults == []
 
 
 def drop(page: Page, data: bytes, name: str, media: str, x: int = 1300, y: int = 150) -> None:
@@ -159,23 +175,14 @@ def test_a_workflow_is_opened_run_and_its_picture_seen(watched: Watched) -> None
     expect(page.get_by_test_id("queue-overlay-toggle")).to_contain_text("0 active")
 
 
-def test_a_preview_is_seen_at_the_sampler(watched: Watched) -> None:
+def test_what_is_coming_is_seen_at_its_sampler_and_can_be_stopped(watched: Watched, server: httpx.Client) -> None:
     page = watched.page()
     opened(page, slow())
     run(page)
     page.wait_for_function("() => window.app.graph.nodes.some(n => n.type === 'KSampler' && n.imgs?.[0]?.naturalWidth)")
     page.get_by_label("Cancel current run").click()
     expect(page.get_by_test_id("queue-overlay-toggle")).to_contain_text("0 active")
-
-
-def test_what_is_drawn_is_interrupted(watched: Watched, url: str) -> None:
-    page = watched.page()
-    opened(page, slow())
-    run(page)
-    begun(page)
-    page.get_by_label("Cancel current run").click()
-    expect(page.get_by_test_id("queue-overlay-toggle")).to_contain_text("0 active")
-    latest = httpx.get(f"{url}/api/jobs?limit=1").json()["jobs"][0]
+    [latest] = server.get("/api/jobs?limit=1").json()["jobs"]
     assert latest["status"] == "cancelled"
 
 
@@ -204,24 +211,23 @@ def test_two_tabs_of_one_client_both_see_it(watched: Watched) -> None:
     second.wait_for_function(SEEN)
 
 
-@pytest.mark.parametrize(
-    ("node", "change", "kind"),
-    [
-        ("3", {"steps": 9000}, "KSampler"),
-        ("3", {"latent_image": None}, "KSampler"),
-        ("4", {"ckpt_name": "other.safetensors"}, "CheckpointLoaderSimple"),
-    ],
-    ids=["out of range", "not connected", "a model that is not served"],
-)
-def test_a_fault_is_shown_at_its_node(watched: Watched, node: str, change: dict[str, Any], kind: str) -> None:
+FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "out of range": ("3", {"steps": 9000}, "KSampler"),
+    "not connected": ("3", {"latent_image": None}, "KSampler"),
+    "a model that is not served": ("4", {"ckpt_name": "other.safetensors"}, "CheckpointLoaderSimple"),
+}
+
+
+def test_a_fault_is_shown_at_its_node(watched: Watched) -> None:
     page = watched.page()
-    made = copy.deepcopy(fresh())
-    made[node]["inputs"] |= change
-    made[node]["inputs"] = {name: value for name, value in made[node]["inputs"].items() if value is not None}
-    opened(page, made)
-    run(page)
-    page.wait_for_function("() => window.app.lastNodeErrors")
-    assert page.evaluate("() => window.app.graph.nodes.filter(n => n.has_errors).map(n => n.type)") == [kind]
+    for node, change, kind in FAULTS.values():
+        made = fresh()
+        inputs = made[node]["inputs"] | change
+        made[node]["inputs"] = {name: value for name, value in inputs.items() if value is not None}
+        opened(page, made)
+        run(page)
+        page.wait_for_function("node => window.app.lastNodeErrors?.[node]", arg=node)
+        assert page.evaluate("() => window.app.graph.nodes.filter(n => n.has_errors).map(n => n.type)") == [kind]
     assert watched.faults
     watched.faults = [fault for fault in watched.faults if not any(told in fault for told in REFUSED)]
 
@@ -238,12 +244,12 @@ def test_a_picture_that_is_dropped_in_is_uploaded_and_seen(watched: Watched, vol
     assert (volume / "comfy/input/red.png").read_bytes() == file.getvalue()
 
 
-def test_a_picture_brings_back_the_workflow_that_made_it(watched: Watched, url: str) -> None:
+def test_a_picture_brings_back_the_workflow_that_made_it(watched: Watched, server: httpx.Client) -> None:
     page = watched.page()
     opened(page, made := fresh(text="a green square", prefix="square"))
     run(page)
     page.wait_for_function(SEEN)
-    picture = httpx.get(f"{url}/view?filename=square_00001_.png").content
+    picture = server.get("/view?filename=square_00001_.png").content
     opened(page, fresh())
     drop(page, picture, "square_00001_.png", "image/png")
     page.wait_for_function(
@@ -264,15 +270,3 @@ def test_a_workflow_is_saved_and_found_again(watched: Watched, volume: Path) -> 
     page.wait_for_function(READY)
     page.get_by_test_id("workflows-tab-button").click()
     expect(page.get_by_role("treeitem", name="mine")).to_be_visible()
-
-
-def test_with_a_key_as_the_password_all_of_it_is_answered(browser: Browser, tmp_path: Path) -> None:
-    keyed = {"KINDLING_COMFY_UI": "on", "KINDLING_API_KEYS": KEY, "KINDLING_VOLUME": str(tmp_path)}
-    known = {"username": "me", "password": KEY}
-    with serving(keyed) as served, browser.new_context(http_credentials=known) as context:
-        watched = Watched(context, served.url)
-        page = watched.page()
-        opened(page, fresh())
-        run(page)
-        page.wait_for_function(SEEN)
-        assert watched.faults == []
