@@ -44,10 +44,12 @@ RUN = {
 TESTED = {
     "HF_TOKEN=hf_... modal run platform/modal_app.py::fetch": "platform/test_modal_deploy.py::test_modal_run",
     "KINDLING_MODEL=spark KINDLING_DEVICE=cpu fal run --local": "platform/test_fal_app.py::local",
+    "KINDLING_COMFY_UI=on python -m handler serve": "server/test_editor_page.py::test_a_workflow_is_opened",
     "KINDLING_VOLUME=/workspace python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "modal deploy platform/modal_app.py": "platform/test_modal_deploy.py::deployed",
     "modal run platform/modal_app.py::": "platform/test_modal_deploy.py::test_modal_run",
     "curl -s http://127.0.0.1:8000/images/": "server/test_mounted.py::test_the_app_of_the_guide_serves",
+    "pip install comfyui-frontend-package==": "server/test_comfy_editor.py::test_the_guide_names_the_version",
     "pip install /path/to/kindling": "test_wheel.py::test_installed_it_draws_from_an_empty_folder",
     "uvicorn app:app": "server/test_mounted.py::test_the_app_of_the_guide_serves",
     "python -m handler bake": "cli/test_bake.py::test_what_is_baked_is_used_and_draws_the_same",

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import hashlib
 import threading
+import tomllib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from handler.core.errors import SettingsError
 
 Client = httpx.AsyncClient
 Story = Callable[[Client, Any], Awaitable[None]]
+ROOT = Path(__file__).parents[2]
 KEY = "canary-key-0451"
 PASSWORD = {"authorization": "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()}
 SCRIPT = "let a = 1\n"
@@ -67,6 +69,11 @@ def tell(family: FakeFamily, tmp_path: Path) -> Iterator[Callable[..., None]]:
             asyncio.run(main())
 
         yield run
+
+
+def test_the_guide_names_the_version_that_is_tested() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert f"pip install {extras['comfy-ui'][0]}\n" in (ROOT / "docs/comfyui.md").read_text()
 
 
 def test_it_is_off_unless_it_is_asked_for(tell: Callable[..., None], installed: Path) -> None:
