@@ -15,16 +15,15 @@ from starlette.responses import Response
 from handler.api.comfy import userdata
 from handler.api.comfy.archive import Archive
 from handler.api.comfy.served import choices
+from handler.api.comfy.service import Comfy
+from handler.api.dialects.comfy.plan import Served
 from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidJson, InvalidType
 from handler.core.untrusted import Malformed, parse
 from handler.server import bodies
-from handler.server.comfy.routes import Handler, nameable
+from handler.server.comfy.routes import Handler
 
-MEDIA = {
-    "css": "text/css; charset=utf-8",
-    "json": "application/json",
-}  # what a browser may read as that, else a download
+MEDIA = {"css": "text/css; charset=utf-8", "json": "application/json"}  # of files by suffix; of others DOWNLOADED
 DOWNLOADED = "application/octet-stream"
 ANY = ("text/plain", "text/css", DOWNLOADED)  # as what a file may be sent, beside JSON
 ABSENT = {  # what the page asks for whether there is one or not
@@ -32,8 +31,6 @@ ABSENT = {  # what the page asks for whether there is one or not
     "comfy.templates.json": b"[]",
     "workflows/.index.json": b"{}",
 }
-
-
 CHANGED = {"Comfy.TutorialCompleted": True}  # from the page's own: its first steps lead through examples
 
 
@@ -133,19 +130,19 @@ async def delete_file(request: Request) -> Any:
 
 async def get_folders(request: Request) -> Any:
     """The folders of models. Where they lie is nobody's business."""
-    found = await nameable(request)
+    found = await _served(request)
     return [{"name": name, "folders": [name]} for name in found.files if name != "input"]
 
 
 async def get_folder(request: Request) -> Any:
     """The models of one."""
-    found, folder = await nameable(request), request.path_params["folder"]
+    found, folder = await _served(request), request.path_params["folder"]
     return [{"name": name, "pathIndex": 0} for name in choices(folder, found)] if folder in found.files else []
 
 
 async def get_inputs(request: Request) -> Any:
     """The files that were sent, the latest first."""
-    return [*reversed((await nameable(request)).files["input"])]
+    return [*reversed((await _served(request)).files["input"])]
 
 
 def _always(value: Any) -> Handler:
@@ -178,6 +175,12 @@ def _named(request: Request) -> tuple[str, str | None]:
     said = raw.decode("latin-1").partition("/userdata/")[2]
     file, moved, other = said.partition("/move/")
     return unquote(file), unquote(other) if moved and request.method == "POST" else None
+
+
+async def _served(request: Request) -> Served:
+    """What prompts may name."""
+    comfy: Comfy = request.app.state.comfy
+    return await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
 
 
 async def _json(request: Request) -> Any:

@@ -190,22 +190,21 @@ async def get_features(request: Request) -> Any:
     return features(_comfy(request).api.engine.settings)
 
 
-async def nameable(request: Request) -> Served:
-    """What prompts may name."""
+async def _served(request: Request) -> Served:
     comfy = _comfy(request)
     return await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
 
 
 async def get_classes(request: Request) -> Any:
     """Every class of nodes that a prompt may have, or one, with its inputs."""
-    found: dict[str, Any] = await asyncio.to_thread(classes, await nameable(request))
+    found: dict[str, Any] = await asyncio.to_thread(classes, await _served(request))
     name = request.path_params.get("node_class")
     return found if name is None else {name: found[name]} if name in found else {}
 
 
 async def get_models(request: Request) -> Any:
     """The folders of models, or the files of one."""
-    served = await nameable(request)
+    served = await _served(request)
     folder = request.path_params.get("folder")
     if folder is None:
         return [name for name in served.files if name != "input"]
@@ -216,7 +215,7 @@ async def get_models(request: Request) -> Any:
 
 async def get_embeddings(request: Request) -> Any:
     """The embeddings that a prompt may name."""
-    served = await nameable(request)
+    served = await _served(request)
     return [name.rpartition(".")[0] or name for name in served.files.get("embeddings", ())]
 
 
