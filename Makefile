@@ -2,6 +2,7 @@
 # make test   set up what is missing and run the whole test suite
 # make quick  run the tests that need no model, no process and no compiler: a minute
 # make judge  run the tests that take too long for every run, and write benchmarks/results/judge.json: a quarter of an hour
+# make editor drive ComfyUI's editor in chromium, if that is installed (apt install chromium): a minute
 # make check  lint and types
 # make mutate change the core modules a little, run their tests each time, and write benchmarks/results/mutation.json: how
 #             many of the changes they notice (hours; MODULES=handler/engine/queue.py for a part); make mutate-changes makes
@@ -19,12 +20,13 @@ SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 FAL := $(VENV)/fal
+EDITOR := $(VENV)/editor
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 .DEFAULT_GOAL := run
-.PHONY: run test quick judge check mutate mutate-changes gpu-wheels lock spark lower lower-check can-lower
+.PHONY: run test quick judge editor check mutate mutate-changes gpu-wheels lock spark lower lower-check can-lower
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
@@ -38,6 +40,9 @@ quick: $(VENV)/dev
 
 judge: $(VENV)/dev
 	$(BIN)/python benchmarks/judge.py --save
+
+editor: $(EDITOR)/ready
+	$(EDITOR)/bin/python -m pytest tests/server/test_editor_page.py
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -99,6 +104,15 @@ $(FAL)/ready: $(VENV)/dev
 	@mv $(FAL)/over $$($(FAL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
 	$(FAL)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
 	    $$(sed -n 's/^fal = \["\(.*\)"\].*/\1/p' pyproject.toml)
+	@touch $@
+
+$(EDITOR)/ready: $(VENV)/dev
+	@echo "Adding ComfyUI's editor and what drives a browser, in an environment over the first."
+	@$(BIN)/python -m venv $(EDITOR)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(EDITOR)/over
+	@mv $(EDITOR)/over $$($(EDITOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
+	$(EDITOR)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
+	    $$(sed -n 's/^\(browser\|comfy-ui\) = \["\(.*\)"\].*/\2/p' pyproject.toml)
 	@touch $@
 
 $(GPULESS)/ready: benchmarks/gpuless/requirements.txt benchmarks/gpuless/stubs.py

@@ -144,6 +144,7 @@ class Settings(BaseModel):
     )
     max_n: int = Field(4, ge=1, le=MAX_IMAGES, description="pictures that one request may ask for")
     metadata: bool = Field(True, description="write prompt and parameters into each PNG")
+    comfy_ui: bool = Field(False, description="serve ComfyUI's editor at /comfy/, where its package is installed")
     platform: Platform = Field(
         default_factory=lambda: _default("platform", "other"), description="whose prices apply; detected"
     )

@@ -27,7 +27,7 @@ from handler.api.workflows.service import ROUTE
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
 from handler.server.metrics import Metrics
-from handler.server.mounted import rooted
+from handler.server.mounted import beside, rooted
 from handler.server.record import Seen
 from handler.server.traces import Traces
 
@@ -49,6 +49,7 @@ class Observed:
     ) -> None:
         self.app, self._metrics, self.traces, self._jobs = app, metrics, traces, jobs
         self.api = jobs.api
+        self._editor = jobs.api.engine.settings.comfy_ui
         self._routes = [route for route in routes if isinstance(route, Route)]
         self._key = secrets.token_bytes(16)
         self._open: set[Seen] = set()
@@ -56,7 +57,7 @@ class Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        scope = rooted(scope)
+        scope = beside(rooted(scope)) if self._editor else rooted(scope)
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         state = scope.setdefault("state", {})

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from handler.api.comfy.service import Comfy
@@ -42,14 +42,17 @@ from handler.engine.engine import Engine
 from handler.server import bodies, multipart
 from handler.server.access import Answering, Observed, response
 from handler.server.auth import guarded
+from handler.server.comfy import editor
+from handler.server.comfy.desk import Desk
 from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.metrics import Metrics
+from handler.server.mounted import EDITOR
 from handler.server.openapi.document import HANGS_UP, SECONDS, document
 from handler.server.patience import patience
 from handler.server.record import Seen
-from handler.server.signposts import WELCOME, lost
+from handler.server.signposts import PAGE, WELCOME, lost
 from handler.server.sse import stream
 from handler.server.traces import tracing
 from handler.server.workflows import routes as workflow_routes
@@ -82,8 +85,9 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route("/metrics", metrics),
         Route("/openapi.json", describe),
         *workflow_routes(draw),
-        *comfy_routes(),
+        *comfy_routes(Desk().routes() if settings.comfy_ui else {}),
         *explain_routes(),
+        *(editor.routes(editor.page()) if settings.comfy_ui else ()),
     ]
     handlers = {HTTPException: _http_error, Exception: _crashed}
     app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=handlers)
@@ -121,8 +125,12 @@ async def read(request: Request) -> Response:
 
 
 async def welcome(request: Request) -> Response:
-    """Who serves here, and what to ask, for people."""
-    return PlainTextResponse(WELCOME.format(model=request.app.state.engine.spec.id))
+    """Who serves here, and what to ask, for people; a browser is led to the editor, if there is one."""
+    engine: Engine = request.app.state.engine
+    editing = engine.settings.comfy_ui
+    if editing and "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse(f"{request.scope['app_root_path']}{EDITOR}/")
+    return PlainTextResponse(WELCOME.format(model=engine.spec.id, editor=PAGE if editing else ""))
 
 
 async def ping(request: Request) -> Response:

@@ -23,6 +23,7 @@ from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
 from handler.server.access import response
+from handler.server.mounted import EDITOR, PICTURES
 
 OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
@@ -31,6 +32,7 @@ READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replaye
 BY_URL = ("/ws", "/api/ws", "/view", "/api/view")
 Why = Callable[[Scope], RequestError | None]
 QUERY, FIELDS = 4096, 64  # bytes and fields of a URL's query that are looked at
+CHALLENGE = 'Basic realm="Kindling: any name, and a key as the password", charset="UTF-8"'
 POLICY = 1008  # a WebSocket's code for what is not allowed
 DEFAULTS = {  # of every answer that does not say otherwise itself, as a page must of its policy
     "cache-control": "no-store",
@@ -42,9 +44,8 @@ DEFAULTS = {  # of every answer that does not say otherwise itself, as a page mu
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     """`app` behind what `settings` ask for."""
-    gate = Gate(
-        app, Keys(settings.api_keys, Neighbours(settings).foreign) if settings.api_keys else Neighbours(settings)
-    )
+    why = Keys(settings.api_keys, Neighbours(settings).foreign) if settings.api_keys else Neighbours(settings)
+    gate = Gate(app, why, settings.comfy_ui)
     return Head(Cors(gate, settings.cors_origins) if settings.cors_origins else gate)
 
 
@@ -88,10 +89,13 @@ class Cors(CORSMiddleware):
 
 
 class Gate:
-    """Lets through what `why` has nothing against. `OPEN_ROUTES` are open; whatever else there may be is not."""
+    """Lets through what `why` has nothing against. `OPEN_ROUTES` are open; whatever else there may be is not.
 
-    def __init__(self, app: ASGIApp, why: "Keys | Neighbours") -> None:
-        self.app, self._why = app, why
+    Where there is an `editor`, a browser that comes for it is told to ask for a password, which is a key.
+    """
+
+    def __init__(self, app: ASGIApp, why: "Keys | Neighbours", editor: bool = False) -> None:
+        self.app, self._why, self._editor = app, why, editor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_open = scope["type"] == "lifespan" or scope["path"] in OPEN_ROUTES
@@ -102,7 +106,8 @@ class Gate:
             return await send({"type": "websocket.close", "code": POLICY})  # a server answers 403 then
         reply = error_reply(error)
         if error.status == Unauthorized.status:
-            reply.headers["www-authenticate"] = "Bearer"
+            shown = self._editor and (scope["path"] == "/" or scope["path"].startswith((EDITOR, PICTURES)))
+            reply.headers["www-authenticate"] = CHALLENGE if shown else "Bearer"
         await response(scope, reply)(scope, receive, send)
 
 

@@ -1,6 +1,12 @@
 """Below which prefix an app is served, and what is asked of it there: mounted in another app, or behind a proxy."""
 
+import re
+
 from starlette.types import Scope
+
+EDITOR = "/comfy"  # where ComfyUI's page is; it asks for its server below the folder that it lies in itself
+PICTURES = "/assets"  # where it looks for some of its own, wherever it lies
+ASKED = re.compile(rf"\A{EDITOR}(?=/(?:api|internal)/|/ws\Z)")
 
 
 def rooted(scope: Scope) -> Scope:
@@ -11,6 +17,11 @@ def rooted(scope: Scope) -> Scope:
     """
     prefix = scope.get("root_path", "").rstrip("/")
     return {**scope, "path": _below(scope["path"], prefix, scope), "root_path": "", "app_root_path": prefix}
+
+
+def beside(scope: Scope) -> Scope:
+    """A request's scope, with what the page asks of its server led to that."""
+    return {**scope, "path": ASKED.sub("", scope["path"], 1)}
 
 
 def _below(path: str, prefix: str, scope: Scope) -> str:

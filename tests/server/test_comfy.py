@@ -526,7 +526,7 @@ def test_what_a_worker_says_of_itself(tell: Callable[..., None]) -> None:
             return answer.json()
 
         stats = await get("/system_stats")
-        assert (stats["system"]["argv"], stats["devices"][0]["type"]) == ([], "cpu")
+        assert (stats["system"]["argv"], stats["devices"][0]["type"]) == (["--disable-api-nodes"], "cpu")
         assert stats["system"]["ram_total"] > stats["system"]["ram_free"] > 0
         assert (await get("/features"))["max_upload_size"] == 8_000_000
         assert "spark.safetensors" in await get("/models/checkpoints")

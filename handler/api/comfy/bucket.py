@@ -57,7 +57,10 @@ class Bucket:
         with _failing(folder):
             pages = self._store.client().get_paginator("list_objects_v2").paginate(**asked)
             found = [each for page in pages for each in page.get("Contents", ())]
-        return sorted(Entry(each["LastModified"].timestamp(), each["Key"].removeprefix(self._top)) for each in found)
+        top = self._top
+        return sorted(
+            Entry(each["LastModified"].timestamp(), each["Key"].removeprefix(top), each["Size"]) for each in found
+        )
 
     def _place(self, name: str) -> dict[str, Any]:
         return {"Bucket": self._store.bucket, "Key": f"{self._top}{name}"}

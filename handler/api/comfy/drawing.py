@@ -96,10 +96,9 @@ class Drawing:
         self.node = node
         self._tell(message("executing", {"node": node, "display_node": node, "prompt_id": job.id}))
 
-    def _progress(self, node: str, value: int, of: int, state: str) -> None:
-        whose = {"prompt_id": self._job.id, "node_id": node, "display_node_id": node, "parent_node_id": None}
-        one = {"value": value, "max": of, "state": state, "real_node_id": node, **whose}
-        self._tell(message("progress_state", {"prompt_id": self._job.id, "nodes": {node: one}}))
+    def _whose(self, node: str) -> dict[str, Any]:
+        names = {"node_id": node, "display_node_id": node, "parent_node_id": None, "real_node_id": node}
+        return {"prompt_id": self._job.id, **names}
 
     def _stepped(self, sampler: str, done: int, of: int, preview: Preview) -> None:
         """On the engine's thread: a step has ended."""
@@ -109,11 +108,13 @@ class Drawing:
         self._soon(self._step, sampler, done, of, data)
 
     def _step(self, sampler: str, done: int, of: int, preview: bytes) -> None:
+        preview = preview if self._listeners.keen(self._job.client) else b""  # before it has this to take
         data = {"value": done, "max": of, "prompt_id": self._job.id, "node": sampler}
         self._tell(message("progress", data))
-        self._progress(sampler, done, of, "running" if done < of else "finished")
-        if preview and self._listeners.keen(self._job.client):
-            self._listeners.tell(self._job.client, picture(preview, "jpeg"))
+        one = {"value": done, "max": of, "state": "running" if done < of else "finished", **self._whose(sampler)}
+        self._tell(message("progress_state", {"prompt_id": self._job.id, "nodes": {sampler: one}}))
+        if preview:
+            self._listeners.show(self._job.client, preview, self._whose(sampler))
 
     async def _finish(self, output: Output, pictures: list[Picture]) -> None:
         """Keep or stream the pictures of one output."""

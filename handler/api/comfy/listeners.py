@@ -1,4 +1,4 @@
-"""Who listens to what is told of jobs: websockets by their client's id. One that does not read is let go.
+"""Who listens to what is told of jobs: websockets, each with its client's id. One that does not read is let go.
 
 All of this is for the event loop alone.
 """
@@ -7,12 +7,13 @@ import asyncio
 import json
 import struct
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 HELD = 20_000  # messages that wait for one client: one for each node of a graph comes at once
 HELD_BYTES = 32 << 20
-CLIENTS = 64
-PREVIEW = 1  # the event of a binary message: a picture, in JPEG (1) or PNG (2)
+MOST = 64  # websockets
+PREVIEW, DESCRIBED = 1, 4  # the events of binary messages: a picture, in JPEG (1) or PNG (2), and one with its node
 KINDS = {"jpeg": 1, "png": 2}
 Message = str | bytes
 
@@ -27,15 +28,21 @@ def picture(data: bytes, form: str) -> bytes:
     return struct.pack(">II", PREVIEW, KINDS[form]) + data
 
 
-class Listener:
-    """One websocket, of the client with this id.
+def described(data: bytes, form: str, whose: dict[str, Any]) -> bytes:
+    """An encoded picture as a binary message that says `whose` it is."""
+    said = json.dumps({**whose, "image_type": f"image/{form}"}).encode()
+    return struct.pack(">II", DESCRIBED, len(said)) + said + data
 
-    `over` is set once nothing more will come: another took its place, or it read too slowly.
+
+class Listener:
+    """One websocket, of the client with this id. It `knows` what is not in ComfyUI's first protocol if it says so.
+
+    `over` is set once nothing more will come: it read too slowly, or there are too many.
     """
 
     def __init__(self, client: str) -> None:
         self.client = client
-        self.over = False
+        self.over = self.knows = False
         self._held: deque[Message] = deque()
         self._bytes = 0
         self._came = asyncio.Event()
@@ -74,43 +81,46 @@ class Listener:
 
 
 class Listeners:
-    """All websockets, one for each client's id: the newest."""
+    """All websockets. Several may be of one client, as two tabs of a page are, and each hears all of it."""
 
     def __init__(self) -> None:
-        self._listening: dict[str, Listener] = {}
+        self._listening: dict[Listener, None] = {}
 
     def __len__(self) -> int:
         return len(self._listening)
 
     def __contains__(self, client: str) -> bool:
-        return client in self._listening
+        return any(self._of(client))
 
     def add(self, listener: Listener) -> None:
-        """One more; whoever listened under its id, or for longest where there are too many, hears no more."""
-        if listener.client in self._listening:
-            self._listening.pop(listener.client).end()
-        while len(self._listening) >= CLIENTS:
-            self._listening.pop(next(iter(self._listening))).end()
-        self._listening[listener.client] = listener
+        """One more; where there are too many, whoever listened for longest hears no more."""
+        while len(self._listening) >= MOST:
+            self.remove(next(iter(self._listening)))
+        self._listening[listener] = None
 
     def remove(self, listener: Listener) -> None:
         """It went away."""
         listener.end()
-        if self._listening.get(listener.client) is listener:
-            del self._listening[listener.client]
+        self._listening.pop(listener, None)
 
     def tell(self, client: str | None, said: Message) -> None:
         """Tell one client; all, if None."""
-        for listener in [*self._listening.values()] if client is None else [self._listening.get(client)]:
-            if listener:
-                listener.put(said)
+        for listener in [*self._of(client)]:
+            listener.put(said)
+
+    def show(self, client: str, data: bytes, whose: dict[str, Any]) -> None:
+        """Let one client see a small JPEG of what is coming, as each of its websockets knows to."""
+        for listener in [*self._of(client)]:
+            listener.put(described(data, "jpeg", whose) if listener.knows else picture(data, "jpeg"))
 
     def keen(self, client: str) -> bool:
         """Whether this client listens, and has taken all there was."""
-        listener = self._listening.get(client)
-        return listener is not None and not listener.behind
+        return any(not listener.behind for listener in self._of(client))
 
     def end(self) -> None:
         """Tell nobody anything more."""
-        for listener in [*self._listening.values()]:
+        for listener in [*self._listening]:
             self.remove(listener)
+
+    def _of(self, client: str | None) -> Iterator[Listener]:
+        return (listener for listener in self._listening if client in (None, listener.client))

@@ -28,10 +28,11 @@ PART = ".part"  # the end of what is being written
 
 @dataclass(frozen=True, slots=True, order=True)
 class Entry:
-    """A file, written at `time`, in seconds since 1970."""
+    """A file of `size` bytes, written at `time`, in seconds since 1970."""
 
     time: float
     name: str
+    size: int
 
 
 class Shelf(Protocol):
@@ -145,11 +146,12 @@ class Disk:
         return sorted(self._found(self._place(folder), PurePosixPath(folder), DEEPEST if deep else 0))
 
     def _found(self, place: Path, name: PurePosixPath, depth: int) -> Iterator[Entry]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(place) as found:
-            for each in found:
+        with contextlib.suppress(FileNotFoundError), os.scandir(place) as there:
+            for each in there:
                 with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                     if each.is_file(follow_symlinks=False) and not each.name.endswith(PART):
-                        yield Entry(each.stat(follow_symlinks=False).st_mtime, str(name / each.name))
+                        found = each.stat(follow_symlinks=False)
+                        yield Entry(found.st_mtime, str(name / each.name), found.st_size)
                     elif depth and each.is_dir(follow_symlinks=False):
                         yield from self._found(Path(each.path), name / each.name, depth - 1)
 

@@ -11,11 +11,12 @@ from handler.core.version import __version__
 from handler.engine.engine import Engine
 
 SPOKEN = "0.3.64"  # of ComfyUI: the release whose routes these are
+ARGV = ["--disable-api-nodes"]  # of ComfyUI's: there are none, and its page then asks no other server for news
 
 
 def features(settings: Settings) -> dict[str, Any]:
     """What this server can, as its websocket and /features say."""
-    return {"supports_preview_metadata": False, "max_upload_size": int(settings.max_body_mb * 1e6)}
+    return {"supports_preview_metadata": True, "max_upload_size": int(settings.max_body_mb * 1e6)}
 
 
 def system(engine: Engine) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def system(engine: Engine) -> dict[str, Any]:
             "python_version": sys.version,
             "pytorch_version": getattr(sys.modules.get("torch"), "__version__", ""),
             "embedded_python": False,
-            "argv": [],
+            "argv": ARGV,
         },
         "devices": [_device(engine)],
     }

@@ -30,15 +30,14 @@ from handler.server.comfy.socket import listen
 from handler.server.patience import patience
 from handler.server.record import Seen
 
-WORD = "ids that are words"
 Handler = Callable[[Request], Awaitable[Any]]
 
 
-def routes() -> list[BaseRoute]:
-    """All of them, without a prefix and with /api."""
+def routes(more: Mapping[str, Mapping[str, Handler]]) -> list[BaseRoute]:
+    """All of them, and `more`, without a prefix and with /api."""
     found: list[BaseRoute] = []
     for prefix in ("", "/api"):
-        for path, methods in ROUTES.items():
+        for path, methods in {**ROUTES, **more}.items():
             if prefix or not path.startswith("/api/"):
                 found.append(Route(prefix + path.removeprefix("/api"), answering(methods), methods=[*methods]))
         found.append(WebSocketRoute(prefix + "/ws", listen))

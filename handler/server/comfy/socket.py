@@ -62,18 +62,22 @@ async def _receive(websocket: WebSocket, comfy: Comfy, listener: Listener) -> No
     """Until it goes away."""
     first = True
     while (came := await websocket.receive())["type"] == "websocket.receive":
-        if first and _flags(came.get("text")):
+        if first and (flags := _flags(came.get("text"))) is not None:
+            listener.knows = flags.get("supports_preview_metadata") is True
             listener.put(message("feature_flags", features(comfy.api.engine.settings)))
         first = False
 
 
-def _flags(text: Any) -> bool:
-    """Whether a client says what it can do, and so wants to hear what this server can."""
+def _flags(text: Any) -> dict[str, Any] | None:
+    """What a client says that it can, which then wants to hear what this server can."""
     try:
         said = json.loads(text or "null")
     except (ValueError, RecursionError):
-        return False
-    return isinstance(said, dict) and said.get("type") == "feature_flags"
+        return None
+    if not isinstance(said, dict) or said.get("type") != "feature_flags":
+        return None
+    found = said.get("data")
+    return found if isinstance(found, dict) else {}
 
 
 async def _watch(comfy: Comfy, forwarding: Forwarding) -> None:
