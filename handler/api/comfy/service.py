@@ -19,6 +19,7 @@ from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.naming import filled
 from handler.api.comfy.refusals import refused, told, understood
 from handler.api.comfy.served import Catalogue
+from handler.api.comfy.shelf import Shelf
 from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
@@ -31,19 +32,18 @@ OnEnd = Callable[[Job, KindlingError | None], object]
 
 
 class Comfy:
-    """All of ComfyUI's that one worker does. For one event loop.
+    """All of ComfyUI's that one worker does, with its files on `shelf`, or where `Archive` chooses. For one event loop.
 
     `active` are the prompts that wait or are drawn, by id.
     """
 
-    def __init__(self, api: Api) -> None:
-        self.api, self.archive, self.listeners = api, Archive(api.engine.settings), Listeners()
+    def __init__(self, api: Api, shelf: Shelf | None = None) -> None:
+        self.api, self.archive, self.listeners = api, Archive(api.engine.settings, shelf), Listeners()
         self.active: dict[str, Job] = {}
         self._done: OrderedDict[str, Job] = OrderedDict()
         self._equal: OrderedDict[str, Job] = OrderedDict()
         self._catalogue = Catalogue(api.engine.settings, api.engine.spec, self.archive)
-        self._number = 0
-        self._tasks = set[asyncio.Task[None]]()
+        self._number, self._tasks = 0, set[asyncio.Task[None]]()
         # For what it has to say, at the start and not with the first prompt.
         threading.Thread(target=lambda: self.archive.shelf, name="comfy", daemon=True).start()
 
