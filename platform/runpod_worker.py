@@ -120,11 +120,11 @@ async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], obj
     reply = await (draw_workflow(api(), given, on_step) if comfy else api().call(path, payload, on_step, on_partial))
     if reply.fatal:
         config["refresh_worker"] = True  # read after each job: the loop ends and RunPod replaces the worker
-    body, most = reply.body, carried(job["id"], bool(options.get("partial_images")))
+    body, most = lean(reply.body), carried(job["id"], bool(options.get("partial_images")))
     if lossy and reply.smaller and too_large(body, most):
-        body = await asyncio.to_thread(reply.smaller, lossy)
+        body = lean(await asyncio.to_thread(reply.smaller, lossy))
     if reply.stored and too_large(body, most):
-        body = await reply.stored()
+        body = lean(await reply.stored())
     if large := too_large(body, most):
         body = {"error": large}
     error = body.get("error", "")  # which the SDK wants to be a string
@@ -153,6 +153,11 @@ def notes(environ: Mapping[str, str]) -> Iterator[str]:
         why = next((COMFY_VARIABLES[start] for start in COMFY_VARIABLES if name.startswith(start)), None)
         if why and environ[name]:
             yield f"{name} changes nothing here: {why}."
+
+
+def lean(body: dict[str, Any]) -> dict[str, Any]:
+    """An answer without `image`, which a native one has in `images` too: RunPod carries few bytes."""
+    return {name: value for name, value in body.items() if name != "image"}
 
 
 def carried(job: str, streamed: bool) -> int:

@@ -172,6 +172,7 @@ class Api:
     async def _recipes(self, request: ImageRequest, deadline: Deadline) -> list[Recipe]:
         """Those of a request's pictures; its LoRAs are looked for, and its images decoded, on other threads."""
         spec, settings = self.engine.spec, self.engine.settings
+        request = served.worded(request, spec)
         spec.validate(request, settings.step_cache)  # before its files take time and memory
         found = await loras.chosen(request, settings, deadline)
         embeddings = await loras.named(request, spec, settings, deadline)

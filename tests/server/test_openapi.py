@@ -159,7 +159,7 @@ def field(name: str, **settings: Any) -> dict[str, Any]:
 def test_limits_are_those_of_the_model() -> None:
     assert field("num_inference_steps")["maximum"] == 8
     assert field("num_inference_steps", model="flux-dev")["maximum"] == 50
-    assert field("scheduler", model="flux-dev")["enum"] == ["flow-match-euler", "dpm++"]
+    assert field("scheduler", model="flux-dev")["enum"] == ["flow-match-euler", "dpm++", "euler"]
     assert field("guidance_scale")["enum"] == [0, 1]
     assert [field("images", model=model)["maxItems"] for model in ("spark", "flux2-dev")] == [1, 6]
     assert field("model", model="realtime")["enum"][-2:] == ["realtime", ""]
