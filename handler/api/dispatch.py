@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from handler.api import codec, loras, served
-from handler.api.dialects import edits, native, openai
+from handler.api.dialects import openai
+from handler.api.dialects.routes import dialect_of, for_model
 from handler.api.pieces import plain
 from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
@@ -29,11 +30,6 @@ from handler.worker.chips import answer
 MODELS_ROUTE = "/v1/models"
 MODEL_INFO_ROUTE = "/v1/model_info"  # SGLang's
 RECEIPT_ROUTE = "/v1/receipt"
-DIALECTS: dict[str, ModuleType] = {
-    "/v1/images/generations": openai,
-    "/v1/images/edits": edits,
-    "/generate": native,
-}
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
 OnRequestStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
@@ -77,8 +73,8 @@ class Api:
     async def _route(
         self, path: str, payload: Any, on_step: OnRequestStep, on_partial: OnPartial | None, deadline: Deadline
     ) -> Reply:
-        if path in DIALECTS:
-            return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
+        if dialect := dialect_of(path):
+            return await self._draw(dialect, for_model(path, payload), on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
             found = await loras.listed(self.engine.settings, deadline)
             return Reply(200, openai.models(served.listed(self.engine.spec, self.engine.settings), found))

@@ -55,9 +55,22 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     return {
         "GenerationRequest": closed(_nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
         "NativeRequest": closed(_nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE | OTHERS,
+        "HubRequest": _hub(native, rules),
         "EditRequest": closed(_nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
+
+
+HUB = ("negative_prompt", *SIDES, "num_inference_steps", "guidance_scale", "scheduler", "seed")
+
+
+def _hub(native: dict[str, Schema], rules: list[Schema]) -> Schema:
+    """Hugging Face's."""
+    parameters = closed(_nullable({name: native[name] for name in HUB}), (), [*rules, TOGETHER])
+    told = {"description": "All that /generate takes beside the prompt is taken here too, but for more pictures."}
+    options = {"type": ["object", "null"], "description": "Of Hugging Face's own servers; changes nothing here."}
+    fields = {"inputs": native["prompt"], "parameters": {"anyOf": [parameters, NULL]} | told, "options": options}
+    return closed(fields, ("inputs",), []) | {"examples": [{"inputs": "a red circle on a blue background"}]}
 
 
 def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
