@@ -9,6 +9,8 @@ WELCOME = """Kindling serves {model}, which makes pictures from text.
 
 POST /v1/images/generations   OpenAI's Images API
 POST /v1/images/edits         its edits of images
+POST /generate                all that can be asked, and told
+POST /                        Hugging Face's InferenceClient
 POST /prompt                  ComfyUI's graphs, and its other routes
 GET  /v1/models               what is served here
 GET  /openapi.json            all routes and fields
