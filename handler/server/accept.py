@@ -54,7 +54,9 @@ def asked(payload: Any, wanted: tuple[Format, ...], within: str = "") -> Any:
 
     Its choices are in the field `within`, where that is named.
     """
-    chosen = payload.get(within) or {} if within and isinstance(payload, dict) else payload
+    chosen = payload.get(within, {}) if within and isinstance(payload, dict) else payload
+    if chosen is None and isinstance(payload, dict):  # null counts as not sent
+        chosen = {}
     if not wanted or not isinstance(chosen, dict):
         return payload
     chosen = _one(chosen, wanted)

@@ -138,6 +138,7 @@ def test_hugging_faces_client_by_its_base_url_is_told_what_is_wrong(url: str) ->
         ({}, "missing_required_parameter", "inputs"),
         ({"inputs": 7}, "invalid_type", "inputs"),
         ({"inputs": "x", "parameters": [7]}, "invalid_type", "parameters"),
+        ({"inputs": "x", "parameters": False}, "invalid_type", "parameters"),
         ({"inputs": "x", "options": 7}, "invalid_type", "options"),
         ({"inputs": "x", "prompt": "x"}, "unknown_parameter", "prompt"),
         ({"inputs": "x", "parameters": {"num_images_per_prompt": 2}}, "out_of_range", "n"),
@@ -152,6 +153,7 @@ def test_what_hugging_faces_body_may_not_be(url: str, body: Any, code: str, para
 
 
 def test_hugging_faces_route_answers_json_where_that_is_wanted(url: str) -> None:
+    assert httpx.post(url, json={"inputs": "x", "parameters": None}).headers["content-type"] == "image/png"
     body = {"inputs": "x", "parameters": {"guidance_scale": 1, "seed": 7}, "options": {"wait_for_model": True}}
     answer = httpx.post(url, json=body, headers={"accept": "application/json"}).json()
     assert (answer["seed"], answer["image"]["content_type"]) == (7, "image/png")
