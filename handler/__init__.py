@@ -3,6 +3,7 @@
 Importing this package imports neither torch nor diffusers; `Worker.boot` does, on the clock.
 """
 
+from handler.api.comfy.worker_comfyui import draw_workflow
 from handler.api.dispatch import Api
 from handler.api.embedded import Engine
 from handler.api.reply import Reply
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "choose_gpus",
     "create_app",
+    "draw_workflow",
     "errors",
     "find",
     "outlook",

@@ -65,6 +65,7 @@ class Output(BaseModel):
 
     image: Image
     seed: int
+    notes: list[str] = Field(default_factory=list, description="What was sent and changes nothing.")
 
 
 class Kindling(fal.App):
@@ -110,7 +111,8 @@ class Kindling(fal.App):
     @fal.endpoint("/generate")
     async def generate(self, wanted: Input) -> Output:
         """Draw one picture."""
-        reply = await self.api.call("/generate", wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
+        asked, notes = self.honoured(wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
+        reply = await self.api.call("/generate", asked)
         if "error" in reply.content:
             raise fal_error(reply.status, reply.content["error"])
         [picture] = reply.content["images"]
@@ -122,7 +124,17 @@ class Kindling(fal.App):
             ImageSize(width=width, height=height),
             repository="in_memory" if wanted.sync_mode else "fal_v3",
         )
-        return Output(image=image, seed=picture["seed"])
+        return Output(image=image, seed=picture["seed"], notes=notes)
+
+    def honoured(self, asked: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What can be drawn of `asked`, and what is left out: fal's clients send negative prompts to every model."""
+        try:
+            self.engine.spec.validate(ImageRequest.parse(asked), self.engine.settings.step_cache)
+        except errors.KindlingError as error:
+            if error.param == "negative_prompt":
+                kept = {name: value for name, value in asked.items() if name != "negative_prompt"}
+                return kept, [f"negative_prompt changes nothing: {error.message}"]
+        return asked, []  # what else is wrong is told when it is drawn
 
     @fal.endpoint("/v1/images/generations")
     async def openai(self, payload: dict[str, Any]) -> Response:

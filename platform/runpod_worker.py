@@ -1,39 +1,47 @@
 """Kindling behind a RunPod queue: `python -u platform/runpod_worker.py`.
 
-A job's input is either the native fields or {"openai_route": "/v1/...", "openai_input": {...}}. This file knows
-how RunPod carries jobs; what an input means, and how a picture is drawn, it does not know.
+A job's input is the native fields, {"openai_route": "/v1/...", "openai_input": {...}}, or worker-comfyui's {"workflow":
+{...}, "images": [...]}. This file knows how RunPod carries jobs; what an input means, and how a picture is drawn, it
+does not know.
 """
 
 import asyncio
 import functools
 import gc
 import json
+import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import runpod
 
-from handler import Api, Engine, Settings
+from handler import Api, Engine, Settings, draw_workflow
 
 # Bytes of a result. RunPod keeps more for /runsync, whose job ids say so; what it finds too large it drops silently.
 MAX_RESULT, MAX_SYNC_RESULT = 10_000_000, 20_000_000
 MAX_CHUNK = 1_000_000  # of one item of /stream, which is where partial pictures are read
 LOSSY = ("webp", "jpeg")
-BAD_FORMAT = {
-    "message": "if_too_large should be 'webp' or 'jpeg'.",
-    "type": "invalid_request_error",
-    "param": "if_too_large",
-    "code": "invalid_value",
+INVALID = {"type": "invalid_request_error", "code": "invalid_value"}
+BAD_FORMAT = {"message": "if_too_large should be 'webp' or 'jpeg'.", "param": "if_too_large", **INVALID}
+NO_INPUT = {
+    "message": "Please provide input: an object with native fields, such as {'prompt': ...}, with a 'workflow' and its "
+    "'images', or {'openai_route': '/v1/images/generations', 'openai_input': {...}}.",
+    "param": "input",
+    **INVALID,
 }
-NO_WORKFLOWS = {
-    "message": "ComfyUI workflows are not understood here yet: send the native fields, such as {'prompt': ...}, or "
-    "{'openai_route': '/v1/images/generations', 'openai_input': {...}}.",
-    "type": "invalid_request_error",
-    "param": "workflow",
-    "code": "unsupported_parameter",
+WAITING = "no ComfyUI runs behind this worker, so that there is none to wait for"
+COMFY_VARIABLES = {  # worker-comfyui's that change nothing here: what a name begins with, and why
+    "COMFY_API_": WAITING,
+    "COMFY_POLLING_": WAITING,
+    "WEBSOCKET_": WAITING,
+    "COMFY_LOG_LEVEL": "KINDLING_LOG_LEVEL says how much is logged",
+    "COMFY_ORG_API_KEY": "nodes of Comfy.org's API are not drawn here",
+    "NETWORK_VOLUME_DEBUG": "python -m handler doctor looks at the volume",
+    "SERVE_API_LOCALLY": "--rp_serve_api serves RunPod's routes, and python -m handler serve all others",
 }
+log = logging.getLogger("kindling.runpod")
 config: dict[str, Any] = {}
 
 
@@ -56,6 +64,8 @@ def boot() -> None:
     """RunPod's fitness check: a worker that cannot start is reported unhealthy and never takes a job."""
     at_once()
     streams()
+    for note in notes(os.environ):
+        log.warning(note)
     engine().wait_booted()
     gc.freeze()  # what a worker has now it keeps: no collection looks through it while a job waits
 
@@ -94,35 +104,60 @@ async def stream(job: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
 
 async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], object] | None = None) -> dict[str, Any]:
     """Answer one job. RunPod cancels this coroutine when the job is cancelled or out of time."""
-    if isinstance(job["input"], dict) and "workflow" in job["input"]:
-        return {"error": json.dumps(NO_WORKFLOWS)}
-    path, payload = route(job["input"])
+    if (given := understood(job.get("input"))) is None:
+        return {"error": json.dumps(NO_INPUT)}
+    path, payload = route(given)
     options = payload if isinstance(payload, dict) else {}
     lossy = options.pop("if_too_large", None)
     if lossy not in (None, *LOSSY):
         return {"error": json.dumps(BAD_FORMAT)}
 
-    def on_step(done: int, of: int, _: object) -> None:
+    def on_step(done: int, of: int, _: object = None) -> None:
         if 0 < done < of:  # each update is posted by a thread of its own: the last one could overtake the result
             runpod.serverless.progress_update(job, {"step": done, "of": of})
 
-    reply = await api().call(path, payload, on_step, on_partial)
+    comfy = "workflow" in given
+    reply = await (draw_workflow(api(), given, on_step) if comfy else api().call(path, payload, on_step, on_partial))
     if reply.fatal:
         config["refresh_worker"] = True  # read after each job: the loop ends and RunPod replaces the worker
-    body, most = reply.body, carried(job["id"], bool(options.get("partial_images")))
+    body, most = lean(reply.body), carried(job["id"], bool(options.get("partial_images")))
     if lossy and reply.smaller and too_large(body, most):
-        body = await asyncio.to_thread(reply.smaller, lossy)
+        body = lean(await asyncio.to_thread(reply.smaller, lossy))
     if reply.stored and too_large(body, most):
-        body = await reply.stored()
-    error = body.get("error") or too_large(body, most)
-    return {"error": json.dumps(error)} if error else body  # the SDK wants errors to be strings
+        body = lean(await reply.stored())
+    if large := too_large(body, most):
+        body = {"error": large}
+    error = body.get("error", "")  # which the SDK wants to be a string
+    return body | {"error": error if isinstance(error, str) else json.dumps(error)} if error else body
 
 
-def route(given: Any) -> tuple[str, Any]:
+def understood(given: Any) -> dict[str, Any] | None:
+    """A job's input as an object, which may come as text; None if it is none."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def route(given: dict[str, Any]) -> tuple[str, Any]:
     """A job's input as a path and a payload."""
-    if isinstance(given, dict) and "openai_route" in given:
-        return str(given["openai_route"]), given.get("openai_input")
+    if "openai_route" in given:
+        return f"/{given['openai_route']}".replace("//", "/", 1), given.get("openai_input")
     return "/generate", given
+
+
+def notes(environ: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each variable of worker-comfyui that is set and changes nothing."""
+    for name in sorted(environ):
+        why = next((COMFY_VARIABLES[start] for start in COMFY_VARIABLES if name.startswith(start)), None)
+        if why and environ[name]:
+            yield f"{name} changes nothing here: {why}."
+
+
+def lean(body: dict[str, Any]) -> dict[str, Any]:
+    """An answer without `image`, which a native one has in `images` too: RunPod carries few bytes."""
+    return {name: value for name, value in body.items() if name != "image"}
 
 
 def carried(job: str, streamed: bool) -> int:
@@ -154,6 +189,9 @@ if __name__ == "__main__":  # the heartbeat is a process of its own, which may i
         engine()  # no fitness checks run on a developer's machine; a job that comes early waits in the engine
     # Of a word that means neither the fitness check tells: not before, or RunPod would not hear why.
     config |= {"handler": HANDLERS.get(os.environ.get("STREAM") or "0", handle), "concurrency_modifier": at_once}
+    config["refresh_worker"] = (
+        os.environ.get("REFRESH_WORKER", "").lower() == "true"
+    )  # worker-comfyui's: after each job
     config["return_aggregate_stream"] = True  # what was streamed is, as a list, the answer to /run and /runsync
     runpod.serverless.start(config)
     engine().stop()  # a cancelled picture may still be at its last step

@@ -144,6 +144,12 @@ def test_runs_as_written(command: str, checkout: Path, server: Served) -> None:
     run(["bash", "-o", "pipefail", "-c", here], checkout)
 
 
+def test_the_first_request_writes_a_picture_by_itself(checkout: Path, server: Served) -> None:
+    first = next(command for command in commands(TEXTS["README.md"]) if command.startswith("curl "))
+    run(["bash", "-c", ADDRESS.sub(server.url, first)], checkout)
+    assert (checkout / "stars.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
 def programs() -> list[str]:
     return [block for text in TEXTS.values() for _, language, block in FENCE.findall(text) if language == "python"]
 

@@ -9,12 +9,13 @@ from types import ModuleType
 from typing import Any
 
 from handler.api import again, codec, loras, served
-from handler.api.dialects import edits, native, openai
+from handler.api.dialects import openai
+from handler.api.dialects.routes import dialect_of, for_model
 from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
 from handler.api.workflows.mapping import MODEL
-from handler.api.workflows.service import ROUTE, Workflows
+from handler.api.workflows.service import Workflows
 from handler.core.deadline import Deadline
 from handler.core.errors import InvalidJson, InvalidType, RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
@@ -29,11 +30,6 @@ from handler.worker.chips import answer
 MODELS_ROUTE = "/v1/models"
 MODEL_INFO_ROUTE = "/v1/model_info"  # SGLang's
 RECEIPT_ROUTE = "/v1/receipt"
-DIALECTS: dict[str, ModuleType] = {
-    "/v1/images/generations": openai,
-    "/v1/images/edits": edits,
-    "/generate": native,
-}
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
 OnRequestStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
@@ -77,8 +73,8 @@ class Api:
     async def _route(
         self, path: str, payload: Any, on_step: OnRequestStep, on_partial: OnPartial | None, deadline: Deadline
     ) -> Reply:
-        if path in DIALECTS or path.startswith(f"{ROUTE}/"):
-            return await self._draw(path, payload, on_step, on_partial, deadline)
+        if dialect := dialect_of(path):
+            return await self._draw(path, dialect, for_model(path, payload), on_step, on_partial, deadline)
         if path == MODELS_ROUTE:
             found = await loras.listed(self.engine.settings, deadline)
             kept = await self.workflows.names(deadline)
@@ -99,6 +95,7 @@ class Api:
     async def _draw(
         self,
         path: str,
+        dialect: ModuleType,
         payload: Any,
         on_step: OnRequestStep,
         on_partial: OnPartial | None,
@@ -107,7 +104,7 @@ class Api:
         if not isinstance(payload, dict):
             raise InvalidType("The body should be a JSON object.")
         _check(payload)
-        start, dialect = time.perf_counter(), dialect_of(path)
+        start = time.perf_counter()
         call = await self.workflows.called(path, dialect, payload, deadline)
         request: ImageRequest = call.request if call else dialect.parse(payload)
         served.require(request, self.engine.spec, self.engine.settings, on_partial is not None)
@@ -179,6 +176,7 @@ class Api:
     async def _recipes(self, request: ImageRequest, deadline: Deadline) -> list[Recipe]:
         """Those of a request's pictures; its LoRAs are looked for, and its images decoded, on other threads."""
         spec, settings = self.engine.spec, self.engine.settings
+        request = served.worded(request, spec)
         spec.validate(request, settings.step_cache)  # before its files take time and memory
         found = await loras.chosen(request, settings, deadline)
         embeddings = await loras.named(request, spec, settings, deadline)
@@ -215,11 +213,6 @@ class Api:
         picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)
         self._counts(picture)
         return picture
-
-
-def dialect_of(path: str) -> ModuleType:
-    """What the body of a drawing route speaks; a workflow's answer is like our own route's."""
-    return DIALECTS.get(path, native)
 
 
 def _showing(

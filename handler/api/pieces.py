@@ -15,21 +15,24 @@ PIECE = 3 << 16  # bytes of a file whose base64 is one piece: 0.2 ms; a multiple
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """In the place of a string: a file, which is its base64 in JSON."""
+    """In the place of a string: a file, which is its base64 in JSON, behind `head`."""
 
     data: bytes = field(repr=False)
+    head: str = ""
 
     @property
     def size(self) -> int:
         """How many characters that are."""
-        return -(-len(self.data) // 3) * 4
+        return len(self.head) + -(-len(self.data) // 3) * 4
 
     def text(self) -> str:
         """All of them."""
-        return binascii.b2a_base64(self.data, newline=False).decode()
+        return self.head + binascii.b2a_base64(self.data, newline=False).decode()
 
     def pieces(self) -> Iterator[bytes]:
         """The same, in pieces."""
+        if self.head:
+            yield self.head.encode()
         for start in range(0, len(self.data), PIECE):
             yield binascii.b2a_base64(memoryview(self.data)[start : start + PIECE], newline=False)
 

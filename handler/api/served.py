@@ -7,6 +7,8 @@ from handler.core.request import MAX_IMAGES, ImageRequest
 from handler.core.settings import Settings
 from handler.volume.sources import EMBEDDED
 
+EULER, FLOW = "euler", "flow-match-euler"
+
 
 def listed(spec: ModelSpec, settings: Settings) -> tuple[str, ...]:
     """The names that `/v1/models` tells: the model's id and repository, and KINDLING_MODEL_NAMES, each once."""
@@ -42,6 +44,18 @@ def require(request: ImageRequest, spec: ModelSpec, settings: Settings, streams:
         raise Unsupported(
             f"{asked} needs a stream of events: over HTTP send stream true, on RunPod set STREAM=1.", asked
         )
+
+
+def schedulers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What requests may call these schedulers: Euler's steps along a flow, just Euler's too."""
+    return (*names, EULER) if FLOW in names and EULER not in names else names
+
+
+def worded(request: ImageRequest, spec: ModelSpec) -> ImageRequest:
+    """`request` as the model's row calls its schedulers."""
+    if request.scheduler == EULER and EULER not in spec.schedulers and FLOW in spec.schedulers:
+        return request.model_copy(update={"scheduler": FLOW})
+    return request
 
 
 def _streamed(request: ImageRequest) -> str:

@@ -4,9 +4,19 @@ After `ImageRequest.parse` no code sees a dict. Model-specific limits are not kn
 here: `catalog.ModelSpec.recipe` applies them.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from handler.core import errors
 from handler.core.attachments import Images, Mask
@@ -75,6 +85,7 @@ class ImageRequest(BaseModel):
     response_format: Literal["b64_json", "url"] = Field("b64_json", description="url needs an object store.")
     output_format: Annotated[Format, BeforeValidator(_format)] = "png"
     output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")
+    _notes: tuple[str, ...] = PrivateAttr(())
 
     @field_validator("seed")
     @classmethod
@@ -96,6 +107,17 @@ class ImageRequest(BaseModel):
         if self.strength is not None and not self.images:
             raise ValueError("strength says how much of an image is drawn anew; send the image too")
         return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what was sent and changes nothing here."""
+        return self._notes
+
+    def noting(self, notes: Iterable[str]) -> Self:
+        """The same request with these notes."""
+        same = self.model_copy()
+        same._notes = tuple(notes)
+        return same
 
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Self:

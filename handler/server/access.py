@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler.api.comfy.service import Comfy
-from handler.api.dispatch import DIALECTS
+from handler.api.dialects.routes import DIALECTS
 from handler.api.pieces import PIECE, encoded, pieces, size
 from handler.api.reply import Reply, error_reply
 from handler.api.workflows.service import ROUTE
@@ -92,7 +92,7 @@ class Observed:
         self._metrics.count(seen.route, status, seen.reason, seconds)
         if self.traces:
             self.traces.request(scope, seen, status, end)
-        if seen.route in LOGGED or (seen.route == WORKFLOW and scope["method"] == "POST"):
+        if seen.route in LOGGED or seen.begun:
             head = {"request_id": seen.id, "route": seen.route, "status": status, "error": seen.reason or None}
             log.info(
                 json.dumps(head | {"seconds": round(seconds, 4)} | self._asked(seen.prompt) | _drawn(seen.pictures))

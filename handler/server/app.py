@@ -16,16 +16,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from handler.api.comfy.service import Comfy
-from handler.api.dispatch import (
-    DIALECTS,
-    MODEL_INFO_ROUTE,
-    MODELS_ROUTE,
-    RECEIPT_ROUTE,
-    RETIRED,
-    Api,
-    OnPartial,
-    dialect_of,
-)
+from handler.api.dialects import huggingface
+from handler.api.dialects.routes import DIALECTS, dialect_of
+from handler.api.dispatch import MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
 from handler.core.deadline import Deadline, before
@@ -39,7 +32,7 @@ from handler.core.errors import (
     SettingsError,
 )
 from handler.engine.engine import Engine
-from handler.server import bodies, multipart
+from handler.server import accept, bodies, multipart
 from handler.server.access import Answering, Observed, response
 from handler.server.auth import guarded
 from handler.server.comfy import editor
@@ -77,7 +70,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route(MODELS_ROUTE + "/{id:path}", read),
         Route(RECEIPT_ROUTE, read),
         Route(MODEL_INFO_ROUTE, read),
-        Route("/", welcome),
+        Route("/", home, methods=["GET", "POST"]),
         Route("/ping", ping),
         Route("/health", health),
         Route("/health/live", live),
@@ -86,6 +79,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route("/openapi.json", describe),
         *workflow_routes(draw),
         *comfy_routes(Desk().routes() if settings.comfy_ui else {}),
+        Route("/models/{folder:path}", draw, methods=["POST"]),  # behind ComfyUI's, which only reads
         *explain_routes(),
         *(editor.routes(editor.page()) if settings.comfy_ui else ()),
     ]
@@ -114,7 +108,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 async def draw(request: Request) -> Response:
-    """Any route that draws; as events if the body says so."""
+    """Any route that draws; as events if the body says so, as a picture if the head does."""
     found = await answered(_drawn(request.app.state.api, request))
     return found if isinstance(found, Response) else response(request.scope, found)
 
@@ -124,8 +118,10 @@ async def read(request: Request) -> Response:
     return response(request.scope, await request.app.state.api.call(request.url.path))
 
 
-async def welcome(request: Request) -> Response:
-    """Who serves here, and what to ask, for people; a browser is led to the editor, if there is one."""
+async def home(request: Request) -> Response:
+    """Who serves here, for people; the editor for a browser; a picture for Hugging Face's client."""
+    if request.method == "POST":
+        return await draw(request)
     engine: Engine = request.app.state.engine
     editing = engine.settings.comfy_ui
     if editing and "text/html" in request.headers.get("accept", ""):
@@ -192,9 +188,14 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     payload = bodies.decode(body) if form is None else form
     seen.read(payload)
     streams = isinstance(payload, dict) and payload.get("stream") is True
+    dialect = dialect_of(path)
+    assert dialect  # or there were no such route
+    hub = dialect is huggingface
+    forms = () if streams else accept.forms(",".join(headers.getlist("accept")), hub)
+    payload = accept.asked(payload, forms, "parameters" if hub else "")
     if not streams and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
         deadline.no_later(before(float(hangs_up)))  # OpenAI's client does, having heard nothing, and asks for another
-    asked = await asyncio.to_thread(fingerprint, path, body, form) if key else b""
+    asked = await asyncio.to_thread(fingerprint, path, body, form, *forms) if key else b""
 
     async def call(on_partial: OnPartial | None = None) -> Reply:
         def start(until: Deadline) -> Awaitable[Reply]:
@@ -203,9 +204,10 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
         return seen.note(await repeats.call(key, asked, start, deadline))
 
     if not streams:
-        return await _while_connected(request, call())
+        reply = await _while_connected(request, call())
+        return accept.bare(reply) if forms and reply.status == 200 else reply
     seen.note(error_reply(Cancelled("The client went away.")))  # unless the call comes to its end
-    return await _while_connected(request, stream(call, dialect_of(path).completed))
+    return await _while_connected(request, stream(call, dialect.completed))
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:

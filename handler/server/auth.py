@@ -22,12 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
+from handler.server.accept import TOLD
 from handler.server.access import response
 from handler.server.mounted import EDITOR, PICTURES
 
 OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
-READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed")
+READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", *TOLD)
 # Whose URL may have the key in it: browsers send nothing else for an image or a websocket.
 BY_URL = ("/ws", "/api/ws", "/view", "/api/view")
 Why = Callable[[Scope], RequestError | None]

@@ -40,9 +40,12 @@ def key_of(headers: Headers) -> Key | None:
     return hashlib.sha256(headers.get("authorization", "").encode()).digest(), given
 
 
-def fingerprint(path: str, body: bytes, form: Mapping[str, Any] | None) -> bytes:
-    """Of what is asked; of a form by its fields, for with another boundary it is still the same."""
-    digest = hashlib.sha256(path.encode())
+def fingerprint(path: str, body: bytes, form: Mapping[str, Any] | None, *accepted: str) -> bytes:
+    """Of what is asked; of a form by its fields, for with another boundary it is still the same.
+
+    `accepted` are the formats of a picture that is sent by itself.
+    """
+    digest = hashlib.sha256(repr((path, *accepted)).encode())
     fields = [("", body)] if form is None else [(n, each) for n, v in form.items() for each in _several(v)]
     for name, value in fields:
         data = value if isinstance(value, bytes) else repr(value).encode()

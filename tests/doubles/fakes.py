@@ -16,7 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from handler import Clock, Engine, ImageRequest, Settings, Worker
 from handler.catalog.models import find
-from handler.model.families.schedulers import FLOW
+from handler.model.families.schedulers import EPSILON, FLOW
 from handler.model.hardware import Hardware
 
 CPU = Hardware("cpu", "fake", "fp32", "a fake")
@@ -80,8 +80,10 @@ class FakeFamily:
     def boot(self, settings: Settings, clock: Clock) -> Worker:
         """In place of `Worker.boot`."""
         clock.finish("ready")
-        family: Any = SimpleNamespace(encode=lambda *_: {}, SCHEDULERS=FLOW)
-        return Worker(find(settings.model), CPU, family, self, clock.ledger)
+        spec = find(settings.model)
+        flows = "flow-match-euler" in spec.schedulers
+        family: Any = SimpleNamespace(encode=lambda *_: {}, SCHEDULERS=FLOW if flows else EPSILON)
+        return Worker(spec, CPU, family, self, clock.ledger)
 
     @contextmanager
     def engine(self, **settings: Any) -> Iterator[Engine]:

@@ -97,6 +97,10 @@ class Plane:
 
     def give(self, job: str, **given: Any) -> None:
         """Queue a job with the input `given`."""
+        self.give_any(job, given)
+
+    def give_any(self, job: str, given: Any) -> None:
+        """The same, though `given` is no object."""
         self._jobs.put({"id": job, "input": given})
 
     def give_with_timeout(self, job: str, timeout_s: float, **given: Any) -> None:

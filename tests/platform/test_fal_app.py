@@ -31,7 +31,8 @@ from pydantic import BaseModel
 from websockets.sync.client import connect
 
 from comfy_graphs import graph
-from handler import MODELS, ImageRequest, Settings, Worker, choose_gpus
+from fakes import Editor
+from handler import MODELS, Api, Engine, ImageRequest, Settings, Worker, choose_gpus
 from handler.api import pieces
 from handler.core.errors import SettingsError, StartError
 
@@ -43,7 +44,6 @@ RECIPE = {"prompt": "a red circle on a blue background", "seed": 7, "num_inferen
 BAD = [
     ({}, 400, "prompt"),
     ({**RECIPE, "sampler": "y"}, 400, "sampler"),
-    ({**RECIPE, "negative_prompt": "blurry"}, 400, "negative_prompt"),
     ({**RECIPE, "num_inference_steps": 9}, 422, "num_inference_steps"),
     ({**RECIPE, "width": 9999, "height": 64}, 422, "width"),
     ({**RECIPE, "n": 2}, 422, "n"),
@@ -244,6 +244,40 @@ def test_the_answer_names_a_seed_that_was_left_out(app: Any) -> None:
     assert generate(app, prompt="a red circle", seed=first.seed).image.url == first.image.url
 
 
+SEED = {  # the least that a client of fal's tutorial on SDXL Turbo sends, with what that fills in
+    "prompt": "beautiful landscape",
+    "negative_prompt": "text, watermark, blurry, low quality",
+    "width": 512,
+    "height": 512,
+    "num_inference_steps": 1,
+    "seed": 7,
+}
+
+
+def test_a_negative_prompt_that_cannot_be_honoured_is_left_out_and_said_so(app: Any) -> None:
+    answer = generate(app, **RECIPE, negative_prompt="blurry")
+    assert answer.image.url == generate(app, **RECIPE).image.url
+    assert answer.notes == [
+        "negative_prompt changes nothing: spark cannot honour a negative prompt; leave it out.",
+    ]
+    assert generate(app, **RECIPE).notes == []
+
+
+def test_the_body_of_fals_tutorial_is_drawn_by_sdxl_turbo(load: Callable[..., ModuleType]) -> None:
+    module = load(KINDLING_MODEL="sdxl-turbo", KINDLING_DEVICE="cpu")
+    runner = module.Kindling()
+    runner.engine = Engine(Settings(model="sdxl-turbo"), boot=Editor().boot)
+    runner.api = Api(runner.engine)
+    runner.engine.start()
+    runner.engine.wait_booted()
+    try:
+        answer = generate(runner, **SEED)
+    finally:
+        runner.engine.stop()
+    assert (answer.seed, pixels(answer.image.url).shape) == (7, (512, 512, 3))
+    assert [note.split(":")[0] for note in answer.notes] == ["negative_prompt changes nothing"]
+
+
 @pytest.mark.parametrize(("fields", "status", "param"), [bad for bad in BAD if bad[2] != "n"])
 def test_says_what_is_wrong(app: Any, fields: dict[str, Any], status: int, param: str) -> None:
     with pytest.raises(Exception, match=param) as caught:
@@ -352,9 +386,9 @@ def test_what_is_uploaded_is_what_the_image_copies_but_no_secrets(load: Callable
 
 @needs_fal
 def test_local_run_draws_what_the_core_draws(local: httpx.Client, spark: Worker) -> None:
-    answer = local.post("/generate", json={**RECIPE, "sync_mode": True})
+    answer = local.post("/generate", json={**RECIPE, "negative_prompt": "blurry", "sync_mode": True})
     assert answer.status_code == 200, answer.text
-    assert answer.json()["seed"] == 7
+    assert (answer.json()["seed"], len(answer.json()["notes"])) == (7, 1)
     assert (answer.json()["image"]["width"], answer.json()["image"]["content_type"]) == (256, "image/png")
     assert np.array_equal(pixels(answer.json()["image"]["url"]), drawn_by(spark))
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from graphs import node, plain, png, with_image
 from PIL import Image
 
 from runpod_plane import DEADLINE_S, WORKER, Event, Plane, clean_environment, started
@@ -118,8 +119,9 @@ def test_an_edit_is_a_job_too(api: httpx.Client) -> None:
     assert size_of(answer["output"]["data"][0]["b64_json"]) == (256, 256)
 
 
-def test_openai_read(api: httpx.Client) -> None:
-    answer = ask(api, {"openai_route": "/v1/models"})
+@pytest.mark.parametrize("route", ["/v1/models", "v1/models"])
+def test_openai_read(api: httpx.Client, route: str) -> None:
+    answer = ask(api, {"openai_route": route})
     assert answer["output"]["data"][0]["id"] == "spark"
 
 
@@ -136,7 +138,6 @@ def test_openai_read(api: httpx.Client) -> None:
         ({"prompt": "x", "if_too_large": ["webp"]}, "invalid_value"),
         ({"prompt": "x", "partial_images": 1}, "unsupported_parameter"),
         ({"openai_route": "/v1/images/generations"}, "invalid_type"),
-        ({"workflow": {"1": {"class_type": "KSampler"}}}, "unsupported_parameter"),
     ],
 )
 def test_bad_input(api: httpx.Client, given: dict[str, Any], code: str) -> None:
@@ -156,7 +157,8 @@ def plane(loop_log: Path) -> Iterator[Plane]:
     with Plane() as plane:
         plane.give("first", **SMALL)
         plane.note(Event("start"))
-        with started([str(WORKER)], clean_environment(loop_log.parent, **plane.environment), loop_log):
+        environment = clean_environment(loop_log.parent, **plane.environment, COMFY_POLLING_MAX_RETRIES="500")
+        with started([str(WORKER)], environment, loop_log):
             yield plane
 
 
@@ -194,6 +196,19 @@ def test_a_bad_job_is_refused_without_a_traceback(plane: Plane) -> None:
     assert_refused(result["error"], "out_of_range")
 
 
+@pytest.mark.parametrize(("name", "given"), [("none", None), ("text", "a red circle"), ("list", [SMALL])])
+def test_an_input_that_is_no_object_is_told_what_to_send(plane: Plane, name: str, given: Any) -> None:
+    plane.give_any(f"input-{name}", given)
+    error = plane.result(f"input-{name}")["error"]
+    assert_refused(error, "invalid_value")
+    assert "{'prompt': ...}" in error
+
+
+def test_an_input_may_come_as_text(plane: Plane) -> None:
+    plane.give_any("input-json", json.dumps({"openai_route": "/v1/models"}))
+    assert plane.result("input-json")["output"]["object"] == "list"
+
+
 def test_a_cancelled_job_stops_within_two_steps_posts_nothing_and_harms_no_other(plane: Plane) -> None:
     before = plane.result("first")
     plane.give("cancelled", **ENDLESS)
@@ -221,6 +236,51 @@ def assert_stopped_within_two_steps(plane: Plane, job: str) -> None:
     assert max(steps) <= max(steps[:told]) + 2
     assert max(steps) < 32
     assert "done" not in kinds
+
+
+def test_a_workflow_is_a_job_too(plane: Plane) -> None:
+    image = {"name": "cat.png", "image": base64.b64encode(png()).decode()}
+    plane.give("workflow", workflow=with_image(denoise=1.0), images=[image])
+    [picture] = plane.result("workflow")["output"]["images"]
+    assert (picture["filename"], picture["type"]) == ("kindling_00001_.png", "base64")
+    assert size_of(picture["data"]) == (128, 64)
+    told = [event.body["output"] for event in plane.of("workflow") if event.kind == "progress"]
+    assert sorted(steps["step"] for steps in told) == [1, 2, 3]
+    assert {steps["of"] for steps in told} == {4}
+
+
+def test_a_workflow_that_cannot_be_drawn_is_refused_as_worker_comfyui_does(plane: Plane) -> None:
+    plane.give("no-image", workflow=with_image())
+    assert plane.result("no-image")["error"].startswith("Workflow validation failed:\n• Node 10 (LoadImage): ")
+    plane.give("torn-image", workflow=with_image(), images=[{"name": "cat.png", "image": "!"}])
+    result = plane.result("torn-image")
+    assert result["error"] == "Failed to upload one or more input images"
+    assert len(result["output"]["details"]) == 1
+
+
+def test_a_cancelled_workflow_stops_within_two_steps_and_posts_nothing(plane: Plane) -> None:
+    large = {"4": node("EmptyLatentImage", width=1024, height=1024, batch_size=1)}
+    plane.give("endless-workflow", workflow=plain(steps=8) | large)
+    plane.wait(lambda event: event.kind == "progress" and event.job == "endless-workflow")
+    plane.stop("endless-workflow")
+    plane.give("after-workflow", **SMALL)
+    plane.result("after-workflow")
+    assert_stopped_within_two_steps(plane, "endless-workflow")
+
+
+def test_worker_comfyuis_variables_that_change_nothing_are_named(plane: Plane, loop_log: Path) -> None:
+    plane.result("first")
+    assert "COMFY_POLLING_MAX_RETRIES changes nothing here: no ComfyUI runs behind this worker" in loop_log.read_text()
+
+
+def test_a_worker_that_shall_be_fresh_for_each_job_ends_after_one(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Plane() as plane:
+        plane.give("only", **SMALL)
+        environment = clean_environment(tmp_path, **plane.environment, REFRESH_WORKER="true")
+        with started([str(WORKER)], environment, log) as process:
+            assert plane.result("only")["stopPod"] is True
+            assert process.wait(DEADLINE_S) == 0, log.read_text()
 
 
 def test_a_result_that_could_not_be_posted_is_posted_again(plane: Plane) -> None:

@@ -69,11 +69,10 @@ class Kept:
 
 
 class Archive:
-    """Keeps files and records on one shelf, which is chosen when it is asked for first."""
+    """Keeps files and records on one shelf; where it is not given, it is chosen when it is asked for first."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._shelf: Shelf | None = None
+    def __init__(self, settings: Settings, shelf: Shelf | None = None) -> None:
+        self._settings, self._shelf = settings, shelf
         self._choosing = threading.Lock()
         self._kept: dict[str, Kept] = {}  # so that none is read again for every page of the history
         self._tidied = 0.0

@@ -12,13 +12,15 @@ from functools import partial
 from typing import Any
 
 from handler.api.comfy.accepting import id_of, in_api_format
-from handler.api.comfy.archive import mailbox, tried
+from handler.api.comfy.archive import Archive, mailbox, tried
 from handler.api.comfy.drawing import Drawing
 from handler.api.comfy.job import Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.passes import steps
 from handler.api.comfy.planning import planned
 from handler.api.comfy.refusals import refused, told, understood
+from handler.api.comfy.served import Catalogue
+from handler.api.comfy.shelf import Shelf
 from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
@@ -29,18 +31,20 @@ OnEnd = Callable[[Job, KindlingError | None], object]
 
 
 class Comfy:
-    """All of ComfyUI's that one worker does. For one event loop.
+    """All of ComfyUI's that one worker does, with its files on `shelf`, or where `Archive` chooses. For one event loop.
 
     `active` are the prompts that wait or are drawn, by id.
     """
 
-    def __init__(self, api: Api) -> None:
-        self.api, self.archive, self.listeners = api, api.workflows.archive, Listeners()
+    def __init__(self, api: Api, shelf: Shelf | None = None) -> None:
+        kept, settings = api.workflows, api.engine.settings
+        self.api, self.listeners = api, Listeners()
+        self.archive = Archive(settings, shelf) if shelf else kept.archive
+        self._catalogue = Catalogue(settings, api.engine.spec, self.archive) if shelf else kept.catalogue
         self.active: dict[str, Job] = {}
         self._done: OrderedDict[str, Job] = OrderedDict()
         self._equal: OrderedDict[str, Job] = OrderedDict()
-        self._number = 0
-        self._tasks = set[asyncio.Task[None]]()
+        self._number, self._tasks = 0, set[asyncio.Task[None]]()
         # For what it has to say, at the start and not with the first prompt.
         threading.Thread(target=lambda: self.archive.shelf, name="comfy", daemon=True).start()
 
@@ -112,7 +116,7 @@ class Comfy:
 
     async def served(self, deadline: Deadline) -> Served:
         """What prompts may name."""
-        return await self.archive.at(lambda _: self.api.workflows.catalogue.served(), deadline)
+        return await self.archive.at(lambda _: self._catalogue.served(), deadline)
 
     def cancel(self, job: Job) -> None:
         """Stop a prompt, be it waiting or drawn."""

@@ -1,19 +1,28 @@
-"""Kindling's own shape: `ImageRequest`'s fields in, pictures with everything about them out."""
+"""Kindling's own shape: `ImageRequest`'s fields in, also by others' names, pictures with everything about them out."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from handler.api.dialects import openai
+from handler.api.dialects import aliases, openai
+from handler.api.pieces import File
 from handler.catalog.spec import ModelSpec
 from handler.core.recipe import Picture
 from handler.core.request import ImageRequest
 
-parse = ImageRequest.parse
 partial = openai.partial
 
 
+def parse(payload: dict[str, Any]) -> ImageRequest:
+    """A native body -> ImageRequest."""
+    fields, notes = aliases.understood(payload)
+    return ImageRequest.parse(fields).noting(notes)
+
+
 def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float) -> dict[str, Any]:
-    """`images`, each with its bytes in base64 or its URL, format, seed, recipe and seconds per stage."""
+    """`images`, each with its bytes in base64 or its URL, format, seed, recipe and seconds per stage.
+
+    One alone is there as `image` too, as fal has it, and its `seed`.
+    """
     images = [
         {
             **openai.carried(picture),
@@ -24,15 +33,26 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         }
         for picture in pictures
     ]
+    alone = {"image": _image(pictures[0]), "seed": pictures[0].recipe.seed} if len(pictures) == 1 else {}
     return {
         "images": images,
+        **alone,
         "model": request.model or spec.id,
         "inference_ms": round(seconds * 1000, 1),
         "plan": pictures[0].plan,
         "usage": openai.usage(pictures),
         "peak_memory_mb": openai.peak(pictures),
         **openai.delivery(pictures),
+        **({"notes": list(request.notes)} if request.notes else {}),
     }
+
+
+def _image(picture: Picture) -> dict[str, Any]:
+    """A picture as a file with an address: in the object store, or a data URL."""
+    width, height = picture.recipe.size
+    media = f"image/{picture.format}"
+    url = picture.url or File(picture.data, f"data:{media};base64,")
+    return {"url": url, "content_type": media, "width": width, "height": height}
 
 
 def completed(body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def parse(payload: dict[str, Any]) -> ImageRequest:
     for name in IGNORED:
         if not isinstance(fields.pop(name, ""), str):
             raise InvalidType(f"{name}: Input should be a string.", name)
-    size = _size(fields.pop("size", "auto"))
+    size = sides(fields.pop("size", "auto"))
     if any(fields.get(side, size[side]) != size[side] for side in size):
         raise InvalidValue("size says another size than width and height; send one of them.", "size")
     try:
@@ -52,7 +52,8 @@ def parse(payload: dict[str, Any]) -> ImageRequest:
         raise
 
 
-def _size(size: Any) -> dict[str, int]:
+def sides(size: Any) -> dict[str, int]:
+    """Width and height of a `size`; none where it is 'auto'."""
     if not isinstance(size, str):
         raise InvalidType("size: Input should be a string such as '1024x1024' or 'auto'.", "size")
     if size == "auto":

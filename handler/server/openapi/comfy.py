@@ -18,7 +18,12 @@ UPLOAD = whole(
 PARAMETERS: dict[str, Schema] = {
     "prompt_id": {"in": "path", "required": True, "schema": TEXT, "description": "As the answer to a prompt says it."},
     "node_class": {"in": "path", "required": True, "schema": TEXT, "description": "A class of nodes."},
-    "folder": {"in": "path", "required": True, "schema": TEXT, "description": "Of models, as /models names it."},
+    "folder": {
+        "in": "path",
+        "required": True,
+        "schema": TEXT,
+        "description": "Of models, as /models names it; to draw, a model's name.",
+    },
     "filename": {"in": "query", "schema": TEXT, "required": True, "description": "Of a file, without its folder."},
     "subfolder": {"in": "query", "schema": TEXT, "description": "Inside the folder."},
     "type": {"in": "query", "schema": {"enum": [*FOLDERS]}, "description": "The folder."},

@@ -11,6 +11,7 @@ from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.core.version import __version__
 from handler.engine.engine import Engine
 from handler.server import multipart
+from handler.server.accept import MEDIA, TOLD
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY, REPEATED
 from handler.server.openapi import comfy, workflows
@@ -30,6 +31,7 @@ FILES = {
     "mask": {"contentType": "image/png, image/webp, image/avif"},
 }
 EVENTS, METRICS = "text/event-stream", "text/plain"
+PICTURES: dict[str, Schema] = {media: {} for media in MEDIA.values()}  # where Accept wants the picture itself
 
 HEADERS: dict[str, Schema] = {
     "x-request-id": {"required": True, "schema": TEXT, "description": "Yours, or a new one."},
@@ -38,6 +40,9 @@ HEADERS: dict[str, Schema] = {
     "idempotent-replayed": {"schema": {"enum": ["true"]}, "description": "Where it was drawn before."},
     "allow": {"required": True, "schema": TEXT},
     "content-disposition": {"required": True, "schema": TEXT, "description": "What a browser may open, or not."},
+    "x-seed": {"schema": TEXT, "description": "Of a picture that is sent as it is: send it again for the same one."},
+    "x-model": {"schema": TEXT, "description": "Which model drew a picture that is sent as it is."},
+    "x-inference-ms": {"schema": TEXT, "description": "How long that took."},
     "www-authenticate": {"required": True, "schema": TEXT},
     "x-accel-buffering": {"schema": {"enum": ["no"]}, "description": "Of a stream, which nginx should not hold back."},
     **{name: {"required": True, "schema": {"enum": [value]}} for name, value in DEFAULTS.items()},
@@ -72,6 +77,7 @@ PARAMETERS: dict[str, Schema] = {
     **workflows.PARAMETERS,
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
+ASKED = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP)  # of every route that draws
 PLAIN = str.maketrans("/.", "__", "{}")
 
 
@@ -90,16 +96,25 @@ def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str
     """A route that draws, and streams where it is asked to."""
     data = {"oneOf": [ref(name) for name in (*events, "Error")]}
     said = whole({"event": TEXT, "data": TEXT | {"contentMediaType": JSON, "contentSchema": data}}, "event")
-    content = {JSON: ref(answer), EVENTS: said}
-    drawn = Answer("The pictures; with stream true, events.", content, (*REPEATED, "x-accel-buffering"))
-    parameters = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP)
-    return Operation("post", summary, {200: drawn}, body, DRAWING, parameters)
+    content = {JSON: ref(answer), EVENTS: said, **PICTURES}
+    told = "The pictures; with stream true, events; one picture as it is, where Accept wants that."
+    drawn = Answer(told, content, (*REPEATED, *TOLD, "x-accel-buffering"))
+    return Operation("post", summary, {200: drawn}, body, DRAWING, ASKED)
+
+
+def _hub(*parameters: str) -> Operation:
+    """A route of Hugging Face's client."""
+    drawn = Answer("The picture as it is, or JSON where Accept wants that.", {**PICTURES, JSON: ref("NativeImages")})
+    answer = replace(drawn, headers=(*REPEATED, *TOLD))
+    summary, body = "Draw one picture, as Hugging Face's InferenceClient asks", {JSON: ref("HubRequest")}
+    return Operation("post", summary, {200: answer}, body, DRAWING, (*ASKED, *parameters))
 
 
 def _reading(summary: str, answer: str) -> Operation:
     return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})})
 
 
+MODELS = "/models/{folder}"
 READY = {JSON: ref("Ready")}
 OPERATIONS: dict[str, Operation] = {
     "/v1/images/generations": _drawing(
@@ -155,14 +170,14 @@ OPERATIONS: dict[str, Operation] = {
 
 def operations() -> dict[str, tuple[Operation, ...]]:
     """All, by their routes."""
-    return (
-        {path: (row,) for path, row in OPERATIONS.items()}
-        | comfy.OPERATIONS
-        | {
-            workflows.LIST: workflows.LISTED,
-            workflows.ONE: (*workflows.ROWS, _called("Draw a kept workflow, by its fields", workflows.ANY, "name")),
-        }
-    )
+    found = {path: (row,) for path, row in OPERATIONS.items()} | comfy.OPERATIONS
+    drawn = _called("Draw a kept workflow, by its fields", workflows.ANY, "name")
+    return found | {
+        "/": (*found["/"], _hub()),
+        MODELS: (*found[MODELS], _hub("folder")),
+        workflows.LIST: workflows.LISTED,
+        workflows.ONE: (*workflows.ROWS, drawn),
+    }
 
 
 def _called(summary: str, body: Schema, *parameters: str) -> Operation:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from handler.api import served
+from handler.api.dialects import aliases
 from handler.api.dialects.openai import ACCEPTED, IGNORED, SIDES
 from handler.api.store import Store
 from handler.catalog.ceilings import most_steps
@@ -39,6 +40,7 @@ BY_URL = {
 PART = TEXT | {"format": "binary"}
 ACCEPTED_TEXT = TEXT | {"description": "Accepted; changes nothing here."}
 EXAMPLE = {"examples": [{"prompt": "a red circle on a blue background"}]}
+OTHERS = {"description": aliases.told()}
 SOME: Schema = {"type": "array", "minItems": 1}
 SENT: Schema = {"not": NULL}
 
@@ -53,10 +55,23 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     rules, images = _rules(spec), _image_rules(spec)
     return {
         "GenerationRequest": closed(nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
-        "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE,
+        "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE | OTHERS,
+        "HubRequest": _hub(native, rules),
         "EditRequest": closed(nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
+
+
+HUB = ("negative_prompt", *SIDES, "num_inference_steps", "guidance_scale", "scheduler", "seed")
+
+
+def _hub(native: dict[str, Schema], rules: list[Schema]) -> Schema:
+    """Hugging Face's."""
+    parameters = closed(nullable({name: native[name] for name in HUB}), (), [*rules, TOGETHER])
+    told = {"description": "All that /generate takes beside the prompt is taken here too, but for more pictures."}
+    options = {"type": ["object", "null"], "description": "Of Hugging Face's own servers; changes nothing here."}
+    fields = {"inputs": native["prompt"], "parameters": {"anyOf": [parameters, NULL]} | told, "options": options}
+    return closed(fields, ("inputs",), []) | {"examples": [{"inputs": "a red circle on a blue background"}]}
 
 
 def fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
@@ -68,7 +83,7 @@ def fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "height": {"default": spec.size[1], "description": "Pixels."},
         "num_inference_steps": {"minimum": spec.min_steps, "maximum": spec.max_steps, "default": spec.steps},
         "guidance_scale": {"default": spec.guidance} | ({} if spec.takes_guidance else {"enum": [0, 1]}),
-        "scheduler": {"enum": list(spec.schedulers), "default": spec.schedulers[0]},
+        "scheduler": {"enum": list(served.schedulers(spec.schedulers)), "default": spec.schedulers[0]},
         "negative_prompt": {} if spec.takes_negative_prompt else {"maxLength": 0},
         "images": {"items": FILE, "maxItems": spec.max_images or 1},
         "mask": TEXT | {"format": "picture"},
@@ -165,7 +180,7 @@ def _edit_form(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
 
 def _started(spec: ModelSpec) -> dict[str, Schema]:
     """The scheduler of an edit that starts from the image."""
-    return {} if spec.max_images else {"scheduler": {"enum": list(spec.edit_schedulers)}}
+    return {} if spec.max_images else {"scheduler": {"enum": list(served.schedulers(spec.edit_schedulers))}}
 
 
 def nullable(fields: dict[str, Schema], required: Sequence[str] = ("prompt",)) -> dict[str, Schema]:
@@ -221,7 +236,7 @@ def _rules(spec: ModelSpec) -> list[Schema]:
     elif spec.takes_negative_prompt:
         rules.append(_if("negative_prompt", "", needed=guided))
     if spec.max_images and spec.masked_pixels:  # it works from whole images, unless there is a mask
-        masked = {"mask": SENT, "scheduler": {"enum": [*spec.edit_schedulers, None]}}
+        masked = {"mask": SENT, "scheduler": {"enum": [*served.schedulers(spec.edit_schedulers), None]}}
         whole = {"properties": {"strength": NULL, "mask": NULL}}
         rules.append({"anyOf": [whole, {"properties": masked, "required": ["mask"]}]})
     return rules
@@ -231,6 +246,8 @@ def _image_rules(spec: ModelSpec) -> list[Schema]:
     """Where images may be left out."""
     none: Schema = {"images": {"enum": [[], None]}} | dict.fromkeys(("mask", "strength"), NULL)
     free = spec.max_images or spec.edit_schedulers == spec.schedulers
-    some = {"images": SOME} | ({} if free else {"scheduler": {"enum": [*spec.edit_schedulers, None]}})
+    some = {"images": SOME} | (
+        {} if free else {"scheduler": {"enum": [*served.schedulers(spec.edit_schedulers), None]}}
+    )
     rule = {"anyOf": [{"properties": none}, {"properties": some, "required": ["images"]}]}
     return [rule] if spec.masked_pixels or not spec.max_images else []

@@ -72,15 +72,21 @@ ABOUT = {
 }
 STAGES = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds by stage."}
 DRAWN = PICTURE | {"format": FORMAT, "parameters": ref("Recipe"), "stages_s": STAGES}
+IMAGE = whole({"url": TEXT, "content_type": TEXT, "width": COUNT, "height": COUNT})
+ALONE = {"image": IMAGE | {"description": "A picture that is alone, by a URL or as a data URL."}, "seed": SEED}
+NOTES = {"notes": array(TEXT) | {"description": "What was sent and changes nothing here."}}
 NATIVE = {
     "images": array(_picture(DRAWN)),
+    **ALONE,
     "model": TEXT,
     "inference_ms": NUMBER,
     "plan": PLAN,
     "usage": USAGE,
     **PEAK,
     **DELIVERY,
+    **NOTES,
 }
+RARE = ("delivery", "notes", *ALONE)
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
 COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
 ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT})
@@ -88,12 +94,12 @@ ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null
 ANSWERS: dict[str, Schema] = {
     "Error": whole({"error": ERROR}),
     "Images": whole({"created": COUNT, "data": array(_picture(PICTURE)), **SHARED, **ABOUT}, "delivery"),
-    "NativeImages": whole(NATIVE, "delivery"),
+    "NativeImages": whole(NATIVE, *RARE),
     "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),
     "Completed": _picture(_event("image_generation.completed") | COMPLETED, "delivery"),
     "PartialEdit": whole(_event("image_edit.partial_image") | PARTIAL),
     "CompletedEdit": _picture(_event("image_edit.completed") | COMPLETED, "delivery"),
-    "NativeCompleted": whole(_event("image_generation.completed") | NATIVE, "delivery"),
+    "NativeCompleted": whole(_event("image_generation.completed") | NATIVE, *RARE),
     "Model": MODEL,
     "Models": whole({"object": {"enum": ["list"]}, "data": array(ref("Model")), "loras": array(LORA)}),
     "ReceiptAnswer": whole(

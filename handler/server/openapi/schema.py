@@ -32,5 +32,5 @@ def closed(fields: Schema, required: tuple[str, ...], rules: list[Schema]) -> Sc
         "properties": dict(sorted(fields.items())),
         "required": list(required),
         "additionalProperties": False,
-        "allOf": rules,
+        **({"allOf": rules} if rules else {}),
     }

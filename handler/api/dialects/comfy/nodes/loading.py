@@ -23,7 +23,8 @@ def fetched(at: At, name: str) -> bytes:
     try:
         return at.load(*placed(name))
     except OSError:  # there is none, or a file where its folder should be
-        at.refuse(f"Invalid image file: {name:.200}; send it with POST /upload/image first.", "image")
+        told = "send it with POST /upload/image first, on RunPod as one of the job's images"
+        at.refuse(f"Invalid image file: {name:.200}; {told}.", "image")
 
 
 def placed(name: str) -> tuple[str, str, Folder]:

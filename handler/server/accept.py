@@ -1,0 +1,87 @@
+"""Answers that are the picture itself, where a request's Accept header wants that more than JSON (RFC 9110, 12.5.1)."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from handler.api.dialects import aliases
+from handler.api.pieces import File
+from handler.api.reply import Reply
+from handler.core.errors import InvalidValue, OutOfRange, Unsupported
+from handler.core.request import Format
+
+JSON = "application/json"
+MEDIA: dict[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+QUALITY = re.compile(r"[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+COUNTS = ("n", *(name for name, field in aliases.NAMES.items() if field == "n"))
+TOLD = ("x-seed", "x-model", "x-inference-ms")  # of a picture, which has no JSON around it to say so
+
+
+def forms(accept: str, pictures_first: bool = False) -> tuple[Format, ...]:
+    """The formats in which the picture itself may be sent, the dearest first; none where JSON is as welcome.
+
+    `pictures_first` are routes that send pictures then. Unsupported where it wants only pictures that we do not make.
+    """
+    ranges = _ranges(accept or "*/*")
+    json = _quality(ranges, JSON)
+    wanted = {form: _quality(ranges, media) for form, media in MEDIA.items()}
+    if not any((json, *wanted.values())) and any(media.startswith("image/") for media in ranges):
+        raise Unsupported(f"Pictures are {', '.join(MEDIA.values())} here; Accept wants others alone.", "Accept")
+    better = [form for form in MEDIA if wanted[form] > json or (pictures_first and wanted[form] == json > 0)]
+    return tuple(sorted(better, key=lambda form: -wanted[form]))
+
+
+def _ranges(accept: str) -> dict[str, float]:
+    """What may come, by media range, each with its quality, 0 to 1; what is none of those is wanted."""
+    found = {}
+    for part in accept.split(","):
+        media, *parameters = (each.strip() for each in part.split(";"))
+        quality = next((match[1] for each in parameters if (match := QUALITY.fullmatch(each))), "1")
+        found[media.lower()] = float(quality)
+    return found
+
+
+def _quality(ranges: Mapping[str, float], media: str) -> float:
+    """By the most precise range that there is."""
+    kind = media.partition("/")[0]
+    return next((ranges[each] for each in (media, f"{kind}/*", "*/*") if each in ranges), 0.0)
+
+
+def asked(payload: Any, wanted: tuple[Format, ...], within: str = "") -> Any:
+    """`payload` as a request for one picture in one of these formats, if it is one at all. Raises why it cannot be.
+
+    Its choices are in the field `within`, where that is named.
+    """
+    chosen = payload.get(within, {}) if within and isinstance(payload, dict) else payload
+    if chosen is None and isinstance(payload, dict):  # null counts as not sent
+        chosen = {}
+    if not wanted or not isinstance(chosen, dict):
+        return payload
+    chosen = _one(chosen, wanted)
+    return {**payload, within: chosen} if within else chosen
+
+
+def _one(payload: dict[str, Any], wanted: tuple[Format, ...]) -> dict[str, Any]:
+    count = next((payload[name] for name in COUNTS if payload.get(name) not in (None, 1)), 1)
+    if count != 1:
+        raise OutOfRange("One picture can be sent as it is, which Accept wants: send n 1, or accept JSON.", "n")
+    if payload.get("response_format") == "url":
+        raise InvalidValue("Accept wants the picture, response_format its URL; send one of them.", "response_format")
+    given = payload.get("output_format")
+    form = "jpeg" if given == "jpg" else given
+    if form in MEDIA and form not in wanted:
+        raise InvalidValue(f"output_format says {given}, Accept {MEDIA[wanted[0]]}; send one of them.", "output_format")
+    return payload if given else payload | {"output_format": wanted[0]}
+
+
+def bare(reply: Reply) -> Response:
+    """A good answer with one picture as that picture, what else it says of it in the head."""
+    content = reply.content
+    [one] = content.get("data") or content["images"]
+    file: File = one["b64_json"]
+    values = (one["seed"], content["model"], content["inference_ms"])
+    said = dict(zip(TOLD, map(str, values), strict=True))
+    form: Format = one.get("format") or content["output_format"]
+    return Response(file.data, reply.status, reply.headers | said, MEDIA[form])
