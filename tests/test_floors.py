@@ -47,6 +47,8 @@ LATE = (
 DEEP: dict[str, set[str]] = {
     "artifacts.py": {"model/compiling/package"},
     "comfy_corpus.py": {f"api/dialects/comfy/{name}" for name in ("files", "graph", "plan")} | {"core/errors"},
+    "comfy_files.py": {f"api/dialects/comfy/{name}" for name in ("opening", "pictured", "ui/conversion", "ui/orders")}
+    | {"core/errors", "core/untrusted"},
     "cold.py": {"volume/publishing", "volume/sources"},
     "differential.py": {"volume/revisions", "volume/sources"},
     "host.py": {"api/codec", "model/families/constants"},
