@@ -51,6 +51,8 @@ DEEP: dict[str, set[str]] = {
         "api/dialects/comfy/opening",
         "catalog/gpus",
     },
+    "comfy_files.py": {f"api/dialects/comfy/{name}" for name in ("opening", "pictured", "ui/conversion", "ui/orders")}
+    | {"core/errors", "core/untrusted"},
     "cold.py": {"volume/publishing", "volume/sources"},
     "differential.py": {"volume/revisions", "volume/sources"},
     "host.py": {"api/codec", "model/families/constants"},

@@ -385,6 +385,9 @@ def test_values_that_are_lists_are_no_links_and_loras_are_told_apart() -> None:
         (r"a \{red|blue\} \(x\)", r"a {red|blue} \(x\)", False),
         ("one // two\nthree /* four\nfive */six", "one \nthree six", False),
         ("{" * 2000, "{" * 2000, False),
+        ("a }{b|c", "a }{b|c", False),
+        ("{" * 200 + "a|b" + "}" * 200, "{" * 100 + "a" + "}" * 100, True),
+        ("x /* y", "x /* y", False),
     ],
 )
 def test_prompts_are_sent_as_the_page_sends_them(text: str, sent: str, free: bool) -> None:

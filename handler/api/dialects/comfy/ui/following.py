@@ -102,7 +102,9 @@ class Following:
         host, outer = scope.host, scope.outer
         if not host or not outer or not 0 <= port < len(scope.graph.inputs):
             return None
-        place = place_of(host, scope.graph.inputs[port].name)
+        name = scope.graph.inputs[port].name
+        same = port < len(host.inputs) and host.inputs[port].name == name  # as it is in most files
+        place = port if same else place_of(host, name)
         if place is not None and host.inputs[place].link in outer.graph.links:
             return Inlet(outer, host, place)
         return self.values.promoted(scope, port)

@@ -49,6 +49,7 @@ class Hosting:
 
     def promoted(self, scope: Scope, port: int) -> Literal | None:
         """What is at an input of a subgraph, where no link leads to that of its host."""
+        self.unfolded.go_on()
         while 0 <= port < len(scope.graph.inputs):
             known, said = scope.graph.inputs[port], self.said(scope).ports
             if known.name in said:
@@ -73,7 +74,7 @@ class Hosting:
         return self._said[scope.path]
 
     def _read(self, scope: Scope, host: Node, outer: Scope) -> Said:
-        found, led = Said(), _led(scope.graph)
+        found, led = Said(), self._led(scope.graph)
         values = host.named or host.values
         if isinstance(values, Mapping):
             found.ports.update(values)
@@ -85,6 +86,16 @@ class Hosting:
             found.ports.update(self._placed(scope, values))
         for name, value in self.said(outer).widgets.get(host.id, {}).items():
             _tell(found, led, OWN, name, value)
+        return found
+
+    def _led(self, graph: Graph) -> Mapping[tuple[str, str], str]:
+        """The input that leads to a widget, by that one's node and name; and each input by `OWN` and its name."""
+        found = {(OWN, port.name): port.name for port in graph.inputs}
+        for port in graph.inputs:
+            self.unfolded.go_on()
+            for node, slot in targets(graph, port):
+                for name in (slot.name, slot.widget):
+                    found.setdefault((node.id, name), port.name)
         return found
 
     def _placed(self, scope: Scope, values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
@@ -116,18 +127,10 @@ def targets(graph: Graph, port: Port) -> Iterator[tuple[Node, Slot]]:
     for name in port.links:
         link = graph.links.get(name)
         node = graph.nodes.get(link.target) if link else None
-        if node is not None:
+        if link and node and 0 <= link.place < len(node.inputs) and node.inputs[link.place].link == name:
+            yield node, node.inputs[link.place]
+        elif node:  # some files have other places in their links
             yield from ((node, slot) for slot in node.inputs if slot.link == name)
-
-
-def _led(graph: Graph) -> Mapping[tuple[str, str], str]:
-    """The input that leads to a widget, by that one's node and name; and each input by `OWN` and its name."""
-    found = {(OWN, port.name): port.name for port in graph.inputs}
-    for port in graph.inputs:
-        for node, slot in targets(graph, port):
-            for name in (slot.name, slot.widget):
-                found.setdefault((node.id, name), port.name)
-    return found
 
 
 def _tell(found: Said, led: Mapping[tuple[str, str], str], inner: str, name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from handler.api.dialects.comfy.ui.document import Document, Graph, Node
 
 MOST_NODES = 10_000
 DEEPEST = 32  # subgraphs inside each other
-LONGEST_S = 10.0  # that may be spent on a file
+LONGEST_S = 5.0  # that may be spent on a file
 MUTED, BYPASSED = 2, 4  # modes of a node
 
 
