@@ -52,7 +52,7 @@ def test_the_report_as_json_and_from_standard_input(
 
 def test_the_gpu_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["comfy", "explain", put(graph()), "--gpu", "l40s"]) == 0
-    assert "NVIDIA L40S: fits." in capsys.readouterr().out
+    assert "NVIDIA L40S: fits: " in capsys.readouterr().out
     assert main(["comfy", "explain", put(graph()), "--gpu", "abacus"]) == 2
     assert "'abacus' is not in the table of GPUs. Known: T4" in capsys.readouterr().err
 
