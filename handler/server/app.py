@@ -90,6 +90,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
     app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded)
     app.state.comfy = Comfy(app.state.api)
+    app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
     gate = guarded(Answering(app), settings)
     observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy)
     app.state.ended = observed.ended

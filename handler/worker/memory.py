@@ -99,7 +99,8 @@ def _laid_out(mode: Placement, weights: Weights, host_gb: float, counted: bool) 
     words.append(f"{spec.work_gb:g} GB to work" if draws >= loads else f"{needs - takes.device / 1e9:.2g} GB to load")
     reason = f"{' + '.join(words)} = {needs:.1f} GB, of {hardware.memory_gb:.1f} GB on the {hardware.name}"
     if weights.waiting(mode):
-        reason = f"{WAITS[mode]} ({host:.1f} GB with the process and what is read, of {host_gb:.1f} GB): {reason}"
+        there = "" if math.isinf(host_gb) else f", of {host_gb:.1f} GB"
+        reason = f"{WAITS[mode]} ({host:.1f} GB with the process and what is read{there}): {reason}"
     elif host > host_gb:
         reason = f"loading takes {host:.1f} GB of host memory, of {host_gb:.1f} GB: {reason}"
     tile_above = _tile_above(hardware, takes.device / 1e9)

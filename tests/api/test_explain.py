@@ -10,7 +10,7 @@ from typing import Any
 import originals
 import pytest
 import torch
-from graphs import load, node, plain, png, request, with_image
+from graphs import load, node, plain, request, with_image
 
 from handler import MODELS, Settings
 from handler.api.comfy.explaining import explain
@@ -285,6 +285,16 @@ def test_a_worker_that_serves_another_model_says_what_to_start() -> None:
     assert told(plain(), ground(fixed=True, running=True)).ready
 
 
+def test_a_server_does_not_say_where_its_own_files_lie() -> None:
+    settings = Settings(model="sdxl", weights=("/secret/place/mine.safetensors",), vae="/secret/vae")
+    for running, secret in ((True, False), (False, True)):
+        on = ground(settings=settings, spec=MODELS["sdxl"], fixed=True, running=running)
+        report = told(plain("mine.safetensors", cfg=3.0), on)
+        assert report.verdict == "runs"
+        assert ("/secret" in json.dumps(report.told())) is secret
+        assert report.model.settings[0] == "KINDLING_MODEL=sdxl"
+
+
 def test_placeholders_are_no_files() -> None:
     report = told(plain("{{model}}"))
     assert report.verdict == "refused"
@@ -293,16 +303,16 @@ def test_placeholders_are_no_files() -> None:
 
 def test_names_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "secret.safetensors").write_bytes(b"x")
-    asked = []
-
-    def loaded(*where: str) -> bytes:
-        asked.append(where)
-        return png()
-
     inside = tmp_path / "volume"
-    inside.mkdir()
-    for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "..\\secret.safetensors"):
-        report = told(plain(name), ground(inside, load=loaded))
+    (inside / "comfy/jobs").mkdir(parents=True)
+    (inside / "comfy/jobs/1.json").write_bytes(b"{}")
+    for name in (
+        "comfy/jobs/1.json",
+        "../secret.safetensors",
+        str(tmp_path / "secret.safetensors"),
+        "..\\secret.safetensors",
+    ):
+        report = told(plain(name), ground(inside))
         assert report.files[0].state == "missing"
         assert ".." not in report.model.settings[1]
 
@@ -373,7 +383,7 @@ def test_what_does_not_fit_is_told_with_its_arithmetic() -> None:
     assert report.missing[-1].startswith("take a larger machine: ")
     slow = told(plain("flux2_dev.safetensors"), ground(machine=small)).memory
     assert slow
-    assert (slow.fits, slow.warning) == (True, SLOW["blocks"])
+    assert (slow.fits, slow.warning, "inf" in slow.arithmetic) == (True, SLOW["blocks"], False)
 
 
 def test_a_wrapped_file_is_opened_too() -> None:

@@ -46,7 +46,7 @@ def reported(opened: Opened, ground: Ground, files: list[Named], found: Judgemen
         why=tuple(_why(found)),
         missing=tuple(dict.fromkeys(_missing(ground, found, told, memory))),
         origin=opened.origin,
-        model=_model(found.worker),
+        model=_model(found.worker, places=not ground.running),
         nodes=tuple(_node(node, found) for node in _ordered(found)),
         files=told,
         pictures=tuple(pictures(drawn)),
@@ -58,10 +58,10 @@ def reported(opened: Opened, ground: Ground, files: list[Named], found: Judgemen
     )
 
 
-def _model(worker: Worker) -> Model:
+def _model(worker: Worker, places: bool) -> Model:
     spec, asks = worker.spec, worker.spec.license
     because = shortened(worker.because, SENTENCE)
-    return Model(spec.id, worker.settings, because, worker.guess, asks.name, asks.commercial, asks.obligation)
+    return Model(spec.id, worker.settings(places), because, worker.guess, asks.name, asks.commercial, asks.obligation)
 
 
 def _ordered(found: Judgement) -> Iterator[str]:
@@ -113,7 +113,8 @@ def _missing(ground: Ground, found: Judgement, files: tuple[FileTold, ...], memo
     """What has to be done before it can be drawn here."""
     worker = found.worker
     if ground.fixed and (worker.spec, worker.weights) != (ground.spec, ground.settings.weights):
-        yield f"start a worker with {' '.join(worker.settings)}, not {' '.join(ground.served.settings)}"
+        now, then = (" ".join(one.settings(not ground.running)) for one in (ground.served, worker))
+        yield f"start a worker with {then}, not {now}"
     if not ground.running and not ground.holding.fetched(worker.spec):
         yield fetching(worker.spec)
     yield from (one.served_by for one in files if one.state == "missing")

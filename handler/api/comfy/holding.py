@@ -21,6 +21,7 @@ from handler.volume.revisions import settled
 from handler.volume.single import examine
 from handler.volume.sources import model_source
 
+WEIGHTS = (SUFFIX, ".sft", ".gguf")
 LONGEST = 120  # characters of a name that is shown
 Told = tuple[FileState, str]
 
@@ -48,9 +49,10 @@ class Holding:
         return called, ()
 
     def has(self, name: str) -> bool:
-        """Whether what KINDLING_WEIGHTS names is here."""
+        """Whether what KINDLING_WEIGHTS names is here; of nothing but weights this is told."""
         try:
-            return bool(located(name, self.folder))
+            path = located(name, self.folder)
+            return path.suffix.lower() in WEIGHTS or path.is_dir()
         except (KindlingError, OSError):
             return False
 

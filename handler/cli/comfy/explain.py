@@ -97,7 +97,7 @@ def _costs(report: Report) -> Iterator[str]:
         fits = "fits" if memory.fits else "DOES NOT FIT"
         yield "\nMEMORY AND TIME"
         yield from _wrapped(
-            "  ", f"{memory.device}: {fits}. {memory.arithmetic} (by {memory.rests_on}). {memory.warning}"
+            "  ", f"{memory.device}: {fits}: {memory.arithmetic} (by {memory.rests_on}). {memory.warning}"
         )
     if time := report.time:
         known = [("the pictures", time.pictures_s), ("a worker's start before them", time.start_s)]

@@ -16,7 +16,6 @@ from handler.server.comfy.routes import answering
 from handler.server.patience import patience
 
 PATH = "/explain"
-_one = asyncio.Semaphore(1)  # at a time: a graph may take seconds of a processor that drawing needs
 
 
 def routes() -> list[BaseRoute]:
@@ -32,9 +31,13 @@ async def post_explain(request: Request) -> Any:
     data = await deadline.hold(bodies.read(request, settings, *bodies.GRAPHS))
     served = await comfy.served(deadline)
     load = partial(comfy.archive.held, asyncio.get_running_loop(), deadline)
-    async with _one:
-        url = str(request.base_url).rstrip("/")
+    url = str(request.base_url).rstrip("/")
+    one: asyncio.Semaphore = request.app.state.explaining
+    await deadline.hold(one.acquire())
+    try:
         return await deadline.hold(asyncio.to_thread(_told, comfy, data, served, load, url))
+    finally:
+        one.release()
 
 
 def _told(comfy: Comfy, data: bytes, served: Served, load: Load, url: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from handler.api.dialects.comfy.table import TABLE
 from handler.catalog.models import MODELS
 from handler.catalog.spec import ModelSpec
 from handler.core.untrusted import printed
+from handler.volume.autoencoder import label
 
 FIELDS = {  # of classes that are not in the table
     "ckpt_name": "checkpoints",
@@ -53,10 +54,10 @@ class Worker:
     because: str
     guess: bool = False
 
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """What it is started with."""
-        named = {"MODEL": self.spec.id, "WEIGHTS": ",".join(self.weights), "VAE": self.vae}
+    def settings(self, places: bool = True) -> tuple[str, ...]:
+        """What it is started with; without `places`, where files lie that are not on the volume is left out."""
+        told = [one if places else label(one) for one in (*self.weights, self.vae)]
+        named = {"MODEL": self.spec.id, "WEIGHTS": ",".join(told[:-1]), "VAE": told[-1]}
         return tuple(f"KINDLING_{name}={shlex.quote(printed(value))}" for name, value in named.items() if value)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from graphs import pixels, png
+from graphs import pixels, png, with_image
 
 from comfy_graphs import graph, node
 from handler.__main__ import main
@@ -52,7 +52,7 @@ def test_the_report_as_json_and_from_standard_input(
 
 def test_the_gpu_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["comfy", "explain", put(graph()), "--gpu", "l40s"]) == 0
-    assert "NVIDIA L40S: fits." in capsys.readouterr().out
+    assert "NVIDIA L40S: fits: " in capsys.readouterr().out
     assert main(["comfy", "explain", put(graph()), "--gpu", "abacus"]) == 2
     assert "'abacus' is not in the table of GPUs. Known: T4" in capsys.readouterr().err
 
@@ -107,6 +107,19 @@ def test_what_cannot_be_read_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
         assert capsys.readouterr().err.count("\n") == 1
     assert main(["comfy", "run", put(graph()), "-o", "out.jpg"]) == 2
     assert "only a PNG takes the graph with it" in capsys.readouterr().err
+
+
+def test_images_lie_beside_the_graph_or_are_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A name in a graph leads to no other folder."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "cat.png").write_bytes(png())
+    for name in ("../cat.png", "inner/../../cat.png", "cat.png [output]", str(tmp_path / "cat.png")):
+        made = with_image()
+        made["10"]["inputs"]["image"] = name
+        assert main(["comfy", "explain", put(made, "inner/graph.json"), "--json"]) == 0
+        assert not json.loads(capsys.readouterr().out)["ready"]
+        assert main(["comfy", "explain", "inner/graph.json", "--json", "--image", "cat.png=cat.png"]) == 0
+        assert json.loads(capsys.readouterr().out)["ready"]
 
 
 def several() -> Any:
