@@ -6,6 +6,7 @@ import base64
 import contextlib
 import gzip
 import hashlib
+import importlib.util
 import threading
 import tomllib
 from collections.abc import Awaitable, Callable, Iterator
@@ -90,6 +91,13 @@ def test_it_is_off_unless_it_is_asked_for(tell: Callable[..., None], installed: 
     tell(story, comfy_ui=False)
 
 
+def test_a_package_without_a_page_is_none(family: FakeFamily, installed: Path) -> None:
+    (installed / "index.html").unlink()
+    with family.engine(comfy_ui=True) as engine, pytest.raises(SettingsError, match="not installed"):
+        create_app(engine, public=False)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("comfyui_frontend_package") is not None, reason="it is installed here")
 def test_without_its_package_no_app_is_made(family: FakeFamily) -> None:
     with family.engine(comfy_ui=True) as engine, pytest.raises(SettingsError, match="pip install") as caught:
         create_app(engine, public=False)
