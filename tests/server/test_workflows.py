@@ -265,6 +265,7 @@ def test_a_request_keeps_the_version_that_it_began_with(tell: Callable[..., None
         assert (await refused(client.post("/workflows/poster@000000000000", json={})))[1] == "workflow_not_found"
         assert (await refused(client.post("/workflows/poster@../x", json={})))[0] in (400, 404)
         assert (await refused(client.post("/workflows/poster@", json={})))[:2] == (400, "invalid_value")
+        assert (await refused(client.delete(f"/workflows/poster@{first['version']}")))[1] == "invalid_value"
 
     tell(story, painter)
 

@@ -86,7 +86,10 @@ class Workflows:
 
     def forget(self, name: str) -> None:
         """The same for a thread."""
-        self._library.remove(split(name)[0])
+        bare, version = split(name)
+        if version:
+            raise InvalidValue(f"Versions go by themselves; delete '{bare}' to forget all of them.", "workflow")
+        self._library.remove(bare)
 
     async def called(
         self, path: str, dialect: ModuleType, payload: Mapping[str, Any], deadline: Deadline
