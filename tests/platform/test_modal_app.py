@@ -202,7 +202,7 @@ def test_what_is_drawn_by_method_is_counted_as_any_other(spark: Any) -> None:
 
 
 def test_generate_says_what_is_wrong(spark: Any) -> None:
-    answer = asyncio.run(spark.generate.local({"prompt": "x", "sampler": "y"}))
+    answer = asyncio.run(spark.generate.local({"prompt": "x", "frames": 7}))
     assert answer["error"]["code"] == "unknown_parameter"
 
 

@@ -129,7 +129,8 @@ def test_openai_read(api: httpx.Client, route: str) -> None:
     ("given", "code"),
     [
         ({}, "missing_required_parameter"),
-        ({"prompt": "x", "sampler": "y"}, "unknown_parameter"),
+        ({"prompt": "x", "frames": 7}, "unknown_parameter"),
+        ({"prompt": "x", "sampler": "y"}, "out_of_range"),
         ({"prompt": "x", "num_inference_steps": 9}, "out_of_range"),
         ({"prompt": "x", "model": "flux-dev"}, "model_not_found"),
         ({"openai_route": "/v1/nothing"}, "not_found"),

@@ -236,7 +236,7 @@ def test_a_drawing_request_is_one_line_that_keeps_secrets(engine: Engine, caplog
     async def main(client: httpx.AsyncClient) -> None:
         answer = await client.post(ROUTE, json=OK, headers={"x-request-id": "mine-1"})
         assert answer.headers["x-request-id"] == "mine-1"
-        await client.post("/generate", json=OK)  # which knows no size
+        await client.post("/generate", json=OK | {"frames": 7})
         await client.post(ROUTE, json=OK | {"stream": True})
         await client.post(ROUTE, content=rb'{"prompt": "\ud800 canary"}')
         await client.post(ROUTE, json=OK, headers={"authorization": f"Basic {KEY}"})
