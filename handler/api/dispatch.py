@@ -10,16 +10,17 @@ from types import ModuleType
 from typing import Any
 
 from handler.api import codec, loras, served
+from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of
 from handler.api.dialects import edits, native, openai
+from handler.api.links import Links
 from handler.api.pieces import plain
 from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
 from handler.core.deadline import Deadline
-from handler.core.errors import InvalidJson, InvalidType, RouteNotFound, Unsupported
+from handler.core.errors import RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
 from handler.core.request import Format, ImageRequest
-from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine
 from handler.engine.queue import OnBegin, nobody
@@ -35,16 +36,15 @@ DIALECTS: dict[str, ModuleType] = {
     "/generate": native,
 }
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
-OnRequestStep = Callable[[int, int, Preview], None]
-OnPartial = Callable[[dict[str, Any]], object]
-NO_STORE = "response_format 'url' needs an object store, and none is configured; use 'b64_json'."
+NO_STORE = "response_format 'url' needs an object store here, and KINDLING_STORE_BUCKET names none; use 'b64_json'."
 LEAN = 90  # percent: the quality of pictures that have to become smaller
 
 
 class Api:
     """Answers payloads with the model of one engine.
 
-    `counts` gets each picture that is encoded, on another thread, and `uploaded` the seconds of each upload.
+    `counts` gets each picture that is encoded, on another thread, and `uploaded` the seconds of each upload. `links`
+    has pictures by URL where there is no store.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class Api:
         engine: Engine,
         counts: Callable[[Picture], object] = lambda picture: None,
         uploaded: Callable[[float], object] = lambda seconds: None,
+        links: Links | None = None,
     ) -> None:
         self.engine, self._counts, self._uploaded = engine, counts, uploaded
-        self.store = Store.of(engine.settings)
+        self.store, self.links = Store.of(engine.settings), links
 
     async def call(
         self,
@@ -63,22 +64,35 @@ class Api:
         on_step: OnRequestStep = lambda *_: None,
         on_partial: OnPartial | None = None,
         deadline: Deadline | None = None,
+        base: str | None = None,
     ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
         `on_step(done, of, preview)` counts denoising steps over all pictures, on the engine's thread; `preview()` makes
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
         the events that a request's `partial_images` asks for, on the same thread. All is done by `deadline`, which is
-        KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded.
+        KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded. `base` is where callers find the
+        server that answers, if there is one.
         """
         deadline = deadline or Deadline.within(self.engine.settings.deadline_s)
-        return await answered(self._route(path, payload, on_step, on_partial, deadline))
-
-    async def _route(
-        self, path: str, payload: Any, on_step: OnRequestStep, on_partial: OnPartial | None, deadline: Deadline
-    ) -> Reply:
         if path in DIALECTS:
-            return await self._draw(DIALECTS[path], payload, on_step, on_partial, deadline)
+            return await answered(self._draw(path, payload, on_step, on_partial, deadline, base))
+        return await answered(self._told(path, deadline))
+
+    async def _draw(
+        self,
+        path: str,
+        payload: Any,
+        on_step: OnRequestStep,
+        on_partial: OnPartial | None,
+        deadline: Deadline,
+        base: str | None,
+    ) -> Reply:
+        asked = await self.asked(path, payload, deadline, on_partial is not None, base)
+        return await self.answer(asked, on_step, on_partial, deadline)
+
+    async def _told(self, path: str, deadline: Deadline) -> Reply:
+        """The routes that only tell."""
         if path == MODELS_ROUTE:
             found = await loras.listed(self.engine.settings, deadline)
             return Reply(200, openai.models(served.listed(self.engine.spec, self.engine.settings), found))
@@ -94,31 +108,34 @@ class Api:
             return Reply(200, answer(self.engine.spec, *known, self.engine.ledger.compile_failure))
         raise RouteNotFound(RETIRED.get(path, f"There is no route {path:.80}."))
 
-    async def _draw(
+    async def asked(
+        self, path: str, payload: Any, deadline: Deadline, streams: bool = False, base: str | None = None
+    ) -> Asked:
+        """What `payload` asks of a drawing route; raises what refuses it before anything is drawn."""
+        asked = Asked.of(DIALECTS[path], fields_of(payload), self.engine, streams, base)
+        self._require_way(asked.request, base)
+        return asked
+
+    async def answer(
         self,
-        dialect: ModuleType,
-        payload: Any,
-        on_step: OnRequestStep,
-        on_partial: OnPartial | None,
-        deadline: Deadline,
+        asked: Asked,
+        on_step: OnRequestStep = lambda *_: None,
+        on_partial: OnPartial | None = None,
+        deadline: Deadline | None = None,
+        on_begin: OnBegin = nobody,
+        admitted: bool = False,
     ) -> Reply:
-        if not isinstance(payload, dict):
-            raise InvalidType("The body should be a JSON object.")
-        _check(payload)
-        start = time.perf_counter()
-        request: ImageRequest = dialect.parse(payload)
-        served.require(request, self.engine.spec, self.engine.settings, on_partial is not None)
-        if request.partial_images and on_partial:
-            on_step = _showing(on_step, on_partial, dialect, request)
-        pictures = await self.draw(request, on_step, deadline)
-        render = partial(dialect.render, spec=self.engine.spec, seconds=time.perf_counter() - start)
-        smaller = partial(_smaller, render, request, pictures)
-        linked = self.store if any(picture.url for picture in pictures) else None
+        """Draw what was asked, as `draw` does, and make its answer."""
+        start, deadline, request = time.perf_counter(), deadline or Deadline(), asked.request
+        on_step = asked.showing(on_step, on_partial)
+        pictures = await self.draw(request, on_step, deadline, on_begin, admitted, asked.base)
+        render = partial(asked.dialect.render, spec=self.engine.spec, seconds=time.perf_counter() - start)
+        linked = (self.store or self.links) if any(picture.url for picture in pictures) else None
         untried = self.store if request.response_format != "url" else None
         return Reply(
             200,
             render(request, pictures=pictures),
-            smaller=smaller,
+            smaller=partial(_smaller, render, request, pictures),
             stored=partial(_stored, untried, deadline, render, request, pictures) if untried else None,
             pictures=tuple(pictures),
             lasts_s=linked.expires_s - (time.perf_counter() - start) if linked else math.inf,
@@ -141,6 +158,7 @@ class Api:
         deadline: Deadline | None = None,
         on_begin: OnBegin = nobody,
         admitted: bool = False,
+        base: str | None = None,
     ) -> list[Picture]:
         """Draw all of a request's pictures, by `deadline`; picture i has seed + i. Some are encoded while others draw.
 
@@ -148,8 +166,7 @@ class Api:
         """
         deadline = deadline or Deadline()
         self.engine.meter.require_budget()
-        if request.response_format == "url" and not self.store:
-            raise Unsupported(NO_STORE, "response_format")
+        self._require_way(request, base)
         first, *_ = recipes = await self._recipes(request, deadline)
         taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
 
@@ -162,7 +179,7 @@ class Api:
             while left := wanted[len(encoding) :]:
                 several = left[: self.engine.at_once(first)]
                 for drawn in await self.engine.submit_all(several, deadline.at, admitted or bool(encoding), on_begin):
-                    encoding.append(asyncio.create_task(self._finish(drawn, request, deadline)))
+                    encoding.append(asyncio.create_task(self._finish(drawn, request, deadline, base)))
             return list(await asyncio.gather(*encoding))
         finally:
             for task in encoding:  # what failed first is told, and the others are of no use
@@ -178,11 +195,18 @@ class Api:
         make = partial(recipes_of, request, spec, settings.step_cache, found, embeddings)
         return await deadline.hold(asyncio.to_thread(make)) if request.images else make()
 
-    async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:
+    def _require_way(self, request: ImageRequest, base: str | None) -> None:
+        """Refuse a picture by URL where nobody would have it."""
+        if request.response_format == "url" and not (self.store or (self.links and base)):
+            raise Unsupported(NO_STORE, "response_format")
+
+    async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline, base: str | None) -> Picture:
         picture = await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
         if self.store and request.response_format == "url":
             picture = await self.store.keep(picture, deadline)
             self._uploaded(picture.stages["upload"])
+        elif self.links and base and request.response_format == "url":
+            picture = await self.links.keep(picture, base, deadline)
         deadline.require_time()
         return picture
 
@@ -201,32 +225,6 @@ class Api:
         picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)
         self._counts(picture)
         return picture
-
-
-def _showing(
-    on_step: OnRequestStep, on_partial: OnPartial, dialect: ModuleType, request: ImageRequest
-) -> OnRequestStep:
-    """`on_step`, and the partial pictures that `request` asks for, spread evenly over the steps before the last."""
-    shown = 0
-
-    def step(done: int, of: int, preview: Preview) -> None:
-        nonlocal shown
-        on_step(done, of, preview)
-        if done < of and done * (request.partial_images + 1) >= (shown + 1) * of:
-            rgb = preview()
-            data = codec.encode(rgb, request.output_format, request.output_compression, None)
-            on_partial(dialect.partial(request, data, (rgb.shape[1], rgb.shape[0]), shown))
-            shown += 1
-
-    return step
-
-
-def _check(payload: dict[str, Any]) -> None:
-    """InvalidJson for what no transport should have let through: others read JSON less strictly than ours."""
-    try:
-        check(payload)
-    except Malformed as error:
-        raise InvalidJson(f"The request cannot be understood: {error}.") from None
 
 
 def _smaller(

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 PathLike = TypeVar("PathLike", str, Path)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
 ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/?")
+PUBLIC = re.compile(ENDPOINT.pattern.removesuffix("/?") + "(?:/[A-Za-z0-9._~/-]*)?")
 WORDS = {  # for an error of pydantic's, by its name for it
     "bool_parsing": "should be true or false",
     "finite_number": "should be a finite number",
@@ -37,6 +38,15 @@ def _endpoint(value: str) -> str:
 
 
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+def _public(value: str) -> str:
+    if value and not PUBLIC.fullmatch(value):
+        raise ValueError("should be http:// or https://, a host, and a path if there is one")
+    return value.rstrip("/")
+
+
+PublicUrl = Annotated[str, AfterValidator(_public)]
 
 
 def _at_home(value: Path) -> Path:

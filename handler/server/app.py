@@ -15,8 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from handler.api.asking import OnPartial
 from handler.api.comfy.service import Comfy
-from handler.api.dispatch import DIALECTS, MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
+from handler.api.dispatch import DIALECTS, MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api
+from handler.api.links import LINKS_ROUTE, Links
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
 from handler.core.deadline import Deadline, before
@@ -35,7 +37,9 @@ from handler.server.access import Answering, Observed, response
 from handler.server.auth import guarded
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.idempotency import Repeats, fingerprint, key_of
+from handler.server.links import content
 from handler.server.metrics import Metrics
+from handler.server.mounted import base
 from handler.server.openapi.document import HANGS_UP, SECONDS, document
 from handler.server.patience import patience
 from handler.server.record import Seen
@@ -63,6 +67,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route(MODELS_ROUTE + "/{id:path}", read),
         Route(RECEIPT_ROUTE, read),
         Route(MODEL_INFO_ROUTE, read),
+        Route(LINKS_ROUTE, content),
         Route("/", welcome),
         Route("/ping", ping),
         Route("/health", health),
@@ -77,7 +82,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.router.redirect_slashes = False
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
-    app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded)
+    app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
     app.state.comfy = Comfy(app.state.api)
     gate = guarded(Answering(app), settings)
     observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy)
@@ -173,7 +178,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
 
     async def call(on_partial: OnPartial | None = None) -> Reply:
         def start(until: Deadline) -> Awaitable[Reply]:
-            return api.call(path, payload, on_partial=on_partial, deadline=until)
+            return api.call(path, payload, on_partial=on_partial, deadline=until, base=base(request.scope, settings))
 
         return seen.note(await repeats.call(key, asked, start, deadline))
 

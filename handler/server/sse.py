@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from handler.api.dispatch import OnPartial
+from handler.api.asking import OnPartial
 from handler.api.pieces import encoded, pieces
 from handler.api.reply import Reply
 from handler.server.access import spread

@@ -6,13 +6,14 @@ from typing import Any
 from urllib.parse import quote
 
 from handler.api import served
+from handler.api.links import LINKS_ROUTE
 from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.core.version import __version__
 from handler.engine.engine import Engine
 from handler.server import multipart
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY, REPEATED
-from handler.server.openapi import comfy
+from handler.server.openapi import comfy, kept
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import requests
 from handler.server.openapi.responses import ANSWERS, types
@@ -38,6 +39,7 @@ HEADERS: dict[str, Schema] = {
     "allow": {"required": True, "schema": TEXT},
     "content-disposition": {"required": True, "schema": TEXT, "description": "What a browser may open, or not."},
     "www-authenticate": {"required": True, "schema": TEXT},
+    **kept.HEADERS,
     "x-accel-buffering": {"schema": {"enum": ["no"]}, "description": "Of a stream, which nginx should not hold back."},
     **{name: {"required": True, "schema": {"enum": [value]}} for name, value in DEFAULTS.items()},
 }
@@ -68,6 +70,7 @@ PARAMETERS: dict[str, Schema] = {
         "of it, and at least 50 ms, before.",
     },
     **comfy.PARAMETERS,
+    **kept.PARAMETERS,
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
 PLAIN = str.maketrans("/.", "__", "{}")
@@ -153,7 +156,7 @@ OPERATIONS: dict[str, Operation] = {
 
 def operations() -> dict[str, tuple[Operation, ...]]:
     """All, by their routes."""
-    return {path: (row,) for path, row in OPERATIONS.items()} | comfy.OPERATIONS
+    return {path: (row,) for path, row in OPERATIONS.items()} | kept.OPERATIONS | comfy.OPERATIONS
 
 
 def document(engine: Engine, root: str = "") -> dict[str, Any]:
@@ -178,7 +181,7 @@ def document(engine: Engine, root: str = "") -> dict[str, Any]:
 
 
 def _operation(path: str, row: Operation, keyed: bool, names: tuple[str, ...]) -> Schema:
-    is_open = path in OPEN_ROUTES
+    is_open = path in OPEN_ROUTES or (keyed and path == LINKS_ROUTE)
     errors = [*row.errors] if is_open else [*row.errors, 401 if keyed else 403]
     found: Schema = {
         "summary": row.summary,
@@ -221,4 +224,5 @@ def _refusal(status: int) -> Schema:
 
 
 def _headers(*names: str) -> Schema:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+    """Of what a header is in most answers, and what it is in some, the latter."""
+    return {name.removesuffix("-private"): {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 
 from handler.api import served
 from handler.api.dialects.openai import ACCEPTED, IGNORED, SIDES
-from handler.api.store import Store
 from handler.catalog.ceilings import most_steps
 from handler.catalog.spec import ModelSpec
 from handler.core.loras import HEAVIEST
@@ -74,7 +73,6 @@ def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "step_cache": _step_cache(spec, settings),
         "loras": _loras(names(settings.volume)),
         "output_format": {"enum": [*get_args(Format), "jpg"]},
-        "response_format": {} if Store.of(settings) else {"enum": ["b64_json"]},
     }
     fields = ImageRequest.model_json_schema()["properties"]
     found = {name: _plain(schema) | narrowed.get(name, {}) for name, schema in fields.items()}
