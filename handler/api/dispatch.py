@@ -12,7 +12,9 @@ from typing import Any
 from handler.api import codec, loras, served
 from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of
 from handler.api.dialects import edits, native, openai
+from handler.api.fetching import filled
 from handler.api.links import Links
+from handler.api.outgoing import Outgoing
 from handler.api.pieces import plain
 from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
@@ -56,6 +58,7 @@ class Api:
     ) -> None:
         self.engine, self._counts, self._uploaded = engine, counts, uploaded
         self.store, self.links = Store.of(engine.settings), links
+        self.fetches = Outgoing(engine.settings.fetch_hosts)
 
     async def call(
         self,
@@ -112,7 +115,9 @@ class Api:
         self, path: str, payload: Any, deadline: Deadline, streams: bool = False, base: str | None = None
     ) -> Asked:
         """What `payload` asks of a drawing route; raises what refuses it before anything is drawn."""
-        asked = Asked.of(DIALECTS[path], fields_of(payload), self.engine, streams, base)
+        most = int(self.engine.settings.max_edit_mb * 1e6)
+        fields = await filled(fields_of(payload), self.fetches, most, deadline)
+        asked = Asked.of(DIALECTS[path], fields, self.engine, streams, base)
         self._require_way(asked.request, base)
         return asked
 
