@@ -18,6 +18,8 @@ from starlette.routing import Route
 from handler.api.asking import OnPartial
 from handler.api.comfy.service import Comfy
 from handler.api.dispatch import DIALECTS, MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api
+from handler.api.jobs.job import JOBS_ROUTE
+from handler.api.jobs.service import Jobs
 from handler.api.links import LINKS_ROUTE, Links
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
@@ -37,6 +39,7 @@ from handler.server.access import Answering, Observed, response
 from handler.server.auth import guarded
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.idempotency import Repeats, fingerprint, key_of
+from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
 from handler.server.links import content
 from handler.server.metrics import Metrics
 from handler.server.mounted import base
@@ -68,6 +71,9 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route(RECEIPT_ROUTE, read),
         Route(MODEL_INFO_ROUTE, read),
         Route(LINKS_ROUTE, content),
+        Route(JOBS_ROUTE + "/{job_id}", get_job),
+        Route(JOBS_ROUTE + "/{job_id}/cancel", cancel_job, methods=["POST"]),
+        Route(JOBS_ROUTE + "/{job_id}/events", hear_job),
         Route("/", welcome),
         Route("/ping", ping),
         Route("/health", health),
@@ -83,9 +89,9 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
     app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
-    app.state.comfy = Comfy(app.state.api)
+    app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
     gate = guarded(Answering(app), settings)
-    observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy)
+    observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy, app.state.jobs)
     app.state.ended = observed.ended
     return observed
 
@@ -171,10 +177,13 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     form = await multipart.read(headers, body) if bodies.media(headers) == multipart.MEDIA else None
     payload = bodies.decode(body) if form is None else form
     seen.read(payload)
+    later = Later.taken(request, payload)
     streams = isinstance(payload, dict) and payload.get("stream") is True
-    if not streams and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
+    if not (streams or later) and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
         deadline.no_later(before(float(hangs_up)))  # OpenAI's client does, having heard nothing, and asks for another
     asked = await asyncio.to_thread(fingerprint, path, body, form) if key else b""
+    if later:
+        return await _while_connected(request, posted(request, payload, later, key, asked))
 
     async def call(on_partial: OnPartial | None = None) -> Reply:
         def start(until: Deadline) -> Awaitable[Reply]:

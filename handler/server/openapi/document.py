@@ -93,8 +93,8 @@ def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str
     said = whole({"event": TEXT, "data": TEXT | {"contentMediaType": JSON, "contentSchema": data}}, "event")
     content = {JSON: ref(answer), EVENTS: said}
     drawn = Answer("The pictures; with stream true, events.", content, (*REPEATED, "x-accel-buffering"))
-    parameters = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP)
-    return Operation("post", summary, {200: drawn}, body, DRAWING, parameters)
+    parameters = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP, "prefer")
+    return Operation("post", summary, {200: drawn, 202: kept.ACCEPTED}, body, DRAWING, parameters)
 
 
 def _reading(summary: str, answer: str) -> Operation:

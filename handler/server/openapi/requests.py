@@ -20,6 +20,7 @@ from handler.core.request import Format, ImageRequest
 from handler.core.sampling import Sampling
 from handler.core.settings import Settings
 from handler.core.stepcache import BOUNDS
+from handler.server.openapi.kept import fields as later_fields
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed
 from handler.volume.adapters import names
 
@@ -45,6 +46,7 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """The components that bodies are described by."""
     native = _fields(spec, settings)
     sides = {side: {name: native[side][name] for name in native[side] if name != "default"} for side in SIDES}
+    native |= later_fields(settings)
     openai = native | sides | {"size": SIZE}
     openai |= {name: {"enum": list(values), "default": values[0]} for name, values in ACCEPTED.items()}
     openai |= dict.fromkeys(IGNORED, ACCEPTED_TEXT)
