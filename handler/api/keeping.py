@@ -19,7 +19,7 @@ from handler.api.comfy.shelf import Shelf, prune
 from handler.api.hands import Hands
 from handler.api.loras import looked
 from handler.core.deadline import Deadline
-from handler.core.errors import DeadlineExceeded
+from handler.core.errors import KindlingError
 from handler.core.settings import Settings
 
 T = TypeVar("T")
@@ -108,8 +108,8 @@ class Keeper:
         within = Deadline.within(min(LOOK_S, deadline.left_s / 2 if deadline else LOOK_S))
         try:
             return await looked(act, within, _hands)
-        except (OSError, DeadlineExceeded) as error:
-            why = getattr(error, "strerror", None) or "it does not answer"
+        except (OSError, KindlingError) as error:
+            why = getattr(error, "strerror", None) or getattr(error, "code", "it failed")
             log.warning("%s cannot be kept or found where other workers see them: %s", self._folder, why)
             return otherwise
 

@@ -46,7 +46,7 @@ def _file(value: object, name: str) -> bytes:
         raise PydanticCustomError("string_type", "{name} should be a string", {"name": name})
     text = value.lstrip()
     if FETCHED.match(text):
-        raise ValueError(f"{name} is a URL, and KINDLING_FETCH_HOSTS lists no host; send a data URL or base64")
+        raise ValueError(f"{name} is a URL, fetched only from hosts in KINDLING_FETCH_HOSTS; send a data URL or base64")
     head = DATA_URL.match(text)
     if not head and text[:5].lower() == "data:":
         raise ValueError(f"{name} should have ;base64, before its data if it is a data URL")

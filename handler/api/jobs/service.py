@@ -134,12 +134,14 @@ class Jobs:
         job.task = None  # from here on it cannot be stopped
         watching.cancel()
         job.end(reply)
-        await self._keep(job)
-        if job.webhook:
-            self.webhooks.begin(job.webhook, f"msg_{job.id}", await asyncio.to_thread(_told, job))
-        del self.active[job.id]
-        job.over.set()
-        on_end(job)
+        try:
+            await self._keep(job)
+            if job.webhook:
+                self.webhooks.begin(job.webhook, f"msg_{job.id}", await asyncio.to_thread(_told, job))
+        finally:  # whoever waits for its end waits for no bug of ours
+            del self.active[job.id]
+            job.over.set()
+            on_end(job)
 
     async def _drawn(self, job: Job) -> Reply:
         loop = asyncio.get_running_loop()
