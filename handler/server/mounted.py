@@ -40,4 +40,4 @@ def base(scope: Scope, settings: Settings) -> str:
     if not HOST.fullmatch(host):  # a name that could end up anywhere in a URL
         name, port = scope.get("server") or ("localhost", None)
         host = (f"[{name}]" if ":" in name else name).encode() + (f":{port}" if port else "").encode()
-    return f"{scope['scheme']}://{host.decode()}{quote(scope['app_root_path'])}"
+    return f"{scope.get('scheme', 'http')}://{host.decode()}{quote(scope['app_root_path'])}"

@@ -20,7 +20,7 @@ from handler import Settings, create_app
 from handler.api.jobs import service, webhooks
 from handler.api.jobs.webhooks import Webhooks
 from handler.core.errors import NumericalError, SettingsError
-from serving import live
+from serving import live, serving
 from threads import until
 
 ROUTE, EDITS, NATIVE = "/v1/images/generations", "/v1/images/edits", "/generate"
@@ -318,6 +318,17 @@ def test_a_job_that_was_accepted_is_drawn_though_the_worker_is_told_to_stop(tmp_
         held.gate.set()
         assert [ended(each)["status"] for each in (first, second)] == ["succeeded"] * 2
         assert not app.busy()
+
+
+def test_a_real_server_that_is_told_to_stop_ends_its_jobs_first(tmp_path: Path) -> None:
+    """With SIGTERM right after the answer; who asks a later worker finds the picture."""
+    with serving({"KINDLING_VOLUME": str(tmp_path)}) as served:
+        place = post(served.url, size="128x128")["urls"]["get"]
+        served.process.terminate()
+        assert served.process.wait(60) == 0
+    with worker(tmp_path) as (url, _):
+        found = look(f"{url}/v1/jobs/{place.rpartition('/')[2]}")
+    assert (found["status"], found["result"]["data"][0]["seed"]) == ("succeeded", 7)
 
 
 def test_the_end_of_a_job_is_counted_and_logged_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

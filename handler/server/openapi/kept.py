@@ -43,11 +43,15 @@ PICTURE = Answer(
 )
 
 
-def _of_job(method: str, summary: str, media: str = JSON) -> tuple[Operation, ...]:
-    schema = ref("Job") if media == JSON else TEXT
-    headers = () if media == JSON else ("x-accel-buffering",)
-    found = {200: Answer("As it is now.", {media: schema}, headers)}
-    return (Operation(method, summary, found, errors=(*ALWAYS, 404), parameters=(*HEAD, "job_id")),)
+SAID = ("PartialImage", "Completed", "PartialEdit", "CompletedEdit", "NativeCompleted", "Error")
+DATA = {"anyOf": [ref(name) for name in SAID]}
+EVENT = whole({"event": TEXT, "data": TEXT | {"contentMediaType": JSON, "contentSchema": DATA}}, "event")
+HEARD = Answer("Those to come, and the end.", {"text/event-stream": EVENT}, ("x-accel-buffering",))
+TOLD = Answer("As it is now.", {JSON: ref("Job")})
+
+
+def _of_job(method: str, summary: str, answer: Answer = TOLD) -> tuple[Operation, ...]:
+    return (Operation(method, summary, {200: answer}, errors=(*ALWAYS, 404), parameters=(*HEAD, "job_id")),)
 
 
 OPERATIONS: dict[str, tuple[Operation, ...]] = {
@@ -62,7 +66,7 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
     ),
     JOBS_ROUTE + "/{job_id}": _of_job("get", "A job, with its answer once it has ended"),
     JOBS_ROUTE + "/{job_id}/cancel": _of_job("post", "Stop a job, be it waiting or drawn"),
-    JOBS_ROUTE + "/{job_id}/events": _of_job("get", "A job's events, as of a stream", "text/event-stream"),
+    JOBS_ROUTE + "/{job_id}/events": _of_job("get", "A job's events, as of a stream", HEARD),
 }
 
 
