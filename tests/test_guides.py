@@ -27,6 +27,7 @@ RUN = {
     ".venv/bin/python platform/runpod_deploy.py": "",
     "curl -s http://127.0.0.1:8000": "",
     "curl -sL https://YOU--kindling-kindling-web.modal.run": "",
+    "KINDLING_FETCH_HOSTS=images.example": " --dry-run",
     "KINDLING_STORE_BUCKET=pictures": " --dry-run",
     "export KINDLING_MODEL=flux-schnell": "",
     "make ": " --dry-run",

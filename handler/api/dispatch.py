@@ -5,22 +5,24 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from handler.api import again, codec, loras, served
+from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of
 from handler.api.dialects import openai
 from handler.api.dialects.routes import dialect_of, for_model
+from handler.api.fetching import filled
+from handler.api.links import Links
+from handler.api.outgoing import Outgoing
 from handler.api.recipes import recipes_of
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
 from handler.api.workflows.mapping import MODEL
 from handler.api.workflows.service import Workflows
 from handler.core.deadline import Deadline
-from handler.core.errors import InvalidJson, InvalidType, RouteNotFound, Unsupported
+from handler.core.errors import RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
 from handler.core.request import ImageRequest
-from handler.core.untrusted import Malformed, check
 from handler.core.version import __version__
 from handler.engine.engine import Engine
 from handler.engine.queue import OnBegin, nobody
@@ -31,15 +33,14 @@ MODELS_ROUTE = "/v1/models"
 MODEL_INFO_ROUTE = "/v1/model_info"  # SGLang's
 RECEIPT_ROUTE = "/v1/receipt"
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
-OnRequestStep = Callable[[int, int, Preview], None]
-OnPartial = Callable[[dict[str, Any]], object]
-NO_STORE = "response_format 'url' needs an object store, and none is configured; use 'b64_json'."
+NO_STORE = "response_format 'url' needs an object store here, and KINDLING_STORE_BUCKET names none; use 'b64_json'."
 
 
 class Api:
     """Answers payloads with the model of one engine.
 
-    `counts` gets each picture that is encoded, on another thread, and `uploaded` the seconds of each upload.
+    `counts` gets each picture that is encoded, on another thread, and `uploaded` the seconds of each upload. `links`
+    has pictures by URL where there is no store.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class Api:
         engine: Engine,
         counts: Callable[[Picture], object] = lambda picture: None,
         uploaded: Callable[[float], object] = lambda seconds: None,
+        links: Links | None = None,
     ) -> None:
         self.engine, self._counts, self._uploaded = engine, counts, uploaded
-        self.store = Store.of(engine.settings)
+        self.store, self.links = Store.of(engine.settings), links
         self.workflows = Workflows(engine.settings, engine.spec)
+        self.fetches = Outgoing(engine.settings.fetch_hosts)
 
     async def call(
         self,
@@ -59,22 +62,35 @@ class Api:
         on_step: OnRequestStep = lambda *_: None,
         on_partial: OnPartial | None = None,
         deadline: Deadline | None = None,
+        base: str | None = None,
     ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
         `on_step(done, of, preview)` counts denoising steps over all pictures, on the engine's thread; `preview()` makes
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
         the events that a request's `partial_images` asks for, on the same thread. All is done by `deadline`, which is
-        KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded.
+        KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded. `base` is where callers find the
+        server that answers, if there is one.
         """
         deadline = deadline or Deadline.within(self.engine.settings.deadline_s)
-        return await answered(self._route(path, payload, on_step, on_partial, deadline))
+        if dialect_of(path):
+            return await answered(self._draw(path, payload, on_step, on_partial, deadline, base))
+        return await answered(self._told(path, deadline))
 
-    async def _route(
-        self, path: str, payload: Any, on_step: OnRequestStep, on_partial: OnPartial | None, deadline: Deadline
+    async def _draw(
+        self,
+        path: str,
+        payload: Any,
+        on_step: OnRequestStep,
+        on_partial: OnPartial | None,
+        deadline: Deadline,
+        base: str | None,
     ) -> Reply:
-        if dialect := dialect_of(path):
-            return await self._draw(path, dialect, for_model(path, payload), on_step, on_partial, deadline)
+        asked = await self.asked(path, payload, deadline, on_partial is not None, base)
+        return await self.answer(asked, on_step, on_partial, deadline)
+
+    async def _told(self, path: str, deadline: Deadline) -> Reply:
+        """The routes that only tell."""
         if path == MODELS_ROUTE:
             found = await loras.listed(self.engine.settings, deadline)
             kept = await self.workflows.names(deadline)
@@ -92,42 +108,57 @@ class Api:
             return Reply(200, answer(self.engine.spec, *known, self.engine.ledger.compile_failure))
         raise RouteNotFound(RETIRED.get(path, f"There is no route {path:.80}."))
 
-    async def _draw(
+    async def asked(
+        self, path: str, payload: Any, deadline: Deadline, streams: bool = False, base: str | None = None
+    ) -> Asked:
+        """What `payload` asks of a drawing route; raises what refuses it before anything is drawn."""
+        most = int(self.engine.settings.max_edit_mb * 1e6)
+        dialect = dialect_of(path)
+        assert dialect
+        fields = await filled(fields_of(for_model(path, payload)), self.fetches, most, deadline)
+        call = await self.workflows.called(path, dialect, fields, deadline)
+        asked = Asked.of(dialect, fields, self.engine, streams, base, call)
+        self._require_way(asked.request, base)
+        return asked
+
+    async def answer(
         self,
-        path: str,
-        dialect: ModuleType,
-        payload: Any,
-        on_step: OnRequestStep,
-        on_partial: OnPartial | None,
-        deadline: Deadline,
+        asked: Asked,
+        on_step: OnRequestStep = lambda *_: None,
+        on_partial: OnPartial | None = None,
+        deadline: Deadline | None = None,
+        on_begin: OnBegin = nobody,
+        admitted: bool = False,
     ) -> Reply:
-        if not isinstance(payload, dict):
-            raise InvalidType("The body should be a JSON object.")
-        _check(payload)
-        start = time.perf_counter()
-        call = await self.workflows.called(path, dialect, payload, deadline)
-        request: ImageRequest = call.request if call else dialect.parse(payload)
-        served.require(request, self.engine.spec, self.engine.settings, on_partial is not None)
-        self._require_store(request)
-        if request.partial_images and on_partial:
-            on_step = _showing(on_step, on_partial, dialect, request)
-        pictures, render = (
-            await call.drawn(self.draw, self._delivered, on_step, deadline, self.engine.settings.metadata)
-            if call
-            else (await self.draw(request, on_step, deadline), dialect.render)
-        )
+        """Draw what was asked, as `draw` does, and make its answer."""
+        start, deadline, request = time.perf_counter(), deadline or Deadline(), asked.request
+        on_step = asked.showing(on_step, on_partial)
+        pictures, render = await self._pictures(asked, on_step, deadline, on_begin, admitted)
         render = partial(render, spec=self.engine.spec, seconds=time.perf_counter() - start)
-        smaller = partial(again.smaller, render, request, pictures)
-        linked = self.store if any(picture.url for picture in pictures) else None
+        linked = (self.store or self.links) if any(picture.url for picture in pictures) else None
         untried = self.store if request.response_format != "url" else None
         return Reply(
             200,
             render(request, pictures=pictures),
-            smaller=smaller,
+            smaller=partial(again.smaller, render, request, pictures),
             stored=partial(again.stored, untried, deadline, render, request, pictures) if untried else None,
             pictures=tuple(pictures),
             lasts_s=linked.expires_s - (time.perf_counter() - start) if linked else math.inf,
         )
+
+    async def _pictures(
+        self, asked: Asked, on_step: OnRequestStep, deadline: Deadline, on_begin: OnBegin, admitted: bool
+    ) -> tuple[list[Picture], Callable[..., dict[str, Any]]]:
+        """The pictures, and what renders them."""
+        if not asked.call:
+            found = await self.draw(asked.request, on_step, deadline, on_begin, admitted, asked.base)
+            return found, asked.dialect.render
+
+        async def draw(request: ImageRequest, on_step: OnRequestStep, until: Deadline, begun: bool) -> list[Picture]:
+            return await self.draw(request, on_step, until, on_begin, admitted or begun)
+
+        deliver = partial(self._delivered, base=asked.base)
+        return await asked.call.drawn(draw, deliver, on_step, deadline, self.engine.settings.metadata)
 
     async def generate(self, request: ImageRequest) -> list[Picture]:
         """What `request` asks for, in the time that KINDLING_DEADLINE_S leaves it."""
@@ -146,6 +177,7 @@ class Api:
         deadline: Deadline | None = None,
         on_begin: OnBegin = nobody,
         admitted: bool = False,
+        base: str | None = None,
     ) -> list[Picture]:
         """Draw all of a request's pictures, by `deadline`; picture i has seed + i. Some are encoded while others draw.
 
@@ -153,7 +185,7 @@ class Api:
         """
         deadline = deadline or Deadline()
         self.engine.meter.require_budget()
-        self._require_store(request)
+        self._require_way(request, base)
         first, *_ = recipes = await self._recipes(request, deadline)
         taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
 
@@ -166,7 +198,7 @@ class Api:
             while left := wanted[len(encoding) :]:
                 several = left[: self.engine.at_once(first)]
                 for drawn in await self.engine.submit_all(several, deadline.at, admitted or bool(encoding), on_begin):
-                    encoding.append(asyncio.create_task(self._finish(drawn, request, deadline)))
+                    encoding.append(asyncio.create_task(self._finish(drawn, request, deadline, base)))
             return list(await asyncio.gather(*encoding))
         finally:
             for task in encoding:  # what failed first is told, and the others are of no use
@@ -183,20 +215,25 @@ class Api:
         make = partial(recipes_of, request, spec, settings.step_cache, found, embeddings)
         return await deadline.hold(asyncio.to_thread(make)) if request.images else make()
 
-    async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:
-        picture = await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
-        return await self._delivered(picture, request, deadline)
+    def _require_way(self, request: ImageRequest, base: str | None) -> None:
+        """Refuse a picture by URL where nobody would have it."""
+        if request.response_format == "url" and not (self.store or (self.links and base)):
+            raise Unsupported(NO_STORE, "response_format")
 
-    async def _delivered(self, picture: Picture, request: ImageRequest, deadline: Deadline) -> Picture:
+    async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline, base: str | None) -> Picture:
+        picture = await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
+        return await self._delivered(picture, request, deadline, base)
+
+    async def _delivered(
+        self, picture: Picture, request: ImageRequest, deadline: Deadline, base: str | None
+    ) -> Picture:
         if self.store and request.response_format == "url":
             picture = await self.store.keep(picture, deadline)
             self._uploaded(picture.stages["upload"])
+        elif self.links and base and request.response_format == "url":
+            picture = await self.links.keep(picture, base, deadline)
         deadline.require_time()
         return picture
-
-    def _require_store(self, request: ImageRequest) -> None:
-        if request.response_format == "url" and not self.store:
-            raise Unsupported(NO_STORE, "response_format")
 
     def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:
         start = time.perf_counter()
@@ -213,29 +250,3 @@ class Api:
         picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)
         self._counts(picture)
         return picture
-
-
-def _showing(
-    on_step: OnRequestStep, on_partial: OnPartial, dialect: ModuleType, request: ImageRequest
-) -> OnRequestStep:
-    """`on_step`, and the partial pictures that `request` asks for, spread evenly over the steps before the last."""
-    shown = 0
-
-    def step(done: int, of: int, preview: Preview) -> None:
-        nonlocal shown
-        on_step(done, of, preview)
-        if done < of and done * (request.partial_images + 1) >= (shown + 1) * of:
-            rgb = preview()
-            data = codec.encode(rgb, request.output_format, request.output_compression, None)
-            on_partial(dialect.partial(request, data, (rgb.shape[1], rgb.shape[0]), shown))
-            shown += 1
-
-    return step
-
-
-def _check(payload: dict[str, Any]) -> None:
-    """InvalidJson for what no transport should have let through: others read JSON less strictly than ours."""
-    try:
-        check(payload)
-    except Malformed as error:
-        raise InvalidJson(f"The request cannot be understood: {error}.") from None

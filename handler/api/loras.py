@@ -48,10 +48,10 @@ async def listed(settings: Settings, deadline: Deadline) -> list[adapters.Adapte
         return []
 
 
-async def looked(look: Callable[[], T], deadline: Deadline) -> T:
+async def looked(look: Callable[[], T], deadline: Deadline, hands: Hands = _hands) -> T:
     """What `look`, which asks the volume, gives; DeadlineExceeded if that is not there in time."""
-    looking = _hands.run(look)
+    looking = hands.run(look)
     try:
         return await deadline.hold(asyncio.wrap_future(looking))
     finally:
-        _hands.forsake(looking)
+        hands.forsake(looking)

@@ -15,12 +15,16 @@ NEEDS = {
     "store_prefix": "store_bucket",
     "store_expires_s": "store_bucket",
     "cap_action": "monthly_cap",
+    "webhook_secret": "webhook_hosts",
 }
 
 
 def described(settings: Settings, faults: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """A row for each setting and each fault of `Settings.examined`; keys are only counted, no wrong value is shown."""
-    values = settings.model_dump(mode="json") | {"api_keys": f"{len(settings.api_keys)} set"}
+    values = settings.model_dump(mode="json") | {
+        "api_keys": f"{len(settings.api_keys)} set",
+        "webhook_secret": "set" if settings.webhook_secret else "",
+    }
     given = Settings.given(os.environ)
     rows = {}
     for name, field in Settings.model_fields.items():

@@ -1,7 +1,8 @@
 """The files inside a request: bytes, data URLs or base64, forgiven as browsers do. A file is known by its own bytes.
 
 The rules are WHATWG's (infra.spec.whatwg.org/#forgiving-base64-decode, fetch.spec.whatwg.org/#data-urls), and the URL's
-alphabet (RFC 4648, 5) is taken too. Nothing is ever fetched.
+alphabet (RFC 4648, 5) is taken too. What is at a URL was
+fetched before, if that is allowed; here it is refused.
 """
 
 import base64
@@ -45,7 +46,7 @@ def _file(value: object, name: str) -> bytes:
         raise PydanticCustomError("string_type", "{name} should be a string", {"name": name})
     text = value.lstrip()
     if FETCHED.match(text):
-        raise ValueError(f"{name} is a URL, which is never fetched; send a data URL or base64")
+        raise ValueError(f"{name} is a URL, fetched only from hosts in KINDLING_FETCH_HOSTS; send a data URL or base64")
     head = DATA_URL.match(text)
     if not head and text[:5].lower() == "data:":
         raise ValueError(f"{name} should have ;base64, before its data if it is a data URL")

@@ -1,5 +1,6 @@
 """What a setting's value may be where pydantic has no such type, and pydantic's complaints in our words."""
 
+import base64
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,9 @@ from pydantic import AfterValidator, Field
 PathLike = TypeVar("PathLike", str, Path)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
 ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/?")
+HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
+SECRET = re.compile(r"whsec_(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")  # standardwebhooks.com
+PUBLIC = re.compile(ENDPOINT.pattern.removesuffix("/?") + "(?:/[A-Za-z0-9._~/-]*)?")
 WORDS = {  # for an error of pydantic's, by its name for it
     "bool_parsing": "should be true or false",
     "finite_number": "should be a finite number",
@@ -37,6 +41,33 @@ def _endpoint(value: str) -> str:
 
 
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+def _public(value: str) -> str:
+    if value and not PUBLIC.fullmatch(value):
+        raise ValueError("should be http:// or https://, a host, and a path if there is one")
+    return value.rstrip("/")
+
+
+PublicUrl = Annotated[str, AfterValidator(_public)]
+
+
+def _host(value: str) -> str:
+    if not HOST.fullmatch(value):
+        raise ValueError("should be hosts such as images.example or 10.0.0.5:9000, without a scheme or a path")
+    return value.lower()
+
+
+Host = Annotated[str, AfterValidator(_host)]
+
+
+def _secret(value: str) -> str:
+    if value and not (SECRET.fullmatch(value) and 24 <= len(base64.b64decode(value.removeprefix("whsec_"))) <= 64):
+        raise ValueError("should be whsec_ and 24 to 64 random bytes in base64")
+    return value
+
+
+WebhookSecret = Annotated[str, AfterValidator(_secret)]
 
 
 def _at_home(value: Path) -> Path:

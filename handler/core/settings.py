@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from handler.core.errors import SettingsError
-from handler.core.fields import Endpoint, Folder, ModelName, Name, Origin, words
+from handler.core.fields import Endpoint, Folder, Host, ModelName, Name, Origin, PublicUrl, WebhookSecret, words
 from handler.core.loras import Pinned
 from handler.core.request import MAX_IMAGES
 from handler.core.stepcache import StepCacheSetting
@@ -99,7 +99,7 @@ class Settings(BaseModel):
     )
     volume: Folder = Field(
         default_factory=lambda: _default("volume", Path.home() / ".cache" / "kindling"),
-        description="holds models/, baked/, boots/ and comfy/",
+        description="holds models/, baked/, boots/, comfy/ and kept/",
     )
     api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
     cors_origins: tuple[Origin, ...] = Field((), description="whose pages may ask, such as https://a.example; * is all")
@@ -158,9 +158,20 @@ class Settings(BaseModel):
     store_region: str = Field("", pattern="^[A-Za-z0-9-]*$", description="of that bucket; else boto3's, else us-east-1")
     store_prefix: str = Field("kindling", pattern=r"^[A-Za-z0-9._/-]*$", description="what its keys begin with")
     store_expires_s: int = Field(86_400, ge=1, le=604_800, description="seconds for which a picture's URL works")
+    fetch_hosts: tuple[Host, ...] = Field((), description="where images by URL may be fetched, such as images.example")
+    webhook_hosts: tuple[Host, ...] = Field((), description="who may be told of jobs that have ended; comma-separated")
+    webhook_secret: WebhookSecret = Field(
+        "", repr=False, description="signs webhooks: whsec_ and 24 to 64 bytes in base64"
+    )
+    public_url: PublicUrl = Field("", description="where callers find this server, for URLs in answers")
+    kept: int = Field(1000, ge=1, le=100_000, description="pictures by URL without a store, and jobs, kept at most")
+    kept_mb: float = Field(256, gt=0, le=1e6, description="of each of these two, at most so many MB")
+    kept_s: float = Field(3600, gt=0, le=2_592_000, description="seconds for which these can be had")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
-    @field_validator("api_keys", "model_names", "cors_origins", "weights", "loras", mode="before")
+    @field_validator(
+        "api_keys", "model_names", "cors_origins", "weights", "loras", "fetch_hosts", "webhook_hosts", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler.api.comfy.service import Comfy
 from handler.api.dialects.routes import DIALECTS
+from handler.api.jobs.service import Jobs
 from handler.api.pieces import PIECE, encoded, pieces, size
 from handler.api.reply import Reply, error_reply
 from handler.api.workflows.service import ROUTE
@@ -35,7 +36,8 @@ HEADER = b"x-request-id"
 ARRIVED = "arrived"  # in the state of a request whose server knows when its first byte came
 VISIBLE = re.compile(rb"[!-~]{1,128}")
 JSON = "application/json"
-JOBS = "/prompt (job)"  # what a ComfyUI prompt counts as when it has ended, after its own answer
+JOB = " (job)"  # of a route: what was accepted there has ended, after its own answer
+JOBS = f"/prompt{JOB}"
 WORKFLOW = f"{ROUTE}/{{name}}"  # which draws when it is posted to
 LOGGED = (*DIALECTS, JOBS)
 log = logging.getLogger("kindling.requests")
@@ -45,9 +47,15 @@ class Observed:
     """Around a whole app, which answers by `api`. Its routes find their `Seen` in the request's state."""
 
     def __init__(
-        self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics, traces: Traces | None, jobs: Comfy
+        self,
+        app: ASGIApp,
+        routes: Sequence[BaseRoute],
+        metrics: Metrics,
+        traces: Traces | None,
+        comfy: Comfy,
+        jobs: Jobs,
     ) -> None:
-        self.app, self._metrics, self.traces, self._jobs = app, metrics, traces, jobs
+        self.app, self._metrics, self.traces, self._jobs, self.later = app, metrics, traces, comfy, jobs
         self.api = jobs.api
         self._editor = jobs.api.engine.settings.comfy_ui
         self._routes = [route for route in routes if isinstance(route, Route)]
@@ -77,10 +85,11 @@ class Observed:
             if seen.deadline:
                 seen.deadline.hurry()
         self._jobs.hurry()
+        self.later.hurry()
 
     def busy(self) -> bool:
         """Whether something goes on that no open request waits for."""
-        return self._jobs.busy
+        return self._jobs.busy or self.later.busy
 
     def _route(self, path: str) -> str:
         return next((route.path for route in self._routes if route.path_regex.match(path)), "other")

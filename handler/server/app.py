@@ -15,10 +15,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from handler.api.asking import OnPartial
 from handler.api.comfy.service import Comfy
 from handler.api.dialects import huggingface
 from handler.api.dialects.routes import DIALECTS, dialect_of
-from handler.api.dispatch import MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api, OnPartial
+from handler.api.dispatch import MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api
+from handler.api.jobs.job import JOBS_ROUTE
+from handler.api.jobs.service import Jobs
+from handler.api.links import LINKS_ROUTE, Links
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
 from handler.core.deadline import Deadline, before
@@ -40,8 +44,10 @@ from handler.server.comfy.desk import Desk
 from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.idempotency import Repeats, fingerprint, key_of
+from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
+from handler.server.links import content
 from handler.server.metrics import Metrics
-from handler.server.mounted import EDITOR
+from handler.server.mounted import EDITOR, base
 from handler.server.openapi.document import HANGS_UP, SECONDS, document
 from handler.server.patience import patience
 from handler.server.record import Seen
@@ -70,6 +76,10 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         Route(MODELS_ROUTE + "/{id:path}", read),
         Route(RECEIPT_ROUTE, read),
         Route(MODEL_INFO_ROUTE, read),
+        Route(LINKS_ROUTE, content),
+        Route(JOBS_ROUTE + "/{job_id}", get_job),
+        Route(JOBS_ROUTE + "/{job_id}/cancel", cancel_job, methods=["POST"]),
+        Route(JOBS_ROUTE + "/{job_id}/events", hear_job),
         Route("/", home, methods=["GET", "POST"]),
         Route("/ping", ping),
         Route("/health", health),
@@ -88,11 +98,11 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.router.redirect_slashes = False
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
-    app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded)
-    app.state.comfy = Comfy(app.state.api)
+    app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
+    app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
     app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
     gate = guarded(Answering(app), settings)
-    observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy)
+    observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy, app.state.jobs)
     app.state.ended = observed.ended
     return observed
 
@@ -188,19 +198,22 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     form = await multipart.read(headers, body) if bodies.media(headers) == multipart.MEDIA else None
     payload = bodies.decode(body) if form is None else form
     seen.read(payload)
+    later = Later.taken(request, payload)
     streams = isinstance(payload, dict) and payload.get("stream") is True
     dialect = dialect_of(path)
     assert dialect  # or there were no such route
     hub = dialect is huggingface
-    forms = () if streams else accept.forms(",".join(headers.getlist("accept")), hub)
+    forms = () if streams or later else accept.forms(",".join(headers.getlist("accept")), hub)
     payload = accept.asked(payload, forms, "parameters" if hub else "")
-    if not streams and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
+    if not (streams or later) and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
         deadline.no_later(before(float(hangs_up)))  # OpenAI's client does, having heard nothing, and asks for another
     asked = await asyncio.to_thread(fingerprint, path, body, form, *forms) if key else b""
+    if later:
+        return await _while_connected(request, posted(request, payload, later, key, asked))
 
     async def call(on_partial: OnPartial | None = None) -> Reply:
         def start(until: Deadline) -> Awaitable[Reply]:
-            return api.call(path, payload, on_partial=on_partial, deadline=until)
+            return api.call(path, payload, on_partial=on_partial, deadline=until, base=base(request.scope, settings))
 
         return seen.note(await repeats.call(key, asked, start, deadline))
 

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from urllib.parse import parse_qs
@@ -19,6 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from handler.api.links import LINKS_ROUTE
 from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
@@ -28,9 +30,10 @@ from handler.server.mounted import EDITOR, PICTURES
 
 OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
-READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", *TOLD)
+READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", *TOLD, "location")
 # Whose URL may have the key in it: browsers send nothing else for an image or a websocket.
 BY_URL = ("/ws", "/api/ws", "/view", "/api/view")
+LINK, READS = re.compile(LINKS_ROUTE.replace("{image_id}", "[^/]+")), ("GET", "HEAD")
 Why = Callable[[Scope], RequestError | None]
 QUERY, FIELDS = 4096, 64  # bytes and fields of a URL's query that are looked at
 CHALLENGE = 'Basic realm="Kindling: any name, and a key as the password", charset="UTF-8"'
@@ -122,8 +125,11 @@ class Keys:
     def __call__(self, scope: Scope) -> RequestError | None:
         """What is wrong with the request's key, if anything; how long this takes tells nothing about the keys.
 
-        One that a browser adds unasked, to what any page asks, proves nothing of a page that is `foreign`.
+        One that a browser adds unasked, to what any page asks, proves nothing of a page that is `foreign`. A picture's
+        URL is its own key.
         """
+        if scope.get("method") in READS and LINK.fullmatch(scope["path"]):
+            return None
         known = [name for name, key in _keys(scope) if self._knows(key)]
         if not known:
             return Unauthorized("Send a valid key as 'Authorization: Bearer KEY'.")

@@ -1,9 +1,13 @@
 """Below which prefix an app is served, and what is asked of it there: mounted in another app, or behind a proxy."""
 
 import re
+from urllib.parse import quote
 
 from starlette.types import Scope
 
+from handler.core.settings import Settings
+
+HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 EDITOR = "/comfy"  # where ComfyUI's page is; it asks for its server below the folder that it lies in itself
 PICTURES = "/assets"  # where it looks for some of its own, wherever it lies
 ASKED = re.compile(rf"\A{EDITOR}(?=/(?:api|internal)/|/ws\Z)")
@@ -30,3 +34,18 @@ def _below(path: str, prefix: str, scope: Scope) -> str:
         if start and f"{path}/".startswith(f"{start}/"):
             return path.removeprefix(start) or "/"
     return path
+
+
+def base(scope: Scope, settings: Settings) -> str:
+    """Where callers find the app's root, without a slash at its end: where KINDLING_PUBLIC_URL says, or else as the
+    request came. Its scheme is the server's to know, which believes proxies' headers only where it is told to.
+
+    What this gives, whoever sent the Host header gets back, and nobody else.
+    """
+    if settings.public_url:
+        return settings.public_url
+    host = dict(scope["headers"]).get(b"host", b"")
+    if not HOST.fullmatch(host):  # a name that could end up anywhere in a URL
+        name, port = scope.get("server") or ("localhost", None)
+        host = (f"[{name}]" if ":" in name else name).encode() + (f":{port}" if port else "").encode()
+    return f"{scope.get('scheme', 'http')}://{host.decode()}{quote(scope['app_root_path'])}"

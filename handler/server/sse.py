@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from handler.api.dispatch import OnPartial
+from handler.api.asking import OnPartial
 from handler.api.pieces import encoded, pieces
 from handler.api.reply import Reply
 from handler.server.access import spread
@@ -65,8 +65,10 @@ class Streaming(StreamingResponse):
             self._task.cancel()
 
 
-async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Completed) -> Reply | Streaming:
-    """Run `call` as a stream; the Reply itself if it failed before there was anything to say.
+async def stream(
+    call: Callable[[OnPartial], Awaitable[Reply]], completed: Completed, always: bool = False
+) -> Reply | Streaming:
+    """Run `call` as a stream; the Reply itself if it failed before there was anything to say, unless `always`.
 
     `completed` makes the last events of the body. The end of the answer, however it comes, cancels the call.
     """
@@ -78,7 +80,7 @@ async def stream(call: Callable[[OnPartial], Awaitable[Reply]], completed: Compl
     except asyncio.CancelledError:
         task.cancel()
         raise
-    if first is None and task.done() and task.result().status >= 400:
+    if first is None and task.done() and task.result().status >= 400 and not always:
         return task.result()
 
     async def body() -> AsyncIterator[bytes]:

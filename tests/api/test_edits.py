@@ -720,7 +720,7 @@ ABUSE: list[tuple[str, bytes, str, int, str, str]] = [
     ("moving", file("image", moving("WEBP")) + part("prompt", b"x") + END, FORM, 400, "invalid_value", "animation"),
     ("mask of another size", OK + file("mask", hole((64, 64))) + END, FORM, 400, "invalid_value", "mask: it is 64x64"),
     ("mask as text", OK + part("mask", b"none") + END, FORM, 400, "invalid_value", "mask: the file is not a whole PNG"),
-    ("an address", part("image", b"http://a/b") + part("prompt", b"x") + END, FORM, 400, "invalid_value", "never"),
+    ("an address", part("image", b"http://a/b") + part("prompt", b"x") + END, FORM, 400, "invalid_value", "fetched"),
 ]  # fmt: skip
 
 

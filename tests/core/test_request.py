@@ -134,7 +134,7 @@ def test_how_many_images_may_come() -> None:
           for name in ("", "a\nb", "n" * 201)),
         *(
             ({"images": [address]}, InvalidValue, "images",
-             "images: image 1 is a URL, which is never fetched; send a data URL or base64.")
+             "images: image 1 is a URL, fetched only from hosts in KINDLING_FETCH_HOSTS; send a data URL or base64.")
             for address in ("http://here/a.png", "https://here/a.png")
         ),
         *(

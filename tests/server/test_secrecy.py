@@ -124,6 +124,8 @@ def drawn(server: Watched) -> None:
         assert server.post(QUICK, **{"idempotency-key": f"{WORD}-1"}).status_code == 200
     streamed = {"prompt": PROMPT, "stream": True, "partial_images": 2}
     assert "image_generation.completed" in server.post(streamed).text
+    linked = server.post(QUICK | {"response_format": "url"}).json()["data"][0]["url"]
+    assert WORD in httpx.get(linked).content.decode("latin-1")
 
 
 def refused(server: Watched) -> None:
@@ -140,7 +142,6 @@ def refused(server: Watched) -> None:
         QUICK | {"scheduler": WORD},
         QUICK | {"step_cache": WORD},
         QUICK | {"output_format": WORD},
-        QUICK | {"response_format": "url"},
         QUICK | {"images": [f"http://{WORD}.example/a.png"]},
         QUICK | {"images": [f"data:image/png;base64,{base64.b64encode(WORD.encode()).decode()}"]},
         QUICK | {"stream": WORD},
@@ -218,7 +219,10 @@ def test_no_canary_is_ever_seen(watched: Watched) -> None:
     output = "".join(watched.served.lines) + watched.output.read_text()
     assert "DEBUG " in output
     assert '"prompt_length": ' in output
-    written = [path.read_bytes().decode("latin-1") for path in watched.volume.rglob("*") if path.is_file()]
+    kept = watched.volume / "kept"  # pictures by URL, with the parameters that every PNG has
+    assert [path for path in kept.rglob("*") if path.is_file()]
+    files = [path for path in watched.volume.rglob("*") if path.is_file() and not path.is_relative_to(kept)]
+    written = [path.read_bytes().decode("latin-1") for path in files]
     assert written
     sent = [body.decode("latin-1") for body in watched.receiver.bodies]
     seen = [*output.splitlines(), *told, *written, *sent]

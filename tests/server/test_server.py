@@ -154,7 +154,7 @@ BAD: list[tuple[Any, int, str | None, str]] = [
     ({**OK, "scheduler": "dpm++"}, 422, "scheduler", "out_of_range"),
     ({**OK, "model": "nope"}, 404, "model", "model_not_found"),
     ({**OK, "model": "flux-dev"}, 404, "model", "model_not_found"),
-    ({**OK, "response_format": "url"}, 400, "response_format", "unsupported_parameter"),
+    ({**OK, "response_format": "file"}, 422, "response_format", "out_of_range"),
     ({**OK, "negative_prompt": "blur"}, 400, "negative_prompt", "unsupported_parameter"),
     ({**OK, "colour": "red"}, 400, "colour", "unknown_parameter"),
 ]

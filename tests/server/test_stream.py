@@ -18,8 +18,8 @@ from starlette.responses import StreamingResponse
 
 from fakes import FakeFamily, raises
 from handler import Api, Engine, Settings
+from handler.api.asking import OnPartial
 from handler.api.dialects import openai as dialect
-from handler.api.dispatch import OnPartial
 from handler.api.reply import Reply
 from handler.core.errors import NumericalError
 from handler.server import sse as streams

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, TypeVar
 
-from handler.api.comfy.bucket import Bucket
+from handler.api.comfy.bucket import shared
 from handler.api.comfy.job import LIVE, Record, now_ms
 from handler.api.comfy.naming import following, numbered
-from handler.api.comfy.shelf import Shelf, disk_of, named, passing, prune
+from handler.api.comfy.shelf import Shelf, named, passing, prune
 from handler.api.loras import looked
-from handler.api.store import Store
 from handler.core.deadline import Deadline
 from handler.core.errors import KindlingError
 from handler.core.settings import Settings
@@ -160,14 +159,14 @@ class Archive:
 
 
 def _chosen(settings: Settings) -> Shelf:
-    """The volume, if it can be written; but on Modal, where a container does not see at once what another has written,
-    and where there is no such volume, the object store, if there is one."""
-    disk, store = disk_of(settings.volume), Store.of(settings)
-    if store and (disk is None or settings.platform == "modal"):
-        return Bucket(store)
-    if disk is None:
-        log.warning("ComfyUI's prompts and pictures go with this worker: no volume can be written, and no store is set")
-    return disk or passing()
+    """Where other workers see it, or one that goes with this worker, which is told once for all that is kept so."""
+    found = shared(settings)
+    if found is None:
+        log.warning(
+            "ComfyUI's prompts and pictures go with this worker: no volume can be written, and no store is set; "
+            "so do jobs and pictures by URL"
+        )
+    return found or passing()
 
 
 async def tried(work: Any, otherwise: T, what: str) -> T:

@@ -1,11 +1,12 @@
-"""Files of ComfyUI's routes in the object store, below `PREFIX/comfy/`, where workers share no volume."""
+"""Files in the object store, such as those of ComfyUI's routes below `PREFIX/comfy/`, where workers share no volume."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from handler.api.comfy.shelf import Entry
+from handler.api.comfy.shelf import Entry, Shelf, disk_of
 from handler.api.store import Store, reason
+from handler.core.settings import Settings
 
 MISSING = ("404", "NoSuchKey")
 TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -17,9 +18,9 @@ class Bucket:
     shared = True
     look_s = 2.0  # a listing costs money
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, folder: str = "comfy") -> None:
         self._store = store
-        self._top = f"{store.prefix}/comfy/".lstrip("/")
+        self._top = f"{store.prefix}/{folder}/".lstrip("/")
 
     def get(self, name: str) -> bytes:
         """See `Shelf`."""
@@ -79,3 +80,13 @@ def _failing(name: str) -> Iterator[None]:
         if code in TAKEN:
             raise FileExistsError(name) from None
         raise OSError(None, f"the object store failed: {reason(error)}") from None
+
+
+def shared(settings: Settings, folder: str = "comfy") -> Shelf | None:
+    """Where other workers see a folder's files: on the volume, if it can be written; but on Modal, where a container
+    does not see at once what another has written, and where there is no such volume, in the object store, if there is
+    one."""
+    disk, store = disk_of(settings.volume, folder), Store.of(settings)
+    if store and (disk is None or settings.platform == "modal"):
+        return Bucket(store, folder)
+    return disk

@@ -6,6 +6,7 @@ it begins with, not by a link either; whoever asks for one that would is told so
 
 import contextlib
 import errno
+import math
 import os
 import re
 import secrets
@@ -150,8 +151,8 @@ class Disk:
             for each in there:
                 with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                     if each.is_file(follow_symlinks=False) and not each.name.endswith(PART):
-                        found = each.stat(follow_symlinks=False)
-                        yield Entry(found.st_mtime, str(name / each.name), found.st_size)
+                        about = each.stat(follow_symlinks=False)
+                        yield Entry(about.st_mtime, str(name / each.name), about.st_size)
                     elif depth and each.is_dir(follow_symlinks=False):
                         yield from self._found(Path(each.path), name / each.name, depth - 1)
 
@@ -164,18 +165,19 @@ class Disk:
         return place
 
 
-def prune(shelf: Shelf, folder: str, most: int, oldest_s: float) -> None:
-    """Remove what is older than `oldest_s` seconds, and all but the latest `most` files of `folder`."""
-    found = shelf.entries(folder, deep=True)
-    since = time.time() - oldest_s
-    for entry in [*found[:-most], *(entry for entry in found[-most:] if entry.time < since)]:
-        shelf.remove(entry.name)
+def prune(shelf: Shelf, folder: str, most: int, oldest_s: float, largest: float = math.inf) -> None:
+    """Remove what is older than `oldest_s` seconds, and all but the latest `most` files, and `largest` bytes, there."""
+    since, size = time.time() - oldest_s, 0
+    for place, entry in enumerate(reversed(shelf.entries(folder, deep=True))):
+        size += entry.size
+        if place >= most or entry.time < since or size > largest:
+            shelf.remove(entry.name)
 
 
-def disk_of(volume: Path) -> Disk | None:
-    """The volume's, if it can be written."""
-    there = next((each for each in (volume / "comfy", volume, *volume.parents) if each.exists()), volume)
-    return Disk(volume / "comfy", shared=True) if os.access(there, os.W_OK | os.X_OK) else None
+def disk_of(volume: Path, folder: str = "comfy") -> Disk | None:
+    """A folder of the volume, if it can be written."""
+    there = next((each for each in (volume / folder, volume, *volume.parents) if each.exists()), volume)
+    return Disk(volume / folder, shared=True) if os.access(there, os.W_OK | os.X_OK) else None
 
 
 def passing() -> Disk:

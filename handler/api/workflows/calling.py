@@ -64,7 +64,8 @@ class Call:
         deadline: Deadline,
         metadata: bool,
     ) -> tuple[list[Picture], Render]:
-        """The pictures of all outputs, and what renders them. `draw` and `deliver` are `Api`'s; raises what they do."""
+        """The pictures of all outputs, and what renders them. `draw` and `deliver` are `Api`'s; the last that
+        `draw` gets is whether some were drawn. Raises what they do."""
         passes, progress = Passes(deadline), Progress(self.outputs, on_step)
         one = partial(self._pass, draw, progress, deadline)
         made = []
@@ -77,7 +78,7 @@ class Call:
     async def _pass(
         self, draw: Draw, progress: "Progress", deadline: Deadline, what: Step, request: ImageRequest
     ) -> list[Picture]:
-        found = await draw(request, progress.step, deadline, admitted=progress.done > 0)
+        found = await draw(request, progress.step, deadline, progress.done > 0)
         progress.done += 1
         return found
 

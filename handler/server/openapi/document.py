@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from handler.api import served
+from handler.api.links import LINKS_ROUTE
 from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.core.version import __version__
 from handler.engine.engine import Engine
@@ -14,7 +15,7 @@ from handler.server import multipart
 from handler.server.accept import MEDIA, TOLD
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY, REPEATED
-from handler.server.openapi import comfy, workflows
+from handler.server.openapi import comfy, jobs, workflows
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import requests
 from handler.server.openapi.responses import ANSWERS, types
@@ -44,6 +45,7 @@ HEADERS: dict[str, Schema] = {
     "x-model": {"schema": TEXT, "description": "Which model drew a picture that is sent as it is."},
     "x-inference-ms": {"schema": TEXT, "description": "How long that took."},
     "www-authenticate": {"required": True, "schema": TEXT},
+    **jobs.HEADERS,
     "x-accel-buffering": {"schema": {"enum": ["no"]}, "description": "Of a stream, which nginx should not hold back."},
     **{name: {"required": True, "schema": {"enum": [value]}} for name, value in DEFAULTS.items()},
 }
@@ -75,9 +77,10 @@ PARAMETERS: dict[str, Schema] = {
     },
     **comfy.PARAMETERS,
     **workflows.PARAMETERS,
+    **jobs.PARAMETERS,
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
-ASKED = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP)  # of every route that draws
+ASKED = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP, "prefer")  # of every route that draws
 PLAIN = str.maketrans("/.", "__", "{}")
 
 
@@ -99,15 +102,15 @@ def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str
     content = {JSON: ref(answer), EVENTS: said, **PICTURES}
     told = "The pictures; with stream true, events; one picture as it is, where Accept wants that."
     drawn = Answer(told, content, (*REPEATED, *TOLD, "x-accel-buffering"))
-    return Operation("post", summary, {200: drawn}, body, DRAWING, ASKED)
+    return Operation("post", summary, {200: drawn, 202: jobs.ACCEPTED}, body, DRAWING, ASKED)
 
 
 def _hub(*parameters: str) -> Operation:
     """A route of Hugging Face's client."""
     drawn = Answer("The picture as it is, or JSON where Accept wants that.", {**PICTURES, JSON: ref("NativeImages")})
-    answer = replace(drawn, headers=(*REPEATED, *TOLD))
+    answers = {200: replace(drawn, headers=(*REPEATED, *TOLD)), 202: jobs.ACCEPTED}
     summary, body = "Draw one picture, as Hugging Face's InferenceClient asks", {JSON: ref("HubRequest")}
-    return Operation("post", summary, {200: answer}, body, DRAWING, (*ASKED, *parameters))
+    return Operation("post", summary, answers, body, DRAWING, (*ASKED, *parameters))
 
 
 def _reading(summary: str, answer: str) -> Operation:
@@ -170,7 +173,7 @@ OPERATIONS: dict[str, Operation] = {
 
 def operations() -> dict[str, tuple[Operation, ...]]:
     """All, by their routes."""
-    found = {path: (row,) for path, row in OPERATIONS.items()} | comfy.OPERATIONS
+    found = {path: (row,) for path, row in OPERATIONS.items()} | jobs.OPERATIONS | comfy.OPERATIONS
     drawn = _called("Draw a kept workflow, by its fields", workflows.ANY, "name")
     return found | {
         "/": (*found["/"], _hub()),
@@ -216,7 +219,7 @@ def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] =
 
 
 def _operation(path: str, row: Operation, keyed: bool, names: tuple[str, ...]) -> Schema:
-    is_open = path in OPEN_ROUTES
+    is_open = path in OPEN_ROUTES or (keyed and path == LINKS_ROUTE)
     errors = [*row.errors] if is_open else [*row.errors, 401 if keyed else 403]
     found: Schema = {
         "summary": row.summary,
@@ -259,4 +262,5 @@ def _refusal(status: int) -> Schema:
 
 
 def _headers(*names: str) -> Schema:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+    """Of what a header is in most answers, and what it is in some, the latter."""
+    return {name.removesuffix("-private"): {"$ref": f"#/components/headers/{name}"} for name in names}

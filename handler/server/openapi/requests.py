@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from handler.api import served
 from handler.api.dialects import aliases
 from handler.api.dialects.openai import ACCEPTED, IGNORED, SIDES
-from handler.api.store import Store
 from handler.catalog.ceilings import most_steps
 from handler.catalog.spec import ModelSpec
 from handler.core.loras import HEAVIEST
@@ -23,6 +22,7 @@ from handler.core.request import Format, ImageRequest
 from handler.core.sampling import Sampling
 from handler.core.settings import Settings
 from handler.core.stepcache import BOUNDS
+from handler.server.openapi.jobs import fields as later_fields
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed
 from handler.volume.adapters import names
 
@@ -49,6 +49,7 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """The components that bodies are described by."""
     native = fields(spec, settings)
     sides = {side: {name: native[side][name] for name in native[side] if name != "default"} for side in SIDES}
+    native |= later_fields(settings)
     openai = native | sides | {"size": SIZE}
     openai |= {name: {"enum": list(values), "default": values[0]} for name, values in ACCEPTED.items()}
     openai |= dict.fromkeys(IGNORED, ACCEPTED_TEXT)
@@ -90,7 +91,6 @@ def fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "step_cache": _step_cache(spec, settings),
         "loras": _loras(names(settings.volume)),
         "output_format": {"enum": [*get_args(Format), "jpg"]},
-        "response_format": {} if Store.of(settings) else {"enum": ["b64_json"]},
     }
     whole = ImageRequest.model_json_schema()["properties"]
     found = {name: plain(schema) | narrowed.get(name, {}) for name, schema in whole.items()}

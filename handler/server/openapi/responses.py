@@ -10,6 +10,7 @@ from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
 from handler.engine.engine import EngineState
 from handler.engine.spend import Verdict
+from handler.server.openapi.jobs import JOB
 from handler.server.openapi.schema import COUNT, FORMAT, NULL, NUMBER, REF, TEXT, Schema, array, ref, whole
 from handler.volume.receipts import Receipt
 from handler.worker.clock import Ledger
@@ -93,6 +94,8 @@ ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null
 
 ANSWERS: dict[str, Schema] = {
     "Error": whole({"error": ERROR}),
+    "ErrorInfo": ERROR,
+    "Job": JOB,
     "Images": whole({"created": COUNT, "data": array(_picture(PICTURE)), **SHARED, **ABOUT}, "delivery"),
     "NativeImages": whole(NATIVE, *RARE),
     "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),

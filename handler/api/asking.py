@@ -1,0 +1,74 @@
+"""A request to draw that was understood: what is asked for, in which dialect, and where its answer will be read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Self
+
+from handler.api import codec, served
+from handler.api.workflows.calling import Call
+from handler.core.errors import InvalidJson, InvalidType
+from handler.core.recipe import Preview
+from handler.core.request import ImageRequest
+from handler.core.untrusted import Malformed, check
+from handler.engine.engine import Engine
+
+OnRequestStep = Callable[[int, int, Preview], None]
+OnPartial = Callable[[dict[str, Any]], object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """A request, and the dialect that it came in and is answered in.
+
+    `base` is where callers find the server that answers, if there is one: pictures can have URLs there. `call` is what
+    is asked of a kept workflow, if it is one that is asked.
+    """
+
+    dialect: ModuleType
+    request: ImageRequest
+    base: str | None = None
+    call: Call | None = None
+
+    @classmethod
+    def of(
+        cls,
+        dialect: ModuleType,
+        payload: dict[str, Any],
+        engine: Engine,
+        streams: bool,
+        base: str | None,
+        call: Call | None,
+    ) -> Self:
+        """`payload` in `dialect`, as this engine serves it; `streams` says whether events can be sent."""
+        request: ImageRequest = call.request if call else dialect.parse(payload)
+        served.require(request, engine.spec, engine.settings, streams)
+        return cls(dialect, request, base, call)
+
+    def showing(self, on_step: OnRequestStep, on_partial: OnPartial | None) -> OnRequestStep:
+        """`on_step`, and the partial pictures that are asked for, spread evenly over the steps before the last."""
+        request, shown = self.request, 0
+        if not (request.partial_images and on_partial):
+            return on_step
+
+        def step(done: int, of: int, preview: Preview) -> None:
+            nonlocal shown
+            on_step(done, of, preview)
+            if done < of and done * (request.partial_images + 1) >= (shown + 1) * of:
+                rgb = preview()
+                data = codec.encode(rgb, request.output_format, request.output_compression, None)
+                on_partial(self.dialect.partial(request, data, (rgb.shape[1], rgb.shape[0]), shown))
+                shown += 1
+
+        return step
+
+
+def fields_of(payload: Any) -> dict[str, Any]:
+    """`payload`, if it is an object of what JSON has: no transport should have let anything else through."""
+    if not isinstance(payload, dict):
+        raise InvalidType("The body should be a JSON object.")
+    try:
+        check(payload)
+    except Malformed as error:
+        raise InvalidJson(f"The request cannot be understood: {error}.") from None
+    return payload

@@ -1,0 +1,1 @@
+"""Requests to draw that outlive whoever sent them."""

@@ -1,0 +1,136 @@
+"""Files that are kept for a while: in this worker's memory, and where all workers see them, if there is such a place.
+
+Whoever asks the worker that has a file waits for no volume; and a volume that fails or hangs loses nothing but what
+others would have found. Bounds hold for each folder: here at once, where workers share it each time that one of them
+has added an eighth of them, or that some minutes have passed.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from handler.api.comfy.bucket import shared
+from handler.api.comfy.shelf import Shelf, prune
+from handler.api.hands import Hands
+from handler.api.loras import looked
+from handler.core.deadline import Deadline
+from handler.core.errors import KindlingError
+from handler.core.settings import Settings
+
+T = TypeVar("T")
+ROOT = "kept"
+NEAR = 64e6  # bytes in memory of what is kept elsewhere too
+LOOK_S = 10.0  # for which a volume may hang
+TIDIED_S = 600.0  # between two times that it is looked whether there is too much
+SHARE = 1 / 8  # of the bounds, after which it is looked at once
+_hands = Hands(4, 4, "kept")  # their own: pictures by URL are asked for by anybody
+log = logging.getLogger(__name__)
+
+
+class Near:
+    """The latest files of a folder, in this worker's memory. For one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._files = OrderedDict[str, tuple[float, bytes]]()
+        self._most, self._oldest_s, self._size = settings.kept, settings.kept_s, 0
+
+    def put(self, name: str, data: bytes, most: float) -> None:
+        """Keep a file, of all together at most so many bytes."""
+        self.drop(name)
+        self._files[name] = (time.monotonic(), data)
+        self._size += len(data)
+        while self._files and (len(self._files) > self._most or self._size > most or self._old()):
+            self.drop(next(iter(self._files)))
+
+    def get(self, name: str) -> bytes | None:
+        """What is in it, if it is here and not too old."""
+        at, data = self._files.get(name, (0.0, None))
+        return data if data is not None and time.monotonic() - at < self._oldest_s else None
+
+    def drop(self, name: str) -> None:
+        """Be it there or not."""
+        if found := self._files.pop(name, None):
+            self._size -= len(found[1])
+
+    def _old(self) -> bool:
+        at, _ = next(iter(self._files.values()))
+        return time.monotonic() - at > self._oldest_s
+
+
+@dataclass(slots=True)
+class Added:
+    """What this worker has added to a shared folder since it was last tidied, at `tidied`."""
+
+    files: int = 0
+    size: int = 0
+    tidied: float = -TIDIED_S
+
+
+class Keeper:
+    """Keeps one folder's files. All but what is said to be for a thread is for one event loop."""
+
+    def __init__(self, settings: Settings, folder: str) -> None:
+        self._settings, self._folder = settings, folder
+        self._near, self._most = Near(settings), settings.kept_mb * 1e6
+        self._shelf: Shelf | None = None
+        self._lock, self._looked = threading.Lock(), False
+        self._added = Added()
+
+    async def put(self, name: str, data: bytes, deadline: Deadline | None = None) -> None:
+        """Keep a file; `deadline` is by when this shall be over, be it where others see it or not."""
+        self._near.put(name, data, min(self._most, NEAR) if self._shelf else self._most)
+        await self._tried(partial(self._put, f"{self._folder}/{name}", data), deadline, None)
+
+    async def get(self, name: str, deadline: Deadline | None = None) -> bytes | None:
+        """What is in a file that is not too old, whichever worker put it there; None if there is none."""
+        found = self._near.get(name)
+        return found if found is not None else await self._tried(partial(self._get, name), deadline, None)
+
+    async def has(self, name: str) -> bool:
+        """Whether there is such a file where workers share them."""
+        where = f"{self._folder}/{name}"
+        return await self._tried(lambda: bool((shelf := self.shelf()) and shelf.has(where)), None, False)
+
+    def shelf(self) -> Shelf | None:
+        """Where others see files, if anywhere. For a thread: it looks at the volume."""
+        with self._lock:
+            if not self._looked:
+                self._shelf, self._looked = shared(self._settings, ROOT), True
+            return self._shelf
+
+    async def _tried(self, act: Callable[[], T], deadline: Deadline | None, otherwise: T) -> T:
+        """What `act` gives on a thread; where the volume fails or hangs, that is logged."""
+        within = Deadline.within(min(LOOK_S, deadline.left_s / 2 if deadline else LOOK_S))
+        try:
+            return await looked(act, within, _hands)
+        except (OSError, KindlingError) as error:
+            why = getattr(error, "strerror", None) or getattr(error, "code", "it failed")
+            log.warning("%s cannot be kept or found where other workers see them: %s", self._folder, why)
+            return otherwise
+
+    def _put(self, where: str, data: bytes) -> None:
+        if shelf := self.shelf():
+            shelf.put(where, data)
+            self._tidy(shelf, len(data))
+
+    def _get(self, name: str) -> bytes | None:
+        try:
+            return shelf.get(f"{self._folder}/{name}") if (shelf := self.shelf()) else None
+        except FileNotFoundError:
+            return None
+
+    def _tidy(self, shelf: Shelf, size: int) -> None:
+        """Remove what is too old or too much, now and then."""
+        with self._lock:
+            added, settings = self._added, self._settings
+            added.files, added.size = added.files + 1, added.size + size
+            full = added.size > self._most * SHARE or added.files > settings.kept * SHARE
+            if not full and time.monotonic() - added.tidied < TIDIED_S:
+                return
+            self._added = Added(tidied=time.monotonic())
+        prune(shelf, self._folder, settings.kept, settings.kept_s + settings.deadline_s, self._most)

@@ -1,0 +1,496 @@
+"""Jobs: requests to draw that outlive whoever sent them, on real servers; and the webhooks that tell of their end."""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hosts import Host, answer, hosting
+
+from fakes import FakeFamily, raises
+from handler import Settings, create_app
+from handler.api.jobs import service, webhooks
+from handler.api.jobs.webhooks import Webhooks
+from handler.core.errors import NumericalError, SettingsError
+from serving import live, serving
+from threads import until
+
+ROUTE, EDITS, NATIVE = "/v1/images/generations", "/v1/images/edits", "/generate"
+ASKED: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "seed": 7}
+LATER = {"prefer": "respond-async"}
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+Worker = tuple[str, Any]
+
+
+@contextlib.contextmanager
+def worker(volume: Path, family: FakeFamily | None = None, **settings: Any) -> Iterator[Worker]:
+    """A worker's address, and its app; its pictures cost nothing."""
+    with (family or FakeFamily()).engine(**{"volume": volume, **settings}) as engine:
+        app = create_app(engine, public=False)
+        with live(app) as url:
+            yield url, app
+
+
+@pytest.fixture
+def held() -> Iterator[FakeFamily]:
+    """A model that draws when its gate is opened."""
+    family = FakeFamily(gate=threading.Event())
+    yield family
+    assert family.gate
+    family.gate.set()
+
+
+def post(url: str, path: str = ROUTE, headers: Any = LATER, **fields: Any) -> dict[str, Any]:
+    """A job that was accepted."""
+    asked = {name: value for name, value in ASKED.items() if path != NATIVE or name != "size"}
+    answer = httpx.post(url + path, json=asked | fields, headers=headers, timeout=60)
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert answer.headers["location"] == job["urls"]["get"]
+    assert answer.headers["preference-applied"] == "respond-async"
+    assert (job["status"], job["result"]) == ("queued", None)
+    return dict(job)
+
+
+def look(place: str) -> dict[str, Any]:
+    found = httpx.get(place, timeout=60)
+    assert found.status_code == 200, found.text
+    return dict(found.json())
+
+
+def ended(place: str, **more: Any) -> dict[str, Any]:
+    """A job, once it has ended: its events end then, wherever they are asked for."""
+    httpx.get(f"{place}/events", timeout=60)
+    return look(place)
+
+
+@pytest.mark.parametrize("way", ["header", "field", "text"])
+@pytest.mark.parametrize("path", [ROUTE, NATIVE])
+def test_a_job_ends_with_the_answer_that_would_have_been_waited_for(tmp_path: Path, path: str, way: str) -> None:
+    with worker(tmp_path) as (url, _):
+        size = {} if path == ROUTE else {"width": 64, "height": 64}
+        fields: dict[str, Any] = {"header": {}, "field": {"async": True}, "text": {"async": "true"}}[way]
+        job = post(url, path, LATER if way == "header" else {}, **fields, **size)
+        assert job["urls"]["get"] == f"{url}/v1/jobs/{job['id']}"
+        found = ended(job["urls"]["get"])
+        asked = {name: value for name, value in ASKED.items() if name != "size"} | {"width": 64, "height": 64}
+        now = httpx.post(url + path, json=asked | {"async": False}, headers={"prefer": "wait=5"}).json()
+        assert (found["status"], found["error"], found["route"]) == ("succeeded", None, path)
+        group = "data" if path == ROUTE else "images"
+        assert [each["b64_json"] for each in found["result"][group]] == [each["b64_json"] for each in now[group]]
+        assert found["result"].keys() == now.keys()
+        assert found["progress"] == {"steps": 4, "of": 4}
+        assert found["created_at"] <= found["started_at"] <= found["ended_at"]
+
+
+def test_a_job_is_followed_from_the_queue_to_its_end(tmp_path: Path) -> None:
+    reached, go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def pause() -> None:
+        reached.release()
+        assert go.acquire(timeout=30)
+
+    with worker(tmp_path, FakeFamily(at_step={3: pause})) as (url, app):
+        first, second = [post(url, seed=seed)["urls"]["get"] for seed in (1, 2)]
+        assert reached.acquire(timeout=30)
+        assert look(first)["status"] == "running"
+        assert look(first)["progress"] == {"steps": 2, "of": 4}
+        assert (look(second)["status"], look(second)["started_at"]) == ("queued", None)
+        assert look(second)["progress"] == {"steps": 0, "of": None}
+        go.release()
+        assert ended(first)["status"] == "succeeded"
+        go.release()
+        assert ended(second)["result"]["data"][0]["seed"] == 2
+        assert not app.busy()
+
+
+def test_its_events_are_those_of_a_stream(tmp_path: Path, held: FakeFamily) -> None:
+    """Also for who comes late: the last partial picture, and the end; after the end, that."""
+    with worker(tmp_path, held) as (url, app):
+        asked = {"partial_images": 2, "stream": True}
+        job = post(url, **asked)
+        place = job["urls"]["get"]
+        assert held.entered.wait(30)
+        heard: list[str] = []
+        listening = threading.Thread(target=lambda: heard.append(httpx.get(f"{place}/events", timeout=60).text))
+        listening.start()
+        [own] = app.later.active.values()
+        until(lambda: bool(own.ears))
+        assert held.gate
+        held.gate.set()
+        listening.join()
+        streamed = httpx.post(url + ROUTE, json=ASKED | asked, timeout=60).text
+        late = httpx.get(f"{place}/events", timeout=60)
+    kinds = [[line for line in text.splitlines() if line.startswith("event:")] for text in (heard[0], streamed)]
+    assert kinds[0] == kinds[1] == ["event: image_generation.partial_image"] * 2 + ["event: image_generation.completed"]
+    assert late.headers["content-type"].startswith("text/event-stream")
+    picture = json.loads(late.text.split("data: ", 1)[1])["b64_json"]
+    assert picture == json.loads(streamed.split("data: ")[-1])["b64_json"]
+
+
+@pytest.mark.parametrize("fault", [NumericalError("NaN."), ZeroDivisionError("a detail")])
+def test_a_job_fails_with_the_error_that_would_have_been_answered(tmp_path: Path, fault: Exception) -> None:
+    with worker(tmp_path, FakeFamily(at_step={1: raises(fault)})) as (url, _):
+        found = ended(post(url)["urls"]["get"])
+        now = httpx.post(url + ROUTE, json=ASKED, timeout=60).json()
+        assert (found["status"], found["error"], found["result"]) == ("failed", now["error"], None)
+        assert json.loads(httpx.get(found["urls"]["events"]).text.split("data: ")[1]) == now
+
+
+def test_a_job_has_its_deadline(tmp_path: Path, held: FakeFamily) -> None:
+    with worker(tmp_path, held, deadline_s=0.3) as (url, _):
+        found = ended(post(url)["urls"]["get"])
+        assert (found["status"], found["error"]["code"]) == ("failed", "deadline_exceeded")
+    family = FakeFamily(gate=threading.Event())
+    with worker(tmp_path, family) as (url, _):
+        found = ended(post(url, headers=LATER | {"x-deadline-s": "0.2"})["urls"]["get"])
+        assert found["error"]["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"prompt": ""}, 422, "prompt"),
+        ({"colour": "red"}, 400, "colour"),
+        ({"num_inference_steps": 9}, 422, "num_inference_steps"),
+        ({"model": "nope"}, 404, "model"),
+        ({"async": 1}, 400, "async"),
+        ({"async": []}, 400, "async"),
+        ({"async": "later"}, 400, "async"),
+        ({"webhook": "https://a.example"}, 400, "webhook"),
+        ({"webhook": 7}, 400, "webhook"),
+    ],
+)
+def test_what_is_wrong_is_refused_at_once(tmp_path: Path, fields: dict[str, Any], status: int, param: str) -> None:
+    with worker(tmp_path) as (url, app):
+        answer = httpx.post(url + ROUTE, json=ASKED | fields, headers=LATER)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+        assert not app.later.active
+
+
+def test_who_awaits_the_answer_gives_no_webhook(tmp_path: Path) -> None:
+    with worker(tmp_path, webhook_hosts=("a.example",), webhook_secret=SECRET) as (url, _):
+        answer = httpx.post(url + ROUTE, json=ASKED | {"webhook": "https://a.example/"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "webhook")
+        assert "async" in answer.json()["error"]["message"]
+
+
+def test_a_job_is_cancelled_in_the_queue_and_while_it_is_drawn(tmp_path: Path, held: FakeFamily) -> None:
+    with worker(tmp_path, held) as (url, app):
+        first, second = [post(url, seed=seed)["urls"] for seed in (1, 2)]
+        assert held.entered.wait(30)
+        assert held.gate
+        for urls in (second, first):
+            for _ in range(2):  # twice is as once
+                found = httpx.post(urls["cancel"], timeout=60).json()
+                assert (found["status"], found["error"]["code"]) == ("cancelled", "cancelled")
+        assert not app.later.active
+        held.gate.set()
+        third = ended(post(url, seed=3)["urls"]["get"])
+        assert third["status"] == "succeeded"
+        assert httpx.post(third["urls"]["cancel"]).json() == third
+        assert held.drawn == [3]
+        assert "cancelled" in httpx.get(first["events"]).text
+
+
+def test_of_what_is_cancelled_as_it_ends_there_is_one_end(tmp_path: Path) -> None:
+    with worker(tmp_path) as (url, _):
+        for seed in range(8):
+            urls = post(url, seed=seed)["urls"]
+            found = httpx.post(urls["cancel"], timeout=60).json()
+            assert found["status"] in ("cancelled", "succeeded")
+            assert ended(urls["get"]) == found
+
+
+def test_ids_that_were_guessed_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "secret").write_text("{}")
+    with worker(tmp_path) as (url, _):
+        job_id = ended(post(url)["urls"]["get"])["id"]
+        for guess in (job_id[:-1], job_id + "0", job_id.upper(), "job_" + "0" * 32, "..", "..%2fsecret", "%00", "é"):
+            for place, method in (("", "GET"), ("/cancel", "POST"), ("/events", "GET")):
+                answer = httpx.request(method, f"{url}/v1/jobs/{guess}{place}")
+                assert answer.status_code == 404, (guess, place)
+                assert answer.json()["error"]["code"] in ("file_not_found", "not_found")
+
+
+def test_a_key_is_asked_for(tmp_path: Path) -> None:
+    key = {"authorization": "Bearer one"}
+    with worker(tmp_path, api_keys=("one",)) as (url, _):
+        assert httpx.post(url + ROUTE, json=ASKED, headers=LATER).status_code == 401
+        urls = post(url, headers=LATER | key)["urls"]
+        assert [httpx.get(urls[name]).status_code for name in ("get", "events")] == [401, 401]
+        assert httpx.post(urls["cancel"]).status_code == 401
+        assert httpx.get(urls["get"], headers=key).status_code == 200
+
+
+def test_another_worker_and_a_later_one_know_a_job(
+    tmp_path: Path, held: FakeFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far it is, its events, its answer; and one that is cancelled there stops here."""
+    monkeypatch.setattr(service, "WATCH_S", 0.05)
+    with worker(tmp_path, held) as (one, _), worker(tmp_path) as (two, _):
+        first, second = [post(one, seed=seed)["urls"]["get"] for seed in (1, 2)]
+        there, other = [place.replace(one, two) for place in (first, second)]
+        assert look(there)["status"] in ("queued", "running")
+        assert held.entered.wait(30)
+        found = httpx.post(f"{other}/cancel").json()
+        assert found["status"] == "queued"
+        assert ended(other)["status"] == "cancelled"
+        assert held.gate
+        held.gate.set()
+        assert ended(there)["result"] == ended(first)["result"]
+        assert ended(there)["urls"]["get"] == there
+        assert "image_generation.completed" in httpx.get(f"{there}/events").text
+    with worker(tmp_path) as (three, _):
+        assert look(first.replace(one, three))["status"] == "succeeded"
+
+
+def test_a_job_whose_worker_died_says_so_after_its_deadline(
+    tmp_path: Path, held: FakeFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with worker(tmp_path, held) as (one, _):
+        place = post(one)["urls"]["get"]
+        kept = next((tmp_path / "kept" / "jobs").iterdir()).read_bytes()
+        httpx.post(f"{place}/cancel")
+    job_id, file = place.rpartition("/")[2], next((tmp_path / "kept" / "jobs").iterdir())
+    file.write_bytes(kept)  # as a worker leaves it that ends at once
+    with worker(tmp_path) as (two, _):
+        there = f"{two}/v1/jobs/{job_id}"
+        assert look(there)["status"] in ("queued", "running")
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 600 + 20)
+        found = look(there)
+        assert (found["status"], found["error"]["code"]) == ("failed", "deadline_exceeded")
+        assert "gone" in found["error"]["message"]
+        assert "gone" in httpx.get(f"{there}/events").text
+        monkeypatch.setattr(time, "time", lambda: now + 600 + 20 + 3600)
+        assert httpx.get(there).status_code == 404
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]\n", b'{"id": 1, "status": "succeeded"}\n', b"\xff\n", b"null\n"])
+def test_a_damaged_record_is_none(tmp_path: Path, junk: bytes) -> None:
+    with worker(tmp_path) as (one, _):
+        job_id = ended(post(one)["urls"]["get"])["id"]
+    next((tmp_path / "kept" / "jobs").iterdir()).write_bytes(junk)
+    with worker(tmp_path) as (two, _):
+        assert httpx.get(f"{two}/v1/jobs/{job_id}").status_code == 404
+
+
+def test_a_job_that_comes_again_under_its_key_is_the_same(tmp_path: Path) -> None:
+    with worker(tmp_path) as (url, _):
+        key = {"idempotency-key": "one"}
+        first, again = [httpx.post(url + ROUTE, json=ASKED, headers=LATER | key) for _ in range(2)]
+        assert first.json()["id"] == again.json()["id"]
+        assert again.headers["idempotent-replayed"] == "true"
+        assert again.headers["location"] == first.headers["location"]
+        assert httpx.post(url + ROUTE, json=ASKED, headers=key).status_code == 422, "awaited, it is another request"
+        assert httpx.post(url + ROUTE, json=ASKED | {"n": 2}, headers=LATER | key).status_code == 422
+
+
+def test_no_more_wait_than_may(tmp_path: Path, held: FakeFamily) -> None:
+    with worker(tmp_path, held, queue=2) as (url, app):
+        post(url)
+        assert held.entered.wait(30)
+        until(lambda: {job.state for job in app.later.active.values()} == {"running"})
+        post(url, n=2)
+        answer = httpx.post(url + ROUTE, json=ASKED, headers=LATER)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        assert answer.headers["retry-after"]
+
+
+def test_a_job_that_was_accepted_is_drawn_though_the_worker_is_told_to_stop(tmp_path: Path, held: FakeFamily) -> None:
+    with worker(tmp_path, held) as (url, app):
+        first, second = [post(url, seed=seed)["urls"]["get"] for seed in (1, 2)]
+        assert held.entered.wait(30)
+        app.api.engine.drain()
+        assert app.busy()
+        assert httpx.post(url + ROUTE, json=ASKED, headers=LATER).status_code == 503
+        assert held.gate
+        held.gate.set()
+        assert [ended(each)["status"] for each in (first, second)] == ["succeeded"] * 2
+        assert not app.busy()
+
+
+def test_a_real_server_that_is_told_to_stop_ends_its_jobs_first(tmp_path: Path) -> None:
+    """With SIGTERM right after the answer; who asks a later worker finds the picture."""
+    with serving({"KINDLING_VOLUME": str(tmp_path)}) as served:
+        place = post(served.url, size="128x128")["urls"]["get"]
+        served.process.terminate()
+        assert served.process.wait(60) == 0
+    with worker(tmp_path) as (url, _):
+        found = look(f"{url}/v1/jobs/{place.rpartition('/')[2]}")
+    assert (found["status"], found["result"]["data"][0]["seed"]) == ("succeeded", 7)
+
+
+def test_the_end_of_a_job_is_counted_and_logged_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kindling.requests")
+    with worker(tmp_path) as (url, _):
+        answer = httpx.post(url + ROUTE, json=ASKED, headers=LATER | {"x-request-id": "mine"})
+        ended(answer.json()["urls"]["get"])
+        told = httpx.get(f"{url}/metrics").text
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "kindling.requests"]
+    found = {(line["route"], line["status"]) for line in lines if line["request_id"] == "mine"}
+    assert found == {(ROUTE, 202), (f"{ROUTE} (job)", 200)}
+    [last] = [line for line in lines if line["route"].endswith("(job)")]
+    assert (last["n"], last["seed"], last["prompt_length"]) == (1, 7, 8)
+    assert f'kindling_requests_total{{reason="",route="{ROUTE} (job)",status="200"}} 1.0' in told
+    assert "a circle" not in caplog.text
+
+
+def test_a_picture_of_a_job_may_have_a_url(tmp_path: Path) -> None:
+    with worker(tmp_path) as (url, _):
+        found = ended(post(url, response_format="url")["urls"]["get"])
+        assert httpx.get(found["result"]["data"][0]["url"]).headers["content-type"] == "image/png"
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(webhooks, "WAITS_S", (0.01, 0.01, 0.01))
+    with hosting() as found:
+        found.answers["/told"] = answer(status="204 No Content")
+        yield found
+
+
+def hooked(host: Host) -> dict[str, Any]:
+    return {"webhook_hosts": (host.name,), "webhook_secret": SECRET}
+
+
+def verified(asked: Any) -> dict[str, Any]:
+    """What a webhook says, if its signature is right: as a receiver checks it."""
+    head = asked.headers
+    signed = f"{head['webhook-id']}.{head['webhook-timestamp']}.".encode() + asked.body
+    digest = hmac.digest(bytes(range(32)), signed, hashlib.sha256)
+    assert head["webhook-signature"] == f"v1,{base64.b64encode(digest).decode()}"
+    assert abs(int(head["webhook-timestamp"]) - time.time()) < 60
+    assert head["content-type"] == "application/json"
+    return dict(json.loads(asked.body))
+
+
+def test_a_webhook_is_told_of_the_end_and_signed(tmp_path: Path, host: Host) -> None:
+    with worker(tmp_path, **hooked(host)) as (url, app):
+        job = post(url, webhook=f"{host.url}/told?canary", response_format="url")
+        asked = host.came.get(timeout=30)
+        said = verified(asked)
+        assert (asked.method, asked.where) == ("POST", "/told?canary")
+        assert asked.headers["webhook-id"] == f"msg_{job['id']}"
+        assert said["type"] == "job.succeeded"
+        assert said["data"] == look(job["urls"]["get"])
+        until(lambda: not app.busy())
+    assert len(host.asked) == 1
+
+
+@pytest.mark.parametrize("fault", [True, False])
+def test_a_webhook_is_told_of_failures_and_of_what_was_cancelled(tmp_path: Path, host: Host, fault: bool) -> None:
+    family = FakeFamily(at_step={1: raises(NumericalError("NaN."))}) if fault else FakeFamily(gate=threading.Event())
+    with worker(tmp_path, family, **hooked(host)) as (url, _):
+        job = post(url, webhook=f"{host.url}/told")
+        if not fault:
+            httpx.post(job["urls"]["cancel"])
+        said = verified(host.came.get(timeout=30))
+        assert said["type"] == ("job.failed" if fault else "job.cancelled")
+        assert said["data"]["error"]["code"] == ("numerical_error" if fault else "cancelled")
+
+
+def test_a_large_answer_is_not_told_but_asked_for(tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "TOLD", 100)
+    with worker(tmp_path, **hooked(host)) as (url, _):
+        post(url, webhook=f"{host.url}/told")
+        said = verified(host.came.get(timeout=30))
+        assert said["data"]["result"] is None
+        assert look(said["data"]["urls"]["get"])["result"]["data"]
+
+
+def test_a_receiver_that_is_down_and_then_up_is_told_in_the_end(tmp_path: Path, host: Host) -> None:
+    host.answers["/told"] = [b"", answer(status="500 Oh"), answer(status="302 Found", location="/other"), answer()]
+    with worker(tmp_path, **hooked(host)) as (url, app):
+        post(url, webhook=f"{host.url}/told")
+        tries = [host.came.get(timeout=30) for _ in range(4)]
+        until(lambda: not app.busy())
+    assert len({each.headers["webhook-id"] for each in tries}) == 1
+    assert {each.where for each in host.asked} == {"/told"}, "no redirect is followed"
+    assert all(verified(each) for each in tries)
+
+
+@pytest.mark.parametrize(("said", "tries"), [("500 Oh", 4), ("410 Gone", 1)])
+def test_a_receiver_that_stays_down_is_given_up(
+    tmp_path: Path, host: Host, caplog: pytest.LogCaptureFixture, said: str, tries: int
+) -> None:
+    host.answers["/told"] = answer(status=said)
+    with worker(tmp_path, **hooked(host)) as (url, app):
+        post(url, webhook=f"{host.url}/told?canary")
+        until(lambda: "a webhook was not taken" in caplog.text)
+        assert not app.busy()
+    assert len(host.asked) == tries
+    assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://other.example/", "does not list other.example"),
+        ("http://hooks.example/", "should be an https URL"),
+        ("https://hooks.example:8443/", "does not list hooks.example:8443"),
+        ("https://hooks.example@evil.example/", "no http or https URL"),
+        ("ftp://hooks.example/", "no http or https URL"),
+        ("x", "no http or https URL"),
+    ],
+)
+def test_only_listed_hosts_are_told_and_over_https(tmp_path: Path, url: str, told: str) -> None:
+    settings = {"webhook_hosts": ("hooks.example",), "webhook_secret": SECRET}
+    with worker(tmp_path, **settings) as (place, app):
+        answer = httpx.post(place + ROUTE, json=ASKED | {"webhook": url}, headers=LATER)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "webhook")
+        assert told in answer.json()["error"]["message"]
+        assert not app.later.active
+
+
+def test_a_webhook_at_an_address_inside_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, host: Host
+) -> None:
+    settings = {"webhook_hosts": ("hooks.example",), "webhook_secret": SECRET}
+    with worker(tmp_path, **settings) as (place, app):
+        app.later.webhooks._outgoing._resolve = lambda *_: ["10.0.0.1"]
+        post(place, webhook="https://hooks.example/?canary")
+        until(lambda: "a webhook was not taken" in caplog.text)
+    assert "hooks.example is at an address that is not public" in caplog.text
+    assert "canary" not in caplog.text
+
+
+def test_a_secret_is_needed_and_never_shown(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="KINDLING_WEBHOOK_SECRET"):
+        Webhooks(Settings(webhook_hosts=("a.example",)))
+    for wrong in ("whsec_", "whsec_c2hvcnQ=", SECRET.removeprefix("whsec_"), SECRET + "!"):
+        with pytest.raises(SettingsError, match="KINDLING_WEBHOOK_SECRET") as caught:
+            Settings.from_env({"KINDLING_WEBHOOK_SECRET": wrong})
+        assert wrong[6:] not in caught.value.message or wrong == "whsec_"
+    assert SECRET not in repr(Settings(webhook_secret=SECRET))
+
+
+def test_who_leaves_before_a_job_is_accepted_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume that hangs as the job is kept: its client goes, and nothing is drawn for nobody."""
+    hanging, go = threading.Event(), threading.Event()
+    put: Callable[..., None] = service.Keeper._put
+
+    def hang(self: Any, where: str, data: bytes) -> None:
+        hanging.set()
+        assert go.wait(30)
+        put(self, where, data)
+
+    family = FakeFamily(gate=threading.Event())
+    with worker(tmp_path, family) as (url, app):
+        monkeypatch.setattr(service.Keeper, "_put", hang)
+        with httpx.Client() as client, contextlib.suppress(httpx.TimeoutException):
+            client.post(url + ROUTE, json=ASKED, headers=LATER, timeout=0.5)
+        assert hanging.wait(30)
+        go.set()
+        until(lambda: not app.later.active)
+        assert family.drawn == []
