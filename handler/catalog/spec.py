@@ -10,7 +10,7 @@ from handler.catalog.ceilings import FEWEST_TO_SKIP, check_steps
 from handler.catalog.licenses import License
 from handler.core import quality
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
-from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, steps_taken
+from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, worth
 from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest
 from handler.core.stepcache import StepCache, StepCacheSetting
 
@@ -112,6 +112,7 @@ class ModelSpec:
             step_cache=self._cache(request, served),
             strength=self._strength(request),
             mask=mask,
+            mask_form=request.mask_form if mask else None,
             loras=loras,
             sampling=request.sampling,
             reading=request.reading,
@@ -149,8 +150,8 @@ class ModelSpec:
         return request.num_inference_steps or max(usual, self._fewest(self._strength(request) or 1.0))
 
     def _fewest(self, strength: float) -> int:
-        """How few steps there may be, that an edit of this strength takes at least one; all there may be if none do."""
-        return next((steps for steps in range(1, self.max_steps) if steps_taken(steps, strength)), self.max_steps)
+        """How few steps there may be, that this strength is worth one of them; all there may be if it never is."""
+        return next((steps for steps in range(1, self.max_steps) if worth(steps, strength)), self.max_steps)
 
     def _size(self, request: ImageRequest, images: tuple[Reference, ...]) -> tuple[int, int]:
         """As asked; else the first image's shape, at most at the model's area; else the model's size.
@@ -231,9 +232,9 @@ class ModelSpec:
         if self._cache(request, served) and served == "off":
             raise Unsupported("This worker skips no steps; start it with KINDLING_STEP_CACHE=on.", "step_cache")
         if request.images:
-            self._check_edit(request, steps)
+            self._check_edit(request)
 
-    def _check_edit(self, request: ImageRequest, steps: int) -> None:
+    def _check_edit(self, request: ImageRequest) -> None:
         most, got, strength = self.max_images or 1, len(request.images), self._strength(request)
         if got > most:
             takes = f"takes at most {most} images" if most > 1 else "edits one image"
@@ -249,12 +250,6 @@ class ModelSpec:
             if self.max_images:
                 raise Unsupported(f"With sampling {self.id} takes images to look at, but no mask.", "mask")
             return
-        if not steps_taken(steps, strength):
-            enough, fewest = math.ceil(100 / steps) / 100, self._fewest(strength)
-            more = f", or num_inference_steps of at least {fewest}" if steps_taken(fewest, strength) else ""
-            of = f"{steps} steps" if request.num_inference_steps else f"the {steps} steps that {self.id} takes at most"
-            told = f"{strength:g} of {of} is less than one; send at least {enough:g}{more}"
-            raise OutOfRange(f"strength: {told}.", "strength")
         if request.scheduler and request.scheduler not in self.edit_schedulers:
             takes = ", ".join(self.edit_schedulers)
             raise OutOfRange(f"An edit cannot use scheduler '{request.scheduler}'; it takes {takes}.", "scheduler")

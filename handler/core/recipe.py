@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.core.reading import Reading
-from handler.core.request import Format
+from handler.core.request import Format, MaskForm
 from handler.core.sampling import Sampling
 from handler.core.stepcache import StepCache
 
@@ -15,7 +15,7 @@ OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may rai
 
 
 MOST = 8
-OPTIONAL = ("loras", "sampling", "reading", "embeddings")
+OPTIONAL = ("mask_form", "loras", "sampling", "reading", "embeddings")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +86,7 @@ class Recipe:
     step_cache: StepCache | None = None
     strength: float | None = None
     mask: Mask | None = None
+    mask_form: MaskForm | None = None
     loras: tuple[Lora, ...] = ()
     sampling: Sampling | None = None
     reading: Reading | None = None
@@ -109,6 +110,7 @@ class Recipe:
         plain = replace(self, images=(), mask=None, loras=(), sampling=None, reading=None, embeddings=())
         found = asdict(plain) | hashes
         optional = {
+            "mask_form": self.mask_form,
             "loras": [lora.described() for lora in self.loras],
             "sampling": self.sampling and self.sampling.model_dump(mode="json"),
             "reading": self.reading and self.reading.model_dump(mode="json"),
@@ -119,7 +121,12 @@ class Recipe:
 
 
 def steps_taken(steps: int, strength: float) -> int:
-    """An edit's share of the steps, which are the last ones; rounded down, but 0.7 of 10 are 7."""
+    """An edit's share of the steps, which are the last ones; rounded down, but 0.7 of 10 are 7, and one at least."""
+    return max(1, worth(steps, strength))
+
+
+def worth(steps: int, strength: float) -> int:
+    """How many whole steps there are in that share."""
     return int(steps * strength + 1e-6)
 
 

@@ -22,7 +22,7 @@ FILE = base64.b64encode(b"a file").decode()
 LONG = "n" * 100
 DEFAULTS = {
     "model": None, "n": 1, "width": None, "height": None, "num_inference_steps": None, "guidance_scale": None,
-    "scheduler": None, "seed": None, "negative_prompt": None, "step_cache": None, "images": (), "mask": None,
+    "scheduler": None, "seed": None, "negative_prompt": None, "step_cache": None, "images": (), "mask": None, "mask_form": None,
     "loras": (), "strength": None, "stream": False, "partial_images": 0, "response_format": "b64_json",
     "output_format": "png", "output_compression": 100, "sampling": None, "reading": None, "quality": None,
 }  # fmt: skip
@@ -205,7 +205,7 @@ def test_what_goes_together(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "taken"), [(10, 0.7, 7), (10, 0.75, 7), (4, 0.2, 0), (50, 1.0, 50), (50, 0.58, 29)]
+    ("steps", "strength", "taken"), [(10, 0.7, 7), (10, 0.75, 7), (4, 0.2, 1), (50, 1.0, 50), (50, 0.58, 29)]
 )
 def test_an_edit_takes_its_share_of_the_steps(steps: int, strength: float, taken: int) -> None:
     assert steps_taken(steps, strength) == taken

@@ -24,10 +24,7 @@ ABOUT = (
 )
 NEVER_ANSWERED = (Cancelled, FetchFailed)  # nobody is there; not while serving
 VOLUME = (504,)  # where it is looked at, and does not answer
-FILES = {
-    "image": {"contentType": "image/png, image/jpeg, image/webp, image/avif"},
-    "mask": {"contentType": "image/png, image/webp, image/avif"},
-}
+FILES = {name: {"contentType": "image/png, image/jpeg, image/webp, image/avif"} for name in ("image", "mask")}
 EVENTS, METRICS = "text/event-stream", "text/plain"
 
 HEADERS: dict[str, Schema] = {

@@ -1,7 +1,7 @@
 """JSON Schemas of what comes in, for one served model.
 
 They are as strict as `ModelSpec.validate`: what fits is drawn. But for what no schema can tell: whether a file is a
-whole image, a mask as large as its image, an edit strong enough for its steps, and the parts of a `Sampling` in order;
+whole image, a mask that draws anything anew, and the parts of a `Sampling` in order;
 and but for what a `Sampling` is sent instead of, a rule more than schemathesis can follow.
 """
 
@@ -80,7 +80,7 @@ def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     found = {name: _plain(schema) | narrowed.get(name, {}) for name, schema in fields.items()}
     comfy = {"sampling": _sampling(spec), "reading": _object(Reading)}
     found |= {name: schema | {"description": found[name]["description"]} for name, schema in comfy.items()}
-    return found if spec.masked_pixels else {name: found[name] for name in found if name not in ("mask", "strength")}
+    return found if spec.masked_pixels else {name: found[name] for name in found if name not in MASKING}
 
 
 def _plain(schema: Schema) -> Schema:
@@ -148,6 +148,7 @@ def _edit(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
     return openai | {"image": several, "images": several, "input_fidelity": ACCEPTED_TEXT} | masked | _started(spec)
 
 
+MASKING = ("mask", "mask_form", "strength")
 NO_FORM = ("images", "sampling", "reading")  # a form has texts and files
 
 
