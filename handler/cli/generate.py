@@ -55,12 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="image to edit; some models take more"
     )
-    parser.add_argument(
-        "--mask", type=Path, metavar="FILE", help="image, transparent or white where --image is to be drawn anew"
-    )
-    parser.add_argument(
-        "--mask-form", choices=get_args(MaskForm), help="what in it means that (default: alpha if any, else white)"
-    )
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="transparent or white where to draw the image anew")
+    parser.add_argument("--mask-form", choices=get_args(MaskForm), help="which of it (default: alpha if any, else white)")
     parser.add_argument(
         "--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: the model's)"
     )
