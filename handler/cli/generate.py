@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image", type=Path, action="append", default=[], metavar="FILE", help="image to edit; some models take more"
     )
     parser.add_argument("--mask", type=Path, metavar="FILE", help="transparent or white where to draw the image anew")
-    parser.add_argument("--mask-form", choices=get_args(MaskForm), help="which of it (default: alpha if any, else white)")
+    parser.add_argument("--mask-form", choices=get_args(MaskForm), help="which of them (default: alpha if any)")
     parser.add_argument(
         "--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: the model's)"
     )
