@@ -12,7 +12,7 @@ from typing import Any
 from handler.api import codec, loras, served
 from handler.api.dialects import edits, native, openai
 from handler.api.pieces import plain
-from handler.api.recipes import recipes_of
+from handler.api.recipes import recipes_of, settled
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
 from handler.core.deadline import Deadline
@@ -34,6 +34,7 @@ DIALECTS: dict[str, ModuleType] = {
     "/v1/images/edits": edits,
     "/generate": native,
 }
+TOKENS = "x-prompt-tokens"
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
 OnRequestStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
@@ -118,6 +119,7 @@ class Api:
         return Reply(
             200,
             render(request, pictures=pictures),
+            {TOKENS: f"{pictures[0].tokens.read}/{pictures[0].tokens.given}"},
             smaller=smaller,
             stored=partial(_stored, untried, deadline, render, request, pictures) if untried else None,
             pictures=tuple(pictures),
@@ -172,6 +174,7 @@ class Api:
     async def _recipes(self, request: ImageRequest, deadline: Deadline) -> list[Recipe]:
         """Those of a request's pictures; its LoRAs are looked for, and its images decoded, on other threads."""
         spec, settings = self.engine.spec, self.engine.settings
+        request = settled(request, spec, settings.long_prompts)
         spec.validate(request, settings.step_cache)  # before its files take time and memory
         found = await loras.chosen(request, settings, deadline)
         embeddings = await loras.named(request, spec, settings, deadline)

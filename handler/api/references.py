@@ -77,11 +77,11 @@ def _stays(mask: Any, form: MaskForm | None) -> Any:
     """Where a mask says that its image stays: grey, 255 where it does. `form` as `ImageRequest` has it."""
     from PIL import Image, ImageChops
 
-    alpha = mask.getchannel("A") if mask.mode == "RGBA" else Image.new("L", mask.size, 255)
+    alpha: Any = mask.getchannel("A") if mask.mode == "RGBA" else Image.new("L", mask.size, 255)
     if form == "alpha" or (form is None and alpha.getextrema()[0] < 255):
         return alpha
     grey = mask.convert("L")
-    tint = ImageChops.difference(mask.convert("RGB"), grey.convert("RGB")).getextrema()
+    tint: Any = ImageChops.difference(mask.convert("RGB"), grey.convert("RGB")).getextrema()
     if form is None and max(high for _, high in tint) > TINT:
         told = "it is neither transparent anywhere nor black and white; say what it is with mask_form"
         raise InvalidValue(f"mask: {told}.", "mask")

@@ -11,7 +11,7 @@ from handler.catalog.licenses import License
 from handler.core import quality
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, worth
-from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest
+from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest, LongPrompts
 from handler.core.stepcache import StepCache, StepCacheSetting
 
 SEEN_PIXELS = 1024 * 1024  # of a reference image: FLUX.2 looks at no more
@@ -76,6 +76,11 @@ class ModelSpec:
         return (self.id, self.repository, *self.aliases)
 
     @property
+    def reads_chunks(self) -> bool:
+        """Whether CLIP alone reads its prompts, and so reads any number of tokens in chunks of its window."""
+        return self.family.rpartition(".")[2] in ("sd15", "sdxl")
+
+    @property
     def takes_guidance(self) -> bool:
         """Whether a guidance scale changes anything."""
         return self.guidance > 0
@@ -113,6 +118,7 @@ class ModelSpec:
             strength=self._strength(request),
             mask=mask,
             mask_form=request.mask_form if mask else None,
+            long_prompts=self._long_prompts(request),
             loras=loras,
             sampling=request.sampling,
             reading=request.reading,
@@ -185,6 +191,11 @@ class ModelSpec:
             return request.negative_prompt if request.sampling.cfg > 1 else None
         return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
 
+    def _long_prompts(self, request: ImageRequest) -> LongPrompts:
+        """As asked; a `Reading` has chunks of its own."""
+        asked = request.long_prompts or "cut"
+        return "cut" if request.reading and asked == "chunked" else asked
+
     def _cache(self, request: ImageRequest, served: StepCacheSetting) -> StepCache | None:
         off = request.sampling or quality.whole(request.quality)
         return self.caching(request.step_cache or ("off" if off else served))
@@ -229,6 +240,8 @@ class ModelSpec:
             raise Unsupported(
                 "A negative prompt works through guidance: send guidance_scale above 1.", "negative_prompt"
             )
+        if request.long_prompts == "chunked" and not self.reads_chunks:
+            raise Unsupported(f"{self.id} cannot read prompts in chunks; send 'cut' or 'refuse'.", "long_prompts")
         if self._cache(request, served) and served == "off":
             raise Unsupported("This worker skips no steps; start it with KINDLING_STEP_CACHE=on.", "step_cache")
         if request.images:

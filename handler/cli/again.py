@@ -90,6 +90,7 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "images": images,
             "mask": mask,
             "mask_form": found.get("mask_form"),
+            "long_prompts": found.get("long_prompts"),
             "loras": [{name: one[name] for name in LORA if name in one} for one in found.get("loras", ())],
             "reading": found.get("reading"),
             **({"sampling": found["sampling"]} if found.get("sampling") else steps),

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from handler.api import codec
 from handler.api.dialects import openai
-from handler.api.recipes import recipes_of
+from handler.api.recipes import recipes_of, settled
 from handler.catalog.models import find
 from handler.cli import again
 from handler.core.errors import InvalidValue, MissingParameter
@@ -82,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
         request = _asked(options)
     served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
     spec = find(settings.model)
+    request = settled(request, spec, settings.long_prompts)
     found = chosen(request.loras, settings.volume), embeddings.chosen(embedded(request, spec), settings.volume)
     first, *_ = recipes = recipes_of(request, spec, served, *found)
     worker = _boot(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)

@@ -24,6 +24,7 @@ MAX_IMAGES = 10  # OpenAI's; a worker draws as many as its KINDLING_MAX_N says
 
 Format = Literal["png", "jpeg", "webp"]
 MaskForm = Literal["alpha", "white", "black"]
+LongPrompts = Literal["cut", "refuse", "chunked"]
 Scheduler = Literal["flow-match-euler", "dpm++", "euler", "euler-a", "heun", "ddim"]
 
 _ERROR_OF_TYPE = {  # pydantic's error type -> ours; a name not listed is a range
@@ -62,6 +63,10 @@ class ImageRequest(BaseModel):
         None, description="ComfyUI's way of sampling, instead of scheduler, num_inference_steps and strength."
     )
     reading: Reading | None = Field(None, description="ComfyUI's way of reading prompts; without it diffusers'.")
+    long_prompts: LongPrompts | None = Field(
+        None,
+        description="Where they are longer than the model reads: cut, refuse, or read in chunks. None: the worker's.",
+    )
     step_cache: StepCacheSetting | None = Field(
         None, description="off, on, or the step cache's values; None is the worker's."
     )

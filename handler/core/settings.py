@@ -22,7 +22,7 @@ from pydantic import (
 from handler.core.errors import SettingsError
 from handler.core.fields import Endpoint, Folder, ModelName, Name, Origin, words
 from handler.core.loras import Pinned
-from handler.core.request import MAX_IMAGES
+from handler.core.request import MAX_IMAGES, LongPrompts
 from handler.core.stepcache import StepCacheSetting
 
 PREFIX = "KINDLING_"
@@ -138,6 +138,9 @@ class Settings(BaseModel):
     max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
     max_edit_mb: float = Field(50, gt=0, le=1024, description="the same of an edit, where that is more")
     max_n: int = Field(4, ge=1, le=MAX_IMAGES, description="pictures that one request may ask for")
+    long_prompts: LongPrompts = Field(
+        "cut", description="of more tokens than the model reads: cut them, refuse, or read them in chunks (SDXL, SD1.5)"
+    )
     metadata: bool = Field(True, description="write prompt and parameters into each PNG")
     platform: Platform = Field(
         default_factory=lambda: _default("platform", "other"), description="whose prices apply; detected"

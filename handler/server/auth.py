@@ -26,7 +26,7 @@ from handler.server.access import response
 
 OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
-READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed")
+READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", "x-prompt-tokens")
 # Whose URL may have the key in it: browsers send nothing else for an image or a websocket.
 BY_URL = ("/ws", "/api/ws", "/view", "/api/view")
 Why = Callable[[Scope], RequestError | None]

@@ -30,6 +30,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "inference_ms": round(seconds * 1000, 1),
         "plan": pictures[0].plan,
         "usage": openai.usage(pictures),
+        "prompt_tokens": openai.prompt_tokens(pictures),
         "peak_memory_mb": openai.peak(pictures),
         **openai.delivery(pictures),
     }

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from handler.api import served
+from handler.api.dispatch import TOKENS
 from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.core.version import __version__
 from handler.engine.engine import Engine
@@ -32,6 +33,10 @@ HEADERS: dict[str, Schema] = {
     "retry-after": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds, where trying again helps."},
     "x-should-retry": {"schema": {"enum": ["false"]}, "description": "Where trying again does not help."},
     "idempotent-replayed": {"schema": {"enum": ["true"]}, "description": "Where it was drawn before."},
+    TOKENS: {
+        "schema": TEXT | {"pattern": "^[0-9]+/[0-9]+$"},
+        "description": "How many tokens of the prompts were read, of how many; a stream says so in its last event.",
+    },
     "allow": {"required": True, "schema": TEXT},
     "content-disposition": {"required": True, "schema": TEXT, "description": "What a browser may open, or not."},
     "www-authenticate": {"required": True, "schema": TEXT},
@@ -86,7 +91,7 @@ def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str
     data = {"oneOf": [ref(name) for name in (*events, "Error")]}
     said = whole({"event": TEXT, "data": TEXT | {"contentMediaType": JSON, "contentSchema": data}}, "event")
     content = {JSON: ref(answer), EVENTS: said}
-    drawn = Answer("The pictures; with stream true, events.", content, (*REPEATED, "x-accel-buffering"))
+    drawn = Answer("The pictures; with stream true, events.", content, (*REPEATED, TOKENS, "x-accel-buffering"))
     parameters = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP)
     return Operation("post", summary, {200: drawn}, body, DRAWING, parameters)
 

@@ -71,6 +71,7 @@ def _fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "negative_prompt": {} if spec.takes_negative_prompt else {"maxLength": 0},
         "images": {"items": FILE, "maxItems": spec.max_images or 1},
         "mask": TEXT | {"format": "picture"},
+        "long_prompts": {} if spec.reads_chunks else {"enum": ["cut", "refuse"]},
         "step_cache": _step_cache(spec, settings),
         "loras": _loras(names(settings.volume)),
         "output_format": {"enum": [*get_args(Format), "jpg"]},

@@ -34,6 +34,7 @@ def types() -> dict[str, Schema]:
     del defined["Reference"], defined["Mask"], defined["Lora"], defined["Embedding"]
     applied = array(whole({"name": TEXT, "weight": NUMBER, "clip_weight": NUMBER, "sha256": HASH}, "clip_weight"))
     defined["Recipe"]["properties"] |= {"images": array(HASH), "mask": {"anyOf": [HASH, NULL]}, "loras": applied}
+    defined["Recipe"]["properties"]["long_prompts"] = {"enum": ["chunked"]}
     defined["Recipe"]["properties"]["embeddings"] = array(whole({"name": TEXT, "sha256": HASH}))
     return {name: schema | whole(schema["properties"], *OPEN.get(name, ())) for name, schema in defined.items()}
 
@@ -56,6 +57,7 @@ SHARED = {
     "size": SIZE,
 }
 READ = whole({"text_tokens": COUNT, "image_tokens": COUNT})
+TOKENS = whole({"given": COUNT, "read": COUNT | {"description": "Less than were given where the model has no more."}})
 USAGE = whole({"input_tokens": COUNT, "input_tokens_details": READ, "output_tokens": COUNT, "total_tokens": COUNT})
 PEAK = {"peak_memory_mb": NUMBER | {"description": "The most memory so far: the GPU's, or on a CPU the process's."}}
 DELIVERY = {"delivery": TEXT | {"description": "Why a picture has no url that should have one."}}
@@ -66,6 +68,7 @@ ABOUT = {
     "model": TEXT,
     "plan": PLAN,
     "usage": USAGE,
+    "prompt_tokens": TOKENS,
     **PEAK,
     **DELIVERY,
 }
@@ -77,6 +80,7 @@ NATIVE = {
     "inference_ms": NUMBER,
     "plan": PLAN,
     "usage": USAGE,
+    "prompt_tokens": TOKENS,
     **PEAK,
     **DELIVERY,
 }
