@@ -8,6 +8,7 @@ from typing import Any
 
 from handler.catalog.ceilings import FEWEST_TO_SKIP, check_steps
 from handler.catalog.licenses import License
+from handler.catalog.parts import Graft, Streams
 from handler.core import quality
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, worth
@@ -15,23 +16,6 @@ from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest, LongPr
 from handler.core.stepcache import StepCache, StepCacheSetting
 
 SEEN_PIXELS = 1024 * 1024  # of a reference image: FLUX.2 looks at no more
-
-
-@dataclass(frozen=True, slots=True)
-class Graft:
-    """A file of the model's own repository, and its place among the files of the base: other weights, or a LoRA."""
-
-    file: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Streams:
-    """Parameters of the text encoders; of the largest part of theirs, and of the denoiser's, that comes as one."""
-
-    encoders: int = 0
-    layer: int = 0
-    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +33,7 @@ class ModelSpec:
     min_steps: int = 1
     guidance: float = 0.0  # 0: distilled without, and none can be asked for
     other_parameters: int = 0  # of the text encoders and the VAE
-    streams: Streams = Streams()
+    streams: Streams = field(default_factory=Streams)
     work_gb: float = 3.0  # for activations and the libraries; an assumption, not yet measured on a GPU
     size: tuple[int, int] = (1024, 1024)
     multiple: int = 16

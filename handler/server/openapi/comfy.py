@@ -4,10 +4,11 @@ from handler.api.comfy.archive import FOLDERS
 from handler.api.comfy.viewing import CHANNELS
 from handler.server import multipart
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
-from handler.server.openapi.schema import COUNT, TEXT, Schema, array, whole
+from handler.server.openapi.schema import COUNT, TEXT, Schema, array, ref, whole
 
 OBJECT: Schema = {"type": "object"}
 NAMES = array(TEXT)
+MASKED = (403, 404, 503)
 SENT = (400, 413, 415, 422, 504)  # of a body that is no good
 FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 UPLOAD = whole(
@@ -46,27 +47,31 @@ def _post(summary: str, body: Schema, answer: Schema | None = None, *errors: int
     return Operation("post", f"ComfyUI: {summary}", said, {media: body}, refusals, HEAD, optional=media == JSON)
 
 
-PROMPT = whole(
-    {"prompt": OBJECT, "client_id": TEXT, "prompt_id": TEXT, "extra_data": OBJECT},
-    "client_id",
-    "prompt_id",
-    "extra_data",
-)
-ACCEPTED = whole({"prompt_id": TEXT, "number": {"type": "number"}, "node_errors": OBJECT})
-CANCELLED = whole({"cancelled": {"type": "boolean"}})
+SHAPES: dict[str, Schema] = {
+    "ComfyPrompt": whole(
+        {"prompt": OBJECT, "client_id": TEXT, "prompt_id": TEXT, "extra_data": OBJECT},
+        *("client_id", "prompt_id", "extra_data"),
+    ),
+    "ComfyAccepted": whole({"prompt_id": TEXT, "number": {"type": "number"}, "node_errors": OBJECT}),
+    "ComfyForget": whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete"),
+    "ComfyInterrupt": whole({"prompt_id": TEXT}, "prompt_id"),
+    "ComfyCancel": whole({"job_ids": NAMES}),
+    "ComfyCancelled": whole({"cancelled": {"type": "boolean"}}),
+    "ComfyUpload": UPLOAD,
+}
 VIEWED = ("filename", "subfolder", "type", "preview", "channel")
 OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "/prompt": (
         _get("how much waits", OBJECT, errors=()),
-        _post("draw a graph in API format", PROMPT, ACCEPTED, 429, 503),
+        _post("draw a graph in API format", ref("ComfyPrompt"), ref("ComfyAccepted"), 429, 503),
     ),
     "/queue": (
         _get("what waits and what is drawn", OBJECT, errors=()),
-        _post("take prompts from the queue", whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete")),
+        _post("take prompts from the queue", ref("ComfyForget")),
     ),
     "/history": (
         _get("prompts that have ended", OBJECT, "max_items", "offset", errors=(400, 504)),
-        _post("forget prompts", whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete")),
+        _post("forget prompts", ref("ComfyForget")),
     ),
     "/history/{prompt_id}": (_get("one prompt, once it has ended", OBJECT, "prompt_id"),),
     "/view": (
@@ -84,9 +89,9 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
             parameters=(*HEAD, *VIEWED),
         ),
     ),
-    "/upload/image": (_post("send an image", UPLOAD, OBJECT, 403, 503, media=multipart.MEDIA),),
-    "/upload/mask": (_post("send a mask for an image", UPLOAD, OBJECT, 403, 404, 503, media=multipart.MEDIA),),
-    "/interrupt": (_post("stop what is drawn, or one prompt", whole({"prompt_id": TEXT}, "prompt_id")),),
+    "/upload/image": (_post("send an image", ref("ComfyUpload"), OBJECT, 403, 503, media=multipart.MEDIA),),
+    "/upload/mask": (_post("send a mask for an image", ref("ComfyUpload"), OBJECT, *MASKED, media=multipart.MEDIA),),
+    "/interrupt": (_post("stop what is drawn, or one prompt", ref("ComfyInterrupt")),),
     "/free": (_post("nothing: the model stays warm", OBJECT),),
     "/system_stats": (_get("the machine", OBJECT, errors=()),),
     "/object_info": (_get("all classes of nodes", OBJECT),),
@@ -96,13 +101,13 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "/embeddings": (_get("embeddings", NAMES),),
     "/features": (_get("what clients may count on", OBJECT, errors=()),),
     "/api/jobs": (_get("prompts in any state", OBJECT, "status", "limit", "offset", "sort_order", errors=(400, 504)),),
-    "/api/jobs/cancel": (_post("stop prompts", whole({"job_ids": NAMES}), CANCELLED),),
+    "/api/jobs/cancel": (_post("stop prompts", ref("ComfyCancel"), ref("ComfyCancelled")),),
     "/api/jobs/{prompt_id}": (_get("one prompt, in any state", OBJECT, "prompt_id", errors=(404, 504)),),
     "/api/jobs/{prompt_id}/cancel": (
         Operation(
             "post",
             "ComfyUI: stop one prompt",
-            {200: Answer("Whether.", {JSON: CANCELLED})},
+            {200: Answer("Whether.", {JSON: ref("ComfyCancelled")})},
             parameters=(*HEAD, "prompt_id"),
         ),
     ),

@@ -14,10 +14,11 @@ from handler.server import multipart
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY, REPEATED
 from handler.server.openapi import comfy
+from handler.server.openapi.named import named
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import requests
 from handler.server.openapi.responses import ANSWERS, types
-from handler.server.openapi.schema import TEXT, Schema, ref, whole
+from handler.server.openapi.schema import TEXT, Schema, ref
 
 ABOUT = (
     "Errors have OpenAI's envelope. Every answer has an x-request-id, and HEAD is answered where GET is. "
@@ -86,11 +87,9 @@ def every(kind: type[KindlingError]) -> Iterator[type[KindlingError]]:
 DRAWING = tuple(sorted({each.status for each in every(KindlingError)} - {401, 403}))
 
 
-def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str) -> Operation:
-    """A route that draws, and streams where it is asked to."""
-    data = {"oneOf": [ref(name) for name in (*events, "Error")]}
-    said = whole({"event": TEXT, "data": TEXT | {"contentMediaType": JSON, "contentSchema": data}}, "event")
-    content = {JSON: ref(answer), EVENTS: said}
+def _drawing(summary: str, body: Mapping[str, Schema], answer: str, event: str) -> Operation:
+    """A route that draws, and streams where it is asked to: the data of each event is an `event`."""
+    content = {JSON: ref(answer), EVENTS: ref(event)}
     drawn = Answer("The pictures; with stream true, events.", content, (*REPEATED, TOKENS, "x-accel-buffering"))
     parameters = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP)
     return Operation("post", summary, {200: drawn}, body, DRAWING, parameters)
@@ -105,18 +104,18 @@ OPERATIONS: dict[str, Operation] = {
     "/v1/images/generations": _drawing(
         "Draw, as OpenAI's Images API has it",
         {JSON: ref("GenerationRequest")},
-        *("Images", "PartialImage", "Completed"),
+        *("Images", "GenerationEvent"),
     ),
     "/v1/images/edits": _drawing(
         "Edit images, as OpenAI's Images API has it",
         {JSON: ref("EditRequest"), multipart.MEDIA: ref("EditForm")},
-        *("Images", "PartialEdit", "CompletedEdit"),
+        *("Images", "EditEvent"),
     ),
     "/v1/images/variations": Operation("post", "Retired by OpenAI", {}, errors=(*ALWAYS, 404), retired=True),
     "/generate": _drawing(
         "Draw, and tell all about it",
         {JSON: ref("NativeRequest")},
-        *("NativeImages", "PartialImage", "NativeCompleted"),
+        *("NativeImages", "NativeEvent"),
     ),
     "/v1/models": _reading("The model that this worker serves", "Models"),
     "/v1/models/{id}": Operation(
@@ -164,7 +163,7 @@ def document(engine: Engine, root: str = "") -> dict[str, Any]:
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
     names = served.names(spec, engine.settings)
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
-    shapes = {**requests(spec, engine.settings), **types(), **ANSWERS}
+    shapes = named({**requests(spec, engine.settings), **types(), **ANSWERS, **comfy.SHAPES})
     components = {"schemas": shapes, "headers": HEADERS, "responses": refusals}
     found = {
         "openapi": "3.1.0",
@@ -214,11 +213,10 @@ def _content(schemas: Mapping[str, Schema]) -> Schema:
 def _refusal(status: int) -> Schema:
     """How every error of this status is told."""
     codes = sorted({error.code for error in every(KindlingError) if error.status == status})
-    code = {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
     return {
         "description": f"{HTTPStatus(status).phrase}: {', '.join(codes)}.",
         "headers": _headers(*EVERYWHERE, *HEADERS_OF.get(status, RETRY if status >= 429 else ())),
-        "content": {JSON: {"schema": {"allOf": [ref("Error"), code]}}},
+        "content": {JSON: {"schema": ref("Error")}},
     }
 
 
