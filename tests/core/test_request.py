@@ -167,6 +167,8 @@ def test_how_many_images_may_come() -> None:
          "sampling: start and end leave no step to take."),
         ({"sampling": {"sigmas": [1.0]}}, InvalidValue, "sampling",
          "sampling: start and end leave no step to take."),
+        ({"sampling": {"denoise": 5e-324}}, InvalidValue, "sampling",
+         "sampling: denoise is too small for so many steps."),
         ({"sampling": {"sigmas": [0.5, 1.0, 0.0]}}, InvalidValue, "sampling", "sampling: sigmas should fall."),
         *(({"sampling": {"sigmas": sigmas}}, InvalidValue, "sampling",
            "sampling: of sigmas only the last may be 0, where no noise is left.")
