@@ -34,6 +34,7 @@ class Client:
     script: str
     what: str
     before: tuple[str, ...] = ()
+    version: str = ""  # where it is not that of a package which is installed
 
     @property
     def package(self) -> str:
@@ -69,7 +70,7 @@ CLIENTS = (
     ),
     Client(
         "openapi-python-client", ("openapi-python-client",), "openapi_python_client.py", SMALLEST,
-        ("bin/openapi-python-client", "generate", "--path", "openapi.json", "--meta", "none",
+        ("bin/openapi-python-client", "generate", "--path", "openapi.json", "--meta", "none", "--overwrite",
          "--output-path", "kindling_spark_client"),
     ),
     Client("OpenAI, Python", ("openai==1.3.9", "httpx<0.28"), "openai_sdk.py", SDK),
@@ -77,6 +78,11 @@ CLIENTS = (
     Client("OpenAI, Node", ("openai@4",), "openai.ts", SDK),
     Client("OpenAI, Node", ("openai",), "openai.ts", SDK),
     Client("AI SDK", ("@ai-sdk/openai-compatible@2", "ai@6"), "ai-sdk.ts", "draws"),
+    Client(
+        "SGLang's `bench_serving`", ("aiohttp", "numpy", "requests", "tqdm", "pillow"), "sglang_bench.py",
+        "`--backend sglang-image --task t2v`, unmodified: every row of its report",
+        ("bin/pip", "install", "-q", "--no-deps", "--target", "sglang", "sglang==0.5.7"), "0.5.7",
+    ),
     Client("LiteLLM", ("litellm",), "litellm_sdk.py", "draws"),
     Client("LangChain's DallEAPIWrapper", ("langchain-community", "openai"), "langchain_dalle.py", "draws, as base64"),
 )  # fmt: skip
@@ -97,14 +103,10 @@ def main() -> int:
         version, error = attempted(client, options.at / str(i), options.url.rstrip("/"))
         fine &= not error
         print(f"{client.name} {version}: {error or 'works'}", flush=True)
-        row = {
-            "package": client.package,
-            "what": client.what,
-            "works": not error,
-            "on": f"{datetime.now(UTC):%Y-%m-%d}",
-        }
-        known[client.name, version] = {"name": client.name, "version": version, **row}
-    RESULT.write_text(json.dumps(sorted(known.values(), key=lambda row: row["name"].lower()), indent=1) + "\n")
+        row = {"name": client.name, "version": version, "package": client.package, "what": client.what}
+        known[client.name, version] = row | {"works": not error, "on": f"{datetime.now(UTC):%Y-%m-%d}"}
+        rows = sorted(known.values(), key=lambda row: (str(row["name"]).lower(), row["version"]))
+        RESULT.write_text(json.dumps(rows, indent=1) + "\n")
     return not fine
 
 
@@ -121,7 +123,7 @@ def attempted(client: Client, at: Path, url: str) -> tuple[str, str]:
             _run(step, at, environ)
     except subprocess.CalledProcessError as error:
         return "", (error.stdout + error.stderr).decode(errors="replace")[-2000:]
-    return version, ""
+    return client.version or version, ""
 
 
 def _node(client: Client) -> tuple[tuple[str, ...], ...]:
