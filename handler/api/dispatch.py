@@ -14,7 +14,7 @@ from handler.api.dialects.routes import dialect_of, for_model
 from handler.api.fetching import filled
 from handler.api.links import Links
 from handler.api.outgoing import Outgoing
-from handler.api.recipes import recipes_of
+from handler.api.recipes import recipes_of, settled
 from handler.api.reply import Reply, answered
 from handler.api.store import Store
 from handler.api.workflows.mapping import MODEL
@@ -32,6 +32,7 @@ from handler.worker.chips import answer
 MODELS_ROUTE = "/v1/models"
 MODEL_INFO_ROUTE = "/v1/model_info"  # SGLang's
 RECEIPT_ROUTE = "/v1/receipt"
+TOKENS = "x-prompt-tokens"
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
 NO_STORE = "response_format 'url' needs an object store here, and KINDLING_STORE_BUCKET names none; use 'b64_json'."
 
@@ -140,6 +141,7 @@ class Api:
         return Reply(
             200,
             render(request, pictures=pictures),
+            {TOKENS: f"{pictures[0].tokens.read}/{pictures[0].tokens.given}"},
             smaller=partial(again.smaller, render, request, pictures),
             stored=partial(again.stored, untried, deadline, render, request, pictures) if untried else None,
             pictures=tuple(pictures),
@@ -208,7 +210,7 @@ class Api:
     async def _recipes(self, request: ImageRequest, deadline: Deadline) -> list[Recipe]:
         """Those of a request's pictures; its LoRAs are looked for, and its images decoded, on other threads."""
         spec, settings = self.engine.spec, self.engine.settings
-        request = served.worded(request, spec)
+        request = settled(served.worded(request, spec), spec, settings.long_prompts)
         spec.validate(request, settings.step_cache)  # before its files take time and memory
         found = await loras.chosen(request, settings, deadline)
         embeddings = await loras.named(request, spec, settings, deadline)

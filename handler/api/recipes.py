@@ -5,8 +5,19 @@ from dataclasses import replace
 from handler.api.references import decoded
 from handler.catalog.spec import ModelSpec
 from handler.core.recipe import Embedding, Lora, Recipe
-from handler.core.request import MAX_SEED, ImageRequest
+from handler.core.request import MAX_SEED, ImageRequest, LongPrompts
 from handler.core.stepcache import StepCacheSetting
+
+
+def settled(request: ImageRequest, spec: ModelSpec, served: LongPrompts) -> ImageRequest:
+    """`request` with the worker's KINDLING_LONG_PROMPTS where it says nothing of long prompts.
+
+    Where the model cannot read them in chunks they are cut off nevertheless.
+    """
+    if request.long_prompts is not None:
+        return request
+    usual = "cut" if served == "chunked" and not spec.reads_chunks else served
+    return request.model_copy(update={"long_prompts": usual})
 
 
 def recipes_of(

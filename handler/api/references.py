@@ -16,12 +16,14 @@ from handler.api.photos import MAX_PIXELS, TAKEN
 from handler.catalog.spec import SEEN_PIXELS, ModelSpec
 from handler.core.errors import InvalidValue, KindlingError, OutOfRange
 from handler.core.recipe import Mask, Reference
-from handler.core.request import MIN_SIDE, ImageRequest
+from handler.core.request import MIN_SIDE, ImageRequest, MaskForm
 
 MAX_ASPECT = 8  # FLUX.2 takes none longer, nor smaller than MIN_SIDE
 ORIENTATION = 0x0112  # a photo's tag, and Pillow's names of what turns those upright that were taken otherwise
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
 TURNS_LYING = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+TINT = 32  # of 255: what JPEG may make of grey
+ANEW = {None: "transparent, or white on black,", "alpha": "transparent", "white": "white", "black": "black"}
 OWN_SPACE = ("CMYK", "L")  # modes whose colours are not RGB's
 GREY, COLOUR = 0, 2  # types of a PNG that have no alpha (specification, 11.2.2)
 
@@ -30,8 +32,9 @@ def decoded(request: ImageRequest, spec: ModelSpec) -> tuple[tuple[Reference, ..
     """The images and the mask of `request`, no larger than `spec` looks at; raises what says which cannot be used."""
     if request.mask is None:
         return references(request.images, spec.looks_at(request)), None
-    mask = kept(request.mask, request.images[0], spec.looks_at(request))  # first, for it is told faster
-    return references(request.images, spec.looks_at(request)), mask
+    most = spec.looks_at(request)
+    mask = kept(request.mask, request.images[0], most, request.mask_form)  # first, for it is told faster
+    return references(request.images, most), mask
 
 
 def references(images: Sequence[bytes], most: int = SEEN_PIXELS) -> tuple[Reference, ...]:
@@ -55,22 +58,34 @@ def upright(data: bytes, name: str) -> Any:
         return _upright(image, data)
 
 
-def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS) -> Mask:
-    """Decode the mask of `image`: its alpha channel. It must have one, and the image's size."""
+def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS, form: MaskForm | None = None) -> Mask:
+    """Decode the mask of `image`, stretched to its size; InvalidValue if nothing of that is to be drawn anew."""
     import numpy
     from PIL import Image
 
     with _opened(image, "images: image 1") as of:
-        wanted = _upright_size(of)
-    with _opened(data, "mask: the file") as found:
-        size = _upright_size(found)
-        if size != wanted:
-            both = f"it is {size[0]}x{size[1]} and its image {wanted[0]}x{wanted[1]}"
-            raise InvalidValue(f"mask: {both}; send one of the image's size.", "mask")
-        alpha = _upright(found, data).convert("RGBA").getchannel("A")
-    if alpha.getextrema()[0] == 255:
-        raise InvalidValue("mask: it is opaque all over; make it transparent where the image is to change.", "mask")
-    return Mask(numpy.asarray(_shrunk(alpha, most, Image.Resampling.BILINEAR)), _sha256(data))  # which never overshoots
+        size = _within(_upright_size(of), most)
+    with _opened(data, "mask: the file", fewest=1) as found:
+        photos.reduce(found)
+        mask = _stays(_upright(found, data), form)
+    if mask.getextrema()[0] == 255:
+        raise InvalidValue(f"mask: it keeps all of its image; make it {ANEW[form]} where that is to change.", "mask")
+    return Mask(numpy.asarray(mask.resize(size, Image.Resampling.BILINEAR)), _sha256(data))  # which never overshoots
+
+
+def _stays(mask: Any, form: MaskForm | None) -> Any:
+    """Where a mask says that its image stays: grey, 255 where it does. `form` as `ImageRequest` has it."""
+    from PIL import Image, ImageChops
+
+    alpha: Any = mask.getchannel("A") if mask.mode == "RGBA" else Image.new("L", mask.size, 255)
+    if form == "alpha" or (form is None and alpha.getextrema()[0] < 255):
+        return alpha
+    grey = mask.convert("L")
+    tint: Any = ImageChops.difference(mask.convert("RGB"), grey.convert("RGB")).getextrema()
+    if form is None and max(high for _, high in tint) > TINT:
+        told = "it is neither transparent anywhere nor black and white; say what it is with mask_form"
+        raise InvalidValue(f"mask: {told}.", "mask")
+    return grey if form == "black" else ImageChops.invert(grey)
 
 
 def _sha256(data: bytes) -> str:
@@ -151,14 +166,14 @@ def _samples(image: Any, data: bytes, depth: int) -> Any:
 
 
 @contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Any]:
+def _opened(data: bytes, name: str, fewest: int = MIN_SIDE) -> Iterator[Any]:
     """The image, not decoded yet, but checked by what its header says. Decoding it inside may fail as well."""
     from PIL import Image
 
     _hush()
     try:
         with photos.opened(data) as image:
-            _check(image, name, photos.most_pixels(image, data))
+            _check(image, name, photos.most_pixels(image, data), fewest)
             yield image
     except KindlingError:
         raise
@@ -195,24 +210,28 @@ def _hush() -> None:
     logging.getLogger("PIL").setLevel(logging.INFO)
 
 
-def _check(image: Any, name: str, most: int = MAX_PIXELS) -> None:
+def _check(image: Any, name: str, most: int = MAX_PIXELS, fewest: int = MIN_SIDE) -> None:
     """Refuse by what the header says."""
     short, long = sorted(image.size)
     if short * long > most:
         raise _too_large(name, most)
-    if short < MIN_SIDE or long > MAX_ASPECT * short:
-        needs = f"each side at least {MIN_SIDE} pixels and at most {MAX_ASPECT} times the other"
+    if short < fewest or long > MAX_ASPECT * short:
+        needs = f"each side at least {fewest} pixels and at most {MAX_ASPECT} times the other"
         raise OutOfRange(f"{name} is {image.width}x{image.height}; send one with {needs}.", _param(name))
     if getattr(image, "n_frames", 1) > 1:
         raise InvalidValue(f"{name} is an animation; send a still picture.", _param(name))
 
 
 def _shrunk(image: Any, most: int, filter_: Any) -> Any:
-    """At most `most` pixels, resized as FLUX.2's pipelines would do it: what waits in the queue stays small."""
-    scale = math.sqrt(most / (image.width * image.height))
-    if scale >= 1:
-        return image
-    return image.resize((int(image.width * scale), int(image.height * scale)), filter_)
+    """At most `most` pixels: what waits in the queue stays small."""
+    size = _within(image.size, most)
+    return image if size == image.size else image.resize(size, filter_)
+
+
+def _within(size: tuple[int, int], most: int) -> tuple[int, int]:
+    """`size`, of at most `most` pixels, as FLUX.2's pipelines would have it."""
+    scale = math.sqrt(most / math.prod(size))
+    return size if scale >= 1 else (int(size[0] * scale), int(size[1] * scale))
 
 
 def _too_large(name: str, most: int) -> OutOfRange:

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 from handler.catalog import licenses
-from handler.catalog.spec import Graft, ModelSpec, Streams
+from handler.catalog.parts import Graft, Streams
+from handler.catalog.spec import ModelSpec
 from handler.catalog.stable_diffusion import STABLE
 from handler.core.errors import ModelNotFound
 from handler.core.stepcache import StepCache

@@ -8,30 +8,14 @@ from typing import Any
 
 from handler.catalog.ceilings import FEWEST_TO_SKIP, check_steps
 from handler.catalog.licenses import License
+from handler.catalog.parts import Graft, Streams
 from handler.core import quality
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
-from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, steps_taken
-from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest
+from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, worth
+from handler.core.request import MAX_RANDOM_SEED, MAX_SIDE, ImageRequest, LongPrompts
 from handler.core.stepcache import StepCache, StepCacheSetting
 
 SEEN_PIXELS = 1024 * 1024  # of a reference image: FLUX.2 looks at no more
-
-
-@dataclass(frozen=True, slots=True)
-class Graft:
-    """A file of the model's own repository, and its place among the files of the base: other weights, or a LoRA."""
-
-    file: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Streams:
-    """Parameters of the text encoders; of the largest part of theirs, and of the denoiser's, that comes as one."""
-
-    encoders: int = 0
-    layer: int = 0
-    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +33,7 @@ class ModelSpec:
     min_steps: int = 1
     guidance: float = 0.0  # 0: distilled without, and none can be asked for
     other_parameters: int = 0  # of the text encoders and the VAE
-    streams: Streams = Streams()
+    streams: Streams = field(default_factory=Streams)
     work_gb: float = 3.0  # for activations and the libraries; an assumption, not yet measured on a GPU
     size: tuple[int, int] = (1024, 1024)
     multiple: int = 16
@@ -74,6 +58,11 @@ class ModelSpec:
     def names(self) -> tuple[str, ...]:
         """Every name a request may use for this model."""
         return (self.id, self.repository, *self.aliases)
+
+    @property
+    def reads_chunks(self) -> bool:
+        """Whether CLIP alone reads its prompts, and so reads any number of tokens in chunks of its window."""
+        return self.family.rpartition(".")[2] in ("sd15", "sdxl")
 
     @property
     def takes_guidance(self) -> bool:
@@ -112,6 +101,8 @@ class ModelSpec:
             step_cache=self._cache(request, served),
             strength=self._strength(request),
             mask=mask,
+            mask_form=request.mask_form if mask else None,
+            long_prompts=self._long_prompts(request),
             loras=loras,
             sampling=request.sampling,
             reading=request.reading,
@@ -149,8 +140,8 @@ class ModelSpec:
         return request.num_inference_steps or max(usual, self._fewest(self._strength(request) or 1.0))
 
     def _fewest(self, strength: float) -> int:
-        """How few steps there may be, that an edit of this strength takes at least one; all there may be if none do."""
-        return next((steps for steps in range(1, self.max_steps) if steps_taken(steps, strength)), self.max_steps)
+        """How few steps there may be, that this strength is worth one of them; all there may be if it never is."""
+        return next((steps for steps in range(1, self.max_steps) if worth(steps, strength)), self.max_steps)
 
     def _size(self, request: ImageRequest, images: tuple[Reference, ...]) -> tuple[int, int]:
         """As asked; else the first image's shape, at most at the model's area; else the model's size.
@@ -183,6 +174,11 @@ class ModelSpec:
         if request.sampling:
             return request.negative_prompt if request.sampling.cfg > 1 else None
         return request.negative_prompt if self.takes_negative_prompt and self._guidance(request) > 1 else None
+
+    def _long_prompts(self, request: ImageRequest) -> LongPrompts:
+        """As asked; a `Reading` has chunks of its own."""
+        asked = request.long_prompts or "cut"
+        return "cut" if request.reading and asked == "chunked" else asked
 
     def _cache(self, request: ImageRequest, served: StepCacheSetting) -> StepCache | None:
         off = request.sampling or quality.whole(request.quality)
@@ -228,12 +224,14 @@ class ModelSpec:
             raise Unsupported(
                 "A negative prompt works through guidance: send guidance_scale above 1.", "negative_prompt"
             )
+        if request.long_prompts == "chunked" and not self.reads_chunks:
+            raise Unsupported(f"{self.id} cannot read prompts in chunks; send 'cut' or 'refuse'.", "long_prompts")
         if self._cache(request, served) and served == "off":
             raise Unsupported("This worker skips no steps; start it with KINDLING_STEP_CACHE=on.", "step_cache")
         if request.images:
-            self._check_edit(request, steps)
+            self._check_edit(request)
 
-    def _check_edit(self, request: ImageRequest, steps: int) -> None:
+    def _check_edit(self, request: ImageRequest) -> None:
         most, got, strength = self.max_images or 1, len(request.images), self._strength(request)
         if got > most:
             takes = f"takes at most {most} images" if most > 1 else "edits one image"
@@ -249,12 +247,6 @@ class ModelSpec:
             if self.max_images:
                 raise Unsupported(f"With sampling {self.id} takes images to look at, but no mask.", "mask")
             return
-        if not steps_taken(steps, strength):
-            enough, fewest = math.ceil(100 / steps) / 100, self._fewest(strength)
-            more = f", or num_inference_steps of at least {fewest}" if steps_taken(fewest, strength) else ""
-            of = f"{steps} steps" if request.num_inference_steps else f"the {steps} steps that {self.id} takes at most"
-            told = f"{strength:g} of {of} is less than one; send at least {enough:g}{more}"
-            raise OutOfRange(f"strength: {told}.", "strength")
         if request.scheduler and request.scheduler not in self.edit_schedulers:
             takes = ", ".join(self.edit_schedulers)
             raise OutOfRange(f"An edit cannot use scheduler '{request.scheduler}'; it takes {takes}.", "scheduler")

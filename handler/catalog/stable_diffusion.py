@@ -1,7 +1,8 @@
 """The rows of Stable Diffusion, as `models.py` has those of all others."""
 
 from handler.catalog import licenses
-from handler.catalog.spec import Graft, ModelSpec, Streams
+from handler.catalog.parts import Graft, Streams
+from handler.catalog.spec import ModelSpec
 from handler.core.stepcache import StepCache
 
 # Guidance is as the maker's card has it; that draws 50 steps of PNDM, where DPM++ needs 20. There is no revision, for

@@ -89,6 +89,8 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
             "step_cache": found.get("step_cache") or "off",
             "images": images,
             "mask": mask,
+            "mask_form": found.get("mask_form"),
+            "long_prompts": found.get("long_prompts"),
             "loras": [{name: one[name] for name in LORA if name in one} for one in found.get("loras", ())],
             "reading": found.get("reading"),
             **({"sampling": found["sampling"]} if found.get("sampling") else steps),
@@ -121,8 +123,9 @@ def refuse_contradiction(said: Said, options: Namespace, asked: ImageRequest) ->
     for option, (name, value) in SAID.items():
         if vars(options)[option] not in (None, "auto") and value(asked) != said.found.get(name):
             raise _contradiction(said, options, option, name)
-    if options.strength not in (None, said.found.get("strength")):
-        raise _contradiction(said, options, "strength", "strength")
+    for option in ("strength", "mask_form"):
+        if vars(options)[option] not in (None, said.found.get(option)):
+            raise _contradiction(said, options, option, option)
     if options.model is not None and find(options.model) is not said.spec:
         raise _contradiction(said, options, "model", "model")
     if asked.loras and asked.loras != said.request.loras:

@@ -7,16 +7,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from handler.api import codec
 from handler.api.dialects import openai
-from handler.api.recipes import recipes_of
+from handler.api.recipes import recipes_of, settled
 from handler.catalog.models import find
 from handler.cli import again
 from handler.core.errors import InvalidValue, MissingParameter
 from handler.core.recipe import Recipe
-from handler.core.request import Format, ImageRequest
+from handler.core.request import Format, ImageRequest, MaskForm
 from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.model.text.pieces import embedded
@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="image to edit; some models take more"
     )
-    parser.add_argument("--mask", type=Path, metavar="PNG", help="transparent where the image is to be drawn anew")
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="transparent or white where to draw the image anew")
+    parser.add_argument("--mask-form", choices=get_args(MaskForm), help="which of them (default: alpha if any)")
     parser.add_argument(
         "--strength", type=float, help="how much of the image is drawn anew, up to 1 (default: the model's)"
     )
@@ -81,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
         request = _asked(options)
     served = request.step_cache or settings.step_cache  # the worker is started as the request wants it
     spec = find(settings.model)
+    request = settled(request, spec, settings.long_prompts)
     found = chosen(request.loras, settings.volume), embeddings.chosen(embedded(request, spec), settings.volume)
     first, *_ = recipes = recipes_of(request, spec, served, *found)
     worker = booted(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)
@@ -102,10 +104,10 @@ def format_of(output: Path) -> Format:
 
 
 def _asked(options: argparse.Namespace) -> ImageRequest:
-    if not options.prompt:
+    if options.prompt is None:
         raise MissingParameter('say what to draw, as in: generate "a red circle on a blue background"', "prompt")
     images, mask = _files(options)
-    return openai.parse({**_fields(options), "images": images, "mask": mask, "strength": options.strength})
+    return openai.parse({**_fields(options), "images": images, "mask": mask, **_in_part(options)})
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -123,6 +125,11 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _in_part(options: argparse.Namespace) -> dict[str, Any]:
+    """What is only said with an image to work from."""
+    return {"mask_form": options.mask_form, "strength": options.strength}
+
+
 def _files(options: argparse.Namespace) -> tuple[list[bytes], bytes | None]:
     return [_read(path) for path in options.image], _read(options.mask, "mask") if options.mask else None
 
@@ -130,7 +137,8 @@ def _files(options: argparse.Namespace) -> tuple[list[bytes], bytes | None]:
 def _again(options: argparse.Namespace) -> again.Said:
     """What the PNG that --from names says, which no other option contradicts."""
     said = again.read(options.source, *_files(options))
-    asked = openai.parse({**_fields(options), "prompt": options.prompt or said.request.prompt})
+    prompt = said.request.prompt if options.prompt is None else options.prompt
+    asked = openai.parse({**_fields(options), "prompt": prompt})
     again.refuse_contradiction(said, options, asked)
     return said
 

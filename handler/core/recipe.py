@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.core.reading import Reading
-from handler.core.request import Format
+from handler.core.request import Format, LongPrompts, MaskForm
 from handler.core.sampling import Sampling
 from handler.core.stepcache import StepCache
 
@@ -15,7 +15,7 @@ OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may rai
 
 
 MOST = 8
-OPTIONAL = ("loras", "sampling", "reading", "embeddings")
+OPTIONAL = ("mask_form", "long_prompts", "loras", "sampling", "reading", "embeddings")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +86,8 @@ class Recipe:
     step_cache: StepCache | None = None
     strength: float | None = None
     mask: Mask | None = None
+    mask_form: MaskForm | None = None
+    long_prompts: LongPrompts = "cut"
     loras: tuple[Lora, ...] = ()
     sampling: Sampling | None = None
     reading: Reading | None = None
@@ -109,31 +111,46 @@ class Recipe:
         plain = replace(self, images=(), mask=None, loras=(), sampling=None, reading=None, embeddings=())
         found = asdict(plain) | hashes
         optional = {
+            "mask_form": self.mask_form,
+            "long_prompts": self.long_prompts if self.long_prompts == "chunked" else None,
             "loras": [lora.described() for lora in self.loras],
             "sampling": self.sampling and self.sampling.model_dump(mode="json"),
             "reading": self.reading and self.reading.model_dump(mode="json"),
             "embeddings": [embedding.described() for embedding in self.embeddings],
         }
-        kept = {name: optional[name] for name in OPTIONAL if getattr(self, name)}
+        kept = {name: value for name, value in optional.items() if value}
         return {name: value for name, value in found.items() if name not in OPTIONAL} | kept
 
 
 def steps_taken(steps: int, strength: float) -> int:
-    """An edit's share of the steps, which are the last ones; rounded down, but 0.7 of 10 are 7."""
+    """An edit's share of the steps, which are the last ones; rounded down, but 0.7 of 10 are 7, and one at least."""
+    return max(1, worth(steps, strength))
+
+
+def worth(steps: int, strength: float) -> int:
+    """How many whole steps there are in that share."""
     return int(steps * strength + 1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """How many a recipe's prompts are to the model's tokenizer, and how many of them it reads."""
+
+    given: int = 0
+    read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
     """One finished picture before encoding: `rgb` is uint8 (height, width, 3), C-contiguous.
 
-    `batch` is how many pictures were drawn at once, `tokens` how many the prompts are to the model's tokenizer.
+    `batch` is how many pictures were drawn at once, `tokens` are the prompts'.
     """
 
     rgb: Any
     recipe: Recipe
     batch: int = 1
-    tokens: int = 0
+    tokens: Tokens = Tokens()
 
 
 Drawn = tuple[Pixels, dict[str, float]]  # a picture, and the seconds of each stage
@@ -153,5 +170,5 @@ class Picture:
     stages: dict[str, float] = field(default_factory=dict)
     url: str = field(default="", repr=False)
     undelivered: str = ""
-    tokens: int = 0
+    tokens: Tokens = Tokens()
     peak_bytes: int = 0  # of memory, that this process has needed so far: the GPU's where there is one

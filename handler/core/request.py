@@ -33,6 +33,8 @@ MAX_PROMPT = 32_000
 MAX_IMAGES = 10  # OpenAI's; a worker draws as many as its KINDLING_MAX_N says
 
 Format = Literal["png", "jpeg", "webp"]
+MaskForm = Literal["alpha", "white", "black"]
+LongPrompts = Literal["cut", "refuse", "chunked"]
 Scheduler = Literal["flow-match-euler", "dpm++", "euler", "euler-a", "heun", "ddim"]
 
 _ERROR_OF_TYPE = {  # pydantic's error type -> ours; a name not listed is a range
@@ -52,7 +54,7 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT, description="What the picture should show.")
+    prompt: str = Field(max_length=MAX_PROMPT, description="What the picture should show; it may be empty.")
     model: str | None = Field(None, max_length=200, description="A name of the served model; none means it.")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures.")
     width: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
@@ -71,13 +73,21 @@ class ImageRequest(BaseModel):
         None, description="ComfyUI's way of sampling, instead of scheduler, num_inference_steps and strength."
     )
     reading: Reading | None = Field(None, description="ComfyUI's way of reading prompts; without it diffusers'.")
+    long_prompts: LongPrompts | None = Field(
+        None,
+        description="Where they are longer than the model reads: cut, refuse, or read in chunks. None: the worker's.",
+    )
     step_cache: StepCacheSetting | None = Field(
         None, description="off, on, or the step cache's values; None is the worker's."
     )
     loras: Loras = Field((), description="LoRAs on the worker's volume by name, each with a weight: up to four.")
     images: Images = Field((), repr=False, description="Image files to work from: data URLs or base64.")
     mask: Mask | None = Field(
-        None, repr=False, description="A PNG, transparent where the first image is to be drawn anew; else it stays."
+        None, repr=False, description="An image that says where the first of images is drawn anew; else that stays."
+    )
+    mask_form: MaskForm | None = Field(
+        None,
+        description="Drawn anew is what is transparent (alpha), white or black; None: alpha if any is, else white.",
     )
     strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew.")
     stream: bool = Field(False, description="Answer as events, where the transport can.")

@@ -98,7 +98,7 @@ class Sampling(BaseModel):
             raise ValueError("sigmas should fall")
         if 0 in self.sigmas[:-1]:
             raise ValueError("of sigmas only the last may be 0, where no noise is left")
-        if int(self.steps / self.denoise) > MAX_OF_DENOISE:
+        if self.steps / self.denoise >= MAX_OF_DENOISE + 1:
             raise ValueError("denoise is too small for so many steps")
         if self.index >= self.batch:
             raise ValueError("index should be below batch")

@@ -22,7 +22,7 @@ from pydantic import (
 from handler.core.errors import SettingsError
 from handler.core.fields import Endpoint, Folder, Host, ModelName, Name, Origin, PublicUrl, WebhookSecret, words
 from handler.core.loras import Pinned
-from handler.core.request import MAX_IMAGES
+from handler.core.request import MAX_IMAGES, LongPrompts
 from handler.core.stepcache import StepCacheSetting
 
 PREFIX = "KINDLING_"
@@ -143,6 +143,9 @@ class Settings(BaseModel):
         50, gt=0, le=1024, description="the same of an edit or a workflow's call, where that is more"
     )
     max_n: int = Field(4, ge=1, le=MAX_IMAGES, description="pictures that one request may ask for")
+    long_prompts: LongPrompts = Field(
+        "cut", description="of more tokens than the model reads: cut them, refuse, or read them in chunks (SDXL, SD1.5)"
+    )
     metadata: bool = Field(True, description="write prompt and parameters into each PNG")
     comfy_ui: bool = Field(False, description="serve ComfyUI's editor at /comfy/, where its package is installed")
     platform: Platform = Field(

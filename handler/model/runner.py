@@ -10,12 +10,12 @@ from typing import Any
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost
-from handler.core.recipe import Drawn, Lora, OnStep, Pixels, Preview, Recipe
+from handler.core.recipe import Drawn, Lora, OnStep, Pixels, Preview, Recipe, Tokens
 from handler.model.adapters.applied import Applied
 from handler.model.faults import meaning
 from handler.model.preview import Projection
 from handler.model.stages import Mark, Stages
-from handler.model.tokens import counted
+from handler.model.tokens import counted, require_read
 
 PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
 DrawOutcome = Drawn | BaseException  # a picture, or why there is none
@@ -130,7 +130,10 @@ class Runner:
     def _outcome(self, recipe: Recipe, rgb: Any, batch: int, stages: dict[str, float]) -> DrawOutcome:
         if isinstance(rgb, Exception):
             return rgb
-        return Pixels(rgb, self._at(recipe), batch, counted(self._pipeline, recipe)), dict(stages)
+        return Pixels(rgb, self._at(recipe), batch, self._tokens(recipe)), dict(stages)
+
+    def _tokens(self, recipe: Recipe) -> Tokens:
+        return counted(self._family, self._pipeline, recipe, self._spec)
 
     def _at(self, recipe: Recipe) -> Recipe:
         """`recipe` as it was drawn: of a row that leaves it open, nobody else may have known the revision."""
@@ -139,8 +142,9 @@ class Runner:
     def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
         """What the family makes of the prompt, kept for later pictures of the same words; or why it makes nothing."""
         key = _words(recipe)
-        if key not in self._prompts:
+        if key not in self._prompts or recipe.long_prompts == "refuse":
             try:
+                require_read(self._family, self._pipeline, recipe, self._spec)
                 with self._components.lent():
                     self._prompts[key] = self._families.encode(self._family, self._pipeline, recipe, self._spec)
             except Exception as error:
@@ -155,7 +159,8 @@ def _words(recipe: Recipe) -> tuple[Any, ...]:
     """All of `recipe` that what its family makes of the prompt depends on."""
     read = recipe.reading and (recipe.reading, recipe.embeddings, recipe.size)  # SDXL is told sizes
     cfg = recipe.sampling and recipe.sampling.cfg  # which is not guidance of the same scale: FLUX.1 [dev] has both
-    return recipe.prompt, recipe.negative_prompt, recipe.guidance, cfg, recipe.loras, read
+    chunked = recipe.long_prompts == "chunked"
+    return recipe.prompt, recipe.negative_prompt, recipe.guidance, cfg, recipe.loras, read, chunked
 
 
 def _step(

@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
@@ -43,6 +42,7 @@ from handler.server.comfy import editor
 from handler.server.comfy.desk import Desk
 from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
+from handler.server.health import health, live, ping, ready
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
 from handler.server.links import content
@@ -57,7 +57,6 @@ from handler.server.traces import tracing
 from handler.server.workflows import routes as workflow_routes
 
 T = TypeVar("T")
-PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
 
 
 def create_app(engine: Engine, public: bool = True) -> Observed:
@@ -138,35 +137,6 @@ async def home(request: Request) -> Response:
     if editing and "text/html" in request.headers.get("accept", ""):
         return RedirectResponse(f"{request.scope['app_root_path']}{EDITOR}/")
     return PlainTextResponse(WELCOME.format(model=engine.spec.id, editor=PAGE if editing else ""))
-
-
-async def ping(request: Request) -> Response:
-    """RunPod's health check: 204 while starting, 200 ready, 503 failed or stopping."""
-    return Response(status_code=PING_STATUS[request.app.state.engine.state])
-
-
-async def health(request: Request) -> Response:
-    """SGLang's health check, and others': 200 ready, 503 else."""
-    return Response(status_code=200 if request.app.state.engine.state == "ready" else 503)
-
-
-async def live(request: Request) -> Response:
-    """The process answers."""
-    return JSONResponse({"status": "live"})
-
-
-async def ready(request: Request) -> Response:
-    """Whether the model is loaded, what the engine does, the cold-start ledger, and what all this costs."""
-    engine: Engine = request.app.state.engine
-    body = {
-        "status": engine.state,
-        "model": engine.spec.id,
-        "drawing": engine.drawing,
-        "waiting": engine.waiting,
-        "cold_start": asdict(engine.ledger),
-        "spend": engine.meter.state(),
-    }
-    return JSONResponse(body, 200 if engine.state == "ready" else 503)
 
 
 async def metrics(request: Request) -> Response:

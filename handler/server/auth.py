@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from handler.api.dispatch import TOKENS
 from handler.api.links import LINKS_ROUTE
 from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
@@ -30,7 +31,7 @@ from handler.server.mounted import EDITOR, PICTURES
 
 OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
-READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", *TOLD, "location")
+READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", TOKENS, *TOLD, "location")
 # Whose URL may have the key in it: browsers send nothing else for an image or a websocket.
 BY_URL = ("/ws", "/api/ws", "/view", "/api/view")
 LINK, READS = re.compile(LINKS_ROUTE.replace("{image_id}", "[^/]+")), ("GET", "HEAD")

@@ -56,7 +56,7 @@ def test_a_negative_prompt_is_one_where_there_is_guidance() -> None:
 def test_an_empty_prompt_is_drawn() -> None:
     graph = plain()
     graph["2"]["inputs"]["text"] = ""
-    assert request(graph).prompt == " "
+    assert request(graph).prompt == ""
 
 
 def test_a_batch_is_so_many_pictures_of_one_seed() -> None:

@@ -17,7 +17,6 @@ OK = {"prompt": "a red circle"}
 BAD = [
     ({}, MissingParameter, "prompt"),
     ({"prompt": None}, MissingParameter, "prompt"),
-    ({"prompt": ""}, OutOfRange, "prompt"),
     ({"prompt": 7}, InvalidType, "prompt"),
     ({"prompt": "x" * 100_000}, OutOfRange, "prompt"),
     (OK | {"n": 11}, OutOfRange, "n"),

@@ -70,7 +70,7 @@ def test_every_field_of_a_request_may_be_given() -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "param"),
     [
-        ({"prompt": ""}, errors.OutOfRange, "prompt"),
+        ({"prompt": "x" * 32_001}, errors.OutOfRange, "prompt"),
         ({"colour": "red"}, errors.UnknownParameter, "colour"),
         ({"seed": "7"}, errors.InvalidType, "seed"),
         ({"num_inference_steps": 50}, errors.OutOfRange, "num_inference_steps"),

@@ -143,8 +143,8 @@ def test_what_is_written_behind_a_transparent_colour_is_none(depth: int, colours
 @pytest.mark.parametrize(("depth", "colours", "clear"), KEYED)
 def test_without_one_nothing_is_transparent(depth: int, colours: int, clear: int) -> None:
     data = png(depth, colours, np.full((SIDE, SIDE, colours), clear))
-    with pytest.raises(InvalidValue, match="opaque"):
-        kept(data, data)
+    with pytest.raises(InvalidValue, match="make it transparent"):
+        kept(data, data, form="alpha")
 
 
 def whole(kind: str) -> bytes:
@@ -261,15 +261,14 @@ def test_the_first_image_comes_as_small_as_it_is_looked_at() -> None:
     assert (exactly.rgb.shape, one_more.rgb.shape) == ((64, 128, 3), (63, 127, 3))
 
 
-def test_a_mask_is_as_large_as_its_image_and_somewhere_transparent() -> None:
+def test_a_mask_comes_to_its_images_size_and_is_somewhere_transparent() -> None:
     found = kept(plain(128, 64, "RGBA"), plain(128, 64), most=64 * 32)
     assert (found.kept.shape, found.kept.max()) == ((32, 64), 0)
     assert found.sha256 == hashlib.sha256(plain(128, 64, "RGBA")).hexdigest()
-    with pytest.raises(InvalidValue, match="it is 64x128 and its image 128x64") as caught:
-        kept(plain(64, 128, "RGBA"), plain(128, 64))
-    assert caught.value.param == "mask"
-    with pytest.raises(InvalidValue, match="opaque all over"):
+    assert kept(plain(64, 128, "RGBA"), plain(128, 64)).kept.shape == (64, 128)
+    with pytest.raises(InvalidValue, match="make it transparent, or white on black") as caught:
         kept(plain(128, 64), plain(128, 64))
+    assert caught.value.param == "mask"
 
 
 def test_an_edge_of_a_mask_never_overshoots() -> None:

@@ -330,10 +330,10 @@ def test_the_pace_is_among_what_pictures_took(took: list[float]) -> None:
     assert pace is None if not took else pace is not None and min(took) <= pace <= max(took)
 
 
-@given(st.integers(0, 50), st.floats(0.001, 1), st.floats(0.001, 1))
+@given(st.integers(1, 50), st.floats(0.001, 1), st.floats(0.001, 1))
 def test_an_edits_steps_are_a_share_of_all(steps: int, one: float, other: float) -> None:
     fewer, more = (steps_taken(steps, strength) for strength in sorted((one, other)))
-    assert 0 <= fewer <= more <= steps == steps_taken(steps, 1)
+    assert 1 <= fewer <= more <= steps == steps_taken(steps, 1)
 
 
 GAINS = st.dictionaries(

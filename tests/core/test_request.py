@@ -23,7 +23,8 @@ LONG = "n" * 100
 DEFAULTS = {
     "model": None, "n": 1, "width": None, "height": None, "num_inference_steps": None, "guidance_scale": None,
     "scheduler": None, "seed": None, "negative_prompt": None, "step_cache": None, "images": (), "mask": None,
-    "loras": (), "strength": None, "stream": False, "partial_images": 0, "response_format": "b64_json",
+    "mask_form": None, "long_prompts": None, "loras": (), "strength": None, "stream": False, "partial_images": 0,
+    "response_format": "b64_json",
     "output_format": "png", "output_compression": 100, "sampling": None, "reading": None, "quality": None,
 }  # fmt: skip
 
@@ -166,6 +167,8 @@ def test_how_many_images_may_come() -> None:
          "sampling: start and end leave no step to take."),
         ({"sampling": {"sigmas": [1.0]}}, InvalidValue, "sampling",
          "sampling: start and end leave no step to take."),
+        ({"sampling": {"denoise": 5e-324}}, InvalidValue, "sampling",
+         "sampling: denoise is too small for so many steps."),
         ({"sampling": {"sigmas": [0.5, 1.0, 0.0]}}, InvalidValue, "sampling", "sampling: sigmas should fall."),
         *(({"sampling": {"sigmas": sigmas}}, InvalidValue, "sampling",
            "sampling: of sigmas only the last may be 0, where no noise is left.")
@@ -205,7 +208,7 @@ def test_what_goes_together(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "taken"), [(10, 0.7, 7), (10, 0.75, 7), (4, 0.2, 0), (50, 1.0, 50), (50, 0.58, 29)]
+    ("steps", "strength", "taken"), [(10, 0.7, 7), (10, 0.75, 7), (4, 0.2, 1), (50, 1.0, 50), (50, 0.58, 29)]
 )
 def test_an_edit_takes_its_share_of_the_steps(steps: int, strength: float, taken: int) -> None:
     assert steps_taken(steps, strength) == taken

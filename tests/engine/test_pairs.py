@@ -523,7 +523,7 @@ REQUEST = {  # the least and the most that is accepted, and by how much less or 
     "output_compression": (0, 100, 1),
     "strength": (LEAST, 1.0, LEAST),
 }
-TEXTS = {"prompt": (1, 32_000), "negative_prompt": (0, 32_000), "model": (0, 200)}
+TEXTS = {"prompt": (0, 32_000), "negative_prompt": (0, 32_000), "model": (0, 200)}
 SETTINGS = {
     "cold_start_budget_s": (LEAST, 3600, LEAST),
     "batch": (1, 8, 1),

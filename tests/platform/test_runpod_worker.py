@@ -191,7 +191,7 @@ def test_posts_progress_and_never_after_the_result(plane: Plane) -> None:
 
 
 def test_a_bad_job_is_refused_without_a_traceback(plane: Plane) -> None:
-    plane.give("bad", prompt="")
+    plane.give("bad", prompt="x" * 32_001)
     result = plane.result("bad")
     assert result.keys() == {"error"}
     assert_refused(result["error"], "out_of_range")

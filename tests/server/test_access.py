@@ -369,7 +369,7 @@ def test_without_keys_who_came_to_this_machine_asked_for_it(
 def test_what_a_page_may_read_of_an_answer(app: Callable[..., Any]) -> None:
     answer = ask(app(cors_origins=(PAGE,)), "GET", "/ping", headers={"origin": PAGE})
     told = answer.headers["access-control-expose-headers"].split(", ")
-    more = ["x-seed", "x-model", "x-inference-ms", "location"]
+    more = ["x-prompt-tokens", "x-seed", "x-model", "x-inference-ms", "location"]
     assert told == ["x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", *more]
     assert {name: answer.headers[name] for name in DEFAULTS} == {
         "cache-control": "no-store",

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from fakes import Editor, FakeFamily
-from handler import Engine, Settings, create_app
+from handler import Engine, Settings, Worker, create_app
 from handler.core.errors import SettingsError
-from serving import live
+from serving import Served, live
 
 ROUTE = "/v1/images/generations"
 OK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7}
@@ -87,8 +87,9 @@ def test_as_many_pictures_as_the_worker_allows(url: str, client: openai.OpenAI) 
     with served() as usual, pytest.raises(openai.UnprocessableEntityError, match=r"at most 4 .* KINDLING_MAX_N") as no:
         client.with_options(base_url=usual + "/v1").images.generate(prompt="x", n=5)
     assert no.value.param == "n"
-    names = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["GenerationRequest"]["properties"]
-    assert (names["n"]["anyOf"][0]["maximum"], names["model"]["anyOf"][0]["enum"][-2:]) == (10, ["default", ""])
+    known = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]
+    assert known["GenerationRequest"]["properties"]["n"]["maximum"] == 10
+    assert known["ModelName"]["enum"][-2:] == ["default", ""]
 
 
 @pytest.mark.parametrize("scale", [0, 1, 1.0])
@@ -247,3 +248,37 @@ async def get(app: Any, path: str) -> httpx.Response:
 def test_openais_words_for_quality(client: openai.OpenAI, word: Any) -> None:
     answer = client.images.generate(prompt="x", size="64x64", quality=word, extra_body={})  # type: ignore[call-overload]
     assert answer.quality == word
+
+
+LONG: dict[str, Any] = {"prompt": "very " * 119 + "red", "seed": 1, "size": "64x64", "num_inference_steps": 1}
+
+
+def test_the_answer_says_how_much_of_a_prompt_was_read(server: Served) -> None:
+    """As a field, in events, and as a header, whatever door it came through."""
+    client = openai.OpenAI(api_key="unused", base_url=server.url + "/v1", max_retries=0, timeout=60)
+    told = {"given": 120, "read": 31}
+    raw = client.images.with_raw_response.generate(prompt=LONG["prompt"], size="64x64", extra_body={"seed": 1})  # type: ignore[call-overload]
+    assert (raw.headers["x-prompt-tokens"], raw.parse().prompt_tokens) == ("31/120", told)
+    assert raw.parse().usage.input_tokens == 120
+    native = httpx.post(f"{server.url}/generate", json={"prompt": "red"}, timeout=60)
+    assert (native.headers["x-prompt-tokens"], native.json()["prompt_tokens"]) == ("1/1", {"given": 1, "read": 1})
+    *_, last = client.images.generate(prompt=LONG["prompt"], stream=True, extra_body={"size": "64x64"})
+    assert last.prompt_tokens == told  # type: ignore[union-attr]
+
+
+def test_a_long_prompt_can_be_refused(server: Served) -> None:
+    answer = httpx.post(server.url + ROUTE, json=LONG | {"long_prompts": "refuse"}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "prompt")
+    assert "it has 120 tokens, and spark reads 31 of them" in answer.json()["error"]["message"]
+    answer = httpx.post(server.url + ROUTE, json=LONG | {"long_prompts": "chunked"}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "long_prompts")
+
+
+def test_a_worker_can_refuse_all_long_prompts(spark: Worker) -> None:
+    engine = Engine(Settings(long_prompts="refuse"), boot=lambda *_: spark)
+    with live(create_app(engine, public=False)) as url:
+        refused = httpx.post(url + ROUTE, json=LONG, timeout=60)
+        cut = httpx.post(url + ROUTE, json=LONG | {"long_prompts": "cut"}, timeout=60)
+        short = httpx.post(url + ROUTE, json=LONG | {"prompt": "red"}, timeout=60)
+    assert [each.status_code for each in (refused, cut, short)] == [422, 200, 200]
+    assert "120 tokens, and spark reads 31" in refused.json()["error"]["message"]

@@ -30,7 +30,7 @@ from handler.api.codec import encode
 from handler.core.errors import SettingsError
 from handler.server.auth import OPEN_ROUTES
 from handler.server.mounted import rooted
-from handler.server.openapi.document import OPERATIONS, operations
+from handler.server.openapi.operations import OPERATIONS, operations
 
 PNG = base64.b64encode(encode(np.zeros((64, 64, 3), np.uint8), "png", 100, None)).decode()
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from handler import MODELS, Settings, Worker
 from handler.__main__ import main
-from handler.catalog.spec import Graft
+from handler.catalog.parts import Graft
 from handler.core.errors import FetchFailed, SettingsError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.core.loras import pin
 from handler.core.request import ImageRequest

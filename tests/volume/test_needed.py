@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from handler import MODELS
-from handler.catalog.spec import Graft, ModelSpec
+from handler.catalog.parts import Graft
+from handler.catalog.spec import ModelSpec
 from handler.core.errors import FetchFailed
 from handler.volume.files import Item, choose_files, home, model_items, vae_items
 from handler.volume.hub import Repository

@@ -7,6 +7,7 @@ name rather than ignored. Null counts as not sent, as the official clients send 
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from handler.api.pieces import File
@@ -80,6 +81,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "model": request.model or spec.id,
         "plan": pictures[0].plan,
         "usage": usage(pictures),
+        "prompt_tokens": prompt_tokens(pictures),
         "peak_memory_mb": peak(pictures),
         **delivery(pictures),
     }
@@ -87,9 +89,14 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
 
 def usage(pictures: Sequence[Picture]) -> dict[str, Any]:
     """OpenAI's count of tokens: of a request's prompts, which all its pictures share. Pictures are no tokens here."""
-    text = pictures[0].tokens
+    text = pictures[0].tokens.given
     details = {"text_tokens": text, "image_tokens": 0}
     return {"input_tokens": text, "input_tokens_details": details, "output_tokens": 0, "total_tokens": text}
+
+
+def prompt_tokens(pictures: Sequence[Picture]) -> dict[str, int]:
+    """How many tokens of a request's prompts were read, of how many."""
+    return asdict(pictures[0].tokens)
 
 
 def peak(pictures: Sequence[Picture]) -> float:

@@ -7,6 +7,7 @@
     DENOISER                            the pipeline's component whose repeated blocks are compiled
     SCHEDULERS                          which table of `schedulers.py` its models can use
     encode(pipeline, recipe, tokens)    the arguments that tell the pipeline what to draw; made once for n pictures
+    room(pipeline, tokens)              how many of a prompt's tokens are read of so many, where a language model reads
 
 What all families share is here: `build`, `run`. They call diffusers' pipelines and never rewrite their denoising
 loops. Reached late: importing this imports torch and diffusers.

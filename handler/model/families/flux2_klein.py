@@ -12,6 +12,7 @@ from handler.core.reading import Words
 from handler.core.recipe import Recipe
 from handler.model.families import schedulers
 from handler.model.text import prompts
+from handler.model.tokens import before, chat
 
 
 class Inpaint(Flux2KleinInpaintPipeline):
@@ -49,6 +50,11 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     prompts.unguided(recipe)
     ((context,), _) = prompts.sides(recipe, False, partial(_told, pipeline, recipe, tokens))
     return {"prompt_embeds": context, "guidance_scale": 1.0}
+
+
+def room(pipeline: Any, tokens: int) -> int:
+    """How many tokens of a prompt are read; what follows it is cut off first."""
+    return tokens - before(partial(chat, pipeline.tokenizer))
 
 
 def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> prompts.Told:

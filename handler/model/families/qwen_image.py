@@ -41,6 +41,11 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     return arguments if negative is None else arguments | {"negative_prompt_embeds": negative}
 
 
+def room(pipeline: Any, tokens: int) -> int:
+    """How many tokens of a prompt are read: what stands before it does not count, what follows is cut off first."""
+    return tokens
+
+
 def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> prompts.Told:
     context, _ = pipeline.encode_prompt(prompts.spoken(recipe, words), max_sequence_length=tokens)
     return (context,)

@@ -27,9 +27,9 @@ SCHEDULERS = schedulers.EPSILON
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """Embeddings of prompt and negative prompt, (1, 77, width); no negative prompt is an empty one.
 
-    With a `Reading` there may be several times 77.
+    In chunks, or with a `Reading`, there may be several times 77.
     """
-    if recipe.reading:
+    if recipe.reading or recipe.long_prompts == "chunked":
         return _read(pipeline, recipe)
     context, negative = pipeline.encode_prompt(
         recipe.prompt,

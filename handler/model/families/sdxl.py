@@ -1,11 +1,12 @@
 """Stable Diffusion XL: the base, Turbo and Lightning. Predicts epsilon; two CLIP encoders."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 
-from handler.core.reading import Sizes, Words
+from handler.core.reading import Reading, Sizes, Words
 from handler.core.recipe import Recipe
 from handler.model.families import schedulers
 from handler.model.text import prompts
@@ -22,10 +23,12 @@ SCHEDULERS = schedulers.EPSILON
 def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     """Embeddings of prompt and negative prompt, (1, 77, width) and pooled (1, width).
 
-    With a `Reading` there may be several times 77, and what is said of sizes.
+    In chunks, or with a `Reading`, there may be several times 77, and with that also what is said of sizes.
     """
     if recipe.reading:
         return _read(pipeline, recipe)
+    if recipe.long_prompts == "chunked":
+        return _read(pipeline, replace(recipe, reading=Reading(zeros=recipe.negative_prompt is None)))
     context, negative, pooled, negative_pooled = pipeline.encode_prompt(
         recipe.prompt,
         negative_prompt=recipe.negative_prompt,  # None is zeros, which is how the base was trained

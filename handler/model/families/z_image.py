@@ -9,6 +9,7 @@ from handler.core.reading import Words
 from handler.core.recipe import Recipe
 from handler.model.families import schedulers
 from handler.model.text import prompts
+from handler.model.tokens import before, chat
 
 PIPELINE = ZImagePipeline
 IMAGE_TO_IMAGE = ZImageImg2ImgPipeline
@@ -27,6 +28,11 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
     (embeds,), (negative,) = prompts.sides(recipe, cfg > 1, partial(_told, pipeline, recipe, tokens))
     arguments = {"prompt_embeds": [embeds], "guidance_scale": cfg - 1}
     return arguments if negative is None else arguments | {"negative_prompt_embeds": [negative]}
+
+
+def room(pipeline: Any, tokens: int) -> int:
+    """How many tokens of a prompt are read; what follows it is cut off first."""
+    return tokens - before(partial(chat, pipeline.tokenizer))
 
 
 def _told(pipeline: Any, recipe: Recipe, tokens: int, words: Words) -> prompts.Told:

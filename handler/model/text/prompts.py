@@ -11,7 +11,7 @@ from handler.core.reading import Reading, Words
 from handler.core.recipe import Recipe
 from handler.model.text.embeddings import vectors
 from handler.model.text.encoders import Encoder
-from handler.model.text.pieces import pieces, plain
+from handler.model.text.pieces import Piece, pieces, plain
 
 LONGEST = 20_000  # tokens of two prompts that were brought to one length: 259 chunks
 Told = tuple[Any, ...]  # hidden states (1, tokens, width), and pooled (1, width) where there are
@@ -59,8 +59,9 @@ def encoded(encoders: Sequence[Encoder], prompts: Sequence[str | None], recipe: 
     InvalidValue names an embedding that fits none of them.
     """
     known = vectors(recipe.embeddings, encoders)
+    apart = _whole if recipe.long_prompts == "chunked" else pieces
     each = [
-        encoder.vocabulary.chunks(pieces(prompt or ""), vectors_)
+        encoder.vocabulary.chunks(apart(prompt or ""), vectors_)
         for encoder, prompt, vectors_ in zip(encoders, prompts, known, strict=True)
     ]
     most = max(len(chunks) for chunks in each)
@@ -70,6 +71,11 @@ def encoded(encoders: Sequence[Encoder], prompts: Sequence[str | None], recipe: 
             chunks += encoder.vocabulary.chunks([], {}) * (most - len(chunks))
         found.append(encoder.encode(chunks, skip))
     return found
+
+
+def _whole(prompt: str) -> list[Piece]:
+    """A prompt whose parentheses and colons are text."""
+    return [Piece(prompt)]
 
 
 def of_one_length(read: Callable[[int], tuple[Told, Told]], least: int) -> tuple[Told, Told]:

@@ -8,6 +8,7 @@ from handler.server.openapi.schema import COUNT, TEXT, Schema, array, ref, whole
 
 OBJECT: Schema = {"type": "object"}
 NAMES = array(TEXT)
+MASKED = (403, 404, 503)
 SENT = (400, 413, 415, 422, 504)  # of a body that is no good
 FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 UPLOAD = whole(
@@ -52,36 +53,39 @@ def _post(summary: str, body: Schema, answer: Schema | None = None, *errors: int
 
 
 def _explained() -> Operation:
-    """Any file that has a graph; the report's shape is that of its dataclasses."""
+    """Any file that has a graph."""
     graph = dict.fromkeys(bodies.GRAPHS, FILE) | {JSON: OBJECT}
     errors = tuple(dict.fromkeys((*ALWAYS, *SENT)))
-    report: Schema = {"allOf": [ref("Report"), whole({"ready": {"type": "boolean"}})]}
-    answers = {200: Answer("The report, whatever its verdict.", {JSON: report})}
+    answers = {200: Answer("The report, whatever its verdict.", {JSON: ref("Explained")})}
     return Operation("post", "ComfyUI: explain a graph before it is drawn", answers, graph, errors, HEAD)
 
 
-PROMPT = whole(
-    {"prompt": OBJECT, "client_id": TEXT, "prompt_id": TEXT, "extra_data": OBJECT},
-    "client_id",
-    "prompt_id",
-    "extra_data",
-)
-ACCEPTED = whole({"prompt_id": TEXT, "number": {"type": "number"}, "node_errors": OBJECT})
-CANCELLED = whole({"cancelled": {"type": "boolean"}})
+SHAPES: dict[str, Schema] = {
+    "ComfyPrompt": whole(
+        {"prompt": OBJECT, "client_id": TEXT, "prompt_id": TEXT, "extra_data": OBJECT},
+        *("client_id", "prompt_id", "extra_data"),
+    ),
+    "ComfyAccepted": whole({"prompt_id": TEXT, "number": {"type": "number"}, "node_errors": OBJECT}),
+    "ComfyForget": whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete"),
+    "ComfyInterrupt": whole({"prompt_id": TEXT}, "prompt_id"),
+    "ComfyCancel": whole({"job_ids": NAMES}),
+    "ComfyCancelled": whole({"cancelled": {"type": "boolean"}}),
+    "ComfyUpload": UPLOAD,
+}
 VIEWED = ("filename", "subfolder", "type", "preview", "channel")
 OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "/prompt": (
         _get("how much waits", OBJECT, errors=()),
-        _post("draw a graph in API format", PROMPT, ACCEPTED, 429, 503),
+        _post("draw a graph in API format", ref("ComfyPrompt"), ref("ComfyAccepted"), 429, 503),
     ),
     "/explain": (_explained(),),
     "/queue": (
         _get("what waits and what is drawn", OBJECT, errors=()),
-        _post("take prompts from the queue", whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete")),
+        _post("take prompts from the queue", ref("ComfyForget")),
     ),
     "/history": (
         _get("prompts that have ended", OBJECT, "max_items", "offset", errors=(400, 504)),
-        _post("forget prompts", whole({"clear": {"type": "boolean"}, "delete": NAMES}, "clear", "delete")),
+        _post("forget prompts", ref("ComfyForget")),
     ),
     "/history/{prompt_id}": (_get("one prompt, once it has ended", OBJECT, "prompt_id"),),
     "/view": (
@@ -99,9 +103,9 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
             parameters=(*HEAD, *VIEWED),
         ),
     ),
-    "/upload/image": (_post("send an image", UPLOAD, OBJECT, 403, 503, media=multipart.MEDIA),),
-    "/upload/mask": (_post("send a mask for an image", UPLOAD, OBJECT, 403, 404, 503, media=multipart.MEDIA),),
-    "/interrupt": (_post("stop what is drawn, or one prompt", whole({"prompt_id": TEXT}, "prompt_id")),),
+    "/upload/image": (_post("send an image", ref("ComfyUpload"), OBJECT, 403, 503, media=multipart.MEDIA),),
+    "/upload/mask": (_post("send a mask for an image", ref("ComfyUpload"), OBJECT, *MASKED, media=multipart.MEDIA),),
+    "/interrupt": (_post("stop what is drawn, or one prompt", ref("ComfyInterrupt")),),
     "/free": (_post("nothing: the model stays warm", OBJECT),),
     "/system_stats": (_get("the machine", OBJECT, errors=()),),
     "/object_info": (_get("all classes of nodes", OBJECT),),
@@ -111,13 +115,13 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "/embeddings": (_get("embeddings", NAMES),),
     "/features": (_get("what clients may count on", OBJECT, errors=()),),
     "/api/jobs": (_get("prompts in any state", OBJECT, "status", "limit", "offset", "sort_order", errors=(400, 504)),),
-    "/api/jobs/cancel": (_post("stop prompts", whole({"job_ids": NAMES}), CANCELLED),),
+    "/api/jobs/cancel": (_post("stop prompts", ref("ComfyCancel"), ref("ComfyCancelled")),),
     "/api/jobs/{prompt_id}": (_get("one prompt, in any state", OBJECT, "prompt_id", errors=(404, 504)),),
     "/api/jobs/{prompt_id}/cancel": (
         Operation(
             "post",
             "ComfyUI: stop one prompt",
-            {200: Answer("Whether.", {JSON: CANCELLED})},
+            {200: Answer("Whether.", {JSON: ref("ComfyCancelled")})},
             parameters=(*HEAD, "prompt_id"),
         ),
     ),

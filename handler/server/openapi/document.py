@@ -1,22 +1,23 @@
-"""The OpenAPI description of one worker: what it serves, with what this model takes. `OPERATIONS` has a row a route."""
+"""The OpenAPI description of one worker: what it serves, with what this model takes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from handler.api import served
+from handler.api.dispatch import TOKENS
 from handler.api.links import LINKS_ROUTE
-from handler.core.errors import Cancelled, FetchFailed, KindlingError
+from handler.core.errors import KindlingError
 from handler.core.version import __version__
 from handler.engine.engine import Engine
 from handler.server import multipart
-from handler.server.accept import MEDIA, TOLD
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
-from handler.server.idempotency import HEADER, KEY, REPEATED
+from handler.server.idempotency import HEADER, KEY
 from handler.server.openapi import comfy, jobs, workflows
-from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
+from handler.server.openapi.named import named
+from handler.server.openapi.operation import JSON, Answer, Operation
+from handler.server.openapi.operations import DEADLINE, DRAWING, HANGS_UP, called, every, operations
 from handler.server.openapi.requests import requests
 from handler.server.openapi.responses import ANSWERS, types
 from handler.server.openapi.schema import TEXT, Schema, ref, whole
@@ -25,20 +26,17 @@ ABOUT = (
     "Errors have OpenAI's envelope. Every answer has an x-request-id, and HEAD is answered where GET is. "
     "Limits are those of the model that this worker serves. ComfyUI's routes are below /api too."
 )
-NEVER_ANSWERED = (Cancelled, FetchFailed)  # nobody is there; not while serving
-VOLUME = (504,)  # where it is looked at, and does not answer
-FILES = {
-    "image": {"contentType": "image/png, image/jpeg, image/webp, image/avif"},
-    "mask": {"contentType": "image/png, image/webp, image/avif"},
-}
-EVENTS, METRICS = "text/event-stream", "text/plain"
-PICTURES: dict[str, Schema] = {media: {} for media in MEDIA.values()}  # where Accept wants the picture itself
+FILES = {name: {"contentType": "image/png, image/jpeg, image/webp, image/avif"} for name in ("image", "mask")}
 
 HEADERS: dict[str, Schema] = {
     "x-request-id": {"required": True, "schema": TEXT, "description": "Yours, or a new one."},
     "retry-after": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds, where trying again helps."},
     "x-should-retry": {"schema": {"enum": ["false"]}, "description": "Where trying again does not help."},
     "idempotent-replayed": {"schema": {"enum": ["true"]}, "description": "Where it was drawn before."},
+    TOKENS: {
+        "schema": TEXT | {"pattern": "^[0-9]+/[0-9]+$"},
+        "description": "How many tokens of the prompts were read, of how many; a stream says so in its last event.",
+    },
     "allow": {"required": True, "schema": TEXT},
     "content-disposition": {"required": True, "schema": TEXT, "description": "What a browser may open, or not."},
     "x-seed": {"schema": TEXT, "description": "Of a picture that is sent as it is: send it again for the same one."},
@@ -53,7 +51,6 @@ EVERYWHERE = ("x-request-id", *DEFAULTS)
 RETRY = ("retry-after", "x-should-retry")
 HEADERS_OF = {401: ("www-authenticate",), 405: ("allow",)}  # and `RETRY` where trying again is a question
 SECONDS = r"0*[1-9][0-9]*(\.[0-9]+)?|0+\.0*[1-9][0-9]*"  # more than none
-DEADLINE, HANGS_UP = "x-deadline-s", "x-stainless-read-timeout"
 PARAMETERS: dict[str, Schema] = {
     "id": {"in": "path", "required": True, "description": "As /v1/models names it."},
     "x-request-id": {
@@ -80,113 +77,7 @@ PARAMETERS: dict[str, Schema] = {
     **jobs.PARAMETERS,
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
 }
-ASKED = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP, "prefer")  # of every route that draws
 PLAIN = str.maketrans("/.", "__", "{}")
-
-
-def every(kind: type[KindlingError]) -> Iterator[type[KindlingError]]:
-    """All kinds that an answer can be."""
-    for each in kind.__subclasses__():
-        if each not in NEVER_ANSWERED:
-            yield each
-        yield from every(each)
-
-
-DRAWING = tuple(sorted({each.status for each in every(KindlingError)} - {401, 403}))
-
-
-def _drawing(summary: str, body: Mapping[str, Schema], answer: str, *events: str) -> Operation:
-    """A route that draws, and streams where it is asked to."""
-    data = {"oneOf": [ref(name) for name in (*events, "Error")]}
-    said = whole({"event": TEXT, "data": TEXT | {"contentMediaType": JSON, "contentSchema": data}}, "event")
-    content = {JSON: ref(answer), EVENTS: said, **PICTURES}
-    told = "The pictures; with stream true, events; one picture as it is, where Accept wants that."
-    drawn = Answer(told, content, (*REPEATED, *TOLD, "x-accel-buffering"))
-    return Operation("post", summary, {200: drawn, 202: jobs.ACCEPTED}, body, DRAWING, ASKED)
-
-
-def _hub(*parameters: str) -> Operation:
-    """A route of Hugging Face's client."""
-    drawn = Answer("The picture as it is, or JSON where Accept wants that.", {**PICTURES, JSON: ref("NativeImages")})
-    answers = {200: replace(drawn, headers=(*REPEATED, *TOLD)), 202: jobs.ACCEPTED}
-    summary, body = "Draw one picture, as Hugging Face's InferenceClient asks", {JSON: ref("HubRequest")}
-    return Operation("post", summary, answers, body, DRAWING, (*ASKED, *parameters))
-
-
-def _reading(summary: str, answer: str) -> Operation:
-    return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})})
-
-
-MODELS = "/models/{folder}"
-READY = {JSON: ref("Ready")}
-OPERATIONS: dict[str, Operation] = {
-    "/v1/images/generations": _drawing(
-        "Draw, as OpenAI's Images API has it",
-        {JSON: ref("GenerationRequest")},
-        *("Images", "PartialImage", "Completed"),
-    ),
-    "/v1/images/edits": _drawing(
-        "Edit images, as OpenAI's Images API has it",
-        {JSON: ref("EditRequest"), multipart.MEDIA: ref("EditForm")},
-        *("Images", "PartialEdit", "CompletedEdit"),
-    ),
-    "/v1/images/variations": Operation("post", "Retired by OpenAI", {}, errors=(*ALWAYS, 404), retired=True),
-    "/generate": _drawing(
-        "Draw, and tell all about it",
-        {JSON: ref("NativeRequest")},
-        *("NativeImages", "PartialImage", "NativeCompleted"),
-    ),
-    "/v1/models": _reading("The model that this worker serves", "Models"),
-    "/v1/models/{id}": Operation(
-        "get",
-        "One name of the model",
-        {200: Answer("It is served.", {JSON: ref("Model")})},
-        errors=(*ALWAYS, 404),
-        parameters=("id", "x-request-id", "traceparent"),
-    ),
-    "/v1/model_info": _reading("The served model, as SGLang's clients ask for it", "ModelInfo"),
-    "/v1/receipt": _reading("What this worker runs, and what was measured of that", "ReceiptAnswer"),
-    "/": Operation("get", "What stands here, for people", {200: Answer("A text.", {METRICS: TEXT})}),
-    "/ping": Operation(
-        "get",
-        "Health, as RunPod asks for it",
-        {200: Answer("Ready."), 204: Answer("Starting."), 503: Answer("Failed, or stopping.")},
-    ),
-    "/health": Operation(
-        "get", "Health, as SGLang's clients ask for it", {200: Answer("Ready."), 503: Answer("Not ready.")}
-    ),
-    "/health/live": _reading("The process answers", "Live"),
-    "/health/ready": Operation(
-        "get",
-        "Whether the model is loaded, how its cold start went, and what all this costs",
-        {200: Answer("Ready.", READY), 503: Answer("Not ready.", READY)},
-    ),
-    "/metrics": Operation("get", "For Prometheus", {200: Answer("Its text format.", {METRICS: TEXT})}),
-    "/openapi.json": Operation(
-        "get",
-        "This description",
-        {200: Answer("OpenAPI 3.1.", {JSON: {"type": "object", "required": ["openapi"]}})},
-        errors=(*ALWAYS, *VOLUME),
-    ),
-}
-
-
-def operations() -> dict[str, tuple[Operation, ...]]:
-    """All, by their routes."""
-    found = {path: (row,) for path, row in OPERATIONS.items()} | jobs.OPERATIONS | comfy.OPERATIONS
-    drawn = _called("Draw a kept workflow, by its fields", workflows.ANY, "name")
-    return found | {
-        "/": (*found["/"], _hub()),
-        MODELS: (*found[MODELS], _hub("folder")),
-        workflows.LIST: workflows.LISTED,
-        workflows.ONE: (*workflows.ROWS, drawn),
-    }
-
-
-def _called(summary: str, body: Schema, *parameters: str) -> Operation:
-    """A route that draws a workflow."""
-    row = _drawing(summary, {JSON: body}, "WorkflowImages", "PartialImage", "WorkflowCompleted")
-    return replace(row, parameters=(*row.parameters, *parameters))
 
 
 def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -195,12 +86,14 @@ def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] =
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
     names = served.names(spec, engine.settings)
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
-    shapes = {**requests(spec, engine.settings), **types(), **ANSWERS, **workflows.ANSWERS}
+    types_ = types()
+    explained = {"Explained": whole(types_["Report"]["properties"] | {"ready": {"type": "boolean"}})}
+    shapes = named(
+        {**requests(spec, engine.settings), **types_, **ANSWERS, **workflows.ANSWERS, **comfy.SHAPES, **explained}
+        | workflows.bodies(kept, spec, engine.settings)
+    )
     own = {
-        f"{workflows.LIST}/{one['name']}": (
-            *workflows.rows(one["name"]),
-            _called(*workflows.described(one, spec, engine.settings)),
-        )
+        f"{workflows.LIST}/{one['name']}": (*workflows.rows(one["name"]), called(*workflows.described(one)))
         for one in kept
         if one["drawable"]
     }
@@ -253,11 +146,10 @@ def _content(schemas: Mapping[str, Schema]) -> Schema:
 def _refusal(status: int) -> Schema:
     """How every error of this status is told."""
     codes = sorted({error.code for error in every(KindlingError) if error.status == status})
-    code = {"properties": {"error": {"properties": {"code": {"enum": codes}}}}}
     return {
         "description": f"{HTTPStatus(status).phrase}: {', '.join(codes)}.",
         "headers": _headers(*EVERYWHERE, *HEADERS_OF.get(status, RETRY if status >= 429 else ())),
-        "content": {JSON: {"schema": {"allOf": [ref("Error"), code]}}},
+        "content": {JSON: {"schema": ref("Error")}},
     }
 
 

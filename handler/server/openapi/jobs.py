@@ -6,7 +6,7 @@ from handler.api.jobs.job import JOBS_ROUTE, State
 from handler.api.links import LINKS_ROUTE, MEDIA
 from handler.core.settings import Settings
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
-from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, ref, whole
+from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, only, ref, whole
 
 HEAD = ("x-request-id", "traceparent")
 PARAMETERS: dict[str, Schema] = {
@@ -24,14 +24,14 @@ MAYBE_TIME: Schema = {"type": ["integer", "null"]}
 JOB = whole(
     {
         "id": TEXT,
-        "object": {"enum": ["job"]},
+        "object": only("job"),
         "status": {"enum": [*get_args(State)]},
         "route": TEXT,
         "created_at": TIME,
         "started_at": MAYBE_TIME,
         "ended_at": MAYBE_TIME,
         "progress": whole({"steps": COUNT, "of": MAYBE_TIME}),
-        "error": {"anyOf": [ref("ErrorInfo"), NULL]},
+        "error": {"anyOf": [ref("Refusal"), NULL]},
         "urls": whole({"get": TEXT, "cancel": TEXT, "events": TEXT}),
         "result": {"anyOf": [ref("Images"), ref("NativeImages"), ref("WorkflowImages"), NULL]},
     }
@@ -42,10 +42,8 @@ PICTURE = Answer(
 )
 
 
-SAID = ("PartialImage", "Completed", "PartialEdit", "CompletedEdit", "NativeCompleted", "WorkflowCompleted", "Error")
-DATA = {"anyOf": [ref(name) for name in SAID]}
-EVENT = whole({"event": TEXT, "data": TEXT | {"contentMediaType": JSON, "contentSchema": DATA}}, "event")
-HEARD = Answer("Those to come, and the end.", {"text/event-stream": EVENT}, ("x-accel-buffering",))
+SAID = ("PartialImage", "Completed", "PartialEdit", "CompletedEdit", "NativeCompleted", "WorkflowCompleted")
+HEARD = Answer("Those to come, and the end.", {"text/event-stream": ref("JobEvent")}, ("x-accel-buffering",))
 TOLD = Answer("As it is now.", {JSON: ref("Job")})
 
 

@@ -1,7 +1,7 @@
 """JSON Schemas of what comes in, for one served model.
 
 They are as strict as `ModelSpec.validate`: what fits is drawn. But for what no schema can tell: whether a file is a
-whole image, a mask as large as its image, an edit strong enough for its steps, and the parts of a `Sampling` in order;
+whole image, a mask that draws anything anew, and the parts of a `Sampling` in order;
 and but for what a `Sampling` is sent instead of, a rule more than schemathesis can follow.
 """
 
@@ -23,20 +23,16 @@ from handler.core.sampling import Sampling
 from handler.core.settings import Settings
 from handler.core.stepcache import BOUNDS
 from handler.server.openapi.jobs import fields as later_fields
-from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed
+from handler.server.openapi.named import optional, worded
+from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed, ref
 from handler.volume.adapters import names
 
 SIDE = "(6[4-9]|[7-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"  # MIN_SIDE to MAX_SIDE
 SIZE: Schema = {
     **TEXT, "pattern": f"^(auto|{SIDE}[xX*]{SIDE})$", "default": "auto", "description": "WIDTHxHEIGHT."
 }  # fmt: skip
+BY_URL = "ImageByUrl"
 FILE = TEXT | {"format": "picture", "description": "An image file as a data URL or in base64."}
-BY_URL = {
-    "type": "object",
-    "properties": {"image_url": FILE},
-    "required": ["image_url"],
-    "additionalProperties": False,
-}
 PART = TEXT | {"format": "binary"}
 ACCEPTED_TEXT = TEXT | {"description": "Accepted; changes nothing here."}
 EXAMPLE = {"examples": [{"prompt": "a red circle on a blue background"}]}
@@ -54,13 +50,17 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     openai |= {name: {"enum": list(values), "default": values[0]} for name, values in ACCEPTED.items()}
     openai |= dict.fromkeys(IGNORED, ACCEPTED_TEXT)
     rules, images = _rules(spec), _image_rules(spec)
-    return {
+    bodies = {
         "GenerationRequest": closed(nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
         "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE | OTHERS,
         "HubRequest": _hub(native, rules),
         "EditRequest": closed(nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
+    by_url = closed({"image_url": FILE}, ("image_url",), [])
+    name: Schema = {"enum": [*served.names(spec, settings), ""]}
+    shapes = {BY_URL: by_url, "ModelName": name, "SamplingInput": _sampling(spec), "ReadingInput": _object(Reading)}
+    return {name: worded(schema) for name, schema in (bodies | shapes).items()}
 
 
 HUB = ("negative_prompt", *SIDES, "num_inference_steps", "guidance_scale", "scheduler", "seed")
@@ -78,25 +78,25 @@ def _hub(native: dict[str, Schema], rules: list[Schema]) -> Schema:
 def fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """`ImageRequest`'s, narrowed to what this model takes."""
     narrowed: dict[str, Schema] = {
-        "model": {"enum": [*served.names(spec, settings), ""]},
         "n": {"maximum": settings.max_n},
         "width": {"default": spec.size[0], "description": "Pixels."},
         "height": {"default": spec.size[1], "description": "Pixels."},
         "num_inference_steps": {"minimum": spec.min_steps, "maximum": spec.max_steps, "default": spec.steps},
-        "guidance_scale": {"default": spec.guidance} | ({} if spec.takes_guidance else {"enum": [0, 1]}),
+        "guidance_scale": {"default": spec.guidance} | ({} if spec.takes_guidance else {"maximum": 1, "multipleOf": 1}),
         "scheduler": {"enum": list(served.schedulers(spec.schedulers)), "default": spec.schedulers[0]},
         "negative_prompt": {} if spec.takes_negative_prompt else {"maxLength": 0},
         "images": {"items": FILE, "maxItems": spec.max_images or 1},
         "mask": TEXT | {"format": "picture"},
+        "long_prompts": {} if spec.reads_chunks else {"enum": ["cut", "refuse"]},
         "step_cache": _step_cache(spec, settings),
         "loras": _loras(names(settings.volume)),
         "output_format": {"enum": [*get_args(Format), "jpg"]},
     }
     whole = ImageRequest.model_json_schema()["properties"]
     found = {name: plain(schema) | narrowed.get(name, {}) for name, schema in whole.items()}
-    comfy = {"sampling": _sampling(spec), "reading": _object(Reading)}
-    found |= {name: schema | {"description": found[name]["description"]} for name, schema in comfy.items()}
-    return found if spec.masked_pixels else {name: found[name] for name in found if name not in ("mask", "strength")}
+    own = {"model": ref("ModelName"), "sampling": ref("SamplingInput"), "reading": ref("ReadingInput")}
+    found |= {name: schema | {"description": found[name]["description"]} for name, schema in own.items()}
+    return found if spec.masked_pixels else {name: found[name] for name in found if name not in MASKING}
 
 
 def plain(schema: Schema) -> Schema:
@@ -148,7 +148,7 @@ def _step_cache(spec: ModelSpec, settings: Settings) -> Schema:
 def _loras(known: list[str]) -> Schema:
     """Those on the volume now, as objects; texts such as `NAME:0.8` are taken too."""
     if not known:
-        return {"type": "array", "maxItems": 0}
+        return array(TEXT, maxItems=0)
     weight = NUMBER | {"minimum": -HEAVIEST, "maximum": HEAVIEST, "default": 1}
     clip = weight | {"type": ["number", "null"], "default": None, "description": "In text encoders; null: as weight."}
     fields: dict[str, Schema] = {"name": {"enum": known}, "weight": weight, "clip_weight": clip}
@@ -158,12 +158,13 @@ def _loras(known: list[str]) -> Schema:
 
 def _edit(openai: dict[str, Schema], spec: ModelSpec) -> dict[str, Schema]:
     """OpenAI's edits as JSON."""
-    one = {"anyOf": [FILE, BY_URL]}
-    several = {"anyOf": [FILE, BY_URL, array(one, minItems=1, maxItems=spec.max_images or 1)]}
+    one = {"anyOf": [FILE, ref(BY_URL)]}
+    several = {"anyOf": [FILE, ref(BY_URL), array(one, minItems=1, maxItems=spec.max_images or 1)]}
     masked = {"mask": one | {"description": openai["mask"]["description"]}} if "mask" in openai else {}
     return openai | {"image": several, "images": several, "input_fidelity": ACCEPTED_TEXT} | masked | _started(spec)
 
 
+MASKING = ("mask", "mask_form", "strength")
 NO_FORM = ("images", "sampling", "reading")  # a form has texts and files
 
 
@@ -189,7 +190,7 @@ def nullable(fields: dict[str, Schema], required: Sequence[str] = ("prompt",)) -
     for field, schema in fields.items():
         shared = {name: schema[name] for name in ("default", "description") if name in schema}
         kind = {name: value for name, value in schema.items() if name not in shared}
-        found[field] = schema if field in required else {"anyOf": [kind, NULL]} | shared
+        found[field] = schema if field in required else optional(kind) | shared
     return found
 
 

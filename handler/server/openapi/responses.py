@@ -8,10 +8,11 @@ from handler.api.comfy.report import Report
 from handler.catalog.prices import Price
 from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
+from handler.core.request import Format
 from handler.engine.engine import EngineState
 from handler.engine.spend import Verdict
-from handler.server.openapi.jobs import JOB
-from handler.server.openapi.schema import COUNT, FORMAT, NULL, NUMBER, REF, TEXT, Schema, array, ref, whole
+from handler.server.openapi.jobs import JOB, SAID
+from handler.server.openapi.schema import COUNT, NULL, NUMBER, REF, TEXT, Schema, array, only, ref, whole
 from handler.volume.receipts import Receipt
 from handler.worker.clock import Ledger
 
@@ -20,7 +21,6 @@ MAYBE_NUMBER = {"type": ["number", "null"]}
 SEED = COUNT | {"description": "Send it again for the same picture."}
 BYTES = TEXT | {"contentEncoding": "base64", "description": "The picture file."}
 PICTURE = {"b64_json": BYTES, "url": TEXT | {"description": "Where it is, if it is not here."}, "seed": SEED}
-EITHER = {"oneOf": [{"required": ["b64_json"]}, {"required": ["url"]}]}
 PLAN = TEXT | {"description": "COMPILED or EAGER, and why."}
 SIZE = TEXT | {"pattern": "^[0-9]+x[0-9]+$"}
 
@@ -36,28 +36,35 @@ def types() -> dict[str, Schema]:
     del defined["Reference"], defined["Mask"], defined["Lora"], defined["Embedding"]
     applied = array(whole({"name": TEXT, "weight": NUMBER, "clip_weight": NUMBER, "sha256": HASH}, "clip_weight"))
     defined["Recipe"]["properties"] |= {"images": array(HASH), "mask": {"anyOf": [HASH, NULL]}, "loras": applied}
+    defined["Recipe"]["properties"]["long_prompts"] = only("chunked")
     defined["Recipe"]["properties"]["embeddings"] = array(whole({"name": TEXT, "sha256": HASH}))
     return {name: schema | whole(schema["properties"], *OPEN.get(name, ())) for name, schema in defined.items()}
 
 
+def _events(*names: str) -> Schema:
+    """What the data of a stream's events may be."""
+    return {"oneOf": [ref(name) for name in (*names, "Error")]}
+
+
 def _event(kind: str) -> Schema:
-    return {"type": {"enum": [kind]}}
+    return {"type": only(kind)}
 
 
 def _picture(fields: Schema, *optional: str) -> Schema:
-    """An object that has a picture, as bytes or by its address."""
-    return whole(fields, *PICTURE.keys() - {"seed"}, *optional) | EITHER
+    """An object that has a picture, as bytes or else by its address."""
+    return whole(fields, *PICTURE.keys() - {"seed"}, *optional)
 
 
 LORA = whole({"name": TEXT, "made_for": TEXT, "trigger_words": array(TEXT)})
-MODEL = whole({"id": TEXT, "object": {"enum": ["model"]}, "created": COUNT, "owned_by": TEXT})
+MODEL = whole({"id": TEXT, "object": only("model"), "created": COUNT, "owned_by": TEXT})
 SHARED = {
-    "background": {"enum": ["opaque"]},
-    "output_format": FORMAT,
+    "background": only("opaque"),
+    "output_format": ref("Format"),
     "quality": {"enum": list(get_args(Quality))},
     "size": SIZE,
 }
 READ = whole({"text_tokens": COUNT, "image_tokens": COUNT})
+TOKENS = whole({"given": COUNT, "read": COUNT | {"description": "Less than were given where the model has no more."}})
 USAGE = whole({"input_tokens": COUNT, "input_tokens_details": READ, "output_tokens": COUNT, "total_tokens": COUNT})
 PEAK = {"peak_memory_mb": NUMBER | {"description": "The most memory so far: the GPU's, or on a CPU the process's."}}
 DELIVERY = {"delivery": TEXT | {"description": "Why a picture has no url that should have one."}}
@@ -67,22 +74,24 @@ ABOUT = {
     "height": COUNT,
     "model": TEXT,
     "plan": PLAN,
-    "usage": USAGE,
+    "usage": ref("Usage"),
+    "prompt_tokens": ref("PromptTokens"),
     **PEAK,
     **DELIVERY,
 }
 STAGES = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds by stage."}
-DRAWN = PICTURE | {"format": FORMAT, "parameters": ref("Recipe"), "stages_s": STAGES}
+DRAWN = PICTURE | {"format": ref("Format"), "parameters": ref("Recipe"), "stages_s": STAGES}
 IMAGE = whole({"url": TEXT, "content_type": TEXT, "width": COUNT, "height": COUNT})
 ALONE = {"image": IMAGE | {"description": "A picture that is alone, by a URL or as a data URL."}, "seed": SEED}
 NOTES = {"notes": array(TEXT) | {"description": "What was sent and changes nothing here."}}
 NATIVE = {
-    "images": array(_picture(DRAWN)),
+    "images": array(ref("NativePicture")),
     **ALONE,
     "model": TEXT,
     "inference_ms": NUMBER,
     "plan": PLAN,
-    "usage": USAGE,
+    "usage": ref("Usage"),
+    "prompt_tokens": ref("PromptTokens"),
     **PEAK,
     **DELIVERY,
     **NOTES,
@@ -93,10 +102,19 @@ COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
 ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT})
 
 ANSWERS: dict[str, Schema] = {
-    "Error": whole({"error": ERROR}),
-    "ErrorInfo": ERROR,
+    "Error": whole({"error": ref("Refusal")}),
+    "Refusal": ERROR,
     "Job": JOB,
-    "Images": whole({"created": COUNT, "data": array(_picture(PICTURE)), **SHARED, **ABOUT}, "delivery"),
+    "JobEvent": _events(*SAID),
+    "Format": {"enum": list(get_args(Format))},
+    "Picture": _picture(PICTURE),
+    "NativePicture": _picture(DRAWN),
+    "Usage": USAGE,
+    "PromptTokens": TOKENS,
+    "GenerationEvent": _events("PartialImage", "Completed"),
+    "EditEvent": _events("PartialEdit", "CompletedEdit"),
+    "NativeEvent": _events("PartialImage", "NativeCompleted"),
+    "Images": whole({"created": COUNT, "data": array(ref("Picture")), **SHARED, **ABOUT}, "delivery"),
     "NativeImages": whole(NATIVE, *RARE),
     "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),
     "Completed": _picture(_event("image_generation.completed") | COMPLETED, "delivery"),
@@ -104,7 +122,7 @@ ANSWERS: dict[str, Schema] = {
     "CompletedEdit": _picture(_event("image_edit.completed") | COMPLETED, "delivery"),
     "NativeCompleted": whole(_event("image_generation.completed") | NATIVE, *RARE),
     "Model": MODEL,
-    "Models": whole({"object": {"enum": ["list"]}, "data": array(ref("Model")), "loras": array(LORA)}),
+    "Models": whole({"object": only("list"), "data": array(ref("Model")), "loras": array(LORA)}),
     "ReceiptAnswer": whole(
         {
             "chips": array(whole({"label": TEXT, "value": TEXT, "measured": TEXT})),
@@ -117,7 +135,7 @@ ANSWERS: dict[str, Schema] = {
         "compile_failure",
     ),
     "ModelInfo": whole({"model_path": TEXT | {"description": "It may be asked for by this name."}, "model": TEXT}),
-    "Live": whole({"status": {"enum": ["live"]}}),
+    "Live": whole({"status": only("live")}),
     "Ready": whole(
         {
             "status": {"enum": list(get_args(EngineState))},

@@ -1,6 +1,6 @@
 """Kept workflows: their routes, and each one's own operation, with its fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,11 @@ from handler.api.workflows.service import ROUTE
 from handler.catalog.spec import ModelSpec
 from handler.core.settings import Settings
 from handler.server.access import WORKFLOW
+from handler.server.openapi.named import worded
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import ANSWERED, SIZE, fields, nullable
 from handler.server.openapi.responses import DRAWN, NATIVE
-from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, array, closed, ref, whole
+from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, array, closed, only, ref, whole
 
 LIST, ONE = ROUTE, WORKFLOW
 ANY: Schema = {"type": "object", "description": "By the fields that GET of this path tells; null is as left out."}
@@ -42,7 +43,7 @@ MORE: dict[str, Schema] = {
     "version": TEXT,
     "notes": array(TEXT),
 }
-EVENT: Schema = {"type": {"enum": ["image_generation.completed"]}}
+EVENT: Schema = {"type": only("image_generation.completed")}
 ANSWERS: dict[str, Schema] = {
     "Workflow": whole(TOLD),
     "KeptWorkflow": whole(TOLD | {"shared": FLAG | {"description": "Whether other workers have it too."}}),
@@ -50,6 +51,7 @@ ANSWERS: dict[str, Schema] = {
     "Workflows": whole({"workflows": array(ref("Workflow"))}),
     "WorkflowImages": whole(NATIVE | MORE, "delivery"),
     "WorkflowCompleted": whole(EVENT | NATIVE | MORE, "delivery"),
+    "WorkflowEvent": {"oneOf": [ref(name) for name in ("PartialImage", "WorkflowCompleted", "Error")]},
 }
 LISTED = (
     Operation(
@@ -90,11 +92,24 @@ def rows(name: str) -> tuple[Operation, ...]:
     return tuple(replace(row, summary=f"{row.summary}: {name}", parameters=HEAD) for row in ROWS)
 
 
-def described(one: Mapping[str, Any], spec: ModelSpec, settings: Settings) -> tuple[str, Schema]:
+def described(one: Mapping[str, Any]) -> tuple[str, Schema]:
     """What a kept workflow's own operation promises, and the schema of its body."""
+    return f"Draw {one['name']}", ref(_body(one["name"]))
+
+
+def bodies(kept: Sequence[Mapping[str, Any]], spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
+    """The schemas of kept workflows' bodies, by their names."""
     native = fields(spec, settings)
+    return {_body(one["name"]): worded(_fields(one, native)) for one in kept if one["drawable"]}
+
+
+def _body(name: str) -> str:
+    return f"Workflow_{name.replace('-', '.')}"
+
+
+def _fields(one: Mapping[str, Any], native: Mapping[str, Schema]) -> Schema:
     told = {name: native[name] for name in TRANSPORT} | one["fields"]
     if len(one["outputs"]) > 1 or one["fields"].get("n", {}).get("default", 1) > 1:
         told["partial_images"] = {"enum": [0]}  # which are of one picture
     sized = {SIZED: SIZE} if {"width", "height"} <= one["fields"].keys() else {}
-    return f"Draw {one['name']}", closed(nullable(told | sized, one["required"]), tuple(one["required"]), ANSWERED)
+    return closed(nullable(told | sized, one["required"]), tuple(one["required"]), ANSWERED)

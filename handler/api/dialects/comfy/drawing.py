@@ -118,7 +118,7 @@ def _seen(at: At, guider: Guider, latent: Latent, how: How) -> Mapping[str, Any]
 def _prompt(at: At, conditioning: Conditioning) -> str:
     if len(conditioning.text) > MAX_PROMPT:
         at.refuse(f"its prompt has {len(conditioning.text)} characters; at most {MAX_PROMPT} are read.", "positive")
-    return conditioning.text or " "  # a request has one, and a space has no tokens of its own
+    return conditioning.text
 
 
 def _guidance(at: At, guider: Guider, spec: ModelSpec) -> float | None:

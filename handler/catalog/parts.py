@@ -1,0 +1,20 @@
+"""What a row says of a model's parts: files that are grafted onto another's, and sizes of what comes one by one."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """A file of the model's own repository, and its place among the files of the base: other weights, or a LoRA."""
+
+    file: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Parameters of the text encoders; of the largest part of theirs, and of the denoiser's, that comes as one."""
+
+    encoders: int = 0
+    layer: int = 0
+    block: int = 0

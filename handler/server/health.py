@@ -1,0 +1,39 @@
+"""How this worker is, for who watches over it."""
+
+from dataclasses import asdict
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from handler.engine.engine import Engine
+
+PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
+
+
+async def ping(request: Request) -> Response:
+    """RunPod's health check: 204 while starting, 200 ready, 503 failed or stopping."""
+    return Response(status_code=PING_STATUS[request.app.state.engine.state])
+
+
+async def health(request: Request) -> Response:
+    """SGLang's health check, and others': 200 ready, 503 else."""
+    return Response(status_code=200 if request.app.state.engine.state == "ready" else 503)
+
+
+async def live(request: Request) -> Response:
+    """The process answers."""
+    return JSONResponse({"status": "live"})
+
+
+async def ready(request: Request) -> Response:
+    """Whether the model is loaded, what the engine does, the cold-start ledger, and what all this costs."""
+    engine: Engine = request.app.state.engine
+    body = {
+        "status": engine.state,
+        "model": engine.spec.id,
+        "drawing": engine.drawing,
+        "waiting": engine.waiting,
+        "cold_start": asdict(engine.ledger),
+        "spend": engine.meter.state(),
+    }
+    return JSONResponse(body, 200 if engine.state == "ready" else 503)
