@@ -48,7 +48,8 @@ from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
 from handler.server.links import content
 from handler.server.metrics import Metrics
 from handler.server.mounted import EDITOR, base
-from handler.server.openapi.document import HANGS_UP, SECONDS, document
+from handler.server.openapi.document import SECONDS, document
+from handler.server.openapi.operations import HANGS_UP
 from handler.server.patience import patience
 from handler.server.record import Seen
 from handler.server.signposts import PAGE, WELCOME, lost

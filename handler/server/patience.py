@@ -6,7 +6,8 @@ import re
 from starlette.datastructures import Headers
 
 from handler.core.errors import InvalidValue
-from handler.server.openapi.document import DEADLINE, SECONDS
+from handler.server.openapi.document import SECONDS
+from handler.server.openapi.operations import DEADLINE
 
 
 def patience(headers: Headers) -> float:
