@@ -4,17 +4,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import handler
 from handler.cli.deploy.choice import Choice
 from handler.core.errors import StartError
 
+BESIDE = Path(__file__).parents[3]
 HEAD = re.compile(r"\A(#.*\n)+")
 GIB = 1.073741824
 
 
 def platform_folder() -> Path:
     """Where `platform/` is: beside this package in the repository and the image, or below the current folder."""
-    for root in (Path(handler.__file__).parents[1], Path.cwd()):
+    for root in (BESIDE, Path.cwd()):
         if (root / "platform" / "kubernetes.yml").is_file():
             return root / "platform"
     raise StartError(
