@@ -34,7 +34,6 @@ IMAGE_S = 360  # of it, for the image: our own budget ends before, and says wher
 SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
 SECRETS = ("KINDLING_API_KEYS", "BUCKET_SECRET_ACCESS_KEY")
 CARRIED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM")
-OURS = re.compile(rf"KINDLING_.*|RUNPOD_INIT_TIMEOUT|{'|'.join((*SERVER_ENV, *CARRIED))}")  # variables that we set
 FLASHBOOT = {"off": "OFF", "on": "FLASHBOOT", "priority": "PRIORITY_FLASHBOOT"}
 COUNTS = {  # options, RunPod's names of what they set, from where to where, and what it is
     "--workers-min": ("min", 0, 1000, "workers that always run, and are paid for"),
@@ -120,8 +119,11 @@ def bodies(wanted: Deployment) -> tuple[dict[str, Any], dict[str, Any]]:
     return template, endpoint
 
 
-def changes(wanted: Deployment, there: Mapping[str, Any]) -> dict[str, Any]:
-    """What an endpoint that is there is told beside the template: what was asked for, and no more."""
+def changes(wanted: Deployment, there: Mapping[str, Any], last: Mapping[str, str]) -> dict[str, Any]:
+    """What an endpoint that is there is told beside the template: what was asked for, and no more.
+
+    `last` are the variables of its last deployment: those that are not among them were set in the console.
+    """
     whole = bodies(wanted)[1]
     chosen: list[str] = [name for name in ("networkVolumes", "dataCenterIds") if name in whole]
     chosen += ["flashboot"] * bool(wanted.flashboot)
@@ -131,7 +133,8 @@ def changes(wanted: Deployment, there: Mapping[str, Any]) -> dict[str, Any]:
         told["workers"] = dict(wanted.workers)
     if wanted.gpus_asked:
         told["gpu"] = {name: whole["gpu"][name] for name in ("pools", "excludedTypes")}
-    if kept := {name: value for name, value in (there.get("env") or {}).items() if not OURS.fullmatch(name)}:
+    has: dict[str, str] = there.get("env") or {}
+    if kept := {name: value for name, value in has.items() if last.get(name) != value and name not in wanted.env}:
         told["env"] = kept  # beside the template's; what neither has is removed
     return told
 
@@ -208,7 +211,7 @@ def deploy(wanted: Deployment, key: str, settled: Callable[[Mapping[str, Any]], 
         template, endpoint = bodies(wanted)
         if there:
             settled(there)
-            endpoint = changes(wanted, there)
+            endpoint = changes(wanted, there, known.get("env") or {})
         endpoint["templateId"] = put(client, "templates", template, known)
         return put(client, "serverless", endpoint, there)
 

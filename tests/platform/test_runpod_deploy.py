@@ -152,7 +152,7 @@ CONSOLE = {  # what somebody has set there
     "dataCenterIds": ["EU-RO-1"],
     "flashboot": "OFF",
     "timeout": 900_000,
-    "env": {"MINE": "1", "KINDLING_MODEL": "old", "PORT": "8000"},
+    "env": {"MINE": "1", "KINDLING_STEP_CACHE": "off", "KINDLING_MODEL": "old", "KINDLING_DEVICE": "cuda"},
 }
 
 
@@ -183,9 +183,21 @@ def test_only_what_is_asked_for_is_changed(
     rest.bodies.clear()
     assert script.main([*ARGUMENTS, *options]) == 0
     sent = rest.bodies[-1]
-    assert sent.pop("env") == {"MINE": "1"}  # beside the template's
+    assert sent.pop("env") == {"MINE": "1", "KINDLING_STEP_CACHE": "off"}  # beside the template's
     expected = {"name": "kindling-flux-schnell", "templateId": "templates-0", "networkVolumes": ["vol1"]}
     assert sent == expected | changed
+
+
+def test_a_setting_of_the_last_deployment_that_is_set_no_more_is_gone(
+    script: ModuleType, rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINDLING_COMPILE", "off")
+    assert script.main(ARGUMENTS) == 0
+    rest.rows["endpoints"][0]["env"] = dict(rest.rows["templates"][0]["env"])  # as RunPod resolves it
+    monkeypatch.delenv("KINDLING_COMPILE")
+    assert script.main(ARGUMENTS) == 0
+    assert "env" not in rest.bodies[-1]
+    assert "KINDLING_COMPILE" not in rest.rows["templates"][0]["env"]
 
 
 def test_a_longer_deadline_is_asked_for(
