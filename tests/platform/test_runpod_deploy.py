@@ -513,6 +513,13 @@ def test_hub_listing() -> None:
     assert all(type(config[name]) is kind for name, kind in kinds.items())
 
 
+def test_the_hub_takes_the_cuda_that_is_asked_for_and_newer(script: ModuleType) -> None:
+    """RunPod compares these exactly, so that newer drivers have to be named too."""
+    assert script.Deployment.__dataclass_fields__["min_cuda"].default == "13.0"
+    for listed in (HUB["config"]["allowedCudaVersions"], HUB_TESTS["config"]["allowedCudaVersions"]):
+        assert listed == [f"13.{minor}" for minor in range(6)]
+
+
 @pytest.mark.parametrize("entry", HUB["config"]["env"], ids=lambda entry: entry["key"])
 def test_hub_settings_are_real(entry: dict[str, Any]) -> None:
     key, given = entry["key"], entry.get("input")
