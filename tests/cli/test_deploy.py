@@ -80,6 +80,7 @@ def test_every_platform(deploy: Callable[..., dict[str, Any]], platform: str, mo
     assert spec.license.obligation in found["licence"]
     assert "parameters x" in found["memory"]
     assert "not measured here" in found["cold_start"]
+    assert "{" not in found["note"]
     named = [name for row, rental in rentals_on(platform) for name in rental.names]
     assert set(found["gpus"]) <= set(named)
     said = [*found["commands"], *found["files"].values()]

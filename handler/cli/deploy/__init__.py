@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """Print what deploys the choice; the exit code. SettingsError, or DoesNotFit, for what cannot work."""
     platform = PLATFORMS[options.platform]
     choice = choice_of(options, platform)
-    told = prospect(choice, Settings.from_env(), platform.budget_s)
+    told = prospect(choice, Settings.from_env(), platform.budget_s, platform.note.format(gpu=choice.first.gpu.id))
     made = deployment(choice, platform, options.write)
     if options.write:
         write(made, options.write)
@@ -108,7 +108,7 @@ def write(made: Deployment, folder: Path) -> None:
 def lines(choice: Choice, told: Prospect, made: Deployment, folder: Path | None) -> list[str]:
     """All of it for people."""
     facts = {"gpu": ", ".join(choice.names), "memory": told.memory, "cold start": told.cold_start, "price": told.price}
-    facts |= {"licence": told.licence} | ({"note": told.warning} if told.warning else {})
+    facts |= {"licence": told.licence} | ({"note": told.note} if told.note else {})
     shown = [f"{choice.spec.id} on {choice.platform}", *(f"  {name:<11} {value}" for name, value in facts.items())]
     if folder:
         return [*shown, "", f"Written to {folder}: {', '.join([*made.files, SCRIPT])}. Read {SCRIPT}, then run it."]

@@ -115,18 +115,18 @@ class Prospect:
     cold_start: str
     price: str
     licence: str
-    warning: str
+    note: str
 
 
-def prospect(choice: Choice, here: Settings, budget_s: float) -> Prospect:
-    """The volume `here` may know what was measured of the same model on the same GPU."""
+def prospect(choice: Choice, here: Settings, budget_s: float, note: str) -> Prospect:
+    """The volume `here` may know what was measured of the same model on the same GPU. `note` is the platform's."""
     offer, licence = choice.first, choice.spec.license
     return Prospect(
         memory=f"{offer.outlook.memory.reason.replace(', of inf GB', '')}, in {offer.outlook.hardware.precision}.",
         cold_start=_cold_start(choice, here.volume, budget_s),
         price=_price(choice, here),
         licence=f"{licence.name}: {licence.obligation}",
-        warning=offer.warning,
+        note=f"{offer.warning} {note}".strip(),
     )
 
 

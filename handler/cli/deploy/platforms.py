@@ -19,7 +19,7 @@ class Platform:
     """`commands` are those of a choice, whose file, if there is one, is at the path that they are given.
 
     `lacks` has the options that mean nothing there, and why. Of GPUs that are not asked for the `cheapest` so many are
-    rented; `least` workers always run.
+    rented; `least` workers always run. `note` is what one has to see to there, of the {gpu}.
     """
 
     commands: Callable[[Choice, str], list[str]]
@@ -30,6 +30,7 @@ class Platform:
     least: int = 0
     one_region: bool = False
     budget_s: float = 240
+    note: str = ""
 
 
 def _set(**values: object) -> str:
@@ -197,6 +198,7 @@ def _docker(choice: Choice, _: str) -> list[str]:
 
 FAL_SCALE = "it keeps up to 4 runners, by min_concurrency and max_concurrency in platform/fal_app.py"
 ONE = "it is one worker on one machine"
+DRIVER = "a driver of 580 or newer (CUDA 13)"
 PLATFORMS: Mapping[str, Platform] = {
     "modal": Platform(_modal, cheapest=3),
     "runpod": Platform(_runpod, cheapest=3),
@@ -211,12 +213,40 @@ PLATFORMS: Mapping[str, Platform] = {
         cheapest=3,
     ),
     "kubernetes": Platform(
-        _kubernetes, {"region": "the cluster is where it is"}, file="kubernetes.yml", made=manifests.kubernetes
+        _kubernetes,
+        {"region": "the cluster is where it is"},
+        file="kubernetes.yml",
+        made=manifests.kubernetes,
+        note=f"The nodes need {DRIVER}. The file takes any node with a GPU: where some have others than the {{gpu}}, "
+        "add a nodeSelector for your cluster's label, such as nvidia.com/gpu.product or cloud.google.com/gke-accelerator.",
     ),
-    "cloudrun": Platform(_cloudrun, file="cloudrun.yml", made=manifests.cloudrun, one_region=True, budget_s=220),
+    "cloudrun": Platform(
+        _cloudrun,
+        file="cloudrun.yml",
+        made=manifests.cloudrun,
+        one_region=True,
+        budget_s=220,
+        note="The project needs quota for the {gpu} in this region.",
+    ),
     "convox": Platform(
-        _convox, {"region": "the rack is where it is"}, file="convox.yml", made=manifests.convox, least=1
+        _convox,
+        {"region": "the rack is where it is"},
+        file="convox.yml",
+        made=manifests.convox,
+        least=1,
+        note="The rack needs nodes with the {gpu}: g6.xlarge has an L4, g5.xlarge an A10G, g6e.2xlarge an L40S.",
     ),
-    "sky": Platform(_sky, cheapest=4, file="sky.yml", made=manifests.sky, one_region=True),
-    "docker": Platform(_docker, {"min": ONE, "max": ONE, "region": "the machine is where it is"}),
+    "sky": Platform(
+        _sky,
+        cheapest=4,
+        file="sky.yml",
+        made=manifests.sky,
+        one_region=True,
+        note="SkyServe's controller, a small machine, stays on and is paid for.",
+    ),
+    "docker": Platform(
+        _docker,
+        {"min": ONE, "max": ONE, "region": "the machine is where it is"},
+        note=f"The machine needs {DRIVER} and NVIDIA's container toolkit.",
+    ),
 }
