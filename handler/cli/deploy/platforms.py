@@ -218,7 +218,7 @@ PLATFORMS: Mapping[str, Platform] = {
         file="kubernetes.yml",
         made=manifests.kubernetes,
         note=f"The nodes need {DRIVER}. The file takes any node with a GPU: where some have others than the {{gpu}}, "
-        "add a nodeSelector for your cluster's label, such as nvidia.com/gpu.product or cloud.google.com/gke-accelerator.",
+        "add a nodeSelector for your cluster's label: nvidia.com/gpu.product or cloud.google.com/gke-accelerator.",
     ),
     "cloudrun": Platform(
         _cloudrun,
