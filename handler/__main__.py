@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from handler.cli import bake, comfy, doctor, fetch, generate, models, optimize, receipts, sglang
+from handler.cli import bake, comfy, deploy, doctor, fetch, generate, models, optimize, receipts, sglang
 from handler.core.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError
 from handler.core.settings import Settings
 from handler.core.version import __version__
@@ -40,6 +40,7 @@ VERBS = (
     ("optimize", optimize, optimize.add_arguments, "measure how a model runs best here; workers follow the receipt"),
     ("receipts", receipts, receipts.add_arguments, "show the receipts of optimize, choose the one that workers follow"),
     ("comfy", comfy, comfy.add_arguments, "explain, convert and draw ComfyUI's files; keep them as endpoints"),
+    ("deploy", deploy, deploy.add_arguments, "show how a model is deployed to a platform, and what to expect of it"),
     ("doctor", doctor, _takes_nothing, "look at the machine, the volume, the settings and the last boots"),
 )
 

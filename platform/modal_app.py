@@ -1,10 +1,11 @@
 """Kindling on Modal: `modal deploy platform/modal_app.py`; `modal run platform/modal_app.py::fetch` fills the volume.
 
-Every KINDLING_* variable set while deploying holds in the containers, but for the volume, which is Modal's. Three more
-are Modal's own business: MODAL_SECRET names a secret with KINDLING_API_KEYS in it, or others that the containers shall
+Every KINDLING_* variable set while deploying holds in the containers, but for the volume, which is Modal's. More are
+Modal's own business: MODAL_SECRET names a secret with KINDLING_API_KEYS in it, or others that the containers shall
 have; MODAL_PROXY_AUTH=1 lets in only who has a proxy token of Modal's, as it does unasked where there are neither keys
 nor a secret; MODAL_SNAPSHOT=cpu restores containers with torch and diffusers imported; MODAL_SNAPSHOT=gpu, an alpha of
-Modal's, with the model loaded.
+Modal's, with the model loaded. MODAL_GPU=L40S,A100-80GB rents these, MODAL_MIN containers always run (0), MODAL_MAX at
+most (4), and MODAL_REGION=eu,us-east says where.
 This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
@@ -12,6 +13,7 @@ import gc
 import importlib
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,16 +28,19 @@ if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 VOLUME = "/kindling"
-CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT")
+CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT", "MODAL_GPU", "MODAL_MIN", "MODAL_MAX")
 SNAPSHOTS = ("", "cpu", "gpu")  # whose memory containers are restored from
 CHOSEN = {**Settings.named(os.environ), **{name: os.environ[name] for name in CHOICES if name in os.environ}}
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
-OFFERS = choose_gpus(SETTINGS, SPEC, "modal")[:3]
+GPUS = [word.strip() for word in ENVIRONMENT.get("MODAL_GPU", "").split(",") if word.strip()]
+# Not carried along: in a container this is Modal's own word for where it runs.
+REGIONS = [word.strip() for word in os.environ.get("MODAL_REGION", "").split(",") if word.strip()]
+OFFERS = choose_gpus(SETTINGS, SPEC, "modal", GPUS)[: len(GPUS) or 3]
 for warning in filter(None, (offer.warning for offer in OFFERS if modal.is_local())):
     print(warning, file=sys.stderr)
-FITTING = [name for offer in OFFERS for name in offer.rental.names]
+FITTING = GPUS or [name for offer in OFFERS for name in offer.rental.names]
 PLANS = [offer.outlook.memory for offer in OFFERS]
 HOST_MB = int(max(plan.host_gb for plan in PLANS) * 1_000)
 # Where weights come back from the GPU to be written, there is room for them too.
@@ -55,6 +60,13 @@ REQUIRED = [] if SETTLED or PROXIED else ["KINDLING_API_KEYS"]
 SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
 if SNAPSHOT not in SNAPSHOTS:
     raise errors.StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
+SCALE = [ENVIRONMENT.get("MODAL_MIN") or "0", ENVIRONMENT.get("MODAL_MAX") or "4"]
+if not all(re.fullmatch("[0-9]{1,4}", count) for count in SCALE) or not int(SCALE[0]) <= int(SCALE[1]) > 0:
+    raise errors.StartError(
+        "MODAL_MIN and MODAL_MAX should be counts of containers, the first no more than the second: not "
+        f"{SCALE[0][:20]!r} and {SCALE[1][:20]!r}.",
+        "MODAL_MIN",
+    )
 SHIPPED = modal.FilePatternMatcher("**/*.py", "**/*.toml", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
 LOCK = Path(__file__).parent / "locks" / "requirements.lock"
@@ -77,8 +89,9 @@ HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVI
     gpu=FITTING,  # the cheapest that runs the model best, then whatever is free
     cpu=4,
     memory=HOST_MB,  # weights pass through it on their way to the GPU, a part at a time, or wait there
-    min_containers=0,
-    max_containers=4,
+    min_containers=int(SCALE[0]),
+    max_containers=int(SCALE[1]),
+    region=REGIONS or None,
     scaledown_window=BUDGET_S,  # to stay idle for as long as a cold start takes costs at most twice the optimum
     startup_timeout=BUDGET_S + 60,  # the core keeps the budget and says where it went; this is for what it cannot see
     timeout=REQUEST_S,

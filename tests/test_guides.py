@@ -37,6 +37,7 @@ RUN = {
     "modal setup": " --help",
     "pip install fastapi": " --dry-run --no-index",
     "pip install modal==": " --dry-run --no-index",  # are those the versions that are tested?
+    "python -m handler deploy": "",
     "python -m handler doctor": "",
     "python -m handler models": "",
     "python benchmarks/": " --help",

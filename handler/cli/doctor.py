@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,7 @@ from handler.volume.autoencoder import vae_source
 from handler.volume.listing import weight_files
 from handler.volume.manifest import Source
 from handler.volume.patience import patiently
-from handler.volume.room import reading, require_folder
+from handler.volume.room import reading, require_folder, unwritable
 from handler.worker.boots import last_boots
 from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
@@ -112,13 +113,19 @@ def compiling(hardware: Hardware) -> dict[str, str]:
 
 
 def volume_state(volume: Path) -> dict[str, Any]:
-    """Is the volume there, may this process write to it, how many bytes are free."""
+    """Is the volume there, may this process write to it, else why not and what to do; how many bytes are free."""
     require_folder(volume)
     free = None
     with reading(volume), suppress(FileNotFoundError):
         free = shutil.disk_usage(volume).free
     there = free is not None
-    return {"path": str(volume), "there": there, "writable": there and os.access(volume, os.W_OK), "free": free}
+    refusal = ""
+    if there:
+        try:
+            tempfile.TemporaryFile(dir=volume).close()
+        except OSError as error:
+            refusal = unwritable(volume, error)
+    return {"path": str(volume), "there": there, "writable": there and not refusal, "refusal": refusal, "free": free}
 
 
 def store_state(settings: Settings) -> dict[str, Any]:

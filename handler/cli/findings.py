@@ -41,7 +41,8 @@ def _volume(volume: dict[str, Any]) -> str:
         return str(volume["reason"])
     if not volume["there"]:
         return "not there yet"
-    return f"{'writable' if volume['writable'] else 'read-only'}, {volume['free'] / 1e9:.0f} GB free"
+    free = f"{'writable' if volume['writable'] else 'read-only'}, {volume['free'] / 1e9:.0f} GB free"
+    return f"{free}. {volume['refusal']}" if volume["refusal"] else free
 
 
 def _store(store: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What a file system refuses, as errors that name path and cause; and room, looked at before much is written."""
 
+import errno
 import os
 import re
 import shutil
@@ -72,6 +73,17 @@ def require_writable(folder: Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+def unwritable(volume: Path, error: OSError) -> str:
+    """What it means that `volume` cannot be written, and what to do, in a line: a worker can serve without."""
+    owner = f"by a user that owns it (the worker is user {os.getuid()}): chmod -R a+rwX {volume}"
+    remedy = {errno.EACCES: owner, errno.EPERM: owner, errno.EROFS: "mount it writable", errno.ENOSPC: "make room"}
+    todo = remedy.get(error.errno or 0, "see what ails it")
+    return (
+        f"The volume {volume} cannot be written ({error.strerror or error}): no compiled code and no records are left "
+        f"for later workers. To mend it, {todo}."
+    )
 
 
 def require(folder: Path, size: float, what: str) -> None:

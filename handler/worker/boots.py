@@ -25,7 +25,7 @@ from handler.core.birth import Birth
 from handler.core.errors import VolumeFailed
 from handler.core.untrusted import Malformed, load, shaped
 from handler.volume.manifest import write_atomically
-from handler.volume.room import inside, reading
+from handler.volume.room import inside, reading, unwritable
 from handler.worker.clock import Ledger
 
 PATIENCE_S = 2.0
@@ -50,6 +50,7 @@ class BootLog:
     def __init__(self, volume: Path, birth: Birth) -> None:
         self._folder = volume / "boots"
         self._path = self._folder / f"{birth.identity}.json"
+        self._told = False
         self._news: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="boot-log", daemon=True).start()
 
@@ -72,12 +73,19 @@ class BootLog:
             if isinstance(news, threading.Event):
                 news.set()
                 continue
-            written = False
-            with contextlib.suppress(OSError):
+            try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_atomically(self._path, news)
                 written = True
+            except OSError as error:
+                written = False
+                self._tell_once(error)
             self._tidy(written)  # also a volume that is full
+
+    def _tell_once(self, error: OSError) -> None:
+        if not self._told:
+            log.warning("%s", unwritable(self._folder.parent, error))
+        self._told = True
 
     def _tidy(self, written: bool) -> None:
         """Of records of a date to come make the oldest, so that whoever reads takes them for old; remove the oldest."""

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from handler.catalog.gpus import BF16, GPUS, TARIFFS, Gpu, Rental
+from handler.catalog.elsewhere import PLATFORMS, rentals_on
+from handler.catalog.gpus import BF16, Gpu, Rental
 from handler.catalog.prices import require_held
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError, SettingsError
@@ -38,10 +39,10 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
     Those `asked` for, by the platform's names, are taken as they are. A StartError says why one of them cannot run the
     model, or why none can; a SettingsError, what the model cannot have, or that no cap on spending would hold.
     """
-    if platform not in TARIFFS:
-        raise SettingsError(f"{platform!r} is not known here as a platform. Known: {', '.join(TARIFFS)}.", "platform")
+    if platform not in PLATFORMS:
+        raise SettingsError(f"{platform!r} is not known here as a platform. Known: {', '.join(PLATFORMS)}.", "platform")
     spec.served_caching(settings.step_cache)
-    rentals = [(row, row.rentals[platform]) for row in GPUS.values() if platform in row.rentals]
+    rentals = rentals_on(platform)
     names = [name for _, rental in rentals for name in rental.names]
     for unknown in (name for name in asked if name not in names):
         raise SettingsError(f"{unknown!r} is not known here as a GPU of {platform}. Known: {', '.join(names)}.", "gpu")

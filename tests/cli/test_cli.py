@@ -292,7 +292,7 @@ def test_doctor_and_models_say_what_is_wrong_with_a_volume(told: str, tmp_path: 
 
 def test_a_volume_that_is_not_there_yet_is_no_failure(tmp_path: Path) -> None:
     found = doctor.volume_state(tmp_path / "volume")
-    assert found == {"path": str(tmp_path / "volume"), "there": False, "writable": False, "free": None}
+    assert found == {"path": str(tmp_path / "volume"), "there": False, "writable": False, "refusal": "", "free": None}
     assert doctor.volume_state(tmp_path)["free"] > 0
 
 

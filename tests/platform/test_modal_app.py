@@ -5,6 +5,7 @@ import base64
 import importlib.util
 import io
 import random
+import re
 import subprocess
 import sys
 import time
@@ -126,6 +127,31 @@ def test_a_large_model_gets_large_gpus(load: Callable[..., ModuleType]) -> None:
     assert exact.Kindling().generate.info().gpus == [("H200", 1), ("B200", 1)]
     gpus = load(KINDLING_MODEL="flux2-dev", **rounded).Kindling().generate.info().gpus
     assert gpus == [("RTX-PRO-6000", 1), ("H100", 1), ("H200", 1)]
+
+
+def test_gpus_that_are_asked_for_are_rented_as_they_are(load: Callable[..., ModuleType]) -> None:
+    """To serve and to bake, in the order that was asked for; host memory is that of the hungriest."""
+    module = load(MODAL_GPU="A100-80GB, L4", KINDLING_PRECISION="int8")
+    assert module.Kindling().generate.info().gpus == module.bake.info().gpus == [("A100-80GB", 1), ("L4", 1)]
+    assert "encoders" in {plan.mode for plan in module.PLANS}
+    assert module.optimize.info().gpus == [("A100-80GB", 1)]
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"MODAL_GPU": "L5"}, "'L5' is not known here as a GPU of modal. Known: T4, L4"),
+        ({"MODAL_GPU": "T4"}, "emulates bfloat16"),
+        ({"MODAL_MIN": "5"}, "not '5' and '4'"),
+        ({"MODAL_MAX": "0"}, "not '0' and '0'"),
+        ({"MODAL_MAX": "many"}, "not '0' and 'many'"),
+    ],
+)
+def test_a_choice_that_cannot_hold_stops_the_deployment(
+    load: Callable[..., ModuleType], environ: dict[str, str], told: str
+) -> None:
+    with pytest.raises((SettingsError, StartError), match=re.escape(told)):
+        load(**environ)
 
 
 def test_what_waits_on_the_host_has_room_there(load: Callable[..., ModuleType]) -> None:

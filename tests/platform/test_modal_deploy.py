@@ -87,6 +87,19 @@ def test_it_scales_to_zero_and_has_time_to_start(plane: Plane) -> None:
     assert (serving.max_concurrent_inputs, serving.target_concurrent_inputs) == (16, 4)
 
 
+def test_scale_gpu_and_region_are_chosen_while_deploying(fresh: Plane) -> None:
+    """`bake` runs on the GPU that will serve."""
+    deployed(fresh, MODAL_GPU="A100-80GB", MODAL_MIN="1", MODAL_MAX="2", MODAL_REGION="eu,us-east")
+    scaling, placement = fresh.function(SERVING).autoscaler_settings, fresh.function(SERVING).scheduler_placement
+    assert (scaling.min_containers, scaling.max_containers) == (1, 2)
+    assert list(placement.regions) == ["eu", "us-east"]
+    assert fresh.gpus(SERVING) == fresh.gpus("bake") == ["A100-80GB"]
+    given = fresh.environment(fresh.function(SERVING))
+    assert {name for name in given if name.startswith("MODAL_")} == {
+        *("MODAL_GPU", "MODAL_MIN", "MODAL_MAX", "MODAL_PROXY_AUTH")
+    }
+
+
 def test_every_function_has_the_volume(plane: Plane) -> None:
     mounts = [plane.function(name).volume_mounts[0] for name in (SERVING, "fetch", "bake", "optimize", "doctor")]
     assert {mount.mount_path for mount in mounts} == {"/kindling"}

@@ -31,6 +31,7 @@ class Rest:
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {"templates": [], "endpoints": []}
         self.seen: list[tuple[str, str]] = []
+        self.bodies: list[Any] = []
         self.keys: set[str] = set()
         self.refusal: tuple[int, Any] | None = None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Routes", (_Routes,), {"rest": self}))
@@ -38,6 +39,7 @@ class Rest:
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         self.seen.append((method, path))
+        self.bodies.append(body and dict(body))
         if self.refusal:
             return self.refusal
         _, _, collection, *row = path.split("/")
@@ -124,7 +126,9 @@ def test_creates_a_template_and_an_endpoint(script: ModuleType, rest: Rest, caps
     assert template["name"] == endpoint["name"] == "kindling-flux-schnell"
     assert endpoint["templateId"] == template["id"]
     assert rest.keys == {"Bearer key"}
-    assert [method for method, _ in rest.seen] == ["GET", "POST", "GET", "POST"]
+    assert [method for method, _ in rest.seen] == ["GET", "GET", "POST", "POST"]
+    assert endpoint["workers"] == {"min": 0, "max": 3, "idleTimeout": 60}
+    assert endpoint["flashboot"] == "FLASHBOOT"
     assert capsys.readouterr().out == "https://api.runpod.ai/v2/endpoints-0\n"
 
 
@@ -135,10 +139,128 @@ def test_updates_what_is_there(script: ModuleType, rest: Rest) -> None:
     rest.seen.clear()
     newer = ["flux-schnell", "--image", "registry/kindling:2"]
     assert script.main(newer) == 0
-    assert [method for method, _ in rest.seen] == ["GET", "PATCH", "GET", "PATCH"]
+    assert [method for method, _ in rest.seen] == ["GET", "GET", "PATCH", "PATCH"]
     assert len(rest.rows["endpoints"]) == 1
     assert "registry/kindling:2" in rest.rows["templates"][1].values()
     assert rest.rows["templates"][0] == {"id": "other", "name": "kindling-flux-dev"}
+
+
+CONSOLE = {  # what somebody has set there
+    "workers": {"min": 1, "max": 9, "idleTimeout": 5},
+    "gpu": {"pools": ["ADA_48_PRO"], "excludedTypes": [], "count": 1, "allowedCudaVersions": ["13.0"]},
+    "scaling": {"type": "REQUEST_COUNT", "requestCount": 2},
+    "dataCenterIds": ["EU-RO-1"],
+    "flashboot": "OFF",
+    "timeout": 900_000,
+    "env": {"MINE": "1", "KINDLING_STEP_CACHE": "off", "KINDLING_MODEL": "old", "KINDLING_DEVICE": "cuda"},
+}
+
+
+@pytest.fixture
+def console(script: ModuleType, rest: Rest) -> dict[str, Any]:
+    """An endpoint that was deployed once and then changed in the console."""
+    assert script.main(ARGUMENTS) == 0
+    [endpoint] = rest.rows["endpoints"]
+    endpoint.update(CONSOLE)
+    return endpoint
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ([], {}),
+        (["--workers-max", "2"], {"workers": {"max": 2}}),
+        (["--workers-min", "0", "--idle", "30"], {"workers": {"min": 0, "idleTimeout": 30}}),
+        (["--flashboot", "priority"], {"flashboot": "PRIORITY_FLASHBOOT"}),
+        (["--data-center", "US-KS-2", "--data-center", "US-TX-3"], {"dataCenterIds": ["US-KS-2", "US-TX-3"]}),
+        (["--gpu", "NVIDIA A40"], {"gpu": {"pools": ["AMPERE_48"], "excludedTypes": ["NVIDIA RTX A6000"]}}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value else "",
+)
+def test_only_what_is_asked_for_is_changed(
+    script: ModuleType, rest: Rest, console: dict[str, Any], options: list[str], changed: dict[str, Any]
+) -> None:
+    rest.bodies.clear()
+    assert script.main([*ARGUMENTS, *options]) == 0
+    sent = rest.bodies[-1]
+    assert sent.pop("env") == {"MINE": "1", "KINDLING_STEP_CACHE": "off"}  # beside the template's
+    expected = {"name": "kindling-flux-schnell", "templateId": "templates-0", "networkVolumes": ["vol1"]}
+    assert sent == expected | changed
+
+
+def test_a_setting_of_the_last_deployment_that_is_set_no_more_is_gone(
+    script: ModuleType, rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINDLING_COMPILE", "off")
+    assert script.main(ARGUMENTS) == 0
+    rest.rows["endpoints"][0]["env"] = dict(rest.rows["templates"][0]["env"])  # as RunPod resolves it
+    monkeypatch.delenv("KINDLING_COMPILE")
+    assert script.main(ARGUMENTS) == 0
+    assert "env" not in rest.bodies[-1]
+    assert "KINDLING_COMPILE" not in rest.rows["templates"][0]["env"]
+
+
+def test_a_longer_deadline_is_asked_for(
+    script: ModuleType, rest: Rest, console: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINDLING_DEADLINE_S", "1200")
+    assert script.main(ARGUMENTS) == 0
+    assert console["timeout"] == 1_200_000
+
+
+@pytest.mark.parametrize("there", ["QUEUE", "LOAD_BALANCER"])
+def test_a_queue_does_not_become_a_load_balancer(
+    script: ModuleType, rest: Rest, console: dict[str, Any], capsys: pytest.CaptureFixture[str], there: str
+) -> None:
+    console["type"] = there
+    rest.seen.clear()
+    capsys.readouterr()
+    other = ["--load-balancer", "--open"] if there == "QUEUE" else []
+    told = refused(script, capsys, *ARGUMENTS, *other)
+    assert "RunPod cannot make" in told
+    assert f"deploy {'without' if other else 'with'} --load-balancer. Nothing was changed" in told
+    assert {method for method, _ in rest.seen} == {"GET"}
+
+
+def test_gpus_of_the_console_that_do_not_run_the_model_are_refused(
+    script: ModuleType,
+    rest: Rest,
+    console: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console["gpu"] = {"pools": ["AMPERE_48"], "excludedTypes": ["NVIDIA RTX A6000"]}
+    monkeypatch.setenv("KINDLING_PRECISION", "fp8")
+    rest.seen.clear()
+    capsys.readouterr()
+    told = refused(script, capsys, *ARGUMENTS)
+    assert "FP8 arithmetic needs" in told
+    assert "choose others with --gpu" in told
+    assert {method for method, _ in rest.seen} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--workers-min", "3", "--workers-max", "2"], "--workers-min 3 is more than --workers-max 2"),
+        (["--open"], "--open is for --load-balancer"),
+        (["--load-balancer"], "yours as X-API-Key"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_options_that_make_no_sense_together(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+) -> None:
+    assert told in refused(script, capsys, *ARGUMENTS, *options, "--dry-run")
+
+
+@pytest.mark.parametrize("options", [["--idle", "0"], ["--workers-max", "many"], ["--workers-max", "0"]])
+def test_numbers_that_runpod_would_refuse(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        script.main([*ARGUMENTS, *options])
+    assert "should be" in capsys.readouterr().err
 
 
 def test_two_of_a_name_are_not_guessed_between(
@@ -198,8 +320,13 @@ def test_the_queue_endpoint(dry: Callable[..., list[dict[str, Any]]]) -> None:
     assert endpoint["networkVolumes"] == ["vol1"]
 
 
-def test_a_load_balanced_endpoint_serves_http(dry: Callable[..., list[dict[str, Any]]]) -> None:
+def test_a_load_balanced_endpoint_serves_http_behind_both_gates(
+    dry: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dry(*ARGUMENTS, "--load-balancer", "--open")[0]["env"]["KINDLING_ALLOW_OPEN"] == "true"
+    monkeypatch.setenv("KINDLING_API_KEYS", "{{ RUNPOD_SECRET_keys }}")
     template, endpoint = dry(*ARGUMENTS, "--load-balancer")
+    assert "KINDLING_ALLOW_OPEN" not in template["env"]
     port = template["env"]["PORT"]
     assert template["args"] == f"python -m handler serve --host 0.0.0.0 --port {port}"
     assert template["ports"] == [f"{port}/http"]
@@ -386,6 +513,13 @@ def test_hub_listing() -> None:
     assert all(type(config[name]) is kind for name, kind in kinds.items())
 
 
+def test_the_hub_takes_the_cuda_that_is_asked_for_and_newer(script: ModuleType) -> None:
+    """RunPod compares these exactly, so that newer drivers have to be named too."""
+    assert script.Deployment.__dataclass_fields__["min_cuda"].default == "13.0"
+    for listed in (HUB["config"]["allowedCudaVersions"], HUB_TESTS["config"]["allowedCudaVersions"]):
+        assert listed == [f"13.{minor}" for minor in range(6)]
+
+
 @pytest.mark.parametrize("entry", HUB["config"]["env"], ids=lambda entry: entry["key"])
 def test_hub_settings_are_real(entry: dict[str, Any]) -> None:
     key, given = entry["key"], entry.get("input")
@@ -410,8 +544,11 @@ def test_hub_offers_every_model_and_its_gpus_hold_the_presets(script: ModuleType
     for preset in HUB["config"]["presets"]:
         assert preset["defaults"].keys() <= inputs.keys()
         model = preset["defaults"]["KINDLING_MODEL"]
-        offers = choose_gpus(Settings(), MODELS[MODES[model].model if model in MODES else model], "runpod", gpus)
-        assert {offer.outlook.memory.mode for offer in offers} == {"resident"}
+        small = preset["name"].startswith("24 GB cards: ")
+        asked = [gpu for pool in ("AMPERE_24", "ADA_24") for gpu in script.POOLS[pool]] if small else gpus
+        settings, spec = Settings.from_env(preset["defaults"]), MODELS[MODES[model].model if model in MODES else model]
+        modes = {offer.outlook.memory.mode for offer in choose_gpus(settings, spec, "runpod", asked)}
+        assert modes == {"encoders" if preset["name"].endswith("text encoders in host memory") else "resident"}
 
 
 def test_the_hubs_handler_is_the_worker(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from safetensors.torch import save_file
 from handler import Worker
 from handler.__main__ import main
 from handler.cli.bake import bake, publish_weights
+from handler.cli.doctor import volume_state
 from handler.core.birth import Birth
 from handler.core.errors import FetchFailed, VolumeFailed
 from handler.volume.hub import Repository, explained
 from handler.volume.publishing import publishing
-from handler.volume.room import refused, require
+from handler.volume.room import refused, require, unwritable
 from handler.worker.boots import BootLog, last_boots
 from handler.worker.clock import Ledger
 
@@ -117,3 +119,30 @@ def test_a_picture_that_has_no_room_is_a_line_and_no_traceback(
     with full_disk():
         assert main(["generate", "a red circle", "--size", "64x64", "--steps", "1", "-o", path, "--json"]) == 1
     assert f"kindling: Cannot write {path}: {os.strerror(errno.EFBIG)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.EACCES, f"by a user that owns it (the worker is user {os.getuid()}): chmod -R a+rwX /volume."),
+        (errno.EROFS, "mount it writable."),
+        (errno.ENOSPC, "make room."),
+        (errno.EIO, "see what ails it."),
+    ],
+)
+def test_a_volume_that_cannot_be_written_comes_with_its_remedy(code: int, remedy: str) -> None:
+    told = unwritable(Path("/volume"), OSError(code, os.strerror(code)))
+    assert f"/volume cannot be written ({os.strerror(code)})" in told
+    assert told.endswith(f"To mend it, {remedy}")
+
+
+def test_doctor_tells_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that any user but root could not write."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    state = volume_state(tmp_path)
+    assert not state["writable"]
+    assert "chmod -R a+rwX" in state["refusal"]

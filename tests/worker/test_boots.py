@@ -58,13 +58,17 @@ def test_the_first_start_on_a_volume_makes_it(tmp_path: Path) -> None:
     assert [boot["model"] for boot in last_boots(tmp_path / "not" / "there", 9)] == ["spark"]
 
 
-def test_a_volume_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
+def test_a_volume_that_cannot_be_written_is_no_reason_to_fail_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "boots").write_text("not a folder")
     log = boot_log(tmp_path)
     log(Ledger())
     assert log.flush()
     log(Ledger(outcome="failed"))
     assert last_boots(tmp_path, 1) == []
+    [told] = caplog.messages
+    assert told.startswith(f"The volume {tmp_path} cannot be written (File exists): no compiled code and no records")
 
 
 def test_the_volumes_clock_orders_and_no_workers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
