@@ -158,7 +158,7 @@ def test_a_job_has_its_deadline(tmp_path: Path, held: FakeFamily) -> None:
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [
-        ({"prompt": ""}, 422, "prompt"),
+        ({"prompt": 7}, 400, "prompt"),
         ({"colour": "red"}, 400, "colour"),
         ({"num_inference_steps": 9}, 422, "num_inference_steps"),
         ({"model": "nope"}, 404, "model"),

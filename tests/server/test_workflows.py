@@ -504,14 +504,15 @@ def test_openai_asks_for_one_by_its_model(tell: Callable[..., None]) -> None:
 def test_each_is_an_operation_of_the_description(tell: Callable[..., None]) -> None:
     async def story(client: Client) -> None:
         await keep(client, graph())
-        operation = (await client.get("/openapi.json")).json()["paths"]["/workflows/poster"]["post"]
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        told = (await client.get("/openapi.json")).json()
+        body = told["paths"]["/workflows/poster"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schema = told["components"]["schemas"][body["$ref"].rpartition("/")[2]]
         assert (schema["additionalProperties"], schema["required"]) == (False, [])
         assert {"prompt", "size", "width", "seed", "steps", "guidance", "n", "stream", "output_format"} <= schema[
             "properties"
         ].keys()
         width = schema["properties"]["width"]
-        assert (width["default"], width["anyOf"][0]) == (64, {"type": "integer", "minimum": 64, "maximum": 2048})
+        assert width == {"type": ["integer", "null"], "minimum": 64, "maximum": 2048, "description": "Default: 64."}
 
     tell(story)
 

@@ -68,11 +68,12 @@ HUB = ("negative_prompt", *SIDES, "num_inference_steps", "guidance_scale", "sche
 
 def _hub(native: dict[str, Schema], rules: list[Schema]) -> Schema:
     """Hugging Face's."""
-    parameters = closed(nullable({name: native[name] for name in HUB}), (), [*rules, TOGETHER])
+    parameters = closed(nullable({name: native[name] for name in HUB}, ()), (), [])
+    kept: Schema = {"properties": {"parameters": {"anyOf": [{"allOf": [*rules, TOGETHER]}, NULL]}}}
     told = {"description": "All that /generate takes beside the prompt is taken here too, but for more pictures."}
     options = {"type": ["object", "null"], "description": "Of Hugging Face's own servers; changes nothing here."}
     fields = {"inputs": native["prompt"], "parameters": {"anyOf": [parameters, NULL]} | told, "options": options}
-    return closed(fields, ("inputs",), []) | {"examples": [{"inputs": "a red circle on a blue background"}]}
+    return closed(fields, ("inputs",), [kept]) | {"examples": [{"inputs": "a red circle on a blue background"}]}
 
 
 def fields(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
