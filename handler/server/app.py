@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from handler.api.asking import OnPartial
 from handler.api.comfy.service import Comfy
@@ -34,6 +34,7 @@ from handler.core.errors import (
     RouteNotFound,
     SettingsError,
 )
+from handler.core.settings import Settings
 from handler.engine.engine import Engine
 from handler.server import accept, bodies, multipart
 from handler.server.access import Answering, Observed, response
@@ -69,7 +70,23 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
             "everyone.",
             "KINDLING_API_KEYS",
         )
-    routes = [
+    routes = _routes(settings)
+    app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=HANDLERS)
+    app.router.redirect_slashes = False
+    app.state.repeats = Repeats(engine.late)
+    app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
+    app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
+    app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
+    app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
+    gate = guarded(Answering(app), settings)
+    observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy, app.state.jobs)
+    app.state.ended = observed.ended
+    return observed
+
+
+def _routes(settings: Settings) -> list[BaseRoute]:
+    """All: our own, and ComfyUI's."""
+    return [
         *(Route(path, draw, methods=["POST"]) for path in DIALECTS),
         *(Route(path, read, methods=["POST"]) for path in RETIRED),
         Route(MODELS_ROUTE, read),
@@ -93,18 +110,6 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
         *explain_routes(),
         *(editor.routes(editor.page()) if settings.comfy_ui else ()),
     ]
-    handlers = {HTTPException: _http_error, Exception: _crashed}
-    app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=handlers)
-    app.router.redirect_slashes = False
-    app.state.repeats = Repeats(engine.late)
-    app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
-    app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
-    app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
-    app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
-    gate = guarded(Answering(app), settings)
-    observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy, app.state.jobs)
-    app.state.ended = observed.ended
-    return observed
 
 
 @asynccontextmanager
@@ -231,3 +236,6 @@ async def _crashed(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=Cancelled.status)
     return response(request.scope, error_reply(Internal("Something went wrong on our side; the log has the details.")))
+
+
+HANDLERS = {HTTPException: _http_error, Exception: _crashed}

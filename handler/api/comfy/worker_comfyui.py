@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from handler.api import codec
 from handler.api.again import LEAN
@@ -24,7 +24,6 @@ from handler.api.comfy.memory import Memory
 from handler.api.comfy.planning import FAILED
 from handler.api.comfy.service import Comfy
 from handler.api.comfy.shelf import named
-from handler.api.dialects.comfy.opening import Opened, opened
 from handler.api.dialects.comfy.plan import Plan
 from handler.api.dispatch import Api
 from handler.api.pieces import File, plain
@@ -34,6 +33,9 @@ from handler.core.deadline import Deadline
 from handler.core.errors import GraphRefused, KindlingError
 from handler.core.recipe import Picture
 from handler.core.request import Format
+
+if TYPE_CHECKING:
+    from handler.api.dialects.comfy.opening import Opened
 
 CLIENT = "job"
 IMAGES = "'images' must be a list of objects with 'name' and 'image' keys"
@@ -124,12 +126,14 @@ def _files(images: Sequence[Mapping[str, Any]]) -> tuple[dict[str, bytes], list[
     return files, wrong
 
 
-def _opened(workflow: Any) -> Opened:
+def _opened(workflow: Any) -> "Opened":
     """For a thread: it may be large."""
+    from handler.api.dialects.comfy.opening import opened  # late: most workers never see a graph
+
     return opened((workflow if isinstance(workflow, str) else json.dumps(workflow)).encode())
 
 
-async def _ended(comfy: Comfy, graph: Opened, on_step: OnStep, deadline: Deadline) -> Ended:
+async def _ended(comfy: Comfy, graph: "Opened", on_step: OnStep, deadline: Deadline) -> Ended:
     """Draw it. Raises what refuses it."""
     over: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
