@@ -217,7 +217,7 @@ def test_a_picture_says_it_and_is_drawn_again(
     pixels, _ = worker.generate(recipe)
     made, again = tmp_path / "made.png", tmp_path / "again.png"
     made.write_bytes(codec.encode(pixels.rgb, "png", 100, codec.parameters_of(recipe, worker.facts, "0.1.0")))
-    monkeypatch.setattr(generate, "boot", lambda *_: worker)
+    monkeypatch.setattr(generate, "booted", lambda *_: worker)
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
     generate.add_arguments(parser)

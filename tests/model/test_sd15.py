@@ -127,7 +127,7 @@ def test_a_picture_is_made_again_at_its_commit(
     made, again = tmp_path / "made.png", tmp_path / "again.png"
     parameters = codec.parameters_of(pixels.recipe, worker.facts, __version__)
     made.write_bytes(codec.encode(pixels.rgb, "png", 100, parameters))
-    monkeypatch.setattr(generate, "_boot", lambda *_: worker)
+    monkeypatch.setattr(generate, "booted", lambda *_: worker)
     assert main(["generate", "--from", str(made), "-o", str(again)]) == 0
     assert "otherwise" not in capsys.readouterr().err
     assert again.read_bytes() == made.read_bytes()
