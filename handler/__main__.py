@@ -12,6 +12,7 @@ from typing import NoReturn
 from handler.cli import bake, comfy, deploy, doctor, fetch, generate, models, optimize, receipts, sglang
 from handler.core.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError
 from handler.core.settings import Settings
+from handler.core.untrusted import printed_lines
 from handler.core.version import __version__
 from handler.worker.clock import EXIT_CODE
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verb(options)
     except KindlingError as error:
         named = " KINDLING_MODEL or the command should name one." if isinstance(error, ModelNotFound) else ""
-        print(f"kindling: {error.message}{named}", file=sys.stderr)
+        print(f"kindling: {printed_lines(error.message)}{named}", file=sys.stderr)
         return EXIT_CODE if isinstance(error, BudgetExceeded) else 2 if isinstance(error, BAD_USAGE) else 1
     except BrokenPipeError:  # who reads this has seen enough, and nothing more is written at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -114,6 +114,11 @@ def printed(text: str) -> str:
     return "".join(character for character in spelt if character.isprintable())
 
 
+def printed_lines(text: str) -> str:
+    """The same of several lines."""
+    return "\n".join(map(printed, text.split("\n")))
+
+
 def shaped(kind: Callable[..., T], value: object) -> T:
     """`value` as the dataclass `kind`; Malformed if a field is missing or of another type. Others are passed over."""
     try:

@@ -123,6 +123,22 @@ def test_exif_as_comfyui_and_others_write_it(form: str, where: str) -> None:
     assert found.workflow == (None if where.endswith("bytes") else UI)
 
 
+def test_only_so_many_texts_of_a_picture_are_read() -> None:
+    bad = (b"zTXt", b"prompt\0\0no zlib")
+    assert opened(png(*[bad] * 15, text_chunk("prompt", GRAPH))).graph
+    assert "carries none" in refused(png(*[bad] * 16, text_chunk("prompt", GRAPH)))
+
+
+def test_exif_whose_entries_lie_over_each_other_is_not_read_again_and_again() -> None:
+    text = b"prompt:" + json.dumps(GRAPH).encode()
+    for before, said in ((0, True), (3, False)):
+        start = 10 + 12 * (before + 1)
+        entries = [(270, start + 1)] * before + [(271, start)]
+        packed = [struct.pack("<HHII", tag, 2, len(text), where) for tag, where in entries]
+        exif = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(packed) + text + b" "
+        assert bool(pictured.texts(png((b"eXIf", exif)))) is said
+
+
 def test_a_prompt_that_cannot_be_read_leaves_the_workflow() -> None:
     found = opened(png((b"tEXt", b"prompt\0{broken"), text_chunk("workflow", UI)))
     assert (bare(found), found.origin) == (GRAPH, "the UI format in a picture")

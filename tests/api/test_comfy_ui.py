@@ -424,6 +424,21 @@ def test_a_file_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch)
         converted(default())
 
 
+def test_a_file_is_as_long_as_its_subgraphs_make_it() -> None:
+    sub = {"id": "s", "nodes": [item(1, "X", {"text": "a" * 1_000_000})]}
+    with pytest.raises(GraphRefused, match="longer than 16 MB in API format"):
+        converted({"nodes": [item(n, "s") for n in range(20)], "definitions": {"subgraphs": [sub]}})
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("Reroute", 0), ("VAEDecode", 4)])
+@pytest.mark.parametrize("type_", ["MODEL", "*"])
+def test_a_link_from_before_the_first_output_leads_nowhere(kind: str, mode: int, type_: str) -> None:
+    found = between(default(), 1, 20, kind, mode=mode)
+    by_id(found, 20)["inputs"][0]["type"] = by_id(found, 3)["inputs"][0]["type"] = type_
+    next(one for one in found["links"] if one[1] == 20)[2] = -5
+    assert "model" not in converted(found).graph["3"]["inputs"] or kind == "VAEDecode"
+
+
 def with_everything() -> Ui:
     """All traps in one file."""
     found = nested()

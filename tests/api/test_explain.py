@@ -13,6 +13,7 @@ import torch
 from graphs import load, node, plain, request, with_image
 
 from handler import MODELS, Settings
+from handler.api.comfy import asking
 from handler.api.comfy.explaining import explain
 from handler.api.comfy.foretelling import Machine
 from handler.api.comfy.grounds import Ground
@@ -261,6 +262,22 @@ def test_files_are_looked_for_and_their_places_named(tmp_path: Path) -> None:
         "put sub/own model.safetensors into checkpoints/ on the volume, the safetensors of own model.ckpt"
     )
     assert shlex.split(report.curl[0])[-1] in ('image=@"cat.png"', 'image=@"missing.png"')
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cat.png", ['image=@"cat.png"']),
+        ("a/it's b/cat.png", ['image=@"cat.png"', "--form-string", "subfolder=a/it's b"]),
+        ("cat.png [output]", ['image=@"cat.png"', "--form-string", "type=output"]),
+    ],
+)
+def test_an_image_is_sent_to_where_the_graph_looks_for_it(name: str, said: list[str]) -> None:
+    assert shlex.split(asking.upload(name, "http://here", keyed=False))[4:] == said
+
+
+def test_a_command_is_no_longer_than_a_shell_takes() -> None:
+    assert asking.prompt({"1": "'" * 60_000}, "http://here", keyed=False) == ""
 
 
 def test_a_vae_of_ones_own_lies_over_the_row() -> None:

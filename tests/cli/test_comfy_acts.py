@@ -101,6 +101,26 @@ def test_a_hostile_file_ends_in_one_line(name: str, capsys: pytest.CaptureFixtur
     assert (found.err.count("\n"), found.err[:-1].isprintable()) == (1, True)
 
 
+ODD = "a\x1b[31m\x9b\u202e"  # what a terminal would obey
+FILES = {
+    "node": json.loads(json.dumps(graph()).replace('"9"', json.dumps(f"9{ODD}"))),
+    "class": graph() | {"9": node(ODD, images=["8", 0])},
+    "file": graph() | {"4": node("CheckpointLoaderSimple", ckpt_name=f"{ODD}.safetensors")},
+    "image": graph() | {"5": node("VAEEncode", pixels=["10", 0], vae=["4", 2]), "10": node("LoadImage", image=ODD)},
+    "note": {"nodes": [{"id": 1, "type": ODD, "widgets_values": [1]}, {"id": 9, "type": "SaveImage"}]},
+}
+
+
+@pytest.mark.parametrize("act", ["explain", "run", "add x", "convert"])
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_that_a_terminal_obeys_is_printed(name: str, act: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if (name, act) == ("node", "run"):
+        return  # which draws it
+    main(["comfy", *act.split(), put(FILES[name])])
+    lines = [line for text in capsys.readouterr() for line in text.split("\n")]
+    assert [line for line in lines if not line.isprintable()] == []
+
+
 def test_what_cannot_be_read_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (["away.json"], ["."], ["a\0b"], [put(graph()), "--image", "x"], [put(graph()), "--image", "x=away"]):
         assert main(["comfy", "explain", *wrong]) == 2

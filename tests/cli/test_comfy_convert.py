@@ -24,7 +24,9 @@ def test_a_file_is_written_in_api_format(tmp_path: Path, capsys: pytest.CaptureF
     assert (bare(json.loads(out.read_text())), capsys.readouterr().out) == (api(), "")
 
 
-def test_what_is_said_goes_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_said_goes_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = default()
     found["nodes"].append(item(12, "Custom", ("two",), [slot("image", "IMAGE", 9)]))
     picture = tmp_path / "picture.png"
@@ -37,10 +39,14 @@ def test_what_is_said_goes_beside_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = json.loads(capsys.readouterr().out)
     assert (said["origin"], len(said["notes"]), "12" in said["graph"]) == ("the UI format in a picture", 1, True)
     info = tmp_path / "object_info.json"
-    info.write_text(json.dumps({"Custom": {"input": {"required": {"word": [["one", "two"]]}}}}))
+    said = {"Custom": {"input": {"required": {"word": [["one", "two"], {"max": float("inf")}]}}}}
+    info.write_text(json.dumps(said))
     assert main(["comfy", "convert", str(picture), "--object-info", str(info)]) == 0
     out, error = capsys.readouterr()
     assert (json.loads(out)["12"]["inputs"], error) == ({"word": "two", "image": ["8", 0]}, "")
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    main(["comfy", "explain", str(picture), "--object-info", str(info), "--json"])
+    assert json.loads(capsys.readouterr().out)["notes"] == []
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +60,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     [
         (["nothing.json"], "nothing.json cannot be read"),
         (["bad.json"], "The file has no graph: It is no JSON"),
+        (["good.json", "--object-info", "list.json"], "list.json is no answer of /object_info"),
         (["good.json", "--object-info", "bad.json"], "bad.json is no answer of /object_info"),
         (["good.json", "--object-info", "nothing.json"], "nothing.json cannot be read"),
         (["good.json", "-o", "no/folder"], "cannot be written"),
@@ -64,6 +71,7 @@ def test_what_cannot_be_done_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.json").write_text("[" * 100_000)
+    Path("list.json").write_text("[]")
     Path("good.json").write_text(json.dumps(default()))
     assert main(["comfy", "convert", *arguments]) == 2
     out, error = capsys.readouterr()

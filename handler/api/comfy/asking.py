@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from handler.api.dialects.comfy.nodes.loading import placed
 from handler.api.dialects.comfy.plan import Output
 from handler.core.request import ImageRequest
 
@@ -18,9 +19,15 @@ def prompt(graph: Mapping[str, Any], url: str, keyed: bool) -> str:
 
 
 def upload(name: str, url: str, keyed: bool) -> str:
-    """Of an image that lies in this folder, under its name, to `POST /upload/image`."""
-    file = f"image=@{json.dumps(name, ensure_ascii=False)}"  # in quotes, or a comma or semicolon ends it
-    return " ".join(["curl -s", *_key(keyed), shlex.quote(f"{url}/upload/image"), "-F", shlex.quote(file)])
+    """Of an image that lies in this folder, under its name, to `POST /upload/image`; empty if that cannot be shown."""
+    last, subfolder, folder = placed(name)
+    if not name.isprintable():
+        return ""
+    file = f"image=@{json.dumps(last, ensure_ascii=False)}"  # in quotes, or a comma or semicolon ends it
+    places = {"subfolder": subfolder} if subfolder else {}
+    places |= {"type": folder} if folder != "input" else {}
+    where = (word for key, value in places.items() for word in ("--form-string", shlex.quote(f"{key}={value}")))
+    return " ".join(["curl -s", *_key(keyed), shlex.quote(f"{url}/upload/image"), "-F", shlex.quote(file), *where])
 
 
 def native(outputs: Sequence[Output]) -> tuple[ImageRequest | None, str]:
@@ -48,10 +55,10 @@ def plain(request: ImageRequest) -> dict[str, Any]:
 
 
 def _curl(url: str, body: Mapping[str, Any], keyed: bool) -> str:
-    data = json.dumps(body, ensure_ascii=True)  # no control character, nor half of one, gets into a terminal
+    data = shlex.quote(json.dumps(body))  # ASCII: no control character, nor half of one, gets into a terminal
     if len(data) > LONGEST:
         return ""
-    return " ".join(["curl -s", shlex.quote(url), *_key(keyed), "-H", shlex.quote(JSON), "-d", shlex.quote(data)])
+    return " ".join(["curl -s", shlex.quote(url), *_key(keyed), "-H", shlex.quote(JSON), "-d", data])
 
 
 def _key(keyed: bool) -> list[str]:

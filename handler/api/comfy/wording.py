@@ -21,7 +21,7 @@ def pictures(outputs: Iterable[Output]) -> Iterator[Pictures]:
         alike.setdefault((output.request, output.before, output.after), []).append(output)
     for same in alike.values():
         passes = [Pass(words(step.request), _kept(step.request)) for step in steps(same[0])]
-        nodes = tuple(output.node for output in same)
+        nodes = tuple(shortened(output.node) for output in same)
         yield Pictures(nodes, same[0].request.n, tuple(reversed(passes)), len(same[0].after))
 
 

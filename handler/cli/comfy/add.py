@@ -15,6 +15,7 @@ from handler.api.workflows.service import ROUTE, Workflows
 from handler.catalog.models import find
 from handler.core.errors import InvalidValue, VolumeFailed
 from handler.core.settings import Settings
+from handler.core.untrusted import printed_lines
 
 ADDRESS = "http://127.0.0.1:8000"
 NOWHERE = "Workflows are kept on the volume or in the object store. {volume} cannot be written, and no store is set."
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print(f"{told['name']} is {'kept' if fresh else 'kept anew'}, at version {told['version']}.")
     for line in report(told):
-        print(line)
+        print(printed_lines(line))
     return 0
 
 

@@ -7,31 +7,22 @@ goes to standard output instead: `graph`, `origin` and `notes`.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from handler.cli.comfy import looking
 from handler.core.errors import InvalidValue
-from handler.core.untrusted import Malformed, load, printed
+from handler.core.untrusted import printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the action's options on `parser`."""
-    parser.add_argument("file", type=Path, help="a workflow, or a picture that has one; - reads standard input")
+    looking.add_file(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="the file to write (default: standard output)")
-    parser.add_argument(
-        "--object-info",
-        type=Path,
-        metavar="FILE",
-        help="what your ComfyUI answers at /object_info, for classes that Kindling does not know",
-    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Convert a file; the exit code."""
-    from handler.api.dialects.comfy.opening import opened  # late: its table of classes takes time
-
-    found = opened(_data(options.file), _classes(options.object_info))
+    found = looking.read(options)
     for note in found.notes:
         print(printed(note), file=sys.stderr)
     said = {"graph": found.graph, "origin": found.origin, "notes": found.notes} if options.json else found.graph
@@ -41,29 +32,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write(text)
     return 0
-
-
-def _data(file: Path) -> bytes:
-    from handler.api.dialects.comfy.opening import LONGEST
-
-    try:
-        if str(file) == "-":
-            return sys.stdin.buffer.read(LONGEST + 1)
-        with file.open("rb") as stream:
-            return stream.read(LONGEST + 1)
-    except OSError as error:
-        raise InvalidValue(f"{file} cannot be read: {error.strerror}.", "file") from None
-
-
-def _classes(file: Path | None) -> Mapping[str, Any] | None:
-    if file is None:
-        return None
-    try:
-        return load(file)
-    except OSError as error:
-        raise InvalidValue(f"{file} cannot be read: {error.strerror}.", "object-info") from None
-    except Malformed as error:
-        raise InvalidValue(f"{file} is no answer of /object_info: {error}.", "object-info") from None
 
 
 def _write(file: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from handler.core.errors import GraphRefused, InvalidValue
 from handler.core.recipe import Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
+from handler.core.untrusted import printed_lines
 from handler.model.text.pieces import embedded
 from handler.volume import embeddings
 from handler.volume.adapters import chosen
@@ -43,6 +44,7 @@ class Drawn:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the action's options on `parser`."""
     looking.add_file(parser)
+    looking.add_images(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -56,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     """Draw, write, report; the exit code."""
     if generate.format_of(options.output) != "png":
         raise InvalidValue(f"{options.output}: only a PNG takes the graph with it; name a .png file.", "output")
-    opened, ground = looking.read(options.file), looking.ground(options)
+    opened, ground = looking.read(options), looking.ground(options)
     files, found = weighed(opened.graph, ground)
     report = reported(opened, ground, files, found)
     if not report.ready:
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         plan = drawable(opened.graph, ground, found.worker)
     except GraphRefused as error:
-        print(f"kindling: {error.message}", file=sys.stderr)
+        print(f"kindling: {printed_lines(error.message)}", file=sys.stderr)
         return 1
     settings = as_set(ground.settings, found.worker)
     drawing = Drawing(settings, generate.booted(settings, options.json))

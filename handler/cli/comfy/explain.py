@@ -22,12 +22,13 @@ LEGEND = "x cannot be done   . waits for one that cannot   - no output needs it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the action's options on `parser`."""
     looking.add_file(parser)
+    looking.add_images(parser)
     parser.add_argument("--gpu", metavar="NAME", help="judge memory and time on this GPU (default: this machine)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the report; the exit code."""
-    report = explain(looking.read(options.file), looking.ground(options))
+    report = explain(looking.read(options), looking.ground(options))
     print(json.dumps(report.told()) if options.json else "\n".join(lines(report)))
     return 1 if report.verdict == "refused" else 0
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from handler.api.comfy.foretelling import Machine
 from handler.api.comfy.grounds import Ground
@@ -15,7 +16,7 @@ from handler.catalog.gpus import GPUS, Gpu, gpu_named
 from handler.catalog.models import find
 from handler.core.errors import InvalidValue
 from handler.core.settings import Settings
-from handler.core.untrusted import LONGEST, printed
+from handler.core.untrusted import LONGEST, Malformed, parse, printed
 from handler.model.hardware import expected
 
 STDIN = "-"
@@ -23,8 +24,17 @@ FILE = "an API or UI workflow as JSON, or a picture that has its graph; - reads 
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:
-    """The file, and images for it."""
+    """The file, and what its classes are."""
     parser.add_argument("file", help=FILE)
+    parser.add_argument(
+        "--object-info",
+        metavar="FILE",
+        help="what your ComfyUI answers at /object_info, to convert classes that Kindling does not know",
+    )
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Images for it."""
     parser.add_argument(
         "--image",
         action="append",
@@ -34,17 +44,33 @@ def add_file(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read(name: str) -> Opened:
+def read(options: argparse.Namespace) -> Opened:
     """The graph in a file. InvalidValue if it cannot be read, GraphRefused if it has none: one line each."""
+    return opened(_data(options.file, "file"), _classes(options.object_info))
+
+
+def _data(name: str, param: str) -> bytes:
     try:
         with sys.stdin.buffer if name == STDIN else Path(name).open("rb") as file:
             data = file.read(LONGEST + 1)
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or "it is no name of a file"
-        raise InvalidValue(f"cannot read {printed(name)}: {told}.", "file") from None
+        raise InvalidValue(f"{printed(name)} cannot be read: {told}.", param) from None
     if len(data) > LONGEST:
-        raise InvalidValue(f"{printed(name)} has more than {LONGEST >> 20} MB, and no graph has.", "file")
-    return opened(data)
+        raise InvalidValue(f"{printed(name)} has more than {LONGEST >> 20} MB, and no graph has.", param)
+    return data
+
+
+def _classes(name: str | None) -> Mapping[str, Any] | None:
+    if name is None:
+        return None
+    try:
+        found = parse(_data(name, "object-info"), constant=lambda name: None)  # an endless limit is Infinity there
+    except Malformed as error:
+        raise InvalidValue(f"{printed(name)} is no answer of /object_info: {error}.", "object-info") from None
+    if not isinstance(found, dict):
+        raise InvalidValue(f"{printed(name)} is no answer of /object_info.", "object-info")
+    return found
 
 
 def ground(options: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Ground:

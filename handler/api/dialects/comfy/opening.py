@@ -17,6 +17,7 @@ from handler.core.untrusted import Malformed, parse, printed
 Origin = Literal["API format", "UI format", "the API format in a picture", "the UI format in a picture"]
 LONGEST = 64 << 20  # bytes of a file
 LONGEST_JSON = 16 << 20  # and of its JSON
+LONGEST_NOTE = 600  # characters
 MOST_UNFILLED = 20  # placeholders that are told of
 WRAPPERS = ("prompt", "workflow", "output", "input", "extra_data", "extra_pnginfo")  # what payloads keep a graph in
 
@@ -43,7 +44,8 @@ def opened(data: bytes, classes: Mapping[str, Any] | None = None) -> Opened:
     if len(data) > LONGEST:
         raise refused(f"It is longer than {LONGEST >> 20} MB")
     found = (_of_picture if is_picture(data) else _of_json)(data, classes or {})
-    return replace(found, notes=(*found.notes, *islice(_unfilled(found.graph), MOST_UNFILLED)))
+    notes = (*found.notes, *islice(_unfilled(found.graph), MOST_UNFILLED))
+    return replace(found, notes=tuple(printed(one)[:LONGEST_NOTE] for one in notes))
 
 
 def refused(why: str) -> GraphRefused:

@@ -6,6 +6,7 @@ Only what says of itself that it is `prompt` or `workflow` is read, no pixel, an
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from handler.api.codec import PNG_SIGNATURE
@@ -13,6 +14,7 @@ from handler.api.codec import PNG_SIGNATURE
 NAMES: Final = ("prompt", "workflow")
 LONGEST: Final = 16 << 20  # bytes of a text, and of all that are kept
 MOST_PARTS: Final = 200_000  # chunks, segments or entries that are looked at
+MOST_TEXTS: Final = 16  # that are read: each may have to be inflated
 EXIF_POINTER: Final = 0x8769
 USER_COMMENT: Final = 0x9286
 TEXTS: Final = (1, 2, 7)  # types of entries that have bytes
@@ -28,7 +30,7 @@ def texts(data: bytes) -> dict[str, bytes]:
     """What a picture has as `prompt` and `workflow`: JSON, or what somebody wrote there. Never fails."""
     found: dict[str, bytes] = {}
     pairs = _of_png(data) if data.startswith(PNG_SIGNATURE) else _of_exif(_exif(data))
-    for name, text in pairs:
+    for name, text in islice(pairs, MOST_TEXTS):
         if name in NAMES and text and name not in found:
             found[name] = text
     return found
@@ -136,7 +138,7 @@ def _of_exif(exif: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _entries(exif: bytes, order: str) -> Iterator[tuple[int, bytes]]:
     """Of the first directory and its Exif one (TIFF 6.0, section 2)."""
-    todo, seen = [struct.unpack_from(order + "I", exif, 4)[0]], set[int]()
+    todo, seen, left = [struct.unpack_from(order + "I", exif, 4)[0]], set[int](), len(exif)
     while todo and len(seen) < 2:
         start = todo.pop()
         if start in seen or start + 2 > len(exif):
@@ -147,5 +149,7 @@ def _entries(exif: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             tag, kind, size, where = struct.unpack_from(order + "HHII", exif, at)
             if tag == EXIF_POINTER:
                 todo.append(where)
-            elif kind in TEXTS:
-                yield tag, exif[at + 8 : at + 8 + size] if size <= 4 else exif[where : where + size]
+            elif kind in TEXTS and left >= 0:  # else they lie over each other
+                value = exif[at + 8 : at + 8 + size] if size <= 4 else exif[where : where + size]
+                left -= len(value)
+                yield tag, value

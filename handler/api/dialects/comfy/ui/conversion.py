@@ -1,5 +1,6 @@
 """From UI format to API format, as ComfyUI's page makes it: the nodes that execute, with their values and links."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from handler.api.dialects.comfy.ui.unfolding import BYPASSED, MUTED, Scope, unfo
 from handler.api.dialects.comfy.ui.widgets import Named, named
 
 MOST_NOTES = 100
+LONGEST = 16 << 20  # characters of a graph's inputs: what a subgraph has counts wherever it is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Conversion:
     classes: Mapping[str, Any]
     notes: list[str] = field(default_factory=list)
     orders: dict[str, Order | None] = field(default_factory=dict)
+    length: int = 0
 
     def run(self) -> Converted:
         """Convert it."""
@@ -68,14 +71,23 @@ class Conversion:
         return named(node, self.order(node.kind))
 
     def _node(self, scope: Scope, node: Node, hosting: Hosting, following: Following) -> dict[str, Any]:
+        following.unfolded.go_on()
         values = hosting.values(scope, node)
         self.notes += (f"Node {scope.named(node)} ({node.kind}): {sentence}" for sentence in values.notes)
         inputs = {name: _boxed(value) for name, value in values.values.items()}
         for place, slot in enumerate(node.inputs):
             _put(inputs, slot.name, following.source(scope, node, place))
+        self._weigh(inputs)
         known = self.order(node.kind)
         title = node.title or (known.title if known else node.kind)
         return {"inputs": inputs, "class_type": node.kind, "_meta": {"title": title}}
+
+    def _weigh(self, inputs: Mapping[str, Any]) -> None:
+        """GraphRefused once the graph is too long."""
+        for name, value in inputs.items():
+            self.length += len(name) + len(json.dumps(value))
+            if self.length > LONGEST:
+                raise faults.no("invalid_prompt", f"The workflow is longer than {LONGEST >> 20} MB in API format.")
 
     def _told(self, nodes: tuple[tuple[Scope, Node], ...]) -> Iterator[str]:
         """What is not there any more, and what was noted."""

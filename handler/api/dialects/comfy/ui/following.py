@@ -88,7 +88,7 @@ class Following:
         return at
 
     def _before(self, at: Inlet) -> Inlet | Outlet | Source:
-        link = at.scope.graph.links.get(at.node.inputs[at.place].link) if at.place < len(at.node.inputs) else None
+        link = at.scope.graph.links.get(at.node.inputs[at.place].link) if 0 <= at.place < len(at.node.inputs) else None
         return self._origin(at.scope, link) if link else None
 
     def _origin(self, scope: Scope, link: Link) -> Inlet | Outlet | Source:
@@ -161,7 +161,7 @@ def passing(node: Node, slot: int, kind: str) -> int | None:
         return None
     if kind == ANY:
         return slot if slot < len(inputs) else 0
-    if slot < len(inputs) and connects(inputs[slot], output) and connects(inputs[slot], kind):
+    if 0 <= slot < len(inputs) and connects(inputs[slot], output) and connects(inputs[slot], kind):
         return slot
     if kind in inputs:
         return inputs.index(kind)

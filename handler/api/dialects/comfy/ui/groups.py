@@ -69,10 +69,10 @@ class Group:
         inside = dict(self.links)
         there = {(link.target, link.place): name for name, link in inside.items()}
         away = {(link.origin, link.slot) for link in inside.values()}
-        outside = set(self._external())
+        hidden = away - set(self._external())
         nodes = [self._with_ports(one, there, away) for one in nodes]
         for one in nodes:
-            self.outputs += self._outputs(one, away - outside)
+            self.outputs += self._outputs(one, hidden)
         inputs = (*self.widgets, *self.sockets)
         for place, port in enumerate(inputs):
             self.links[port.links[0]] = replace(self.links[port.links[0]], slot=place)

@@ -54,7 +54,7 @@ class Hosting:
             known, said = scope.graph.inputs[port], self.said(scope).ports
             if known.name in said:
                 return Literal(said[known.name])
-            target = next(targets(scope.graph, known), None)
+            target = next(self._targets(scope.graph, known), None)
             if target is None:
                 return None
             node, slot = target
@@ -93,7 +93,7 @@ class Hosting:
         found = {(OWN, port.name): port.name for port in graph.inputs}
         for port in graph.inputs:
             self.unfolded.go_on()
-            for node, slot in targets(graph, port):
+            for node, slot in self._targets(graph, port):
                 for name in (slot.name, slot.widget):
                     found.setdefault((node.id, name), port.name)
         return found
@@ -108,12 +108,12 @@ class Hosting:
                 value = next(rest, None)
             if value is not None:
                 yield port.name, value
-            seed = any(slot.widget in SEEDS for _, slot in targets(scope.graph, port))
+            seed = any(slot.widget in SEEDS for _, slot in self._targets(scope.graph, port))
 
     def _promotes(self, scope: Scope, port: Port) -> bool:
         """Whether an input leads to a widget."""
         self.unfolded.go_on()
-        for node, slot in targets(scope.graph, port):
+        for node, slot in self._targets(scope.graph, port):
             if slot.widget or node.kind == PRIMITIVE:
                 return True
             inner = self.unfolded.inside(scope, node)
@@ -121,16 +121,16 @@ class Hosting:
                 return self._promotes(inner, inner.graph.inputs[place])
         return False
 
-
-def targets(graph: Graph, port: Port) -> Iterator[tuple[Node, Slot]]:
-    """The inputs inside to which one of a subgraph leads."""
-    for name in port.links:
-        link = graph.links.get(name)
-        node = graph.nodes.get(link.target) if link else None
-        if link and node and 0 <= link.place < len(node.inputs) and node.inputs[link.place].link == name:
-            yield node, node.inputs[link.place]
-        elif node:  # some files have other places in their links
-            yield from ((node, slot) for slot in node.inputs if slot.link == name)
+    def _targets(self, graph: Graph, port: Port) -> Iterator[tuple[Node, Slot]]:
+        """The inputs inside to which one of a subgraph leads."""
+        for name in port.links:
+            self.unfolded.go_on()
+            link = graph.links.get(name)
+            node = graph.nodes.get(link.target) if link else None
+            if link and node and 0 <= link.place < len(node.inputs) and node.inputs[link.place].link == name:
+                yield node, node.inputs[link.place]
+            elif node:  # some files have other places in their links
+                yield from ((node, slot) for slot in node.inputs if slot.link == name)
 
 
 def _tell(found: Said, led: Mapping[tuple[str, str], str], inner: str, name: str, value: Any) -> None:

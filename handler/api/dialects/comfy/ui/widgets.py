@@ -81,18 +81,19 @@ def aligned(widgets: Iterable[Widget], values: Sequence[Any]) -> Named:
         if widget.type not in BUTTONS and widget.name not in OF_PAGE:
             found.values[widget.name] = value
         todo += reversed(widget.more.get(value, ()) if isinstance(value, str) else ())
-        place += _controls(widget, todo, values[place:])
+        place += _controls(widget, todo, values, place)
     found.left = len(values) - place
     return found
 
 
-def _controls(widget: Widget, todo: Sequence[Widget], rest: Sequence[Any]) -> bool:
+def _controls(widget: Widget, todo: Sequence[Widget], values: Sequence[Any], place: int) -> bool:
     """Whether what follows a widget's value says how it changes; the oldest pages wrote true or false there."""
-    if not rest or not (widget.seed or (widget.type == "INT" and len(rest) > len(todo))):
+    left = len(values) - place
+    if not left or not (widget.seed or (widget.type == "INT" and left > len(todo))):
         return False
-    if isinstance(rest[0], bool):
+    if isinstance(values[place], bool):
         return widget.seed and not (todo and todo[-1].type == "BOOLEAN")
-    return isinstance(rest[0], str) and rest[0] in CONTROLS
+    return isinstance(values[place], str) and values[place] in CONTROLS
 
 
 def suits(widget: Widget, value: Any) -> bool:
