@@ -20,7 +20,7 @@ from handler.api.store import Store
 from handler.api.workflows.mapping import MODEL
 from handler.api.workflows.service import Workflows
 from handler.core.deadline import Deadline
-from handler.core.errors import RouteNotFound, Unsupported
+from handler.core.errors import InvalidValue, RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
 from handler.core.request import ImageRequest
 from handler.core.version import __version__
@@ -35,6 +35,7 @@ RECEIPT_ROUTE = "/v1/receipt"
 TOKENS = "x-prompt-tokens"
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
 NO_STORE = "response_format 'url' needs an object store here, and KINDLING_STORE_BUCKET names none; use 'b64_json'."
+SEVERAL = "One picture can be sent as it is, which Accept wants, and this workflow draws several; accept JSON."
 
 
 class Api:
@@ -64,6 +65,7 @@ class Api:
         on_partial: OnPartial | None = None,
         deadline: Deadline | None = None,
         base: str | None = None,
+        alone: bool = False,
     ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
@@ -71,11 +73,11 @@ class Api:
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
         the events that a request's `partial_images` asks for, on the same thread. All is done by `deadline`, which is
         KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded. `base` is where callers find the
-        server that answers, if there is one.
+        server that answers, if there is one. `alone` is whether the answer can have one picture only.
         """
         deadline = deadline or Deadline.within(self.engine.settings.deadline_s)
         if dialect_of(path):
-            return await answered(self._draw(path, payload, on_step, on_partial, deadline, base))
+            return await answered(self._draw(path, payload, on_step, on_partial, deadline, base, alone))
         return await answered(self._told(path, deadline))
 
     async def _draw(
@@ -86,8 +88,11 @@ class Api:
         on_partial: OnPartial | None,
         deadline: Deadline,
         base: str | None,
+        alone: bool,
     ) -> Reply:
         asked = await self.asked(path, payload, deadline, on_partial is not None, base)
+        if alone and asked.call and asked.call.several:
+            raise InvalidValue(SEVERAL, "Accept")
         return await self.answer(asked, on_step, on_partial, deadline)
 
     async def _told(self, path: str, deadline: Deadline) -> Reply:

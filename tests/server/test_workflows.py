@@ -501,6 +501,61 @@ def test_openai_asks_for_one_by_its_model(tell: Callable[..., None]) -> None:
     tell(story)
 
 
+ASKING = [
+    ("/workflows/poster", {"prompt": "a hat", "seed": 7}),
+    ("/generate", {"model": "workflow/poster", "prompt": "a hat", "seed": 7}),
+    ("/v1/images/generations", {"model": "workflow/poster", "prompt": "a hat", "seed": 7}),
+    ("/", {"model": "workflow/poster", "inputs": "a hat", "parameters": {"seed": 7}}),
+    ("/models/workflow/poster", {"inputs": "a hat", "parameters": {"seed": 7}}),
+]
+
+
+@pytest.mark.parametrize(("path", "payload"), ASKING, ids=[path for path, _ in ASKING])
+def test_every_route_answers_in_every_way(tell: Callable[..., None], path: str, payload: Any) -> None:
+    """As JSON, by URL, as the picture itself, and as a job."""
+    hub = "inputs" in payload
+
+    async def story(client: Client) -> None:
+        await keep(client, graph())
+        wants = {"accept": "application/json"}
+        body = (await client.post(path, json=payload, headers=wants)).json()
+        group = "data" if "data" in body else "images"
+        assert grey(body[group][0]) == 8
+        by_url = payload["parameters"] if hub else payload
+        asked = payload | ({"parameters": by_url | {"response_format": "url"}} if hub else {"response_format": "url"})
+        linked = (await client.post(path, json=asked, headers=wants)).json()
+        file = (await client.get(linked[group][0]["url"])).content
+        bare = await client.post(path, json=payload, headers={"accept": "image/png"})
+        assert (bare.headers["content-type"], bare.headers["x-seed"]) == ("image/png", "7")
+        assert base64.b64decode(body[group][0]["b64_json"]) == file == bare.content
+        job = (await client.post(path, json=payload, headers={"prefer": "respond-async"})).json()["urls"]["get"]
+        await client.get(f"{job}/events")
+        assert (await client.get(job)).json()["result"][group][0]["b64_json"] == body[group][0]["b64_json"]
+
+        made = graph()
+        made["5"]["inputs"]["batch_size"] = 2
+        await keep(client, made, status=200)
+        assert len((await client.post(path, json=payload, headers=wants)).json()[group]) == 2
+        refusal = await refused(client.post(path, json=payload, headers={"accept": "image/png"}))
+        assert refusal[1] == "invalid_value"
+        assert "several" in refusal[2]
+
+    tell(story)
+
+
+def test_a_picture_alone_has_the_size_that_it_was_given_in_the_end(tell: Callable[..., None]) -> None:
+    async def story(client: Client) -> None:
+        made = graph()
+        told = {"upscale_method": "nearest-exact", "width": 128, "height": 96, "crop": "disabled"}
+        made["40"] = node("ImageScale", image=["8", 0], **told)
+        made["9"]["inputs"]["images"] = ["40", 0]
+        await keep(client, made)
+        image = (await draw(client))["image"]
+        assert (image["width"], image["height"]) == (128, 96)
+
+    tell(story)
+
+
 def test_each_is_an_operation_of_the_description(tell: Callable[..., None]) -> None:
     async def story(client: Client) -> None:
         await keep(client, graph())

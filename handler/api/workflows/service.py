@@ -114,9 +114,10 @@ class Workflows:
         from handler.api.workflows.reading import wanted
 
         found, made = wanted(workflow, read, served, self._settings, load)
-        if found.transport.partial_images and (len(made.outputs) > 1 or made.outputs[0].request.n > 1):
+        call = Call(workflow, dialect, found, made.graph, made.outputs, made.notes, made.seed)
+        if found.transport.partial_images and call.several:
             raise InvalidValue("partial_images are of one picture; this draws several.", "partial_images")
-        return Call(workflow, dialect, found, made.graph, made.outputs, made.notes, made.seed)
+        return call
 
     def _told(self, workflow: Workflow, served: Served) -> dict[str, Any]:
         """As clients see it. For a thread."""
