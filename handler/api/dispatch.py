@@ -20,7 +20,7 @@ from handler.api.store import Store
 from handler.api.workflows.mapping import MODEL
 from handler.api.workflows.service import Workflows
 from handler.core.deadline import Deadline
-from handler.core.errors import InvalidValue, RouteNotFound, Unsupported
+from handler.core.errors import RouteNotFound, Unsupported
 from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
 from handler.core.request import ImageRequest
 from handler.core.version import __version__
@@ -35,7 +35,6 @@ RECEIPT_ROUTE = "/v1/receipt"
 TOKENS = "x-prompt-tokens"
 RETIRED = {"/v1/images/variations": "OpenAI retired image variations; send the image to /v1/images/edits instead."}
 NO_STORE = "response_format 'url' needs an object store here, and KINDLING_STORE_BUCKET names none; use 'b64_json'."
-SEVERAL = "One picture can be sent as it is, which Accept wants, and this workflow draws several; accept JSON."
 
 
 class Api:
@@ -91,8 +90,8 @@ class Api:
         alone: bool,
     ) -> Reply:
         asked = await self.asked(path, payload, deadline, on_partial is not None, base)
-        if alone and asked.call and asked.call.several:
-            raise InvalidValue(SEVERAL, "Accept")
+        if alone and asked.call:
+            asked.call.require_one()
         return await self.answer(asked, on_step, on_partial, deadline)
 
     async def _told(self, path: str, deadline: Deadline) -> Reply:
@@ -121,7 +120,9 @@ class Api:
         most = int(self.engine.settings.max_edit_mb * 1e6)
         dialect = dialect_of(path)
         assert dialect
-        fields = await filled(fields_of(for_model(path, payload)), self.fetches, most, deadline)
+        fields = fields_of(for_model(path, payload))
+        names = await self.workflows.images(path, fields, deadline) if self.fetches else ()
+        fields = await filled(fields, self.fetches, most, deadline, names)
         call = await self.workflows.called(path, dialect, fields, deadline)
         asked = Asked.of(dialect, fields, self.engine, streams, base, call)
         self._require_way(asked.request, base)

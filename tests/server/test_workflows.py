@@ -14,13 +14,15 @@ from typing import Any
 
 import httpx
 import pytest
+from hosts import answer, hosting
 from openai import OpenAI
 from PIL import Image
 
 from comfy_graphs import Graph, graph, node
 from fakes import Editor, FakeFamily
-from handler import create_app
-from handler.api.workflows.keeping import LARGEST, MOST, OLD
+from handler import Settings, create_app
+from handler.api.comfy.archive import Archive
+from handler.api.workflows.keeping import LARGEST, MOST, OLD, Library, Workflow
 from handler.core.request import MAX_SEED
 from serving import Served
 
@@ -179,6 +181,52 @@ def test_images_are_sent_as_fields(tell: Callable[..., None]) -> None:
         assert (await draw(client))["images"][0]["width"] == 96
 
     tell(story, Editor())
+
+
+def test_images_may_be_urls_and_texts_that_are_urls_stay_texts(tell: Callable[..., None]) -> None:
+    Image.new("RGB", (96, 64), "red").save(file := io.BytesIO(), "PNG")
+    with hosting() as host:
+        host.answers["/a.png"] = answer(file.getvalue(), content_type="image/png")
+        url = f"{host.url}/a.png"
+
+        async def story(client: Client) -> None:
+            made = graph()
+            made["10"] = {**node("LoadImage", image="photo.png"), "_meta": {"title": "$portrait"}}
+            made["11"] = node("VAEEncode", pixels=["10", 0], vae=["4", 2])
+            made["3"]["inputs"] |= {"latent_image": ["11", 0], "denoise": 0.5}
+            made["6"]["_meta"] = {"title": "$image_url"}
+            await keep(client, made)
+            assert (await draw(client, portrait=url))["images"][0]["width"] == 96
+            one = (await draw(client, portrait=url, image_url=url))["images"][0]
+            assert json.loads(picture(one).text["prompt"])["6"]["inputs"]["text"] == url  # type: ignore[attr-defined]
+            made["6"].pop("_meta")
+            await keep(client, made, status=200)
+            asked = {"model": "workflow/poster", "prompt": "a hat", "portrait": url}
+            assert (await client.post("/v1/images/generations", json=asked)).json()["width"] == 96
+
+        tell(story, Editor(), fetch_hosts=(host.name,))
+    assert [each.where for each in host.asked] == ["/a.png"] * 3
+
+
+@pytest.mark.parametrize("name", ["async", "webhook"])
+def test_no_field_has_the_name_of_what_makes_a_job(tell: Callable[..., None], name: str) -> None:
+    async def story(client: Client) -> None:
+        made = graph()
+        made["6"]["_meta"] = {"title": f"${name}"}
+        assert name not in (await keep(client, made))["fields"]
+
+    tell(story)
+
+
+def test_what_was_forgotten_takes_no_memory(tmp_path: Path) -> None:
+    settings = Settings(volume=tmp_path)
+    library = Library(settings, Archive(settings))
+    for name in ("one", "two", "three"):
+        library.put(Workflow(name, graph()))
+        assert [one.name for one in library.all()] == [name]
+        library.remove(name)
+    assert library.all() == []
+    assert library._read == {}
 
 
 @pytest.mark.parametrize("form", ["jpeg", "webp", "png"])

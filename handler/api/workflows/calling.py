@@ -17,6 +17,7 @@ from handler.api.workflows.fields import TRANSPORT, Asked
 from handler.api.workflows.keeping import Workflow
 from handler.catalog.spec import ModelSpec
 from handler.core.deadline import Deadline
+from handler.core.errors import InvalidValue
 from handler.core.recipe import Picture, Preview
 from handler.core.request import ImageRequest
 
@@ -24,6 +25,7 @@ OnStep = Callable[[int, int, Preview], None]
 Draw = Callable[..., Awaitable[list[Picture]]]
 Render = Callable[..., dict[str, Any]]
 PLAIN = "png"
+SEVERAL = "One picture can be sent as it is, which Accept wants, and this workflow draws several; accept JSON."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ class Call:
     def several(self) -> bool:
         """Whether it is answered with more than one picture."""
         return len(self.outputs) > 1 or self.outputs[0].request.n > 1
+
+    def require_one(self) -> None:
+        """Refuse what is answered with several, where only one can be sent."""
+        if self.several:
+            raise InvalidValue(SEVERAL, "Accept")
 
     async def drawn(
         self,
