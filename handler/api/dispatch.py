@@ -64,6 +64,7 @@ class Api:
         on_partial: OnPartial | None = None,
         deadline: Deadline | None = None,
         base: str | None = None,
+        alone: bool = False,
     ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
@@ -71,11 +72,11 @@ class Api:
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
         the events that a request's `partial_images` asks for, on the same thread. All is done by `deadline`, which is
         KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded. `base` is where callers find the
-        server that answers, if there is one.
+        server that answers, if there is one. `alone` is whether the answer can have one picture only.
         """
         deadline = deadline or Deadline.within(self.engine.settings.deadline_s)
         if dialect_of(path):
-            return await answered(self._draw(path, payload, on_step, on_partial, deadline, base))
+            return await answered(self._draw(path, payload, on_step, on_partial, deadline, base, alone))
         return await answered(self._told(path, deadline))
 
     async def _draw(
@@ -86,8 +87,11 @@ class Api:
         on_partial: OnPartial | None,
         deadline: Deadline,
         base: str | None,
+        alone: bool,
     ) -> Reply:
         asked = await self.asked(path, payload, deadline, on_partial is not None, base)
+        if alone and asked.call:
+            asked.call.require_one()
         return await self.answer(asked, on_step, on_partial, deadline)
 
     async def _told(self, path: str, deadline: Deadline) -> Reply:
@@ -116,7 +120,9 @@ class Api:
         most = int(self.engine.settings.max_edit_mb * 1e6)
         dialect = dialect_of(path)
         assert dialect
-        fields = await filled(fields_of(for_model(path, payload)), self.fetches, most, deadline)
+        fields = fields_of(for_model(path, payload))
+        names = await self.workflows.images(path, fields, deadline) if self.fetches else ()
+        fields = await filled(fields, self.fetches, most, deadline, names)
         call = await self.workflows.called(path, dialect, fields, deadline)
         asked = Asked.of(dialect, fields, self.engine, streams, base, call)
         self._require_way(asked.request, base)

@@ -1,5 +1,6 @@
 """Input images by URL, from hosts that KINDLING_FETCH_HOSTS lists: they are fetched before all else is read."""
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urljoin
 
@@ -11,6 +12,7 @@ from handler.core.errors import InvalidValue, OutOfRange
 # Fields that may have a URL, a list of them, or an object with one, in whichever dialect.
 FIELDS = ("image", "images", "mask", "image_url", "image_urls", "init_image", "mask_image", "mask_url")
 INNER = "image_url"  # in such an object
+WITHIN = "parameters"  # where Hugging Face's client has all but the prompt
 MOST = MAX_REFERENCES + 1  # and a mask
 REDIRECTS = 3
 MOVED = (301, 302, 303, 307, 308)
@@ -18,12 +20,18 @@ SECONDS = 30.0  # for one image, and never more than the request has left
 PLAIN = ("", "application/octet-stream", "binary/octet-stream")  # what stores say where nobody told them
 
 
-async def filled(payload: dict[str, Any], outgoing: Outgoing, most: int, deadline: Deadline) -> dict[str, Any]:
+async def filled(
+    payload: dict[str, Any], outgoing: Outgoing, most: int, deadline: Deadline, names: Sequence[str] = FIELDS
+) -> dict[str, Any]:
     """`payload` with the bytes of its images in the place of their URLs; all of them have at most `most` bytes.
 
-    Raises InvalidValue naming the field of one that cannot be had, DeadlineExceeded once `deadline` is over.
+    They are in the fields `names`, or in those of what is `WITHIN` it. Raises InvalidValue naming the field of one that
+    cannot be had, DeadlineExceeded once `deadline` is over.
     """
-    wanted = {url: name for name in FIELDS for url in _urls(payload.get(name))}
+    if isinstance(inner := payload.get(WITHIN), dict):
+        fields = {name: value for name, value in inner.items() if name != WITHIN}
+        return payload | {WITHIN: inner | await filled(fields, outgoing, most, deadline, names)}
+    wanted = {url: name for name in names for url in _urls(payload.get(name))}
     if not outgoing or not wanted:
         return payload
     if len(wanted) > MOST:
@@ -32,7 +40,7 @@ async def filled(payload: dict[str, Any], outgoing: Outgoing, most: int, deadlin
     for url, name in wanted.items():
         left = most - sum(map(len, found.values()))
         found[url] = await deadline.hold(_fetched(url, name, outgoing, left, deadline))
-    return payload | {name: _with(payload[name], found) for name in FIELDS if name in payload}
+    return payload | {name: _with(payload[name], found) for name in names if name in payload}
 
 
 def _urls(value: Any) -> list[str]:
@@ -63,13 +71,20 @@ async def _fetched(url: str, name: str, outgoing: Outgoing, most: int, deadline:
             answer = await outgoing.ask("GET", target, {"Accept": "image/*"}, b"", start.left_s, max(most, 1))
             if answer.status not in MOVED or not (there := answer.headers.get("location")):
                 return _image(answer)
-            url = urljoin(url.strip(), there)
+            url = _joined(url.strip(), there)
             secure, target = target.scheme == "https", Target.of(url)
             if secure and target.scheme != "https":
                 raise Unreachable("leads on to a URL without https")
         raise Unreachable(f"leads on more than {REDIRECTS} times")
     except Unreachable as error:
         raise InvalidValue(f"{name}: {host} {error}. KINDLING_FETCH_HOSTS lists who is asked.", name) from None
+
+
+def _joined(url: str, there: str) -> str:
+    try:
+        return urljoin(url, there)
+    except ValueError:
+        raise Unreachable("leads on to what is no URL") from None
 
 
 def _image(answer: Answer) -> bytes:

@@ -19,7 +19,7 @@ from handler.api.comfy.shelf import Shelf, prune
 from handler.api.hands import Hands
 from handler.api.loras import looked
 from handler.core.deadline import Deadline
-from handler.core.errors import KindlingError
+from handler.core.errors import KindlingError, NotReady
 from handler.core.settings import Settings
 
 T = TypeVar("T")
@@ -87,9 +87,17 @@ class Keeper:
         await self._tried(partial(self._put, f"{self._folder}/{name}", data), deadline, None)
 
     async def get(self, name: str, deadline: Deadline | None = None) -> bytes | None:
-        """What is in a file that is not too old, whichever worker put it there; None if there is none."""
-        found = self._near.get(name)
-        return found if found is not None else await self._tried(partial(self._get, name), deadline, None)
+        """What is in a file that is not too old, whichever worker put it there; None if there is none.
+
+        Raises NotReady where that cannot be known now, for it may be there.
+        """
+        if (near := self._near.get(name)) is not None:
+            return near
+        unknown = NotReady(f"The place of {self._folder} does not answer; try again.")
+        found: bytes | NotReady | None = await self._tried(partial(self._get, name), deadline, unknown)
+        if isinstance(found, NotReady):
+            raise found
+        return found
 
     async def has(self, name: str) -> bool:
         """Whether there is such a file where workers share them."""

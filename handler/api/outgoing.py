@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from functools import cache, partial
-from http.client import parse_headers
+from http.client import HTTPException, parse_headers
 from io import BytesIO
 from typing import Self
 from urllib.parse import urlsplit
@@ -152,7 +152,7 @@ class Outgoing:
             raise Unreachable("cannot be reached") from None
         except asyncio.IncompleteReadError:
             raise Unreachable("broke the connection off") from None
-        except (ValueError, asyncio.LimitOverrunError):
+        except (ValueError, HTTPException, asyncio.LimitOverrunError):
             raise Unreachable("sent something that is no answer in HTTP") from None
 
     def _checked(self, target: Target, addresses: list[str]) -> list[str]:

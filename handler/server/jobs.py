@@ -93,7 +93,7 @@ async def hear_job(request: Request) -> Response:
         return response(request.scope, found)
     dialect = dialect_of(found.head["route"])
     assert dialect  # or it were no job
-    heard = await stream(lambda hear: jobs.follow(job_id, hear), dialect.completed, always=True)
+    heard = await stream(lambda hear: answered(jobs.follow(job_id, hear)), dialect.completed, always=True)
     assert not isinstance(heard, Reply)
     return heard
 

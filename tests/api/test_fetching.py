@@ -68,6 +68,7 @@ def test_every_dialect_takes_urls_where_a_host_is_listed(host: Host) -> None:
             *(("/v1/images/edits", plain | {name: value, "mask": image}) for name, value in openai),
             ("/v1/images/generations", plain | {"images": [image], "mask": image}),
             ("/generate", plain | {"images": [image]}),
+            ("/", {"inputs": "x", "parameters": {"seed": 7, "image": image}}),
         ]
 
     with Editor().engine(fetch_hosts=(host.name,)) as engine:
@@ -126,12 +127,13 @@ def test_answers_that_are_taken(host: Host, said: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-5\r\n", "no answer in HTTP"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\n", "no answer in HTTP"),
         (b"HTTP/1.1 200 OK\r\na: " + b"x" * 200_000, "no answer in HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 101 + b"\r\n", "no answer in HTTP"),
         (b"SSH-2.0-x\r\n\r\n", "no answer in HTTP"),
         (b"\r\n\r\n", "no answer in HTTP"),
         (b"", "broke the connection off"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 9, "no answer in HTTP"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_answers_that_are_not(host: Host, said: bytes, told: str) -> None:
     host.answers["/b"] = said
@@ -223,6 +225,7 @@ def test_urls_that_mean_something_else(host: Host, url: str) -> None:
         ("http://127.0.0.2:{port}/a.png?secret", "127.0.0.2 is not among the hosts"),
         ("http://169.254.169.254/latest/secret", "169.254.169.254 is not among the hosts"),
         ("file:///etc/passwd?secret", "is no http or https URL"),
+        ("http://[::1/secret", "127.0.0.1 leads on to what is no URL"),
         ("//evil.example/secret", "evil.example is not among the hosts"),
         ("/loop?secret", "leads on more than 3 times"),
     ],

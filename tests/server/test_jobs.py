@@ -285,6 +285,55 @@ def test_a_damaged_record_is_none(tmp_path: Path, junk: bytes) -> None:
         assert httpx.get(f"{two}/v1/jobs/{job_id}").status_code == 404
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "running", "until": "soon"},
+        {"status": "running", "until": None},
+        {"ended_at": None},
+        {"route": "/nope"},
+        {"progress": 7},
+        {"error": "no"},
+        {"result": b""},
+        {"result": b"{cut o"},
+    ],
+    ids=str,
+)
+def test_a_record_that_was_edited_by_hand_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    with worker(tmp_path) as (one, _):
+        job_id = ended(post(one)["urls"]["get"])["id"]
+    file = next((tmp_path / "kept" / "jobs").iterdir())
+    head, _, result = file.read_bytes().partition(b"\n")
+    result = change.get("result", result)
+    file.write_bytes(json.dumps({**json.loads(head), **change, "result": 0}).encode() + b"\n" + result)
+    with worker(tmp_path) as (two, _):
+        for place in ("", "/events"):
+            assert httpx.get(f"{two}/v1/jobs/{job_id}{place}").status_code == 404
+
+
+def test_an_answer_that_cannot_be_read_ends_its_events_with_an_error(tmp_path: Path) -> None:
+    with worker(tmp_path) as (one, _):
+        job_id = ended(post(one)["urls"]["get"])["id"]
+    file = next((tmp_path / "kept" / "jobs").iterdir())
+    file.write_bytes(file.read_bytes().partition(b"\n")[0] + b"\n{what}")
+    with worker(tmp_path) as (two, _):
+        assert "internal_error" in httpx.get(f"{two}/v1/jobs/{job_id}/events").text.splitlines()[-2]
+
+
+@pytest.mark.parametrize("place", ["/v1/jobs/{}", "/v1/jobs/{}/events", "/v1/images/7fffffff{:0>43}/content"])
+def test_where_the_volume_fails_nothing_is_said_to_be_gone(tmp_path: Path, place: str) -> None:
+    """Who polls would give up; what it asks for may be there in a moment."""
+    (tmp_path / "kept").mkdir()
+    for folder in ("jobs", "pictures"):
+        (tmp_path / "kept" / folder).mkdir()
+        name = "job_" + "0" * 32 if folder == "jobs" else hashlib.sha256(b"7fffffff" + b"0" * 43).hexdigest()
+        (tmp_path / "kept" / folder / name).symlink_to("elsewhere")  # not followed: the system says that it fails
+    with worker(tmp_path) as (url, _):
+        answer = httpx.get(url + place.format("job_" + "0" * 32 if "jobs" in place else "0"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+    assert answer.headers["retry-after"]
+
+
 def test_a_job_that_comes_again_under_its_key_is_the_same(tmp_path: Path) -> None:
     with worker(tmp_path) as (url, _):
         key = {"idempotency-key": "one"}

@@ -14,13 +14,15 @@ from typing import Any
 
 import httpx
 import pytest
+from hosts import answer, hosting
 from openai import OpenAI
 from PIL import Image
 
 from comfy_graphs import Graph, graph, node
 from fakes import Editor, FakeFamily
-from handler import create_app
-from handler.api.workflows.keeping import LARGEST, MOST, OLD
+from handler import Settings, create_app
+from handler.api.comfy.archive import Archive
+from handler.api.workflows.keeping import LARGEST, MOST, OLD, Library, Workflow
 from handler.core.request import MAX_SEED
 from serving import Served
 
@@ -179,6 +181,52 @@ def test_images_are_sent_as_fields(tell: Callable[..., None]) -> None:
         assert (await draw(client))["images"][0]["width"] == 96
 
     tell(story, Editor())
+
+
+def test_images_may_be_urls_and_texts_that_are_urls_stay_texts(tell: Callable[..., None]) -> None:
+    Image.new("RGB", (96, 64), "red").save(file := io.BytesIO(), "PNG")
+    with hosting() as host:
+        host.answers["/a.png"] = answer(file.getvalue(), content_type="image/png")
+        url = f"{host.url}/a.png"
+
+        async def story(client: Client) -> None:
+            made = graph()
+            made["10"] = {**node("LoadImage", image="photo.png"), "_meta": {"title": "$portrait"}}
+            made["11"] = node("VAEEncode", pixels=["10", 0], vae=["4", 2])
+            made["3"]["inputs"] |= {"latent_image": ["11", 0], "denoise": 0.5}
+            made["6"]["_meta"] = {"title": "$image_url"}
+            await keep(client, made)
+            assert (await draw(client, portrait=url))["images"][0]["width"] == 96
+            one = (await draw(client, portrait=url, image_url=url))["images"][0]
+            assert json.loads(picture(one).text["prompt"])["6"]["inputs"]["text"] == url  # type: ignore[attr-defined]
+            made["6"].pop("_meta")
+            await keep(client, made, status=200)
+            asked = {"model": "workflow/poster", "prompt": "a hat", "portrait": url}
+            assert (await client.post("/v1/images/generations", json=asked)).json()["width"] == 96
+
+        tell(story, Editor(), fetch_hosts=(host.name,))
+    assert [each.where for each in host.asked] == ["/a.png"] * 3
+
+
+@pytest.mark.parametrize("name", ["async", "webhook"])
+def test_no_field_has_the_name_of_what_makes_a_job(tell: Callable[..., None], name: str) -> None:
+    async def story(client: Client) -> None:
+        made = graph()
+        made["6"]["_meta"] = {"title": f"${name}"}
+        assert name not in (await keep(client, made))["fields"]
+
+    tell(story)
+
+
+def test_what_was_forgotten_takes_no_memory(tmp_path: Path) -> None:
+    settings = Settings(volume=tmp_path)
+    library = Library(settings, Archive(settings))
+    for name in ("one", "two", "three"):
+        library.put(Workflow(name, graph()))
+        assert [one.name for one in library.all()] == [name]
+        library.remove(name)
+    assert library.all() == []
+    assert library._read == {}
 
 
 @pytest.mark.parametrize("form", ["jpeg", "webp", "png"])
@@ -497,6 +545,61 @@ def test_openai_asks_for_one_by_its_model(tell: Callable[..., None]) -> None:
             await client.post("/generate", json={"model": f"workflow/poster@{kept['version']}", "prompt": "a hat"})
         ).json()
         assert (native["model"], native["images"][0]["node"]) == (f"workflow/poster@{kept['version']}", "9")
+
+    tell(story)
+
+
+ASKING = [
+    ("/workflows/poster", {"prompt": "a hat", "seed": 7}),
+    ("/generate", {"model": "workflow/poster", "prompt": "a hat", "seed": 7}),
+    ("/v1/images/generations", {"model": "workflow/poster", "prompt": "a hat", "seed": 7}),
+    ("/", {"model": "workflow/poster", "inputs": "a hat", "parameters": {"seed": 7}}),
+    ("/models/workflow/poster", {"inputs": "a hat", "parameters": {"seed": 7}}),
+]
+
+
+@pytest.mark.parametrize(("path", "payload"), ASKING, ids=[path for path, _ in ASKING])
+def test_every_route_answers_in_every_way(tell: Callable[..., None], path: str, payload: Any) -> None:
+    """As JSON, by URL, as the picture itself, and as a job."""
+    hub = "inputs" in payload
+
+    async def story(client: Client) -> None:
+        await keep(client, graph())
+        wants = {"accept": "application/json"}
+        body = (await client.post(path, json=payload, headers=wants)).json()
+        group = "data" if "data" in body else "images"
+        assert grey(body[group][0]) == 8
+        by_url = payload["parameters"] if hub else payload
+        asked = payload | ({"parameters": by_url | {"response_format": "url"}} if hub else {"response_format": "url"})
+        linked = (await client.post(path, json=asked, headers=wants)).json()
+        file = (await client.get(linked[group][0]["url"])).content
+        bare = await client.post(path, json=payload, headers={"accept": "image/png"})
+        assert (bare.headers["content-type"], bare.headers["x-seed"]) == ("image/png", "7")
+        assert base64.b64decode(body[group][0]["b64_json"]) == file == bare.content
+        job = (await client.post(path, json=payload, headers={"prefer": "respond-async"})).json()["urls"]["get"]
+        await client.get(f"{job}/events")
+        assert (await client.get(job)).json()["result"][group][0]["b64_json"] == body[group][0]["b64_json"]
+
+        made = graph()
+        made["5"]["inputs"]["batch_size"] = 2
+        await keep(client, made, status=200)
+        assert len((await client.post(path, json=payload, headers=wants)).json()[group]) == 2
+        refusal = await refused(client.post(path, json=payload, headers={"accept": "image/png"}))
+        assert refusal[1] == "invalid_value"
+        assert "several" in refusal[2]
+
+    tell(story)
+
+
+def test_a_picture_alone_has_the_size_that_it_was_given_in_the_end(tell: Callable[..., None]) -> None:
+    async def story(client: Client) -> None:
+        made = graph()
+        told = {"upscale_method": "nearest-exact", "width": 128, "height": 96, "crop": "disabled"}
+        made["40"] = node("ImageScale", image=["8", 0], **told)
+        made["9"]["inputs"]["images"] = ["40", 0]
+        await keep(client, made)
+        image = (await draw(client))["image"]
+        assert (image["width"], image["height"]) == (128, 96)
 
     tell(story)
 

@@ -7,9 +7,11 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any, Literal, get_args
 
 from handler.api.asking import Asked, OnPartial
+from handler.api.dialects.routes import dialect_of
 from handler.api.outgoing import Target
 from handler.api.reply import Reply
 from handler.core.deadline import Deadline
@@ -24,6 +26,17 @@ ID = re.compile("job_[0-9a-f]{32}")
 GONE_S = 15.0  # after its deadline nobody works at it: a worker ends what it has, and keeps that
 GONE = "The worker that had this job is gone. Send it again."
 Head = dict[str, Any]
+KINDS: dict[str, type | UnionType] = {  # of a head
+    "id": str,
+    "status": str,
+    "route": str,
+    "created_at": int,
+    "started_at": int | None,
+    "ended_at": int | None,
+    "progress": dict,
+    "error": dict | None,
+    "until": int | None,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -126,14 +139,25 @@ def read(data: bytes, kept_s: float) -> Found | None:
     line, _, answer = data.partition(b"\n")
     try:
         head = parse(line)
-        if head["status"] not in get_args(State) or not ID.fullmatch(head["id"]):
-            return None
-        over_at = head["until"] if head["status"] in LIVE else head["ended_at"] + kept_s
-    except (Malformed, KeyError, TypeError):
+    except Malformed:
         return None
+    if not _is_record(head, answer):
+        return None
+    live = head["status"] in LIVE
+    over_at = head["until"] if live else head["ended_at"] + kept_s
     if time.time() < over_at:
         return Found(head, answer)
-    return Found(_gone(head)) if head["status"] in LIVE and time.time() < over_at + kept_s else None
+    return Found(_gone(head)) if live and time.time() < over_at + kept_s else None
+
+
+def _is_record(head: Any, answer: bytes) -> bool:
+    """Whether that is what `Job.file` writes: it may be another version's, damaged, or edited by hand."""
+    if not isinstance(head, dict) or not all(isinstance(head.get(name, ...), KINDS[name]) for name in KINDS):
+        return False
+    status, ends = head["status"], head["until" if head["status"] in LIVE else "ended_at"]
+    whole = status != "succeeded" or answer[:1] + answer[-1:] == b"{}"
+    known = status in get_args(State) and ID.fullmatch(head["id"]) and dialect_of(head["route"])
+    return bool(known and whole and ends is not None)
 
 
 def _gone(head: Mapping[str, Any]) -> Head:

@@ -11,12 +11,13 @@ from typing import Any
 from handler.api import codec
 from handler.api.comfy.inscription import finished, texts
 from handler.api.comfy.passes import Passes, Step, steps
-from handler.api.dialects import native
+from handler.api.dialects import huggingface, native
 from handler.api.dialects.comfy.plan import Output, title_of
 from handler.api.workflows.fields import TRANSPORT, Asked
 from handler.api.workflows.keeping import Workflow
 from handler.catalog.spec import ModelSpec
 from handler.core.deadline import Deadline
+from handler.core.errors import InvalidValue
 from handler.core.recipe import Picture, Preview
 from handler.core.request import ImageRequest
 
@@ -24,6 +25,7 @@ OnStep = Callable[[int, int, Preview], None]
 Draw = Callable[..., Awaitable[list[Picture]]]
 Render = Callable[..., dict[str, Any]]
 PLAIN = "png"
+SEVERAL = "One picture can be sent as it is, which Accept wants, and this workflow draws several; accept JSON."
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,16 @@ class Call:
         """The first output's, answered as the caller would have it."""
         said = {name: getattr(self.asked.transport, name) for name in TRANSPORT}
         return self.outputs[0].request.model_copy(update=said)
+
+    @property
+    def several(self) -> bool:
+        """Whether it is answered with more than one picture."""
+        return len(self.outputs) > 1 or self.outputs[0].request.n > 1
+
+    def require_one(self) -> None:
+        """Refuse what is answered with several, where only one can be sent."""
+        if self.several:
+            raise InvalidValue(SEVERAL, "Accept")
 
     async def drawn(
         self,
@@ -102,13 +114,15 @@ class Call:
         """As the dialect has it, with the workflow, its version, and of each picture the node."""
         told = request.model_copy(update={"model": self.asked.model or None})
         body: dict[str, Any] = self.dialect.render(told, spec=spec, pictures=pictures, seconds=seconds)
-        ours = self.dialect is native
+        ours = self.dialect in (native, huggingface)  # which answer alike
         for image, one in zip(body["images" if ours else "data"], made, strict=True):
             width, height = one.size
             image |= {} if self.seed is None else {"seed": self.seed}
             title = title_of(self.graph[one.output.node])
             image |= {"node": one.output.node, "title": title, "width": width, "height": height} if ours else {}
         width, height = made[0].size
+        if "image" in body:  # one alone, as fal has it
+            body["image"] |= {"width": width, "height": height}
         size = {"seed": self.seed} if ours else {"width": width, "height": height, "size": f"{width}x{height}"}
         workflow = {"workflow": self.workflow.name, "version": self.workflow.version, "notes": list(self.notes)}
         return body | size | workflow

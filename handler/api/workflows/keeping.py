@@ -80,11 +80,13 @@ class Library:
         """The same with their graphs."""
         times = {_stem(entry.name): entry.time for entry in self._archive.shelf.entries("workflows")}
         found = [self._fixed(name, path) for name, path in self._files().items()]
+        for name in {*self._read} - {*times}:  # forgotten, here or elsewhere
+            self._read.pop(name, None)
         for name in sorted(name for name in times if NAME.fullmatch(name) and name not in self._files()):
-            fresh = time.time() - times[name] < FRESH_S
-            if fresh or self._read.get(name, (None,))[0] != times[name]:
-                self._read[name] = times[name], self._kept(name)
-            found.append(self._read[name][1])
+            fresh, read = time.time() - times[name] < FRESH_S, self._read.get(name)
+            if fresh or read is None or read[0] != times[name]:
+                read = self._read[name] = times[name], self._kept(name)
+            found.append(read[1])
         return sorted(found, key=lambda one: one.name)
 
     def get(self, name: str, version: str = "") -> Workflow:

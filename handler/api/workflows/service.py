@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from handler.api.comfy.archive import Archive
 from handler.api.comfy.served import Catalogue
 from handler.api.dialects.comfy.plan import Load, Served, title_of
+from handler.api.fetching import FIELDS
 from handler.api.loras import LISTING_S
 from handler.api.workflows.calling import Call
 from handler.api.workflows.fields import Asked, asked
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROUTE = "/workflows"
+START = f"{ROUTE}/"
 log = logging.getLogger(__name__)
 
 
@@ -91,16 +93,26 @@ class Workflows:
             raise InvalidValue(f"Versions go by themselves; delete '{bare}' to forget all of them.", "workflow")
         self._library.remove(bare)
 
+    async def images(self, path: str, payload: Mapping[str, Any], deadline: Deadline) -> tuple[str, ...]:
+        """The fields in which a request may have a URL of an image, of the workflow that it asks, if it does."""
+        if not (named := asked_for(path, payload)):
+            return FIELDS
+
+        def look() -> tuple[str, ...]:
+            found = self._describe(self._library.get(*named), self.catalogue.served()).fields
+            return tuple(one.name for one in found if one.kind == "image")
+
+        found = await self._at(look, deadline)
+        return found if path.startswith(START) else (*FIELDS, *found)
+
     async def called(
         self, path: str, dialect: ModuleType, payload: Mapping[str, Any], deadline: Deadline
     ) -> Call | None:
         """What a request asks a workflow for, by its path or by its model; None if it is none to a workflow."""
-        model = payload.get("model")
-        by_path = path.startswith(f"{ROUTE}/")
-        if not by_path and not (isinstance(model, str) and model.startswith(MODEL)):
+        named, by_path = asked_for(path, payload), path.startswith(START)
+        if not named:
             return None
-        name, version = split(path.removeprefix(f"{ROUTE}/") if by_path else str(model).removeprefix(MODEL))
-        workflow = await self._at(partial(self._library.get, name, version), deadline)
+        workflow = await self._at(partial(self._library.get, *named), deadline)
         served = await self._at(self.catalogue.served, deadline)
         load = partial(self.archive.held, asyncio.get_running_loop(), deadline)
         read = partial(asked if by_path else partial(mapped, dialect), payload=payload)
@@ -114,9 +126,10 @@ class Workflows:
         from handler.api.workflows.reading import wanted
 
         found, made = wanted(workflow, read, served, self._settings, load)
-        if found.transport.partial_images and (len(made.outputs) > 1 or made.outputs[0].request.n > 1):
+        call = Call(workflow, dialect, found, made.graph, made.outputs, made.notes, made.seed)
+        if found.transport.partial_images and call.several:
             raise InvalidValue("partial_images are of one picture; this draws several.", "partial_images")
-        return Call(workflow, dialect, found, made.graph, made.outputs, made.notes, made.seed)
+        return call
 
     def _told(self, workflow: Workflow, served: Served) -> dict[str, Any]:
         """As clients see it. For a thread."""
@@ -156,6 +169,14 @@ class Workflows:
 
 
 MISNAMED = "'{name:.80}' is no name for a workflow: 1 to 64 small letters, digits, - and _, a letter or digit first."
+
+
+def asked_for(path: str, payload: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The name and the version of the workflow that a request asks, by its path or by its model, if it does."""
+    if path.startswith(START):
+        return split(path.removeprefix(START))
+    model = payload.get("model")
+    return split(model.removeprefix(MODEL)) if isinstance(model, str) and model.startswith(MODEL) else None
 
 
 def split(text: str) -> tuple[str, str]:

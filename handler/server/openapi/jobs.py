@@ -48,7 +48,7 @@ TOLD = Answer("As it is now.", {JSON: ref("Job")})
 
 
 def _of_job(method: str, summary: str, answer: Answer = TOLD) -> tuple[Operation, ...]:
-    return (Operation(method, summary, {200: answer}, errors=(*ALWAYS, 404), parameters=(*HEAD, "job_id")),)
+    return (Operation(method, summary, {200: answer}, errors=(*ALWAYS, 404, 503), parameters=(*HEAD, "job_id")),)
 
 
 OPERATIONS: dict[str, tuple[Operation, ...]] = {
@@ -57,7 +57,7 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
             "get",
             "A picture by URL, where there is no object store; whoever has the URL needs no key",
             {200: PICTURE},
-            errors=(*ALWAYS, 404),
+            errors=(*ALWAYS, 404, 503),
             parameters=(*HEAD, "image_id"),
         ),
     ),
