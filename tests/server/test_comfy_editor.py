@@ -225,7 +225,10 @@ def test_with_keys_a_browser_asks_for_one_as_a_password(tell: Callable[..., None
     tell(story, api_keys=(KEY,))
 
 
-def test_pages_of_others_may_not_use_that_password(tell: Callable[..., None], installed: Path) -> None:
+@pytest.mark.parametrize("origins", [(), "*"])
+def test_pages_of_others_may_not_use_that_password(
+    tell: Callable[..., None], installed: Path, origins: str | tuple[str, ...]
+) -> None:
     async def story(client: Client, comfy: Any) -> None:
         headers = PASSWORD | {"origin": "https://page.example"}
         for method, path in (
@@ -238,7 +241,7 @@ def test_pages_of_others_may_not_use_that_password(tell: Callable[..., None], in
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
         assert (await client.get("/comfy/api/userdata?dir=", headers=PASSWORD)).json() == []
 
-    tell(story, api_keys=(KEY,))
+    tell(story, api_keys=(KEY,), cors_origins=origins)
 
 
 def test_settings_are_kept(tell: Callable[..., None], installed: Path) -> None:
