@@ -116,7 +116,7 @@ async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], obj
         if 0 < done < of:  # each update is posted by a thread of its own: the last one could overtake the result
             runpod.serverless.progress_update(job, {"step": done, "of": of})
 
-    comfy = "workflow" in given
+    comfy = given.get("workflow") is not None
     reply = await (draw_workflow(api(), given, on_step) if comfy else api().call(path, payload, on_step, on_partial))
     if reply.fatal:
         config["refresh_worker"] = True  # read after each job: the loop ends and RunPod replaces the worker
@@ -142,7 +142,7 @@ def understood(given: Any) -> dict[str, Any] | None:
 
 def route(given: dict[str, Any]) -> tuple[str, Any]:
     """A job's input as a path and a payload."""
-    if "openai_route" in given:
+    if given.get("openai_route") is not None:  # null counts as not sent
         return f"/{given['openai_route']}".replace("//", "/", 1), given.get("openai_input")
     return "/generate", given
 

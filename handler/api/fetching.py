@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urljoin
 
+from handler.api.dialects.aliases import NAMES
 from handler.api.outgoing import Answer, Outgoing, Target, Unreachable
 from handler.core.attachments import FETCHED, MAX_REFERENCES
 from handler.core.deadline import Deadline
 from handler.core.errors import InvalidValue, OutOfRange
 
 # Fields that may have a URL, a list of them, or an object with one, in whichever dialect.
-FIELDS = ("image", "images", "mask", "image_url", "image_urls", "init_image", "mask_image", "mask_url")
+FIELDS = ("images", "mask", "image_urls", *(name for name, field in NAMES.items() if field in ("images", "mask")))
 INNER = "image_url"  # in such an object
 WITHIN = "parameters"  # where Hugging Face's client has all but the prompt
 MOST = MAX_REFERENCES + 1  # and a mask

@@ -142,13 +142,13 @@ class Runner:
     def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
         """What the family makes of the prompt, kept for later pictures of the same words; or why it makes nothing."""
         key = _words(recipe)
-        if key not in self._prompts or recipe.long_prompts == "refuse":
-            try:
-                require_read(self._family, self._pipeline, recipe, self._spec)
+        try:
+            require_read(self._family, self._pipeline, recipe, self._spec)
+            if key not in self._prompts:
                 with self._components.lent():
                     self._prompts[key] = self._families.encode(self._family, self._pipeline, recipe, self._spec)
-            except Exception as error:
-                return meaning(error, recipe.size)
+        except Exception as error:
+            return meaning(error, recipe.size)
         self._prompts.move_to_end(key)
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)

@@ -71,15 +71,20 @@ def _one(payload: dict[str, Any], wanted: tuple[Format, ...]) -> dict[str, Any]:
         raise InvalidValue("Accept wants the picture, response_format its URL; send one of them.", "response_format")
     given = payload.get("output_format")
     form = "jpeg" if given == "jpg" else given
-    if form in MEDIA and form not in wanted:
+    if form in tuple(MEDIA) and form not in wanted:  # it may be anything that JSON has
         raise InvalidValue(f"output_format says {given}, Accept {MEDIA[wanted[0]]}; send one of them.", "output_format")
     return payload if given else payload | {"output_format": wanted[0]}
 
 
-def bare(reply: Reply) -> Response:
-    """A good answer with one picture as that picture, what else it says of it in the head."""
+def bare(reply: Reply) -> Response | Reply:
+    """A good answer with one picture as that picture, what else it says of it in the head.
+
+    With several, which a workflow may draw, it stays JSON (RFC 9110, 12.5.1, lets it).
+    """
     content = reply.content
-    [one] = content.get("data") or content["images"]
+    one, *more = content.get("data") or content["images"]
+    if more:
+        return reply
     file: File = one["b64_json"]
     values = (one["seed"], content["model"], content["inference_ms"])
     said = dict(zip(TOLD, map(str, values), strict=True))

@@ -163,7 +163,9 @@ class Neighbours:
     """Where there are no keys: refuses other origins' pages and, on loopback, other names than the machine's own."""
 
     def __init__(self, settings: Settings) -> None:
-        self._origins, self._anyone = settings.cors_origins, settings.allow_open
+        # Where there are keys this is asked of what a browser adds unasked, and not for any page in the world.
+        known = set(settings.cors_origins) - ({"*"} if settings.api_keys else set())
+        self._origins, self._anyone = known, settings.allow_open
 
     def __call__(self, scope: Scope) -> RequestError | None:
         """Why the request looks like a stranger's, if it does."""
@@ -181,7 +183,7 @@ class Neighbours:
         """What is wrong with the page that asks, if one does."""
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin", "")
-        if origin and origin.partition("://")[2] != host and not {origin, "*"} & set(self._origins):
+        if origin and origin.partition("://")[2] != host and not {origin, "*"} & self._origins:
             return ForeignOrigin(
                 f"Pages of '{origin:.80}' may not ask this server. Name it in KINDLING_CORS_ORIGINS to let them."
             )

@@ -24,6 +24,7 @@ from handler.core.recipe import Picture
 HEADER = "idempotency-key"
 KEY = re.compile(r"[!-~]{1,255}")
 REPEATED = {"idempotent-replayed": "true"}
+CALLER = ("authorization", "x-api-key")  # where a request may have an API key
 GRACE_S = 10.0  # OpenAI's client waits 0.5 to 8 s before it tries again
 KEPT_S, KEPT, KEPT_BYTES = 600.0, 256, 64_000_000  # of answers
 Key = tuple[bytes, str]
@@ -37,7 +38,8 @@ def key_of(headers: Headers) -> Key | None:
         return None
     if not KEY.fullmatch(given):
         raise InvalidValue("Idempotency-Key should be 1 to 255 visible ASCII characters.", "Idempotency-Key")
-    return hashlib.sha256(headers.get("authorization", "").encode()).digest(), given
+    caller = [headers.get(name, "") for name in CALLER]
+    return hashlib.sha256(repr(caller).encode()).digest(), given
 
 
 def fingerprint(path: str, body: bytes, form: Mapping[str, Any] | None, *accepted: str) -> bytes:

@@ -17,12 +17,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from graphs import with_image
 from hosts import Host, answer, hosting
 from schemathesis_hooks import picture
 
 from fakes import Editor
-from handler import Api, Settings
+from handler import Api, Settings, draw_workflow
 from handler.api import fetching, outgoing
+from handler.api.dialects.aliases import NAMES
 from handler.api.fetching import filled
 from handler.api.outgoing import Outgoing, Target, Unreachable, public
 from handler.core.deadline import Deadline
@@ -69,6 +71,7 @@ def test_every_dialect_takes_urls_where_a_host_is_listed(host: Host) -> None:
             ("/v1/images/generations", plain | {"images": [image], "mask": image}),
             ("/generate", plain | {"images": [image]}),
             ("/", {"inputs": "x", "parameters": {"seed": 7, "image": image}}),
+            *(("/generate", plain | {name: image}) for name, field in NAMES.items() if field == "images"),
         ]
 
     with Editor().engine(fetch_hosts=(host.name,)) as engine:
@@ -81,6 +84,16 @@ def test_every_dialect_takes_urls_where_a_host_is_listed(host: Host) -> None:
             assert [each.data for each in found.pictures] == [each.data for each in same.pictures]
     assert {(each.method, each.where) for each in host.asked} == {("GET", "/a.png?secret=1")}
     assert {each.headers["host"] for each in host.asked} == {host.name}
+
+
+def test_a_workflows_images_on_runpod_may_be_urls_too(host: Host) -> None:
+    def asked(image: str) -> Any:
+        given = {"workflow": with_image(), "images": [{"name": "cat.png", "image": image}]}
+        return asyncio.run(draw_workflow(Api(engine), given, lambda *_: None)).body["images"]
+
+    with Editor().engine(fetch_hosts=(host.name,)) as engine:
+        assert asked(f"{host.url}/a.png") == asked(base64.b64encode(PNG).decode())
+    assert len(host.asked) == 1
 
 
 def test_without_the_setting_nobody_is_asked(host: Host) -> None:

@@ -242,12 +242,25 @@ def test_runpods_script_takes_what_is_printed(
     assert endpoint["dataCenterIds"] == ["EU-RO-1", "US-KS-2"]
 
 
+@pytest.mark.parametrize("platform", platforms.PLATFORMS)
+def test_a_command_uses_nothing_that_none_before_it_has_set(
+    deploy: Callable[..., dict[str, Any]], platform: str
+) -> None:
+    """For `deploy.sh` ends at such a one."""
+    known = {"HOME"}
+    for command in deploy(platform, "flux-dev")["commands"]:
+        if command.startswith("export ") or re.fullmatch(r"([A-Z]+=\S+ ?)+", command):
+            known |= {*re.findall(r"\b([A-Z_]+)=", command)}
+        assert {*re.findall(r"\$([A-Z_]+)", command)} <= known, command
+
+
 def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, Any]]) -> None:
     commands = deploy("modal", "sdxl", "--gpu", "L4", "--min", "1", "--max", "2", "--region", "eu")["commands"]
     assert "export MODAL_GPU=L4 MODAL_MIN=1 MODAL_MAX=2 MODAL_REGION=eu" in commands
     script = (SHIPPED / "modal_app.py").read_text()
     assert all(f'"{name}"' in script for name in ("MODAL_GPU", "MODAL_MIN", "MODAL_MAX", "MODAL_REGION"))
     assert not any("MODAL_" in command for command in deploy("modal", "sdxl")["commands"])
+    assert "export MODAL_MIN=5 MODAL_MAX=5" in deploy("modal", "sdxl", "--min", "5")["commands"]  # 4 would be too few
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_words_are_encoded_once_and_the_last_sixteen_are_kept(gpu: Gpu, pipeline
 
     first, *others = [replace(RECIPE, prompt=str(number)) for number in range(16)]
     assert draws(first) == [("0", None, 0.0)]
-    assert draws(first, replace(first, seed=2, steps=2)) == []
+    assert draws(first, replace(first, seed=2, steps=2), replace(first, long_prompts="refuse")) == []
     assert draws(replace(first, negative_prompt="red")) == [("0", "red", 0.0)]
     assert draws(replace(first, guidance=2.0)) == [("0", None, 2.0)]
     assert [len(draws(each)) for each in (*others, *others, first)] == [1] * 15 + [0] * 15 + [1]

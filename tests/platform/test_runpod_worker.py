@@ -98,7 +98,7 @@ def ask(api: httpx.Client, given: Any) -> dict[str, Any]:
 
 
 def test_native_job(api: httpx.Client) -> None:
-    answer = ask(api, SMALL)
+    answer = ask(api, SMALL | {"workflow": None, "openai_route": None})
     assert answer["status"] == "COMPLETED", answer
     assert answer["output"]["model"] == "spark"
     assert size_of(answer["output"]["images"][0]["b64_json"]) == (256, 256)

@@ -95,6 +95,7 @@ def test_any_picture_is_as_the_body_says(url: str) -> None:
         ({"output_format": "webp"}, "output_format"),
         ({"steps": 100}, "num_inference_steps"),
         ({"output_format": "gif"}, "output_format"),
+        ({"output_format": ["png"]}, "output_format"),
     ],
 )
 def test_what_is_refused_is_told_in_json(url: str, fields: dict[str, Any], param: str) -> None:

@@ -225,7 +225,10 @@ def test_with_keys_a_browser_asks_for_one_as_a_password(tell: Callable[..., None
     tell(story, api_keys=(KEY,))
 
 
-def test_pages_of_others_may_not_use_that_password(tell: Callable[..., None], installed: Path) -> None:
+@pytest.mark.parametrize("origins", [(), "*"])
+def test_pages_of_others_may_not_use_that_password(
+    tell: Callable[..., None], installed: Path, origins: str | tuple[str, ...]
+) -> None:
     async def story(client: Client, comfy: Any) -> None:
         headers = PASSWORD | {"origin": "https://page.example"}
         for method, path in (
@@ -238,7 +241,7 @@ def test_pages_of_others_may_not_use_that_password(tell: Callable[..., None], in
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
         assert (await client.get("/comfy/api/userdata?dir=", headers=PASSWORD)).json() == []
 
-    tell(story, api_keys=(KEY,))
+    tell(story, api_keys=(KEY,), cors_origins=origins)
 
 
 def test_settings_are_kept(tell: Callable[..., None], installed: Path) -> None:
@@ -277,6 +280,7 @@ def test_workflows_are_kept_listed_moved_and_removed(tell: Callable[..., None], 
         assert found == {"a b.json": 8, "deep/c.json": 2, ".index.json": 16}
         flat = await client.get(path, params={"dir": "workflows/deep", "split": "true"})
         assert flat.json() == [["c.json", "c.json"]]
+        assert (await client.get(path, params={"dir": "workflows/a b.json"})).json() == []  # it is a file
         move = f"{path}/workflows%2Fdeep%2Fc.json/move/workflows%2F100%25.json"
         assert (await client.post(move)).json() == "workflows/100%.json"
         assert (await client.post(move)).status_code == 404
@@ -291,6 +295,7 @@ def test_workflows_are_kept_listed_moved_and_removed(tell: Callable[..., None], 
             assert (await client.delete(f"{path}/workflows%2Fa%20b.json")).status_code == status
         assert (await client.get(f"{path}/workflows%2Fa%20b.json")).status_code == 404
         assert (await client.post(f"{path}/workflows%2Fmove%2Fx.json", content="3")).json() == "workflows/move/x.json"
+        assert (await client.get(f"{path}/workflows/move/x.json")).text == "3"  # as some proxies pass it on
 
     tell(story)
 

@@ -362,6 +362,8 @@ def test_a_key_is_its_callers_own() -> None:
     assert key("x" * 255)[1] == "x" * 255
     assert key("!~", "Bearer a") == key("!~", "Bearer a")
     assert len({key("one"), key("two"), key("one", "Bearer a"), key("one", "Bearer b")}) == 4
+    ours = [key_of(Headers({"idempotency-key": "one", "x-api-key": each})) for each in "ab"]
+    assert len({*ours, key("one")}) == 3
 
 
 def test_what_is_asked_is_told_apart_by_all_of_it() -> None:

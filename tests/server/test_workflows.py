@@ -142,6 +142,19 @@ def test_every_output_is_drawn_and_named_by_its_node(tell: Callable[..., None]) 
     tell(story)
 
 
+def test_a_picture_as_it_is_if_there_is_but_one(tell: Callable[..., None]) -> None:
+    async def story(client: Client) -> None:
+        for count, kind in ((1, "image/png"), (2, "application/json")):
+            await keep(client, graph(count=count), f"of-{count}")
+            name = f"of-{count}"
+            openai = {"model": f"workflow/{name}", "prompt": "a red circle"}
+            for path, body in ((f"/workflows/{name}", {}), ("/v1/images/generations", openai)):
+                answer = await client.post(path, json=body, headers={"accept": "image/png"})
+                assert (answer.status_code, answer.headers["content-type"]) == (200, kind), answer.text
+
+    tell(story)
+
+
 def test_a_second_sampler_draws_the_picture_of_the_first_anew(tell: Callable[..., None]) -> None:
     async def story(client: Client) -> None:
         made = graph()

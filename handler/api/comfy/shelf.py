@@ -147,7 +147,7 @@ class Disk:
         return sorted(self._found(self._place(folder), PurePosixPath(folder), DEEPEST if deep else 0))
 
     def _found(self, place: Path, name: PurePosixPath, depth: int) -> Iterator[Entry]:
-        with contextlib.suppress(FileNotFoundError), os.scandir(place) as there:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as there:
             for each in there:
                 with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                     if each.is_file(follow_symlinks=False) and not each.name.endswith(PART):

@@ -26,6 +26,7 @@ from handler.api.comfy.service import Comfy
 from handler.api.comfy.shelf import named
 from handler.api.dialects.comfy.plan import Plan
 from handler.api.dispatch import Api
+from handler.api.fetching import filled
 from handler.api.pieces import File, plain
 from handler.api.reply import Reply, answered
 from handler.core.attachments import one
@@ -83,7 +84,9 @@ async def draw_workflow(api: Api, given: Mapping[str, Any], on_step: OnStep, dea
 async def _drawn(api: Api, given: Mapping[str, Any], on_step: OnStep, deadline: Deadline) -> Reply:
     if not _are_images(images := given.get("images") or []):
         return Reply(400, {"error": IMAGES})
-    files, wrong = await deadline.hold(asyncio.to_thread(_files, images))
+    most = int(api.engine.settings.max_edit_mb * 1e6)
+    sent = (await filled({"images": [each["image"] for each in images]}, api.fetches, most, deadline))["images"]
+    files, wrong = await deadline.hold(asyncio.to_thread(_files, [each["name"] for each in images], sent))
     if wrong:
         return Reply(400, {"error": "Failed to upload one or more input images", "details": wrong})
     try:
@@ -111,14 +114,14 @@ def _are_images(images: Any) -> bool:
     )
 
 
-def _files(images: Sequence[Mapping[str, Any]]) -> tuple[dict[str, bytes], list[str]]:
+def _files(names: Sequence[Any], images: Sequence[Any]) -> tuple[dict[str, bytes], list[str]]:
     """The images by their names on the shelf, and what is wrong with others. For a thread: there may be many bytes."""
     files, wrong = dict[str, bytes](), list[str]()
-    for each in images:
-        name = each["name"] if isinstance(each["name"], str) else json.dumps(each["name"])
+    for given, image in zip(names, images, strict=True):
+        name = given if isinstance(given, str) else json.dumps(given)
         subfolder, _, last = name.rpartition("/")
         try:
-            files[named("input", subfolder, last)] = one(each["image"])
+            files[named("input", subfolder, last)] = one(image)
         except KindlingError as error:
             wrong.append(f"Error uploading {name:.80}: {error.message}")
         except ValueError as error:

@@ -53,7 +53,7 @@ def kubernetes(choice: Choice, command: str) -> str:
         r'requests: \{cpu: "4", memory: .*': f'requests: {{cpu: "4", memory: {memory}Gi}}',
         r"limits: \{nvidia.com/gpu: 1, memory: .*": f"limits: {{nvidia.com/gpu: 1, memory: {memory}Gi}}",
         r"minReplicaCount: \d+": f"minReplicaCount: {choice.least or 0}",
-        r"maxReplicaCount: \d+": f"maxReplicaCount: {_most(choice, 4)}",
+        r"maxReplicaCount: \d+": f"maxReplicaCount: {most(choice, 4)}",
     }
     return changed("kubernetes.yml", edits, command)
 
@@ -67,7 +67,7 @@ def cloudrun(choice: Choice, command: str) -> str:
         r"accelerator: .*": f"accelerator: {name}",
         r"limits: \{cpu: .*": f'limits: {{cpu: "{cpus}", memory: {memory}Gi, nvidia.com/gpu: "1"}}',
         r'minScale: "\d+"': f'minScale: "{choice.least or 0}"',
-        r'maxScale: "\d+"': f'maxScale: "{_most(choice, 4)}"',
+        r'maxScale: "\d+"': f'maxScale: "{most(choice, 4)}"',
     }
     return changed("cloudrun.yml", edits, command)
 
@@ -78,7 +78,7 @@ def convox(choice: Choice, command: str) -> str:
     edits = {
         r"KINDLING_MODEL=.*": f"KINDLING_MODEL={choice.spec.id}",
         r"KINDLING_PRECISION=.*": f"KINDLING_PRECISION={choice.precision}",
-        r"count: 1-2": f"count: {choice.least or 1}-{_most(choice, 2)}",
+        r"count: 1-2": f"count: {choice.least or 1}-{most(choice, 2)}",
         r"memory: \d+": f"memory: {memory}",
     }
     return changed("convox.yml", edits, command)
@@ -95,11 +95,11 @@ def sky(choice: Choice, command: str) -> str:
         r"disk_size: .*": f"disk_size: {choice.volume_gb + 100}",
         r"^  KINDLING_MODEL: .*\n": "".join(f"  {name}: {value}\n" for name, value in _plain(choice)),
         r"min_replicas: .*": f"min_replicas: {1 if choice.least is None else choice.least}",
-        r"max_replicas: .*": f"max_replicas: {_most(choice, 4)}",
+        r"max_replicas: .*": f"max_replicas: {most(choice, 4)}",
     }
     return changed("sky.yml", edits, command)
 
 
-def _most(choice: Choice, usual: int) -> int:
+def most(choice: Choice, usual: int) -> int:
     """Workers at most: as asked, else as many as the manifest has, if that is not less than the least."""
     return max(usual, choice.least or 0) if choice.most is None else choice.most

@@ -51,7 +51,7 @@ def _modal(choice: Choice, _: str) -> list[str]:
     scale = _set(
         MODAL_GPU=",".join(choice.names) if choice.asked else "",
         MODAL_MIN=choice.least,
-        MODAL_MAX=choice.most,
+        MODAL_MAX=choice.most or (manifests.most(choice, 4) if choice.least else None),
         MODAL_REGION=",".join(choice.regions),
     )
     fetch = f"{_token(choice)}modal run platform/modal_app.py::fetch"
@@ -85,7 +85,8 @@ def _runpod(choice: Choice, _: str) -> list[str]:
         *([] if choice.spec.embedded else fetch),
         f"docker build -t NAME:{__version__} . && docker push NAME:{__version__}",
         *filter(None, [_set(KINDLING_PRECISION=choice.precision)]),
-        f"RUNPOD_API_KEY=... .venv/bin/python {shlex.join(script)}",
+        "export RUNPOD_API_KEY=...",
+        f".venv/bin/python {shlex.join(script)}",
         'curl -s "https://api.runpod.ai/v2/ENDPOINT/runsync?wait=300000" -H "Authorization: Bearer $RUNPOD_API_KEY" '
         """-H 'Content-Type: application/json' -d '{"input": {"prompt": "a red circle", "output_format": "webp"}}'""",
     ]
@@ -100,6 +101,7 @@ def _fal(choice: Choice, _: str) -> list[str]:
         *([] if choice.spec.embedded else ["fal run platform/fal_app.py::fetch"]),
         "fal deploy platform/fal_app.py::Kindling",
         "fal keys create --preset API",
+        "export FAL_KEY=...",
         'curl -s https://fal.run/YOU/kindling/generate -H "Authorization: Key $FAL_KEY" ' + BODY,
     ]
 

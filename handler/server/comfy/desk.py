@@ -173,8 +173,8 @@ def _named(request: Request) -> tuple[str, str | None]:
     """
     raw = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
     said = raw.decode("latin-1").partition("/userdata/")[2]
-    file, moved, other = said.partition("/move/")
-    return unquote(file), unquote(other) if moved and request.method == "POST" else None
+    file, moved, other = said.partition("/move/") if request.method == "POST" else (said, "", "")
+    return unquote(file), unquote(other) if moved else None
 
 
 async def _served(request: Request) -> Served:
