@@ -43,7 +43,7 @@ class Webhooks:
         if not isinstance(url, str):
             raise InvalidType("webhook: Input should be a URL.", "webhook")
         if not self._outgoing:
-            raise Unsupported("webhook: KINDLING_WEBHOOK_HOSTS lists no host that may be told.", "webhook")
+            raise Unsupported("webhook: this worker tells no host; KINDLING_WEBHOOK_HOSTS lists those that it may tell.", "webhook")
         try:
             target = Target.of(url)
         except Unreachable as error:

@@ -102,7 +102,7 @@ class Call:
         """As the dialect has it, with the workflow, its version, and of each picture the node."""
         told = request.model_copy(update={"model": self.asked.model or None})
         body: dict[str, Any] = self.dialect.render(told, spec=spec, pictures=pictures, seconds=seconds)
-        ours = self.dialect is native
+        ours = self.dialect.render is native.render  # Hugging Face's too
         for image, one in zip(body["images" if ours else "data"], made, strict=True):
             width, height = one.size
             image |= {} if self.seed is None else {"seed": self.seed}
