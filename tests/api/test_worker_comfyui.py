@@ -104,7 +104,7 @@ REFUSED: list[tuple[Graph, Any, str, str]] = [
     (with_image(), ["cat.png"], NO_LIST, ""),
     (with_image(), [CAT | {"image": "!"}], "Failed to upload", "Error decoding base64 for cat.png: "),
     (with_image(), [CAT | {"image": 3}], "Failed to upload", "Error decoding base64 for cat.png: "),
-    (with_image(), [CAT | {"image": "https://a.example/b.png"}], "Failed to upload", "never fetched"),
+    (with_image(), [CAT | {"image": "https://a.example/b.png"}], "Failed to upload", "send a data URL or base64"),
     (with_image(), [CAT | {"name": "../cat.png"}], "Failed to upload", "Error uploading ../cat.png: "),
     (with_image(), [CAT | {"name": 3}], "Invalid image file: cat.png", ""),
     (plain("sd_xl_base_1.0.safetensors"), None, "Workflow validation failed:\n• Node 5 (KSampler): Value", ""),

@@ -503,7 +503,11 @@ def test_openai_asks_for_one_by_its_model(tell: Callable[..., None]) -> None:
         ).json()
         assert (native["model"], native["images"][0]["node"]) == (f"workflow/poster@{kept['version']}", "9")
         answer = await client.post("/models/workflow/poster", json={"inputs": "a hat", "parameters": {"seed": 7}})
-        assert (answer.status_code, answer.headers["x-model"], answer.headers["x-seed"]) == (200, "workflow/poster", "7")
+        assert (answer.status_code, answer.headers["x-model"], answer.headers["x-seed"]) == (
+            200,
+            "workflow/poster",
+            "7",
+        )
 
     tell(story)
 
