@@ -109,7 +109,7 @@ REFUSED: list[tuple[Graph, Any, str, str]] = [
     (with_image(), [CAT | {"name": 3}], "Invalid image file: cat.png", ""),
     (plain("sd_xl_base_1.0.safetensors"), None, "Workflow validation failed:\n• Node 5 (KSampler): Value", ""),
     ({"1": node("Nothing")}, None, "Node 'Nothing' not found", ""),
-    ({}, None, "No prompt provided", ""),
+    ({}, None, "no graph", ""),
     ([], None, "no graph", ""),
     ("{", None, "no graph", ""),
 ]

@@ -44,7 +44,7 @@ class Webhooks:
             raise InvalidType("webhook: Input should be a URL.", "webhook")
         if not self._outgoing:
             raise Unsupported(
-                "webhook: this worker tells no host; KINDLING_WEBHOOK_HOSTS lists those that it may tell.", "webhook"
+                "webhook: this worker tells no host of jobs; KINDLING_WEBHOOK_HOSTS lists those.", "webhook"
             )
         try:
             target = Target.of(url)
