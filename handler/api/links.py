@@ -52,7 +52,7 @@ class Links:
         data = await self._keeper.get(_named(image_id)) if left_s > 0 else None
         media = next((media for head, media in MEDIA.items() if data and data.startswith(head)), "")
         if not data or not media:
-            raise FileMissing("There is no picture here, or no more: its URL has ended.")
+            raise FileMissing("There is no picture here, or it is no longer kept.")
         return Content(data, media, left_s)
 
 

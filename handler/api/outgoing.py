@@ -74,7 +74,7 @@ class Target:
         except (ValueError, KeyError):
             host = ""
         if not host or "@" in parts.netloc or "\\" in url:
-            raise Unreachable("is no http or https URL in ASCII without a password")
+            raise Unreachable("is no http or https URL of ASCII letters and without a password")
         return cls(scheme, host, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
 
     @property

@@ -28,7 +28,7 @@ def forms(accept: str, pictures_first: bool = False) -> tuple[Format, ...]:
     json = _quality(ranges, JSON)
     wanted = {form: _quality(ranges, media) for form, media in MEDIA.items()}
     if not any((json, *wanted.values())) and any(media.startswith("image/") for media in ranges):
-        raise Unsupported(f"Pictures are {', '.join(MEDIA.values())} here; Accept wants others alone.", "Accept")
+        raise Unsupported(f"Accept asks for other pictures than {', '.join(MEDIA.values())}.", "Accept")
     better = [form for form in MEDIA if wanted[form] > json or (pictures_first and wanted[form] == json > 0)]
     return tuple(sorted(better, key=lambda form: -wanted[form]))
 
@@ -66,13 +66,16 @@ def asked(payload: Any, wanted: tuple[Format, ...], within: str = "") -> Any:
 def _one(payload: dict[str, Any], wanted: tuple[Format, ...]) -> dict[str, Any]:
     count = next((payload[name] for name in COUNTS if payload.get(name) not in (None, 1)), 1)
     if count != 1:
-        raise OutOfRange("One picture can be sent as it is, which Accept wants: send n 1, or accept JSON.", "n")
+        raise OutOfRange("Accept asks for the picture itself, which is one alone: send n 1, or accept JSON.", "n")
     if payload.get("response_format") == "url":
-        raise InvalidValue("Accept wants the picture, response_format its URL; send one of them.", "response_format")
+        raise InvalidValue(
+            "Accept asks for the picture itself, response_format for its URL: send one.",
+            "response_format",
+        )
     given = payload.get("output_format")
     form = "jpeg" if given == "jpg" else given
     if form in tuple(MEDIA) and form not in wanted:  # it may be anything that JSON has
-        raise InvalidValue(f"output_format says {given}, Accept {MEDIA[wanted[0]]}; send one of them.", "output_format")
+        raise InvalidValue(f"output_format is {given}, but Accept asks for {MEDIA[wanted[0]]}.", "output_format")
     return payload if given else payload | {"output_format": wanted[0]}
 
 

@@ -47,6 +47,7 @@ def _check_media(headers: Headers, allowed: tuple[str, ...]) -> None:
         raise UnsupportedMedia(f"Content-Encoding '{coding:.40}' is not understood here; send the body as it is.")
     if media(headers) not in allowed:
         other = f", or as {multipart.MEDIA}" if multipart.MEDIA in allowed else ""
+        other = ", or the file itself, as 'curl --data-binary @FILE' does" if GRAPHS[0] in allowed else other
         raise UnsupportedMedia(f"Send the body as JSON, with the header 'Content-Type: application/json'{other}.")
 
 

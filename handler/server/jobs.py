@@ -39,7 +39,7 @@ class Later:
             raise InvalidType("async: Input should be true or false.", "async")
         later = YES[said] or _prefers(request.headers)
         if url is not None and not later:
-            raise InvalidValue("webhook: only who asks with async true is told of the end; send that too.", "webhook")
+            raise InvalidValue("webhook: only a job has one; send async true as well.", "webhook")
         jobs: Jobs = request.app.state.jobs
         return cls(jobs.webhooks.target(url) if url is not None else None) if later else None
 

@@ -81,6 +81,20 @@ def test_inputs_are_judged_as_comfyui_judges_them(change: dict[str, Any], kind: 
     assert (found["type"], found["extra_info"]["input_name"]) == (kind, name)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"steps": "{{steps}}"}, "'{{steps}}' is a placeholder of an app's template"),
+        ({"cfg": "CFG_PLACEHOLDER"}, "'CFG_PLACEHOLDER' is a placeholder of an app's template"),
+        ({"model": ["nobody", 0]}, "model is linked to output 0 of node nobody, which is not there"),
+        ({"model": ["1", 9]}, "model is linked to output 9 of node 1, which is not there"),
+        ({"model": ["1"]}, "model"),
+    ],
+)
+def test_what_was_meant_is_said_of_what_cannot_be_read(change: dict[str, Any], told: str) -> None:
+    assert told in fault(plain(**change), "5")["details"]
+
+
 @pytest.mark.parametrize("value", [5, None, True, {}, 1.5])
 @pytest.mark.parametrize(
     ("kind", "name"),

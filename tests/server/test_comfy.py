@@ -116,6 +116,10 @@ def test_a_workflow_as_the_page_saves_it_is_drawn_and_kept_in_its_picture(tell: 
         [image] = (await ended(client, comfy, own))["outputs"]["9"]["images"]
         said = texts((await client.get("/view", params=image)).content)
         assert json.loads(said["workflow"]) == {"own": 1}
+        for bare in (default(seed=8), graph(seed=9)):  # the file itself, as `curl -d @FILE` sends it
+            answer = await client.post("/prompt", json=bare)
+            assert answer.status_code == 200, answer.text
+            assert (await ended(client, comfy, answer.json()["prompt_id"]))["outputs"].keys() == {"9"}
         refused = await client.post("/prompt", json={"prompt": {"nodes": []}})
         assert refused.status_code == 400
         assert "no node that executes" in refused.json()["error"]["message"]

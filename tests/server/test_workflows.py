@@ -100,6 +100,9 @@ def test_a_workflow_is_kept_listed_drawn_and_forgotten(tell: Callable[..., None]
         assert (said["6"]["inputs"]["text"], said["5"]["inputs"]["batch_size"]) == ("a hat", 2)
         assert (await client.delete("/workflows/poster")).status_code == 204
         assert (await client.get("/workflows")).json() == {"workflows": []}
+        form = await refused(client.put("/workflows/poster", files={"file": b"{}"}))
+        assert form[0] == 415
+        assert "--data-binary" in form[2]
         for work in (
             client.delete("/workflows/poster"),
             client.get("/workflows/poster"),
@@ -391,6 +394,8 @@ def test_names_that_are_none(tell: Callable[..., None], tmp_path: Path, name: st
 def test_files_that_are_none(tell: Callable[..., None], data: bytes, status: int, code: str) -> None:
     async def story(client: Client) -> None:
         assert (await refused(client.put("/workflows/poster", content=data)))[:2] == (status, code)
+        as_jpeg = client.put("/workflows/poster", content=data, headers={"content-type": "image/jpeg"})
+        assert (await refused(as_jpeg))[:2] == (status, code)
         assert (await client.get("/workflows")).json() == {"workflows": []}
 
     tell(story)
@@ -558,6 +563,12 @@ def test_openai_asks_for_one_by_its_model(tell: Callable[..., None]) -> None:
             await client.post("/generate", json={"model": f"workflow/poster@{kept['version']}", "prompt": "a hat"})
         ).json()
         assert (native["model"], native["images"][0]["node"]) == (f"workflow/poster@{kept['version']}", "9")
+        answer = await client.post("/models/workflow/poster", json={"inputs": "a hat", "parameters": {"seed": 7}})
+        assert (answer.status_code, answer.headers["x-model"], answer.headers["x-seed"]) == (
+            200,
+            "workflow/poster",
+            "7",
+        )
 
     tell(story)
 

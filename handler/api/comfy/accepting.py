@@ -25,16 +25,25 @@ def id_of(payload: Mapping[str, Any]) -> str:
 
 
 async def in_api_format(payload: Any, deadline: Deadline) -> tuple[Payload, tuple[str, ...]]:
-    """`payload` with such a graph as its `prompt`, and notes for people. GraphRefused if it has none.
+    """`payload`, or the workflow that it is itself, with such a graph as its `prompt`, and notes for people.
 
+    GraphRefused if it has none.
     A workflow that was sent in UI format is the picture's `workflow`, unless another one was sent for that.
     """
+    payload = {"prompt": payload} if _bare(payload) else payload
     found = payload.get("prompt") if isinstance(payload, dict) else None
     if not isinstance(found, dict):
-        raise refused("no_prompt", "No prompt provided", "Send a workflow as 'prompt', in API or UI format.")
+        raise refused("no_prompt", "No prompt provided", 'Send {"prompt": WORKFLOW}, in API or UI format.')
     if not is_document(found):
         return payload, ()
     return await deadline.hold(asyncio.to_thread(_converted, payload, found))
+
+
+def _bare(payload: Any) -> bool:
+    """Whether it is a workflow's file as it is, where ComfyUI wants that as `prompt`."""
+    if not isinstance(payload, dict) or "prompt" in payload:
+        return False
+    return is_document(payload) or any(isinstance(one, dict) and "class_type" in one for one in payload.values())
 
 
 def _converted(payload: Payload, found: Mapping[str, Any]) -> tuple[Payload, tuple[str, ...]]:

@@ -74,7 +74,7 @@ class Jobs:
         data = await self._keeper.get(job_id) if ID.fullmatch(job_id) else None
         found = read(data, self._kept_s) if data is not None else None
         if found is None:
-            raise FileMissing("There is no such job, or no more.", "job_id")
+            raise FileMissing("There is no such job, or it is no longer kept.", "job_id")
         return found
 
     async def cancel(self, job_id: str) -> Found:

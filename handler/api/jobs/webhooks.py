@@ -43,7 +43,9 @@ class Webhooks:
         if not isinstance(url, str):
             raise InvalidType("webhook: Input should be a URL.", "webhook")
         if not self._outgoing:
-            raise Unsupported("webhook: KINDLING_WEBHOOK_HOSTS lists no host that may be told.", "webhook")
+            raise Unsupported(
+                "webhook: this worker tells no host of jobs; KINDLING_WEBHOOK_HOSTS lists those.", "webhook"
+            )
         try:
             target = Target.of(url)
         except Unreachable as error:

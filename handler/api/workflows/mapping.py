@@ -64,5 +64,5 @@ def _images(request: ImageRequest, fields: Sequence[Field]) -> dict[str, Any]:
     """The images in the order of the fields for them."""
     names = [field.name for field in fields if field.kind == "image" and field.name != "mask"]
     if len(request.images) > len(names):
-        raise InvalidValue(f"This workflow works from {len(names)} images, got {len(request.images)}.", "images")
+        raise InvalidValue(f"This workflow takes {len(names) or 'no'} images, got {len(request.images)}.", "images")
     return dict(zip(names, request.images, strict=False))

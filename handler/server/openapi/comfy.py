@@ -76,7 +76,7 @@ VIEWED = ("filename", "subfolder", "type", "preview", "channel")
 OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "/prompt": (
         _get("how much waits", OBJECT, errors=()),
-        _post("draw a graph in API format", ref("ComfyPrompt"), ref("ComfyAccepted"), 429, 503),
+        _post("draw a graph", ref("ComfyPrompt"), ref("ComfyAccepted"), 429, 503),
     ),
     "/explain": (_explained(),),
     "/queue": (

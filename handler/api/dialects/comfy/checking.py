@@ -62,7 +62,8 @@ def _link(found: Inputs, name: str, wanted: Input, value: list[Any], received: R
     try:
         kind = received(link)
     except LookupError:
-        found.faults.append(faults.bad_link(name, wanted, value))
+        told = f"{name} is linked to output {link.slot} of node {link.node:.80}, which is not there"
+        found.faults.append(faults.bad_link(name, wanted, value, told))
         return
     if kind is not None and not _fits(kind, wanted):
         found.faults.append(faults.mismatch(name, wanted, value, kind))
@@ -91,7 +92,7 @@ def _literal(found: Inputs, name: str, wanted: Input, value: Any, choices: Seque
     try:
         found.values[name] = read = coerced(wanted, value)
     except (ValueError, TypeError, OverflowError) as error:
-        found.faults.append(faults.unreadable(name, wanted, value, str(error)[:200]))
+        found.faults.append(faults.unreadable(name, wanted, value, placeholder(value) or str(error)[:200]))
         return
     if wrong := fault_of(name, wanted, read, choices):
         found.faults.append(wrong)

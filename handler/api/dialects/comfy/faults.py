@@ -41,12 +41,11 @@ def missing(name: str) -> Fault:
     return fault("required_input_missing", "Required input is missing", name, input_name=name)
 
 
-def bad_link(name: str, wanted: Input, value: Any) -> Fault:
-    """A list that is no link."""
-    message = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
-    return fault(
-        "bad_linked_input", message, name, input_name=name, input_config=config(wanted), received_value=echo(value)
-    )
+def bad_link(name: str, wanted: Input, value: Any, told: str = "") -> Fault:
+    """A list that is no link, or, as `told` says, one to nothing."""
+    message = "Bad linked input" if told else "Bad linked input, must be a length-2 list of [node_id, slot_index]"
+    extra = {"input_name": name, "input_config": config(wanted), "received_value": echo(value)}
+    return fault("bad_linked_input", message, told or name, **extra)
 
 
 def mismatch(name: str, wanted: Input, link: Any, received: str) -> Fault:
