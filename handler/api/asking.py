@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from handler.api import codec, served
 from handler.api.workflows.calling import Call
-from handler.core.errors import InvalidJson, InvalidType
+from handler.core.errors import InvalidJson, InvalidType, OutOfRange
 from handler.core.recipe import Preview
 from handler.core.request import ImageRequest
 from handler.core.untrusted import Malformed, check
@@ -44,6 +44,13 @@ class Asked:
         request: ImageRequest = call.request if call else dialect.parse(payload)
         served.require(request, engine.spec, engine.settings, streams)
         return cls(dialect, request, base, call)
+
+    def require_alone(self) -> None:
+        """OutOfRange if it asks for several pictures."""
+        if (count := self.call.count if self.call else self.request.n) > 1:
+            raise OutOfRange(
+                f"One picture can be sent as it is, which Accept wants; this has {count}: accept JSON.", "n"
+            )
 
     def showing(self, on_step: OnRequestStep, on_partial: OnPartial | None) -> OnRequestStep:
         """`on_step`, and the partial pictures that are asked for, spread evenly over the steps before the last."""

@@ -64,6 +64,7 @@ class Api:
         on_partial: OnPartial | None = None,
         deadline: Deadline | None = None,
         base: str | None = None,
+        alone: bool = False,
     ) -> Reply:
         """Answer one request: `payload` for the drawing routes, None to read. Never raises, but for cancellation.
 
@@ -71,11 +72,11 @@ class Api:
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
         the events that a request's `partial_images` asks for, on the same thread. All is done by `deadline`, which is
         KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded. `base` is where callers find the
-        server that answers, if there is one.
+        server that answers, if there is one. The answer has no room for more than one picture if that is `alone`.
         """
         deadline = deadline or Deadline.within(self.engine.settings.deadline_s)
         if dialect_of(path):
-            return await answered(self._draw(path, payload, on_step, on_partial, deadline, base))
+            return await answered(self._draw(path, payload, on_step, on_partial, deadline, base, alone))
         return await answered(self._told(path, deadline))
 
     async def _draw(
@@ -86,8 +87,11 @@ class Api:
         on_partial: OnPartial | None,
         deadline: Deadline,
         base: str | None,
+        alone: bool,
     ) -> Reply:
         asked = await self.asked(path, payload, deadline, on_partial is not None, base)
+        if alone:
+            asked.require_alone()
         return await self.answer(asked, on_step, on_partial, deadline)
 
     async def _told(self, path: str, deadline: Deadline) -> Reply:

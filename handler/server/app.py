@@ -189,7 +189,8 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
 
     async def call(on_partial: OnPartial | None = None) -> Reply:
         def start(until: Deadline) -> Awaitable[Reply]:
-            return api.call(path, payload, on_partial=on_partial, deadline=until, base=base(request.scope, settings))
+            where = base(request.scope, settings)
+            return api.call(path, payload, on_partial=on_partial, deadline=until, base=where, alone=bool(forms))
 
         return seen.note(await repeats.call(key, asked, start, deadline))
 

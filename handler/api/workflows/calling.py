@@ -11,7 +11,6 @@ from typing import Any
 from handler.api import codec
 from handler.api.comfy.inscription import finished, texts
 from handler.api.comfy.passes import Passes, Step, steps
-from handler.api.dialects import native
 from handler.api.dialects.comfy.plan import Output, title_of
 from handler.api.workflows.fields import TRANSPORT, Asked
 from handler.api.workflows.keeping import Workflow
@@ -49,6 +48,11 @@ class Call:
     outputs: tuple[Output, ...]
     notes: tuple[str, ...] = ()
     seed: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many pictures its answer has."""
+        return sum(output.request.n for output in self.outputs)
 
     @property
     def request(self) -> ImageRequest:
@@ -102,7 +106,7 @@ class Call:
         """As the dialect has it, with the workflow, its version, and of each picture the node."""
         told = request.model_copy(update={"model": self.asked.model or None})
         body: dict[str, Any] = self.dialect.render(told, spec=spec, pictures=pictures, seconds=seconds)
-        ours = self.dialect is native
+        ours = "images" in body
         for image, one in zip(body["images" if ours else "data"], made, strict=True):
             width, height = one.size
             image |= {} if self.seed is None else {"seed": self.seed}
@@ -111,7 +115,8 @@ class Call:
         width, height = made[0].size
         size = {"seed": self.seed} if ours else {"width": width, "height": height, "size": f"{width}x{height}"}
         workflow = {"workflow": self.workflow.name, "version": self.workflow.version, "notes": list(self.notes)}
-        return body | size | workflow
+        alone = {"image": body["image"] | {"width": width, "height": height}} if "image" in body else {}
+        return body | size | alone | workflow
 
 
 class Progress:
