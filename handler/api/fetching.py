@@ -8,10 +8,14 @@ from handler.core.attachments import FETCHED, MAX_REFERENCES
 from handler.core.deadline import Deadline
 from handler.core.errors import InvalidValue, OutOfRange
 
-# Fields that may have a URL, a list of them, or an object with one, in whichever dialect.
-FIELDS = ("image", "images", "mask", "image_url", "image_urls", "init_image", "mask_image", "mask_url")
-INNER = "image_url"  # in such an object
 MOST = MAX_REFERENCES + 1  # and a mask
+# Fields that may have a URL, a list of them, or an object with one, in whichever dialect; the last are workflows'.
+FIELDS = (
+    *("image", "images", "mask", "image_url", "image_urls", "init_image", "mask_image", "mask_url"),
+    *(f"{name}_{number}" for name in ("image", "mask") for number in range(2, MOST + 1)),
+)
+INNER = "image_url"  # in such an object
+WITHIN = "parameters"  # where Hugging Face's body has its fields, and no other has any
 REDIRECTS = 3
 MOVED = (301, 302, 303, 307, 308)
 SECONDS = 30.0  # for one image, and never more than the request has left
@@ -23,6 +27,8 @@ async def filled(payload: dict[str, Any], outgoing: Outgoing, most: int, deadlin
 
     Raises InvalidValue naming the field of one that cannot be had, DeadlineExceeded once `deadline` is over.
     """
+    if outgoing and isinstance(inner := payload.get(WITHIN), dict):
+        return payload | {WITHIN: await filled(inner, outgoing, most, deadline)}
     wanted = {url: name for name in FIELDS for url in _urls(payload.get(name))}
     if not outgoing or not wanted:
         return payload

@@ -247,6 +247,21 @@ def test_a_deadline_holds_and_a_drawing_is_counted_and_logged(
     tell(story)
 
 
+def test_what_is_refused_unread_leaves_a_line_too(tell: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    async def story(client: Client) -> None:
+        for path in ("/generate", "/workflows/poster", "/", "/models/spark"):
+            caplog.clear()
+            answer = await client.post(path, json={}, headers={"x-deadline-s": "0.000001"})
+            [line] = [json.loads(one.message) for one in caplog.records if one.name == "kindling.requests"]
+            assert (answer.status_code, line["status"], line["error"]) == (504, 504, "deadline_exceeded"), path
+        caplog.clear()
+        assert (await client.get("/workflows/poster")).status_code == 404
+        assert not [one for one in caplog.records if one.name == "kindling.requests"]
+
+    caplog.set_level("INFO")
+    tell(story)
+
+
 def test_a_request_keeps_the_version_that_it_began_with(tell: Callable[..., None]) -> None:
     painter = FakeFamily(gate=threading.Event())
 
