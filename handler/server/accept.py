@@ -79,15 +79,10 @@ def _one(payload: dict[str, Any], wanted: tuple[Format, ...]) -> dict[str, Any]:
     return payload if given else payload | {"output_format": wanted[0]}
 
 
-def bare(reply: Reply) -> Response | Reply:
-    """A good answer with one picture as that picture, what else it says of it in the head.
-
-    With several, which a workflow may draw, it stays JSON (RFC 9110, 12.5.1, lets it).
-    """
+def bare(reply: Reply) -> Response:
+    """A good answer with one picture as that picture, what else it says of it in the head."""
     content = reply.content
-    one, *more = content.get("data") or content["images"]
-    if more:
-        return reply
+    [one] = content.get("data") or content["images"]
     file: File = one["b64_json"]
     values = (one["seed"], content["model"], content["inference_ms"])
     said = dict(zip(TOLD, map(str, values), strict=True))

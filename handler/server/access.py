@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler.api.comfy.service import Comfy
-from handler.api.dialects.routes import DIALECTS
+from handler.api.dialects.routes import DIALECTS, dialect_of
 from handler.api.jobs.service import Jobs
 from handler.api.pieces import PIECE, encoded, pieces, size
 from handler.api.reply import Reply, error_reply
@@ -101,7 +101,8 @@ class Observed:
         self._metrics.count(seen.route, status, seen.reason, seconds)
         if self.traces:
             self.traces.request(scope, seen, status, end)
-        if seen.route in LOGGED or seen.begun:
+        posted = scope["method"] == "POST" and dialect_of(scope["path"])  # of routes that other methods ask too
+        if seen.route in LOGGED or seen.begun or posted:
             head = {"request_id": seen.id, "route": seen.route, "status": status, "error": seen.reason or None}
             log.info(
                 json.dumps(head | {"seconds": round(seconds, 4)} | self._asked(seen.prompt) | _drawn(seen.pictures))

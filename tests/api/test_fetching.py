@@ -21,6 +21,7 @@ from graphs import with_image
 from hosts import Host, answer, hosting
 from schemathesis_hooks import picture
 
+from comfy_graphs import Graph, graph, node
 from fakes import Editor
 from handler import Api, Settings, draw_workflow
 from handler.api import fetching, outgoing
@@ -31,6 +32,7 @@ from handler.core.deadline import Deadline
 from handler.core.errors import DeadlineExceeded, InvalidValue, SettingsError
 
 PNG = picture("PNG")
+PLAIN = base64.b64encode(PNG).decode()
 IMAGE = {"content_type": "image/png"}
 OFF = "KINDLING_FETCH_HOSTS"
 
@@ -48,6 +50,16 @@ def fetch(url: Any, *hosts: str, most: int = 1_000_000, within: float = 30, **op
     found = asyncio.run(filled(payload, Outgoing(hosts, **options), most, Deadline.within(within)))["image"]
     assert isinstance(found, bytes)
     return found
+
+
+def two_images() -> Graph:
+    """A graph whose second image is kept too."""
+    made = graph(side=64)
+    made["10"], made["11"] = node("LoadImage", image="a.png"), node("LoadImage", image="b.png")
+    made["12"] = node("VAEEncode", pixels=["11", 0], vae=["4", 2])
+    made["13"] = node("SaveImage", images=["10", 0], filename_prefix="same")
+    made["3"]["inputs"] |= {"latent_image": ["12", 0], "denoise": 0.5}
+    return made
 
 
 def why(url: str, *hosts: str, **options: Any) -> str:
@@ -72,10 +84,13 @@ def test_every_dialect_takes_urls_where_a_host_is_listed(host: Host) -> None:
             ("/generate", plain | {"images": [image]}),
             ("/", {"inputs": "x", "parameters": {"seed": 7, "image": image}}),
             *(("/generate", plain | {name: image}) for name, field in NAMES.items() if field == "images"),
+            ("/models/spark", {"inputs": "x", "parameters": {"seed": 7, "images": [image]}}),
+            ("/workflows/two", {"image": PLAIN, "image_2": image, "seed": 7}),
         ]
 
     with Editor().engine(fetch_hosts=(host.name,)) as engine:
         api = Api(engine)
+        api.workflows.keep("two", json.dumps(two_images()).encode())
         for (path, by_url), (_, by_bytes) in zip(asked(url), asked(text), strict=True):
             before = len(host.asked)
             found, same = [asyncio.run(api.call(path, payload)) for payload in (by_url, by_bytes)]

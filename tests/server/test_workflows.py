@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,7 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from hosts import answer, hosting
+from hosts import answer as told
+from hosts import hosting
+from jsonschema_rs import Draft202012Validator
 from openai import OpenAI
 from PIL import Image
 
@@ -145,19 +148,6 @@ def test_every_output_is_drawn_and_named_by_its_node(tell: Callable[..., None]) 
     tell(story)
 
 
-def test_a_picture_as_it_is_if_there_is_but_one(tell: Callable[..., None]) -> None:
-    async def story(client: Client) -> None:
-        for count, kind in ((1, "image/png"), (2, "application/json")):
-            await keep(client, graph(count=count), f"of-{count}")
-            name = f"of-{count}"
-            openai = {"model": f"workflow/{name}", "prompt": "a red circle"}
-            for path, body in ((f"/workflows/{name}", {}), ("/v1/images/generations", openai)):
-                answer = await client.post(path, json=body, headers={"accept": "image/png"})
-                assert (answer.status_code, answer.headers["content-type"]) == (200, kind), answer.text
-
-    tell(story)
-
-
 def test_a_second_sampler_draws_the_picture_of_the_first_anew(tell: Callable[..., None]) -> None:
     async def story(client: Client) -> None:
         made = graph()
@@ -202,7 +192,7 @@ def test_images_are_sent_as_fields(tell: Callable[..., None]) -> None:
 def test_images_may_be_urls_and_texts_that_are_urls_stay_texts(tell: Callable[..., None]) -> None:
     Image.new("RGB", (96, 64), "red").save(file := io.BytesIO(), "PNG")
     with hosting() as host:
-        host.answers["/a.png"] = answer(file.getvalue(), content_type="image/png")
+        host.answers["/a.png"] = told(file.getvalue(), content_type="image/png")
         url = f"{host.url}/a.png"
 
         async def story(client: Client) -> None:
@@ -273,7 +263,7 @@ def test_it_streams_as_other_routes_do(tell: Callable[..., None]) -> None:
         assert [one["type"].rpartition(".")[2] for one in events] == ["partial_image", "partial_image", "completed"]
         assert (events[-1]["workflow"], events[-1]["seed"]) == ("poster", 7)
         several = await refused(client.post("/workflows/poster", json={"stream": True, "partial_images": 1, "n": 2}))
-        assert several[:2] == (400, "invalid_value")
+        assert several[:2] == (422, "out_of_range")
         lone = await refused(client.post("/workflows/poster", json={"partial_images": 1}))
         assert lone[1] == "unsupported_parameter"
 
@@ -304,6 +294,21 @@ def test_a_deadline_holds_and_a_drawing_is_counted_and_logged(
         [line] = [json.loads(one.message) for one in caplog.records if one.name == "kindling.requests"]
         assert (line["route"], line["seed"], line["n"], line["prompt_length"]) == ("/workflows/{name}", 7, 1, 12)
         assert 'route="/workflows/{name}"' in (await client.get("/metrics")).text
+
+    caplog.set_level("INFO")
+    tell(story)
+
+
+def test_what_is_refused_unread_leaves_a_line_too(tell: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    async def story(client: Client) -> None:
+        for path in ("/generate", "/workflows/poster", "/", "/models/spark"):
+            caplog.clear()
+            answer = await client.post(path, json={}, headers={"x-deadline-s": "0.000001"})
+            [line] = [json.loads(one.message) for one in caplog.records if one.name == "kindling.requests"]
+            assert (answer.status_code, line["status"], line["error"]) == (504, 504, "deadline_exceeded"), path
+        caplog.clear()
+        assert (await client.get("/workflows/poster")).status_code == 404
+        assert not [one for one in caplog.records if one.name == "kindling.requests"]
 
     caplog.set_level("INFO")
     tell(story)
@@ -640,6 +645,89 @@ def test_each_is_an_operation_of_the_description(tell: Callable[..., None]) -> N
         ].keys()
         width = schema["properties"]["width"]
         assert width == {"type": ["integer", "null"], "minimum": 64, "maximum": 2048, "description": "Default: 64."}
+
+    tell(story)
+
+
+def test_what_it_takes_and_answers_is_as_described(tell: Callable[..., None]) -> None:
+    """Each way to ask, waited for, as events and as a job; a picture that is alone has the size that it is sent in."""
+
+    async def story(client: Client) -> None:
+        several = graph()
+        several["10"] = node(
+            "ImageScale", image=["8", 0], upscale_method="lanczos", width=32, height=16, crop="disabled"
+        )
+        several["11"] = node("SaveImage", images=["10", 0], filename_prefix="small")
+        small = {name: each for name, each in several.items() if name != "9"}
+        for name, made in (("poster", graph()), ("two-sizes", several), ("small", small)):
+            await keep(client, made, name)
+        told = (await client.get("/openapi.json")).json()
+
+        def fits(name: str, body: Any) -> None:
+            Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": told["components"]}).validate(
+                body
+            )
+
+        assert all(re.fullmatch(r"[\w-]+", name) for name in told["components"]["schemas"])  # a dot makes a package
+        for name in ("poster", "two-sizes"):
+            fits("ModelName", f"workflow/{name}")
+            fits(f"Workflow_{name}", {"async": True, "size": "64x64"})
+            for path, asked, answer, event in (
+                (f"/workflows/{name}", {}, "WorkflowImages", "WorkflowEvent"),
+                ("/generate", {"prompt": "a hat", "model": f"workflow/{name}"}, "NativeImages", "NativeEvent"),
+                ("/v1/images/generations", {"prompt": "x", "model": f"workflow/{name}"}, "Images", "GenerationEvent"),
+            ):
+                fits(answer, (await client.post(path, json=asked)).json())
+                events = (await client.post(path, json=asked | {"stream": True})).text
+                job = (await client.post(path, json=asked | {"async": True})).json()
+                later = (await client.get(job["urls"]["events"])).text
+                fits("Job", (await client.get(job["urls"]["get"])).json())
+                for kind, text in ((event, events), ("JobEvent", later)):
+                    lines = [line for line in text.splitlines() if line.startswith("data: ")]
+                    assert lines
+                    for line in lines:
+                        fits(kind, json.loads(line.removeprefix("data: ")))
+        alone = await draw(client, "small")
+        assert (alone["image"]["width"], alone["image"]["height"]) == (32, 16)
+
+    tell(story, FakeFamily())
+
+
+def test_one_picture_as_it_is(tell: Callable[..., None]) -> None:
+    async def story(client: Client) -> None:
+        several = graph()
+        several["10"] = node("ImageInvert", image=["8", 0])
+        several["11"] = node("SaveImage", images=["10", 0], filename_prefix="dark")
+        for name, made in (("one", graph()), ("outputs", several), ("pictures", graph(count=2))):
+            await keep(client, made, name)
+            asked = {"prompt": "x", "model": f"workflow/{name}"}
+            for path, body in (
+                (f"/workflows/{name}", {}),
+                ("/v1/images/generations", asked),
+                ("/generate", asked),
+                (f"/models/workflow/{name}", {"inputs": "x"}),
+            ):
+                answer = await client.post(path, json=body, headers={"accept": "image/png"})
+                if name == "one":
+                    assert answer.headers["content-type"] == "image/png", (path, answer.text)
+                else:
+                    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "out_of_range"), path
+        answer = await client.post(
+            "/models/workflow/outputs", json={"inputs": "x"}, headers={"accept": "application/json"}
+        )
+        assert [one["node"] for one in answer.json()["images"]] == ["9", "11"]
+        assert "kindling_images_total 5.0" in (await client.get("/metrics")).text
+
+    tell(story)
+
+
+def test_a_title_takes_no_word_that_says_how_it_is_answered(tell: Callable[..., None]) -> None:
+    async def story(client: Client) -> None:
+        made = graph()
+        made["6"]["_meta"] = {"title": "$webhook"}
+        made["3"]["_meta"] = {"title": "$async.steps"}
+        assert {"webhook_2", "async_2"} <= (await keep(client, made))["fields"].keys()
+        assert (await draw(client, webhook_2="a hat"))["images"][0]["parameters"]["prompt"] == "a hat"
 
     tell(story)
 

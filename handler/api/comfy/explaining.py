@@ -10,7 +10,7 @@ from handler.api.comfy import asking, foretelling
 from handler.api.comfy.grounds import Ground, as_set, weighed
 from handler.api.comfy.holding import fetching, files_told
 from handler.api.comfy.passes import steps
-from handler.api.comfy.report import FileTold, Memory, Model, NodeState, NodeTold, Report
+from handler.api.comfy.report import FileTold, Memory, NodeState, NodeTold, Report, WorkerTold
 from handler.api.comfy.wording import pictures
 from handler.api.dialects.comfy.graph import outputs_of
 from handler.api.dialects.comfy.judging import Judgement, sentence, wrong
@@ -58,10 +58,12 @@ def reported(opened: Opened, ground: Ground, files: list[Named], found: Judgemen
     )
 
 
-def _model(worker: Worker, places: bool) -> Model:
+def _model(worker: Worker, places: bool) -> WorkerTold:
     spec, asks = worker.spec, worker.spec.license
     because = shortened(worker.because, SENTENCE)
-    return Model(spec.id, worker.settings(places), because, worker.guess, asks.name, asks.commercial, asks.obligation)
+    return WorkerTold(
+        spec.id, worker.settings(places), because, worker.guess, asks.name, asks.commercial, asks.obligation
+    )
 
 
 def _ordered(found: Judgement) -> Iterator[str]:

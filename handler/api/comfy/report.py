@@ -35,7 +35,7 @@ class FileTold:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class WorkerTold:
     """The worker that the graph is judged on: a row, and the settings that start it. `guess`: `because` is no proof."""
 
     id: str
@@ -100,7 +100,7 @@ class Report:
     why: tuple[str, ...]
     missing: tuple[str, ...]
     origin: str
-    model: Model
+    model: WorkerTold
     nodes: tuple[NodeTold, ...]
     files: tuple[FileTold, ...]
     pictures: tuple[Pictures, ...]

@@ -17,7 +17,7 @@ from handler.api.workflows.fields import TRANSPORT, Asked
 from handler.api.workflows.keeping import Workflow
 from handler.catalog.spec import ModelSpec
 from handler.core.deadline import Deadline
-from handler.core.errors import InvalidValue
+from handler.core.errors import OutOfRange
 from handler.core.recipe import Picture, Preview
 from handler.core.request import ImageRequest
 
@@ -53,6 +53,11 @@ class Call:
     seed: int | None = None
 
     @property
+    def count(self) -> int:
+        """How many pictures its answer has."""
+        return sum(output.request.n for output in self.outputs)
+
+    @property
     def request(self) -> ImageRequest:
         """The first output's, answered as the caller would have it."""
         said = {name: getattr(self.asked.transport, name) for name in TRANSPORT}
@@ -66,7 +71,7 @@ class Call:
     def require_one(self) -> None:
         """Refuse what is answered with several, where only one can be sent."""
         if self.several:
-            raise InvalidValue(SEVERAL, "Accept")
+            raise OutOfRange(SEVERAL, "n")
 
     async def drawn(
         self,

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from handler.api import served
 from handler.api.dispatch import TOKENS
 from handler.api.links import LINKS_ROUTE
+from handler.api.workflows.mapping import MODEL
 from handler.core.errors import KindlingError
 from handler.core.version import __version__
 from handler.engine.engine import Engine
@@ -84,12 +85,19 @@ def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] =
     """The description of the worker that `engine` serves, below the path `root`; `kept` are its workflows."""
     spec, keyed = engine.spec, bool(engine.settings.api_keys)
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
-    names = served.names(spec, engine.settings)
+    names = (*served.names(spec, engine.settings), *(f"{MODEL}{one['name']}" for one in kept if one["drawable"]))
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
     types_ = types()
     explained = {"Explained": whole(types_["Report"]["properties"] | {"ready": {"type": "boolean"}})}
     shapes = named(
-        {**requests(spec, engine.settings), **types_, **ANSWERS, **workflows.ANSWERS, **comfy.SHAPES, **explained}
+        {
+            **requests(spec, engine.settings, names),
+            **types_,
+            **ANSWERS,
+            **workflows.ANSWERS,
+            **comfy.SHAPES,
+            **explained,
+        }
         | workflows.bodies(kept, spec, engine.settings)
     )
     own = {

@@ -2,7 +2,8 @@
 
 They are as strict as `ModelSpec.validate`: what fits is drawn. But for what no schema can tell: whether a file is a
 whole image, a mask that draws anything anew, and the parts of a `Sampling` in order;
-and but for what a `Sampling` is sent instead of, a rule more than schemathesis can follow.
+and but for what a `Sampling` is sent instead of, a rule more than schemathesis can follow;
+and but for what a workflow takes that is named as the model, which its own operation says.
 """
 
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ SOME: Schema = {"type": "array", "minItems": 1}
 SENT: Schema = {"not": NULL}
 
 
-def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
-    """The components that bodies are described by."""
+def requests(spec: ModelSpec, settings: Settings, models: Sequence[str]) -> dict[str, Schema]:
+    """The components that bodies are described by; `models` are all that a body may name."""
     native = fields(spec, settings)
     sides = {side: {name: native[side][name] for name in native[side] if name != "default"} for side in SIDES}
     native |= later_fields(settings)
@@ -58,7 +59,7 @@ def requests(spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
     by_url = closed({"image_url": FILE}, ("image_url",), [])
-    name: Schema = {"enum": [*served.names(spec, settings), ""]}
+    name: Schema = {"enum": [*models, ""]}
     shapes = {BY_URL: by_url, "ModelName": name, "SamplingInput": _sampling(spec), "ReadingInput": _object(Reading)}
     return {name: worded(schema) for name, schema in (bodies | shapes).items()}
 

@@ -10,6 +10,7 @@ from handler.api.workflows.service import ROUTE
 from handler.catalog.spec import ModelSpec
 from handler.core.settings import Settings
 from handler.server.access import WORKFLOW
+from handler.server.openapi.jobs import fields as later_fields
 from handler.server.openapi.named import worded
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import ANSWERED, SIZE, fields, nullable
@@ -17,6 +18,7 @@ from handler.server.openapi.responses import DRAWN, NATIVE
 from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, array, closed, only, ref, whole
 
 LIST, ONE = ROUTE, WORKFLOW
+LATER = ("async", "webhook")
 ANY: Schema = {"type": "object", "description": "By the fields that GET of this path tells; null is as left out."}
 NAME = {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}(@[0-9a-f]{12})?$"}
 PARAMETERS: dict[str, Schema] = {
@@ -49,8 +51,8 @@ ANSWERS: dict[str, Schema] = {
     "KeptWorkflow": whole(TOLD | {"shared": FLAG | {"description": "Whether other workers have it too."}}),
     "WholeWorkflow": whole(TOLD | {"graph": {"type": "object"}}),
     "Workflows": whole({"workflows": array(ref("Workflow"))}),
-    "WorkflowImages": whole(NATIVE | MORE, "delivery"),
-    "WorkflowCompleted": whole(EVENT | NATIVE | MORE, "delivery"),
+    "WorkflowImages": whole(NATIVE | MORE, "delivery", "image"),
+    "WorkflowCompleted": whole(EVENT | NATIVE | MORE, "delivery", "image"),
     "WorkflowEvent": {"oneOf": [ref(name) for name in ("PartialImage", "WorkflowCompleted", "Error")]},
 }
 LISTED = (
@@ -99,16 +101,16 @@ def described(one: Mapping[str, Any]) -> tuple[str, Schema]:
 
 def bodies(kept: Sequence[Mapping[str, Any]], spec: ModelSpec, settings: Settings) -> dict[str, Schema]:
     """The schemas of kept workflows' bodies, by their names."""
-    native = fields(spec, settings)
+    native = fields(spec, settings) | later_fields(settings)
     return {_body(one["name"]): worded(_fields(one, native)) for one in kept if one["drawable"]}
 
 
 def _body(name: str) -> str:
-    return f"Workflow_{name.replace('-', '.')}"
+    return f"Workflow_{name}"
 
 
 def _fields(one: Mapping[str, Any], native: Mapping[str, Schema]) -> Schema:
-    told = {name: native[name] for name in TRANSPORT} | one["fields"]
+    told = {name: native[name] for name in (*TRANSPORT, *LATER) if name in native} | one["fields"]
     if len(one["outputs"]) > 1 or one["fields"].get("n", {}).get("default", 1) > 1:
         told["partial_images"] = {"enum": [0]}  # which are of one picture
     sized = {SIZED: SIZE} if {"width", "height"} <= one["fields"].keys() else {}
