@@ -17,12 +17,6 @@ from handler.server import bodies
 from handler.server.access import WORKFLOW, response
 
 Handler = Callable[[Request], Awaitable[Response]]
-FILES = (
-    "image/png",
-    "image/webp",
-    "text/plain",
-    "application/octet-stream",
-)  # that a workflow may come as, beside JSON
 
 
 def routes(draw: Handler) -> list[BaseRoute]:
@@ -66,7 +60,7 @@ async def remove(request: Request) -> Response:
 async def _kept(request: Request) -> tuple[dict[str, Any], bool]:
     api = _api(request)
     deadline = _deadline(api)
-    data = await deadline.hold(bodies.read(request, api.engine.settings, *FILES))
+    data = await deadline.hold(bodies.read(request, api.engine.settings, *bodies.GRAPHS))
     return await api.workflows.put(_name(request), data, deadline)
 
 
