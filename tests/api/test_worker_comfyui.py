@@ -112,6 +112,7 @@ REFUSED: list[tuple[Graph, Any, str, str]] = [
     ({}, None, "no graph", ""),
     ([], None, "no graph", ""),
     ("{", None, "no graph", ""),
+    ("\ud800", None, "no graph", ""),
 ]
 
 

@@ -381,6 +381,20 @@ def test_names_that_are_none(tell: Callable[..., None], tmp_path: Path, name: st
     tell(story)
 
 
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+def test_a_picture_that_has_its_graph_is_kept(tell: Callable[..., None], form: str) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0110] = f"prompt:{json.dumps(graph())}"
+    Image.new("RGB", (8, 8)).save(buffer, form, exif=exif)
+
+    async def story(client: Client) -> None:
+        media = {"content-type": f"image/{form}"}
+        answer = await client.put("/workflows/poster", content=buffer.getvalue(), headers=media)
+        assert answer.status_code == 201, answer.text
+
+    tell(story)
+
+
 @pytest.mark.parametrize(
     ("data", "status", "code"),
     [

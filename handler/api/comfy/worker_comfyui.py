@@ -133,7 +133,8 @@ def _opened(workflow: Any) -> "Opened":
     """For a thread: it may be large."""
     from handler.api.dialects.comfy.opening import opened  # late: most workers never see a graph
 
-    return opened((workflow if isinstance(workflow, str) else json.dumps(workflow)).encode())
+    text = workflow if isinstance(workflow, str) else json.dumps(workflow)
+    return opened(text.encode(errors="surrogatepass"))  # half a character is refused there
 
 
 async def _ended(comfy: Comfy, graph: "Opened", on_step: OnStep, deadline: Deadline) -> Ended:
