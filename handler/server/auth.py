@@ -165,7 +165,8 @@ class Neighbours:
     def __init__(self, settings: Settings) -> None:
         # Where there are keys this is asked of what a browser adds unasked, and not for any page in the world.
         known = set(settings.cors_origins) - ({"*"} if settings.api_keys else set())
-        self._origins, self._anyone = known, settings.allow_open
+        own = "/".join(settings.public_url.split("/")[:3])  # of its own pages, behind a proxy that says another Host
+        self._origins, self._anyone = known | {own}, settings.allow_open
 
     def __call__(self, scope: Scope) -> RequestError | None:
         """Why the request looks like a stranger's, if it does."""

@@ -230,6 +230,7 @@ def test_an_origin_that_is_none_is_named(origins: str) -> None:
         (PAGE, {"allow_open": True}, 403),
         (PAGE, {"cors_origins": PAGE}, 200),
         (PAGE, {"cors_origins": "*"}, 200),
+        (PAGE, {"public_url": f"{PAGE}/kindling"}, 200),  # its own, behind a proxy that says another Host
     ],
 )
 def test_without_keys_other_pages_cannot_spend_the_gpu(
