@@ -1,8 +1,7 @@
 """The files inside a request: bytes, data URLs or base64, forgiven as browsers do. A file is known by its own bytes.
 
 The rules are WHATWG's (infra.spec.whatwg.org/#forgiving-base64-decode, fetch.spec.whatwg.org/#data-urls), and the URL's
-alphabet (RFC 4648, 5) is taken too. What is at a URL was
-fetched before, if that is allowed; here it is refused.
+alphabet (RFC 4648, 5) is taken too. What is at a URL was fetched before, if that is allowed; here it is refused.
 """
 
 import base64

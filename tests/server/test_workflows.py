@@ -628,7 +628,7 @@ def test_every_route_answers_in_every_way(tell: Callable[..., None], path: str, 
         await keep(client, made, status=200)
         assert len((await client.post(path, json=payload, headers=wants)).json()[group]) == 2
         refusal = await refused(client.post(path, json=payload, headers={"accept": "image/png"}))
-        assert refusal[1] == "invalid_value"
+        assert refusal[:2] == (422, "out_of_range")
         assert "several" in refusal[2]
 
     tell(story)
