@@ -263,7 +263,7 @@ def test_it_streams_as_other_routes_do(tell: Callable[..., None]) -> None:
         assert [one["type"].rpartition(".")[2] for one in events] == ["partial_image", "partial_image", "completed"]
         assert (events[-1]["workflow"], events[-1]["seed"]) == ("poster", 7)
         several = await refused(client.post("/workflows/poster", json={"stream": True, "partial_images": 1, "n": 2}))
-        assert several[:2] == (422, "out_of_range")
+        assert several[:2] == (400, "invalid_value")
         lone = await refused(client.post("/workflows/poster", json={"partial_images": 1}))
         assert lone[1] == "unsupported_parameter"
 
