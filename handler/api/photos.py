@@ -7,10 +7,11 @@ MAX_PIXELS = 4096 * 4096  # that are ever decoded of one image
 MAX_JPEG = 210 * 10**6  # pixels of a JPEG that is read line by line, as the largest sensors' are
 MAX_BUFFERED = 64 * 10**6  # of one whose coefficients are all kept meanwhile, up to 6 bytes a pixel
 SCALES = (1, 2, 4, 8)  # at which libjpeg decodes
-TAKEN = "PNG, JPEG, WebP or AVIF"
+TAKEN = "PNG, JPEG, WebP, AVIF or HEIC"
 JPEG = b"\xff\xd8\xff"
 FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # SOF0 to SOF15 (T.81, B.1)
 SCAN = 0xDA
+HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypmif1", b"ftypmsf1")
 KINDS = (  # what is not taken: where its first bytes are, which, and its name
     (0, (b"GIF8",), "a GIF"),
     (0, (b"BM",), "a BMP"),
@@ -19,7 +20,6 @@ KINDS = (  # what is not taken: where its first bytes are, which, and its name
     (0, (b"%PDF",), "a PDF"),
     (0, (b"<svg", b"<?xml"), "an SVG"),
     (0, (b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL"),
-    (4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypmif1", b"ftypmsf1"), "a HEIC"),
 )
 
 
@@ -30,6 +30,11 @@ def opened(data: bytes) -> Any:
 
     if data.startswith(JPEG):  # past Image.open, which knows of no reduced scale, and warns of what is large
         return JpegImageFile(io.BytesIO(data))
+    if data.startswith(HEIC, 4) and b"avif" not in data[8:64]:
+        import pi_heif  # libheif without its encoders
+
+        pi_heif.register_heif_opener(thumbnails=False)
+        return Image.open(io.BytesIO(data), formats=("HEIF",))
     return Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "AVIF"))
 
 

@@ -1,5 +1,6 @@
 """Files that are images in name: turned by their tag, transparent as they say, refused whatever is wrong with them."""
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -383,3 +384,33 @@ def test_which_jpegs_are_kept_whole_while_they_are_decoded() -> None:
     ]  # fmt: skip
     scan = line.index(b"\xff\xda")
     assert photos.buffered(line[: scan + 4] + b"\x01" + line[scan + 5 :])  # the first of three
+
+
+HEIC = base64.b64decode(  # red beside blue, 128x64, as libheif's encoder writes it, which is not installed here
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
+    "ACJpbG9jAAAAAERAAAEAAQAAAAABegABAAAAAAAAADAAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRt"
+    "AAAAAAABAAAA1mlwcnAAAAC3aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMA"
+    "AAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAAAwAeoBAgQWW6kkprm4CGgwIAAAMAMgAAAwACEGIAAQAHRAHBcrAiQAAAABNjb2xy"
+    "bmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAACAAAAAQAAAABBwaXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAADht"
+    "ZGF0AAAALCgBrxOA5TPAn//wUqP/3Ws8Pwd4rVD0VzB//kH9R/UzS//Gk69s3P/wbqLM"
+)
+
+
+def test_a_heic_as_telephones_take_it_is_read() -> None:
+    found = references([HEIC])[0].rgb.astype(int)
+    assert found.shape == (64, 128, 3)
+    assert abs(found[:, :56] - (200, 30, 30)).max() <= 8
+    assert abs(found[:, 72:] - (20, 20, 220)).max() <= 8
+
+
+@pytest.mark.parametrize("length", [12, 40, 200, len(HEIC) // 2])
+def test_a_part_of_a_heic_is_none(length: int) -> None:
+    with pytest.raises(InvalidValue, match="is not a whole PNG, JPEG, WebP, AVIF or HEIC file"):
+        references([HEIC[:length]])
+
+
+def test_a_heic_that_says_it_is_huge_is_not_decoded() -> None:
+    size = struct.pack(">II", 128, 64)
+    assert size in HEIC
+    with pytest.raises(KindlingError, match=r"pixels|not a whole"):
+        references([HEIC.replace(size, struct.pack(">II", 60_000, 60_000))])

@@ -27,7 +27,9 @@ ABOUT = (
     "Errors have OpenAI's envelope. Every answer has an x-request-id, and HEAD is answered where GET is. "
     "Limits are those of the model that this worker serves. ComfyUI's routes are below /api too."
 )
-FILES = {name: {"contentType": "image/png, image/jpeg, image/webp, image/avif"} for name in ("image", "mask")}
+FILES = {
+    name: {"contentType": "image/png, image/jpeg, image/webp, image/avif, image/heic"} for name in ("image", "mask")
+}
 
 HEADERS: dict[str, Schema] = {
     "x-request-id": {"required": True, "schema": TEXT, "description": "Yours, or a new one."},
