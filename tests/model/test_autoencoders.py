@@ -77,6 +77,7 @@ def test_attention_in_parts_is_torchs(dtype: Any, apart: float, monkeypatch: pyt
 
 
 def test_narrow_heads_stay_torchs() -> None:
+    torch.manual_seed(0)  # of random weights some are further off
     vae = tiny.flux_vae().eval()
     plain = through(vae)[1]
     autoencoders.prepare(vae.to(memory_format=torch.channels_last), "cuda")
