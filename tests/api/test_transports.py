@@ -67,7 +67,7 @@ def in_a_container(folder: Path) -> str:
 
 
 def by_another_platform(folder: Path) -> str:
-    given = f"{json.dumps({'prompt': ''})}\n{json.dumps(WANTED)}\n"
+    given = f"{json.dumps({'prompt': 'x', 'n': 99})}\n{json.dumps(WANTED)}\n"
     command, environment = [sys.executable, "-c", PLATFORM], clean_environment(folder)
     out = forked.run(command, cwd=ROOT, env=environment, input=given, capture_output=True, text=True, check=True)
     bad, good = map(json.loads, out.stdout.splitlines())
