@@ -51,7 +51,6 @@ BAD: tuple[tuple[dict[str, Any] | bytes, int], ...] = (  # a body, and the statu
     (b"[" * 100_000, 400),
     (b'{"prompt": "a", "seed": ' + b"9" * 5_000 + b"}", 400),
     ({}, 400),
-    ({"prompt": "x", "n": 99}, 422),
     ({"prompt": 7}, 400),
     ({"prompt": "a" * 32_001}, 422),
     ({"prompt": "a", "size": "17x17"}, 422),

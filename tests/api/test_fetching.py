@@ -71,7 +71,7 @@ def why(url: str, *hosts: str, **options: Any) -> str:
     return caught.value.message
 
 
-def test_every_dialect_takes_urls_where_a_host_is_listed(host: Host) -> None:
+def test_every_dialect_takes_urls_where_a_host_is_listed(host: Host, tmp_path: Path) -> None:
     """And draws what it draws of the same bytes in base64."""
     url, text = f"{host.url}/a.png?secret=1", base64.b64encode(PNG).decode()
 
@@ -88,7 +88,7 @@ def test_every_dialect_takes_urls_where_a_host_is_listed(host: Host) -> None:
             ("/workflows/two", {"image": PLAIN, "image_2": image, "seed": 7}),
         ]
 
-    with Editor().engine(fetch_hosts=(host.name,)) as engine:
+    with Editor().engine(fetch_hosts=(host.name,), volume=tmp_path) as engine:
         api = Api(engine)
         api.workflows.keep("two", json.dumps(two_images()).encode())
         for (path, by_url), (_, by_bytes) in zip(asked(url), asked(text), strict=True):

@@ -237,11 +237,13 @@ def test_torch_itself_says_so(where: str) -> None:
 
 def test_every_image_installs_them() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert "RUN pip install -r requirements.txt\n" in dockerfile
+    assert "RUN pip install --require-hashes -r platform/locks/requirements.lock\n" in dockerfile
+    assert "\ncuda-toolkit[" in (ROOT / "requirements.txt").read_text()
+    assert "\nnvidia-cuda-crt==" in (ROOT / "platform" / "locks" / "requirements.lock").read_text()
     assert re.search(r"apt-get install .*\bg\+\+ libc6-dev\b", dockerfile)
     modal, fal = ((ROOT / "platform" / name).read_text() for name in ("modal_app.py", "fal_app.py"))
-    assert '.pip_install_from_requirements(str(Path(__file__).parents[1] / "requirements.txt"))' in modal
-    assert 'from_dockerfile(\n    str(ROOT / "Dockerfile")' in fal
+    assert ".uv_pip_install(requirements=[str(LOCK)]" in modal
+    assert 'from_dockerfile(str(ROOT / "Dockerfile")' in fal
     others = [text for text in (dockerfile, modal, fal) if "cuda-toolkit" in text]
     assert not others  # the version stands in one place
 

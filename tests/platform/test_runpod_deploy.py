@@ -552,10 +552,10 @@ def test_hub_offers_every_model_and_its_gpus_hold_the_presets(script: ModuleType
 
 
 def test_the_hubs_handler_is_the_worker(tmp_path: Path) -> None:
-    given = json.dumps({"input": {"frames": 9}})
+    given = json.dumps({"input": {"prompt": "x", "frames": 9}})
     command = [sys.executable, ROOT / ".runpod" / "handler.py", "--test_input", given]
     ran = subprocess.run(command, env=clean_environment(tmp_path), capture_output=True, text=True, timeout=DEADLINE_S)
-    assert "unsupported_parameter" in ran.stdout
+    assert "unknown_parameter" in ran.stdout
 
 
 def test_hub_tests_are_native_requests() -> None:
