@@ -17,7 +17,7 @@ from handler.api.dialects.comfy.judging import Judgement, sentence, wrong
 from handler.api.dialects.comfy.meanings import meaning, shortened
 from handler.api.dialects.comfy.opening import Opened
 from handler.api.dialects.comfy.plan import Output, class_of, title_of
-from handler.api.dialects.comfy.wanted import Named, Worker
+from handler.api.dialects.comfy.wanted import Named, Serving
 from handler.core.errors import KindlingError
 from handler.worker.outlook import Outlook
 
@@ -58,7 +58,7 @@ def reported(opened: Opened, ground: Ground, files: list[Named], found: Judgemen
     )
 
 
-def _model(worker: Worker, places: bool) -> WorkerTold:
+def _model(worker: Serving, places: bool) -> WorkerTold:
     spec, asks = worker.spec, worker.spec.license
     because = shortened(worker.because, SENTENCE)
     return WorkerTold(

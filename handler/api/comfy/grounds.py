@@ -11,7 +11,7 @@ from handler.api.dialects.comfy import faults
 from handler.api.dialects.comfy.graph import require_graph
 from handler.api.dialects.comfy.judging import Judgement, judged, standing_in, wrong
 from handler.api.dialects.comfy.plan import Load, Plan, Served
-from handler.api.dialects.comfy.wanted import Named, Worker, named, serving, workers
+from handler.api.dialects.comfy.wanted import Named, Serving, named, serving, workers
 from handler.catalog.spec import ModelSpec
 from handler.core.settings import Settings
 
@@ -34,10 +34,10 @@ class Ground:
     url: str = "http://127.0.0.1:8000"
 
     @property
-    def served(self) -> Worker:
+    def served(self) -> Serving:
         """The worker that serves, or would."""
         told = "which this worker serves" if self.running else "as KINDLING_MODEL says"
-        return Worker(self.spec, self.settings.weights, self.settings.vae, told)
+        return Serving(self.spec, self.settings.weights, self.settings.vae, told)
 
     @property
     def holding(self) -> Holding:
@@ -58,7 +58,7 @@ def weighed(graph: Mapping[str, Any], ground: Ground) -> tuple[list[Named], Judg
     def admit(plan: Plan, served: Served) -> None:
         require_drawable(plan, graph, served.spec, ground.settings.step_cache)
 
-    def made(worker: Worker) -> Served:
+    def made(worker: Serving) -> Served:
         return serving(worker, files, ground.files, ground.settings.max_n)
 
     found = judged(graph, thought_of, made, standing_in(ground.load), admit)
@@ -67,12 +67,12 @@ def weighed(graph: Mapping[str, Any], ground: Ground) -> tuple[list[Named], Judg
     return files, found
 
 
-def drawable(graph: Mapping[str, Any], ground: Ground, worker: Worker) -> Plan:
+def drawable(graph: Mapping[str, Any], ground: Ground, worker: Serving) -> Plan:
     """The plan of a graph on `worker`, with nothing but the files that are there; GraphRefused as `POST /prompt`."""
     served = Served(worker.spec, ground.files, worker.weights, worker.vae, ground.settings.max_n)
     return planned({"prompt": graph}, served, ground.load, worker.spec, ground.settings.step_cache)
 
 
-def as_set(settings: Settings, worker: Worker) -> Settings:
+def as_set(settings: Settings, worker: Serving) -> Settings:
     """`settings` of such a worker."""
     return settings.model_copy(update={"model": worker.spec.id, "weights": worker.weights, "vae": worker.vae})

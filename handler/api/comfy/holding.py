@@ -9,7 +9,7 @@ from handler.api.dialects.comfy.files import MODEL_FOLDERS, fits, found_lora, in
 from handler.api.dialects.comfy.meanings import shortened
 from handler.api.dialects.comfy.nodes.loading import placed
 from handler.api.dialects.comfy.plan import Load, Served
-from handler.api.dialects.comfy.wanted import Named, Worker
+from handler.api.dialects.comfy.wanted import Named, Serving
 from handler.catalog.architectures import rows
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError
@@ -86,7 +86,7 @@ def plain(name: str) -> str:
 
 
 def files_told(
-    files: Sequence[Named], worker: Worker, holding: Holding, requests: Iterable[ImageRequest]
+    files: Sequence[Named], worker: Serving, holding: Holding, requests: Iterable[ImageRequest]
 ) -> tuple[FileTold, ...]:
     """Each file once, and the embeddings that prompts name."""
     nodes: dict[tuple[str, str], list[str]] = {}
@@ -97,13 +97,13 @@ def files_told(
     return (*told, *(_embedding(name, holding) for name in names))
 
 
-def _file(name: str, folder: str, nodes: list[str], worker: Worker, holding: Holding) -> FileTold:
+def _file(name: str, folder: str, nodes: list[str], worker: Serving, holding: Holding) -> FileTold:
     tell = FOLDERS.get(folder, _part)
     state, by = tell(name, folder, worker, holding)
     return FileTold(shortened(name, LONGEST), folder, tuple(nodes), state, by)
 
 
-def _model(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
+def _model(name: str, folder: str, worker: Serving, holding: Holding) -> Told:
     row = meant(name)
     if said := instead(name):
         return "not offered", said
@@ -121,14 +121,14 @@ def _model(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
     return "not offered", "it is another worker's, whose KINDLING_WEIGHTS names it: each serves one model"
 
 
-def _part(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
+def _part(name: str, folder: str, worker: Serving, holding: Holding) -> Told:
     """A VAE or a text encoder."""
     if own_part(name, folder, worker.spec):
         return "the model's own", f"it comes with {worker.spec.id}"
     return _own(name, folder, worker, holding) or ("not offered", f"it is none of {worker.spec.id}'s")
 
 
-def _own(name: str, folder: str, worker: Worker, holding: Holding) -> Told | None:
+def _own(name: str, folder: str, worker: Serving, holding: Holding) -> Told | None:
     """A person's own file, if the worker is to have it."""
     called = next((one for one in worker.weights if _last(one) == _last(plain(name))), None)
     if called is None:
@@ -139,13 +139,13 @@ def _own(name: str, folder: str, worker: Worker, holding: Holding) -> Told | Non
     return "missing", f"put {shortened(called, LONGEST)} into {folder}/ on the volume{pickle}"
 
 
-def _lora(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
+def _lora(name: str, folder: str, worker: Serving, holding: Holding) -> Told:
     if found := found_lora(name, holding.files.get("loras", ())):
         return "here", f"it is {shortened(found, LONGEST)} in loras/"
     return "missing", f"put {shortened(plain(name), LONGEST)} into loras/ on the volume"
 
 
-def _image(name: str, folder: str, worker: Worker, holding: Holding) -> Told:
+def _image(name: str, folder: str, worker: Serving, holding: Holding) -> Told:
     if holding.shows(name):
         return "here", "it is read as it is"
     shown = shortened(name, LONGEST)

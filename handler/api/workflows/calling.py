@@ -13,7 +13,7 @@ from handler.api.comfy.inscription import finished, texts
 from handler.api.comfy.passes import Passes, Step, steps
 from handler.api.dialects import huggingface, native
 from handler.api.dialects.comfy.plan import Output, title_of
-from handler.api.workflows.fields import TRANSPORT, Asked
+from handler.api.workflows.fields import TRANSPORT, FieldValues
 from handler.api.workflows.keeping import Workflow
 from handler.catalog.spec import ModelSpec
 from handler.core.deadline import Deadline
@@ -46,7 +46,7 @@ class Call:
 
     workflow: Workflow
     dialect: ModuleType
-    asked: Asked
+    asked: FieldValues
     graph: Mapping[str, Any]
     outputs: tuple[Output, ...]
     notes: tuple[str, ...] = ()

@@ -116,7 +116,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class FieldValues:
     """A request to a workflow, checked: `values` by field, and how it shall be answered, as `transport` has it."""
 
     values: Mapping[str, Any]
@@ -124,14 +124,14 @@ class Asked:
     model: str = ""  # as OpenAI's route was asked for it
 
 
-def asked(fields: Sequence[Field], payload: Mapping[str, Any]) -> Asked:
+def asked(fields: Sequence[Field], payload: Mapping[str, Any]) -> FieldValues:
     """Read a body of /workflows/NAME; null counts as not sent. Raises the RequestError that names the first bad field.
 
     Which images have to be sent is for who knows what files there are.
     """
     given = {name: value for name, value in payload.items() if value is not None}
     transport = {name: given.pop(name) for name in TRANSPORT if name in given}
-    return Asked(checked(fields, _sized(fields, given)), ImageRequest.parse({"prompt": "-", **transport}))
+    return FieldValues(checked(fields, _sized(fields, given)), ImageRequest.parse({"prompt": "-", **transport}))
 
 
 def checked(fields: Sequence[Field], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from handler.api.dialects import edits
 from handler.api.dialects.openai import IGNORED
-from handler.api.workflows.fields import TRANSPORT, Asked, Field, Kind, checked
+from handler.api.workflows.fields import TRANSPORT, Field, FieldValues, Kind, checked
 from handler.core.errors import InvalidValue, UnknownParameter
 from handler.core.request import ImageRequest
 from handler.core.untrusted import Malformed, number, parse
@@ -21,7 +21,7 @@ IDLE = {
 }  # values that ask for nothing
 
 
-def mapped(dialect: ModuleType, fields: Sequence[Field], payload: Mapping[str, Any]) -> Asked:
+def mapped(dialect: ModuleType, fields: Sequence[Field], payload: Mapping[str, Any]) -> FieldValues:
     """What `payload` asks a workflow for. Whatever the dialect does not know may be a field by its own name."""
     names = {field.name for field in fields}
     files = ("image", "images") if dialect is edits else ()
@@ -32,7 +32,7 @@ def mapped(dialect: ModuleType, fields: Sequence[Field], payload: Mapping[str, A
     kinds = {field.name: field.kind for field in fields}
     values = {name: _typed(kinds[name], value) for name, value in given.items() if name in own}
     values |= _renamed(request, names) | _images(request, fields)
-    return Asked(checked(fields, values), request, str(payload["model"]))
+    return FieldValues(checked(fields, values), request, str(payload["model"]))
 
 
 def _typed(kind: Kind, value: Any) -> Any:

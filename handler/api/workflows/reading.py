@@ -14,7 +14,7 @@ from handler.api.dialects.comfy.graph import read, require_graph, require_output
 from handler.api.dialects.comfy.opening import opened
 from handler.api.dialects.comfy.plan import Folder, Load, Output, Plan, Served
 from handler.api.workflows import finding
-from handler.api.workflows.fields import Asked, Field, require
+from handler.api.workflows.fields import Field, FieldValues, require
 from handler.api.workflows.filling import filled
 from handler.api.workflows.keeping import Workflow
 from handler.core.errors import GraphRefused, InvalidValue, RequestError
@@ -76,8 +76,8 @@ def described(workflow: Workflow, served: Served, settings: Settings) -> Describ
 
 
 def wanted(
-    workflow: Workflow, read: Callable[[Sequence[Field]], Asked], served: Served, settings: Settings, load: Load
-) -> tuple[Asked, Wanted]:
+    workflow: Workflow, read: Callable[[Sequence[Field]], FieldValues], served: Served, settings: Settings, load: Load
+) -> tuple[FieldValues, Wanted]:
     """What a request asks for, which `read` reads by the fields; raises why it cannot be drawn. For a thread."""
     if workflow.fault:
         raise InvalidValue(f"The workflow '{workflow.name}' cannot be drawn. {workflow.fault}", "workflow")

@@ -13,7 +13,7 @@ from handler.api.dialects.comfy.plan import Load, Served, title_of
 from handler.api.fetching import FIELDS
 from handler.api.loras import LISTING_S
 from handler.api.workflows.calling import Call
-from handler.api.workflows.fields import Asked, asked
+from handler.api.workflows.fields import FieldValues, asked
 from handler.api.workflows.keeping import MOST, NAME, VERSION, Library, Workflow
 from handler.api.workflows.mapping import MODEL, mapped
 from handler.catalog.spec import ModelSpec
@@ -120,7 +120,7 @@ class Workflows:
         return await deadline.hold(asyncio.to_thread(call))
 
     def _call(
-        self, workflow: Workflow, dialect: ModuleType, read: Callable[..., Asked], served: Served, load: Load
+        self, workflow: Workflow, dialect: ModuleType, read: Callable[..., FieldValues], served: Served, load: Load
     ) -> Call:
         """On another thread, for images take time."""
         from handler.api.workflows.reading import wanted

@@ -13,7 +13,7 @@ from handler.api.dialects.comfy.graph import planned, require_graph, require_out
 from handler.api.dialects.comfy.plan import Folder, Load, Plan, Served, class_of
 from handler.api.dialects.comfy.table import INSTEAD, TABLE
 from handler.api.dialects.comfy.walk import Walk
-from handler.api.dialects.comfy.wanted import Worker, linked
+from handler.api.dialects.comfy.wanted import Serving, linked
 from handler.core.errors import GraphRefused, RequestError
 
 PATIENCE_S = 4.0  # after which no other worker is thought of
@@ -28,7 +28,7 @@ Admit = Callable[[Plan, Served], None]  # raises a RequestError for what would b
 class Judgement:
     """What came of a graph on a worker: the plan, or why there is none; the walk knows each node."""
 
-    worker: Worker
+    worker: Serving
     walk: Walk
     plan: Plan | None
     refusal: str = ""
@@ -43,8 +43,8 @@ class Judgement:
 
 def judged(
     graph: Mapping[str, Any],
-    workers: Sequence[Worker],
-    serving: Callable[[Worker], Served],
+    workers: Sequence[Serving],
+    serving: Callable[[Serving], Served],
     load: Load,
     admit: Admit,
 ) -> Judgement:
@@ -58,7 +58,7 @@ def judged(
     return max(found, key=lambda one: (len(one.plan.outputs) if one.plan else 0, -len(wrong(one.walk))))
 
 
-def _on(graph: Mapping[str, Any], worker: Worker, served: Served, load: Load, admit: Admit) -> Judgement:
+def _on(graph: Mapping[str, Any], worker: Serving, served: Served, load: Load, admit: Admit) -> Judgement:
     walk = walked(graph, served, load)
     try:
         require_outputs(graph)

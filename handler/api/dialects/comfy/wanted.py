@@ -45,7 +45,7 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class Serving:
     """One that would serve a graph, by its settings; `because` says how that is known, and whether it is a guess."""
 
     spec: ModelSpec
@@ -106,18 +106,18 @@ def _in_lists(node: str, inputs: Mapping[str, Any]) -> Iterator[Named]:
             yield Named(node, field, "loras", value)
 
 
-def workers(graph: Mapping[str, Any], files: list[Named], look: Look) -> list[Worker]:
+def workers(graph: Mapping[str, Any], files: list[Named], look: Look) -> list[Serving]:
     """Those that would serve one of the models which a graph names, the first named first."""
     names = list(dict.fromkeys(file.name for file in files if file.folder in MODEL_FOLDERS))
     offered = [name for name in names if not (instead(name) or placeholder(name))]
     found = [_worker(graph, files, name, look) for name in offered[:MOST]]
     if not found:
         row, because = guessed(graph, files, next(iter(names), ""))
-        found = [Worker(row, (), "", because, guess=True)]
+        found = [Serving(row, (), "", because, guess=True)]
     return list({(one.spec.id, one.weights): one for one in found}.values())
 
 
-def _worker(graph: Mapping[str, Any], files: list[Named], name: str, look: Look) -> Worker:
+def _worker(graph: Mapping[str, Any], files: list[Named], name: str, look: Look) -> Serving:
     """One that serves this model."""
     own: tuple[str, ...]
     row, own, guess = meant(name), (), False
@@ -132,10 +132,10 @@ def _worker(graph: Mapping[str, Any], files: list[Named], name: str, look: Look)
         for one in files
         if one.folder in PARTS and stem(one.name) not in table()[one.folder] and not placeholder(one.name)
     )
-    return Worker(row, (*own, *parts), "", because, guess)
+    return Serving(row, (*own, *parts), "", because, guess)
 
 
-def serving(worker: Worker, files: list[Named], there: Mapping[str, tuple[str, ...]], max_n: int) -> Served:
+def serving(worker: Serving, files: list[Named], there: Mapping[str, tuple[str, ...]], max_n: int) -> Served:
     """`worker` as it would be with all that the graph names: LoRAs and text encoders are taken to be there."""
     lacking = {folder: tuple(one.name for one in files if one.folder == folder) for folder in ("loras", *PARTS)}
     unknown = {
