@@ -7,7 +7,6 @@ when to come back. Then it closes its sockets and finishes what it writes, and `
 whatever hangs. Told twice it answers all at once and is gone, with the code of the signal: 143 or 130.
 """
 
-import contextlib
 import os
 import socket
 import sys
@@ -19,6 +18,7 @@ from types import FrameType
 
 import uvicorn
 
+from handler.core import outlet
 from handler.core.deadline import DRAIN_S, Deadline
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
 from handler.engine.engine import Engine
@@ -82,9 +82,7 @@ class Server(uvicorn.Server):
 
     def end(self) -> None:
         """End this process here: the interpreter's own end takes seconds, and joins threads that may hang for ever."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        outlet.drain()
         os._exit(self.code)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -122,6 +120,5 @@ class Server(uvicorn.Server):
 
 
 def say(text: str) -> None:
-    """Tell whoever started this process, if anybody still listens: what follows is done all the same."""
-    with contextlib.suppress(BrokenPipeError):
-        print(f"kindling: {text}", file=sys.stderr, flush=True)
+    """Tell whoever started this process."""
+    print(f"kindling: {text}", file=sys.stderr)
