@@ -1,7 +1,9 @@
 // The tabs: each has a module, which is loaded when it is first shown.
 
 import { create } from "./app.js";
+import { banner } from "./banner.js";
 import { element } from "./dom.js";
+import { follow } from "./status.js";
 
 const TABS = { make: "Make", workflows: "Workflows", worker: "Worker", deploy: "Deploy" };
 const mounted = {};
@@ -48,3 +50,5 @@ document.querySelector(".skip").addEventListener("click", event => {
 document.getElementById("key").addEventListener("click", () => app.changeKey());
 addEventListener("hashchange", shown);
 shown();
+banner(document.getElementById("banner"), app);
+follow(app, () => location.hash === "#worker");
