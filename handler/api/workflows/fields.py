@@ -11,7 +11,7 @@ from handler.core.errors import InvalidType, InvalidValue, MissingParameter, Out
 from handler.core.request import MAX_PROMPT, ImageRequest
 
 Kind = Literal["string", "integer", "number", "boolean", "image"]
-TRANSPORT = ("stream", "partial_images", "response_format", "output_format", "output_compression")
+TRANSPORT = ("stream", "partial_images", "progress", "response_format", "output_format", "output_compression")
 SIZE = "size"
 RESERVED = (*TRANSPORT, SIZE, "model", "images", "workflow", "async", "webhook")  # which no node's title makes a field
 ALPHA = "alpha"  # what a mask replaces

@@ -74,14 +74,16 @@ OPERATIONS: dict[str, Operation] = {
     "/v1/models": _reading("The model that this worker serves", "Models"),
     "/v1/models/{id}": Operation(
         "get",
-        "One name of the model",
-        {200: Answer("It is served.", {JSON: ref("Model")})},
+        "One name of the model, and what requests may ask of it",
+        {200: Answer("It is served.", {JSON: ref("ModelTold")})},
         errors=(*ALWAYS, 404),
         parameters=("id", "x-request-id", "traceparent"),
     ),
     "/v1/model_info": _reading("The served model, as SGLang's clients ask for it", "ModelInfo"),
     "/v1/receipt": _reading("What this worker runs, and what was measured of that", "ReceiptAnswer"),
-    "/": Operation("get", "What stands here, for people", {200: Answer("A text.", {METRICS: TEXT})}),
+    "/": Operation(
+        "get", "What stands here, for people", {200: Answer("A text; a browser gets the playground.", {METRICS: TEXT})}
+    ),
     "/ping": Operation(
         "get",
         "Health, as RunPod asks for it",

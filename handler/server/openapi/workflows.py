@@ -53,7 +53,7 @@ ANSWERS: dict[str, Schema] = {
     "Workflows": whole({"workflows": array(ref("Workflow"))}),
     "WorkflowImages": whole(NATIVE | MORE, "delivery", "image"),
     "WorkflowCompleted": whole(EVENT | NATIVE | MORE, "delivery", "image"),
-    "WorkflowEvent": {"oneOf": [ref(name) for name in ("PartialImage", "WorkflowCompleted", "Error")]},
+    "WorkflowEvent": {"oneOf": [ref(name) for name in ("PartialImage", "Progress", "WorkflowCompleted", "Error")]},
 }
 LISTED = (
     Operation(
