@@ -50,7 +50,9 @@ def asked(name: str, fields: Mapping[str, str], here: Settings) -> dict[str, Any
         raise RouteNotFound(f"There is no platform {name[:40]!r}. Known: {', '.join(PLATFORMS)}.")
     for unknown in (field for field in fields if field not in FIELDS):
         raise UnknownParameter(f"There is no field {unknown[:40]!r}. Known: {', '.join(FIELDS)}.", unknown[:40])
-    options: dict[str, Any] = {**fields} | {count: _count(count, fields[count]) for count in COUNTS if fields.get(count)}
+    options: dict[str, Any] = {**fields} | {
+        count: _count(count, fields[count]) for count in COUNTS if fields.get(count)
+    }
     if (precision := fields.get("precision") or "auto") not in WORDS:
         raise OutOfRange(f"precision should be one of {', '.join(WORDS)}.", "precision")
     try:

@@ -91,7 +91,7 @@ def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] =
     names = (*served.names(spec, engine.settings), *(f"{MODEL}{one['name']}" for one in kept if one["drawable"]))
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
     types_ = types()
-    explained = {"Explained": whole(types_["Report"]["properties"] | {"ready": {"type": "boolean"}})}
+    explained = {"Explained": whole(types_["Report"]["properties"] | workflows.EXPLAINED)}
     shapes = named(
         {
             **requests(spec, engine.settings, names),

@@ -52,6 +52,7 @@ def _reading(summary: str, answer: str) -> Operation:
     return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})})
 
 
+BROUGHT = "Draw a workflow that comes with the request, by its fields, and keep nothing"
 MODELS = "/models/{folder}"
 READY = {JSON: ref("Ready")}
 OPERATIONS: dict[str, Operation] = {
@@ -117,7 +118,7 @@ def operations() -> dict[str, tuple[Operation, ...]]:
     return found | {
         "/": (*found["/"], _hub()),
         MODELS: (*found[MODELS], _hub("folder")),
-        workflows.LIST: workflows.LISTED,
+        workflows.LIST: (*workflows.LISTED, called(BROUGHT, ref("WorkflowBrought"))),
         workflows.ONE: (*workflows.ROWS, drawn),
     }
 
