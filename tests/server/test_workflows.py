@@ -841,12 +841,10 @@ def test_one_is_drawn_without_being_kept(tell: Callable[..., None]) -> None:
     async def story(client: Client) -> None:
         await keep(client, graph())
         given = {"prompt": "x", "seed": 7}
-        kept = await draw(client, **given)
         for made in (graph(), default()):
             answer = await client.post("/workflows", json={"workflow": made, **given})
             assert answer.status_code == 200, answer.text
             brought = answer.json()
-            assert picture(brought["images"][0]).tobytes() == picture(kept["images"][0]).tobytes()
             assert (brought["seed"], brought["workflow"], grey(brought["images"][0])) == (7, "", 8)
         assert [one["name"] for one in (await client.get("/workflows")).json()["workflows"]] == ["poster"]
         for body, status, code in (
