@@ -44,7 +44,7 @@ from handler.server.comfy.desk import Desk
 from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.deployments import routes as deployment_routes
-from handler.server.health import health, live, ping, ready
+from handler.server.health import health, live, ping, ready, status
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
 from handler.server.links import content
@@ -104,6 +104,7 @@ def _routes(settings: Settings) -> list[BaseRoute]:
         Route("/health", health),
         Route("/health/live", live),
         Route("/health/ready", ready),
+        Route("/v1/status", status),
         Route("/metrics", metrics),
         Route("/openapi.json", describe),
         *workflow_routes(draw),

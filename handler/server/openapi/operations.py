@@ -99,6 +99,7 @@ OPERATIONS: dict[str, Operation] = {
         "Whether the model is loaded, how its cold start went, and what all this costs",
         {200: Answer("Ready.", READY), 503: Answer("Not ready.", READY)},
     ),
+    "/v1/status": _reading("The same and more, for people who look on: 200 whatever it is", "Status"),
     "/metrics": Operation("get", "For Prometheus", {200: Answer("Its text format.", {METRICS: TEXT})}),
     "/openapi.json": Operation(
         "get",

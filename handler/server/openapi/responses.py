@@ -5,6 +5,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from handler.api.comfy.report import Report
+from handler.catalog.licenses import License
 from handler.catalog.prices import Price
 from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
@@ -29,7 +30,7 @@ OPEN = {"Recipe": OPTIONAL}  # what is left out where there is none
 
 def types() -> dict[str, Schema]:
     """Of the dataclasses that answers have in them, as `asdict` gives them: with every field."""
-    kinds = (Ledger, Price, Verdict, Receipt, Recipe, Report)
+    kinds = (Ledger, License, Price, Verdict, Receipt, Recipe, Report)
     adapters = [(kind.__name__, "serialization", TypeAdapter(kind)) for kind in kinds]
     _, found = TypeAdapter.json_schemas(adapters, ref_template=REF)  # type: ignore[arg-type]
     defined: dict[str, Schema] = found["$defs"]
@@ -116,7 +117,35 @@ RARE = ("delivery", "notes", *ALONE)
 STEPS = {"steps": COUNT, "of": COUNT | {"description": "Over all pictures of the request."}}
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
 COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
+GPU = dict.fromkeys(("gpu_used", "gpu_total", "gpu_peak", "gpu_utilization", "gpu_temperature"), NUMBER)
+MACHINE = whole({"host_total": NUMBER, "host_peak": NUMBER, **GPU}, "host_peak", *GPU)
 ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT})
+SPEND = whole(
+    {
+        "month": TEXT,
+        "dollars_this_process": MAYBE_NUMBER,
+        "dollars_this_month": MAYBE_NUMBER,
+        "counted": TEXT,
+        "price": ref("Price"),
+        "cap": MAYBE_NUMBER,
+        "verdict": ref("Verdict"),
+    }
+)
+READY = {
+    "status": {"enum": list(get_args(EngineState))},
+    "model": TEXT,
+    "drawing": COUNT,
+    "waiting": COUNT,
+    "cold_start": ref("Ledger"),
+    "spend": ref("Spend"),
+}
+STATUS = {
+    "reason": TEXT | {"description": "Why it failed, if it has."},
+    "elapsed_s": NUMBER | {"description": "Seconds that its start has taken: so far, or in all."},
+    "queue": COUNT | {"description": "How many pictures may wait."},
+    "license": ref("License"),
+    "machine": MACHINE,
+}
 
 ANSWERS: dict[str, Schema] = {
     "Error": whole({"error": ref("Refusal")}),
@@ -157,24 +186,7 @@ ANSWERS: dict[str, Schema] = {
     ),
     "ModelInfo": whole({"model_path": TEXT | {"description": "It may be asked for by this name."}, "model": TEXT}),
     "Live": whole({"status": only("live")}),
-    "Ready": whole(
-        {
-            "status": {"enum": list(get_args(EngineState))},
-            "model": TEXT,
-            "drawing": COUNT,
-            "waiting": COUNT,
-            "cold_start": ref("Ledger"),
-            "spend": whole(
-                {
-                    "month": TEXT,
-                    "dollars_this_process": MAYBE_NUMBER,
-                    "dollars_this_month": MAYBE_NUMBER,
-                    "counted": TEXT,
-                    "price": ref("Price"),
-                    "cap": MAYBE_NUMBER,
-                    "verdict": ref("Verdict"),
-                }
-            ),
-        }
-    ),
+    "Ready": whole(READY),
+    "Status": whole(READY | STATUS),
+    "Spend": SPEND,
 }

@@ -24,7 +24,11 @@ export function create(open) {
     root: ROOT, api, on, emit, say, open,
     key: keys.get,
     changeKey: () => keys.ask(keys.get(), true),
-    model: () => once("model", async () => api.get(`v1/models/${(await api.get("v1/models")).data[0].id}`)),
+    model: () => once("model", async () => {
+      const { data: [first], loras } = await api.get("v1/models");
+      return { ...await api.get(`v1/models/${first.id}`), loras };
+    }),
+    health: () => api.get("health/ready", { also: [503] }),
     receipt: () => once("receipt", () => api.get("v1/receipt")),
     load: async parameters => { await open("make"); emit("load", parameters); },
     edit: async (blob, name) => { await open("make"); emit("edit", { blob, name }); },
@@ -54,12 +58,11 @@ function keeper(changed) {
 }
 
 async function dialog(tried, wanted) {
-  const input = element("input", { type: "password", name: "key", autocomplete: "off", required: !wanted, value: wanted && tried || "" });
-  const why = wanted ? "It is kept for this tab alone, and sent to this worker only." : tried
-    ? "The worker did not take that key. Try another."
-    : "This worker answers only to who has one of its keys. Yours is kept for this tab alone.";
-  const done = await ask("API key", field("Key", input, why), { "Use this key": "yes", Cancel: "" });
-  return done ? input.value.trim() : null;
+  const input = element("input", { type: "password", name: "key", autocomplete: "off", value: (wanted && tried) || "" });
+  const why = wanted ? "It is kept for this tab alone, and sent to this worker only. Leave it empty to forget it."
+    : tried ? "The worker did not take that key. Try another."
+      : "This worker answers only those who have one of its keys. Yours is kept for this tab alone.";
+  return await ask("API key", field("Key", input, why), "Use this key") ? input.value.trim() : null;
 }
 
 /** Show an error beside the field that it names, or else at the container's top, and go there. */
@@ -75,11 +78,12 @@ function fail(error, container, say) {
     named.setAttribute("aria-errormessage", "error");
     (named.closest(".field") || named.parentElement).append(text);
     named.focus();
+    if (document.activeElement === named) return say(error.message);
   } else {
-    text.tabIndex = -1;
     container.prepend(text);
-    text.focus();
   }
+  text.tabIndex = -1;
+  text.focus();
   say(error.message);
 }
 

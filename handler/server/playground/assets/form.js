@@ -1,0 +1,183 @@
+// What is asked for: the form's fields, which of them the served model honours, and what they say.
+
+import { element, field } from "./dom.js";
+
+const SHAPES = { Square: 1, Landscape: 4 / 3, Portrait: 3 / 4, Wide: 16 / 9, Tall: 9 / 16 };
+const WORDS = {
+  realtime: ["Realtime", "as fast as can be"],
+  quality: ["Quality", "as good as can be"],
+};
+const CARRIED = { sampling: "ComfyUI's sampling", reading: "ComfyUI's reading of prompts", step_cache: "step cache", long_prompts: "long prompts" };
+const LARGEST = Number.MAX_SAFE_INTEGER; // above it JavaScript loses digits of a seed
+
+const number = (name, more) => element("input", { type: "number", name, inputmode: "decimal", ...more });
+const choice = (name, values) => element("select", { name }, values.map(value => element("option", { value }, value)));
+
+export class Form {
+  constructor(app, submitted) {
+    this.app = app;
+    this.carried = {}; // of a picture's parameters what has no field here
+    this.last = null; // the seed of the latest picture
+    this.prompt = element("textarea", { name: "prompt", rows: 4, placeholder: "a red circle on a blue background", onkeydown: event => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.element.requestSubmit();
+    } });
+    this.modes = element("fieldset", { class: "modes", name: "quality" }, element("legend", {}, "Mode"));
+    this.button = element("button", { class: "primary wide" }, "Make");
+    this.notes = element("div", { class: "row" });
+    this.edit = element("div", {});
+    this.element = element("form", { class: "card ask", novalidate: true, onsubmit: event => { event.preventDefault(); submitted(); } },
+      field("What should the picture show?", this.prompt, "Ctrl and Enter make it."),
+      this.edit, this.modes, this.notes, this.button, this.advanced());
+  }
+
+  advanced() {
+    this.shape = element("select", { name: "size", onchange: () => this.reshape() });
+    this.seed = element("input", { name: "seed", inputmode: "numeric", placeholder: "random", autocomplete: "off", oninput: () => this.lock(this.seed.value !== "") });
+    this.locked = element("button", { type: "button", "aria-pressed": "false", title: "Keep this seed", onclick: () => this.lock(!this.keeps) }, "Keep");
+    const dice = element("button", { type: "button", title: "A new random seed", "aria-label": "A new random seed", onclick: () => {
+      this.seed.value = Math.floor(Math.random() * 2 ** 31);
+      this.lock(true);
+    } }, "⚄");
+    this.loras = element("fieldset", { name: "loras", tabindex: -1 }, element("legend", {}, "LoRAs"));
+    return element("details", { class: "advanced" }, element("summary", {}, "Advanced"),
+      field("Size", this.shape),
+      element("div", { class: "pair" }, field("Width", number("width"), "Pixels"), field("Height", number("height"), "Pixels")),
+      element("div", { class: "pair" },
+        field("Steps", number("num_inference_steps", { step: 1 }), "More steps take longer and show more detail. Empty: as the mode says."),
+        field("Guidance", number("guidance_scale", { step: 0.1 }), "How closely the picture keeps to the prompt.")),
+      field("Seed", this.seed, "The same seed and settings make the same picture.", [dice, this.locked]),
+      field("Leave out", element("textarea", { name: "negative_prompt", rows: 2 }), "What the picture should not show."),
+      element("div", { class: "pair" },
+        field("How many", number("n", { min: 1, step: 1 }), "Their seeds follow each other."),
+        field("File", choice("output_format", ["png", "jpeg", "webp"]), "PNG keeps the settings inside.")),
+      field("Scheduler", choice("scheduler", []), "The way from noise to a picture."),
+      this.loras,
+      element("p", { class: "hint" }, "Controls: poses, edges and depth (ControlNet) cannot guide pictures here yet."));
+  }
+
+  get keeps() { return this.locked.getAttribute("aria-pressed") === "true"; }
+  lock(on) {
+    if (on && !this.seed.value && this.last != null) this.seed.value = this.last;
+    this.locked.setAttribute("aria-pressed", String(on && this.seed.value !== ""));
+  }
+  control(name) { return this.element.querySelector(`[name="${name}"]`); }
+
+  /** Enable what the model honours, within its bounds; say of the rest why not. */
+  honour(model) {
+    this.model = model;
+    const { fields } = model;
+    for (const [name, { refused, minimum, maximum, values, default: usual }] of Object.entries(fields)) {
+      const control = this.control(name);
+      if (!control) continue;
+      control.disabled = Boolean(refused);
+      if (refused) control.closest(".field").querySelector(".hint").textContent = refused;
+      else if (control.type === "number") Object.assign(control, { min: minimum, max: maximum, placeholder: usual ?? "" });
+      if (control.tagName === "SELECT" && values) control.replaceChildren(...values.map(value => element("option", { value }, value)));
+    }
+    this.shapes(fields.width, fields.height);
+    this.offer(model.modes);
+    this.list(model.loras);
+  }
+
+  shapes(width, height) {
+    const area = width.default * height.default, grid = width.multiple;
+    const near = side => Math.min(width.maximum, Math.max(width.minimum, Math.round(side / grid) * grid));
+    const sizes = Object.entries(SHAPES).map(([name, ratio]) => [name, near(Math.sqrt(area * ratio)), near(Math.sqrt(area / ratio))]);
+    this.shape.replaceChildren(...sizes.map(([name, w, h]) => element("option", { value: `${w}x${h}` }, `${name}, ${w} × ${h}`)),
+      element("option", { value: "own" }, "Your own"));
+    this.reshape();
+  }
+
+  reshape() {
+    const own = this.shape.value === "own";
+    const [width, height] = this.shape.value.split("x");
+    this.control("width").closest(".pair").hidden = !own;
+    if (!own) Object.assign(this.control("width"), { value: width }) && Object.assign(this.control("height"), { value: height });
+  }
+
+  offer(modes) {
+    const chosen = modes.find(mode => mode.quality === "auto" && !mode.refused) || modes[0];
+    this.modes.replaceChildren(this.modes.firstChild, ...modes.map(mode => {
+      const [name, promise] = WORDS[mode.id] || [mode.id, ""];
+      const radio = element("input", { type: "radio", name: "mode", value: mode.quality, checked: mode === chosen, disabled: Boolean(mode.refused) });
+      return element("label", { title: mode.refused }, radio, element("b", {}, name),
+        element("span", { class: "hint" }, mode.refused || `${promise}: ${mode.steps} step${mode.steps > 1 ? "s" : ""}`));
+    }));
+  }
+
+  list(loras) {
+    const rows = loras.map(lora => {
+      const weight = number(`lora:${lora.name}`, { value: 1, min: -10, max: 10, step: 0.1, "aria-label": `Weight of ${lora.name}` });
+      const box = element("input", { type: "checkbox", value: lora.name });
+      const words = lora.trigger_words.length ? `say ${lora.trigger_words.join(", ")}` : lora.made_for;
+      return element("div", { class: "row tight lora" }, element("label", {}, box, ` ${lora.name} `, element("span", { class: "hint" }, words)), weight);
+    });
+    this.loras.disabled = !rows.length;
+    this.loras.replaceChildren(this.loras.firstChild, ...(rows.length ? rows : [element("p", { class: "hint" },
+      "Small files that teach the model a style or a subject. This worker has none: put some into the folder loras of its volume.")]));
+  }
+
+  /** The request's fields as the API calls them, without images; only what differs from what the worker does anyway. */
+  read() {
+    const said = { prompt: this.prompt.value, ...this.carried };
+    const { fields = {} } = this.model || {};
+    for (const name of ["width", "height", "num_inference_steps", "guidance_scale", "n"]) {
+      const control = this.control(name);
+      if (control.value !== "" && !control.disabled) said[name] = Number(control.value);
+    }
+    if (this.shape.value !== "own" && said.width === fields.width?.default && said.height === fields.height?.default) delete said.width, delete said.height;
+    for (const name of ["scheduler", "output_format", "negative_prompt"]) {
+      const control = this.control(name);
+      if (control.value && !control.disabled && control.value !== fields[name]?.values?.[0]) said[name] = control.value;
+    }
+    const mode = this.element.elements.mode?.value;
+    if (mode && mode !== "auto" && !said.num_inference_steps && !said.sampling) said.quality = mode;
+    if (said.n === 1) delete said.n;
+    if (this.keeps) said.seed = this.seeded();
+    const loras = [...this.loras.querySelectorAll(":checked")].map(box => ({ name: box.value, weight: Number(this.control(`lora:${CSS.escape(box.value)}`).value) }));
+    return loras.length ? { ...said, loras } : said;
+  }
+
+  seeded() {
+    const text = this.seed.value.trim();
+    return /^\d+$/.test(text) && Number(text) <= LARGEST ? Number(text) : text;
+  }
+
+  /** Put a picture's parameters into the fields: a request's names, or those that a PNG carries. */
+  fill(given) {
+    const size = given.size || [given.width, given.height];
+    const values = { prompt: given.prompt ?? "", negative_prompt: given.negative_prompt ?? "", scheduler: given.scheduler, n: given.n ?? "",
+      output_format: given.output_format ?? "png", seed: given.seed ?? "",
+      num_inference_steps: given.num_inference_steps ?? given.steps ?? "", guidance_scale: given.guidance_scale ?? given.guidance ?? "" };
+    const list = this.control("scheduler");
+    values.scheduler = [...list.options].some(option => option.value === values.scheduler) ? values.scheduler : list.options[0]?.value;
+    for (const [name, value] of Object.entries(values)) if (!this.control(name).disabled || name === "prompt") this.control(name).value = value ?? "";
+    const { width, height } = this.model?.fields || {};
+    this.resize(size[0] || width?.default, size[1] || height?.default);
+    this.lock(values.seed !== "");
+    for (const radio of this.modes.querySelectorAll("input")) radio.checked = radio.value === (given.quality || "auto") && !radio.disabled;
+    if (!this.modes.querySelector(":checked")) this.modes.querySelector("input:enabled")?.click();
+    for (const box of this.loras.querySelectorAll("[type=checkbox]")) {
+      const one = (given.loras || []).find(lora => lora.name === box.value);
+      box.checked = Boolean(one);
+      if (one) this.control(`lora:${CSS.escape(box.value)}`).value = one.weight;
+    }
+    this.carry(given);
+  }
+
+  resize(width, height) {
+    const size = `${width}x${height}`;
+    this.shape.value = [...this.shape.options].some(option => option.value === size) ? size : "own";
+    this.reshape();
+    if (this.shape.value === "own") Object.assign(this.control("width"), { value: width }) && Object.assign(this.control("height"), { value: height });
+  }
+
+  carry(given) {
+    this.carried = Object.fromEntries(Object.keys(CARRIED).filter(name => given[name]).map(name => [name, given[name]]));
+    if (this.carried.sampling) for (const name of ["num_inference_steps", "scheduler"]) this.control(name).value = this.control(name).tagName === "SELECT" ? this.control(name).options[0]?.value : "";
+    this.notes.replaceChildren(...Object.keys(this.carried).map(name => element("button", { type: "button", class: "chip", onclick: event => {
+      delete this.carried[name];
+      event.currentTarget.remove();
+    } }, `${CARRIED[name]} ×`)));
+  }
+}

@@ -1,0 +1,97 @@
+// A picture as a request, to copy: for curl, for OpenAI's package, and as a graph in ComfyUI's API format.
+
+const quoted = text => `'${text.replaceAll("'", "'\\''")}'`;
+const ENDING = { png: "png", jpeg: "jpg", webp: "webp" };
+const STEPS = { // how ComfyUI calls a scheduler: its sampler, and its schedule
+  "flow-match-euler": ["euler", "simple"], euler: ["euler", "normal"], "euler-a": ["euler_ancestral", "normal"],
+  "dpm++": ["dpmpp_2m", "normal"], heun: ["heun", "normal"], ddim: ["ddim", "ddim_uniform"],
+};
+const OPENAI = ["prompt", "n", "quality", "output_format"]; // that its package knows
+
+/** The whole of what was asked, with the seed that was drawn. */
+function asked(picture) {
+  const { width, height, ...rest } = picture.request;
+  return { ...rest, n: undefined, seed: picture.seed, size: `${picture.width}x${picture.height}` };
+}
+
+function files(picture) {
+  return [["image", "picture.png", picture.edited], ["mask", "mask.png", picture.masked]].filter(([, , is]) => is);
+}
+
+export function curl(picture, { root, key }) {
+  const form = picture.request.output_format || "png";
+  const fields = asked(picture), sent = files(picture);
+  const url = `${root}v1/images/${sent.length ? "edits" : "generations"}`;
+  const text = value => typeof value === "string" ? value : Array.isArray(value) ? value.map(one => `${one.name}:${one.weight}`).join(",") : JSON.stringify(value);
+  const body = sent.length
+    ? [...sent.map(([name, file]) => `-F ${name}=@${file}`), ...Object.entries(fields).filter(([, value]) => value !== undefined).map(([name, value]) => `--form-string ${quoted(`${name}=${text(value)}`)}`)]
+    : ["-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`];
+  return [`curl -s --fail-with-body ${quoted(url)}`, ...(key ? ['-H "Authorization: Bearer $KINDLING_API_KEY"'] : []),
+    `-H 'Accept: image/${form}'`, ...body, `-o kindling.${ENDING[form]}`].join(" \\\n  ");
+}
+
+export function python(picture, { root, key }) {
+  const { size, ...fields } = asked(picture), sent = files(picture);
+  const literal = value => JSON.stringify(value).replace(/[\u2028\u2029]/g, mark => `\\u${mark.charCodeAt(0).toString(16)}`);
+  const own = Object.entries(fields).filter(([name, value]) => OPENAI.includes(name) && value !== undefined);
+  const more = Object.fromEntries(Object.entries(fields).filter(([name]) => !OPENAI.includes(name)));
+  const lines = [...sent.map(([name, file]) => `    ${name}=open("${file}", "rb"),`),
+    ...own.map(([name, value]) => `    ${name}=${literal(value)},`), `    size="${size}",`, `    extra_body=${spelled(more)},`];
+  return `import base64
+import os
+from openai import OpenAI
+
+client = OpenAI(base_url="${root}v1", api_key=${key ? 'os.environ["KINDLING_API_KEY"]' : '"unused"'})
+answer = client.images.${sent.length ? "edit" : "generate"}(
+    model="${picture.model}",
+${lines.join("\n")}
+)
+with open("kindling.${ENDING[fields.output_format || "png"]}", "wb") as file:
+    file.write(base64.b64decode(answer.data[0].b64_json))
+`;
+}
+
+/** JSON as Python says it. */
+function spelled(value) {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(spelled).join(", ")}]`;
+  if (typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value).filter(([, each]) => each !== undefined).map(([name, each]) => `${JSON.stringify(name)}: ${spelled(each)}`).join(", ")}}`;
+}
+
+/** The same settings as ComfyUI's page would send them; the noise of its samplers is another. */
+export async function graph(picture, { api, model }) {
+  const { fields, modes } = model, said = picture.request;
+  const loader = (await api.get("object_info/CheckpointLoaderSimple")).CheckpointLoaderSimple.input.required.ckpt_name;
+  const [sampler_name, scheduler] = STEPS[said.scheduler || fields.scheduler.values[0]];
+  const guidance = said.guidance_scale ?? fields.guidance_scale.default;
+  const guided = !fields.negative_prompt.refused && guidance > 1; // else the model is told its guidance, or has none
+  const steps = said.num_inference_steps || modes.find(mode => mode.quality === said.quality)?.steps || fields.num_inference_steps.default;
+  const nodes = {};
+  const node = (id, class_type, inputs) => { nodes[id] = { class_type, inputs }; return id; };
+  let weights = [node("4", "CheckpointLoaderSimple", { ckpt_name: loader[0][0] }), 0], clip = ["4", 1];
+  (said.loras || []).forEach(({ name, weight }, index) => {
+    const id = node(`${20 + index}`, "LoraLoader", { model: weights, clip, lora_name: `${name}.safetensors`, strength_model: weight, strength_clip: weight });
+    weights = [id, 0];
+    clip = [id, 1];
+  });
+  let positive = [node("6", "CLIPTextEncode", { text: said.prompt, clip }), 0];
+  if (!guided && !fields.guidance_scale.refused) positive = [node("10", "FluxGuidance", { conditioning: positive, guidance }), 0];
+  const negative = [node("7", "CLIPTextEncode", { text: said.negative_prompt || "", clip }), 0];
+  let latent = [node("5", "EmptyLatentImage", { width: picture.width, height: picture.height, batch_size: 1 }), 0], denoise = 1;
+  if (picture.edited) {
+    const seen = [node("12", "VAEEncode", { pixels: [node("11", "LoadImage", { image: "picture.png" }), 0], vae: ["4", 2] }), 0];
+    if (fields.strength.refused) positive = [node("13", "ReferenceLatent", { conditioning: positive, latent: seen }), 0];
+    else {
+      latent = seen;
+      denoise = said.strength ?? (picture.masked ? 1 : fields.strength.default);
+      delete nodes["5"];
+    }
+    if (picture.masked) latent = [node("15", "SetLatentNoiseMask", { samples: seen, mask: [node("14", "LoadImageMask", { image: "mask.png", channel: "red" }), 0] }), 0];
+  }
+  node("3", "KSampler", { model: weights, positive, negative, latent_image: latent, seed: picture.seed, steps, cfg: guided ? guidance : 1, sampler_name, scheduler, denoise });
+  node("8", "VAEDecode", { samples: ["3", 0], vae: ["4", 2] });
+  node("9", "SaveImage", { images: ["8", 0], filename_prefix: "Kindling" });
+  return JSON.stringify(nodes, null, 2);
+}
