@@ -9,8 +9,8 @@ const HINTS = {
   model: "What it draws with.",
   gpu: "The cheapest that holds the model is usually right.",
   precision: "How weights are kept. Fewer bits take less memory.",
-  min: "Workers that always run, and are paid for all the time. Empty: as the platform does it, mostly none.",
-  max: "So that many requests cannot become a large bill.",
+  min: "Workers that always run, and are paid for. Empty: mostly none.",
+  max: "Workers, so that the bill has an end.",
   region: "By the platform's name, such as us-east-1. Empty: anywhere.",
 };
 const option = (value, text = value) => element("option", { value }, text);
@@ -28,6 +28,7 @@ export async function mount(section, app) {
   const result = element("div", { class: "result", "aria-live": "off" });
   section.append(element("div", { class: "deploying" }, form, result));
 
+  const urls = [];
   let choices, asking;
   app.on("key", start);
   await start();
@@ -39,7 +40,7 @@ export async function mount(section, app) {
       controls.platform.replaceChildren(...found.platforms.map(({ id }) => option(id, NAMES[id] || id)));
       controls.model.replaceChildren(...found.models.map(({ id }) => option(id)));
       controls.model.value = model.model;
-      controls.precision.replaceChildren(...found.precisions.map(({ id, meaning }) => option(id, `${id}: ${meaning}`)));
+      controls.precision.replaceChildren(...found.precisions.map(({ id, meaning }) => option(id === "auto" ? "" : id, `${id}: ${meaning}`)));
       await show();
     } catch (error) {
       app.fail(error, form);
@@ -80,6 +81,7 @@ export async function mount(section, app) {
   }
 
   function told(found) {
+    for (const url of urls.splice(0)) URL.revokeObjectURL(url);
     const facts = Object.entries(FACTS).map(([name, label]) => element("div", {}, element("dt", {}, label), element("dd", {}, found[name])));
     return [
       element("h2", {}, `${found.model} on ${NAMES[found.platform] || found.platform}`),
@@ -95,6 +97,7 @@ export async function mount(section, app) {
   function text(title, shown, name, file) {
     const pre = element("pre", { tabindex: 0, "aria-label": title }, shown);
     const href = URL.createObjectURL(new Blob([file], { type: "text/plain" }));
+    urls.push(href);
     return element("section", { class: "text" },
       element("div", { class: "row" }, element("h3", {}, title), element("button", { type: "button", onclick: () => copy(pre) }, "Copy"),
         element("a", { class: "button", href, download: name }, "Download")), pre);

@@ -2,6 +2,7 @@
 
 import { create } from "./app.js";
 import { element } from "./dom.js";
+import { watch } from "./dropping.js";
 
 const TABS = { make: "Make", workflows: "Workflows", worker: "Worker", deploy: "Deploy" };
 const mounted = {};
@@ -46,5 +47,6 @@ document.querySelector(".skip").addEventListener("click", event => {
   document.getElementById("main").focus();
 });
 document.getElementById("key").addEventListener("click", () => app.changeKey());
+watch(app);
 addEventListener("hashchange", shown);
 shown();
