@@ -3,6 +3,7 @@
 import { create } from "./app.js";
 import { banner } from "./banner.js";
 import { element } from "./dom.js";
+import { watch } from "./dropping.js";
 import { follow } from "./status.js";
 
 const TABS = { make: "Make", workflows: "Workflows", worker: "Worker", deploy: "Deploy" };
@@ -48,6 +49,7 @@ document.querySelector(".skip").addEventListener("click", event => {
   document.getElementById("main").focus();
 });
 document.getElementById("key").addEventListener("click", () => app.changeKey());
+watch(app);
 addEventListener("hashchange", shown);
 shown();
 banner(document.getElementById("banner"), app);
