@@ -24,7 +24,7 @@ export async function mount(section, app) {
   const labels = { platform: "Platform", model: "Model", gpu: "GPU", precision: "Precision", min: "At least", max: "At most", region: "Region" };
   const fields = Object.entries(controls).map(([name, control]) => field(labels[name], control, HINTS[name]));
   const form = element("form", { class: "card", novalidate: true, onsubmit: event => event.preventDefault(), onchange: show },
-    element("h2", {}, "Deploy"), element("p", { class: "hint" }, "Nothing is rented here: these are commands to run yourself."), fields);
+    element("h1", {}, "Deploy"), element("p", { class: "hint" }, "Nothing is rented here: these are commands to run yourself."), fields);
   const result = element("div", { class: "result", "aria-live": "off" });
   section.append(element("div", { class: "deploying" }, form, result));
 

@@ -26,9 +26,9 @@ class Workflows {
     } });
     this.kept = element("div", {});
     this.editor = element("p", {});
-    this.shelf = element("div", { class: "card" }, element("h2", {}, "Workflows"),
+    this.shelf = element("div", { class: "card" }, element("h1", {}, "Workflows"),
       field("Open a ComfyUI workflow", input, "JSON as ComfyUI saves it, in either format, or a picture that carries one. Nothing is run before you say so."),
-      this.editor, element("h3", {}, "Kept on this worker"), this.kept);
+      this.editor, element("h2", {}, "Kept on this worker"), this.kept);
     this.desk = element("div", { class: "desk" });
     section.append(element("div", { class: "bench" }, this.shelf, this.desk));
   }
