@@ -6,6 +6,16 @@ const LARGEST = 1024; // pixels of the mask's longer side; the worker stretches 
 const NUDGES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const HELP = "Draw over what shall change. By keyboard: arrows move the brush, Space puts it down and lifts it, [ and ] change its size, E erases, Ctrl and Z undo.";
 
+/** What is seen on every picture. */
+function stripes(pen) {
+  const tile = element("canvas", { width: 12, height: 12 }), over = tile.getContext("2d");
+  for (const [colour, from] of [["#f40", 0], ["#fff", 6]]) {
+    over.fillStyle = colour;
+    for (let row = 0; row < 12; row++) for (const left of [0, 12, -12]) over.fillRect(from + row + left, row, 6, 1);
+  }
+  return pen.createPattern(tile, "repeat");
+}
+
 /** Put a brush over `image` into `host`. The promise of `blob()` is a PNG of the image's shape, transparent where it is
  * to be drawn anew and black elsewhere; null if nothing is marked. */
 export function brush(host, image) {
@@ -15,6 +25,7 @@ export function brush(host, image) {
   below.getContext("2d").drawImage(image, 0, 0, size.width, size.height);
   const marks = element("canvas", { ...size, class: "marks", tabindex: 0, role: "img", "aria-describedby": "brush-help" });
   const pen = marks.getContext("2d", { willReadFrequently: true });
+  const ink = stripes(pen);
   const ring = element("div", { class: "ring", hidden: true });
   const easel = element("div", { class: "easel" }, below, marks, ring);
   easel.style.width = `min(100%, ${(70 * size.width) / size.height}vh)`;
@@ -33,7 +44,7 @@ export function brush(host, image) {
 
   function draw({ path, radius, erase }, from = 0) {
     pen.globalCompositeOperation = erase ? "destination-out" : "source-over";
-    pen.strokeStyle = pen.fillStyle = "#f40";
+    pen.strokeStyle = pen.fillStyle = ink;
     Object.assign(pen, { lineCap: "round", lineJoin: "round", lineWidth: 2 * radius });
     pen.beginPath();
     const [first, ...rest] = path.slice(from);
@@ -53,7 +64,7 @@ export function brush(host, image) {
 
   function turn() {
     pen.globalCompositeOperation = "source-out";
-    pen.fillStyle = "#f40";
+    pen.fillStyle = ink;
     pen.fillRect(0, 0, size.width, size.height);
   }
 

@@ -6,6 +6,7 @@ import { address, bytes } from "./picture.js";
 
 const STATES = { read: "read", refused: "refused", waits: "waits for one that is refused", unused: "not used" };
 const VERDICTS = { runs: "It runs.", "runs in part": "A part of it runs.", refused: "It cannot run here." };
+const NAME = /^[a-z0-9][a-z0-9_-]{0,63}$/;
 const SHOWN = 300; // nodes that are listed
 const PREVIEWS = 3;
 
@@ -106,14 +107,16 @@ class Workflows {
     const list = (title, lines) => lines.length ? [element("h3", {}, title), element("ul", {}, lines.map(line => element("li", {}, line)))] : [];
     const words = report.pictures.flatMap(({ passes, changes }) => [...passes.map(({ words }) => words),
       ...(changes ? [`Then it is changed ${changes} times, such as in size.`] : [])]);
-    const count = report.pictures.reduce((sum, one) => sum + one.outputs.length, 0);
+    const count = report.pictures.reduce((sum, one) => sum + one.outputs.length, 0), refused = report.verdict === "refused";
+    const ahead = report.missing.filter(text => !report.files.some(({ folder, served_by }) => folder === "input" && served_by === text)); // its images are fields
+    const runs = !refused && !ahead.length;
     this.desk.replaceChildren(
       element("h2", {}, file.name),
-      element("p", { class: `verdict ${report.ready ? "good" : "error"}` }, report.ready || report.verdict === "refused" ? VERDICTS[report.verdict] : "It would run, but not now."),
-      ...list(report.verdict === "refused" ? "Why not" : "What is left out", report.why),
-      ...(report.verdict === "refused" ? [] : list("What has to be done before", report.missing)),
-      ...(report.ready ? this.form(report, report.values, "workflows", { workflow: report.graph }, count) : []),
-      ...(report.verdict === "refused" ? [] : [this.keep(file)]),
+      element("p", { class: `verdict ${runs ? "good" : "error"}` }, runs || refused ? VERDICTS[report.verdict] : "It would run, but not now."),
+      ...list(refused ? "Why not" : "What is left out", report.why),
+      ...(refused ? [] : list("What has to be done before", ahead)),
+      ...(runs ? this.form(report, report.values, "workflows", { workflow: report.graph }, count) : []),
+      ...(refused ? [] : [this.keep(file)]),
       element("details", { class: "card" }, element("summary", {}, "What it means here"),
         ...list("Pictures", words), ...list("Takes", this.takes(report)), ...list("Files", report.files.map(({ name, state, served_by }) => `${name}: ${state}${served_by ? `, ${served_by}` : ""}`)),
         ...list("Notes", report.notes)),
@@ -205,6 +208,7 @@ class Workflows {
       event.preventDefault();
       this.app.clear(form);
       try {
+        if (!NAME.test(name.value)) throw new ApiError("A name has 1 to 64 small letters, digits, - and _, and begins with a letter or a digit.", { param: "workflow" });
         const type = /^image\//.test(file.type) ? file.type : "application/json";
         const kept = await this.app.api.send("PUT", `workflows/${encodeURIComponent(name.value)}`, new Blob([file], { type }));
         await this.list();
@@ -214,7 +218,7 @@ class Workflows {
         said.textContent = "";
         this.app.fail(error, form);
       }
-    } }, field("Keep it as an endpoint", name, "Small letters, digits, - and _. A name that is taken gets this workflow, as a new version.", [element("button", {}, "Keep")]));
+    } }, field("Keep it as an endpoint", name, "A name that is taken gets this workflow, as a new version.", [element("button", {}, "Keep")]));
     const said = element("p", { class: "hint" });
     form.append(said);
     return form;
