@@ -38,10 +38,10 @@ class Make {
   /** What the served model can, and what a second of it costs. */
   async learn() {
     try {
-      const [model, health] = await Promise.all([this.app.model(), this.app.health()]);
+      const [model, status] = await Promise.all([this.app.model(), this.app.status()]);
       this.app.clear(this.form.element);
       this.form.honour(model);
-      this.rate = health.spend.price.dollars_per_s;
+      this.rate = status.spend.price.dollars_per_s;
       if (!this.well.querySelector("img")) this.invite(EXAMPLES[model.model] || EXAMPLES.other);
     } catch (error) {
       this.app.fail(error, this.form.element);
@@ -125,7 +125,7 @@ class Make {
   watch() {
     let before = Infinity, over = false;
     const look = async () => {
-      const { status, drawing, waiting } = await this.app.health().catch(() => ({}));
+      const { status, drawing, waiting } = await this.app.status().catch(() => ({}));
       if (over || status === undefined) return;
       before = Math.min(before, drawing + waiting - 1);
       this.tell(status === "starting" ? "The worker is loading its model. The picture waits for that."
