@@ -1,13 +1,20 @@
 """A real browser, driven as a person would: chromium without a window; and what goes wrong in its pages."""
 
+from __future__ import annotations
+
 import base64
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
+
+from serving import Served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = (  # so that the browser itself asks nobody for anything
@@ -34,6 +41,9 @@ def chromium() -> Iterator[Browser]:
     """
     if CHROMIUM is None:
         pytest.skip("it needs chromium, which is not installed here: apt install chromium")
+    from playwright.sync_api import expect, sync_playwright  # late: most tests need none
+
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET])
         yield browser
@@ -78,3 +88,25 @@ class Visit:
 def drop(target: Locator, data: bytes, name: str, media: str, x: float = 0.5, y: float = 0.5) -> None:
     """A file onto an element, at this part of its width and height."""
     target.evaluate(DROP, [base64.b64encode(data).decode(), name, media, x, y])
+
+
+@pytest.fixture(scope="module")  # no longer: other tests have event loops of their own
+def browser() -> Iterator[Browser]:
+    """Skips where there is none."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Of somebody who was never here. That nothing went wrong, is asserted in the end."""
+    with browser.new_context() as context:
+        found = Visit(context)
+        yield found
+        assert found.faults == []
+
+
+@pytest.fixture
+def page(visit: Visit, server: Served) -> Page:
+    """The playground, before a server without keys that all tests share."""
+    return visit.open(f"{server.url}/")

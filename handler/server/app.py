@@ -43,6 +43,7 @@ from handler.server.comfy import editor
 from handler.server.comfy.desk import Desk
 from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
+from handler.server.deployments import routes as deployment_routes
 from handler.server.health import health, live, ping, ready, status
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
@@ -107,6 +108,7 @@ def _routes(settings: Settings) -> list[BaseRoute]:
         Route("/metrics", metrics),
         Route("/openapi.json", describe),
         *workflow_routes(draw),
+        *deployment_routes(),
         *comfy_routes(Desk().routes() if settings.comfy_ui else {}),
         Route("/models/{folder:path}", draw, methods=["POST"]),  # behind ComfyUI's, which only reads
         *explain_routes(),

@@ -55,6 +55,5 @@ def _status(engine: Engine) -> dict[str, Any]:
         "reason": engine.error.message if engine.error else "",
         "elapsed_s": engine.ledger.total_s or round(engine.clock.elapsed, 3),
         "queue": engine.settings.queue,
-        "license": asdict(engine.spec.license),
         "machine": machine(engine),
     }

@@ -8,7 +8,6 @@ import pytest
 
 from fakes import FakeFamily
 from handler import Clock, Engine, Settings, Worker, create_app
-from handler.catalog.licenses import FLUX_1_DEV
 from handler.core.errors import StartError
 from handler.server import metrics
 from serving import Served, live
@@ -30,7 +29,6 @@ def test_of_one_that_serves(server: Served) -> None:
     }
     assert (found["spend"].keys(), found["queue"], found["reason"]) == (ready["spend"].keys(), 32, "")
     assert found["elapsed_s"] == ready["cold_start"]["total_s"] > 0
-    assert found["license"]["name"] == "MIT License"
     assert 0 < found["machine"]["host_peak"] < found["machine"]["host_total"]
 
 
@@ -45,7 +43,7 @@ def test_while_it_starts_its_seconds_go_on(family: FakeFamily) -> None:
             assert go.wait(30)
         return family.boot(settings, clock)
 
-    engine = Engine(Settings(model="flux-dev", queue=3, cold_start_budget_s=3600), boot=boot)
+    engine = Engine(Settings(queue=3), Clock.anew(240), boot)
     with live(create_app(engine, public=False)) as url:
         assert begun.wait(30)
         first, second = status(url), status(url)
@@ -53,7 +51,7 @@ def test_while_it_starts_its_seconds_go_on(family: FakeFamily) -> None:
         ledger = second["cold_start"]
         assert (second["status"], ledger["phase"], ledger["total_s"]) == ("starting", "weights", 0)
         assert [phase["name"] for phase in ledger["phases"]] == ["volume"]
-        assert (second["queue"], second["license"]["obligation"]) == (3, FLUX_1_DEV.obligation)
+        assert second["queue"] == 3
         go.set()
         engine.wait_booted()
         third = status(url)
@@ -65,7 +63,7 @@ def test_of_one_that_failed_it_tells_why() -> None:
         with clock.start("spark"), clock.phase("weights"):
             raise StartError("model.safetensors is damaged; fetch it again.")
 
-    engine = Engine(Settings(cold_start_budget_s=3600), boot=boot)
+    engine = Engine(Settings(), Clock.anew(240), boot)
     with live(create_app(engine, public=False)) as url:
         assert engine.over.wait(30)
         found = status(url)

@@ -65,6 +65,12 @@ class Field:
         """Whether it is a mask on an image that another field may send."""
         return any(place.key == ALPHA for place in self.places)
 
+    def of(self, graph: Mapping[str, Any]) -> Any:
+        """The value that `graph` has in the first of its places."""
+        place = self.places[0]
+        found = graph[place.node]["inputs"].get(place.input)
+        return found.get(place.key) if place.key else found
+
     @property
     def schema(self) -> dict[str, Any]:
         """As JSON Schema has it."""

@@ -5,7 +5,6 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from handler.api.comfy.report import Report
-from handler.catalog.licenses import License
 from handler.catalog.prices import Price
 from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
@@ -30,7 +29,7 @@ OPEN = {"Recipe": OPTIONAL}  # what is left out where there is none
 
 def types() -> dict[str, Schema]:
     """Of the dataclasses that answers have in them, as `asdict` gives them: with every field."""
-    kinds = (Ledger, License, Price, Verdict, Receipt, Recipe, Report)
+    kinds = (Ledger, Price, Verdict, Receipt, Recipe, Report)
     adapters = [(kind.__name__, "serialization", TypeAdapter(kind)) for kind in kinds]
     _, found = TypeAdapter.json_schemas(adapters, ref_template=REF)  # type: ignore[arg-type]
     defined: dict[str, Schema] = found["$defs"]
@@ -142,7 +141,6 @@ STATUS = {
     "reason": TEXT | {"description": "Why it failed, if it has."},
     "elapsed_s": NUMBER | {"description": "Seconds that its start has taken: so far, or in all."},
     "queue": COUNT | {"description": "How many pictures may wait."},
-    "license": ref("License"),
     "machine": MACHINE,
 }
 

@@ -56,7 +56,8 @@ async function content(answer) {
 async function fail(answer) {
   const said = await answer.json().catch(() => null);
   const error = said?.error?.message ? said.error : { message: `The worker answered ${answer.status} ${answer.statusText}.`.replace(" .", ".") };
-  throw new ApiError(error.message, { code: "", ...error, status: answer.status });
+  const message = error.details ? `${error.message}: ${error.details}` : error.message; // as ComfyUI's routes have it
+  throw new ApiError(message, { code: "", ...error, status: answer.status });
 }
 
 /** Server-sent events, as they come. */

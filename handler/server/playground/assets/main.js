@@ -1,7 +1,10 @@
 // The tabs: each has a module, which is loaded when it is first shown.
 
 import { create } from "./app.js";
+import { banner } from "./banner.js";
 import { element } from "./dom.js";
+import { watch } from "./dropping.js";
+import { follow } from "./status.js";
 
 const TABS = { make: "Make", workflows: "Workflows", worker: "Worker", deploy: "Deploy" };
 const mounted = {};
@@ -52,7 +55,10 @@ document.querySelector(".skip").addEventListener("click", event => {
   document.getElementById("main").focus();
 });
 document.getElementById("key").addEventListener("click", () => app.changeKey());
+watch(app);
 addEventListener("hashchange", shown);
 app.on("key", linked);
 linked();
 shown();
+banner(document.getElementById("banner"), app);
+follow(app, () => location.hash === "#worker");
