@@ -4,6 +4,7 @@ It is found by asking: each field that a model may refuse is tried, so that this
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, get_args
 
 from handler.api import served
@@ -30,10 +31,11 @@ GUIDED = {"guidance_scale": 2.0}  # through which a negative prompt works
 
 
 def told(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
-    """The model's id, whether ComfyUI's editor is here, the model's modes, and the fields that it honours or refuses."""
+    """The model's id, licence and modes, the fields that it honours or refuses, and whether ComfyUI's editor is here."""
     return {
         "model": spec.id,
         "embedded": spec.embedded,
+        "license": {name: value for name, value in asdict(spec.license).items() if name != "gated"},
         "editor": settings.comfy_ui,
         "modes": modes(spec),
         "fields": fields(spec, settings),
