@@ -31,11 +31,12 @@ GUIDED = {"guidance_scale": 2.0}  # through which a negative prompt works
 
 
 def told(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
-    """The model's id, licence, modes, and the fields that it honours or refuses."""
+    """The model's id, licence and modes, the fields that it honours or refuses, and whether ComfyUI's editor is here."""
     return {
         "model": spec.id,
         "embedded": spec.embedded,
         "license": {name: value for name, value in asdict(spec.license).items() if name != "gated"},
+        "editor": settings.comfy_ui,
         "modes": modes(spec),
         "fields": fields(spec, settings),
     }

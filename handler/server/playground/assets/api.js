@@ -9,14 +9,13 @@ export class ApiError extends Error {
   }
 }
 
-/** `keys`: { get(), ask(tried) }. Paths are from the worker's root on, wherever that is mounted. `also` in the options
- * are statuses that are no errors. */
+/** `keys`: { get(), ask(tried) }. Paths are from the worker's root on, wherever that is mounted. */
 export function connect(root, keys) {
   async function call(path, options = {}) {
     const key = keys.get();
     const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
     const answer = await reached(fetch(root + path.replace(/^\//, ""), { ...options, headers }));
-    if (answer.status !== 401) return answer.ok || options.also?.includes(answer.status) ? answer : fail(answer);
+    if (answer.status !== 401) return answer.ok ? answer : fail(answer);
     const other = await keys.ask(key);
     return other === null ? fail(answer) : call(path, options);
   }
@@ -57,7 +56,8 @@ async function content(answer) {
 async function fail(answer) {
   const said = await answer.json().catch(() => null);
   const error = said?.error?.message ? said.error : { message: `The worker answered ${answer.status} ${answer.statusText}.`.replace(" .", ".") };
-  throw new ApiError(error.message, { code: "", ...error, status: answer.status });
+  const message = error.details ? `${error.message}: ${error.details}` : error.message; // as ComfyUI's routes have it
+  throw new ApiError(message, { code: "", ...error, status: answer.status });
 }
 
 /** Server-sent events, as they come. */

@@ -28,7 +28,7 @@ export function create(open) {
       const { data: [first], loras } = await api.get("v1/models");
       return { ...await api.get(`v1/models/${first.id}`), loras };
     }),
-    health: () => api.get("health/ready", { also: [503] }),
+    status: () => api.get("v1/status"),
     receipt: () => once("receipt", () => api.get("v1/receipt")),
     load: async parameters => { await open("make"); emit("load", parameters); },
     edit: async (blob, name) => { await open("make"); emit("edit", { blob, name }); },

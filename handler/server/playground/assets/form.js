@@ -10,8 +10,12 @@ const WORDS = {
 const CARRIED = { sampling: "ComfyUI's sampling", reading: "ComfyUI's reading of prompts", step_cache: "step cache", long_prompts: "long prompts" };
 const LARGEST = Number.MAX_SAFE_INTEGER; // above it JavaScript loses digits of a seed
 
-const number = (name, more) => element("input", { type: "number", name, inputmode: "decimal", ...more });
-const choice = (name, values) => element("select", { name }, values.map(value => element("option", { value }, value)));
+const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "n"], TEXTS = ["scheduler", "output_format", "negative_prompt"];
+
+const number = (name, more) => element("input", { type: "number", name, inputmode: "decimal", step: "any", ...more });
+const choice = (name, values) => element("select", { name }, options(values));
+const options = values => values.map(value => element("option", { value }, value));
+const pair = (...fields) => element("div", { class: "pair" }, fields);
 
 export class Form {
   constructor(app, submitted) {
@@ -41,14 +45,12 @@ export class Form {
     this.loras = element("fieldset", { name: "loras", tabindex: -1 }, element("legend", {}, "LoRAs"));
     return element("details", { class: "advanced" }, element("summary", {}, "Advanced"),
       field("Size", this.shape),
-      element("div", { class: "pair" }, field("Width", number("width"), "Pixels"), field("Height", number("height"), "Pixels")),
-      element("div", { class: "pair" },
-        field("Steps", number("num_inference_steps", { step: 1 }), "More steps take longer and show more detail. Empty: as the mode says."),
-        field("Guidance", number("guidance_scale", { step: 0.1 }), "How closely the picture keeps to the prompt.")),
+      pair(field("Width", number("width"), "Pixels"), field("Height", number("height"), "Pixels")),
+      pair(field("Steps", number("num_inference_steps"), "More steps take longer and show more detail. Empty: as the mode says."),
+        field("Guidance", number("guidance_scale"), "How closely the picture keeps to the prompt.")),
       field("Seed", this.seed, "The same seed and settings make the same picture.", [dice, this.locked]),
       field("Leave out", element("textarea", { name: "negative_prompt", rows: 2 }), "What the picture should not show."),
-      element("div", { class: "pair" },
-        field("How many", number("n", { min: 1, step: 1 }), "Their seeds follow each other."),
+      pair(field("How many", number("n"), "Their seeds follow each other."),
         field("File", choice("output_format", ["png", "jpeg", "webp"]), "PNG keeps the settings inside.")),
       field("Scheduler", choice("scheduler", []), "The way from noise to a picture."),
       this.loras,
@@ -72,7 +74,7 @@ export class Form {
       control.disabled = Boolean(refused);
       if (refused) control.closest(".field").querySelector(".hint").textContent = refused;
       else if (control.type === "number") Object.assign(control, { min: minimum, max: maximum, placeholder: usual ?? "" });
-      if (control.tagName === "SELECT" && values) control.replaceChildren(...values.map(value => element("option", { value }, value)));
+      if (values) control.replaceChildren(...options(values));
     }
     this.shapes(fields.width, fields.height);
     this.offer(model.modes);
@@ -82,17 +84,17 @@ export class Form {
   shapes(width, height) {
     const area = width.default * height.default, grid = width.multiple;
     const near = side => Math.min(width.maximum, Math.max(width.minimum, Math.round(side / grid) * grid));
-    const sizes = Object.entries(SHAPES).map(([name, ratio]) => [name, near(Math.sqrt(area * ratio)), near(Math.sqrt(area / ratio))]);
-    this.shape.replaceChildren(...sizes.map(([name, w, h]) => element("option", { value: `${w}x${h}` }, `${name}, ${w} × ${h}`)),
-      element("option", { value: "own" }, "Your own"));
+    this.shape.replaceChildren(...Object.entries(SHAPES).map(([name, ratio]) => {
+      const wide = near(Math.sqrt(area * ratio)), high = near(Math.sqrt(area / ratio));
+      return element("option", { value: `${wide}x${high}` }, `${name}, ${wide} × ${high}`);
+    }), element("option", { value: "own" }, "Your own"));
     this.reshape();
   }
 
   reshape() {
-    const own = this.shape.value === "own";
-    const [width, height] = this.shape.value.split("x");
+    const [width, height] = this.shape.value.split("x"), own = !height;
     this.control("width").closest(".pair").hidden = !own;
-    if (!own) Object.assign(this.control("width"), { value: width }) && Object.assign(this.control("height"), { value: height });
+    if (!own) this.put({ width, height });
   }
 
   offer(modes) {
@@ -107,7 +109,7 @@ export class Form {
 
   list(loras) {
     const rows = loras.map(lora => {
-      const weight = number(`lora:${lora.name}`, { value: 1, min: -10, max: 10, step: 0.1, "aria-label": `Weight of ${lora.name}` });
+      const weight = number("", { value: 1, min: -10, max: 10, "aria-label": `Weight of ${lora.name}` });
       const box = element("input", { type: "checkbox", value: lora.name });
       const words = lora.trigger_words.length ? `say ${lora.trigger_words.join(", ")}` : lora.made_for;
       return element("div", { class: "row tight lora" }, element("label", {}, box, ` ${lora.name} `, element("span", { class: "hint" }, words)), weight);
@@ -121,12 +123,12 @@ export class Form {
   read() {
     const said = { prompt: this.prompt.value, ...this.carried };
     const { fields = {} } = this.model || {};
-    for (const name of ["width", "height", "num_inference_steps", "guidance_scale", "n"]) {
+    for (const name of NUMBERS) {
       const control = this.control(name);
       if (control.value !== "" && !control.disabled) said[name] = Number(control.value);
     }
-    if (this.shape.value !== "own" && said.width === fields.width?.default && said.height === fields.height?.default) delete said.width, delete said.height;
-    for (const name of ["scheduler", "output_format", "negative_prompt"]) {
+    if (this.shape.value === `${fields.width?.default}x${fields.height?.default}`) delete said.width, delete said.height;
+    for (const name of TEXTS) {
       const control = this.control(name);
       if (control.value && !control.disabled && control.value !== fields[name]?.values?.[0]) said[name] = control.value;
     }
@@ -134,7 +136,7 @@ export class Form {
     if (mode && mode !== "auto" && !said.num_inference_steps && !said.sampling) said.quality = mode;
     if (said.n === 1) delete said.n;
     if (this.keeps) said.seed = this.seeded();
-    const loras = [...this.loras.querySelectorAll(":checked")].map(box => ({ name: box.value, weight: Number(this.control(`lora:${CSS.escape(box.value)}`).value) }));
+    const loras = [...this.loras.querySelectorAll(":checked")].map(box => ({ name: box.value, weight: Number(this.weight(box).value) }));
     return loras.length ? { ...said, loras } : said;
   }
 
@@ -145,36 +147,40 @@ export class Form {
 
   /** Put a picture's parameters into the fields: a request's names, or those that a PNG carries. */
   fill(given) {
-    const size = given.size || [given.width, given.height];
-    const values = { prompt: given.prompt ?? "", negative_prompt: given.negative_prompt ?? "", scheduler: given.scheduler, n: given.n ?? "",
-      output_format: given.output_format ?? "png", seed: given.seed ?? "",
-      num_inference_steps: given.num_inference_steps ?? given.steps ?? "", guidance_scale: given.guidance_scale ?? given.guidance ?? "" };
-    const list = this.control("scheduler");
-    values.scheduler = [...list.options].some(option => option.value === values.scheduler) ? values.scheduler : list.options[0]?.value;
-    for (const [name, value] of Object.entries(values)) if (!this.control(name).disabled || name === "prompt") this.control(name).value = value ?? "";
-    const { width, height } = this.model?.fields || {};
-    this.resize(size[0] || width?.default, size[1] || height?.default);
-    this.lock(values.seed !== "");
-    for (const radio of this.modes.querySelectorAll("input")) radio.checked = radio.value === (given.quality || "auto") && !radio.disabled;
-    if (!this.modes.querySelector(":checked")) this.modes.querySelector("input:enabled")?.click();
+    const { width, height } = this.model.fields, [wide, high] = given.size || [given.width || width.default, given.height || height.default];
+    this.put({ prompt: "", ...Object.fromEntries(["seed", ...NUMBERS, ...TEXTS].map(name => [name, ""])), output_format: "png",
+      num_inference_steps: given.steps, guidance_scale: given.guidance, ...given });
+    this.shape.value = `${wide}x${high}`;
+    if (this.shape.selectedIndex < 0) this.shape.value = "own";
+    this.reshape();
+    this.put({ width: wide, height: high });
+    this.lock(this.seed.value !== "");
+    const radios = [...this.modes.querySelectorAll("input:enabled")];
+    (radios.find(radio => radio.value === (given.quality || "auto")) || radios[0]).checked = true;
     for (const box of this.loras.querySelectorAll("[type=checkbox]")) {
-      const one = (given.loras || []).find(lora => lora.name === box.value);
+      const one = given.loras?.find(lora => lora.name === box.value);
       box.checked = Boolean(one);
-      if (one) this.control(`lora:${CSS.escape(box.value)}`).value = one.weight;
+      if (one) this.weight(box).value = one.weight;
     }
     this.carry(given);
   }
 
-  resize(width, height) {
-    const size = `${width}x${height}`;
-    this.shape.value = [...this.shape.options].some(option => option.value === size) ? size : "own";
-    this.reshape();
-    if (this.shape.value === "own") Object.assign(this.control("width"), { value: width }) && Object.assign(this.control("height"), { value: height });
+  /** Values into the controls of these names; a choice that is not there is the first one. */
+  put(values) {
+    for (const [name, value] of Object.entries(values)) {
+      const control = this.control(name);
+      if (!control || control.disabled || !("value" in control) || control === this.shape) continue;
+      control.value = value ?? "";
+      if (control.selectedIndex < 0) control.selectedIndex = 0;
+    }
   }
 
+  weight(box) { return box.closest(".lora").querySelector("[type=number]"); }
+
+  /** Keep what has no field, for as long as it is shown. */
   carry(given) {
     this.carried = Object.fromEntries(Object.keys(CARRIED).filter(name => given[name]).map(name => [name, given[name]]));
-    if (this.carried.sampling) for (const name of ["num_inference_steps", "scheduler"]) this.control(name).value = this.control(name).tagName === "SELECT" ? this.control(name).options[0]?.value : "";
+    if (given.sampling) this.put({ num_inference_steps: "", scheduler: "" });
     this.notes.replaceChildren(...Object.keys(this.carried).map(name => element("button", { type: "button", class: "chip", onclick: event => {
       delete this.carried[name];
       event.currentTarget.remove();

@@ -47,33 +47,25 @@ export class Gallery {
   async add(picture) {
     const kept = await this.store;
     await kept.put(picture).catch(() => this.app.say("This browser has no room for more pictures; this one is not kept."));
-    const [all, old] = bounded(await kept.all());
-    for (const each of old) await kept.drop(each.id);
-    this.others?.postMessage("changed");
-    this.draw(all);
+    await this.remove(bounded(await kept.all())[1]);
   }
 
-  async remove(picture) {
-    await (await this.store).drop(picture.id);
+  async remove(pictures) {
+    const kept = await this.store;
+    for (const { id } of pictures) await kept.drop(id);
     this.others?.postMessage("changed");
     await this.show();
   }
 
   async forget() {
-    const kept = await this.store;
-    for (const each of await kept.all()) await kept.drop(each.id);
-    this.others?.postMessage("changed");
-    await this.show();
+    await this.remove(await (await this.store).all());
     this.app.say("All pictures are deleted.");
   }
 
   async show() {
     const kept = await this.store;
     this.note.textContent = kept.kept ? "Kept in this browser only." : "This browser keeps nothing: they go when this tab is closed.";
-    this.draw(bounded(await kept.all())[0]);
-  }
-
-  draw(all) {
+    const [all] = bounded(await kept.all());
     for (const [id, url] of this.urls) {
       if (all.some(each => each.id === id)) continue;
       URL.revokeObjectURL(url);

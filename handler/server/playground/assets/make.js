@@ -9,7 +9,7 @@ const EXAMPLES = {
   spark: ["a red circle on a blue background", "three yellow stars on a purple background", "a small green heart on a white background"],
   other: ["a lighthouse on a cliff at dawn, oil on canvas", "a cup of tea on a wooden table, morning light, photograph", "a paper boat on a still lake, risograph print"],
 };
-const LOOK_MS = 1000; // between two looks at the queue
+const LOOK_MS = 700; // between two looks at the queue, and before the first, when the request is there
 
 export async function mount(section, app) {
   const make = new Make(app);
@@ -38,10 +38,10 @@ class Make {
   /** What the served model can, and what a second of it costs. */
   async learn() {
     try {
-      const [model, health] = await Promise.all([this.app.model(), this.app.health()]);
+      const [model, status] = await Promise.all([this.app.model(), this.app.status()]);
       this.app.clear(this.form.element);
       this.form.honour(model);
-      this.rate = health.spend.price.dollars_per_s;
+      this.rate = status.spend.price.dollars_per_s;
       if (!this.well.querySelector("img")) this.invite(EXAMPLES[model.model] || EXAMPLES.other);
     } catch (error) {
       this.app.fail(error, this.form.element);
@@ -56,9 +56,10 @@ class Make {
       } }, text)))));
   }
 
-  load(parameters, { edited } = {}) {
-    this.form.fill(parameters);
+  async load(parameters, { edited } = {}) {
+    if (!this.form.model) await this.learn();
     this.forget();
+    this.form.fill(parameters);
     if (edited || parameters.images?.length) this.tell("This picture was made from another one. Choose that picture again to make the same.");
     else this.app.say("The picture's settings are in the form.");
   }
@@ -71,22 +72,26 @@ class Make {
     this.doing = new AbortController();
     const begun = performance.now();
     this.busy(true);
-    let queue = () => {};
+    let timer, answer;
     try {
-      const [path, fields] = await this.request();
-      queue = this.watch();
+      const [path, fields] = await this.request(), images = [];
+      timer = this.watch(fields.n || 1);
       for await (const { data } of this.app.api.events(path, fields, { signal: this.doing.signal })) {
-        if (data.type.endsWith(".progress")) this.step(data, queue);
+        clearInterval(timer);
+        if (data.steps) this.step(data);
         else if (data.type.endsWith(".partial_image")) this.preview(data);
-        else await this.finish(data.images || [data], data, fields, (performance.now() - begun) / 1000);
+        else images.push(...((answer = data).images || [data]));
       }
+      await this.finish(images, answer, fields);
+      this.app.say(`Done after ${((performance.now() - begun) / 1000).toFixed(1)} seconds.`);
     } catch (error) {
-      this.tell(error.name === "AbortError" ? "Cancelled." : "");
-      if (error.name === "AbortError") this.app.say("Cancelled.");
-      this.restore();
+      const cancelled = error.name === "AbortError" ? "Cancelled." : "";
+      this.tell(cancelled);
+      this.app.say(cancelled);
+      for (const [part, children] of this.shown) part.replaceChildren(...children); // as it was before
       this.app.fail(error, this.form.element);
     } finally {
-      queue();
+      clearInterval(timer);
       this.busy(false);
     }
   }
@@ -118,26 +123,19 @@ class Make {
     this.app.say("Making the picture.");
   }
 
-  /** What was there before. */
-  restore() { for (const [part, children] of this.shown) part.replaceChildren(...children); }
-
-  /** Tell how many pictures are before this one, at most, until what this returns is called. */
-  watch() {
-    let before = Infinity, over = false;
-    const look = async () => {
-      const { status, drawing, waiting } = await this.app.health().catch(() => ({}));
-      if (over || status === undefined) return;
-      before = Math.min(before, drawing + waiting - 1);
+  /** Tell how many pictures are before these `own`, at most, until the timer that it gives is cleared. */
+  watch(own) {
+    let before = Infinity;
+    return setInterval(async () => {
+      const { status, drawing, waiting } = await this.app.status().catch(() => ({}));
+      if (!status || !this.doing || this.bar.hasAttribute("value")) return;
+      before = Math.min(before, drawing + waiting - own);
       this.tell(status === "starting" ? "The worker is loading its model. The picture waits for that."
         : before > 0 ? `Waiting: ${before} picture${before > 1 ? "s are" : " is"} before yours.` : "Starting to draw.");
-    };
-    const timer = setInterval(look, LOOK_MS);
-    look();
-    return () => { over = true; clearInterval(timer); };
+    }, LOOK_MS);
   }
 
-  step({ steps, of }, queue) {
-    queue();
+  step({ steps, of }) {
     this.bar.value = steps / of;
     this.tell(steps < of ? `Step ${steps} of ${of}` : "Finishing.");
   }
@@ -148,27 +146,23 @@ class Make {
     if (!image.isConnected) this.well.replaceChildren(image);
   }
 
-  async finish(images, answer, fields, seconds) {
-    const { stream, progress, partial_images, image, mask, ...request } = fields;
-    const drawn = images[0].stages_s ? Object.entries(images[0].stages_s).reduce((sum, [name, each]) => sum + (name === "queue" ? 0 : each), 0) : answer.inference_ms / 1000;
-    const made = images.map((one, index) => {
-      const format = one.format || answer.output_format;
-      const blob = bytes(one.b64_json, `image/${format}`);
-      const [width, height] = one.parameters?.size || [answer.width, answer.height];
-      return { id: crypto.randomUUID?.() || `${Date.now()}-${Math.random()}`, blob, format, width, height, seed: one.seed, request, seconds: drawn, whole: seconds,
-        steps: one.parameters?.steps, model: answer.model, edited: Boolean(image), masked: Boolean(mask), price: this.rate && this.rate * drawn, made: Date.now() + index / 100 };
+  async finish(images, answer, { stream, progress, partial_images, image, mask, ...request }) {
+    const made = images.map(({ b64_json, format = answer.output_format, parameters, seed, stages_s }, index) => {
+      const [width, height] = parameters?.size || [answer.width, answer.height];
+      const seconds = stages_s ? Object.values({ ...stages_s, queue: 0 }).reduce((sum, each) => sum + each) : answer.inference_ms / 1000;
+      const now = Date.now() + index / 100;
+      return { id: `${now}-${seed}`, made: now, blob: bytes(b64_json, `image/${format}`), format, width, height, seed, request, seconds, steps: parameters?.steps,
+        model: answer.model, edited: Boolean(image), masked: Boolean(mask), price: this.rate && this.rate * seconds };
     });
     this.form.last = made[0].seed;
     if (!this.form.keeps) this.form.seed.placeholder = `random (was ${made[0].seed})`;
     this.show(made);
-    this.app.say(`Done after ${seconds.toFixed(1)} seconds.`);
     for (const picture of made) await this.gallery.add(picture);
     for (const picture of made) this.app.emit("picture", picture);
   }
 
   /** Pictures that are finished, the first one large. */
   show(pictures, chosen = pictures[0]) {
-    this.chosen = chosen;
     const image = element("img", { src: this.gallery.url(chosen), alt: chosen.request.prompt || "A picture without a prompt", width: chosen.width, height: chosen.height });
     this.well.replaceChildren(image);
     this.tell("");
@@ -176,7 +170,7 @@ class Make {
       "aria-pressed": String(each === chosen), onclick: () => this.show(pictures, each) }, `Picture ${index + 1}`)));
     this.about.replaceChildren(element("p", { class: "caption" }, chosen.request.prompt), facts(chosen), ...(others ? [others] : []),
       actions(this.app, chosen, this.gallery.url(chosen), async () => {
-        await this.gallery.remove(chosen);
+        await this.gallery.remove([chosen]);
         this.app.say("The picture is deleted.");
         this.about.replaceChildren();
         this.invite([]);
@@ -206,10 +200,10 @@ class Make {
   /** Let a brush say where the picture is drawn anew. */
   async mark() {
     const { brush } = await import("./mask.js");
-    const host = element("div", { class: "brush" });
-    this.well.replaceChildren(host);
+    this.easel = this.brush ? this.easel : element("div", { class: "brush" });
+    this.well.replaceChildren(this.easel);
     this.about.replaceChildren();
-    this.brush = await brush(host, await createImageBitmap(this.images[0].blob));
+    this.brush ||= brush(this.easel, await createImageBitmap(this.images[0].blob));
   }
 
   forget() {

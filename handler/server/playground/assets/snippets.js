@@ -14,9 +14,7 @@ function asked(picture) {
   return { ...rest, n: undefined, seed: picture.seed, size: `${picture.width}x${picture.height}` };
 }
 
-function files(picture) {
-  return [["image", "picture.png", picture.edited], ["mask", "mask.png", picture.masked]].filter(([, , is]) => is);
-}
+const files = ({ edited, masked }) => [...(edited ? [["image", "picture.png"]] : []), ...(masked ? [["mask", "mask.png"]] : [])];
 
 export function curl(picture, { root, key }) {
   const form = picture.request.output_format || "png";
@@ -32,11 +30,10 @@ export function curl(picture, { root, key }) {
 
 export function python(picture, { root, key }) {
   const { size, ...fields } = asked(picture), sent = files(picture);
-  const literal = value => JSON.stringify(value).replace(/[\u2028\u2029]/g, mark => `\\u${mark.charCodeAt(0).toString(16)}`);
   const own = Object.entries(fields).filter(([name, value]) => OPENAI.includes(name) && value !== undefined);
   const more = Object.fromEntries(Object.entries(fields).filter(([name]) => !OPENAI.includes(name)));
   const lines = [...sent.map(([name, file]) => `    ${name}=open("${file}", "rb"),`),
-    ...own.map(([name, value]) => `    ${name}=${literal(value)},`), `    size="${size}",`, `    extra_body=${spelled(more)},`];
+    ...own.map(([name, value]) => `    ${name}=${spelled(value)},`), `    size="${size}",`, `    extra_body=${spelled(more)},`];
   return `import base64
 import os
 from openai import OpenAI
@@ -82,13 +79,13 @@ export async function graph(picture, { api, model }) {
   let latent = [node("5", "EmptyLatentImage", { width: picture.width, height: picture.height, batch_size: 1 }), 0], denoise = 1;
   if (picture.edited) {
     const seen = [node("12", "VAEEncode", { pixels: [node("11", "LoadImage", { image: "picture.png" }), 0], vae: ["4", 2] }), 0];
-    if (fields.strength.refused) positive = [node("13", "ReferenceLatent", { conditioning: positive, latent: seen }), 0];
+    const mask = picture.masked && [node("14", "LoadImageMask", { image: "mask.png", channel: "alpha" }), 0];
+    if (fields.strength.refused && !mask) positive = [node("13", "ReferenceLatent", { conditioning: positive, latent: seen }), 0];
     else {
-      latent = seen;
-      denoise = said.strength ?? (picture.masked ? 1 : fields.strength.default);
-      delete nodes["5"];
+      delete nodes[5];
+      latent = mask ? [node("15", "SetLatentNoiseMask", { samples: seen, mask }), 0] : seen;
+      denoise = said.strength ?? (mask ? 1 : fields.strength.default);
     }
-    if (picture.masked) latent = [node("15", "SetLatentNoiseMask", { samples: seen, mask: [node("14", "LoadImageMask", { image: "mask.png", channel: "red" }), 0] }), 0];
   }
   node("3", "KSampler", { model: weights, positive, negative, latent_image: latent, seed: picture.seed, steps, cfg: guided ? guidance : 1, sampler_name, scheduler, denoise });
   node("8", "VAEDecode", { samples: ["3", 0], vae: ["4", 2] });
