@@ -5,44 +5,40 @@ import { element } from "./dom.js";
 
 const PNG = [137, 80, 78, 71, 13, 10, 26, 10];
 const LARGEST = 64e6, MOST_PIXELS = 16e6, LONGEST = 1e6; // bytes of a file, pixels that are edited, bytes of a text
-const KEYWORD = "kindling", GRAPHS = ["prompt", "workflow"];
-const WORKFLOW = /(?:prompt|workflow):\s*\{/; // in the EXIF of JPEG and WebP
+const GRAPH = /(?:prompt|workflow):\s*\{/; // in the EXIF of JPEG and WebP
+const latin = bytes => new TextDecoder("latin1").decode(bytes);
 
 /** Let the whole window take files, and a button in the header choose one. */
 export function watch(app) {
   const over = element("div", { class: "dropping", hidden: true }, element("p", {}, "Drop it here: a picture, or a ComfyUI workflow."));
-  const input = element("input", { type: "file", hidden: true, accept: "image/*,.json,application/json", "aria-label": "A picture or a workflow", onchange: () => {
-    const [file] = input.files;
+  const input = element("input", { type: "file", hidden: true, accept: "image/*,.json,application/json", onchange: () => {
+    take(input.files, app);
     input.value = "";
-    if (file) take(file, app);
   } });
-  const button = element("button", { type: "button", class: "quiet", title: "A picture, or a ComfyUI workflow; it can be dropped anywhere too", onclick: () => input.click() }, "Open a file");
-  document.getElementById("key").before(button, input);
+  const title = "A picture, or a ComfyUI workflow; it can be dropped anywhere too";
+  document.getElementById("key").before(element("button", { type: "button", class: "quiet", title, onclick: () => input.click() }, "Open a file"), input);
   document.head.append(element("link", { rel: "stylesheet", href: new URL("dropping.css", import.meta.url).href }));
   document.body.append(over);
-  const files = event => event.dataTransfer?.types.includes("Files");
-  let inside = 0;
-  const show = count => { inside = Math.max(0, count); over.hidden = !inside; };
-  addEventListener("dragenter", event => { if (files(event)) show(inside + 1); });
-  addEventListener("dragleave", event => { if (files(event)) show(inside - 1); });
-  addEventListener("dragover", event => { if (files(event)) event.preventDefault(); });
-  addEventListener("drop", event => {
-    show(0);
-    if (!files(event)) return;
+  let inside = 0; // elements that a file is over
+  const steps = { dragenter: () => inside + 1, dragleave: () => Math.max(0, inside - 1), dragover: () => inside, drop: () => 0 };
+  for (const [name, count] of Object.entries(steps)) addEventListener(name, event => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    inside = count();
+    over.hidden = !inside;
     event.preventDefault();
-    const [file] = event.dataTransfer.files;
-    if (file) take(file, app);
+    if (name === "drop") take(event.dataTransfer.files, app);
   });
 }
 
-/** Do with a file what it is for. What is no good is told in one sentence. */
-export async function take(file, app) {
+/** Do with the first file what it is for. What is no good is told in one sentence. */
+async function take([file], app) {
+  if (!file) return;
   const section = document.querySelector("main > section:not([hidden])");
   app.clear(section);
   try {
-    const kind = await look(file, section.id === "workflows");
-    if (kind.parameters) await app.load(kind.parameters);
-    else if (kind.workflow) {
+    const { parameters, graph } = await look(file, section.id === "workflows");
+    if (parameters) await app.load(parameters);
+    else if (graph) {
       await app.open("workflows");
       app.emit("drop", file);
     } else await app.edit(file, file.name);
@@ -51,48 +47,43 @@ export async function take(file, app) {
   }
 }
 
-/** { parameters }, { workflow: true }, or {} of any other picture; ApiError if it is nothing of this. */
+/** { parameters }, { graph: true }, or {} of any other picture; ApiError if it is nothing of this. Of what has both the
+ * graph is taken where `graphs` are wanted. */
 async function look(file, graphs) {
-  const name = file.name || "The file";
-  if (file.size > LARGEST) throw new ApiError(`${name} is larger than ${LARGEST / 1e6} MB. Take a smaller one.`);
-  if (!file.size) throw new ApiError(`${name} is empty.`);
-  const bytes = new Uint8Array(await file.arrayBuffer().catch(() => { throw new ApiError(`${name} cannot be read.`); }));
+  const refuse = why => { throw new ApiError(`${file.name || "The file"} ${why}`); };
+  if (file.size > LARGEST) refuse(`is larger than ${LARGEST / 1e6} MB. Take a smaller one.`);
+  if (!file.size) refuse("is empty.");
+  const bytes = new Uint8Array(await file.arrayBuffer().catch(() => refuse("cannot be read.")));
   if (PNG.every((byte, at) => bytes[at] === byte)) {
-    const { texts, pixels } = chunks(bytes);
-    const parameters = parsed(texts.get(KEYWORD));
-    const workflow = GRAPHS.some(key => texts.has(key));
-    if (workflow && (graphs || !parameters)) return { workflow };
+    const { texts, pixels } = chunks(bytes), parameters = parsed(texts.kindling), graph = Boolean(texts.prompt || texts.workflow);
+    if (graph && (graphs || !parameters)) return { graph };
     if (parameters) return { parameters };
-    if (pixels > MOST_PIXELS) throw new ApiError(`${name} has ${Math.round(pixels / 1e6)} million pixels; at most ${MOST_PIXELS / 1e6} million are edited.`);
-  } else if (/^\s*[[{]/.test(new TextDecoder("latin1").decode(bytes.subarray(0, 64)).replace("\xef\xbb\xbf", ""))) return { workflow: true };
-  else if (WORKFLOW.test(new TextDecoder("latin1").decode(bytes))) return { workflow: true };
-  await createImageBitmap(file).then(image => image.close(), () => {
-    throw new ApiError(`${name} is neither a picture that this browser can show nor a workflow.`);
-  });
+    if (pixels > MOST_PIXELS) refuse(`has ${Math.round(pixels / 1e6)} million pixels; at most ${MOST_PIXELS / 1e6} million are edited.`);
+  } else if (/^(\xef\xbb\xbf)?\s*[[{]/.test(latin(bytes.subarray(0, 64))) || GRAPH.test(latin(bytes))) return { graph: true };
+  const image = await createImageBitmap(file).catch(() => refuse("is neither a picture that this browser can show nor a workflow."));
+  image.close();
   return {};
 }
 
-/** A PNG's size and the texts in it, as far as its chunks are whole. */
+/** A PNG's size and, by keyword, what follows that in its texts, as far as its chunks are whole. */
 function chunks(bytes) {
-  const view = new DataView(bytes.buffer), texts = new Map();
+  const view = new DataView(bytes.buffer), texts = Object.create(null);
   let pixels = 0;
-  for (let at = PNG.length; at + 12 <= bytes.length;) {
-    const size = view.getUint32(at), kind = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
-    const body = bytes.subarray(at + 8, at + 8 + size);
+  for (let at = PNG.length, size; at + 12 <= bytes.length; at += 12 + size) {
+    size = view.getUint32(at);
+    const kind = latin(bytes.subarray(at + 4, at + 8)), body = bytes.subarray(at + 8, at + 8 + size);
     if (body.length < size) break;
     if (kind === "IHDR" && size >= 8) pixels = view.getUint32(at + 8) * view.getUint32(at + 12);
-    const end = /^[itz](EXt|TXt)$/.test(kind) ? body.indexOf(0) : -1;
-    const keyword = end > 0 && String.fromCharCode(...body.subarray(0, Math.min(end, 80)));
-    if (keyword && !texts.has(keyword)) texts.set(keyword, kind === "iTXt" && size <= LONGEST ? body.subarray(end + 5) : new Uint8Array());
-    at += 12 + size;
+    if (/^(iTXt|tEXt|zTXt)$/.test(kind)) texts[latin(body.subarray(0, Math.min(80, body.indexOf(0))))] ||= body.subarray(body.indexOf(0));
   }
   return { texts, pixels };
 }
 
-/** The parameters that Kindling writes; null if these are others, or damaged. */
+/** The parameters that Kindling writes, behind the five zeros of a plain iTXt; null if these are others, or damaged. */
 function parsed(text) {
+  if (!text || text.length > LONGEST || text.subarray(0, 5).some(Boolean)) return null;
   try {
-    const found = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text));
+    const found = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text.subarray(5)));
     return typeof found.prompt === "string" && Number.isFinite(found.seed) ? found : null;
   } catch {
     return null;
