@@ -27,7 +27,7 @@ async function mount(name) {
 
 /** Show a tab; the promise is kept once it can be used. */
 async function open(name) {
-  if (location.hash !== `#${name}`) history.pushState(null, "", `#${name}`);
+  if ((location.hash || "#make") !== `#${name}`) history.pushState(null, "", `#${name}`);
   for (const each of Object.keys(TABS)) document.getElementById(each).hidden = each !== name;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
