@@ -31,7 +31,7 @@ GUIDED = {"guidance_scale": 2.0}  # through which a negative prompt works
 
 
 def told(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
-    """The model's id, licence and modes, the fields that it honours or refuses, and whether ComfyUI's editor is here."""
+    """The model's id, licence and modes, the fields that it honours or refuses; whether ComfyUI's editor is here."""
     return {
         "model": spec.id,
         "embedded": spec.embedded,

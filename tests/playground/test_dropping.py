@@ -68,7 +68,7 @@ def test_one_that_also_has_a_graph_brings_settings_but_where_workflows_are(page:
     drop(page.locator("body"), both, "both.png", "image/png")
     expect(page.locator("[name=prompt]")).to_have_value("both")
     page.get_by_role("link", name="Workflows").click()
-    expect(page.get_by_text("Kept on this worker")).to_be_visible()
+    expect(page.get_by_text("Kept here")).to_be_visible()
     drop(page.locator("body"), both, "both.png", "image/png")
     expect(page.locator(".desk h2")).to_have_text("both.png")
 

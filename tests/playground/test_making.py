@@ -92,7 +92,7 @@ def test_the_mode_says_how_many_steps(page: Page) -> None:
 def test_a_picture_appears_as_it_forms(held: Page, slow: Faulty) -> None:
     ask(held, "hold one")
     slow.wait_for("^holding")
-    expect(held.locator(".state")).to_have_text("Step 1 of 4")
+    expect(held.locator(".stage .state")).to_have_text("Step 1 of 4")
     expect(held.locator(".well img.forming")).to_be_visible()
     expect(held.get_by_role("progressbar")).to_have_attribute("value", "0.25")
     slow.release()
@@ -104,7 +104,7 @@ def test_a_picture_appears_as_it_forms(held: Page, slow: Faulty) -> None:
 def test_who_waits_sees_how_many_are_before_them(held: Page, slow: Faulty) -> None:
     first = slow.hold("hold first")
     ask(held, "second")
-    expect(held.locator(".state")).to_have_text("Waiting: 1 picture is before yours.")
+    expect(held.locator(".stage .state")).to_have_text("Waiting: 1 picture is before yours.")
     slow.release()
     made(held, "second")
     assert first.result().status_code == 200
@@ -116,9 +116,9 @@ def test_cancelled_it_is_not_drawn_further_and_the_picture_before_is_shown(held:
     cancelled = slow.count("cancelled_total", where="denoise")
     ask(held, "hold this")
     slow.wait_for("^holding")
-    expect(held.locator(".state")).to_have_text("Step 1 of 4")
+    expect(held.locator(".stage .state")).to_have_text("Step 1 of 4")
     held.get_by_role("button", name="Cancel").click()
-    expect(held.locator(".state")).to_have_text("Cancelled.")
+    expect(held.locator(".stage .state")).to_have_text("Cancelled.")
     made(held, "before")
     slow.until(lambda state: state["drawing"] == 0)
     slow.release()
@@ -345,7 +345,7 @@ def test_while_the_worker_starts_a_picture_waits_for_it(visit: Visit) -> None:
         page = visit.open(starting.url)
         expect(page.get_by_role("radio").first).to_be_visible()
         ask(page)
-        expect(page.locator(".state")).to_have_text("The worker is loading its model. The picture waits for that.")
+        expect(page.locator(".stage .state")).to_have_text("The worker is loading its model. The picture waits for that.")
         starting.wait_for("^holding")
         starting.release()
         made(page)

@@ -17,7 +17,7 @@ from workflows import default
 
 from browsing import Visit, drop
 from comfy_graphs import Graph, graph, node
-from serving import Served
+from serving import Served, serving
 
 Open = Callable[..., None]
 
@@ -25,7 +25,7 @@ Open = Callable[..., None]
 @pytest.fixture
 def tab(visit: Visit, server: Served) -> Page:
     page = visit.open(f"{server.url}/#workflows")
-    expect(page.get_by_text("Kept on this worker")).to_be_visible()
+    expect(page.get_by_text("Kept here")).to_be_visible()
     return page
 
 
@@ -178,6 +178,10 @@ def test_what_another_model_draws_says_what_to_do(tab: Page, bring: Open) -> Non
     expect(tab.get_by_role("button", name="Keep", exact=True)).to_be_visible()
 
 
+def test_without_the_editor_nothing_leads_there(tab: Page) -> None:
+    expect(tab.get_by_role("link", name="editor")).to_have_count(0)
+
+
 def test_markup_in_prompts_is_text(tab: Page, bring: Open) -> None:
     text = "<script>document.title='x'</script><b>bold</b>"
     bring(graph(text=text, side=256))
@@ -186,3 +190,15 @@ def test_markup_in_prompts_is_text(tab: Page, bring: Open) -> None:
     expect(tab.locator("figure img")).to_have_attribute("alt", text)
     assert tab.title() == "Workflows · Kindling"
     assert tab.locator(".desk script, .desk b").filter(has_text="bold").count() == 0
+
+
+@pytest.mark.parametrize(("tab", "told"), [("workflows", "None yet"), ("deploy", "spark on Modal")])
+def test_with_a_key_a_tab_asks_for_it_once(visit: Visit, tab: str, told: str) -> None:
+    with serving({"KINDLING_API_KEYS": "canary-key"}) as keyed:
+        page = visit.open(f"{keyed.url}/#{tab}")
+        dialog = page.get_by_role("dialog", name="API key")
+        dialog.get_by_label("Key").fill("canary-key")
+        dialog.get_by_role("button", name="Use this key").click()
+        expect(page.locator(f"#{tab}").get_by_text(told)).to_be_visible()
+        expect(dialog).to_have_count(0)
+        visit.expect("401")

@@ -235,3 +235,10 @@ def test_a_workflow_is_saved_and_found_again(watched: Watched, volume: Path) -> 
     page.wait_for_function(READY)
     page.get_by_test_id("workflows-tab-button").click()
     expect(page.get_by_role("treeitem", name="mine")).to_be_visible()
+
+
+def test_the_playground_leads_to_the_editor(watched: Watched) -> None:
+    page = watched.open(f"{watched.url}/#workflows", f"sessionStorage.setItem('kindling-key', '{KEY}')")
+    page.get_by_role("link", name="Open ComfyUI's own editor").click()
+    page.wait_for_function(READY)
+    assert page.url.startswith(f"{watched.url}/comfy/")

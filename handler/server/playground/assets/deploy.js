@@ -2,11 +2,11 @@
 
 import { element, field } from "./dom.js";
 
-const PLATFORMS = { modal: "Modal", runpod: "RunPod", kubernetes: "Kubernetes", cloudrun: "Google Cloud Run", convox: "Convox", sky: "SkyPilot, on a cloud of yours", docker: "Docker, on a machine of yours" };
+const PLATFORMS = { modal: "Modal", runpod: "RunPod", kubernetes: "Kubernetes", cloudrun: "Google Cloud Run", convox: "Convox", sky: "SkyPilot", docker: "Docker" };
 const FIELDS = {
-  platform: ["Platform", "Where the worker runs."],
-  model: ["Model", "What it draws with."],
-  gpu: ["GPU", "The cheapest that holds the model is usually right."],
+  platform: ["Platform", ""],
+  model: ["Model", ""],
+  gpu: ["GPU", "The cheapest that holds the model is mostly right."],
   precision: ["Precision", "How weights are kept. Fewer bits take less memory."],
   min: ["At least", "Workers that always run, and are paid for. Empty: mostly none."],
   max: ["At most", "Workers, so that the bill has an end."],

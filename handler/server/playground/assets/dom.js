@@ -15,6 +15,8 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+export const button = (text, onclick, more) => element("button", { type: "button", onclick, ...more }, text);
+
 /** A control with its label, and a sentence that says what it does. */
 export function field(label, control, hint = "", beside = []) {
   const id = (control.id ||= `field-${control.name}`);
@@ -28,7 +30,7 @@ export function field(label, control, hint = "", beside = []) {
 export function ask(title, body, confirm, cancel = "Cancel") {
   return new Promise(resolve => {
     const buttons = element("div", { class: "row end" },
-      element("button", { type: "button", onclick: () => box.close() }, cancel),
+      button(cancel, () => box.close()),
       confirm && element("button", { class: "primary", value: "yes" }, confirm));
     const name = element("h2", { id: "asked" }, title);
     const box = element("dialog", { class: "card", "aria-labelledby": "asked" },

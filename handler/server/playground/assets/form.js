@@ -1,25 +1,20 @@
 // What is asked for: the form's fields, which of them the served model honours, and what they say.
 
-import { element, field } from "./dom.js";
+import { button, element, field } from "./dom.js";
 
 const SHAPES = { Square: 1, Landscape: 4 / 3, Portrait: 3 / 4, Wide: 16 / 9, Tall: 9 / 16 };
-const WORDS = {
-  realtime: ["Realtime", "as fast as can be"],
-  quality: ["Quality", "as good as can be"],
-};
+const WORDS = { realtime: ["Realtime", "as fast as can be"], quality: ["Quality", "as good as can be"] };
 const CARRIED = { sampling: "ComfyUI's sampling", reading: "ComfyUI's reading of prompts", step_cache: "step cache", long_prompts: "long prompts" };
 const LARGEST = Number.MAX_SAFE_INTEGER; // above it JavaScript loses digits of a seed
 
 const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "n"], TEXTS = ["scheduler", "output_format", "negative_prompt"];
 
 const number = (name, more) => element("input", { type: "number", name, inputmode: "decimal", step: "any", ...more });
-const choice = (name, values) => element("select", { name }, options(values));
 const options = values => values.map(value => element("option", { value }, value));
 const pair = (...fields) => element("div", { class: "pair" }, fields);
 
 export class Form {
-  constructor(app, submitted) {
-    this.app = app;
+  constructor(submitted) {
     this.carried = {}; // of a picture's parameters what has no field here
     this.last = null; // the seed of the latest picture
     this.prompt = element("textarea", { name: "prompt", rows: 4, placeholder: "a red circle on a blue background", onkeydown: event => {
@@ -37,11 +32,11 @@ export class Form {
   advanced() {
     this.shape = element("select", { name: "size", onchange: () => this.reshape() });
     this.seed = element("input", { name: "seed", inputmode: "numeric", placeholder: "random", autocomplete: "off", oninput: () => this.lock(this.seed.value !== "") });
-    this.locked = element("button", { type: "button", "aria-pressed": "false", title: "Keep this seed", onclick: () => this.lock(!this.keeps) }, "Keep");
-    const dice = element("button", { type: "button", title: "A new random seed", "aria-label": "A new random seed", onclick: () => {
+    this.locked = button("Keep", () => this.lock(!this.keeps), { "aria-pressed": "false", title: "Keep this seed" });
+    const dice = button("⚄", () => {
       this.seed.value = Math.floor(Math.random() * 2 ** 31);
       this.lock(true);
-    } }, "⚄");
+    }, { title: "A new random seed", "aria-label": "A new random seed" });
     this.loras = element("fieldset", { name: "loras", tabindex: -1 }, element("legend", {}, "LoRAs"));
     return element("details", { class: "advanced" }, element("summary", {}, "Advanced"),
       field("Size", this.shape),
@@ -51,8 +46,8 @@ export class Form {
       field("Seed", this.seed, "The same seed and settings make the same picture.", [dice, this.locked]),
       field("Leave out", element("textarea", { name: "negative_prompt", rows: 2 }), "What the picture should not show."),
       pair(field("How many", number("n"), "Their seeds follow each other."),
-        field("File", choice("output_format", ["png", "jpeg", "webp"]), "PNG keeps the settings inside.")),
-      field("Scheduler", choice("scheduler", []), "The way from noise to a picture."),
+        field("File", element("select", { name: "output_format" }), "PNG keeps the settings inside.")),
+      field("Scheduler", element("select", { name: "scheduler" }), "The way from noise to a picture."),
       this.loras,
       element("p", { class: "hint" }, "Controls: poses, edges and depth (ControlNet) cannot guide pictures here yet."));
   }
@@ -148,8 +143,7 @@ export class Form {
   /** Put a picture's parameters into the fields: a request's names, or those that a PNG carries. */
   fill(given) {
     const { width, height } = this.model.fields, [wide, high] = given.size || [given.width || width.default, given.height || height.default];
-    this.put({ prompt: "", ...Object.fromEntries(["seed", ...NUMBERS, ...TEXTS].map(name => [name, ""])), output_format: "png",
-      num_inference_steps: given.steps, guidance_scale: given.guidance, ...given });
+    this.put({ prompt: "", ...Object.fromEntries(["seed", ...NUMBERS, ...TEXTS].map(name => [name, ""])), num_inference_steps: given.steps, guidance_scale: given.guidance, ...given });
     this.shape.value = `${wide}x${high}`;
     if (this.shape.selectedIndex < 0) this.shape.value = "own";
     this.reshape();
@@ -181,9 +175,9 @@ export class Form {
   carry(given) {
     this.carried = Object.fromEntries(Object.keys(CARRIED).filter(name => given[name]).map(name => [name, given[name]]));
     if (given.sampling) this.put({ num_inference_steps: "", scheduler: "" });
-    this.notes.replaceChildren(...Object.keys(this.carried).map(name => element("button", { type: "button", class: "chip", onclick: event => {
+    this.notes.replaceChildren(...Object.keys(this.carried).map(name => button(`${CARRIED[name]} ×`, event => {
       delete this.carried[name];
       event.currentTarget.remove();
-    } }, `${CARRIED[name]} ×`)));
+    }, { class: "chip" })));
   }
 }

@@ -1,6 +1,6 @@
 // The pictures that were made, kept in this browser: the newest, as many as there is room for, until they are deleted.
 
-import { element } from "./dom.js";
+import { button, element } from "./dom.js";
 
 const MOST = 60, MOST_BYTES = 150e6;
 const done = request => new Promise((resolve, reject) => {
@@ -32,9 +32,8 @@ export class Gallery {
     Object.assign(this, { app, chosen, store: store(), urls: new Map() });
     this.grid = element("ul", { class: "grid" });
     this.note = element("span", { class: "hint" });
-    this.clear = element("button", { type: "button", class: "quiet", onclick: () => this.forget() }, "Delete all");
     this.element = element("section", { class: "gallery", "aria-label": "Your pictures" },
-      element("div", { class: "row" }, element("h2", {}, "Your pictures"), this.note, this.clear), this.grid);
+      element("div", { class: "row" }, element("h2", {}, "Your pictures"), this.note, button("Delete all", () => this.forget(), { class: "quiet" })), this.grid);
     this.others = "BroadcastChannel" in window ? new BroadcastChannel("kindling-pictures") : null; // this page in other tabs
     this.others?.addEventListener("message", () => this.show());
   }
@@ -73,8 +72,8 @@ export class Gallery {
     }
     this.element.hidden = !all.length;
     this.grid.replaceChildren(...all.map(picture => element("li", {},
-      element("button", { type: "button", title: picture.request.prompt, onclick: () => this.chosen(picture) },
-        element("img", { src: this.url(picture), alt: picture.request.prompt || "A picture without a prompt", loading: "lazy" })))));
+      button(element("img", { src: this.url(picture), alt: picture.request.prompt || "A picture without a prompt", loading: "lazy" }),
+        () => this.chosen(picture), { title: picture.request.prompt }))));
   }
 }
 

@@ -1,6 +1,6 @@
 // The tab that makes pictures: what is asked for, the picture as it forms, and those that were made before.
 
-import { element, field } from "./dom.js";
+import { button, element, field } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { actions, address, bytes, facts } from "./picture.js";
@@ -23,12 +23,12 @@ export async function mount(section, app) {
 class Make {
   constructor(app) {
     this.app = app;
-    this.form = new Form(app, () => this.run());
+    this.form = new Form(() => this.run());
     this.gallery = new Gallery(app, picture => { this.show([picture]); this.load(picture.request, picture); });
     this.well = element("div", { class: "well" });
     this.bar = element("progress", { hidden: true, max: 1, "aria-label": "Progress" });
     this.state = element("p", { class: "state" });
-    this.stop = element("button", { type: "button", hidden: true, onclick: () => this.doing.abort() }, "Cancel");
+    this.stop = button("Cancel", () => this.doing.abort(), { hidden: true });
     this.about = element("div", { class: "about" });
     this.stage = element("section", { class: "stage", "aria-label": "The picture" }, this.well, this.bar, element("div", { class: "row" }, this.state, this.stop), this.about);
     this.images = [];
@@ -50,10 +50,10 @@ class Make {
 
   invite(examples) {
     this.well.replaceChildren(element("div", { class: "empty" }, element("p", {}, "Say what the picture should show, and it appears here."),
-      element("div", { class: "row" }, examples.map(text => element("button", { type: "button", class: "chip", onclick: () => {
+      element("div", { class: "row" }, examples.map(text => button(text, () => {
         this.form.prompt.value = text;
         this.run();
-      } }, text)))));
+      }, { class: "chip" })))));
   }
 
   async load(parameters, { edited } = {}) {
@@ -166,8 +166,8 @@ class Make {
     const image = element("img", { src: this.gallery.url(chosen), alt: chosen.request.prompt || "A picture without a prompt", width: chosen.width, height: chosen.height });
     this.well.replaceChildren(image);
     this.tell("");
-    const others = pictures.length > 1 && element("div", { class: "row" }, pictures.map((each, index) => element("button", { type: "button", class: "chip",
-      "aria-pressed": String(each === chosen), onclick: () => this.show(pictures, each) }, `Picture ${index + 1}`)));
+    const others = pictures.length > 1 && element("div", { class: "row" }, pictures.map((each, index) => button(`Picture ${index + 1}`,
+      () => this.show(pictures, each), { class: "chip", "aria-pressed": String(each === chosen) })));
     this.about.replaceChildren(element("p", { class: "caption" }, chosen.request.prompt), facts(chosen), ...(others ? [others] : []),
       actions(this.app, chosen, this.gallery.url(chosen), async () => {
         await this.gallery.remove([chosen]);
@@ -185,10 +185,10 @@ class Make {
     this.brush = null;
     const range = element("input", { type: "range", name: "strength", min: 0.05, max: 1, step: 0.05, value: strength.default,
       disabled: Boolean(strength.refused), oninput: event => { event.target.dataset.said = "yes"; } });
-    const marks = element("button", { type: "button", disabled: Boolean(mask.refused), onclick: () => this.mark() }, "Mark where to change it");
+    const marks = button("Mark where to change it", () => this.mark(), { disabled: Boolean(mask.refused) });
     this.form.edit.replaceChildren(element("fieldset", { class: "edit", name: "image" }, element("legend", {}, "Changes this picture"),
       element("div", { class: "row" }, this.images.map(each => element("img", { src: this.urlOf(each), alt: each.name || "The picture to edit", height: 64 })),
-        element("button", { type: "button", class: "quiet", onclick: () => this.forget() }, "Remove")),
+        button("Remove", () => this.forget(), { class: "quiet" })),
       field("How much", range, strength.refused || "Little keeps the picture, much draws it anew."),
       element("div", { class: "field" }, marks, element("span", { class: "hint" }, mask.refused || "Only what you mark is drawn anew."))));
     this.form.prompt.focus();

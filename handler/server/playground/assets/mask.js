@@ -3,18 +3,9 @@
 import { element } from "./dom.js";
 
 const LARGEST = 1024; // pixels of the mask's longer side; the worker stretches it to its image
+const INK = "#f50";
 const NUDGES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-const HELP = "Draw over what shall change. By keyboard: arrows move the brush, Space puts it down and lifts it, [ and ] change its size, E erases, Ctrl and Z undo.";
-
-/** What is seen on every picture. */
-function stripes(pen) {
-  const tile = element("canvas", { width: 12, height: 12 }), over = tile.getContext("2d");
-  for (let at = 0; at < 144; at++) {
-    over.fillStyle = (at + Math.floor(at / 12)) % 12 < 6 ? "#f40" : "#fff";
-    over.fillRect(at % 12, Math.floor(at / 12), 1, 1);
-  }
-  return pen.createPattern(tile, "repeat");
-}
+const HELP = "Draw over what shall change. Keys: arrows move the brush, Space puts it down and lifts it, [ and ] change its size, E erases, Ctrl and Z undo.";
 
 /** Put a brush over `image` into `host`. The promise of `blob()` is a PNG of the image's shape, transparent where it is
  * to be drawn anew and black elsewhere; null if nothing is marked. */
@@ -24,14 +15,14 @@ export function brush(host, image) {
   const below = element("canvas", { width, height, "aria-hidden": "true" });
   below.getContext("2d").drawImage(image, 0, 0, width, height);
   const marks = element("canvas", { width, height, class: "marks", tabindex: 0, role: "img", "aria-describedby": "brush-help" });
-  const pen = marks.getContext("2d", { willReadFrequently: true }), ink = stripes(pen);
+  const pen = marks.getContext("2d", { willReadFrequently: true });
   const ring = element("div", { class: "ring", hidden: true });
   const easel = element("div", { class: "easel" }, below, marks, ring);
   easel.style.width = `min(100%, ${(70 * width) / height}vh)`;
   const said = element("p", { class: "unseen", role: "status" });
   const size = element("input", { type: "range", id: "brush-size", min: 1, max: 40, value: 10, oninput: () => place(at) });
   const button = (text, onclick, more) => element("button", { type: "button", onclick, ...more }, text);
-  const erase = button("Erase", () => erasing(!erases()), { "aria-pressed": "false" });
+  const erase = button("Erase", () => turn(), { "aria-pressed": "false" });
   const undo = button("Undo", () => { done.pop(); paint(); });
   const done = []; // strokes { path, radius, erase }, and "invert"
   let at = [width / 2, height / 2], stroke = null;
@@ -39,11 +30,11 @@ export function brush(host, image) {
   const radius = () => Math.max(1, (size.value / 200) * Math.max(width, height));
   const erases = () => erase.getAttribute("aria-pressed") === "true";
   const tell = text => { said.textContent = text; };
-  const erasing = on => { erase.setAttribute("aria-pressed", on); tell(on ? "Erasing." : "Marking."); };
+  const turn = () => { erase.setAttribute("aria-pressed", !erases()); tell(erases() ? "Erasing." : "Marking."); };
 
   function draw({ path, radius, erase }, from = 0) {
     const [first, ...rest] = path.slice(from);
-    Object.assign(pen, { globalCompositeOperation: erase ? "destination-out" : "source-over", strokeStyle: ink, lineCap: "round", lineJoin: "round", lineWidth: 2 * radius });
+    Object.assign(pen, { globalCompositeOperation: erase ? "destination-out" : "source-over", strokeStyle: INK, lineCap: "round", lineJoin: "round", lineWidth: 2 * radius });
     pen.beginPath();
     pen.moveTo(...first);
     for (const point of rest.length ? rest : [first]) pen.lineTo(...point);
@@ -55,7 +46,7 @@ export function brush(host, image) {
     pen.clearRect(0, 0, width, height);
     for (const each of done) {
       if (each !== "invert") draw(each);
-      else Object.assign(pen, { globalCompositeOperation: "source-out", fillStyle: ink }).fillRect(0, 0, width, height);
+      else Object.assign(pen, { globalCompositeOperation: "source-out", fillStyle: INK }).fillRect(0, 0, width, height);
     }
     undo.disabled = !done.length;
     marks.setAttribute("aria-label", `The picture; ${Math.round(100 * share())} percent of it is marked`);
@@ -89,13 +80,13 @@ export function brush(host, image) {
     if (stroke) stroke = null, paint();
   }
 
-  const turn = () => { end(); done.push("invert"); paint(); };
+  const invert = () => { end(); done.push("invert"); paint(); };
   const clear = () => { end(); done.length = 0; paint(); };
   const point = event => {
     const box = marks.getBoundingClientRect();
     return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
   };
-  const keys = { " ": () => { stroke ? end() : begin(); tell(stroke ? "Down." : "Lifted."); }, e: () => erasing(!erases()),
+  const keys = { " ": () => { stroke ? end() : begin(); tell(stroke ? "Down." : "Lifted."); }, e: turn,
     "[": () => { size.stepDown(2); place(at); }, "]": () => { size.stepUp(2); place(at); } };
   const listeners = {
     pointerdown: event => {
@@ -123,7 +114,7 @@ export function brush(host, image) {
   for (const [name, listener] of Object.entries(listeners)) marks.addEventListener(name, listener);
 
   host.append(element("link", { rel: "stylesheet", href: new URL("mask.css", import.meta.url).href }),
-    element("div", { class: "row tools" }, element("label", { for: size.id }, "Brush"), size, erase, undo, button("Invert", turn), button("Clear", clear)),
+    element("div", { class: "row tools" }, element("label", { for: size.id }, "Brush"), size, erase, undo, button("Invert", invert), button("Clear", clear)),
     easel, element("p", { class: "hint", id: "brush-help" }, HELP), said);
   paint();
 

@@ -1,6 +1,6 @@
 // One picture that is finished: what is told of it, and what can be done with it.
 
-import { ask, element } from "./dom.js";
+import { ask, button, element } from "./dom.js";
 import { curl, graph, python } from "./snippets.js";
 
 const COPIES = {
@@ -33,10 +33,10 @@ export function actions(app, picture, url, remove) {
   const name = `kindling-${picture.seed}.${picture.format === "jpeg" ? "jpg" : picture.format}`;
   return element("div", { class: "row actions" },
     element("a", { class: "button", href: url, download: name }, "Download"),
-    element("button", { type: "button", onclick: () => app.edit(picture.blob, name) }, "Edit"),
+    button("Edit", () => app.edit(picture.blob, name)),
     element("span", { class: "split" }, "Copy as"),
-    Object.keys(COPIES).map(kind => element("button", { type: "button", onclick: () => copy(app, kind, picture) }, kind)),
-    element("button", { type: "button", class: "quiet", onclick: remove }, "Delete"));
+    Object.keys(COPIES).map(kind => button(kind, () => copy(app, kind, picture))),
+    button("Delete", remove, { class: "quiet" }));
 }
 
 /** Show a picture as a request, and put it on the clipboard where the browser lets a page do that. */

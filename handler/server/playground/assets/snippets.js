@@ -6,12 +6,13 @@ const STEPS = { // how ComfyUI calls a scheduler: its sampler, and its schedule
   "flow-match-euler": ["euler", "simple"], euler: ["euler", "normal"], "euler-a": ["euler_ancestral", "normal"],
   "dpm++": ["dpmpp_2m", "normal"], heun: ["heun", "normal"], ddim: ["ddim", "ddim_uniform"],
 };
-const OPENAI = ["prompt", "n", "quality", "output_format"]; // that its package knows
+const CONSTANTS = new Map([[true, "True"], [false, "False"], [null, "None"]]);
+const OPENAI = ["prompt", "quality", "output_format"]; // that its package knows
 
-/** The whole of what was asked, with the seed that was drawn. */
+/** The whole of what was asked, for this one picture. */
 function asked(picture) {
-  const { width, height, ...rest } = picture.request;
-  return { ...rest, n: undefined, seed: picture.seed, size: `${picture.width}x${picture.height}` };
+  const { width, height, n, ...rest } = picture.request;
+  return { ...rest, seed: picture.seed, size: `${picture.width}x${picture.height}` };
 }
 
 const files = ({ edited, masked }) => [...(edited ? [["image", "picture.png"]] : []), ...(masked ? [["mask", "mask.png"]] : [])];
@@ -22,7 +23,7 @@ export function curl(picture, { root, key }) {
   const url = `${root}v1/images/${sent.length ? "edits" : "generations"}`;
   const text = value => typeof value === "string" ? value : Array.isArray(value) ? value.map(one => `${one.name}:${one.weight}`).join(",") : JSON.stringify(value);
   const body = sent.length
-    ? [...sent.map(([name, file]) => `-F ${name}=@${file}`), ...Object.entries(fields).filter(([, value]) => value !== undefined).map(([name, value]) => `--form-string ${quoted(`${name}=${text(value)}`)}`)]
+    ? [...sent.map(([name, file]) => `-F ${name}=@${file}`), ...Object.entries(fields).map(([name, value]) => `--form-string ${quoted(`${name}=${text(value)}`)}`)]
     : ["-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`];
   return [`curl -s --fail-with-body ${quoted(url)}`, ...(key ? ['-H "Authorization: Bearer $KINDLING_API_KEY"'] : []),
     `-H 'Accept: image/${form}'`, ...body, `-o kindling.${ENDING[form]}`].join(" \\\n  ");
@@ -30,7 +31,7 @@ export function curl(picture, { root, key }) {
 
 export function python(picture, { root, key }) {
   const { size, ...fields } = asked(picture), sent = files(picture);
-  const own = Object.entries(fields).filter(([name, value]) => OPENAI.includes(name) && value !== undefined);
+  const own = Object.entries(fields).filter(([name]) => OPENAI.includes(name));
   const more = Object.fromEntries(Object.entries(fields).filter(([name]) => !OPENAI.includes(name)));
   const lines = [...sent.map(([name, file]) => `    ${name}=open("${file}", "rb"),`),
     ...own.map(([name, value]) => `    ${name}=${spelled(value)},`), `    size="${size}",`, `    extra_body=${spelled(more)},`];
@@ -50,11 +51,9 @@ with open("kindling.${ENDING[fields.output_format || "png"]}", "wb") as file:
 
 /** JSON as Python says it. */
 function spelled(value) {
-  if (value === null) return "None";
-  if (typeof value === "boolean") return value ? "True" : "False";
   if (Array.isArray(value)) return `[${value.map(spelled).join(", ")}]`;
-  if (typeof value !== "object") return JSON.stringify(value);
-  return `{${Object.entries(value).filter(([, each]) => each !== undefined).map(([name, each]) => `${JSON.stringify(name)}: ${spelled(each)}`).join(", ")}}`;
+  if (value && typeof value === "object") return `{${Object.entries(value).map(([name, each]) => `${spelled(name)}: ${spelled(each)}`).join(", ")}}`;
+  return CONSTANTS.get(value) || JSON.stringify(value);
 }
 
 /** The same settings as ComfyUI's page would send them; the noise of its samplers is another. */

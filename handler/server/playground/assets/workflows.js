@@ -12,6 +12,7 @@ const MOST_NODES = 300; // that are listed
 const button = (text, onclick, more) => element("button", { type: "button", onclick, ...more }, text);
 const note = text => element("p", { class: "note" }, text);
 const hint = text => element("p", { class: "hint" }, text);
+const small = text => element("span", { class: "hint grow" }, text);
 const list = (title, lines) => lines.length ? [element("h3", {}, title), element("ul", {}, lines.map(line => element("li", {}, line)))] : [];
 const body = file => new Blob([file], { type: /^image\/(png|webp|jpeg)$/.test(file.type) ? file.type : "application/json" });
 
@@ -25,14 +26,14 @@ export async function mount(section, app) {
 class Workflows {
   constructor(section, app) {
     Object.assign(this, { section, app, kept: element("div"), editor: element("p"), desk: element("div", { class: "desk" }) });
-    const input = element("input", { type: "file", name: "file", id: "workflow-file", accept: ".json,application/json,image/png,image/webp,image/jpeg", onchange: () => {
+    const input = element("input", { type: "file", name: "file", id: "workflow-file", accept: ".json,image/png,image/webp,image/jpeg", onchange: () => {
       const [file] = input.files;
       input.value = "";
       if (file) this.open(file);
     } });
     this.shelf = element("div", { class: "card" }, element("h1", {}, "Workflows"),
-      field("Open a ComfyUI workflow", input, "JSON as ComfyUI saves it, in either format, or a picture that carries one. Nothing is run before you say so."),
-      this.editor, element("h2", {}, "Kept on this worker"), this.kept);
+      field("Open a ComfyUI workflow", input, "JSON, or a picture that carries one. Nothing runs before you say so."),
+      this.editor, element("h2", {}, "Kept here"), this.kept);
     section.append(element("div", { class: "bench" }, this.shelf, this.desk));
   }
 
@@ -50,8 +51,7 @@ class Workflows {
   }
 
   row(one) {
-    return element("li", { class: "row" }, element("span", { class: "grow" }, element("b", {}, `${one.name} `),
-      element("span", { class: "hint" }, one.drawable ? Object.keys(one.fields).join(", ") : one.why)),
+    return element("li", { class: "row" }, element("b", {}, one.name), small(one.drawable ? Object.keys(one.fields).join(", ") : one.why),
     button("Use", () => this.use(one), { disabled: !one.drawable, "aria-label": `Use ${one.name}` }),
     !one.fixed && button("Delete", () => this.remove(one.name), { class: "quiet", "aria-label": `Delete ${one.name}` }));
   }
@@ -61,7 +61,6 @@ class Workflows {
     try {
       await this.app.api.send("DELETE", `workflows/${name}`);
       this.app.say(`${name} is deleted.`);
-      if (this.used === name) this.desk.replaceChildren();
     } catch (error) {
       this.app.fail(error, this.shelf);
     }
@@ -71,9 +70,9 @@ class Workflows {
   /** A kept one: its fields, with the graph's own values in them. */
   use(one) {
     const values = Object.fromEntries(Object.entries(one.fields).map(([name, schema]) => [name, schema.default]));
-    this.put(one.name, note(`Call it with POST ${new URL(`workflows/${one.name}`, this.app.root).pathname}, or with OpenAI's client as the model workflow/${one.name}.`),
-      this.form(one, values, `workflows/${one.name}`, {}, one.outputs.length));
-    this.used = one.name;
+    const path = `workflows/${one.name}`;
+    this.put(one.name, note(`Call it with POST ${new URL(path, this.app.root).pathname}, or with OpenAI's client as the model workflow/${one.name}.`),
+      this.form(one, values, path, {}, one.outputs.length));
   }
 
   /** A file: what it means, before anything is drawn. */
@@ -81,7 +80,7 @@ class Workflows {
     this.put(file.name, hint("Reading it."));
     this.opened = file;
     try {
-      if (this.most && file.size > this.most) throw new ApiError(`${file.name} is larger than the ${this.most / 1e6} MB that this worker reads. Take the workflow's JSON.`);
+      if (this.most && file.size > this.most) throw new ApiError(`${file.name} is larger than the ${this.most / 1e6} MB that this worker reads.`);
       const report = await this.app.api.send("POST", "explain", body(file));
       if (this.opened === file) this.report(file, report);
     } catch (error) {
@@ -92,7 +91,6 @@ class Workflows {
 
   put(title, ...parts) {
     this.doing?.abort();
-    this.used = null;
     this.app.clear(this.section);
     const head = element("h2", { tabindex: -1 }, title);
     this.desk.replaceChildren(head, ...parts.flat(2));
@@ -122,7 +120,7 @@ class Workflows {
     return element("details", { class: "card", open: bad > 0 }, element("summary", {}, `Nodes: ${nodes.length}${bad ? `, ${bad} refused` : ""}`),
       element("ol", { class: "plain nodes" }, sorted.slice(0, MOST_NODES).map(({ id, kind, title, state, meaning, faults, notes }) => element("li", { class: state },
         element("div", { class: "row" }, element("b", {}, title && title !== kind ? `${title} (${kind})` : kind),
-          element("span", { class: "chip" }, STATES[state]), element("span", { class: "hint" }, `Node ${id}`)),
+          element("span", { class: "chip" }, STATES[state]), small(`Node ${id}`)),
         element("p", {}, meaning), faults.map(text => element("p", { class: "error" }, text)), notes.map(note)))),
       nodes.length > MOST_NODES && hint(`And ${nodes.length - MOST_NODES} more.`));
   }
@@ -173,7 +171,7 @@ class Workflows {
     stage.replaceChildren(...images.map(one => {
       const blob = bytes(one.b64_json, `image/${one.format}`), href = URL.createObjectURL(blob), download = `workflow-${one.seed}.${one.format}`;
       return element("figure", {}, element("img", { src: href, width: one.width, height: one.height, alt: one.parameters.prompt || "A picture without a prompt" }),
-        element("figcaption", { class: "row" }, element("span", { class: "hint grow" }, `${one.title || `Node ${one.node}`}, seed ${one.seed}`),
+        element("figcaption", { class: "row" }, small(`${one.title || `Node ${one.node}`}, seed ${one.seed}`),
           element("a", { class: "button", href, download }, "Download"), button("Edit", () => this.app.edit(blob, download))));
     }), ...notes.map(note));
   }
@@ -187,7 +185,7 @@ class Workflows {
       this.app.clear(form);
       said.textContent = "";
       try {
-        if (!NAME.test(name.value)) throw new ApiError("A name has 1 to 64 small letters, digits, - and _, and begins with a letter or a digit.", { param: "workflow" });
+        if (!NAME.test(name.value)) throw new ApiError("A name has 1 to 64 small letters, digits, - and _, a letter or digit first.", { param: "workflow" });
         const kept = await this.app.api.send("PUT", `workflows/${name.value}`, body(file));
         await this.list();
         said.textContent = `It is kept as ${kept.name}, ${kept.shared ? "for all workers of this volume" : "for as long as this worker runs"}.`;
@@ -195,7 +193,7 @@ class Workflows {
       } catch (error) {
         this.app.fail(error, form);
       }
-    } }, field("Keep it as an endpoint", name, "A name that is taken gets this workflow, as a new version.", [element("button", {}, "Keep")]), said);
+    } }, field("Keep it as an endpoint", name, "A name that is taken gets a new version.", [element("button", {}, "Keep")]), said);
     return form;
   }
 }
