@@ -30,6 +30,7 @@ from handler import Settings, Worker
 from handler.model import imports
 from serving import Served, serving
 
+pytest_plugins = ("browsing",)  # its fixtures
 ROOT = Path(__file__).parent.parent
 PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
 LONG = (  # files that take longest, in this order: begun last, one of them would run alone
