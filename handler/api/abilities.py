@@ -31,12 +31,11 @@ GUIDED = {"guidance_scale": 2.0}  # through which a negative prompt works
 
 
 def told(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
-    """The model's id, licence and modes, the fields that it honours or refuses; whether ComfyUI's editor is here."""
+    """The model's id, licence and modes, and the fields that it honours or refuses."""
     return {
         "model": spec.id,
         "embedded": spec.embedded,
         "license": {name: value for name, value in asdict(spec.license).items() if name != "gated"},
-        "editor": settings.comfy_ui,
         "modes": modes(spec),
         "fields": fields(spec, settings),
     }

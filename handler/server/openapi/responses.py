@@ -70,7 +70,6 @@ ABILITIES = {
     "model": TEXT | {"description": "The catalogue's name for it."},
     "embedded": {"type": "boolean", "description": "Whether it is the small model inside Kindling."},
     "license": whole(LICENSE),
-    "editor": {"type": "boolean", "description": "Whether ComfyUI's editor is at /comfy/."},
     "modes": array(MODE) | {"description": "Each as the word for quality that is closest to it."},
     "fields": {"type": "object", "additionalProperties": ref("Ability")},
 }

@@ -21,7 +21,7 @@ export function connect(root, keys) {
   }
 
   const json = (method, body, more) => body === undefined ? { method, ...more }
-    : body instanceof FormData || body instanceof Blob ? { method, body, ...more }
+    : body instanceof Blob ? { method, body, ...more }
     : { method, body: JSON.stringify(body), ...more, headers: { "content-type": "application/json", ...more?.headers } };
 
   return {
@@ -55,7 +55,7 @@ async function content(answer) {
 
 async function fail(answer) {
   const said = await answer.json().catch(() => null);
-  const error = said?.error?.message ? said.error : { message: `The worker answered ${answer.status} ${answer.statusText}.`.replace(" .", ".") };
+  const error = said?.error?.message ? said.error : { message: `The worker answered with status ${answer.status}.` };
   const message = error.details ? `${error.message}: ${error.details}` : error.message; // as ComfyUI's routes have it
   throw new ApiError(message, { code: "", ...error, status: answer.status });
 }
@@ -71,9 +71,8 @@ async function* read(answer) {
       const blocks = (rest + value).split("\n\n");
       rest = blocks.pop();
       for (const block of blocks) {
-        const lines = block.split("\n").map(line => line.split(/: ?(.*)/s));
-        const data = lines.filter(([name]) => name === "data").map(([, text]) => text).join("\n");
-        if (data) yield { event: lines.find(([name]) => name === "event")?.[1] || "message", data };
+        const data = block.match(/^data: .*/gm)?.map(line => line.slice(6)).join("\n");
+        if (data) yield { event: /^event: (.*)/m.exec(block)?.[1], data };
       }
     }
   } finally {

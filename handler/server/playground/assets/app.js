@@ -9,27 +9,23 @@ const KEY = "kindling-key";
 
 export function create(open) {
   const listeners = new Map();
-  const known = new Map();
+  let model = null;
   const on = (name, listener) => listeners.set(name, [...(listeners.get(name) || []), listener]);
   const emit = (name, detail) => (listeners.get(name) || []).forEach(listener => listener(detail));
-  const keys = keeper(() => { known.clear(); emit("key"); });
+  const keys = keeper(() => { model = null; emit("key"); });
   const api = connect(ROOT, keys);
   const say = text => { document.getElementById("live").textContent = text; };
-  const once = (name, ask) => {
-    if (!known.has(name)) known.set(name, ask().catch(error => { known.delete(name); throw error; }));
-    return known.get(name);
-  };
+  async function learn() {
+    const { data: [first], loras } = await api.get("v1/models");
+    return { ...await api.get(`v1/models/${first.id}`), loras };
+  }
 
   return {
     root: ROOT, api, on, emit, say, open,
     key: keys.get,
     changeKey: () => keys.ask(keys.get(), true),
-    model: () => once("model", async () => {
-      const { data: [first], loras } = await api.get("v1/models");
-      return { ...await api.get(`v1/models/${first.id}`), loras };
-    }),
+    model: () => (model ||= learn().catch(error => { model = null; throw error; })),
     status: () => api.get("v1/status"),
-    receipt: () => once("receipt", () => api.get("v1/receipt")),
     load: async parameters => { await open("make"); emit("load", parameters); },
     edit: async (blob, name) => { await open("make"); emit("edit", { blob, name }); },
     fail: (error, container) => fail(error, container, say),

@@ -4,7 +4,7 @@ import { button, element, field } from "./dom.js";
 
 const SHAPES = { Square: 1, Landscape: 4 / 3, Portrait: 3 / 4, Wide: 16 / 9, Tall: 9 / 16 };
 const WORDS = { realtime: ["Realtime", "as fast as can be"], quality: ["Quality", "as good as can be"] };
-const CARRIED = { sampling: "ComfyUI's sampling", reading: "ComfyUI's reading of prompts", step_cache: "step cache", long_prompts: "long prompts" };
+const CARRIED = { sampling: "ComfyUI's sampling", reading: "ComfyUI's reading", step_cache: "Step cache", long_prompts: "Long prompts" };
 const LARGEST = Number.MAX_SAFE_INTEGER; // above it JavaScript loses digits of a seed
 
 const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "n"], TEXTS = ["scheduler", "output_format", "negative_prompt"];
@@ -49,7 +49,7 @@ export class Form {
         field("File", element("select", { name: "output_format" }), "PNG keeps the settings inside.")),
       field("Scheduler", element("select", { name: "scheduler" }), "The way from noise to a picture."),
       this.loras,
-      element("p", { class: "hint" }, "Controls: poses, edges and depth (ControlNet) cannot guide pictures here yet."));
+      element("p", { class: "hint" }, "Controls (ControlNet): poses, edges and depth cannot guide pictures here yet."));
   }
 
   get keeps() { return this.locked.getAttribute("aria-pressed") === "true"; }
@@ -97,7 +97,7 @@ export class Form {
     this.modes.replaceChildren(this.modes.firstChild, ...modes.map(mode => {
       const [name, promise] = WORDS[mode.id] || [mode.id, ""];
       const radio = element("input", { type: "radio", name: "mode", value: mode.quality, checked: mode === chosen, disabled: Boolean(mode.refused) });
-      return element("label", { title: mode.refused }, radio, element("b", {}, name),
+      return element("label", {}, radio, element("b", {}, name),
         element("span", { class: "hint" }, mode.refused || `${promise}: ${mode.steps} step${mode.steps > 1 ? "s" : ""}`));
     }));
   }
@@ -111,7 +111,7 @@ export class Form {
     });
     this.loras.disabled = !rows.length;
     this.loras.replaceChildren(this.loras.firstChild, ...(rows.length ? rows : [element("p", { class: "hint" },
-      "Small files that teach the model a style or a subject. This worker has none: put some into the folder loras of its volume.")]));
+      "Files that teach a style or a subject. There are none in the folder loras of this worker's volume.")]));
   }
 
   /** The request's fields as the API calls them, without images; only what differs from what the worker does anyway. */

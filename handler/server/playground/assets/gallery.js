@@ -29,9 +29,7 @@ async function store() {
 
 export class Gallery {
   constructor(app, chosen) {
-    Object.assign(this, { app, chosen, store: store(), urls: new Map() });
-    this.grid = element("ul", { class: "grid" });
-    this.note = element("span", { class: "hint" });
+    Object.assign(this, { app, chosen, store: store(), urls: new Map(), grid: element("ul", { class: "grid" }), note: element("span", { class: "hint" }) });
     this.element = element("section", { class: "gallery", "aria-label": "Your pictures" },
       element("div", { class: "row" }, element("h2", {}, "Your pictures"), this.note, button("Delete all", () => this.forget(), { class: "quiet" })), this.grid);
     this.others = "BroadcastChannel" in window ? new BroadcastChannel("kindling-pictures") : null; // this page in other tabs

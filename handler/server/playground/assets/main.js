@@ -38,12 +38,6 @@ async function open(name) {
   tab?.shown?.();
 }
 
-/** The link to ComfyUI's editor, where that is. */
-async function linked() {
-  const { editor } = await app.model().catch(() => ({}));
-  document.getElementById("editor").hidden = !editor;
-}
-
 function shown() {
   const name = location.hash.slice(1);
   if (name === "main") return;
@@ -57,8 +51,6 @@ document.querySelector(".skip").addEventListener("click", event => {
 document.getElementById("key").addEventListener("click", () => app.changeKey());
 watch(app);
 addEventListener("hashchange", shown);
-app.on("key", linked);
-linked();
 shown();
 banner(document.getElementById("banner"), app);
 follow(app, () => location.hash === "#worker");

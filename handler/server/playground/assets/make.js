@@ -7,7 +7,7 @@ import { actions, address, bytes, facts } from "./picture.js";
 
 const EXAMPLES = {
   spark: ["a red circle on a blue background", "three yellow stars on a purple background", "a small green heart on a white background"],
-  other: ["a lighthouse on a cliff at dawn, oil on canvas", "a cup of tea on a wooden table, morning light, photograph", "a paper boat on a still lake, risograph print"],
+  other: ["a lighthouse at dawn, oil on canvas", "a cup of tea in morning light, photograph", "a paper boat on a lake, risograph"],
 };
 const LOOK_MS = 700; // between two looks at the queue, and before the first, when the request is there
 
@@ -60,7 +60,7 @@ class Make {
     if (!this.form.model) await this.learn();
     this.forget();
     this.form.fill(parameters);
-    if (edited || parameters.images?.length) this.tell("This picture was made from another one. Choose that picture again to make the same.");
+    if (edited || parameters.images?.length) this.tell("It was made from another picture. Choose that one again to make the same.");
     else this.app.say("The picture's settings are in the form.");
   }
 
@@ -113,7 +113,6 @@ class Make {
     this.form.button.textContent = on ? "Making…" : "Make";
     this.form.button.setAttribute("aria-disabled", String(on));
     this.stop.hidden = this.bar.hidden = !on;
-    this.stage.setAttribute("aria-busy", String(on));
     if (!on) return this.bar.removeAttribute("value");
     this.shown = [this.well, this.about].map(part => [part, [...part.childNodes]]);
     this.bar.removeAttribute("value");
