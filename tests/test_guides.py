@@ -14,7 +14,7 @@ from serving import Served
 ROOT = Path(__file__).parent.parent
 GUIDES = (
     *("README.md", "platform/README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
-    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
 )
 FENCE = re.compile(r"^( *)```(sh|python)\n(.*?)^\1```$", re.M | re.S)
 PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|gcloud|convox|curl"
