@@ -17,25 +17,26 @@ GUIDES = (
     *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
 )
 FENCE = re.compile(r"^( *)```(sh|python)\n(.*?)^\1```$", re.M | re.S)
-PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|gcloud|convox|curl"
+PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|helm|gcloud|convox|sky|runpodctl|curl"
 INLINE = re.compile(rf"`((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:{PROGRAMS}) [^`]+)`")
 ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
 
 # How a command starts, and what is added to run it here: all of it, or what it does without time, network or account.
 RUN = {
     ".venv/bin/python -m handler generate": "",
-    ".venv/bin/python platform/runpod_deploy.py": "",
+    ".venv/bin/python platform/runpod_deploy.py": " --dry-run",
     "curl -s http://127.0.0.1:8000": "",
     "curl -sL https://YOU--kindling-kindling-web.modal.run": "",
     "KINDLING_FETCH_HOSTS=images.example": " --dry-run",
     "KINDLING_STORE_BUCKET=pictures": " --dry-run",
-    "export KINDLING_MODEL=flux-schnell": "",
+    "export ": "",
     "make ": " --dry-run",
     "python -c": "",
     "modal app ": " --help",
     "modal secret create ": " --help",
     "modal setup": " --help",
     "pip install fastapi": " --dry-run --no-index",
+    "until curl -s http://127.0.0.1:8000": "",
     "pip install modal==": " --dry-run --no-index",  # are those the versions that are tested?
     "python -m handler deploy": "",
     "python -m handler doctor": "",
@@ -72,21 +73,19 @@ TESTED = {
     "python -m handler optimize": "cli/test_optimize.py::test_a_real_sweep",
     "python -m handler receipts": "volume/test_receipts.py::test_the_verb",
     "python -m spark.lora": "spark/test_outlined.py::test_what_was_trained_is_what_is_applied",
-    "RUNPOD_API_KEY=... .venv/bin/python platform/runpod_deploy.py": (
-        "platform/test_runpod_deploy.py::test_creates_a_template"
-    ),
 }
-ELSEWHERE = (  # these want an account, a cluster or a container engine
-    "convox ",
-    'curl -s "https://api.runpod.ai',
-    "docker build ",
-    "curl -s https://fal.run/YOU",
+ELSEWHERE = (  # these want an account, a cluster or a container engine; test_vendor_clis.py has what their tools know
+    *("convox ", "docker ", "gcloud ", "helm ", "kubectl ", "runpodctl ", "sky ", "printf $KINDLING_API_KEYS | gcloud"),
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
-    *("gcloud ", "printf choose-one | gcloud", "PROJECT=", "IMAGE=", "ACCOUNT=", "curl -s https://ADDRESS"),
-    *("kubectl ", "helm ", "curl -s http://127.0.0.1:8080"),
-    "sed -i ",  # of the manifests, which test_container.py looks at
-    "pip install -e '.[fal]'",
+    *("pip install -e '.[fal]'", "pip install 'skypilot[aws]'"),
+    *("PROJECT=", "IMAGE=", "ACCOUNT=", "ADDRESS="),
+    *("curl -s $ADDRESS", "curl -s https://ADDRESS", "curl -s http://ADDRESS", "curl -s http://127.0.0.1:8080"),
+    *('curl -s "https://api.runpod.ai', "curl -s https://fal.run/YOU"),
+    *("chmod -R a+rwX /workspace", "sed -i "),  # of the manifests, which test_container.py looks at
 )
+ANSWERED = [
+    *("Keys", "Idle", "A cold start that failed", "Another model, and back", "Scale", "Object store", "ComfyUI"),
+]
 
 
 def commands(text: str) -> Iterator[str]:
@@ -94,7 +93,7 @@ def commands(text: str) -> Iterator[str]:
     for indent, language, block in FENCE.findall(text):
         whole = re.sub(r"\\\n *", "", re.sub(rf"^{indent}", "", block, flags=re.M))
         for line in re.sub(r"\|\n *", "| ", whole).splitlines() if language == "sh" else ():
-            yield re.sub(r"\s+# .*", "", line).strip()
+            yield re.sub(r"(^|\s+)# .*", "", line).strip()
     for found in INLINE.findall(FENCE.sub("", text)):
         yield re.sub(r"\s+", " ", found)
 
@@ -159,6 +158,13 @@ def programs() -> list[str]:
 @pytest.mark.parametrize("program", programs())
 def test_programs_run_as_written(program: str, checkout: Path, server: Served) -> None:
     run([sys.executable, "-c", ADDRESS.sub(server.url, program)], checkout)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/deploy").glob("[a-z]*.md")), ids=lambda page: page.stem)
+def test_each_platforms_page_answers_the_same_questions(page: Path) -> None:
+    found = re.findall(r"^## (.+)$", page.read_text(), re.M)
+    assert found[0].endswith("first picture")
+    assert [one for one in found[1:] if one in ANSWERED] == ANSWERED
 
 
 def test_links_lead_somewhere() -> None:
