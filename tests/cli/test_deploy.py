@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +18,9 @@ import yaml
 
 from handler import GPUS, MODELS, Settings
 from handler.__main__ import main
+from handler.api.deploying import platforms
+from handler.api.deploying.platforms import KEY
 from handler.catalog.elsewhere import ELSEWHERE, PLATFORMS, rentals_on
-from handler.cli.deploy import manifests, platforms
-from handler.cli.deploy.platforms import KEY
 from handler.volume.receipts import Candidate, Figures, Outcome, Receipt, keep
 from handler.worker.clock import Ledger
 from handler.worker.memory import TRIED
@@ -280,6 +281,7 @@ def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, An
         ("modal sdxl --min 3 --max 2", 2, "--max should be 3 or more, not 2."),
         ("modal sdxl --max 0", 2, "--max should be 1 or more, not 0."),
         ("sky sdxl --region eu,us", 2, "--region should name one place for sky, not 2."),
+        ("sky sdxl --region $(reboot)", 2, "--region should be a place's name, such as us-east-1, not '$(reboot)'."),
         ("modal stable-diffusion-9", 2, "stable-diffusion-9"),
     ],
 )
@@ -311,16 +313,12 @@ def test_what_was_measured_here_is_told_with_what_it_rests_on(
     )
 
 
-def test_where_there_are_no_manifests_it_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An installed package has none."""
-    monkeypatch.setattr(manifests, "BESIDE", tmp_path / "site-packages")
-    monkeypatch.chdir(tmp_path)
-    assert main(["deploy", "kubernetes", "sdxl"]) == 1
-    assert "Run this in a checkout" in capsys.readouterr().err
-    monkeypatch.chdir(ROOT)
-    assert main(["deploy", "kubernetes", "sdxl"]) == 0
+def test_modal_is_installed_as_it_is_tested(deploy: Callable[..., dict[str, Any]]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = {*extras["modal"], *(ROOT / "requirements.txt").read_text().splitlines()}
+    install, *_ = deploy("modal", "sdxl")["commands"]
+    assert install.startswith("pip install modal==")
+    assert {*install.split()[2:]} <= pinned
 
 
 def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,16 @@ PICTURE = Answer(
 )
 
 
-SAID = ("PartialImage", "Completed", "PartialEdit", "CompletedEdit", "NativeCompleted", "WorkflowCompleted")
+SAID = (
+    "PartialImage",
+    "Progress",
+    "Completed",
+    "PartialEdit",
+    "EditProgress",
+    "CompletedEdit",
+    "NativeCompleted",
+    "WorkflowCompleted",
+)
 HEARD = Answer("Those to come, and the end.", {"text/event-stream": ref("JobEvent")}, ("x-accel-buffering",))
 TOLD = Answer("As it is now.", {JSON: ref("Job")})
 

@@ -57,6 +57,22 @@ def _picture(fields: Schema, *optional: str) -> Schema:
 
 LORA = whole({"name": TEXT, "made_for": TEXT, "trigger_words": array(TEXT)})
 MODEL = whole({"id": TEXT, "object": only("model"), "created": COUNT, "owned_by": TEXT})
+REFUSED = {"refused": TEXT | {"description": "Why it cannot be asked for, where that is so."}}
+FIELD = {
+    **dict.fromkeys(("minimum", "maximum", "default"), NUMBER),
+    "multiple": COUNT,
+    "values": array(TEXT),
+    **REFUSED,
+}
+MODE = whole({"id": TEXT, "quality": TEXT, "steps": COUNT, **REFUSED}, "refused")
+LICENSE = {"id": TEXT, "name": TEXT, "commercial": {"type": "boolean"}, "obligation": TEXT}
+ABILITIES = {
+    "model": TEXT | {"description": "The catalogue's name for it."},
+    "embedded": {"type": "boolean", "description": "Whether it is the small model inside Kindling."},
+    "license": whole(LICENSE),
+    "modes": array(MODE) | {"description": "Each as the word for quality that is closest to it."},
+    "fields": {"type": "object", "additionalProperties": ref("Ability")},
+}
 SHARED = {
     "background": only("opaque"),
     "output_format": ref("Format"),
@@ -97,6 +113,7 @@ NATIVE = {
     **NOTES,
 }
 RARE = ("delivery", "notes", *ALONE)
+STEPS = {"steps": COUNT, "of": COUNT | {"description": "Over all pictures of the request."}}
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
 COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
 ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT})
@@ -111,17 +128,21 @@ ANSWERS: dict[str, Schema] = {
     "NativePicture": _picture(DRAWN),
     "Usage": USAGE,
     "PromptTokens": TOKENS,
-    "GenerationEvent": _events("PartialImage", "Completed"),
-    "EditEvent": _events("PartialEdit", "CompletedEdit"),
-    "NativeEvent": _events("PartialImage", "NativeCompleted"),
+    "GenerationEvent": _events("PartialImage", "Progress", "Completed"),
+    "EditEvent": _events("PartialEdit", "EditProgress", "CompletedEdit"),
+    "NativeEvent": _events("PartialImage", "Progress", "NativeCompleted"),
     "Images": whole({"created": COUNT, "data": array(ref("Picture")), **SHARED, **ABOUT}, "delivery"),
     "NativeImages": whole(NATIVE, *RARE),
     "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),
+    "Progress": whole(_event("image_generation.progress") | STEPS),
+    "EditProgress": whole(_event("image_edit.progress") | STEPS),
     "Completed": _picture(_event("image_generation.completed") | COMPLETED, "delivery"),
     "PartialEdit": whole(_event("image_edit.partial_image") | PARTIAL),
     "CompletedEdit": _picture(_event("image_edit.completed") | COMPLETED, "delivery"),
     "NativeCompleted": whole(_event("image_generation.completed") | NATIVE, *RARE),
     "Model": MODEL,
+    "ModelTold": whole({**MODEL["properties"], **ABILITIES}, *ABILITIES),  # of a kept workflow there is no more
+    "Ability": whole(FIELD, *FIELD),
     "Models": whole({"object": only("list"), "data": array(ref("Model")), "loras": array(LORA)}),
     "ReceiptAnswer": whole(
         {

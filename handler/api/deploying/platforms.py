@@ -1,16 +1,16 @@
 """The platforms: a row each, with what can be chosen there, and the commands and files that deploy a choice."""
 
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from handler.cli.deploy import manifests
-from handler.cli.deploy.choice import Choice
+from handler.api.deploying import manifests
+from handler.api.deploying.choice import Choice
 from handler.core.version import __version__
 
 KEY = "export KINDLING_API_KEYS=$(openssl rand -hex 16); echo $KINDLING_API_KEYS"
 BODY = """-H 'Content-Type: application/json' -d '{"prompt": "a red circle"}'"""
+MODAL = "pip install modal==1.6.4 pydantic==2.14.3"  # as it is tested
 IMAGE = f"kindling:{__version__}"
 
 
@@ -45,9 +45,6 @@ def _token(choice: Choice) -> str:
 
 
 def _modal(choice: Choice, _: str) -> list[str]:
-    pins = (manifests.platform_folder() / "README.md").read_text()
-    install = re.search(r"^pip install modal==.*$", pins, re.M)
-    assert install, "the guide installs modal"
     scale = _set(
         MODAL_GPU=",".join(choice.names) if choice.asked else "",
         MODAL_MIN=choice.least,
@@ -56,7 +53,7 @@ def _modal(choice: Choice, _: str) -> list[str]:
     )
     fetch = f"{_token(choice)}modal run platform/modal_app.py::fetch"
     return [
-        install[0],
+        MODAL,
         "modal setup",
         _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision),
         KEY,
