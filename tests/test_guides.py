@@ -49,7 +49,7 @@ TESTED = {
     "KINDLING_MODEL=spark KINDLING_DEVICE=cpu fal run --local": "platform/test_fal_app.py::local",
     "KINDLING_VOLUME=$HOME/volume .venv/bin/python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_COMFY_UI=on python -m handler serve": "server/test_editor_page.py::test_a_workflow_is_opened",
-    "KINDLING_VOLUME=/workspace python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
+    "HF_TOKEN=hf_... KINDLING_VOLUME=/workspace python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "modal deploy platform/modal_app.py": "platform/test_modal_deploy.py::deployed",
     "modal run platform/modal_app.py::": "platform/test_modal_deploy.py::test_modal_run",
     "curl -s http://127.0.0.1:8000/images/": "server/test_mounted.py::test_the_app_of_the_guide_serves",
@@ -88,12 +88,17 @@ ANSWERED = [
 ]
 
 
-def commands(text: str) -> Iterator[str]:
-    """The shell commands of a guide, a line each: those of its blocks without their remarks, and those in its prose."""
+def in_blocks(text: str) -> Iterator[str]:
+    """The shell commands of a guide's blocks, a line each, without their remarks."""
     for indent, language, block in FENCE.findall(text):
         whole = re.sub(r"\\\n *", "", re.sub(rf"^{indent}", "", block, flags=re.M))
         for line in re.sub(r"\|\n *", "| ", whole).splitlines() if language == "sh" else ():
             yield re.sub(r"(^|\s+)# .*", "", line).strip()
+
+
+def commands(text: str) -> Iterator[str]:
+    """Those of its blocks, and those in its prose."""
+    yield from in_blocks(text)
     for found in INLINE.findall(FENCE.sub("", text)):
         yield re.sub(r"\s+", " ", found)
 
