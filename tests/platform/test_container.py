@@ -261,6 +261,7 @@ def test_cloud_run_leaves_the_authorization_to_kindling() -> None:
 def test_sky() -> None:
     assert SKY["resources"]["ports"] == PORT
     assert SKY["secrets"]["KINDLING_API_KEYS"] is None  # which has to be given
+    assert SKY["service"]["load_balancer"]["stream_timeout_seconds"] == Settings().deadline_s  # else it asks again
     names = {name.partition(":")[0].replace("-", " ") for name in SKY["resources"]["accelerators"]}
     for name in {"A100 40GB" if name == "A100" else name for name in names}:
         assert outlook(Settings(), MODELS[SKY["envs"]["KINDLING_MODEL"]], GPUS[name], 40).memory.mode == "resident"

@@ -359,7 +359,7 @@ needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK excludes runpod'
 
 
 @needs_fal
-@pytest.mark.parametrize("guide", ["README.md", "platform/README.md"])
+@pytest.mark.parametrize("guide", ["README.md", "docs/deploy/fal.md"])
 def test_the_guides_commands_are_fals(guide: str) -> None:
     text = (ROOT / guide).read_text()
     shown = re.findall(r"\bfal ((?:apps|auth|deploy|files|keys|run|runners|secrets)\b[^`#\n]*)", text)
