@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 from pathspec import GitIgnoreSpec
 
 from handler import GPUS, MODELS, Engine, Settings, create_app, outlook
@@ -264,6 +265,15 @@ def test_sky() -> None:
     names = {name.partition(":")[0].replace("-", " ") for name in SKY["resources"]["accelerators"]}
     for name in {"A100 40GB" if name == "A100" else name for name in names}:
         assert outlook(Settings(), MODELS[SKY["envs"]["KINDLING_MODEL"]], GPUS[name], 40).memory.mode == "resident"
+
+
+def test_sky_installs_what_was_tested_for_a_python_that_does() -> None:
+    """Machines' own Python may be too old, and a list without hashes other packages than the tests saw."""
+    [python] = re.findall(r"venv .*--python (\S+)", SKY["setup"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert python in SpecifierSet(project["requires-python"])
+    [lock] = re.findall(r"--require-hashes -r (\S+)", SKY["setup"])
+    assert ROOT / lock == LOCKS / "requirements.lock"
 
 
 def test_what_is_copied_is_in_the_repository() -> None:
