@@ -150,7 +150,8 @@ def test_a_stopping_worker_has_time_to_drain() -> None:
     pod = PODS["kubernetes"]
     leaving = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > leaving + DRAIN_S
-    assert CONVOX["termination"]["grace"] > DRAIN_S
+    command, convoxs = CONVOX["lifecycle"]["preStop"].split()
+    assert (command, CONVOX["termination"]["grace"] > int(convoxs) + DRAIN_S) == ("sleep", True)
 
 
 def test_names_refer_to_each_other() -> None:
@@ -215,9 +216,20 @@ def test_convoxs_model_fits_the_nodes_that_its_head_names(gpu: str, precision: A
 def test_an_update_needs_no_further_gpu() -> None:
     strategy = KUBERNETES["Deployment"]["spec"]["strategy"]["rollingUpdate"]
     assert strategy == {"maxSurge": 0, "maxUnavailable": 1}
-    assert CONVOX["deployment"]["maximum"] == 100
+    # In percent: Kubernetes may take away what is not in the minimum, rounded down, or else one.
+    assert CONVOX["deployment"] == {"minimum": 50, "maximum": 100}
     started = KUBERNETES["Deployment"]["spec"]["progressDeadlineSeconds"]
     assert started > BUDGET_S
+
+
+def test_convox_gives_few_rights() -> None:
+    assert CONVOX["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": PODS["kubernetes"]["securityContext"]["runAsUser"],
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": "RuntimeDefault",
+    }
 
 
 @pytest.mark.parametrize("pod", [PODS["kubernetes"], JOB], ids=["deployment", "job"])
