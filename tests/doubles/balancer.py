@@ -108,7 +108,7 @@ class Balancer:
             ) as answer:
                 told = {name: answer.headers[name] for name in PASSED if name in answer.headers}
                 reply = web.Response(status=answer.status, body=await answer.read(), headers=told)
-        except aiohttp.ClientConnectorError:  # nobody listens there: so it was not asked
+        except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError):  # it was not asked, or is no more
             return web.Response(status=503, text="refused")
         except aiohttp.ClientError as error:
             return web.Response(status=502, text=repr(error))

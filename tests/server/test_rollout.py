@@ -17,7 +17,7 @@ from balancer import Balancer
 from serving import Served, serving
 
 ASKED = {"prompt": "fine", "num_inference_steps": 1, "size": "64x64"}
-CALLERS, SOME, PROBES, PATIENCE_S = 4, 8, 5, 60
+CALLERS, SOME, PROBES, PATIENCE_S = 4, 5, 5, 60
 
 
 class Stream:
@@ -71,8 +71,16 @@ def more(balancer: Balancer, worker: str) -> None:
     balancer.until(lambda: balancer.answered[worker] >= before + SOME)
 
 
+@pytest.fixture(scope="module")
+def stays() -> Iterator[Faulty]:
+    """An old one whose place nobody takes."""
+    with faulty() as server:
+        yield server
+
+
 @pytest.fixture
 def old() -> Iterator[Faulty]:
+    """One that leaves."""
     with faulty() as server:
         yield server
 
@@ -102,23 +110,23 @@ def lacks(volume: Path) -> Iterator[Served]:
 
 @pytest.mark.parametrize(("fails", "code"), [(hangs, None), (spends, 124), (lacks, 1)])
 def test_where_the_new_one_never_becomes_ready_the_old_one_answers_all(
-    fails: Callable[[Path], AbstractContextManager[Served]], code: int | None, old: Faulty, tmp_path: Path
+    fails: Callable[[Path], AbstractContextManager[Served]], code: int | None, stays: Faulty, tmp_path: Path
 ) -> None:
     with Balancer() as balancer:
-        balancer.add(old.url)
-        balancer.until(lambda: old.url in balancer.inside)
+        balancer.add(stays.url)
+        balancer.until(lambda: stays.url in balancer.inside)
         with asked(balancer) as stream, fails(tmp_path) as new:
-            more(balancer, old.url)
+            more(balancer, stays.url)
             balancer.add(new.url)
             balancer.until(lambda: balancer.probed[new.url] >= PROBES)
             if isinstance(new, Faulty) and code:
                 new.release()
             if code:
                 assert new.process.wait(PATIENCE_S) == code
-            more(balancer, old.url)
+            more(balancer, stays.url)
             stream.end()
-    assert balancer.let_in == {old.url}
-    assert (stream.lost, balancer.answered) == ([], {old.url: stream.sent})
+    assert balancer.let_in == {stays.url}
+    assert (stream.lost, balancer.answered) == ([], {stays.url: stream.sent})
 
 
 def both(balancer: Balancer, old: Faulty, new: Faulty) -> None:
@@ -151,6 +159,19 @@ def test_a_new_one_that_is_ready_takes_over_and_the_old_one_leaves(old: Faulty) 
             more(balancer, new.url)
             stream.end()
     assert (stream.lost, balancer.answered.total()) == ([], stream.sent)
+
+
+def test_one_that_is_told_to_stop_ends_each_connection_with_its_answer(old: Faulty) -> None:
+    """So that a proxy does not ask again on one that is about to be closed."""
+    with httpx.Client(base_url=old.url, timeout=PATIENCE_S) as client:
+        assert "connection" not in client.get("/ping").headers
+        held = old.hold()
+        old.process.send_signal(signal.SIGTERM)
+        old.until(lambda state: state["status"] == "draining")
+        assert client.get("/ping").headers["connection"] == "close"
+        old.release()
+        assert held.result().status_code == 200
+    assert old.ends() == 0
 
 
 @pytest.mark.parametrize("impatient", [True, False])
