@@ -39,7 +39,11 @@ class Phase:
 
 @dataclass(slots=True)
 class Ledger:
-    """Where the seconds of one cold start went. `outcome` is starting, ready, failed or stopped."""
+    """Where the seconds of one cold start went. `outcome` is starting, ready, failed or stopped.
+
+    `preloaded` are phases that were over before, in the process that this worker is a copy of; that one's own `outcome`
+    is then preloaded. They count from their own start.
+    """
 
     model: str = ""
     device: str = ""
@@ -57,6 +61,7 @@ class Ledger:
     phase: str = "start"
     total_s: float = 0.0
     phases: list[Phase] = field(default_factory=list)
+    preloaded: list[Phase] = field(default_factory=list)
 
     @property
     def decision(self) -> str:
