@@ -33,7 +33,7 @@ JOB = whole(
         "progress": whole({"steps": COUNT, "of": MAYBE_TIME}),
         "error": {"anyOf": [ref("Refusal"), NULL]},
         "urls": whole({"get": TEXT, "cancel": TEXT, "events": TEXT}),
-        "result": {"anyOf": [ref("Images"), ref("NativeImages"), ref("WorkflowImages"), NULL]},
+        "result": {"anyOf": [ref("Images"), ref("NativeImages"), ref("FalImages"), ref("WorkflowImages"), NULL]},
     }
 )
 ACCEPTED = Answer("A job, where that was asked for.", {JSON: ref("Job")}, ("location", "preference-applied"))

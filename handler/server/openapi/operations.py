@@ -48,11 +48,19 @@ def _hub(*parameters: str) -> Operation:
     return Operation("post", summary, answers, body, DRAWING, (*ASKED, *parameters))
 
 
+def _fal(*parameters: str) -> Operation:
+    """A route of fal's clients."""
+    content = {JSON: ref("FalImages"), EVENTS: ref("FalEvent")}
+    drawn = Answer("The pictures by their addresses; with stream true, events.", content, (*REPEATED, TOKENS))
+    summary, body = "Draw, as fal's clients ask", {JSON: ref("FalRequest")}
+    return Operation("post", summary, {200: drawn, 202: jobs.ACCEPTED}, body, DRAWING, (*ASKED, *parameters))
+
+
 def _reading(summary: str, answer: str) -> Operation:
     return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})})
 
 
-MODELS = "/models/{folder}"
+MODELS, FAL = "/models/{folder}", "/fal/{id}"
 READY = {JSON: ref("Ready")}
 OPERATIONS: dict[str, Operation] = {
     "/v1/images/generations": _drawing(
@@ -113,6 +121,8 @@ def operations() -> dict[str, tuple[Operation, ...]]:
     return found | {
         "/": (*found["/"], _hub()),
         MODELS: (*found[MODELS], _hub("folder")),
+        "/fal": (_fal(),),
+        FAL: (_fal("id"),),
         workflows.LIST: workflows.LISTED,
         workflows.ONE: (*workflows.ROWS, drawn),
     }

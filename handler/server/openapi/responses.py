@@ -96,6 +96,15 @@ NATIVE = {
     **DELIVERY,
     **NOTES,
 }
+FAL = {
+    "images": array(IMAGE),
+    "timings": whole({"inference": NUMBER | {"description": "Seconds."}}),
+    "seed": SEED,
+    "has_nsfw_concepts": array({"type": "boolean", "description": "Nobody looks: false."}),
+    "prompt": TEXT,
+    **DELIVERY,
+    **NOTES,
+}
 RARE = ("delivery", "notes", *ALONE)
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
 COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
@@ -113,9 +122,12 @@ ANSWERS: dict[str, Schema] = {
     "PromptTokens": TOKENS,
     "GenerationEvent": _events("PartialImage", "Completed"),
     "EditEvent": _events("PartialEdit", "CompletedEdit"),
+    "FalEvent": _events("PartialImage", "FalCompleted"),
     "NativeEvent": _events("PartialImage", "NativeCompleted"),
     "Images": whole({"created": COUNT, "data": array(ref("Picture")), **SHARED, **ABOUT}, "delivery"),
     "NativeImages": whole(NATIVE, *RARE),
+    "FalImages": whole(FAL, "delivery", "notes"),
+    "FalCompleted": whole(_event("image_generation.completed") | FAL, "delivery", "notes"),
     "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),
     "Completed": _picture(_event("image_generation.completed") | COMPLETED, "delivery"),
     "PartialEdit": whole(_event("image_edit.partial_image") | PARTIAL),
