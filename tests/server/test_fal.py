@@ -47,6 +47,11 @@ def test_a_model_is_asked_for_by_its_path(url: str) -> None:
     assert ask(url, "/fal/spark").status_code == 200
     other = ask(url, "/fal/flux-dev")
     assert (other.status_code, other.json()["error"]["param"]) == (404, "model")
+    twice = ask(url, "/fal/spark", model="spark")
+    assert (twice.status_code, twice.json()["error"]["message"].partition(";")[0]) == (
+        400,
+        "The path names the model already",
+    )
 
 
 def test_events_end_with_the_answer(url: str) -> None:
@@ -62,3 +67,10 @@ def test_events_end_with_the_answer(url: str) -> None:
 def test_what_is_wrong_is_named(url: str, fields: dict[str, Any], param: str) -> None:
     refused = ask(url, **fields)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_fals_clients_send_their_key_in_their_way() -> None:
+    keyed = Settings(api_keys=("choose:one",))
+    with live(create_app(Engine(keyed, boot=Editor().boot))) as url:
+        for key, status in (("choose:one", 200), ("another", 401)):
+            assert httpx.post(url + "/fal", json=ASKED, headers={"authorization": f"Key {key}"}).status_code == status

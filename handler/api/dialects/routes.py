@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import Any
 
 from handler.api.dialects import edits, fal, huggingface, native, openai
+from handler.core.errors import InvalidValue
 
 DIALECTS: dict[str, ModuleType] = {
     "/v1/images/generations": openai,
@@ -26,6 +27,10 @@ def dialect_of(path: str) -> ModuleType | None:
 
 
 def for_model(path: str, payload: Any) -> Any:
-    """`payload` with the model that the path names, as Hugging Face's and fal's paths do."""
+    """`payload` with the model that the path names, as Hugging Face's and fal's paths do; InvalidValue if both do."""
     name = next((path.removeprefix(start) for start in (HUB_MODELS, FAL_MODELS) if path.startswith(start)), "")
-    return {**payload, "model": name} if name and isinstance(payload, dict) else payload
+    if not name or not isinstance(payload, dict):
+        return payload
+    if payload.get("model") is not None:
+        raise InvalidValue("The path names the model already; leave it out of the body.", "model")
+    return {**payload, "model": name}

@@ -42,7 +42,10 @@ PICTURE = Answer(
 )
 
 
-SAID = ("PartialImage", "Completed", "PartialEdit", "CompletedEdit", "NativeCompleted", "WorkflowCompleted")
+SAID = (
+    *("PartialImage", "Completed", "PartialEdit", "CompletedEdit"),
+    *("NativeCompleted", "FalCompleted", "WorkflowCompleted"),
+)
 HEARD = Answer("Those to come, and the end.", {"text/event-stream": ref("JobEvent")}, ("x-accel-buffering",))
 TOLD = Answer("As it is now.", {JSON: ref("Job")})
 

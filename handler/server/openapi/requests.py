@@ -22,6 +22,7 @@ from handler.core.request import Format, ImageRequest
 from handler.core.sampling import Sampling
 from handler.core.settings import Settings
 from handler.core.stepcache import BOUNDS
+from handler.server.openapi import fal
 from handler.server.openapi.jobs import fields as later_fields
 from handler.server.openapi.named import optional, worded
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed, ref
@@ -53,7 +54,7 @@ def requests(spec: ModelSpec, settings: Settings, models: Sequence[str]) -> dict
     bodies = {
         "GenerationRequest": closed(nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
         "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | OTHERS,
-        "FalRequest": closed(nullable(native | FAL), ("prompt",), [*rules, *images, TOGETHER, ONE_SIZE]) | OTHERS,
+        **fal.requests(nullable(native), [*rules, *images, TOGETHER], OTHERS),
         "HubRequest": _hub(native, rules),
         "EditRequest": closed(nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
@@ -63,11 +64,6 @@ def requests(spec: ModelSpec, settings: Settings, models: Sequence[str]) -> dict
     return {name: worded(schema) for name, schema in (bodies | shapes).items()}
 
 
-FAL: dict[str, Schema] = {
-    "image_size": {"enum": [*aliases.SIZES, "auto"], "description": "Or an object with width and height."},
-    "sync_mode": {"type": "boolean", "default": False, "description": "Whether pictures come as data URLs."},
-}
-ONE_SIZE: Schema = {"not": {"required": ["image_size", "width"], "properties": {"image_size": SENT, "width": SENT}}}
 HUB = ("negative_prompt", *SIDES, "num_inference_steps", "guidance_scale", "scheduler", "seed")
 
 
