@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import quick
@@ -31,6 +32,9 @@ from handler import Settings, Worker
 from handler.model import imports
 from serving import Served, serving
 
+# Every client that says nothing else gives up after 5 s, which an answer on a busy machine may take.
+HASTE = httpx._config.DEFAULT_TIMEOUT_CONFIG
+HASTE.connect = HASTE.read = HASTE.write = HASTE.pool = 60.0
 ROOT = Path(__file__).parent.parent
 PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
 LONG = (  # files that take longest, in this order: begun last, one of them would run alone
