@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from serving import Served
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +21,7 @@ GUIDES = (
 FENCE = re.compile(r"^( *)```(sh|python)\n(.*?)^\1```$", re.M | re.S)
 PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|helm|gcloud|convox|sky|runpodctl|curl"
 INLINE = re.compile(rf"`((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:{PROGRAMS}) [^`]+)`")
+SHELLS = re.compile(r"[|&;<>$`*~]")
 ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
 
 # How a command starts, and what is added to run it here: all of it, or what it does without time, network or account.
@@ -139,15 +142,22 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: list[str], checkout: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("KINDLING_", "MODAL_"))}
-    environment = {**kept, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+    options = {"cwd": checkout, "capture_output": True, "text": True, "timeout": 300}
+    if command[0] == sys.executable:
+        done = forked.run(command, env=kept, **options)
+    else:
+        environment = {**kept, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, **options)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if place(command) in RUN])
 def test_runs_as_written(command: str, checkout: Path, server: Served) -> None:
     here = ADDRESS.sub(server.url, command) + RUN[place(command)]
-    run(["bash", "-o", "pipefail", "-c", here], checkout)
+    if here.startswith("python ") and not SHELLS.search(here):  # a shell would add nothing
+        run([sys.executable, *shlex.split(here)[1:]], checkout)
+    else:
+        run(["bash", "-o", "pipefail", "-c", here], checkout)
 
 
 def test_the_first_request_writes_a_picture_by_itself(checkout: Path, server: Served) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 @dataclass
@@ -58,5 +58,5 @@ def begun() -> Iterator[dict[str, threading.Thread]]:
 def have_ended(*threads: threading.Thread) -> bool:
     """Whether they do, given a moment."""
     for thread in threads:
-        thread.join(LIMIT_S / 3)
+        thread.join(LIMIT_S)
     return not any(thread.is_alive() for thread in threads)

@@ -250,16 +250,18 @@ def test_a_fetch_that_fails_says_why(plane: Plane) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "said", "cxx"),
     [
-        (["fetch"], "spark ships with Kindling"),
-        (["doctor"], "KINDLING_COLD_START_BUDGET_S"),
-        (["bake", "--model", "spark"], "spark on CPU, baked in"),
+        (["fetch"], "spark ships with Kindling", ""),
+        (["doctor"], "KINDLING_COLD_START_BUDGET_S", ""),
+        (["bake", "--model", "spark"], "there is no C++ compiler", "none"),
+        pytest.param(["bake", "--model", "spark"], "compile artifacts: /", "", marks=pytest.mark.judge),
     ],
 )
-@pytest.mark.usefixtures("compiler")
-def test_modal_run(fresh: Plane, command: list[str], said: str) -> None:
-    done = fresh.run(*command, contained={"KINDLING_VOLUME": volume(fresh)}, KINDLING_MODEL="spark")
+def test_modal_run(fresh: Plane, command: list[str], said: str, cxx: str) -> None:
+    """What a bake compiles is cli/test_bake.py's."""
+    contained = {"KINDLING_VOLUME": volume(fresh)} | ({"CXX": cxx} if cxx else {})
+    done = fresh.run(*command, contained=contained, KINDLING_MODEL="spark")
     assert done.returncode == 0, done.stdout
     assert said in done.stdout
     [created], [published] = fresh.calls["AppCreate"], fresh.calls["AppPublish"]
