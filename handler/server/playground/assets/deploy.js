@@ -1,6 +1,6 @@
 // The tab that says how a model is deployed: the command line's choices as a form, and what it prints.
 
-import { element, field } from "./dom.js";
+import { button, element, field } from "./dom.js";
 
 const PLATFORMS = { modal: "Modal", runpod: "RunPod", kubernetes: "Kubernetes", cloudrun: "Google Cloud Run", convox: "Convox", sky: "SkyPilot", docker: "Docker" };
 const FIELDS = {
@@ -97,7 +97,7 @@ export async function mount(section, app) {
     const pre = element("pre", { tabindex: 0, "aria-label": title }, shown), href = URL.createObjectURL(new Blob([file]));
     urls.push(href);
     return element("section", { class: "text" }, element("div", { class: "row" }, element("h3", {}, title),
-      element("button", { type: "button", onclick: () => copy(pre) }, "Copy"), element("a", { class: "button", href, download }, "Download")), pre);
+      button("Copy", () => copy(pre)), element("a", { class: "button", href, download }, "Download")), pre);
   }
 
   async function copy(pre) {

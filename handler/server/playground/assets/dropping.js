@@ -1,7 +1,7 @@
 // What a file is that is dropped onto the page or chosen: a picture of Kindling's, a workflow, or a picture to edit.
 
 import { ApiError } from "./app.js";
-import { element } from "./dom.js";
+import { button, element } from "./dom.js";
 
 const PNG = [137, 80, 78, 71, 13, 10, 26, 10];
 const LARGEST = 64e6, MOST_PIXELS = 16e6, LONGEST = 1e6; // bytes of a file, pixels that are edited, bytes of a text
@@ -16,7 +16,7 @@ export function watch(app) {
     input.value = "";
   } });
   const title = "A picture, or a ComfyUI workflow; it can be dropped anywhere too";
-  document.getElementById("key").before(element("button", { type: "button", class: "quiet", title, onclick: () => input.click() }, "Open a file"), input);
+  document.getElementById("key").before(button("Open a file", () => input.click(), { class: "quiet", title }), input);
   document.head.append(element("link", { rel: "stylesheet", href: new URL("dropping.css", import.meta.url).href }));
   document.body.append(over);
   let inside = 0; // elements that a file is over

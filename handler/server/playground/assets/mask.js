@@ -1,6 +1,6 @@
 // A brush: where a picture is drawn anew.
 
-import { element } from "./dom.js";
+import { button, element } from "./dom.js";
 
 const LARGEST = 1024; // pixels of the mask's longer side; the worker stretches it to its image
 const INK = "#f50";
@@ -21,7 +21,6 @@ export function brush(host, image) {
   easel.style.width = `min(100%, ${(70 * width) / height}vh)`;
   const said = element("p", { class: "unseen", role: "status" });
   const size = element("input", { type: "range", id: "brush-size", min: 1, max: 40, value: 10, oninput: () => place(at) });
-  const button = (text, onclick, more) => element("button", { type: "button", onclick, ...more }, text);
   const erase = button("Erase", () => turn(), { "aria-pressed": "false" });
   const undo = button("Undo", () => { done.pop(); paint(); });
   const done = []; // strokes { path, radius, erase }, and "invert"

@@ -1,7 +1,7 @@
 // The tab of ComfyUI's workflows: what a file means here, its fields as a form, drawn, and kept as an endpoint.
 
 import { ApiError } from "./app.js";
-import { ask, element, field } from "./dom.js";
+import { ask, button, element, field } from "./dom.js";
 import { address, bytes } from "./picture.js";
 
 const STATES = { refused: "refused", waits: "waits for one that is refused", read: "read", unused: "not used" }; // what is bad first
@@ -9,7 +9,6 @@ const VERDICTS = { runs: "It runs.", "runs in part": "A part of it runs.", refus
 const NAME = /^[a-z0-9][a-z0-9_-]{0,63}$/;
 const MOST_NODES = 300; // that are listed
 
-const button = (text, onclick, more) => element("button", { type: "button", onclick, ...more }, text);
 const note = text => element("p", { class: "note" }, text);
 const hint = text => element("p", { class: "hint" }, text);
 const small = text => element("span", { class: "hint grow" }, text);
