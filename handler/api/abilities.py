@@ -73,7 +73,8 @@ def fields(spec: ModelSpec, settings: Settings) -> dict[str, Ability]:
     }
     for name, asked in TRIED.items():
         why = refusal(spec, settings, asked | (GUIDED if name == "negative_prompt" and spec.takes_guidance else {}))
-        found[name] = found.get(name, {}) | ({"refused": why} if why else {})
+        refused: Ability = {"refused": why} if why else {}
+        found[name] = found.get(name, {}) | refused
     return found
 
 
