@@ -49,7 +49,7 @@ TESTED = {
     "KINDLING_MODEL=spark KINDLING_DEVICE=cpu fal run --local": "platform/test_fal_app.py::local",
     "KINDLING_VOLUME=$HOME/volume .venv/bin/python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_COMFY_UI=on python -m handler serve": "server/test_editor_page.py::test_a_workflow_is_opened",
-    "HF_TOKEN=hf_... KINDLING_VOLUME=/workspace python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
+    "HF_TOKEN=hf_... KINDLING_VOLUME=/workspace python": "volume/test_fetch.py::test_the_command_brings",
     "modal deploy platform/modal_app.py": "platform/test_modal_deploy.py::deployed",
     "modal run platform/modal_app.py::": "platform/test_modal_deploy.py::test_modal_run",
     "curl -s http://127.0.0.1:8000/images/": "server/test_mounted.py::test_the_app_of_the_guide_serves",
