@@ -442,6 +442,14 @@ def test_the_guides_commands_are_fals(guide: str) -> None:
 
 
 @needs_fal
+def test_the_guides_image_of_a_registry_is_fals() -> None:
+    [program] = re.findall(r"```py\n(.*?)```", (ROOT / "docs/deploy/fal.md").read_text(), re.S)
+    found: dict[str, Any] = {}
+    exec(program, found)
+    assert found["IMAGE"].to_dict()["registries"] == {"REGISTRY": {"username": "you", "password": "$REGISTRY_TOKEN"}}
+
+
+@needs_fal
 def test_what_is_uploaded_is_what_the_image_copies_but_no_secrets(load: Callable[..., ModuleType]) -> None:
     sent = load().IMAGE.to_dict()
     assert sent["docker_files_list"] == [
