@@ -32,6 +32,7 @@ from handler import Settings, Worker
 from handler.model import imports
 from serving import Served, serving
 
+pytest_plugins = ("browsing",)  # its fixtures
 # Every client that says nothing else gives up after 5 s, which an answer on a busy machine may take.
 HASTE = httpx._config.DEFAULT_TIMEOUT_CONFIG
 HASTE.connect = HASTE.read = HASTE.write = HASTE.pool = 60.0

@@ -391,7 +391,7 @@ def test_what_was_cancelled_leaves_its_place_in_line(engine: Engine, family: Fak
 
 
 def test_a_step_that_hangs_fails_the_lane_and_nobody_waits_for_it(
-    family: FakeFamily, capfd: pytest.CaptureFixture[str]
+    family: FakeFamily, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = Engine(Settings(hang_s=0.2), boot=family.boot)
     family.gate = threading.Event()
@@ -408,7 +408,7 @@ def test_a_step_that_hangs_fails_the_lane_and_nobody_waits_for_it(
     assert engine.state == "failed"
     engine.stop()
     assert engine.alive
-    assert "fakes.py" in capfd.readouterr().err  # where it hangs
+    assert "fakes.py" in caplog.text  # where it hangs
     family.gate.set()
     while engine.alive:
         threading.Event().wait(0.01)

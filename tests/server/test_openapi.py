@@ -27,7 +27,7 @@ from handler.core.errors import KindlingError
 from handler.core.request import MAX_SIDE, MIN_SIDE
 from handler.core.stepcache import StepCacheSetting
 from handler.server import app, idempotency
-from handler.server.openapi import comfy, workflows
+from handler.server.openapi import comfy, deployments, workflows
 from handler.server.openapi.document import document
 from handler.server.openapi.operation import JSON
 from handler.server.openapi.operations import OPERATIONS, every, operations
@@ -60,7 +60,7 @@ def served(settings: Settings) -> Iterator[str]:
 
 
 STRICT = "positive_data_acceptance,negative_data_rejection"  # checks of a description that says all
-LOOSE = (*comfy.OPERATIONS, workflows.LIST, workflows.ONE)
+LOOSE = (*comfy.OPERATIONS, *deployments.OPERATIONS, workflows.LIST, workflows.ONE)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,14 @@ def test_every_route_is_described_with_its_methods() -> None:
 
 
 def test_no_two_types_have_one_name() -> None:
-    parts = (requests(MODELS["spark"], Settings(), ["spark"]), types(), ANSWERS, workflows.ANSWERS, comfy.SHAPES)
+    parts = (
+        requests(MODELS["spark"], Settings(), ["spark"]),
+        types(),
+        ANSWERS,
+        workflows.ANSWERS,
+        comfy.SHAPES,
+        deployments.SHAPES,
+    )
     names = [name for part in parts for name in part]
     assert len(names) == len({*names})
 
