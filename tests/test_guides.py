@@ -81,6 +81,7 @@ ELSEWHERE = (  # these want an account, a cluster or a container engine
     'curl -s "https://api.runpod.ai',
     "docker build ",
     "curl -s https://fal.run/YOU",
+    "FAL_RUN_HOST=images.example",
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
     *("gcloud ", "printf choose-one | gcloud", "PROJECT=", "IMAGE=", "ACCOUNT=", "curl -s https://ADDRESS"),
     *("kubectl ", "helm ", "curl -s http://127.0.0.1:8080"),
