@@ -429,7 +429,7 @@ needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK excludes runpod'
 
 
 @needs_fal
-@pytest.mark.parametrize("guide", ["README.md", "platform/README.md"])
+@pytest.mark.parametrize("guide", ["README.md", "docs/deploy/fal.md"])
 def test_the_guides_commands_are_fals(guide: str) -> None:
     text = (ROOT / guide).read_text()
     shown = re.findall(r"\bfal ((?:apps|auth|deploy|files|keys|run|runners|secrets)\b[^`#\n]*)", text)
@@ -439,6 +439,14 @@ def test_the_guides_commands_are_fals(guide: str) -> None:
         asked = [*command, *arguments.split(), "--help"]
         done = subprocess.run(asked, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_fal
+def test_the_guides_image_of_a_registry_is_fals() -> None:
+    [program] = re.findall(r"```py\n(.*?)```", (ROOT / "docs/deploy/fal.md").read_text(), re.S)
+    found: dict[str, Any] = {}
+    exec(program, found)
+    assert found["IMAGE"].to_dict()["registries"] == {"REGISTRY": {"username": "you", "password": "$REGISTRY_TOKEN"}}
 
 
 @needs_fal

@@ -9,7 +9,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.recipe import Picture
 from handler.core.request import ImageRequest
 
-partial = openai.partial
+partial, TYPE = openai.partial, openai.TYPE
 
 
 def parse(payload: dict[str, Any]) -> ImageRequest:

@@ -13,12 +13,12 @@ DIALECTS: dict[str, ModuleType] = {
 }
 HUB_ROUTE, HUB_MODELS = "/", "/models/"  # Hugging Face's client asks the root, or one model by its name
 FAL_MODELS = "/fal/"  # fal's clients ask for an app by its owner and its name
-WORKFLOWS = "/workflows/"  # of which each has a name, and answers like our own route
+WORKFLOWS = "/workflows"  # below which each has a name, and answers like our own route; itself for one without
 
 
 def dialect_of(path: str) -> ModuleType | None:
     """How the bodies of a route are read, if it is one that draws."""
-    if path.startswith(WORKFLOWS):
+    if path == WORKFLOWS or path.startswith(f"{WORKFLOWS}/"):
         return native
     if path.startswith(FAL_MODELS):
         return fal

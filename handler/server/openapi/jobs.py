@@ -43,7 +43,8 @@ PICTURE = Answer(
 
 
 SAID = (
-    *("PartialImage", "Completed", "PartialEdit", "CompletedEdit"),
+    *("PartialImage", "Progress", "Completed"),
+    *("PartialEdit", "EditProgress", "CompletedEdit"),
     *("NativeCompleted", "FalCompleted", "WorkflowCompleted"),
 )
 HEARD = Answer("Those to come, and the end.", {"text/event-stream": ref("JobEvent")}, ("x-accel-buffering",))

@@ -70,7 +70,7 @@ def chosen(platform: str, model: str, gpu: str, precision: str, cheapest: int = 
     try:
         offers = choose_gpus(settings, spec, platform, names)
     except KindlingError as error:
-        raise type(error)(f"{error.message} {_instead(platform, spec, settings)}".strip()) from None
+        raise type(error)(f"{error.message} {_instead(platform, spec, settings)}".strip(), error.param) from None
     if any(offer.outlook.memory.mode == "blocks" for offer in offers) and not gpu:
         raise DoesNotFit(f"No GPU of {platform} holds {spec.id} but for its text encoders. {SLOW['blocks']}")
     ranks = list(dict.fromkeys(map(_rank, offers)))
@@ -91,7 +91,7 @@ def _named(platform: str, gpu: str) -> tuple[str, ...]:
         if gpu.lower() in (row.id.lower(), row.name.lower()):
             return names
     known = ", ".join(row.id for row, _ in rentals)
-    raise SettingsError(f"{platform} has no {gpu!r}, as far as is known here. It has: {known}.", "gpu")
+    raise SettingsError(f"{platform} has no {gpu[:40]!r}, as far as is known here. It has: {known}.", "gpu")
 
 
 def _instead(platform: str, spec: ModelSpec, settings: Settings) -> str:
