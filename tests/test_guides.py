@@ -28,6 +28,7 @@ ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
 RUN = {
     ".venv/bin/python -m handler generate": "",
     ".venv/bin/python platform/runpod_deploy.py": " --dry-run",
+    "HF_TOKEN='{{ RUNPOD_SECRET_hub }}' .venv/bin/python platform/runpod_deploy.py": " --dry-run",
     "curl -s http://127.0.0.1:8000": "",
     "curl -sL https://YOU--kindling-kindling-web.modal.run": "",
     "KINDLING_FETCH_HOSTS=images.example": " --dry-run",
