@@ -1,10 +1,10 @@
-"""The playground in a browser: how soon it is seen, in milliseconds, and what it weighs; and the README's pictures of it.
+"""The playground in a browser: how soon it is seen, in milliseconds, and what it weighs; and pictures of it.
 
 A server with spark on loopback, and chromium without a window, both on this machine. A first visit has nothing of the
 page; a second one has its files, and asks whether they are new. Times count from the navigation's start.
 
     python benchmarks/playground.py --save        writes benchmarks/results/playground.json
-    python benchmarks/playground.py --pictures    writes benchmarks/results/playground.png, and playground-dark.png
+    python benchmarks/playground.py --pictures    writes benchmarks/results/playground.webp, and playground-dark.webp
 """
 
 import argparse
@@ -34,12 +34,12 @@ TOLD = """() => {
     }
 }"""
 PROMPTS = (
+    "a large pink heart on a white background",
     "four cyan squares on a black background",
     "a nice violet diamond on the right, yellow background",
     "three yellow stars on a purple background",
-    "a large pink heart on a white background",
 )
-SIZE, COLOURS = {"width": 1280, "height": 860}, 128
+SIZE = {"width": 1180, "height": 800}
 
 
 def main() -> None:
@@ -90,16 +90,15 @@ def medians(visits: list[dict[str, float]]) -> dict[str, float]:
 
 
 def draw(browser: Browser, url: str, name: str, scheme: Any) -> None:
-    """The page with pictures that were just made on it, in few colours and so in few bytes."""
+    """The page with pictures that were just made on it."""
     with browser.new_context(viewport=SIZE, color_scheme=scheme) as context:
         page = context.new_page()
         page.goto(f"{url}/")
         for prompt in PROMPTS:
             make(page, prompt)
         page.mouse.move(0, 0)
-        shot = Image.open(io.BytesIO(page.screenshot(animations="disabled", caret="hide")))
-        few = shot.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-        few.save(report.RESULTS / f"{name}.png", optimize=True)
+        shot = page.screenshot(full_page=True, animations="disabled", caret="hide")
+        Image.open(io.BytesIO(shot)).convert("RGB").save(report.RESULTS / f"{name}.webp", quality=90, method=6)
 
 
 def make(page: Page, prompt: str) -> None:

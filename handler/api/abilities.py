@@ -72,8 +72,10 @@ def fields(spec: ModelSpec, settings: Settings) -> dict[str, Ability]:
         "output_format": {"values": list(get_args(Format))},
     }
     for name, asked in TRIED.items():
-        why = refusal(spec, settings, asked | (GUIDED if name == "negative_prompt" and spec.takes_guidance else {}))
-        found[name] = found.get(name, {}) | ({"refused": why} if why else {})
+        guided = GUIDED if name == "negative_prompt" and spec.takes_guidance else {}
+        why = refusal(spec, settings, {**asked, **guided})
+        refused: Ability = {"refused": why} if why else {}
+        found[name] = found.get(name, {}) | refused
     return found
 
 

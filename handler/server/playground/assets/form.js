@@ -17,7 +17,7 @@ export class Form {
   constructor(submitted) {
     this.carried = {}; // of a picture's parameters what has no field here
     this.last = null; // the seed of the latest picture
-    this.prompt = element("textarea", { name: "prompt", rows: 4, placeholder: "a red circle on a blue background", onkeydown: event => {
+    this.prompt = element("textarea", { name: "prompt", rows: 4, onkeydown: event => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.element.requestSubmit();
     } });
     this.modes = element("fieldset", { class: "modes", name: "quality" }, element("legend", {}, "Mode"));
@@ -117,12 +117,12 @@ export class Form {
   /** The request's fields as the API calls them, without images; only what differs from what the worker does anyway. */
   read() {
     const said = { prompt: this.prompt.value, ...this.carried };
-    const { fields = {} } = this.model || {};
+    const { fields } = this.model;
     for (const name of NUMBERS) {
       const control = this.control(name);
       if (control.value !== "" && !control.disabled) said[name] = Number(control.value);
     }
-    if (this.shape.value === `${fields.width?.default}x${fields.height?.default}`) delete said.width, delete said.height;
+    if (this.shape.value === `${fields.width.default}x${fields.height.default}`) delete said.width, delete said.height;
     for (const name of TEXTS) {
       const control = this.control(name);
       if (control.value && !control.disabled && control.value !== fields[name]?.values?.[0]) said[name] = control.value;

@@ -98,6 +98,7 @@ class Make {
 
   /** The route and the body: edits go by OpenAI's, which takes larger files. */
   async request() {
+    if (!this.form.model) this.form.honour(await this.app.model());
     const fields = { ...this.form.read(), stream: true, progress: true };
     if (!fields.n) fields.partial_images = 3;
     if (!this.images.length) return ["generate", fields];
@@ -154,7 +155,6 @@ class Make {
         model: answer.model, edited: Boolean(image), masked: Boolean(mask), price: this.rate && this.rate * seconds };
     });
     this.form.last = made[0].seed;
-    if (!this.form.keeps) this.form.seed.placeholder = `random (was ${made[0].seed})`;
     this.show(made);
     for (const picture of made) await this.gallery.add(picture);
     for (const picture of made) this.app.emit("picture", picture);
