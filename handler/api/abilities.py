@@ -48,7 +48,7 @@ def modes(spec: ModelSpec) -> list[dict[str, Any]]:
     """
     distilled = spec.max_steps < FEWEST_TO_SKIP
     words: dict[str, Quality] = {"realtime": "auto" if distilled else "low", "quality": "max" if distilled else "auto"}
-    found = []
+    found: list[dict[str, Any]] = []
     for mode in MODES.values():
         steps = quality.steps(words[mode.id], spec.steps, spec.min_steps, spec.max_steps)
         row = {"id": mode.id, "quality": words[mode.id], "steps": steps}
@@ -72,8 +72,10 @@ def fields(spec: ModelSpec, settings: Settings) -> dict[str, Ability]:
         "output_format": {"values": list(get_args(Format))},
     }
     for name, asked in TRIED.items():
-        why = refusal(spec, settings, asked | (GUIDED if name == "negative_prompt" and spec.takes_guidance else {}))
-        found[name] = found.get(name, {}) | ({"refused": why} if why else {})
+        guided = GUIDED if name == "negative_prompt" and spec.takes_guidance else {}
+        why = refusal(spec, settings, {**asked, **guided})
+        refused: Ability = {"refused": why} if why else {}
+        found[name] = found.get(name, {}) | refused
     return found
 
 

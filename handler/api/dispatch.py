@@ -102,8 +102,8 @@ class Api:
             return Reply(200, openai.models((*served.listed(self.engine.spec, self.engine.settings), *kept), found))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
-            kept = name.startswith(MODEL) and name in await self.workflows.names(deadline)
-            more = {} if kept else abilities.model(name, self.engine.spec, self.engine.settings)
+            workflow = name.startswith(MODEL) and name in await self.workflows.names(deadline)
+            more = {} if workflow else abilities.model(name, self.engine.spec, self.engine.settings)
             return Reply(200, openai.model(name) | more)
         if path == MODEL_INFO_ROUTE:
             return Reply(200, {"model_path": served.model_path(self.engine.spec), "model": self.engine.spec.id})

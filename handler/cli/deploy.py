@@ -59,7 +59,8 @@ def lines(choice: Choice, prospect: Prospect, made: Deployment, folder: Path | N
     shown = [f"{choice.spec.id} on {choice.platform}", *(f"  {name:<11} {value}" for name, value in facts.items())]
     if folder:
         return [*shown, "", f"Written to {folder}: {', '.join([*made.files, SCRIPT])}. Read {SCRIPT}, then run it."]
-    shown += ["", f"COMMANDS, in a checkout of Kindling; {YOURS}", *made.commands]
+    shown += ["", f"COMMANDS, in a checkout of Kindling; {YOURS}; docs/deploy/{choice.platform}.md explains them"]
+    shown += made.commands
     for name, text in made.files.items():
         shown += ["", f"FILE {name}, which --write DIR writes", text.rstrip()]
     return shown

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from handler.api.asking import OnPartial
 from handler.api.comfy.service import Comfy
-from handler.api.dialects import huggingface
+from handler.api.dialects import fal, huggingface
 from handler.api.dialects.routes import DIALECTS, dialect_of
 from handler.api.dispatch import MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api
 from handler.api.jobs.job import JOBS_ROUTE
@@ -111,6 +111,7 @@ def _routes(settings: Settings) -> list[BaseRoute]:
         *deployment_routes(),
         *comfy_routes(Desk().routes() if settings.comfy_ui else {}),
         Route("/models/{folder:path}", draw, methods=["POST"]),  # behind ComfyUI's, which only reads
+        Route("/fal/{id:path}", draw, methods=["POST"]),
         *explain_routes(),
         *page.routes(),
         *(editor.routes(editor.page()) if settings.comfy_ui else ()),
@@ -184,7 +185,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     dialect = dialect_of(path)
     assert dialect  # or there were no such route
     hub = dialect is huggingface
-    forms = () if streams or later else accept.forms(",".join(headers.getlist("accept")), hub)
+    forms = () if streams or later or dialect is fal else accept.forms(",".join(headers.getlist("accept")), hub)
     payload = accept.asked(payload, forms, "parameters" if hub else "")
     if not (streams or later) and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
         deadline.no_later(before(float(hangs_up)))  # OpenAI's client does, having heard nothing, and asks for another

@@ -159,7 +159,7 @@ def _keys(scope: Scope) -> Iterator[tuple[str, bytes]]:
     """Where a request may have a key, and what it has there."""
     headers = dict(scope["headers"])
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
+    if scheme.lower() in (b"bearer", b"key"):  # fal's clients say Key
         yield "bearer", key.strip()
     if scheme.lower() == b"basic":
         with contextlib.suppress(ValueError):  # it is no base64

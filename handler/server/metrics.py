@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from handler.core.host import host_memory
+from handler.core.outlet import dropped
 from handler.core.recipe import Picture
 from handler.engine.engine import Engine, EngineState
 from handler.engine.queue import Where
@@ -135,6 +136,7 @@ class LaneCollector(Collector):
             for where in get_args(Where):
                 counter.add_metric([where], self.engine.queue.ended[outcome, where])
             yield counter
+        yield CounterMetricFamily(PREFIX + "log_lines_dropped", "Lines of the log that nobody read.", value=dropped())
         for gauge in GAUGES:
             family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=[gauge.label] if gauge.label else [])
             # A lost GPU, one without the reading, no NVML, no /proc: the rest is told all the same.

@@ -19,17 +19,16 @@ import yaml
 from handler import GPUS, MODELS, Settings
 from handler.__main__ import main
 from handler.api.deploying import platforms
-from handler.api.deploying.platforms import KEY
 from handler.catalog.elsewhere import ELSEWHERE, PLATFORMS, rentals_on
 from handler.volume.receipts import Candidate, Figures, Outcome, Receipt, keep
 from handler.worker.clock import Ledger
 from handler.worker.memory import TRIED
 from handler.worker.renting import choose_gpus
+from test_guides import in_blocks
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "platform"
 FILES = [name for name, row in platforms.PLATFORMS.items() if row.file]
-GUIDES = [(ROOT / name).read_text() for name in ("platform/README.md", "platform/sky.yml", "Dockerfile")]
 
 
 @pytest.fixture
@@ -182,18 +181,23 @@ def test_the_values_of_the_guides_example_are_those_that_ship(deploy: Callable[.
     assert different("sky", text).keys() == {".kindling.resources.memory"}
 
 
+# Of a page's commands up to the first picture those that `deploy` leaves to whoever has no such nodes yet.
+BEFORE = (
+    "helm repo add nvidia https://helm.ngc.nvidia.com/nvidia",
+    "helm install gpu-operator nvidia/gpu-operator --namespace gpu-operator --create-namespace --wait",
+    "convox rack params set 'additional_node_groups_config=",
+)
+
+
 @pytest.mark.parametrize("platform", platforms.PLATFORMS)
-def test_the_commands_are_the_guides(deploy: Callable[..., dict[str, Any]], platform: str) -> None:
-    """By their programs and verbs: what differs is the model, the key and the choice."""
-    known = re.sub(r"\\\n *#? *", "", "\n".join(GUIDES))
-    for command in deploy(platform, "flux-dev", *(["--precision", "int8"] if platform == "convox" else []))["commands"]:
-        if command == KEY or command.startswith(("#", "export ")):
-            continue
-        words = re.sub(r"^((HF_TOKEN|KINDLING_VOLUME|RUNPOD_API_KEY)=\S+ )*", "", command).split()
-        start = " ".join(words[: 3 if words[0] not in ("curl", "sed", "printf", "docker") else 1])
-        start = start.replace("flux-dev", "flux-schnell")
-        start = re.sub(r"=.*", "=", start.replace("kindling:0.1.0", "").replace("sky.yml", "platform/sky.yml"))
-        assert start.split(" -")[0] in known, command
+def test_the_commands_are_those_of_the_platforms_page(deploy: Callable[..., dict[str, Any]], platform: str) -> None:
+    """All of them, in that order, for the model of the page."""
+    page = (ROOT / f"docs/deploy/{platform}.md").read_text().split("\n## ")[1]
+    shown = [command for command in in_blocks(page) if command and not command.startswith(BEFORE)]
+    [model] = {word for word in re.findall(r"[\w.-]+", "\n".join(shown)) if word in MODELS} or {"flux-schnell"}
+    printed = [command for command in deploy(platform, model)["commands"] if not command.startswith("#")]
+    name = platforms.PLATFORMS[platform].file
+    assert [re.sub(rf"(?<= ){name}", f"platform/{name}", command) if name else command for command in printed] == shown
 
 
 def test_the_script_is_a_shells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +254,7 @@ def test_a_command_uses_nothing_that_none_before_it_has_set(
     """For `deploy.sh` ends at such a one."""
     known = {"HOME"}
     for command in deploy(platform, "flux-dev")["commands"]:
-        if command.startswith("export ") or re.fullmatch(r"([A-Z]+=\S+ ?)+", command):
+        if command.startswith("export ") or re.fullmatch(r"([A-Z]+=(\S+|\$\(.+\)) ?)+", command):
             known |= {*re.findall(r"\b([A-Z_]+)=", command)}
         assert {*re.findall(r"\$([A-Z_]+)", command)} <= known, command
 
@@ -262,6 +266,20 @@ def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, An
     assert all(f'"{name}"' in script for name in ("MODAL_GPU", "MODAL_MIN", "MODAL_MAX", "MODAL_REGION"))
     assert not any("MODAL_" in command for command in deploy("modal", "sdxl")["commands"])
     assert "export MODAL_MIN=5 MODAL_MAX=5" in deploy("modal", "sdxl", "--min", "5")["commands"]  # 4 would be too few
+
+
+def test_fals_scale_is_set_by_command(deploy: Callable[..., dict[str, Any]]) -> None:
+    """For later deployments leave it as it is, whatever platform/fal_app.py says."""
+    commands = deploy("fal", "sdxl", "--min", "5")["commands"]
+    assert "fal apps scale kindling --min-concurrency 5 --max-concurrency 5" in commands  # 4 would be too few
+    assert "fal apps scale kindling --max-concurrency 2" in deploy("fal", "sdxl", "--max", "2")["commands"]
+    assert not any("scale" in command for command in deploy("fal", "sdxl")["commands"])
+
+
+def test_cloud_runs_image_is_for_the_gpus_driver(deploy: Callable[..., dict[str, Any]]) -> None:
+    for gpu, cuda in (("L4", "cu126"), ("RTX PRO 6000", "cu130")):
+        [build] = [line for line in deploy("cloudrun", "sdxl", "--gpu", gpu)["commands"] if "builds submit" in line]
+        assert build.endswith(f",_CUDA={cuda}")
 
 
 @pytest.mark.parametrize(

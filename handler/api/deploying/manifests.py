@@ -17,7 +17,7 @@ def changed(name: str, edits: Mapping[str, str], command: str) -> str:
     for pattern, replacement in edits.items():
         text, count = re.subn(pattern, replacement.replace("\\", r"\\"), text, flags=re.M)
         assert count, f"{name} has no {pattern}"
-    return HEAD.sub(f"# Made by `{command}`; the head of platform/{name} says more.\n", text)
+    return HEAD.sub(f"# Made by `{command}`; docs/deploy/{Path(name).stem}.md says more.\n", text)
 
 
 def _plain(choice: Choice) -> list[tuple[str, str]]:

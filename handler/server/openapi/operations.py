@@ -48,12 +48,20 @@ def _hub(*parameters: str) -> Operation:
     return Operation("post", summary, answers, body, DRAWING, (*ASKED, *parameters))
 
 
+def _fal(body: str, *parameters: str) -> Operation:
+    """A route of fal's clients."""
+    content = {JSON: ref("FalImages"), EVENTS: ref("FalEvent")}
+    drawn = Answer("The pictures by their addresses; with stream true, events.", content, (*REPEATED, TOKENS))
+    answers, summary = {200: drawn, 202: jobs.ACCEPTED}, "Draw, as fal's clients ask"
+    return Operation("post", summary, answers, {JSON: ref(body)}, DRAWING, (*ASKED, *parameters))
+
+
 def _reading(summary: str, answer: str) -> Operation:
     return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})})
 
 
 BROUGHT = "Draw a workflow that comes with the request, by its fields, and keep nothing"
-MODELS = "/models/{folder}"
+MODELS, FAL = "/models/{folder}", "/fal/{id}"
 READY = {JSON: ref("Ready")}
 OPERATIONS: dict[str, Operation] = {
     "/v1/images/generations": _drawing(
@@ -119,6 +127,8 @@ def operations() -> dict[str, tuple[Operation, ...]]:
     return found | {
         "/": (*found["/"], _hub()),
         MODELS: (*found[MODELS], _hub("folder")),
+        "/fal": (_fal("FalRequest"),),
+        FAL: (_fal("FalModelRequest", "id"),),
         workflows.LIST: (*workflows.LISTED, called(BROUGHT, ref("WorkflowBrought"))),
         workflows.ONE: (*workflows.ROWS, drawn),
     }

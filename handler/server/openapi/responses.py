@@ -11,6 +11,7 @@ from handler.core.recipe import OPTIONAL, Recipe
 from handler.core.request import Format
 from handler.engine.engine import EngineState
 from handler.engine.spend import Verdict
+from handler.server.openapi import fal
 from handler.server.openapi.jobs import JOB, SAID
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, REF, TEXT, Schema, array, only, ref, whole
 from handler.volume.receipts import Receipt
@@ -97,8 +98,7 @@ ABOUT = {
 }
 STAGES = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds by stage."}
 DRAWN = PICTURE | {"format": ref("Format"), "parameters": ref("Recipe"), "stages_s": STAGES}
-IMAGE = whole({"url": TEXT, "content_type": TEXT, "width": COUNT, "height": COUNT})
-ALONE = {"image": IMAGE | {"description": "A picture that is alone, by a URL or as a data URL."}, "seed": SEED}
+ALONE = {"image": fal.IMAGE | {"description": "A picture that is alone, by a URL or as a data URL."}, "seed": SEED}
 NOTES = {"notes": array(TEXT) | {"description": "What was sent and changes nothing here."}}
 NATIVE = {
     "images": array(ref("NativePicture")),
@@ -157,9 +157,12 @@ ANSWERS: dict[str, Schema] = {
     "PromptTokens": TOKENS,
     "GenerationEvent": _events("PartialImage", "Progress", "Completed"),
     "EditEvent": _events("PartialEdit", "EditProgress", "CompletedEdit"),
+    "FalEvent": _events("PartialImage", "Progress", "FalCompleted"),
     "NativeEvent": _events("PartialImage", "Progress", "NativeCompleted"),
     "Images": whole({"created": COUNT, "data": array(ref("Picture")), **SHARED, **ABOUT}, "delivery"),
     "NativeImages": whole(NATIVE, *RARE),
+    "FalImages": whole(fal.ANSWER | DELIVERY | NOTES, *fal.RARE),
+    "FalCompleted": whole(_event("image_generation.completed") | fal.ANSWER | DELIVERY | NOTES, *fal.RARE),
     "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),
     "Progress": whole(_event("image_generation.progress") | STEPS),
     "EditProgress": whole(_event("image_edit.progress") | STEPS),
