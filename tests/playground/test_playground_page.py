@@ -1,6 +1,7 @@
 """The page as a whole: what it weighs, that it is accessible, narrow and dark, that it needs nobody else, and what it
 may do."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -124,29 +125,34 @@ def test_once_there_it_outlives_its_server(visit: Visit) -> None:
     visit.faults = [fault for fault in visit.faults if "ERR_CONNECTION_REFUSED" not in fault]
 
 
-def test_where_there_are_keys_it_asks_once_and_keeps_it_for_the_tab(visit: Visit) -> None:
-    with serving({"KINDLING_API_KEYS": KEY}) as server:
-        page = visit.open(f"{server.url}/#worker")
-        dialog = page.get_by_role("dialog")
-        dialog.get_by_role("textbox").fill("a wrong one")
-        page.keyboard.press("Enter")
-        expect(dialog).to_contain_text("did not take that key")
-        dialog.get_by_role("textbox").fill(KEY)
-        page.keyboard.press("Enter")
-        expect(dialog).to_have_count(0)
-        expect(page.locator("#worker")).to_contain_text("ready to draw")
-        page.reload()
-        expect(page.locator("#worker")).to_contain_text("ready to draw")
-        assert KEY not in str(page.evaluate("() => ({...localStorage, cookie: document.cookie, at: location.href})"))
-        visit.expect("status of 401")
-        expect(visit.open(f"{server.url}/").get_by_role("dialog")).to_be_visible()
-        visit.expect("status of 401")
+@pytest.fixture(scope="module")
+def keyed() -> Iterator[Served]:
+    with serving({"KINDLING_API_KEYS": KEY}) as served:
+        yield served
 
 
-def test_who_has_no_key_is_asked_no_more(visit: Visit) -> None:
-    with serving({"KINDLING_API_KEYS": KEY}) as server:
-        page = visit.open(f"{server.url}/#worker")
-        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
-        expect(page.get_by_role("dialog")).to_have_count(0)
-        show(page, "Worker")
-        visit.expect("status of 401")
+def test_a_key_is_kept_for_the_tab_alone(visit: Visit, keyed: Served) -> None:
+    page = visit.open(f"{keyed.url}/#worker")
+    page.get_by_role("dialog").get_by_role("textbox").fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#worker")).to_contain_text("ready to draw")
+    page.reload()
+    expect(page.locator("#worker")).to_contain_text("ready to draw")
+    assert KEY not in str(page.evaluate("() => [{...localStorage}, document.cookie, location.href]"))
+    visit.expect("status of 401")
+
+
+@pytest.mark.parametrize("name", TABS)
+def test_who_has_no_key_is_asked_once_and_may_give_it_later(visit: Visit, keyed: Served, name: str) -> None:
+    page = visit.open(f"{keyed.url}/#{name.lower()}")
+    section, dialog = page.locator(f"#{name.lower()}"), page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Cancel").click()
+    if name != "Worker":
+        expect(section.locator(".error")).to_have_text("Send a valid key as 'Authorization: Bearer KEY'.")
+    expect(dialog).to_have_count(0)
+    page.get_by_role("button", name="API key").click()
+    dialog.get_by_role("textbox").fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#banner")).to_contain_text("MIT License")
+    expect(section.locator(".error")).to_have_count(0)
+    visit.expect("status of 401")
