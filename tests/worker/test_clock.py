@@ -123,6 +123,24 @@ def test_finishing_disarms_the_watchdog() -> None:
     assert (list(threads), codes) == (["cold-start-watchdog"], [])
 
 
+OPENED = """
+import os
+from handler import Clock
+before = os.listdir("/proc/self/fd")
+for _ in range(3):
+    clock = Clock.anew(60)
+    clock.arm()
+    clock.finish("ready")
+print(before == os.listdir("/proc/self/fd"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux opens a pipe anew")
+def test_a_start_that_is_over_leaves_no_file_open() -> None:
+    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.parametrize("how", ["block_on_a_read", "block_in_native_code"])
 def test_a_hang_ends_the_process_and_names_phase_and_place(how: str) -> None:
     out = subprocess.run(
