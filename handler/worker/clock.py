@@ -188,7 +188,7 @@ class Clock:
         reason = self._verdict()
         if self._close("failed", reason):
             try:
-                self._end_later(2 * GRACE_S)  # whatever hinders this thread now
+                self._end_later(3 * GRACE_S)  # whatever hinders this thread now; all of its patience together is less
                 ERR.write(f"kindling: {reason}\n{stacks()}")
                 self._tell()
                 self._spent(reason)

@@ -1,6 +1,7 @@
 """The budget: phases are timed, and no hang survives it."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,9 @@ import pytest
 from handler import Clock, Settings, Worker
 from handler.core.birth import Birth, process_age
 from handler.core.errors import BudgetExceeded, OutOfMemory, SettingsError, StartError, WeightsMissing
+from handler.core.outlet import LAST_S
+from handler.server.shutdown import ANSWER_S
+from handler.worker.boots import PATIENCE_S
 from handler.worker.clock import Ledger
 from handler.worker.compilation import COMPILE_S, FIRST_PICTURE_S, MARGIN, plan
 from threads import begun, have_ended
@@ -110,6 +114,17 @@ def test_where_no_thread_can_run_the_process_ends_two_seconds_past_its_budget(mo
     assert clock.finish("ready")
     assert told == [(102.0, {"exit": True, "file": 2})]
     assert have_ended(*threads.values())
+
+
+def test_what_is_still_told_at_the_end_may_take_all_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that nobody reads, a volume that hangs, and callers who take their answer slowly, one after the other."""
+    ends, ended = list[float](), threading.Event()
+    monkeypatch.setattr("os._exit", lambda code: ended.set())
+    later = lambda seconds, **options: ends.append(seconds)  # noqa: E731
+    monkeypatch.setattr("handler.worker.clock.faulthandler.dump_traceback_later", later)
+    Clock(0.05, birth=STILL, publish=quiet, abort=os._exit).arm()
+    assert ended.wait(30)
+    assert ends[1] > LAST_S + PATIENCE_S + ANSWER_S + LAST_S
 
 
 def test_finishing_disarms_the_watchdog() -> None:
