@@ -120,10 +120,13 @@ class Clock:
         return self.ledger.budget_s - self.elapsed
 
     def arm(self) -> None:
-        """Start both watchdogs; raises BudgetExceeded if the budget is already spent."""
+        """Start both watchdogs, but of a start that was stopped; raises BudgetExceeded if the budget is spent."""
         self.require_time()
-        self._stderr = unblocked(STDERR)
-        self._end_later(self.remaining + GRACE_S)
+        with self._lock:
+            if self._done.is_set():
+                return
+            self._stderr = unblocked(STDERR)
+            self._end_later(self.remaining + GRACE_S)
         threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
 
     @contextmanager
@@ -158,7 +161,8 @@ class Clock:
 
     def finish(self, outcome: str, reason: str = "") -> bool:
         """Disarm and close the ledger; False if the watchdog closed it first."""
-        faulthandler.cancel_dump_traceback_later()  # first: what interrupts this calls it again
+        if not self._done.is_set():  # else it guards what the watchdog does
+            faulthandler.cancel_dump_traceback_later()  # first: what interrupts this calls it again
         if closed := self._close(outcome, reason):
             if self._stderr != STDERR:
                 os.close(self._stderr)

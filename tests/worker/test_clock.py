@@ -127,6 +127,29 @@ def test_what_is_still_told_at_the_end_may_take_all_its_patience(monkeypatch: py
     assert ends[1] > LAST_S + PATIENCE_S + ANSWER_S + LAST_S
 
 
+def test_a_start_that_was_stopped_before_it_was_armed_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a program gives up an engine that it has just started: it goes on, and must not be ended later."""
+    told: list[Any] = []
+    monkeypatch.setattr(
+        "handler.worker.clock.faulthandler.dump_traceback_later", lambda *given, **_: told.append(given)
+    )
+    clock = Clock(100, birth=STILL, publish=quiet)
+    assert clock.finish("stopped")
+    with begun() as threads:
+        clock.arm()
+    assert (threads, told) == ({}, [])
+
+
+def test_what_fails_once_the_watchdog_ends_the_process_does_not_disarm_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    disarmed, ended = list[str](), threading.Event()
+    monkeypatch.setattr("handler.worker.clock.faulthandler.cancel_dump_traceback_later", lambda: disarmed.append("now"))
+    clock = Clock(0.05, birth=STILL, publish=quiet, abort=lambda _: ended.set())
+    clock.arm()
+    assert ended.wait(30)
+    assert not clock.finish("failed")
+    assert disarmed == []
+
+
 def test_finishing_disarms_the_watchdog() -> None:
     codes: list[int] = []
     clock = Clock(60, birth=STILL, publish=quiet, abort=codes.append)
