@@ -73,7 +73,7 @@ if not all(re.fullmatch("[0-9]{1,4}", count) for count in SCALE) or not int(SCAL
         f"{SCALE[0][:20]!r} and {SCALE[1][:20]!r}.",
         "MODAL_MIN",
     )
-SHIPPED = modal.FilePatternMatcher("**/*.py", "**/*.toml", "**/*.yml", "weights/**")
+SHIPPED = modal.FilePatternMatcher("**/*.py", "**/*.toml", "**/*.yml", "server/playground/assets/*", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
 LOCK = Path(__file__).parent / "locks" / "requirements.lock"
 

@@ -48,7 +48,7 @@ def modes(spec: ModelSpec) -> list[dict[str, Any]]:
     """
     distilled = spec.max_steps < FEWEST_TO_SKIP
     words: dict[str, Quality] = {"realtime": "auto" if distilled else "low", "quality": "max" if distilled else "auto"}
-    found = []
+    found: list[dict[str, Any]] = []
     for mode in MODES.values():
         steps = quality.steps(words[mode.id], spec.steps, spec.min_steps, spec.max_steps)
         row = {"id": mode.id, "quality": words[mode.id], "steps": steps}

@@ -206,8 +206,9 @@ def test_the_image_holds_the_code_and_the_weights_and_nothing_else(load: Callabl
     package = ROOT / "handler"
     files = [path.relative_to(package) for path in package.rglob("*") if path.is_file()]
     shipped = {path for path in files if load().SHIPPED(path)}
-    assert shipped == {path for path in files if path.suffix in (".py", ".toml", ".yml") or path.parts[0] == "weights"}
-    assert Path("weights/spark/model_index.json") in shipped
+    others = {path for path in files if path.parts[0] == "weights" or "assets" in path.parts}
+    assert shipped == others | {path for path in files if path.suffix in (".py", ".toml", ".yml")}
+    assert {Path("weights/spark/model_index.json"), Path("server/playground/assets/index.html")} <= shipped
 
 
 def test_generate(spark: Any) -> None:

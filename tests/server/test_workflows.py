@@ -24,9 +24,10 @@ from workflows import default
 
 from comfy_graphs import Graph, graph, node
 from fakes import Editor, FakeFamily
-from handler import Settings, create_app
+from handler import MODELS, Settings, create_app
 from handler.api.comfy.archive import Archive
 from handler.api.workflows.keeping import LARGEST, MOST, OLD, Library, Workflow
+from handler.api.workflows.service import Workflows
 from handler.core.request import MAX_SEED
 from serving import Served
 
@@ -876,3 +877,10 @@ def test_what_is_explained_has_the_fields_and_draws_what_a_prompt_draws(tell: Ca
         ).validate(report)
 
     tell(story)
+
+
+def test_what_was_brought_takes_no_memory(tmp_path: Path) -> None:
+    workflows = Workflows(Settings(volume=tmp_path), MODELS["spark"])
+    served = workflows.catalogue.served()
+    assert workflows.draft(graph(), served)["values"]["prompt"] == "a red circle"
+    assert workflows._described == {}

@@ -97,11 +97,11 @@ class Workflows:
 
     async def images(self, path: str, payload: Mapping[str, Any], deadline: Deadline) -> tuple[str, ...]:
         """The fields in which a request may have a URL of an image, of the workflow that it asks, if it does."""
-        if not (find := self._asked(path, payload)):
+        if not (workflow := await self._asked(path, payload, deadline)):
             return FIELDS
 
         def look() -> tuple[str, ...]:
-            found = self._describe(find(), self.catalogue.served()).fields
+            found = self._describe(workflow, self.catalogue.served()).fields
             return tuple(one.name for one in found if one.kind == "image")
 
         found = await self._at(look, deadline)
@@ -111,9 +111,8 @@ class Workflows:
         self, path: str, dialect: ModuleType, payload: Mapping[str, Any], deadline: Deadline
     ) -> Call | None:
         """What a request asks a workflow for, by its path, its model or its graph; None if it is none to a workflow."""
-        if not (find := self._asked(path, payload)):
+        if not (workflow := await self._asked(path, payload, deadline)):
             return None
-        workflow = await self._at(find, deadline)
         served = await self._at(self.catalogue.served, deadline)
         load = partial(self.archive.held, asyncio.get_running_loop(), deadline)
         fields = {name: value for name, value in payload.items() if path != ROUTE or name != GRAPH}
@@ -121,12 +120,12 @@ class Workflows:
         call = partial(self._call, workflow, dialect, read, served, load)
         return await deadline.hold(asyncio.to_thread(call))
 
-    def _asked(self, path: str, payload: Mapping[str, Any]) -> Callable[[], Workflow] | None:
-        """What finds the workflow that a request asks, on another thread; None if it asks none."""
+    async def _asked(self, path: str, payload: Mapping[str, Any], deadline: Deadline) -> Workflow | None:
+        """The workflow that a request asks, or brings; None if it is none to a workflow."""
         if path == ROUTE:
-            return partial(brought, payload)
+            return await deadline.hold(asyncio.to_thread(brought, payload))
         named = asked_for(path, payload)
-        return partial(self._library.get, *named) if named else None
+        return await self._at(partial(self._library.get, *named), deadline) if named else None
 
     def draft(self, graph: Mapping[str, Any], served: Served) -> dict[str, Any]:
         """The fields that `graph` would have, with its own values. For a thread."""
@@ -164,9 +163,11 @@ class Workflows:
         }
 
     def _describe(self, workflow: Workflow, served: Served) -> "Described":
-        """What it is here, found out anew where the worker's files are others."""
+        """What it is here: of a kept one, found out anew where the worker's files are others."""
         from handler.api.workflows.reading import described
 
+        if not workflow.name:
+            return described(workflow, served, self._settings)
         files = {folder: names for folder, names in served.files.items() if folder != "input"}
         when, known = self._described.get((workflow.name, workflow.version), (None, None))
         if known is None or when != files:

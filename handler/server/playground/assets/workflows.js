@@ -40,6 +40,7 @@ class Workflows {
   async list() {
     try {
       const [{ workflows }, { editor, max_upload_size }] = await Promise.all([this.app.api.get("workflows"), this.app.api.get("features")]);
+      this.app.clear(this.shelf);
       this.most = max_upload_size;
       this.editor.replaceChildren(editor ? element("a", { href: `${this.app.root}comfy/` }, "Open ComfyUI's own editor") : "");
       this.kept.replaceChildren(workflows.length ? element("ul", { class: "plain" }, workflows.map(one => this.row(one)))
