@@ -156,7 +156,7 @@ class Kindling(fal.App):
     async def draw(self, wanted: Asked) -> Answer:
         """Draw, as fal's own models do."""
         asked = wanted.model_dump(exclude_none=True, exclude={"sync_mode"})
-        content = await self.answered("/fal", {**asked, "sync_mode": True})
+        content = await self.answered(f"/fal/{self.engine.spec.id}", {**asked, "sync_mode": True})
         files = [
             self.file(each["url"].data, each["content_type"], each["width"], each["height"], wanted.sync_mode)
             for each in content["images"]

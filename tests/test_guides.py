@@ -28,6 +28,7 @@ ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
 RUN = {
     ".venv/bin/python -m handler generate": "",
     ".venv/bin/python platform/runpod_deploy.py": " --dry-run",
+    "HF_TOKEN='{{ RUNPOD_SECRET_hub }}' .venv/bin/python platform/runpod_deploy.py": " --dry-run",
     "curl -s http://127.0.0.1:8000": "",
     "curl -sL https://YOU--kindling-kindling-web.modal.run": "",
     "KINDLING_FETCH_HOSTS=images.example": " --dry-run",
@@ -81,6 +82,7 @@ TESTED = {
 }
 ELSEWHERE = (  # these want an account, a cluster or a container engine; test_vendor_clis.py has what their tools know
     *("convox ", "docker ", "gcloud ", "helm ", "kubectl ", "runpodctl ", "sky ", "printf $KINDLING_API_KEYS | gcloud"),
+    "FAL_RUN_HOST=images.example",
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
     *("pip install -e '.[fal]'", "pip install 'skypilot[aws]'"),
     *("PROJECT=", "IMAGE=", "ACCOUNT=", "ADDRESS="),

@@ -84,7 +84,7 @@ def test_every_platform(deploy: Callable[..., dict[str, Any]], platform: str, mo
     named = [name for row, rental in rentals_on(platform) for name in rental.names]
     assert set(found["gpus"]) <= set(named)
     said = [*found["commands"], *found["files"].values()]
-    fetched = any("fetch" in text for text in said)
+    fetched = any("fetch" in text or "--fill" in text for text in said)
     assert fetched is (not spec.embedded or platform in ("kubernetes", "sky"))  # whose files have it
     assert any("HF_TOKEN" in command or "hf-token" in command for command in found["commands"]) is spec.license.gated
     for text in found["files"].values():
@@ -233,18 +233,22 @@ def test_runpods_script_takes_what_is_printed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen = ["--gpu", "A100 80GB", "--precision", "int8", "--min", "1", "--max", "2", "--region", "EU-RO-1,US-KS-2"]
+    chosen = ["--gpu", "A100 80GB", "--precision", "int8", "--min", "1", "--max", "2", "--region", "US-KS-2"]
     commands = deploy("runpod", "flux-dev", *chosen)["commands"]
     [words] = [shlex.split(command) for command in commands if "runpod_deploy.py" in command]
     assert "export KINDLING_PRECISION=int8" in commands
     monkeypatch.setenv("KINDLING_PRECISION", "int8")
+    name, _, token = words[0].partition("=")
+    monkeypatch.setenv(name, token)
     capsys.readouterr()
     assert runpod.main([*words[words.index("platform/runpod_deploy.py") + 1 :], "--dry-run"]) == 0
-    template, endpoint = (request["json"] for request in json.loads(capsys.readouterr().out))
+    volume, pod, template, endpoint = (request["json"] for request in json.loads(capsys.readouterr().out))
+    assert (volume["dataCenter"], volume["size"] > 50) == ("US-KS-2", True)
+    assert pod["env"]["HF_TOKEN"] == "{{ RUNPOD_SECRET_hub }}"
     assert template["env"]["KINDLING_PRECISION"] == "int8"
     assert endpoint["gpu"]["pools"] == ["AMPERE_80"]
     assert endpoint["workers"] == {"min": 1, "max": 2, "idleTimeout": 60}
-    assert endpoint["dataCenterIds"] == ["EU-RO-1", "US-KS-2"]
+    assert endpoint["dataCenterIds"] == ["US-KS-2"]
 
 
 @pytest.mark.parametrize("platform", platforms.PLATFORMS)

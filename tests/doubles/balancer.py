@@ -14,7 +14,7 @@ from collections.abc import Callable
 import aiohttp
 from aiohttp import web
 
-PROBE_S, PROBE_TIMEOUT_S, PATIENCE_S = 0.1, 2, 60
+PROBE_S, PROBE_TIMEOUT_S, PATIENCE_S = 0.1, 2, 120
 PASSED = ("content-type", "retry-after")
 
 

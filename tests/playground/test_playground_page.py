@@ -1,6 +1,8 @@
 """The page as a whole: what it weighs, that it is accessible, narrow and dark, that it needs nobody else, and what it
 may do."""
 
+import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +10,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from browsing import Visit
+from browsing import Visit, drop
+from comfy_graphs import graph
+from handler import Clock, Engine, Settings, Worker, create_app
+from handler.core.errors import StartError
 from handler.server.playground.page import assets
-from serving import Served, serving
+from serving import Served, live, serving
 
 LIGHT = 100_000  # bytes
 TABS = ("Make", "Workflows", "Worker", "Deploy")
@@ -48,6 +53,51 @@ def test_axe_finds_nothing(browser: Browser, server: Served, scheme: Any, size: 
             found[name] = faults(page)
         assert found == {name: [] for name in TABS}
         assert visit.faults == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nor_once_something_was_done(browser: Browser, server: Served, scheme: Any) -> None:
+    """A picture is made, edited and kept; a file is explained; a tip is read; a key is asked for."""
+    with browser.new_context(color_scheme=scheme, viewport=WIDE, reduced_motion="reduce") as context:
+        page = Visit(context).open(f"{server.url}/")
+        found = {}
+        page.get_by_role("button", name="a red circle").click()
+        page.get_by_text("Advanced").click()
+        expect(page.locator(".gallery img")).to_have_count(1)
+        found["picture"] = faults(page)
+        page.get_by_role("button", name="Edit", exact=True).click()
+        page.get_by_role("button", name="Mark where to change it").click()
+        expect(page.get_by_role("img", name="The picture;")).to_be_visible()
+        found["mask"] = faults(page)
+        drop(page.locator("body"), json.dumps(graph()).encode(), "circle.json", "application/json")
+        expect(page.locator(".desk h2")).to_have_text("circle.json")
+        found["workflow"] = faults(page)
+        show(page, "Worker")
+        page.locator(".chips button").first.focus()
+        found["tip"] = faults(page)
+        page.get_by_role("button", name="API key").click()
+        found["key"] = faults(page)
+        assert found == {name: [] for name in found}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nor_where_a_worker_starts_or_has_failed(browser: Browser, scheme: Any) -> None:
+    def boot(settings: Settings, clock: Clock) -> Worker:
+        assert go.wait(60)
+        raise StartError("The model is damaged.")
+
+    go, found = threading.Event(), []
+    engine = Engine(Settings(model="flux-dev"), Clock.anew(240), boot)
+    calm = browser.new_context(color_scheme=scheme, reduced_motion="reduce")
+    with live(create_app(engine, public=False)) as url, calm as context:
+        page = Visit(context).open(f"{url}/#worker")
+        for told in ("The worker is starting", "The worker has failed: The model is damaged."):
+            expect(page.locator("#banner")).to_contain_text(told)
+            expect(page.locator("#banner")).to_contain_text("Non-commercial use only")
+            page.wait_for_function(SETTLED)
+            found += faults(page)
+            go.set()
+    assert found == []
 
 
 def test_nothing_is_wider_than_a_small_phone(page: Page) -> None:

@@ -17,7 +17,7 @@ from balancer import Balancer
 from serving import Served, serving
 
 ASKED = {"prompt": "fine", "num_inference_steps": 1, "size": "64x64"}
-CALLERS, SOME, PROBES, PATIENCE_S = 4, 5, 5, 60
+CALLERS, SOME, PROBES, PATIENCE_S = 4, 5, 5, 120
 
 
 class Stream:

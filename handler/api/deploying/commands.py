@@ -51,25 +51,20 @@ def modal(choice: Choice, _: str) -> list[str]:
 
 
 def runpod(choice: Choice, _: str) -> list[str]:
-    """For a pod that fills the volume, then for here."""
+    """For the script that creates the volume, fills it on a pod, and makes the endpoint."""
     options = [word for name in choice.names for word in ("--gpu", name)] if choice.asked else []
     for option, value in (("--workers-min", choice.least), ("--workers-max", choice.most)):
         options += [] if value is None else [option, str(value)]
-    options += [word for region in choice.regions for word in ("--data-center", region)]
-    volume = [] if choice.spec.embedded else ["--volume", "ID"]
+    where = choice.regions or (() if choice.spec.embedded else ("EU-RO-1",))  # a volume is in one place
+    options += [word for region in where for word in ("--data-center", region)]
+    volume = [] if choice.spec.embedded else ["--volume", "kindling", "--size", str(choice.volume_gb), "--fill"]
     script = ["platform/runpod_deploy.py", choice.spec.id, "--image", f"NAME:{__version__}", *volume, *options]
-    fetch = [
-        f"# On a pod that mounts a network volume of {choice.volume_gb} GB at /workspace:",
-        f"{_token(choice)}KINDLING_VOLUME=/workspace python -m handler fetch {choice.spec.id}",
-        "chmod -R a+rwX /workspace",
-        "# Here:",
-    ]
+    token = "HF_TOKEN='{{ RUNPOD_SECRET_hub }}' " * choice.spec.license.gated
     return [
-        *([] if choice.spec.embedded else fetch),
         f"docker build -t NAME:{__version__} . && docker push NAME:{__version__}",
         *filter(None, [_set(KINDLING_PRECISION=choice.precision)]),
         "export RUNPOD_API_KEY=...",
-        f".venv/bin/python {shlex.join(script)}",
+        f"{token}.venv/bin/python {shlex.join(script)}",
         'curl -s "https://api.runpod.ai/v2/ENDPOINT/runsync?wait=300000" -H "Authorization: Bearer $RUNPOD_API_KEY" '
         """-H 'Content-Type: application/json' -d '{"input": {"prompt": "a red circle", "output_format": "webp"}}' | """
         """python3 -c "import sys,json,base64;open('circle.webp','wb')"""

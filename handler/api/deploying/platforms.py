@@ -30,7 +30,7 @@ ONE = "it is one worker on one machine"
 DRIVER = "a driver of 580 or newer (CUDA 13)"
 PLATFORMS: Mapping[str, Platform] = {
     "modal": Platform(commands.modal, cheapest=3),
-    "runpod": Platform(commands.runpod, cheapest=3),
+    "runpod": Platform(commands.runpod, cheapest=3, one_region=True),
     "fal": Platform(
         commands.fal,
         {

@@ -10,10 +10,9 @@ DIALECTS: dict[str, ModuleType] = {
     "/v1/images/generations": openai,
     "/v1/images/edits": edits,
     "/generate": native,
-    "/fal": fal,
 }
 HUB_ROUTE, HUB_MODELS = "/", "/models/"  # Hugging Face's client asks the root, or one model by its name
-FAL_MODELS = "/fal/"  # fal's clients ask an app by its owner and its name
+FAL_MODELS = "/fal/"  # fal's clients ask for an app by its owner and its name
 WORKFLOWS = "/workflows"  # below which each has a name, and answers like our own route; itself for one without
 
 

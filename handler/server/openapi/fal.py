@@ -20,9 +20,8 @@ ANSWER: dict[str, Schema] = {
 RARE = ("delivery", "notes")
 
 
-def requests(native: dict[str, Schema], rules: list[Schema], words: dict[str, Any]) -> dict[str, Schema]:
-    """Bodies with the `native` fields and fal's; where the path names the model, without that."""
+def request(native: dict[str, Schema], rules: list[Schema], words: dict[str, Any]) -> Schema:
+    """A body with the `native` fields and fal's, but for the model, which the path names."""
     fields = native | {"image_size": SIZE, "sync_mode": INSIDE}
-    nameless = {name: schema for name, schema in fields.items() if name != "model"}
-    bodies = {"FalRequest": fields, "FalModelRequest": nameless}
-    return {name: closed(each, ("prompt",), [*rules, ONE_SIZE]) | words for name, each in bodies.items()}
+    del fields["model"]
+    return closed(fields, ("prompt",), [*rules, ONE_SIZE]) | words

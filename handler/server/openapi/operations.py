@@ -48,12 +48,12 @@ def _hub(*parameters: str) -> Operation:
     return Operation("post", summary, answers, body, DRAWING, (*ASKED, *parameters))
 
 
-def _fal(body: str, *parameters: str) -> Operation:
-    """A route of fal's clients."""
+def _fal(*parameters: str) -> Operation:
+    """The route of fal's clients."""
     content = {JSON: ref("FalImages"), EVENTS: ref("FalEvent")}
     drawn = Answer("The pictures by their addresses; with stream true, events.", content, (*REPEATED, TOKENS))
     answers, summary = {200: drawn, 202: jobs.ACCEPTED}, "Draw, as fal's clients ask"
-    return Operation("post", summary, answers, {JSON: ref(body)}, DRAWING, (*ASKED, *parameters))
+    return Operation("post", summary, answers, {JSON: ref("FalRequest")}, DRAWING, (*ASKED, *parameters))
 
 
 def _reading(summary: str, answer: str) -> Operation:
@@ -127,8 +127,7 @@ def operations() -> dict[str, tuple[Operation, ...]]:
     return found | {
         "/": (*found["/"], _hub()),
         MODELS: (*found[MODELS], _hub("folder")),
-        "/fal": (_fal("FalRequest"),),
-        FAL: (_fal("FalModelRequest", "id"),),
+        FAL: (_fal("id"),),
         workflows.LIST: (*workflows.LISTED, called(BROUGHT, ref("WorkflowBrought"))),
         workflows.ONE: (*workflows.ROWS, drawn),
     }

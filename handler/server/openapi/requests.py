@@ -54,7 +54,7 @@ def requests(spec: ModelSpec, settings: Settings, models: Sequence[str]) -> dict
     bodies = {
         "GenerationRequest": closed(nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
         "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | OTHERS,
-        **fal.requests(nullable(native), [*rules, *images, TOGETHER], OTHERS),
+        "FalRequest": fal.request(nullable(native), [*rules, *images, TOGETHER], OTHERS),
         "HubRequest": _hub(native, rules),
         "EditRequest": closed(nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
