@@ -1,9 +1,10 @@
 """Deploy to RunPod: `RUNPOD_API_KEY=... python platform/runpod_deploy.py flux-schnell --image NAME --volume ID`.
 
 Creates or updates, by name, one template and one serverless endpoint. Kindling's settings and what `CARRIED` names, set
-while deploying, hold in the workers, but for KINDLING_VOLUME and KINDLING_MODEL, which the command line decides. What
-shall run is a value; `bodies` says it in the words of RunPod's REST API, and `changes` what of it an endpoint that is
-there already is told: the rest stays as it was set in the console.
+while deploying, hold in the workers, but for KINDLING_VOLUME and KINDLING_MODEL, which the command line decides; CUDA
+is what the image was built with, for it says which hosts will do. What shall run is a value; `bodies` says it in the
+words of RunPod's REST API, and `changes` what of it an endpoint that is there already is told: the rest stays as it was
+set in the console.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 import httpx2
 
-from handler import GPUS, MODELS, MODES, ModelSpec, Settings, choose_gpus, errors
+from handler import GPUS, MODELS, MODES, ModelSpec, Settings, choose_gpus, cuda_build, errors
 
 # Idle for about a cold start: to wait as long as one costs is at most twice the best one could do.
 WORKERS = {"min": 0, "max": 3, "idleTimeout": 60}
@@ -71,7 +72,7 @@ class Deployment:
     waiting: int = 4  # requests per worker behind the load balancer; the engine holds 32
     timeout_ms: int = TIMEOUT_MS
     disk_gb: int = 20
-    min_cuda: str = "13.0"  # torch's wheels on PyPI are built for it
+    cuda: str = ""  # the image's build of torch
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -107,7 +108,7 @@ def bodies(wanted: Deployment) -> tuple[dict[str, Any], dict[str, Any]]:
             "pools": pools,
             "excludedTypes": [gpu for pool in pools for gpu in POOLS[pool] if gpu not in wanted.gpus],
             "count": 1,
-            "minCudaVersion": wanted.min_cuda,
+            "minCudaVersion": cuda_build(wanted.cuda).hosts,
         },
         "workers": {**WORKERS, "max": max(WORKERS["max"], wanted.workers.get("min", 0)), **wanted.workers},
         "scaling": by_count if wanted.load_balancer else by_queue,
@@ -139,9 +140,9 @@ def changes(wanted: Deployment, there: Mapping[str, Any], last: Mapping[str, str
     return told
 
 
-def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:
+def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str], cuda: str = "") -> tuple[str, ...]:
     """The GPUs asked for, else those of the cheapest pools that run the model best; in order of price."""
-    offers = choose_gpus(settings, spec, "runpod", asked)
+    offers = choose_gpus(settings, spec, "runpod", asked, cuda_build(cuda))
     pools = list(dict.fromkeys(offer.rental.pool for offer in offers))
     kept = pools if asked else pools[:MOST_POOLS]
     offers = tuple(offer for offer in offers if offer.rental.pool in kept)
@@ -243,12 +244,17 @@ def settle(wanted: Deployment, settings: Settings, spec: ModelSpec, there: Mappi
             f"{said[kind]} of it. Delete or rename it in the console, or deploy "
             f"{'without' if wanted.load_balancer else 'with'} --load-balancer. Nothing was changed."
         )
-    has = there.get("gpu") or {}
+    has, hosts = there.get("gpu") or {}, cuda_build(wanted.cuda).hosts
+    if (least := has.get("minCudaVersion", hosts)) < hosts:
+        raise RefusedError(
+            f"The endpoint {wanted.name} takes hosts from CUDA {least} on, and this image needs {hosts}: raise it in "
+            "the console, or build the image with CUDA=cu126. Nothing was changed."
+        )
     rented = [gpu for pool in has.get("pools", []) for gpu in POOLS.get(pool, [])]
     rented = [gpu for gpu in rented if gpu not in has.get("excludedTypes", [])]
     if rented and not wanted.gpus_asked:
         try:
-            choose_gpus(settings, spec, "runpod", rented)
+            choose_gpus(settings, spec, "runpod", rented, cuda_build(wanted.cuda))
         except errors.KindlingError as error:
             raise RefusedError(f"{error.message} The endpoint has it: choose others with --gpu.") from None
 
@@ -318,7 +324,7 @@ def planned(args: argparse.Namespace, spec: ModelSpec, environ: Mapping[str, str
     return Deployment(
         name=f"kindling-{args.model}",
         image=args.image,
-        gpus=gpus_for(settings, spec, args.gpu),
+        gpus=gpus_for(settings, spec, args.gpu, cuda := environ.get("CUDA", "")),
         gpus_asked=bool(args.gpu),
         env=env,
         volume=args.volume,
@@ -327,6 +333,7 @@ def planned(args: argparse.Namespace, spec: ModelSpec, environ: Mapping[str, str
         data_centers=tuple(args.data_center),
         flashboot=args.flashboot,
         timeout_ms=max(TIMEOUT_MS, math.ceil(1000 * settings.deadline_s)),
+        cuda=cuda,
     ), settings
 
 

@@ -9,10 +9,11 @@ from handler.catalog.gpus import GPUS, TARIFFS, Gpu, Rental
 
 ANY = {row.id: Rental((row.id,)) for row in GPUS.values()}  # a machine or a cluster of one's own
 ELSEWHERE: Mapping[str, Mapping[str, Rental]] = {
-    # cloud.google.com/run/docs/configuring/services/gpu, read in 2026-11; memory as platform/cloudrun.yml asks for it.
+    # With the hosts' drivers: cloud.google.com/run/docs/configuring/services/gpu, read in 2026-11; memory as
+    # platform/cloudrun.yml asks for it.
     "cloudrun": {
-        "L4": Rental(("nvidia-l4",), None, 34.3),
-        "RTX PRO 6000": Rental(("nvidia-rtx-pro-6000",), None, 85.8),
+        "L4": Rental(("nvidia-l4",), None, 34.3, driver=535),
+        "RTX PRO 6000": Rental(("nvidia-rtx-pro-6000",), None, 85.8, driver=580),
     },
     # Nodes of AWS with one GPU: g5.xlarge, g6.xlarge and g6e.2xlarge; of their memory what a service can have.
     "convox": {

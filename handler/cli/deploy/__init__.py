@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from handler.catalog.cuda import BUILDS
 from handler.catalog.precisions import PRECISIONS
 from handler.cli.deploy.choice import Choice, Prospect, chosen, prospect
 from handler.cli.deploy.platforms import PLATFORMS, Platform
@@ -14,7 +15,7 @@ from handler.core.errors import SettingsError
 from handler.core.settings import Settings
 from handler.volume.room import writing
 
-OPTIONS = ("gpu", "precision", "min", "max", "region")
+OPTIONS = ("gpu", "precision", "cuda", "min", "max", "region")
 SCRIPT = "deploy.sh"
 YOURS = "capitals and dots stand for what is yours"
 
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model id, alias or mode")
     parser.add_argument("--gpu", default="", help="the platform's name of a GPU, or ours (default: the cheapest)")
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], help="how weights are kept (default: auto)")
+    parser.add_argument(
+        "--cuda", choices=BUILDS, help="the image's build of torch (default: the first that runs there)"
+    )
     parser.add_argument("--min", type=int, metavar="N", help="workers that always run, and are paid for")
     parser.add_argument("--max", type=int, metavar="N", help="workers at most")
     parser.add_argument("--region", default="", help="where to run, by the platform's name; several with commas")
@@ -42,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     """Print what deploys the choice; the exit code. SettingsError, or DoesNotFit, for what cannot work."""
     platform = PLATFORMS[options.platform]
     choice = choice_of(options, platform)
-    told = prospect(choice, Settings.from_env(), platform.budget_s, platform.note.format(gpu=choice.first.gpu.id))
+    note = platform.note.format(gpu=choice.first.gpu.id, driver=choice.build.needs)
+    told = prospect(choice, Settings.from_env(), platform.budget_s, note)
     made = deployment(choice, platform, options.write)
     if options.write:
         write(made, options.write)
@@ -64,7 +69,9 @@ def choice_of(options: argparse.Namespace, platform: Platform) -> Choice:
         raise SettingsError(f"--min should be {platform.least} or more for {options.platform}, not {least}.", "min")
     if most is not None and most < max(1, least or 0):
         raise SettingsError(f"--max should be {max(1, least or 0)} or more, not {most}.", "max")
-    found = chosen(options.platform, options.model, options.gpu, options.precision or "auto", platform.cheapest)
+    found = chosen(
+        options.platform, options.model, options.gpu, options.precision or "auto", platform.cheapest, options.cuda or ""
+    )
     regions = tuple(word.strip() for word in options.region.split(",") if word.strip())
     if len(regions) > 1 and platform.one_region:
         raise SettingsError(f"--region should name one place for {options.platform}, not {len(regions)}.", "region")
@@ -83,6 +90,7 @@ def _again(choice: Choice) -> str:
     options: dict[str, object] = {
         "gpu": choice.first.rental.names[0] if choice.asked else "",
         "precision": choice.precision if choice.precision != "auto" else "",
+        "cuda": choice.cuda,
         "min": choice.least,
         "max": choice.most,
         "region": ",".join(choice.regions),

@@ -58,7 +58,7 @@ def _modal(choice: Choice, _: str) -> list[str]:
     return [
         install[0],
         "modal setup",
-        _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision),
+        _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision, CUDA=choice.other_build),
         KEY,
         *filter(None, [scale, "" if choice.spec.embedded else fetch]),
         "modal run platform/modal_app.py::bake",
@@ -83,8 +83,8 @@ def _runpod(choice: Choice, _: str) -> list[str]:
     ]
     return [
         *([] if choice.spec.embedded else fetch),
-        f"docker build -t NAME:{__version__} . && docker push NAME:{__version__}",
-        *filter(None, [_set(KINDLING_PRECISION=choice.precision)]),
+        f"docker build{choice.build_argument} -t NAME:{__version__} . && docker push NAME:{__version__}",
+        *filter(None, [_set(KINDLING_PRECISION=choice.precision, CUDA=choice.other_build)]),
         "export RUNPOD_API_KEY=...",
         f".venv/bin/python {shlex.join(script)}",
         'curl -s "https://api.runpod.ai/v2/ENDPOINT/runsync?wait=300000" -H "Authorization: Bearer $RUNPOD_API_KEY" '
@@ -97,7 +97,7 @@ def _fal(choice: Choice, _: str) -> list[str]:
         "pip install -e '.[fal]'",
         "fal auth login",
         *(["fal secrets set HF_TOKEN=hf_..."] if choice.spec.license.gated else []),
-        _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision),
+        _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision, CUDA=choice.other_build),
         *([] if choice.spec.embedded else ["fal run platform/fal_app.py::fetch"]),
         "fal deploy platform/fal_app.py::Kindling",
         "fal keys create --preset API",
@@ -112,7 +112,7 @@ def _kubernetes(choice: Choice, path: str) -> list[str]:
         "helm repo add kedacore https://kedacore.github.io/charts",
         "helm install keda kedacore/keda --namespace keda --create-namespace",
         "helm install http-add-on kedacore/keda-add-ons-http --namespace keda",
-        f"docker build -t REGISTRY/{IMAGE} . && docker push REGISTRY/{IMAGE}",
+        f"docker build{choice.build_argument} -t REGISTRY/{IMAGE} . && docker push REGISTRY/{IMAGE}",
         f"sed -i 's#image: kindling#image: REGISTRY/kindling#' {path}",
         KEY,
         f"kubectl create secret generic kindling --from-literal=api-keys=$KINDLING_API_KEYS{token}",
@@ -138,6 +138,7 @@ def _cloudrun(choice: Choice, path: str) -> list[str]:
         KEY,
         "gcloud config set project $PROJECT",
         "gcloud artifacts repositories create kindling --repository-format=docker --location=$REGION",
+        *choice.build_edit,
         f"gcloud builds submit --tag $IMAGE:{__version__}",
         "gcloud storage buckets create gs://$BUCKET --location=$REGION --uniform-bucket-level-access "
         "--enable-hierarchical-namespace",
@@ -163,6 +164,7 @@ def _convox(choice: Choice, path: str) -> list[str]:
         "convox apps create kindling",
         KEY,
         f"convox env set KINDLING_API_KEYS=$KINDLING_API_KEYS{token} -a kindling",
+        *choice.build_edit,
         f"convox build -a kindling -m {path}",
         *([] if choice.spec.embedded else [fetch]),
         'convox run web "python -m handler bake" --release RELEASE --use-service-volume --gpu 1 -a kindling',
@@ -189,7 +191,7 @@ def _docker(choice: Choice, _: str) -> list[str]:
     fetch = f"docker run --rm -v kindling:/volume{' -e HF_TOKEN=hf_...' * choice.spec.license.gated} kindling "
     precision = f" -e KINDLING_PRECISION={choice.precision}" * (choice.precision != "auto")
     return [
-        "docker build -t kindling .",
+        f"docker build{choice.build_argument} -t kindling .",
         *([] if choice.spec.embedded else [f"{fetch}python -m handler fetch {model}"]),
         KEY,
         f"docker run -d --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_DEVICE=cuda -e KINDLING_MODEL={model}"
@@ -200,7 +202,6 @@ def _docker(choice: Choice, _: str) -> list[str]:
 
 FAL_SCALE = "it keeps up to 4 runners, by min_concurrency and max_concurrency in platform/fal_app.py"
 ONE = "it is one worker on one machine"
-DRIVER = "a driver of 580 or newer (CUDA 13)"
 PLATFORMS: Mapping[str, Platform] = {
     "modal": Platform(_modal, cheapest=3),
     "runpod": Platform(_runpod, cheapest=3),
@@ -219,7 +220,7 @@ PLATFORMS: Mapping[str, Platform] = {
         {"region": "the cluster is where it is"},
         file="kubernetes.yml",
         made=manifests.kubernetes,
-        note=f"The nodes need {DRIVER}. The file takes any node with a GPU: where some have others than the {{gpu}}, "
+        note="The nodes need {driver}. The file takes any node with a GPU: where some have others than the {gpu}, "
         "add a nodeSelector for your cluster's label: nvidia.com/gpu.product or cloud.google.com/gke-accelerator.",
     ),
     "cloudrun": Platform(
@@ -240,6 +241,7 @@ PLATFORMS: Mapping[str, Platform] = {
     ),
     "sky": Platform(
         _sky,
+        {"cuda": "the machines install requirements.txt, which is for CUDA 13"},
         cheapest=4,
         file="sky.yml",
         made=manifests.sky,
@@ -249,6 +251,6 @@ PLATFORMS: Mapping[str, Platform] = {
     "docker": Platform(
         _docker,
         {"min": ONE, "max": ONE, "region": "the machine is where it is"},
-        note=f"The machine needs {DRIVER} and NVIDIA's container toolkit.",
+        note="The machine needs {driver} and NVIDIA's container toolkit.",
     ),
 }
