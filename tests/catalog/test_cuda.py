@@ -83,6 +83,15 @@ def test_one_that_is_asked_for_is_refused_with_the_reason() -> None:
     assert offer.gpu.id == "L4"
 
 
+def test_what_is_written_of_drivers_is_the_tables() -> None:
+    manifest, dockerfile = ((ROOT / name).read_text() for name in ("platform/kubernetes.yml", "Dockerfile"))
+    default, other = (row.needs for row in (cuda_build(), CU126))
+    assert default in manifest
+    assert other.removeprefix("a driver of ") in manifest
+    assert f"needs {default}\n" in dockerfile
+    assert f"CUDA={CU126.name} .   # needs {other.replace('a driver', 'one')}, and no Blackwell GPU" in dockerfile
+
+
 def test_a_build_that_is_none_is_refused() -> None:
     """Some machines have a folder in that variable."""
     with pytest.raises(
