@@ -254,6 +254,34 @@ def test_a_command_uses_nothing_that_none_before_it_has_set(
         assert {*re.findall(r"\$([A-Z_]+)", command)} <= known, command
 
 
+@pytest.mark.parametrize(
+    ("platform", "told"),
+    [
+        ("modal", "export KINDLING_MODEL=sdxl CUDA=cu126"),
+        ("fal", "export KINDLING_MODEL=sdxl CUDA=cu126"),
+        ("runpod", "export CUDA=cu126"),
+        ("docker", "docker build --build-arg CUDA=cu126 -t kindling ."),
+        ("kubernetes", "docker build --build-arg CUDA=cu126 -t REGISTRY/kindling:0.1.0 . && docker push"),
+        ("cloudrun", "sed -i 's/^ARG CUDA=.*/ARG CUDA=cu126/' Dockerfile"),
+        ("convox", "sed -i 's/^ARG CUDA=.*/ARG CUDA=cu126/' Dockerfile"),
+    ],
+)
+def test_another_build_of_torch_is_told_to_what_builds(
+    deploy: Callable[..., dict[str, Any]], platform: str, told: str
+) -> None:
+    found = deploy(platform, "sdxl", "--cuda", "cu126")
+    assert any(command.startswith(told) for command in found["commands"]), found["commands"]
+    usual = deploy(platform, "sdxl", *(["--gpu", "RTX PRO 6000"] if platform == "cloudrun" else []))
+    assert not any("CUDA=" in command for command in usual["commands"])
+
+
+def test_cloud_runs_l4_gets_the_build_that_runs_there(deploy: Callable[..., dict[str, Any]]) -> None:
+    """Its hosts have a driver older than the usual build's."""
+    assert "ARG CUDA=cu126" in str(deploy("cloudrun", "sdxl")["commands"])
+    assert "525 or newer" in deploy("docker", "sdxl", "--cuda", "cu126")["note"]
+    assert "580 or newer" in deploy("docker", "sdxl")["note"]
+
+
 def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, Any]]) -> None:
     commands = deploy("modal", "sdxl", "--gpu", "L4", "--min", "1", "--max", "2", "--region", "eu")["commands"]
     assert "export MODAL_GPU=L4 MODAL_MIN=1 MODAL_MAX=2 MODAL_REGION=eu" in commands
@@ -279,6 +307,13 @@ def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, An
         ("modal sdxl --min 3 --max 2", 2, "--max should be 3 or more, not 2."),
         ("modal sdxl --max 0", 2, "--max should be 1 or more, not 0."),
         ("sky sdxl --region eu,us", 2, "--region should name one place for sky, not 2."),
+        ("docker sdxl --gpu B200 --cuda cu126", 2, "has no code for the B200. On docker these would do: L4"),
+        (
+            "cloudrun sdxl --gpu L4 --cuda cu130",
+            2,
+            "the L4 have one of 535. On cloudrun these would do: RTX",
+        ),
+        ("sky sdxl --cuda cu126", 2, "--cuda means nothing for sky: the machines install requirements.txt"),
         ("modal stable-diffusion-9", 2, "stable-diffusion-9"),
     ],
 )
