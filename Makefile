@@ -2,7 +2,7 @@
 # make test   set up what is missing and run the whole test suite
 # make quick  run the tests that need no model, no process and no compiler: a minute
 # make judge  run the tests that take too long for every run, and write benchmarks/results/judge.json: a quarter of an hour
-# make editor drive ComfyUI's editor in chromium, if that is installed (apt install chromium): a minute
+# make editor drive ComfyUI's own editor in chromium, if that is installed (apt install chromium): a minute
 # make check  lint and types
 # make mutate change the core modules a little, run their tests each time, and write benchmarks/results/mutation.json: how
 #             many of the changes they notice (hours; MODULES=handler/engine/queue.py for a part); make mutate-changes makes
@@ -118,12 +118,12 @@ $(FAL)/ready: $(VENV)/dev
 	@touch $@
 
 $(EDITOR)/ready: $(VENV)/dev
-	@echo "Adding ComfyUI's editor and what drives a browser, in an environment over the first."
+	@echo "Adding ComfyUI's editor, in an environment over the first."
 	@$(BIN)/python -m venv $(EDITOR)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(EDITOR)/over
 	@mv $(EDITOR)/over $$($(EDITOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
 	$(EDITOR)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
-	    $$(sed -n 's/^\(browser\|comfy-ui\) = \["\(.*\)"\].*/\2/p' pyproject.toml)
+	    $$(sed -n 's/^comfy-ui = \["\(.*\)"\].*/\1/p' pyproject.toml)
 	@touch $@
 
 $(GPULESS)/ready: benchmarks/gpuless/requirements.txt benchmarks/gpuless/stubs.py

@@ -20,6 +20,7 @@ from handler.core.version import __version__
 from handler.server import create_app
 from handler.worker.clock import Clock
 from handler.worker.outlook import outlook
+from handler.worker.preload import preload
 from handler.worker.renting import choose_gpus
 from handler.worker.worker import Worker
 
@@ -46,4 +47,5 @@ __all__ = [
     "errors",
     "find",
     "outlook",
+    "preload",
 ]

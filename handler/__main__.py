@@ -18,8 +18,9 @@ from handler.volume.room import remedy
 from handler.worker.clock import EXIT_CODE
 
 MODEL = "model id, alias or mode (default: $KINDLING_MODEL or spark)"
-CODES = """exit codes: 0 done, or serve told once to stop; 1 failed or stopped; 2 bad usage or a bad setting;
+CODES = """exit codes: 0 done, or serve told once to stop; 1 failed; 2 bad usage or a bad setting;
 124 past the cold-start budget; 130 Ctrl-C, 143 SIGTERM: of serve when it is told twice"""
+INTERRUPTED = 130  # as shells have it: 128 and the signal's number
 
 
 BAD_USAGE = (RequestError, SettingsError)
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("kindling: stopped", file=sys.stderr)
-        return 1
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fal
+from fal.auth import fetch_auth_credentials
 from fal.container import ContainerImage
 from fal.exceptions import AppException, FieldException
+from fal.exceptions.auth import UnauthenticatedException
 from fal.toolkit import Image
-from fal.toolkit.image.image import ImageSize
+from fal.toolkit.image.image import ImageSize, ImageSizeInput
 from fastapi import FastAPI
 from fastapi.responses import Response
-from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 from starlette.types import Receive, Scope, Send
 
 import handler
@@ -31,7 +33,8 @@ ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
 STAYS = ("KINDLING_API_KEYS", "KINDLING_VOLUME")
 CHOSEN = {name: value for name, value in Settings.named(os.environ).items() if name not in STAYS}
-ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", **CHOSEN}
+UPLOADED = "v3.fal.media,v3b.fal.media"  # where fal's clients and its playground put the images that they send
+ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", "KINDLING_FETCH_HOSTS": UPLOADED, **CHOSEN}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
 BUILD = cuda_build(os.environ.get("CUDA", ""))
@@ -42,6 +45,46 @@ MACHINES = [name for offer in OFFERS for name in offer.rental.names]
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 ARGUMENTS = {"SDK": "fal", "CUDA": BUILD.name}
 IMAGE = ContainerImage.from_dockerfile(str(ROOT / "Dockerfile"), context_dir=ROOT, build_args=ARGUMENTS)
+
+
+class Lora(BaseModel):
+    """A LoRA on fal's disk."""
+
+    path: str = Field(description="Its name.")
+    scale: float = 1.0
+
+
+class Asked(BaseModel):
+    """What fal's models take, by their names; and all that /generate takes, by its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str
+    negative_prompt: str | None = None
+    image_size: ImageSizeInput | None = Field(None, description="None is the model's own, or the first image's.")
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    num_images: int = Field(1, ge=1, le=SETTINGS.max_n)
+    seed: int | None = Field(None, description="None draws one at random; the answer names it.")
+    loras: list[Lora] = []
+    image_url: str | None = Field(None, description="An image to start from: a data URL, or of a host that is allowed.")
+    image_urls: list[str] | None = None
+    mask_url: str | None = None
+    strength: float | None = Field(None, description="How much of the image is drawn anew, above 0 and at most 1.")
+    enable_safety_checker: bool | None = Field(None, description="Changes nothing: pictures are not looked through.")
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    sync_mode: bool = Field(False, description="Answer with data URLs, and keep nothing on fal's CDN.")
+
+
+class Answer(BaseModel):
+    """fal's own."""
+
+    images: list[Image]
+    timings: dict[str, float]
+    seed: int
+    has_nsfw_concepts: list[bool]
+    prompt: str
+    notes: list[str] = Field(default_factory=list, description="What was sent and changes nothing.")
 
 
 class Input(ImageRequest):
@@ -93,6 +136,7 @@ class Kindling(fal.App):
         self.engine = Engine(settings)
         self.served = create_app(self.engine, public=False)  # who may ask is fal's business
         self.api = self.served.api
+        self.kept = repository()
         self.engine.start()
         self.engine.wait_booted()
         gc.freeze()  # what a worker has now it keeps: no collection looks through it while somebody waits
@@ -110,23 +154,39 @@ class Kindling(fal.App):
 
         app.mount("", others)
 
+    @fal.endpoint("/")
+    async def draw(self, wanted: Asked) -> Answer:
+        """Draw, as fal's own models do."""
+        asked = wanted.model_dump(exclude_none=True, exclude={"sync_mode"})
+        content = await self.answered(f"/fal/{self.engine.spec.id}", {**asked, "sync_mode": True})
+        files = [
+            self.file(each["url"].data, each["content_type"], each["width"], each["height"], wanted.sync_mode)
+            for each in content["images"]
+        ]
+        return Answer(**{**content, "images": await asyncio.gather(*files)})
+
     @fal.endpoint("/generate")
     async def generate(self, wanted: Input) -> Output:
         """Draw one picture."""
         asked, notes = self.honoured(wanted.model_dump(exclude={"sync_mode"}, exclude_none=True))
-        reply = await self.api.call("/generate", asked)
+        content = await self.answered("/generate", asked)
+        [picture] = content["images"]
+        size, media = picture["parameters"]["size"], f"image/{picture['format']}"
+        image = await self.file(picture["b64_json"].data, media, *size, wanted.sync_mode)
+        return Output(image=image, seed=picture["seed"], notes=notes)
+
+    async def answered(self, route: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """The answer of one of our routes; its errors as fal's."""
+        reply = await self.api.call(route, asked)
         if "error" in reply.content:
             raise fal_error(reply.status, reply.content["error"])
-        [picture] = reply.content["images"]
-        width, height = picture["parameters"]["size"]
-        image = await asyncio.to_thread(
-            Image.from_bytes,
-            picture["b64_json"].data,
-            picture["format"],
-            ImageSize(width=width, height=height),
-            repository="in_memory" if wanted.sync_mode else "fal_v3",
-        )
-        return Output(image=image, seed=picture["seed"], notes=notes)
+        return dict(reply.content)
+
+    async def file(self, data: bytes, media: str, width: int, height: int, inside: bool) -> Image:
+        """A picture on fal's CDN; or as a data URL, where `inside` asks for that, or nobody may upload."""
+        kept, form = "in_memory" if inside else self.kept, media.removeprefix("image/")
+        size = ImageSize(width=width, height=height)
+        return await asyncio.to_thread(Image.from_bytes, data, form, size, repository=kept)
 
     def honoured(self, asked: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """What can be drawn of `asked`, and what is left out: fal's clients send negative prompts to every model."""
@@ -150,6 +210,15 @@ class Kindling(fal.App):
         if self.engine.state == "failed":
             raise AppException("This runner lost its GPU.", 503)
         return {"status": self.engine.state}
+
+
+def repository() -> Literal["fal_v3", "in_memory"]:
+    """Where pictures go: to fal's CDN, or, without an account, as `fal run --local` may be, nowhere."""
+    try:
+        fetch_auth_credentials()
+    except UnauthenticatedException:
+        return "in_memory"
+    return "fal_v3"
 
 
 def fal_error(status: int, error: dict[str, Any]) -> Exception:

@@ -3,33 +3,36 @@
 Every KINDLING_* variable set while deploying holds in the containers, but for the volume, which is Modal's. More are
 Modal's own business: MODAL_SECRET names a secret with KINDLING_API_KEYS in it, or others that the containers shall
 have; MODAL_PROXY_AUTH=1 lets in only who has a proxy token of Modal's, as it does unasked where there are neither keys
-nor a secret; MODAL_SNAPSHOT=cpu restores containers with torch and diffusers imported; MODAL_SNAPSHOT=gpu, an alpha of
-Modal's, with the model loaded. MODAL_GPU=L40S,A100-80GB rents these, MODAL_MIN containers always run (0), MODAL_MAX at
-most (4), MODAL_REGION=eu,us-east says where, and CUDA=cu126 installs the build of torch for older drivers.
+nor a secret; MODAL_SNAPSHOT=cpu restores containers with torch and diffusers imported, MODAL_SNAPSHOT=weights with the
+weights in host memory too, and MODAL_SNAPSHOT=gpu, an alpha of Modal's, with the model loaded. MODAL_GPU=L40S,A100-80GB
+rents these, MODAL_MIN containers always run (0), MODAL_MAX at most (4), MODAL_REGION=eu,us-east says where, and
+CUDA=cu126 installs the build of torch for older drivers.
 This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
 import gc
-import importlib
 import math
 import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import modal
 
 import handler
-from handler import Clock, Engine, Settings, choose_gpus, create_app, cuda_build, errors
+from handler import Clock, Engine, Settings, Worker, choose_gpus, create_app, cuda_build, errors, preload
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 VOLUME = "/kindling"
 CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT", "MODAL_GPU", "MODAL_MIN", "MODAL_MAX")
-SNAPSHOTS = ("", "cpu", "gpu")  # whose memory containers are restored from
+# Whose memory containers are restored from, with ever more in it. Off unless asked for: a cold start without snapshots
+# keeps the budget or says why not, second by second.
+SNAPSHOTS = ("", "cpu", "weights", "gpu")
 CHOSEN = {**Settings.named(os.environ), **{name: os.environ[name] for name in CHOICES if name in os.environ}}
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
@@ -43,9 +46,17 @@ for warning in filter(None, (offer.warning for offer in OFFERS if modal.is_local
     print(warning, file=sys.stderr)
 FITTING = GPUS or [name for offer in OFFERS for name in offer.rental.names]
 PLANS = [offer.outlook.memory for offer in OFFERS]
-HOST_MB = int(max(plan.host_gb for plan in PLANS) * 1_000)
+SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
+if SNAPSHOT not in SNAPSHOTS:
+    raise errors.StartError(
+        f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu, weights or gpu.", "MODAL_SNAPSHOT"
+    )
+# Weights pass through host memory on their way to the GPU, a part at a time, or wait there; a snapshot holds them all.
+HELD_GB = 2 * (SPEC.parameters + SPEC.other_parameters) / 1e9 if SNAPSHOT == "weights" else 0
+HOST_MB = int((max(plan.host_gb for plan in PLANS) + HELD_GB) * 1_000)
 # Where weights come back from the GPU to be written, there is room for them too.
 WHOLE_MB = int(max(plan.host_gb + plan.needs_gb for plan in PLANS) * 1_000)
+STAGED = SNAPSHOT in ("cpu", "weights")
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
 NAMED = ENVIRONMENT.get("MODAL_SECRET")
 SETTLED = SETTINGS.api_keys or SETTINGS.allow_open
@@ -57,10 +68,6 @@ if ENVIRONMENT["MODAL_PROXY_AUTH"] and not (SETTLED or NAMED or PROXIED):
     )
 # Where only the secret can guard, Modal refuses to deploy one without keys: every container would fail with it.
 REQUIRED = [] if SETTLED or PROXIED else ["KINDLING_API_KEYS"]
-# Off unless asked for: a cold start without snapshots keeps the budget or says why not, second by second.
-SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
-if SNAPSHOT not in SNAPSHOTS:
-    raise errors.StartError(f"MODAL_SNAPSHOT={SNAPSHOT} means nothing; it may be cpu or gpu.", "MODAL_SNAPSHOT")
 SCALE = [ENVIRONMENT.get("MODAL_MIN") or "0", ENVIRONMENT.get("MODAL_MAX") or "4"]
 if not all(re.fullmatch("[0-9]{1,4}", count) for count in SCALE) or not int(SCALE[0]) <= int(SCALE[1]) > 0:
     raise errors.StartError(
@@ -68,7 +75,7 @@ if not all(re.fullmatch("[0-9]{1,4}", count) for count in SCALE) or not int(SCAL
         f"{SCALE[0][:20]!r} and {SCALE[1][:20]!r}.",
         "MODAL_MIN",
     )
-SHIPPED = modal.FilePatternMatcher("**/*.py", "**/*.toml", "weights/**")
+SHIPPED = modal.FilePatternMatcher("**/*.py", "**/*.toml", "**/*.yml", "server/playground/assets/*", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
 LOCKS = Path(__file__).parent / "locks"
 TORCH, OTHERS = (str(LOCKS / f"{name}.lock") for name in (f"torch-{BUILD.name}", "requirements"))
@@ -92,12 +99,13 @@ HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVI
     **HOME,
     gpu=FITTING,  # the cheapest that runs the model best, then whatever is free
     cpu=4,
-    memory=HOST_MB,  # weights pass through it on their way to the GPU, a part at a time, or wait there
+    memory=HOST_MB,
     min_containers=int(SCALE[0]),
     max_containers=int(SCALE[1]),
     region=REGIONS or None,
     scaledown_window=BUDGET_S,  # to stay idle for as long as a cold start takes costs at most twice the optimum
-    startup_timeout=BUDGET_S + 60,  # the core keeps the budget and says where it went; this is for what it cannot see
+    # The core keeps the budget of each stage and says where it went; this is for what it cannot see.
+    startup_timeout=(1 + STAGED) * BUDGET_S + 60,
     timeout=REQUEST_S,
     enable_memory_snapshot=SNAPSHOT != "",
     experimental_options={"enable_gpu_snapshot": True} if SNAPSHOT == "gpu" else {},
@@ -106,20 +114,22 @@ HOME: dict[str, Any] = {"image": image, "volumes": {VOLUME: volume}, "env": ENVI
 class Kindling:
     """One container: one engine, asked over HTTP or by method."""
 
-    if SNAPSHOT == "cpu":
+    preloaded = None
+
+    if STAGED:
 
         @modal.enter(snap=True)
         def prepare(self) -> None:
             """What needs no GPU, for there is none until the container is restored."""
-            importlib.import_module(SPEC.family)
+            self.preloaded = preload(Settings.from_env(), OFFERS[0].gpu if SNAPSHOT == "weights" else None)
 
     @modal.enter(snap=SNAPSHOT == "gpu")
     def start(self) -> None:
         """Load the model; an exception is how Modal learns that this container cannot serve."""
         settings = Settings.from_env(on_gpu())
         # What was restored was born long ago: its cold start begins here.
-        clock = Clock.anew(settings.cold_start_budget_s) if SNAPSHOT == "cpu" else None
-        self.engine = Engine(settings, clock)
+        clock = Clock.anew(settings.cold_start_budget_s) if self.preloaded else None
+        self.engine = Engine(settings, clock, partial(Worker.boot, preloaded=self.preloaded))
         self.app = create_app(self.engine, public=not PROXIED)
         self.engine.start()
         self.engine.wait_booted()

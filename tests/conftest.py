@@ -20,9 +20,11 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import quick
@@ -30,6 +32,10 @@ from handler import Settings, Worker
 from handler.model import imports
 from serving import Served, serving
 
+pytest_plugins = ("browsing",)  # its fixtures
+# Every client that says nothing else gives up after 5 s, which an answer on a busy machine may take.
+HASTE = httpx._config.DEFAULT_TIMEOUT_CONFIG
+HASTE.connect = HASTE.read = HASTE.write = HASTE.pool = 60.0
 ROOT = Path(__file__).parent.parent
 PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
 LONG = (  # files that take longest, in this order: begun last, one of them would run alone
@@ -50,6 +56,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", 0):
         with imports.uncollected(), imports.lean():
             importlib.import_module("handler.model.families.flux")
+        imports._frozen = cache(imports._frozen)  # it stays so; to count it anew is 0.1 s of each start, of 0.2 s
 
 
 @pytest.hookimpl(trylast=True)  # after what shuffles

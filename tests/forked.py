@@ -146,11 +146,13 @@ def become(words: list[str], cwd: str, environ: dict[str, str], pipes: list[int]
 
 
 if __name__ == "__main__":
-    from handler.model import families
+    from handler.model import families, imports
 
     families.quiet()
     for name in ("model.families.flux", "server.process"):
         importlib.import_module(f"handler.{name}")
     gc.freeze()
+    imports._frozen = cache(imports._frozen)  # as in conftest.py
+    imports._frozen()
     asked, pipes = grow(socket.socket(fileno=int(sys.argv[1])))
     become(**asked, pipes=pipes)

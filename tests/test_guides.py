@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,33 +10,37 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from serving import Served
 
 ROOT = Path(__file__).parent.parent
 GUIDES = (
     *("README.md", "platform/README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
-    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
 )
 FENCE = re.compile(r"^( *)```(sh|python)\n(.*?)^\1```$", re.M | re.S)
-PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|gcloud|convox|curl"
+PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|helm|gcloud|convox|sky|runpodctl|curl"
 INLINE = re.compile(rf"`((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:{PROGRAMS}) [^`]+)`")
+SHELLS = re.compile(r"[|&;<>$`*~]")
 ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
 
 # How a command starts, and what is added to run it here: all of it, or what it does without time, network or account.
 RUN = {
     ".venv/bin/python -m handler generate": "",
-    ".venv/bin/python platform/runpod_deploy.py": "",
+    ".venv/bin/python platform/runpod_deploy.py": " --dry-run",
+    "HF_TOKEN='{{ RUNPOD_SECRET_hub }}' .venv/bin/python platform/runpod_deploy.py": " --dry-run",
     "curl -s http://127.0.0.1:8000": "",
     "curl -sL https://YOU--kindling-kindling-web.modal.run": "",
     "KINDLING_FETCH_HOSTS=images.example": " --dry-run",
     "KINDLING_STORE_BUCKET=pictures": " --dry-run",
-    "export KINDLING_MODEL=flux-schnell": "",
+    "export ": "",
     "make ": " --dry-run",
     "python -c": "",
     "modal app ": " --help",
     "modal secret create ": " --help",
     "modal setup": " --help",
     "pip install fastapi": " --dry-run --no-index",
+    "until curl -s http://127.0.0.1:8000": "",
     "pip install modal==": " --dry-run --no-index",  # are those the versions that are tested?
     "python -m handler deploy": "",
     "python -m handler doctor": "",
@@ -48,7 +53,9 @@ TESTED = {
     "KINDLING_MODEL=spark KINDLING_DEVICE=cpu fal run --local": "platform/test_fal_app.py::local",
     "KINDLING_VOLUME=$HOME/volume .venv/bin/python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_COMFY_UI=on python -m handler serve": "server/test_editor_page.py::test_a_workflow_is_opened",
-    "KINDLING_VOLUME=/workspace python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
+    "HF_TOKEN=hf_... KINDLING_VOLUME=/workspace python -m handler fetch": (
+        "volume/test_fetch.py::test_the_command_brings"
+    ),
     "modal deploy platform/modal_app.py": "platform/test_modal_deploy.py::deployed",
     "modal run platform/modal_app.py::": "platform/test_modal_deploy.py::test_modal_run",
     "curl -s http://127.0.0.1:8000/images/": "server/test_mounted.py::test_the_app_of_the_guide_serves",
@@ -72,29 +79,33 @@ TESTED = {
     "python -m handler optimize": "cli/test_optimize.py::test_a_real_sweep",
     "python -m handler receipts": "volume/test_receipts.py::test_the_verb",
     "python -m spark.lora": "spark/test_outlined.py::test_what_was_trained_is_what_is_applied",
-    "RUNPOD_API_KEY=... .venv/bin/python platform/runpod_deploy.py": (
-        "platform/test_runpod_deploy.py::test_creates_a_template"
-    ),
 }
-ELSEWHERE = (  # these want an account, a cluster or a container engine
-    "convox ",
-    'curl -s "https://api.runpod.ai',
-    "docker build ",
-    "curl -s https://fal.run/YOU",
+ELSEWHERE = (  # these want an account, a cluster or a container engine; test_vendor_clis.py has what their tools know
+    *("convox ", "docker ", "gcloud ", "helm ", "kubectl ", "runpodctl ", "sky ", "printf $KINDLING_API_KEYS | gcloud"),
+    "FAL_RUN_HOST=images.example",
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
-    *("gcloud ", "printf choose-one | gcloud", "PROJECT=", "IMAGE=", "ACCOUNT=", "curl -s https://ADDRESS"),
-    *("kubectl ", "helm ", "curl -s http://127.0.0.1:8080"),
-    "sed -i ",  # of the manifests, which test_container.py looks at
-    "pip install -e '.[fal]'",
+    *("pip install -e '.[fal]'", "pip install 'skypilot[aws]'"),
+    *("PROJECT=", "IMAGE=", "ACCOUNT=", "ADDRESS="),
+    *("curl -s $ADDRESS", "curl -s https://ADDRESS", "curl -s http://ADDRESS", "curl -s http://127.0.0.1:8080"),
+    *('curl -s "https://api.runpod.ai', "curl -s https://fal.run/YOU"),
+    *("chmod -R a+rwX /workspace", "sed -i "),  # of the manifests, which test_container.py looks at
 )
+ANSWERED = [
+    *("Keys", "Idle", "A cold start that failed", "Another model, and back", "Scale", "Object store", "ComfyUI"),
+]
 
 
-def commands(text: str) -> Iterator[str]:
-    """The shell commands of a guide, a line each: those of its blocks without their remarks, and those in its prose."""
+def in_blocks(text: str) -> Iterator[str]:
+    """The shell commands of a guide's blocks, a line each, without their remarks."""
     for indent, language, block in FENCE.findall(text):
         whole = re.sub(r"\\\n *", "", re.sub(rf"^{indent}", "", block, flags=re.M))
         for line in re.sub(r"\|\n *", "| ", whole).splitlines() if language == "sh" else ():
-            yield re.sub(r"\s+# .*", "", line).strip()
+            yield re.sub(r"(^|\s+)# .*", "", line).strip()
+
+
+def commands(text: str) -> Iterator[str]:
+    """Those of its blocks, and those in its prose."""
+    yield from in_blocks(text)
     for found in INLINE.findall(FENCE.sub("", text)):
         yield re.sub(r"\s+", " ", found)
 
@@ -135,15 +146,22 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: list[str], checkout: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("KINDLING_", "MODAL_"))}
-    environment = {**kept, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+    options = {"cwd": checkout, "capture_output": True, "text": True, "timeout": 300}
+    if command[0] == sys.executable:
+        done = forked.run(command, env=kept, **options)
+    else:
+        environment = {**kept, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, **options)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if place(command) in RUN])
 def test_runs_as_written(command: str, checkout: Path, server: Served) -> None:
     here = ADDRESS.sub(server.url, command) + RUN[place(command)]
-    run(["bash", "-o", "pipefail", "-c", here], checkout)
+    if here.startswith("python ") and not SHELLS.search(here):  # a shell would add nothing
+        run([sys.executable, *shlex.split(here)[1:]], checkout)
+    else:
+        run(["bash", "-o", "pipefail", "-c", here], checkout)
 
 
 def test_the_first_request_writes_a_picture_by_itself(checkout: Path, server: Served) -> None:
@@ -159,6 +177,13 @@ def programs() -> list[str]:
 @pytest.mark.parametrize("program", programs())
 def test_programs_run_as_written(program: str, checkout: Path, server: Served) -> None:
     run([sys.executable, "-c", ADDRESS.sub(server.url, program)], checkout)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/deploy").glob("[a-z]*.md")), ids=lambda page: page.stem)
+def test_each_platforms_page_answers_the_same_questions(page: Path) -> None:
+    found = re.findall(r"^## (.+)$", page.read_text(), re.M)
+    assert found[0].endswith("first picture")
+    assert [one for one in found[1:] if one in ANSWERED] == ANSWERED
 
 
 def test_links_lead_somewhere() -> None:

@@ -18,7 +18,7 @@ BUILD = (
     "import sys; sys.path.insert(0, sys.argv[1]);"
     "from setuptools.build_meta import build_wheel; print('made', build_wheel(sys.argv[2]))"
 )
-NEEDED = ("pyproject.toml", "requirements.txt", "LICENSE", "handler", "spark")
+NEEDED = ("pyproject.toml", "requirements.txt", "LICENSE", "handler", "platform", "spark")
 
 
 def tracked(*paths: str) -> list[str]:
@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, tools, made = (tmp_path_factory.mktemp(name) for name in ("source", "tools", "made"))
     for name in tracked(*NEEDED):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
+        shutil.copy(ROOT / name, source / name, follow_symlinks=False)
     packages = Path(setuptools.__file__).parents[1]
     for path in (packages / "_distutils_hack", *packages.glob("setuptools*")):
         (tools / path.name).symlink_to(path)
@@ -59,10 +59,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        manifest = archive.read("handler/api/deploying/sky.yml")
         [metadata] = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
     inside = {name for name in names if not name.startswith(f"kindling-{__version__}.dist-info/")}
     assert inside == set(tracked("handler"))
     assert {"handler/py.typed", "handler/weights/spark/model_index.json"} <= inside
+    assert manifest == (ROOT / "platform/sky.yml").read_bytes()
     pinned = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert metadata.count("\nRequires-Dist: ") >= len(pinned)
     assert f"\nVersion: {__version__}\n" in metadata

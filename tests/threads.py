@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 @dataclass
@@ -48,14 +48,15 @@ def inside(thread: threading.Thread, function: Callable[..., object]) -> None:
 
 @contextmanager
 def begun() -> Iterator[dict[str, threading.Thread]]:
-    """The threads that begin in here, by name; afterwards they are in the dictionary."""
+    """The threads that begin in here, by name; afterwards they are in the dictionary. An outlet's is the process's."""
     before, found = set(threading.enumerate()), dict[str, threading.Thread]()
     yield found
-    found.update({thread.name: thread for thread in threading.enumerate() if thread not in before})
+    new = [thread for thread in threading.enumerate() if thread not in before and thread.name != "outlet"]
+    found.update({thread.name: thread for thread in new})
 
 
 def have_ended(*threads: threading.Thread) -> bool:
     """Whether they do, given a moment."""
     for thread in threads:
-        thread.join(LIMIT_S / 3)
+        thread.join(LIMIT_S)
     return not any(thread.is_alive() for thread in threads)

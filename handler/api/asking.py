@@ -46,14 +46,17 @@ class Asked:
         return cls(dialect, request, base, call)
 
     def showing(self, on_step: OnRequestStep, on_partial: OnPartial | None) -> OnRequestStep:
-        """`on_step`, and the partial pictures that are asked for, spread evenly over the steps before the last."""
+        """`on_step`, each step as an event, and partial pictures, spread evenly over the steps before the last, as far
+        as they are asked for."""
         request, shown = self.request, 0
-        if not (request.partial_images and on_partial):
+        if not (on_partial and (request.partial_images or request.progress)):
             return on_step
 
         def step(done: int, of: int, preview: Preview) -> None:
             nonlocal shown
             on_step(done, of, preview)
+            if request.progress:
+                on_partial({"type": f"{self.dialect.TYPE}.progress", "steps": done, "of": of})
             if done < of and done * (request.partial_images + 1) >= (shown + 1) * of:
                 rgb = preview()
                 data = codec.encode(rgb, request.output_format, request.output_compression, None)

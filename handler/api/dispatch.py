@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from handler.api import again, codec, loras, served
+from handler.api import abilities, again, codec, loras, served
 from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of
 from handler.api.dialects import openai
 from handler.api.dialects.routes import dialect_of, for_model
@@ -102,9 +102,9 @@ class Api:
             return Reply(200, openai.models((*served.listed(self.engine.spec, self.engine.settings), *kept), found))
         if path.startswith(MODELS_ROUTE + "/"):
             name = path.removeprefix(MODELS_ROUTE + "/")
-            if not (name.startswith(MODEL) and name in await self.workflows.names(deadline)):
-                served.require_name(name, self.engine.spec, self.engine.settings)
-            return Reply(200, openai.model(name))
+            workflow = name.startswith(MODEL) and name in await self.workflows.names(deadline)
+            more = {} if workflow else abilities.model(name, self.engine.spec, self.engine.settings)
+            return Reply(200, openai.model(name) | more)
         if path == MODEL_INFO_ROUTE:
             return Reply(200, {"model_path": served.model_path(self.engine.spec), "model": self.engine.spec.id})
         if path == RECEIPT_ROUTE:

@@ -11,7 +11,7 @@ from handler.core.deadline import Deadline
 from handler.core.errors import InvalidValue, OutOfRange
 
 # Fields that may have a URL, a list of them, or an object with one, in whichever dialect.
-FIELDS = ("images", "mask", "image_urls", *(name for name, field in NAMES.items() if field in ("images", "mask")))
+FIELDS = ("images", "mask", *(name for name, field in NAMES.items() if field in ("images", "mask")))
 INNER = "image_url"  # in such an object
 WITHIN = "parameters"  # where Hugging Face's client has all but the prompt
 MOST = MAX_REFERENCES + 1  # and a mask

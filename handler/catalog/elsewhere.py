@@ -9,19 +9,21 @@ from handler.catalog.gpus import GPUS, TARIFFS, Gpu, Rental
 
 ANY = {row.id: Rental((row.id,)) for row in GPUS.values()}  # a machine or a cluster of one's own
 ELSEWHERE: Mapping[str, Mapping[str, Rental]] = {
-    # With the hosts' drivers: cloud.google.com/run/docs/configuring/services/gpu, read in 2026-11; memory as
-    # platform/cloudrun.yml asks for it.
+    # cloud.google.com/run/docs/configuring/services/gpu, read in 2026-11: an L4 wants at least 4 CPUs and 16 GiB, an
+    # RTX PRO 6000 20 and 80 GiB. Memory is what platform/cloudrun.yml asks for, beside 8 or 20 CPUs.
     "cloudrun": {
         "L4": Rental(("nvidia-l4",), None, 34.3, driver=535),
         "RTX PRO 6000": Rental(("nvidia-rtx-pro-6000",), None, 85.8, driver=580),
     },
-    # Nodes of AWS with one GPU: g5.xlarge, g6.xlarge and g6e.2xlarge; of their memory what a service can have.
+    # Nodes of AWS with one GPU: g5.xlarge and g6.xlarge, of 16 GB by pkg/billing/prices.go of convox/convox, 2026-06,
+    # and g6e.2xlarge; of their memory what a service can have.
     "convox": {
         "L4": Rental(("L4",), None, 14.3),
         "A10G": Rental(("A10G",), None, 14.3),
         "L40S": Rental(("L40S",), None, 40.9),
     },
-    # As `sky show-gpus` lists them; how much memory the host shall have is asked for.
+    # By catalogs/v8/common/accelerators.csv of skypilot-org/skypilot-catalog and sky/catalog of skypilot 0.14.1, both
+    # read in 2026-11; how much memory the host shall have is asked for.
     "sky": {
         name: Rental((name.replace("A100 40GB", "A100").replace(" ", "-"),))
         for name in ("T4", "L4", "A10", "A10G", "L40S", "A100 40GB", "A100 80GB", "H100", "H200", "B200")

@@ -6,11 +6,14 @@ import os
 import random
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Self
+
+SEED_BYTES = 48  # as much as OpenSSL's generator is seeded with
 
 
 def process_age() -> float:
@@ -45,9 +48,11 @@ class Birth:
     def anew(cls) -> Self:
         """Of a worker that begins now, in a process that is older: restored from a snapshot, it is one of many alike.
 
-        So Python's own random numbers begin anew too; the ids of traces are made of them.
+        So random numbers that a process makes of its own memory begin anew: Python's, of which ids of traces are made,
+        and OpenSSL's, of which the keys of connections are.
         """
         random.seed()
+        ssl.RAND_add(secrets.token_bytes(SEED_BYTES), SEED_BYTES)
         return cls(time.monotonic())
 
     @property

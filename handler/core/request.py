@@ -92,6 +92,7 @@ class ImageRequest(BaseModel):
     strength: float | None = Field(None, gt=0, le=1, description="How much of an image is drawn anew.")
     stream: bool = Field(False, description="Answer as events, where the transport can.")
     partial_images: int = Field(0, ge=0, le=3, description="Small pictures of what is coming, where answers stream.")
+    progress: bool = Field(False, description="An event for each step, where answers stream.")
     response_format: Literal["b64_json", "url"] = Field("b64_json", description="url: where it can be had.")
     output_format: Annotated[Format, BeforeValidator(_format)] = "png"
     output_compression: int = Field(100, ge=0, le=100, description="JPEG and WebP quality in percent.")

@@ -1,6 +1,5 @@
 """What the engine's thread does with jobs: draw them, watched over by another thread, and judge what goes wrong."""
 
-import faulthandler
 import logging
 import statistics
 import time
@@ -10,6 +9,7 @@ from functools import partial
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost, Internal, KindlingError, OutOfMemory
+from handler.core.outlet import stacks
 from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.request import MIN_SIDE, ImageRequest
 from handler.core.settings import Settings
@@ -18,7 +18,7 @@ from handler.engine.queue import Job
 from handler.engine.triage import Triage
 from handler.engine.watchdog import Watchdog
 from handler.model.runner import DrawOutcome, sound
-from handler.worker.clock import STDERR, Ledger
+from handler.worker.clock import Ledger
 
 PACE = 16  # how many of the last pictures tell how long the next will take
 HUNG = 10  # times what a whole picture takes, and no step has ended: it never will
@@ -154,9 +154,10 @@ class Executor:
 
     def _hung(self) -> None:
         """A step has not ended. This is not the thread that could stop it, but the one that can say so."""
-        log.error("a step hangs; the stacks of all threads follow")
-        faulthandler.dump_traceback(file=STDERR)
-        self._fail(DeviceLost("The GPU does not answer; this worker is being replaced. Try again."), self.jobs)
+        try:
+            log.error("a step hangs; the stacks of all threads follow\n%s", stacks())
+        finally:
+            self._fail(DeviceLost("The GPU does not answer; this worker is being replaced. Try again."), self.jobs)
 
 
 def _begin(job: Job) -> bool:

@@ -4,9 +4,15 @@ import threading
 import time
 from collections.abc import Callable
 
+LOOK_S = 1.0  # between two looks
+PAUSED_S = 0.5  # by which a look may come late; by more, and this process was not running
+
 
 class Watchdog:
-    """Calls `alarm` once, on a thread of its own, if a `beat` is followed by neither another nor `rest` in time."""
+    """Calls `alarm` once, on a thread of its own, if a `beat` is followed by neither another nor `rest` in time.
+
+    Time in which nothing of this process ran does not count: it was stopped or frozen, and hangs no more than before.
+    """
 
     def __init__(self, alarm: Callable[[], None]) -> None:
         self._alarm = alarm
@@ -42,10 +48,13 @@ class Watchdog:
     def _run(self) -> None:
         with self._changed:
             while not self._closed:
-                left = None if self._due is None else self._due - time.monotonic()
-                if left is not None and left <= 0:
+                now = time.monotonic()
+                look = None if self._due is None else min(self._due - now, LOOK_S)
+                if look is not None and look <= 0:
                     break
-                self._changed.wait(left)
+                self._changed.wait(look)
+                if look and self._due and (late := time.monotonic() - now - look) > PAUSED_S:
+                    self._due += late
             else:
                 return
         self._alarm()

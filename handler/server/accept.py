@@ -33,6 +33,12 @@ def forms(accept: str, pictures_first: bool = False) -> tuple[Format, ...]:
     return tuple(sorted(better, key=lambda form: -wanted[form]))
 
 
+def prefers(accept: str, media: str, other: str) -> bool:
+    """Whether the media type `media` is wanted more than `other`."""
+    ranges = _ranges(accept)
+    return _quality(ranges, media) > _quality(ranges, other)
+
+
 def _ranges(accept: str) -> dict[str, float]:
     """What may come, by media range, each with its quality, 0 to 1; what is none of those is wanted."""
     found = {}

@@ -11,12 +11,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from handler.api.asking import OnPartial
 from handler.api.comfy.service import Comfy
-from handler.api.dialects import huggingface
+from handler.api.dialects import fal, huggingface
 from handler.api.dialects.routes import DIALECTS, dialect_of
 from handler.api.dispatch import MODEL_INFO_ROUTE, MODELS_ROUTE, RECEIPT_ROUTE, RETIRED, Api
 from handler.api.jobs.job import JOBS_ROUTE
@@ -38,20 +38,22 @@ from handler.core.settings import Settings
 from handler.engine.engine import Engine
 from handler.server import accept, bodies, multipart
 from handler.server.access import Answering, Observed, response
-from handler.server.auth import guarded
+from handler.server.auth import guarded, wants_page
 from handler.server.comfy import editor
 from handler.server.comfy.desk import Desk
 from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
-from handler.server.health import health, live, ping, ready
+from handler.server.deployments import routes as deployment_routes
+from handler.server.health import health, live, ping, ready, status
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
 from handler.server.links import content
 from handler.server.metrics import Metrics
-from handler.server.mounted import EDITOR, base
+from handler.server.mounted import base
 from handler.server.openapi.document import SECONDS, document
 from handler.server.openapi.operations import HANGS_UP
 from handler.server.patience import patience
+from handler.server.playground import page
 from handler.server.record import Seen
 from handler.server.signposts import PAGE, WELCOME, lost
 from handler.server.sse import stream
@@ -102,12 +104,16 @@ def _routes(settings: Settings) -> list[BaseRoute]:
         Route("/health", health),
         Route("/health/live", live),
         Route("/health/ready", ready),
+        Route("/v1/status", status),
         Route("/metrics", metrics),
         Route("/openapi.json", describe),
         *workflow_routes(draw),
+        *deployment_routes(),
         *comfy_routes(Desk().routes() if settings.comfy_ui else {}),
         Route("/models/{folder:path}", draw, methods=["POST"]),  # behind ComfyUI's, which only reads
+        Route("/fal/{id:path}", draw, methods=["POST"]),
         *explain_routes(),
+        *page.routes(),
         *(editor.routes(editor.page()) if settings.comfy_ui else ()),
     ]
 
@@ -135,14 +141,14 @@ async def read(request: Request) -> Response:
 
 
 async def home(request: Request) -> Response:
-    """Who serves here, for people; the editor for a browser; a picture for Hugging Face's client."""
+    """Who serves here, for people; the playground for a browser; a picture for Hugging Face's client."""
     if request.method == "POST":
         return await draw(request)
+    if wants_page(request.scope):
+        return page.index(request)
     engine: Engine = request.app.state.engine
-    editing = engine.settings.comfy_ui
-    if editing and "text/html" in request.headers.get("accept", ""):
-        return RedirectResponse(f"{request.scope['app_root_path']}{EDITOR}/")
-    return PlainTextResponse(WELCOME.format(model=engine.spec.id, editor=PAGE if editing else ""))
+    editor = PAGE if engine.settings.comfy_ui else ""
+    return PlainTextResponse(WELCOME.format(model=engine.spec.id, editor=editor), headers={"vary": "accept"})
 
 
 async def metrics(request: Request) -> Response:
@@ -179,7 +185,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     dialect = dialect_of(path)
     assert dialect  # or there were no such route
     hub = dialect is huggingface
-    forms = () if streams or later else accept.forms(",".join(headers.getlist("accept")), hub)
+    forms = () if streams or later or dialect is fal else accept.forms(",".join(headers.getlist("accept")), hub)
     payload = accept.asked(payload, forms, "parameters" if hub else "")
     if not (streams or later) and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
         deadline.no_later(before(float(hangs_up)))  # OpenAI's client does, having heard nothing, and asks for another

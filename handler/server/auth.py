@@ -25,9 +25,9 @@ from handler.api.links import LINKS_ROUTE
 from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
-from handler.server.accept import TOLD
+from handler.server.accept import TOLD, prefers
 from handler.server.access import response
-from handler.server.mounted import EDITOR, PICTURES
+from handler.server.mounted import EDITOR, PICTURES, PLAYGROUND
 
 OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
@@ -94,7 +94,8 @@ class Cors(CORSMiddleware):
 
 
 class Gate:
-    """Lets through what `why` has nothing against. `OPEN_ROUTES` are open; whatever else there may be is not.
+    """Lets through what `why` has nothing against. `OPEN_ROUTES` and the playground's files, which have no data, are
+    open; whatever else there may be is not.
 
     Where there is an `editor`, a browser that comes for it is told to ask for a password, which is a key.
     """
@@ -103,7 +104,7 @@ class Gate:
         self.app, self._why, self._editor = app, why, editor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["type"] == "lifespan" or scope["path"] in OPEN_ROUTES
+        is_open = scope["type"] == "lifespan" or scope["path"] in OPEN_ROUTES or _shows_page(scope)
         error = None if is_open else self._why(scope)
         if error is None:
             return await self.app(scope, receive, send)
@@ -111,9 +112,21 @@ class Gate:
             return await send({"type": "websocket.close", "code": POLICY})  # a server answers 403 then
         reply = error_reply(error)
         if error.status == Unauthorized.status:
-            shown = self._editor and (scope["path"] == "/" or scope["path"].startswith((EDITOR, PICTURES)))
+            shown = self._editor and scope["path"].startswith((EDITOR, PICTURES))
             reply.headers["www-authenticate"] = CHALLENGE if shown else "Bearer"
         await response(scope, reply)(scope, receive, send)
+
+
+def wants_page(scope: Scope) -> bool:
+    """Whether who asks for the root is a browser, which shows a page rather than a text."""
+    reads = scope["path"] == "/" and scope.get("method") in READS
+    return reads and prefers(", ".join(Headers(scope=scope).getlist("accept")), "text/html", "text/plain")
+
+
+def _shows_page(scope: Scope) -> bool:
+    """Whether the answer is the playground's page, or another file of it."""
+    within = scope.get("method") in READS and scope["path"].startswith(f"{PLAYGROUND}/")
+    return within or wants_page(scope)
 
 
 class Keys:
@@ -146,7 +159,7 @@ def _keys(scope: Scope) -> Iterator[tuple[str, bytes]]:
     """Where a request may have a key, and what it has there."""
     headers = dict(scope["headers"])
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
+    if scheme.lower() in (b"bearer", b"key"):  # fal's clients say Key
         yield "bearer", key.strip()
     if scheme.lower() == b"basic":
         with contextlib.suppress(ValueError):  # it is no base64

@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from handler.core.host import host_memory
+from handler.core.outlet import dropped
 from handler.core.recipe import Picture
 from handler.engine.engine import Engine, EngineState
 from handler.engine.queue import Where
@@ -73,6 +75,10 @@ def _nvml(reading: str, unit: float) -> Callable[[Engine], Values]:
     return read
 
 
+READINGS: dict[str, Callable[[Engine], Values]] = {
+    "utilization": _nvml("utilization", 0.01),
+    "temperature": _nvml("temperature", 1),
+}
 GAUGES = (
     Gauge("queue_depth", "Pictures that wait.", "", lambda engine: {"": engine.waiting}),
     Gauge("queue_limit", "Pictures that may wait.", "", lambda engine: {"": engine.settings.queue}),
@@ -95,9 +101,20 @@ GAUGES = (
     Gauge("load_seconds", "Cold start by phase.", "phase", _load),
     Gauge("spend_dollars", "This month's, of this process and of all workers here.", "workers", _spend),
     Gauge("memory_bytes", "The GPU's, and this process's own.", "kind", _memory),
-    Gauge("gpu_utilization_ratio", "How much of the time the GPU is busy.", "", _nvml("utilization", 0.01)),
-    Gauge("gpu_temperature_celsius", "The GPU's temperature.", "", _nvml("temperature", 1)),
+    Gauge("gpu_utilization_ratio", "How much of the time the GPU is busy.", "", READINGS["utilization"]),
+    Gauge("gpu_temperature_celsius", "The GPU's temperature.", "", READINGS["temperature"]),
 )
+
+
+def machine(engine: Engine) -> dict[str, float]:
+    """What the machine tells right now: bytes of memory, how busy (0 to 1) and how warm (Celsius) its GPU is."""
+    found: dict[str, float | None] = {"host_total": host_memory()}
+    with contextlib.suppress(Exception):  # as below
+        found |= _memory(engine)
+    for name, read in READINGS.items():
+        with contextlib.suppress(Exception):
+            found |= {f"gpu_{name}": value for value in read(engine).values()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 ENDS = {  # how a job may have ended: by a counter's name what, and in words
@@ -119,6 +136,7 @@ class LaneCollector(Collector):
             for where in get_args(Where):
                 counter.add_metric([where], self.engine.queue.ended[outcome, where])
             yield counter
+        yield CounterMetricFamily(PREFIX + "log_lines_dropped", "Lines of the log that nobody read.", value=dropped())
         for gauge in GAUGES:
             family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=[gauge.label] if gauge.label else [])
             # A lost GPU, one without the reading, no NVML, no /proc: the rest is told all the same.

@@ -9,6 +9,7 @@ from handler.core.settings import Settings
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 EDITOR = "/comfy"  # where ComfyUI's page is; it asks for its server below the folder that it lies in itself
+PLAYGROUND = "/playground"  # where the files of our own page are, which is at the root
 PICTURES = "/assets"  # where it looks for some of its own, wherever it lies
 ASKED = re.compile(rf"\A{EDITOR}(?=/(?:api|internal)/|/ws\Z)")
 

@@ -13,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from handler.core import outlet
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
@@ -36,6 +37,7 @@ KEEP_ALIVE_S = 75  # proxies keep idle connections for 60 s, and ask again on on
 
 def serve(settings: Settings, host: str, port: int) -> int:
     """Serve until told to stop; returns the exit code, `Server.code`."""
+    outlet.install()
     _log(settings.log_level.upper())
     signal.signal(signal.SIGTERM, _leave)
     clock = Clock(

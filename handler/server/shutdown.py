@@ -7,7 +7,6 @@ when to come back. Then it closes its sockets and finishes what it writes, and `
 whatever hangs. Told twice it answers all at once and is gone, with the code of the signal: 143 or 130.
 """
 
-import contextlib
 import os
 import socket
 import sys
@@ -19,6 +18,7 @@ from types import FrameType
 
 import uvicorn
 
+from handler.core import outlet
 from handler.core.deadline import DRAIN_S, Deadline
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
 from handler.engine.engine import Engine
@@ -26,6 +26,7 @@ from handler.worker.clock import EXIT_CODE
 
 ANSWER_S = 2.0  # for answers to reach who waits
 TICK_S = 0.1  # as uvicorn has it
+LAST = (b"connection", b"close")
 ABORTED = 128  # and the signal's number, as shells have it
 
 
@@ -82,9 +83,7 @@ class Server(uvicorn.Server):
 
     def end(self) -> None:
         """End this process here: the interpreter's own end takes seconds, and joins threads that may hang for ever."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        outlet.drain()
         os._exit(self.code)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -95,6 +94,7 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         say("stopping; what was accepted is being drawn. Ctrl-C or SIGTERM again stops at once.")
         end = Deadline.within(DRAIN_S)
+        self._part()
         self._engine.drain()
         threading.Thread(target=self._guard, daemon=True).start()
         while (self._engine.busy or self._busy() or self.server_state.tasks) and end.left_s:
@@ -102,6 +102,11 @@ class Server(uvicorn.Server):
         if self._engine.busy:
             self._engine.abort()
         self._leave(max(ANSWER_S, end.left_s))
+
+    def _part(self) -> None:
+        """Let who asks from now on hear that its connection ends: proxies ask again on those that they keep."""
+        self.config.encoded_headers.append(LAST)  # from the next second on
+        self.server_state.default_headers = [*self.server_state.default_headers, LAST]
 
     def _guard(self) -> None:
         """End this process when its time is up, whatever it waits for: the interpreter joins what hangs for ever."""
@@ -122,6 +127,5 @@ class Server(uvicorn.Server):
 
 
 def say(text: str) -> None:
-    """Tell whoever started this process, if anybody still listens: what follows is done all the same."""
-    with contextlib.suppress(BrokenPipeError):
-        print(f"kindling: {text}", file=sys.stderr, flush=True)
+    """Tell whoever started this process."""
+    print(f"kindling: {text}", file=sys.stderr)

@@ -13,6 +13,7 @@ POST /v1/images/generations   OpenAI's Images API
 POST /v1/images/edits         its edits of images
 POST /generate                all that can be asked, and told
 POST /                        Hugging Face's InferenceClient
+POST /fal/MODEL               fal's clients
 POST /prompt                  ComfyUI's graphs, and its other routes
 PUT  /workflows/NAME          a ComfyUI workflow as an endpoint
 {editor}GET  /v1/models               what is served here

@@ -18,9 +18,10 @@ from handler.api.pieces import encoded, pieces
 from handler.api.reply import Reply
 from handler.server.access import spread
 
-HELD = 4  # events; one request has three at most before its last
+HELD = 4  # events: a request has three partial pictures at most, and of steps only the last one counts
 PATIENCE_S = 10.0  # proxies cut what says nothing for 30 s and more
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+PROGRESS = ".progress"  # of the type of an event
 ALIVE = b": still here\n\n"
 Completed = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
@@ -34,7 +35,10 @@ class Events:
         self._came = asyncio.Event()
 
     def put(self, event: dict[str, Any]) -> None:
-        """On the event loop's thread."""
+        """On the event loop's thread. Of two steps in a row the later one says all."""
+        kind = event.get("type", "")
+        if kind.endswith(PROGRESS) and self._held and self._held[-1].get("type") == kind:
+            self._held.pop()
         self._held.append(event)
         self._came.set()
 

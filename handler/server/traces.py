@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from handler.server.record import Seen
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-PROBES = ("/ping", "/health", "/health/live", "/health/ready", "/metrics")  # asked every few seconds, and tell no story
+PROBES = ("/ping", "/health", "/health/live", "/health/ready", "/v1/status", "/metrics")  # asked again and again
 METHODS = ("GET", "POST", "HEAD", "OPTIONS")
 LANE = ("queue", "encode", "denoise", "decode")  # while a picture holds up the next
 FLUSH_S = 3.0  # how long a process that ends waits for its last spans to be taken

@@ -21,12 +21,16 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def routes(draw: Handler) -> list[BaseRoute]:
     """Both; `draw` answers what draws."""
+    either: dict[str, Handler] = {"GET": listed, "HEAD": listed, "POST": draw}
     methods: dict[str, Handler] = {"GET": show, "HEAD": show, "PUT": put, "DELETE": remove, "POST": draw}
+
+    async def all_(request: Request) -> Response:
+        return await either[request.method](request)
 
     async def one(request: Request) -> Response:
         return await methods[request.method](request)
 
-    return [Route(ROUTE, listed), Route(WORKFLOW, one, methods=[*methods])]
+    return [Route(ROUTE, all_, methods=[*either]), Route(WORKFLOW, one, methods=[*methods])]
 
 
 async def listed(request: Request) -> Response:

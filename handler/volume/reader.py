@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -124,15 +125,16 @@ class Reader:
         for component, names in weight_files(source, self.index).items():
             shared = [_shared(share) for share in over.get(component)]
             self._files[component] = shared or [_file(source, name) for name in names]
-        files = [file for found in self._files.values() for file in found]
         self.room = read_ahead(host_memory()) if room is None else room
-        self._jobs = deque((file, *chunk) for file in files for chunk in file.chunks)
+        self._jobs = deque((file, *chunk) for file in self.left for chunk in file.chunks)
         self._turn = threading.Condition()
         self._waiting = 0  # bytes read, or being read, that nobody has taken yet
         self._wanted: tuple[ReadFile, int] | None = None
         self._failure: Exception | None = None
-        for number in range(min(threads, len(self._jobs))):
-            threading.Thread(target=self._work, name=f"reader-{number}", daemon=True).start()
+        names = [f"reader-{number}" for number in range(min(threads, len(self._jobs)))]
+        self.threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        for thread in self.threads:
+            thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +142,11 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._stop(RuntimeError("The reader is closed."))
         self._files.clear()
+
+    @property
+    def left(self) -> list[ReadFile]:
+        """All files that were not taken yet."""
+        return list(chain(*self._files.values()))
 
     def files(self, component: str) -> list[ReadFile]:
         """Those of `component` that were not taken yet."""
@@ -246,11 +253,3 @@ def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
         return os.preadv(descriptor, [chunk[:1]], start, os.RWF_NOWAIT) >= 0
     except OSError as error:
         return not isinstance(error, BlockingIOError)
-
-
-def opened(
-    files: contextlib.ExitStack, source: Source, vae: Source | None, over: Overlay = NOTHING
-) -> tuple[Reader, Reader | None]:
-    """Readers of the model and of the other autoencoder, if there is one, for as long as `files` is open."""
-    reader = files.enter_context(Reader(source, without=("vae",) if vae else (), over=over))
-    return reader, files.enter_context(Reader(vae)) if vae else None

@@ -8,7 +8,6 @@ the same two seconds later; the phase is then the last one announced. Knows noth
 import faulthandler
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +18,11 @@ from pydantic import Field
 
 from handler.core.birth import Birth
 from handler.core.errors import BudgetExceeded, KindlingError, StartError
+from handler.core.outlet import ERR, stacks, unblocked
 
 GRACE_S = 2.0
 OVER = "exceeded its budget"
 EXIT_CODE = 124  # as timeout(1) has it; 1 if only faulthandler could end the process
-STDERR = 2  # the file descriptor: sys.stderr may be replaced, or busy in the thread that hangs
 
 
 Seconds = Annotated[float, Field(ge=0, le=86_400)]  # a record that says more is damaged
@@ -40,7 +39,11 @@ class Phase:
 
 @dataclass(slots=True)
 class Ledger:
-    """Where the seconds of one cold start went. `outcome` is starting, ready, failed or stopped."""
+    """Where the seconds of one cold start went. `outcome` is starting, ready, failed or stopped.
+
+    `preloaded` are phases that were over before, in the process that this worker is a copy of; that one's own `outcome`
+    is then preloaded. They count from their own start.
+    """
 
     model: str = ""
     device: str = ""
@@ -58,6 +61,7 @@ class Ledger:
     phase: str = "start"
     total_s: float = 0.0
     phases: list[Phase] = field(default_factory=list)
+    preloaded: list[Phase] = field(default_factory=list)
 
     @property
     def decision(self) -> str:
@@ -70,8 +74,10 @@ class Ledger:
 
 
 def print_ledger(ledger: Ledger) -> None:
-    """Print the ledger as one JSON line on stderr."""
-    print(ledger.line(), file=sys.__stderr__, flush=True)
+    """Print the ledger as one JSON line on stderr; of a start that failed it is there before anybody acts on it."""
+    ERR.write(ledger.line() + "\n")
+    if ledger.outcome != "ready":
+        ERR.drain()
 
 
 class Clock:
@@ -95,7 +101,7 @@ class Clock:
         self.birth = birth or Birth.of_process()
         self._announce, self._publish, self._spent, self._abort = announce, publish, spent, abort
         self.record: Callable[[Ledger], None] = lambda ledger: None
-        self._done = threading.Event()
+        self._done, self._stderr = threading.Event(), 2  # the file descriptor
         self._lock = threading.Lock()
 
     @classmethod
@@ -115,6 +121,7 @@ class Clock:
     def arm(self) -> None:
         """Start both watchdogs; raises BudgetExceeded if the budget is already spent."""
         self.require_time()
+        self._stderr = unblocked(self._stderr)
         self._end_later(self.remaining + GRACE_S)
         threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
 
@@ -151,15 +158,23 @@ class Clock:
     def finish(self, outcome: str, reason: str = "") -> bool:
         """Disarm and close the ledger; False if the watchdog closed it first."""
         faulthandler.cancel_dump_traceback_later()  # first: what interrupts this calls it again
+        if closed := self._close(outcome, reason):
+            self._tell()
+        return closed
+
+    def _close(self, outcome: str, reason: str) -> bool:
+        """Close the ledger; False if it was."""
         with self._lock:
             if self._done.is_set():
                 return False
             self._done.set()
         self.ledger.outcome, self.ledger.reason = outcome, reason
         self.ledger.total_s = round(self.elapsed, 3)
+        return True
+
+    def _tell(self) -> None:
         self._publish(self.ledger)
         self.record(self.ledger)
-        return True
 
     def _verdict(self) -> str:
         return f"cold start {OVER} of {self.ledger.budget_s:g} s in phase '{self.ledger.phase}'"
@@ -168,15 +183,16 @@ class Clock:
         if self._done.wait(max(0.0, self.remaining)):
             return
         reason = self._verdict()
-        if self.finish("failed", reason):
-            self._end_later(2 * GRACE_S)  # whatever hinders this thread now
-            print(f"kindling: {reason}", file=sys.__stderr__, flush=True)
-            faulthandler.dump_traceback(file=STDERR)
+        if self._close("failed", reason):
             try:
+                self._end_later(2 * GRACE_S)  # whatever hinders this thread now
+                ERR.write(f"kindling: {reason}\n{stacks()}")
+                self._tell()
                 self._spent(reason)
+                ERR.drain()
             finally:
                 self._abort(EXIT_CODE)
 
     def _end_later(self, seconds: float) -> None:
         if self._abort is os._exit:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=self._stderr)

@@ -3,7 +3,6 @@
 `boot` is the cold start, in timed phases. torch and diffusers are first imported inside it, as a timed phase.
 """
 
-import importlib
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from handler.model.hardware import detect, expected
 from handler.model.runner import sound
 from handler.volume.autoencoder import vae_source
 from handler.volume.hashes import Hashing
-from handler.volume.reader import opened
+from handler.volume.held import Held, opened
 from handler.worker import kernel
 from handler.worker.boots import BootLog
 from handler.worker.clock import Clock
@@ -34,6 +33,7 @@ from handler.worker.compilation import Plan
 from handler.worker.durations import Durations
 from handler.worker.loaded import Loaded
 from handler.worker.outlook import Outlook, outlook
+from handler.worker.preload import Preloaded, libraries
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 log = logging.getLogger(__name__)
@@ -43,15 +43,20 @@ class Worker(Loaded):
     """A loaded model. Make one with `boot`; `generate` draws, and the end of a `with` gives the memory back."""
 
     @classmethod
-    def boot(cls, settings: Settings, clock: Clock | None = None) -> Self:
-        """Load the model under the cold-start budget; raises a StartError, and then nothing of the model stays."""
+    def boot(cls, settings: Settings, clock: Clock | None = None, preloaded: Preloaded | None = None) -> Self:
+        """Load the model under the cold-start budget; raises a StartError, and then nothing of the model stays.
+
+        What is `preloaded` is used once, and only if loading now would bring the same.
+        """
         clock = clock or Clock(settings.cold_start_budget_s)
         try:
             with clock.start(settings.model), imports.thawed():
                 clock.ledger.model = (spec := find(settings.model)).id
                 clock.record = BootLog(settings.volume, clock.birth)
                 clock.arm()
-                worker = cls._load(settings, spec, clock)
+                held = preloaded.weights if preloaded else None
+                clock.ledger.preloaded = list(preloaded.phases) if preloaded else []
+                worker = cls._load(settings, spec, clock, held)
                 clock.finish("ready", worker.hardware.reason)
         except BaseException as error:
             empty(error)  # whoever keeps it, as an engine does, would keep what was loaded
@@ -59,7 +64,7 @@ class Worker(Loaded):
         return worker
 
     @classmethod
-    def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock) -> Self:
+    def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock, held: Held | None) -> Self:
         with clock.phase("volume"):
             seen = outlook(settings, spec, expected(settings))
             spec, source = seen.spec, seen.weights
@@ -67,11 +72,9 @@ class Worker(Loaded):
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
         hashing = Hashing(seen.over.given, settings.volume)
         with ExitStack() as files:
-            reader, other = opened(files, source, vae, seen.over)
+            reader, other = opened(files, source, vae, seen.over, held)
             with clock.phase("import"), imports.uncollected(), imports.lean():
-                families, clock.ledger.imports = importlib.import_module("handler.model.families"), upstream.unknown()
-                families.quiet()
-                family = importlib.import_module(spec.family)
+                (families, family), clock.ledger.imports = libraries(spec), upstream.unknown()
                 if spec.served_caching(settings.step_cache):
                     stepcache.library()
                 seen = seen.corrected(detect(settings))
@@ -79,7 +82,7 @@ class Worker(Loaded):
                 clock.ledger.device, clock.ledger.precision = hardware.name, hardware.precision
                 if seen.weights is not source:  # the device, and so the receipt, is not what it seemed
                     files.close()
-                    reader, other = opened(files, seen.weights, vae, seen.over)
+                    reader, other = opened(files, seen.weights, vae, seen.over, held)
                     clock.ledger.weights = str(seen.weights.folder)
                 memory = seen.require()
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
@@ -87,6 +90,9 @@ class Worker(Loaded):
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
                 over = hashing.wait()
                 clock.ledger.weights += f", under {over}" if over else ""
+                if held:
+                    held.free()
+                    clock.ledger.weights += ", preloaded" if held.used else ", which is not what was preloaded"
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory, over)
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
         with ExitStack() as unless_ready:

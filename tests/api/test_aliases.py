@@ -8,6 +8,7 @@ from handler.api import served
 from handler.api.dialects import aliases, native
 from handler.catalog.models import MODELS
 from handler.core.errors import KindlingError
+from handler.core.loras import Wanted
 from handler.core.request import ImageRequest
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
@@ -48,6 +49,10 @@ UNDERSTOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"size": "512x768", "width": 512}, {"width": 512, "height": 768}),
     ({"image": [PICTURE], "mask_image": PICTURE}, {"mask": b"\x89PNG\r\n\x1a\n"}),
     ({"n": 2, "num_images": 2}, {"n": 2}),
+    ({"image_size": "portrait_16_9", "format": "jpeg"}, {"width": 576, "height": 1024, "output_format": "jpeg"}),  # fal
+    ({"image_size": {"width": 512, "height": 768}, "image_urls": [PICTURE]}, {"width": 512, "height": 768}),
+    ({"loras": [{"path": "ink", "scale": 0.5}]}, {"loras": (Wanted("ink", 0.5),)}),
+    ({"embeddings": [], "controlnets": [], "enable_prompt_expansion": False, "image_size": "auto"}, {"width": None}),
 ]
 SCHEDULERS = {
     "K_EULER": "euler",
@@ -74,6 +79,13 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"workflow": {}}, "workflow", "/prompt"),
     ({"num_images": "two"}, "n", "valid integer"),
     ({"frames": 7}, "frames", "Unknown parameter: 'frames'."),
+    ({"image_size": "huge"}, "image_size", "one of square_hd, square"),
+    ({"image_size": {"width": 64}}, "image_size", "or an object with width and height"),
+    ({"image_size": "square", "width": 64, "height": 64}, "image_size", "another size than width and height"),
+    ({"image_size": {"width": "64", "height": 64}}, "width", "valid integer"),
+    ({"loras": [{"path": "https://a.example/b.safetensors"}]}, "loras", "nothing is fetched from a URL"),
+    ({"embeddings": [{"path": "x"}]}, "embeddings", "as embedding:NAME"),
+    ({"expand_prompt": True}, "expand_prompt", "drawn as they are sent"),
 ]
 
 

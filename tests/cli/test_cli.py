@@ -93,6 +93,15 @@ def test_bad_usage_is_one_readable_line(arguments: tuple[str, ...], text: str) -
     assert out.stderr.count("\n") == 1
 
 
+def test_ctrl_c_is_told_by_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(options: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "run", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "kindling: stopped\n"
+
+
 def test_unknown_words_are_bad_usage() -> None:
     assert kindling("paint").returncode == 2
     assert kindling("serve", "--port", "many").returncode == 2

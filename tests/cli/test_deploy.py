@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,18 +18,17 @@ import yaml
 
 from handler import GPUS, MODELS, Settings
 from handler.__main__ import main
+from handler.api.deploying import platforms
 from handler.catalog.elsewhere import ELSEWHERE, PLATFORMS, rentals_on
-from handler.cli.deploy import manifests, platforms
-from handler.cli.deploy.platforms import KEY
 from handler.volume.receipts import Candidate, Figures, Outcome, Receipt, keep
 from handler.worker.clock import Ledger
 from handler.worker.memory import TRIED
 from handler.worker.renting import choose_gpus
+from test_guides import in_blocks
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "platform"
 FILES = [name for name, row in platforms.PLATFORMS.items() if row.file]
-GUIDES = [(ROOT / name).read_text() for name in ("platform/README.md", "platform/sky.yml", "Dockerfile")]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_every_platform(deploy: Callable[..., dict[str, Any]], platform: str, mo
     named = [name for row, rental in rentals_on(platform) for name in rental.names]
     assert set(found["gpus"]) <= set(named)
     said = [*found["commands"], *found["files"].values()]
-    fetched = any("fetch" in text for text in said)
+    fetched = any("fetch" in text or "--fill" in text for text in said)
     assert fetched is (not spec.embedded or platform in ("kubernetes", "sky"))  # whose files have it
     assert any("HF_TOKEN" in command or "hf-token" in command for command in found["commands"]) is spec.license.gated
     for text in found["files"].values():
@@ -181,18 +181,23 @@ def test_the_values_of_the_guides_example_are_those_that_ship(deploy: Callable[.
     assert different("sky", text).keys() == {".kindling.resources.memory"}
 
 
+# Of a page's commands up to the first picture those that `deploy` leaves to whoever has no such nodes yet.
+BEFORE = (
+    "helm repo add nvidia https://helm.ngc.nvidia.com/nvidia",
+    "helm install gpu-operator nvidia/gpu-operator --namespace gpu-operator --create-namespace --wait",
+    "convox rack params set 'additional_node_groups_config=",
+)
+
+
 @pytest.mark.parametrize("platform", platforms.PLATFORMS)
-def test_the_commands_are_the_guides(deploy: Callable[..., dict[str, Any]], platform: str) -> None:
-    """By their programs and verbs: what differs is the model, the key and the choice."""
-    known = re.sub(r"\\\n *#? *", "", "\n".join(GUIDES))
-    for command in deploy(platform, "flux-dev", *(["--precision", "int8"] if platform == "convox" else []))["commands"]:
-        if command == KEY or command.startswith(("#", "export ")):
-            continue
-        words = re.sub(r"^((HF_TOKEN|KINDLING_VOLUME|RUNPOD_API_KEY)=\S+ )*", "", command).split()
-        start = " ".join(words[: 3 if words[0] not in ("curl", "sed", "printf", "docker") else 1])
-        start = start.replace("flux-dev", "flux-schnell")
-        start = re.sub(r"=.*", "=", start.replace("kindling:0.1.0", "").replace("sky.yml", "platform/sky.yml"))
-        assert start.split(" -")[0] in known, command
+def test_the_commands_are_those_of_the_platforms_page(deploy: Callable[..., dict[str, Any]], platform: str) -> None:
+    """All of them, in that order, for the model of the page."""
+    page = (ROOT / f"docs/deploy/{platform}.md").read_text().split("\n## ")[1]
+    shown = [command for command in in_blocks(page) if command and not command.startswith(BEFORE)]
+    [model] = {word for word in re.findall(r"[\w.-]+", "\n".join(shown)) if word in MODELS} or {"flux-schnell"}
+    printed = [command for command in deploy(platform, model)["commands"] if not command.startswith("#")]
+    name = platforms.PLATFORMS[platform].file
+    assert [re.sub(rf"(?<= ){name}", f"platform/{name}", command) if name else command for command in printed] == shown
 
 
 def test_the_script_is_a_shells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,18 +233,22 @@ def test_runpods_script_takes_what_is_printed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen = ["--gpu", "A100 80GB", "--precision", "int8", "--min", "1", "--max", "2", "--region", "EU-RO-1,US-KS-2"]
+    chosen = ["--gpu", "A100 80GB", "--precision", "int8", "--min", "1", "--max", "2", "--region", "US-KS-2"]
     commands = deploy("runpod", "flux-dev", *chosen)["commands"]
     [words] = [shlex.split(command) for command in commands if "runpod_deploy.py" in command]
     assert "export KINDLING_PRECISION=int8" in commands
     monkeypatch.setenv("KINDLING_PRECISION", "int8")
+    name, _, token = words[0].partition("=")
+    monkeypatch.setenv(name, token)
     capsys.readouterr()
     assert runpod.main([*words[words.index("platform/runpod_deploy.py") + 1 :], "--dry-run"]) == 0
-    template, endpoint = (request["json"] for request in json.loads(capsys.readouterr().out))
+    volume, pod, template, endpoint = (request["json"] for request in json.loads(capsys.readouterr().out))
+    assert (volume["dataCenter"], volume["size"] > 50) == ("US-KS-2", True)
+    assert pod["env"]["HF_TOKEN"] == "{{ RUNPOD_SECRET_hub }}"
     assert template["env"]["KINDLING_PRECISION"] == "int8"
     assert endpoint["gpu"]["pools"] == ["AMPERE_80"]
     assert endpoint["workers"] == {"min": 1, "max": 2, "idleTimeout": 60}
-    assert endpoint["dataCenterIds"] == ["EU-RO-1", "US-KS-2"]
+    assert endpoint["dataCenterIds"] == ["US-KS-2"]
 
 
 @pytest.mark.parametrize("platform", platforms.PLATFORMS)
@@ -249,7 +258,7 @@ def test_a_command_uses_nothing_that_none_before_it_has_set(
     """For `deploy.sh` ends at such a one."""
     known = {"HOME"}
     for command in deploy(platform, "flux-dev")["commands"]:
-        if command.startswith("export ") or re.fullmatch(r"([A-Z]+=\S+ ?)+", command):
+        if command.startswith("export ") or re.fullmatch(r"([A-Z]+=(\S+|\$\(.+\)) ?)+", command):
             known |= {*re.findall(r"\b([A-Z_]+)=", command)}
         assert {*re.findall(r"\$([A-Z_]+)", command)} <= known, command
 
@@ -262,8 +271,7 @@ def test_a_command_uses_nothing_that_none_before_it_has_set(
         ("runpod", "export CUDA=cu126"),
         ("docker", "docker build --build-arg CUDA=cu126 -t kindling ."),
         ("kubernetes", "docker build --build-arg CUDA=cu126 -t REGISTRY/kindling:0.1.0 . && docker push"),
-        ("cloudrun", "sed -i 's/^ARG CUDA=.*/ARG CUDA=cu126/' Dockerfile"),
-        ("convox", "sed -i 's/^ARG CUDA=.*/ARG CUDA=cu126/' Dockerfile"),
+        ("convox", "convox build -a kindling -m convox.yml --build-args CUDA=cu126"),
     ],
 )
 def test_another_build_of_torch_is_told_to_what_builds(
@@ -271,15 +279,9 @@ def test_another_build_of_torch_is_told_to_what_builds(
 ) -> None:
     found = deploy(platform, "sdxl", "--cuda", "cu126")
     assert any(command.startswith(told) for command in found["commands"]), found["commands"]
-    usual = deploy(platform, "sdxl", *(["--gpu", "RTX PRO 6000"] if platform == "cloudrun" else []))
-    assert not any("CUDA=" in command for command in usual["commands"])
-
-
-def test_cloud_runs_l4_gets_the_build_that_runs_there(deploy: Callable[..., dict[str, Any]]) -> None:
-    """Its hosts have a driver older than the usual build's."""
-    assert "ARG CUDA=cu126" in str(deploy("cloudrun", "sdxl")["commands"])
-    assert "525 or newer" in deploy("docker", "sdxl", "--cuda", "cu126")["note"]
-    assert "580 or newer" in deploy("docker", "sdxl")["note"]
+    assert not any("CUDA=" in command for command in deploy(platform, "sdxl")["commands"])
+    if "{driver}" in platforms.PLATFORMS[platform].note:
+        assert "525 or newer" in found["note"]
 
 
 def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, Any]]) -> None:
@@ -289,6 +291,20 @@ def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, An
     assert all(f'"{name}"' in script for name in ("MODAL_GPU", "MODAL_MIN", "MODAL_MAX", "MODAL_REGION"))
     assert not any("MODAL_" in command for command in deploy("modal", "sdxl")["commands"])
     assert "export MODAL_MIN=5 MODAL_MAX=5" in deploy("modal", "sdxl", "--min", "5")["commands"]  # 4 would be too few
+
+
+def test_fals_scale_is_set_by_command(deploy: Callable[..., dict[str, Any]]) -> None:
+    """For later deployments leave it as it is, whatever platform/fal_app.py says."""
+    commands = deploy("fal", "sdxl", "--min", "5")["commands"]
+    assert "fal apps scale kindling --min-concurrency 5 --max-concurrency 5" in commands  # 4 would be too few
+    assert "fal apps scale kindling --max-concurrency 2" in deploy("fal", "sdxl", "--max", "2")["commands"]
+    assert not any("scale" in command for command in deploy("fal", "sdxl")["commands"])
+
+
+def test_cloud_runs_image_is_for_the_gpus_driver(deploy: Callable[..., dict[str, Any]]) -> None:
+    for gpu, cuda in (("L4", "cu126"), ("RTX PRO 6000", "cu130")):
+        [build] = [line for line in deploy("cloudrun", "sdxl", "--gpu", gpu)["commands"] if "builds submit" in line]
+        assert build.endswith(f",_CUDA={cuda}")
 
 
 @pytest.mark.parametrize(
@@ -307,13 +323,10 @@ def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, An
         ("modal sdxl --min 3 --max 2", 2, "--max should be 3 or more, not 2."),
         ("modal sdxl --max 0", 2, "--max should be 1 or more, not 0."),
         ("sky sdxl --region eu,us", 2, "--region should name one place for sky, not 2."),
-        ("docker sdxl --gpu B200 --cuda cu126", 2, "has no code for the B200. On docker these would do: L4"),
-        (
-            "cloudrun sdxl --gpu L4 --cuda cu130",
-            2,
-            "the L4 have one of 535. On cloudrun these would do: RTX",
-        ),
-        ("sky sdxl --cuda cu126", 2, "--cuda means nothing for sky: the machines install requirements.txt"),
+        ("sky sdxl --region $(reboot)", 2, "--region should be a place's name, such as us-east-1, not '$(reboot)'."),
+        ("docker sdxl --gpu B200 --cuda cu126", 2, "has no code for the B200. On docker these would do: RTX A4000"),
+        ("cloudrun sdxl --gpu L4 --cuda cu130", 2, "the L4 have one of 535. On cloudrun these would do: RTX"),
+        ("sky sdxl --cuda cu126", 2, "--cuda means nothing for sky: the machines install the packages for CUDA 13"),
         ("modal stable-diffusion-9", 2, "stable-diffusion-9"),
     ],
 )
@@ -345,16 +358,12 @@ def test_what_was_measured_here_is_told_with_what_it_rests_on(
     )
 
 
-def test_where_there_are_no_manifests_it_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An installed package has none."""
-    monkeypatch.setattr(manifests, "BESIDE", tmp_path / "site-packages")
-    monkeypatch.chdir(tmp_path)
-    assert main(["deploy", "kubernetes", "sdxl"]) == 1
-    assert "Run this in a checkout" in capsys.readouterr().err
-    monkeypatch.chdir(ROOT)
-    assert main(["deploy", "kubernetes", "sdxl"]) == 0
+def test_modal_is_installed_as_it_is_tested(deploy: Callable[..., dict[str, Any]]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = {*extras["modal"], *(ROOT / "requirements.txt").read_text().splitlines()}
+    install, *_ = deploy("modal", "sdxl")["commands"]
+    assert install.startswith("pip install modal==")
+    assert {*install.split()[2:]} <= pinned
 
 
 def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:

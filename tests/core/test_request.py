@@ -24,6 +24,7 @@ DEFAULTS = {
     "model": None, "n": 1, "width": None, "height": None, "num_inference_steps": None, "guidance_scale": None,
     "scheduler": None, "seed": None, "negative_prompt": None, "step_cache": None, "images": (), "mask": None,
     "mask_form": None, "long_prompts": None, "loras": (), "strength": None, "stream": False, "partial_images": 0,
+    "progress": False,
     "response_format": "b64_json",
     "output_format": "png", "output_compression": 100, "sampling": None, "reading": None, "quality": None,
 }  # fmt: skip

@@ -57,7 +57,7 @@ class FakeFamily:
         for step, timestep in enumerate(self.scheduler.timesteps):
             self.entered.set()
             if self.gate:
-                assert self.gate.wait(30)
+                assert self.gate.wait(120)
             self.at_step.get(step + 1, lambda: None)()
             self.steps_run += 1
             latents, *_ = self.scheduler.step(latents, timestep, latents, return_dict=False)

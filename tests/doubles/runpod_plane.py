@@ -23,7 +23,7 @@ from forked import Popen
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "platform" / "runpod_worker.py"
-HOLD_S = 2.0  # a poll is held this long; the SDK leaves only between polls
+HOLD_S = 0.5  # a poll is held this long; the SDK leaves only between polls
 DEADLINE_S = 180.0
 HOOKS = {
     "RUNPOD_WEBHOOK_GET_JOB": "job-take/$ID",

@@ -212,7 +212,7 @@ def test_prompts_of_other_lengths_do_not_wait_for_each_other(wordy: Wordy) -> No
 def test_a_job_ends_when_its_picture_is_drawn(wordy: Wordy) -> None:
     """The first has its answer before the other, of another length, goes on from its first step."""
     answered = threading.Event()
-    waits: Any = lambda *_: answered.wait(10) or pytest.fail("held together")  # noqa: E731
+    waits: Any = lambda *_: answered.wait(60) or pytest.fail("held together")  # noqa: E731
     with behind(wordy) as drawn:
         one, other = worded("abc", "abcd")
         told = drawn([one, other], [lambda *_: None, waits], answers=[answered])
@@ -225,7 +225,7 @@ def test_stopping_answers_those_that_did_not_fit(wordy: Wordy) -> None:
 
         async def main() -> list[Any]:
             holds, go = threading.Event(), threading.Event()
-            hold: Any = lambda *_: (holds.set(), go.wait(10))  # noqa: E731
+            hold: Any = lambda *_: (holds.set(), go.wait(60))  # noqa: E731
             first = asyncio.create_task(engine.submit(RECIPE, hold))
             assert await asyncio.to_thread(holds.wait, 10)
             stop: Any = lambda *_: engine.queue.close()  # noqa: E731 - as `Engine.stop` does from its thread
@@ -372,7 +372,7 @@ def test_of_several_pictures_those_that_are_late_are_counted_so(drawn: int, stat
     engine.state = state
 
     async def main() -> None:
-        until = time.perf_counter() + 0.1
+        until = time.perf_counter() + 0.5
         asked = asyncio.create_task(engine.submit_all([(RECIPE, NOBODY)] * 3, until, admitted=True))
         await asyncio.sleep(0)
         for job in engine.queue.take(lambda _: 3)[:drawn]:

@@ -228,7 +228,7 @@ def test_an_idle_worker_is_never_hung(bench: Bench, ends: str) -> None:
 
 
 def test_who_is_stuck_is_noticed_once_and_whom_it_has_in_hand_is_told(
-    bench: Bench, capfd: pytest.CaptureFixture[str]
+    bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = [bench.job(), bench.job()]
 
@@ -241,7 +241,7 @@ def test_who_is_stuck_is_noticed_once_and_whom_it_has_in_hand_is_told(
     bench.draw(*jobs)
     [(error, hung)] = bench.failed
     assert (type(error), hung) == (DeviceLost, jobs)
-    assert "test_painter.py" in capfd.readouterr().err
+    assert "test_painter.py" in caplog.text
 
 
 def test_a_watch_that_rests_hears_the_next_beat_at_once() -> None:

@@ -96,8 +96,9 @@ def test_what_was_changed_is_as_before() -> None:
 
 
 @pytest.fixture
-def thawing() -> Iterator[None]:
-    """Nothing frozen, as in a program that does not do so; the tests' own processes do."""
+def thawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing frozen, as in a program that does not do so; the tests' own processes do, and count it once."""
+    monkeypatch.setattr(imports, "_frozen", imports._frozen.__wrapped__)  # type: ignore[attr-defined]
     gc.unfreeze()
     yield
     gc.enable()

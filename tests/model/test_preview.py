@@ -75,12 +75,17 @@ def test_asking_for_previews_changes_no_byte(spark: Worker) -> None:
 @pytest.fixture(scope="module")
 def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ModelSpec], Worker]:
     """Boots a worker for a row, once, from tiny weights."""
-    volume = tmp_path_factory.mktemp("volume")
+    volume, practise = tmp_path_factory.mktemp("volume"), Worker._practise
+
+    def practise_small(worker: Worker, prompt: str, _: tuple[int, int], *rest: Any) -> None:
+        practise(worker, prompt, (256, 256), *rest)  # one of full size takes seconds
 
     @cache
     def booted(model: str) -> Worker:
         tiny.write(MODELS[model], volume)
-        return Worker.boot(PATIENT.model_copy(update={"model": model, "volume": volume, "compile": "off"}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Worker, "_practise", practise_small)
+            return Worker.boot(PATIENT.model_copy(update={"model": model, "volume": volume, "compile": "off"}))
 
     return lambda spec: booted(spec.id)
 

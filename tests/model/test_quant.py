@@ -249,12 +249,17 @@ def test_what_matters_most_stays_exact() -> None:
     assert {"proj_out", "x_embedder", "context_embedder", "transformer_blocks.0.norm1.linear"} <= exact
 
 
+# Which layers are rounded hangs on the model, how on the precision: here each model has two precisions in turn.
+TWO = {spec.id: {*QUANTISED[row % 3 :: 3]} for row, spec in enumerate(OWN)}
+
+
+@pytest.mark.parametrize("others", [False, pytest.param(True, marks=pytest.mark.judge)], ids=["two", "others"])
 @pytest.mark.parametrize("spec", OWN, ids=by_id)
-def test_every_model_draws_quantised(spec: ModelSpec, tmp_path: Path, unwarmed: None) -> None:
+def test_every_model_draws_quantised(spec: ModelSpec, others: bool, tmp_path: Path, unwarmed: None) -> None:
     settings, recipe = small(spec, tmp_path)
     exact = Worker.boot(settings.model_copy(update={"precision": "fp32"}))
     picture = exact.generate(recipe)[0].rgb.astype(int)
-    for precision in QUANTISED:
+    for precision in {*QUANTISED} - TWO[spec.id] if others else TWO[spec.id]:
         worker = Worker.boot(settings.model_copy(update={"precision": precision}))
         assert 0 < np.abs(worker.generate(recipe)[0].rgb - picture).mean() < FAR[precision], precision
         assert worker.weight_bytes < exact.weight_bytes

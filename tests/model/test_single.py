@@ -13,7 +13,7 @@ import numpy as np
 import originals
 import pytest
 import torch
-from conftest import PATIENT
+from conftest import PATIENT, unwarmed
 from safetensors.torch import load_file
 from test_sd15 import as_on_the_hub
 
@@ -46,7 +46,7 @@ PROMPT = "three yellow stars"
 def drawn(volume: Path, **settings: Any) -> Any:
     """A picture by a worker with these settings."""
     asked = PATIENT.model_copy(update={"volume": volume, "device": "cpu", "compile": "off", **settings})
-    with Worker.boot(asked) as worker:
+    with unwarmed(), Worker.boot(asked) as worker:
         request = ImageRequest(prompt=PROMPT, seed=7, width=64, height=64, num_inference_steps=worker.spec.min_steps)
         return worker.generate(worker.spec.recipe(request))[0].rgb
 

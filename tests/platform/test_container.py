@@ -17,6 +17,7 @@ import httpx
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 from pathspec import GitIgnoreSpec
 
 from handler import GPUS, MODELS, Engine, Settings, create_app, cuda_build, outlook
@@ -154,7 +155,8 @@ def test_a_stopping_worker_has_time_to_drain() -> None:
     pod = PODS["kubernetes"]
     leaving = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > leaving + DRAIN_S
-    assert CONVOX["termination"]["grace"] > DRAIN_S
+    command, convoxs = CONVOX["lifecycle"]["preStop"].split()
+    assert (command, CONVOX["termination"]["grace"] > int(convoxs) + DRAIN_S) == ("sleep", True)
 
 
 def test_names_refer_to_each_other() -> None:
@@ -219,9 +221,20 @@ def test_convoxs_model_fits_the_nodes_that_its_head_names(gpu: str, precision: A
 def test_an_update_needs_no_further_gpu() -> None:
     strategy = KUBERNETES["Deployment"]["spec"]["strategy"]["rollingUpdate"]
     assert strategy == {"maxSurge": 0, "maxUnavailable": 1}
-    assert CONVOX["deployment"]["maximum"] == 100
+    # In percent: Kubernetes may take away what is not in the minimum, rounded down, or else one.
+    assert CONVOX["deployment"] == {"minimum": 50, "maximum": 100}
     started = KUBERNETES["Deployment"]["spec"]["progressDeadlineSeconds"]
     assert started > BUDGET_S
+
+
+def test_convox_gives_few_rights() -> None:
+    assert CONVOX["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": PODS["kubernetes"]["securityContext"]["runAsUser"],
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": "RuntimeDefault",
+    }
 
 
 @pytest.mark.parametrize("pod", [PODS["kubernetes"], JOB], ids=["deployment", "job"])
@@ -266,9 +279,19 @@ def test_cloud_run_leaves_the_authorization_to_kindling() -> None:
 def test_sky() -> None:
     assert SKY["resources"]["ports"] == PORT
     assert SKY["secrets"]["KINDLING_API_KEYS"] is None  # which has to be given
+    assert SKY["service"]["load_balancer"]["stream_timeout_seconds"] == Settings().deadline_s  # else it asks again
     names = {name.partition(":")[0].replace("-", " ") for name in SKY["resources"]["accelerators"]}
     for name in {"A100 40GB" if name == "A100" else name for name in names}:
         assert outlook(Settings(), MODELS[SKY["envs"]["KINDLING_MODEL"]], GPUS[name], 40).memory.mode == "resident"
+
+
+def test_sky_installs_what_was_tested_for_a_python_that_does() -> None:
+    """Machines' own Python may be too old, and a list without hashes other packages than the tests saw."""
+    [python] = re.findall(r"venv .*--python (\S+)", SKY["setup"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert python in SpecifierSet(project["requires-python"])
+    [locks] = re.findall(r"--require-hashes -r (\S+) -r (\S+)", SKY["setup"])
+    assert [ROOT / lock for lock in locks] == [LOCKS / "torch-cu130.lock", LOCKS / "requirements.lock"]
 
 
 def test_what_is_copied_is_in_the_repository() -> None:

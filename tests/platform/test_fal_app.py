@@ -49,6 +49,7 @@ BAD = [
     ({**RECIPE, "n": 2}, 422, "n"),
     ({**RECIPE, "model": "flux-dev"}, 404, "model"),
 ]
+UPLOADS = {"KINDLING_FETCH_HOSTS": "v3.fal.media,v3b.fal.media"}
 # fal listens on every address and has no option for another.
 ON_LOOPBACK = """
 import sys, uvicorn
@@ -77,6 +78,10 @@ class FieldException(Exception):
     type: str
 
 
+def unauthenticated() -> None:
+    raise LookupError
+
+
 class Size(BaseModel):
     width: int
     height: int
@@ -98,10 +103,12 @@ def stand_in() -> dict[str, ModuleType]:
     modules = {
         "fal": {"App": type("App", (), {}), "endpoint": unchanged, "function": unchanged, "__version__": "0"},
         "fal.container": {"ContainerImage": SimpleNamespace(from_dockerfile=dockerfile)},
+        "fal.auth": {"fetch_auth_credentials": unauthenticated},
         "fal.exceptions": {"AppException": AppException, "FieldException": FieldException},
+        "fal.exceptions.auth": {"UnauthenticatedException": LookupError},
         "fal.toolkit": {"Image": Picture},
         "fal.toolkit.image": {},
-        "fal.toolkit.image.image": {"ImageSize": Size},
+        "fal.toolkit.image.image": {"ImageSize": Size, "ImageSizeInput": Size | str},
     }
     modules["fal"]["HealthCheck"] = SimpleNamespace
     made = {name: ModuleType(name) for name in modules}
@@ -160,7 +167,7 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
     runner = module.Kindling
     assert (runner.app_name, runner.app_auth, runner.keep_alive) == ("kindling", "private", 300)
     assert (runner.min_concurrency, runner.startup_timeout) == (0, 240 + 60)
-    assert module.ENVIRONMENT == {"KINDLING_MODEL": "flux-schnell"}
+    assert module.ENVIRONMENT == {"KINDLING_MODEL": "flux-schnell", **UPLOADS}
     assert module.IMAGE.build_args == {"SDK": "fal", "CUDA": "cu130"}
     assert module.IMAGE.context_dir == ROOT
 
@@ -192,7 +199,7 @@ def test_fal_never_meets_a_full_lane(load: Callable[..., ModuleType]) -> None:
 def test_the_deployers_settings_hold_but_keys_and_volume_stay(load: Callable[..., ModuleType]) -> None:
     given = {"KINDLING_API_KEYS": "canary", "KINDLING_VOLUME": "/home/me", "KINDLING_COLD_START_BUDGET_S": "100"}
     module = load(KINDLING_MODEL="spark", **given)
-    assert module.ENVIRONMENT == {"KINDLING_MODEL": "spark", "KINDLING_COLD_START_BUDGET_S": "100"}
+    assert module.ENVIRONMENT == {"KINDLING_MODEL": "spark", "KINDLING_COLD_START_BUDGET_S": "100", **UPLOADS}
     assert module.Kindling.startup_timeout == 160
 
 
@@ -242,6 +249,69 @@ def test_brings_the_bytes_that_the_command_line_writes(app: Any, tmp_path: Path)
 def test_the_answer_names_a_seed_that_was_left_out(app: Any) -> None:
     first = generate(app, prompt="a red circle")
     assert generate(app, prompt="a red circle", seed=first.seed).image.url == first.image.url
+
+
+FAL = {  # as fal's playground sends it
+    "prompt": RECIPE["prompt"],
+    "image_size": {"width": 128, "height": 64},
+    "num_inference_steps": 4,
+    "num_images": 2,
+    "seed": 7,
+    "loras": [],
+    "enable_safety_checker": True,
+    "output_format": "jpeg",
+}
+
+
+def draw(app: Any, **fields: Any) -> Any:
+    return asyncio.run(app.draw(app.draw.__annotations__["wanted"].model_validate(fields)))
+
+
+def test_fals_own_names_and_answer(app: Any) -> None:
+    """Without an account the pictures are data URLs, whether or not that is asked for."""
+    answer = draw(app, **FAL)
+    assert [image.url.partition(",")[0] for image in answer.images] == ["data:image/jpeg;base64"] * 2
+    assert Image.open(io.BytesIO(base64.b64decode(answer.images[1].url.partition(",")[2]))).size == (128, 64)
+    assert (answer.seed, answer.prompt, answer.has_nsfw_concepts) == (7, RECIPE["prompt"], [False, False])
+    assert answer.timings["inference"] > 0
+    assert answer.notes == ["enable_safety_checker changes nothing: pictures are not looked through here."]
+    assert draw(app, **{**FAL, "sync_mode": True}).images[0].url == answer.images[0].url
+
+
+def test_what_fal_calls_a_size_and_an_image(app: Any) -> None:
+    first = draw(app, prompt="a circle", image_size="square", seed=1).images[0]
+    assert pixels(first.url).shape == (512, 512, 3)
+    edited = draw(app, prompt="a star", image_url=first.url, strength=0.5, seed=1, width=64, height=64).images[0]
+    assert pixels(edited.url).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"loras": [{"path": "https://files.example/ink.safetensors"}]}, "loras"),
+        ({"image_url": "https://files.example/cat.png"}, "image_url"),
+        ({"num_inference_steps": 99}, "num_inference_steps"),
+        ({"enable_prompt_expansion": True}, "enable_prompt_expansion"),
+        ({"frames": 9}, "frames"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_fal_has_and_this_has_not_is_refused(app: Any, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Exception, match=param) as caught:
+        draw(app, prompt="x", **fields)
+    assert caught.value.field == param  # type: ignore[attr-defined]
+
+
+def test_pictures_go_to_fals_cdn_where_there_is_an_account(
+    load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load()
+    assert module.repository() == "in_memory"
+    if INSTALLED:
+        monkeypatch.setenv("FAL_KEY", "id:secret")
+    else:
+        monkeypatch.setattr(module, "fetch_auth_credentials", lambda: None)
+    assert module.repository() == "fal_v3"
 
 
 SEED = {  # the least that a client of fal's tutorial on SDXL Turbo sends, with what that fills in
@@ -359,7 +429,7 @@ needs_fal = pytest.mark.skipif(not INSTALLED, reason="fal's SDK excludes runpod'
 
 
 @needs_fal
-@pytest.mark.parametrize("guide", ["README.md", "platform/README.md"])
+@pytest.mark.parametrize("guide", ["README.md", "docs/deploy/fal.md"])
 def test_the_guides_commands_are_fals(guide: str) -> None:
     text = (ROOT / guide).read_text()
     shown = re.findall(r"\bfal ((?:apps|auth|deploy|files|keys|run|runners|secrets)\b[^`#\n]*)", text)
@@ -369,6 +439,14 @@ def test_the_guides_commands_are_fals(guide: str) -> None:
         asked = [*command, *arguments.split(), "--help"]
         done = subprocess.run(asked, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_fal
+def test_the_guides_image_of_a_registry_is_fals() -> None:
+    [program] = re.findall(r"```py\n(.*?)```", (ROOT / "docs/deploy/fal.md").read_text(), re.S)
+    found: dict[str, Any] = {}
+    exec(program, found)
+    assert found["IMAGE"].to_dict()["registries"] == {"REGISTRY": {"username": "you", "password": "$REGISTRY_TOKEN"}}
 
 
 @needs_fal
@@ -391,6 +469,43 @@ def test_local_run_draws_what_the_core_draws(local: httpx.Client, spark: Worker)
     assert (answer.json()["seed"], len(answer.json()["notes"])) == (7, 1)
     assert (answer.json()["image"]["width"], answer.json()["image"]["content_type"]) == (256, "image/png")
     assert np.array_equal(pixels(answer.json()["image"]["url"]), drawn_by(spark))
+
+
+@needs_fal
+def test_local_run_answers_without_an_account(local: httpx.Client) -> None:
+    """Though it was not asked for data URLs."""
+    drawn = local.post("/generate", json=RECIPE).json()
+    assert drawn["image"]["url"].startswith("data:image/png;base64,")
+    answer = local.post("/", json=FAL)
+    assert answer.status_code == 200, answer.text
+    assert answer.json().keys() == {"images", "timings", "seed", "has_nsfw_concepts", "prompt", "notes"}
+    first = answer.json()["images"][0]
+    assert first["url"].startswith("data:image/jpeg;base64,")
+    assert (first["width"], first["height"], first["content_type"]) == (128, 64, "image/jpeg")
+
+
+@needs_fal
+@pytest.mark.parametrize("field", ["image_size", "loras", "num_images"])
+def test_local_run_says_which_of_fals_fields_is_wrong(local: httpx.Client, field: str) -> None:
+    refused = local.post("/", json={"prompt": "x", field: "huge"})
+    assert refused.status_code in (400, 422)
+    assert {detail["loc"][1] for detail in refused.json()["detail"]} == {field}
+
+
+@needs_fal
+def test_local_run_describes_fals_fields_for_its_playground(local: httpx.Client) -> None:
+    told = local.get("/openapi.json").json()
+    body = told["paths"]["/"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    fields = told["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
+    assert {"image_size", "num_images", "loras", "image_url", "sync_mode", "enable_safety_checker"} <= fields.keys()
+
+
+@needs_fal
+def test_local_run_edits(local: httpx.Client) -> None:
+    picture = base64.b64decode(local.post("/generate", json=RECIPE).json()["image"]["url"].partition(",")[2])
+    form = {"prompt": "a white ring", "seed": "7"}
+    answer = local.post("/v1/images/edits", files={"image": ("a.png", picture, "image/png")}, data=form)
+    assert (answer.status_code, answer.json()["size"]) == (200, "256x256")
 
 
 @needs_fal

@@ -79,7 +79,7 @@ def lose_the_gpu(*_: object, **__: object) -> None:
 def without_model(module: ModuleType, patch: pytest.MonkeyPatch) -> Any:
     """One container's object whose worker boots at once and loses its GPU at the first picture."""
     boot = lambda settings, clock: SimpleNamespace(draw_some=lose_the_gpu, gains={}, unpublished=False)  # noqa: E731
-    patch.setattr(module, "Engine", lambda settings, clock: Engine(settings, clock, boot))
+    patch.setattr(module, "Engine", lambda settings, clock, _: Engine(settings, clock, boot))
     return entered(module)
 
 
@@ -206,8 +206,9 @@ def test_the_image_holds_the_code_and_the_weights_and_nothing_else(load: Callabl
     package = ROOT / "handler"
     files = [path.relative_to(package) for path in package.rglob("*") if path.is_file()]
     shipped = {path for path in files if load().SHIPPED(path)}
-    assert shipped == {path for path in files if path.suffix in (".py", ".toml") or path.parts[0] == "weights"}
-    assert Path("weights/spark/model_index.json") in shipped
+    others = {path for path in files if path.parts[0] == "weights" or "assets" in path.parts}
+    assert shipped == others | {path for path in files if path.suffix in (".py", ".toml", ".yml")}
+    assert {Path("weights/spark/model_index.json"), Path("server/playground/assets/index.html")} <= shipped
 
 
 def test_generate(spark: Any) -> None:
@@ -341,7 +342,12 @@ def test_nor_to_measure_or_compile_for_it(
 
 @pytest.mark.parametrize(
     ("kind", "before", "after"),
-    [("", [], ["start"]), ("cpu", ["prepare"], ["start"]), ("gpu", ["start"], ["restored"])],
+    [
+        ("", [], ["start"]),
+        ("cpu", ["prepare"], ["start"]),
+        ("weights", ["prepare"], ["start"]),
+        ("gpu", ["start"], ["restored"]),
+    ],
 )
 def test_only_what_a_snapshot_can_hold_runs_before_it(
     load: Callable[..., ModuleType], kind: str, before: list[str], after: list[str]
@@ -352,8 +358,17 @@ def test_only_what_a_snapshot_can_hold_runs_before_it(
 
 
 def test_a_snapshot_of_anything_else_is_refused(load: Callable[..., ModuleType]) -> None:
-    with pytest.raises(StartError, match="may be cpu or gpu"):
+    with pytest.raises(StartError, match="may be cpu, weights or gpu"):
         load(MODAL_SNAPSHOT="1")
+
+
+def test_a_snapshot_with_weights_has_room_for_all_of_them_and_time_for_both_stages(
+    load: Callable[..., ModuleType],
+) -> None:
+    plain, held = (load(MODAL_SNAPSHOT=kind) for kind in ("", "weights"))
+    weights_mb = 2 * (plain.SPEC.parameters + plain.SPEC.other_parameters) / 1e6
+    assert abs(held.HOST_MB - plain.HOST_MB - weights_mb) <= 1
+    assert [one.Kindling().generate.info().startup_timeout for one in (plain, held)] == [240 + 60, 2 * 240 + 60]
 
 
 def test_an_old_snapshot_has_its_whole_budget(load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,19 +391,22 @@ def test_containers_of_a_gpu_snapshot_are_workers_of_their_own(
     assert random.random() != foreseen  # ids of traces
 
 
-def test_what_a_snapshot_imports_asks_nothing_about_gpus() -> None:
-    """CUDA would remember for ever that there was none."""
+def test_what_is_done_before_a_snapshot_asks_nothing_about_gpus(tmp_path: Path) -> None:
+    """CUDA would remember for ever that there was none; so would cache-dit, and NVML would stay open."""
     code = """
-import importlib, torch
-from handler import MODELS
+import importlib, pynvml, sys, torch
+from handler import GPUS, MODELS, Settings, preload
 for name in ("is_available", "device_count", "_lazy_init", "get_device_properties"):
     setattr(torch.cuda, name, lambda *_: print("asked"))
+pynvml.nvmlInit = lambda: print("opened")
 for family in sorted({spec.family for spec in MODELS.values()}):
     importlib.import_module(family)
-print("imported")
+preload(Settings(model="spark", volume=sys.argv[1]), GPUS["L4"])
+print("preloaded", "cache_dit" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "imported\n"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "preloaded False\n"
 
 
 def test_the_lane_outlives_the_apps_lifespan_and_ends_with_the_container(

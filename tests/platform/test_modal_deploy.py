@@ -15,6 +15,7 @@ from modal_proto import api_pb2 as pb
 from PIL import Image
 
 from handler import ImageRequest, Worker
+from handler.worker.boots import last_boots
 from modal_plane import ROOT, Ended, Input, Plane, http
 
 SERVING = "Kindling.*"
@@ -128,15 +129,18 @@ def test_no_snapshot_unless_asked_for(plane: Plane, fresh: Plane) -> None:
     assert fresh.function(SERVING).experimental_options == {"enable_gpu_snapshot": "True"}
 
 
-@pytest.mark.parametrize(("kind", "boots"), [("cpu", 0), ("gpu", 1)])
+@pytest.mark.parametrize(
+    ("kind", "boots", "preloaded"),
+    [("cpu", 0, ["import"]), ("weights", 0, ["volume", "import", "weights"]), ("gpu", 1, [])],
+)
 def test_a_container_goes_on_from_its_snapshot(
-    fresh: Plane, monkeypatch: pytest.MonkeyPatch, kind: str, boots: int
+    fresh: Plane, monkeypatch: pytest.MonkeyPatch, kind: str, boots: int, preloaded: list[str]
 ) -> None:
-    """Without GPU memory, loading begins after it; with it, nothing is left to load."""
+    """Without GPU memory, the worker is born after it; with it, nothing is left to load."""
     seen, take = [], fresh.ContainerCheckpoint
 
     def look(request: Any) -> Any:
-        seen.append(len(list(Path(volume(fresh)).glob("boots/*.json"))))
+        seen.append(len(last_boots(Path(volume(fresh)), 9)))
         return take(request)
 
     monkeypatch.setattr(fresh, "ContainerCheckpoint", look)
@@ -144,6 +148,18 @@ def test_a_container_goes_on_from_its_snapshot(
     ended = fresh.contain(SERVING, [Input(ASKED, "generate")], KINDLING_VOLUME=volume(fresh))
     assert (seen, ended.failures) == ([boots], []), ended.log
     assert ended.values[0]["images"]
+    [boot] = last_boots(Path(volume(fresh)), 9)
+    assert [phase["name"] for phase in boot["preloaded"]] == preloaded
+    assert boot["weights"].endswith(", preloaded") is (kind == "weights")
+
+
+def test_a_snapshot_that_cannot_be_made_says_why_and_none_is_taken(fresh: Plane) -> None:
+    deployed(fresh, KINDLING_MODEL="flux-schnell", KINDLING_API_KEYS=KEY, MODAL_SNAPSHOT="weights")
+    ended = fresh.contain(SERVING, [Input(ASKED, "generate")], KINDLING_VOLUME=volume(fresh))
+    assert [failure for failure in ended.failures if "flux-schnell is not on the volume" in failure]
+    assert not fresh.calls["ContainerCheckpoint"]
+    [boot] = last_boots(Path(volume(fresh)), 9)
+    assert boot["outcome"] == "failed"
 
 
 def test_keys_travel_as_secrets_alone(plane: Plane) -> None:
@@ -250,16 +266,18 @@ def test_a_fetch_that_fails_says_why(plane: Plane) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "said", "cxx"),
     [
-        (["fetch"], "spark ships with Kindling"),
-        (["doctor"], "KINDLING_COLD_START_BUDGET_S"),
-        (["bake", "--model", "spark"], "spark on CPU, baked in"),
+        (["fetch"], "spark ships with Kindling", ""),
+        (["doctor"], "KINDLING_COLD_START_BUDGET_S", ""),
+        (["bake", "--model", "spark"], "there is no C++ compiler", "none"),
+        pytest.param(["bake", "--model", "spark"], "compile artifacts: /", "", marks=pytest.mark.judge),
     ],
 )
-@pytest.mark.usefixtures("compiler")
-def test_modal_run(fresh: Plane, command: list[str], said: str) -> None:
-    done = fresh.run(*command, contained={"KINDLING_VOLUME": volume(fresh)}, KINDLING_MODEL="spark")
+def test_modal_run(fresh: Plane, command: list[str], said: str, cxx: str) -> None:
+    """What a bake compiles is cli/test_bake.py's."""
+    contained = {"KINDLING_VOLUME": volume(fresh)} | ({"CXX": cxx} if cxx else {})
+    done = fresh.run(*command, contained=contained, KINDLING_MODEL="spark")
     assert done.returncode == 0, done.stdout
     assert said in done.stdout
     [created], [published] = fresh.calls["AppCreate"], fresh.calls["AppPublish"]

@@ -1,6 +1,6 @@
 """Modal's edge on loopback: after 150 s it answers 303 to where the result will be, again and again until it is there.
 
-What platform/README.md promises of clients is held here, with the clients themselves.
+What docs/deploy/modal.md promises of clients is held here, with the clients themselves.
 """
 
 import base64

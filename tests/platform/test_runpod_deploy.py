@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,63 +14,16 @@ import pytest
 
 from handler import GPUS, MODELS, MODES, ImageRequest, Settings, choose_gpus, cuda_build
 from handler.catalog.gpus import Rental
+from runpod_endpoint import POOLS
 from runpod_plane import DEADLINE_S, clean_environment
+from runpod_rest import KEY, Rest
 
 ROOT = Path(__file__).parents[2]
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 HUB_TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
-OTHER_SETTINGS = {"MAX_CONCURRENCY", "RUNPOD_INIT_TIMEOUT"}  # read by the worker, and by RunPod
+OTHER_SETTINGS = {"HF_TOKEN", "MAX_CONCURRENCY", "RUNPOD_INIT_TIMEOUT"}  # read by fetch, the worker, and RunPod
 NOT = Rental()
 ARGUMENTS = ["flux-schnell", "--image", "registry/kindling:1", "--volume", "vol1"]
-
-
-class Rest:
-    """RunPod's REST API: keeps what it is given, and refuses with `refusal` if that is set."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[dict[str, Any]]] = {"templates": [], "endpoints": []}
-        self.seen: list[tuple[str, str]] = []
-        self.bodies: list[Any] = []
-        self.keys: set[str] = set()
-        self.refusal: tuple[int, Any] | None = None
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Routes", (_Routes,), {"rest": self}))
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v2"
-
-    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        self.seen.append((method, path))
-        self.bodies.append(body and dict(body))
-        if self.refusal:
-            return self.refusal
-        _, _, collection, *row = path.split("/")
-        kind = {"serverless": "endpoints"}.get(collection, collection)
-        rows = self.rows[kind]
-        if method == "GET":
-            return 200, {kind: rows}
-        if method == "POST":
-            rows.append({**body, "id": f"{kind}-{len(rows)}"})
-            return 201, rows[-1]
-        found = next(known for known in rows if known["id"] == row[0])
-        found.update(body)
-        return 200, found
-
-
-class _Routes(BaseHTTPRequestHandler):
-    rest: Rest
-
-    def do_GET(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"] or 0)) or "null")
-        self.rest.keys.add(self.headers["authorization"])
-        status, answer = self.rest.answer(self.command, self.path, body)
-        data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_POST = do_PATCH = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -87,16 +39,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def rest(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rest]:
+def rest(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rest]:
     """The API that `script` speaks to, with a key that it accepts."""
-    rest = Rest()
-    monkeypatch.setattr(script, "API", rest.url)
-    monkeypatch.setenv("RUNPOD_API_KEY", "key")
+    rest = Rest(tmp_path)
+    monkeypatch.setattr("runpod_api.API", f"{rest.base}/v2")
+    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     thread = threading.Thread(target=rest.server.serve_forever, args=(0.05,))
     thread.start()
     yield rest
-    rest.server.shutdown()
-    rest.server.server_close()
+    rest.close()
     thread.join()
 
 
@@ -126,7 +77,7 @@ def test_creates_a_template_and_an_endpoint(script: ModuleType, rest: Rest, caps
     assert template["name"] == endpoint["name"] == "kindling-flux-schnell"
     assert endpoint["templateId"] == template["id"]
     assert rest.keys == {"Bearer key"}
-    assert [method for method, _ in rest.seen] == ["GET", "GET", "POST", "POST"]
+    assert [method for method, _ in rest.seen] == ["GET", "GET", "GET", "POST", "POST"]
     assert endpoint["workers"] == {"min": 0, "max": 3, "idleTimeout": 60}
     assert endpoint["flashboot"] == "FLASHBOOT"
     assert capsys.readouterr().out == "https://api.runpod.ai/v2/endpoints-0\n"
@@ -172,7 +123,9 @@ def console(script: ModuleType, rest: Rest) -> dict[str, Any]:
         (["--workers-max", "2"], {"workers": {"max": 2}}),
         (["--workers-min", "0", "--idle", "30"], {"workers": {"min": 0, "idleTimeout": 30}}),
         (["--flashboot", "priority"], {"flashboot": "PRIORITY_FLASHBOOT"}),
-        (["--data-center", "US-KS-2", "--data-center", "US-TX-3"], {"dataCenterIds": ["US-KS-2", "US-TX-3"]}),
+        (["--data-center", "EU-RO-1", "--data-center", "US-TX-3"], {"dataCenterIds": ["EU-RO-1", "US-TX-3"]}),
+        (["--workers-min", "4"], {"workers": {"min": 4}}),
+        (["--workers-min", "10"], {"workers": {"min": 10, "max": 10}}),
         (["--gpu", "NVIDIA A40"], {"gpu": {"pools": ["AMPERE_48"], "excludedTypes": ["NVIDIA RTX A6000"]}}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) and value else "",
@@ -188,6 +141,26 @@ def test_only_what_is_asked_for_is_changed(
     assert sent == expected | changed
 
 
+def test_a_minimum_above_the_maximum_is_said_to_raise_it(
+    script: ModuleType, console: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert script.main([*ARGUMENTS, "--workers-min", "9"]) == 0
+    assert "maximum" not in capsys.readouterr().err
+    assert script.main([*ARGUMENTS, "--workers-min", "10"]) == 0
+    assert "more than the endpoint's maximum, which becomes 10 too" in capsys.readouterr().err
+
+
+def test_a_maximum_below_what_always_runs_is_refused(
+    script: ModuleType, rest: Rest, console: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    console["workers"]["min"] = 2
+    rest.seen.clear()
+    capsys.readouterr()
+    assert "less than the 2 workers that always run" in refused(script, capsys, *ARGUMENTS, "--workers-max", "1")
+    assert {method for method, _ in rest.seen} == {"GET"}
+
+
 def test_another_build_of_torch_takes_other_hosts(
     script: ModuleType, rest: Rest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,10 +172,8 @@ def test_another_build_of_torch_takes_other_hosts(
     assert script.main(ARGUMENTS) == 0
     monkeypatch.delenv("CUDA")
     capsys.readouterr()
-    rest.seen.clear()
     told = refused(script, capsys, *ARGUMENTS)
     assert "takes hosts from CUDA 12.0 on, and this image needs 13.0" in told
-    assert {method for method, _ in rest.seen} == {"GET"}
 
 
 def test_a_setting_of_the_last_deployment_that_is_set_no_more_is_gone(
@@ -259,7 +230,10 @@ def test_gpus_of_the_console_that_do_not_run_the_model_are_refused(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--workers-min", "3", "--workers-max", "2"], "--workers-min 3 is more than --workers-max 2"),
+        (
+            ["--workers-min", "3", "--workers-max", "2"],
+            "--workers-max 2 is less than the 3 workers that always run: set --workers-min too",
+        ),
         (["--open"], "--open is for --load-balancer"),
         (["--load-balancer"], "yours as X-API-Key"),
     ],
@@ -514,10 +488,8 @@ def test_refusals_are_told(
 
 
 def test_unreachable(script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = Rest()
-    closed.server.server_close()
     monkeypatch.setenv("RUNPOD_API_KEY", "key")
-    monkeypatch.setattr(script, "API", closed.url)
+    monkeypatch.setattr("runpod_api.API", "http://127.0.0.1:9/v2")
     assert "cannot be reached" in refused(script, capsys, *ARGUMENTS)
 
 
@@ -557,12 +529,12 @@ def test_hub_offers_every_model_and_its_gpus_hold_the_presets(script: ModuleType
     inputs = {entry["key"]: entry.get("input") for entry in HUB["config"]["env"]}
     offered = [option["value"] for option in inputs["KINDLING_MODEL"]["options"]]
     assert offered == [*MODELS, *MODES]
-    gpus = [gpu for pool in HUB["config"]["gpuIds"].split(",") for gpu in script.POOLS[pool]]
+    gpus = [gpu for pool in HUB["config"]["gpuIds"].split(",") for gpu in POOLS[pool]]
     for preset in HUB["config"]["presets"]:
         assert preset["defaults"].keys() <= inputs.keys()
         model = preset["defaults"]["KINDLING_MODEL"]
         small = preset["name"].startswith("24 GB cards: ")
-        asked = [gpu for pool in ("AMPERE_24", "ADA_24") for gpu in script.POOLS[pool]] if small else gpus
+        asked = [gpu for pool in ("AMPERE_24", "ADA_24") for gpu in POOLS[pool]] if small else gpus
         settings, spec = Settings.from_env(preset["defaults"]), MODELS[MODES[model].model if model in MODES else model]
         modes = {offer.outlook.memory.mode for offer in choose_gpus(settings, spec, "runpod", asked)}
         assert modes == {"encoders" if preset["name"].endswith("text encoders in host memory") else "resident"}

@@ -85,7 +85,7 @@ def test_it_is_off_unless_it_is_asked_for(tell: Callable[..., None], installed: 
             assert "KINDLING_COMFY_UI=on" in answer.json()["error"]["message"]
         for path in ("/userdata", "/settings", "/api/settings", "/assets/favicon.ico", "/internal/logs"):
             assert (await client.get(path)).status_code == 404
-        welcome = await client.get("/", headers={"accept": "text/html"})
+        welcome = await client.get("/")
         assert (welcome.status_code, "/comfy/" in welcome.text) == (200, False)
 
     tell(story, comfy_ui=False)
@@ -199,10 +199,8 @@ def test_the_routes_are_below_the_page_too(tell: Callable[..., None], installed:
     tell(story)
 
 
-def test_a_browser_is_led_to_the_page(tell: Callable[..., None], installed: Path) -> None:
+def test_the_root_tells_of_the_editor(tell: Callable[..., None], installed: Path) -> None:
     async def story(client: Client, comfy: Any) -> None:
-        led = await client.get("/", headers={"accept": "text/html,*/*"})
-        assert (led.status_code, led.headers["location"]) == (307, "/comfy/")
         bare = await client.get("/comfy")
         assert (bare.status_code, bare.headers["location"]) == (308, "comfy/")
         assert "/comfy/" in (await client.get("/")).text
@@ -212,12 +210,12 @@ def test_a_browser_is_led_to_the_page(tell: Callable[..., None], installed: Path
 
 def test_with_keys_a_browser_asks_for_one_as_a_password(tell: Callable[..., None], installed: Path) -> None:
     async def story(client: Client, comfy: Any) -> None:
-        for path in ("/", "/comfy", "/comfy/", "/comfy/assets/favicon.ico", "/assets/favicon.ico"):
+        for path in ("/comfy", "/comfy/", "/comfy/assets/favicon.ico", "/assets/favicon.ico"):
             for headers in ({}, {"authorization": "Basic bm86"}):
                 answer = await client.get(path, headers=headers)
                 assert answer.status_code == 401
                 assert answer.headers["www-authenticate"].startswith("Basic realm=")
-        for path in ("/queue", "/api/queue", "/v1/models"):
+        for path in ("/", "/queue", "/api/queue", "/v1/models"):
             assert (await client.get(path)).headers["www-authenticate"] == "Bearer"
         assert (await client.get("/comfy/", headers=PASSWORD)).status_code == 200
         assert (await client.get("/comfy/api/queue", headers=PASSWORD)).status_code == 200

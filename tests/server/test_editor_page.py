@@ -1,14 +1,11 @@
-"""ComfyUI's editor in a browser: its page as it is published, before a worker with spark and a key, driven as a person
-would.
+"""ComfyUI's editor in a browser: its page as it is published, before a worker with spark and a key.
 
 The page is the strictest judge of what ComfyUI's routes say. Needs chromium, and what `make editor` installs.
 """
 
-import base64
 import importlib.util
 import io
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,34 +14,23 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from playwright.sync_api import BrowserContext, Page, expect
 
+import browsing
+from browsing import Visit, chromium
 from comfy_graphs import Graph, graph
 from serving import serving
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-NEEDED = ("playwright", "comfyui_frontend_package")
-if CHROMIUM is None or not all(map(importlib.util.find_spec, NEEDED)):
-    pytest.skip("it needs chromium, and what `make editor` installs", allow_module_level=True)
-
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright  # noqa: E402, only where it is
+if importlib.util.find_spec("comfyui_frontend_package") is None:
+    pytest.skip("it needs what `make editor` installs", allow_module_level=True)
 
 KEY = "canary-key-0451"
-PATIENCE_MS = 60_000
 READY = "() => window.app && window.app.graph && window.app.graph.nodes.length"
 SEEN = "() => window.app.graph.nodes.some(n => n.type === 'SaveImage' && n.imgs?.[0]?.naturalWidth)"
 TITLES = """() => {
     window.titles = []
     const watched = {childList: true, characterData: true, subtree: true}
     new MutationObserver(() => window.titles.push(document.title)).observe(document.querySelector('title'), watched)
-}"""
-DROP = """([data, name, type, x, y]) => {
-    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0))
-    const dataTransfer = new DataTransfer()
-    dataTransfer.items.add(new File([bytes], name, {type}))
-    for (const kind of ['dragenter', 'dragover', 'drop']) {
-        const where = {bubbles: true, cancelable: true, clientX: x, clientY: y}
-        document.getElementById('graph-canvas').dispatchEvent(new DragEvent(kind, {dataTransfer, ...where}))
-    }
 }"""
 CENTRE = """() => {
     const image = window.app.graph.nodes.find(n => n.type === 'SaveImage').imgs[0]
@@ -75,46 +61,31 @@ def server(url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+def context() -> Iterator[BrowserContext]:
+    """One for all, that has the page's files after the first; it answers what asks for a password with the key."""
+    known = {"username": "me", "password": KEY}
+    size = {"width": 1400, "height": 900}
+    with chromium() as browser, browser.new_context(viewport=size, http_credentials=known) as context:
+        yield context
 
 
-class Watched:
-    """A window with the editor, and what went wrong in its pages."""
+def drop(page: Page, data: bytes, name: str, media: str) -> None:
+    """A file onto the canvas, where there is no node."""
+    browsing.drop(page.locator("#graph-canvas"), data, name, media, 0.93, 0.17)
+
+
+class Watched(Visit):
+    """Windows with the editor."""
 
     def __init__(self, context: BrowserContext, url: str) -> None:
-        self.context, self.url = context, url
-        self.faults: list[str] = []
-        context.set_default_timeout(PATIENCE_MS)
+        super().__init__(context)
+        self.url = url
 
     def page(self, name: str = "") -> Page:
         """One more, of the client `name`, that is ready."""
-        page = self.context.new_page()
-        if name:
-            page.add_init_script(f"window.name = {json.dumps(name)}")
-        page.on("console", lambda said: self.faults.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("request", lambda request: self._away(request.url))
-        page.on("websocket", lambda socket: self._away(socket.url.replace("ws", "http", 1)))
-        page.goto(f"{self.url}/")  # which leads to the editor
+        page = self.open(f"{self.url}/comfy/", f"window.name = {json.dumps(name)}" if name else "")
         page.wait_for_function(READY)
-        assert page.url == f"{self.url}/comfy/"
         return page
-
-    def _away(self, asked: str) -> None:
-        if not asked.startswith((f"{self.url}/", f"blob:{self.url}/", "data:")):
-            self.faults.append(f"asked {asked}")
-
-
-@pytest.fixture(scope="module")
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """One for all, that has the page's files after the first; it answers what asks for a password with the key."""
-    known = {"username": "me", "password": KEY}
-    with browser.new_context(viewport={"width": 1400, "height": 900}, http_credentials=known) as context:
-        yield context
 
 
 @pytest.fixture
@@ -125,11 +96,6 @@ def watched(context: BrowserContext, url: str) -> Iterator[Watched]:
     for page in context.pages:
         page.close()
     assert found.faults == []
-
-
-def drop(page: Page, data: bytes, name: str, media: str, x: int = 1300, y: int = 150) -> None:
-    """A file onto the canvas, where there is no node."""
-    page.evaluate(DROP, [base64.b64encode(data).decode(), name, media, x, y])
 
 
 def opened(page: Page, made: Graph) -> None:
@@ -228,8 +194,7 @@ def test_a_fault_is_shown_at_its_node(watched: Watched) -> None:
         run(page)
         page.wait_for_function("node => window.app.lastNodeErrors?.[node]", arg=node)
         assert page.evaluate("() => window.app.graph.nodes.filter(n => n.has_errors).map(n => n.type)") == [kind]
-    assert watched.faults
-    watched.faults = [fault for fault in watched.faults if not any(told in fault for told in REFUSED)]
+    watched.expect(*REFUSED)
 
 
 def test_a_picture_that_is_dropped_in_is_uploaded_and_seen(watched: Watched, volume: Path) -> None:
@@ -270,3 +235,10 @@ def test_a_workflow_is_saved_and_found_again(watched: Watched, volume: Path) -> 
     page.wait_for_function(READY)
     page.get_by_test_id("workflows-tab-button").click()
     expect(page.get_by_role("treeitem", name="mine")).to_be_visible()
+
+
+def test_the_playground_leads_to_the_editor(watched: Watched) -> None:
+    page = watched.open(f"{watched.url}/#workflows", f"sessionStorage.setItem('kindling-key', '{KEY}')")
+    page.get_by_role("link", name="Open ComfyUI's own editor").click()
+    page.wait_for_function(READY)
+    assert page.url.startswith(f"{watched.url}/comfy/")

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -146,12 +147,12 @@ def test_a_job_fails_with_the_error_that_would_have_been_answered(tmp_path: Path
 
 
 def test_a_job_has_its_deadline(tmp_path: Path, held: FakeFamily) -> None:
-    with worker(tmp_path, held, deadline_s=0.3) as (url, _):
+    with worker(tmp_path, held, deadline_s=1) as (url, _):
         found = ended(post(url)["urls"]["get"])
         assert (found["status"], found["error"]["code"]) == ("failed", "deadline_exceeded")
     family = FakeFamily(gate=threading.Event())
     with worker(tmp_path, family) as (url, _):
-        found = ended(post(url, headers=LATER | {"x-deadline-s": "0.2"})["urls"]["get"])
+        found = ended(post(url, headers=LATER | {"x-deadline-s": "1"})["urls"]["get"])
         assert found["error"]["code"] == "deadline_exceeded"
 
 
@@ -526,8 +527,9 @@ def test_a_secret_is_needed_and_never_shown(tmp_path: Path) -> None:
 
 def test_who_leaves_before_a_job_is_accepted_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A volume that hangs as the job is kept: its client goes, and nothing is drawn for nobody."""
-    hanging, go = threading.Event(), threading.Event()
+    hanging, noticed, go = threading.Event(), threading.Event(), threading.Event()
     put: Callable[..., None] = service.Keeper._put
+    stop: Callable[..., None] = service.Jobs._stop
 
     def hang(self: Any, where: str, data: bytes) -> None:
         hanging.set()
@@ -537,9 +539,13 @@ def test_who_leaves_before_a_job_is_accepted_has_none(tmp_path: Path, monkeypatc
     family = FakeFamily(gate=threading.Event())
     with worker(tmp_path, family) as (url, app):
         monkeypatch.setattr(service.Keeper, "_put", hang)
-        with httpx.Client() as client, contextlib.suppress(httpx.TimeoutException):
-            client.post(url + ROUTE, json=ASKED, headers=LATER, timeout=0.5)
-        assert hanging.wait(30)
+        monkeypatch.setattr(service.Jobs, "_stop", lambda *given: (stop(*given), noticed.set()))
+        asks = httpx.Request("POST", url + ROUTE, json=ASKED, headers=LATER)
+        head = "".join(f"{name}: {value}\r\n" for name, value in asks.headers.items())
+        with socket.create_connection((asks.url.host, asks.url.port)) as client:
+            client.sendall(f"POST {ROUTE} HTTP/1.1\r\n{head}\r\n".encode() + asks.content)
+            assert hanging.wait(30)
+        assert noticed.wait(30)
         go.set()
         until(lambda: not app.later.active)
         assert family.drawn == []

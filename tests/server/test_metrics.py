@@ -274,7 +274,7 @@ def test_a_client_that_leaves_a_stream_is_counted_as_gone(app: ASGIApp, family: 
     gate = threading.Event()
 
     def waits() -> None:
-        assert gate.wait(10)
+        assert gate.wait(60)
 
     family.at_step = {4: waits}
     body = json.dumps({"prompt": "x", "stream": True, "partial_images": 1, "num_inference_steps": 4}).encode()

@@ -332,3 +332,45 @@ def test_a_slow_reader_misses_the_oldest_partial_pictures_and_never_the_last_wor
         return b"".join([bytes(first), *[bytes(chunk) async for chunk in chunks]]).decode()  # type: ignore[arg-type]
 
     assert [event.get("number") for event in events(asyncio.run(run()))] == [0, 8, 9, None]
+
+
+@pytest.mark.parametrize(
+    ("route", "more", "kind"),
+    [
+        ("/generate", {}, "image_generation"),
+        (ROUTE, {"partial_images": 1}, "image_generation"),
+        ("/v1/images/edits", {}, "image_edit"),
+    ],
+)
+def test_each_step_is_an_event_where_that_is_asked_for(
+    server: Served, route: str, more: dict[str, Any], kind: str
+) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(data, "png")
+    image = {"image": base64.b64encode(data.getvalue()).decode(), "strength": 1.0} if kind == "image_edit" else {}
+    asked = {"prompt": "a red circle", "stream": True, "progress": True, "num_inference_steps": 4, **more, **image}
+    *some, last = events(httpx.post(server.url + route, json=asked, timeout=60).text)
+    steps = [event["steps"] for event in some if event["type"] == f"{kind}.progress"]
+    assert steps == sorted(set(steps))  # a slow reader may miss some
+    assert steps[-1] == 4
+    assert {event["of"] for event in some if "of" in event} == {4}
+    assert len(some) - len(steps) == more.get("partial_images", 0)
+    assert last["type"] == f"{kind}.completed"
+
+
+def test_steps_without_a_stream_are_refused(server: Served) -> None:
+    answer = httpx.post(server.url + ROUTE, json=ASKED | {"progress": True}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "progress")
+
+
+def test_of_steps_in_a_row_that_nobody_has_read_the_last_is_kept() -> None:
+    async def run() -> list[Any]:
+        events = streams.Events(asyncio.get_running_loop().create_future())
+        events.put({"type": "image_generation.partial_image"})
+        for i in range(9):
+            events.put({"type": "image_generation.progress", "steps": i})
+        return [await events.next() for _ in range(2)]
+
+    picture, step = asyncio.run(run())
+    assert picture["type"] == "image_generation.partial_image"
+    assert step["steps"] == 8

@@ -20,12 +20,14 @@ from hosts import hosting
 from jsonschema_rs import Draft202012Validator
 from openai import OpenAI
 from PIL import Image
+from workflows import default
 
 from comfy_graphs import Graph, graph, node
 from fakes import Editor, FakeFamily
-from handler import Settings, create_app
+from handler import MODELS, Settings, create_app
 from handler.api.comfy.archive import Archive
 from handler.api.workflows.keeping import LARGEST, MOST, OLD, Library, Workflow
+from handler.api.workflows.service import Workflows
 from handler.core.request import MAX_SEED
 from serving import Served
 
@@ -832,3 +834,53 @@ def edits_its_image_where_its_mask_says(url: str, client: OpenAI) -> None:
     with Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or ""))) as one:
         red, green, blue = one.getpixel((63, 30))  # type: ignore[misc]
         assert (one.size, red > 200, green < 60, blue < 60) == ((64, 64), True, True, True)
+
+
+def test_one_is_drawn_without_being_kept(tell: Callable[..., None]) -> None:
+    """In API or in UI format, by the same fields, with the same answer, and refused in the same words."""
+
+    async def story(client: Client) -> None:
+        await keep(client, graph())
+        given = {"prompt": "x", "seed": 7}
+        for made in (graph(), default()):
+            answer = await client.post("/workflows", json={"workflow": made, **given})
+            assert answer.status_code == 200, answer.text
+            brought = answer.json()
+            assert (brought["seed"], brought["workflow"], grey(brought["images"][0])) == (7, "", 8)
+        assert [one["name"] for one in (await client.get("/workflows")).json()["workflows"]] == ["poster"]
+        for body, status, code in (
+            ({}, 400, "missing_required_parameter"),
+            ({"workflow": {}}, 400, "graph_refused"),
+            ({"workflow": "x"}, 400, "graph_refused"),
+            ({"workflow": graph(), "other": 1}, 400, "unknown_parameter"),
+            ({"workflow": graph(), "steps": 5000}, 422, "out_of_range"),
+        ):
+            assert (await refused(client.post("/workflows", json=body)))[:2] == (status, code), body
+        stream = await client.post("/workflows", json={"workflow": graph(), "stream": True, "progress": True})
+        assert "image_generation.progress" in stream.text
+        assert "image_generation.completed" in stream.text
+
+    tell(story)
+
+
+def test_what_is_explained_has_the_fields_and_draws_what_a_prompt_draws(tell: Callable[..., None]) -> None:
+    async def story(client: Client) -> None:
+        report = (await client.post("/explain", json=default(), timeout=60)).json()
+        assert report["values"].items() >= {"prompt": "a red circle", "seed": 7, "width": 256, "n": 1}.items()
+        assert report["fields"].keys() == report["values"].keys()
+        assert report["required"] == []
+        answer = await client.post("/workflows", json={"workflow": report["graph"], **report["values"]})
+        assert grey(answer.json()["images"][0]) == 8
+        described = (await client.get("/openapi.json")).json()
+        Draft202012Validator(
+            {"$ref": "#/components/schemas/Explained", "components": described["components"]}
+        ).validate(report)
+
+    tell(story)
+
+
+def test_what_was_brought_takes_no_memory(tmp_path: Path) -> None:
+    workflows = Workflows(Settings(volume=tmp_path), MODELS["spark"])
+    served = workflows.catalogue.served()
+    assert workflows.draft(graph(), served)["values"]["prompt"] == "a red circle"
+    assert workflows._described == {}

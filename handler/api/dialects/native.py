@@ -9,7 +9,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.recipe import Picture
 from handler.core.request import ImageRequest
 
-partial = openai.partial
+partial, TYPE = openai.partial, openai.TYPE
 
 
 def parse(payload: dict[str, Any]) -> ImageRequest:
@@ -33,7 +33,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         }
         for picture in pictures
     ]
-    alone = {"image": _image(pictures[0]), "seed": pictures[0].recipe.seed} if len(pictures) == 1 else {}
+    alone = {"image": addressed(pictures[0]), "seed": pictures[0].recipe.seed} if len(pictures) == 1 else {}
     return {
         "images": images,
         **alone,
@@ -48,7 +48,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
     }
 
 
-def _image(picture: Picture) -> dict[str, Any]:
+def addressed(picture: Picture) -> dict[str, Any]:
     """A picture as a file with an address: in the object store, or a data URL."""
     width, height = picture.recipe.size
     media = f"image/{picture.format}"

@@ -27,6 +27,7 @@ WHY = {
 UNSUPPORTED = ("complexity", "frame_count", "frame_duration_ms", "svg")
 SIZE = re.compile(r"(0|[1-9][0-9]{0,8})[xX*](0|[1-9][0-9]{0,8})")  # as the schema spells it, without zeros before
 SIDES = ("width", "height")
+TYPE = "image_generation"  # of events, what it is that is being done
 
 
 def parse(payload: dict[str, Any]) -> ImageRequest:
@@ -119,7 +120,7 @@ def delivery(pictures: Sequence[Picture]) -> dict[str, str]:
 def partial(request: ImageRequest, data: bytes, size: tuple[int, int], index: int) -> dict[str, Any]:
     """OpenAI's event for a partial picture; `size` is its own, smaller than what is being drawn."""
     return {
-        "type": "image_generation.partial_image",
+        "type": f"{TYPE}.partial_image",
         "partial_image_index": index,
         "b64_json": File(data).text(),
         "created_at": int(time.time()),
@@ -133,7 +134,7 @@ def partial(request: ImageRequest, data: bytes, size: tuple[int, int], index: in
 def completed(body: dict[str, Any]) -> list[dict[str, Any]]:
     """OpenAI's last event, for each picture of a rendered answer, with our extensions to it."""
     shared = {name: value for name, value in body.items() if name not in ("created", "data")}
-    kind = {"type": "image_generation.completed", "created_at": body["created"]}
+    kind = {"type": f"{TYPE}.completed", "created_at": body["created"]}
     return [{**kind, **picture, **shared} for picture in body["data"]]
 
 

@@ -11,7 +11,7 @@ from handler.core.errors import InvalidType, InvalidValue, MissingParameter, Out
 from handler.core.request import MAX_PROMPT, ImageRequest
 
 Kind = Literal["string", "integer", "number", "boolean", "image"]
-TRANSPORT = ("stream", "partial_images", "response_format", "output_format", "output_compression")
+TRANSPORT = ("stream", "partial_images", "progress", "response_format", "output_format", "output_compression")
 SIZE = "size"
 RESERVED = (*TRANSPORT, SIZE, "model", "images", "workflow", "async", "webhook")  # which no node's title makes a field
 ALPHA = "alpha"  # what a mask replaces
@@ -64,6 +64,12 @@ class Field:
     def masks(self) -> bool:
         """Whether it is a mask on an image that another field may send."""
         return any(place.key == ALPHA for place in self.places)
+
+    def of(self, graph: Mapping[str, Any]) -> Any:
+        """The value that `graph` has in the first of its places."""
+        place = self.places[0]
+        found = graph[place.node]["inputs"].get(place.input)
+        return found.get(place.key) if place.key else found
 
     @property
     def schema(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Kept workflows at one worker: listed, kept, forgotten, and what a request to one of them asks for."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +19,7 @@ from handler.api.workflows.keeping import MOST, NAME, VERSION, Library, Workflow
 from handler.api.workflows.mapping import MODEL, mapped
 from handler.catalog.spec import ModelSpec
 from handler.core.deadline import Deadline
-from handler.core.errors import DeadlineExceeded, InvalidValue, NotReady
+from handler.core.errors import DeadlineExceeded, InvalidValue, MissingParameter, NotReady
 from handler.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ROUTE = "/workflows"
 START = f"{ROUTE}/"
+GRAPH = "workflow"  # the field of one that is drawn without being kept
 log = logging.getLogger(__name__)
 
 
@@ -95,29 +97,42 @@ class Workflows:
 
     async def images(self, path: str, payload: Mapping[str, Any], deadline: Deadline) -> tuple[str, ...]:
         """The fields in which a request may have a URL of an image, of the workflow that it asks, if it does."""
-        if not (named := asked_for(path, payload)):
+        if not (workflow := await self._asked(path, payload, deadline)):
             return FIELDS
 
         def look() -> tuple[str, ...]:
-            found = self._describe(self._library.get(*named), self.catalogue.served()).fields
+            found = self._describe(workflow, self.catalogue.served()).fields
             return tuple(one.name for one in found if one.kind == "image")
 
         found = await self._at(look, deadline)
-        return found if path.startswith(START) else (*FIELDS, *found)
+        return found if f"{path}/".startswith(START) else (*FIELDS, *found)
 
     async def called(
         self, path: str, dialect: ModuleType, payload: Mapping[str, Any], deadline: Deadline
     ) -> Call | None:
-        """What a request asks a workflow for, by its path or by its model; None if it is none to a workflow."""
-        named, by_path = asked_for(path, payload), path.startswith(START)
-        if not named:
+        """What a request asks a workflow for, by its path, its model or its graph; None if it is none to a workflow."""
+        if not (workflow := await self._asked(path, payload, deadline)):
             return None
-        workflow = await self._at(partial(self._library.get, *named), deadline)
         served = await self._at(self.catalogue.served, deadline)
         load = partial(self.archive.held, asyncio.get_running_loop(), deadline)
-        read = partial(asked if by_path else partial(mapped, dialect), payload=payload)
+        fields = {name: value for name, value in payload.items() if path != ROUTE or name != GRAPH}
+        read = partial(asked if f"{path}/".startswith(START) else partial(mapped, dialect), payload=fields)
         call = partial(self._call, workflow, dialect, read, served, load)
         return await deadline.hold(asyncio.to_thread(call))
+
+    async def _asked(self, path: str, payload: Mapping[str, Any], deadline: Deadline) -> Workflow | None:
+        """The workflow that a request asks, or brings; None if it is none to a workflow."""
+        if path == ROUTE:
+            return await deadline.hold(asyncio.to_thread(brought, payload))
+        named = asked_for(path, payload)
+        return await self._at(partial(self._library.get, *named), deadline) if named else None
+
+    def draft(self, graph: Mapping[str, Any], served: Served) -> dict[str, Any]:
+        """The fields that `graph` would have, with its own values. For a thread."""
+        found = self._describe(Workflow("", graph), served)
+        values = {one.name: one.of(graph) for one in found.fields if one.kind != "image"}
+        required = found.required(served.files.get("input", ()))
+        return {"fields": {one.name: one.schema for one in found.fields}, "values": values, "required": required}
 
     def _call(
         self, workflow: Workflow, dialect: ModuleType, read: Callable[..., FieldValues], served: Served, load: Load
@@ -148,9 +163,11 @@ class Workflows:
         }
 
     def _describe(self, workflow: Workflow, served: Served) -> "Described":
-        """What it is here, found out anew where the worker's files are others."""
+        """What it is here: of a kept one, found out anew where the worker's files are others."""
         from handler.api.workflows.reading import described
 
+        if not workflow.name:
+            return described(workflow, served, self._settings)
         files = {folder: names for folder, names in served.files.items() if folder != "input"}
         when, known = self._described.get((workflow.name, workflow.version), (None, None))
         if known is None or when != files:
@@ -169,6 +186,15 @@ class Workflows:
 
 
 MISNAMED = "'{name:.80}' is no name for a workflow: 1 to 64 small letters, digits, - and _, a letter or digit first."
+
+
+def brought(payload: Mapping[str, Any]) -> Workflow:
+    """The workflow that a request brings with it. For a thread."""
+    from handler.api.workflows.reading import sent  # late: most workers never see a graph
+
+    if (graph := payload.get(GRAPH)) is None:
+        raise MissingParameter(f"Missing required parameter: '{GRAPH}', a ComfyUI workflow.", GRAPH)
+    return sent("", json.dumps(graph).encode())
 
 
 def asked_for(path: str, payload: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -50,4 +50,6 @@ def _told(comfy: Comfy, data: bytes, served: Served, load: Load, url: str) -> di
     worker = engine.worker
     machine = Machine(worker.hardware, worker.receipt) if worker else Machine(expected(engine.settings))
     ground = Ground(engine.settings, engine.spec, machine, load, served.files, running=True, url=url)
-    return explain(opened(data), ground).told()
+    file = opened(data)
+    report = explain(file, ground).told()
+    return report | {"graph": file.graph, **comfy.api.workflows.draft(file.graph, served)}

@@ -15,7 +15,7 @@ from handler.engine.engine import Engine
 from handler.server import multipart
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY
-from handler.server.openapi import comfy, jobs, workflows
+from handler.server.openapi import comfy, deployments, jobs, workflows
 from handler.server.openapi.named import named
 from handler.server.openapi.operation import JSON, Answer, Operation
 from handler.server.openapi.operations import DEADLINE, DRAWING, HANGS_UP, called, every, operations
@@ -76,6 +76,7 @@ PARAMETERS: dict[str, Schema] = {
         "of it, and at least 50 ms, before.",
     },
     **comfy.PARAMETERS,
+    **deployments.PARAMETERS,
     **workflows.PARAMETERS,
     **jobs.PARAMETERS,
     "traceparent": {"schema": TEXT, "description": "The caller's span, where the worker sends traces (W3C)."},
@@ -90,7 +91,7 @@ def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] =
     names = (*served.names(spec, engine.settings), *(f"{MODEL}{one['name']}" for one in kept if one["drawable"]))
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
     types_ = types()
-    explained = {"Explained": whole(types_["Report"]["properties"] | {"ready": {"type": "boolean"}})}
+    explained = {"Explained": whole(types_["Report"]["properties"] | workflows.EXPLAINED)}
     shapes = named(
         {
             **requests(spec, engine.settings, names),
@@ -98,6 +99,7 @@ def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] =
             **ANSWERS,
             **workflows.ANSWERS,
             **comfy.SHAPES,
+            **deployments.SHAPES,
             **explained,
         }
         | workflows.bodies(kept, spec, engine.settings)

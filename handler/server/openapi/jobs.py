@@ -33,7 +33,7 @@ JOB = whole(
         "progress": whole({"steps": COUNT, "of": MAYBE_TIME}),
         "error": {"anyOf": [ref("Refusal"), NULL]},
         "urls": whole({"get": TEXT, "cancel": TEXT, "events": TEXT}),
-        "result": {"anyOf": [ref("Images"), ref("NativeImages"), ref("WorkflowImages"), NULL]},
+        "result": {"anyOf": [ref("Images"), ref("NativeImages"), ref("FalImages"), ref("WorkflowImages"), NULL]},
     }
 )
 ACCEPTED = Answer("A job, where that was asked for.", {JSON: ref("Job")}, ("location", "preference-applied"))
@@ -42,7 +42,11 @@ PICTURE = Answer(
 )
 
 
-SAID = ("PartialImage", "Completed", "PartialEdit", "CompletedEdit", "NativeCompleted", "WorkflowCompleted")
+SAID = (
+    *("PartialImage", "Progress", "Completed"),
+    *("PartialEdit", "EditProgress", "CompletedEdit"),
+    *("NativeCompleted", "FalCompleted", "WorkflowCompleted"),
+)
 HEARD = Answer("Those to come, and the end.", {"text/event-stream": ref("JobEvent")}, ("x-accel-buffering",))
 TOLD = Answer("As it is now.", {JSON: ref("Job")})
 

@@ -8,7 +8,7 @@ from handler.core.errors import Cancelled, FetchFailed, KindlingError
 from handler.server import multipart
 from handler.server.accept import MEDIA, TOLD
 from handler.server.idempotency import HEADER, REPEATED
-from handler.server.openapi import comfy, jobs, workflows
+from handler.server.openapi import comfy, deployments, jobs, workflows
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.schema import TEXT, Schema, ref
 
@@ -48,11 +48,20 @@ def _hub(*parameters: str) -> Operation:
     return Operation("post", summary, answers, body, DRAWING, (*ASKED, *parameters))
 
 
+def _fal(*parameters: str) -> Operation:
+    """The route of fal's clients."""
+    content = {JSON: ref("FalImages"), EVENTS: ref("FalEvent")}
+    drawn = Answer("The pictures by their addresses; with stream true, events.", content, (*REPEATED, TOKENS))
+    answers, summary = {200: drawn, 202: jobs.ACCEPTED}, "Draw, as fal's clients ask"
+    return Operation("post", summary, answers, {JSON: ref("FalRequest")}, DRAWING, (*ASKED, *parameters))
+
+
 def _reading(summary: str, answer: str) -> Operation:
     return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})})
 
 
-MODELS = "/models/{folder}"
+BROUGHT = "Draw a workflow that comes with the request, by its fields, and keep nothing"
+MODELS, FAL = "/models/{folder}", "/fal/{id}"
 READY = {JSON: ref("Ready")}
 OPERATIONS: dict[str, Operation] = {
     "/v1/images/generations": _drawing(
@@ -74,14 +83,16 @@ OPERATIONS: dict[str, Operation] = {
     "/v1/models": _reading("The model that this worker serves", "Models"),
     "/v1/models/{id}": Operation(
         "get",
-        "One name of the model",
-        {200: Answer("It is served.", {JSON: ref("Model")})},
+        "One name of the model, and what requests may ask of it",
+        {200: Answer("It is served.", {JSON: ref("ModelTold")})},
         errors=(*ALWAYS, 404),
         parameters=("id", "x-request-id", "traceparent"),
     ),
     "/v1/model_info": _reading("The served model, as SGLang's clients ask for it", "ModelInfo"),
     "/v1/receipt": _reading("What this worker runs, and what was measured of that", "ReceiptAnswer"),
-    "/": Operation("get", "What stands here, for people", {200: Answer("A text.", {METRICS: TEXT})}),
+    "/": Operation(
+        "get", "What stands here, for people", {200: Answer("A text; a browser gets the playground.", {METRICS: TEXT})}
+    ),
     "/ping": Operation(
         "get",
         "Health, as RunPod asks for it",
@@ -96,6 +107,7 @@ OPERATIONS: dict[str, Operation] = {
         "Whether the model is loaded, how its cold start went, and what all this costs",
         {200: Answer("Ready.", READY), 503: Answer("Not ready.", READY)},
     ),
+    "/v1/status": _reading("The same and more, for people who look on: 200 whatever it is", "Status"),
     "/metrics": Operation("get", "For Prometheus", {200: Answer("Its text format.", {METRICS: TEXT})}),
     "/openapi.json": Operation(
         "get",
@@ -108,12 +120,15 @@ OPERATIONS: dict[str, Operation] = {
 
 def operations() -> dict[str, tuple[Operation, ...]]:
     """All, by their routes."""
-    found = {path: (row,) for path, row in OPERATIONS.items()} | jobs.OPERATIONS | comfy.OPERATIONS
+    found = (
+        {path: (row,) for path, row in OPERATIONS.items()} | jobs.OPERATIONS | comfy.OPERATIONS | deployments.OPERATIONS
+    )
     drawn = called("Draw a kept workflow, by its fields", workflows.ANY, "name")
     return found | {
         "/": (*found["/"], _hub()),
         MODELS: (*found[MODELS], _hub("folder")),
-        workflows.LIST: workflows.LISTED,
+        FAL: (_fal("id"),),
+        workflows.LIST: (*workflows.LISTED, called(BROUGHT, ref("WorkflowBrought"))),
         workflows.ONE: (*workflows.ROWS, drawn),
     }
 

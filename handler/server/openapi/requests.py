@@ -1,9 +1,8 @@
 """JSON Schemas of what comes in, for one served model.
 
 They are as strict as `ModelSpec.validate`: what fits is drawn. But for what no schema can tell: whether a file is a
-whole image, a mask that draws anything anew, and the parts of a `Sampling` in order;
-and but for what a `Sampling` is sent instead of, a rule more than schemathesis can follow;
-and but for what a workflow takes that is named as the model, which its own operation says.
+whole image, a mask that draws anything anew, the parts of a `Sampling` in order, what that is sent instead of (more
+than schemathesis can follow), and what a workflow takes that is named as the model (its own operation says that).
 """
 
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from handler.core.request import Format, ImageRequest
 from handler.core.sampling import Sampling
 from handler.core.settings import Settings
 from handler.core.stepcache import BOUNDS
+from handler.server.openapi import fal
 from handler.server.openapi.jobs import fields as later_fields
 from handler.server.openapi.named import optional, worded
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, closed, ref
@@ -37,7 +37,7 @@ FILE = TEXT | {"format": "picture", "description": "An image file as a data URL 
 PART = TEXT | {"format": "binary"}
 ACCEPTED_TEXT = TEXT | {"description": "Accepted; changes nothing here."}
 EXAMPLE = {"examples": [{"prompt": "a red circle on a blue background"}]}
-OTHERS = {"description": aliases.told()}
+OTHERS = EXAMPLE | {"description": aliases.told()}
 SOME: Schema = {"type": "array", "minItems": 1}
 SENT: Schema = {"not": NULL}
 
@@ -53,14 +53,14 @@ def requests(spec: ModelSpec, settings: Settings, models: Sequence[str]) -> dict
     rules, images = _rules(spec), _image_rules(spec)
     bodies = {
         "GenerationRequest": closed(nullable(openai), ("prompt",), [*rules, *images, SIZED]) | EXAMPLE,
-        "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | EXAMPLE | OTHERS,
+        "NativeRequest": closed(nullable(native), ("prompt",), [*rules, *images, TOGETHER]) | OTHERS,
+        "FalRequest": fal.request(nullable(native), [*rules, *images, TOGETHER], OTHERS),
         "HubRequest": _hub(native, rules),
         "EditRequest": closed(nullable(_edit(openai, spec)), ("prompt",), [*rules, SIZED, ONE_WAY]),
         "EditForm": closed(_edit_form(openai, spec), ("image", "prompt"), [*rules, SIZED]),
     }
-    by_url = closed({"image_url": FILE}, ("image_url",), [])
-    name: Schema = {"enum": [*models, ""]}
-    shapes = {BY_URL: by_url, "ModelName": name, "SamplingInput": _sampling(spec), "ReadingInput": _object(Reading)}
+    inputs = {"SamplingInput": _sampling(spec), "ReadingInput": _object(Reading)}
+    shapes = {BY_URL: closed({"image_url": FILE}, ("image_url",), []), "ModelName": {"enum": [*models, ""]}, **inputs}
     return {name: worded(schema) for name, schema in (bodies | shapes).items()}
 
 
@@ -227,6 +227,7 @@ ONE_WAY: Schema = {
 ANSWERED = [  # what fields ask of one another that say how an answer comes
     _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "jpg", "webp"]}}),
     _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
+    _if("progress", False, needed={"stream": {"enum": [True]}}),
 ]
 
 

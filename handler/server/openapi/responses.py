@@ -11,6 +11,7 @@ from handler.core.recipe import OPTIONAL, Recipe
 from handler.core.request import Format
 from handler.engine.engine import EngineState
 from handler.engine.spend import Verdict
+from handler.server.openapi import fal
 from handler.server.openapi.jobs import JOB, SAID
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, REF, TEXT, Schema, array, only, ref, whole
 from handler.volume.receipts import Receipt
@@ -57,6 +58,22 @@ def _picture(fields: Schema, *optional: str) -> Schema:
 
 LORA = whole({"name": TEXT, "made_for": TEXT, "trigger_words": array(TEXT)})
 MODEL = whole({"id": TEXT, "object": only("model"), "created": COUNT, "owned_by": TEXT})
+REFUSED = {"refused": TEXT | {"description": "Why it cannot be asked for, where that is so."}}
+FIELD = {
+    **dict.fromkeys(("minimum", "maximum", "default"), NUMBER),
+    "multiple": COUNT,
+    "values": array(TEXT),
+    **REFUSED,
+}
+MODE = whole({"id": TEXT, "quality": TEXT, "steps": COUNT, **REFUSED}, "refused")
+LICENSE = {"id": TEXT, "name": TEXT, "commercial": {"type": "boolean"}, "obligation": TEXT}
+ABILITIES = {
+    "model": TEXT | {"description": "The catalogue's name for it."},
+    "embedded": {"type": "boolean", "description": "Whether it is the small model inside Kindling."},
+    "license": whole(LICENSE),
+    "modes": array(MODE) | {"description": "Each as the word for quality that is closest to it."},
+    "fields": {"type": "object", "additionalProperties": ref("Ability")},
+}
 SHARED = {
     "background": only("opaque"),
     "output_format": ref("Format"),
@@ -81,8 +98,7 @@ ABOUT = {
 }
 STAGES = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds by stage."}
 DRAWN = PICTURE | {"format": ref("Format"), "parameters": ref("Recipe"), "stages_s": STAGES}
-IMAGE = whole({"url": TEXT, "content_type": TEXT, "width": COUNT, "height": COUNT})
-ALONE = {"image": IMAGE | {"description": "A picture that is alone, by a URL or as a data URL."}, "seed": SEED}
+ALONE = {"image": fal.IMAGE | {"description": "A picture that is alone, by a URL or as a data URL."}, "seed": SEED}
 NOTES = {"notes": array(TEXT) | {"description": "What was sent and changes nothing here."}}
 NATIVE = {
     "images": array(ref("NativePicture")),
@@ -97,9 +113,37 @@ NATIVE = {
     **NOTES,
 }
 RARE = ("delivery", "notes", *ALONE)
+STEPS = {"steps": COUNT, "of": COUNT | {"description": "Over all pictures of the request."}}
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
 COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
+GPU = dict.fromkeys(("gpu_used", "gpu_total", "gpu_peak", "gpu_utilization", "gpu_temperature"), NUMBER)
+MACHINE = whole({"host_total": NUMBER, "host_peak": NUMBER, **GPU}, "host_peak", *GPU)
 ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT})
+SPEND = whole(
+    {
+        "month": TEXT,
+        "dollars_this_process": MAYBE_NUMBER,
+        "dollars_this_month": MAYBE_NUMBER,
+        "counted": TEXT,
+        "price": ref("Price"),
+        "cap": MAYBE_NUMBER,
+        "verdict": ref("Verdict"),
+    }
+)
+READY = {
+    "status": {"enum": list(get_args(EngineState))},
+    "model": TEXT,
+    "drawing": COUNT,
+    "waiting": COUNT,
+    "cold_start": ref("Ledger"),
+    "spend": ref("Spend"),
+}
+STATUS = {
+    "reason": TEXT | {"description": "Why it failed, if it has."},
+    "elapsed_s": NUMBER | {"description": "Seconds that its start has taken: so far, or in all."},
+    "queue": COUNT | {"description": "How many pictures may wait."},
+    "machine": MACHINE,
+}
 
 ANSWERS: dict[str, Schema] = {
     "Error": whole({"error": ref("Refusal")}),
@@ -111,17 +155,24 @@ ANSWERS: dict[str, Schema] = {
     "NativePicture": _picture(DRAWN),
     "Usage": USAGE,
     "PromptTokens": TOKENS,
-    "GenerationEvent": _events("PartialImage", "Completed"),
-    "EditEvent": _events("PartialEdit", "CompletedEdit"),
-    "NativeEvent": _events("PartialImage", "NativeCompleted"),
+    "GenerationEvent": _events("PartialImage", "Progress", "Completed"),
+    "EditEvent": _events("PartialEdit", "EditProgress", "CompletedEdit"),
+    "FalEvent": _events("PartialImage", "Progress", "FalCompleted"),
+    "NativeEvent": _events("PartialImage", "Progress", "NativeCompleted"),
     "Images": whole({"created": COUNT, "data": array(ref("Picture")), **SHARED, **ABOUT}, "delivery"),
     "NativeImages": whole(NATIVE, *RARE),
+    "FalImages": whole(fal.ANSWER | DELIVERY | NOTES, *fal.RARE),
+    "FalCompleted": whole(_event("image_generation.completed") | fal.ANSWER | DELIVERY | NOTES, *fal.RARE),
     "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),
+    "Progress": whole(_event("image_generation.progress") | STEPS),
+    "EditProgress": whole(_event("image_edit.progress") | STEPS),
     "Completed": _picture(_event("image_generation.completed") | COMPLETED, "delivery"),
     "PartialEdit": whole(_event("image_edit.partial_image") | PARTIAL),
     "CompletedEdit": _picture(_event("image_edit.completed") | COMPLETED, "delivery"),
     "NativeCompleted": whole(_event("image_generation.completed") | NATIVE, *RARE),
     "Model": MODEL,
+    "ModelTold": whole({**MODEL["properties"], **ABILITIES}, *ABILITIES),  # of a kept workflow there is no more
+    "Ability": whole(FIELD, *FIELD),
     "Models": whole({"object": only("list"), "data": array(ref("Model")), "loras": array(LORA)}),
     "ReceiptAnswer": whole(
         {
@@ -136,24 +187,7 @@ ANSWERS: dict[str, Schema] = {
     ),
     "ModelInfo": whole({"model_path": TEXT | {"description": "It may be asked for by this name."}, "model": TEXT}),
     "Live": whole({"status": only("live")}),
-    "Ready": whole(
-        {
-            "status": {"enum": list(get_args(EngineState))},
-            "model": TEXT,
-            "drawing": COUNT,
-            "waiting": COUNT,
-            "cold_start": ref("Ledger"),
-            "spend": whole(
-                {
-                    "month": TEXT,
-                    "dollars_this_process": MAYBE_NUMBER,
-                    "dollars_this_month": MAYBE_NUMBER,
-                    "counted": TEXT,
-                    "price": ref("Price"),
-                    "cap": MAYBE_NUMBER,
-                    "verdict": ref("Verdict"),
-                }
-            ),
-        }
-    ),
+    "Ready": whole(READY),
+    "Status": whole(READY | STATUS),
+    "Spend": SPEND,
 }

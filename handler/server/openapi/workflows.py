@@ -19,6 +19,12 @@ from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, array, clos
 
 LIST, ONE = ROUTE, WORKFLOW
 LATER = ("async", "webhook")
+GRAPH: Schema = {
+    "type": "object",
+    "properties": {"workflow": {"type": "object", "description": "What ComfyUI saves, in API or in UI format."}},
+    "required": ["workflow"],
+    "description": "With the workflow, its fields as POST /explain finds them; null is as left out.",
+}
 ANY: Schema = {"type": "object", "description": "By the fields that GET of this path tells; null is as left out."}
 NAME = {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}(@[0-9a-f]{12})?$"}
 PARAMETERS: dict[str, Schema] = {
@@ -37,6 +43,13 @@ TOLD: dict[str, Schema] = {
     "notes": array(TEXT),
     "fixed": FLAG | {"description": "Whether it comes with the image, and cannot be changed."},
 }
+EXPLAINED: dict[str, Schema] = {
+    "ready": FLAG | {"description": "Whether it could be drawn now."},
+    "graph": {"type": "object", "description": "In API format."},
+    "fields": TOLD["fields"],
+    "values": {"type": "object", "description": "What the graph has in its fields, but for images."},
+    "required": array(TEXT),
+}
 SHOWN = {"node": TEXT, "title": TEXT, "width": COUNT, "height": COUNT}
 MORE: dict[str, Schema] = {
     "images": array(whole(DRAWN | SHOWN, "b64_json", "url")),
@@ -47,13 +60,14 @@ MORE: dict[str, Schema] = {
 }
 EVENT: Schema = {"type": only("image_generation.completed")}
 ANSWERS: dict[str, Schema] = {
+    "WorkflowBrought": GRAPH,
     "Workflow": whole(TOLD),
     "KeptWorkflow": whole(TOLD | {"shared": FLAG | {"description": "Whether other workers have it too."}}),
     "WholeWorkflow": whole(TOLD | {"graph": {"type": "object"}}),
     "Workflows": whole({"workflows": array(ref("Workflow"))}),
     "WorkflowImages": whole(NATIVE | MORE, "delivery", "image"),
     "WorkflowCompleted": whole(EVENT | NATIVE | MORE, "delivery", "image"),
-    "WorkflowEvent": {"oneOf": [ref(name) for name in ("PartialImage", "WorkflowCompleted", "Error")]},
+    "WorkflowEvent": {"oneOf": [ref(name) for name in ("PartialImage", "Progress", "WorkflowCompleted", "Error")]},
 }
 LISTED = (
     Operation(

@@ -1,36 +1,17 @@
-"""The platforms: a row each, with what can be chosen there, and the commands and files that deploy a choice."""
+"""The commands of each platform, in order, as its page in docs/deploy/ explains them."""
 
-import re
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
-from handler.cli.deploy import manifests
-from handler.cli.deploy.choice import Choice
+from handler.api.deploying import manifests
+from handler.api.deploying.choice import Choice
 from handler.core.version import __version__
 
 KEY = "export KINDLING_API_KEYS=$(openssl rand -hex 16); echo $KINDLING_API_KEYS"
 BODY = """-H 'Content-Type: application/json' -d '{"prompt": "a red circle"}'"""
+ASK = f"""-H "Authorization: Bearer $KINDLING_API_KEYS" -H 'Accept: image/png' --fail-with-body -o circle.png {BODY}"""
+ROUTE = "/v1/images/generations"
+MODAL = "pip install modal==1.6.4 pydantic==2.14.3"  # as it is tested
 IMAGE = f"kindling:{__version__}"
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """`commands` are those of a choice, whose file, if there is one, is at the path that they are given.
-
-    `lacks` has the options that mean nothing there, and why. Of GPUs that are not asked for the `cheapest` so many are
-    rented; `least` workers always run. `note` is what one has to see to there, of the {gpu}.
-    """
-
-    commands: Callable[[Choice, str], list[str]]
-    lacks: Mapping[str, str] = field(default_factory=dict)
-    cheapest: int = 1
-    file: str = ""
-    made: Callable[[Choice, str], str] | None = None
-    least: int = 0
-    one_region: bool = False
-    budget_s: float = 240
-    note: str = ""
 
 
 def _set(**values: object) -> str:
@@ -44,10 +25,13 @@ def _token(choice: Choice) -> str:
     return "HF_TOKEN=hf_... " if choice.spec.license.gated else ""
 
 
-def _modal(choice: Choice, _: str) -> list[str]:
-    pins = (manifests.platform_folder() / "README.md").read_text()
-    install = re.search(r"^pip install modal==.*$", pins, re.M)
-    assert install, "the guide installs modal"
+def _argument(choice: Choice, option: str = "--build-arg") -> str:
+    """What tells the image's builder the build of torch, where it is not the Dockerfile's own."""
+    return f" {option} CUDA={choice.other_build}" if choice.other_build else ""
+
+
+def modal(choice: Choice, _: str) -> list[str]:
+    """For Modal's command line."""
     scale = _set(
         MODAL_GPU=",".join(choice.names) if choice.asked else "",
         MODAL_MIN=choice.least,
@@ -56,43 +40,43 @@ def _modal(choice: Choice, _: str) -> list[str]:
     )
     fetch = f"{_token(choice)}modal run platform/modal_app.py::fetch"
     return [
-        install[0],
+        MODAL,
         "modal setup",
         _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision, CUDA=choice.other_build),
         KEY,
         *filter(None, [scale, "" if choice.spec.embedded else fetch]),
         "modal run platform/modal_app.py::bake",
         "modal deploy platform/modal_app.py",
-        "curl -sL https://YOU--kindling-kindling-web.modal.run/v1/images/generations "
-        f'-H "Authorization: Bearer $KINDLING_API_KEYS" {BODY}',
+        f"curl -sL https://YOU--kindling-kindling-web.modal.run{ROUTE} {ASK}",
     ]
 
 
-def _runpod(choice: Choice, _: str) -> list[str]:
+def runpod(choice: Choice, _: str) -> list[str]:
+    """For the script that creates the volume, fills it on a pod, and makes the endpoint."""
     options = [word for name in choice.names for word in ("--gpu", name)] if choice.asked else []
     for option, value in (("--workers-min", choice.least), ("--workers-max", choice.most)):
         options += [] if value is None else [option, str(value)]
-    options += [word for region in choice.regions for word in ("--data-center", region)]
-    volume = [] if choice.spec.embedded else ["--volume", "ID"]
+    where = choice.regions or (() if choice.spec.embedded else ("EU-RO-1",))  # a volume is in one place
+    options += [word for region in where for word in ("--data-center", region)]
+    volume = [] if choice.spec.embedded else ["--volume", "kindling", "--size", str(choice.volume_gb), "--fill"]
     script = ["platform/runpod_deploy.py", choice.spec.id, "--image", f"NAME:{__version__}", *volume, *options]
-    fetch = [
-        f"# On a pod that mounts a network volume of {choice.volume_gb} GB at /workspace:",
-        f"{_token(choice)}KINDLING_VOLUME=/workspace python -m handler fetch {choice.spec.id}",
-        "chmod -R a+rwX /workspace",
-        "# Here:",
-    ]
+    token = "HF_TOKEN='{{ RUNPOD_SECRET_hub }}' " * choice.spec.license.gated
     return [
-        *([] if choice.spec.embedded else fetch),
-        f"docker build{choice.build_argument} -t NAME:{__version__} . && docker push NAME:{__version__}",
+        f"docker build{_argument(choice)} -t NAME:{__version__} . && docker push NAME:{__version__}",
         *filter(None, [_set(KINDLING_PRECISION=choice.precision, CUDA=choice.other_build)]),
         "export RUNPOD_API_KEY=...",
-        f".venv/bin/python {shlex.join(script)}",
+        f"{token}.venv/bin/python {shlex.join(script)}",
         'curl -s "https://api.runpod.ai/v2/ENDPOINT/runsync?wait=300000" -H "Authorization: Bearer $RUNPOD_API_KEY" '
-        """-H 'Content-Type: application/json' -d '{"input": {"prompt": "a red circle", "output_format": "webp"}}'""",
+        """-H 'Content-Type: application/json' -d '{"input": {"prompt": "a red circle", "output_format": "webp"}}' | """
+        """python3 -c "import sys,json,base64;open('circle.webp','wb')"""
+        """.write(base64.b64decode(json.load(sys.stdin)['output']['images'][0]['b64_json']))\"""",
     ]
 
 
-def _fal(choice: Choice, _: str) -> list[str]:
+def fal(choice: Choice, _: str) -> list[str]:
+    """For fal's command line."""
+    counts = (("min", choice.least), ("max", choice.most or (manifests.most(choice, 4) if choice.least else None)))
+    scale = "".join(f" --{name}-concurrency {count}" for name, count in counts if count is not None)
     return [
         "pip install -e '.[fal]'",
         "fal auth login",
@@ -100,33 +84,37 @@ def _fal(choice: Choice, _: str) -> list[str]:
         _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision, CUDA=choice.other_build),
         *([] if choice.spec.embedded else ["fal run platform/fal_app.py::fetch"]),
         "fal deploy platform/fal_app.py::Kindling",
+        *([f"fal apps scale kindling{scale}"] if scale else []),
         "fal keys create --preset API",
         "export FAL_KEY=...",
         'curl -s https://fal.run/YOU/kindling/generate -H "Authorization: Key $FAL_KEY" ' + BODY,
     ]
 
 
-def _kubernetes(choice: Choice, path: str) -> list[str]:
+def kubernetes(choice: Choice, path: str) -> list[str]:
+    """For helm, docker and kubectl, whose manifest is at `path`."""
     token = " --from-literal=hf-token=hf_..." if choice.spec.license.gated else ""
     return [
         "helm repo add kedacore https://kedacore.github.io/charts",
         "helm install keda kedacore/keda --namespace keda --create-namespace",
         "helm install http-add-on kedacore/keda-add-ons-http --namespace keda",
-        f"docker build{choice.build_argument} -t REGISTRY/{IMAGE} . && docker push REGISTRY/{IMAGE}",
+        f"docker build{_argument(choice)} -t REGISTRY/{IMAGE} . && docker push REGISTRY/{IMAGE}",
         f"sed -i 's#image: kindling#image: REGISTRY/kindling#' {path}",
         KEY,
         f"kubectl create secret generic kindling --from-literal=api-keys=$KINDLING_API_KEYS{token}",
         f"kubectl apply -f {path}",
         f"kubectl wait --for=condition=complete job/kindling-fetch-{choice.spec.id} --timeout=2h",
         "kubectl port-forward -n keda service/keda-add-ons-http-interceptor-proxy 8080:8080 &",
-        "curl -s http://127.0.0.1:8080/v1/images/generations -H 'Host: kindling.local' "
-        f'-H "Authorization: Bearer $KINDLING_API_KEYS" {BODY}',
+        f"curl -s http://127.0.0.1:8080{ROUTE} -H 'Host: kindling.local' {ASK}",
     ]
 
 
-def _cloudrun(choice: Choice, path: str) -> list[str]:
-    region = choice.regions[0] if choice.regions else "us-central1"
+def cloudrun(choice: Choice, path: str) -> list[str]:
+    """For gcloud, whose manifest is at `path`."""
+    region = choice.regions[0] if choice.regions else "europe-west4"  # which has both GPUs, open to all
     role = "--role=roles"
+    apis = " ".join(f"{name}.googleapis.com" for name in ("run", "artifactregistry", "cloudbuild", "secretmanager"))
+    build = f"_IMAGE=$IMAGE:{__version__},_CUDA={choice.build.name}"
     fetch = [
         f"{_token(choice)}KINDLING_VOLUME=$HOME/volume .venv/bin/python -m handler fetch {choice.spec.id}",
         "gcloud storage rsync --recursive $HOME/volume gs://$BUCKET",
@@ -136,10 +124,11 @@ def _cloudrun(choice: Choice, path: str) -> list[str]:
         "IMAGE=$REGION-docker.pkg.dev/$PROJECT/kindling/kindling",
         "ACCOUNT=kindling@$PROJECT.iam.gserviceaccount.com",
         KEY,
+        "gcloud auth login",
         "gcloud config set project $PROJECT",
+        f"gcloud services enable {apis}",
         "gcloud artifacts repositories create kindling --repository-format=docker --location=$REGION",
-        *choice.build_edit,
-        f"gcloud builds submit --tag $IMAGE:{__version__}",
+        f"gcloud builds submit --config=platform/cloudbuild.yml --substitutions={build}",
         "gcloud storage buckets create gs://$BUCKET --location=$REGION --uniform-bucket-level-access "
         "--enable-hierarchical-namespace",
         "printf $KINDLING_API_KEYS | gcloud secrets create kindling-api-keys --data-file=-",
@@ -152,11 +141,13 @@ def _cloudrun(choice: Choice, path: str) -> list[str]:
         'sed -i "s#image: kindling#image: $IMAGE#; s#@PROJECT#@$PROJECT#; s#bucketName: kindling#bucketName: $BUCKET#" '
         + path,
         f"gcloud run services replace {path} --region=$REGION",
-        f'curl -s https://ADDRESS/v1/images/generations -H "Authorization: Bearer $KINDLING_API_KEYS" {BODY}',
+        "ADDRESS=$(gcloud run services describe kindling --region=$REGION --format='value(status.url)')",
+        f"curl -s $ADDRESS{ROUTE} {ASK}",
     ]
 
 
-def _convox(choice: Choice, path: str) -> list[str]:
+def convox(choice: Choice, path: str) -> list[str]:
+    """For Convox's command line, whose manifest is at `path`."""
     token = " HF_TOKEN=hf_..." if choice.spec.license.gated else ""
     fetch = 'convox run web "python -m handler fetch" --release RELEASE --use-service-volume -a kindling'
     return [
@@ -164,93 +155,41 @@ def _convox(choice: Choice, path: str) -> list[str]:
         "convox apps create kindling",
         KEY,
         f"convox env set KINDLING_API_KEYS=$KINDLING_API_KEYS{token} -a kindling",
-        *choice.build_edit,
-        f"convox build -a kindling -m {path}",
+        f"convox build -a kindling -m {path}{_argument(choice, '--build-args')}",
         *([] if choice.spec.embedded else [fetch]),
         'convox run web "python -m handler bake" --release RELEASE --use-service-volume --gpu 1 -a kindling',
         "convox releases promote RELEASE -a kindling",
         "convox services -a kindling",
         "convox budget set kindling --monthly-cap 100 --at-cap-action alert-only",
+        f"curl -s https://ADDRESS{ROUTE} {ASK}",
     ]
 
 
-def _sky(choice: Choice, path: str) -> list[str]:
+def sky(choice: Choice, path: str) -> list[str]:
+    """For SkyPilot's command line, whose manifest is at `path`."""
     gated = choice.spec.license.gated
     return [
         "pip install 'skypilot[aws]'",
+        "sky check",
         KEY,
         *(["export HF_TOKEN=hf_..."] if gated else []),
         f"sky serve up -n kindling {path} --secret KINDLING_API_KEYS{' --secret HF_TOKEN' * gated}",
         "sky serve status kindling",
-        f'curl -s http://ADDRESS/v1/images/generations -H "Authorization: Bearer $KINDLING_API_KEYS" {BODY}',
+        f"curl -s http://ADDRESS{ROUTE} {ASK}",
     ]
 
 
-def _docker(choice: Choice, _: str) -> list[str]:
+def docker(choice: Choice, _: str) -> list[str]:
+    """For a machine of one's own."""
     model = choice.spec.id
     fetch = f"docker run --rm -v kindling:/volume{' -e HF_TOKEN=hf_...' * choice.spec.license.gated} kindling "
     precision = f" -e KINDLING_PRECISION={choice.precision}" * (choice.precision != "auto")
     return [
-        f"docker build{choice.build_argument} -t kindling .",
+        f"docker build{_argument(choice)} -t kindling .",
         *([] if choice.spec.embedded else [f"{fetch}python -m handler fetch {model}"]),
         KEY,
-        f"docker run -d --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_DEVICE=cuda -e KINDLING_MODEL={model}"
-        f"{precision} -e KINDLING_API_KEYS kindling",
-        f'curl -s http://127.0.0.1:8000/v1/images/generations -H "Authorization: Bearer $KINDLING_API_KEYS" {BODY}',
+        "docker run -d --name kindling --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_DEVICE=cuda "
+        f"-e KINDLING_MODEL={model}{precision} -e KINDLING_API_KEYS kindling",
+        "until curl -s http://127.0.0.1:8000/ping; do sleep 1; done",
+        f"curl -s http://127.0.0.1:8000{ROUTE} {ASK}",
     ]
-
-
-FAL_SCALE = "it keeps up to 4 runners, by min_concurrency and max_concurrency in platform/fal_app.py"
-ONE = "it is one worker on one machine"
-PLATFORMS: Mapping[str, Platform] = {
-    "modal": Platform(_modal, cheapest=3),
-    "runpod": Platform(_runpod, cheapest=3),
-    "fal": Platform(
-        _fal,
-        {
-            "gpu": "platform/fal_app.py rents the cheapest machines that hold the model",
-            "min": FAL_SCALE,
-            "max": FAL_SCALE,
-            "region": "fal chooses where its runners are",
-        },
-        cheapest=3,
-    ),
-    "kubernetes": Platform(
-        _kubernetes,
-        {"region": "the cluster is where it is"},
-        file="kubernetes.yml",
-        made=manifests.kubernetes,
-        note="The nodes need {driver}. The file takes any node with a GPU: where some have others than the {gpu}, "
-        "add a nodeSelector for your cluster's label: nvidia.com/gpu.product or cloud.google.com/gke-accelerator.",
-    ),
-    "cloudrun": Platform(
-        _cloudrun,
-        file="cloudrun.yml",
-        made=manifests.cloudrun,
-        one_region=True,
-        budget_s=220,
-        note="The project needs quota for the {gpu} in this region.",
-    ),
-    "convox": Platform(
-        _convox,
-        {"region": "the rack is where it is"},
-        file="convox.yml",
-        made=manifests.convox,
-        least=1,
-        note="The rack needs nodes with the {gpu}: g6.xlarge has an L4, g5.xlarge an A10G, g6e.2xlarge an L40S.",
-    ),
-    "sky": Platform(
-        _sky,
-        {"cuda": "the machines install requirements.txt, which is for CUDA 13"},
-        cheapest=4,
-        file="sky.yml",
-        made=manifests.sky,
-        one_region=True,
-        note="SkyServe's controller, a small machine, stays on and is paid for.",
-    ),
-    "docker": Platform(
-        _docker,
-        {"min": ONE, "max": ONE, "region": "the machine is where it is"},
-        note="The machine needs {driver} and NVIDIA's container toolkit.",
-    ),
-}

@@ -55,16 +55,6 @@ class Choice:
         return self.build.name if self.build != cuda_build() else ""
 
     @property
-    def build_argument(self) -> str:
-        """What tells `docker build` so."""
-        return f" --build-arg CUDA={self.other_build}" if self.other_build else ""
-
-    @property
-    def build_edit(self) -> list[str]:
-        """The command that tells it to builders that take no arguments."""
-        return [f"sed -i 's/^ARG CUDA=.*/ARG CUDA={self.other_build}/' Dockerfile"] if self.other_build else []
-
-    @property
     def names(self) -> tuple[str, ...]:
         """Of the GPUs, as the platform has them."""
         return tuple(name for offer in self.offers for name in offer.rental.names)
@@ -92,11 +82,11 @@ def chosen(platform: str, model: str, gpu: str, precision: str, cheapest: int = 
     """
     spec = find(model)
     settings = Settings.from_env({"KINDLING_PRECISION": precision})
-    names, build = _named(platform, gpu) if gpu else (), BUILDS.get(cuda)
+    names, build = _named(platform, gpu) if gpu else (), cuda_build(cuda) if cuda else None
     try:
         offers = choose_gpus(settings, spec, platform, names, build)
     except KindlingError as error:
-        raise type(error)(f"{error.message} {_instead(platform, spec, settings, build)}".strip()) from None
+        raise type(error)(f"{error.message} {_instead(platform, spec, settings, build)}".strip(), error.param) from None
     if any(offer.outlook.memory.mode == "blocks" for offer in offers) and not gpu:
         raise DoesNotFit(f"No GPU of {platform} holds {spec.id} but for its text encoders. {SLOW['blocks']}")
     ranks = list(dict.fromkeys(map(_rank, offers)))
@@ -117,7 +107,7 @@ def _named(platform: str, gpu: str) -> tuple[str, ...]:
         if gpu.lower() in (row.id.lower(), row.name.lower()):
             return names
     known = ", ".join(row.id for row, _ in rentals)
-    raise SettingsError(f"{platform} has no {gpu!r}, as far as is known here. It has: {known}.", "gpu")
+    raise SettingsError(f"{platform} has no {gpu[:40]!r}, as far as is known here. It has: {known}.", "gpu")
 
 
 def _instead(platform: str, spec: ModelSpec, settings: Settings, build: Build | None) -> str:

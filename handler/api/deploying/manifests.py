@@ -4,32 +4,20 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from handler.cli.deploy.choice import Choice
-from handler.core.errors import StartError
+from handler.api.deploying.choice import Choice
 
-BESIDE = Path(__file__).parents[3]
+HERE = Path(__file__).parent  # with links to them: a package and Modal have no platform/
 HEAD = re.compile(r"\A(#.*\n)+")
 GIB = 1.073741824
 
 
-def platform_folder() -> Path:
-    """Where `platform/` is: beside this package in the repository and the image, or below the current folder."""
-    for root in (BESIDE, Path.cwd()):
-        if (root / "platform" / "kubernetes.yml").is_file():
-            return root / "platform"
-    raise StartError(
-        "The folder platform/, which deployments are made from, is not here: Kindling's repository and its image have "
-        "it, an installed package does not. Run this in a checkout."
-    )
-
-
 def changed(name: str, edits: Mapping[str, str], command: str) -> str:
     """The manifest `name`, where each pattern, found at least once, gives way. Its head, of what ships, is left out."""
-    text = (platform_folder() / name).read_text()
+    text = (HERE / name).read_text()
     for pattern, replacement in edits.items():
         text, count = re.subn(pattern, replacement.replace("\\", r"\\"), text, flags=re.M)
         assert count, f"{name} has no {pattern}"
-    return HEAD.sub(f"# Made by `{command}`; the head of platform/{name} says more.\n", text)
+    return HEAD.sub(f"# Made by `{command}`; docs/deploy/{Path(name).stem}.md says more.\n", text)
 
 
 def _plain(choice: Choice) -> list[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""What deploys a model to a platform: the choices, whether one can work, its commands and files."""

@@ -1,0 +1,146 @@
+"""What a process tells, written by threads of their own: no line, whoever tells it, waits, fails or ends anything.
+
+A reader that is gone, a pipe that nobody empties, a full disk: the line is dropped then, and counted.
+"""
+
+import atexit
+import faulthandler
+import io
+import os
+import select
+import stat
+import sys
+import threading
+from contextlib import suppress
+from queue import SimpleQueue
+
+LINES = 2000  # that wait to be written; more are dropped
+LONGEST = 64 << 10  # characters of a line
+LAST_S = 0.5  # for the last lines of a process that ends
+
+
+class Outlet(io.TextIOBase):
+    """A text stream over the file descriptor `fd`, or over none. Lines come out whole, in the order they were ended.
+
+    `dropped` counts those that nobody will read. Any thread may write, also one that a signal or a fork interrupts.
+    """
+
+    encoding, errors = "utf-8", "backslashreplace"
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+        self.dropped = 0
+        self._begun = threading.local()  # the text of each thread's line so far
+        self._anew()
+        os.register_at_fork(after_in_child=self._anew)
+
+    def _anew(self) -> None:
+        """No thread yet, as in a fork, which has its parent's memory but not its threads."""
+        self._lock, self._writing = threading.RLock(), False
+        self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self._fd is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._fd
+
+    def isatty(self) -> bool:
+        return self._fd is not None and os.isatty(self._fd)
+
+    def write(self, text: str) -> int:
+        *lines, rest = (getattr(self._begun, "text", "") + text).split("\n")
+        for line in lines:
+            self._tell(line + "\n")
+        self._begun.text = rest
+        return len(text)
+
+    def flush(self) -> None:
+        """Let go of a line that has no end yet; it is written when its turn comes."""
+        if rest := getattr(self._begun, "text", ""):
+            self._begun.text = ""
+            self._tell(rest)
+
+    def drain(self, seconds: float = LAST_S) -> bool:
+        """Wait until all that was told is written or dropped; False if that takes longer."""
+        self.flush()
+        done = threading.Event()
+        self._lines.put(done)
+        return not self._writing or done.wait(seconds)
+
+    def _tell(self, text: str) -> None:
+        if self._lines.qsize() >= LINES:
+            self.dropped += 1
+            return
+        self._lines.put(text[:LONGEST])
+        with self._lock:
+            if not self._writing:
+                self._writing = True
+                threading.Thread(target=self._run, name="outlet", daemon=True).start()
+
+    def _run(self) -> None:
+        lines = self._lines
+        while True:
+            if isinstance(line := lines.get(), threading.Event):
+                line.set()
+            elif self._fd is None or not _written(self._fd, line.encode(self.encoding, self.errors)):
+                self.dropped += 1
+
+
+def _written(fd: int, rest: bytes) -> bool:
+    """Write all of it, however long that takes; False if nobody will ever read it."""
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+        except OSError:
+            return False
+    return True
+
+
+OUT, ERR = Outlet(1 if sys.__stdout__ else None), Outlet(2 if sys.__stderr__ else None)
+
+
+def install() -> None:
+    """Let all that this process prints and logs go through outlets. What native code writes to a pipe is dropped when
+    nobody empties it.
+    """
+    for outlet, fd in ((OUT, 1), (ERR, 2)):
+        if outlet.isatty() or (free := unblocked(fd)) == fd:
+            continue
+        os.dup2(free, fd)
+        os.close(free)
+    sys.stdout, sys.stderr = OUT, ERR
+
+
+def dropped() -> int:
+    """How many lines of this process nobody will read."""
+    return OUT.dropped + ERR.dropped
+
+
+def unblocked(fd: int) -> int:
+    """A descriptor of the same pipe that never makes its writer wait, nor changes that for others; else `fd` itself."""
+    with suppress(OSError):
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return fd
+
+
+def stacks() -> str:
+    """The stacks of all threads, as text."""
+    reader, writer = os.pipe()
+    with open(reader, encoding=ERR.encoding, errors=ERR.errors) as text:
+        with open(writer, "wb") as dump:
+            os.set_blocking(writer, False)  # what the pipe does not hold is cut off
+            faulthandler.dump_traceback(file=dump)
+        return text.read()
+
+
+@atexit.register
+def drain() -> None:
+    """Wait a moment for what was told to be written: this process ends."""
+    for outlet in (OUT, ERR):
+        outlet.drain()

@@ -1,0 +1,81 @@
+// The worker's API. Its errors are told in its own words; where it wants a key, it is asked for once.
+
+const AWAY = "The worker does not answer. It may have stopped or be starting; check that it runs, then try again.";
+
+export class ApiError extends Error {
+  constructor(message, { status = 0, code = "unreachable", param = null } = {}) {
+    super(message);
+    Object.assign(this, { status, code, param });
+  }
+}
+
+/** `keys`: { get(), ask(tried) }. Paths are from the worker's root on, wherever that is mounted. */
+export function connect(root, keys) {
+  async function call(path, options = {}) {
+    const key = keys.get();
+    const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
+    const answer = await reached(fetch(root + path.replace(/^\//, ""), { ...options, headers }));
+    if (answer.status !== 401) return answer.ok ? answer : fail(answer);
+    const other = await keys.ask(key);
+    return other === null ? fail(answer) : call(path, options);
+  }
+
+  const json = (method, body, more) => body === undefined ? { method, ...more }
+    : body instanceof Blob ? { method, body, ...more }
+    : { method, body: JSON.stringify(body), ...more, headers: { "content-type": "application/json", ...more?.headers } };
+
+  return {
+    call,
+    get: async (path, options) => content(await call(path, options)),
+    send: async (method, path, body, options) => content(await call(path, json(method, body, options))),
+    async *events(path, body, { signal } = {}) {
+      const answer = await call(path, json(body === undefined ? "GET" : "POST", body, { signal }));
+      for await (const { event, data } of read(answer)) {
+        const said = JSON.parse(data);
+        if (said.error) throw new ApiError(said.error.message, { status: answer.status, ...said.error });
+        yield { event, data: said };
+      }
+    },
+  };
+}
+
+async function reached(answer) {
+  try {
+    return await answer;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new ApiError(AWAY);
+  }
+}
+
+async function content(answer) {
+  const kind = answer.headers.get("content-type") || "";
+  if (kind.includes("json")) return reached(answer.json());
+  return kind.startsWith("text/") ? reached(answer.text()) : reached(answer.blob());
+}
+
+async function fail(answer) {
+  const said = await answer.json().catch(() => null);
+  const error = said?.error?.message ? said.error : { message: `The worker answered with status ${answer.status}.` };
+  const message = error.details ? `${error.message}: ${error.details}` : error.message; // as ComfyUI's routes have it
+  throw new ApiError(message, { code: "", ...error, status: answer.status });
+}
+
+/** Server-sent events, as they come. */
+async function* read(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reached(reader.read());
+      if (done) return;
+      const blocks = (rest + value).split("\n\n");
+      rest = blocks.pop();
+      for (const block of blocks) {
+        const data = block.match(/^data: .*/gm)?.map(line => line.slice(6)).join("\n");
+        if (data) yield { event: /^event: (.*)/m.exec(block)?.[1], data };
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

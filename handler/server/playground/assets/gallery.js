@@ -1,0 +1,84 @@
+// The pictures that were made, kept in this browser: the newest, as many as there is room for, until they are deleted.
+
+import { button, element } from "./dom.js";
+
+const MOST = 60, MOST_BYTES = 150e6;
+const done = request => new Promise((resolve, reject) => {
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = () => reject(request.error);
+});
+
+/** Where pictures are: in IndexedDB, or for as long as the tab is open where the browser denies that. */
+async function store() {
+  try {
+    const opening = indexedDB.open("kindling", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore("pictures", { keyPath: "id" });
+    const base = await done(opening);
+    const act = (mode, what) => done(what(base.transaction("pictures", mode).objectStore("pictures")));
+    return {
+      kept: true,
+      all: () => act("readonly", pictures => pictures.getAll()),
+      put: picture => act("readwrite", pictures => pictures.put(picture)),
+      drop: id => act("readwrite", pictures => pictures.delete(id)),
+    };
+  } catch {
+    const held = new Map();
+    return { kept: false, all: async () => [...held.values()], put: async picture => held.set(picture.id, picture), drop: async id => held.delete(id) };
+  }
+}
+
+export class Gallery {
+  constructor(app, chosen) {
+    Object.assign(this, { app, chosen, store: store(), urls: new Map(), grid: element("ul", { class: "grid" }), note: element("span", { class: "hint" }) });
+    this.element = element("section", { class: "gallery", "aria-label": "Your pictures" },
+      element("div", { class: "row" }, element("h2", {}, "Your pictures"), this.note, button("Delete all", () => this.forget(), { class: "quiet" })), this.grid);
+    this.others = "BroadcastChannel" in window ? new BroadcastChannel("kindling-pictures") : null; // this page in other tabs
+    this.others?.addEventListener("message", () => this.show());
+  }
+
+  url(picture) {
+    if (!this.urls.has(picture.id)) this.urls.set(picture.id, URL.createObjectURL(picture.blob));
+    return this.urls.get(picture.id);
+  }
+
+  async add(picture) {
+    const kept = await this.store;
+    await kept.put(picture).catch(() => this.app.say("This browser has no room for more pictures; this one is not kept."));
+    await this.remove(bounded(await kept.all())[1]);
+  }
+
+  async remove(pictures) {
+    const kept = await this.store;
+    for (const { id } of pictures) await kept.drop(id);
+    this.others?.postMessage("changed");
+    await this.show();
+  }
+
+  async forget() {
+    await this.remove(await (await this.store).all());
+    this.app.say("All pictures are deleted.");
+  }
+
+  async show() {
+    const kept = await this.store;
+    this.note.textContent = kept.kept ? "Kept in this browser only." : "This browser keeps nothing: they go when this tab is closed.";
+    const [all] = bounded(await kept.all());
+    for (const [id, url] of this.urls) {
+      if (all.some(each => each.id === id)) continue;
+      URL.revokeObjectURL(url);
+      this.urls.delete(id);
+    }
+    this.element.hidden = !all.length;
+    this.grid.replaceChildren(...all.map(picture => element("li", {},
+      button(element("img", { src: this.url(picture), alt: picture.request.prompt || "A picture without a prompt", loading: "lazy" }),
+        () => this.chosen(picture), { title: picture.request.prompt }))));
+  }
+}
+
+/** The newest that there is room for, and the others. */
+function bounded(all) {
+  let bytes = 0;
+  const newest = all.sort((one, other) => other.made - one.made);
+  const fits = newest.map((each, index) => (bytes += each.blob.size) <= MOST_BYTES && index < MOST);
+  return [newest.filter((_, index) => fits[index]), newest.filter((_, index) => !fits[index])];
+}
