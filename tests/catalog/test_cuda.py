@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from handler import GPUS, MODELS, Settings, choose_gpus, cuda_build
+from handler.api.deploying.asking import FIELDS
 from handler.catalog.cuda import BUILDS, header_wheels
 from handler.catalog.elsewhere import rentals_on
 from handler.core.errors import SettingsError
+from handler.server.openapi.deployments import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
 TORCH = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch=="))
@@ -81,6 +83,11 @@ def test_one_that_is_asked_for_is_refused_with_the_reason() -> None:
         choose_gpus(Settings(), MODELS["spark"], "modal", ["B200"], CU126)
     [offer] = choose_gpus(Settings(), MODELS["spark"], "cloudrun", ["nvidia-l4"])  # that some build runs on
     assert offer.gpu.id == "L4"
+
+
+def test_a_build_can_be_asked_for_over_http() -> None:
+    assert PARAMETERS.keys() == {"platform", *FIELDS}
+    assert PARAMETERS["cuda"]["schema"]["enum"] == [*BUILDS]
 
 
 def test_what_is_written_of_drivers_is_the_tables() -> None:
