@@ -185,7 +185,7 @@ def test_generators_of_clients_find_plain_types_with_names(model: str) -> None:
     stream = found["paths"]["/v1/images/generations"]["post"]["responses"]["200"]["content"]["text/event-stream"]
     event = schemas[stream["schema"]["$ref"].rpartition("/")[2]]
     kinds = [each["$ref"].rpartition("/")[2] for each in event["oneOf"]]
-    assert kinds == ["PartialImage", "Completed", "Error"]
+    assert kinds == ["PartialImage", "Progress", "Completed", "Error"]
     assert schemas["Completed"]["properties"]["type"]["const"] == "image_generation.completed"
     for operations_ in found["paths"].values():
         for operation in operations_.values():
