@@ -168,7 +168,7 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
     assert (runner.app_name, runner.app_auth, runner.keep_alive) == ("kindling", "private", 300)
     assert (runner.min_concurrency, runner.startup_timeout) == (0, 240 + 60)
     assert module.ENVIRONMENT == {"KINDLING_MODEL": "flux-schnell", **UPLOADS}
-    assert module.IMAGE.build_args == {"SDK": "fal"}
+    assert module.IMAGE.build_args == {"SDK": "fal", "CUDA": "cu130"}
     assert module.IMAGE.context_dir == ROOT
 
 
@@ -276,6 +276,17 @@ def test_fals_own_names_and_answer(app: Any) -> None:
     assert answer.timings["inference"] > 0
     assert answer.notes == ["enable_safety_checker changes nothing: pictures are not looked through here."]
     assert draw(app, **{**FAL, "sync_mode": True}).images[0].url == answer.images[0].url
+
+
+@pytest.mark.parametrize(
+    ("fields", "count", "kind"),
+    [({"n": 2}, 2, "png"), ({"format": "jpeg"}, 1, "jpeg"), ({"response_format": "url"}, 1, "png")],
+)
+def test_its_root_takes_what_generate_takes_by_its_names(
+    app: Any, fields: dict[str, Any], count: int, kind: str
+) -> None:
+    answer = draw(app, prompt="a circle", seed=1, **fields)
+    assert [image.url.partition(",")[0] for image in answer.images] == [f"data:image/{kind};base64"] * count
 
 
 def test_what_fal_calls_a_size_and_an_image(app: Any) -> None:
