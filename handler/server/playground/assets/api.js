@@ -1,6 +1,8 @@
 // The worker's API. Its errors are told in its own words; where it wants a key, it is asked for once.
 
 const AWAY = "The worker does not answer. It may have stopped or be starting; check that it runs, then try again.";
+const CUT = "The answer ended before the picture was there. The worker may have stopped; try again in a moment.";
+const encoded = key => String.fromCharCode(...new TextEncoder().encode(key)); // for a header has bytes
 
 export class ApiError extends Error {
   constructor(message, { status = 0, code = "unreachable", param = null } = {}) {
@@ -13,7 +15,7 @@ export class ApiError extends Error {
 export function connect(root, keys) {
   async function call(path, options = {}) {
     const key = keys.get();
-    const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
+    const headers = { ...options.headers, ...(key && { authorization: `Bearer ${encoded(key)}` }) };
     const answer = await reached(fetch(root + path.replace(/^\//, ""), { ...options, headers }));
     if (answer.status !== 401) return answer.ok ? answer : fail(answer);
     const other = await keys.ask(key);
@@ -30,11 +32,14 @@ export function connect(root, keys) {
     send: async (method, path, body, options) => content(await call(path, json(method, body, options))),
     async *events(path, body, { signal } = {}) {
       const answer = await call(path, json(body === undefined ? "GET" : "POST", body, { signal }));
+      let whole = false;
       for await (const { event, data } of read(answer)) {
         const said = JSON.parse(data);
         if (said.error) throw new ApiError(said.error.message, { status: answer.status, ...said.error });
+        whole ||= said.type.endsWith(".completed");
         yield { event, data: said };
       }
+      if (!whole) throw new ApiError(CUT);
     },
   };
 }
@@ -55,7 +60,7 @@ async function content(answer) {
 
 async function fail(answer) {
   const said = await answer.json().catch(() => null);
-  const error = said?.error?.message ? said.error : { message: `The worker answered with status ${answer.status}.` };
+  const error = said?.error?.message ? said.error : { message: `The worker answered with status ${answer.status}.${answer.status < 500 ? "" : " Try again in a moment."}` };
   const message = error.details ? `${error.message}: ${error.details}` : error.message; // as ComfyUI's routes have it
   throw new ApiError(message, { code: "", ...error, status: answer.status });
 }
@@ -68,7 +73,9 @@ async function* read(answer) {
     for (;;) {
       const { done, value } = await reached(reader.read());
       if (done) return;
-      const blocks = (rest + value).split("\n\n");
+      rest += value;
+      if (!value.includes("\n")) continue; // a picture comes in many pieces
+      const blocks = rest.split("\n\n");
       rest = blocks.pop();
       for (const block of blocks) {
         const data = block.match(/^data: .*/gm)?.map(line => line.slice(6)).join("\n");

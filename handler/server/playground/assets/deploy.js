@@ -61,12 +61,14 @@ export async function mount(section, app) {
   }
 
   async function show() {
+    if (!choices) return start();
     const at = document.activeElement, { platform, ...others } = controls;
     asking?.abort();
     asking = new AbortController();
     adapt(choices.platforms.find(({ id }) => id === platform.value));
     const query = new URLSearchParams(Object.entries(others).filter(([, { disabled, value }]) => !disabled && value).map(([name, { value }]) => [name, value]));
     try {
+      app.check(form);
       const found = await app.api.get(`v1/deployments/${platform.value}?${query}`, { signal: asking.signal });
       app.clear(form);
       result.replaceChildren(...told(found));

@@ -4,7 +4,7 @@ import { ApiError } from "./app.js";
 import { button, element } from "./dom.js";
 
 const PNG = [137, 80, 78, 71, 13, 10, 26, 10];
-const LARGEST = 64e6, MOST_PIXELS = 16e6, LONGEST = 1e6; // bytes of a file, pixels that are edited, bytes of a text
+const LARGEST = 64e6, MOST_PIXELS = 4096 ** 2, LONGEST = 1e6; // bytes of a file, pixels that are edited, bytes of a text
 const GRAPH = /(?:prompt|workflow):\s*\{/; // in the EXIF of JPEG and WebP
 const latin = bytes => new TextDecoder("latin1").decode(bytes);
 
@@ -58,7 +58,7 @@ async function look(file, graphs) {
     const { texts, pixels } = chunks(bytes), parameters = parsed(texts.kindling), graph = Boolean(texts.prompt || texts.workflow);
     if (graph && (graphs || !parameters)) return { graph };
     if (parameters) return { parameters };
-    if (pixels > MOST_PIXELS) refuse(`has ${Math.round(pixels / 1e6)} million pixels; at most ${MOST_PIXELS / 1e6} million are edited.`);
+    if (pixels > MOST_PIXELS) refuse(`has ${Math.round(pixels / 1e6)} million pixels; at most ${Math.floor(MOST_PIXELS / 1e6)} million are edited.`);
   } else if (/^(\xef\xbb\xbf)?\s*[[{]/.test(latin(bytes.subarray(0, 64))) || GRAPH.test(latin(bytes))) return { graph: true };
   const image = await createImageBitmap(file).catch(() => refuse("is neither a picture that this browser can show nor a workflow."));
   image.close();
@@ -84,7 +84,8 @@ function parsed(text) {
   if (!text || text.length > LONGEST || text.subarray(0, 5).some(Boolean)) return null;
   try {
     const found = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text.subarray(5)));
-    return typeof found.prompt === "string" && Number.isFinite(found.seed) ? found : null;
+    const lists = [found.size, found.loras, found.images].every(each => each == null || Array.isArray(each));
+    return lists && typeof found.prompt === "string" && Number.isFinite(found.seed) ? found : null;
   } catch {
     return null;
   }

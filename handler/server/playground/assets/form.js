@@ -8,6 +8,7 @@ const CARRIED = { sampling: "ComfyUI's sampling", reading: "ComfyUI's reading", 
 const LARGEST = Number.MAX_SAFE_INTEGER; // above it JavaScript loses digits of a seed
 
 const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "n"], TEXTS = ["scheduler", "output_format", "negative_prompt"];
+const FILLED = ["prompt", "seed", ...NUMBERS, ...TEXTS]; // by what a file says
 
 const number = (name, more) => element("input", { type: "number", name, inputmode: "decimal", step: "any", ...more });
 const options = values => values.map(value => element("option", { value }, value));
@@ -131,7 +132,7 @@ export class Form {
     if (mode && mode !== "auto" && !said.num_inference_steps && !said.sampling) said.quality = mode;
     if (said.n === 1) delete said.n;
     if (this.keeps) said.seed = this.seeded();
-    const loras = [...this.loras.querySelectorAll(":checked")].map(box => ({ name: box.value, weight: Number(this.weight(box).value) }));
+    const loras = [...this.loras.querySelectorAll(":checked")].map(box => ({ name: box.value, weight: Number(this.weight(box).value || 1) }));
     return loras.length ? { ...said, loras } : said;
   }
 
@@ -143,7 +144,7 @@ export class Form {
   /** Put a picture's parameters into the fields: a request's names, or those that a PNG carries. */
   fill(given) {
     const { width, height } = this.model.fields, [wide, high] = given.size || [given.width || width.default, given.height || height.default];
-    this.put({ prompt: "", ...Object.fromEntries(["seed", ...NUMBERS, ...TEXTS].map(name => [name, ""])), num_inference_steps: given.steps, guidance_scale: given.guidance, ...given });
+    this.put({ ...Object.fromEntries(FILLED.map(name => [name, ""])), num_inference_steps: given.steps, guidance_scale: given.guidance, ...given });
     this.shape.value = `${wide}x${high}`;
     if (this.shape.selectedIndex < 0) this.shape.value = "own";
     this.reshape();
@@ -152,7 +153,7 @@ export class Form {
     const radios = [...this.modes.querySelectorAll("input:enabled")];
     (radios.find(radio => radio.value === (given.quality || "auto")) || radios[0]).checked = true;
     for (const box of this.loras.querySelectorAll("[type=checkbox]")) {
-      const one = given.loras?.find(lora => lora.name === box.value);
+      const one = given.loras?.find(lora => lora?.name === box.value);
       box.checked = Boolean(one);
       if (one) this.weight(box).value = one.weight;
     }
@@ -161,10 +162,10 @@ export class Form {
 
   /** Values into the controls of these names; a choice that is not there is the first one. */
   put(values) {
-    for (const [name, value] of Object.entries(values)) {
+    for (const name of FILLED) {
       const control = this.control(name);
-      if (!control || control.disabled || !("value" in control) || control === this.shape) continue;
-      control.value = value ?? "";
+      if (control.disabled || !(name in values)) continue;
+      control.value = values[name] ?? "";
       if (control.selectedIndex < 0) control.selectedIndex = 0;
     }
   }

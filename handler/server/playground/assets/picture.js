@@ -44,11 +44,11 @@ async function copy(app, kind, picture) {
   const [title, written] = COPIES[kind];
   try {
     const text = await written(picture, { root: app.root, key: app.key(), api: app.api, model: await app.model() });
-    const hints = [app.key() && kind !== "ComfyUI" && "It takes the key from the variable KINDLING_API_KEY.",
+    const may = navigator.clipboard, hints = [!may && "Select it to copy it: a browser lets only pages of https do that for you.", app.key() && kind !== "ComfyUI" && "It takes the key from the variable KINDLING_API_KEY.",
       picture.edited && "Save the picture that was edited as picture.png" + (picture.masked ? ", the mask as mask.png" : "") + (kind === "ComfyUI" ? ", and upload it." : ".")];
     const body = element("div", {}, element("pre", { tabindex: 0 }, text), hints.filter(Boolean).map(hint => element("p", { class: "hint" }, hint)));
-    if (!await ask(title, body, "Copy", "Close")) return;
-    await navigator.clipboard.writeText(text);
+    if (!await ask(title, body, may && "Copy", "Close")) return;
+    await may.writeText(text);
     app.say("Copied.");
   } catch (error) {
     app.fail(error, document.querySelector(".about"));

@@ -72,9 +72,10 @@ export async function graph(picture, { api, model }) {
     weights = [id, 0];
     clip = [id, 1];
   });
-  let positive = [node("6", "CLIPTextEncode", { text: said.prompt, clip }), 0];
+  const text = words => said.reading ? words : words.replace(/[()]/g, "\\$&"); // ComfyUI reads weights in them
+  let positive = [node("6", "CLIPTextEncode", { text: text(said.prompt), clip }), 0];
   if (!guided && !fields.guidance_scale.refused) positive = [node("10", "FluxGuidance", { conditioning: positive, guidance }), 0];
-  const negative = [node("7", "CLIPTextEncode", { text: said.negative_prompt || "", clip }), 0];
+  const negative = [node("7", "CLIPTextEncode", { text: text(said.negative_prompt || ""), clip }), 0];
   let latent = [node("5", "EmptyLatentImage", { width: picture.width, height: picture.height, batch_size: 1 }), 0], denoise = 1;
   if (picture.edited) {
     const seen = [node("12", "VAEEncode", { pixels: [node("11", "LoadImage", { image: "picture.png" }), 0], vae: ["4", 2] }), 0];

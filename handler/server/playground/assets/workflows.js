@@ -24,7 +24,7 @@ export async function mount(section, app) {
 
 class Workflows {
   constructor(section, app) {
-    Object.assign(this, { section, app, kept: element("div"), editor: element("p"), desk: element("div", { class: "desk" }) });
+    Object.assign(this, { section, app, kept: element("div"), editor: element("p"), desk: element("div", { class: "desk" }), urls: [] });
     const input = element("input", { type: "file", name: "file", id: "workflow-file", accept: ".json,image/png,image/webp,image/jpeg", onchange: () => {
       const [file] = input.files;
       input.value = "";
@@ -71,6 +71,7 @@ class Workflows {
   use(one) {
     const values = Object.fromEntries(Object.entries(one.fields).map(([name, schema]) => [name, schema.default]));
     const path = `workflows/${one.name}`;
+    this.opened = one;
     this.put(one.name, note(`Call it with POST ${new URL(path, this.app.root).pathname}, or with OpenAI's client as the model workflow/${one.name}.`),
       this.form(one, values, path, {}, one.outputs.length));
   }
@@ -84,6 +85,7 @@ class Workflows {
       const report = await this.app.api.send("POST", "explain", body(file));
       if (this.opened === file) this.report(file, report);
     } catch (error) {
+      if (this.opened !== file) return;
       this.desk.replaceChildren();
       this.app.fail(error, this.desk);
     }
@@ -91,6 +93,7 @@ class Workflows {
 
   put(title, ...parts) {
     this.doing?.abort();
+    this.release();
     this.app.clear(this.section);
     const head = element("h2", { tabindex: -1 }, title);
     this.desk.replaceChildren(head, ...parts.flat(2));
@@ -130,7 +133,7 @@ class Workflows {
     const controls = Object.entries(fields).map(([name, schema]) => [name, schema, control(name, schema, values[name], required.includes(name))]);
     const run = element("button", { class: "primary" }, "Run"), cancel = button("Cancel", () => this.doing.abort(), { hidden: true });
     const bar = element("progress", { hidden: true, max: 1, "aria-label": "Progress" }), state = hint(""), stage = element("div", { class: "pictures" });
-    const busy = on => { cancel.hidden = bar.hidden = !on; run.setAttribute("aria-disabled", on); run.textContent = on ? "Running…" : "Run"; };
+    const busy = on => { if (document.activeElement === cancel) run.focus(); cancel.hidden = bar.hidden = !on; run.setAttribute("aria-disabled", on); run.textContent = on ? "Running…" : "Run"; };
 
     const begin = async event => {
       event.preventDefault();
@@ -140,7 +143,9 @@ class Workflows {
       busy(true);
       bar.removeAttribute("value");
       state.textContent = "Sent.";
+      const before = [...stage.childNodes];
       try {
+        this.app.check(form);
         const given = {};
         for (const [name, schema, made] of controls) given[name] = await value(schema, made);
         const partial_images = outputs !== 1 || given.n > 1 ? 0 : 3;
@@ -152,7 +157,7 @@ class Workflows {
       } catch (error) {
         state.textContent = error.name === "AbortError" ? "Cancelled." : "";
         this.app.say(state.textContent);
-        stage.replaceChildren();
+        stage.replaceChildren(...before);
         this.app.fail(error, form);
       } finally {
         this.doing = null;
@@ -166,15 +171,18 @@ class Workflows {
   }
 
   show(stage, state, { images, notes = [], inference_ms }) {
+    this.release();
     state.textContent = `Done after ${(inference_ms / 1000).toFixed(1)} s.`;
     this.app.say(state.textContent);
     stage.replaceChildren(...images.map(one => {
-      const blob = bytes(one.b64_json, `image/${one.format}`), href = URL.createObjectURL(blob), download = `workflow-${one.seed}.${one.format}`;
+      const blob = bytes(one.b64_json, `image/${one.format}`), href = this.urls[this.urls.push(URL.createObjectURL(blob)) - 1], download = `workflow-${one.seed}.${one.format}`;
       return element("figure", {}, element("img", { src: href, width: one.width, height: one.height, alt: one.parameters.prompt || "A picture without a prompt" }),
         element("figcaption", { class: "row" }, small(`${one.title || `Node ${one.node}`}, seed ${one.seed}`),
           element("a", { class: "button", href, download }, "Download"), button("Edit", () => this.app.edit(blob, download))));
     }), ...notes.map(note));
   }
+
+  release() { for (const url of this.urls.splice(0)) URL.revokeObjectURL(url); }
 
   /** A form that keeps the file under a name. */
   keep(file) {
