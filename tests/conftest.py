@@ -39,9 +39,10 @@ HASTE.connect = HASTE.read = HASTE.write = HASTE.pool = 60.0
 ROOT = Path(__file__).parent.parent
 PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
 LONG = (  # files that take longest, in this order: begun last, one of them would run alone
-    *("families", "modal_deploy", "optimize", "runpod_worker", "gpu_run", "quant", "guides", "cold_start", "edits"),
-    *("fusing", "stepcache", "compiled", "openapi", "autoencoders", "faults", "images", "transports", "bake", "cli"),
-    *("latency", "batching"),
+    *("openapi", "families", "cli", "runpod_worker", "quant", "gpu_run", "guides", "modal_deploy", "cold_start"),
+    *("optimize", "edits", "compiled", "stepcache", "workflows_tab", "playground_page", "fusing", "bake", "worker_tab"),
+    *("making", "autoencoders", "faults", "images", "transports", "rounding", "offload", "waits", "adapters", "single"),
+    *("latency", "batching", "toolchain", "imports"),
 )
 
 

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 
 from browsing import Visit
 from handler.__main__ import main
+from handler.api.deploying.deployment import OPTIONS
 from handler.api.deploying.platforms import PLATFORMS
 from serving import Served
 
@@ -30,10 +31,6 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]
         return found
 
     return run
-
-
-def shown(page: Page, label: str) -> str | None:
-    return page.get_by_label(label, exact=True).locator("visible=true").text_content()
 
 
 def test_its_commands_and_files_are_the_command_lines(
@@ -83,13 +80,14 @@ def test_what_cannot_work_is_said_beside_its_field(tab: Page, visit: Visit) -> N
 
 
 def test_what_means_nothing_there_says_why(tab: Page) -> None:
-    tab.select_option("#deploy-platform", "fal")
-    for name in ("gpu", "min", "max", "region"):
-        expect(tab.locator(f"#deploy-{name}")).to_be_disabled()
-        hint = tab.locator(".field", has=tab.locator(f"#deploy-{name}")).locator(".hint")
-        expect(hint).to_have_text(f"Not here: {PLATFORMS['fal'].lacks[name]}.")
-    tab.select_option("#deploy-platform", "modal")
-    expect(tab.locator("#deploy-gpu")).to_be_enabled()
+    for platform, row in PLATFORMS.items():
+        tab.select_option("#deploy-platform", platform)
+        for name in OPTIONS:
+            control = tab.locator(f"#deploy-{name}")
+            expect(control).to_be_enabled(enabled=name not in row.lacks)
+            if name in row.lacks:
+                hint = tab.locator(".field", has=control).locator(".hint")
+                expect(hint).to_have_text(f"Not here: {row.lacks[name]}.")
 
 
 def test_a_command_is_copied(visit: Visit, server: Served) -> None:

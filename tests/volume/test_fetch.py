@@ -18,6 +18,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from conftest import unwarmed
 from huggingface_hub.utils import _http, close_session
 from safetensors.torch import save
 
@@ -472,7 +473,8 @@ def test_a_worker_boots_on_what_was_fetched(hub: Hub, tmp_path: Path) -> None:
     hub.first.add_folder(EMBEDDED / "spark")
     fetched = fetch(SCHNELL, tmp_path, wait=never)
     assert isinstance(fetched, Fetched)
-    worker = Worker.boot(Settings(model="flux-schnell", volume=tmp_path, cold_start_budget_s=3600))
+    with unwarmed():
+        worker = Worker.boot(Settings(model="flux-schnell", volume=tmp_path, cold_start_budget_s=3600))
     recipe = SCHNELL.recipe(ImageRequest(prompt="a red circle", width=64, height=64, seed=1))
     pixels, _ = worker.generate(recipe)
     assert pixels.rgb.shape == (64, 64, 3)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import PATIENT
+from conftest import PATIENT, unwarmed
 
 import tiny
 from handler import GPUS, Settings, Worker
@@ -225,7 +225,8 @@ def test_a_wrong_guess_is_corrected(gpu: Callable[[str], None], tmp_path: Path) 
     tiny.write(SCHNELL, tmp_path)
     assert expect(Settings(volume=tmp_path), SCHNELL) == "fp8"
     settings = PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path, "compile": "off"})
-    worker = Worker.boot(settings)
+    with unwarmed():
+        worker = Worker.boot(settings)
     assert (worker.hardware.precision, worker.ledger.device) == ("fp32", "CPU")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import originals
 import pytest
 import torch
-from conftest import PATIENT, ROOT
+from conftest import PATIENT, ROOT, unwarmed
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import nn
@@ -163,7 +163,8 @@ def test_baked_weights_are_rounded_already(tmp_path: Path) -> None:
     )
     cpu = Hardware("cpu", "CPU", "int8", "")
     before = weigh(SCHNELL, cpu, served_source(SCHNELL, tmp_path, "int8"))
-    assert publish_weights(Worker.boot(settings), tmp_path)
+    with unwarmed():
+        assert publish_weights(Worker.boot(settings), tmp_path)
     source = served_source(SCHNELL, tmp_path, "int8")
     after = weigh(SCHNELL, cpu, source)
     assert source.precision == "int8"
@@ -195,7 +196,8 @@ def test_files_that_no_pipeline_reads_count_nothing(tmp_path: Path) -> None:
 def test_bake_leaves_alone_what_is_served_as_it_is(tmp_path: Path) -> None:
     folder = tiny.write(SCHNELL, tmp_path)
     (folder / "flux1-schnell.safetensors").write_bytes(bytes(1 << 20))
-    worker = Worker.boot(PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path, "compile": "off"}))
+    with unwarmed():
+        worker = Worker.boot(PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path, "compile": "off"}))
     assert publish_weights(worker, tmp_path) is None
 
 

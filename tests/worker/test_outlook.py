@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import PATIENT
+from conftest import PATIENT, unwarmed
 
 import tiny
 from handler import GPUS, MODELS, ModelSpec, Settings, Worker, choose_gpus, outlook
@@ -208,7 +208,8 @@ def test_boot_doctor_and_models_say_the_same(
     tiny.write(SCHNELL, tmp_path)
     settings = PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path, "precision": "int8"})
     seen = outlook(settings, SCHNELL, detect(settings))
-    worker = Worker.boot(settings)
+    with unwarmed():
+        worker = Worker.boot(settings)
     assert (worker.hardware, worker.memory) == (replace(seen.hardware, attention="native"), seen.memory)
     assert worker.ledger.weights == str(seen.weights.folder)
     told = {"KINDLING_MODEL": SCHNELL.id, "KINDLING_VOLUME": str(tmp_path), "KINDLING_PRECISION": "int8"}
