@@ -85,7 +85,6 @@ function fail(error, container, say) {
   say(error.message);
 }
 
-/** Take away what `fail` said. */
 function clear(container) {
   container.querySelectorAll("[id^=error-]").forEach(each => each.remove());
   container.querySelectorAll("[aria-invalid]").forEach(each => {

@@ -1,23 +1,22 @@
 // What a file is that is dropped onto the page or chosen: a picture of Kindling's, a workflow, or a picture to edit.
 
 import { ApiError } from "./app.js";
-import { button, element } from "./dom.js";
+import { button, element, para, style } from "./dom.js";
 
 const PNG = [137, 80, 78, 71, 13, 10, 26, 10];
 const LARGEST = 64e6, MOST_PIXELS = 4096 ** 2, LONGEST = 1e6; // bytes of a file, pixels that are edited, bytes of a text
 const GRAPH = /(?:prompt|workflow):\s*\{/; // in the EXIF of JPEG and WebP
 const latin = bytes => new TextDecoder("latin1").decode(bytes);
 
-/** Let the whole window take files, and a button in the header choose one. */
 export function watch(app) {
-  const over = element("div", { class: "dropping", hidden: true }, element("p", {}, "Drop it here: a picture, or a ComfyUI workflow."));
+  const over = element("div", { class: "dropping", hidden: true }, para("Drop it here: a picture, or a ComfyUI workflow."));
   const input = element("input", { type: "file", hidden: true, accept: "image/*,.json,application/json", onchange: () => {
     take(input.files, app);
     input.value = "";
   } });
   const title = "A picture, or a ComfyUI workflow; it can be dropped anywhere too";
   document.getElementById("key").before(button("Open a file", () => input.click(), { class: "quiet", title }), input);
-  document.head.append(element("link", { rel: "stylesheet", href: new URL("dropping.css", import.meta.url).href }));
+  document.head.append(style("dropping.css"));
   document.body.append(over);
   let inside = 0; // elements that a file is over
   const steps = { dragenter: () => inside + 1, dragleave: () => Math.max(0, inside - 1), dragover: () => inside, drop: () => 0 };
@@ -30,7 +29,6 @@ export function watch(app) {
   });
 }
 
-/** Do with the first file what it is for. What is no good is told in one sentence. */
 async function take([file], app) {
   if (!file) return;
   const section = document.querySelector("main > section:not([hidden])");

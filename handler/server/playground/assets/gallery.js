@@ -1,6 +1,6 @@
 // The pictures that were made, kept in this browser: the newest, as many as there is room for, until they are deleted.
 
-import { ask, button, element } from "./dom.js";
+import { ask, button, element, para, row } from "./dom.js";
 
 const MOST = 60, MOST_BYTES = 150e6;
 const opened = () => new Promise((resolve, reject) => {
@@ -42,7 +42,7 @@ export class Gallery {
   constructor(app, chosen) {
     Object.assign(this, { app, chosen, store: store(), urls: new Map(), shown: [], full: false, grid: element("ul", { class: "grid" }), note: element("span", { class: "hint" }) });
     this.element = element("section", { class: "gallery", "aria-label": "Your pictures" },
-      element("div", { class: "row" }, element("h2", {}, "Your pictures"), this.note, button("Delete all", () => this.forget(), { class: "quiet" })), this.grid);
+      row(element("h2", {}, "Your pictures"), this.note, button("Delete all", () => this.forget(), { class: "quiet" })), this.grid);
     this.others = "BroadcastChannel" in window ? new BroadcastChannel("kindling-pictures") : null; // this page in other tabs
     this.others?.addEventListener("message", () => this.show());
   }
@@ -73,14 +73,14 @@ export class Gallery {
   }
 
   async forget() {
-    if (!await ask("Delete all pictures?", element("p", {}, "They are kept nowhere else."), "Delete")) return;
+    if (!await ask("Delete all pictures?", para("They are kept nowhere else."), "Delete")) return;
     await this.remove(await (await this.store).all());
     this.app.say("All pictures are deleted.");
   }
 
   async show() {
     const kept = await this.store;
-    this.note.textContent = this.full ? "This browser has no room for more: the last picture is not kept. Download it, or delete others." : kept.kept ? "Kept in this browser only." : "This browser keeps nothing: they go when this tab is closed.";
+    this.note.textContent = this.full ? "This browser has no room to keep the last picture. Download it, or delete others." : kept.kept ? "Kept in this browser only." : "This browser keeps nothing: they go when this tab is closed.";
     const [all] = bounded(await kept.all().catch(() => []));
     for (const [id, url] of this.urls) {
       if ([...all, ...this.shown].some(each => each.id === id)) continue;
@@ -94,7 +94,6 @@ export class Gallery {
   }
 }
 
-/** The newest that there is room for, and the others. */
 function bounded(all) {
   let bytes = 0;
   const newest = all.sort((one, other) => other.made - one.made);

@@ -1,6 +1,6 @@
 // The tab that makes pictures: what is asked for, the picture as it forms, and those that were made before.
 
-import { button, element, field } from "./dom.js";
+import { aside, button, element, field, para, row } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { actions, address, bytes, facts } from "./picture.js";
@@ -15,7 +15,7 @@ export async function mount(section, app) {
   const make = new Make(app);
   section.append(element("h1", { class: "unseen" }, "Make pictures"), element("div", { class: "bench" }, make.form.element, make.stage), make.gallery.element);
   app.on("load", parameters => make.load(parameters));
-  app.on("edit", ({ blob, name }) => make.edit(blob, name));
+  app.on("edit", ({ blob, name }) => make.edit(blob, name).catch(error => app.fail(error, make.form.element)));
   app.on("key", () => make.learn());
   make.gallery.show();
   await make.learn();
@@ -31,12 +31,11 @@ class Make {
     this.state = element("p", { class: "state" });
     this.stop = button("Cancel", () => this.doing.abort(), { hidden: true });
     this.about = element("div", { class: "about" });
-    this.stage = element("section", { class: "stage", "aria-label": "The picture" }, this.well, this.bar, element("div", { class: "row" }, this.state, this.stop), this.about);
+    this.stage = element("section", { class: "stage", "aria-label": "The picture" }, this.well, this.bar, row(this.state, this.stop), this.about);
     this.images = [];
     this.invite([]);
   }
 
-  /** What the served model can, and what a second of it costs. */
   async learn() {
     try {
       const [model, status] = await Promise.all([this.app.model(), this.app.status()]);
@@ -50,8 +49,8 @@ class Make {
   }
 
   invite(examples) {
-    this.well.replaceChildren(element("div", { class: "empty" }, element("p", {}, "Say what the picture should show, and it appears here."),
-      element("div", { class: "row" }, examples.map(text => button(text, () => {
+    this.well.replaceChildren(element("div", { class: "empty" }, para("Say what the picture should show, and it appears here."),
+      row(examples.map(text => button(text, () => {
         this.form.prompt.value = text;
         this.run();
       }, { class: "chip" })))));
@@ -59,6 +58,7 @@ class Make {
 
   async load(parameters, { edited } = {}) {
     if (!this.form.model) await this.learn();
+    if (!this.form.model) return; // why is told
     this.forget();
     this.form.fill(parameters);
     if (edited || parameters.images?.length) this.tell("It was made from another picture. Choose that one again to make the same.");
@@ -78,7 +78,7 @@ class Make {
       this.app.check(this.form.element);
       const [path, fields] = await this.request(), images = [];
       timer = this.watch(fields.n || 1);
-      for await (const { data } of this.app.api.events(path, fields, { signal: this.doing.signal })) {
+      for await (const data of this.app.api.events(path, fields, { signal: this.doing.signal })) {
         clearInterval(timer);
         if (data.steps) this.step(data);
         else if (data.type.endsWith(".partial_image")) this.preview(data);
@@ -162,13 +162,12 @@ class Make {
     this.gallery.add(made);
   }
 
-  /** Pictures that are finished, the first one large. */
   show(pictures, chosen = pictures[0]) {
     const image = element("img", { src: this.gallery.url(chosen), alt: chosen.request.prompt || "A picture without a prompt", width: chosen.width, height: chosen.height });
     this.well.replaceChildren(image);
     this.tell("");
     this.gallery.shown = pictures;
-    const others = pictures.length > 1 && element("div", { class: "row" }, pictures.map((each, index) => button(`Picture ${index + 1}`,
+    const others = pictures.length > 1 && row(pictures.map((each, index) => button(`Picture ${index + 1}`,
       () => {
         this.show(pictures, each);
         this.about.querySelector("[aria-pressed=true]").focus();
@@ -183,7 +182,6 @@ class Make {
       }));
   }
 
-  /** Make `blob` the picture to edit, or one more of them where the model looks at several. */
   async edit(blob, name = "") {
     const { images, mask, strength } = (await this.app.model()).fields;
     if (images.refused) return this.tell(images.refused), this.app.say(images.refused);
@@ -193,15 +191,14 @@ class Make {
       disabled: Boolean(strength.refused), oninput: event => { event.target.dataset.said = "yes"; } });
     const marks = button("Mark where to change it", () => this.mark(), { disabled: Boolean(mask.refused) });
     this.form.edit.replaceChildren(element("fieldset", { class: "edit", name: "image" }, element("legend", {}, "Changes this picture"),
-      element("div", { class: "row" }, this.images.map(each => element("img", { src: URL.createObjectURL(each.blob), onload: event => URL.revokeObjectURL(event.target.src), alt: each.name || "The picture to edit", height: 64 })),
+      row(this.images.map(each => element("img", { src: URL.createObjectURL(each.blob), onload: event => URL.revokeObjectURL(event.target.src), alt: each.name || "The picture to edit", height: 64 })),
         button("Remove", () => this.forget(), { class: "quiet" })),
       field("How much", range, strength.refused || "Little keeps the picture, much draws it anew."),
-      element("div", { class: "field" }, marks, element("span", { class: "hint" }, mask.refused || "Only what you mark is drawn anew."))));
+      element("div", { class: "field" }, marks, aside(mask.refused || "Only what you mark is drawn anew."))));
     this.form.prompt.focus();
     this.app.say("The picture is in the form. Say what it should show.");
   }
 
-  /** Let a brush say where the picture is drawn anew. */
   async mark() {
     const { brush } = await import("./mask.js"), [image] = this.images, picture = await createImageBitmap(image.blob);
     if (image !== this.images[0]) return; // it was taken away meanwhile

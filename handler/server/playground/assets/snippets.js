@@ -9,7 +9,6 @@ const STEPS = { // how ComfyUI calls a scheduler: its sampler, and its schedule
 const CONSTANTS = new Map([[true, "True"], [false, "False"], [null, "None"]]);
 const OPENAI = ["prompt", "quality", "output_format"]; // that its package knows
 
-/** The whole of what was asked, for this one picture. */
 function asked(picture) {
   const { width, height, n, ...rest } = picture.request;
   return { ...rest, seed: picture.seed, size: `${picture.width}x${picture.height}` };
@@ -49,7 +48,6 @@ with open("kindling.${ENDING[fields.output_format || "png"]}", "wb") as file:
 `;
 }
 
-/** JSON as Python says it. */
 function spelled(value) {
   if (Array.isArray(value)) return `[${value.map(spelled).join(", ")}]`;
   if (value && typeof value === "object") return `{${Object.entries(value).map(([name, each]) => `${spelled(name)}: ${spelled(each)}`).join(", ")}}`;
