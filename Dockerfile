@@ -1,6 +1,6 @@
 # One image for RunPod, fal, Kubernetes, Cloud Run, Convox or your own GPU machine. No weights inside: they live on the
-# volume, except for the embedded spark. The CUDA libraries come with torch, the headers that compiling needs beside them
-# them; the driver comes from the host.
+# volume, except for the embedded spark. The CUDA libraries come with torch, the headers that compiling needs beside them;
+# the driver comes from the host.
 #
 #   docker build -t kindling .                          # needs a driver of 580 or newer
 #   docker build -t kindling --build-arg CUDA=cu126 .   # needs one of 525 or newer, and no Blackwell GPU

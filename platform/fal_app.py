@@ -157,8 +157,10 @@ class Kindling(fal.App):
     @fal.endpoint("/")
     async def draw(self, wanted: Asked) -> Answer:
         """Draw, as fal's own models do."""
-        asked = wanted.model_dump(exclude_none=True, exclude={"sync_mode"})
-        content = await self.answered(f"/fal/{self.engine.spec.id}", {**asked, "sync_mode": True})
+        # What was not sent must not stand beside the same by another name.
+        asked = wanted.model_dump(exclude_none=True, exclude_unset=True)
+        inside = {"sync_mode": True, "response_format": "b64_json"}  # fal's CDN gives the address
+        content = await self.answered(f"/fal/{self.engine.spec.id}", {**asked, **inside})
         files = [
             self.file(each["url"].data, each["content_type"], each["width"], each["height"], wanted.sync_mode)
             for each in content["images"]

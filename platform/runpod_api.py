@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +44,10 @@ def ask(client: httpx2.Client, method: str, path: str, body: dict[str, Any] | No
         raise RefusedError(f"RunPod does not accept RUNPOD_API_KEY for {method} {path}: {advice}", status)
     if not answer.is_success:
         raise RefusedError(f"RunPod refused {method} {url} with {status}: {complaint(answer)}", status)
-    return answer.json() if answer.content else None
+    try:
+        return answer.json() if answer.content else None
+    except ValueError:
+        raise RefusedError(f"{url} answered {method} with {status} and no JSON. Try again.", status) from None
 
 
 def complaint(answer: httpx2.Response) -> str:
@@ -54,7 +58,7 @@ def complaint(answer: httpx2.Response) -> str:
         body = None
     if not isinstance(body, dict):
         return answer.text[:500]
-    said = [body.get("detail") or body.get("message") or body.get("error") or body, *body.get("errors", [])]
+    said = [body.get("detail") or body.get("message") or body.get("error") or body, *(body.get("errors") or [])]
     return "; ".join(map(str, said))
 
 
@@ -79,12 +83,24 @@ def events(client: httpx2.Client, path: str, last: str) -> Iterator[dict[str, An
     resumed = {"last-event-id": last} if last else {}
     try:
         with client.stream("GET", f"{API}/{path}", headers=resumed, timeout=QUIET_S) as answer:
-            found = ""
-            for line in answer.iter_lines() if answer.is_success else ():
-                name, _, value = line.partition(": ")
-                if name == "id":
-                    found = value
-                elif name == "data" and found != last:
-                    yield {**json.loads(value), "id": found}
+            yield from read(answer.iter_lines() if answer.is_success else (), last)
     except httpx2.TransportError:
         return
+
+
+def read(lines: Iterable[str], last: str) -> Iterator[dict[str, Any]]:
+    """The events of these lines. One that was cut off is left out, and a server's signs of life are no events."""
+    identity, heard = "", time.monotonic()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "id":
+            identity = value.strip()
+        elif name == "data" and identity != last:
+            try:
+                event = json.loads(value)
+            except ValueError:
+                continue
+            yield {"source": "", "line": "", **event, "id": identity}
+            heard = time.monotonic()
+        if time.monotonic() - heard > QUIET_S:
+            return

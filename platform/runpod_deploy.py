@@ -2,8 +2,8 @@
 
 Finds or creates the network volume, fills it where asked to, and creates or updates, by name, one template and one
 serverless endpoint. `runpod_environment.py` has the workers' variables, `runpod_endpoint.py` what shall run,
-`runpod_volume.py` the volume, `runpod_fill.py` the pod that fills it and `runpod_pod.py` what that runs;
-`runpod_api.py` asks RunPod.
+`runpod_volume.py` the volume, `runpod_fill.py` the pod that fills it, `runpod_lease.py` that pod's end, `runpod_pod.py`
+what it runs; `runpod_api.py` asks RunPod.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from runpod_endpoint import (
     rented,
     settle,
 )
-from runpod_environment import SECRETS, check_secret, environment
+from runpod_environment import SECRETS, check_secret, environment, seen
 from runpod_fill import PREFIX, STEPS, Filling, fill
 from runpod_volume import SIZES_GB, Place, created, found, price
 
@@ -127,8 +127,9 @@ def deploy(plan: Plan, key: str) -> str:
 def stored(client: httpx2.Client, plan: Plan, volume: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     """The id of the volume, which is created and filled where that is asked for."""
     assert plan.place
+    if volume:
+        print(f"{volume['name']} ({volume['id']}) in {volume['dataCenter']}: {price(volume['size'])}.", file=sys.stderr)
     volume = volume or created(client, plan.place)
-    print(f"{volume['name']} ({volume['id']}) in {volume['dataCenter']}: {price(volume['size'])}.", file=sys.stderr)
     if plan.filling:
         gpus = plan.wanted.gpus if plan.wanted.gpus_asked else tuple(rented(there)) or plan.wanted.gpus
         place = {"volume": volume["id"], "data_center": volume["dataCenter"], "gpus": gpus}
@@ -180,7 +181,7 @@ def planned(args: argparse.Namespace, environ: Mapping[str, str]) -> Plan:
     if not args.volume and not spec.embedded:
         print(f"{spec.id}: without --volume, choose it as the endpoint's cached model in the console.", file=sys.stderr)
     env = environment(args, environ, volume=bool(args.volume) or not spec.embedded)
-    settings = Settings.from_env(env)
+    settings = seen(env)
     wanted = Deployment(
         name=f"kindling-{args.model}",
         image=args.image,
@@ -212,6 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if not api_key:
             raise RefusedError("Set RUNPOD_API_KEY; RunPod's console makes one under Settings, API Keys.")
+        if not re.fullmatch("[!-~]+", api_key):
+            raise RefusedError("RUNPOD_API_KEY has something in it that no key has, such as a space or a line's end.")
         endpoint = deploy(plan, api_key)
     except (RefusedError, errors.KindlingError) as error:
         print(f"runpod_deploy: {error}", file=sys.stderr)

@@ -17,7 +17,8 @@ from runpod_fill import MOUNT
 INIT_TIMEOUT_S = 600  # RunPod's patience with the image and us, at least
 IMAGE_S = 360  # of it, for the image: our own budget ends before, and says where it went
 SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
-SECRETS = ("KINDLING_API_KEYS", "BUCKET_SECRET_ACCESS_KEY", "HF_TOKEN")
+SHAPED = ("KINDLING_WEBHOOK_SECRET",)  # whose values are looked at: RunPod's word for a secret is none of them
+SECRETS = ("KINDLING_API_KEYS", *SHAPED, "BUCKET_SECRET_ACCESS_KEY", "HF_TOKEN")
 CARRIED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM")
 
 
@@ -29,13 +30,18 @@ def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bo
     env |= SERVER_ENV if args.load_balancer else {}
     env |= {"KINDLING_ALLOW_OPEN": "true"} if args.open else {}
     env |= {"KINDLING_VOLUME": MOUNT} if volume else {}
-    settings = Settings.from_env(env)
-    check_jobs(env, settings.queue)
-    check_gate(args, settings)
     for name in SECRETS:
         check_secret(name, env.get(name, ""))
+    settings = seen(env)
+    check_jobs(env, settings.queue)
+    check_gate(args, settings)
     patience = max(INIT_TIMEOUT_S, math.ceil(settings.cold_start_budget_s + IMAGE_S))
     return {**env, "RUNPOD_INIT_TIMEOUT": str(patience)}
+
+
+def seen(env: Mapping[str, str]) -> Settings:
+    """The settings, but for secrets that only a worker sees."""
+    return Settings.from_env({name: value for name, value in env.items() if name not in SHAPED})
 
 
 def check_secret(name: str, value: str) -> None:

@@ -1,18 +1,15 @@
 """Fills a network volume on a pod that it rents, follows and deletes, whatever happens.
 
 The pod runs `runpod_pod.py` from the workers' image on a GPU that workers get, since what `bake` compiles is for one
-kind of GPU. It is found again by its name, which is this run's own, so that it is deleted even if nobody heard that it
-was made; and it deletes itself, should this process die.
+kind of GPU. `runpod_lease.py` sees to it that it is deleted; and it deletes itself, should this process die.
 """
 
 import json
 import secrets
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import httpx2
 
 import runpod_pod
 from runpod_api import RefusedError, ask, events
+from runpod_lease import Lease, ended_at_last, there
 
 STEPS = {  # what --fill may say: what is run for it, and the minutes that this may take
     "": ((), 10),  # only opens the volume
@@ -34,7 +32,6 @@ LINGER_S = 300  # for which a pod that has ended waits to be deleted
 START_S = 1200.0  # for a machine to pull the image
 SPARE_S = 600.0  # beyond the pod's own deadline
 PAUSE_S = 3.0  # before the log is asked for again
-AGAIN_S = (0, 0, 2, 5, 10, 20, 40)  # before each look whether the pod is gone
 STOCK = "python:3.11-slim-bookworm"  # whose user is root
 WHOLE = 'import os; exec(os.environ["PROGRAM"])'
 
@@ -111,7 +108,7 @@ def fill(client: httpx2.Client, filling: Filling) -> None:
 def require_alone(client: httpx2.Client, filling: Filling) -> None:
     """Refuse to write to a volume that another pod is writing to."""
     mine = f"{PREFIX}-{filling.volume}-"
-    for pod in ask(client, "GET", "pods")["pods"]:
+    for pod in there(client):
         if pod["name"].startswith(mine):
             raise RefusedError(
                 f"The pod {pod['name']} ({pod['id']}) is filling the volume already. Wait until it is gone, or "
@@ -121,25 +118,29 @@ def require_alone(client: httpx2.Client, filling: Filling) -> None:
 
 def on_pod(client: httpx2.Client, filling: Filling) -> dict[str, Any]:
     """What a pod says at its end, that is rented for this and deleted whatever happens."""
-    name = f"{PREFIX}-{filling.volume}-{secrets.token_hex(4)}"
-    with ended_at_last(client, name):
-        pod = rent(client, filling, name)
-        most = pod["cost"] * (filling.minutes / 60 + LINGER_S / 3600)
+    lease = Lease(f"{PREFIX}-{filling.volume}-{secrets.token_hex(4)}")
+    with ended_at_last(client, lease):
+        pod = rent(client, filling, lease)
+        most = pod["cost"] * (filling.minutes / 60 + (LINGER_S + START_S) / 3600)
         print(
-            f"rented: {name} ({pod['id']}), {pod['gpu']['id']}, ${pod['cost']:.2f} an hour. It is deleted at the end, "
-            f"and by itself after {filling.minutes} minutes: ${most:.2f} at most.",
+            f"rented: {lease.name} ({pod['id']}), {pod['gpu']['id']}, ${pod['cost']:.2f} an hour. It is deleted at the "
+            f"end, and by itself after {filling.minutes} minutes: ${most:.2f} at most.",
             file=sys.stderr,
         )
         return followed(client, pod["id"], filling)
 
 
-def rent(client: httpx2.Client, filling: Filling, name: str) -> dict[str, Any]:
+def rent(client: httpx2.Client, filling: Filling, lease: Lease) -> dict[str, Any]:
     """A pod on the first of the GPUs that RunPod has free where the volume is."""
     refusal = None
     for gpu in filling.gpus:
+        lease.answered = False
         try:
-            return dict(ask(client, "POST", "pods", filling.body(name, gpu)))
+            pod = dict(ask(client, "POST", "pods", filling.body(lease.name, gpu)))
+            lease.answered = True
+            return pod
         except RefusedError as error:
+            lease.answered = 0 < error.status < 500
             if error.status not in (400, 403):  # no machine is free, or not for this account
                 raise
             refusal = error
@@ -149,76 +150,47 @@ def rent(client: httpx2.Client, filling: Filling, name: str) -> dict[str, Any]:
     )
 
 
-@contextmanager
-def ended_at_last(client: httpx2.Client, name: str) -> Iterator[None]:
-    """Deletes every pod of this name at the end, also when the process is told to stop."""
-    told = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in told}
-    try:
-        yield
-    finally:
-        for number in told:
-            signal.signal(number, signal.SIG_IGN)
-        try:
-            delete(client, name)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def delete(client: httpx2.Client, name: str) -> None:
-    """Delete every pod of this name, and look whether it is gone; says so if it cannot be done."""
-    why = "it is still there"
-    for pause in AGAIN_S:
-        time.sleep(pause)
-        try:
-            mine = [pod for pod in ask(client, "GET", "pods")["pods"] if pod["name"] == name]
-            if all(pod["status"] == "TERMINATED" for pod in mine):
-                return
-            for pod in mine:
-                ask(client, "DELETE", f"pods/{pod['id']}")
-                print(f"deleted: {name} ({pod['id']})", file=sys.stderr)
-        except RefusedError as error:
-            why = str(error)
-    print(
-        f"The pod {name} could not be deleted ({why}). Delete it in RunPod's console, for it is paid for until it "
-        "deletes itself.",
-        file=sys.stderr,
-    )
-
-
 def followed(client: httpx2.Client, pod: str, filling: Filling) -> dict[str, Any]:
     """Print what the pod says, until it says how it ended, which is returned. RefusedError if it never does."""
-    now = time.monotonic()
-    start_by, end_by = now + START_S, now + 60 * filling.minutes + START_S + SPARE_S
-    heard, last = False, ""
+    begun, started, last = time.monotonic(), False, ""
     while True:
         for event in events(client, f"pods/{pod}/logs?tail=1000", last):
             last = event["id"]
-            heard = heard or event["source"] == "container"
-            if outcome := told(event):
-                return outcome
+            said = told(event)
+            started = started or bool(said)
+            if said and said["state"] != "step":
+                return said
+            require_time(filling, started, time.monotonic() - begun)
         require_alive(client, pod)
-        if not heard and time.monotonic() > start_by:
-            raise RefusedError(
-                f"The pod has not started in {START_S / 60:.0f} minutes. Can RunPod pull {filling.image}?"
-            )
-        if time.monotonic() > end_by:
-            raise RefusedError("The pod took too long.")
+        require_time(filling, started, time.monotonic() - begun)
         time.sleep(PAUSE_S)
 
 
+def require_time(filling: Filling, started: bool, passed_s: float) -> None:
+    """Refuse to pay longer for a pod whose program does not begin, or does not end when it should."""
+    if not started and passed_s > START_S:
+        raise RefusedError(
+            f"The pod has begun nothing in {START_S / 60:.0f} minutes. Can RunPod pull {filling.image}, and is that "
+            "the image of this version?"
+        )
+    if passed_s > START_S + 60 * filling.minutes + SPARE_S:
+        raise RefusedError("The pod took too long.")
+
+
 def told(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Print a line of the log; what it says of the end, if anything."""
+    """Print a line of the log; what the pod's program says by it, if it is of that."""
     line = str(event["line"])
-    if event["source"] != "container" or not line.startswith(runpod_pod.SAYS):
-        print(f"pod | {line}", file=sys.stderr)
-        return {}
-    said = json.loads(line.removeprefix(runpod_pod.SAYS))
-    if said["state"] == "step":
-        print(f"pod: {said['step']}", file=sys.stderr)
-        return {}
-    return dict(said)
+    if event["source"] == "container" and line.startswith(runpod_pod.SAYS):
+        try:
+            said = dict(json.loads(line.removeprefix(runpod_pod.SAYS)))
+        except ValueError:  # another's, or broken off
+            said = {}
+        if said.get("state") == "step":
+            print(f"pod: {said.get('step')}", file=sys.stderr)
+        if "state" in said:
+            return said
+    print(f"pod | {line}", file=sys.stderr)
+    return {}
 
 
 def require_alive(client: httpx2.Client, pod: str) -> None:

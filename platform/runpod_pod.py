@@ -6,6 +6,7 @@ for `runpod_fill.py` to delete the pod, and deletes it itself if nobody does. It
 can run in any image: without steps it only opens the volume to the workers' user.
 """
 
+import http.client
 import json
 import os
 import subprocess
@@ -98,7 +99,7 @@ def terminate() -> None:
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
                 print(f"{method} {url}: {answer.status} {answer.read(500)!r}", flush=True)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             print(f"{method} {url}: {error}", flush=True)
 
 

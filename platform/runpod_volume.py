@@ -74,7 +74,8 @@ def require_order(place: Place, spec: ModelSpec) -> None:
 
 
 def created(client: httpx2.Client, place: Place) -> dict[str, Any]:
-    """A new volume."""
+    """A new volume, whose price is said before it is bought: who then stops this has read it."""
+    print(f"creating {place.name} in {place.data_centers[0]}: {price(place.size_gb or 0)}.", file=sys.stderr)
     row = dict(ask(client, "POST", "network-volumes", place.body))
     print(f"created in network-volumes: {row['name']} ({row['id']})", file=sys.stderr)
     return row

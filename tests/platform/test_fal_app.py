@@ -278,6 +278,17 @@ def test_fals_own_names_and_answer(app: Any) -> None:
     assert draw(app, **{**FAL, "sync_mode": True}).images[0].url == answer.images[0].url
 
 
+@pytest.mark.parametrize(
+    ("fields", "count", "kind"),
+    [({"n": 2}, 2, "png"), ({"format": "jpeg"}, 1, "jpeg"), ({"response_format": "url"}, 1, "png")],
+)
+def test_its_root_takes_what_generate_takes_by_its_names(
+    app: Any, fields: dict[str, Any], count: int, kind: str
+) -> None:
+    answer = draw(app, prompt="a circle", seed=1, **fields)
+    assert [image.url.partition(",")[0] for image in answer.images] == [f"data:image/{kind};base64"] * count
+
+
 def test_what_fal_calls_a_size_and_an_image(app: Any) -> None:
     first = draw(app, prompt="a circle", image_size="square", seed=1).images[0]
     assert pixels(first.url).shape == (512, 512, 3)

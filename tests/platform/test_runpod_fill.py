@@ -5,21 +5,25 @@ import os
 import re
 import signal
 import site
+import socket
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runpod_deploy
 
+import runpod_api
 import runpod_fill
+import runpod_lease
 import runpod_pod
 from runpod_plane import DEADLINE_S, clean_environment
-from runpod_rest import KEY, Rest
+from runpod_rest import KEY, Rest, problem
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "platform" / "runpod_deploy.py")
@@ -180,7 +184,7 @@ def test_a_pod_fills_the_volume_and_is_gone_before_the_endpoint_is_there(
     rest.secrets["hub"] = "hf_canary"
     said = told(0, *SPARK, "--fill", "fetch")
     assert re.search(r"rented: kindling-fill-vol1-\w{8} \(pod0\), NVIDIA RTX A4000, \$0\.40 an hour", said)
-    assert "by itself after 60 minutes: $0.43 at most" in said
+    assert "by itself after 60 minutes: $0.57 at most" in said
     assert "pod: fetch\npod | spark ships with Kindling: there is nothing to fetch." in said
     assert "canary" not in said
     assert posted(rest) == ["pods", "templates", "serverless"]
@@ -251,18 +255,18 @@ class started:
     """The script as a process of its own, once its pod, which never ends, has said something."""
 
     def __init__(self, rest: Rest, folder: Path) -> None:
-        forever = folder / "forever"
-        forever.write_text(FOREVER)
-        forever.chmod(0o700)
-        rest.python = str(forever)
+        rest.python = program(folder, FOREVER)
         environment = clean_environment(folder, RUNPOD_API_KEY=KEY, RUNPOD_API_BASE_URL=rest.base)
         command = [sys.executable, "-u", SCRIPT, *SPARK, "--fill"]
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> "subprocess.Popen[str]":
-        assert self.process.stderr
-        assert any("pod | hello" in line for line in self.process.stderr)
+        self.until("pod | hello")
         return self.process
+
+    def until(self, words: str) -> None:
+        assert self.process.stderr
+        assert any(words in line for line in self.process.stderr)
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
@@ -271,10 +275,184 @@ class started:
         self.process.stderr.close()
 
 
+def program(folder: Path, text: str) -> str:
+    """What a pod runs in the place of Python."""
+    script = folder / "program"
+    script.write_text(text)
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_second_signal_breaks_off_nothing_that_the_first_has_begun(rest: Rest) -> None:
+    """Several come at once where a terminal is closed, and from systemd."""
+    tidied = False
+    with (
+        runpod_api.connected(KEY) as client,
+        pytest.raises(KeyboardInterrupt),
+        runpod_lease.ended_at_last(client, runpod_lease.Lease("x")),
+    ):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            tidied = True
+    assert tidied
+    assert rest.seen == [("GET", "/v2/pods")]
+
+
+def test_a_pod_that_comes_after_who_asked_for_it_has_left_is_deleted(
+    rest: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, looked, answer, create = threading.Event(), threading.Event(), rest.answer, rest.create
+
+    def late(collection: str, body: dict[str, Any]) -> tuple[int, Any]:
+        asked.set()
+        assert looked.wait(DEADLINE_S)
+        return create(collection, body)
+
+    def answered(method: str, path: str, *rest_: Any) -> tuple[int, Any]:
+        found = answer(method, path, *rest_)
+        if asked.is_set() and (method, path) == ("GET", "/v2/pods"):
+            looked.set()
+        return found
+
+    monkeypatch.setattr(rest, "create", late)
+    monkeypatch.setattr(rest, "answer", answered)
+    script = started(rest, tmp_path)
+    try:
+        assert asked.wait(DEADLINE_S)
+        script.process.send_signal(signal.SIGINT)
+        said = script.process.communicate(timeout=DEADLINE_S)[1]
+    finally:
+        script.__exit__()
+    assert "whether RunPod has rented kindling-fill-vol1-" in said
+    assert "deleted: kindling-fill-vol1-" in said
+    assert (script.process.returncode, rest.pods) == (130, {})
+
+
+def test_who_stops_it_at_the_end_is_heard(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no endpoint is changed."""
+    answer = rest.answer
+
+    def stopping(*request: Any) -> tuple[int, Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return answer(*request)
+
+    monkeypatch.setattr(rest, "answer", stopping)
+    with (
+        runpod_api.connected(KEY) as client,
+        pytest.raises(KeyboardInterrupt),
+        runpod_lease.ended_at_last(client, runpod_lease.Lease("x")),
+    ):
+        pass
+    assert rest.seen == [("GET", "/v2/pods")]
+
+
+def test_what_nohup_ignores_stops_nothing(rest: Rest) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with (
+            runpod_api.connected(KEY) as client,
+            runpod_lease.ended_at_last(client, runpod_lease.Lease("x")),
+        ):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_image_that_runs_something_else_is_not_paid_for_long(
+    rest: Rest, told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older one, whose container ends and is started again, and says so for ever."""
+    monkeypatch.setattr(runpod_fill, "START_S", 0.0)
+    rest.python = program(tmp_path, "#!/bin/sh\nwhile echo no such file; do sleep 0.01; done\n")
+    said = told(1, *SPARK, "--fill")
+    assert f"Can RunPod pull {IMAGE}, and is that the image of this version?" in said
+    assert (posted(rest), rest.pods) == (["pods"], {})
+
+
+def test_what_is_cut_off_is_no_event() -> None:
+    whole = ["id: 1", 'data: {"source": "container", "line": "a"}', "", ": still here", "id: 2"]
+    assert list(runpod_api.read([*whole, 'data: {"source": "conta'], "")) == [
+        {"source": "container", "line": "a", "id": "1"}
+    ]
+    assert list(runpod_api.read(whole, "1")) == []
+
+
+def test_signs_of_life_are_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a stream with nothing but them would keep from looking at the clock, and at the pod."""
+    monkeypatch.setattr(runpod_api, "QUIET_S", 0.0)
+    assert list(runpod_api.read(repeat(": still here"), "")) == []
+
+
+def test_a_line_of_the_pods_that_is_broken_off_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    line = runpod_pod.SAYS + '{"state": "do'
+    assert runpod_fill.told({"source": "container", "line": line}) == {}
+    assert capsys.readouterr().err == f"pod | {line}\n"
+
+
+def test_an_answer_that_is_no_json_is_a_refusal(rest: Rest, told: Callable[..., str]) -> None:
+    rest.refusal = (200, "<html>back soon</html>")
+    assert "answered GET with 200 and no JSON" in told(1, *SPARK)
+
+
+def test_pods_that_are_gone_write_to_no_volume(rest: Rest, told: Callable[..., str]) -> None:
+    rest.rows["pods"].append({"id": "other", "name": "kindling-fill-vol1-0", "status": "TERMINATED"})
+    told(0, *SPARK, "--fill", "fetch")
+
+
+def test_what_a_volume_costs_is_said_before_it_is_bought(
+    rest: Rest, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest, "create", lambda *_: problem(500, "who knows"))
+    said = told(1, *FLUX, "--volume", "new", "--size", "1200", "--data-center", "US-KS-2")
+    assert "creating new in US-KS-2: 1200 GB cost about $80.00 a month" in said
+
+
+def test_a_key_that_is_none_is_not_shown(rest: Rest, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("canary\r", "canary\xe9"):
+        monkeypatch.setenv("RUNPOD_API_KEY", key)
+        said = told(1, *SPARK)
+        assert "RUNPOD_API_KEY has something in it that no key has" in said
+        assert "canary" not in said
+
+
+def test_the_secret_of_webhooks_is_one(
+    rest: Rest, told: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINDLING_WEBHOOK_SECRET", "whsec_" + "Y2FuYXJ5" * 4)
+    assert "KINDLING_WEBHOOK_SECRET would stand readable" in told(1, *SPARK)
+    monkeypatch.setenv("KINDLING_WEBHOOK_SECRET", "{{ RUNPOD_SECRET_hooks }}")
+    assert runpod_deploy.main([*SPARK, "--fill", "--dry-run"]) == 0
+    pod, template, _ = (request["json"] for request in json.loads(capsys.readouterr().out))
+    assert template["env"]["KINDLING_WEBHOOK_SECRET"] == "{{ RUNPOD_SECRET_hooks }}"
+    assert "KINDLING_WEBHOOK_SECRET" not in pod["env"]
+
+
+def test_an_answer_that_is_no_http_does_not_end_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its container would be started again, and would fill the volume again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("RUNPOD_POD_ID", "x")
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"what\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        runpod_pod.terminate()
+        thread.join()
+
+
 def test_a_pod_that_cannot_be_deleted_is_named(
     rest: Rest, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runpod_fill, "AGAIN_S", (0, 0))
+    monkeypatch.setattr(runpod_lease, "AGAIN_S", (0, 0))
     monkeypatch.setattr(rest, "delete", lambda _: None)
     said = told(0, *SPARK, "--fill", "fetch")
     assert re.search(r"The pod kindling-fill-vol1-\w+ could not be deleted \(it is still there\)", said)
