@@ -85,8 +85,10 @@ ELSEWHERE = (  # these want an account, a cluster or a container engine; test_ve
     "FAL_RUN_HOST=images.example",
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
     *("pip install -e '.[fal]'", "pip install 'skypilot[aws]'"),
+    *("python3 -m venv ~/", "python3.11 -m venv ~/"),  # and these would leave something at home
     *("PROJECT=", "IMAGE=", "ACCOUNT=", "ADDRESS="),
     *("curl -s $ADDRESS", "curl -s https://ADDRESS", "curl -s http://ADDRESS", "curl -s http://127.0.0.1:8080"),
+    "until curl -s -o /dev/null http://127.0.0.1:8080",
     *('curl -s "https://api.runpod.ai', "curl -s https://fal.run/YOU"),
     *("chmod -R a+rwX /workspace", "sed -i "),  # of the manifests, which test_container.py looks at
 )
