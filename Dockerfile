@@ -1,12 +1,13 @@
 # One image for RunPod, fal, Kubernetes, Cloud Run, Convox or your own GPU machine. No weights inside: they live on the
-# volume, except for the embedded spark. The CUDA libraries come with torch, the headers that compiling needs beside them
-# with requirements.txt; the driver comes from the host.
+# volume, except for the embedded spark. The CUDA libraries come with torch, the headers that compiling needs beside them;
+# the driver comes from the host.
 #
-#   docker build -t kindling .
+#   docker build -t kindling .                          # needs a driver of 580 or newer
+#   docker build -t kindling --build-arg CUDA=cu126 .   # needs one of 525 or newer, and no Blackwell GPU
 #   docker run --rm -v kindling:/volume kindling python -m handler fetch flux-schnell
 #   docker run --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_MODEL=flux-schnell -e KINDLING_API_KEYS=secret kindling
 #
-FROM python:3.11.14-slim-bookworm
+FROM python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 
 # A platform that chooses the port says so in PORT.
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PORT=8000
@@ -17,12 +18,23 @@ RUN apt-get update \
     && install -d -o kindling /volume
 WORKDIR /app
 
-# What changes seldom comes first, all by version and hash. RunPod's SDK and fal's cannot live in one image;
-# platform/fal_app.py asks for fal's.
-COPY platform/locks platform/locks
-RUN pip install --require-hashes -r platform/locks/requirements.lock
+# What is large and changes seldom comes first: torch with CUDA's libraries, for PyPI's build by version and hash, for
+# another by its index and version. Nothing loads or links what is deleted: what profilers and debuggers of Triton's use,
+# code for several GPUs' linear algebra, a second NVRTC, a compiler of protocols. Symbols for debuggers go too.
+ARG CUDA=cu130
+COPY "platform/locks/torch-$CUDA.lock" platform/locks/
+RUN pip install -r "platform/locks/torch-$CUDA.lock" \
+    && cd "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+    && find nvidia torch/bin triton -type f \( -path '*/lib/cupti/*' -o -path 'triton/instrumentation/*.so' \
+        -o -path 'triton/plugins/*' -o -name FileCheck -o -name libproton.so -o -name 'libcusolverMg.so.*' \
+        -o -name 'libnvrtc*.alt.so.*' -o -name 'libnvblas.so.*' -o -name 'libnvshmem_device.*' -o -name 'protoc*' \) \
+        -delete \
+    && strip --strip-unneeded triton/_C/libtriton.so nvidia/nccl/lib/libnccl.so.2
+
+# Then all else, by version and hash. RunPod's SDK and fal's cannot live in one image; platform/fal_app.py asks for fal's.
 ARG SDK=runpod
-RUN pip install --require-hashes -r "platform/locks/$SDK.lock"
+COPY platform/locks platform/locks
+RUN pip install --no-deps --require-hashes -r "platform/locks/$SDK.lock"
 
 COPY pyproject.toml requirements.txt ./
 COPY handler handler

@@ -73,21 +73,32 @@ lower-check: $(GPULESS)/ready
 UNHASHED := sed '/--hash=/d; s/ *\\$$//'
 LOCKED := $(VENV)/lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
     --no-emit-index-url --system-certs $(UPGRADE)
+TORCH = $(shell sed -n 's/^torch==//p' requirements.txt)
+# What differs from one build of torch to the next is in its lock alone.
+APART = $$(sed -n 's/^\(torch\|triton\|cuda-[a-z]*\|nvidia-[a-z0-9-]*\)==.*/--no-emit-package \1/p' platform/locks/torch-cu130.lock)
 
 lock: $(VENV)/run
 	@$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9 cyclonedx-bom==7.5.0
-	$(LOCKED) requirements.txt -o platform/locks/requirements.lock
-	for sdk in runpod fal; do \
-	    sed -n "s/^$$sdk = \[\"\(.*\)\"\].*/\1/p" pyproject.toml | $(LOCKED) requirements.txt - -o platform/locks/$$sdk.lock || exit; \
+	for build in cu130 cu126; do \
+	    $(BIN)/python -c 'from handler.catalog.cuda import *; print(*cuda_build("'$$build'").requirements("$(TORCH)"), sep="\n")' \
+	        > platform/locks/torch-$$build.in || exit; \
 	done
-	$(UNHASHED) platform/locks/runpod.lock | $(VENV)/lock/bin/cyclonedx-py requirements - --output-reproducible -o platform/locks/sbom.json
+	mv platform/locks/torch-cu126.in platform/locks/torch-cu126.lock
+	$(LOCKED) platform/locks/torch-cu130.in -o platform/locks/torch-cu130.lock
+	rm platform/locks/torch-cu130.in
+	for sdk in requirements runpod fal; do \
+	    sed -n "s/^$$sdk = \[\"\(.*\)\"\].*/\1/p" pyproject.toml | $(LOCKED) $(APART) -c platform/locks/torch-cu130.lock \
+	        requirements.txt - -o platform/locks/$$sdk.lock || exit; \
+	done
+	$(UNHASHED) platform/locks/torch-cu130.lock platform/locks/runpod.lock | sort -u | \
+	    $(VENV)/lock/bin/cyclonedx-py requirements - --output-reproducible -o platform/locks/sbom.json
 
-$(VENV)/run: requirements.txt pyproject.toml platform/locks/requirements.lock
+$(VENV)/run: requirements.txt pyproject.toml platform/locks/requirements.lock platform/locks/torch-cu130.lock
 	@echo "Setting up $(VENV): downloading and installing torch and diffusers, a few minutes the first time."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kindling needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(UNHASHED) platform/locks/requirements.lock > $(VENV)/versions
+	@$(UNHASHED) platform/locks/torch-cu130.lock platform/locks/requirements.lock | sort -u > $(VENV)/versions
 	$(PIP) -c $(VENV)/versions torch
 	$(PIP) -c $(VENV)/versions -e .
 	@touch $@

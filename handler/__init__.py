@@ -7,6 +7,7 @@ from handler.api.comfy.worker_comfyui import draw_workflow
 from handler.api.dispatch import Api
 from handler.api.embedded import Engine
 from handler.api.reply import Reply
+from handler.catalog.cuda import cuda_build
 from handler.catalog.gpus import GPUS
 from handler.catalog.models import MODELS, MODES, find
 from handler.catalog.precisions import PRECISIONS
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "choose_gpus",
     "create_app",
+    "cuda_build",
     "draw_workflow",
     "errors",
     "find",

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from handler.cli import bake, comfy, deploy, doctor, fetch, generate, models, optimize, receipts, sglang
-from handler.core.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError
+from handler.core.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError, VolumeFailed
 from handler.core.settings import Settings
 from handler.core.untrusted import printed_lines
 from handler.core.version import __version__
+from handler.volume.room import remedy
 from handler.worker.clock import EXIT_CODE
 
 MODEL = "model id, alias or mode (default: $KINDLING_MODEL or spark)"
@@ -63,8 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return verb(options)
     except KindlingError as error:
-        named = " KINDLING_MODEL or the command should name one." if isinstance(error, ModelNotFound) else ""
-        print(f"kindling: {printed_lines(error.message)}{named}", file=sys.stderr)
+        todo = "KINDLING_MODEL or the command should name one." if isinstance(error, ModelNotFound) else ""
+        if isinstance(error, VolumeFailed):
+            todo = remedy(Settings.from_env().volume, error.__cause__)
+        print(f"kindling: {printed_lines(f'{error.message} {todo}'.rstrip())}", file=sys.stderr)
         return EXIT_CODE if isinstance(error, BudgetExceeded) else 2 if isinstance(error, BAD_USAGE) else 1
     except BrokenPipeError:  # who reads this has seen enough, and nothing more is written at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,8 @@
 """Kindling on fal: `fal deploy platform/fal_app.py::Kindling`; `fal run platform/fal_app.py::fetch` fills fal's disk.
 
 Every KINDLING_* variable set while deploying holds in the runners, but for the keys (who may ask is fal's business)
-and the volume (fal's own disk). Deploy with the Python of the Dockerfile: fal sends these objects pickled. This file
-knows how fal rents GPUs; what a request means, it does not know.
+and the volume (fal's own disk); CUDA=cu126 builds the image for older drivers. Deploy with the Python of the
+Dockerfile: fal sends these objects pickled. This file knows how fal rents GPUs; what a request means, it does not know.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, mo
 from starlette.types import Receive, Scope, Send
 
 import handler
-from handler import Engine, ImageRequest, Settings, choose_gpus, create_app, errors
+from handler import Engine, ImageRequest, Settings, choose_gpus, create_app, cuda_build, errors
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
@@ -37,12 +37,14 @@ UPLOADED = "v3.fal.media,v3b.fal.media"  # where fal's clients and its playgroun
 ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", "KINDLING_FETCH_HOSTS": UPLOADED, **CHOSEN}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first runner
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
-OFFERS = choose_gpus(SETTINGS, SPEC, "fal")  # the cheapest first
+BUILD = cuda_build(os.environ.get("CUDA", ""))
+OFFERS = choose_gpus(SETTINGS, SPEC, "fal", build=BUILD)  # the cheapest first
 for warning in filter(None, (offer.warning for offer in OFFERS)):
     print(warning, file=sys.stderr)
 MACHINES = [name for offer in OFFERS for name in offer.rental.names]
 BUDGET_S, REQUEST_S = int(SETTINGS.cold_start_budget_s), max(600, math.ceil(SETTINGS.deadline_s))
-IMAGE = ContainerImage.from_dockerfile(str(ROOT / "Dockerfile"), context_dir=ROOT, build_args={"SDK": "fal"})
+ARGUMENTS = {"SDK": "fal", "CUDA": BUILD.name}
+IMAGE = ContainerImage.from_dockerfile(str(ROOT / "Dockerfile"), context_dir=ROOT, build_args=ARGUMENTS)
 
 
 class Lora(BaseModel):

@@ -5,7 +5,8 @@ Modal's own business: MODAL_SECRET names a secret with KINDLING_API_KEYS in it, 
 have; MODAL_PROXY_AUTH=1 lets in only who has a proxy token of Modal's, as it does unasked where there are neither keys
 nor a secret; MODAL_SNAPSHOT=cpu restores containers with torch and diffusers imported, MODAL_SNAPSHOT=weights with the
 weights in host memory too, and MODAL_SNAPSHOT=gpu, an alpha of Modal's, with the model loaded. MODAL_GPU=L40S,A100-80GB
-rents these, MODAL_MIN containers always run (0), MODAL_MAX at most (4), and MODAL_REGION=eu,us-east says where.
+rents these, MODAL_MIN containers always run (0), MODAL_MAX at most (4), MODAL_REGION=eu,us-east says where, and
+CUDA=cu126 installs the build of torch for older drivers.
 This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Clock, Engine, Settings, Worker, choose_gpus, create_app, errors, preload
+from handler import Clock, Engine, Settings, Worker, choose_gpus, create_app, cuda_build, errors, preload
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -39,7 +40,8 @@ SPEC = Engine(SETTINGS).spec  # so does a misspelt model
 GPUS = [word.strip() for word in ENVIRONMENT.get("MODAL_GPU", "").split(",") if word.strip()]
 # Not carried along: in a container this is Modal's own word for where it runs.
 REGIONS = [word.strip() for word in os.environ.get("MODAL_REGION", "").split(",") if word.strip()]
-OFFERS = choose_gpus(SETTINGS, SPEC, "modal", GPUS)[: len(GPUS) or 3]
+BUILD = cuda_build(os.environ.get("CUDA", "") if modal.is_local() else "")
+OFFERS = choose_gpus(SETTINGS, SPEC, "modal", GPUS, BUILD)[: len(GPUS) or 3]
 for warning in filter(None, (offer.warning for offer in OFFERS if modal.is_local())):
     print(warning, file=sys.stderr)
 FITTING = GPUS or [name for offer in OFFERS for name in offer.rental.names]
@@ -75,13 +77,16 @@ if not all(re.fullmatch("[0-9]{1,4}", count) for count in SCALE) or not int(SCAL
     )
 SHIPPED = modal.FilePatternMatcher("**/*.py", "**/*.toml", "**/*.yml", "server/playground/assets/*", "weights/**")
 ROOT = Path(handler.__file__).parents[1]
-LOCK = Path(__file__).parent / "locks" / "requirements.lock"
+LOCKS = Path(__file__).parent / "locks"
+TORCH, OTHERS = (str(LOCKS / f"{name}.lock") for name in (f"torch-{BUILD.name}", "requirements"))
+UV = "0.13.9"
 
 app = modal.App("kindling")
 volume = modal.Volume.from_name("kindling", create_if_missing=True)
 image = (
     modal.Image.debian_slim(python_version="3.11")  # with the compiler that Inductor calls
-    .uv_pip_install(requirements=[str(LOCK)], extra_options="--require-hashes", uv_version="0.13.9")
+    .uv_pip_install(requirements=[TORCH], extra_options="--index-strategy unsafe-best-match", uv_version=UV)
+    .uv_pip_install(requirements=[OTHERS], extra_options="--no-deps --require-hashes", uv_version=UV)
     .add_local_python_source("handler", ignore=~SHIPPED)
 )
 # Always one secret, for Modal wants a container to define as many objects as were deployed. `env` becomes another.

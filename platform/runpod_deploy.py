@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx2
 
-from handler import MODELS, MODES, ModelSpec, Settings, choose_gpus, errors
+from handler import MODELS, MODES, ModelSpec, Settings, choose_gpus, cuda_build, errors
 from runpod_api import API, RefusedError, connected, named, put
 from runpod_endpoint import (
     FLASHBOOT,
@@ -55,9 +55,9 @@ class Plan:
     filling: Filling | None  # what is done to it first, if anything
 
 
-def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str]) -> tuple[str, ...]:
+def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str], cuda: str = "") -> tuple[str, ...]:
     """The GPUs asked for, else those of the cheapest pools that run the model best; in order of price."""
-    offers = choose_gpus(settings, spec, "runpod", asked)
+    offers = choose_gpus(settings, spec, "runpod", asked, cuda_build(cuda))
     pools = list(dict.fromkeys(offer.rental.pool for offer in offers))
     kept = pools if asked else pools[:MOST_POOLS]
     offers = tuple(offer for offer in offers if offer.rental.pool in kept)
@@ -185,7 +185,7 @@ def planned(args: argparse.Namespace, environ: Mapping[str, str]) -> Plan:
     wanted = Deployment(
         name=f"kindling-{args.model}",
         image=args.image,
-        gpus=gpus_for(settings, spec, args.gpu),
+        gpus=gpus_for(settings, spec, args.gpu, cuda := environ.get("CUDA", "")),
         gpus_asked=bool(args.gpu),
         env=env,
         volume=args.volume,
@@ -194,6 +194,7 @@ def planned(args: argparse.Namespace, environ: Mapping[str, str]) -> Plan:
         data_centers=tuple(args.data_center),
         flashboot=args.flashboot,
         timeout_ms=max(TIMEOUT_MS, math.ceil(1000 * settings.deadline_s)),
+        cuda=cuda,
     )
     place = Place(args.volume, args.size, wanted.data_centers) if args.volume else None
     filling = filling_of(wanted, spec, args.fill, environ.get("HF_TOKEN", "")) if args.fill else None

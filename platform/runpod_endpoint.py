@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from handler import GPUS, ModelSpec, Settings, choose_gpus, errors
+from handler import GPUS, ModelSpec, Settings, choose_gpus, cuda_build, errors
 from runpod_api import RefusedError
 
 # Idle for about a cold start: to wait as long as one costs is at most twice the best one could do.
@@ -43,7 +43,7 @@ class Deployment:
     waiting: int = 4  # requests per worker behind the load balancer; the engine holds 32
     timeout_ms: int = TIMEOUT_MS
     disk_gb: int = 20
-    min_cuda: str = "13.0"  # torch's wheels on PyPI are built for it
+    cuda: str = ""  # the image's build of torch
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -54,6 +54,11 @@ class Deployment:
     def ports(self) -> list[str]:
         """What the container shows to RunPod."""
         return [f"{SERVER_ENV['PORT']}/http"] if self.load_balancer else []
+
+    @property
+    def min_cuda(self) -> str:
+        """What a host's driver should be able to run at least."""
+        return cuda_build(self.cuda).hosts
 
     @property
     def kind(self) -> str:
@@ -143,9 +148,14 @@ def settle(wanted: Deployment, settings: Settings, spec: ModelSpec, there: Mappi
             f"{KINDS[wanted.kind]} of it. Delete or rename it in the console, or deploy "
             f"{'without' if wanted.load_balancer else 'with'} --load-balancer. Nothing was changed."
         )
+    if (least := (there.get("gpu") or {}).get("minCudaVersion", wanted.min_cuda)) < wanted.min_cuda:
+        raise RefusedError(
+            f"The endpoint {wanted.name} takes hosts from CUDA {least} on, and this image needs {wanted.min_cuda}: "
+            "raise it in the console, or build the image with CUDA=cu126. Nothing was changed."
+        )
     if (has := rented(there)) and not wanted.gpus_asked:
         try:
-            choose_gpus(settings, spec, "runpod", has)
+            choose_gpus(settings, spec, "runpod", has, cuda_build(wanted.cuda))
         except errors.KindlingError as error:
             raise RefusedError(f"{error.message} The endpoint has it: choose others with --gpu.") from None
 

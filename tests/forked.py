@@ -24,7 +24,10 @@ from typing import Any
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent.parent)}  # where `handler` is found, said or not
 START = HERE | os.environ  # as the tests found it, whichever of them comes first
-LATE = ("KINDLING_", "FAULTY_", "AWS_", "BUCKET_", "RUNPOD_", "OTEL_", "PORT", "HOME", "PYTEST_")  # not by imports
+LATE = (  # read after the imports; Inductor's is set by one of them, to its default
+    *("KINDLING_", "FAULTY_", "AWS_", "BUCKET_", "RUNPOD_", "OTEL_", "PORT", "HOME", "PYTEST_"),
+    "TORCHINDUCTOR_CACHE_DIR",
+)
 SPECIAL = ("executable", "preexec_fn", "pass_fds", "shell", "start_new_session")
 ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER: this process is given the children of those that ended below it

@@ -48,6 +48,12 @@ def test_where_imports_may_depend_on_it_a_new_one_is_started(environ: dict[str, 
     assert forked.run(command, env=ENVIRON | environ, capture_output=True, text=True).stdout == "False\n"
 
 
+def test_what_this_process_has_imported_since_is_no_reason_for_a_new_one() -> None:
+    """Such as a variable that an import sets: else all tests would be slow and pass."""
+    command = [sys.executable, "-c", "import sys; print('torch' in sys.modules)"]
+    assert forked.run(command, env=dict(os.environ), capture_output=True, text=True).stdout == "True\n"
+
+
 def test_it_takes_signals_and_is_a_child() -> None:
     code = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
     for sig in (signal.SIGTERM, signal.SIGKILL):

@@ -60,4 +60,4 @@ def worded(request: ImageRequest, spec: ModelSpec) -> ImageRequest:
 
 def _streamed(request: ImageRequest) -> str:
     """Which field of `request` only a stream can honour, if any."""
-    return next((name for name in ("stream", "partial_images", "progress") if getattr(request, name)), "")
+    return next((name for name in ("stream", "partial_images") if getattr(request, name)), "")

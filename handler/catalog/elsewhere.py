@@ -12,8 +12,8 @@ ELSEWHERE: Mapping[str, Mapping[str, Rental]] = {
     # cloud.google.com/run/docs/configuring/services/gpu, read in 2026-11: an L4 wants at least 4 CPUs and 16 GiB, an
     # RTX PRO 6000 20 and 80 GiB. Memory is what platform/cloudrun.yml asks for, beside 8 or 20 CPUs.
     "cloudrun": {
-        "L4": Rental(("nvidia-l4",), None, 34.3),
-        "RTX PRO 6000": Rental(("nvidia-rtx-pro-6000",), None, 85.8),
+        "L4": Rental(("nvidia-l4",), None, 34.3, driver=535),
+        "RTX PRO 6000": Rental(("nvidia-rtx-pro-6000",), None, 85.8, driver=580),
     },
     # Nodes of AWS with one GPU: g5.xlarge and g6.xlarge, of 16 GB by pkg/billing/prices.go of convox/convox, 2026-06,
     # and g6e.2xlarge; of their memory what a service can have.

@@ -33,13 +33,15 @@ class Tariff:
 class Rental:
     """How a platform rents a GPU: its names for it (none where nobody can ask for it), dollars a second, host's GB.
 
-    `pool` is RunPod's name for GPUs of one price. Host memory is infinite where it is asked for, or not published.
+    `pool` is RunPod's name for GPUs of one price. Host memory is infinite where it is asked for, or not published;
+    so is the first number of the hosts' `driver`.
     """
 
     names: tuple[str, ...] = ()
     dollars_per_s: float | None = None
     host_gb: float = math.inf
     pool: str = ""
+    driver: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

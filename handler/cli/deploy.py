@@ -7,6 +7,7 @@ from pathlib import Path
 from handler.api.deploying.choice import Choice, Prospect
 from handler.api.deploying.deployment import SCRIPT, YOURS, Deployment, choice_of, deployment, expected, told
 from handler.api.deploying.platforms import PLATFORMS
+from handler.catalog.cuda import BUILDS
 from handler.catalog.precisions import PRECISIONS
 from handler.core.errors import SettingsError
 from handler.core.settings import Settings
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model id, alias or mode")
     parser.add_argument("--gpu", default="", help="the platform's name of a GPU, or ours (default: the cheapest)")
     parser.add_argument("--precision", choices=["auto", *PRECISIONS], help="how weights are kept (default: auto)")
+    parser.add_argument("--cuda", choices=BUILDS, help="the image's build of torch (default: one that runs there)")
     parser.add_argument("--min", type=int, metavar="N", help="workers that always run, and are paid for")
     parser.add_argument("--max", type=int, metavar="N", help="workers at most")
     parser.add_argument("--region", default="", help="where to run, by the platform's name; several with commas")

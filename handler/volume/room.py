@@ -12,6 +12,7 @@ from pathlib import Path
 
 from handler.core.errors import VolumeFailed
 
+OPEN = "chmod -R a+rwX {}"
 NUMBERED = re.compile(r"\(os error (\d{1,5})\)")  # as libraries in Rust say it: safetensors, hf_xet
 
 
@@ -75,11 +76,18 @@ def require_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
 
 
+def remedy(volume: Path, error: BaseException | None) -> str:
+    """What to do where `error` came of a process that may not write what is on `volume`; empty if it did not."""
+    if not isinstance(error, PermissionError) or not Path(error.filename or "").is_relative_to(volume):
+        return ""
+    return f"To mend it, have the owner of {volume} run this, for this is user {os.getuid()}: {OPEN.format(volume)}."
+
+
 def unwritable(volume: Path, error: OSError) -> str:
     """What it means that `volume` cannot be written, and what to do, in a line: a worker can serve without."""
-    owner = f"by a user that owns it (the worker is user {os.getuid()}): chmod -R a+rwX {volume}"
-    remedy = {errno.EACCES: owner, errno.EPERM: owner, errno.EROFS: "mount it writable", errno.ENOSPC: "make room"}
-    todo = remedy.get(error.errno or 0, "see what ails it")
+    owner = f"have its owner run this, for the worker is user {os.getuid()}: {OPEN.format(volume)}"
+    mends = {errno.EACCES: owner, errno.EPERM: owner, errno.EROFS: "mount it writable", errno.ENOSPC: "make room"}
+    todo = mends.get(error.errno or 0, "see what ails it")
     return (
         f"The volume {volume} cannot be written ({error.strerror or error}): no compiled code and no records are left "
         f"for later workers. To mend it, {todo}."

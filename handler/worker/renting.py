@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from handler.catalog.cuda import BUILDS, Build
 from handler.catalog.elsewhere import PLATFORMS, rentals_on
 from handler.catalog.gpus import BF16, Gpu, Rental
 from handler.catalog.prices import require_held
@@ -33,11 +34,14 @@ class Offer:
         return "" if plan.mode == "resident" else f"The {self.gpu.id} does not hold {model} whole. {SLOW[plan.mode]}"
 
 
-def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Collection[str] = ()) -> tuple[Offer, ...]:
+def choose_gpus(
+    settings: Settings, spec: ModelSpec, platform: str, asked: Collection[str] = (), build: Build | None = None
+) -> tuple[Offer, ...]:
     """What to rent of `platform`, the cheapest first: GPUs that hold the model whole, else those that hold most of it.
 
     Those `asked` for, by the platform's names, are taken as they are. A StartError says why one of them cannot run the
-    model, or why none can; a SettingsError, what the model cannot have, or that no cap on spending would hold.
+    model, or why none can; a SettingsError, what the model cannot have, that no cap on spending would hold, or that
+    the image's `build` of torch does not run there. Without one, any that does will do.
     """
     if platform not in PLATFORMS:
         raise SettingsError(f"{platform!r} is not known here as a platform. Known: {', '.join(PLATFORMS)}.", "platform")
@@ -51,6 +55,7 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
         if wanted & set(rental.names):
             try:
                 require_held(settings, gpu.name, platform)
+                require_build(gpu, rental, build)
                 offers.append(Offer(gpu, rental, _promised(settings, spec, gpu, rental)))
             except KindlingError as error:
                 refused.append(error)
@@ -58,6 +63,13 @@ def choose_gpus(settings: Settings, spec: ModelSpec, platform: str, asked: Colle
         raise refused[-1]
     best = min(TRIED["auto"].index(one.outlook.memory.mode) for one in offers)
     return tuple(one for one in offers if asked or one.outlook.memory.mode == TRIED["auto"][best])
+
+
+def require_build(gpu: Gpu, rental: Rental, build: Build | None) -> None:
+    """A SettingsError says why `build`, or without one why none, runs on a GPU."""
+    refused = [row.refusal(gpu, rental) for row in ([build] if build else BUILDS.values())]
+    if all(refused):
+        raise SettingsError(f"{refused[0][:1].upper()}{refused[0][1:]}", "CUDA")
 
 
 def _promised(settings: Settings, spec: ModelSpec, gpu: Gpu, rental: Rental) -> Outlook:

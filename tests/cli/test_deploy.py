@@ -263,6 +263,27 @@ def test_a_command_uses_nothing_that_none_before_it_has_set(
         assert {*re.findall(r"\$([A-Z_]+)", command)} <= known, command
 
 
+@pytest.mark.parametrize(
+    ("platform", "told"),
+    [
+        ("modal", "export KINDLING_MODEL=sdxl CUDA=cu126"),
+        ("fal", "export KINDLING_MODEL=sdxl CUDA=cu126"),
+        ("runpod", "export CUDA=cu126"),
+        ("docker", "docker build --build-arg CUDA=cu126 -t kindling ."),
+        ("kubernetes", "docker build --build-arg CUDA=cu126 -t REGISTRY/kindling:0.1.0 . && docker push"),
+        ("convox", "convox build -a kindling -m convox.yml --build-args CUDA=cu126"),
+    ],
+)
+def test_another_build_of_torch_is_told_to_what_builds(
+    deploy: Callable[..., dict[str, Any]], platform: str, told: str
+) -> None:
+    found = deploy(platform, "sdxl", "--cuda", "cu126")
+    assert any(command.startswith(told) for command in found["commands"]), found["commands"]
+    assert not any("CUDA=" in command for command in deploy(platform, "sdxl")["commands"])
+    if "{driver}" in platforms.PLATFORMS[platform].note:
+        assert "525 or newer" in found["note"]
+
+
 def test_modals_script_knows_what_is_exported(deploy: Callable[..., dict[str, Any]]) -> None:
     commands = deploy("modal", "sdxl", "--gpu", "L4", "--min", "1", "--max", "2", "--region", "eu")["commands"]
     assert "export MODAL_GPU=L4 MODAL_MIN=1 MODAL_MAX=2 MODAL_REGION=eu" in commands
@@ -305,6 +326,9 @@ def test_cloud_runs_image_is_for_the_gpus_driver(deploy: Callable[..., dict[str,
         ("modal sdxl --max 0", 2, "--max should be 1 or more, not 0."),
         ("sky sdxl --region eu,us", 2, "--region should name one place for sky, not 2."),
         ("sky sdxl --region $(reboot)", 2, "--region should be a place's name, such as us-east-1, not '$(reboot)'."),
+        ("docker sdxl --gpu B200 --cuda cu126", 2, "has no code for the B200. On docker these would do: RTX A4000"),
+        ("cloudrun sdxl --gpu L4 --cuda cu130", 2, "the L4 have one of 535. On cloudrun these would do: RTX"),
+        ("sky sdxl --cuda cu126", 2, "--cuda means nothing for sky: the machines install the packages for CUDA 13"),
         ("modal stable-diffusion-9", 2, "stable-diffusion-9"),
     ],
 )

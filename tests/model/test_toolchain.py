@@ -82,6 +82,51 @@ def test_without_a_toolkit_torch_is_given_the_wheels_headers(cuda: Path) -> None
     assert "LIBRARY_PATH" not in os.environ
 
 
+CU12 = {"cuda_runtime": "cuda.h", "cuda_nvcc": "crt/host_defines.h", "cuda_cccl": "nv/target"}  # of its wheels
+
+
+@pytest.fixture
+def apart(cuda: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CUDA 12's wheels, with a folder each."""
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    for folder, name in CU12.items():
+        home(cuda / "nvidia" / folder, *({*toolchain.HEADERS} - {name}), version=12060)
+    return cuda / "nvidia"
+
+
+def test_headers_of_cuda_12_are_found_in_all_of_their_wheels(
+    apart: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: None
+) -> None:
+    monkeypatch.setenv("CPATH", "/mine")
+    source = tmp_path / "a.cpp"
+    source.write_text("".join(f"#include <{name}>\n" for name in toolchain.HEADERS))
+    with toolchain.environment():
+        assert os.environ["CUDA_HOME"] == str(apart / "cuda_runtime")
+        assert os.environ["CPATH"].endswith(f"{os.pathsep}/mine")
+        includes = [f"-I{path}" for path in cpp_extension.include_paths("cuda")]
+        subprocess.run(["g++", "-fsyntax-only", *includes, str(source)], check=True)
+    assert os.environ["CPATH"] == "/mine"
+    assert toolchain.look().headers == str(apart / "cuda_runtime")
+
+
+@pytest.mark.parametrize("folder", CU12)
+def test_a_wheel_of_cuda_12_that_is_not_there_is_missed(apart: Path, folder: str) -> None:
+    (apart / folder / "include" / CU12[folder]).unlink()
+    assert toolchain.look().headers == ""
+    assert "(pip install 'cuda-toolkit[cccl,nvcc]==12.6.*')" in toolchain.look().missing("cuda")
+
+
+def test_headers_that_lie_apart_are_no_others(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of CUDA 12 beside a torch for CUDA 13; and a folder that has all itself needs no other."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert toolchain.look().headers == ""
+    wheels = home(apart / "cu13")
+    monkeypatch.delenv("CPATH", raising=False)
+    with toolchain.environment():
+        assert os.environ["CUDA_HOME"] == str(wheels)
+        assert "CPATH" not in os.environ
+
+
 @pytest.mark.parametrize("wrong", ["nowhere", "no cuda.h", "no crt", "of CUDA 12"])
 def test_a_wrong_cuda_home_is_passed_over_and_comes_back(
     wrong: str, cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -237,12 +282,13 @@ def test_torch_itself_says_so(where: str) -> None:
 
 def test_every_image_installs_them() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert "RUN pip install --require-hashes -r platform/locks/requirements.lock\n" in dockerfile
+    assert 'RUN pip install -r "platform/locks/torch-$CUDA.lock" ' in dockerfile
     assert "\ncuda-toolkit[" in (ROOT / "requirements.txt").read_text()
-    assert "\nnvidia-cuda-crt==" in (ROOT / "platform" / "locks" / "requirements.lock").read_text()
+    assert "\nnvidia-cuda-crt==" in (ROOT / "platform" / "locks" / "torch-cu130.lock").read_text()
+    assert "\ncuda-toolkit[cccl,nvcc]==" in (ROOT / "platform" / "locks" / "torch-cu126.lock").read_text()
     assert re.search(r"apt-get install .*\bg\+\+ libc6-dev\b", dockerfile)
     modal, fal = ((ROOT / "platform" / name).read_text() for name in ("modal_app.py", "fal_app.py"))
-    assert ".uv_pip_install(requirements=[str(LOCK)]" in modal
+    assert ".uv_pip_install(requirements=[TORCH]" in modal
     assert 'from_dockerfile(str(ROOT / "Dockerfile")' in fal
     others = [text for text in (dockerfile, modal, fal) if "cuda-toolkit" in text]
     assert not others  # the version stands in one place

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import kubernetes_validate
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 from pathspec import GitIgnoreSpec
 
-from handler import GPUS, MODELS, Engine, Settings, create_app, outlook
+from handler import GPUS, MODELS, Engine, Settings, create_app, cuda_build, outlook
+from handler.__main__ import main
+from handler.catalog.cuda import BUILDS
 from handler.core.settings import MOUNTS
 from handler.core.version import __version__
 from handler.server.shutdown import DRAIN_S
@@ -28,6 +32,7 @@ from serving import Served
 ROOT = Path(__file__).parents[2]
 BUDGET_S = Settings().cold_start_budget_s
 CLOUD_RUN_STARTS_S = 240
+NEWEST = kubernetes_validate.latest_version()
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -285,12 +290,13 @@ def test_sky_installs_what_was_tested_for_a_python_that_does() -> None:
     [python] = re.findall(r"venv .*--python (\S+)", SKY["setup"])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert python in SpecifierSet(project["requires-python"])
-    [lock] = re.findall(r"--require-hashes -r (\S+)", SKY["setup"])
-    assert ROOT / lock == LOCKS / "requirements.lock"
+    [locks] = re.findall(r"--require-hashes -r (\S+) -r (\S+)", SKY["setup"])
+    assert [ROOT / lock for lock in locks] == [LOCKS / "torch-cu130.lock", LOCKS / "requirements.lock"]
 
 
 def test_what_is_copied_is_in_the_repository() -> None:
-    sources = [source for name, rest in DOCKERFILE if name == "COPY" for source in rest.split()[:-1]]
+    copied = [rest.replace("$CUDA", build) for name, rest in DOCKERFILE if name == "COPY" for build in BUILDS]
+    sources = [source for rest in copied for source in shlex.split(rest)[:-1]]
     found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
     assert {package.rstrip("*") for package in found["include"]} <= set(sources)
     assert "spark" not in sources
@@ -335,7 +341,7 @@ def test_everything_is_pinned() -> None:
     pinned = re.compile(r"[\w.-]+(\[[\w,]+\])?==[\w.]+(; platform_system == \"Linux\")?")
     assert all(pinned.fullmatch(line) for line in requirements)
     [base] = [rest for name, rest in DOCKERFILE if name == "FROM"]
-    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base)
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
 
 
 def locked(name: str) -> dict[str, tuple[str, int]]:
@@ -356,26 +362,86 @@ def test_locks_are_in_step_with_what_is_asked_for(name: str) -> None:
     """`make lock` writes them."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = asked([*(ROOT / "requirements.txt").read_text().splitlines(), *extras.get(name, [])])
-    found = locked(name)
+    torch, others = locked("torch-cu130"), locked(name)
+    found = torch | others
+    assert {name: torch[name] for name in torch.keys() & others.keys()}.items() <= others.items()
+    assert not [each for each in others if re.match("torch$|triton|nvidia-cu(?!dnn-frontend)|cuda-", each)]
     assert all(hashes for _, hashes in found.values())
     assert {package: found[package][0].removesuffix(".0") for package in wanted} == {
         package: version.removesuffix(".0") for package, version in wanted.items()
     }
-    [arguments] = [rest for step, rest in DOCKERFILE if step == "ARG"]
-    assert (LOCKS / f"{arguments.removeprefix('SDK=')}.lock").is_file()
+    arguments = dict(rest.split("=") for step, rest in DOCKERFILE if step == "ARG")
+    assert arguments == {"CUDA": cuda_build().name, "SDK": "runpod"}
+    assert (LOCKS / f"{arguments['SDK']}.lock").is_file()
 
 
 def test_the_bill_of_materials_is_of_the_image() -> None:
     bill = json.loads((LOCKS / "sbom.json").read_text())["components"]
-    assert {(one["name"], one["version"]) for one in bill} == {(name, one[0]) for name, one in locked("runpod").items()}
+    installed = locked("torch-cu130") | locked("runpod")
+    assert {(one["name"], one["version"]) for one in bill} == {(name, one[0]) for name, one in installed.items()}
 
 
 def test_layers_that_seldom_change_come_first() -> None:
     steps = [rest for name, rest in DOCKERFILE if name in ("COPY", "RUN")]
-    installed = [i for i, rest in enumerate(steps) if rest.startswith("pip install --require-hashes")]
+    [torch] = [i for i, rest in enumerate(steps) if rest.startswith("pip install -r ")]
+    [others] = [i for i, rest in enumerate(steps) if rest.startswith("pip install --no-deps --require-hashes")]
     code = [i for i, rest in enumerate(steps) if rest.startswith(("handler", "platform platform", "pyproject"))]
-    assert len(installed) == 2
-    assert max(installed) < min(code)
+    assert torch < others < min(code)
+    assert steps[torch - 1] == '"platform/locks/torch-$CUDA.lock" platform/locks/'  # no other lock changes that layer
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """Files as the wheels have them, of CUDA 13 and of CUDA 12, and whether they stay."""
+    for name in [*STAYS, *GOES]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    return tmp_path
+
+
+STAYS = (
+    "nvidia/cu13/lib/libcusolver.so.12",
+    "nvidia/cu13/lib/libcupti.so.13",
+    "nvidia/cu13/lib/libcudart_static.a",
+    "nvidia/cu13/lib/libnvrtc.so.13",
+    "nvidia/cu13/lib/libnvrtc-builtins.so.13.0",
+    "nvidia/cu13/include/crt/host_defines.h",
+    "nvidia/cuda_cupti/lib/libcupti.so.12",
+    "nvidia/nccl/lib/libnccl.so.2",
+    "nvidia/nvshmem/lib/libnvshmem_host.so.3",
+    "torch/bin/torch_shm_manager",
+    "torch/lib/libtorch_cuda.so",
+    "triton/_C/libtriton.so",
+    "triton/backends/nvidia/bin/ptxas",
+    "triton/backends/nvidia/bin/ptxas-blackwell",
+    "triton/backends/nvidia/lib/libdevice.10.bc",
+    "triton/profiler/proton.py",
+)
+GOES = (
+    "nvidia/cu13/lib/libcusolverMg.so.12",
+    "nvidia/cusolver/lib/libcusolverMg.so.11",
+    "nvidia/cu13/lib/libnvrtc.alt.so.13",
+    "nvidia/cu13/lib/libnvrtc-builtins.alt.so.13.0",
+    "nvidia/cu13/lib/libnvblas.so.13",
+    "nvidia/nvshmem/lib/libnvshmem_device.bc",
+    "nvidia/nvshmem/lib/libnvshmem_device.a",
+    "torch/bin/protoc-3.13.0.0",
+    "triton/_C/libproton.so",
+    "triton/backends/nvidia/lib/cupti/libcupti_static.a",
+    "triton/FileCheck",
+    "triton/instrumentation/libGPUInstrumentationTestLib.so",
+    "triton/plugins/libMLIRDialectPlugin.so",
+)
+
+
+def test_what_nothing_loads_is_left_out(packages: Path) -> None:
+    """By the step as it is written, but for what it strips of debuggers' symbols."""
+    step = next(rest for name, rest in DOCKERFILE if name == "RUN" and " -delete " in rest)
+    [command] = [part for part in step.split("&&") if " -delete" in part]
+    subprocess.run(["sh", "-ec", command], cwd=packages, check=True)
+    left = {str(path.relative_to(packages)) for path in packages.rglob("*") if path.is_file()}
+    assert left == set(STAYS)
+    assert "strip --strip-unneeded triton/_C/libtriton.so nvidia/nccl/lib/libnccl.so.2" in step
 
 
 def test_it_runs_as_somebody_with_few_rights() -> None:
@@ -424,6 +490,22 @@ def test_the_first_process_passes_signals_on() -> None:
     """The kernel gives a container's first process no signal that it does not listen for, and Python begins late to."""
     assert ("ENTRYPOINT", '["tini", "--"]') in DOCKERFILE
     assert any(name == "RUN" and re.search(r"apt-get install .*\btini\b", rest) for name, rest in DOCKERFILE)
+
+
+@pytest.mark.parametrize("made", ["", "kubernetes flux2-dev --gpu H200 --precision bf16 --min 1 --max 9"])
+def test_kubernetes_knows_every_field(made: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By Kubernetes' own schemas, in which no field may be more; KEDA's are in no package."""
+    folder = tmp_path if made else ROOT / "platform"
+    assert not made or main(["deploy", *made.split(), "--write", str(tmp_path)]) == 0
+    known = set()
+    for document in yaml.safe_load_all((folder / "kubernetes.yml").read_text()):
+        if "keda.sh" not in document["apiVersion"]:
+            known.add(document["kind"])
+            kubernetes_validate.validate(document, NEWEST, strict=True)
+    assert known == {"PersistentVolumeClaim", "Job", "Deployment", "NetworkPolicy", "Service"}
+    document["kind"], document["apiVersion"] = "Service", "v1"  # which none of these is
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, NEWEST, strict=True)
 
 
 def test_pods_hear_nothing_of_services() -> None:

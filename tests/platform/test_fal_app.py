@@ -168,7 +168,7 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
     assert (runner.app_name, runner.app_auth, runner.keep_alive) == ("kindling", "private", 300)
     assert (runner.min_concurrency, runner.startup_timeout) == (0, 240 + 60)
     assert module.ENVIRONMENT == {"KINDLING_MODEL": "flux-schnell", **UPLOADS}
-    assert module.IMAGE.build_args == {"SDK": "fal"}
+    assert module.IMAGE.build_args == {"SDK": "fal", "CUDA": "cu130"}
     assert module.IMAGE.context_dir == ROOT
 
 

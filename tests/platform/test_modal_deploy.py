@@ -66,6 +66,16 @@ def volume(plane: Plane) -> str:
     return str(folder)
 
 
+def sent(plane: Plane) -> list[str]:
+    """The files that layers of the image are made with, in order."""
+    layers = [plane.objects[layer].image for layer in plane.objects if layer.startswith("im-")]
+    return [file.data.decode() for layer in layers for file in layer.context_files]
+
+
+def locked(name: str) -> str:
+    return (ROOT / "platform" / "locks" / f"{name}.lock").read_text()
+
+
 def pixels(b64: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
 
@@ -182,11 +192,17 @@ def test_the_image_is_pinned(plane: Plane) -> None:
     assert commands[0].startswith("FROM python:3.11.")
     assert "RUN apt-get install -y gcc gfortran build-essential" in commands  # Inductor's compiler comes with it
     assert re.fullmatch(
-        r"RUN /\.uv/uv pip install .* --require-hashes --requirements /\.uv/0/requirements\.lock", commands[-1]
+        r"RUN /\.uv/uv pip install .* --no-deps --require-hashes --requirements /\.uv/0/requirements\.lock",
+        commands[-1],
     )
-    layers = [plane.objects[layer].image for layer in plane.objects if layer.startswith("im-")]
-    (sent,) = [file.data.decode() for layer in layers for file in layer.context_files]
-    assert sent == (ROOT / "platform" / "locks" / "requirements.lock").read_text()
+    assert sent(plane) == [locked("torch-cu130"), locked("requirements")]
+
+
+def test_another_build_of_torch_is_installed(fresh: Plane) -> None:
+    """The GPUs are those that it has code for."""
+    deployed(fresh, CUDA="cu126", KINDLING_MODEL="flux2-dev")
+    assert sent(fresh) == [locked("torch-cu126"), locked("requirements")]
+    assert fresh.gpus(SERVING) == ["H100", "H200"]
 
 
 def test_handlers_sources_and_weights_are_shipped_and_nothing_else(plane: Plane) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from handler import GPUS, MODELS, MODES, ImageRequest, Settings, choose_gpus
+from handler import GPUS, MODELS, MODES, ImageRequest, Settings, choose_gpus, cuda_build
 from handler.catalog.gpus import Rental
-from runpod_endpoint import POOLS, Deployment
+from runpod_endpoint import POOLS
 from runpod_plane import DEADLINE_S, clean_environment
 from runpod_rest import KEY, Rest
 
@@ -159,6 +159,21 @@ def test_a_maximum_below_what_always_runs_is_refused(
     capsys.readouterr()
     assert "less than the 2 workers that always run" in refused(script, capsys, *ARGUMENTS, "--workers-max", "1")
     assert {method for method, _ in rest.seen} == {"GET"}
+
+
+def test_another_build_of_torch_takes_other_hosts(
+    script: ModuleType, rest: Rest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint that takes older hosts than the next image runs on is left as it is."""
+    monkeypatch.setenv("CUDA", "cu126")
+    assert "has no code for the B200" in refused(script, capsys, *ARGUMENTS, "--gpu", "NVIDIA B200")
+    assert script.main(ARGUMENTS) == 0
+    assert rest.rows["endpoints"][0]["gpu"]["minCudaVersion"] == "12.0"
+    assert script.main(ARGUMENTS) == 0
+    monkeypatch.delenv("CUDA")
+    capsys.readouterr()
+    told = refused(script, capsys, *ARGUMENTS)
+    assert "takes hosts from CUDA 12.0 on, and this image needs 13.0" in told
 
 
 def test_a_setting_of_the_last_deployment_that_is_set_no_more_is_gone(
@@ -489,7 +504,7 @@ def test_hub_listing() -> None:
 
 def test_the_hub_takes_the_cuda_that_is_asked_for_and_newer(script: ModuleType) -> None:
     """RunPod compares these exactly, so that newer drivers have to be named too."""
-    assert Deployment.__dataclass_fields__["min_cuda"].default == "13.0"
+    assert cuda_build().hosts == "13.0"
     for listed in (HUB["config"]["allowedCudaVersions"], HUB_TESTS["config"]["allowedCudaVersions"]):
         assert listed == [f"13.{minor}" for minor in range(6)]
 

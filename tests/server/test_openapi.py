@@ -202,6 +202,7 @@ def test_every_route_is_described_with_its_methods() -> None:
     for route in made._routes:
         path = re.sub(r":\w+", "", route.path)
         routes[path] = routes.get(path, set()) | (route.methods or set()) - {"HEAD"}
+    del routes["/playground/{name}"]  # what a browser loads with the page at /
     twins = {path for path in routes if path.removeprefix("/api") in routes.keys() - {path}}  # which ABOUT speaks of
     described_ = {path: {row.method.upper() for row in rows} for path, rows in operations().items()}
     assert {path: methods for path, methods in routes.items() if path not in twins} == described_

@@ -20,6 +20,7 @@ from fakes import FakeFamily, raises
 from handler import Api, Engine, Settings
 from handler.api.asking import OnPartial
 from handler.api.dialects import openai as dialect
+from handler.api.dialects.routes import DIALECTS, HUB_ROUTE, WORKFLOWS, dialect_of
 from handler.api.reply import Reply
 from handler.core.errors import NumericalError
 from handler.server import sse as streams
@@ -338,6 +339,7 @@ def test_a_slow_reader_misses_the_oldest_partial_pictures_and_never_the_last_wor
     ("route", "more", "kind"),
     [
         ("/generate", {}, "image_generation"),
+        ("/fal/spark", {}, "image_generation"),
         (ROUTE, {"partial_images": 1}, "image_generation"),
         ("/v1/images/edits", {}, "image_edit"),
     ],
@@ -358,9 +360,10 @@ def test_each_step_is_an_event_where_that_is_asked_for(
     assert last["type"] == f"{kind}.completed"
 
 
-def test_steps_without_a_stream_are_refused(server: Served) -> None:
-    answer = httpx.post(server.url + ROUTE, json=ASKED | {"progress": True}, timeout=60)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "progress")
+def test_steps_without_a_stream_change_nothing(server: Served) -> None:
+    asked = ASKED | {"seed": 3}
+    answers = [httpx.post(server.url + ROUTE, json=asked | more, timeout=60) for more in ({}, {"progress": True})]
+    assert answers[0].json()["data"] == answers[1].json()["data"]
 
 
 def test_of_steps_in_a_row_that_nobody_has_read_the_last_is_kept() -> None:
@@ -374,3 +377,11 @@ def test_of_steps_in_a_row_that_nobody_has_read_the_last_is_kept() -> None:
     picture, step = asyncio.run(run())
     assert picture["type"] == "image_generation.partial_image"
     assert step["steps"] == 8
+
+
+@pytest.mark.parametrize("route", [*DIALECTS, HUB_ROUTE, WORKFLOWS])
+def test_events_of_every_route_that_draws_have_a_type(route: str) -> None:
+    """Also where no answer streams, for a job's events do."""
+    found = dialect_of(route)
+    assert found
+    assert found.TYPE in ("image_generation", "image_edit")

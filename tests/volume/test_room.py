@@ -2,6 +2,9 @@
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -20,7 +23,7 @@ from handler.core.birth import Birth
 from handler.core.errors import FetchFailed, VolumeFailed
 from handler.volume.hub import Repository, explained
 from handler.volume.publishing import publishing
-from handler.volume.room import refused, require, unwritable
+from handler.volume.room import refused, remedy, require, unwritable
 from handler.worker.boots import BootLog, last_boots
 from handler.worker.clock import Ledger
 
@@ -124,7 +127,7 @@ def test_a_picture_that_has_no_room_is_a_line_and_no_traceback(
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
-        (errno.EACCES, f"by a user that owns it (the worker is user {os.getuid()}): chmod -R a+rwX /volume."),
+        (errno.EACCES, f"have its owner run this, for the worker is user {os.getuid()}: chmod -R a+rwX /volume."),
         (errno.EROFS, "mount it writable."),
         (errno.ENOSPC, "make room."),
         (errno.EIO, "see what ails it."),
@@ -134,6 +137,30 @@ def test_a_volume_that_cannot_be_written_comes_with_its_remedy(code: int, remedy
     told = unwritable(Path("/volume"), OSError(code, os.strerror(code)))
     assert f"/volume cannot be written ({os.strerror(code)})" in told
     assert told.endswith(f"To mend it, {remedy}")
+
+
+def test_commands_tell_the_remedy_of_a_volume_that_is_anothers(tmp_path: Path) -> None:
+    """A real process, which may not write: as root's would be without its privileges, or by a folder's mode."""
+    volume, command = tmp_path / "volume", [sys.executable, "-m", "handler", "bake", "spark"]
+    volume.mkdir(mode=0o555)
+    if os.getuid() == 0:
+        if not (setpriv := shutil.which("setpriv")):
+            pytest.skip("needs setpriv, of util-linux")
+        os.chown(volume, 1000, 1000)
+        command = [setpriv, "--bounding-set=-all", "--inh-caps=-all", *command]
+    environ = {**os.environ, "KINDLING_VOLUME": str(volume)}
+    out = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert out.returncode == 1
+    assert out.stderr.splitlines()[-1] == (
+        f"kindling: Cannot write {volume}/baked/spark: Permission denied. To mend it, have the owner of {volume} run "
+        f"this, for this is user {os.getuid()}: chmod -R a+rwX {volume}."
+    )
+
+
+def test_a_remedy_is_for_what_is_on_the_volume_alone() -> None:
+    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/a.png")
+    assert remedy(Path("/volume"), denied) == remedy(Path("/volume"), OSError(errno.ENOSPC, "full", "/volume/a")) == ""
+    assert remedy(Path("/elsewhere"), denied).endswith("chmod -R a+rwX /elsewhere.")
 
 
 def test_doctor_tells_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ ROUTE = "/v1/deployments"
 COUNTS = ("min", "max")
 FIELDS = ("model", *OPTIONS)
 WORDS = ("auto", *PRECISIONS)
-PARAMS = {"KINDLING_PRECISION": "precision"}
+PARAMS = {"KINDLING_PRECISION": "precision", "CUDA": "cuda"}
 
 
 def choices() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from handler.catalog.cuda import BUILDS, Build, cuda_build
 from handler.catalog.elsewhere import rentals_on
 from handler.catalog.models import find
 from handler.catalog.prices import per_image, price_of
@@ -23,13 +24,17 @@ BAKED = 1.5  # room for what is baked from it and for other files, in times of a
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was asked for: `offers` are the GPUs that it comes to, the one that is rented first before the others."""
+    """What was asked for: `offers` are the GPUs that it comes to, the one that is rented first before the others.
+
+    `cuda` names a build of torch for the image, if that was asked for.
+    """
 
     platform: str
     spec: ModelSpec
     precision: str
     offers: tuple[Offer, ...]
     asked: bool
+    cuda: str = ""
     least: int | None = None
     most: int | None = None
     regions: tuple[str, ...] = ()
@@ -37,6 +42,17 @@ class Choice:
     @property
     def first(self) -> Offer:
         return self.offers[0]
+
+    @property
+    def build(self) -> Build:
+        """The build of torch asked for, else the first that runs on all GPUs."""
+        fitting = (row for row in BUILDS.values() if not any(row.refusal(one.gpu, one.rental) for one in self.offers))
+        return BUILDS[self.cuda] if self.cuda else next(fitting)
+
+    @property
+    def other_build(self) -> str:
+        """Its name, where it is not the one that an image has unless told otherwise."""
+        return self.build.name if self.build != cuda_build() else ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,23 +75,23 @@ class Choice:
         return max(offer.outlook.memory.host_gb for offer in self.offers)
 
 
-def chosen(platform: str, model: str, gpu: str, precision: str, cheapest: int = 1) -> Choice:
-    """The GPU asked for, else the `cheapest` (of RunPod's pools so many) that run the model best.
+def chosen(platform: str, model: str, gpu: str, precision: str, cheapest: int = 1, cuda: str = "") -> Choice:
+    """The GPU asked for, else the `cheapest` (of RunPod's pools so many) that run the model best, on the build `cuda`.
 
     A KindlingError says why it cannot, or why none can, and which would do.
     """
     spec = find(model)
     settings = Settings.from_env({"KINDLING_PRECISION": precision})
-    names = _named(platform, gpu) if gpu else ()
+    names, build = _named(platform, gpu) if gpu else (), cuda_build(cuda) if cuda else None
     try:
-        offers = choose_gpus(settings, spec, platform, names)
+        offers = choose_gpus(settings, spec, platform, names, build)
     except KindlingError as error:
-        raise type(error)(f"{error.message} {_instead(platform, spec, settings)}".strip(), error.param) from None
+        raise type(error)(f"{error.message} {_instead(platform, spec, settings, build)}".strip(), error.param) from None
     if any(offer.outlook.memory.mode == "blocks" for offer in offers) and not gpu:
         raise DoesNotFit(f"No GPU of {platform} holds {spec.id} but for its text encoders. {SLOW['blocks']}")
     ranks = list(dict.fromkeys(map(_rank, offers)))
     kept = tuple(offer for offer in offers if gpu or _rank(offer) in ranks[:cheapest])
-    return Choice(platform, spec, precision, kept, bool(gpu))
+    return Choice(platform, spec, precision, kept, bool(gpu), cuda)
 
 
 def _rank(offer: Offer) -> str:
@@ -94,11 +110,11 @@ def _named(platform: str, gpu: str) -> tuple[str, ...]:
     raise SettingsError(f"{platform} has no {gpu[:40]!r}, as far as is known here. It has: {known}.", "gpu")
 
 
-def _instead(platform: str, spec: ModelSpec, settings: Settings) -> str:
+def _instead(platform: str, spec: ModelSpec, settings: Settings, build: Build | None) -> str:
     """Which GPUs would do; in another precision, if none does in this one."""
     for precision in dict.fromkeys((settings.precision, "auto", "int8", "fp8")):
         try:
-            offers = choose_gpus(settings.model_copy(update={"precision": precision}), spec, platform)
+            offers = choose_gpus(settings.model_copy(update={"precision": precision}), spec, platform, (), build)
         except KindlingError:
             continue
         gpus = ", ".join(offer.gpu.id for offer in offers)

@@ -15,10 +15,6 @@ MODAL = "pip install modal==1.6.4 pydantic==2.14.3"  # as it is tested
 IMAGE = f"kindling:{__version__}"
 
 
-# What the drivers of Cloud Run's GPUs can run: 535 on an L4, 580 on the other, by Google's page, read in 2026-11.
-CUDA = {"nvidia-l4": "cu126", "nvidia-rtx-pro-6000": "cu130"}
-
-
 def _set(**values: object) -> str:
     """`export` with those that have a value; empty if none has."""
     words = [f"{name}={shlex.quote(str(value))}" for name, value in values.items() if value not in (None, "", "auto")]
@@ -28,6 +24,11 @@ def _set(**values: object) -> str:
 def _token(choice: Choice) -> str:
     """The hub's token, where a licence wants to be accepted, which is done on the model's page."""
     return "HF_TOKEN=hf_... " if choice.spec.license.gated else ""
+
+
+def _argument(choice: Choice, option: str = "--build-arg") -> str:
+    """What tells the image's builder the build of torch, where it is not the Dockerfile's own."""
+    return f" {option} CUDA={choice.other_build}" if choice.other_build else ""
 
 
 def modal(choice: Choice, _: str) -> list[str]:
@@ -43,7 +44,7 @@ def modal(choice: Choice, _: str) -> list[str]:
         APART.format(python="python3", name="modal"),
         MODAL,
         "modal setup",
-        _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision),
+        _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision, CUDA=choice.other_build),
         KEY,
         *filter(None, [scale, "" if choice.spec.embedded else fetch]),
         "modal run platform/modal_app.py::bake",
@@ -63,8 +64,8 @@ def runpod(choice: Choice, _: str) -> list[str]:
     script = ["platform/runpod_deploy.py", choice.spec.id, "--image", f"NAME:{__version__}", *volume, *options]
     token = "HF_TOKEN='{{ RUNPOD_SECRET_hub }}' " * choice.spec.license.gated
     return [
-        f"docker build -t NAME:{__version__} . && docker push NAME:{__version__}",
-        *filter(None, [_set(KINDLING_PRECISION=choice.precision)]),
+        f"docker build{_argument(choice)} -t NAME:{__version__} . && docker push NAME:{__version__}",
+        *filter(None, [_set(KINDLING_PRECISION=choice.precision, CUDA=choice.other_build)]),
         "export RUNPOD_API_KEY=...",
         f"{token}.venv/bin/python {shlex.join(script)}",
         'curl -s "https://api.runpod.ai/v2/ENDPOINT/runsync?wait=300000" -H "Authorization: Bearer $RUNPOD_API_KEY" '
@@ -83,7 +84,7 @@ def fal(choice: Choice, _: str) -> list[str]:
         "pip install -e '.[fal]'",
         "fal auth login",
         *(["fal secrets set HF_TOKEN=hf_..."] if choice.spec.license.gated else []),
-        _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision),
+        _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision, CUDA=choice.other_build),
         *([] if choice.spec.embedded else ["fal run platform/fal_app.py::fetch"]),
         "fal deploy platform/fal_app.py::Kindling",
         *([f"fal apps scale kindling{scale}"] if scale else []),
@@ -100,7 +101,7 @@ def kubernetes(choice: Choice, path: str) -> list[str]:
         "helm repo add kedacore https://kedacore.github.io/charts",
         "helm install keda kedacore/keda --namespace keda --create-namespace",
         "helm install http-add-on kedacore/keda-add-ons-http --namespace keda",
-        f"docker build -t REGISTRY/{IMAGE} . && docker push REGISTRY/{IMAGE}",
+        f"docker build{_argument(choice)} -t REGISTRY/{IMAGE} . && docker push REGISTRY/{IMAGE}",
         f"sed -i 's#image: kindling#image: REGISTRY/kindling#' {path}",
         KEY,
         f"kubectl create secret generic kindling --from-literal=api-keys=$KINDLING_API_KEYS{token}",
@@ -117,7 +118,7 @@ def cloudrun(choice: Choice, path: str) -> list[str]:
     region = choice.regions[0] if choice.regions else "europe-west4"  # which has both GPUs, open to all
     role = "--role=roles"
     apis = " ".join(f"{name}.googleapis.com" for name in ("run", "artifactregistry", "cloudbuild", "secretmanager"))
-    build = f"_IMAGE=$IMAGE:{__version__},_CUDA={CUDA[choice.first.rental.names[0]]}"
+    build = f"_IMAGE=$IMAGE:{__version__},_CUDA={choice.build.name}"
     fetch = [
         f"{_token(choice)}KINDLING_VOLUME=$HOME/volume .venv/bin/python -m handler fetch {choice.spec.id}",
         "gcloud storage rsync --recursive $HOME/volume gs://$BUCKET",
@@ -158,7 +159,7 @@ def convox(choice: Choice, path: str) -> list[str]:
         "convox apps create kindling",
         KEY,
         f"convox env set KINDLING_API_KEYS=$KINDLING_API_KEYS{token} -a kindling",
-        f"convox build -a kindling -m {path}",
+        f"convox build -a kindling -m {path}{_argument(choice, '--build-args')}",
         *([] if choice.spec.embedded else [fetch]),
         'convox run web "python -m handler bake" --release RELEASE --use-service-volume --gpu 1 -a kindling',
         "convox releases promote RELEASE -a kindling",
@@ -189,7 +190,7 @@ def docker(choice: Choice, _: str) -> list[str]:
     fetch = f"docker run --rm -v kindling:/volume{' -e HF_TOKEN=hf_...' * choice.spec.license.gated} kindling "
     precision = f" -e KINDLING_PRECISION={choice.precision}" * (choice.precision != "auto")
     return [
-        "docker build -t kindling .",
+        f"docker build{_argument(choice)} -t kindling .",
         *([] if choice.spec.embedded else [f"{fetch}python -m handler fetch {model}"]),
         KEY,
         "docker run -d --name kindling --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_DEVICE=cuda "

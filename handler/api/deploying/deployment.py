@@ -12,7 +12,7 @@ from handler.api.deploying.platforms import PLATFORMS
 from handler.core.errors import SettingsError
 from handler.core.settings import Settings
 
-OPTIONS = ("gpu", "precision", "min", "max", "region")
+OPTIONS = ("gpu", "precision", "cuda", "min", "max", "region")
 YOURS = "capitals and dots stand for what is yours"
 SCRIPT = "deploy.sh"
 PLACE = re.compile(r"[\w*./-]{1,64}", re.ASCII)
@@ -47,7 +47,8 @@ def choice_of(name: str, model: str, options: Mapping[str, Any]) -> Choice:
         raise SettingsError(f"--min should be {platform.least} or more for {name}, not {least}.", "min")
     if most is not None and most < max(1, least or 0):
         raise SettingsError(f"--max should be {max(1, least or 0)} or more, not {most}.", "max")
-    found = chosen(name, model, given.get("gpu", ""), given.get("precision", "auto"), platform.cheapest)
+    precision, cuda = given.get("precision", "auto"), given.get("cuda", "")
+    found = chosen(name, model, given.get("gpu", ""), precision, platform.cheapest, cuda)
     regions = tuple(word.strip() for word in given.get("region", "").split(",") if word.strip())
     if len(regions) > 1 and platform.one_region:
         raise SettingsError(f"--region should name one place for {name}, not {len(regions)}.", "region")
@@ -59,7 +60,8 @@ def choice_of(name: str, model: str, options: Mapping[str, Any]) -> Choice:
 def expected(choice: Choice, here: Settings) -> Prospect:
     """What `choice` will be like, by what the volume `here` knows of the like."""
     platform = PLATFORMS[choice.platform]
-    return prospect(choice, here, platform.budget_s, platform.note.format(gpu=choice.first.gpu.id))
+    note = platform.note.format(gpu=choice.first.gpu.id, driver=choice.build.needs)
+    return prospect(choice, here, platform.budget_s, note)
 
 
 def deployment(choice: Choice, folder: Path | None = None) -> Deployment:
@@ -82,6 +84,7 @@ def _again(choice: Choice) -> str:
     options: dict[str, object] = {
         "gpu": choice.first.rental.names[0] if choice.asked else "",
         "precision": choice.precision if choice.precision != "auto" else "",
+        "cuda": choice.cuda,
         "min": choice.least,
         "max": choice.most,
         "region": ",".join(choice.regions),

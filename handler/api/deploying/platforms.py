@@ -12,7 +12,8 @@ class Platform:
     """`commands` are those of a choice, whose file, if there is one, is at the path that they are given.
 
     `lacks` has the options that mean nothing there, and why. Of GPUs that are not asked for the `cheapest` so many are
-    rented; `least` workers always run, and `most` at once. `note` is what one has to see to there, of the {gpu}.
+    rented; `least` workers always run, and `most` at once. `note` is what one has to see to there, of the {gpu} and its
+    {driver}.
     """
 
     commands: Callable[[Choice, str], list[str]]
@@ -28,7 +29,6 @@ class Platform:
 
 
 ONE = "it is one worker on one machine"
-DRIVER = "a driver of 580 or newer (CUDA 13)"
 PLATFORMS: Mapping[str, Platform] = {
     "modal": Platform(commands.modal, cheapest=3, most=9999),
     "runpod": Platform(commands.runpod, cheapest=3, one_region=True, most=1000),
@@ -45,7 +45,7 @@ PLATFORMS: Mapping[str, Platform] = {
         {"region": "the cluster is where it is"},
         file="kubernetes.yml",
         made=manifests.kubernetes,
-        note=f"The nodes need {DRIVER}. The file takes any node with a GPU: where some have others than the {{gpu}}, "
+        note="The nodes need {driver}. The file takes any node with a GPU: where some have others than the {gpu}, "
         "add a nodeSelector for your cluster's label: nvidia.com/gpu.product or cloud.google.com/gke-accelerator.",
     ),
     "cloudrun": Platform(
@@ -66,6 +66,7 @@ PLATFORMS: Mapping[str, Platform] = {
     ),
     "sky": Platform(
         commands.sky,
+        {"cuda": "the machines install the packages for CUDA 13"},
         cheapest=4,
         file="sky.yml",
         made=manifests.sky,
@@ -75,6 +76,6 @@ PLATFORMS: Mapping[str, Platform] = {
     "docker": Platform(
         commands.docker,
         {"min": ONE, "max": ONE, "region": "the machine is where it is"},
-        note=f"The machine needs {DRIVER} and NVIDIA's container toolkit.",
+        note="The machine needs {driver} and NVIDIA's container toolkit.",
     ),
 }

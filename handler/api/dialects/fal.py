@@ -13,7 +13,7 @@ from handler.core.errors import InvalidType
 from handler.core.recipe import Picture
 from handler.core.request import ImageRequest
 
-partial = native.partial
+partial, TYPE = native.partial, native.TYPE
 completed = native.completed
 
 

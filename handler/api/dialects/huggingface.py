@@ -10,7 +10,7 @@ from handler.core.errors import InvalidType, MissingParameter, OutOfRange, Unkno
 from handler.core.request import ImageRequest
 
 render = native.render
-partial = native.partial
+partial, TYPE = native.partial, native.TYPE
 completed = native.completed
 OBJECTS = ("parameters", "options")
 FIELDS = ("inputs", "model", *OBJECTS)

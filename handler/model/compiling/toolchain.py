@@ -1,8 +1,9 @@
 """The toolchain: what compiling needs besides torch, found where it is, and where it is missing named with a remedy.
 
 AOTInductor writes C++ that a compiler builds against CUDA's headers and links with the driver's library. The headers
-come as wheels beside CUDA's libraries, where torch does not look; and the driver brings its library under a name that
-a linker does not look for. While blocks are compiled `environment` lets both be seen.
+come as wheels beside CUDA's libraries, where torch does not look: CUDA 13's share one folder, CUDA 12's have one each;
+and the driver brings its library under a name that a linker does not look for. While blocks are compiled `environment`
+lets both be seen.
 """
 
 import contextlib
@@ -17,15 +18,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from handler.catalog.cuda import header_wheels
+
 HEADERS = ("cuda.h", "crt/host_defines.h", "nv/target")  # what AOTInductor's C++ includes, of three wheels
 DRIVER = "libcuda.so.1"
 TOOLKIT = "/usr/local/cuda"
+APART = "cuda_runtime"  # the folder of CUDA 12's wheels that has cuda.h; those beside it have the rest
 VERSION = re.compile(rb"#define CUDA_VERSION (\d+)")  # in cuda.h: 1000 times the major version, 10 times the minor one
 REMEDIES = {  # by field of `Toolchain`: what is missing, and what brings it
     "compiler": ("C++ compiler", "apt-get install g++, or let CXX name one"),
     "c": ("C compiler, which Triton wants", "apt-get install gcc, or let CC name one"),
     "python": ("Python.h, which Triton wants", "apt-get install python3-dev"),
-    "headers": ("folder with CUDA's headers", "pip install 'cuda-toolkit[cccl,crt]=={cuda}.*'"),
+    "headers": ("folder with CUDA's headers", "pip install '{wheels}'"),
     "driver": (DRIVER, "start the container with its GPU"),
 }
 
@@ -48,7 +52,8 @@ class Toolchain:
         """Why no code can be compiled for `device` (cpu or cuda), with the remedy; empty if it can."""
         needed = REMEDIES if device != "cpu" else ("compiler",)
         gone = [REMEDIES[name] for name in needed if not getattr(self, name)]
-        told = "; ".join(f"there is no {what} ({remedy.format(cuda=self.cuda)})" for what, remedy in gone)
+        wheels = header_wheels(self.cuda)
+        told = "; ".join(f"there is no {what} ({remedy.format(wheels=wheels)})" for what, remedy in gone)
         return f"this worker cannot compile: {told}" if told else ""
 
     @property
@@ -81,17 +86,23 @@ def _headers(cuda: str) -> str:
     """The first folder that could be CUDA_HOME and is whole: the one that is set, the wheels', a toolkit's."""
     major = cuda.partition(".")[0]
     said = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
-    wheels = [f"{place}/nvidia/cu{major}" for place in sys.path]
+    wheels = [f"{place}/nvidia/{folder}" for place in sys.path for folder in (f"cu{major}", APART)]
     toolkits = [str(Path(_program("nvcc")).parents[1]) if _program("nvcc") else "", TOOLKIT]
     homes = filter(None, (*said, *wheels, *toolkits))
-    return next((home for home in homes if _whole(Path(home) / "include", int(major))), "")
+    return next((home for home in homes if _whole(Path(home), int(major))), "")
 
 
-def _whole(include: Path, major: int) -> bool:
-    """Whether a folder has all of `HEADERS`, of this major version of CUDA."""
+def _apart(home: Path) -> list[Path]:
+    """Folders of headers that are not in `home`, but belong to it."""
+    return sorted(home.parent.glob("*/include")) if home.name == APART else []
+
+
+def _whole(home: Path, major: int) -> bool:
+    """Whether a folder, with those beside it, has all of `HEADERS`, of this major version of CUDA."""
     with contextlib.suppress(OSError):  # one that may not be read
-        if all((include / name).is_file() for name in HEADERS):
-            version = VERSION.search((include / "cuda.h").read_bytes())
+        includes = [home / "include", *_apart(home)]
+        if all(any((include / name).is_file() for include in includes) for name in HEADERS):
+            version = VERSION.search((includes[0] / "cuda.h").read_bytes())
             return version is not None and int(version[1]) // 1000 == major
     return False
 
@@ -116,11 +127,16 @@ def environment() -> Iterator[None]:
             stack.callback(setattr, cpp_extension, "CUDA_HOME", before)
             cpp_extension.CUDA_HOME = tools.headers
             stack.enter_context(_set({"CUDA_HOME": tools.headers}))
+            if apart := _apart(Path(tools.headers)):
+                stack.enter_context(_set({"CPATH": _joined(*map(str, apart), os.environ.get("CPATH", ""))}))
         if tools.driver:
             (Path(folder) / "libcuda.so").symlink_to(tools.driver)
-            searched = [folder, *filter(None, [os.environ.get("LIBRARY_PATH")])]
-            stack.enter_context(_set({"LIBRARY_PATH": os.pathsep.join(searched)}))
+            stack.enter_context(_set({"LIBRARY_PATH": _joined(folder, os.environ.get("LIBRARY_PATH", ""))}))
         yield
+
+
+def _joined(*paths: str) -> str:
+    return os.pathsep.join(filter(None, paths))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from handler.api.deploying.asking import ROUTE, WORDS
 from handler.api.deploying.platforms import PLATFORMS
+from handler.catalog.cuda import BUILDS
 from handler.catalog.models import MODELS
 from handler.server.deployments import ONE
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
@@ -25,6 +26,7 @@ PARAMETERS: dict[str, Schema] = {
     "model": _query(TEXT, f"A model's id, alias or mode, such as {next(iter(MODELS))}; else the served one."),
     "gpu": _query(TEXT, "The platform's name of a GPU, or ours; else the cheapest that holds the model."),
     "precision": _query({"type": "string", "enum": [*WORDS]}, "How weights are kept."),
+    "cuda": _query({"type": "string", "enum": [*BUILDS]}, "The image's build of torch."),
     "min": _query(WORKERS, "Workers that always run, and are paid for."),
     "max": _query(WORKERS, "Workers at most."),
     "region": _query(TEXT, "Where to run, by the platform's name; several with commas."),

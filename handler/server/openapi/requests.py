@@ -227,7 +227,6 @@ ONE_WAY: Schema = {
 ANSWERED = [  # what fields ask of one another that say how an answer comes
     _if("output_compression", 100, needed={"output_format": {"enum": ["jpeg", "jpg", "webp"]}}),
     _if("partial_images", 0, needed={"stream": {"enum": [True]}}, allowed={"n": {"enum": [1]}}),
-    _if("progress", False, needed={"stream": {"enum": [True]}}),
 ]
 
 
