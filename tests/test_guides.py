@@ -27,7 +27,6 @@ ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
 # How a command starts, and what is added to run it here: all of it, or what it does without time, network or account.
 RUN = {
     ".venv/bin/python -m handler generate": "",
-    ".venv/bin/python platform/runpod_deploy.py": " --dry-run",
     "HF_TOKEN='{{ RUNPOD_SECRET_hub }}' .venv/bin/python platform/runpod_deploy.py": " --dry-run",
     "curl -s http://127.0.0.1:8000": "",
     "curl -sL https://YOU--kindling-kindling-web.modal.run": "",
@@ -85,10 +84,12 @@ ELSEWHERE = (  # these want an account, a cluster or a container engine; test_ve
     "FAL_RUN_HOST=images.example",
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
     *("pip install -e '.[fal]'", "pip install 'skypilot[aws]'"),
+    *("python3 -m venv ~/", "python3.11 -m venv ~/"),  # and these would leave something at home
     *("PROJECT=", "IMAGE=", "ACCOUNT=", "ADDRESS="),
     *("curl -s $ADDRESS", "curl -s https://ADDRESS", "curl -s http://ADDRESS", "curl -s http://127.0.0.1:8080"),
+    "until curl -s -o /dev/null http://127.0.0.1:8080",
     *('curl -s "https://api.runpod.ai', "curl -s https://fal.run/YOU"),
-    *("chmod -R a+rwX /workspace", "sed -i "),  # of the manifests, which test_container.py looks at
+    "sed -i ",  # of the manifests, which test_container.py looks at
 )
 ANSWERED = [
     *("Keys", "Idle", "A cold start that failed", "Another model, and back", "Scale", "Object store", "ComfyUI"),

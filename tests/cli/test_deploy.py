@@ -321,6 +321,8 @@ def test_cloud_runs_image_is_for_the_gpus_driver(deploy: Callable[..., dict[str,
         ("docker sdxl --min 1", 2, "--min means nothing for docker: it is one worker on one machine."),
         ("convox sdxl --min 0", 2, "--min should be 1 or more for convox, not 0."),
         ("modal sdxl --min 3 --max 2", 2, "--max should be 3 or more, not 2."),
+        ("modal sdxl --max 10000", 2, "--max should be 9999 or less for modal, not 10000."),
+        ("runpod sdxl --min 1001", 2, "--min should be 1000 or less for runpod, not 1001."),
         ("modal sdxl --max 0", 2, "--max should be 1 or more, not 0."),
         ("sky sdxl --region eu,us", 2, "--region should name one place for sky, not 2."),
         ("sky sdxl --region $(reboot)", 2, "--region should be a place's name, such as us-east-1, not '$(reboot)'."),
@@ -361,7 +363,7 @@ def test_what_was_measured_here_is_told_with_what_it_rests_on(
 def test_modal_is_installed_as_it_is_tested(deploy: Callable[..., dict[str, Any]]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     pinned = {*extras["modal"], *(ROOT / "requirements.txt").read_text().splitlines()}
-    install, *_ = deploy("modal", "sdxl")["commands"]
+    _, install, *_ = deploy("modal", "sdxl")["commands"]
     assert install.startswith("pip install modal==")
     assert {*install.split()[2:]} <= pinned
 

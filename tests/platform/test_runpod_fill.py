@@ -285,17 +285,21 @@ def program(folder: Path, text: str) -> str:
 
 def test_a_second_signal_breaks_off_nothing_that_the_first_has_begun(rest: Rest) -> None:
     """Several come at once where a terminal is closed, and from systemd."""
-    tidied = False
+    tidied = list[bool]()
+
+    def stopped_twice() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            tidied.append(True)
+
     with (
         runpod_api.connected(KEY) as client,
         pytest.raises(KeyboardInterrupt),
         runpod_lease.ended_at_last(client, runpod_lease.Lease("x")),
     ):
-        try:
-            signal.raise_signal(signal.SIGINT)
-        finally:
-            signal.raise_signal(signal.SIGTERM)
-            tidied = True
+        stopped_twice()
     assert tidied
     assert rest.seen == [("GET", "/v2/pods")]
 

@@ -61,7 +61,13 @@ def test_events_end_with_the_answer(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "param"), [({"sync_mode": "yes"}, "sync_mode"), ({"image_size": "huge"}, "image_size"), ({"n": 3}, "n")]
+    ("fields", "param"),
+    [
+        ({"sync_mode": "yes"}, "sync_mode"),
+        ({"image_size": "huge"}, "image_size"),
+        ({"n": 3}, "n"),
+        ({"loras": [{"path": "ink", "name": "oil"}]}, "loras"),
+    ],
 )
 def test_what_is_wrong_is_named(url: str, fields: dict[str, Any], param: str) -> None:
     refused = ask(url, **fields)
@@ -69,10 +75,11 @@ def test_what_is_wrong_is_named(url: str, fields: dict[str, Any], param: str) ->
 
 
 def test_fals_clients_send_their_key_in_their_way() -> None:
+    """On every route, where it is looked at as any other."""
     keyed = Settings(api_keys=("choose:one",))
     with live(create_app(Engine(keyed, boot=Editor().boot))) as url:
-        for key, status in (("choose:one", 200), ("another", 401)):
-            assert (
-                httpx.post(url + "/fal/spark", json=ASKED, headers={"authorization": f"Key {key}"}).status_code
-                == status
-            )
+        for key, status in (("choose:one", 200), ("another", 401), ("", 401)):
+            head = {"authorization": f"Key {key}".strip()}
+            assert httpx.post(url + "/fal/spark", json=ASKED, headers=head).status_code == status
+            for path in ("/v1/models", "/v1/deployments", "/metrics", "/queue"):
+                assert httpx.get(url + path, headers=head).status_code == status

@@ -10,6 +10,7 @@ KEY = "export KINDLING_API_KEYS=$(openssl rand -hex 16); echo $KINDLING_API_KEYS
 BODY = """-H 'Content-Type: application/json' -d '{"prompt": "a red circle"}'"""
 ASK = f"""-H "Authorization: Bearer $KINDLING_API_KEYS" -H 'Accept: image/png' --fail-with-body -o circle.png {BODY}"""
 ROUTE = "/v1/images/generations"
+APART = "{python} -m venv ~/{name} && . ~/{name}/bin/activate"  # no system's Python, whose pip refuses, nor ours
 MODAL = "pip install modal==1.6.4 pydantic==2.14.3"  # as it is tested
 IMAGE = f"kindling:{__version__}"
 
@@ -40,6 +41,7 @@ def modal(choice: Choice, _: str) -> list[str]:
     )
     fetch = f"{_token(choice)}modal run platform/modal_app.py::fetch"
     return [
+        APART.format(python="python3", name="modal"),
         MODAL,
         "modal setup",
         _set(KINDLING_MODEL=choice.spec.id, KINDLING_PRECISION=choice.precision, CUDA=choice.other_build),
@@ -78,6 +80,7 @@ def fal(choice: Choice, _: str) -> list[str]:
     counts = (("min", choice.least), ("max", choice.most or (manifests.most(choice, 4) if choice.least else None)))
     scale = "".join(f" --{name}-concurrency {count}" for name, count in counts if count is not None)
     return [
+        APART.format(python="python3.11", name="fal"),  # the image's, which unpickles what is sent
         "pip install -e '.[fal]'",
         "fal auth login",
         *(["fal secrets set HF_TOKEN=hf_..."] if choice.spec.license.gated else []),
@@ -105,6 +108,7 @@ def kubernetes(choice: Choice, path: str) -> list[str]:
         f"kubectl apply -f {path}",
         f"kubectl wait --for=condition=complete job/kindling-fetch-{choice.spec.id} --timeout=2h",
         "kubectl port-forward -n keda service/keda-add-ons-http-interceptor-proxy 8080:8080 &",
+        "until curl -s -o /dev/null http://127.0.0.1:8080; do sleep 1; done",
         f"curl -s http://127.0.0.1:8080{ROUTE} -H 'Host: kindling.local' {ASK}",
     ]
 
@@ -169,6 +173,7 @@ def sky(choice: Choice, path: str) -> list[str]:
     """For SkyPilot's command line, whose manifest is at `path`."""
     gated = choice.spec.license.gated
     return [
+        APART.format(python="python3", name="sky"),
         "pip install 'skypilot[aws]'",
         "sky check",
         KEY,

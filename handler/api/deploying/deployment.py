@@ -41,6 +41,8 @@ def choice_of(name: str, model: str, options: Mapping[str, Any]) -> Choice:
     for option in (one for one in OPTIONS if one in given and one in platform.lacks):
         raise SettingsError(f"--{option} means nothing for {name}: {platform.lacks[option]}.", option)
     least, most = given.get("min"), given.get("max")
+    for option in (one for one in ("min", "max") if (given.get(one) or 0) > platform.most):
+        raise SettingsError(f"--{option} should be {platform.most} or less for {name}, not {given[option]}.", option)
     if least is not None and least < platform.least:
         raise SettingsError(f"--min should be {platform.least} or more for {name}, not {least}.", "min")
     if most is not None and most < max(1, least or 0):

@@ -12,7 +12,8 @@ class Platform:
     """`commands` are those of a choice, whose file, if there is one, is at the path that they are given.
 
     `lacks` has the options that mean nothing there, and why. Of GPUs that are not asked for the `cheapest` so many are
-    rented; `least` workers always run. `note` is what one has to see to there, of the {gpu} and its {driver}.
+    rented; `least` workers always run, and `most` at once. `note` is what one has to see to there, of the {gpu} and its
+    {driver}.
     """
 
     commands: Callable[[Choice, str], list[str]]
@@ -21,6 +22,7 @@ class Platform:
     file: str = ""
     made: Callable[[Choice, str], str] | None = None
     least: int = 0
+    most: int = 999_999_999
     one_region: bool = False
     budget_s: float = 240
     note: str = ""
@@ -28,8 +30,8 @@ class Platform:
 
 ONE = "it is one worker on one machine"
 PLATFORMS: Mapping[str, Platform] = {
-    "modal": Platform(commands.modal, cheapest=3),
-    "runpod": Platform(commands.runpod, cheapest=3, one_region=True),
+    "modal": Platform(commands.modal, cheapest=3, most=9999),
+    "runpod": Platform(commands.runpod, cheapest=3, one_region=True, most=1000),
     "fal": Platform(
         commands.fal,
         {

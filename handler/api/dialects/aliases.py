@@ -113,11 +113,11 @@ def _pixels(size: Any) -> dict[str, Any]:
 
 def _lora(item: Any) -> Any:
     """fal's object with path and scale as ours with name and weight."""
-    if not isinstance(item, dict) or "path" not in item:
-        return item
+    renamed = {"path": "name", "scale": "weight"}
+    if not isinstance(item, dict) or "path" not in item or any(renamed.get(name) in item for name in item):
+        return item  # which is refused where it has one thing by both names
     if isinstance(item["path"], str) and FETCHED.match(item["path"]):
         raise Unsupported(f"loras: nothing is fetched from a URL; {LORAS}.", "loras")
-    renamed = {"path": "name", "scale": "weight"}
     return {renamed.get(name, name): value for name, value in item.items()}
 
 
