@@ -45,6 +45,7 @@ OFFERS = choose_gpus(SETTINGS, SPEC, "modal", GPUS, BUILD)[: len(GPUS) or 3]
 for warning in filter(None, (offer.warning for offer in OFFERS if modal.is_local())):
     print(warning, file=sys.stderr)
 FITTING = GPUS or [name for offer in OFFERS for name in offer.rental.names]
+FIRST = next(offer.gpu for offer in OFFERS if FITTING[0] in offer.rental.names)  # that Modal tries to rent
 PLANS = [offer.outlook.memory for offer in OFFERS]
 SNAPSHOT = ENVIRONMENT.get("MODAL_SNAPSHOT", "")
 if SNAPSHOT not in SNAPSHOTS:
@@ -121,7 +122,7 @@ class Kindling:
         @modal.enter(snap=True)
         def prepare(self) -> None:
             """What needs no GPU, for there is none until the container is restored."""
-            self.preloaded = preload(Settings.from_env(), OFFERS[0].gpu if SNAPSHOT == "weights" else None)
+            self.preloaded = preload(Settings.from_env(), FIRST if SNAPSHOT == "weights" else None)
 
     @modal.enter(snap=SNAPSHOT == "gpu")
     def start(self) -> None:

@@ -30,12 +30,12 @@ class Outlet(io.TextIOBase):
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self.dropped = 0
-        self._begun = threading.local()  # the text of each thread's line so far
         self._anew()
         os.register_at_fork(after_in_child=self._anew)
 
     def _anew(self) -> None:
-        """No thread yet, as in a fork, which has its parent's memory but not its threads."""
+        """No thread yet, and nothing told, as in a fork: it has its parent's memory, but not its threads."""
+        self._begun = threading.local()  # the text of each thread's line so far
         self._lock, self._writing = threading.RLock(), False
         self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
 
@@ -55,6 +55,8 @@ class Outlet(io.TextIOBase):
         for line in lines:
             self._tell(line + "\n")
         self._begun.text = rest
+        if len(rest) >= LONGEST:
+            self.flush()
         return len(text)
 
     def flush(self) -> None:
@@ -74,11 +76,19 @@ class Outlet(io.TextIOBase):
         if self._lines.qsize() >= LINES:
             self.dropped += 1
             return
-        self._lines.put(text[:LONGEST])
+        self._lines.put(text if len(text) <= LONGEST else text[: LONGEST - 1] + text[-1])  # with its end
         with self._lock:
             if not self._writing:
-                self._writing = True
-                threading.Thread(target=self._run, name="outlet", daemon=True).start()
+                self._writing = self._start()
+
+    def _start(self) -> bool:
+        """Whether a thread writes from now on: there may be no room for one, or this process ends."""
+        self._writing = True  # also for what a signal tells meanwhile
+        try:
+            threading.Thread(target=self._run, name="outlet", daemon=True).start()
+        except RuntimeError:
+            return False
+        return True
 
     def _run(self) -> None:
         lines = self._lines
@@ -91,13 +101,14 @@ class Outlet(io.TextIOBase):
 
 def _written(fd: int, rest: bytes) -> bool:
     """Write all of it, however long that takes; False if nobody will ever read it."""
-    while rest:
-        try:
-            rest = rest[os.write(fd, rest) :]
-        except BlockingIOError:
-            select.select([], [fd], [])
-        except OSError:
-            return False
+    try:
+        while rest:
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:
+                select.select([], [fd], [])
+    except OSError:
+        return False
     return True
 
 
@@ -130,8 +141,11 @@ def unblocked(fd: int) -> int:
 
 
 def stacks() -> str:
-    """The stacks of all threads, as text."""
-    reader, writer = os.pipe()
+    """The stacks of all threads, as text; or why there are none."""
+    try:
+        reader, writer = os.pipe()
+    except OSError as error:  # no descriptor is free, perhaps the very reason why somebody asks
+        return f"(no stacks: {error.strerror})\n"
     with open(reader, encoding=ERR.encoding, errors=ERR.errors) as text:
         with open(writer, "wb") as dump:
             os.set_blocking(writer, False)  # what the pipe does not hold is cut off

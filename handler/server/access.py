@@ -27,13 +27,15 @@ from handler.api.reply import Reply, error_reply
 from handler.api.workflows.service import ROUTE
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
+from handler.engine.engine import OPEN
 from handler.server.metrics import Metrics
 from handler.server.mounted import beside, rooted
 from handler.server.record import Seen
 from handler.server.traces import Traces
 
 HEADER = b"x-request-id"
-ARRIVED = "arrived"  # in the state of a request whose server knows when its first byte came
+LAST = (b"connection", b"close")
+ARRIVED = "arrived"  # in the state of a request whose server is ours, which knows when its first byte came
 VISIBLE = re.compile(rb"[!-~]{1,128}")
 JSON = "application/json"
 JOB = " (job)"  # of a route: what was accepted there has ended, after its own answer
@@ -71,7 +73,7 @@ class Observed:
         state = scope.setdefault("state", {})
         start = state.get(ARRIVED) or time.perf_counter()
         seen = state["seen"] = Seen(request_id(scope), self._route(scope["path"]), start)
-        answer = partial(_sent, seen, send)
+        answer = partial(self._sent, seen, send, ARRIVED in state)
         self._open.add(seen)
         try:
             await self.app(scope, receive, answer)
@@ -90,6 +92,15 @@ class Observed:
     def busy(self) -> bool:
         """Whether something goes on that no open request waits for."""
         return self._jobs.busy or self.later.busy
+
+    async def _sent(self, seen: Seen, send: Send, ours: bool, message: Message) -> None:
+        """An answer of a server of `ours` that leaves is the last of its connection: proxies ask again on those that
+        they keep."""
+        if message["type"] == "http.response.start":
+            seen.status, seen.answered = seen.status or message["status"], True
+            last = [LAST] if ours and self.api.engine.state not in OPEN else []
+            message = {**message, "headers": [*message.get("headers", ()), (HEADER, seen.id.encode()), *last]}
+        await send(message)
 
     def _route(self, path: str) -> str:
         return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
@@ -156,13 +167,6 @@ def request_id(scope: Scope) -> str:
     """The caller's, if it can stand in a header and in a log; else a new one."""
     given: bytes = dict(scope["headers"]).get(HEADER, b"")
     return given.decode() if VISIBLE.fullmatch(given) else secrets.token_hex(16)
-
-
-async def _sent(seen: Seen, send: Send, message: Message) -> None:
-    if message["type"] == "http.response.start":
-        seen.status, seen.answered = seen.status or message["status"], True
-        message = {**message, "headers": [*message.get("headers", ()), (HEADER, seen.id.encode())]}
-    await send(message)
 
 
 def _drawn(pictures: tuple[Picture, ...]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from handler.worker.clock import EXIT_CODE
 
 ANSWER_S = 2.0  # for answers to reach who waits
 TICK_S = 0.1  # as uvicorn has it
-LAST = (b"connection", b"close")
 ABORTED = 128  # and the signal's number, as shells have it
 
 
@@ -94,7 +93,6 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         say("stopping; what was accepted is being drawn. Ctrl-C or SIGTERM again stops at once.")
         end = Deadline.within(DRAIN_S)
-        self._part()
         self._engine.drain()
         threading.Thread(target=self._guard, daemon=True).start()
         while (self._engine.busy or self._busy() or self.server_state.tasks) and end.left_s:
@@ -102,11 +100,6 @@ class Server(uvicorn.Server):
         if self._engine.busy:
             self._engine.abort()
         self._leave(max(ANSWER_S, end.left_s))
-
-    def _part(self) -> None:
-        """Let who asks from now on hear that its connection ends: proxies ask again on those that they keep."""
-        self.config.encoded_headers.append(LAST)  # from the next second on
-        self.server_state.default_headers = [*self.server_state.default_headers, LAST]
 
     def _guard(self) -> None:
         """End this process when its time is up, whatever it waits for: the interpreter joins what hangs for ever."""

@@ -23,6 +23,7 @@ from handler.core.outlet import ERR, stacks, unblocked
 GRACE_S = 2.0
 OVER = "exceeded its budget"
 EXIT_CODE = 124  # as timeout(1) has it; 1 if only faulthandler could end the process
+STDERR = 2  # the file descriptor
 
 
 Seconds = Annotated[float, Field(ge=0, le=86_400)]  # a record that says more is damaged
@@ -101,7 +102,7 @@ class Clock:
         self.birth = birth or Birth.of_process()
         self._announce, self._publish, self._spent, self._abort = announce, publish, spent, abort
         self.record: Callable[[Ledger], None] = lambda ledger: None
-        self._done, self._stderr = threading.Event(), 2  # the file descriptor
+        self._done, self._stderr = threading.Event(), STDERR
         self._lock = threading.Lock()
 
     @classmethod
@@ -119,10 +120,13 @@ class Clock:
         return self.ledger.budget_s - self.elapsed
 
     def arm(self) -> None:
-        """Start both watchdogs; raises BudgetExceeded if the budget is already spent."""
+        """Start both watchdogs, but of a start that was stopped; raises BudgetExceeded if the budget is spent."""
         self.require_time()
-        self._stderr = unblocked(self._stderr)
-        self._end_later(self.remaining + GRACE_S)
+        with self._lock:
+            if self._done.is_set():
+                return
+            self._stderr = unblocked(STDERR)
+            self._end_later(self.remaining + GRACE_S)
         threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
 
     @contextmanager
@@ -157,8 +161,11 @@ class Clock:
 
     def finish(self, outcome: str, reason: str = "") -> bool:
         """Disarm and close the ledger; False if the watchdog closed it first."""
-        faulthandler.cancel_dump_traceback_later()  # first: what interrupts this calls it again
+        if not self._done.is_set():  # else it guards what the watchdog does
+            faulthandler.cancel_dump_traceback_later()  # first: what interrupts this calls it again
         if closed := self._close(outcome, reason):
+            if self._stderr != STDERR:
+                os.close(self._stderr)
             self._tell()
         return closed
 
@@ -185,7 +192,7 @@ class Clock:
         reason = self._verdict()
         if self._close("failed", reason):
             try:
-                self._end_later(2 * GRACE_S)  # whatever hinders this thread now
+                self._end_later(3 * GRACE_S)  # whatever hinders this thread now; all of its patience together is less
                 ERR.write(f"kindling: {reason}\n{stacks()}")
                 self._tell()
                 self._spent(reason)

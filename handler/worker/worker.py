@@ -87,11 +87,12 @@ class Worker(Loaded):
                 memory = seen.require()
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
+                if held:
+                    held.free()  # before others are read
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
                 over = hashing.wait()
                 clock.ledger.weights += f", under {over}" if over else ""
                 if held:
-                    held.free()
                     clock.ledger.weights += ", preloaded" if held.used else ", which is not what was preloaded"
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory, over)
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)

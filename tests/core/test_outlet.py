@@ -89,11 +89,33 @@ def test_a_reader_that_is_gone_costs_lines(kind: str) -> None:
 def test_a_line_is_no_longer_than_a_pipe() -> None:
     with pipe() as (reader, writer):
         outlet = Outlet(writer)
-        print("x" * (2 * LONGEST), file=outlet)
-        told = 0
+        outlet.write("x" * (2 * LONGEST) + "\nnext\n")
+        told = b""
         while not outlet.drain(0.05):
-            told += len(read(reader)) if select.select([reader], [], [], 0)[0] else 0
-        assert told <= LONGEST
+            told += read(reader) if select.select([reader], [], [], 0)[0] else b""
+        told += read(reader)
+        assert told.splitlines() == [b"x" * (LONGEST - 1), b"next"]
+
+
+def test_a_line_that_never_ends_is_told_in_parts() -> None:
+    with pipe() as (reader, writer):
+        outlet = Outlet(writer)
+        for _ in range(LONGEST):
+            outlet.write("..")
+        assert select.select([reader], [], [], 30)[0]
+
+
+def test_without_room_for_a_thread_lines_wait_for_one() -> None:
+    with pipe() as (reader, writer):
+        outlet = Outlet(writer)
+        before = threading.stack_size(1 << 62)
+        try:
+            print("first", file=outlet)
+        finally:
+            threading.stack_size(before)
+        print("second", file=outlet)
+        assert outlet.drain(30)
+        assert read(reader) == b"first\nsecond\n"
 
 
 def test_a_fork_tells_its_own_lines() -> None:
@@ -101,11 +123,14 @@ def test_a_fork_tells_its_own_lines() -> None:
         outlet = Outlet(writer)
         print("parent", file=outlet)
         assert outlet.drain()
+        outlet.write("begun before, ")
         if not (child := os.fork()):
             print("child", file=outlet)
             os._exit(not outlet.drain(10))
         assert os.waitpid(child, 0)[1] == 0
-        assert read(reader) == b"parent\nchild\n"
+        print("ended after", file=outlet)
+        assert outlet.drain()
+        assert read(reader) == b"parent\nchild\nbegun before, ended after\n"
 
 
 def test_the_same_pipe_by_a_writer_that_never_waits() -> None:
@@ -142,6 +167,20 @@ def test_stacks_name_what_each_thread_does() -> None:
     finally:
         held.set()
         thread.join()
+
+
+STACKS = """
+import os, resource
+from handler.core.outlet import stacks
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+print(stacks())
+"""
+
+
+def test_stacks_of_a_process_that_can_open_no_more_files() -> None:
+    done = subprocess.run([sys.executable, "-c", STACKS], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("(no stacks: Too many open files)")
 
 
 NATIVE = """

@@ -371,6 +371,12 @@ def test_a_snapshot_with_weights_has_room_for_all_of_them_and_time_for_both_stag
     assert [one.Kindling().generate.info().startup_timeout for one in (plain, held)] == [240 + 60, 2 * 240 + 60]
 
 
+def test_a_snapshot_has_the_weights_for_the_gpu_that_is_tried_first(load: Callable[..., ModuleType]) -> None:
+    """Which need not be the cheapest, nor compute in the same precision."""
+    asked = ("A100-80GB,L40S", "L40S,A100-80GB", "")
+    assert [load(MODAL_GPU=each).FIRST.id for each in asked] == ["A100 80GB", "L40S", load().OFFERS[0].gpu.id]
+
+
 def test_an_old_snapshot_has_its_whole_budget(load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     """This process was born long before, as a restored one was."""
     born = time.monotonic()

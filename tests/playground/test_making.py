@@ -255,6 +255,7 @@ def test_pictures_stay_when_the_page_is_loaded_again_and_give_their_settings_bac
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(pictures(page)).to_have_count(2)
     page.get_by_role("button", name="Delete all").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(pictures(page)).to_have_count(0)
     page.reload()
     expect(page.get_by_role("radio").first).to_be_visible()

@@ -1,6 +1,7 @@
 """The budget: phases are timed, and no hang survives it."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,9 @@ import pytest
 from handler import Clock, Settings, Worker
 from handler.core.birth import Birth, process_age
 from handler.core.errors import BudgetExceeded, OutOfMemory, SettingsError, StartError, WeightsMissing
+from handler.core.outlet import LAST_S
+from handler.server.shutdown import ANSWER_S
+from handler.worker.boots import PATIENCE_S
 from handler.worker.clock import Ledger
 from handler.worker.compilation import COMPILE_S, FIRST_PICTURE_S, MARGIN, plan
 from threads import begun, have_ended
@@ -112,6 +116,40 @@ def test_where_no_thread_can_run_the_process_ends_two_seconds_past_its_budget(mo
     assert have_ended(*threads.values())
 
 
+def test_what_is_still_told_at_the_end_may_take_all_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that nobody reads, a volume that hangs, and callers who take their answer slowly, one after the other."""
+    ends, ended = list[float](), threading.Event()
+    monkeypatch.setattr("os._exit", lambda code: ended.set())
+    later = lambda seconds, **options: ends.append(seconds)  # noqa: E731
+    monkeypatch.setattr("handler.worker.clock.faulthandler.dump_traceback_later", later)
+    Clock(0.05, birth=STILL, publish=quiet, abort=os._exit).arm()
+    assert ended.wait(30)
+    assert ends[1] > LAST_S + PATIENCE_S + ANSWER_S + LAST_S
+
+
+def test_a_start_that_was_stopped_before_it_was_armed_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a program gives up an engine that it has just started: it goes on, and must not be ended later."""
+    told: list[Any] = []
+    monkeypatch.setattr(
+        "handler.worker.clock.faulthandler.dump_traceback_later", lambda *given, **_: told.append(given)
+    )
+    clock = Clock(100, birth=STILL, publish=quiet)
+    assert clock.finish("stopped")
+    with begun() as threads:
+        clock.arm()
+    assert (threads, told) == ({}, [])
+
+
+def test_what_fails_once_the_watchdog_ends_the_process_does_not_disarm_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    disarmed, ended = list[str](), threading.Event()
+    monkeypatch.setattr("handler.worker.clock.faulthandler.cancel_dump_traceback_later", lambda: disarmed.append("now"))
+    clock = Clock(0.05, birth=STILL, publish=quiet, abort=lambda _: ended.set())
+    clock.arm()
+    assert ended.wait(30)
+    assert not clock.finish("failed")
+    assert disarmed == []
+
+
 def test_finishing_disarms_the_watchdog() -> None:
     codes: list[int] = []
     clock = Clock(60, birth=STILL, publish=quiet, abort=codes.append)
@@ -121,6 +159,24 @@ def test_finishing_disarms_the_watchdog() -> None:
     assert have_ended(*threads.values())  # long before the budget does
     assert not clock.finish("ready")
     assert (list(threads), codes) == (["cold-start-watchdog"], [])
+
+
+OPENED = """
+import os
+from handler import Clock
+before = os.listdir("/proc/self/fd")
+for _ in range(3):
+    clock = Clock.anew(60)
+    clock.arm()
+    clock.finish("ready")
+print(before == os.listdir("/proc/self/fd"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux opens a pipe anew")
+def test_a_start_that_is_over_leaves_no_file_open() -> None:
+    done = subprocess.run([sys.executable, "-c", OPENED], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.parametrize("how", ["block_on_a_read", "block_in_native_code"])

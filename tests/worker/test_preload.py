@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conftest import ROOT
 
 from handler import GPUS, MODELS, Clock, ImageRequest, Settings, Worker, preload
 from handler.core.errors import StartError
+from handler.model import families
 from handler.volume.manifest import MANIFEST
 from handler.volume.publishing import publishing
 from handler.volume.sources import EMBEDDED, weight_facts, weights_folder
@@ -118,16 +120,20 @@ def test_imports_alone_are_preloaded_without_a_gpu(tmp_path: Path) -> None:
         assert worker.ledger.preloaded == list(preloaded.phases)
 
 
-def test_weights_that_are_not_the_same_any_more_are_read_again(tmp_path: Path) -> None:
-    """Here some were baked since."""
+def test_weights_that_are_not_the_same_any_more_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here some were baked since. What was held is in nobody's way then."""
     settings = SETTINGS.model_copy(update={"volume": tmp_path})
     preloaded = preload(settings, L4)
     baked = weights_folder(SPARK, tmp_path, "fp32")
     with publishing(baked, weight_facts(SPARK, "fp32")) as folder:
         without = shutil.ignore_patterns(MANIFEST)
         shutil.copytree(EMBEDDED / "spark", folder, dirs_exist_ok=True, ignore=without)
+    assert preloaded.weights
+    [held, build, left] = [weakref.ref(preloaded.weights._readers[0]), families.build, []]  # type: ignore[index]
+    monkeypatch.setattr(families, "build", lambda *given: (left.append(held()), build(*given))[1])
     with Worker.boot(settings, Clock.anew(240), preloaded) as worker:
         assert worker.ledger.weights == f"{baked}, which is not what was preloaded"
+    assert left == [None]
 
 
 def test_a_failure_is_told_on_the_volume(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 // The worker's API. Its errors are told in its own words; where it wants a key, it is asked for once.
 
 const AWAY = "The worker does not answer. It may have stopped or be starting; check that it runs, then try again.";
+const CUT = "The answer ended before the picture was there. Try again in a moment.";
+const encoded = key => String.fromCharCode(...new TextEncoder().encode(key)); // for a header has bytes
 
 export class ApiError extends Error {
-  constructor(message, { status = 0, code = "unreachable", param = null } = {}) {
+  constructor(message, { status = 0, param = null } = {}) {
     super(message);
-    Object.assign(this, { status, code, param });
+    Object.assign(this, { status, param });
   }
 }
 
@@ -13,28 +15,29 @@ export class ApiError extends Error {
 export function connect(root, keys) {
   async function call(path, options = {}) {
     const key = keys.get();
-    const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
+    const headers = { ...options.headers, ...(key && { authorization: `Bearer ${encoded(key)}` }) };
     const answer = await reached(fetch(root + path.replace(/^\//, ""), { ...options, headers }));
     if (answer.status !== 401) return answer.ok ? answer : fail(answer);
     const other = await keys.ask(key);
     return other === null ? fail(answer) : call(path, options);
   }
 
-  const json = (method, body, more) => body === undefined ? { method, ...more }
-    : body instanceof Blob ? { method, body, ...more }
+  const json = (method, body, more) => body === undefined || body instanceof Blob ? { method, body, ...more }
     : { method, body: JSON.stringify(body), ...more, headers: { "content-type": "application/json", ...more?.headers } };
 
   return {
-    call,
     get: async (path, options) => content(await call(path, options)),
     send: async (method, path, body, options) => content(await call(path, json(method, body, options))),
-    async *events(path, body, { signal } = {}) {
-      const answer = await call(path, json(body === undefined ? "GET" : "POST", body, { signal }));
-      for await (const { event, data } of read(answer)) {
-        const said = JSON.parse(data);
+    async *events(path, body, options) {
+      const answer = await call(path, json("POST", body, options));
+      let whole = false;
+      for await (const text of read(answer)) {
+        const said = JSON.parse(text);
         if (said.error) throw new ApiError(said.error.message, { status: answer.status, ...said.error });
-        yield { event, data: said };
+        whole ||= said.type.endsWith(".completed");
+        yield said;
       }
+      if (!whole) throw new ApiError(CUT);
     },
   };
 }
@@ -47,20 +50,15 @@ async function reached(answer) {
   }
 }
 
-async function content(answer) {
-  const kind = answer.headers.get("content-type") || "";
-  if (kind.includes("json")) return reached(answer.json());
-  return kind.startsWith("text/") ? reached(answer.text()) : reached(answer.blob());
-}
+const content = answer => answer.status === 204 ? null : reached(answer.json());
 
 async function fail(answer) {
   const said = await answer.json().catch(() => null);
-  const error = said?.error?.message ? said.error : { message: `The worker answered with status ${answer.status}.` };
+  const error = said?.error?.message ? said.error : { message: `The worker answered with status ${answer.status}.${answer.status < 500 ? "" : " Try again in a moment."}` };
   const message = error.details ? `${error.message}: ${error.details}` : error.message; // as ComfyUI's routes have it
-  throw new ApiError(message, { code: "", ...error, status: answer.status });
+  throw new ApiError(message, { ...error, status: answer.status });
 }
 
-/** Server-sent events, as they come. */
 async function* read(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -68,11 +66,13 @@ async function* read(answer) {
     for (;;) {
       const { done, value } = await reached(reader.read());
       if (done) return;
-      const blocks = (rest + value).split("\n\n");
+      rest += value;
+      if (!value.includes("\n")) continue; // a picture comes in many pieces
+      const blocks = rest.split("\n\n");
       rest = blocks.pop();
       for (const block of blocks) {
         const data = block.match(/^data: .*/gm)?.map(line => line.slice(6)).join("\n");
-        if (data) yield { event: /^event: (.*)/m.exec(block)?.[1], data };
+        if (data) yield data;
       }
     }
   } finally {

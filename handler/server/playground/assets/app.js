@@ -29,7 +29,7 @@ export function create(open) {
     load: async parameters => { await open("make"); emit("load", parameters); },
     edit: async (blob, name) => { await open("make"); emit("edit", { blob, name }); },
     fail: (error, container) => fail(error, container, say),
-    clear,
+    clear, check,
   };
 }
 
@@ -61,17 +61,19 @@ async function dialog(tried, wanted) {
   return await ask("API key", field("Key", input, why), "Use this key") ? input.value.trim() : null;
 }
 
+let errors = 0;
+
 /** Show an error beside the field that it names, or else at the container's top, and go there. */
 function fail(error, container, say) {
   if (error.name === "AbortError") return;
   if (!(error instanceof ApiError)) console.error(error);
   clear(container);
   const named = error.param && container.querySelector(`[name="${CSS.escape(error.param)}"]`);
-  const text = element("p", { class: "error", id: "error" }, error.message);
-  if (named) {
+  const text = element("p", { class: "error", id: `error-${++errors}` }, error.message);
+  if (named && !named.closest("[hidden]")) {
     for (let box = named.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
     named.setAttribute("aria-invalid", "true");
-    named.setAttribute("aria-errormessage", "error");
+    named.setAttribute("aria-errormessage", text.id);
     (named.closest(".field") || named.parentElement).append(text);
     named.focus();
     if (document.activeElement === named) return say(error.message);
@@ -83,11 +85,16 @@ function fail(error, container, say) {
   say(error.message);
 }
 
-/** Take away what `fail` said. */
 function clear(container) {
-  container.querySelectorAll("#error").forEach(each => each.remove());
+  container.querySelectorAll("[id^=error-]").forEach(each => each.remove());
   container.querySelectorAll("[aria-invalid]").forEach(each => {
     each.removeAttribute("aria-invalid");
     each.removeAttribute("aria-errormessage");
   });
+}
+
+/** Refuse what is no number, which browsers give as nothing. */
+function check(container) {
+  const bad = [...container.querySelectorAll("[type=number]")].find(each => each.validity.badInput);
+  if (bad) throw new ApiError("This should be a number.", { param: bad.name });
 }

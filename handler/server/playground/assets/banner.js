@@ -1,6 +1,6 @@
 // What everybody should know whatever they do here: whether the worker can draw, and what the model's licence asks.
 
-import { element } from "./dom.js";
+import { aside, element, para } from "./dom.js";
 
 export const PHASES = {
   start: "starting Python",
@@ -12,7 +12,7 @@ export const PHASES = {
   compile: "compiling",
   warm: "drawing a first picture",
 };
-const seconds = value => `${value.toFixed(1)} s`;
+export const seconds = value => `${value.toFixed(1)} s`;
 
 export function banner(host, app) {
   const state = element("div", {}), license = element("div", {});
@@ -40,13 +40,13 @@ export function banner(host, app) {
   const told = (strict, ...children) => element("div", { class: strict ? "state strict" : "state" }, ...children);
   const STATES = {
     starting: ({ cold_start: { phase, budget_s }, elapsed_s }) => told(false,
-      element("p", {}, `The worker is starting: ${PHASES[phase] || phase}. What you send now waits until it is ready.`),
+      para(`The worker is starting: ${PHASES[phase] || phase}. What you send now waits until it is ready.`),
       element("p", { class: "row" },
         element("progress", { max: budget_s, value: elapsed_s, "aria-label": "Of the time that a start may take" }),
-        element("span", { class: "hint" }, `${seconds(elapsed_s)} of ${budget_s} s at most`))),
-    failed: ({ reason }) => told(true, element("p", {}, `The worker has failed: ${reason}`)),
-    draining: () => told(false, element("p", {}, "The worker is stopping: it draws what it has accepted, and nothing new.")),
-    stopped: () => told(true, element("p", {}, "The worker has stopped.")),
-    away: ({ reason, before }) => told(true, element("p", {}, reason), before && element("p", {}, `Its last word was: ${before}`)),
+        aside(`${seconds(elapsed_s)} of ${budget_s} s at most`))),
+    failed: ({ reason }) => told(true, para(`The worker has failed: ${reason}`)),
+    draining: () => told(false, para("The worker is stopping: it draws what it has accepted, and nothing new.")),
+    stopped: () => told(true, para("The worker has stopped.")),
+    away: ({ reason, before }) => told(true, para(reason), before && para(`Its last word was: ${before}`)),
   };
 }

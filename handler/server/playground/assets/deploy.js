@@ -1,6 +1,6 @@
 // The tab that says how a model is deployed: the command line's choices as a form, and what it prints.
 
-import { button, element, field } from "./dom.js";
+import { button, copy, element, field, hint, row } from "./dom.js";
 
 const PLATFORMS = { modal: "Modal", runpod: "RunPod", kubernetes: "Kubernetes", cloudrun: "Google Cloud Run", convox: "Convox", sky: "SkyPilot", docker: "Docker" };
 const FIELDS = {
@@ -25,7 +25,7 @@ function control(name) {
 export async function mount(section, app) {
   const controls = Object.fromEntries(Object.keys(FIELDS).map(name => [name, control(name)]));
   const form = element("form", { class: "card choices", novalidate: true, onsubmit: event => event.preventDefault(), onchange: show },
-    element("h1", {}, "Deploy"), element("p", { class: "hint" }, "Nothing is rented here: these are commands to run yourself."),
+    element("h1", {}, "Deploy"), hint("Nothing is rented here: these are commands to run yourself."),
     Object.entries(FIELDS).map(([name, [label, hint]]) => field(label, controls[name], hint)));
   const result = element("div", {}), urls = [];
   let choices, asking;
@@ -47,7 +47,6 @@ export async function mount(section, app) {
     }
   }
 
-  /** What the platform has: its GPUs, and fields that mean nothing there, with the reason. */
   function adapt({ gpus, lacks, least }) {
     const kept = controls.gpu.value;
     controls.gpu.replaceChildren(option("", "The cheapest that holds it"), ...gpus.map(({ id, memory_gb, dollars_per_s }) =>
@@ -61,12 +60,14 @@ export async function mount(section, app) {
   }
 
   async function show() {
+    if (!choices) return start();
     const at = document.activeElement, { platform, ...others } = controls;
     asking?.abort();
     asking = new AbortController();
     adapt(choices.platforms.find(({ id }) => id === platform.value));
     const query = new URLSearchParams(Object.entries(others).filter(([, { disabled, value }]) => !disabled && value).map(([name, { value }]) => [name, value]));
     try {
+      app.check(form);
       const found = await app.api.get(`v1/deployments/${platform.value}?${query}`, { signal: asking.signal });
       app.clear(form);
       result.replaceChildren(...told(found));
@@ -87,26 +88,15 @@ export async function mount(section, app) {
       element("dl", { class: "reckoning" }, Object.entries(FACTS).map(([name, label]) => element("div", {}, element("dt", {}, label), element("dd", {}, said[name])))),
       element("p", { class: "note", hidden: !found.note }, found.note),
       text("Commands", found.commands.join("\n"), "deploy.sh", found.script),
-      element("p", { class: "hint" }, "They run in a checkout of Kindling. Capitals and dots stand for what is yours."),
+      hint("They run in a checkout of Kindling. Capitals and dots stand for what is yours."),
       ...Object.entries(found.files).map(([name, content]) => text(name, content, name, content)),
     ];
   }
 
-  /** A text to copy, or to download as a file. */
   function text(title, shown, download, file) {
     const pre = element("pre", { tabindex: 0, "aria-label": title }, shown), href = URL.createObjectURL(new Blob([file]));
     urls.push(href);
-    return element("section", { class: "text" }, element("div", { class: "row" }, element("h3", {}, title),
-      button("Copy", () => copy(pre)), element("a", { class: "button", href, download }, "Download")), pre);
-  }
-
-  async function copy(pre) {
-    try {
-      await navigator.clipboard.writeText(pre.textContent);
-      app.say("Copied.");
-    } catch { // where the page is not served securely
-      getSelection().selectAllChildren(pre);
-      app.say("It is selected. Copy it with your keyboard.");
-    }
+    return element("section", { class: "text" }, row(element("h3", {}, title),
+      button("Copy", () => copy(pre, app)), element("a", { class: "button", href, download }, "Download")), pre);
   }
 }

@@ -15,9 +15,11 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+const made = (tag, name) => (...children) => element(tag, { class: name }, ...children);
+export const hint = made("p", "hint"), note = made("p", "note"), wrong = made("p", "error"), para = made("p"), aside = made("span", "hint"), row = made("div", "row");
+export const style = name => element("link", { rel: "stylesheet", href: new URL(name, import.meta.url).href });
 export const button = (text, onclick, more) => element("button", { type: "button", onclick, ...more }, text);
 
-/** A control with its label, and a sentence that says what it does. */
 export function field(label, control, hint = "", beside = []) {
   const id = (control.id ||= `field-${control.name}`);
   const said = element("span", { class: "hint", id: `${id}-hint` }, hint);
@@ -26,12 +28,12 @@ export function field(label, control, hint = "", beside = []) {
   return element("div", { class: "field" }, element("label", { for: id }, label), line, said);
 }
 
-/** A dialog over the page. The promise has whether it was confirmed. */
+/** A dialog over the page, with a button of this text or this one. The promise has whether it was confirmed. */
 export function ask(title, body, confirm, cancel = "Cancel") {
   return new Promise(resolve => {
     const buttons = element("div", { class: "row end" },
       button(cancel, () => box.close()),
-      confirm && element("button", { class: "primary", value: "yes" }, confirm));
+      confirm.nodeType ? confirm : element("button", { class: "primary", value: "yes" }, confirm));
     const name = element("h2", { id: "asked" }, title);
     const box = element("dialog", { class: "card", "aria-labelledby": "asked" },
       element("form", { method: "dialog" }, name, body, buttons));
@@ -39,4 +41,16 @@ export function ask(title, body, confirm, cancel = "Cancel") {
     document.body.append(box);
     box.showModal();
   });
+}
+
+/** Put a text on the clipboard, or select it where a page may not: browsers let only those of https. */
+export async function copy(pre, app) {
+  try {
+    await navigator.clipboard.writeText(pre.textContent);
+    pre.closest("dialog")?.close();
+    app.say("Copied.");
+  } catch {
+    getSelection().selectAllChildren(pre);
+    app.say("It is selected. Copy it with your keyboard.");
+  }
 }

@@ -1,23 +1,22 @@
 // What a file is that is dropped onto the page or chosen: a picture of Kindling's, a workflow, or a picture to edit.
 
 import { ApiError } from "./app.js";
-import { button, element } from "./dom.js";
+import { button, element, para, style } from "./dom.js";
 
 const PNG = [137, 80, 78, 71, 13, 10, 26, 10];
-const LARGEST = 64e6, MOST_PIXELS = 16e6, LONGEST = 1e6; // bytes of a file, pixels that are edited, bytes of a text
+const LARGEST = 64e6, MOST_PIXELS = 4096 ** 2, LONGEST = 1e6; // bytes of a file, pixels that are edited, bytes of a text
 const GRAPH = /(?:prompt|workflow):\s*\{/; // in the EXIF of JPEG and WebP
 const latin = bytes => new TextDecoder("latin1").decode(bytes);
 
-/** Let the whole window take files, and a button in the header choose one. */
 export function watch(app) {
-  const over = element("div", { class: "dropping", hidden: true }, element("p", {}, "Drop it here: a picture, or a ComfyUI workflow."));
+  const over = element("div", { class: "dropping", hidden: true }, para("Drop it here: a picture, or a ComfyUI workflow."));
   const input = element("input", { type: "file", hidden: true, accept: "image/*,.json,application/json", onchange: () => {
     take(input.files, app);
     input.value = "";
   } });
   const title = "A picture, or a ComfyUI workflow; it can be dropped anywhere too";
   document.getElementById("key").before(button("Open a file", () => input.click(), { class: "quiet", title }), input);
-  document.head.append(element("link", { rel: "stylesheet", href: new URL("dropping.css", import.meta.url).href }));
+  document.head.append(style("dropping.css"));
   document.body.append(over);
   let inside = 0; // elements that a file is over
   const steps = { dragenter: () => inside + 1, dragleave: () => Math.max(0, inside - 1), dragover: () => inside, drop: () => 0 };
@@ -30,7 +29,6 @@ export function watch(app) {
   });
 }
 
-/** Do with the first file what it is for. What is no good is told in one sentence. */
 async function take([file], app) {
   if (!file) return;
   const section = document.querySelector("main > section:not([hidden])");
@@ -58,7 +56,7 @@ async function look(file, graphs) {
     const { texts, pixels } = chunks(bytes), parameters = parsed(texts.kindling), graph = Boolean(texts.prompt || texts.workflow);
     if (graph && (graphs || !parameters)) return { graph };
     if (parameters) return { parameters };
-    if (pixels > MOST_PIXELS) refuse(`has ${Math.round(pixels / 1e6)} million pixels; at most ${MOST_PIXELS / 1e6} million are edited.`);
+    if (pixels > MOST_PIXELS) refuse(`has ${Math.round(pixels / 1e6)} million pixels; at most ${Math.floor(MOST_PIXELS / 1e6)} million are edited.`);
   } else if (/^(\xef\xbb\xbf)?\s*[[{]/.test(latin(bytes.subarray(0, 64))) || GRAPH.test(latin(bytes))) return { graph: true };
   const image = await createImageBitmap(file).catch(() => refuse("is neither a picture that this browser can show nor a workflow."));
   image.close();
@@ -84,7 +82,8 @@ function parsed(text) {
   if (!text || text.length > LONGEST || text.subarray(0, 5).some(Boolean)) return null;
   try {
     const found = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text.subarray(5)));
-    return typeof found.prompt === "string" && Number.isFinite(found.seed) ? found : null;
+    const lists = [found.size, found.loras, found.images].every(each => each == null || Array.isArray(each));
+    return lists && typeof found.prompt === "string" && Number.isFinite(found.seed) ? found : null;
   } catch {
     return null;
   }

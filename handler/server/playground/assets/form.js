@@ -1,6 +1,6 @@
 // What is asked for: the form's fields, which of them the served model honours, and what they say.
 
-import { button, element, field } from "./dom.js";
+import { aside, button, element, field, hint } from "./dom.js";
 
 const SHAPES = { Square: 1, Landscape: 4 / 3, Portrait: 3 / 4, Wide: 16 / 9, Tall: 9 / 16 };
 const WORDS = { realtime: ["Realtime", "as fast as can be"], quality: ["Quality", "as good as can be"] };
@@ -8,6 +8,7 @@ const CARRIED = { sampling: "ComfyUI's sampling", reading: "ComfyUI's reading", 
 const LARGEST = Number.MAX_SAFE_INTEGER; // above it JavaScript loses digits of a seed
 
 const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "n"], TEXTS = ["scheduler", "output_format", "negative_prompt"];
+const FILLED = ["prompt", "seed", ...NUMBERS, ...TEXTS]; // by what a file says
 
 const number = (name, more) => element("input", { type: "number", name, inputmode: "decimal", step: "any", ...more });
 const options = values => values.map(value => element("option", { value }, value));
@@ -49,7 +50,7 @@ export class Form {
         field("File", element("select", { name: "output_format" }), "PNG keeps the settings inside.")),
       field("Scheduler", element("select", { name: "scheduler" }), "The way from noise to a picture."),
       this.loras,
-      element("p", { class: "hint" }, "Controls (ControlNet): poses, edges and depth cannot guide pictures here yet."));
+      hint("Controls (ControlNet): poses, edges and depth cannot guide pictures here yet."));
   }
 
   get keeps() { return this.locked.getAttribute("aria-pressed") === "true"; }
@@ -59,7 +60,6 @@ export class Form {
   }
   control(name) { return this.element.querySelector(`[name="${name}"]`); }
 
-  /** Enable what the model honours, within its bounds; say of the rest why not. */
   honour(model) {
     this.model = model;
     const { fields } = model;
@@ -98,7 +98,7 @@ export class Form {
       const [name, promise] = WORDS[mode.id] || [mode.id, ""];
       const radio = element("input", { type: "radio", name: "mode", value: mode.quality, checked: mode === chosen, disabled: Boolean(mode.refused) });
       return element("label", {}, radio, element("b", {}, name),
-        element("span", { class: "hint" }, mode.refused || `${promise}: ${mode.steps} step${mode.steps > 1 ? "s" : ""}`));
+        aside(mode.refused || `${promise}: ${mode.steps} step${mode.steps > 1 ? "s" : ""}`));
     }));
   }
 
@@ -107,11 +107,10 @@ export class Form {
       const weight = number("", { value: 1, min: -10, max: 10, "aria-label": `Weight of ${lora.name}` });
       const box = element("input", { type: "checkbox", value: lora.name });
       const words = lora.trigger_words.length ? `say ${lora.trigger_words.join(", ")}` : lora.made_for;
-      return element("div", { class: "row tight lora" }, element("label", {}, box, ` ${lora.name} `, element("span", { class: "hint" }, words)), weight);
+      return element("div", { class: "row tight lora" }, element("label", {}, box, ` ${lora.name} `, aside(words)), weight);
     });
     this.loras.disabled = !rows.length;
-    this.loras.replaceChildren(this.loras.firstChild, ...(rows.length ? rows : [element("p", { class: "hint" },
-      "Files that teach a style or a subject. There are none in the folder loras of this worker's volume.")]));
+    this.loras.replaceChildren(this.loras.firstChild, ...(rows.length ? rows : [hint("Files that teach a style or a subject. There are none in the folder loras of this worker's volume.")]));
   }
 
   /** The request's fields as the API calls them, without images; only what differs from what the worker does anyway. */
@@ -131,7 +130,7 @@ export class Form {
     if (mode && mode !== "auto" && !said.num_inference_steps && !said.sampling) said.quality = mode;
     if (said.n === 1) delete said.n;
     if (this.keeps) said.seed = this.seeded();
-    const loras = [...this.loras.querySelectorAll(":checked")].map(box => ({ name: box.value, weight: Number(this.weight(box).value) }));
+    const loras = [...this.loras.querySelectorAll(":checked")].map(box => ({ name: box.value, weight: Number(this.weight(box).value || 1) }));
     return loras.length ? { ...said, loras } : said;
   }
 
@@ -143,7 +142,7 @@ export class Form {
   /** Put a picture's parameters into the fields: a request's names, or those that a PNG carries. */
   fill(given) {
     const { width, height } = this.model.fields, [wide, high] = given.size || [given.width || width.default, given.height || height.default];
-    this.put({ prompt: "", ...Object.fromEntries(["seed", ...NUMBERS, ...TEXTS].map(name => [name, ""])), num_inference_steps: given.steps, guidance_scale: given.guidance, ...given });
+    this.put({ ...Object.fromEntries(FILLED.map(name => [name, ""])), num_inference_steps: given.steps, guidance_scale: given.guidance, ...given });
     this.shape.value = `${wide}x${high}`;
     if (this.shape.selectedIndex < 0) this.shape.value = "own";
     this.reshape();
@@ -152,26 +151,24 @@ export class Form {
     const radios = [...this.modes.querySelectorAll("input:enabled")];
     (radios.find(radio => radio.value === (given.quality || "auto")) || radios[0]).checked = true;
     for (const box of this.loras.querySelectorAll("[type=checkbox]")) {
-      const one = given.loras?.find(lora => lora.name === box.value);
+      const one = given.loras?.find(lora => lora?.name === box.value);
       box.checked = Boolean(one);
       if (one) this.weight(box).value = one.weight;
     }
     this.carry(given);
   }
 
-  /** Values into the controls of these names; a choice that is not there is the first one. */
   put(values) {
-    for (const [name, value] of Object.entries(values)) {
+    for (const name of FILLED) {
       const control = this.control(name);
-      if (!control || control.disabled || !("value" in control) || control === this.shape) continue;
-      control.value = value ?? "";
+      if (control.disabled || !(name in values)) continue;
+      control.value = values[name] ?? "";
       if (control.selectedIndex < 0) control.selectedIndex = 0;
     }
   }
 
   weight(box) { return box.closest(".lora").querySelector("[type=number]"); }
 
-  /** Keep what has no field, for as long as it is shown. */
   carry(given) {
     this.carried = Object.fromEntries(Object.keys(CARRIED).filter(name => given[name]).map(name => [name, given[name]]));
     if (given.sampling) this.put({ num_inference_steps: "", scheduler: "" });

@@ -1,20 +1,31 @@
 // The pictures that were made, kept in this browser: the newest, as many as there is room for, until they are deleted.
 
-import { button, element } from "./dom.js";
+import { ask, button, element, para, row } from "./dom.js";
 
 const MOST = 60, MOST_BYTES = 150e6;
-const done = request => new Promise((resolve, reject) => {
-  request.onsuccess = () => resolve(request.result);
-  request.onerror = () => reject(request.error);
+const opened = () => new Promise((resolve, reject) => {
+  const opening = indexedDB.open("kindling", 1);
+  opening.onupgradeneeded = () => opening.result.createObjectStore("pictures", { keyPath: "id" });
+  opening.onsuccess = () => resolve(opening.result);
+  opening.onerror = () => reject(opening.error);
 });
+
+/** One thing, once it is on the disk. It opens the base anew, for a browser may throw that away at any time. */
+async function act(mode, what) {
+  const base = await opened();
+  try {
+    const deal = base.transaction("pictures", mode), asked = what(deal.objectStore("pictures"));
+    await new Promise((resolve, reject) => Object.assign(deal, { oncomplete: resolve, onabort: () => reject(deal.error) }));
+    return asked.result;
+  } finally {
+    base.close();
+  }
+}
 
 /** Where pictures are: in IndexedDB, or for as long as the tab is open where the browser denies that. */
 async function store() {
   try {
-    const opening = indexedDB.open("kindling", 1);
-    opening.onupgradeneeded = () => opening.result.createObjectStore("pictures", { keyPath: "id" });
-    const base = await done(opening);
-    const act = (mode, what) => done(what(base.transaction("pictures", mode).objectStore("pictures")));
+    (await opened()).close();
     return {
       kept: true,
       all: () => act("readonly", pictures => pictures.getAll()),
@@ -29,9 +40,9 @@ async function store() {
 
 export class Gallery {
   constructor(app, chosen) {
-    Object.assign(this, { app, chosen, store: store(), urls: new Map(), grid: element("ul", { class: "grid" }), note: element("span", { class: "hint" }) });
+    Object.assign(this, { app, chosen, store: store(), urls: new Map(), shown: [], full: false, grid: element("ul", { class: "grid" }), note: element("span", { class: "hint" }) });
     this.element = element("section", { class: "gallery", "aria-label": "Your pictures" },
-      element("div", { class: "row" }, element("h2", {}, "Your pictures"), this.note, button("Delete all", () => this.forget(), { class: "quiet" })), this.grid);
+      row(element("h2", {}, "Your pictures"), this.note, button("Delete all", () => this.forget(), { class: "quiet" })), this.grid);
     this.others = "BroadcastChannel" in window ? new BroadcastChannel("kindling-pictures") : null; // this page in other tabs
     this.others?.addEventListener("message", () => this.show());
   }
@@ -41,10 +52,17 @@ export class Gallery {
     return this.urls.get(picture.id);
   }
 
-  async add(picture) {
+  async add(pictures) {
     const kept = await this.store;
-    await kept.put(picture).catch(() => this.app.say("This browser has no room for more pictures; this one is not kept."));
-    await this.remove(bounded(await kept.all())[1]);
+    try {
+      this.full = false;
+      for (const each of pictures) await kept.put(each);
+      await this.remove(bounded(await kept.all())[1]);
+    } catch {
+      this.full = true;
+      await this.show();
+      this.app.say(this.note.textContent);
+    }
   }
 
   async remove(pictures) {
@@ -55,27 +73,27 @@ export class Gallery {
   }
 
   async forget() {
+    if (!await ask("Delete all pictures?", para("They are kept nowhere else."), "Delete")) return;
     await this.remove(await (await this.store).all());
     this.app.say("All pictures are deleted.");
   }
 
   async show() {
     const kept = await this.store;
-    this.note.textContent = kept.kept ? "Kept in this browser only." : "This browser keeps nothing: they go when this tab is closed.";
-    const [all] = bounded(await kept.all());
+    this.note.textContent = this.full ? "This browser has no room to keep the last picture. Download it, or delete others." : kept.kept ? "Kept in this browser only." : "This browser keeps nothing: they go when this tab is closed.";
+    const [all] = bounded(await kept.all().catch(() => []));
     for (const [id, url] of this.urls) {
-      if (all.some(each => each.id === id)) continue;
+      if ([...all, ...this.shown].some(each => each.id === id)) continue;
       URL.revokeObjectURL(url);
       this.urls.delete(id);
     }
-    this.element.hidden = !all.length;
+    this.element.hidden = !all.length && !this.full;
     this.grid.replaceChildren(...all.map(picture => element("li", {},
       button(element("img", { src: this.url(picture), alt: picture.request.prompt || "A picture without a prompt", loading: "lazy" }),
         () => this.chosen(picture), { title: picture.request.prompt }))));
   }
 }
 
-/** The newest that there is room for, and the others. */
 function bounded(all) {
   let bytes = 0;
   const newest = all.sort((one, other) => other.made - one.made);

@@ -2,7 +2,7 @@
 
 import { create } from "./app.js";
 import { banner } from "./banner.js";
-import { element } from "./dom.js";
+import { style, wrong } from "./dom.js";
 import { watch } from "./dropping.js";
 import { follow } from "./status.js";
 
@@ -13,15 +13,14 @@ const app = create(open);
 async function mount(name) {
   const section = document.getElementById(name);
   try {
-    const style = element("link", { rel: "stylesheet", href: new URL(`${name}.css`, import.meta.url).href });
-    document.head.append(style);
+    document.head.append(style(`${name}.css`));
     const tab = await import(`./${name}.js`);
     await tab.mount(section, app);
     return tab;
   } catch (error) {
     delete mounted[name];
     console.error(error);
-    section.replaceChildren(element("p", { class: "error" }, "This part of the page could not be loaded. Load the page again."));
+    section.replaceChildren(wrong("This part of the page could not be loaded. Load the page again."));
   }
 }
 

@@ -1,6 +1,6 @@
 // The tab that makes pictures: what is asked for, the picture as it forms, and those that were made before.
 
-import { button, element, field } from "./dom.js";
+import { aside, button, element, field, para, row } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { actions, address, bytes, facts } from "./picture.js";
@@ -15,27 +15,27 @@ export async function mount(section, app) {
   const make = new Make(app);
   section.append(element("h1", { class: "unseen" }, "Make pictures"), element("div", { class: "bench" }, make.form.element, make.stage), make.gallery.element);
   app.on("load", parameters => make.load(parameters));
-  app.on("edit", ({ blob, name }) => make.edit(blob, name));
+  app.on("edit", ({ blob, name }) => make.edit(blob, name).catch(error => app.fail(error, make.form.element)));
   app.on("key", () => make.learn());
-  await Promise.all([make.learn(), make.gallery.show()]);
+  make.gallery.show();
+  await make.learn();
 }
 
 class Make {
   constructor(app) {
     this.app = app;
     this.form = new Form(() => this.run());
-    this.gallery = new Gallery(app, picture => { this.show([picture]); this.load(picture.request, picture); });
+    this.gallery = new Gallery(app, picture => { this.show([picture]); this.load({ ...picture.request, n: 1, seed: picture.seed, size: [picture.width, picture.height] }, picture); });
     this.well = element("div", { class: "well" });
     this.bar = element("progress", { hidden: true, max: 1, "aria-label": "Progress" });
     this.state = element("p", { class: "state" });
     this.stop = button("Cancel", () => this.doing.abort(), { hidden: true });
     this.about = element("div", { class: "about" });
-    this.stage = element("section", { class: "stage", "aria-label": "The picture" }, this.well, this.bar, element("div", { class: "row" }, this.state, this.stop), this.about);
+    this.stage = element("section", { class: "stage", "aria-label": "The picture" }, this.well, this.bar, row(this.state, this.stop), this.about);
     this.images = [];
     this.invite([]);
   }
 
-  /** What the served model can, and what a second of it costs. */
   async learn() {
     try {
       const [model, status] = await Promise.all([this.app.model(), this.app.status()]);
@@ -49,8 +49,8 @@ class Make {
   }
 
   invite(examples) {
-    this.well.replaceChildren(element("div", { class: "empty" }, element("p", {}, "Say what the picture should show, and it appears here."),
-      element("div", { class: "row" }, examples.map(text => button(text, () => {
+    this.well.replaceChildren(element("div", { class: "empty" }, para("Say what the picture should show, and it appears here."),
+      row(examples.map(text => button(text, () => {
         this.form.prompt.value = text;
         this.run();
       }, { class: "chip" })))));
@@ -58,6 +58,7 @@ class Make {
 
   async load(parameters, { edited } = {}) {
     if (!this.form.model) await this.learn();
+    if (!this.form.model) return; // why is told
     this.forget();
     this.form.fill(parameters);
     if (edited || parameters.images?.length) this.tell("It was made from another picture. Choose that one again to make the same.");
@@ -74,15 +75,16 @@ class Make {
     this.busy(true);
     let timer, answer;
     try {
+      this.app.check(this.form.element);
       const [path, fields] = await this.request(), images = [];
       timer = this.watch(fields.n || 1);
-      for await (const { data } of this.app.api.events(path, fields, { signal: this.doing.signal })) {
+      for await (const data of this.app.api.events(path, fields, { signal: this.doing.signal })) {
         clearInterval(timer);
         if (data.steps) this.step(data);
         else if (data.type.endsWith(".partial_image")) this.preview(data);
         else images.push(...((answer = data).images || [data]));
       }
-      await this.finish(images, answer, fields);
+      this.finish(images, answer, fields);
       this.app.say(`Done after ${((performance.now() - begun) / 1000).toFixed(1)} seconds.`);
     } catch (error) {
       const cancelled = error.name === "AbortError" ? "Cancelled." : "";
@@ -111,6 +113,7 @@ class Make {
 
   busy(on) {
     if (!on) this.doing = null;
+    if (document.activeElement === this.stop) this.form.button.focus();
     this.form.button.textContent = on ? "Making…" : "Make";
     this.form.button.setAttribute("aria-disabled", String(on));
     this.stop.hidden = this.bar.hidden = !on;
@@ -146,7 +149,7 @@ class Make {
     if (!image.isConnected) this.well.replaceChildren(image);
   }
 
-  async finish(images, answer, { stream, progress, partial_images, image, mask, ...request }) {
+  finish(images, answer, { stream, progress, partial_images, image, mask, ...request }) {
     const made = images.map(({ b64_json, format = answer.output_format, parameters, seed, stages_s }, index) => {
       const [width, height] = parameters?.size || [answer.width, answer.height];
       const seconds = stages_s ? Object.values({ ...stages_s, queue: 0 }).reduce((sum, each) => sum + each) : answer.inference_ms / 1000;
@@ -156,57 +159,57 @@ class Make {
     });
     this.form.last = made[0].seed;
     this.show(made);
-    for (const picture of made) await this.gallery.add(picture);
-    for (const picture of made) this.app.emit("picture", picture);
+    this.gallery.add(made);
   }
 
-  /** Pictures that are finished, the first one large. */
   show(pictures, chosen = pictures[0]) {
     const image = element("img", { src: this.gallery.url(chosen), alt: chosen.request.prompt || "A picture without a prompt", width: chosen.width, height: chosen.height });
     this.well.replaceChildren(image);
     this.tell("");
-    const others = pictures.length > 1 && element("div", { class: "row" }, pictures.map((each, index) => button(`Picture ${index + 1}`,
-      () => this.show(pictures, each), { class: "chip", "aria-pressed": String(each === chosen) })));
+    this.gallery.shown = pictures;
+    const others = pictures.length > 1 && row(pictures.map((each, index) => button(`Picture ${index + 1}`,
+      () => {
+        this.show(pictures, each);
+        this.about.querySelector("[aria-pressed=true]").focus();
+      }, { class: "chip", "aria-pressed": String(each === chosen) })));
     this.about.replaceChildren(element("p", { class: "caption" }, chosen.request.prompt), facts(chosen), ...(others ? [others] : []),
       actions(this.app, chosen, this.gallery.url(chosen), async () => {
         await this.gallery.remove([chosen]);
         this.app.say("The picture is deleted.");
         this.about.replaceChildren();
         this.invite([]);
+        this.form.prompt.focus();
       }));
   }
 
-  /** Make `blob` the picture to edit, or one more of them where the model looks at several. */
   async edit(blob, name = "") {
     const { images, mask, strength } = (await this.app.model()).fields;
-    if (images.refused) return this.tell(images.refused);
+    if (images.refused) return this.tell(images.refused), this.app.say(images.refused);
     this.images = [...this.images, { blob, name }].slice(-images.maximum);
     this.brush = null;
     const range = element("input", { type: "range", name: "strength", min: 0.05, max: 1, step: 0.05, value: strength.default,
       disabled: Boolean(strength.refused), oninput: event => { event.target.dataset.said = "yes"; } });
     const marks = button("Mark where to change it", () => this.mark(), { disabled: Boolean(mask.refused) });
     this.form.edit.replaceChildren(element("fieldset", { class: "edit", name: "image" }, element("legend", {}, "Changes this picture"),
-      element("div", { class: "row" }, this.images.map(each => element("img", { src: this.urlOf(each), alt: each.name || "The picture to edit", height: 64 })),
+      row(this.images.map(each => element("img", { src: URL.createObjectURL(each.blob), onload: event => URL.revokeObjectURL(event.target.src), alt: each.name || "The picture to edit", height: 64 })),
         button("Remove", () => this.forget(), { class: "quiet" })),
       field("How much", range, strength.refused || "Little keeps the picture, much draws it anew."),
-      element("div", { class: "field" }, marks, element("span", { class: "hint" }, mask.refused || "Only what you mark is drawn anew."))));
+      element("div", { class: "field" }, marks, aside(mask.refused || "Only what you mark is drawn anew."))));
     this.form.prompt.focus();
     this.app.say("The picture is in the form. Say what it should show.");
   }
 
-  urlOf(image) { return (image.url ||= URL.createObjectURL(image.blob)); }
-
-  /** Let a brush say where the picture is drawn anew. */
   async mark() {
-    const { brush } = await import("./mask.js");
+    const { brush } = await import("./mask.js"), [image] = this.images, picture = await createImageBitmap(image.blob);
+    if (image !== this.images[0]) return; // it was taken away meanwhile
     this.easel = this.brush ? this.easel : element("div", { class: "brush" });
     this.well.replaceChildren(this.easel);
     this.about.replaceChildren();
-    this.brush ||= brush(this.easel, await createImageBitmap(this.images[0].blob));
+    this.brush ||= brush(this.easel, picture);
   }
 
   forget() {
-    for (const image of this.images) if (image.url) URL.revokeObjectURL(image.url);
+    if (this.easel?.isConnected) this.invite([]);
     Object.assign(this, { images: [], brush: null });
     this.form.edit.replaceChildren();
   }

@@ -1,6 +1,6 @@
 // A brush: where a picture is drawn anew.
 
-import { button, element } from "./dom.js";
+import { button, element, style } from "./dom.js";
 
 const LARGEST = 1024; // pixels of the mask's longer side; the worker stretches it to its image
 const INK = "#f50";
@@ -40,7 +40,6 @@ export function brush(host, image) {
     pen.stroke();
   }
 
-  /** All of it anew, after something was taken back or turned round. */
   function paint() {
     pen.clearRect(0, 0, width, height);
     for (const each of done) {
@@ -112,7 +111,7 @@ export function brush(host, image) {
   };
   for (const [name, listener] of Object.entries(listeners)) marks.addEventListener(name, listener);
 
-  host.append(element("link", { rel: "stylesheet", href: new URL("mask.css", import.meta.url).href }),
+  host.append(style("mask.css"),
     element("div", { class: "row tools" }, element("label", { for: size.id }, "Brush"), size, erase, undo, button("Invert", invert), button("Clear", clear)),
     easel, element("p", { class: "hint", id: "brush-help" }, HELP), said);
   paint();

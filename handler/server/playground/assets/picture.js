@@ -1,6 +1,6 @@
 // One picture that is finished: what is told of it, and what can be done with it.
 
-import { ask, button, element } from "./dom.js";
+import { ask, button, copy, element, hint } from "./dom.js";
 import { curl, graph, python } from "./snippets.js";
 
 const COPIES = {
@@ -9,12 +9,10 @@ const COPIES = {
   ComfyUI: ["As a ComfyUI workflow, in API format", graph],
 };
 
-/** A file of what is in base64. */
 export function bytes(text, type) {
   return new Blob([Uint8Array.from(atob(text), each => each.charCodeAt(0))], { type });
 }
 
-/** A file as a data URL. */
 export function address(blob) {
   return new Promise((resolve, reject) => {
     const reader = Object.assign(new FileReader(), { onload: () => resolve(reader.result), onerror: () => reject(reader.error) });
@@ -22,7 +20,6 @@ export function address(blob) {
   });
 }
 
-/** Time, seed, size and price, in a line. */
 export function facts({ seconds, seed, width, height, steps, price, model }) {
   const said = { Time: `${seconds < 10 ? seconds.toFixed(2) : seconds.toFixed(0)} s`, Seed: seed, Size: `${width} × ${height}`,
     ...(steps && { Steps: steps }), ...(price && { Price: `$${price.toPrecision(2)}` }), Model: model };
@@ -35,21 +32,18 @@ export function actions(app, picture, url, remove) {
     element("a", { class: "button", href: url, download: name }, "Download"),
     button("Edit", () => app.edit(picture.blob, name)),
     element("span", { class: "split" }, "Copy as"),
-    Object.keys(COPIES).map(kind => button(kind, () => copy(app, kind, picture))),
+    Object.keys(COPIES).map(kind => button(kind, () => show(app, kind, picture))),
     button("Delete", remove, { class: "quiet" }));
 }
 
-/** Show a picture as a request, and put it on the clipboard where the browser lets a page do that. */
-async function copy(app, kind, picture) {
+async function show(app, kind, picture) {
   const [title, written] = COPIES[kind];
   try {
     const text = await written(picture, { root: app.root, key: app.key(), api: app.api, model: await app.model() });
     const hints = [app.key() && kind !== "ComfyUI" && "It takes the key from the variable KINDLING_API_KEY.",
       picture.edited && "Save the picture that was edited as picture.png" + (picture.masked ? ", the mask as mask.png" : "") + (kind === "ComfyUI" ? ", and upload it." : ".")];
-    const body = element("div", {}, element("pre", { tabindex: 0 }, text), hints.filter(Boolean).map(hint => element("p", { class: "hint" }, hint)));
-    if (!await ask(title, body, "Copy", "Close")) return;
-    await navigator.clipboard.writeText(text);
-    app.say("Copied.");
+    const pre = element("pre", { tabindex: 0 }, text), put = button("Copy", () => copy(pre, app), { class: "primary" });
+    ask(title, element("div", {}, pre, hints.filter(Boolean).map(each => hint(each))), put, "Close");
   } catch (error) {
     app.fail(error, document.querySelector(".about"));
   }

@@ -9,7 +9,6 @@ const STEPS = { // how ComfyUI calls a scheduler: its sampler, and its schedule
 const CONSTANTS = new Map([[true, "True"], [false, "False"], [null, "None"]]);
 const OPENAI = ["prompt", "quality", "output_format"]; // that its package knows
 
-/** The whole of what was asked, for this one picture. */
 function asked(picture) {
   const { width, height, n, ...rest } = picture.request;
   return { ...rest, seed: picture.seed, size: `${picture.width}x${picture.height}` };
@@ -49,7 +48,6 @@ with open("kindling.${ENDING[fields.output_format || "png"]}", "wb") as file:
 `;
 }
 
-/** JSON as Python says it. */
 function spelled(value) {
   if (Array.isArray(value)) return `[${value.map(spelled).join(", ")}]`;
   if (value && typeof value === "object") return `{${Object.entries(value).map(([name, each]) => `${spelled(name)}: ${spelled(each)}`).join(", ")}}`;
@@ -72,9 +70,10 @@ export async function graph(picture, { api, model }) {
     weights = [id, 0];
     clip = [id, 1];
   });
-  let positive = [node("6", "CLIPTextEncode", { text: said.prompt, clip }), 0];
+  const text = words => said.reading ? words : words.replace(/[()]/g, "\\$&"); // ComfyUI reads weights in them
+  let positive = [node("6", "CLIPTextEncode", { text: text(said.prompt), clip }), 0];
   if (!guided && !fields.guidance_scale.refused) positive = [node("10", "FluxGuidance", { conditioning: positive, guidance }), 0];
-  const negative = [node("7", "CLIPTextEncode", { text: said.negative_prompt || "", clip }), 0];
+  const negative = [node("7", "CLIPTextEncode", { text: text(said.negative_prompt || ""), clip }), 0];
   let latent = [node("5", "EmptyLatentImage", { width: picture.width, height: picture.height, batch_size: 1 }), 0], denoise = 1;
   if (picture.edited) {
     const seen = [node("12", "VAEEncode", { pixels: [node("11", "LoadImage", { image: "picture.png" }), 0], vae: ["4", 2] }), 0];

@@ -1,21 +1,24 @@
 // How the worker is: asked again and again while somebody looks, and told to all as "status".
 
 const AGAIN_MS = { starting: 1000, looked: 2000, else: 20000 };
+const IDLE_MS = 60000; // after which who does nothing is taken to be gone: a worker that is asked stays awake, and costs
 
-/** Begin; `looked()` says whether somebody looks at the figures, and "look" that they begin to. What is told is /v1/status's answer; where none comes,
- * the last one, with the status "away", the reason why, and what the worker itself gave for a reason before. */
+/** `looked()` says whether somebody looks at the figures, and "look" that they begin to. What is told is /v1/status's answer; where
+ * none comes the last one, with the status "away", the reason, and the worker's own reason from before. */
 export function follow(app, looked) {
-  let timer, asking = false, known = {};
+  let timer = 0, asking = false, barred = false, active = performance.now(), known = {};
+  const gone = () => document.hidden || (known.status !== "starting" && performance.now() - active > IDLE_MS);
 
   async function look() {
     clearTimeout(timer);
-    if (document.hidden || asking) return;
+    timer = 0;
+    if (asking || barred || gone()) return;
     asking = true;
     let told;
     try {
-      told = known = await app.api.get("v1/status");
+      told = known = await app.status();
     } catch (error) {
-      if (error.status === 401) return; // until there is a key
+      if (error.status === 401) return void (barred = true); // until there is a key
       told = { ...known, status: "away", reason: error.message, before: known.reason };
     } finally {
       asking = false;
@@ -24,8 +27,16 @@ export function follow(app, looked) {
     timer = setTimeout(look, AGAIN_MS[told.status] || (looked() ? AGAIN_MS.looked : AGAIN_MS.else));
   }
 
-  document.addEventListener("visibilitychange", look);
-  app.on("look", look);
-  app.on("key", look);
+  function stir() {
+    active = performance.now();
+    if (!timer) look();
+  }
+
+  document.addEventListener("visibilitychange", stir);
+  for (const name of ["pointermove", "pointerdown", "keydown", "focus"]) addEventListener(name, stir);
+  for (const name of ["look", "key"]) app.on(name, () => {
+    barred = false;
+    look();
+  });
   look();
 }

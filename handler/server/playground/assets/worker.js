@@ -1,14 +1,12 @@
 // The tab that tells the truth about the worker: what it runs and what was measured of that, how it started, how it is.
 
-import { PHASES } from "./banner.js";
-import { element } from "./dom.js";
+import { PHASES, seconds } from "./banner.js";
+import { element, hint, note, para, wrong } from "./dom.js";
 
-const HUES = ["#c2410c", "#0e7490", "#6d28d9", "#4d7c0f", "#be185d", "#a16207", "#1d4ed8"];
 const STATES = {
   starting: "starting", ready: "ready to draw", draining: "stopping; it draws what it has accepted", stopped: "stopped",
   failed: "failed", away: "it does not answer; these figures are old",
 };
-const seconds = value => `${value.toFixed(1)} s`;
 const gigabytes = bytes => `${(bytes / 1e9).toFixed(1)} GB`;
 const percent = part => `${Math.round(part * 100)} %`;
 const dollars = value => `$${value < 1 ? value.toFixed(4) : value.toFixed(2)}`;
@@ -51,15 +49,14 @@ function card(title) {
 function described(model, { chips, reason, how, compile_failure }) {
   const { name, commercial, obligation } = model.license;
   return [
-    element("p", {}, element("strong", {}, model.model), `, under the ${name}. `, commercial ? obligation : element("strong", {}, obligation)),
+    para(element("strong", {}, model.model), `, under the ${name}. `, commercial ? obligation : element("strong", {}, obligation)),
     tips(chips),
-    reason && element("p", { class: "hint" }, reason),
-    compile_failure && element("p", { class: "error" }, `It should have been compiled and is not: ${compile_failure}`),
-    how && element("p", { class: "note" }, how.includes(" -m ") ? ["Nobody has measured this model here yet. This does: ", element("code", {}, how)] : how),
+    reason && hint(reason),
+    compile_failure && wrong(`It should have been compiled and is not: ${compile_failure}`),
+    how && note(how.includes(" -m ") ? ["Nobody has measured this model here yet. This does: ", element("code", {}, how)] : how),
   ].filter(Boolean);
 }
 
-/** Chips whose measurement shows where one points or is; Escape hides it. */
 function tips(chips) {
   const list = element("ul", { class: "chips row", "aria-label": "Settings, each with what was measured" }, chips.map(({ label, value, measured }, i) =>
     element("li", {},
@@ -71,7 +68,6 @@ function tips(chips) {
   return list;
 }
 
-/** The ledger: a bar of its phases as long as the budget, and a line for each. */
 function started({ status, reason, elapsed_s, cold_start: ledger }) {
   if (!ledger) return [];
   const { phases, phase, budget_s, outcome } = ledger;
@@ -83,18 +79,18 @@ function started({ status, reason, elapsed_s, cold_start: ledger }) {
   const list = element("dl", { class: "figures" });
   rows.forEach(({ name, seconds: took, going }, i) => {
     const [part, swatch] = [element("i", { class: going && "going" }), element("i", { class: "swatch" })];
-    for (const each of [part, swatch]) each.style.setProperty("--hue", HUES[i % HUES.length]);
+    for (const each of [part, swatch]) each.style.setProperty("--hue", `hsl(${17 + 137 * i} 75% 40%)`);
     part.style.width = `${100 * took / budget_s}%`;
     bar.append(part);
     list.append(element("dt", {}, swatch, PHASES[name] || name), element("dd", { class: "number" }, `${seconds(took)}${going ? " so far" : ""}`));
   });
   const verdict = { ready: `Ready after ${seconds(elapsed_s)}`, starting: `${seconds(elapsed_s)} so far`, failed: `Failed after ${seconds(elapsed_s)}` };
   return [
-    element("p", {}, `${verdict[outcome] || `Stopped after ${seconds(elapsed_s)}`}, of ${budget_s} s that a start may take.`),
+    para(`${verdict[outcome] || `Stopped after ${seconds(elapsed_s)}`}, of ${budget_s} s that a start may take.`),
     bar, list,
-    status === "failed" && element("p", { class: "error" }, reason),
+    status === "failed" && wrong(reason),
     ...[["Plan", ledger.plan && `${ledger.plan}: ${ledger.plan_reason}`], ["Memory", ledger.memory], ["Attention", ledger.attention]]
-      .map(([name, text]) => text && element("p", { class: "hint" }, element("strong", {}, `${name}: `), text)),
+      .map(([name, text]) => text && hint(element("strong", {}, `${name}: `), text)),
   ].filter(Boolean);
 }
 

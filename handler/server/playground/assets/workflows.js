@@ -1,7 +1,7 @@
 // The tab of ComfyUI's workflows: what a file means here, its fields as a form, drawn, and kept as an endpoint.
 
 import { ApiError } from "./app.js";
-import { ask, button, element, field } from "./dom.js";
+import { ask, button, element, field, hint, note, para, row, wrong } from "./dom.js";
 import { address, bytes } from "./picture.js";
 
 const STATES = { refused: "refused", waits: "waits for one that is refused", read: "read", unused: "not used" }; // what is bad first
@@ -9,8 +9,6 @@ const VERDICTS = { runs: "It runs.", "runs in part": "A part of it runs.", refus
 const NAME = /^[a-z0-9][a-z0-9_-]{0,63}$/;
 const MOST_NODES = 300; // that are listed
 
-const note = text => element("p", { class: "note" }, text);
-const hint = text => element("p", { class: "hint" }, text);
 const small = text => element("span", { class: "hint grow" }, text);
 const list = (title, lines) => lines.length ? [element("h3", {}, title), element("ul", {}, lines.map(line => element("li", {}, line)))] : [];
 const body = file => new Blob([file], { type: /^image\/(png|webp|jpeg)$/.test(file.type) ? file.type : "application/json" });
@@ -24,7 +22,7 @@ export async function mount(section, app) {
 
 class Workflows {
   constructor(section, app) {
-    Object.assign(this, { section, app, kept: element("div"), editor: element("p"), desk: element("div", { class: "desk" }) });
+    Object.assign(this, { section, app, kept: element("div"), editor: element("p"), desk: element("div", { class: "desk" }), urls: [] });
     const input = element("input", { type: "file", name: "file", id: "workflow-file", accept: ".json,image/png,image/webp,image/jpeg", onchange: () => {
       const [file] = input.files;
       input.value = "";
@@ -36,7 +34,6 @@ class Workflows {
     section.append(element("div", { class: "bench" }, this.shelf, this.desk));
   }
 
-  /** The workflows that are kept, and the way to ComfyUI's editor where that is. */
   async list() {
     try {
       const [{ workflows }, { editor, max_upload_size }] = await Promise.all([this.app.api.get("workflows"), this.app.api.get("features")]);
@@ -57,7 +54,7 @@ class Workflows {
   }
 
   async remove(name) {
-    if (!await ask(`Delete ${name}?`, element("p", {}, "Whoever calls it is refused from then on."), "Delete")) return;
+    if (!await ask(`Delete ${name}?`, para("Whoever calls it is refused from then on."), "Delete")) return;
     try {
       await this.app.api.send("DELETE", `workflows/${name}`);
       this.app.say(`${name} is deleted.`);
@@ -67,15 +64,14 @@ class Workflows {
     await this.list();
   }
 
-  /** A kept one: its fields, with the graph's own values in them. */
   use(one) {
     const values = Object.fromEntries(Object.entries(one.fields).map(([name, schema]) => [name, schema.default]));
     const path = `workflows/${one.name}`;
+    this.opened = one;
     this.put(one.name, note(`Call it with POST ${new URL(path, this.app.root).pathname}, or with OpenAI's client as the model workflow/${one.name}.`),
       this.form(one, values, path, {}, one.outputs.length));
   }
 
-  /** A file: what it means, before anything is drawn. */
   async open(file) {
     this.put(file.name, hint("Reading it."));
     this.opened = file;
@@ -84,6 +80,7 @@ class Workflows {
       const report = await this.app.api.send("POST", "explain", body(file));
       if (this.opened === file) this.report(file, report);
     } catch (error) {
+      if (this.opened !== file) return;
       this.desk.replaceChildren();
       this.app.fail(error, this.desk);
     }
@@ -91,6 +88,7 @@ class Workflows {
 
   put(title, ...parts) {
     this.doing?.abort();
+    this.release();
     this.app.clear(this.section);
     const head = element("h2", { tabindex: -1 }, title);
     this.desk.replaceChildren(head, ...parts.flat(2));
@@ -119,9 +117,9 @@ class Workflows {
     const sorted = [...nodes].sort((one, other) => order.indexOf(one.state) - order.indexOf(other.state));
     return element("details", { class: "card", open: bad > 0 }, element("summary", {}, `Nodes: ${nodes.length}${bad ? `, ${bad} refused` : ""}`),
       element("ol", { class: "plain nodes" }, sorted.slice(0, MOST_NODES).map(({ id, kind, title, state, meaning, faults, notes }) => element("li", { class: state },
-        element("div", { class: "row" }, element("b", {}, title && title !== kind ? `${title} (${kind})` : kind),
+        row(element("b", {}, title && title !== kind ? `${title} (${kind})` : kind),
           element("span", { class: "chip" }, STATES[state]), small(`Node ${id}`)),
-        element("p", {}, meaning), faults.map(text => element("p", { class: "error" }, text)), notes.map(note)))),
+        para(meaning), faults.map(text => wrong(text)), notes.map(each => note(each))))),
       nodes.length > MOST_NODES && hint(`And ${nodes.length - MOST_NODES} more.`));
   }
 
@@ -130,7 +128,7 @@ class Workflows {
     const controls = Object.entries(fields).map(([name, schema]) => [name, schema, control(name, schema, values[name], required.includes(name))]);
     const run = element("button", { class: "primary" }, "Run"), cancel = button("Cancel", () => this.doing.abort(), { hidden: true });
     const bar = element("progress", { hidden: true, max: 1, "aria-label": "Progress" }), state = hint(""), stage = element("div", { class: "pictures" });
-    const busy = on => { cancel.hidden = bar.hidden = !on; run.setAttribute("aria-disabled", on); run.textContent = on ? "Running…" : "Run"; };
+    const busy = on => { if (document.activeElement === cancel) run.focus(); cancel.hidden = bar.hidden = !on; run.setAttribute("aria-disabled", on); run.textContent = on ? "Running…" : "Run"; };
 
     const begin = async event => {
       event.preventDefault();
@@ -140,11 +138,13 @@ class Workflows {
       busy(true);
       bar.removeAttribute("value");
       state.textContent = "Sent.";
+      const before = [...stage.childNodes];
       try {
+        this.app.check(form);
         const given = {};
         for (const [name, schema, made] of controls) given[name] = await value(schema, made);
         const partial_images = outputs !== 1 || given.n > 1 ? 0 : 3;
-        for await (const { data } of this.app.api.events(path, { ...more, ...given, stream: true, progress: true, partial_images }, { signal: this.doing.signal })) {
+        for await (const data of this.app.api.events(path, { ...more, ...given, stream: true, progress: true, partial_images }, { signal: this.doing.signal })) {
           if (data.steps) [bar.value, state.textContent] = [data.steps / data.of, `Step ${data.steps} of ${data.of}`];
           else if (data.images) this.show(stage, state, data);
           else stage.replaceChildren(element("img", { class: "forming", alt: "The picture as it forms", src: `data:image/${data.output_format};base64,${data.b64_json}` }));
@@ -152,7 +152,7 @@ class Workflows {
       } catch (error) {
         state.textContent = error.name === "AbortError" ? "Cancelled." : "";
         this.app.say(state.textContent);
-        stage.replaceChildren();
+        stage.replaceChildren(...before);
         this.app.fail(error, form);
       } finally {
         this.doing = null;
@@ -161,22 +161,24 @@ class Workflows {
     };
     const form = element("form", { class: "card fields", novalidate: true, onsubmit: begin }, element("h3", {}, "Its fields"),
       element("div", { class: "columns" }, controls.map(([name, schema, made]) => field(label(name), made, schema.description || ""))),
-      element("div", { class: "row" }, run, cancel, state), bar);
+      row(run, cancel, state), bar);
     return [form, stage];
   }
 
   show(stage, state, { images, notes = [], inference_ms }) {
+    this.release();
     state.textContent = `Done after ${(inference_ms / 1000).toFixed(1)} s.`;
     this.app.say(state.textContent);
     stage.replaceChildren(...images.map(one => {
-      const blob = bytes(one.b64_json, `image/${one.format}`), href = URL.createObjectURL(blob), download = `workflow-${one.seed}.${one.format}`;
+      const blob = bytes(one.b64_json, `image/${one.format}`), href = this.urls[this.urls.push(URL.createObjectURL(blob)) - 1], download = `workflow-${one.seed}.${one.format}`;
       return element("figure", {}, element("img", { src: href, width: one.width, height: one.height, alt: one.parameters.prompt || "A picture without a prompt" }),
         element("figcaption", { class: "row" }, small(`${one.title || `Node ${one.node}`}, seed ${one.seed}`),
           element("a", { class: "button", href, download }, "Download"), button("Edit", () => this.app.edit(blob, download))));
-    }), ...notes.map(note));
+    }), ...notes.map(each => note(each)));
   }
 
-  /** A form that keeps the file under a name. */
+  release() { for (const url of this.urls.splice(0)) URL.revokeObjectURL(url); }
+
   keep(file) {
     const proposed = file.name.toLowerCase().replace(/\.\w+$/, "").replace(/[^a-z0-9_-]+/g, "-").replace(/^[-_]+|-+$/g, "").slice(0, 64);
     const name = element("input", { name: "workflow", id: "workflow-name", autocomplete: "off", spellcheck: "false", value: proposed }), said = hint("");
@@ -200,7 +202,6 @@ class Workflows {
 
 const label = name => name === "n" ? "How many" : name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
 
-/** What one field is typed into, with the value that it has. */
 function control(name, { type, format, enum: choices, minimum, maximum }, value, required) {
   const same = { name, id: `workflow-field-${name}`, "aria-required": required && "true" };
   if (format === "picture") return element("input", { ...same, type: "file", accept: "image/*" });
