@@ -39,14 +39,14 @@ function keeper(changed) {
   try { key = sessionStorage.getItem(KEY); } catch { /* storage is denied */ }
   const set = given => {
     key = given || null;
-    try { key ? sessionStorage.setItem(KEY, key) : sessionStorage.removeItem(KEY); } catch { /* as above */ }
+    try { key ? sessionStorage.setItem(KEY, key) : sessionStorage.removeItem(KEY); } catch {}
     changed();
   };
   return {
     get: () => key,
     /** A key; null if none was given. `tried` is the one that the worker did not take. */
     ask(tried, wanted = false) {
-      if (!wanted && tried !== key) return Promise.resolve(key); // another request has asked meanwhile
+      if (!wanted && tried !== key) return Promise.resolve(key);
       return (asking ||= dialog(tried, wanted).then(given => { if (given !== null) set(given); return given; })
         .finally(() => { asking = null; }));
     },

@@ -15,7 +15,7 @@ export const PHASES = {
 export const seconds = value => `${value.toFixed(1)} s`;
 
 export function banner(host, app) {
-  const state = element("div", {}), license = element("div", {});
+  const state = element("div"), license = element("div");
   host.append(state, license);
   app.on("key", show);
   show();

@@ -8,6 +8,7 @@ const FIELDS = {
   model: ["Model", ""],
   gpu: ["GPU", "The cheapest that holds the model is mostly right."],
   precision: ["Precision", "How weights are kept. Fewer bits take less memory."],
+  cuda: ["CUDA", "The image's build, such as cu130. Empty: one that runs there."],
   min: ["At least", "Workers that always run, and are paid for. Empty: mostly none."],
   max: ["At most", "Workers, so that the bill has an end."],
   region: ["Region", "By the platform's name, such as us-east-1. Empty: anywhere."],
@@ -19,7 +20,7 @@ const called = platform => PLATFORMS[platform] || platform;
 function control(name) {
   const same = { name, id: `deploy-${name}` };
   if (["platform", "model", "gpu", "precision"].includes(name)) return element("select", same);
-  return element("input", { ...same, autocomplete: "off", ...(name !== "region" && { type: "number", step: 1 }) });
+  return element("input", { ...same, autocomplete: "off", ...(name[0] === "m" && { type: "number", step: 1 }) });
 }
 
 export async function mount(section, app) {
@@ -27,7 +28,7 @@ export async function mount(section, app) {
   const form = element("form", { class: "card choices", novalidate: true, onsubmit: event => event.preventDefault(), onchange: show },
     element("h1", {}, "Deploy"), hint("Nothing is rented here: these are commands to run yourself."),
     Object.entries(FIELDS).map(([name, [label, hint]]) => field(label, controls[name], hint)));
-  const result = element("div", {}), urls = [];
+  const result = element("div"), urls = [];
   let choices, asking;
   section.append(element("div", { class: "bench" }, form, result));
   app.on("key", start);
@@ -76,7 +77,7 @@ export async function mount(section, app) {
       if (error.name === "AbortError") return;
       result.replaceChildren();
       app.fail(error, form);
-      if (form.contains(at)) at.focus(); // who is choosing goes on
+      if (form.contains(at)) at.focus();
     }
   }
 

@@ -5,7 +5,6 @@ import { aside, button, element, field, hint } from "./dom.js";
 const SHAPES = { Square: 1, Landscape: 4 / 3, Portrait: 3 / 4, Wide: 16 / 9, Tall: 9 / 16 };
 const WORDS = { realtime: ["Realtime", "as fast as can be"], quality: ["Quality", "as good as can be"] };
 const CARRIED = { sampling: "ComfyUI's sampling", reading: "ComfyUI's reading", step_cache: "Step cache", long_prompts: "Long prompts" };
-const LARGEST = Number.MAX_SAFE_INTEGER; // above it JavaScript loses digits of a seed
 
 const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "n"], TEXTS = ["scheduler", "output_format", "negative_prompt"];
 const FILLED = ["prompt", "seed", ...NUMBERS, ...TEXTS]; // by what a file says
@@ -24,7 +23,7 @@ export class Form {
     this.modes = element("fieldset", { class: "modes", name: "quality" }, element("legend", {}, "Mode"));
     this.button = element("button", { class: "primary wide" }, "Make");
     this.notes = element("div", { class: "row" });
-    this.edit = element("div", {});
+    this.edit = element("div");
     this.element = element("form", { class: "card ask", novalidate: true, onsubmit: event => { event.preventDefault(); submitted(); } },
       field("What should the picture show?", this.prompt, "Ctrl and Enter make it."),
       this.edit, this.modes, this.notes, this.button, this.advanced());
@@ -136,7 +135,7 @@ export class Form {
 
   seeded() {
     const text = this.seed.value.trim();
-    return /^\d+$/.test(text) && Number(text) <= LARGEST ? Number(text) : text;
+    return /^\d+$/.test(text) && Number.isSafeInteger(Number(text)) ? Number(text) : text; // longer ones lose digits
   }
 
   /** Put a picture's parameters into the fields: a request's names, or those that a PNG carries. */

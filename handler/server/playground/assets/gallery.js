@@ -1,6 +1,6 @@
 // The pictures that were made, kept in this browser: the newest, as many as there is room for, until they are deleted.
 
-import { ask, button, element, para, row } from "./dom.js";
+import { aside, ask, button, element, para, row } from "./dom.js";
 
 const MOST = 60, MOST_BYTES = 150e6;
 const opened = () => new Promise((resolve, reject) => {
@@ -40,11 +40,11 @@ async function store() {
 
 export class Gallery {
   constructor(app, chosen) {
-    Object.assign(this, { app, chosen, store: store(), urls: new Map(), shown: [], full: false, grid: element("ul", { class: "grid" }), note: element("span", { class: "hint" }) });
+    Object.assign(this, { app, chosen, store: store(), urls: new Map(), shown: [], full: false, grid: element("ul", { class: "grid" }), note: aside() });
     this.element = element("section", { class: "gallery", "aria-label": "Your pictures" },
       row(element("h2", {}, "Your pictures"), this.note, button("Delete all", () => this.forget(), { class: "quiet" })), this.grid);
-    this.others = "BroadcastChannel" in window ? new BroadcastChannel("kindling-pictures") : null; // this page in other tabs
-    this.others?.addEventListener("message", () => this.show());
+    this.others = new BroadcastChannel("kindling-pictures"); // this page in other tabs
+    this.others.addEventListener("message", () => this.show());
   }
 
   url(picture) {
@@ -55,7 +55,6 @@ export class Gallery {
   async add(pictures) {
     const kept = await this.store;
     try {
-      this.full = false;
       for (const each of pictures) await kept.put(each);
       await this.remove(bounded(await kept.all())[1]);
     } catch {
@@ -68,7 +67,8 @@ export class Gallery {
   async remove(pictures) {
     const kept = await this.store;
     for (const { id } of pictures) await kept.drop(id);
-    this.others?.postMessage("changed");
+    this.full = false;
+    this.others.postMessage("changed");
     await this.show();
   }
 

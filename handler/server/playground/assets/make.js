@@ -9,7 +9,7 @@ const EXAMPLES = {
   spark: ["a red circle on a blue background", "three yellow stars on a purple background", "a small green heart on a white background"],
   other: ["a lighthouse at dawn, oil on canvas", "a cup of tea in morning light, photograph", "a paper boat on a lake, risograph"],
 };
-const LOOK_MS = 700; // between two looks at the queue, and before the first, when the request is there
+const LOOK_MS = 700; // between looks at the queue
 
 export async function mount(section, app) {
   const make = new Make(app);
@@ -58,7 +58,7 @@ class Make {
 
   async load(parameters, { edited } = {}) {
     if (!this.form.model) await this.learn();
-    if (!this.form.model) return; // why is told
+    if (!this.form.model) return;
     this.forget();
     this.form.fill(parameters);
     if (edited || parameters.images?.length) this.tell("It was made from another picture. Choose that one again to make the same.");
@@ -117,9 +117,9 @@ class Make {
     this.form.button.textContent = on ? "Making…" : "Make";
     this.form.button.setAttribute("aria-disabled", String(on));
     this.stop.hidden = this.bar.hidden = !on;
-    if (!on) return this.bar.removeAttribute("value");
-    this.shown = [this.well, this.about].map(part => [part, [...part.childNodes]]);
     this.bar.removeAttribute("value");
+    if (!on) return;
+    this.shown = [this.well, this.about].map(part => [part, [...part.childNodes]]);
     this.about.replaceChildren();
     this.tell("Sent.");
     this.stage.scrollIntoView({ block: "nearest" });

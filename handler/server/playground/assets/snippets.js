@@ -7,7 +7,7 @@ const STEPS = { // how ComfyUI calls a scheduler: its sampler, and its schedule
   "dpm++": ["dpmpp_2m", "normal"], heun: ["heun", "normal"], ddim: ["ddim", "ddim_uniform"],
 };
 const CONSTANTS = new Map([[true, "True"], [false, "False"], [null, "None"]]);
-const OPENAI = ["prompt", "quality", "output_format"]; // that its package knows
+const OPENAI = ["prompt", "quality", "output_format"];
 
 function asked(picture) {
   const { width, height, n, ...rest } = picture.request;

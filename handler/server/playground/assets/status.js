@@ -1,7 +1,7 @@
 // How the worker is: asked again and again while somebody looks, and told to all as "status".
 
 const AGAIN_MS = { starting: 1000, looked: 2000, else: 20000 };
-const IDLE_MS = 60000; // after which who does nothing is taken to be gone: a worker that is asked stays awake, and costs
+const IDLE_MS = 60000; // then who does nothing is gone: a worker that is asked stays awake, and costs
 
 /** `looked()` says whether somebody looks at the figures, and "look" that they begin to. What is told is /v1/status's answer; where
  * none comes the last one, with the status "away", the reason, and the worker's own reason from before. */

@@ -42,7 +42,7 @@ export function mount(section, app) {
 }
 
 function card(title) {
-  const body = element("div", {});
+  const body = element("div");
   return [element("div", { class: "card" }, element("h2", {}, title), body), body];
 }
 
