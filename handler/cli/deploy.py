@@ -42,15 +42,15 @@ def run(options: argparse.Namespace) -> int:
 
 def write(made: Deployment, folder: Path) -> None:
     """Put the files and a script of the commands into `folder`; never over another file of that name."""
-    files = {**made.files, SCRIPT: made.script}
-    for name, text in files.items():
-        if (folder / name).exists() and (folder / name).read_text() != text:
-            other = f"{folder / name} is there already, and says something else: name another folder."
-            raise SettingsError(other, "write")
+    files = {name: text.encode() for name, text in {**made.files, SCRIPT: made.script}.items()}
     with writing(folder):
+        for name, text in files.items():
+            if (folder / name).exists() and (folder / name).read_bytes() != text:
+                other = f"{folder / name} is there already, and says something else: name another folder."
+                raise SettingsError(other, "write")
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (folder / name).write_text(text)
+            (folder / name).write_bytes(text)
 
 
 def lines(choice: Choice, prospect: Prospect, made: Deployment, folder: Path | None) -> list[str]:

@@ -216,6 +216,17 @@ def test_the_script_is_a_shells(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert (folder / "deploy.sh").read_text() == "mine"
 
 
+def test_what_cannot_be_written_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "deploy.sh"
+    script.write_bytes(b"\xff")
+    assert main(["deploy", "docker", "spark", "--write", str(tmp_path)]) == 2
+    assert "name another folder" in capsys.readouterr().err
+    script.unlink()
+    script.mkdir()
+    assert main(["deploy", "docker", "spark", "--write", str(tmp_path)]) == 1
+    assert f"Cannot write {tmp_path}: Is a directory" in capsys.readouterr().err
+
+
 @pytest.fixture
 def runpod(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("runpod_deploy", SHIPPED / "runpod_deploy.py")

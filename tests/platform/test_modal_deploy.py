@@ -211,7 +211,7 @@ def test_handlers_sources_and_weights_are_shipped_and_nothing_else(plane: Plane)
     wanted = {
         f"/root/{path.relative_to(ROOT)}"
         for path in files
-        if path.suffix in (".py", ".toml") or "weights" in path.parts
+        if path.suffix in (".py", ".toml", ".yml") or {"weights", "assets"} & set(path.parts)
     }
     assert set(plane.mounted(plane.function(SERVING))) == {"/root/modal_app.py"} | wanted
     assert "/root/handler/weights/spark/model_index.json" in wanted
