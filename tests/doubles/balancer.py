@@ -91,16 +91,17 @@ class Balancer:
             self._changed.notify_all()
 
     async def _pass_on(self, request: web.Request) -> web.Response:
-        body, reply = await request.read(), web.Response(status=503, text="no worker is ready")
+        body, reply = await request.read(), None
         found = sorted(self.inside)
         first = next(self._turn)
         for worker in (found[(first + place) % len(found)] for place in range(len(found))):
-            reply = await self._reply(worker, request, body)
-            if reply.status != 503 or not self._impatient:
+            reply = await self._reply(worker, request, body) or reply
+            if reply and (reply.status != 503 or not self._impatient):
                 break
-        return reply
+        return reply or web.Response(status=503, text="no worker is ready")
 
-    async def _reply(self, worker: str, request: web.Request, body: bytes) -> web.Response:
+    async def _reply(self, worker: str, request: web.Request, body: bytes) -> web.Response | None:
+        """What `worker` answers; None if it has left, and was not asked."""
         headers = {name: value for name, value in request.headers.items() if name.lower() in PASSED}
         try:
             async with self._session.request(
@@ -108,8 +109,8 @@ class Balancer:
             ) as answer:
                 told = {name: answer.headers[name] for name in PASSED if name in answer.headers}
                 reply = web.Response(status=answer.status, body=await answer.read(), headers=told)
-        except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError):  # it was not asked, or is no more
-            return web.Response(status=503, text="refused")
+        except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError):
+            return None
         except aiohttp.ClientError as error:
             return web.Response(status=502, text=repr(error))
         with self._changed:
