@@ -6,16 +6,16 @@ python benchmarks/quality_words.py [--pictures 60]
 import argparse
 import json
 import platform
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from handler import ImageRequest, Settings, Worker
+from report import RESULTS
 from spark.checker import JUDGED, check
 from spark.scenes import held_out
 
-RESULT = Path(__file__).parent / "results" / "quality_words.json"
+RESULT = RESULTS / "quality_words.json"
 WORDS = ("low", "medium", "auto", "high", "xhigh", "max")  # standard is auto, and hd is high
 
 
