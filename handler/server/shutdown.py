@@ -9,7 +9,6 @@ whatever hangs. Told twice it answers all at once and is gone, with the code of 
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -121,4 +120,4 @@ class Server(uvicorn.Server):
 
 def say(text: str) -> None:
     """Tell whoever started this process."""
-    print(f"kindling: {text}", file=sys.stderr)
+    outlet.ERR.write(f"kindling: {text}\n")

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import httpx
 import pytest
@@ -170,8 +171,9 @@ def test_a_file_fills_no_field_that_is_not_for_it(page: Page) -> None:
     assert page.get_by_role("radio").first.input_value() == "auto"
 
 
-def test_names_of_fields_have_room_on_a_small_telephone(browser: Browser) -> None:
-    with serving() as served, browser.new_context(viewport={"width": 320, "height": 640}) as context:
+def test_names_of_fields_have_room_on_a_small_telephone(browser: Browser, tmp_path: Path) -> None:
+    volume = {"KINDLING_VOLUME": str(tmp_path)}
+    with serving(volume) as served, browser.new_context(viewport={"width": 320, "height": 640}) as context:
         httpx.put(f"{served.url}/workflows/a-poster-with-a-long-name-of-many-words", json=graph(side=256))
         page = Visit(context).open(f"{served.url}/#workflows")
         fields = page.locator("#workflows .grow")
