@@ -29,7 +29,7 @@ BESIDES = (  # tests of these files that need more
     "test_the_nearest_package_is_not_blamed_for_ones_own", "test_what_its_head_tells_to_set_holds",
     "test_a_picture_that_has_no_room_is_a_line_and_no_traceback", "test_importing_handler_imports_nothing_heavy",
     "test_nor_to_measure_or_compile_for_it",
-    "test_deploying_needs_no_torch_and_no_web_server", "test_what_a_snapshot_imports_asks_nothing_about_gpus",
+    "test_deploying_needs_no_torch_and_no_web_server", "test_what_is_done_before_a_snapshot_asks_nothing_about_gpus",
 )  # fmt: skip
 STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system")  # audit events of a new process
 _hearing = _running = False

@@ -109,7 +109,7 @@ class Balancer:
             ) as answer:
                 told = {name: answer.headers[name] for name in PASSED if name in answer.headers}
                 reply = web.Response(status=answer.status, body=await answer.read(), headers=told)
-        except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError):
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):  # also of a connection that it kept
             return None
         except aiohttp.ClientError as error:
             return web.Response(status=502, text=repr(error))

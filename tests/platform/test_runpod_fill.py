@@ -39,6 +39,14 @@ needs_root = pytest.mark.skipif(not ROOTS, reason="only root owns what others ma
 pytestmark = pytest.mark.skipif(ROOTS and not SYSTEM_PYTHON.exists(), reason="there is no Python that all may use")
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, here and in what is started here, where these tests run in the background too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rest]:
     """The API that the script speaks to, with a key that it accepts."""
