@@ -322,6 +322,7 @@ def test_a_key_is_asked_for_once_and_kept_for_the_tab(visit: Visit, keyed: Serve
     expect(dialog).to_have_count(0)
     other = visit.open(keyed.url)
     expect(other.get_by_role("dialog", name="API key")).to_be_visible()
+    expect(other.locator("form.ask")).to_be_attached()  # which has asked, too
     other.keyboard.press("Escape")
     expect(other.locator(".error")).to_contain_text("Send a valid key")
     other.get_by_role("button", name="API key").click()

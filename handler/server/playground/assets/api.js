@@ -11,14 +11,14 @@ export class ApiError extends Error {
   }
 }
 
-/** `keys`: { get(), ask(tried) }. Paths are from the worker's root on, wherever that is mounted. */
+/** `keys`: { get(), ask(tried, at) }. Paths are from the worker's root on, wherever that is mounted. */
 export function connect(root, keys) {
   async function call(path, options = {}) {
-    const key = keys.get();
+    const key = keys.get(), at = Date.now();
     const headers = { ...options.headers, ...(key && { authorization: `Bearer ${encoded(key)}` }) };
     const answer = await reached(fetch(root + path.replace(/^\//, ""), { ...options, headers }));
     if (answer.status !== 401) return answer.ok ? answer : fail(answer);
-    const other = await keys.ask(key);
+    const other = await keys.ask(key, at);
     return other === null ? fail(answer) : call(path, options);
   }
 

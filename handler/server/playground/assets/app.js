@@ -23,7 +23,7 @@ export function create(open) {
   return {
     root: ROOT, api, on, emit, say, open,
     key: keys.get,
-    changeKey: () => keys.ask(keys.get(), true),
+    changeKey: () => keys.ask(keys.get()),
     model: () => (model ||= learn().catch(error => { model = null; throw error; })),
     status: () => api.get("v1/status"),
     load: async parameters => { await open("make"); emit("load", parameters); },
@@ -35,7 +35,7 @@ export function create(open) {
 
 /** Where the key is: in this tab alone, and nowhere if the browser keeps nothing. */
 function keeper(changed) {
-  let key = null, asking = null;
+  let key = null, asking = null, left = 0;
   try { key = sessionStorage.getItem(KEY); } catch { /* storage is denied */ }
   const set = given => {
     key = given || null;
@@ -44,10 +44,11 @@ function keeper(changed) {
   };
   return {
     get: () => key,
-    /** A key; null if none was given. `tried` is the one that the worker did not take. */
-    ask(tried, wanted = false) {
-      if (!wanted && tried !== key) return Promise.resolve(key);
-      return (asking ||= dialog(tried, wanted).then(given => { if (given !== null) set(given); return given; })
+    /** A key; null if none was given since `tried` was sent `at` a time. */
+    ask(tried, at) {
+      if (at && tried !== key) return Promise.resolve(key);
+      if (at <= left) return Promise.resolve(null);
+      return (asking ||= dialog(tried, !at).then(given => { given === null ? left = Date.now() : set(given); return given; })
         .finally(() => { asking = null; }));
     },
   };
