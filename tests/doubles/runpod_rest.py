@@ -185,7 +185,7 @@ class Pod:
 
 
 class Rest:
-    """The API, with one account whose key is KEY. It refuses all with `refusal` if that is set."""
+    """The API, with one account whose key is KEY, as a context. It refuses all with `refusal` if that is set."""
 
     def __init__(self, folder: Path) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind, _, _ in KINDS.values()}
@@ -204,16 +204,22 @@ class Rest:
         self.refusal: tuple[int, Any] | None = None
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Routes", (_Routes,), {"rest": self}))
         self.base = f"http://127.0.0.1:{self.server.server_port}"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
 
     @staticmethod
     def volume(identity: str, name: str, place: str, size: int) -> dict[str, Any]:
         return {"id": identity, "name": name, "dataCenter": place, "size": size, "type": "STANDARD"}
 
-    def close(self) -> None:
+    def __enter__(self) -> "Rest":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for identity in list(self.pods):
             self.delete(identity)
         self.server.shutdown()
         self.server.server_close()
+        self._thread.join()
 
     def answer(self, method: str, path: str, body: Any, key: str) -> tuple[int, Any]:
         if path == "/graphql":

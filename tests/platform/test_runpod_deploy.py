@@ -4,7 +4,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -41,14 +40,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def rest(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rest]:
     """The API that `script` speaks to, with a key that it accepts."""
-    rest = Rest(tmp_path)
-    monkeypatch.setattr("runpod_api.API", f"{rest.base}/v2")
-    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
-    thread = threading.Thread(target=rest.server.serve_forever, args=(0.05,))
-    thread.start()
-    yield rest
-    rest.close()
-    thread.join()
+    with Rest(tmp_path) as rest:
+        monkeypatch.setattr("runpod_api.API", f"{rest.base}/v2")
+        monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+        yield rest
 
 
 @pytest.fixture

@@ -50,22 +50,16 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture
 def rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rest]:
     """The API that the script speaks to, with a key that it accepts."""
-    rest = Rest(tmp_path)
-    packages = os.pathsep.join([str(ROOT), *site.getsitepackages()])
-    rest.variables = {"PYTHONPATH": packages, "KINDLING_DEVICE": "cpu"}
     if ROOTS:
-        rest.python = str(SYSTEM_PYTHON)
-        entered = [tmp_path, *tmp_path.parents]
-        for folder in entered:
+        for folder in (tmp_path, *tmp_path.parents):
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
-    monkeypatch.setattr("runpod_api.API", f"{rest.base}/v2")
-    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    thread = threading.Thread(target=rest.server.serve_forever, args=(0.05,))
-    thread.start()
-    yield rest
-    rest.close()
-    thread.join()
+    with Rest(tmp_path) as rest:
+        rest.variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), *site.getsitepackages()]), "KINDLING_DEVICE": "cpu"}
+        rest.python = str(SYSTEM_PYTHON) if ROOTS else rest.python
+        monkeypatch.setattr("runpod_api.API", f"{rest.base}/v2")
+        monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield rest
 
 
 @pytest.fixture
