@@ -64,7 +64,7 @@ def main() -> None:
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
     """The one that is installed."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         raise SystemExit("There is no chromium here; try: apt install chromium")
     with sync_playwright() as playwright:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 VOLUME = "/kindling"
-CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT", "MODAL_GPU", "MODAL_MIN", "MODAL_MAX")
+CHOICES = ("MODAL_SECRET", "MODAL_PROXY_AUTH", "MODAL_SNAPSHOT", "MODAL_GPU", "MODAL_MIN", "MODAL_MAX", "CUDA")
 # Whose memory containers are restored from, with ever more in it. Off unless asked for: a cold start without snapshots
 # keeps the budget or says why not, second by second.
 SNAPSHOTS = ("", "cpu", "weights", "gpu")
@@ -40,7 +40,7 @@ SPEC = Engine(SETTINGS).spec  # so does a misspelt model
 GPUS = [word.strip() for word in ENVIRONMENT.get("MODAL_GPU", "").split(",") if word.strip()]
 # Not carried along: in a container this is Modal's own word for where it runs.
 REGIONS = [word.strip() for word in os.environ.get("MODAL_REGION", "").split(",") if word.strip()]
-BUILD = cuda_build(os.environ.get("CUDA", "") if modal.is_local() else "")
+BUILD = cuda_build(ENVIRONMENT.get("CUDA", ""))  # a container reckons with the GPUs that it was deployed for
 OFFERS = choose_gpus(SETTINGS, SPEC, "modal", GPUS, BUILD)[: len(GPUS) or 3]
 for warning in filter(None, (offer.warning for offer in OFFERS if modal.is_local())):
     print(warning, file=sys.stderr)

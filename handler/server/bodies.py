@@ -22,9 +22,8 @@ async def read(request: Request, settings: Settings, *also: str) -> bytes:
     `also` are more media types that JSON may come as.
     """
     edits = request.url.path in FORMS
-    roomy = edits or (
-        f"{request.url.path}/".startswith(f"{ROUTE}/") and request.method == "POST"
-    )  # with images in base64
+    # With images in base64.
+    roomy = edits or (request.method == "POST" and f"{request.url.path}/".startswith(f"{ROUTE}/"))
     _check_media(request.headers, (*JSON, *also, *([multipart.MEDIA] if edits else [])))
     limits = [(settings.max_body_mb, "KINDLING_MAX_BODY_MB"), (settings.max_edit_mb, "KINDLING_MAX_EDIT_MB")]
     limit_mb, name = max(limits if roomy else limits[:1])

@@ -22,7 +22,7 @@ from modal._partial_function import _find_callables_for_obj, _PartialFunctionFla
 from modal._runtime.asgi import LifespanManager
 from PIL import Image
 
-from handler import MODELS, Engine
+from handler import GPUS, MODELS, Engine
 from handler.core.birth import process_age
 from handler.core.errors import DeviceLost, SettingsError, StartError
 
@@ -113,6 +113,19 @@ def test_what_is_deployed(load: Callable[..., ModuleType]) -> None:
     assert info.volumes["/kindling"].name == "kindling"
     assert sorted(info.method_names) == ["generate", "web"]
     assert module.ENVIRONMENT.items() >= {"KINDLING_MODEL": "flux-schnell", "KINDLING_VOLUME": "/kindling"}.items()
+
+
+def test_a_container_reckons_with_the_gpus_that_were_deployed(
+    load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which the first is the one whose weights a snapshot holds."""
+    deployed = load(CUDA="cu126", KINDLING_MODEL="flux2-dev", MODAL_SNAPSHOT="weights", **KEYS)
+    monkeypatch.delenv("CUDA")
+    carried = {name: deployed.ENVIRONMENT[name] for name in deployed.ENVIRONMENT if name != "KINDLING_VOLUME"}
+    monkeypatch.setattr(modal, "is_local", lambda: False)
+    container = load(**carried)
+    assert container.FIRST == deployed.FIRST == GPUS["H100"]
+    assert container.FITTING == deployed.FITTING == ["H100", "H200"]
 
 
 @pytest.mark.parametrize("model", MODELS)

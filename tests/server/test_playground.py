@@ -215,6 +215,32 @@ def test_a_field_is_refused_in_the_words_in_which_drawing_refuses_it(name: str) 
         assert caught.value.param == field
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_field_is_drawn_up_to_its_bounds_and_not_beyond(name: str) -> None:
+    """But for n, whose bound is the worker's."""
+    spec, settings = MODELS[name], Settings(model=name)
+    beside: dict[str, Any] = {
+        "width": {"height": spec.size[1]},
+        "height": {"width": spec.size[0]},
+        "strength": abilities.IMAGE,
+    }
+
+    def ask(field: str, value: float) -> None:
+        sent = (b"",) * int(value) if field == "images" else value
+        request = ImageRequest.parse({"prompt": "x", **beside.get(field, {}), field: sent})
+        spec.validate(request, settings.step_cache)
+
+    for field, told in abilities.fields(spec, settings).items():
+        if field == "n" or "refused" in told:
+            continue
+        for bound, step in (("minimum", -1), ("maximum", 1)):
+            if bound in told:
+                ask(field, told[bound])
+            if bound in told and (field, bound) != ("images", "minimum"):  # no list has fewer than none
+                with pytest.raises(RequestError):
+                    ask(field, told[bound] + step * told.get("multiple", 1))
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

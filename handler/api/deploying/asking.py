@@ -70,5 +70,5 @@ def _blamed(error: StartError, fields: Mapping[str, str]) -> str:
 
 def _count(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise InvalidType(f"{name} should be a whole number, such as 1.", name)
+        raise InvalidType(f"{name} should be a whole number of up to nine digits, such as 1.", name)
     return int(text)

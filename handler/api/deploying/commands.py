@@ -31,12 +31,17 @@ def _argument(choice: Choice, option: str = "--build-arg") -> str:
     return f" {option} CUDA={choice.other_build}" if choice.other_build else ""
 
 
+def _most(choice: Choice) -> int | None:
+    """Workers at most, where it has to be said: as asked, or because more always run than usually may."""
+    return choice.most or (manifests.most(choice, 4) if choice.least else None)
+
+
 def modal(choice: Choice, _: str) -> list[str]:
     """For Modal's command line."""
     scale = _set(
         MODAL_GPU=",".join(choice.names) if choice.asked else "",
         MODAL_MIN=choice.least,
-        MODAL_MAX=choice.most or (manifests.most(choice, 4) if choice.least else None),
+        MODAL_MAX=_most(choice),
         MODAL_REGION=",".join(choice.regions),
     )
     fetch = f"{_token(choice)}modal run platform/modal_app.py::fetch"
@@ -77,7 +82,7 @@ def runpod(choice: Choice, _: str) -> list[str]:
 
 def fal(choice: Choice, _: str) -> list[str]:
     """For fal's command line."""
-    counts = (("min", choice.least), ("max", choice.most or (manifests.most(choice, 4) if choice.least else None)))
+    counts = (("min", choice.least), ("max", _most(choice)))
     scale = "".join(f" --{name}-concurrency {count}" for name, count in counts if count is not None)
     return [
         APART.format(python="python3.11", name="fal"),  # the image's, which unpickles what is sent

@@ -15,7 +15,7 @@ from handler.core.settings import Settings
 OPTIONS = ("gpu", "precision", "cuda", "min", "max", "region")
 YOURS = "capitals and dots stand for what is yours"
 SCRIPT = "deploy.sh"
-PLACE = re.compile(r"[\w*./-]{1,64}", re.ASCII)
+PLACE = re.compile(r"[\w*][\w*./-]{0,63}", re.ASCII)  # none that a command line takes for an option
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def kubernetes(choice: Choice, command: str) -> str:
 def cloudrun(choice: Choice, command: str) -> str:
     """For one service."""
     [name] = choice.first.rental.names
-    cpus, memory = {"nvidia-l4": (8, 32), "nvidia-rtx-pro-6000": (20, 80)}[name]
+    cpus, memory = {"nvidia-l4": 8, "nvidia-rtx-pro-6000": 20}[name], round(choice.first.rental.host_gb / GIB)
     edits = {
         **_environment(choice),
         r"accelerator: .*": f"accelerator: {name}",
@@ -62,7 +62,7 @@ def cloudrun(choice: Choice, command: str) -> str:
 
 def convox(choice: Choice, command: str) -> str:
     """For one service on nodes that have the GPU."""
-    memory = {14.3: 14336, 40.9: 40960}[choice.first.rental.host_gb]
+    memory = round(choice.first.rental.host_gb / 1.024) * 1024  # MB
     edits = {
         r"KINDLING_MODEL=.*": f"KINDLING_MODEL={choice.spec.id}",
         r"KINDLING_PRECISION=.*": f"KINDLING_PRECISION={choice.precision}",
