@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from handler.api.deploying.choice import Choice, Prospect
@@ -42,11 +43,12 @@ def run(options: argparse.Namespace) -> int:
 
 def write(made: Deployment, folder: Path) -> None:
     """Put the files and a script of the commands into `folder`; never over another file of that name."""
-    files = {name: text.encode() for name, text in {**made.files, SCRIPT: made.script}.items()}
+    files = {name: text.encode(errors="surrogateescape") for name, text in {**made.files, SCRIPT: made.script}.items()}
     with writing(folder):
         for name, text in files.items():
-            if (folder / name).exists() and (folder / name).read_bytes() != text:
-                other = f"{folder / name} is there already, and says something else: name another folder."
+            path = folder / name
+            if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == text):
+                other = f"{path} is there already, and is or says something else: name another folder."
                 raise SettingsError(other, "write")
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

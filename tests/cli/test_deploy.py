@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -389,3 +390,20 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         "FILE cloudrun.yml",
     ):
         assert part in out
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "dangling"])
+def test_what_is_no_file_is_not_written_over_nor_waited_for(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "deploy.sh"
+    {"fifo": os.mkfifo, "folder": Path.mkdir, "dangling": lambda path: path.symlink_to(tmp_path / "away")}[kind](script)
+    assert main(["deploy", "modal", "spark", "--write", str(tmp_path)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert not (tmp_path / "away").exists()
+
+
+def test_a_folder_that_is_not_spelt_in_unicode_is_written_to(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    assert main(["deploy", "kubernetes", "spark", "--write", folder]) == 0
+    assert os.fsencode(folder) in Path(folder, "deploy.sh").read_bytes()

@@ -122,6 +122,15 @@ def test_what_a_browser_has_is_not_sent_again_and_all_is_packed(app: Callable[..
         assert "accept-encoding" in packed.headers["vary"]
 
 
+@pytest.mark.parametrize("refused", ["gzip;q=0", "br, gzip ; q=0.000", "identity, x-gzipped", ""])
+def test_who_refuses_gzip_gets_none(app: Callable[..., Any], refused: str) -> None:
+    made = app()
+    for path in ("/", "/playground/main.js"):
+        assert "content-encoding" not in ask(made, path, headers=BROWSER | {"accept-encoding": refused}).headers
+        taken = ask(made, path, headers=BROWSER | {"accept-encoding": "br;q=0, GZIP;q=0.5"})
+        assert taken.headers["content-encoding"] == "gzip"
+
+
 def test_all_files_together_are_small() -> None:
     assets = page.assets().values()
     assert sum(len(asset.data) for asset in assets) < LARGEST

@@ -6,6 +6,7 @@ else, with a key where the worker has keys. It loads nothing from anywhere else,
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+GZIP = re.compile(r"(?:^|,)\s*gzip\s*(?!;\s*q=0(?:\.0*)?\s*(?:,|$))(?:;|,|$)", re.IGNORECASE)  # q=0 is a refusal
 HEADERS = {
     "content-security-policy": POLICY,
     "cache-control": "no-cache",  # kept, but asked for each time: an update is whole at once
@@ -84,6 +86,6 @@ def _sent(name: str, asked: Mapping[str, str], varies: str) -> Response:
     headers = {**HEADERS, "etag": asset.tag, "vary": varies}
     if asset.tag in asked.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    packs = "gzip" in asked.get("accept-encoding", "")
+    packs = GZIP.search(asked.get("accept-encoding", ""))
     packing = {"content-encoding": "gzip"} if packs else {}
     return Response(asset.packed if packs else asset.data, headers=headers | packing, media_type=asset.media)
