@@ -130,6 +130,7 @@ class Worker(Loaded):
         if chosen.compiles:
             with clock.phase("compile"):
                 chosen = self._compile_now(model, clock, chosen, failures)
+                clock.ledger.compile_failure = chosen.failure  # before the budget is looked at, which may be spent now
         elif chosen.failure:
             log.error("%s is served eagerly: %s", self.spec.id, chosen.failure)
         clock.ledger.plan, clock.ledger.plan_reason = chosen.mode, chosen.reason
