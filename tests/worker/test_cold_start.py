@@ -188,6 +188,26 @@ def test_how_long_compiling_took_before_it_failed_is_not_how_long_it_takes(
     assert Durations.on(tmp_path).longest("compile", *known) is None
 
 
+@pytest.mark.parametrize(("there", "added", "found"), [(1, 0, True), (1, 1, False), (0, 1, False), (0, 0, False)])
+def test_a_compilation_that_adds_nothing_to_inductors_cache_was_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, added: int, found: bool
+) -> None:
+    cache = tmp_path / "inductor"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+    def compiles(*_: object) -> None:
+        for number in range(added):
+            (cache / f"added {number}").touch()
+
+    cache.mkdir()
+    for number in range(there):
+        (cache / f"there {number}").touch()
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", compiles)
+    monkeypatch.setattr("handler.worker.worker.bind_blocks", lambda *_: None)
+    with Worker.boot(PATIENT.model_copy(update={"volume": tmp_path / "volume", "compile": "on"})) as worker:
+        assert (worker.ledger.plan, worker.ledger.compile_cached) == ("COMPILED", found)
+
+
 def test_compiled_code_that_does_not_work_is_taken_off_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: Worker
 ) -> None:
