@@ -4,35 +4,23 @@ import asyncio
 import json
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from handler.api.reply import error_reply
 from handler.core.errors import RequestError
 from handler.server.access import ARRIVED, HEADER, JSON
 from handler.server.auth import DEFAULTS
+from handler.server.parsing import Parsed
 
 NOT_HTTP = error_reply(RequestError("What came is not a request in HTTP/1.1, or its head is too large."))
 
-HEAD = 64 << 10  # bytes of a request's head, at most
-PART = 4 << 10  # bytes that are parsed at once, so that a head's limit does not depend on how it comes
 
-if TYPE_CHECKING or AutoHTTPProtocol is not H11Protocol:  # two classes that are alike in what is used here
-    from handler.server.parsing import Parsed as Base
-else:
-    from handler.server.parsing_h11 import Parsed as Base
-
-
-class Wire(Base):
+class Wire(Parsed):
     """One connection."""
 
-    head = HEAD
-
     def __init__(self, config: Config, *args: Any, **options: Any) -> None:
-        config.h11_max_incomplete_event_size = HEAD
         super().__init__(config, *args, **options)
         self._noted: object = self  # the request that was the last when the time of another was noted
         self._patience: asyncio.TimerHandle | None = None
@@ -61,17 +49,14 @@ class Wire(Base):
             self._noted = before
             self.app_state = {**self.app_state, ARRIVED: time.perf_counter()}
             self._wait()
-        for start in range(0, len(data), PART):
-            super().data_received(data[start : start + PART])
-            if self._junk or self.transport.is_closing() or self._became_another:
-                break
-        if self.cycle is not before or self._became_another:
+        super().data_received(data)
+        if self.cycle is not before or self.over:
             self._stop_waiting()
 
     @property
-    def _became_another(self) -> bool:
-        """Whether this connection is a websocket now, which waits in its own way."""
-        return self.transport.get_protocol() is not self
+    def over(self) -> bool:
+        """Whether what may follow is junk too."""
+        return self._junk or super().over
 
     def _wait(self) -> None:
         """For a head, as long as for a request on a connection that is kept."""
