@@ -24,7 +24,7 @@ class Parsed(HttpToolsProtocol):
 
     _bare = 0  # bytes since there was a head, more than of a body
     _part = b""
-    _in_body = False
+    _in_head = _in_body = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -66,7 +66,7 @@ class Parsed(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins."""
-        self._in_body = False
+        self._in_head, self._in_body = True, False
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -79,7 +79,7 @@ class Parsed(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head came to its end."""
-        self._bare, self._in_body = 0, True
+        self._bare, self._in_head, self._in_body = 0, False, True
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

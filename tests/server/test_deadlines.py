@@ -130,14 +130,15 @@ import asyncio, json, sys, time
 import uvicorn
 from uvicorn.server import ServerState
 from handler.server.access import ARRIVED
+from handler.server.connections import Connections, Limits
 from handler.server.wire import Wire
 
 class Transport:
     said = b""
-    def get_extra_info(self, name): return None
-    def get_protocol(self): return self.protocol
+    def get_extra_info(self, name, default=None): return None
     def write(self, data): self.said += data
-    def close(self): self.closed = True
+    def write_eof(self): self.closed = True
+    def get_write_buffer_size(self): return 0
     def is_closing(self): return False
     def pause_reading(self): pass
     resume_reading = pause_reading
@@ -154,9 +155,9 @@ async def main():
         requests.release()
 
     transport = Transport()
-    config = uvicorn.Config(app, ws="none", http=Wire, log_level="critical")
-    wire = Wire(config, ServerState(), {}, asyncio.get_running_loop())
-    transport.protocol = wire
+    config, connections = uvicorn.Config(app, ws="none", log_level="critical"), Connections(Limits(), Wire)
+    given = {"config": config, "server_state": ServerState(), "app_state": {}}
+    wire = connections(**given)
     wire.connection_made(transport)
     times = []
     for _ in range(2):
@@ -173,8 +174,7 @@ async def main():
             wire.data_received(part)
     times.append(time.perf_counter())
     junk = Transport()
-    other = Wire(config, ServerState(), {}, asyncio.get_running_loop())
-    junk.protocol = other
+    other = connections(**given)
     other.connection_made(junk)
     other.data_received(b"GARBAGE\\r\\n\\r\\n")
     print(json.dumps([arrived, times, junk.said.decode(), junk.closed]))

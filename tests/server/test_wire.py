@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 SERVER = """
-import asyncio, socket, sys
-kept_s = float(sys.argv[1])
+import asyncio, json, os, socket, sys
 import uvicorn
+from handler.server.connections import Connections, Limits
 from handler.server.wire import Wire
 
 async def app(scope, receive, send):
@@ -37,7 +37,10 @@ async def app(scope, receive, send):
 
 listening = socket.create_server(("127.0.0.1", 0))
 listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-config = uvicorn.Config(app, ws="none", lifespan="off", http=Wire, log_level="critical", timeout_keep_alive=kept_s)
+limits = Limits(**json.loads(sys.argv[1]))
+config = uvicorn.Config(
+    app, ws="none", lifespan="off", http=Connections(limits, Wire), log_level="critical", loop=sys.argv[2], backlog=16
+)
 print(listening.getsockname()[1], flush=True)
 uvicorn.Server(config).run(sockets=[listening])
 """
@@ -59,17 +62,17 @@ class Server(NamedTuple):
     pid: int
 
 
-def started(kept_s: float) -> Iterator[Server]:
-    command = [sys.executable, "-c", SERVER, str(kept_s)]
+def started(loop: str = "asyncio", **limits: float) -> Iterator[Server]:
+    command = [sys.executable, "-c", SERVER, json.dumps(limits), loop]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield Server(int(process.stdout.readline()), process.pid)
         process.terminate()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    yield from started(75)
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])  # which RunPod's SDK brings
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    yield from started(request.param)
 
 
 @pytest.fixture
@@ -79,8 +82,8 @@ def port(server: Server) -> int:
 
 @pytest.fixture
 def hasty() -> Iterator[int]:
-    """A server that keeps a connection for no time worth mentioning."""
-    for each in started(0.05):
+    """A server that waits for a head for no time worth mentioning."""
+    for each in started(head_s=0.05):
         yield each.port
 
 
