@@ -5,6 +5,7 @@ from typing import Any
 from handler.cli import files
 from handler.cli.configured import listed
 from handler.core.birth import process_age
+from handler.core.untrusted import printed
 
 
 def lines(report: dict[str, Any]) -> list[str]:
@@ -88,6 +89,5 @@ def _boot(boot: dict[str, Any]) -> str:
     if outcome == "failed":
         reason, phase = str(boot.get("reason")), boot.get("phase")
         words = f"failed: {reason}" + (f" (in phase '{phase}')" if phase and "in phase" not in reason else "")
-    return (
-        f"  {boot['boot']}  {boot.get('model')}  {boot.get('total_s') or 0:.1f} s  {boot.get('plan') or '-'}  {words}"
-    )
+    seconds = boot.get("total_s") or 0
+    return printed(f"  {boot['boot']}  {boot.get('model')}  {seconds:.1f} s  {boot.get('plan') or '-'}  {words}")

@@ -21,7 +21,10 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 def index_of(source: Source) -> Mapping[str, Any]:
     """Its model_index.json, or what stands for one, without what is UNUSED; WeightsMissing or WeightsCorrupt."""
-    return {name: value for name, value in (source.index or json_of(source, INDEX)).items() if name not in UNUSED}
+    index = source.index or json_of(source, INDEX)
+    if (odd := next((name for name in index if not name.isidentifier()), None)) is not None:
+        raise WeightsCorrupt(f"{source.folder / INDEX} names a component {odd[:80]!a}. {source.remedy}")
+    return {name: value for name, value in index.items() if name not in UNUSED}
 
 
 def weight_files(source: Source, index: Mapping[str, Any] | None = None) -> dict[str, list[str]]:

@@ -54,6 +54,10 @@ class Entry:
     sha256: str
     crc32: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.crc32) != -(-self.size // CHUNK):
+            raise ValueError(f"{self.size} bytes have another number of checksums")
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field
 
 from handler.catalog.precisions import PRECISIONS
 from handler.core.errors import InvalidValue, KindlingError, VolumeFailed
@@ -24,7 +26,9 @@ from handler.volume.room import inside, reading, writing
 CURRENT = "current.json"
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-Gains = Mapping[str, Mapping[str, float]]  # "256x256" -> "4" at once -> times the pictures a second of one by one
+Area = Annotated[str, Field(pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
+Count = Annotated[str, Field(pattern="^[1-9][0-9]?$")]
+Gains = Mapping[Area, Mapping[Count, float]]  # "256x256" -> "4" at once -> times the pictures a second of one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,10 @@ class Figures:
     psnr_db: float | None = None
     ssim: float | None = None
     dollars: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.psnr_db is None) != (self.ssim is None):
+            raise ValueError("likeness is psnr_db and ssim")
 
 
 @dataclass(frozen=True, slots=True)

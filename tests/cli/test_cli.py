@@ -231,6 +231,7 @@ def test_doctor_names_the_phase_of_a_start_that_failed() -> None:
     boot = {"boot": "1", "outcome": "failed", "reason": "no such file", "phase": "weights"}
     assert findings._boot(boot).endswith("failed: no such file (in phase 'weights')")
     assert findings._boot(boot | {"reason": "past its budget in phase 'weights'"}).endswith("in phase 'weights'")
+    assert findings._boot(boot | {"boot": "a\udcff", "model": "\x1b[2J"}).isprintable()
 
 
 def test_a_setting_that_ends_a_start_is_bad_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
