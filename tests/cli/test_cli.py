@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from disks import hanging
 from PIL import Image
 
 import forked
@@ -309,8 +310,9 @@ def test_a_volume_that_is_not_there_yet_is_no_failure(tmp_path: Path) -> None:
 def test_a_volume_that_hangs_does_not_hang_the_doctor(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "flux-schnell" / MODELS["flux-schnell"].revision
     folder.mkdir(parents=True)
-    os.mkfifo(folder / "manifest.json")
-    out = kindling("doctor", KINDLING_VOLUME=str(tmp_path))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "KINDLING_VOLUME": str(tmp_path)}
+    command = hanging("manifest.json", "doctor")
+    out = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300, check=False)
     assert out.returncode == 0, out.stderr
     assert "the volume does not answer" in out.stdout
 

@@ -145,7 +145,15 @@ PHASES = '{"model": "spark", "device": "CPU", "phases": [{"name": "compile", "st
             PHASES % value
             for value in ("1" + "0" * 400, "1e400", "NaN", '"NaN"', "-Infinity", '"x"', "null", "[]", "1e300", "-1")
         ),
-        *('{"phases": 5}', '{"phases": [5]}', '{"phases": [{}]}', '{"total_s": "soon"}', '{"total_s": "NaN"}', '{"total_s": -1}', '{"reason": 5}', "[{}]"),
+        *(
+            '{"phases": 5}',
+            '{"phases": [5]}',
+            '{"phases": [{}]}',
+            '{"total_s": "soon"}',
+            '{"total_s": "NaN"}',
+            '{"total_s": -1}',
+        ),
+        *('{"reason": 5}', "[{}]"),
         '{"model": "\\ud800"}',
     ],
     ids=lambda text: text[:40],
