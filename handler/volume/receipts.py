@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
-
-from pydantic import Field
+from typing import Literal, TypeVar
 
 from handler.catalog.precisions import PRECISIONS
 from handler.core.errors import InvalidValue, KindlingError, VolumeFailed
@@ -26,9 +24,8 @@ from handler.volume.room import inside, reading, writing
 CURRENT = "current.json"
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-Area = Annotated[str, Field(pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")]
-Count = Annotated[str, Field(pattern="^[1-9][0-9]?$")]
-Gains = Mapping[Area, Mapping[Count, float]]  # "256x256" -> "4" at once -> times the pictures a second of one by one
+GAIN = re.compile("[1-9][0-9]{0,4}x[1-9][0-9]{0,4} [1-9][0-9]?")
+Gains = Mapping[str, Mapping[str, float]]  # "256x256" -> "4" at once -> times the pictures a second of one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +69,8 @@ class Figures:
     def __post_init__(self) -> None:
         if (self.psnr_db is None) != (self.ssim is None):
             raise ValueError("likeness is psnr_db and ssim")
+        if not all(GAIN.fullmatch(f"{size} {count}") for size, counts in self.batches.items() for count in counts):
+            raise ValueError("batches are of a size, and of how many at once")
 
 
 @dataclass(frozen=True, slots=True)

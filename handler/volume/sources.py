@@ -11,7 +11,9 @@ from types import MappingProxyType
 from handler.catalog.precisions import PRECISIONS, ROUNDED_BY, SCHEME
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import BudgetExceeded, StartError, WeightsCorrupt, WeightsMissing
+from handler.volume import hubcache
 from handler.volume.damaged import mark, marked
+from handler.volume.listing import INDEX as INDEX
 from handler.volume.manifest import AGAIN, MANIFEST, Source, checked, source_in
 from handler.volume.room import inside, reading
 
@@ -19,8 +21,6 @@ log = logging.getLogger(__name__)
 
 NONE: Mapping[Path, str] = MappingProxyType({})
 EMBEDDED = Path(__file__).parents[1] / "weights"
-INDEX = "model_index.json"  # diffusers' list of a pipeline's components
-HUB_CACHE = Path("huggingface-cache/hub")  # where RunPod puts a cached model on its volume
 
 
 def fetched_folder(spec: ModelSpec, volume: Path) -> Path:
@@ -38,32 +38,22 @@ def model_source(spec: ModelSpec, volume: Path) -> Source:
             return source
         raise WeightsMissing(f"The embedded weights of {spec.id} are not in {EMBEDDED}. {AGAIN['embedded']}")
     folder = fetched_folder(spec, volume)
-    if source := checked(folder, "fetched", spec.id) or _hub_cached(spec, volume):
+    if source := checked(folder, "fetched", spec.id):
         return source
-    raise WeightsMissing(_missing(spec, volume, folder))
+    source, why = hubcache.found(spec, volume)
+    if source is None:
+        raise WeightsMissing(_missing(spec, volume, folder, why))
+    return source
 
 
-def _hub_cached(spec: ModelSpec, volume: Path) -> Source | None:
-    snapshot = snapshots(spec, volume) / spec.revision
-    with reading(index := snapshot / INDEX):
-        return Source(snapshot, None, kind="hub cache", name=spec.id) if index.is_file() else None
-
-
-def snapshots(spec: ModelSpec, volume: Path) -> Path:
-    """Where a hub cache on the volume has those of its repository, by their commits."""
-    return volume / HUB_CACHE / f"models--{spec.repository.replace('/', '--')}" / "snapshots"
-
-
-def _missing(spec: ModelSpec, volume: Path, folder: Path) -> str:
+def _missing(spec: ModelSpec, volume: Path, folder: Path, why: str) -> str:
     with reading(folder):
         begun = folder.is_dir()
-    if begun:
-        found = f"{folder} is incomplete: it has no {MANIFEST}"
-    elif others := [path.name for path in inside(snapshots(spec, volume))]:
-        needs = f"this version needs {spec.revision}" if spec.revision else "and its refs/main names none of them"
-        found = f"the hub cache on the volume has revision {', '.join(others)}, {needs}"
-    else:
-        found = f"nothing in {folder}"
+    if why and not begun:
+        return f"{spec.id} is on the volume, but cannot be served: {why}"
+    found = f"{folder} is incomplete: it has no {MANIFEST}" if begun else f"nothing in {folder}"
+    if others := ", ".join(map(str, [] if begun else hubcache.folders(volume))):
+        found += f", and whose what is in {others} is, nobody noted"
     gate = f" Accept its licence at https://huggingface.co/{spec.repository} first and set HF_TOKEN."
     return (
         f"{spec.id} is not on the volume: {found}.{gate if spec.license.gated else ''} "
