@@ -1,5 +1,6 @@
 """What a check-up found, as lines for people."""
 
+import shlex
 from typing import Any
 
 from handler.cli import files
@@ -21,6 +22,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"torch {found['torch']}, CUDA {found['cuda'] or 'none'}, driver {found['driver'] or 'none'}; {memory}",
         f"compiling: {_compiling(report['compiling'], hardware['device'])}",
         f"volume: {volume['path']}, {_volume(volume)}",
+        *_leftovers(report["leftovers"], report["leftovers_bytes"]),
         f"object store: {_store(report['store'])}",
         "\nMODELS",
         *(f"  {m['id']:<21} {_state(m)}" for m in report["models"]),
@@ -78,6 +80,17 @@ def _estimate(estimate: dict[str, Any]) -> list[str]:
         total,
         f"  plan: {plan['mode']}, {plan['reason']}",
         f"  memory: {memory['mode']}, {memory['reason']}",
+    ]
+
+
+def _leftovers(paths: list[str], size: int) -> list[str]:
+    """What writers that are gone have left, and how to remove it."""
+    if not paths:
+        return []
+    return [
+        f"left behind by writers that were killed, or are still at it: {len(paths)} hidden, {size / 1e9:.3g} GB. What "
+        "is older than a day goes with the next bake; where nobody writes now, remove it with:",
+        printed(f"  rm -rf {shlex.join(paths)}"),
     ]
 
 

@@ -69,7 +69,9 @@ class Figures:
     def __post_init__(self) -> None:
         if (self.psnr_db is None) != (self.ssim is None):
             raise ValueError("likeness is psnr_db and ssim")
-        if not all(GAIN.fullmatch(f"{size} {count}") for size, counts in self.batches.items() for count in counts):
+        if not all(
+            GAIN.fullmatch(f"{size} {count}") for size, counts in self.batches.items() for count in counts or "1"
+        ):
             raise ValueError("batches are of a size, and of how many at once")
 
 

@@ -186,6 +186,7 @@ def test_follow(tmp_path: Path, place: Path) -> None:
     "odd",
     [
         {"batches": {"big": {"2": 1.5}}},
+        {"batches": {"big": {}}},
         {"batches": {"256": {"2": 1.5}}},
         {"batches": {"256x": {"2": 1.5}}},
         {"batches": {"0x256": {"2": 1.5}}},

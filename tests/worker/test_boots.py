@@ -68,7 +68,7 @@ def test_a_volume_that_cannot_be_written_is_no_reason_to_fail_and_is_told_once(
     log(Ledger(outcome="failed"))
     assert last_boots(tmp_path, 1) == []
     [told] = caplog.messages
-    assert told.startswith(f"The volume {tmp_path} cannot be written (File exists): no compiled code and no records")
+    assert told.startswith(f"The volume {tmp_path} cannot be written (File exists): it is served from, but")
 
 
 def test_the_volumes_clock_orders_and_no_workers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
