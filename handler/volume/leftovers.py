@@ -18,7 +18,10 @@ from handler.core.errors import VolumeFailed
 from handler.volume.room import discard, inside
 
 NAME = re.compile(r"\..+\.[0-9a-f]{8}")  # as `publishing.py` and `write_atomically` make them
-PLACES = ("", "baked/*", "baked/*/*", "boots", "models/*/*", "vae/*/*", "receipts/*/*", "spend/*", "sweeps/*/*")
+PLACES = (
+    *("", "baked/*", "baked/*/*", "boots", "fetched/loras", "models/*/*", "receipts/*/*"),
+    *("spend/*", "sweeps/*/*", "vae/*/*", "weights/*/*"),
+)
 DEAD_S = 24 * 3600.0
 log = logging.getLogger(__name__)
 
