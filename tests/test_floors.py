@@ -31,7 +31,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "isal": ("api/codec", "volume/manifest", "volume/reader"),
     "skimage": ("cli/optimize",),
     "huggingface_hub": ("volume/hub", "volume/download"),
-    "pydantic": ("core", "worker/clock", "engine/spend", "server/openapi", "cli/configured"),
+    "pydantic": ("core", "worker/clock", "engine/bills", "server/openapi", "cli/configured"),
 }
 EARLY = {*(name for name, places in HEAVY.items() if places == WEB), "pydantic", "huggingface_hub"}
 # Imported late as a whole, so that they may import all of these at their top.

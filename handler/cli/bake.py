@@ -13,6 +13,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.settings import Settings
 from handler.model.compiling import artifacts as compiled
 from handler.model.hardware import Hardware, detect
+from handler.volume.damaged import unmark
 from handler.volume.hashes import contents
 from handler.volume.overlay import NOTHING, Overlay, overlay
 from handler.volume.publishing import publishing, retire, whole
@@ -118,7 +119,10 @@ def discard_damaged(spec: ModelSpec, volume: Path, precision: str, over: Overlay
     """
     wanted = weight_facts(spec, precision, contents(over.given, volume))
     for source in baked_sources(spec, volume):
-        if source.manifest and source.manifest.facts == wanted and not whole(source.folder, wanted):
+        if source.manifest and source.manifest.facts == wanted:
+            if whole(source.folder, wanted):
+                unmark(source.folder)
+                continue
             model_source(spec, volume)
             log.warning("The weights in %s are damaged; they are made again.", source.folder)
             retire(source, keep=lambda folder: whole(folder, wanted))

@@ -27,6 +27,7 @@ from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling.failures import Failures
 from handler.model.hardware import GPU_DRIVER, Hardware, detect
 from handler.volume.autoencoder import vae_source
+from handler.volume.leftovers import Leftover, leftovers
 from handler.volume.listing import weight_files
 from handler.volume.manifest import Source
 from handler.volume.patience import patiently
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     boots: tuple[list[dict[str, Any]], str] = patiently(
         lambda: (last_boots(settings.volume, BOOTS_SHOWN), ""), otherwise=lambda why: ([], why)
     )
+    left: list[Leftover] = patiently(leftovers, settings.volume, otherwise=lambda why: [])
     report = {
         "version": __version__,
         "settings": described(settings, faults),
@@ -72,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
         "compiling": compiling(hardware),
         "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
         "volume": patiently(volume_state, settings.volume, otherwise=lambda why: volume | {"reason": why}),
+        "leftovers": [each.path.as_posix() for each in left],
+        "leftovers_bytes": sum(each.bytes for each in left),
         "store": store_state(settings),
         "models": [asdict(found) for found in states(settings, hardware)],
         "loras": [asdict(lora) | {"line": adapter_line(lora)} for lora in adapters_on(settings)],

@@ -8,10 +8,10 @@ from handler.core.errors import KindlingError
 from handler.core.untrusted import printed
 from handler.volume.given import FOLDERS, ROOTS, folder_at
 from handler.volume.hashes import content, known
+from handler.volume.listing import INDEX
 from handler.volume.pipelines import CLASS, examined
 from handler.volume.room import inside
 from handler.volume.single import examine
-from handler.volume.sources import INDEX
 
 SUFFIXES = {".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin"}
 LISTED = (*FOLDERS, "loras", "embeddings", "controlnet")

@@ -1,10 +1,12 @@
 """What a check-up found, as lines for people."""
 
+import shlex
 from typing import Any
 
 from handler.cli import files
 from handler.cli.configured import listed
 from handler.core.birth import process_age
+from handler.core.untrusted import printed
 
 
 def lines(report: dict[str, Any]) -> list[str]:
@@ -20,6 +22,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"torch {found['torch']}, CUDA {found['cuda'] or 'none'}, driver {found['driver'] or 'none'}; {memory}",
         f"compiling: {_compiling(report['compiling'], hardware['device'])}",
         f"volume: {volume['path']}, {_volume(volume)}",
+        *_leftovers(report["leftovers"], report["leftovers_bytes"]),
         f"object store: {_store(report['store'])}",
         "\nMODELS",
         *(f"  {m['id']:<21} {_state(m)}" for m in report["models"]),
@@ -80,6 +83,17 @@ def _estimate(estimate: dict[str, Any]) -> list[str]:
     ]
 
 
+def _leftovers(paths: list[str], size: int) -> list[str]:
+    """What writers that are gone have left, and how to remove it."""
+    if not paths:
+        return []
+    return [
+        f"left behind by writers that were killed, or are still at it: {len(paths)} hidden, {size / 1e9:.3g} GB. What "
+        "is older than a day goes with the next bake; where nobody writes now, remove it with:",
+        printed(f"  rm -rf {shlex.join(paths)}"),
+    ]
+
+
 def _boot(boot: dict[str, Any]) -> str:
     outcome = boot.get("outcome", "?")
     if outcome == "starting":
@@ -88,6 +102,5 @@ def _boot(boot: dict[str, Any]) -> str:
     if outcome == "failed":
         reason, phase = str(boot.get("reason")), boot.get("phase")
         words = f"failed: {reason}" + (f" (in phase '{phase}')" if phase and "in phase" not in reason else "")
-    return (
-        f"  {boot['boot']}  {boot.get('model')}  {boot.get('total_s') or 0:.1f} s  {boot.get('plan') or '-'}  {words}"
-    )
+    seconds = boot.get("total_s") or 0
+    return printed(f"  {boot['boot']}  {boot.get('model')}  {seconds:.1f} s  {boot.get('plan') or '-'}  {words}")

@@ -57,8 +57,10 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> ModelState
         return ModelState(spec.id, spec.revision, False, "MISS", False, why, listed(seen), seen.hardware.precision)
     baked = seen.weights.kind == "baked"
     dollars = dollars_of(settings.volume, spec.id, seen.hardware.identity)
-    served = seen.hardware.precision
-    return ModelState(spec.id, spec.revision, True, found.outcome, baked, found.reason, memory, served, dollars)
+    served, why = seen.hardware.precision, found.reason
+    if seen.weights.instead:
+        why += f"; the baked weights are damaged: {seen.weights.instead}"
+    return ModelState(spec.id, spec.revision, True, found.outcome, baked, why, memory, served, dollars)
 
 
 def listed(seen: Outlook) -> MemoryPlan:

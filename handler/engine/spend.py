@@ -1,36 +1,29 @@
 """What this worker has cost this month, what all workers of its volume have, and the cap on that.
 
-    spend/<YYYY-MM>/<identity>.json    a worker's own dollars: it alone writes them, once a minute and at its end
-
 Seconds count from the worker's birth, for that is what platforms bill, cold start and idling included. A thread of its
-own writes and reads, so a request costs no I/O and a volume that hangs harms nobody; a worker that is killed takes at
-most its last minute along. `state` says whose dollars are counted: on a volume that is full or gone, not everybody's.
-A cap stops the drawing, not the billing of idle workers: those end when the platform scales them to zero.
+own writes and reads the files in spend/ (`bills.py`), so a request costs no I/O and a volume that hangs harms nobody; a
+worker that is killed takes at most its last minute along. `state` says whose dollars are counted: on a volume that is
+full or gone, not everybody's. A cap stops the drawing, not the billing of idle workers: those end when the platform
+scales them to zero.
 """
 
-import json
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from handler.catalog.prices import Price, price_of
 from handler.core.birth import Birth
 from handler.core.errors import SpendCapReached
 from handler.core.settings import Settings
-from handler.core.untrusted import Malformed, load, shaped
-from handler.volume.manifest import write_atomically
+from handler.engine.bills import Bills
 
 INTERVAL_S = 60.0
 UNKNOWN_S = 1.0  # between two looks while the GPU is not known yet: a worker over the cap should not draw for a minute
 PATIENCE_S = 2.0
-DEAREST = 1000 * 24 * 31  # dollars that one worker can cost in a month: KINDLING_GPU_PRICE is at most 1000 an hour
-LONGEST = 64 << 10  # bytes of a file; a longer one is none
 log = logging.getLogger(__name__)
 
 
@@ -40,13 +33,6 @@ class Verdict:
 
     outcome: Literal["OK", "UNPRICED", "ALERT", "REFUSE"]
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """What a worker's file must say."""
-
-    dollars: Annotated[float, Field(strict=True, ge=0, le=DEAREST)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +76,7 @@ class Meter:
     ) -> None:
         self._settings, self._gpu, self.birth, self._now = settings, gpu, birth, now
         self._others = Others("", 0.0, "this process alone: the volume has not been read yet")
-        self._known: dict[str, tuple[tuple[int, ...], float]] = {}  # other workers' dollars, by file and its state
-        self._unread: dict[str, str] = {}  # whose file cannot be read, and why
+        self._bills = Bills(Path())
         self._told = "OK"
         self._quit = threading.Event()
         self._thread: threading.Thread | None = None
@@ -175,16 +160,16 @@ class Meter:
 
     def _exchange(self, own: float) -> Others:
         month, price = self._month(), self.price
-        folder = self._settings.volume / "spend" / month
+        if (folder := self._settings.volume / "spend" / month) != self._bills.folder:
+            self._bills = Bills(folder)
         facts = {"dollars": own, "gpu": self._gpu(), "dollars_per_s": price.dollars_per_s, "reason": price.reason}
-        unwritten, self._unread = "", {}
+        unwritten = ""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / f"{self.birth.identity}.json", json.dumps(facts).encode())
+            self._bills.write(self.birth.identity, facts)
         except OSError as error:
             unwritten = f"the volume cannot be written ({error.strerror or error})"
         try:
-            dollars = sum(self._read(path) for path in list(folder.iterdir()))
+            dollars = self._bills.dollars(without=self.birth.identity)
         except OSError as error:
             reason = unwritten or f"the volume cannot be read ({error.strerror or error})"
             return Others(month, 0.0, f"this process alone: {reason}")
@@ -193,24 +178,7 @@ class Meter:
 
     def _missed(self) -> str:
         """Whose dollars are those of before, or none."""
-        if not self._unread:
+        if not (unread := self._bills.unread):
             return ""
-        name, why = next(iter(self._unread.items()))
-        return f" but what {len(self._unread)} of them cost by now: {name} cannot be read ({why})"
-
-    def _read(self, path: Path) -> float:
-        """Another worker's dollars, read again only if written again; of a damaged file what it said before."""
-        if path.name.startswith(".") or path.suffix != ".json" or path.stem == self.birth.identity:
-            return 0.0
-        before, dollars = self._known.get(path.name, ((), 0.0))
-        try:
-            status = path.stat()
-            state = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if state != before:
-                dollars = shaped(Bill, load(path, LONGEST)).dollars
-                self._known[path.name] = (state, dollars)
-        except (FileNotFoundError, Malformed):  # it has just gone, or makes no sense
-            pass
-        except OSError as error:
-            self._unread[path.name] = error.strerror or str(error)
-        return dollars
+        name, why = next(iter(unread.items()))
+        return f" but what {len(unread)} of them cost by now: {name} cannot be read ({why})"

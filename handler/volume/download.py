@@ -27,6 +27,7 @@ from handler.volume.fetched import Fetched
 from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, repository_items, vae_items
 from handler.volume.given import pinned
 from handler.volume.hub import Repository, Wait, explained
+from handler.volume.incoming import begin, incoming
 from handler.volume.manifest import Entry, Source, checked, summarize, write_atomically, write_manifest
 from handler.volume.named import SUFFIX
 from handler.volume.revisions import MAIN, begun, settled
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 COPIES = 2  # of a file whose bytes are wrong, before giving up
-COMING = ".cache"  # in the folder to fill: what is not whole yet, under the hub's names
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +79,7 @@ def fetch_lora(wanted: Pin, volume: Path, *, quiet: bool = False, wait: Wait = t
         there = _sized(path, file)
         _check_space(order, {item.path: file})
         entry = _bring(order, item, file, wait)
-        discard(order.folder / COMING)
+        discard(incoming(order.folder))
     seconds = round(time.monotonic() - start, 3)
     files = (item.path,)
     return Fetched(order.name, wanted.revision, order.folder, files, entry.size, seconds, downloaded=not there)
@@ -96,7 +96,7 @@ def _at_commit(spec: ModelSpec, volume: Path) -> ModelSpec:
     with explained(spec.id, main, folder), _alone(folder):
         if not (known := begun(spec, volume)).revision:
             known = replace(spec, revision=main.commit())
-            fetched_folder(known, volume).mkdir()
+            fetched_folder(known, volume).mkdir(exist_ok=True)
         return known
 
 
@@ -172,12 +172,12 @@ def _alone(folder: Path) -> Iterator[None]:
             log.warning("Another process is fetching to %s; waiting for it.", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            log.warning("%s cannot be locked; let no other process fetch to it.", folder)
+            log.warning("%s cannot be locked: another process may fetch the same files to it, too.", folder)
         yield
 
 
 def _download(order: Order, wait: Wait) -> Source:
-    discard(order.folder / COMING)  # of a fetch that was killed: the client starts anew
+    begin(order.folder)
     listings = {}
     for repository in order.repositories:
         with explained(order.name, repository, order.folder):
@@ -198,7 +198,7 @@ def _download(order: Order, wait: Wait) -> Source:
     for item in items:
         if item.names[0] != item.names[1] and item.path.endswith(".index.json"):
             entries[item.path] = _rename_shards(order, item, items)
-    discard(order.folder / COMING)
+    discard(incoming(order.folder))
     return Source(order.folder, write_manifest(order.folder, order.facts, entries))
 
 
@@ -236,11 +236,11 @@ def _bring(order: Order, item: Item, file: "RepoFile", wait: Wait) -> Entry:
     path, copies = order.folder / item.path, 0
     path.parent.mkdir(parents=True, exist_ok=True)
     while (entry := _verified(path, file)) is None:
-        path.unlink(missing_ok=True)
         if copies == COPIES:
+            path.unlink(missing_ok=True)
             raise FetchFailed(f"{item.file} came with wrong bytes {COPIES} times and was removed.")
         with explained(order.name, item.repository, order.folder):
-            item.repository.download(item.file, order.folder / COMING, wait).replace(path)
+            item.repository.download(item.file, incoming(order.folder), wait).replace(path)
         copies += 1
     return entry
 

@@ -9,8 +9,7 @@ from typing import Any
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import FetchFailed
 from handler.volume.hub import Repository
-from handler.volume.listing import UNUSED, named
-from handler.volume.sources import INDEX
+from handler.volume.listing import INDEX, UNUSED, named
 
 ROOT = re.compile(rf"{re.escape(INDEX)}|licen[cs]e[^/]*", re.IGNORECASE)
 WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)((-\d{5}-of-\d{5})?\.safetensors|\.safetensors\.index\.json)")

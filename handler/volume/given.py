@@ -12,10 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from handler.core.errors import FetchFailed, SettingsError, WeightsCorrupt, WeightsMissing
 from handler.volume.files import choose_files
-from handler.volume.listing import index_of
+from handler.volume.listing import INDEX, index_of
 from handler.volume.manifest import MANIFEST, Entry, Source, checked, read_manifest
 from handler.volume.room import inside, reading
-from handler.volume.sources import INDEX
 
 SETTING = "KINDLING_WEIGHTS"
 # As ComfyUI has them.

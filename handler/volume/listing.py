@@ -10,9 +10,10 @@ from handler.core.errors import WeightsCorrupt, WeightsMissing
 from handler.core.untrusted import Malformed, load
 from handler.volume.manifest import Source
 from handler.volume.room import reading
-from handler.volume.sources import INDEX
 
+INDEX = "model_index.json"  # diffusers' list of a pipeline's components
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # what each library calls its weights
+VARIANTS = ("", ".fp16")  # of weights in a hub cache, the second where only these were downloaded
 LORA = "lora"  # the name, in a component's folder, of a LoRA to fuse with its weights
 CONFIG_SUFFIXES = {".json", ".txt", ".model", ".jinja"}
 # Components of diffusers' pipelines that no picture here needs: what blackens some, and what adapters see with.
@@ -21,7 +22,10 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 def index_of(source: Source) -> Mapping[str, Any]:
     """Its model_index.json, or what stands for one, without what is UNUSED; WeightsMissing or WeightsCorrupt."""
-    return {name: value for name, value in (source.index or json_of(source, INDEX)).items() if name not in UNUSED}
+    index = source.index or json_of(source, INDEX)
+    if (odd := next((name for name in index if not name.isidentifier()), None)) is not None:
+        raise WeightsCorrupt(f"{source.folder / INDEX} names a component {odd[:80]!a}. {source.remedy}")
+    return {name: value for name, value in index.items() if name not in UNUSED}
 
 
 def weight_files(source: Source, index: Mapping[str, Any] | None = None) -> dict[str, list[str]]:
@@ -45,16 +49,24 @@ def _weights(source: Source, component: str, value: Any) -> list[str]:
     """The safetensors files of one entry of model_index.json, in order; none if it has no weights."""
     match value:
         case [("diffusers" | "transformers") as library, _]:
-            whole = f"{component}/{STEMS[library]}.safetensors"
+            stem = f"{component}/{STEMS[library]}"
         case _:
             return []
-    with reading(source.folder / component):
-        if not (source.folder / f"{whole}.index.json").exists():
-            return [whole] if (source.folder / whole).exists() else []
-    listed = json_of(source, f"{whole}.index.json").get("weight_map")
+    for variant in VARIANTS if source.kind == "hub cache" else VARIANTS[:1]:
+        whole, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
+        with reading(source.folder / component):
+            if (source.folder / index).exists():
+                return _shards(source, component, index)
+            if (source.folder / whole).exists():
+                return [whole]
+    return []
+
+
+def _shards(source: Source, component: str, index: str) -> list[str]:
+    listed = json_of(source, index).get("weight_map")
     names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
     if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
-        raise WeightsCorrupt(f"{source.folder / whole}.index.json does not list files beside it. {source.remedy}")
+        raise WeightsCorrupt(f"{source.folder / index} does not list files beside it. {source.remedy}")
     return [f"{component}/{name}" for name in sorted(names)]
 
 

@@ -6,6 +6,7 @@
     loras/, fetched/loras/        LoRAs that requests name: anyone's, and those that were fetched (adapters.py)
     embeddings/                   vectors that prompts name (embeddings.py)
     baked/<id>/<fingerprint>/     weights as served and compile artifacts, manifest.json written last
+    baked/<id>/<folder>/damaged.json  what a start found wrong with those weights (damaged.py)
     baked/<id>/<key>.failed.json  how compiling failed, for exactly that (failures.py); .lost.json: and lost the GPU
     receipts/<id>/<device>/       what optimize measured, and which of it workers follow (receipts.py)
     sweeps/<id>/<device>/         what an optimize that goes on has measured so far (optimize/journal.py)
@@ -54,6 +55,10 @@ class Entry:
     sha256: str
     crc32: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.crc32) != -(-self.size // CHUNK):
+            raise ValueError(f"{self.size} bytes have another number of checksums")
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -69,7 +74,7 @@ class Source:
 
     `kind` is how its files came: embedded in the package, fetched, in a hub cache of the platform's, baked, fetched as
     another autoencoder or a repository of people's, or, in any other folder, by somebody who knows. `name` is what
-    commands call it.
+    commands call it. `instead` is why better files, that were baked, are passed over.
     """
 
     folder: Path
@@ -77,6 +82,12 @@ class Source:
     index: Mapping[str, Any] | None = None  # in the place of model_index.json where there is none
     kind: Kind = "folder"
     name: str = ""
+    instead: str = ""
+
+    @property
+    def told(self) -> str:
+        """Which it is, and, where that is not as it should be, why."""
+        return f"{self.folder}" + (f", for the baked weights are damaged: {self.instead}" if self.instead else "")
 
     @property
     def precision(self) -> str:

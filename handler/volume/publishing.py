@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from handler.core.errors import VolumeFailed, WeightsCorrupt
-from handler.volume.manifest import Source, checked, read_manifest, summarize, write_manifest
+from handler.volume.leftovers import sweep
+from handler.volume.manifest import MANIFEST, Source, checked, read_manifest, summarize, write_manifest
 from handler.volume.room import discard, writing
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
@@ -34,12 +35,14 @@ def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
             part.mkdir(parents=True)
             yield part
             write_manifest(part, facts)
+            now = (part / MANIFEST).stat().st_mtime
             while not _moved(part, target) and not whole(target, facts):
                 if _exchanged(part, target):
                     if whole(part, facts):  # another publisher's, put there since
                         _exchanged(part, target)
                     break
                 _clear(target, keep=lambda folder: whole(folder, facts))
+        sweep(target.parent, now)
     finally:
         discard(part)
 

@@ -24,6 +24,7 @@ from handler.volume.room import inside, reading, writing
 CURRENT = "current.json"
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+GAIN = re.compile("[1-9][0-9]{0,4}x[1-9][0-9]{0,4} [1-9][0-9]?")
 Gains = Mapping[str, Mapping[str, float]]  # "256x256" -> "4" at once -> times the pictures a second of one by one
 
 
@@ -64,6 +65,14 @@ class Figures:
     psnr_db: float | None = None
     ssim: float | None = None
     dollars: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.psnr_db is None) != (self.ssim is None):
+            raise ValueError("likeness is psnr_db and ssim")
+        if not all(
+            GAIN.fullmatch(f"{size} {count}") for size, counts in self.batches.items() for count in counts or "1"
+        ):
+            raise ValueError("batches are of a size, and of how many at once")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import VolumeFailed
 from handler.volume.hub import COMMIT
+from handler.volume.hubcache import places, snapshots
 from handler.volume.manifest import MANIFEST
 from handler.volume.room import inside, reading
-from handler.volume.sources import fetched_folder, snapshots
+from handler.volume.sources import fetched_folder
 
 MAIN = "main"
 
@@ -48,8 +49,9 @@ def _whole(spec: ModelSpec, volume: Path) -> list[str]:
 
 
 def _cached(spec: ModelSpec, volume: Path) -> list[str]:
-    if len(found := _commits(folder := snapshots(spec, volume))) < 2:
+    found = list(dict.fromkeys(place.commit for place in places(spec, volume) if COMMIT.fullmatch(place.commit)))
+    if len(found) < 2:
         return found
-    with reading(main := folder.parent / "refs" / MAIN):
+    with reading(main := snapshots(spec, volume).parent / "refs" / MAIN):
         named = main.read_text(errors="replace").strip() if main.is_file() else ""
     return [commit for commit in found if commit == named]

@@ -85,12 +85,12 @@ def remedy(volume: Path, error: BaseException | None) -> str:
 
 def unwritable(volume: Path, error: OSError) -> str:
     """What it means that `volume` cannot be written, and what to do, in a line: a worker can serve without."""
-    owner = f"have its owner run this, for the worker is user {os.getuid()}: {OPEN.format(volume)}"
-    mends = {errno.EACCES: owner, errno.EPERM: owner, errno.EROFS: "mount it writable", errno.ENOSPC: "make room"}
-    todo = mends.get(error.errno or 0, "see what ails it")
+    owner = f"To mend it, have its owner run this, for the worker is user {os.getuid()}: {OPEN.format(volume)}."
+    meant = "If that is not meant, mount it writable."
+    mends = {errno.EACCES: owner, errno.EPERM: owner, errno.EROFS: meant, errno.ENOSPC: "To mend it, make room."}
     return (
-        f"The volume {volume} cannot be written ({error.strerror or error}): no compiled code and no records are left "
-        f"for later workers. To mend it, {todo}."
+        f"The volume {volume} cannot be written ({error.strerror or error}): it is served from, but no compiled code "
+        f"and no records are left for later workers. {mends.get(error.errno or 0, 'To mend it, see what ails it.')}"
     )
 
 

@@ -1,21 +1,26 @@
 """Where a model's files come from: shipped, fetched, in a hub cache, or baked as served."""
 
 import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 
 from handler.catalog.precisions import PRECISIONS, ROUNDED_BY, SCHEME
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import StartError, WeightsMissing
+from handler.core.errors import BudgetExceeded, StartError, WeightsCorrupt, WeightsMissing
+from handler.volume import hubcache
+from handler.volume.damaged import mark, marked
+from handler.volume.listing import INDEX as INDEX
 from handler.volume.manifest import AGAIN, MANIFEST, Source, checked, source_in
 from handler.volume.room import inside, reading
 
 log = logging.getLogger(__name__)
 
-
+NONE: Mapping[Path, str] = MappingProxyType({})
 EMBEDDED = Path(__file__).parents[1] / "weights"
-INDEX = "model_index.json"  # diffusers' list of a pipeline's components
-HUB_CACHE = Path("huggingface-cache/hub")  # where RunPod puts a cached model on its volume
 
 
 def fetched_folder(spec: ModelSpec, volume: Path) -> Path:
@@ -33,32 +38,22 @@ def model_source(spec: ModelSpec, volume: Path) -> Source:
             return source
         raise WeightsMissing(f"The embedded weights of {spec.id} are not in {EMBEDDED}. {AGAIN['embedded']}")
     folder = fetched_folder(spec, volume)
-    if source := checked(folder, "fetched", spec.id) or _hub_cached(spec, volume):
+    if source := checked(folder, "fetched", spec.id):
         return source
-    raise WeightsMissing(_missing(spec, volume, folder))
+    source, why = hubcache.found(spec, volume)
+    if source is None:
+        raise WeightsMissing(_missing(spec, volume, folder, why))
+    return source
 
 
-def _hub_cached(spec: ModelSpec, volume: Path) -> Source | None:
-    snapshot = snapshots(spec, volume) / spec.revision
-    with reading(index := snapshot / INDEX):
-        return Source(snapshot, None, kind="hub cache", name=spec.id) if index.is_file() else None
-
-
-def snapshots(spec: ModelSpec, volume: Path) -> Path:
-    """Where a hub cache on the volume has those of its repository, by their commits."""
-    return volume / HUB_CACHE / f"models--{spec.repository.replace('/', '--')}" / "snapshots"
-
-
-def _missing(spec: ModelSpec, volume: Path, folder: Path) -> str:
+def _missing(spec: ModelSpec, volume: Path, folder: Path, why: str) -> str:
     with reading(folder):
         begun = folder.is_dir()
-    if begun:
-        found = f"{folder} is incomplete: it has no {MANIFEST}"
-    elif others := [path.name for path in inside(snapshots(spec, volume))]:
-        needs = f"this version needs {spec.revision}" if spec.revision else "and its refs/main names none of them"
-        found = f"the hub cache on the volume has revision {', '.join(others)}, {needs}"
-    else:
-        found = f"nothing in {folder}"
+    if why and not begun:
+        return f"{spec.id} is on the volume, but cannot be served: {why}"
+    found = f"{folder} is incomplete: it has no {MANIFEST}" if begun else f"nothing in {folder}"
+    if others := ", ".join(map(str, [] if begun else hubcache.folders(volume))):
+        found += f", and whose what is in {others} is, nobody noted"
     gate = f" Accept its licence at https://huggingface.co/{spec.repository} first and set HF_TOKEN."
     return (
         f"{spec.id} is not on the volume: {found}.{gate if spec.license.gated else ''} "
@@ -80,21 +75,48 @@ def weights_folder(spec: ModelSpec, volume: Path, precision: str, contents: str 
     return volume / "baked" / spec.id / "-".join((precision, spec.revision[:8], *over, *by)).replace(" ", "-")
 
 
-def served_source(spec: ModelSpec, volume: Path, precision: str, contents: str = "") -> Source:
-    """The files to load from: weights baked in `precision` if whole ones are there, else what `model_source` finds."""
-    return baked_source(spec, volume, precision, contents) or model_source(spec, volume)
+def served_source(
+    spec: ModelSpec, volume: Path, precision: str, contents: str = "", without: Mapping[Path, str] = NONE
+) -> Source:
+    """The files to load from: weights baked in `precision` if whole ones are there, else what `model_source` finds.
+
+    `without` are folders that were found damaged, and what is wrong with each.
+    """
+    baked, why = baked_source(spec, volume, precision, contents, without)
+    return baked or replace(model_source(spec, volume), instead=why)
 
 
-def baked_source(spec: ModelSpec, volume: Path, precision: str, contents: str = "") -> Source | None:
-    """Whole weights that were baked in `precision`, with files of these hashes over them."""
-    wanted = weight_facts(spec, precision, contents)
+def baked_source(
+    spec: ModelSpec, volume: Path, precision: str, contents: str = "", without: Mapping[Path, str] = NONE
+) -> tuple[Source | None, str]:
+    """Whole weights that were baked in `precision`, with files of these hashes over them; or why there are none."""
+    wanted, why = weight_facts(spec, precision, contents), ""
     for source in baked_sources(spec, volume):
         if source.manifest and source.manifest.facts == wanted:
             try:
-                return source.complete()
+                if not (why := without.get(source.folder) or marked(source.folder)):
+                    return source.complete(), ""
             except StartError as error:
-                log.warning("baked weights are passed over: %s", error.message)
-    return None
+                why = error.message
+            log.warning("baked weights are passed over: %s", why)
+    return None, why
+
+
+def spoilt(error: StartError, spec: ModelSpec, volume: Path) -> dict[Path, str]:
+    """The baked weights that `error` is about, with what is wrong, if the model can be loaded without them.
+
+    All later starts are told, but of a volume that could not be read: another time it may. Raises `error` if it is
+    about something else.
+    """
+    for source in baked_sources(spec, volume):
+        if f"{source.folder}/" in error.message and not isinstance(error, BudgetExceeded):
+            with suppress(StartError):
+                model_source(spec, volume)
+                log.error("%s is loaded without its baked weights: %s", spec.id, error.message)
+                if isinstance(error, WeightsCorrupt | WeightsMissing):
+                    mark(source.folder, error.message)
+                return {source.folder: error.message}
+    raise error
 
 
 def baked_sources(spec: ModelSpec, volume: Path) -> list[Source]:

@@ -24,6 +24,7 @@ from typing import Any
 from handler.core.birth import Birth
 from handler.core.errors import VolumeFailed
 from handler.core.untrusted import Malformed, load, shaped
+from handler.volume.leftovers import sweep
 from handler.volume.manifest import write_atomically
 from handler.volume.room import inside, reading, unwritable
 from handler.worker.clock import Ledger
@@ -93,6 +94,8 @@ class BootLog:
             dated = {path: at for at, path in _dated(self._folder)}
             now = (dated.get(self._path) if written else 0) or math.inf  # else nobody knows what time it is there
             to_come = now + AHEAD_S * 10**9
+            if now < math.inf:
+                sweep(self._folder, now / 10**9)
             for path in [path for path, at in dated.items() if at > to_come]:
                 dated[path] = 0
                 with contextlib.suppress(OSError):

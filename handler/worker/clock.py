@@ -51,7 +51,7 @@ class Ledger:
     model: str = ""
     device: str = ""
     precision: str = ""
-    budget_s: float = 0.0
+    budget_s: Seconds = 0.0
     outcome: str = "starting"
     reason: str = ""
     plan: str = ""
@@ -63,7 +63,7 @@ class Ledger:
     imports: str = ""
     weights: str = ""
     phase: str = "start"
-    total_s: float = 0.0
+    total_s: Seconds = 0.0
     phases: list[Phase] = field(default_factory=list)
     preloaded: list[Phase] = field(default_factory=list)
 

@@ -3,8 +3,10 @@
 `Worker.boot` carries it out, `doctor` and `models` print it, and `platform/` rents GPUs by it, through `renting.py`.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from handler.catalog.attention import KERNELS, KernelChoice, choose, refusal
@@ -23,7 +25,7 @@ from handler.volume.overlay import NOTHING, Overlay, overlay
 from handler.volume.receipts import Receipt
 from handler.volume.revisions import settled
 from handler.volume.room import require_folder
-from handler.volume.sources import baked_source, model_source, served_source
+from handler.volume.sources import NONE, baked_source, model_source, served_source
 from handler.worker.compilation import COMPILE_S, OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
@@ -35,9 +37,9 @@ class Outlook:
     """What a worker of `spec`, at a commit if its files are here, will do on `hardware`, in which precision, and why.
 
     `settings` are `asked` as the receipt decides them, if one is followed. `source` is where the weights come from:
-    None if they are not there, as `fault` says, and on another machine, of whose volume nothing is known. `over` them
-    is what KINDLING_WEIGHTS names. `host_gb` is the memory of the host. What is reckoned from these is reckoned when it
-    is first asked for.
+    None if they are not there, as `fault` says, and on another machine, of whose volume nothing is known; it is none of
+    those in `without`, which were found damaged. `over` it is what KINDLING_WEIGHTS names. `host_gb` is the memory of
+    the host. What is reckoned from these is reckoned when it is first asked for.
     """
 
     asked: Settings
@@ -50,6 +52,7 @@ class Outlook:
     source: Source | None = None
     over: Overlay = NOTHING
     fault: KindlingError | None = None
+    without: Mapping[Path, str] = field(default_factory=dict)
 
     @cached_property
     def memory(self) -> MemoryPlan:
@@ -117,11 +120,17 @@ class Outlook:
         """The same for hardware that is not as it seemed. Weights are looked for again if the precision differs."""
         decision = decide(self.asked, self.spec, hardware)
         if decision.hardware.precision != self.hardware.precision:
-            return outlook(self.asked, self.spec, hardware)
+            return outlook(self.asked, self.spec, hardware, without=self.without)
         return replace(self, settings=decision.settings, hardware=decision.hardware, receipt=decision.receipt)
 
 
-def outlook(settings: Settings, spec: ModelSpec, where: Hardware | Gpu, host_gb: float | None = None) -> Outlook:
+def outlook(
+    settings: Settings,
+    spec: ModelSpec,
+    where: Hardware | Gpu,
+    host_gb: float | None = None,
+    without: Mapping[Path, str] = NONE,
+) -> Outlook:
     """What a worker will do on this machine, or, where `host_gb` is given, on another with so much host memory.
 
     SettingsError where a GPU cannot compute in KINDLING_PRECISION. Nothing else is raised: what is wrong is part of it.
@@ -131,24 +140,27 @@ def outlook(settings: Settings, spec: ModelSpec, where: Hardware | Gpu, host_gb:
     spec = settled(spec, settings.volume) if here else spec
     decision = decide(settings, spec, hardware, host_gb)
     host_gb = host_memory() / 1e9 if host_gb is None else host_gb
-    seen = Outlook(settings, decision.settings, spec, decision.hardware, decision.receipt, host_gb, here)
+    decided = decision.settings, spec, decision.hardware, decision.receipt
+    seen = Outlook(settings, *decided, host_gb, here, without=without)
     if not here:
         return seen
     try:
         require_folder(settings.volume)
         if not settings.weights or find(settings.model).id != spec.id:
-            return replace(seen, source=served_source(spec, settings.volume, decision.hardware.precision))
-        return replace(seen, **_under(settings, spec, decision.hardware.precision))
+            source = served_source(spec, settings.volume, decision.hardware.precision, without=without)
+            return replace(seen, source=source)
+        return replace(seen, **_under(settings, spec, decision.hardware.precision, without))
     except KindlingError as error:
         return replace(seen, fault=error.with_traceback(None))
 
 
-def _under(settings: Settings, spec: ModelSpec, precision: str) -> dict[str, Any]:
+def _under(settings: Settings, spec: ModelSpec, precision: str, without: Mapping[Path, str]) -> dict[str, Any]:
     """The source, and what is over it: nothing of what is baked into it, of which no header is read."""
     names, volume = settings.weights, settings.volume
     wanted = tuple(given(name, volume) for name in names)
     known = contents(wanted, volume, find=False)
-    if baked := baked_source(spec, volume, precision, known) if known else None:
+    baked, why = baked_source(spec, volume, precision, known, without) if known else (None, "")
+    if baked:
         return {"source": baked, "over": Overlay(wanted)}
-    source = model_source(spec, volume)
+    source = replace(model_source(spec, volume), instead=why)
     return {"source": source, "over": overlay(names, spec, source, volume)}

@@ -6,6 +6,7 @@ is made here: no name, no key, no thread, no open file, and no answer to whether
 
 import gc
 import importlib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +17,13 @@ from handler.catalog.gpus import Gpu
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.core.birth import Birth
+from handler.core.errors import StartError
 from handler.core.settings import Settings
 from handler.model import imports
 from handler.volume.autoencoder import vae_source
 from handler.volume.held import Held
+from handler.volume.revisions import settled
+from handler.volume.sources import NONE, spoilt
 from handler.worker.boots import BootLog
 from handler.worker.clock import Clock, Ledger, Phase
 from handler.worker.outlook import outlook
@@ -46,18 +50,31 @@ def preload(settings: Settings, gpu: Gpu | None = None) -> Preloaded:
         weights = None
         if gpu:
             with clock.phase("volume"):
-                seen = outlook(settings, spec, gpu)
-                vae = vae_source(settings.vae, settings.volume) if settings.vae else None
-                weights = reading.enter_context(Held.reading(seen.weights, vae, seen.over))
-                clock.ledger.weights = str(weights.source.folder)
+                weights = _begun(settings, spec, gpu, reading)
+                clock.ledger.weights = weights.source.told
         with clock.phase("import"), imports.uncollected(), imports.lean():
             libraries(spec)
-        if weights:
+        if gpu and weights:
             with clock.phase("weights"):
-                reading.close()
+                try:
+                    reading.close()
+                except StartError as error:
+                    without = spoilt(error, settled(spec, settings.volume), settings.volume)
+                    weights = _begun(settings, spec, gpu, reading, without)
+                    clock.ledger.weights = weights.source.told
+                    reading.close()
         clock.finish("preloaded", "a snapshot may be taken")
     gc.collect()  # errors that were caught in imports know the frames here, and so these settings
     return Preloaded(tuple(clock.ledger.phases), weights)
+
+
+def _begun(
+    settings: Settings, spec: ModelSpec, gpu: Gpu, reading: ExitStack, without: Mapping[Path, str] = NONE
+) -> Held:
+    """The weights that workers on `gpu` will load, which are all there when `reading` ends."""
+    seen = outlook(settings, spec, gpu, without=without)
+    vae = vae_source(settings.vae, settings.volume) if settings.vae else None
+    return reading.enter_context(Held.reading(seen.weights, vae, seen.over))
 
 
 def libraries(spec: ModelSpec) -> tuple[ModuleType, ModuleType]:

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import BudgetExceeded, DeviceLost
+from handler.core.errors import BudgetExceeded, DeviceLost, StartError
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import empty, let_go
@@ -21,11 +21,14 @@ from handler.model import attention, imports, stepcache, upstream
 from handler.model.compiling import artifacts, cached
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
+from handler.model.faults import give_back
 from handler.model.hardware import detect, expected
 from handler.model.runner import sound
 from handler.volume.autoencoder import vae_source
 from handler.volume.hashes import Hashing
 from handler.volume.held import Held, opened
+from handler.volume.manifest import Source
+from handler.volume.sources import NONE, spoilt
 from handler.worker import kernel
 from handler.worker.boots import BootLog
 from handler.worker.clock import Clock
@@ -64,12 +67,26 @@ class Worker(Loaded):
         return worker
 
     @classmethod
-    def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock, held: Held | None) -> Self:
+    def _load(
+        cls, settings: Settings, spec: ModelSpec, clock: Clock, held: Held | None, without: Mapping[Path, str] = NONE
+    ) -> Self:
+        """From the best files there are; if those were baked and turn out to be damaged, without them."""
         with clock.phase("volume"):
-            seen = outlook(settings, spec, expected(settings))
-            spec, source = seen.spec, seen.weights
-            clock.ledger.weights = str(source.folder)
+            seen = outlook(settings, spec, expected(settings), without=without)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
+            clock.ledger.weights = seen.weights.told
+        try:
+            return cls._loaded(seen, vae, clock, held)
+        except StartError as error:
+            without = {**without, **spoilt(error, seen.spec, settings.volume)}
+            let_go(error)  # what it holds would be there twice
+        if held:
+            held.free()
+        return cls._load(settings, spec, clock, None, without)
+
+    @classmethod
+    def _loaded(cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None) -> Self:
+        settings, spec, source = seen.asked, seen.spec, seen.weights
         hashing = Hashing(seen.over.given, settings.volume)
         with ExitStack() as files:
             reader, other = opened(files, source, vae, seen.over, held)
@@ -83,12 +100,14 @@ class Worker(Loaded):
                 if seen.weights is not source:  # the device, and so the receipt, is not what it seemed
                     files.close()
                     reader, other = opened(files, seen.weights, vae, seen.over, held)
-                    clock.ledger.weights = str(seen.weights.folder)
+                    clock.ledger.weights = seen.weights.told
                 memory = seen.require()
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
                 if held:
                     held.free()  # before others are read
+                if seen.without:
+                    give_back()
                 pipeline = families.build(family, reader, hardware, other, memory.mode)
                 over = hashing.wait()
                 clock.ledger.weights += f", under {over}" if over else ""

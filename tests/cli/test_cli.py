@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from disks import hanging
 from PIL import Image
 
 import forked
@@ -231,6 +232,7 @@ def test_doctor_names_the_phase_of_a_start_that_failed() -> None:
     boot = {"boot": "1", "outcome": "failed", "reason": "no such file", "phase": "weights"}
     assert findings._boot(boot).endswith("failed: no such file (in phase 'weights')")
     assert findings._boot(boot | {"reason": "past its budget in phase 'weights'"}).endswith("in phase 'weights'")
+    assert findings._boot(boot | {"boot": "a\udcff", "model": "\x1b[2J"}).isprintable()
 
 
 def test_a_setting_that_ends_a_start_is_bad_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,8 +310,9 @@ def test_a_volume_that_is_not_there_yet_is_no_failure(tmp_path: Path) -> None:
 def test_a_volume_that_hangs_does_not_hang_the_doctor(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "flux-schnell" / MODELS["flux-schnell"].revision
     folder.mkdir(parents=True)
-    os.mkfifo(folder / "manifest.json")
-    out = kindling("doctor", KINDLING_VOLUME=str(tmp_path))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "KINDLING_VOLUME": str(tmp_path)}
+    command = hanging("manifest.json", "doctor")
+    out = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300, check=False)
     assert out.returncode == 0, out.stderr
     assert "the volume does not answer" in out.stdout
 

@@ -27,7 +27,7 @@ from handler.server.bodies import decode
 from handler.volume import receipts
 from handler.volume.autoencoder import vae_source
 from handler.volume.layout import layout
-from handler.volume.listing import json_of
+from handler.volume.listing import json_of, weight_files
 from handler.volume.manifest import MANIFEST, Source, checked, read_manifest
 from handler.volume.sources import INDEX
 from handler.worker.decision import applicable
@@ -245,16 +245,47 @@ def test_so_is_one_that_holds_something_else(
     reader(tmp_path, text)
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b", "a/..", "..", "a\0b", ""])
+OUTSIDE = ("../a", "/etc/passwd", "a/../../b", "a/..", "..", "a\0b", "", "b/", "./b", "b//c", ".")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
 def test_a_manifest_names_files_of_its_own_folder(name: str, tmp_path: Path) -> None:
     """Also where that leads to a file of this size, or to none at all: nobody looks."""
-    entry = {"size": 1, "sha256": "", "crc32": []}
+    entry = {"size": 1, "sha256": "", "crc32": [1]}
     (folder := tmp_path / "folder" / "a").mkdir(parents=True)
     for path in (tmp_path / "a", tmp_path / "folder" / "b"):
         path.write_bytes(b"1")
     (folder / MANIFEST).write_text(json.dumps({"facts": {}, "files": {name: entry}}))
     with pytest.raises(WeightsCorrupt, match="is not a manifest"):
         checked(folder)
+
+
+@pytest.mark.parametrize("crc32", [[], [1, 2]])
+def test_a_manifest_has_a_checksum_for_each_chunk(crc32: list[int], tmp_path: Path) -> None:
+    """One without any would have its file taken unread."""
+    entry = {"size": 1, "sha256": "", "crc32": crc32}
+    (tmp_path / MANIFEST).write_text(json.dumps({"facts": {}, "files": {"b": entry}}))
+    with pytest.raises(WeightsCorrupt, match="is not a manifest"):
+        checked(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "endless"])
+def test_what_is_no_file_holds_nobody_up(kind: str, tmp_path: Path) -> None:
+    """A FIFO that nobody writes to would be waited for, for ever; a device need not end."""
+    path = tmp_path / MANIFEST
+    os.mkfifo(path) if kind == "a FIFO" else path.symlink_to("/dev/zero")
+    with pytest.raises(Malformed, match="it is no file"):
+        load(path)
+    with pytest.raises(WeightsCorrupt, match="is not a manifest"):
+        checked(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "a\0b", "a" * 300 + "-", "", "x\n\x1b[31m"])
+def test_an_index_names_components(name: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({name: ["diffusers", "AutoencoderKL"]}))
+    with pytest.raises(WeightsCorrupt, match=INDEX) as caught:
+        weight_files(Source(tmp_path, None))
+    assert caught.value.message.isprintable()
 
 
 @pytest.mark.parametrize("name", ["a", "a/b", "..a", "a..b/c..", "...", "a b"])

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,18 @@ CALLS: dict[str, tuple[str, ...]] = {  # what a person calls them, and who makes
     "unlink": ("unlink", "remove", "rmdir"),
     "utime": ("utime",),
 }
+HANGING = """
+import os, runpy, sys, threading
+opened, name = os.open, sys.argv.pop(1)
+
+def hang(path, *given, **others):
+    if os.path.basename(path) == name:
+        threading.Event().wait()
+    return opened(path, *given, **others)
+
+os.open = hang
+runpy.run_module("handler", run_name="__main__", alter_sys=True)
+"""
 RANDOM = re.compile(r"\b[0-9a-f]{8}\b")  # in the names of what is not whole yet
 
 
@@ -43,6 +56,11 @@ def full_disk(room: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def hanging(name: str, *words: str) -> list[str]:
+    """The command that runs ours where no file called `name` can ever be opened, as on a network mount that is dead."""
+    return [sys.executable, "-c", HANGING, name, *words]
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,12 @@ class Hub:
         """The GETs of `path`, or of all files."""
         return [a for a in self.asked if a.method == "GET" and a.path not in (TREE, MAIN) and path in ("", a.path)]
 
-    def wait_for(self, path: str) -> None:
-        """Wait until a download of `path` has begun."""
+    def wait_for(self, path: str, times: int = 1) -> None:
+        """Wait until a download of `path` has begun, so many times."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.downloads(path), DEADLINE_S), f"not seen: {self.asked}"
+            assert self._changed.wait_for(lambda: len(self.downloads(path)) >= times, DEADLINE_S), (
+                f"not seen: {self.asked}"
+            )
 
     def note(self, asked: Asked) -> Trouble:
         """Remember a request; how it is to go."""

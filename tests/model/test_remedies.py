@@ -16,11 +16,12 @@ from handler.model.hardware import Hardware
 from handler.model.loading.weights import load_components
 from handler.volume import sources
 from handler.volume.autoencoder import fetched_vae, vae_source
+from handler.volume.hubcache import HUB_CACHE
 from handler.volume.listing import weight_files
 from handler.volume.manifest import MANIFEST, Kind, Manifest, Source, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.reader import Reader
-from handler.volume.sources import EMBEDDED, HUB_CACHE, baked_sources, fetched_folder, model_source, served_source
+from handler.volume.sources import EMBEDDED, baked_sources, fetched_folder, model_source, served_source
 
 SPARK, SCHNELL, FP32 = MODELS["spark"], MODELS["flux-schnell"], Hardware("cpu", "CPU", "fp32", "")
 VAE = f"madebyollin/taef1@{'0' * 40}"

@@ -34,6 +34,7 @@ from handler.volume.fetched import Fetched
 from handler.volume.given import given, located
 from handler.volume.hashes import content, sha256
 from handler.volume.hub import Repository, explained
+from handler.volume.incoming import begin, incoming
 from handler.volume.manifest import checked, summarize
 from handler.volume.single import examine
 from handler.volume.sources import EMBEDDED, fetched_folder, model_source
@@ -160,12 +161,18 @@ def never(seconds: float) -> None:
 
 
 @contextmanager
-def started(hub: Hub, volume: Path, *arguments: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+def started(
+    hub: Hub,
+    volume: Path,
+    *arguments: str,
+    stderr: int = subprocess.PIPE,
+    handler: tuple[str, str] = ("-m", "handler"),
+) -> Iterator[subprocess.Popen[str]]:
     """A real `python -m handler fetch flux-schnell`, ended afterwards if it has not."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING_FACE", "KINDLING_"))}
     told = {"HF_ENDPOINT": hub.url, "HF_HOME": str(volume / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     with subprocess.Popen(
-        [sys.executable, "-m", "handler", "fetch", "flux-schnell", *arguments],
+        [sys.executable, *handler, "fetch", "flux-schnell", *arguments],
         cwd=ROOT,
         env={**kept, **told, "KINDLING_VOLUME": str(volume)},
         stdout=subprocess.PIPE,
@@ -301,7 +308,7 @@ def test_it_gives_up_in_the_end_and_goes_on_later(hub: Hub, tmp_path: Path) -> N
     with pytest.raises(FetchFailed, match="500 Internal Server Error; try again later"):
         fetch(SCHNELL, tmp_path, wait=ours.append)
     assert ours == [1, 2, 4, 8]
-    assert held(tmp_path, ".cache/") == {*NEEDED} - {WEIGHTS}
+    assert held(tmp_path, ".coming") == {*NEEDED} - {WEIGHTS}
     before = len(hub.downloads())
     fetch(SCHNELL, tmp_path, wait=never)
     assert [asked.path for asked in hub.downloads()[before:]] == [WEIGHTS]
@@ -389,7 +396,7 @@ def test_what_the_hub_has_may_be_wrong(hub: Hub, tmp_path: Path, change: Callabl
     change(hub)
     with pytest.raises(FetchFailed, match=text):
         fetch(SCHNELL, tmp_path, wait=never)
-    assert not held(tmp_path, ".cache/") - {"model_index.json"}
+    assert not held(tmp_path, ".coming") - {"model_index.json"}
 
 
 def test_a_refused_token_is_named(hub: Hub, tmp_path: Path) -> None:
@@ -449,6 +456,55 @@ def test_two_at_once_end_with_one_good_copy(hub: Hub, tmp_path: Path) -> None:
     assert [one["downloaded"] for one in said] == [True, False]
     assert sorted(asked.path for asked in hub.downloads()) == sorted(NEEDED)
     assert_complete(hub, tmp_path)
+
+
+BY_HAND = """
+import fcntl, os, runpy
+
+def flock(file, how):
+    {}
+
+fcntl.flock = flock
+runpy.run_module("handler", run_name="__main__", alter_sys=True)
+"""
+UNLOCKED = {
+    "refused": BY_HAND.format("raise OSError(38, os.strerror(38))"),
+    "locks nothing": BY_HAND.format("pass"),
+}
+
+
+@pytest.mark.parametrize("flock", ["refused", "locks nothing"])
+def test_two_at_once_where_nothing_can_be_locked(flock: str, hub: Hub, tmp_path: Path) -> None:
+    """As on NFS, Lustre and object stores' mounts: both bring all, both succeed, and what is there is whole."""
+    hub.hold(WEIGHTS)
+    with started(hub, tmp_path, "--json", handler=("-c", UNLOCKED[flock])) as first:
+        hub.wait_for(WEIGHTS)  # the first has begun, and has something that is not whole yet
+        with started(hub, tmp_path, "--json", handler=("-c", UNLOCKED[flock])) as second:
+            hub.wait_for(WEIGHTS, 2)
+            hub.release()
+            outs = [process.communicate(timeout=DEADLINE_S) for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0], outs
+    assert all(("cannot be locked" in err) == (flock == "refused") for _, err in outs)
+    assert all(json.loads(out)["downloaded"] for out, _ in outs)
+    assert_complete(hub, tmp_path)
+    assert not list(fetched_folder(SCHNELL, tmp_path).glob(".coming-*"))
+
+
+def test_what_came_to_a_fetch_that_was_killed_goes_and_what_comes_to_others_stays(hub: Hub, tmp_path: Path) -> None:
+    hub.hold(WEIGHTS)
+    folder = fetched_folder(SCHNELL, tmp_path)
+    with started(hub, tmp_path) as process:
+        hub.wait_for(WEIGHTS)
+        [theirs] = folder.glob(".coming-*")
+        begin(folder)
+        assert theirs.exists()  # it lives
+        process.kill()
+        process.communicate(timeout=DEADLINE_S)
+    hub.release()
+    other = folder / f".coming-{'0' * 16}-{process.pid}.01234567"  # of another machine
+    other.mkdir()
+    begin(folder)
+    assert sorted(folder.glob(".coming-*")) == sorted([other, incoming(folder)])
 
 
 def test_a_killed_fetch_leaves_no_model_and_the_next_completes_it(hub: Hub, tmp_path: Path) -> None:
@@ -554,7 +610,7 @@ def test_a_missing_graft_is_named_before_all_else_comes(hub: Hub, tmp_path: Path
         fetch(LIGHTNING, tmp_path, wait=never)
     assert asked(hub) == [(SDXL.repository, "model_index.json")]
     names = set(stored(fetched_folder(LIGHTNING, tmp_path)))
-    assert {name for name in names if not name.startswith(".cache/")} == {"model_index.json"}
+    assert {name for name in names if not name.startswith(".coming")} == {"model_index.json"}
 
 
 def test_a_fetch_from_two_repositories_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:

@@ -183,6 +183,34 @@ def test_follow(tmp_path: Path, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [
+        {"batches": {"big": {"2": 1.5}}},
+        {"batches": {"big": {}}},
+        {"batches": {"256": {"2": 1.5}}},
+        {"batches": {"256x": {"2": 1.5}}},
+        {"batches": {"0x256": {"2": 1.5}}},
+        {"batches": {"256x256": {"two": 1.5}}},
+        {"batches": {"256x256": {"": 1.5}}},
+        {"batches": {"256x256": {"2": "NaN"}}},
+        {"batches": {"256x256": [1.5]}},
+        {"psnr_db": 41.0, "ssim": None},
+        {"p50_s": "Infinity"},
+    ],
+    ids=str,
+)
+def test_a_receipt_with_odd_figures_is_ignored_at_the_start(tmp_path: Path, place: Path, odd: dict[str, Any]) -> None:
+    """Not found out by the first request, or by who asks for the receipt."""
+    said = json.loads((place / "3.json").read_text())
+    for each in said["outcomes"]:
+        each["figures"] = each["figures"] and each["figures"] | odd
+    (place / "3.json").write_text(json.dumps(said))
+    found, told = applicable(tmp_path, SPARK, HERE)
+    assert found is None
+    assert "3.json is not a receipt" in told
+
+
+@pytest.mark.parametrize(
     ("damage", "why"),
     [
         (lambda place: (place / "3.json").write_text('{"format": 1'), "3.json is not a receipt"),

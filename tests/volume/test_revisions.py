@@ -14,9 +14,10 @@ from handler import MODELS
 from handler.__main__ import main
 from handler.core.errors import FetchFailed, WeightsMissing
 from handler.volume.download import fetch
+from handler.volume.hubcache import HUB_CACHE
 from handler.volume.manifest import MANIFEST, read_manifest
 from handler.volume.revisions import settled
-from handler.volume.sources import HUB_CACHE, INDEX, fetched_folder, model_source
+from handler.volume.sources import INDEX, fetched_folder, model_source
 from hub_plane import MAIN, Hub, Trouble
 from hub_plane import Repository as Shelf
 
@@ -182,7 +183,7 @@ def test_a_hub_cache_that_leaves_it_open_is_not_guessed_at(named: str, tmp_path:
     cached(tmp_path, ONE, TWO, main=named)
     found = settled(SD15, tmp_path)
     assert found.revision == ""
-    with pytest.raises(WeightsMissing, match=f"has revision {TWO}, {ONE}, and its refs/main names none of them"):
+    with pytest.raises(WeightsMissing, match=f"there are {TWO}, {ONE}, and no refs/main says which"):
         model_source(found, tmp_path)
 
 

@@ -127,27 +127,61 @@ def test_a_picture_that_has_no_room_is_a_line_and_no_traceback(
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
-        (errno.EACCES, f"have its owner run this, for the worker is user {os.getuid()}: chmod -R a+rwX /volume."),
-        (errno.EROFS, "mount it writable."),
-        (errno.ENOSPC, "make room."),
-        (errno.EIO, "see what ails it."),
+        (
+            errno.EACCES,
+            f"To mend it, have its owner run this, for the worker is user {os.getuid()}: chmod -R a+rwX /volume.",
+        ),
+        (errno.EROFS, "If that is not meant, mount it writable."),
+        (errno.ENOSPC, "To mend it, make room."),
+        (errno.EIO, "To mend it, see what ails it."),
     ],
 )
 def test_a_volume_that_cannot_be_written_comes_with_its_remedy(code: int, remedy: str) -> None:
     told = unwritable(Path("/volume"), OSError(code, os.strerror(code)))
     assert f"/volume cannot be written ({os.strerror(code)})" in told
-    assert told.endswith(f"To mend it, {remedy}")
+    assert told.endswith(f" {remedy}")
+
+
+@pytest.mark.parametrize("how", ["mounted read-only", "another's"])
+def test_a_worker_that_may_not_write_says_so_once_at_its_start_and_serves(how: str, tmp_path: Path) -> None:
+    volume, picture = tmp_path / "volume", tmp_path / "a.png"
+    volume.mkdir(mode=0o555)
+    command = [sys.executable, "-m", "handler", "generate", "a circle", "--size", "64x64", "-o", str(picture)]
+    if how == "mounted read-only":
+        mount = f"mount --bind {volume} {volume} && mount -o remount,bind,ro {volume}"
+        if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
+            pytest.skip("needs leave to mount")
+        command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "-", *command]
+    else:
+        command = [*others_folder(volume), *command]
+    out = subprocess.run(
+        command, env={**os.environ, "KINDLING_VOLUME": str(volume)}, capture_output=True, text=True, check=False
+    )
+    assert (out.returncode, picture.stat().st_size > 0) == (0, True), out.stderr
+    [told] = [line for line in out.stderr.splitlines() if "cannot be written" in line]
+    reason, remedy = {
+        "mounted read-only": ("Read-only file system", "mount it writable."),
+        "another's": ("Permission denied", f"chmod -R a+rwX {volume}."),
+    }[how]
+    assert f"The volume {volume} cannot be written ({reason})" in told
+    assert told.endswith(remedy)
+    assert list(volume.iterdir()) == []
+
+
+def others_folder(volume: Path) -> list[str]:
+    """Make `volume` another user's; what to put before a command that shall have no more rights there than others."""
+    if os.getuid():
+        return []
+    if not (setpriv := shutil.which("setpriv")):
+        pytest.skip("needs setpriv, of util-linux")
+    os.chown(volume, 1000, 1000)
+    return [setpriv, "--bounding-set=-all", "--inh-caps=-all"]
 
 
 def test_commands_tell_the_remedy_of_a_volume_that_is_anothers(tmp_path: Path) -> None:
     """A real process, which may not write: as root's would be without its privileges, or by a folder's mode."""
-    volume, command = tmp_path / "volume", [sys.executable, "-m", "handler", "bake", "spark"]
-    volume.mkdir(mode=0o555)
-    if os.getuid() == 0:
-        if not (setpriv := shutil.which("setpriv")):
-            pytest.skip("needs setpriv, of util-linux")
-        os.chown(volume, 1000, 1000)
-        command = [setpriv, "--bounding-set=-all", "--inh-caps=-all", *command]
+    (volume := tmp_path / "volume").mkdir(mode=0o555)
+    command = [*others_folder(volume), sys.executable, "-m", "handler", "bake", "spark"]
     environ = {**os.environ, "KINDLING_VOLUME": str(volume)}
     out = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert out.returncode == 1

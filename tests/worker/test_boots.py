@@ -68,7 +68,7 @@ def test_a_volume_that_cannot_be_written_is_no_reason_to_fail_and_is_told_once(
     log(Ledger(outcome="failed"))
     assert last_boots(tmp_path, 1) == []
     [told] = caplog.messages
-    assert told.startswith(f"The volume {tmp_path} cannot be written (File exists): no compiled code and no records")
+    assert told.startswith(f"The volume {tmp_path} cannot be written (File exists): it is served from, but")
 
 
 def test_the_volumes_clock_orders_and_no_workers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,9 +143,17 @@ PHASES = '{"model": "spark", "device": "CPU", "phases": [{"name": "compile", "st
         ),
         *(
             PHASES % value
-            for value in ("1" + "0" * 400, "1e400", "NaN", "-Infinity", '"x"', "null", "[]", "1e300", "-1")
+            for value in ("1" + "0" * 400, "1e400", "NaN", '"NaN"', "-Infinity", '"x"', "null", "[]", "1e300", "-1")
         ),
-        *('{"phases": 5}', '{"phases": [5]}', '{"phases": [{}]}', '{"total_s": "soon"}', '{"reason": 5}', "[{}]"),
+        *(
+            '{"phases": 5}',
+            '{"phases": [5]}',
+            '{"phases": [{}]}',
+            '{"total_s": "soon"}',
+            '{"total_s": "NaN"}',
+            '{"total_s": -1}',
+        ),
+        *('{"reason": 5}', "[{}]"),
         '{"model": "\\ud800"}',
     ],
     ids=lambda text: text[:40],
@@ -176,6 +184,8 @@ def test_what_is_no_record_or_has_just_gone_is_passed_over(tmp_path: Path) -> No
         (tmp_path / "boots" / name).write_text('{"model": "none"}')
     for name in ("0", "2"):
         (tmp_path / "boots" / f"{name}.json").symlink_to("gone")
+    os.mkfifo(tmp_path / "boots" / "3.json")
+    (tmp_path / "boots" / "4.json").mkdir()
     assert last_boots(tmp_path, 9) == [{"boot": "1", "model": "spark"}]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PATIENT, ROOT
+from disks import hanging
 
 from fakes import raises
 from handler import MODELS, ImageRequest, Worker
@@ -37,10 +38,12 @@ def on(volume: Path) -> Worker:
     return Worker.boot(PATIENT.model_copy(update={"volume": volume}))
 
 
-def generate(volume: Path, budget_s: float, model: str = "spark") -> subprocess.CompletedProcess[str]:
+def generate(
+    volume: Path, budget_s: float, model: str = "spark", handler: tuple[str, ...] = (sys.executable, "-m", "handler")
+) -> subprocess.CompletedProcess[str]:
     environment = {"KINDLING_VOLUME": str(volume), "KINDLING_COLD_START_BUDGET_S": str(budget_s)}
     return subprocess.run(
-        [sys.executable, "-m", "handler", "generate", "a red circle", "--model", model, "-o", str(volume / "a.png")],
+        [*handler, "generate", "a red circle", "--model", model, "-o", str(volume / "a.png")],
         cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
@@ -65,8 +68,7 @@ def test_a_worker_that_shall_not_compile_looks_for_nothing(tmp_path: Path, monke
 def test_a_volume_that_hangs_ends_the_process_and_names_the_phase(tmp_path: Path) -> None:
     folder = fetched_folder(MODELS["flux-schnell"], tmp_path)
     folder.mkdir(parents=True)
-    os.mkfifo(folder / "manifest.json")  # opening it blocks for ever, as a dead network mount does
-    out = generate(tmp_path, 5, "flux-schnell")
+    out = generate(tmp_path, 5, "flux-schnell", tuple(hanging("manifest.json")))
     assert out.returncode == 124
     assert "in phase 'volume'" in out.stderr
     assert "read_manifest" in out.stderr  # the dumped stack

@@ -28,13 +28,14 @@ from handler.core.host import AHEAD, read_ahead
 from handler.model.adapters.applied import CACHED
 from handler.model.families import build
 from handler.model.hardware import Hardware
+from handler.volume.hubcache import HUB_CACHE
 from handler.volume.layout import Slot
 from handler.volume.listing import LORA
 from handler.volume.manifest import Source, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.reader import Reader
 from handler.volume.revisions import settled
-from handler.volume.sources import HUB_CACHE, model_source, served_source, weight_facts, weights_folder
+from handler.volume.sources import model_source, served_source, weight_facts, weights_folder
 from handler.worker.decision import decide
 from handler.worker.footprint import PROCESS, Footprint, Part, Weights, _part, weigh
 from handler.worker.memory import memory_plan

@@ -16,11 +16,10 @@ from handler.model.loading import lora, modules
 from handler.model.loading.filling import as_served, fill, layouts, slots_of
 from handler.model.loading.packing import viewed
 from handler.volume.layout import Slot
-from handler.volume.listing import LORA, named
+from handler.volume.listing import INDEX, LORA, named
 from handler.volume.manifest import CHUNK
 from handler.volume.reader import CONFIGS, Reader, ReadFile
 from handler.volume.room import reading
-from handler.volume.sources import INDEX
 
 ALIGNMENT = 256  # where a GPU's allocations start, and so one weight of a file
 KERNELS = 16  # where its fast kernels want every weight to start
