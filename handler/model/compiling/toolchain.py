@@ -25,6 +25,7 @@ DRIVER = "libcuda.so.1"
 TOOLKIT = "/usr/local/cuda"
 APART = "cuda_runtime"  # the folder of CUDA 12's wheels that has cuda.h; those beside it have the rest
 VERSION = re.compile(rb"#define CUDA_VERSION (\d+)")  # in cuda.h: 1000 times the major version, 10 times the minor one
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where they keep what they run again
 REMEDIES = {  # by field of `Toolchain`: what is missing, and what brings it
     "compiler": ("C++ compiler", "apt-get install g++, or let CXX name one"),
     "c": ("C compiler, which Triton wants", "apt-get install gcc, or let CC name one"),
@@ -118,11 +119,19 @@ def _driver() -> str:
 
 @contextlib.contextmanager
 def environment() -> Iterator[None]:
-    """While this lasts, torch and the linker find CUDA's headers and the driver's library, where these are at all."""
+    """While this lasts, torch and the linker find CUDA's headers and the driver's library, where these are at all.
+
+    What was compiled before lies where torch would look for it in a folder of a name that anybody can tell: it would
+    run, and be published, what others put there. So each time has a new one, of nobody else's.
+    """
+    from torch._inductor.utils import clear_caches
     from torch.utils import cpp_extension
 
     tools, before = look(), cpp_extension.CUDA_HOME  # what torch made of the environment when it was imported
     with tempfile.TemporaryDirectory(prefix="kindling-") as folder, contextlib.ExitStack() as stack:
+        stack.callback(clear_caches)  # which know files in the folder
+        clear_caches()
+        stack.enter_context(_set({name: str(Path(folder) / name.lower()) for name in CACHES}))
         if tools.headers:
             stack.callback(setattr, cpp_extension, "CUDA_HOME", before)
             cpp_extension.CUDA_HOME = tools.headers
