@@ -28,7 +28,6 @@ OPTIONS = {  # no weights inside, and nothing assumed of the values of those it 
     "always_keep_tensor_constants": True,
     "joint_graph_constant_folding": False,
     "force_layout_optimization": True,  # channels last for convolutions of any size: of a fixed one it is anyway
-    "aot_inductor.precompile_headers": False,  # they would lie where anybody can put others, and save no time
     "shape_padding": False,  # else it times every product padded and unpadded, where sizes vary to no end
 }
 LAYOUT = "kindling"  # the entry of the code's metadata that says what it takes

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from handler.catalog.cuda import header_wheels
+from handler.core.secrets import secret_names
 
 HEADERS = ("cuda.h", "crt/host_defines.h", "nv/target")  # what AOTInductor's C++ includes, of three wheels
 DRIVER = "libcuda.so.1"
@@ -122,8 +123,10 @@ def environment() -> Iterator[None]:
     """While this lasts, torch and the linker find CUDA's headers and the driver's library, where these are at all.
 
     What was compiled before lies where torch would look for it in a folder of a name that anybody can tell: it would
-    run, and be published, what others put there. So each time has a new one, of nobody else's.
+    run, and be published, what others put there. So each time has a new one, of nobody else's, and builds without
+    headers compiled before, which save no time and never lie anywhere else. No compiler is told a secret.
     """
+    from torch._inductor import config
     from torch._inductor.utils import clear_caches
     from torch.utils import cpp_extension
 
@@ -132,6 +135,8 @@ def environment() -> Iterator[None]:
         stack.callback(clear_caches)  # which know files in the folder
         clear_caches()
         stack.enter_context(_set({name: str(Path(folder) / name.lower()) for name in CACHES}))
+        stack.enter_context(config.patch({"aot_inductor.precompile_headers": False}))
+        stack.enter_context(_untold())
         if tools.headers:
             stack.callback(setattr, cpp_extension, "CUDA_HOME", before)
             cpp_extension.CUDA_HOME = tools.headers
@@ -159,3 +164,16 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Programs that are started meanwhile get no secrets; this process, whose other threads may need them, has them."""
+    names = secret_names(os.environ)
+    for name in names:
+        os.unsetenv(name)  # what programs inherit, and not `os.environ`
+    try:
+        yield
+    finally:
+        for name in set(names) & os.environ.keys():
+            os.putenv(name, os.environ[name])
