@@ -9,11 +9,10 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,6 +23,7 @@ from handler.api.dispatch import TOKENS
 from handler.api.links import LINKS_ROUTE
 from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
+from handler.core.loopback import is_loopback
 from handler.core.settings import Settings
 from handler.server.accept import TOLD, prefers
 from handler.server.access import response
@@ -202,15 +202,6 @@ class Neighbours:
                 f"Pages of '{origin:.80}' may not ask this server. Name it in KINDLING_CORS_ORIGINS to let them."
             )
         return None
-
-
-@lru_cache(64)
-def is_loopback(host: str) -> bool:
-    """Whether an address, or the name of one, is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _name(host: str) -> str:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Scope
 from fakes import FakeFamily, raises
 from handler import Settings, create_app
 from handler.core.errors import NumericalError, SettingsError
+from handler.core.loopback import is_loopback
 from handler.server import auth
 from handler.server.auth import DEFAULTS, OPEN_ROUTES, Head, Keys
 from handler.server.metrics import Metrics
@@ -349,7 +350,7 @@ def test_a_page_may_have_a_policy_of_its_own() -> None:
     ],
 )  # fmt: skip
 def test_which_names_are_this_machines_own(host: str, name: str, own: bool) -> None:
-    assert (auth._name(host), auth.is_loopback(name)) == (name, own)
+    assert (auth._name(host), is_loopback(name)) == (name, own)
 
 
 @pytest.mark.parametrize(

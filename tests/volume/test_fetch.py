@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import termios
@@ -353,6 +354,43 @@ def test_a_member_gets_a_gated_model(hub: Hub, tmp_path: Path, monkeypatch: pyte
     fetch(SCHNELL, tmp_path, wait=never)
     assert_complete(hub, tmp_path)
     assert {asked.token for asked in hub.asked} == {"member"}
+
+
+def test_no_token_goes_over_http_to_another_machine(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "member")
+    constants, near = huggingface_hub.constants, hub.url.replace("127.0.0.1", "0.0.0.0")
+    monkeypatch.setattr(constants, "ENDPOINT", near)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", near + "/{repo_id}/resolve/{revision}/{filename}")
+    fetch(SCHNELL, tmp_path, wait=never)
+    assert {asked.token for asked in hub.asked} == {""}
+    assert f"HF_TOKEN is not sent to {near}" in caplog.text
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
+def test_a_commits_bytes_are_those_that_came_first(hub: Hub, tmp_path: Path, file: str) -> None:
+    """Whatever another hub, or this one another day, has under the same name."""
+    fetch(SCHNELL, tmp_path, wait=never)
+    [told] = (tmp_path / "fetched/sums").rglob("*.json")
+    shutil.rmtree(tmp_path / "models")
+    first = hub.first.files[file]
+    hub.first.add(file, first.data[::-1])
+    with pytest.raises(FetchFailed, match=f"{file} of .* is not what was fetched first") as refused:
+        fetch(SCHNELL, tmp_path, wait=never)
+    assert str(told) in str(refused.value)
+    hub.first.files[file] = first
+    fetch(SCHNELL, tmp_path, wait=never)
+    assert_complete(hub, tmp_path)
+
+
+def test_sums_that_are_damaged_are_named(hub: Hub, tmp_path: Path) -> None:
+    fetch(SCHNELL, tmp_path, wait=never)
+    [told] = (tmp_path / "fetched/sums").rglob("*.json")
+    told.write_text("{")
+    shutil.rmtree(tmp_path / "models")
+    with pytest.raises(FetchFailed, match=f"{told} is damaged; remove it"):
+        fetch(SCHNELL, tmp_path, wait=never)
 
 
 def _elsewhere(hub: Hub) -> None:
