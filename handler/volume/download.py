@@ -4,20 +4,22 @@ Whole files stay when a fetch is interrupted. The manifest comes last, so a work
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from handler.catalog.sizes import largest_below
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import FetchFailed, WeightsCorrupt
+from handler.core.errors import FetchFailed, VolumeFailed, WeightsCorrupt
 from handler.core.loras import Pin
 from handler.core.untrusted import Malformed, load
 from handler.volume.adapters import FETCHED
@@ -166,7 +168,7 @@ def _complete(order: Order) -> Source | None:
 def _alone(folder: Path) -> Iterator[None]:
     """Let one process at a time fill `folder`; the lock goes when its process does."""
     folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+    with _opened(folder.with_name(f".{folder.name}.lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -175,6 +177,16 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError:
             log.warning("%s cannot be locked; let no other process fetch to it.", folder)
         yield
+
+
+def _opened(lock: Path) -> IO[bytes]:
+    """The file, made if it is not there. What a link in its place leads to is not ours to touch."""
+    try:
+        return os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise VolumeFailed(f"{lock} is a link, which no lock of ours is. Remove it.") from None
+        raise
 
 
 def _download(order: Order, wait: Wait) -> Source:

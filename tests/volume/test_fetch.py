@@ -384,6 +384,22 @@ def test_a_commits_bytes_are_those_that_came_first(hub: Hub, tmp_path: Path, fil
     assert_complete(hub, tmp_path)
 
 
+def test_a_link_in_the_place_of_a_lock_leads_nowhere(hub: Hub, tmp_path: Path) -> None:
+    """Whoever may write the volume could have emptied any file of whoever fetches."""
+    precious, folder = tmp_path / "precious", fetched_folder(SCHNELL, tmp_path)
+    precious.write_text("all of it")
+    folder.parent.mkdir(parents=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    lock.symlink_to(precious)
+    with pytest.raises(VolumeFailed, match=f"{lock} is a link, .* Remove it."):
+        fetch(SCHNELL, tmp_path, wait=never)
+    assert precious.read_text() == "all of it"
+    lock.unlink()
+    lock.write_text("of another version")
+    fetch(SCHNELL, tmp_path, wait=never)
+    assert lock.read_text() == "of another version"
+
+
 def test_sums_that_are_damaged_are_named(hub: Hub, tmp_path: Path) -> None:
     fetch(SCHNELL, tmp_path, wait=never)
     [told] = (tmp_path / "fetched/sums").rglob("*.json")

@@ -276,7 +276,8 @@ def test_what_others_hold_of_a_gpu_is_not_planned_with(monkeypatch: pytest.Monke
     found = SimpleNamespace(major=8, minor=9, total_memory=48e9)
     fakes: dict[str, Any] = {
         "is_available": lambda: True, "get_device_properties": lambda _: found,
-        "get_device_name": lambda: "NVIDIA L40S", "memory_reserved": lambda: 3e9, "memory_allocated": lambda: 1e9, "device_memory_used": lambda: 2.9e9,
+        "get_device_name": lambda: "NVIDIA L40S",
+        "memory_reserved": lambda: 3e9, "memory_allocated": lambda: 1e9, "device_memory_used": lambda: 2.9e9,
     }  # fmt: skip
     for name, value in fakes.items():
         monkeypatch.setattr(torch.cuda, name, value)
