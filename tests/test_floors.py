@@ -30,7 +30,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "gguf": ("model/loading/packing",),
     "isal": ("api/codec", "volume/manifest", "volume/reader"),
     "skimage": ("cli/optimize",),
-    "huggingface_hub": ("volume/hub", "volume/download"),
+    "huggingface_hub": ("volume/hub", "volume/download", "volume/vouched"),
     "pydantic": ("core", "worker/clock", "engine/bills", "server/openapi", "cli/configured"),
 }
 EARLY = {*(name for name, places in HEAVY.items() if places == WEB), "pydantic", "huggingface_hub"}

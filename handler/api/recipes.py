@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from handler.api.references import decoded
 from handler.catalog.spec import ModelSpec
+from handler.core.caller import CALLER
 from handler.core.recipe import Embedding, Lora, Recipe
 from handler.core.request import MAX_SEED, ImageRequest, LongPrompts
 from handler.core.stepcache import StepCacheSetting
@@ -36,7 +37,7 @@ def recipes_of(
     """
     spec.validate(request, served)  # of two faults, tell first what no other image would mend
     images, mask = decoded(request, spec)
-    first = spec.recipe(request, images, served, mask, loras, embeddings)
+    first = replace(spec.recipe(request, images, served, mask, loras, embeddings), caller=CALLER.get())
     if first.sampling:
         draws = [first.sampling.model_copy(update={"batch": request.n, "index": i}) for i in range(request.n)]
         return [replace(first, sampling=draw) for draw in (draws if request.n > 1 else [first.sampling])]

@@ -25,7 +25,7 @@ from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling.failures import Failures
-from handler.model.hardware import GPU_DRIVER, Hardware, detect
+from handler.model.hardware import GPU_DRIVER, Hardware, looked_at
 from handler.volume.autoencoder import vae_source
 from handler.volume.leftovers import Leftover, leftovers
 from handler.volume.listing import weight_files
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"settings": wrong}) if options.json else "\n".join(["SETTINGS", *listed(wrong)]))
         Settings.from_env()  # says which; of a worker that cannot start there is nothing else to tell
     find(settings.model)  # nor of a model that nobody knows
-    hardware = detect(settings)
+    hardware = looked_at(settings)
     volume, model = {"path": str(settings.volume)}, {"model": settings.model}
     boots: tuple[list[dict[str, Any]], str] = patiently(
         lambda: (last_boots(settings.volume, BOOTS_SHOWN), ""), otherwise=lambda why: ([], why)

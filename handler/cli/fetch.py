@@ -13,7 +13,7 @@ from handler.catalog.models import find
 from handler.cli.models import listed
 from handler.core.loras import pin
 from handler.core.settings import Settings
-from handler.model.hardware import detect, sees_gpu
+from handler.model.hardware import looked_at, sees_gpu
 from handler.volume.download import fetch, fetch_lora, fetch_vae, fetch_weights
 from handler.volume.given import is_pinned
 from handler.volume.room import require_folder
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     require_folder(settings.volume)
     if not spec.license.commercial:
         print(f"kindling: {spec.id} is under the {spec.license.name}. {spec.license.obligation}", file=sys.stderr)
-    seen = outlook(settings, spec, detect(settings)) if sees_gpu() else None
+    seen = outlook(settings, spec, looked_at(settings)) if sees_gpu() else None
     if seen and not (found := listed(seen)).fits:
         advice = nearest(seen.hardware, seen.host_gb)
         print(f"kindling: {spec.id} does not fit this machine: {found.reason}. {advice}", file=sys.stderr)

@@ -14,7 +14,7 @@ from handler.core.errors import KindlingError, WeightsMissing
 from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.compiling import artifacts
-from handler.model.hardware import Hardware, detect
+from handler.model.hardware import Hardware, looked_at
 from handler.volume.adapters import Adapter, adapters
 from handler.volume.patience import cause, patiently
 from handler.worker.chips import dollars_of
@@ -90,7 +90,7 @@ def states(settings: Settings, hardware: Hardware) -> list[ModelState]:
 def run(options: argparse.Namespace) -> int:
     """Print the catalogue; the exit code."""
     settings = Settings.from_env()
-    hardware = detect(settings)
+    hardware = looked_at(settings)
     found, loras = states(settings, hardware), adapters_on(settings)
     own = patiently(files, settings.volume, otherwise=lambda why: [])
     if options.json:

@@ -15,7 +15,7 @@ OnStep = Callable[[int, Preview], None]  # gets how many steps are done; may rai
 
 
 MOST = 8
-OPTIONAL = ("mask_form", "long_prompts", "loras", "sampling", "reading", "embeddings")
+OPTIONAL = ("mask_form", "long_prompts", "loras", "sampling", "reading", "embeddings", "caller")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +92,7 @@ class Recipe:
     sampling: Sampling | None = None
     reading: Reading | None = None
     embeddings: tuple[Embedding, ...] = ()
+    caller: bytes = field(default=b"", compare=False, repr=False)  # whose it is, where there are several
 
     @property
     def cfg(self) -> float:

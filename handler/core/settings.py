@@ -102,6 +102,8 @@ class Settings(BaseModel):
         description="holds models/, baked/, boots/, comfy/ and kept/",
     )
     api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
+    admin_keys: tuple[str, ...] = Field((), repr=False, description="keys that metrics, status and receipt want then")
+    hosts: tuple[Host, ...] = Field((), description="names that a server without keys answers to; else any if open")
     cors_origins: tuple[Origin, ...] = Field((), description="whose pages may ask, such as https://a.example; * is all")
     allow_open: bool = Field(False, description="serve without keys on an address that others can reach")
     cold_start_budget_s: float = Field(240, gt=0, le=3600, description="seconds from process birth to ready")
@@ -173,7 +175,9 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
 
     @field_validator(
-        "api_keys", "model_names", "cors_origins", "weights", "loras", "fetch_hosts", "webhook_hosts", mode="before"
+        *("api_keys", "admin_keys", "hosts", "model_names", "cors_origins"),
+        *("weights", "loras", "fetch_hosts", "webhook_hosts"),
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:

@@ -1,34 +1,34 @@
-"""What a log may say of an error that came while somebody's prompt was in work.
+"""What a log may say of an error that came while somebody's prompt was in work: its type, its way, and no text of its.
 
-Libraries quote what they were given: a message is told only where it has no word of the prompt in it.
+Libraries quote what they were given, whole, in parts, escaped or as numbers, so no search for the prompt's words finds
+all of it. Of a message only those of our own phrases are told that it has in it.
 """
 
-import re
 import traceback
 
-WORD = re.compile(r"\w{4,}")
-UNSAID = "(a message that may quote the prompt; ask again with x as the prompt to see it)"
+SIGNS = (  # what operators look for, of GPUs and memory
+    *("CUDA error", "CUDA driver error", "Triton Error", "CUBLAS_STATUS", "CUDNN_STATUS", "NVML", "ECC"),
+    *("out of memory", "can't allocate memory", "illegal memory access", "unspecified launch failure", "shapes"),
+    *("device-side assert", "misaligned address", "no kernel image", "launch timed out", "expected scalar type"),
+)
+UNSAID = "(the message is not told: it may quote a prompt)"
 
 
-def outline(error: BaseException, *prompts: str) -> str:
-    """The traceback of `error`, after those of what it came from; without `prompts`, which nobody knew, no message."""
+def outline(error: BaseException) -> str:
+    """The traceback of `error`, after those of what it came from."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link and link not in chain:  # an error may be raised from itself
         chain.insert(0, link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return "".join(_told(each, prompts) for each in chain)
+    return "".join(map(_told, chain))
 
 
-def _told(error: BaseException, prompts: tuple[str, ...]) -> str:
-    message = str(error)
-    said = message if prompts and not any(_quotes(message, prompt) for prompt in prompts) else UNSAID
+def _told(error: BaseException) -> str:
+    message = str(error).lower()
+    signs = ", ".join(sign for sign in SIGNS if sign.lower() in message)
+    said = f"{signs} {UNSAID}" if signs else UNSAID
     return f"{''.join(traceback.format_tb(error.__traceback__))}{type(error).__name__}: {said}\n"
-
-
-def _quotes(message: str, prompt: str) -> bool:
-    said, asked = (set(WORD.findall(text.casefold())) for text in (message, prompt))
-    return not said.isdisjoint(asked) or (len(prompt) > 1 and prompt in message)
 
 
 def causes(error: BaseException | None) -> list[BaseException]:

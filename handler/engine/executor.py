@@ -115,9 +115,8 @@ class Executor:
     def _end_failed(self, failed: Sequence[tuple[Job, BaseException]], draw_some: DrawSome, patience: float) -> None:
         for error in {id(error): error for _, error in failed}.values():
             jobs = [job for job, outcome in failed if outcome is error]
-            words = [word for job in jobs for word in (job.recipe.prompt, job.recipe.negative_prompt or "")]
             canary = partial(self._canary, draw_some, patience)
-            found = self._triage.judge(error, canary, {job.request for job in jobs}, *words)
+            found = self._triage.judge(error, canary, {job.request for job in jobs})
             let_go(error)
             if found.fatal:
                 self._fail(found, jobs)

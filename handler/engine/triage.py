@@ -42,9 +42,7 @@ class Triage:
         """A picture came out well."""
         self._full, self._alike = Row(), Row()
 
-    def judge(
-        self, error: BaseException, canary: Callable[[], None], requests: Iterable[object], *prompts: str
-    ) -> KindlingError:
+    def judge(self, error: BaseException, canary: Callable[[], None], requests: Iterable[object]) -> KindlingError:
         """The error that callers get. `canary` draws a small picture, or raises why it cannot.
 
         `requests` are those whose pictures failed by `error`, each always the same object: one may fail in each of its
@@ -57,9 +55,9 @@ class Triage:
             return (_lost(canary, Broken(f"{error.message} {REPLACED}")) if often else None) or error
         if isinstance(error, KindlingError):
             if isinstance(error, DeviceLost) and error.__cause__:
-                log.error("the GPU failed\n%s", outline(error.__cause__, *prompts))
+                log.error("the GPU failed\n%s", outline(error.__cause__))
             return error
-        log.error("the worker failed on a request\n%s", outline(error, *prompts))
+        log.error("the worker failed on a request\n%s", outline(error))
         if self._again(fault(error), requests):
             log.error("%s requests in a row failed by the same fault", IN_A_ROW)
             return Broken(f"The worker fails on every request; see its log. {REPLACED}")
@@ -86,7 +84,7 @@ def _lost(canary: Callable[[], None], fatal: KindlingError) -> KindlingError | N
     try:
         canary()
     except Exception as error:
-        log.exception("the worker cannot draw even a small picture now")
+        log.error("the worker cannot draw even a small picture now\n%s", outline(error))
         return error if isinstance(error, DeviceLost) else fatal
     return None
 

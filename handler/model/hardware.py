@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import resource
 import sys
 from dataclasses import dataclass, replace
@@ -21,13 +22,20 @@ from handler.core.settings import Settings
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
 GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
+HIDDEN = ("", "-1")  # of CUDA_VISIBLE_DEVICES: whoever says so wants none
+GIVEN = {  # variables by which a platform, or NVIDIA's container toolkit, says that there is one, unless they say this
+    "NVIDIA_VISIBLE_DEVICES": ("", "void", "none"),
+    "RUNPOD_GPU_COUNT": ("", "0"),
+}
+CONTEXT_GB = 1.0  # what driver and libraries keep of a GPU's memory; an assumption
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """A device, a precision, and the kernel of attention: empty until it is measured.
 
-    `name` is the vendor's, `capability` a GPU's compute capability, memory is in all; `processor` says which CPU.
+    `name` is the vendor's, `capability` a GPU's compute capability; of its memory others hold `others_gb`, which
+    `memory_gb` is without. `processor` says which CPU.
     """
 
     device: str
@@ -38,6 +46,7 @@ class Hardware:
     capability: tuple[int, int] | None = None
     attention: str = NATIVE
     processor: str = ""
+    others_gb: float = 0.0
 
     @property
     def identity(self) -> str:
@@ -56,12 +65,16 @@ class Hardware:
 
 
 def detect(settings: Settings) -> Hardware:
-    """Choose device, precision and, where that needs no measuring, kernel; DeviceMissing for a GPU that is absent."""
+    """Choose device, precision and, where that needs no measuring, kernel.
+
+    DeviceMissing, with torch's reason, for a GPU that is asked for, or was promised, and that torch does not see.
+    """
     import torch
 
     present = torch.cuda.is_available()
-    if settings.device == "cuda" and not present:
-        told = "KINDLING_DEVICE=cuda, but torch sees no GPU. Check the driver; KINDLING_DEVICE=cpu draws without one."
+    asked = settings.device == "cuda" and "KINDLING_DEVICE=cuda"
+    if not present and (why := asked or (settings.device == "auto" and promised())):
+        told = f"{why}, but torch sees no GPU: {_unseen()} KINDLING_DEVICE=cpu draws without one, slowly."
         raise DeviceMissing(told, "device")
     device = "cuda" if present and settings.device != "cpu" else "cpu"
     if device == "cpu":
@@ -70,9 +83,58 @@ def detect(settings: Settings) -> Hardware:
         found = torch.cuda.get_device_properties(0)
         name, capability = torch.cuda.get_device_name(), (found.major, found.minor)
         chosen = choose(settings.precision, device, name, capability)
-        hardware = Hardware(device, name, *chosen, found.total_memory / 1e9, capability)
+        left, others = _left(found.total_memory / 1e9, _used())
+        hardware = Hardware(device, name, *chosen, left, capability, others_gb=others)
     kernel = choose_kernel(settings.attention, hardware.capability, hardware.dtype)
     return replace(hardware, attention=kernel.id if kernel else "")
+
+
+def looked_at(settings: Settings) -> Hardware:
+    """The same for who only looks: of a GPU that torch does not see, the reason, and the CPU."""
+    try:
+        return detect(settings)
+    except DeviceMissing as error:
+        if settings.device == "cuda":
+            raise
+        return replace(detect(settings.model_copy(update={"device": "cpu"})), reason=error.message)
+
+
+def promised() -> str:
+    """By what there should be a GPU, though torch may see none; empty if by nothing, or if it is hidden on purpose."""
+    if _hidden():
+        return ""
+    said = (f"{name}={value}" for name, no in GIVEN.items() if (value := os.environ.get(name, "")) not in no)
+    return next(said, "There is an NVIDIA driver" if sees_gpu() else "")
+
+
+def _unseen() -> str:
+    """Why torch sees no GPU, in its own words."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).partition("\n")[0].rstrip(".")
+        return f"{first}. Check the driver, and that the container was started with its GPU (docker run --gpus all)."
+    return "it was there, and is gone."
+
+
+def _used() -> float:
+    """GB of the GPU that are not free, but for what torch has and does not use."""
+    import torch
+
+    try:
+        used = torch.cuda.device_memory_used()  # of NVML, which makes no context for it
+    except Exception:
+        free, total = torch.cuda.mem_get_info()
+        used = total - free
+    return (used - torch.cuda.memory_reserved() + torch.cuda.memory_allocated()) / 1e9
+
+
+def _left(total_gb: float, used_gb: float) -> tuple[float, float]:
+    """What of a GPU is this process's to use, and what others hold; each plan counts `CONTEXT_GB` for itself."""
+    others = max(0.0, used_gb - CONTEXT_GB)
+    return total_gb - others, others
 
 
 def rented(settings: Settings, gpu: Gpu) -> Hardware:
@@ -95,8 +157,12 @@ def peak_memory(device: str) -> int:
 
 
 def sees_gpu() -> bool:
-    """Whether there is an NVIDIA driver, told without torch."""
-    return GPU_DRIVER.exists() or GPU_DEVICE.exists()
+    """Whether there is an NVIDIA driver whose GPUs are not hidden from this process, told without torch."""
+    return not _hidden() and (GPU_DRIVER.exists() or GPU_DEVICE.exists())
+
+
+def _hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDDEN
 
 
 def expected(settings: Settings) -> Hardware:
@@ -106,11 +172,11 @@ def expected(settings: Settings) -> Hardware:
     """
     if settings.device == "cpu" or not sees_gpu():
         return _cpu(settings)
-    name, capability, memory_gb = _from_nvml() or _from_name()
-    return Hardware("cuda", name, *choose(settings.precision, "cuda"), memory_gb, capability)
+    name, capability, left, others = _from_nvml() or _from_name()
+    return Hardware("cuda", name, *choose(settings.precision, "cuda"), left, capability, others_gb=others)
 
 
-Card = tuple[str, tuple[int, int] | None, float]
+Card = tuple[str, tuple[int, int] | None, float, float]  # as `Hardware` has them
 
 
 def _from_nvml() -> Card | None:
@@ -130,7 +196,8 @@ def _from_nvml() -> Card | None:
 
 def _card(nvml: ModuleType, gpu: Any) -> Card:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(gpu)
-    return nvml.nvmlDeviceGetName(gpu), (major, minor), nvml.nvmlDeviceGetMemoryInfo(gpu).total / 1e9
+    memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
+    return nvml.nvmlDeviceGetName(gpu), (major, minor), *_left(memory.total / 1e9, memory.used / 1e9)
 
 
 def _from_name() -> Card:
@@ -141,4 +208,4 @@ def _from_name() -> Card:
     names = {line.partition(":")[2].strip() for line in told if line.startswith("Model:")}
     name = names.pop() if len(names) == 1 else ""
     row = gpu_named(name)
-    return (name, row.capability, row.memory_gb) if row else (name, None, math.inf)
+    return (name, row.capability, row.memory_gb, 0.0) if row else (name, None, math.inf, 0.0)

@@ -156,11 +156,14 @@ class Runner:
 
 
 def _words(recipe: Recipe) -> tuple[Any, ...]:
-    """All of `recipe` that what its family makes of the prompt depends on."""
+    """All of `recipe` that what its family makes of the prompt depends on, and whose it is.
+
+    How fast a prompt is encoded tells whether it was before, and so what somebody else has asked.
+    """
     read = recipe.reading and (recipe.reading, recipe.embeddings, recipe.size)  # SDXL is told sizes
     cfg = recipe.sampling and recipe.sampling.cfg  # which is not guidance of the same scale: FLUX.1 [dev] has both
     chunked = recipe.long_prompts == "chunked"
-    return recipe.prompt, recipe.negative_prompt, recipe.guidance, cfg, recipe.loras, read, chunked
+    return recipe.prompt, recipe.negative_prompt, recipe.guidance, cfg, recipe.loras, read, chunked, recipe.caller
 
 
 def _step(

@@ -72,7 +72,7 @@ class Observed:
             return await self.app(scope, receive, send)
         state = scope.setdefault("state", {})
         start = state.get(ARRIVED) or time.perf_counter()
-        seen = state["seen"] = Seen(request_id(scope), self._route(scope["path"]), start)
+        seen = state["seen"] = Seen(secrets.token_hex(16), self._route(scope["path"]), start)
         answer = partial(self._sent, seen, send, ARRIVED in state)
         self._open.add(seen)
         try:

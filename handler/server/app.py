@@ -1,6 +1,7 @@
 """The ASGI app: routes and health. What a route means is the business of `api/dispatch.py`."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -47,6 +48,7 @@ from handler.server.deployments import routes as deployment_routes
 from handler.server.health import health, live, ping, ready, status
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
+from handler.server.keys import weak
 from handler.server.links import content
 from handler.server.metrics import Metrics
 from handler.server.mounted import base
@@ -72,6 +74,10 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
             "everyone.",
             "KINDLING_API_KEYS",
         )
+    if settings.admin_keys and not settings.api_keys:
+        raise SettingsError("KINDLING_ADMIN_KEYS: without KINDLING_API_KEYS all may ask.", "KINDLING_API_KEYS")
+    if told := weak(settings):
+        logging.getLogger("kindling").warning("%s", told)
     routes = _routes(settings)
     app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=HANDLERS)
     app.router.redirect_slashes = False

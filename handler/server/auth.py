@@ -5,38 +5,29 @@ it ask a server on its own machine. So other origins are refused then, and a loo
 for a name can be made to lead here.
 """
 
-import base64
-import contextlib
-import hashlib
-import hmac
-import ipaddress
-import os
 import re
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
-from urllib.parse import parse_qs
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler.api.dispatch import TOKENS
-from handler.api.links import LINKS_ROUTE
 from handler.api.reply import error_reply
 from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
+from handler.core.loopback import is_loopback
 from handler.core.settings import Settings
 from handler.server.accept import TOLD, prefers
-from handler.server.access import response
+from handler.server.access import request_id, response
+from handler.server.keys import LINK, READS, Keys, twice
 from handler.server.mounted import EDITOR, PICTURES, PLAYGROUND
 
 OPEN_ROUTES = ("/ping", "/health", "/health/live")
 # By scripts of an allowed origin, beside the usual.
 READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", TOKENS, *TOLD, "location")
-# Whose URL may have the key in it: browsers send nothing else for an image or a websocket.
-BY_URL = ("/ws", "/api/ws", "/view", "/api/view")
-LINK, READS = re.compile(LINKS_ROUTE.replace("{image_id}", "[^/]+")), ("GET", "HEAD")
-Why = Callable[[Scope], RequestError | None]
-QUERY, FIELDS = 4096, 64  # bytes and fields of a URL's query that are looked at
+# What a proxy adds: who asks through one is not on this machine.
+FORWARDED = re.compile(rb"forwarded|via|x-real-ip|x-forwarded-.+")
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 CHALLENGE = 'Basic realm="Kindling: any name, and a key as the password", charset="UTF-8"'
 POLICY = 1008  # a WebSocket's code for what is not allowed
 DEFAULTS = {  # of every answer that does not say otherwise itself, as a page must of its policy
@@ -49,7 +40,8 @@ DEFAULTS = {  # of every answer that does not say otherwise itself, as a page mu
 
 def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
     """`app` behind what `settings` ask for."""
-    why = Keys(settings.api_keys, Neighbours(settings).foreign) if settings.api_keys else Neighbours(settings)
+    keys, near = settings.api_keys, Neighbours(settings)
+    why = Keys(keys, near.foreign, settings.admin_keys) if keys else near
     gate = Gate(app, why, settings.comfy_ui)
     return Head(Cors(gate, settings.cors_origins) if settings.cors_origins else gate)
 
@@ -105,8 +97,10 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_open = scope["type"] == "lifespan" or scope["path"] in OPEN_ROUTES or _shows_page(scope)
-        error = None if is_open else self._why(scope)
+        error = None if is_open else twice(scope) or self._why(scope)
         if error is None:
+            if not is_open and (seen := scope.get("state", {}).get("seen")):
+                seen.let_in(request_id(scope))
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": POLICY})  # a server answers 403 then
@@ -129,49 +123,6 @@ def _shows_page(scope: Scope) -> bool:
     return within or wants_page(scope)
 
 
-class Keys:
-    """Asks for a known key. Keeps digests, not keys."""
-
-    def __init__(self, keys: tuple[str, ...], foreign: Why = lambda scope: None) -> None:
-        self._digests = [hashlib.sha256(os.fsencode(key)).digest() for key in keys]
-        self._foreign = foreign
-
-    def __call__(self, scope: Scope) -> RequestError | None:
-        """What is wrong with the request's key, if anything; how long this takes tells nothing about the keys.
-
-        One that a browser adds unasked, to what any page asks, proves nothing of a page that is `foreign`. A picture's
-        URL is its own key.
-        """
-        if scope.get("method") in READS and LINK.fullmatch(scope["path"]):
-            return None
-        known = [name for name, key in _keys(scope) if self._knows(key)]
-        if not known:
-            return Unauthorized("Send a valid key as 'Authorization: Bearer KEY'.")
-        return self._foreign(scope) if known == ["basic"] else None
-
-    def _knows(self, key: bytes) -> bool:
-        digest = hashlib.sha256(key).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
-
-
-def _keys(scope: Scope) -> Iterator[tuple[str, bytes]]:
-    """Where a request may have a key, and what it has there."""
-    headers = dict(scope["headers"])
-    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() in (b"bearer", b"key"):  # fal's clients say Key
-        yield "bearer", key.strip()
-    if scheme.lower() == b"basic":
-        with contextlib.suppress(ValueError):  # it is no base64
-            yield "basic", base64.b64decode(key.strip(), validate=True).partition(b":")[2]
-    if b"x-api-key" in headers:
-        yield "header", headers[b"x-api-key"].strip()
-    if scope.get("path") in BY_URL:
-        with contextlib.suppress(ValueError):  # it has too many fields
-            query = parse_qs(scope["query_string"][:QUERY], max_num_fields=FIELDS)
-            yield from (("url", key) for key in query.get(b"token", ())[:1])
-
-
 class Neighbours:
     """Where there are no keys: refuses other origins' pages and, on loopback, other names than the machine's own."""
 
@@ -179,19 +130,34 @@ class Neighbours:
         # Where there are keys this is asked of what a browser adds unasked, and not for any page in the world.
         known = set(settings.cors_origins) - ({"*"} if settings.api_keys else set())
         own = "/".join(settings.public_url.split("/")[:3])  # of its own pages, behind a proxy that says another Host
-        self._origins, self._anyone = known | {own}, settings.allow_open
+        self._origins, self._anyone, self._hosts = known | {own}, settings.allow_open, {*settings.hosts}
+        self._shown = bool(known)  # to pages of others, whose pictures say nothing of whose they are
 
     def __call__(self, scope: Scope) -> RequestError | None:
         """Why the request looks like a stranger's, if it does."""
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
         here, _ = scope.get("server") or ("", None)
-        if host and not self._anyone and is_loopback(here) and not is_loopback(_name(host)):
+        alone = is_loopback(here) and not self._anyone
+        if "host" in headers and not self._answers_to(headers["host"], alone):
+            other = "KINDLING_ALLOW_OPEN=true" if alone else "KINDLING_HOSTS"
+            only = "to this machine" if alone else "as KINDLING_HOSTS says"
             return ForeignOrigin(
-                f"This server has no keys and answers to this machine only, not to the name '{host:.80}'. "
-                "Set KINDLING_API_KEYS, or KINDLING_ALLOW_OPEN=true."
+                f"This server has no keys and answers {only} only, not to the name '{headers['host']:.80}'. "
+                f"Set KINDLING_API_KEYS, or {other}."
+            )
+        if alone and (name := next((name for name, _ in scope["headers"] if FORWARDED.fullmatch(name)), None)):
+            return ForeignOrigin(
+                f"This server has no keys and answers to this machine only, and {name.decode()} says that a proxy asks "
+                "for others. Set KINDLING_API_KEYS, or KINDLING_ALLOW_OPEN=true."
             )
         return self.foreign(scope)
+
+    def _answers_to(self, host: str, alone: bool) -> bool:
+        """Whether a Host header has one of its names; a name that is none is nobody's."""
+        name = _name(host)
+        if {name.lower(), host.lower()} & self._hosts:
+            return True
+        return is_loopback(name) if alone or is_loopback(name) else bool(name) and not self._hosts
 
     def foreign(self, scope: Scope) -> RequestError | None:
         """What is wrong with the page that asks, if one does."""
@@ -201,18 +167,13 @@ class Neighbours:
             return ForeignOrigin(
                 f"Pages of '{origin:.80}' may not ask this server. Name it in KINDLING_CORS_ORIGINS to let them."
             )
+        linked = scope.get("method") in READS and LINK.fullmatch(scope["path"])
+        if not (origin or linked or self._shown) and headers.get("sec-fetch-site") == "cross-site":
+            return ForeignOrigin("Pages of other sites may not ask this server. KINDLING_CORS_ORIGINS lets them.")
         return None
 
 
-@lru_cache(64)
-def is_loopback(host: str) -> bool:
-    """Whether an address, or the name of one, is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 def _name(host: str) -> str:
-    """Of a Host header, without the port."""
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    """Of a Host header, without the port; of what is none, nothing."""
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]) if found else ""

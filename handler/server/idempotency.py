@@ -17,6 +17,7 @@ from typing import Any
 from starlette.datastructures import Headers
 
 from handler.api.reply import Reply, error_reply
+from handler.core.caller import CALLER
 from handler.core.deadline import LATE, Deadline
 from handler.core.errors import DeadlineExceeded, InvalidValue, KeyReused, KindlingError
 from handler.core.recipe import Picture
@@ -24,7 +25,6 @@ from handler.core.recipe import Picture
 HEADER = "idempotency-key"
 KEY = re.compile(r"[!-~]{1,255}")
 REPEATED = {"idempotent-replayed": "true"}
-CALLER = ("authorization", "x-api-key")  # where a request may have an API key
 GRACE_S = 10.0  # OpenAI's client waits 0.5 to 8 s before it tries again
 KEPT_S, KEPT, KEPT_BYTES = 600.0, 256, 64_000_000  # of answers
 Key = tuple[bytes, str]
@@ -32,14 +32,13 @@ Start = Callable[[Deadline], Awaitable[Reply]]
 
 
 def key_of(headers: Headers) -> Key | None:
-    """The caller's own name for its request, if it gave one; whoever has another API key has other names."""
+    """The caller's own name for its request, if it gave one; whoever has another key has other names."""
     given = headers.get(HEADER)
     if given is None:
         return None
     if not KEY.fullmatch(given):
         raise InvalidValue("Idempotency-Key should be 1 to 255 visible ASCII characters.", "Idempotency-Key")
-    caller = [headers.get(name, "") for name in CALLER]
-    return hashlib.sha256(repr(caller).encode()).digest(), given
+    return CALLER.get(), given
 
 
 def fingerprint(path: str, body: bytes, form: Mapping[str, Any] | None, *accepted: str) -> bytes:

@@ -15,12 +15,12 @@ import uvicorn
 
 from handler.core import outlet
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
+from handler.core.loopback import is_loopback
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
 from handler.server.access import Observed
 from handler.server.access import log as requests
 from handler.server.app import create_app
-from handler.server.auth import is_loopback
 from handler.server.connections import Connections, Limits, room
 from handler.server.shutdown import BACKLOG, Server, say
 from handler.server.traces import Traces

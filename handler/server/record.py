@@ -12,12 +12,14 @@ from handler.core.recipe import Picture
 class Seen:
     """One request: its first byte came at `start`, all of it was there at `begun`, in `time.perf_counter`'s seconds.
 
-    `status` is None until it is known how it ends, and `answered` is whether that is on its way.
+    Its `id` is the caller's own, and `admitted` true, only once that was let in. `status` is None until it is known how
+    it ends, and `answered` is whether that is on its way.
     """
 
     id: str
     route: str
     start: float
+    admitted: bool = False
     deadline: Deadline | None = None
     begun: float = 0.0
     answered: bool = False
@@ -25,6 +27,10 @@ class Seen:
     reason: str = ""
     prompt: object = None
     pictures: tuple[Picture, ...] = ()
+
+    def let_in(self, name: str) -> None:
+        """Whoever asks may, and so choose what its request is called."""
+        self.id, self.admitted = name, True
 
     def read(self, payload: object) -> None:
         """What is asked for is known from now on."""

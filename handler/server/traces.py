@@ -59,7 +59,7 @@ class Traces:
         self._provider, self._tracer = provider, provider.get_tracer("kindling", __version__)
 
     def request(self, scope: Scope, seen: "Seen", status: int, end: float) -> None:
-        """A request that was answered with `status` at `end`, below the span that its traceparent names."""
+        """A request that was answered with `status` at `end`: if it was let in, below the span that it names."""
         if seen.route in PROBES:
             return
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
@@ -76,7 +76,7 @@ class Traces:
             recipe = seen.pictures[0].recipe
             attributes |= {"kindling.steps": recipe.steps, "kindling.size": "{}x{}".format(*recipe.size)}
         at = _since(time.perf_counter())
-        with_parent = _parent(dict(scope["headers"]).get(b"traceparent", b""))
+        with_parent = _parent(dict(scope["headers"]).get(b"traceparent", b"") if seen.admitted else b"")
         inner = self._span(f"{method} {seen.route}", at(seen.start), at(end), attributes, with_parent, status >= 500)
         for name, number, start, seconds in laid_out(seen.pictures, seen.begun, end):
             self._span(name, at(start), at(start + seconds), {"kindling.picture": number}, inner)

@@ -4,21 +4,22 @@ Whole files stay when a fetch is interrupted. The manifest comes last, so a work
 """
 
 import contextlib
+import errno
 import fcntl
-import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from handler.catalog.sizes import largest_below
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import FetchFailed, WeightsCorrupt
+from handler.core.errors import FetchFailed, VolumeFailed, WeightsCorrupt
 from handler.core.loras import Pin
 from handler.core.untrusted import Malformed, load
 from handler.volume.adapters import FETCHED
@@ -33,6 +34,7 @@ from handler.volume.named import SUFFIX
 from handler.volume.revisions import MAIN, begun, settled
 from handler.volume.room import discard
 from handler.volume.sources import INDEX, fetched_folder, model_source
+from handler.volume.vouched import remember, require, sized, verified
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -46,6 +48,7 @@ class Order:
     """What shall be complete in `folder`: the items that `choose` names once it has read `head`, if that is JSON."""
 
     name: str
+    volume: Path
     folder: Path
     facts: dict[str, str]
     repositories: tuple[Repository, ...]
@@ -71,12 +74,12 @@ def fetch_lora(wanted: Pin, volume: Path, *, quiet: bool = False, wait: Wait = t
 
     start, repository = time.monotonic(), Repository(wanted.repository, wanted.revision)
     item = Item(f"{wanted.name}{SUFFIX}", repository, wanted.file)
-    order = Order(f"LoRA {wanted.name}", volume / FETCHED, {}, (repository,), item, lambda *_: [item])
+    order = Order(f"LoRA {wanted.name}", volume, volume / FETCHED, {}, (repository,), item, lambda *_: [item])
     path, bars = order.folder / item.path, disable_progress_bars() if quiet else contextlib.nullcontext()
     with explained(order.name, repository, order.folder), _alone(order.folder), bars:
         if (file := repository.files().get(item.file)) is None:
             raise FetchFailed(f"{repository.name} has no {item.file} at {repository.revision}.")
-        there = _sized(path, file)
+        there = sized(path, file)
         _check_space(order, {item.path: file})
         entry = _bring(order, item, file, wait)
         discard(incoming(order.folder))
@@ -107,7 +110,7 @@ def _model_order(spec: ModelSpec, volume: Path) -> Order:
         facts |= {"base": base.name, "base_revision": base.revision}
     listed = (base, own) if spec.grafts else (base,)
     head = Item(INDEX, base, INDEX)
-    return Order(spec.id, fetched_folder(spec, volume), facts, listed, head, partial(model_items, spec))
+    return Order(spec.id, volume, fetched_folder(spec, volume), facts, listed, head, partial(model_items, spec))
 
 
 def fetch_weights(name: str, volume: Path, variant: str, *, quiet: bool = False, wait: Wait = time.sleep) -> Fetched:
@@ -118,7 +121,7 @@ def fetch_weights(name: str, volume: Path, variant: str, *, quiet: bool = False,
     repository = Repository(wanted.repository, wanted.revision)
     facts = {"kind": "repository", "repository": repository.name, "revision": repository.revision}
     choose = partial(repository_items, repository, variant)
-    order = Order(name, wanted.path, facts, (repository,), Item(INDEX, repository, INDEX), choose)
+    order = Order(name, volume, wanted.path, facts, (repository,), Item(INDEX, repository, INDEX), choose)
     if wanted.file:
         facts |= {"kind": "file", "file": wanted.file}
         head = Item(wanted.path.name, repository, wanted.file)
@@ -130,7 +133,7 @@ def _vae_order(name: str, volume: Path) -> Order:
     folder, repository = fetched_vae(name, volume), Repository(*name.split("@"))
     facts = {"kind": "vae", "repository": repository.name, "revision": repository.revision}
     head = Item(f"{VAE}/{VAE_CONFIG}", repository, VAE_CONFIG)
-    return Order(name, folder, facts, (repository,), head, partial(vae_items, repository))
+    return Order(name, volume, folder, facts, (repository,), head, partial(vae_items, repository))
 
 
 def _fill(order: Order, quiet: bool, wait: Wait) -> Fetched:
@@ -165,7 +168,7 @@ def _complete(order: Order) -> Source | None:
 def _alone(folder: Path) -> Iterator[None]:
     """Let one process at a time fill `folder`; the lock goes when its process does."""
     folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+    with _opened(folder.with_name(f".{folder.name}.lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -174,6 +177,16 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError:
             log.warning("%s cannot be locked: another process may fetch the same files to it, too.", folder)
         yield
+
+
+def _opened(lock: Path) -> IO[bytes]:
+    """The file, made if it is not there. What a link in its place leads to is not ours to touch."""
+    try:
+        return os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise VolumeFailed(f"{lock} is a link, which no lock of ours is. Remove it.") from None
+        raise
 
 
 def _download(order: Order, wait: Wait) -> Source:
@@ -212,7 +225,7 @@ def _object(order: Order, item: Item) -> dict[str, Any]:
 
 def _check_space(order: Order, files: Mapping[str, "RepoFile"]) -> None:
     folder, free = order.folder, shutil.disk_usage(order.folder).free
-    missing = sum(file.size for path, file in files.items() if not _sized(folder / path, file))
+    missing = sum(file.size for path, file in files.items() if not sized(folder / path, file))
     if missing > free:
         told = f"{order.name} needs {missing / 1e9:.1f} GB more, {folder} has {free / 1e9:.1f} GB free."
         raise FetchFailed(f"{told} {largest_below(free / 1e9)}")
@@ -234,27 +247,14 @@ def _rename_shards(order: Order, item: Item, items: list[Item]) -> Entry:
 def _bring(order: Order, item: Item, file: "RepoFile", wait: Wait) -> Entry:
     """The checksums of `item` once it is there with the hub's bytes; what is wrong there goes."""
     path, copies = order.folder / item.path, 0
+    require(order.volume, item, file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    while (entry := _verified(path, file)) is None:
+    while (entry := verified(path, file)) is None:
         if copies == COPIES:
             path.unlink(missing_ok=True)
             raise FetchFailed(f"{item.file} came with wrong bytes {COPIES} times and was removed.")
         with explained(order.name, item.repository, order.folder):
             item.repository.download(item.file, incoming(order.folder), wait).replace(path)
         copies += 1
+    remember(order.volume, item, file)
     return entry
-
-
-def _verified(path: Path, file: "RepoFile") -> Entry | None:
-    if not _sized(path, file):
-        return None
-    entry = summarize(path)
-    if file.lfs:
-        return entry if entry.sha256 == file.lfs.sha256 else None
-    data = path.read_bytes()  # small: all that the hub knows is git's name for it
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    return entry if blob == file.blob_id else None
-
-
-def _sized(path: Path, file: "RepoFile") -> bool:
-    return path.is_file() and path.stat().st_size == file.size

@@ -1,14 +1,17 @@
 """The Hugging Face hub: what a repository has, one file of it at a time, and what its client's errors mean."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from handler.core.errors import FetchFailed, VolumeFailed
+from handler.core.loopback import is_loopback
 from handler.volume.room import refused
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ TRIES, LONGEST_WAIT_S = 5, 300
 COMMIT = re.compile("[0-9a-f]{40}")
 SECONDS = re.compile("[0-9]{1,9}")  # a date, which it may be too, is not waited for
 Wait = Callable[[float], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +38,14 @@ class Repository:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
-        tree = HfApi().list_repo_tree(self.name, revision=self.revision, recursive=True)
+        tree = HfApi(token=_token()).list_repo_tree(self.name, revision=self.revision, recursive=True)
         return {file.path: file for file in tree if isinstance(file, RepoFile)}
 
     def commit(self) -> str:
         """Which commit its revision is now: 40 digits."""
         from huggingface_hub import HfApi
 
-        found = HfApi().model_info(self.name, revision=self.revision).sha or ""
+        found = HfApi(token=_token()).model_info(self.name, revision=self.revision).sha or ""
         if not COMMIT.fullmatch(found):
             raise ValueError(f"the hub says that {self.revision} is {found:.80}, which is no commit")
         return found
@@ -50,8 +54,22 @@ class Repository:
         """Bring `file` to where it is under its own name in `folder`, trying again where that may help."""
         from huggingface_hub import hf_hub_download
 
-        _persist(partial(hf_hub_download, self.name, file, revision=self.revision, local_dir=folder), wait)
+        bring = partial(hf_hub_download, self.name, file, revision=self.revision, local_dir=folder, token=_token())
+        _persist(bring, wait)
         return folder / file
+
+
+def _token() -> bool | None:
+    """False where the client's token would be readable on its way: to a hub over http that is not on this machine."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_token
+
+    hub = urlsplit(constants.ENDPOINT)
+    if hub.scheme == "https" or is_loopback(hub.hostname or ""):
+        return None
+    if get_token():
+        log.warning("HF_TOKEN is not sent to %s, for anybody could read it on its way; use https.", constants.ENDPOINT)
+    return False
 
 
 def _persist(download: Callable[[], object], wait: Wait) -> None:

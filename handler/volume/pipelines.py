@@ -14,6 +14,7 @@ from handler.catalog.architectures import Part, parts
 from handler.catalog.naming import Shapes
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError
+from handler.volume.codeless import OWN_CODE
 from handler.volume.fitting import PLACES, Share, cut, fit, misfit
 from handler.volume.given import SETTING, Given
 from handler.volume.listing import index_of, json_of, weight_files
@@ -23,7 +24,6 @@ from handler.volume.single import Single, examine, kept
 CLASS = "_class_name"
 CONFIG, SCHEDULE = "config.json", "scheduler_config.json"
 FLOW = "FlowMatch"  # in the names of schedulers for what predicts flow, and of no others
-OWN_CODE = "auto_map"  # in a configuration: classes of the folder's own
 # What configurations say that changes no picture: where they come from, training, and what tensors' shapes say already.
 HARMLESS = re.compile(
     r"_.*|architectures|(torch_)?dtype|transformers_version|\w*_token_id|\w*dropout\w*|initializer_\w+|use_cache"

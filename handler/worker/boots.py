@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import queue
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ PATIENCE_S = 2.0
 KEPT = 50
 AHEAD_S = 60  # others write while this one looks
 LONGEST = 1 << 20  # bytes of a record; a longer one is none
+OWN = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-.+\.json", re.ASCII)  # as `Birth.identity` begins
 log = logging.getLogger(__name__)
 
 
@@ -89,9 +91,15 @@ class BootLog:
         self._told = True
 
     def _tidy(self, written: bool) -> None:
-        """Of records of a date to come make the oldest, so that whoever reads takes them for old; remove the oldest."""
+        """Of records of a date to come make the oldest, so that whoever reads takes them for old; remove the oldest.
+
+        Only workers' own: what else is there, and where links lead, is other people's.
+        """
         with contextlib.suppress(VolumeFailed):
-            dated = {path: at for at, path in _dated(self._folder)}
+            own = [
+                (at, path) for at, path in _dated(self._folder) if OWN.fullmatch(path.name) and not path.is_symlink()
+            ]
+            dated = {path: at for at, path in own}
             now = (dated.get(self._path) if written else 0) or math.inf  # else nobody knows what time it is there
             to_come = now + AHEAD_S * 10**9
             if now < math.inf:
@@ -104,6 +112,10 @@ class BootLog:
                 if path != self._path:
                     with contextlib.suppress(OSError):
                         path.unlink()
+
+
+def _is_own(path: Path) -> bool:
+    return bool(OWN.fullmatch(path.name)) and not path.is_symlink()
 
 
 def _make_oldest(path: Path) -> None:

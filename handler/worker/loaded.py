@@ -15,6 +15,7 @@ from typing import Any, Self
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import NotReady
 from handler.core.recipe import Drawn, OnStep, Recipe
+from handler.core.tracebacks import outline
 from handler.model.compiling import artifacts
 from handler.model.environment import environment
 from handler.model.faults import give_back
@@ -78,10 +79,11 @@ class Loaded:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
-        except Exception:
+        except Exception as more:
             if error is None:
                 raise
-            log.exception("the memory of %s could not be given back", self.spec.id)  # `error` says why, and goes on
+            told = "the memory of %s could not be given back\n%s"  # `error`, which says why, goes on
+            log.error(told, self.spec.id, outline(more))
 
     def close(self) -> None:
         """Give the model's memory back; what was compiled and not published is lost, and nothing is drawn any more."""

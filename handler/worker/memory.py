@@ -17,7 +17,7 @@ from handler.catalog.sizes import NONE
 from handler.catalog.spec import ModelSpec
 from handler.core.request import MAX_SIDE
 from handler.model.adapters.applied import CACHED
-from handler.model.hardware import Hardware
+from handler.model.hardware import CONTEXT_GB, Hardware
 from handler.volume.manifest import Source
 from handler.volume.overlay import NOTHING, Overlay
 from handler.worker.footprint import Weights, weigh
@@ -30,7 +30,6 @@ TRIED: dict[str, tuple[Placement, ...]] = {  # for each value of KINDLING_OFFLOA
     "blocks": ("blocks",),
 }
 WAITS = {"encoders": "the text encoders wait in host memory", "blocks": "all but the VAE waits in host memory"}
-CONTEXT_GB = 1.0  # what driver and libraries keep of a GPU's memory; an assumption
 DECODED = 2500  # bytes a pixel while 16-bit VAEs decode: three times 256 channels, and cuDNN's work; an assumption
 
 
@@ -98,6 +97,7 @@ def _laid_out(mode: Placement, weights: Weights, host_gb: float, counted: bool) 
     words += [f"{comes / 1e9:.2g} GB for parts that come and go"] if comes else []
     words.append(f"{spec.work_gb:g} GB to work" if draws >= loads else f"{needs - takes.device / 1e9:.2g} GB to load")
     reason = f"{' + '.join(words)} = {needs:.1f} GB, of {hardware.memory_gb:.1f} GB on the {hardware.name}"
+    reason += f", of which others hold {hardware.others_gb:.1f} GB more" if hardware.others_gb else ""
     if weights.waiting(mode):
         there = "" if math.isinf(host_gb) else f", of {host_gb:.1f} GB"
         reason = f"{WAITS[mode]} ({host:.1f} GB with the process and what is read{there}): {reason}"

@@ -173,7 +173,8 @@ def test_a_bug_is_logged_but_not_told(engine: Engine, family: FakeFamily, caplog
     with caplog.at_level(logging.ERROR), pytest.raises(Internal) as caught:
         asyncio.run(engine.submit(RECIPE))
     assert "secret" not in caught.value.message
-    assert "secret detail" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert "secret" not in caplog.text.replace('ZeroDivisionError("secret detail")', "")  # but for a line of this file
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

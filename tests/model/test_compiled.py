@@ -64,9 +64,16 @@ def package(compiler: None, eager: Any, tmp_path_factory: pytest.TempPathFactory
     """spark's blocks compiled, from steps at two sizes; neither is UNSEEN."""
     path = tmp_path_factory.mktemp("compiled") / "any name.pt2"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(path.parent / "known"))
+        patch.setattr("torch._inductor.codecache._HEADER_DIR", str(path.parent / "known" / "headers"))
         patch.setenv("FORGETFUL", "1")  # once in a run the compiler itself compiles
         assert compile_blocks(eager.transformer, lambda: [draw(eager, size, 1) for size in (NATIVE, (128, 64))], path)
     return path
+
+
+def test_nothing_is_run_or_left_where_others_know_the_folder(package: Path) -> None:
+    """Inductor runs what it finds in its cache, and builds with the headers there."""
+    assert [path.name for path in package.parent.iterdir()] == [package.name]
 
 
 @pytest.fixture(scope="session")

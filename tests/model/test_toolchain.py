@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import PATIENT, ROOT
 from packaging.requirements import Requirement
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 from torch.utils import cpp_extension
 
 from fakes import raises
@@ -166,7 +167,7 @@ def test_nothing_is_changed_where_nothing_is_found(cuda: Path, monkeypatch: pyte
     monkeypatch.setattr(toolchain, "_driver", lambda: "")
     before = dict(os.environ)
     with toolchain.environment():
-        assert dict(os.environ) == before
+        assert {name for name in os.environ | before if os.environ.get(name) != before.get(name)} == {*toolchain.CACHES}
         assert cpp_extension.CUDA_HOME is None
 
 
@@ -181,10 +182,13 @@ def test_all_comes_back_after_an_error(cuda: Path) -> None:
 
 LINK = """
 import os, subprocess, sys
+from contextlib import nullcontext
 from types import SimpleNamespace as Fake
 extension = Fake(CUDA_HOME=None)
 sys.modules["torch"] = Fake(version=Fake(cuda="13.0"))
 sys.modules["torch.utils"] = Fake(cpp_extension=extension)
+sys.modules["torch._inductor"] = Fake(config=Fake(patch=nullcontext))
+sys.modules["torch._inductor.utils"] = Fake(clear_caches=lambda: None)
 from handler.model.compiling import toolchain
 bare = subprocess.run([*sys.argv[1:]], capture_output=True).returncode
 with toolchain.environment():
@@ -192,6 +196,30 @@ with toolchain.environment():
     folder = os.environ["LIBRARY_PATH"].split(":")[0]
 print(bare, given, os.path.exists(folder), toolchain.look().driver, sep="\\n")
 """
+
+
+def test_each_compilation_has_a_folder_of_its_own_that_nobody_else_can_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/tmp/torchinductor_root")
+    folders = list[Path]()
+    for _ in range(2):
+        with toolchain.environment():
+            for name in toolchain.CACHES:
+                assert Path(os.environ[name]).parent.stat().st_mode & 0o777 == 0o700
+            folders.append(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+            assert default_cache_dir() != cache_dir() == str(folders[-1])
+    assert folders[0] != folders[1]
+    assert not any(folder.parent.exists() for folder in folders)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/tmp/torchinductor_root"
+
+
+def test_compilers_are_told_no_secrets_and_this_process_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["sh", "-c", "echo $HF_TOKEN $KINDLING_API_KEYS $AWS_SESSION_TOKEN $KINDLING_QUEUE"]
+    for name in ("HF_TOKEN", "KINDLING_API_KEYS", "AWS_SESSION_TOKEN", "KINDLING_QUEUE"):
+        monkeypatch.setenv(name, "31")
+    with toolchain.environment():
+        assert subprocess.check_output(command, text=True) == "31\n"
+        assert os.environ["HF_TOKEN"] == "31"
+    assert subprocess.check_output(command, text=True) == "31 31 31 31\n"
 
 
 @pytest.mark.parametrize("place", ["lib64", "a folder"])

@@ -709,3 +709,52 @@ def test_all_weights_are_freed_whoever_still_knows_them() -> None:
     assert [tensor.untyped_storage().nbytes() for tensor in known] == [0] * 5
     assert read.weight.numel() == 0
     free(None)
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "named"),
+    [
+        ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["planted.T", None]}}, "auto_map"),
+        ("tokenizer_2/config.json", {"auto_map": {"AutoConfig": "planted.C"}}, "auto_map"),
+        ("text_encoder/config.json", {"auto_map": {"AutoModel": "planted.M"}}, "auto_map"),
+        ("text_encoder/config.json", {"attn_implementation": "someone/kernel"}, "attn_implementation 'someone/kernel'"),
+        ("text_encoder/config.json", {"_attn_implementation": "flash_attention_2"}, "'flash_attention_2'"),
+        ("text_encoder_2/config.json", {"attn_implementation": {"text": "a/b:c"}}, "attn_implementation 'a/b:c'"),
+        ("text_encoder_2/config.json", {"text_config": {"_attn_implementation": "a/b"}}, "_attn_implementation 'a/b'"),
+        ("scheduler/scheduler_config.json", {"auto_map": {"Scheduler": "planted.S"}}, "auto_map"),
+    ],
+)  # fmt: skip
+def test_what_would_run_code_of_others_is_refused_by_name(
+    spark: Path, file: str, said: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = json.loads((spark / file).read_text()) if (spark / file).exists() else {}
+    (spark / file).write_text(json.dumps(before | said))
+    ran = spark / "ran"
+    for component in ("tokenizer", "tokenizer_2", "text_encoder", "scheduler"):
+        (spark / component / "planted.py").write_text(f"open({str(ran)!r}, 'w')\nclass T: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    refused = pytest.raises(WeightsCorrupt, match=f"{file} has .*{named}.*is refused")
+    with refused, Reader(Source(spark, None)) as reader:
+        load_components(reader, FP32)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("one", [None, "eager", "sdpa"])
+def test_the_librarys_own_attention_may_be_named(spark: Path, one: str | None) -> None:
+    config = spark / "text_encoder/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attn_implementation": one}))
+    with Reader(Source(spark, None)) as reader:
+        assert load_components(reader, FP32)["text_encoder"]
+
+
+def test_a_tokenizer_in_the_place_of_another_never_runs_its_own_code(
+    spark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of transformers' classes asks about `auto_map` is theirs to change: the answer is no, never a person's."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        transformers.CLIPTokenizer, "from_pretrained", classmethod(lambda _, *__, **given: asked.append(given))
+    )
+    with Reader(Source(spark, None)) as reader:
+        load_components(reader, FP32)
+    assert asked[0]["trust_remote_code"] is False

@@ -17,10 +17,12 @@ from starlette.types import ASGIApp, Message, Scope
 from fakes import FakeFamily, raises
 from handler import Settings, create_app
 from handler.core.errors import NumericalError, SettingsError
-from handler.server import auth
-from handler.server.auth import DEFAULTS, OPEN_ROUTES, Head, Keys
+from handler.core.loopback import is_loopback
+from handler.server import auth, keys
+from handler.server.auth import DEFAULTS, OPEN_ROUTES, Head
+from handler.server.keys import ADMIN, Keys, weak
 from handler.server.metrics import Metrics
-from serving import Served, serving
+from serving import Served, live, serving
 
 KEY, OTHER = "canary-key-0451", "canary-key-0452"
 ROUTE, PAGE = "/v1/images/generations", "https://page.example"
@@ -140,7 +142,7 @@ def test_a_websocket_needs_a_key_before_there_is_one(app: Callable[..., Any]) ->
 
 
 def test_a_key_may_have_any_bytes_that_the_environment_has() -> None:
-    scope: Scope = {"headers": [(b"authorization", b"Bearer \xff\xc3\xa9")]}
+    scope: Scope = {"path": ROUTE, "headers": [(b"authorization", b"Bearer \xff\xc3\xa9")]}
     assert Keys(("\udcffé",))(scope) is None
     assert Keys(("\udcfe",))(scope) is not None
 
@@ -148,8 +150,8 @@ def test_a_key_may_have_any_bytes_that_the_environment_has() -> None:
 def test_keys_are_kept_as_digests_only(app: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     settings = Settings(api_keys=(KEY,))
-    keys = Keys(settings.api_keys)
-    assert "canary" not in f"{settings} {settings!r} {keys!r} {vars(keys)}"
+    known = Keys(settings.api_keys)
+    assert "canary" not in f"{settings} {settings!r} {known!r} {vars(known)}"
     made = app(api_keys=(KEY,))
     for headers in ({"authorization": f"Bearer {KEY}"}, {"authorization": f"Basic {KEY}"}):
         for body in ({"prompt": "x"}, {"colour": "x"}):
@@ -159,9 +161,9 @@ def test_keys_are_kept_as_digests_only(app: Callable[..., Any], caplog: pytest.L
 
 def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
-    monkeypatch.setattr(auth.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
-    keys = Keys((KEY, OTHER, "third"))
-    assert keys({"headers": [(b"authorization", f"Bearer {KEY}".encode())]}) is None
+    monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append((a, b)) or a == b)
+    known = Keys((KEY, OTHER, "third"))
+    assert known({"path": ROUTE, "headers": [(b"authorization", f"Bearer {KEY}".encode())]}) is None
     assert len(compared) == 3  # whether the first fits or not
     assert {len(each) for pair in compared for each in pair} == {32}
 
@@ -343,13 +345,16 @@ def test_a_page_may_have_a_policy_of_its_own() -> None:
     ("host", "name", "own"),
     [
         ("localhost:1", "localhost", True), ("LocalHost", "LocalHost", True), ("127.0.0.1:80", "127.0.0.1", True),
-        ("127.9.9.9", "127.9.9.9", True), ("[::1]:8000", "::1", True), ("[::1]", "::1", True), ("[evil", "evil", False),
+        ("127.9.9.9", "127.9.9.9", True), ("[::1]:8000", "::1", True), ("[::1]", "::1", True), ("[evil", "", False),
+        ("127.0.0.1:80@evil.example", "", False), ("localhost:x", "", False), ("localhost:1:2", "", False),
+        ("localhost evil", "", False), ("local_host.a-b:1", "local_host.a-b", False),
+
         ("[fe80::1]:1", "fe80::1", False), ("evil.example:8000", "evil.example", False),
         ("10.0.0.1", "10.0.0.1", False), ("localhost.evil:1", "localhost.evil", False), ("", "", False),
     ],
 )  # fmt: skip
 def test_which_names_are_this_machines_own(host: str, name: str, own: bool) -> None:
-    assert (auth._name(host), auth.is_loopback(name)) == (name, own)
+    assert (auth._name(host), is_loopback(name)) == (name, own)
 
 
 @pytest.mark.parametrize(
@@ -359,13 +364,21 @@ def test_which_names_are_this_machines_own(host: str, name: str, own: bool) -> N
         ({}, "127.0.0.1", "", True), ({}, "203.0.113.1", "kindling.example", True), ({}, None, "evil.example", True),
         ({"allow_open": True}, "127.0.0.1", "evil.example", True),
         ({"cors_origins": (PAGE,)}, "127.0.0.1", "evil.example", False),
+        ({}, "127.0.0.1", "127.0.0.1:80@evil.example", False), ({}, "127.0.0.1", "localhost:evil", False),
+        ({"hosts": "kindling.lan"}, "127.0.0.1", "Kindling.LAN:8000", True),
+        ({"hosts": "kindling.lan:8000"}, "127.0.0.1", "kindling.lan:8000", True),
+        ({"hosts": "kindling.lan:8000"}, "127.0.0.1", "kindling.lan:1", False),
+        ({"hosts": "kindling.lan", "allow_open": True}, "10.0.0.5", "kindling.lan:8000", True),
+        ({"hosts": "kindling.lan", "allow_open": True}, "10.0.0.5", "evil.example", False),
+        ({"hosts": "kindling.lan", "allow_open": True}, "10.0.0.5", "localhost:8000", True),
+        ({"allow_open": True}, "10.0.0.5", "no name", False),
     ],
 )  # fmt: skip
 def test_without_keys_who_came_to_this_machine_asked_for_it(
     settings: dict[str, Any], here: str | None, host: str, lets: bool
 ) -> None:
     headers = [(b"host", host.encode())] if host else []
-    scope: Scope = {"type": "http", "headers": headers, "server": (here, 80) if here else None}
+    scope: Scope = {"type": "http", "path": ROUTE, "headers": headers, "server": (here, 80) if here else None}
     refusal = auth.Neighbours(Settings(**settings))(scope)
     assert (refusal is None) == lets
     assert lets or "KINDLING_API_KEYS" in str(refusal)
@@ -382,3 +395,95 @@ def test_what_a_page_may_read_of_an_answer(app: Callable[..., Any]) -> None:
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
     }
+
+
+@pytest.mark.parametrize("name", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"])
+def test_without_keys_a_proxy_on_this_machine_lets_nobody_in(name: str) -> None:
+    scope: Scope = {"type": "http", "path": ROUTE, "headers": [(name.lower().encode(), b"203.0.113.9")]}
+    for here, settings, lets in [
+        ("127.0.0.1", {}, False), ("::1", {}, False), ("127.0.0.1", {"allow_open": True}, True), ("10.0.0.5", {}, True),
+    ]:  # fmt: skip
+        refusal = auth.Neighbours(Settings(**settings))({**scope, "server": (here, 80)})
+        assert (refusal is None) == lets
+        assert lets or f"{name.lower()} says that a proxy asks" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("site", "path", "settings", "status"),
+    [
+        ("cross-site", "/v1/models", {}, 403), ("same-site", "/v1/models", {}, 200), ("none", "/v1/models", {}, 200),
+        ("same-origin", "/v1/models", {}, 200), ("cross-site", "/v1/models", {"cors_origins": PAGE}, 200),
+        ("cross-site", PICTURE, {}, 404), ("cross-site", "/ping", {}, 200),
+        ("cross-site", "/v1/models", {"allow_open": True}, 403),
+    ],
+)  # fmt: skip
+def test_without_keys_pages_of_other_sites_read_nothing_but_pictures(
+    app: Callable[..., Any], site: str, path: str, settings: dict[str, Any], status: int
+) -> None:
+    assert ask(app(**settings), "GET", path, headers={"sec-fetch-site": site}).status_code == status
+
+
+def test_what_says_who_asks_comes_once(app: Callable[..., Any], family: FakeFamily) -> None:
+    made = app(api_keys=(KEY, OTHER))
+    for name, values in {
+        "authorization": (f"Bearer {KEY}", f"Bearer {OTHER}"), "x-api-key": (KEY, KEY), "idempotency-key": ("a", "b"),
+    }.items():  # fmt: skip
+        heads = [(b"authorization", f"Bearer {KEY}".encode())] * (name != "authorization")
+        heads += [(name.encode(), value.encode()) for value in values]
+        head, body = spoken(made, {"path": ROUTE, "method": "POST", "headers": heads})
+        assert head["status"] == 400
+        assert f"The header {name} came 2 times".encode() in body["body"]
+    assert family.drawn == []
+
+
+def test_a_key_is_one_caller_however_it_is_sent(app: Callable[..., Any], family: FakeFamily) -> None:
+    basic = base64.b64encode(f"any:{KEY}".encode()).decode()
+    ways = [{"authorization": f"Bearer {KEY}"}, {"authorization": f"bearer  {KEY}"}, {"x-api-key": KEY}]
+    ways += [{"authorization": f"Basic {basic}"}, {"authorization": "Bearer gateway", "x-api-key": KEY}]
+    with live(app(api_keys=(KEY, OTHER))) as url:
+        for sent in [*ways, {"x-api-key": OTHER}]:
+            answer = httpx.post(url + ROUTE, headers=sent | {"idempotency-key": "one"}, json={"prompt": "x"})
+            assert (answer.status_code, "idempotent-replayed" in answer.headers) == (200, sent in ways[1:])
+    assert len(family.drawn) == 2
+
+
+def test_admin_keys_are_for_what_tells_of_the_worker(app: Callable[..., Any]) -> None:
+    made = app(api_keys=(KEY,), admin_keys=(OTHER,))
+    for path in ADMIN:
+        assert [ask(made, "GET", path, headers={"x-api-key": key}).status_code for key in (KEY, OTHER)] == [401, 200]
+    assert [ask(made, "GET", "/v1/models", headers={"x-api-key": key}).status_code for key in (KEY, OTHER)] == [
+        200,
+        200,
+    ]
+    assert {ask(app(api_keys=(KEY,)), "GET", path, headers={"x-api-key": KEY}).status_code for path in ADMIN} == {200}
+    with pytest.raises(SettingsError, match="without KINDLING_API_KEYS all may ask"):
+        app(admin_keys=(KEY,))
+
+
+def test_keys_that_can_be_guessed_are_told(app: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    app(api_keys=("x", "fifteen letters", "sixteen letters!"))
+    assert "2 of the keys have fewer than 16 characters and can be guessed: make one with" in caplog.text
+    assert weak(Settings(api_keys=("k" * 16,), admin_keys=("secret",))).startswith("1 of the keys has")
+    assert weak(Settings()) == weak(Settings(api_keys=("k" * 16,))) == ""
+
+
+def test_who_has_no_key_chooses_no_name(app: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    made = app(api_keys=(KEY,))
+    named = {"x-request-id": "chosen"}
+    assert ask(made, headers=named, json={"prompt": "x"}).headers["x-request-id"] != "chosen"
+    assert "chosen" not in caplog.text
+    assert ask(made, headers=named | {"x-api-key": KEY}, json={"prompt": "x"}).headers["x-request-id"] == "chosen"
+    assert "chosen" in caplog.text
+
+
+def test_nobody_learns_what_another_has_drawn(app: Callable[..., Any]) -> None:
+    """By how long its prompt is encoded: the encoding is kept for whoever's key it was."""
+    made, encoded = app(api_keys=(KEY, OTHER)), list[str]()
+    worker = made.api.engine.worker
+    worker._family.encode = lambda *given: encoded.append(given[1].prompt) or {}
+    with live(made) as url:
+        for key, prompt in [(KEY, "mine"), (OTHER, "mine"), (KEY, "mine"), (KEY, "yours")]:
+            answer = httpx.post(url + ROUTE, headers={"x-api-key": key}, json={"prompt": prompt})
+            assert answer.status_code == 200
+    assert encoded == ["mine", "mine", "yours"]

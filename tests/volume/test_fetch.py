@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import termios
@@ -360,6 +361,59 @@ def test_a_member_gets_a_gated_model(hub: Hub, tmp_path: Path, monkeypatch: pyte
     fetch(SCHNELL, tmp_path, wait=never)
     assert_complete(hub, tmp_path)
     assert {asked.token for asked in hub.asked} == {"member"}
+
+
+def test_no_token_goes_over_http_to_another_machine(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "member")
+    constants, near = huggingface_hub.constants, hub.url.replace("127.0.0.1", "0.0.0.0")
+    monkeypatch.setattr(constants, "ENDPOINT", near)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", near + "/{repo_id}/resolve/{revision}/{filename}")
+    fetch(SCHNELL, tmp_path, wait=never)
+    assert {asked.token for asked in hub.asked} == {""}
+    assert f"HF_TOKEN is not sent to {near}" in caplog.text
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
+def test_a_commits_bytes_are_those_that_came_first(hub: Hub, tmp_path: Path, file: str) -> None:
+    """Whatever another hub, or this one another day, has under the same name."""
+    fetch(SCHNELL, tmp_path, wait=never)
+    [told] = (tmp_path / "fetched/sums").rglob("*.json")
+    shutil.rmtree(tmp_path / "models")
+    first = hub.first.files[file]
+    hub.first.add(file, first.data[::-1])
+    with pytest.raises(FetchFailed, match=f"{file} of .* is not what was fetched first") as refused:
+        fetch(SCHNELL, tmp_path, wait=never)
+    assert str(told) in str(refused.value)
+    hub.first.files[file] = first
+    fetch(SCHNELL, tmp_path, wait=never)
+    assert_complete(hub, tmp_path)
+
+
+def test_a_link_in_the_place_of_a_lock_leads_nowhere(hub: Hub, tmp_path: Path) -> None:
+    """Whoever may write the volume could have emptied any file of whoever fetches."""
+    precious, folder = tmp_path / "precious", fetched_folder(SCHNELL, tmp_path)
+    precious.write_text("all of it")
+    folder.parent.mkdir(parents=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    lock.symlink_to(precious)
+    with pytest.raises(VolumeFailed, match=f"{lock} is a link, .* Remove it."):
+        fetch(SCHNELL, tmp_path, wait=never)
+    assert precious.read_text() == "all of it"
+    lock.unlink()
+    lock.write_text("of another version")
+    fetch(SCHNELL, tmp_path, wait=never)
+    assert lock.read_text() == "of another version"
+
+
+def test_sums_that_are_damaged_are_named(hub: Hub, tmp_path: Path) -> None:
+    fetch(SCHNELL, tmp_path, wait=never)
+    [told] = (tmp_path / "fetched/sums").rglob("*.json")
+    told.write_text("{")
+    shutil.rmtree(tmp_path / "models")
+    with pytest.raises(FetchFailed, match=f"{told} is damaged; remove it"):
+        fetch(SCHNELL, tmp_path, wait=never)
 
 
 def _elsewhere(hub: Hub) -> None:

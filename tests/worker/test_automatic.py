@@ -7,21 +7,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import PATIENT, unwarmed
 
 import tiny
+from fakes import raises
 from handler import GPUS, Settings, Worker
 from handler.catalog.models import DEV, MODELS, QWEN_IMAGE, SCHNELL, SPARK
 from handler.catalog.precisions import PRECISIONS, choose
 from handler.catalog.spec import ModelSpec
 from handler.catalog.stable_diffusion import SDXL
 from handler.cli.models import lines, state
-from handler.core.errors import SettingsError
-from handler.model.hardware import Hardware, expected, rented
+from handler.core.errors import DeviceMissing, SettingsError
+from handler.model.hardware import Hardware, detect, expected, looked_at, rented
 from handler.worker.decision import automatic, decide
 from handler.worker.memory import memory_plan
 from handler.worker.outlook import outlook
 
+GPULESS = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU: fp32 is exact and no slower", 32)
 SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100 40GB": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}
 
@@ -200,7 +203,7 @@ def test_the_drivers_library_is_asked_first(
         "nvmlDeviceGetHandleByIndex": lambda index: index,
         "nvmlDeviceGetCudaComputeCapability": lambda handle: (9, 0),
         "nvmlDeviceGetName": lambda handle: "NVIDIA H200",
-        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=150_754_820_096),
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=150_754_820_096, used=600_000_000),
     }
     for name, answer in answers.items():
         monkeypatch.setattr(pynvml, name, answer)
@@ -220,14 +223,75 @@ def test_a_sandbox_that_hides_proc_still_has_the_device(tmp_path: Path, monkeypa
     assert expected(Settings()).device == "cuda"
 
 
-def test_a_wrong_guess_is_corrected(gpu: Callable[[str], None], tmp_path: Path) -> None:
-    gpu("NVIDIA L4")  # but torch has no GPU here
+def test_a_wrong_guess_is_corrected(
+    gpu: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu("NVIDIA L4")
+    guess = expected(Settings(volume=tmp_path))
     tiny.write(SCHNELL, tmp_path)
     assert expect(Settings(volume=tmp_path), SCHNELL) == "fp8"
-    settings = PATIENT.model_copy(update={"model": SCHNELL.id, "volume": tmp_path, "compile": "off"})
+    monkeypatch.setattr("handler.worker.worker.expected", lambda settings: guess)  # but it is to be a CPU
+    update = {"model": SCHNELL.id, "volume": tmp_path, "compile": "off", "device": "cpu"}
     with unwarmed():
-        worker = Worker.boot(settings)
+        worker = Worker.boot(PATIENT.model_copy(update=update))
     assert (worker.hardware.precision, worker.ledger.device) == ("fp32", "CPU")
+
+
+@GPULESS
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("", "", "is an NVIDIA driver, but torch sees no GPU: Torch not compiled with CUDA enabled. Check the driver"),
+        ("NVIDIA_VISIBLE_DEVICES", "all", "NVIDIA_VISIBLE_DEVICES=all, but torch sees no GPU"),
+        ("RUNPOD_GPU_COUNT", "1", "RUNPOD_GPU_COUNT=1, but torch sees no GPU"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see_fails_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    """Else a machine is rented for its GPU, and takes minutes for each picture."""
+    if variable:
+        monkeypatch.setenv(variable, value)
+    else:
+        monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    with pytest.raises(DeviceMissing) as refused:
+        detect(Settings())
+    assert says in refused.value.message
+    assert "KINDLING_DEVICE=cpu draws without one" in refused.value.message
+    assert detect(Settings(device="cpu")).device == "cpu"
+    looked = looked_at(Settings())  # doctor, models and fetch go on
+    assert (looked.device, looked.reason) == ("cpu", refused.value.message)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert detect(Settings()).device == "cpu"
+
+
+@GPULESS
+@pytest.mark.parametrize(("name", "value"), [("NVIDIA_VISIBLE_DEVICES", "void"), ("RUNPOD_GPU_COUNT", "0")])
+def test_who_says_that_there_is_none_gets_a_cpu(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    assert detect(Settings()).device == "cpu"
+
+
+def test_what_others_hold_of_a_gpu_is_not_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(major=8, minor=9, total_memory=48e9)
+    fakes: dict[str, Any] = {
+        "is_available": lambda: True, "get_device_properties": lambda _: found,
+        "get_device_name": lambda: "NVIDIA L40S",
+        "memory_reserved": lambda: 3e9, "memory_allocated": lambda: 1e9, "device_memory_used": lambda: 2.9e9,
+    }  # fmt: skip
+    for name, value in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    alone = detect(Settings(precision="bf16"))
+    assert (alone.memory_gb, alone.others_gb) == (48.0, 0.0)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda: 33e9)  # 2 GB of it torch keeps, and 1 is everybody's
+    shared = detect(Settings(precision="bf16"))
+    assert (shared.memory_gb, shared.others_gb) == (18.0, 30.0)
+    assert [memory_plan(DEV, each, host_gb=64).mode for each in (alone, shared)] == ["resident", "blocks"]
+    told = "of 18.0 GB on the NVIDIA L40S, of which others hold 30.0 GB more"
+    assert told in memory_plan(DEV, shared, host_gb=64).reason
+    monkeypatch.setattr(torch.cuda, "device_memory_used", raises(RuntimeError("no NVML")))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15e9, 48e9))
+    assert detect(Settings(precision="bf16")) == shared
 
 
 def test_models_shows_what_each_would_be_served_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

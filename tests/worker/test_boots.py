@@ -44,7 +44,7 @@ def test_the_newest_state_is_on_the_volume(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept_and_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boots, "KEPT", 3)
     for day in range(1, 6):
-        left(tmp_path, f"2020-01-0{day}", "torn {" if day == 5 else json.dumps({"day": day}), 24 * (6 - day))
+        left(tmp_path, f"2020-01-0{day}T00-00-00-a", "torn {" if day == 5 else json.dumps({"day": day}), 24 * (6 - day))
     log = boot_log(tmp_path)
     log(Ledger(model="spark"))
     assert log.flush()
@@ -86,18 +86,37 @@ def test_a_worker_never_removes_what_it_wrote(tmp_path: Path, monkeypatch: pytes
     """Not even where as many as are kept were written since, by others that start."""
     monkeypatch.setattr(boots, "KEPT", 3)
     for number in range(4):
-        left(tmp_path, str(number), "{}", -30 / 3600)
+        left(tmp_path, f"2020-01-01T00-00-00-{number}", "{}", -30 / 3600)
     log = boot_log(tmp_path)
     log(Ledger(reason="mine"))
     assert log.flush()
     assert [boot.get("reason") for boot in last_boots(tmp_path, 9)] == [None, None, None, "mine"]
 
 
+def test_what_is_not_a_workers_own_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps other JSON there, or lets a link lead elsewhere, finds it as it was."""
+    monkeypatch.setattr(boots, "KEPT", 1)
+    old = left(tmp_path, "2020-01-01T00-00-00-a", "{}", 9)
+    theirs = [left(tmp_path, name, "{}", hours) for name, hours in (("notes", 99), ("package", -99))]
+    precious = tmp_path / "precious.json"
+    precious.write_text("{}")
+    link = tmp_path / "boots" / "2020-01-02T00-00-00-b.json"
+    link.symlink_to(precious)
+    os.utime(precious, (then := time.time() + 10**6, then))
+    before = [path.stat().st_mtime_ns for path in (*theirs, precious)]
+    log = boot_log(tmp_path)
+    log(Ledger())
+    assert log.flush()
+    assert not old.exists()
+    assert link.is_symlink()
+    assert [path.stat().st_mtime_ns for path in (*theirs, precious)] == before
+
+
 def test_records_of_a_date_to_come_are_older_than_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else as many of them as are kept would let each start remove the last true one."""
     monkeypatch.setattr(boots, "KEPT", 3)
     for number in range(3):
-        left(tmp_path, f"ahead-{number}", '{"reason": "ahead"}', -24 * (number + 1))
+        left(tmp_path, f"2099-01-01T00-00-00-ahead-{number}", '{"reason": "ahead"}', -24 * (number + 1))
     told = []
     for reason in ("first", "second", "third", "fourth"):
         log = boot_log(tmp_path)
@@ -117,7 +136,7 @@ def test_who_could_not_write_knows_no_time_and_dates_nothing_anew(
     assert log.flush()
     [own] = (tmp_path / "boots").iterdir()
     os.utime(own, (then := time.time() - 3600, then))
-    other = left(tmp_path, "other", "{}", 0.5)  # after what this one wrote last
+    other = left(tmp_path, "2020-01-01T00-00-00-other", "{}", 0.5)  # after what this one wrote last
     monkeypatch.setattr(boots, "write_atomically", lambda *_: raises(OSError(errno.ENOSPC, "full"))())
     log(Ledger(phase="weights"))
     assert log.flush()

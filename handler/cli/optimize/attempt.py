@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -12,17 +14,24 @@ from typing import Any
 
 from handler.cli.optimize.pareto import SAME_DB
 from handler.core.errors import StartError
+from handler.core.secrets import without_secrets
+from handler.core.untrusted import printed
 from handler.volume.room import inside, reading
+
+log = logging.getLogger(__name__)
+ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")  # what ended Python, at the start of its last line
 
 
 def attempt(command: Sequence[str], limit_s: float) -> dict[str, Any]:
     """The JSON object of the last line that `command` prints; StartError, with the reason, if it fails.
 
+    It is told no secrets, and of what it says itself only our own words are in the reason, which receipts keep.
     Past `limit_s` it is killed with all its children, as it is when this process is interrupted.
     """
     process = subprocess.Popen(  # noqa: S603 - our own command line
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=without_secrets(os.environ),
+    )  # fmt: skip
     with process:
         try:
             out, told = process.communicate(timeout=limit_s)
@@ -38,12 +47,18 @@ def attempt(command: Sequence[str], limit_s: float) -> dict[str, Any]:
 
 
 def _reason(code: int, told: str) -> str:
-    """Why a process failed: our own words if it had any, else how it ended and what it said last."""
+    """Why a process failed: our own words if it had any, else how it ended, and by which error of Python's.
+
+    What it said last is for the log alone.
+    """
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     if ours := [line for line in lines if line.startswith("kindling: ")]:
         return ours[-1].removeprefix("kindling: ")
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"{ended}: {lines[-1]}" if lines else ended
+    if lines:
+        log.warning("it said last: %s", printed(lines[-1]))
+    raised = ERROR.match(lines[-1]) if lines else None
+    return f"{ended}: {raised[0]}" if raised else ended
 
 
 def likeness(folder: Path, baseline: Path) -> tuple[float | None, float | None]:

@@ -19,12 +19,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from handler.catalog.cuda import header_wheels
+from handler.core.secrets import secret_names
 
 HEADERS = ("cuda.h", "crt/host_defines.h", "nv/target")  # what AOTInductor's C++ includes, of three wheels
 DRIVER = "libcuda.so.1"
 TOOLKIT = "/usr/local/cuda"
 APART = "cuda_runtime"  # the folder of CUDA 12's wheels that has cuda.h; those beside it have the rest
 VERSION = re.compile(rb"#define CUDA_VERSION (\d+)")  # in cuda.h: 1000 times the major version, 10 times the minor one
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where they keep what they run again
 REMEDIES = {  # by field of `Toolchain`: what is missing, and what brings it
     "compiler": ("C++ compiler", "apt-get install g++, or let CXX name one"),
     "c": ("C compiler, which Triton wants", "apt-get install gcc, or let CC name one"),
@@ -118,11 +120,23 @@ def _driver() -> str:
 
 @contextlib.contextmanager
 def environment() -> Iterator[None]:
-    """While this lasts, torch and the linker find CUDA's headers and the driver's library, where these are at all."""
+    """While this lasts, torch and the linker find CUDA's headers and the driver's library, where these are at all.
+
+    What was compiled before lies where torch would look for it in a folder of a name that anybody can tell: it would
+    run, and be published, what others put there. So each time has a new one, of nobody else's, and builds without
+    headers compiled before, which save no time and never lie anywhere else. No compiler is told a secret.
+    """
+    from torch._inductor import config
+    from torch._inductor.utils import clear_caches
     from torch.utils import cpp_extension
 
     tools, before = look(), cpp_extension.CUDA_HOME  # what torch made of the environment when it was imported
     with tempfile.TemporaryDirectory(prefix="kindling-") as folder, contextlib.ExitStack() as stack:
+        stack.callback(clear_caches)  # which know files in the folder
+        clear_caches()
+        stack.enter_context(_set({name: str(Path(folder) / name.lower()) for name in CACHES}))
+        stack.enter_context(config.patch({"aot_inductor.precompile_headers": False}))
+        stack.enter_context(_untold())
         if tools.headers:
             stack.callback(setattr, cpp_extension, "CUDA_HOME", before)
             cpp_extension.CUDA_HOME = tools.headers
@@ -150,3 +164,16 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Programs that are started meanwhile get no secrets; this process, whose other threads may need them, has them."""
+    names = secret_names(os.environ)
+    for name in names:
+        os.unsetenv(name)  # what programs inherit, and not `os.environ`
+    try:
+        yield
+    finally:
+        for name in set(names) & os.environ.keys():
+            os.putenv(name, os.environ[name])

@@ -15,8 +15,9 @@ from handler.model.hardware import Hardware
 from handler.model.loading import lora, modules
 from handler.model.loading.filling import as_served, fill, layouts, slots_of
 from handler.model.loading.packing import viewed
+from handler.volume.codeless import require_codeless
 from handler.volume.layout import Slot
-from handler.volume.listing import INDEX, LORA, named
+from handler.volume.listing import INDEX, LORA, OURS, named
 from handler.volume.manifest import CHUNK
 from handler.volume.reader import CONFIGS, Reader, ReadFile
 from handler.volume.room import reading
@@ -59,8 +60,10 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) 
     import torch
 
     folder = reader.folder(name)
+    if kind.__name__ not in OURS:  # whose code is here
+        require_codeless(folder, reader.source.remedy)
     if not issubclass(kind, torch.nn.Module):
-        return kind.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     changes = tensors(reader, part) if reader.files(part := f"{name}/{LORA}") else {}
     try:
         model, faults = _weighed(reader, name, kind, hardware, place, changes)

@@ -1,0 +1,76 @@
+"""What vouches for the bytes of a pinned revision: the sums that the hub named when it was first fetched to a volume.
+
+A commit names its files, but the hub does not show how: another hub, or this one another day, may have others for it.
+So what came first is written down, and whoever fetches the same again, for any model, gets that or nothing.
+"""
+
+import hashlib
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from handler.core.errors import FetchFailed
+from handler.core.untrusted import Malformed, load
+from handler.volume.files import Item
+from handler.volume.manifest import Entry, summarize, write_atomically
+from handler.volume.room import reading
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+FOLDER = Path("fetched/sums")
+
+
+def record(volume: Path, item: Item) -> Path:
+    """Where the sums of its repository at that commit are."""
+    return volume / FOLDER / item.repository.name.replace("/", "--") / f"{item.repository.revision}.json"
+
+
+def require(volume: Path, item: Item, file: "RepoFile") -> None:
+    """FetchFailed if the hub now says that the file is another than the first time."""
+    path = record(volume, item)
+    if (first := _sums(path).get(item.file, _sum(file))) != _sum(file):
+        raise FetchFailed(
+            f"{item.file} of {item.repository.name} at {item.repository.revision} is not what was fetched first: the "
+            f"hub names {_sum(file)}, then it named {first}. A commit's files never change, so ask who runs this hub; "
+            f"to trust it nevertheless, remove {path}."
+        )
+
+
+def remember(volume: Path, item: Item, file: "RepoFile") -> None:
+    """Write down which file has come, if it is the first time."""
+    path = record(volume, item)
+    if item.file not in (known := _sums(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, dumps(known | {item.file: _sum(file)}, indent=1).encode())
+
+
+def _sums(path: Path) -> dict[str, Any]:
+    with reading(path):
+        try:
+            return load(path)
+        except FileNotFoundError:
+            return {}
+        except Malformed:
+            raise FetchFailed(f"{path} is damaged; remove it, and the hub is believed once more.") from None
+
+
+def _sum(file: "RepoFile") -> str:
+    return f"sha256 {file.lfs.sha256}" if file.lfs else f"git {file.blob_id}"
+
+
+def verified(path: Path, file: "RepoFile") -> Entry | None:
+    """The checksums of what is at `path`, if that is what the hub has."""
+    if not sized(path, file):
+        return None
+    entry = summarize(path)
+    if file.lfs:
+        return entry if entry.sha256 == file.lfs.sha256 else None
+    data = path.read_bytes()  # small: all that the hub knows is git's name for it
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return entry if blob == file.blob_id else None
+
+
+def sized(path: Path, file: "RepoFile") -> bool:
+    """Whether there is a file of that size."""
+    return path.is_file() and path.stat().st_size == file.size
