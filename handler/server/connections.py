@@ -61,8 +61,8 @@ class Connections:
         if len(self._open) <= self.limits.most:
             return True
         eldest = next(iter(self._idle), None) or next(iter(self._reading), None) or self._stuck(one.loop.time())
+        self.leave(eldest or one)
         if eldest:
-            self.leave(eldest)
             eldest.abort()
         return eldest is not None
 

@@ -151,9 +151,9 @@ def test_silent_clients_give_way_to_who_asks_the_longest_silent_first(loop: str)
 
 def test_bodies_that_do_not_come_give_way_too(loop: str) -> None:
     with started(loop, most=20) as server, contextlib.ExitStack() as stack:
-        post = b"POST /read HTTP/1.1\r\n" + HOST + b"content-length: 9\r\n\r\n"
+        post = b"POST /read HTTP/1.1\r\n" + HOST + b"content-length: 9\r\nexpect: 100-continue\r\n\r\n"
         for _ in range(60):
-            stack.enter_context(server.open(post))
+            assert stack.enter_context(server.open(post)).recv(12) == b"HTTP/1.1 100"  # it is waited for
         assert server.state()[0] <= 20
 
 
