@@ -47,6 +47,7 @@ class Connections:
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # the longest first, as all that is kept in order
         self._reading: dict[Connection, None] = {}
+        self._looking: asyncio.TimerHandle | None = None
         self.scarce = False  # more is unsent than may be
 
     def __call__(self, **given: Any) -> "Connection":
@@ -54,14 +55,14 @@ class Connections:
 
     def enter(self, one: "Connection") -> bool:
         """Whether there is room for `one`, after another gave way."""
-        if not self._open:
-            one.loop.call_later(TICK_S, self._look, one.loop)
         self._open.add(one)
+        if not self._looking:
+            self._looking = one.loop.call_later(TICK_S, self._look, one.loop)
         if len(self._open) <= self.limits.most:
             return True
         eldest = next(iter(self._idle), None) or next(iter(self._reading), None) or self._stuck(one.loop.time())
+        self.leave(eldest or one)
         if eldest:
-            self.leave(eldest)
             eldest.abort()
         return eldest is not None
 
@@ -84,11 +85,10 @@ class Connections:
         self._reading.pop(one, None)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._looking = loop.call_later(TICK_S, self._look, loop) if self._open else None
         self.scarce = sum(each.unsent for each in self._open) > self.limits.unsent
         for each in list(self._open):
             each.look(loop.time())
-        if self._open:
-            loop.call_later(TICK_S, self._look, loop)
 
 
 class Connection(asyncio.Protocol, asyncio.Transport):

@@ -70,6 +70,8 @@ class Wire(Parsed):
         super().on_headers_complete()
         if self.cycle is not before:
             self.transport.expect(BODY)
+            if self.expect_100_continue:  # refused, it may send its body all the same, or another request in its place
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """A part of the body came; of one that is answered nothing is kept."""
@@ -95,7 +97,9 @@ class Wire(Parsed):
         super().handle_websocket_upgrade()
 
     def late(self) -> None:
-        """Too little of a body came."""
+        """Too little of a body came, if it was asked for."""
+        if self.cycle.waiting_for_100_continue:
+            return
         if self.cycle.response_started:
             self.transport.abort()
             return

@@ -13,8 +13,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from test_faults import ROUTE, TESTS, faulty
+
+from serving import Served
 
 SERVER = """
 import asyncio, json, resource, socket, sys
@@ -53,6 +58,7 @@ if "descriptors" in limits:
     limits = {"most": room()}
 connections = Connections(Limits(**limits), Wire)
 listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 config = uvicorn.Config(
     app, ws="websockets-sansio", lifespan="off", http=connections, log_level="critical", loop=sys.argv[2], backlog=16
 )
@@ -145,9 +151,9 @@ def test_silent_clients_give_way_to_who_asks_the_longest_silent_first(loop: str)
 
 def test_bodies_that_do_not_come_give_way_too(loop: str) -> None:
     with started(loop, most=20) as server, contextlib.ExitStack() as stack:
-        post = b"POST /read HTTP/1.1\r\n" + HOST + b"content-length: 9\r\n\r\n"
+        post = b"POST /read HTTP/1.1\r\n" + HOST + b"content-length: 9\r\nexpect: 100-continue\r\n\r\n"
         for _ in range(60):
-            stack.enter_context(server.open(post))
+            assert stack.enter_context(server.open(post)).recv(12) == b"HTTP/1.1 100"  # it is waited for
         assert server.state()[0] <= 20
 
 
@@ -239,11 +245,67 @@ def test_what_is_still_sent_is_read_for_a_while(loop: str, head: bytes, limits: 
         server.until_alone()
 
 
+def test_who_asks_before_it_sends_a_body_begins_anew_when_it_is_refused(loop: str) -> None:
+    """It may send another request where the body would have been."""
+    with started(loop) as server, server.open(REFUSED + b"expect: 100-continue\r\n\r\n") as client:
+        answer = rest(client)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"\r\nconnection: close\r\n" in answer
+
+
 def test_what_is_still_sent_holds_up_no_end(loop: str) -> None:
     with started(loop, silent_s=NEVER) as server, server.open(REFUSED + b"connection: close\r\n\r\n") as client:
         assert b"HTTP/1.1 429" in rest(client)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE_S) == -signal.SIGTERM  # uvicorn's own end
+
+
+def test_a_server_of_ours_says_why_to_clients_that_hang_up() -> None:
+    json_, png = {"content-type": "application/json"}, {"content-type": "image/png"}
+    with faulty(KINDLING_QUEUE="1") as server:
+
+        def refusals(path: str, headers: dict[str, str]) -> set[int]:
+            found = set()
+            for _ in range(20):
+                asked = urllib.request.Request(server.url + path, bytes(9_000_000), headers)
+                with pytest.raises(urllib.error.HTTPError) as caught:
+                    urllib.request.urlopen(asked, timeout=PATIENCE_S)
+                found.add(caught.value.code)
+                caught.value.close()
+            return found
+
+        assert refusals("/v1/none", json_) == {404}
+        assert refusals(ROUTE, json_) == {413}
+        assert refusals(ROUTE, png) == {415}
+        held = [server.hold(), server.begin("fine")]
+        server.waiting(1)
+        assert refusals(ROUTE, json_) == {429}
+        server.release()
+        assert [each.result().status_code for each in held] == [200, 200]
+
+
+def test_a_server_of_ours_answers_with_few_descriptors_whoever_is_silent() -> None:
+    command = f"ulimit -n 256; exec {sys.executable} {TESTS / 'doubles/faulty.py'} --port 0"
+    environ = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    process = subprocess.Popen(["sh", "-c", command], env=environ, stderr=subprocess.PIPE, text=True)
+    with process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
+        server = Served(process)
+        server.wait_for("is ready on")
+        address = urlsplit(server.url)
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((address.hostname, address.port)))
+        assert httpx.get(server.url + "/ping", timeout=PATIENCE_S).status_code == 200
+
+
+def test_an_answer_goes_out_at_once() -> None:
+    """Not when its head was acknowledged."""
+    from handler.server import process
+
+    with process._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_room_is_half_of_the_descriptors() -> None:

@@ -36,6 +36,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": said})
 
 listening = socket.create_server(("127.0.0.1", 0))
+listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 limits = Limits(**json.loads(sys.argv[1]))
 config = uvicorn.Config(

@@ -9,7 +9,7 @@ from handler.server.openapi.schema import COUNT, TEXT, Schema, array, ref, whole
 OBJECT: Schema = {"type": "object"}
 NAMES = array(TEXT)
 MASKED = (403, 404, 503)
-SENT = (400, 413, 415, 422, 504)  # of a body that is no good
+SENT = (400, 408, 413, 415, 422, 504)  # of a body that is no good
 FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 UPLOAD = whole(
     {"image": FILE, "type": {"enum": [*FOLDERS]}, "subfolder": TEXT, "overwrite": TEXT},

@@ -90,7 +90,7 @@ ROWS = (
         "Keep a file of ComfyUI's under a name",
         {status: Answer("It is kept.", {JSON: ref("KeptWorkflow")}) for status in (200, 201)},
         {JSON: {"type": "object"}, "image/png": TEXT | {"format": "binary"}},
-        errors=(*ALWAYS, 400, 413, 415, 422, 503, 504),
+        errors=(*ALWAYS, 400, 408, 413, 415, 422, 503, 504),
         parameters=("name", *HEAD),
     ),
     Operation(
