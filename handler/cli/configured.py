@@ -23,6 +23,7 @@ def described(settings: Settings, faults: Mapping[str, str]) -> dict[str, dict[s
     """A row for each setting and each fault of `Settings.examined`; keys are only counted, no wrong value is shown."""
     values = settings.model_dump(mode="json") | {
         "api_keys": f"{len(settings.api_keys)} set",
+        "volume_key": "set" if settings.volume_key else "",
         "webhook_secret": "set" if settings.webhook_secret else "",
     }
     given = Settings.given(os.environ)
