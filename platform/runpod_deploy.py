@@ -32,7 +32,7 @@ from runpod_endpoint import (
     rented,
     settle,
 )
-from runpod_environment import SECRETS, check_secret, environment, seen
+from runpod_environment import SERVING, check_secret, environment, seen
 from runpod_fill import PREFIX, STEPS, Filling, fill
 from runpod_volume import SIZES_GB, Place, created, found, price
 
@@ -75,7 +75,7 @@ def filling_of(wanted: Deployment, spec: ModelSpec, upto: str, token: str) -> Fi
             "that account's token as a secret in RunPod's console, and set HF_TOKEN='{{ RUNPOD_SECRET_name }}' here."
         )
     check_secret("HF_TOKEN", token)
-    env = {name: value for name, value in Settings.named(wanted.env).items() if name not in SECRETS}
+    env = {name: value for name, value in Settings.named(wanted.env).items() if name not in SERVING}
     return Filling(
         volume=wanted.volume,
         data_center=wanted.data_centers[0] if wanted.data_centers else "<the volume's>",

@@ -78,7 +78,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
     # There may be no room, or no leave to write, and hours of work are ahead.
     if (
         unbaked(spec, hardware, settings.volume, over)
-        or compiled.look(spec, hardware, settings.volume).outcome != "HIT"
+        or compiled.look(spec, hardware, settings.volume, volume_key=settings.volume_key).outcome != "HIT"
     ):
         require_writable(settings.volume / "baked" / spec.id)
     patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})

@@ -24,6 +24,7 @@ def described(settings: Settings, faults: Mapping[str, str]) -> dict[str, dict[s
     values = settings.model_dump(mode="json") | {
         "api_keys": f"{len(settings.api_keys)} set",
         "admin_keys": f"{len(settings.admin_keys)} set",
+        "volume_key": "set" if settings.volume_key else "",
         "webhook_secret": "set" if settings.webhook_secret else "",
     }
     given = Settings.given(os.environ)

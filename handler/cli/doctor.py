@@ -189,7 +189,7 @@ def _grounds(seen: Outlook) -> artifacts.Found:
         raise DoesNotFit(f"it does not fit: {seen.memory.reason}")
     if why := unheld(settings, hardware.name):
         raise SettingsError(why)
-    return artifacts.look(seen.spec, hardware, settings.volume)
+    return artifacts.look(seen.spec, hardware, settings.volume, volume_key=settings.volume_key)
 
 
 def _largest(source: Source) -> Path:

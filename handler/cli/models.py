@@ -51,7 +51,8 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> ModelState
     try:
         if seen.fault:
             raise seen.fault
-        memory, found = seen.memory, artifacts.look(spec, seen.hardware, settings.volume)
+        memory = seen.memory
+        found = artifacts.look(spec, seen.hardware, settings.volume, volume_key=settings.volume_key)
     except KindlingError as error:
         why = "not fetched" if isinstance(error, WeightsMissing) else error.message
         return ModelState(spec.id, spec.revision, False, "MISS", False, why, listed(seen), seen.hardware.precision)

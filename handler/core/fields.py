@@ -1,6 +1,7 @@
 """What a setting's value may be where pydantic has no such type, and pydantic's complaints in our words."""
 
 import base64
+import difflib
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{
 HOST = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?")
 SECRET = re.compile(r"whsec_(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")  # standardwebhooks.com
 PUBLIC = re.compile(ENDPOINT.pattern.removesuffix("/?") + "(?:/[A-Za-z0-9._~/-]*)?")
+SHORTEST = 16  # characters of a key that nobody guesses
 WORDS = {  # for an error of pydantic's, by its name for it
     "bool_parsing": "should be true or false",
     "finite_number": "should be a finite number",
@@ -70,6 +72,15 @@ def _secret(value: str) -> str:
 WebhookSecret = Annotated[str, AfterValidator(_secret)]
 
 
+def _key(value: str) -> str:
+    if 0 < len(value) < SHORTEST:
+        raise ValueError(f"should have {SHORTEST} characters or more, such as openssl rand -hex 32 prints")
+    return value
+
+
+VolumeKey = Annotated[str, AfterValidator(_key)]
+
+
 def _at_home(value: Path) -> Path:
     try:
         return value.expanduser()  # which only a shell does, and not in an .env file
@@ -95,3 +106,10 @@ Folder = Annotated[Path, AfterValidator(_at_home), AfterValidator(_nameable)]
 def words(kind: str, told: str) -> str:
     """What is wrong, in our words: pydantic speaks of an input, of strings and of patterns."""
     return WORDS.get(kind) or re.sub(r"^(Value error, |Input |String )", "", told)
+
+
+def not_known(name: str, names: set[str]) -> str:
+    """That `name` is none of the settings, and which of their `names` may be meant."""
+    near = difflib.get_close_matches(name, names, 1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return f"{name} is not a setting.{meant} 'python -m handler doctor' lists them all."

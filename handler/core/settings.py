@@ -1,6 +1,5 @@
 """Settings: the only reader of the environment. One field is one `KINDLING_*` variable."""
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -20,7 +19,19 @@ from pydantic import (
 )
 
 from handler.core.errors import SettingsError
-from handler.core.fields import Endpoint, Folder, Host, ModelName, Name, Origin, PublicUrl, WebhookSecret, words
+from handler.core.fields import (
+    Endpoint,
+    Folder,
+    Host,
+    ModelName,
+    Name,
+    Origin,
+    PublicUrl,
+    VolumeKey,
+    WebhookSecret,
+    not_known,
+    words,
+)
 from handler.core.loras import Pinned
 from handler.core.request import MAX_IMAGES, LongPrompts
 from handler.core.stepcache import StepCacheSetting
@@ -100,6 +111,9 @@ class Settings(BaseModel):
     volume: Folder = Field(
         default_factory=lambda: _default("volume", Path.home() / ".cache" / "kindling"),
         description="holds models/, baked/, boots/, comfy/ and kept/",
+    )
+    volume_key: VolumeKey = Field(
+        "", repr=False, description="seals compiled code on the volume; what has no seal of it is not run"
     )
     api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
     admin_keys: tuple[str, ...] = Field((), repr=False, description="keys that metrics, status and receipt want then")
@@ -198,7 +212,7 @@ class Settings(BaseModel):
             name = str(next(iter(first["loc"]), cls.__name__))
             each = [words(one["type"], one["msg"]) for one in told if one["loc"][:1] == first["loc"][:1]]
             unknown = first["type"] == "extra_forbidden"
-            why = _unknown(name, {*cls.model_fields}) if unknown else f"{name}: {', or '.join(each)}."
+            why = not_known(name, {*cls.model_fields}) if unknown else f"{name}: {', or '.join(each)}."
             raise SettingsError(why, name) from None
 
     @staticmethod
@@ -224,7 +238,7 @@ class Settings(BaseModel):
     def examined(cls, environ: Mapping[str, str]) -> tuple[Self, dict[str, str]]:
         """The settings of `environ`, and a sentence on each variable that is wrong, which then counts as unset."""
         names = {PREFIX + name.upper() for name in cls.model_fields}
-        faults = {name: _unknown(name, names) for name in cls.named(environ).keys() - names}
+        faults = {name: not_known(name, names) for name in cls.named(environ).keys() - names}
         given, wrong = cls.given(environ), dict[str, str]()
         while True:
             try:
@@ -247,9 +261,3 @@ class Settings(BaseModel):
         for name, why in sorted(faults.items()):
             raise SettingsError(why, name)
         return settings
-
-
-def _unknown(name: str, names: set[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    meant = f" Did you mean {near[0]}?" if near else ""
-    return f"{name} is not a setting.{meant} 'python -m handler doctor' lists them all."

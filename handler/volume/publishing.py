@@ -19,42 +19,48 @@ from handler.core.errors import VolumeFailed, WeightsCorrupt
 from handler.volume.leftovers import sweep
 from handler.volume.manifest import MANIFEST, Source, checked, read_manifest, summarize, write_manifest
 from handler.volume.room import discard, writing
+from handler.volume.sealing import seal, sealed
 
 HERE, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 @contextlib.contextmanager
-def publishing(target: Path, facts: Mapping[str, str]) -> Iterator[Path]:
+def publishing(target: Path, facts: Mapping[str, str], volume_key: str = "") -> Iterator[Path]:
     """Fill a temporary folder beside `target`; afterwards `target` is that one, or a whole one with these facts.
 
-    Raises VolumeFailed if the volume cannot be written; nothing half-written stays.
+    With a `volume_key` it is sealed, and one that is not is not whole. Raises VolumeFailed if the volume cannot be
+    written; nothing half-written stays.
     """
     part = _beside(target)
     try:
         with writing(target):
             part.mkdir(parents=True)
             yield part
-            write_manifest(part, facts)
+            manifest = write_manifest(part, facts)
+            if volume_key:
+                seal(part, manifest, volume_key)
             now = (part / MANIFEST).stat().st_mtime
-            while not _moved(part, target) and not whole(target, facts):
+            while not _moved(part, target) and not whole(target, facts, volume_key):
                 if _exchanged(part, target):
-                    if whole(part, facts):  # another publisher's, put there since
+                    if whole(part, facts, volume_key):  # another publisher's, put there since
                         _exchanged(part, target)
                     break
-                _clear(target, keep=lambda folder: whole(folder, facts))
+                _clear(target, keep=lambda folder: whole(folder, facts, volume_key))
         sweep(target.parent, now)
     finally:
         discard(part)
 
 
-def whole(folder: Path, facts: Mapping[str, str]) -> bool:
-    """Whether `folder` was made for exactly this and has every byte that its manifest promises; reads all of it.
+def whole(folder: Path, facts: Mapping[str, str], volume_key: str = "") -> bool:
+    """Whether `folder` was made for exactly this, with this seal if one is wanted, and has every byte that it promises.
 
-    Raises VolumeFailed where that cannot be told, for reading fails.
+    Reads all of it. Raises VolumeFailed where that cannot be told, for reading fails.
     """
     try:
         source = checked(folder)
         if source is None or source.manifest is None or source.manifest.facts != dict(facts):
+            return False
+        if volume_key and not sealed(source, volume_key):
             return False
         files = source.manifest.files
         with ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -22,7 +22,8 @@ def settle(seen: Outlook, model: Any, clock: Clock, draw: Callable[[], object]) 
         with clock.phase("attention"):
             refused = refusals(hardware.capability, hardware.dtype)
             usable = [name for name, why in refused.items() if not why]
-            if found := artifacts.packaged(seen.spec, hardware, seen.settings.volume, usable):
+            volume, volume_key = seen.settings.volume, seen.settings.volume_key
+            if found := artifacts.packaged(seen.spec, hardware, volume, usable, volume_key=volume_key):
                 chosen = KernelChoice(found, "as what is compiled on the volume")
             elif why := unmeasured(model, seen.memory.mode == "blocks", clock.remaining):
                 chosen = KernelChoice(NATIVE, why)

@@ -54,6 +54,7 @@ class Loaded:
         )
         self._pipeline = pipeline
         self._decoder: Any = None  # the VAE's, if it shall run compiled
+        self._volume_key = ""  # KINDLING_VOLUME_KEY, by which packages are sealed
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
         self.found = artifacts.Found("MISS", "not looked for")
         self.receipt: Receipt | None = None  # what was measured of this model on this device
@@ -118,7 +119,8 @@ class Loaded:
         self._open()
         assert self._package
         package = Path(self._package.name) / artifacts.PACKAGE
-        target = artifacts.publish(package, self.spec, self.hardware, volume, self._decoder)
+        made = package, self.spec, self.hardware, volume, self._decoder
+        target = artifacts.publish(*made, volume_key=self._volume_key)
         self._discard()
         return target
 

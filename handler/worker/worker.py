@@ -114,6 +114,7 @@ class Worker(Loaded):
                 if held:
                     clock.ledger.weights += ", preloaded" if held.used else ", which is not what was preloaded"
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory, over)
+        worker._volume_key = settings.volume_key
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
         with ExitStack() as unless_ready:
             unless_ready.enter_context(worker)
@@ -141,7 +142,9 @@ class Worker(Loaded):
         with clock.phase("artifacts"):
             if not (lost := failures.lost):
                 with failures.watched():
-                    self.found = artifacts.restore(model, self.spec, self.hardware, volume, self._decoder)
+                    self.found = artifacts.restore(
+                        model, self.spec, self.hardware, volume, self._decoder, volume_key=self._volume_key
+                    )
                 failures.discredit(self.found, self.found.error)
         hit = self.found.outcome == "HIT"
         failure, past = ("", Durations()) if hit else (lost or failures.expected, Durations.on(volume))

@@ -9,7 +9,7 @@ import pytest
 
 from handler import PRECISIONS, Settings
 from handler.catalog.attention import KERNELS
-from handler.cli.configured import page
+from handler.cli.configured import described, page
 from handler.core.errors import SettingsError, StartError
 from handler.worker.memory import TRIED
 
@@ -230,3 +230,13 @@ def test_what_an_option_says_is_read_as_its_variable_is() -> None:
     for weights in (",", "a\0b"):
         with pytest.raises(SettingsError, match="KINDLING_WEIGHTS: "):
             Settings.from_env({}, weights=weights)
+
+
+def test_a_key_of_the_volume_is_long_and_is_never_shown() -> None:
+    with pytest.raises(SettingsError, match="KINDLING_VOLUME_KEY: should have 16 characters or more, such as openssl"):
+        Settings.from_env({"KINDLING_VOLUME_KEY": "k" * 15})
+    settings = Settings.from_env({"KINDLING_VOLUME_KEY": "canary-" * 3})
+    assert settings.volume_key == "canary-" * 3
+    assert "canary" not in repr(settings)
+    assert described(settings, {})["KINDLING_VOLUME_KEY"]["value"] == "set"
+    assert described(Settings(), {})["KINDLING_VOLUME_KEY"]["value"] == ""

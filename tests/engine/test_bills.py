@@ -102,6 +102,7 @@ def test_who_looks_while_another_folds_sees_all(tmp_path: Path) -> None:
     with failing(tmp_path, chosen=fold):
         assert mine.dollars(without="me") == MANY * 0.5 + 1
     assert folded == [MANY * 0.5]
+    assert mine.unread == {}  # what has gone is not what cannot be read
 
 
 def test_files_of_folded_ones_are_folded_too(tmp_path: Path) -> None:

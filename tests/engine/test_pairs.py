@@ -39,9 +39,10 @@ from handler.core.errors import (
 from handler.core.processor import processor
 from handler.core.stepcache import BOUNDS, StepCache
 from handler.core.untrusted import DEEPEST, Malformed, load, parse
-from handler.engine import spend
+from handler.engine import bills
+from handler.engine.bills import DEAREST
 from handler.engine.publisher import Publisher
-from handler.engine.spend import DEAREST, Meter
+from handler.engine.spend import Meter
 from handler.model import offload, stepcache
 from handler.model.compiling import artifacts
 from handler.model.hardware import Hardware
@@ -611,7 +612,7 @@ def test_how_deep_and_how_long_what_others_wrote_may_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("longer", "left"), [(0, 1), (1, 0)])
 def test_records_have_a_length_from_which_on_they_are_none(longer: int, left: int, tmp_path: Path) -> None:
-    assert (boots.LONGEST, spend.LONGEST) == (1 << 20, 64 << 10)
+    assert (boots.LONGEST, bills.LONGEST) == (1 << 20, 32 << 20)
     (tmp_path / "boots").mkdir()
     text = '{"model": "spark", "reason": ""}'
     padded = text[:-2] + "x" * (boots.LONGEST + longer - len(text)) + text[-2:]

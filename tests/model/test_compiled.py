@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import json
 import subprocess
 import sys
 import threading
@@ -25,7 +26,9 @@ from handler.model.compiling.modulation import Run, ahead
 from handler.model.compiling.package import bind_blocks, compile_blocks, kind_of, kinds_in, kinds_of
 from handler.model.hardware import Hardware
 from handler.model.loading.weights import free
+from handler.volume.manifest import read_manifest, write_manifest
 from handler.volume.publishing import publishing
+from handler.volume.sealing import SEAL
 from handler.volume.sources import EMBEDDED
 from loras import matrices, peft, put
 
@@ -324,6 +327,81 @@ def test_an_unreadable_manifest_is_a_miss_and_replaced(package: Path, volume: Pa
     assert artifacts.look(SPARK, CPU, volume).outcome == "MISS"
     artifacts.publish(package, SPARK, CPU, volume)
     assert artifacts.look(SPARK, CPU, volume).outcome == "HIT"
+
+
+KEY, ANOTHER = "k" * 32, "a" * 32
+
+
+def test_a_worker_with_a_key_runs_what_was_sealed_by_it_alone(package: Path, tmp_path: Path) -> None:
+    """Who has none runs all, and publishes what no other runs; who has one puts its own in the place of that."""
+    transformer = load().transformer
+    for volume_key in ("", ANOTHER):
+        artifacts.publish(package, SPARK, CPU, tmp_path, volume_key=volume_key)
+        found = artifacts.restore(transformer, SPARK, CPU, tmp_path, volume_key=KEY)
+        told = "nothing is compiled for spark yet; 1 published without this KINDLING_VOLUME_KEY: never run"
+        assert (found.outcome, found.reason) == ("MISS", told)
+        assert not any(forwards(transformer))
+        assert artifacts.packaged(SPARK, CPU, tmp_path, ["native"], volume_key=KEY) == ""
+        assert artifacts.packaged(SPARK, CPU, tmp_path, ["native"]) == "native"
+        artifacts.publish(package, SPARK, CPU, tmp_path, volume_key=KEY)
+        assert artifacts.look(SPARK, CPU, tmp_path, volume_key=KEY).outcome == "HIT"
+    artifacts.publish(package, SPARK, CPU, tmp_path)  # which leaves a whole one alone
+    assert artifacts.look(SPARK, CPU, tmp_path, volume_key=ANOTHER).outcome == "MISS"
+    assert artifacts.restore(transformer, SPARK, CPU, tmp_path, volume_key=KEY).outcome == "HIT"
+    assert all(forwards(transformer))
+
+
+def planted(volume: Path) -> None:
+    """Other code, under checksums and in a manifest that belong to it."""
+    facts = read_manifest(baked(volume).parent).facts  # type: ignore[union-attr]
+    baked(volume).write_bytes(b"other code")
+    write_manifest(baked(volume).parent, facts)
+
+
+def swapped(volume: Path) -> None:
+    """Other code under the sealed manifest."""
+    baked(volume).write_bytes(b"other code".ljust(baked(volume).stat().st_size, b"-"))
+
+
+def moved(volume: Path) -> None:
+    """A sealed package of another fingerprint, said to be of this one."""
+    manifest = json.loads(baked(volume).with_name("manifest.json").read_text())
+    manifest["facts"]["precision"] = "bf16"
+    baked(volume).with_name("manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("attack", [planted, swapped, moved, lambda volume: (baked(volume).parent / SEAL).unlink()])
+def test_what_was_changed_after_it_was_sealed_is_never_run(
+    attack: Callable[[Path], object], package: Path, tmp_path: Path
+) -> None:
+    artifacts.publish(package, SPARK, CPU, tmp_path, volume_key=KEY)
+    attack(tmp_path)
+    transformer = load().transformer
+    for hardware in (CPU, dataclasses.replace(CPU, precision="bf16")):
+        assert artifacts.restore(transformer, SPARK, hardware, tmp_path, volume_key=KEY).outcome != "HIT"
+    assert not any(forwards(transformer))
+    artifacts.publish(package, SPARK, CPU, tmp_path, volume_key=KEY)
+    assert artifacts.restore(transformer, SPARK, CPU, tmp_path, volume_key=KEY).outcome == "HIT"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"hmac_sha256": null}', '{"hmac_sha256": "\u00e9"}'])
+def test_a_seal_that_is_none(text: str, package: Path, tmp_path: Path) -> None:
+    artifacts.publish(package, SPARK, CPU, tmp_path, volume_key=KEY)
+    (baked(tmp_path).parent / SEAL).write_text(text)
+    assert artifacts.look(SPARK, CPU, tmp_path, volume_key=KEY).outcome == "MISS"
+
+
+def test_all_that_looks_for_code_to_run_or_leaves_it_says_by_which_key() -> None:
+    """Who forgot would run what anybody has put there."""
+    calls = []
+    for path in (ROOT / "handler").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                whose = getattr(node.func.value, "id", "")
+                if whose in ("artifacts", "compiled") and node.func.attr in ("look", "packaged", "restore", "publish"):
+                    calls.append((path.name, node.lineno, "volume_key" in [keyword.arg for keyword in node.keywords]))
+    assert len(calls) >= 6
+    assert all(says for _, _, says in calls), calls
 
 
 def test_blocks_of_another_shape_are_stale(package: Path, tmp_path: Path) -> None:

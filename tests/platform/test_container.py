@@ -173,9 +173,21 @@ def test_names_refer_to_each_other() -> None:
 def test_pods_run_this_version_on_the_volume(pod: dict[str, Any]) -> None:
     [container] = pod["containers"]
     assert container["image"] == f"kindling:{__version__}"
-    mounts = {mount["name"]: Path(mount["mountPath"]) for mount in container["volumeMounts"]}
-    assert mounts["volume"] in MOUNTS
-    assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+    mounts = [(mount["name"], Path(mount["mountPath"])) for mount in container["volumeMounts"]]
+    assert dict(mounts[::-1])["volume"] in MOUNTS  # the first; the others are in it
+    assert {name for name, _ in mounts} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_workers_write_nothing_but_what_they_leave_for_each_other() -> None:
+    """Not models, LoRAs, receipts, nor anything else that says what is drawn."""
+    [container] = PODS["kubernetes"]["containers"]
+    whole, *others = (mount for mount in container["volumeMounts"] if mount["name"] == "volume")
+    assert (whole["mountPath"], whole["readOnly"]) == ("/volume", True)
+    written = {mount["subPath"] for mount in others}
+    assert all(mount["mountPath"] == f"/volume/{mount['subPath']}" for mount in others)
+    assert written == {"baked", "boots", "comfy", "kept", "spend"}
+    [key] = [each for each in container["env"] if each["name"] == "KINDLING_VOLUME_KEY"]
+    assert key["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)

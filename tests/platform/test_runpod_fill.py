@@ -434,6 +434,12 @@ def test_the_secret_of_webhooks_is_one(
     pod, template, _ = (request["json"] for request in json.loads(capsys.readouterr().out))
     assert template["env"]["KINDLING_WEBHOOK_SECRET"] == "{{ RUNPOD_SECRET_hooks }}"
     assert "KINDLING_WEBHOOK_SECRET" not in pod["env"]
+    monkeypatch.setenv("KINDLING_VOLUME_KEY", "k" * 32)
+    assert "KINDLING_VOLUME_KEY would stand readable" in told(1, *SPARK)
+    monkeypatch.setenv("KINDLING_VOLUME_KEY", "{{ RUNPOD_SECRET_volume }}")
+    assert runpod_deploy.main([*SPARK, "--fill", "--dry-run"]) == 0
+    pod, template, _ = (request["json"] for request in json.loads(capsys.readouterr().out))
+    assert template["env"]["KINDLING_VOLUME_KEY"] == pod["env"]["KINDLING_VOLUME_KEY"] == "{{ RUNPOD_SECRET_volume }}"
 
 
 def test_an_answer_that_is_no_http_does_not_end_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from handler.model.faults import meaning
 from handler.model.hardware import Hardware
 from handler.volume.manifest import Source, summarize
 from handler.volume.publishing import publishing
+from handler.volume.sealing import sealed
 from handler.volume.sources import baked_sources
 
 PACKAGE = "blocks.pt2"
@@ -145,9 +146,20 @@ def differing(wanted: Mapping[str, str], facts: Mapping[str, str]) -> list[str]:
     return [name for name in {**wanted, **facts} if wanted.get(name) not in ("", facts.get(name))]
 
 
-def look(spec: ModelSpec, hardware: Hardware, volume: Path, decoder: str = "", blocks: str = "") -> Found:
-    """What the volume has compiled for `spec` and this machine, where a model is loaded for these `blocks` of it."""
-    return find({**fingerprint(spec, hardware, decoder), "blocks": blocks}, baked_sources(spec, volume))
+def look(
+    spec: ModelSpec, hardware: Hardware, volume: Path, decoder: str = "", blocks: str = "", *, volume_key: str = ""
+) -> Found:
+    """What the volume has compiled for `spec` and this machine, where a model is loaded for these `blocks` of it.
+
+    With a `volume_key` what has no seal of it is as good as none.
+    """
+    packages = [source for source in baked_sources(spec, volume) if _is_package(source)]
+    ours = [source for source in packages if not volume_key or sealed(source, volume_key)]
+    found = find({**fingerprint(spec, hardware, decoder), "blocks": blocks}, ours)
+    if found.outcome == "HIT" or len(ours) == len(packages):
+        return found
+    others = len(packages) - len(ours)
+    return replace(found, reason=f"{found.reason}; {others} published without this KINDLING_VOLUME_KEY: never run")
 
 
 def decoder_of(decoder: Any) -> str:
@@ -155,23 +167,26 @@ def decoder_of(decoder: Any) -> str:
     return EAGER if decoder is None else kind_of(decoder)
 
 
-def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterable[str]) -> str:
+def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterable[str], *, volume_key: str = "") -> str:
     """The first of these kernels of attention with a package that fits otherwise; empty without one. Never raises."""
     with contextlib.suppress(Exception):
         for kernel in kernels:
-            if look(spec, replace(hardware, attention=kernel), volume).outcome == "HIT":
+            if look(spec, replace(hardware, attention=kernel), volume, volume_key=volume_key).outcome == "HIT":
                 return kernel
     return ""
 
 
-def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None) -> Found:
+def restore(
+    transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None, *, volume_key: str = ""
+) -> Found:
     """Bind the package that `look` finds, on a HIT. After anything else the transformer is as it was.
 
     `decoder` is the VAE's if it shall run compiled too. Raises nothing but DeviceLost.
     """
     found = Found("MISS", "")
     try:
-        found = look(spec, hardware, volume, decoder_of(decoder), digest(kinds_of(transformer, decoder)))
+        blocks = digest(kinds_of(transformer, decoder))
+        found = look(spec, hardware, volume, decoder_of(decoder), blocks, volume_key=volume_key)
         if found.outcome == "HIT" and found.source:
             with tempfile.TemporaryDirectory() as folder:  # the volume may be slow, or vanish
                 copy = Path(shutil.copyfile(found.source.folder / PACKAGE, Path(folder) / PACKAGE))
@@ -185,11 +200,13 @@ def restore(transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path,
     return found
 
 
-def publish(package: Path, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None) -> Path:
-    """Leave a package for later workers, unless a whole one is there. VolumeFailed if it cannot be left."""
+def publish(
+    package: Path, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None, *, volume_key: str = ""
+) -> Path:
+    """Leave a package for later workers, sealed, unless such a one is there whole. VolumeFailed if that cannot be."""
     facts = {**fingerprint(spec, hardware, decoder_of(decoder)), "blocks": digest(kinds_in(package))}
     target = volume / "baked" / spec.id / key(facts)
-    with publishing(target, facts) as part:
+    with publishing(target, facts, volume_key) as part:
         shutil.copyfile(package, part / PACKAGE)
     return target
 
