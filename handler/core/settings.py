@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from handler.core.errors import SettingsError
-from handler.core.fields import Endpoint, Folder, Host, ModelName, Name, Origin, PublicUrl, WebhookSecret, words
+from handler.core.fields import Endpoint, Folder, Host, ModelName, Name, Origin, PublicUrl, WebhookSecret, home, words
 from handler.core.loras import Pinned
 from handler.core.request import MAX_IMAGES, LongPrompts
 from handler.core.stepcache import StepCacheSetting
@@ -98,7 +98,7 @@ class Settings(BaseModel):
         (), description="more names that requests may call the model by, such as gpt-image-1,default"
     )
     volume: Folder = Field(
-        default_factory=lambda: _default("volume", Path.home() / ".cache" / "kindling"),
+        default_factory=lambda: _default("volume", None) or home() / ".cache" / "kindling",
         description="holds models/, baked/, boots/, comfy/ and kept/",
     )
     api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
@@ -231,7 +231,8 @@ class Settings(BaseModel):
                 right = cls.model_validate({name: one.value for name, one in given.items() if name not in wrong})
                 return right, faults | {given[name].source: why for name, why in wrong.items()}
             except SettingsError as error:
-                name = str(error.param)
+                if (name := str(error.param)) not in given:
+                    raise
                 wrong[name] = given[name].source + error.message.removeprefix(name)
 
     @classmethod

@@ -26,6 +26,7 @@ from handler.model.runner import sound
 from handler.volume.autoencoder import vae_source
 from handler.volume.hashes import Hashing
 from handler.volume.held import Held, opened
+from handler.volume.room import require_temporary
 from handler.worker import kernel
 from handler.worker.boots import BootLog
 from handler.worker.clock import Clock
@@ -66,6 +67,7 @@ class Worker(Loaded):
     @classmethod
     def _load(cls, settings: Settings, spec: ModelSpec, clock: Clock, held: Held | None) -> Self:
         with clock.phase("volume"):
+            require_temporary()
             seen = outlook(settings, spec, expected(settings))
             spec, source = seen.spec, seen.weights
             clock.ledger.weights = str(source.folder)
