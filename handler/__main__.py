@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from handler.cli import bake, comfy, deploy, doctor, fetch, generate, models, optimize, receipts, sglang
 from handler.core.errors import BudgetExceeded, KindlingError, ModelNotFound, RequestError, SettingsError, VolumeFailed
+from handler.core.fields import MAX_PORT
 from handler.core.settings import Settings
 from handler.core.untrusted import printed_lines
 from handler.core.version import __version__
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = verbs.add_parser("serve", help="serve one model over HTTP", description="Serve one model over HTTP.")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)")
+    serve.add_argument("--port", type=_port, default=8000, help="port; 0 takes a free one (default: %(default)s)")
     serve.add_argument("--model", help=MODEL)
     serve.add_argument("--weights", metavar="FILES", help=generate.WEIGHTS)
     sglang.add_arguments(serve)
@@ -98,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print JSON")
         verb.set_defaults(verb=module.run)
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or (port := int(text[:9])) > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"should be a port, 0 to {MAX_PORT}, not {text!r:.80}")
+    return port
 
 
 def _serve(options: argparse.Namespace) -> int:

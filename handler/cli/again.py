@@ -108,14 +108,19 @@ def read(source: Path, images: list[bytes], mask: bytes | None) -> Said:
         raise InvalidValue(f"{source}: its parameters are incomplete.", "from") from None
 
 
-def _check_files(source: Path, images: list[bytes], mask: bytes | None, hashes: list[str], masked: str | None) -> None:
-    """Whether these are the files that the picture was made from."""
-    if [sha256(image).hexdigest() for image in images] != hashes:
-        told = f"{source} was made from {len(hashes)} images; give exactly those, in their order, with --image."
+def _check_files(source: Path, images: list[bytes], mask: bytes | None, marks: list[str], masked: str | None) -> None:
+    """Whether these may be the files that the picture was made from."""
+    if len(images) != len(marks) or not all(map(_fits, images, marks)):
+        told = f"{source} was made from {len(marks)} images; give exactly those, in their order, with --image."
         raise InvalidValue(told, "image")
-    if (sha256(mask).hexdigest() if mask else None) != masked:
+    if bool(mask) != bool(masked) or (mask and masked and not _fits(mask, masked)):
         told = "with a mask; give exactly that with --mask" if masked else "without a mask; leave --mask out"
         raise InvalidValue(f"{source} was made {told}.", "mask")
+
+
+def _fits(file: bytes, said: str) -> bool:
+    """By the `mark` of it, or, of a picture by an older version, by its SHA-256."""
+    return sha256(file).hexdigest().startswith(said)
 
 
 def refuse_contradiction(said: Said, options: Namespace, asked: ImageRequest) -> None:

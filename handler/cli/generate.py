@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from dataclasses import replace
@@ -22,7 +23,7 @@ from handler.core.version import __version__
 from handler.model.text.pieces import embedded
 from handler.volume import embeddings
 from handler.volume.adapters import chosen
-from handler.volume.room import writing
+from handler.volume.room import require_writable, writing
 from handler.worker.clock import Clock
 from handler.worker.worker import Worker
 
@@ -100,6 +101,12 @@ def format_of(output: Path) -> Format:
         raise InvalidValue(f"{output}: the name should end in {', '.join(FORMATS)}.", "output")
     if not output.parent.is_dir():
         raise InvalidValue(f"{output}: there is no folder {output.parent}.", "output")
+    if output.is_dir():
+        raise InvalidValue(f"{output} is a folder; name a file.", "output")
+    if not output.exists():
+        require_writable(output.parent)
+    elif not os.access(output, os.W_OK):
+        raise InvalidValue(f"{output} may not be written over; name another file.", "output")
     return FORMATS[output.suffix.lower()]
 
 

@@ -9,6 +9,9 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from handler.core.errors import SettingsError
+
+MAX_PORT = 65_535
 PathLike = TypeVar("PathLike", str, Path)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
 ENDPOINT = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?/?")
@@ -79,6 +82,13 @@ def _key(value: str) -> str:
 
 
 VolumeKey = Annotated[str, AfterValidator(_key)]
+def home() -> Path:
+    """This user's; SettingsError, with what to set, where nobody can tell."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        told = f"KINDLING_VOLUME: name a folder, for user {os.getuid()} has no home here, and HOME is not set."
+        raise SettingsError(told, "KINDLING_VOLUME") from None
 
 
 def _at_home(value: Path) -> Path:

@@ -1,6 +1,7 @@
 """The host: how much memory this process may use. Told without torch."""
 
 import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -21,3 +22,9 @@ def host_memory() -> int:
 def read_ahead(host: int) -> int:
     """How many bytes of files may wait in the memory of a host that has so many bytes."""
     return min(AHEAD, host // SHARE)
+
+
+def trim() -> None:
+    """Give what the allocator keeps of freed memory back to the host, where it can: glibc's keeps what fits nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

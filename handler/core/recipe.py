@@ -107,8 +107,8 @@ class Recipe:
         return self.steps if self.strength is None else steps_taken(self.steps, self.strength)
 
     def described(self) -> dict[str, Any]:
-        """The recipe as JSON takes it: of each image, and of the mask, its SHA-256; `OPTIONAL` only where there are."""
-        hashes = {"images": [image.sha256 for image in self.images], "mask": self.mask and self.mask.sha256}
+        """The recipe as JSON takes it: of each image, and of the mask, a `mark`; `OPTIONAL` only where there are."""
+        hashes = {"images": [mark(image.sha256) for image in self.images], "mask": self.mask and mark(self.mask.sha256)}
         plain = replace(self, images=(), mask=None, loras=(), sampling=None, reading=None, embeddings=())
         found = asdict(plain) | hashes
         optional = {
@@ -121,6 +121,11 @@ class Recipe:
         }
         kept = {name: value for name, value in optional.items() if value}
         return {name: value for name, value in found.items() if name not in OPTIONAL} | kept
+
+
+def mark(sha256: str) -> str:
+    """What is told of a caller's own file: most others differ in it, and no list of files leads from it to this one."""
+    return sha256[:2]
 
 
 def steps_taken(steps: int, strength: float) -> int:

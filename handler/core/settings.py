@@ -29,6 +29,7 @@ from handler.core.fields import (
     PublicUrl,
     VolumeKey,
     WebhookSecret,
+    home,
     not_known,
     words,
 )
@@ -109,7 +110,7 @@ class Settings(BaseModel):
         (), description="more names that requests may call the model by, such as gpt-image-1,default"
     )
     volume: Folder = Field(
-        default_factory=lambda: _default("volume", Path.home() / ".cache" / "kindling"),
+        default_factory=lambda: _default("volume", None) or home() / ".cache" / "kindling",
         description="holds models/, baked/, boots/, comfy/ and kept/",
     )
     volume_key: VolumeKey = Field(
@@ -245,7 +246,8 @@ class Settings(BaseModel):
                 right = cls.model_validate({name: one.value for name, one in given.items() if name not in wrong})
                 return right, faults | {given[name].source: why for name, why in wrong.items()}
             except SettingsError as error:
-                name = str(error.param)
+                if (name := str(error.param)) not in given:
+                    raise
                 wrong[name] = given[name].source + error.message.removeprefix(name)
 
     @classmethod

@@ -15,6 +15,7 @@ import uvicorn
 
 from handler.core import outlet
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
+from handler.core.fields import MAX_PORT
 from handler.core.loopback import is_loopback
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
@@ -31,7 +32,6 @@ SAVE = (
     "import sys,json,base64;"
     "open('circle.png','wb').write(base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))"
 )
-MAX_PORT = 65_535
 SOCKET_BYTES = 64 << 10  # of one message that comes by websocket, of which none means much
 ACCEPTED = 16  # connections at once, before any of them, or those that were there before, has its turn
 KEEP_ALIVE_S = 75  # proxies keep idle connections for 60 s, and ask again on one that is being closed
@@ -139,8 +139,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}. Try another port.") from None
+    except (OSError, OverflowError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise SettingsError(f"cannot listen on {host}:{port}: {told}. Try another port.") from None
     # As its connections are then: an answer's body waits for no acknowledgement of its head, which takes 40 ms. asyncio
     # does that only for sockets that name their protocol, as these do not.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

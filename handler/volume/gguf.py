@@ -3,17 +3,16 @@
 github.com/ggml-org/ggml/blob/master/docs/gguf.md is the format; `BLOCKS` are the sizes of ggml's types.
 """
 
-import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from handler.volume.layout import LARGEST, Slot, require_names
+from handler.volume.layout import LARGEST, Slot, require_count, require_names, weights_in
 
 MAGIC = b"GGUF"
 HEAD = 32 << 20  # bytes that are read at most: a language model's words are in there too
-MOST = 1 << 20  # tensors, and values of a list
+MOST = 1 << 20  # facts, and values of a list
 LONGEST = 1 << 16  # bytes of a name
 DEEPEST = 4  # dimensions
 BLOCKS = {  # ggml's number: name, weights of a block, bytes of a block
@@ -59,6 +58,7 @@ def layout(data: memoryview, size: int) -> dict[str, Slot]:
     count, facts = cursor.number("Q"), cursor.number("Q")
     if max(count, facts) > MOST:
         raise ValueError("its head cannot be true")
+    require_count(count)
     said = dict(_fact(cursor) for _ in range(facts))
     tensors = [_tensor(cursor) for _ in range(count)]
     alignment = said.get("general.alignment", 32)
@@ -104,11 +104,10 @@ def _slot(shape: Any, sides: list[int], kind: int, start: int) -> Slot:
             f"it has weights of ggml's type {kind}; {', '.join(name for name, *_ in BLOCKS.values())} are read"
         )
     name, weights, width = BLOCKS[kind]
-    count = math.prod(sides)
-    if count % weights or any(side >= LARGEST for side in sides) or start >= LARGEST:
+    if (count := weights_in(sides)) % weights or start >= LARGEST:
         raise ValueError(f"it has {count} weights in blocks of {weights}")
-    whole = tuple(shape) if isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) else tuple(sides)
-    if math.prod(whole) != count:
+    whole = tuple(shape) if isinstance(shape, list) else tuple(sides)
+    if weights_in(whole) != count:
         raise ValueError("it gives a tensor two sizes")
     stop = start + count // weights * width
     return Slot(PLAIN.get(name, "float32"), whole, start, stop, packed="" if name in PLAIN else name)

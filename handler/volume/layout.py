@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ DTYPES = {
 FLOATS = ("float16", "bfloat16", "float32")  # what is brought to the type that a model computes in
 LONGEST = 500  # characters of a tensor's name; published ones have less than 150
 LARGEST = 1 << 63  # what torch counts with
+DEEPEST = 8  # dimensions
+MOST = 100_000  # tensors; the largest models here have some thousands
 WIDTHS = dict(DTYPES.values())
 
 
@@ -76,6 +78,7 @@ def described(data: memoryview, size: int) -> tuple[dict[str, Slot], Mapping[str
     try:
         entries = parse(bytes(data[8:end]))
         said = entries.pop("__metadata__", None) or {}
+        require_count(len(entries))
         slots = {name: _slot(entry, end) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("its header makes no sense") from None
@@ -89,6 +92,24 @@ def described(data: memoryview, size: int) -> tuple[dict[str, Slot], Mapping[str
     return slots, said if isinstance(said, dict) else {}
 
 
+def require_count(tensors: int) -> None:
+    """ValueError if there are more than any model has."""
+    if tensors > MOST:
+        raise ValueError(f"it has {tensors} tensors")
+
+
+def weights_in(shape: Sequence[int]) -> int:
+    """How many numbers a tensor of that shape has; ValueError where torch could not have one.
+
+    Bounded before anything is multiplied: numbers of millions of digits hold the interpreter, and all its threads.
+    """
+    if len(shape) > DEEPEST or not all(type(n) is int and 0 <= n < LARGEST for n in shape):
+        raise ValueError("it has a tensor whose shape makes no sense")
+    if (count := math.prod(shape)) >= LARGEST:
+        raise ValueError("it has a tensor whose shape makes no sense")
+    return count
+
+
 def require_names(slots: Mapping[str, Slot]) -> None:
     """ValueError if a tensor's name cannot be told in a line."""
     if odd := next((name for name in slots if len(name) > LONGEST or not name.isprintable()), None):
@@ -98,7 +119,7 @@ def require_names(slots: Mapping[str, Slot]) -> None:
 def _slot(entry: dict[str, Any], base: int) -> Slot:
     dtype, width = DTYPES[entry["dtype"]]
     shape, (start, stop) = entry["shape"], entry["data_offsets"]
-    counts = all(type(n) is int and 0 <= n < LARGEST for n in (*shape, start, stop))
-    if not counts or stop - start != math.prod(shape) * width:
+    placed = all(type(n) is int and 0 <= n < LARGEST for n in (start, stop))
+    if not placed or stop - start != weights_in(shape) * width:
         raise ValueError(entry)
     return Slot(dtype, tuple(shape), base + start, base + stop)

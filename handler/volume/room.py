@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from handler.core.errors import VolumeFailed
+from handler.core.errors import SettingsError, VolumeFailed
 
 OPEN = "chmod -R a+rwX {}"
 NUMBERED = re.compile(r"\(os error (\d{1,5})\)")  # as libraries in Rust say it: safetensors, hf_xet
@@ -74,6 +74,15 @@ def require_writable(folder: Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+def require_temporary() -> None:
+    """SettingsError if nothing temporary can be written anywhere, as torch and its compilers want to."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        told = "No folder for temporary files can be written: mount one (docker run --tmpfs /tmp), or set TMPDIR."
+        raise SettingsError(told, "TMPDIR") from None
 
 
 def remedy(volume: Path, error: BaseException | None) -> str:

@@ -29,6 +29,7 @@ from handler.volume.hashes import Hashing
 from handler.volume.held import Held, opened
 from handler.volume.manifest import Source
 from handler.volume.sources import NONE, spoilt
+from handler.volume.room import require_temporary
 from handler.worker import kernel
 from handler.worker.boots import BootLog
 from handler.worker.clock import Clock
@@ -72,6 +73,7 @@ class Worker(Loaded):
     ) -> Self:
         """From the best files there are; if those were baked and turn out to be damaged, without them."""
         with clock.phase("volume"):
+            require_temporary()
             seen = outlook(settings, spec, expected(settings), without=without)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
             clock.ledger.weights = seen.weights.told

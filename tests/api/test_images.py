@@ -284,7 +284,7 @@ def test_auto_size_follows_the_first_image(shape: tuple[int, int], size: tuple[i
 def test_a_picture_names_its_images_and_never_holds_them(tmp_path: Path) -> None:
     request = ImageRequest(prompt="x", images=(A, B))
     recipe = KLEIN.recipe(request, references.references(request.images))
-    shas = [hashlib.sha256(data).hexdigest() for data in (A, B)]
+    shas = [hashlib.sha256(data).hexdigest()[:2] for data in (A, B)]
     parameters = codec.parameters_of(recipe, {"plan": "EAGER"}, "0")
     (tmp_path / "a.png").write_bytes(codec.encode(RGB.astype(np.uint8), "png", 100, parameters))
     assert codec.read_parameters(tmp_path / "a.png")["images"] == shas
@@ -319,7 +319,7 @@ def test_over_http(klein: Served, tmp_path: Path) -> None:
     drawn = post(klein, "/v1/images/generations", images=images).json()
     assert drawn["size"] == "64x96"  # upright
     (tmp_path / "a.png").write_bytes(base64.b64decode(drawn["data"][0]["b64_json"]))
-    shas = [hashlib.sha256(data).hexdigest() for data in (photo, B)]
+    shas = [hashlib.sha256(data).hexdigest()[:2] for data in (photo, B)]
     assert codec.read_parameters(tmp_path / "a.png")["images"] == shas
     again = post(klein, "/generate", images=images).json()["images"][0]
     assert again["parameters"]["images"] == shas
@@ -383,7 +383,9 @@ def test_made_again_bit_for_bit(generate: Callable[..., Any]) -> None:
     again = generate("--from", "out.png", "--image", "a.png", "--image", "b.png", "-o", "again.png")
     assert again.returncode == 0, again.stderr
     assert (again.folder / "again.png").read_bytes() == (again.folder / "out.png").read_bytes()
-    assert codec.read_parameters(again.folder / "out.png")["images"] == [hashlib.sha256(i).hexdigest() for i in (A, B)]
+    assert codec.read_parameters(again.folder / "out.png")["images"] == [
+        hashlib.sha256(i).hexdigest()[:2] for i in (A, B)
+    ]
 
 
 @pytest.mark.parametrize(

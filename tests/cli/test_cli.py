@@ -453,3 +453,64 @@ def test_loras_are_listed(tmp_path: Path) -> None:
         assert "0.0 MB, cannot be used: it is no whole safetensors file: its header" in out
         found = json.loads(kindling(verb, "--json", KINDLING_VOLUME=str(tmp_path)).stdout)["loras"]
         assert [(one["name"], one["trigger_words"]) for one in found] == [("ink", ["inked"]), ("torn", [])]
+
+
+NOBODY = """
+import os, sys, tempfile
+from handler.__main__ import main
+if "HOME" not in os.environ:
+    os.getuid = lambda: 54321  # whom no list of users has
+if "TMPDIR" in os.environ:
+    tempfile._get_default_tempdir = lambda: os.stat("/no such folder")
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def lone(cwd: Path, *arguments: str, without: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command as an odd machine runs it."""
+    kept = {name: value for name, value in os.environ.items() if name not in (without, "XDG_CACHE_HOME")}
+    return subprocess.run(
+        [sys.executable, "-c", NOBODY, *arguments],
+        cwd=cwd, env=kept | {"PYTHONPATH": str(ROOT)} | environ,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["models", "doctor", "generate x", "serve --port 0"])
+def test_a_user_without_a_home_is_told_what_to_set(verb: str, tmp_path: Path) -> None:
+    done = lone(tmp_path, *verb.split(), without="HOME")
+    told = "kindling: KINDLING_VOLUME: name a folder, for user 54321 has no home here, and HOME is not set.\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
+def test_a_machine_without_a_folder_for_temporary_files_is_told_so(tmp_path: Path) -> None:
+    done = lone(tmp_path, "generate", "x", TMPDIR="/none", KINDLING_VOLUME=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("kindling: No folder for temporary files can be written: mount one")
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "8000.0", "\u0664", "9" * 5000])
+def test_a_port_that_is_none_is_named(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--port", port])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "--port: should be a port, 0 to 65535, not" in told or (port == "-1" and "expected one argument" in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("folder.png", "folder.png is a folder; name a file."),
+        ("none/a.png", "there is no folder none."),
+        ("/proc/a.png", "Cannot write /proc: No such file or directory."),
+    ],
+)
+def test_where_no_picture_can_be_written_nothing_is_loaded(
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr("handler.cli.generate.booted", raises(AssertionError("loaded")))
+    assert main(["generate", "x", "-o", name]) > 0
+    assert capsys.readouterr().err.endswith(f"{says}\n")

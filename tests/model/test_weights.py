@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -385,6 +385,28 @@ def entry(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) ->
 def test_a_header_that_cannot_be(data: memoryview, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         layout(data, len(data))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry(shape=(2**62,) * 200_000)},  # whose product has 12 million digits
+        {"a": entry(shape=(2**62,) * 200_000 + (0,), offsets=(0, 0))},
+        {"a": entry(shape=(2**32, 2**31), offsets=(0, 2**63 - 1))},
+        {"a": entry(shape=(1,) * 9, offsets=(0, 4))},
+        {f"{i}": entry(shape=(0,), offsets=(0, 0)) for i in range(100_001)},
+    ],
+    ids=("wide", "empty", "large", "deep", "many"),
+)
+def test_a_header_that_would_hold_the_interpreter_is_refused_before_it_is_reckoned(
+    header: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplied: list[Sequence[int]] = []
+    monkeypatch.setattr("math.prod", lambda shape: multiplied.append(shape) or 2**63)
+    data = encoded(header, b"")
+    with pytest.raises(ValueError, match="makes no sense"):
+        layout(data, len(data))
+    assert not [shape for shape in multiplied if len(shape) > 8]
 
 
 def test_odd_but_valid_files(small: Path) -> None:

@@ -212,6 +212,8 @@ def gguf(*tensors: tuple[str, tuple[int, ...], int, int], facts: bytes = b"", co
     [
         ([("a", (32,), 8, 0), ("a", (32,), 8, 64)], "a tensor twice"),
         ([("a", (32, 1 << 50), 8, 0)], "its tensor a ends at byte"),
+        ([("a", (1 << 40, 1 << 40), 8, 0)], "a tensor whose shape makes no sense"),
+        ([("a", (1 << 63,), 8, 0)], "a tensor whose shape makes no sense"),
         ([("a", (33,), 8, 0)], "33 weights in blocks of 32"),
         ([("a", (32,), 99, 0)], "weights of ggml's type 99; F32, F16"),
         ([("a", (1, 1, 1, 1, 1), 0, 0)], "5 dimensions"),

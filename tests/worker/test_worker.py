@@ -1,5 +1,6 @@
 """A worker in somebody's own program: a context whose end gives the model's memory back."""
 
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from fakes import RECIPE, FakeFamily
 from handler import Clock, ImageRequest, Settings, Worker
 from handler.core.errors import DeviceLost, NotReady, StartError
+from handler.core.host import trim
 from handler.model.loading.weights import _plain
 from handler.worker import loaded
 
@@ -143,3 +145,31 @@ def test_a_clock_may_begin_in_a_process_that_is_older() -> None:
     anew, old = Clock.anew(240), Clock(240)
     assert anew.elapsed < old.elapsed
     assert anew.birth.identity != old.birth.identity
+
+
+def test_pictures_of_another_size_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """glibc keeps freed tensors of odd sizes; giving them back takes time, which pictures of one size need not pay."""
+    trimmed: list[int] = []
+    monkeypatch.setattr("handler.model.runner.trim", lambda: trimmed.append(1))
+    with FakeFamily().engine() as engine:
+        assert engine.worker
+        counts = []
+        for width in (256, 256, 128, 128, 256):
+            engine.worker.generate(engine.spec.recipe(ImageRequest(prompt="x", width=width, height=256)))
+            counts.append(len(trimmed))
+    assert counts == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_what_is_freed_goes_back_to_the_host() -> None:
+    def resident() -> int:
+        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]
+        return int(line.split()[1]) * 1024
+
+    blocks = [b"x" * 100_000 for _ in range(2000)]  # each below what glibc takes from the host apart
+    kept = blocks[::50]
+    full = resident()
+    del blocks
+    trim()
+    assert resident() < full - 100_000_000
+    assert len(kept) == 40

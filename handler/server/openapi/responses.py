@@ -18,6 +18,7 @@ from handler.volume.receipts import Receipt
 from handler.worker.clock import Ledger
 
 HASH = TEXT | {"description": "SHA-256 of the file."}
+MARK = TEXT | {"description": "The first two hexadecimal digits of the file's SHA-256: it names nobody's file."}
 MAYBE_NUMBER = {"type": ["number", "null"]}
 SEED = COUNT | {"description": "Send it again for the same picture."}
 BYTES = TEXT | {"contentEncoding": "base64", "description": "The picture file."}
@@ -36,7 +37,7 @@ def types() -> dict[str, Schema]:
     defined: dict[str, Schema] = found["$defs"]
     del defined["Reference"], defined["Mask"], defined["Lora"], defined["Embedding"]
     applied = array(whole({"name": TEXT, "weight": NUMBER, "clip_weight": NUMBER, "sha256": HASH}, "clip_weight"))
-    defined["Recipe"]["properties"] |= {"images": array(HASH), "mask": {"anyOf": [HASH, NULL]}, "loras": applied}
+    defined["Recipe"]["properties"] |= {"images": array(MARK), "mask": {"anyOf": [MARK, NULL]}, "loras": applied}
     defined["Recipe"]["properties"]["long_prompts"] = only("chunked")
     defined["Recipe"]["properties"]["embeddings"] = array(whole({"name": TEXT, "sha256": HASH}))
     return {name: schema | whole(schema["properties"], *OPEN.get(name, ())) for name, schema in defined.items()}
