@@ -27,9 +27,10 @@ from handler.core.errors import ForeignOrigin, RequestError, Unauthorized
 from handler.core.settings import Settings
 from handler.server.accept import TOLD, prefers
 from handler.server.access import response
+from handler.server.health import PROBES
 from handler.server.mounted import EDITOR, PICTURES, PLAYGROUND
 
-OPEN_ROUTES = ("/ping", "/health", "/health/live")
+OPEN_ROUTES = tuple(PROBES)
 # By scripts of an allowed origin, beside the usual.
 READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", TOKENS, *TOLD, "location")
 # Whose URL may have the key in it: browsers send nothing else for an image or a websocket.
