@@ -181,8 +181,8 @@ class Engine:
 
     @property
     def drawing(self) -> int:
-        """How many pictures are being drawn for somebody: none that has its answer, though its last step may go on."""
-        return sum(not job.over for job in self._executor.jobs)
+        """How many requests are being drawn for somebody: none that has its answer, though its last step may go on."""
+        return len({job.request for job in self._executor.jobs if not job.over})
 
     def at_once(self, recipe: Recipe) -> int:
         """How many pictures of this shape are drawn at once, if there are as many: as KINDLING_BATCH says."""
@@ -192,8 +192,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue, the one being drawn not counted."""
-        return len(self.queue)
+        """How many requests have pictures in the queue."""
+        return self.queue.requests
 
     def _closed(self) -> KindlingError:
         """Why this worker takes no jobs; another one takes about as long to start as this one did."""

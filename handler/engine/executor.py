@@ -1,7 +1,6 @@
 """What the engine's thread does with jobs: draw them, watched over by another thread, and judge what goes wrong."""
 
 import logging
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,13 +13,13 @@ from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.request import MIN_SIDE, ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import let_go, outline
+from handler.engine.pace import Pace
 from handler.engine.queue import Job
 from handler.engine.triage import Triage
 from handler.engine.watchdog import Watchdog
 from handler.model.runner import DrawOutcome, sound
 from handler.worker.clock import Ledger
 
-PACE = 16  # how many of the last pictures tell how long the next will take
 HUNG = 10  # times what a whole picture takes, and no step has ended: it never will
 FAILED = "The worker failed on this request; see its log."
 DrawSome = Callable[[Sequence[Recipe], Sequence[OnStep]], Sequence[DrawOutcome | None]]
@@ -32,7 +31,8 @@ class Executor:
     jobs that end by it.
 
     `put_back` gets, in its thread, the jobs that did not fit into a run and wait for another. `jobs` are those being
-    drawn. `together` says whether it may still draw several at once: not after many at once found no room in memory.
+    drawn, `pace` is how long others will take. `together` says whether it may still draw several at once: not after
+    many at once found no room in memory.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Executor:
         self.together = True
         self.watch = Watchdog(self._hung)
         self._triage = Triage()
-        self.took: tuple[float, ...] = ()  # seconds of the last pictures, as if of the model's own size and steps
+        self.pace = Pace()
         self._settings, self._spec, self._ledger = settings, spec, ledger
         self._fail, self._put_back = fail, put_back
 
@@ -55,11 +55,6 @@ class Executor:
         """What drawing `recipe` takes, in pictures of the model's own size and steps."""
         (width, height), (own_width, own_height) = recipe.size, self._spec.size
         return recipe.taken * width * height / (self._spec.steps * own_width * own_height)
-
-    @property
-    def pace(self) -> float | None:
-        """How many seconds a unit of work takes; None before the first picture."""
-        return statistics.median(self.took) if self.took else None
 
     def draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> None:
         """Draw, in one run of a worker's, those of `jobs` that have not ended and fit together, and end them."""
@@ -78,14 +73,14 @@ class Executor:
 
     def _draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> list[Job]:
         """Draw and end the jobs of one run; those that wait for another."""
-        start, patience = time.perf_counter(), self._patience(jobs)
+        start, patience, stepped = time.perf_counter(), self._patience(jobs), set[Job]()
         outcomes: Sequence[DrawOutcome | None]
         try:
-            outcomes = draw_some([job.recipe for job in jobs], [self._step(job, patience) for job in jobs])
+            outcomes = draw_some([job.recipe for job in jobs], [self._step(job, patience, stepped) for job in jobs])
         except BaseException as error:  # also a library that wants to end this process: it would end this thread alone
             outcomes = [error] * len(jobs)
         run = [(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True) if outcome is not None]
-        self._end_drawn(run, start)
+        self._end_drawn(run, start, stepped)
         failed = [(job, outcome) for job, outcome in run if isinstance(outcome, BaseException)]
         again = self._alone(failed) if len(failed) == len(run) > 1 else []
         self._end_failed([each for each in failed if each[0] not in again], draw_some, patience)
@@ -107,11 +102,12 @@ class Executor:
             let_go(error)
         return [job for job, _ in again]
 
-    def _end_drawn(self, run: Sequence[tuple[Job, DrawOutcome]], start: float) -> None:
+    def _end_drawn(self, run: Sequence[tuple[Job, DrawOutcome]], start: float, stepped: set[Job]) -> None:
+        """End the jobs that were drawn. What never took a step took no time of those that did."""
         drawn = [(job, outcome) for job, outcome in run if not isinstance(outcome, BaseException)]
         if drawn:
-            seconds = time.perf_counter() - start
-            self.took = (*self.took, seconds / sum(job.work for job, _ in run))[-PACE:]
+            works = [job.work for job, outcome in run if job in stepped or not isinstance(outcome, BaseException)]
+            self.pace = self.pace.after(works, time.perf_counter() - start)
             self._triage.drawn()
         for job, (pixels, stages) in drawn:
             job.end((pixels, {"queue": start - job.entered, **stages}))
@@ -130,9 +126,10 @@ class Executor:
                 if job.queue:
                     job.queue.give_up(job.request)
 
-    def _step(self, job: Job, patience: float) -> OnStep:
+    def _step(self, job: Job, patience: float, stepped: set[Job]) -> OnStep:
         def step(done: int, preview: Preview) -> None:
             self.watch.beat(patience)
+            stepped.add(job)
             job.raise_if_over()
             job.on_step(done, preview)
 
@@ -140,9 +137,11 @@ class Executor:
 
     def _patience(self, jobs: Sequence[Job]) -> float:
         """Seconds without the end of a step after which `jobs` hang."""
+        works = [job.work for job in jobs]
+        if known := self.pace.seconds(works):
+            return max(self._settings.hang_s, HUNG * max(known, self.pace.seconds([1.0]) or 0.0))
         warm_s = sum(phase.seconds for phase in self._ledger.phases if phase.name == "warm")
-        work = sum(job.work for job in jobs)
-        return max(self._settings.hang_s, HUNG * (self.pace or warm_s) * max(1.0, work))
+        return max(self._settings.hang_s, HUNG * warm_s * max(1.0, sum(works)))
 
     def _canary(self, draw_some: DrawSome, patience: float) -> None:
         """Draw a small picture, or raise why that cannot be done."""

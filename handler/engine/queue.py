@@ -19,6 +19,7 @@ from handler.core.deadline import LATE
 from handler.core.errors import RETRY_S, Cancelled, DeadlineExceeded, KindlingError, QueueFull
 from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.engine.batching import alike
+from handler.engine.pace import Pace
 
 JobOutcome = Drawn | KindlingError
 Where = Literal["queue", "denoise"]
@@ -71,10 +72,15 @@ class Job:
             raise DeadlineExceeded(LATE)
 
 
+def crowded(waiting: int) -> str:
+    """That so many requests wait that no other may."""
+    return f"{waiting} request{' is' if waiting == 1 else 's are'} waiting already; try again later."
+
+
 def why_full(waiting: int, wait_s: float, left_s: float, most: int, most_s: float) -> str:
-    """Why a job may not join `waiting` others that will take `wait_s`; empty if it may. It has `left_s` itself."""
+    """Why a request may not join `waiting` others that will take `wait_s`; empty if it may. It has `left_s` itself."""
     if waiting >= most:
-        return f"{waiting} request{' is' if waiting == 1 else 's are'} waiting already; try again later."
+        return crowded(waiting)
     if wait_s > most_s:
         return f"What waits already takes about {wait_s:.0f} s, more than the {most_s:g} s allowed; try again later."
     if wait_s > left_s:
@@ -83,7 +89,7 @@ def why_full(waiting: int, wait_s: float, left_s: float, most: int, most_s: floa
 
 
 class Queue:
-    """Jobs that wait: at most `most` of them, and at most `most_s` seconds of work. Safe from any thread.
+    """Jobs that wait: of at most `most` requests, and at most `most_s` seconds of work. Safe from any thread.
 
     `ended` counts the jobs that have: by outcome ("drawn", "cancelled" or the error's code), and where they were then,
     "queue" or "denoise".
@@ -100,24 +106,28 @@ class Queue:
         return len(self._jobs)
 
     @property
-    def work(self) -> float:
-        """Of all that wait, in pictures of the model's own size and steps."""
+    def requests(self) -> int:
+        """How many have pictures that wait; one whose pictures wait in turn, and not all at once, is one still."""
         with self._changed:
-            return sum([job.work for job in self._jobs])
+            return len({job.request for job in self._jobs})
 
-    def require_room(self, pace: float | None, left_s: float = math.inf) -> None:
+    def wait_s(self, pace: Pace) -> float | None:
+        """How many seconds all that wait will take; None if that is not known."""
+        with self._changed:
+            return pace.seconds([job.work for job in self._jobs])
+
+    def require_room(self, pace: Pace, left_s: float = math.inf) -> None:
         """Raise QueueFull if nobody who has `left_s` seconds may join now, DeadlineExceeded if those are over."""
         if left_s <= 0:
             raise DeadlineExceeded(LATE)
-        wait_s = self.work * (pace or 0)
-        if why := why_full(len(self), wait_s, left_s, self._most, self._most_s):
-            raise QueueFull(why, retry_s=wait_s if pace else RETRY_S)
+        wait_s = self.wait_s(pace)
+        if why := why_full(self.requests, wait_s or 0.0, left_s, self._most, self._most_s):
+            raise QueueFull(why, retry_s=RETRY_S if wait_s is None else wait_s)
 
-    def join(self, jobs: Sequence[Job], pace: float | None, admitted: bool) -> bool:
+    def join(self, jobs: Sequence[Job], pace: Pace, admitted: bool) -> bool:
         """Let one request's jobs wait; False if this queue is closed.
 
-        Raises as `require_room`, unless the request is `admitted`. `pace` is how many seconds a unit of work takes, if
-        that is known.
+        Raises as `require_room`, unless the request is `admitted`.
         """
         with self._changed:
             if self._closed:

@@ -80,9 +80,9 @@ READINGS: dict[str, Callable[[Engine], Values]] = {
     "temperature": _nvml("temperature", 1),
 }
 GAUGES = (
-    Gauge("queue_depth", "Pictures that wait.", "", lambda engine: {"": engine.waiting}),
-    Gauge("queue_limit", "Pictures that may wait.", "", lambda engine: {"": engine.settings.queue}),
-    Gauge("inflight", "Pictures being drawn.", "", lambda engine: {"": engine.drawing}),
+    Gauge("queue_depth", "Requests that wait.", "", lambda engine: {"": engine.waiting}),
+    Gauge("queue_limit", "Requests that may wait.", "", lambda engine: {"": engine.settings.queue}),
+    Gauge("inflight", "Requests being drawn.", "", lambda engine: {"": engine.drawing}),
     Gauge(
         "state",
         "1 for what the worker is.",

@@ -35,7 +35,7 @@ from handler.core.stepcache import BOUNDS, DECIMALS, StepCache, parse
 from handler.core.untrusted import Malformed, check
 from handler.core.untrusted import parse as parse_json
 from handler.engine.batching import PIXELS, at_once
-from handler.engine.executor import PACE, Executor
+from handler.engine.executor import Executor
 from handler.engine.queue import why_full
 from handler.engine.spend import seconds_this_month
 from handler.server import multipart
@@ -302,11 +302,8 @@ def test_who_is_refused_is_refused_behind_more(
         assert wait_s <= min(left_s, most_s)
 
 
-def executor(took: tuple[float, ...], hang_s: float = 60) -> Executor:
-    spec = find("spark")
-    one = Executor(Settings(hang_s=hang_s), spec, Ledger(240), lambda *_: None, lambda *_: None)
-    one.took = took
-    return one
+def executor() -> Executor:
+    return Executor(Settings(), find("spark"), Ledger(240), lambda *_: None, lambda *_: None)
 
 
 SIZES = st.tuples(st.integers(MIN_SIDE, MAX_SIDE), st.integers(MIN_SIDE, MAX_SIDE))
@@ -314,7 +311,7 @@ SIZES = st.tuples(st.integers(MIN_SIDE, MAX_SIDE), st.integers(MIN_SIDE, MAX_SID
 
 @given(SIZES, st.integers(1, 50), st.integers(0, 64), st.floats(0.01, 1))
 def test_more_pixels_and_steps_are_more_work(size: tuple[int, int], steps: int, more: int, strength: float) -> None:
-    work, recipe = executor(()).work, dataclasses.replace(RECIPE, size=size, steps=steps)
+    work, recipe = executor().work, dataclasses.replace(RECIPE, size=size, steps=steps)
     larger, longer = (
         dataclasses.replace(recipe, size=(size[0] + more, size[1])),
         dataclasses.replace(recipe, steps=steps + more),
@@ -322,12 +319,6 @@ def test_more_pixels_and_steps_are_more_work(size: tuple[int, int], steps: int, 
     assert 0 < work(recipe) <= min(work(larger), work(longer))
     assert work(dataclasses.replace(recipe, strength=strength)) <= work(recipe)
     assert work(dataclasses.replace(recipe, size=find("spark").size, steps=find("spark").steps)) == 1
-
-
-@given(st.lists(st.floats(0.001, 1e4), max_size=PACE))
-def test_the_pace_is_among_what_pictures_took(took: list[float]) -> None:
-    pace = executor(tuple(took)).pace
-    assert pace is None if not took else pace is not None and min(took) <= pace <= max(took)
 
 
 @given(st.integers(1, 50), st.floats(0.001, 1), st.floats(0.001, 1))

@@ -36,6 +36,7 @@ from handler.core.errors import (
 )
 from handler.core.recipe import Picture, Pixels, Preview, Recipe
 from handler.core.tracebacks import UNSAID
+from handler.engine.pace import Pace, Run
 from handler.engine.queue import Job, why_full
 from handler.model.faults import meaning
 from threads import Seconds, have_ended, until
@@ -351,7 +352,7 @@ def test_what_waits_is_measured_by_its_work(family: FakeFamily) -> None:
     async def main() -> None:
         running = asyncio.create_task(engine.submit(RECIPE))
         assert await asyncio.to_thread(family.entered.wait, 10)
-        engine._executor.took = (10.0,)
+        engine._executor.pace = Pace.of((Run(1.0, 10.0), Run(2.0, 20.0)))
         large = replace(RECIPE, size=(512, 512), steps=8)
         waiting = [asyncio.create_task(engine.submit(each)) for each in (RECIPE, large)]
         await asyncio.sleep(0)

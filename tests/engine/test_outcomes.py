@@ -34,6 +34,7 @@ from handler.core.errors import (
 )
 from handler.core.recipe import Preview, Recipe, Reference
 from handler.engine.batching import alike
+from handler.engine.pace import Pace
 from handler.engine.queue import Job, Queue
 from handler.model.families.schedulers import FLOW
 
@@ -430,7 +431,7 @@ def test_pictures_that_are_edited_are_drawn_one_by_one() -> None:
     edited = replace(RECIPE, images=(image,))
     assert not alike(edited, replace(edited, seed=2))
     line = Queue(9, 9.0)
-    line.join([Job(edited, NOBODY, 1.0, float("inf"), NOBODY) for _ in range(3)], None, admitted=False)
+    line.join([Job(edited, NOBODY, 1.0, float("inf"), NOBODY) for _ in range(3)], Pace(), admitted=False)
     assert [len(line.take(lambda _: 8)) for _ in range(3)] == [1, 1, 1]
 
 

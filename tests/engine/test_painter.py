@@ -15,6 +15,7 @@ from handler.core.errors import (
     Cancelled,
     DeadlineExceeded,
     DeviceLost,
+    Exhausted,
     Internal,
     KindlingError,
     NotReady,
@@ -24,13 +25,15 @@ from handler.core.errors import (
 )
 from handler.engine import executor, watchdog
 from handler.engine import queue as queue_module
-from handler.engine.executor import HUNG, PACE, Executor
+from handler.engine.executor import HUNG, Executor
+from handler.engine.pace import Pace, Run
 from handler.engine.queue import Job, Queue, hand
 from handler.engine.watchdog import Watchdog
 from handler.worker.clock import Ledger, Phase
 from threads import Seconds, have_ended, inside
 
 LARGE = replace(RECIPE, size=(512, 512), steps=8)  # the work of eight
+LINE = Pace.of((Run(1.0, 10.0), Run(2.0, 20.0)))  # ten seconds for each unit of work
 
 
 class Bench:
@@ -42,6 +45,7 @@ class Bench:
         self.put_back: list[Job] = []
         self.told: dict[int, Any] = {}
         self.asked: list[list[Any]] = []
+        self.steps: set[int] | None = None  # which take one; None: all
         self.during: Any = lambda: None
         phases = [Phase("import", 0, 50.0), Phase("warm", 50.0, 3.0), Phase("weights", 53.0, 20.0)]
         self.executor = Executor(
@@ -64,8 +68,9 @@ class Bench:
 
         def draw_some(recipes: Any, on_steps: Any) -> Any:
             self.asked.append(recipes)
-            for on_step in on_steps:
-                on_step(1, None)
+            for number, on_step in enumerate(on_steps):
+                if self.steps is None or number in self.steps:
+                    on_step(1, None)
             self.during()
             self.clock.pass_s(self.takes)
             drawn: list[Any] = [(recipe.seed, {"denoise": self.takes}) for recipe in recipes]
@@ -113,13 +118,14 @@ def test_who_cannot_be_told_that_a_picture_begins_is_left_out_alone(bench: Bench
         (replace(RECIPE, steps=8), 2.0),
     ],
 )
-def test_the_pace_is_seconds_by_the_work_of_all_that_was_drawn_at_once(bench: Bench, recipe: Any, work: float) -> None:
-    assert bench.executor.pace is None
+def test_the_pace_knows_the_work_and_the_share_of_all_that_was_drawn_at_once(
+    bench: Bench, recipe: Any, work: float
+) -> None:
+    assert bench.executor.pace == Pace()
     bench.takes = 6.0
-    bench.draw(bench.job(recipe), bench.job())
+    bench.draw(bench.job(recipe), bench.job(recipe))
     assert bench.executor.work(recipe) == work
-    assert bench.executor.took == (6.0 / (work + 1),)
-    assert bench.executor.pace == 6.0 / (work + 1)
+    assert bench.executor.pace.runs == (Run(work, 3.0),)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -131,42 +137,87 @@ def test_a_run_in_which_one_failed_took_as_long_for_all(bench: Bench, place: int
 
     told = bench.draw(*(bench.job() for _ in range(3)), outcomes=fails)
     assert [isinstance(each, NumericalError) for each in told] == [number == place for number in range(3)]
-    assert bench.executor.took == (2.0,)
+    assert bench.executor.pace.runs == (Run(1.0, 2.0),)
 
 
-def test_what_gave_no_picture_tells_nothing_of_the_pace(bench: Bench) -> None:
-    bench.draw(bench.job(), outcomes=lambda drawn: [NumericalError("NaN.")])
-    assert bench.executor.took == ()
-    assert bench.executor.pace is None
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_failed_before_its_first_step_took_no_part_in_the_run(bench: Bench, place: int) -> None:
+    """As one whose prompt cannot be read: the others took all of the time."""
+    bench.takes, bench.steps = 6.0, {0, 1, 2} - {place}
+
+    def fails(drawn: list[Any]) -> list[Any]:
+        return [*drawn[:place], NumericalError("no prompt"), *drawn[place + 1 :]]
+
+    bench.draw(*(bench.job() for _ in range(3)), outcomes=fails)
+    assert bench.executor.pace.runs == (Run(1.0, 3.0),)
 
 
-def test_the_pace_is_the_median_of_the_last_pictures(bench: Bench) -> None:
-    assert PACE == 16
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("error", [NumericalError, OutOfMemory, ValueError, DeviceLost])
+def test_what_gave_no_picture_tells_nothing_of_the_pace(bench: Bench, error: Any, shared: bool, count: int) -> None:
+    """Nor does it count as drawn: of equal errors, and of one that all share."""
+    drawn: list[str] = []
+    bench.executor._triage.drawn = lambda: drawn.append("a picture")  # type: ignore[method-assign]
+    one = error("all of it")
+    bench.draw(
+        *(bench.job() for _ in range(count)),
+        outcomes=lambda some: [one if shared else error("all of it") for _ in some],
+    )
+    assert (bench.executor.pace, drawn) == (Pace(), [])
+
+
+@pytest.mark.parametrize("between", [None, "fails", "comes out"])
+def test_batches_without_room_are_counted_until_a_picture_comes_out(bench: Bench, between: str | None) -> None:
+    """Each time two at once do, and then each alone: a whole batch that fails between them proves nothing."""
+
+    def fails(drawn: list[Any]) -> list[Any]:
+        return [OutOfMemory("no room") for _ in drawn]
+
+    def canary(drawn: list[Any]) -> list[Any]:
+        return drawn if bench.asked[-1][0].prompt == "warm-up" else fails(drawn)
+
+    for number in range(3):
+        both = [bench.job(), bench.job()]
+        bench.draw(*both, outcomes=canary)
+        assert bench.put_back[-2:] == both
+        bench.draw(both[0], outcomes=canary)
+        if number == 1 and between:
+            bench.draw(bench.job(), bench.job(), outcomes=fails if between == "fails" else None)
+    assert [isinstance(error, Exhausted) for error, _ in bench.failed] == [True] * (between != "comes out")
+
+
+def test_the_pace_is_that_of_the_last_pictures(bench: Bench) -> None:
     for takes in (500.0, 400.0, *range(1, 17)):
         bench.takes = takes
         bench.draw(bench.job())
-    assert bench.executor.took == tuple(range(1, 17))
-    assert bench.executor.pace == 8.5
+    assert bench.executor.pace.runs == tuple(Run(1.0, float(takes)) for takes in range(1, 17))
+    assert bench.executor.pace.seconds([1.0, 1.0]) == 16.0
+
+
+def paced(*runs: tuple[float, float]) -> Pace:
+    return Pace.of(tuple(Run(*run) for run in runs)) if runs else Pace()
 
 
 @pytest.mark.parametrize(
-    ("took", "recipes", "patience"),
+    ("runs", "recipes", "patience"),
     [
         ((), [RECIPE], 120.0),  # hang_s; ten times the warm-up is 30
         ((), [LARGE], 240.0),
         ((), [LARGE, LARGE], 480.0),
-        ((20.0,), [RECIPE], 200.0),
-        ((20.0,), [replace(RECIPE, size=(64, 64))], 200.0),  # no less than for the model's own size
-        ((20.0, 40.0, 90.0), [LARGE], 3200.0),
-        ((2.0,), [RECIPE], 120.0),
-        ((2.0,), [LARGE, RECIPE], 180.0),
+        ([(1.0, 20.0)], [RECIPE], 200.0),
+        ([(4.0, 20.0), (1.0, 17.0)], [replace(RECIPE, size=(64, 64))], 170.0),  # no less than for the model's own size
+        ([(1.0, 20.0), (2.0, 40.0)], [LARGE], 1600.0),
+        ([(1.0, 20.0), (2.0, 30.0)], [LARGE], 900.0),
+        ([(2.0, 2.0), (1.0, 1.0)], [RECIPE], 120.0),
+        ([(2.0, 4.0), (1.0, 2.0)], [LARGE, RECIPE], 180.0),
     ],
 )
 def test_patience_follows_the_pace_or_else_the_warm_up(
-    bench: Bench, took: tuple[float, ...], recipes: list[Any], patience: float
+    bench: Bench, runs: list[tuple[float, float]], recipes: list[Any], patience: float
 ) -> None:
     assert HUNG == 10
-    bench.executor.took = took
+    bench.executor.pace = paced(*runs)
     due: list[Any] = []
     bench.during = lambda: due.append(bench.executor.watch._due)
     begun = bench.clock()
@@ -315,7 +366,7 @@ def test_who_waits_for_more_of_a_request_that_failed_is_told_so_at_once(bench: B
     queue, request = Queue(9, 9.0), object()
     drawn = [replace(bench.job(queue=queue), request=request) for _ in range(2)]
     waiting, other = replace(bench.job(), request=request), bench.job()
-    queue.join([waiting, other], None, admitted=True)
+    queue.join([waiting, other], Pace(), admitted=True)
 
     def fails(some: list[Any]) -> list[Any]:
         return [NumericalError("NaN.") if n == place else each for n, each in enumerate(some)]
@@ -338,7 +389,7 @@ def test_who_waits_on_a_loop_that_is_closed_is_waited_for_no_longer() -> None:
 def test_what_has_ended_meanwhile_is_not_put_back_and_the_others_keep_their_order(bench: Bench) -> None:
     queue = Queue(9, 9.0)
     jobs = [bench.job() for _ in range(5)]
-    queue.join(jobs[1:], None, admitted=False)
+    queue.join(jobs[1:], Pace(), admitted=False)
     taken = queue.take(lambda _: 3)
     assert taken == jobs[1:4]
     for job in taken:
@@ -348,10 +399,10 @@ def test_what_has_ended_meanwhile_is_not_put_back_and_the_others_keep_their_orde
     jobs[1].end(Cancelled("gone too"))
     assert queue.take(lambda _: 9) == [jobs[3], jobs[4]]
     assert queue.ended == {("cancelled", "denoise"): 1, ("cancelled", "queue"): 1}
-    queue.join([jobs[0]], None, admitted=False)
+    queue.join([jobs[0]], Pace(), admitted=False)
     assert queue.close() == [jobs[0]]
     assert queue.put_back([jobs[3]]) == [jobs[3]]
-    assert not queue.join([jobs[0]], None, admitted=True)
+    assert not queue.join([jobs[0]], Pace(), admitted=True)
     assert queue.take(lambda _: 9) == []
 
 
@@ -359,7 +410,7 @@ def test_what_has_ended_meanwhile_is_not_put_back_and_the_others_keep_their_orde
 def test_what_harmed_others_waits_for_a_run_of_its_own(bench: Bench, place: int) -> None:
     queue, jobs = Queue(9, 9.0), [bench.job() for _ in range(3)]
     jobs[place].alone = True
-    queue.join(jobs, None, admitted=False)
+    queue.join(jobs, Pace(), admitted=False)
     runs = [queue.take(lambda _: 9) for _ in range(2)]
     together = [job for job in jobs if not job.alone]
     assert runs == ([[jobs[0]], together] if place == 0 else [together, [jobs[place]]])
@@ -367,24 +418,52 @@ def test_what_harmed_others_waits_for_a_run_of_its_own(bench: Bench, place: int)
 
 def test_a_line_is_as_long_as_its_work(bench: Bench) -> None:
     queue = Queue(9, 100.0)
-    queue.join([bench.job(), bench.job(LARGE)], None, admitted=False)
-    assert (len(queue), queue.work) == (2, 9.0)
-    queue.require_room(None)
-    queue.require_room(10.0, 90.0)
-    for pace, left_s, retry_s in ((10.0, 89.0, 90), (11.5, float("inf"), 104)):
+    queue.join([bench.job(), bench.job(LARGE)], Pace(), admitted=False)
+    assert (len(queue), queue.wait_s(Pace()), queue.wait_s(LINE)) == (2, None, 90.0)
+    queue.require_room(Pace())
+    queue.require_room(LINE, 90.0)
+    for pace, left_s, retry_s in ((LINE, 89.0, 90), (paced((1.0, 11.5), (2.0, 23.0)), float("inf"), 104)):
         with pytest.raises(QueueFull) as caught:
             queue.require_room(pace, left_s)
         assert caught.value.retry_s == retry_s
 
 
+def test_small_pictures_do_not_make_what_waits_seem_long(bench: Bench) -> None:
+    """32 that take 6 s in all, after such as are a 64th of the work and take an eighth of the time."""
+    queue = Queue(99, 300.0)
+    queue.join([bench.job() for _ in range(32)], Pace(), admitted=False)
+    for pace in (paced(*[(1 / 64, 0.0235)] * 16), paced(*[(1 / 64, 0.0235)] * 15, (1.0, 0.188))):
+        wait_s = queue.wait_s(pace)
+        assert wait_s == pytest.approx(6.0, rel=0.01)
+        queue.require_room(pace, 10.0)
+
+
 def test_a_full_line_says_when_to_come_back_or_five_seconds_where_nobody_knows(bench: Bench) -> None:
     queue = Queue(1, 100.0)
-    queue.join([bench.job(LARGE)], None, admitted=False)
-    for pace, retry_s in ((None, 5), (2.5, 20), (0.01, 1)):
+    queue.join([bench.job(LARGE)], Pace(), admitted=False)
+    for pace, retry_s in ((Pace(), 5), (paced((8.0, 20.0)), 20), (paced((8.0, 0.08)), 1)):
         with pytest.raises(QueueFull) as caught:
             queue.join([bench.job()], pace, admitted=False)
         assert caught.value.retry_s == retry_s
-    assert queue.join([bench.job()], 1e6, admitted=True)
+    assert queue.join([bench.job()], paced((1.0, 1e6)), admitted=True)
+
+
+def test_a_request_is_one_however_many_pictures_it_asks_for(bench: Bench) -> None:
+    """Their seconds bound them."""
+    queue, several, one = Queue(2, 100.0), [bench.job() for _ in range(5)], object()
+    for job in several:
+        job.request = one
+    queue.join(several, Pace(), admitted=False)
+    assert (len(queue), queue.requests) == (5, 1)
+    with pytest.raises(QueueFull, match="about 125 s, more than the 100 s allowed"):
+        queue.join([bench.job()], paced((1.0, 25.0)), admitted=False)
+    queue.join([bench.job()], Pace(), admitted=False)
+    with pytest.raises(QueueFull, match="2 requests are waiting already"):
+        queue.join([bench.job()], Pace(), admitted=False)
+    queue.take(lambda _: 1)
+    assert (len(queue), queue.requests) == (5, 2)  # it waits still
+    queue.take(lambda _: 4)
+    assert (len(queue), queue.requests) == (1, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -415,10 +494,10 @@ def test_who_failed_beside_others_that_did_not_is_told_so(bench: Bench, drawn: i
 
 def test_what_waits_may_take_just_as_long_as_is_allowed_and_as_who_asks_has_left(bench: Bench) -> None:
     queue = Queue(9, 100.0)
-    queue.join([bench.job(LARGE), replace(bench.job(LARGE), work=2.0)], None, admitted=False)
-    queue.require_room(10.0)  # 100 s of 100
+    queue.join([bench.job(LARGE), replace(bench.job(LARGE), work=2.0)], Pace(), admitted=False)
+    queue.require_room(LINE)  # 100 s of 100
     with pytest.raises(QueueFull, match="more than this request may take"):
-        queue.join([bench.job(deadline=bench.clock() + 99.5)], 10.0, admitted=False)
-    assert queue.join([bench.job(deadline=bench.clock() + 100.0)], 10.0, admitted=False)
+        queue.join([bench.job(deadline=bench.clock() + 99.5)], LINE, admitted=False)
+    assert queue.join([bench.job(deadline=bench.clock() + 100.0)], LINE, admitted=False)
     with pytest.raises(DeadlineExceeded):
-        queue.join([bench.job(deadline=bench.clock())], None, admitted=False)
+        queue.join([bench.job(deadline=bench.clock())], Pace(), admitted=False)

@@ -190,7 +190,7 @@ class Queue(RuleBasedStateMachine):
     @invariant()
     def what_waits_is_bounded(self) -> None:
         if hasattr(self, "engine"):
-            assert self.engine.waiting <= QUEUE - 1 + 2 * MOST
+            assert self.engine.waiting <= QUEUE + self.engine.batch  # which may have been put back
             assert self.engine.drawing <= self.engine.batch
 
     @invariant()
@@ -210,7 +210,7 @@ class Queue(RuleBasedStateMachine):
         self.run(asyncio.sleep(0))
         self.loop.close()
         assert not self.engine.alive
-        assert (self.engine.waiting, self.engine.drawing, self.engine.busy, self.engine.queue.work) == (0, 0, False, 0)
+        assert (self.engine.waiting, self.engine.drawing, self.engine.busy, len(self.engine.queue)) == (0, 0, False, 0)
         assert sum(self.engine.queue.ended.values()) == self.admitted  # each once
         self.each_is_answered_with_its_own(sound)
 

@@ -104,7 +104,7 @@ def test_a_picture_appears_as_it_forms(held: Page, slow: Faulty) -> None:
 def test_who_waits_sees_how_many_are_before_them(held: Page, slow: Faulty) -> None:
     first = slow.hold("hold first")
     ask(held, "second")
-    expect(held.locator(".stage .state")).to_have_text("Waiting: 1 picture is before yours.")
+    expect(held.locator(".stage .state")).to_have_text("Waiting: 1 request is before yours.")
     slow.release()
     made(held, "second")
     assert first.result().status_code == 200

@@ -291,9 +291,10 @@ def test_more_than_may_wait_is_refused_and_harms_nobody(tell: Callable[..., None
     async def story(client: Client, comfy: Any) -> None:
         accepted = [await post(client, graph(seed=0))]
         await asyncio.to_thread(family.entered.wait)
-        accepted += [await post(client, graph(seed=seed)) for seed in (1, 2)]
+        accepted += [await post(client, graph(seed=seed, count=2)) for seed in (1, 2)]  # each is one request
         full = await client.post("/prompt", json={"prompt": graph(seed=9)})
         assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
+        assert full.json()["error"]["message"] == "2 requests are waiting already; try again later."
         assert full.headers["retry-after"]
         assert family.gate
         family.gate.set()

@@ -25,6 +25,7 @@ from handler.api.hands import Hands
 from handler.api.store import Store
 from handler.core.deadline import EXIT_S, Deadline
 from handler.core.errors import DeadlineExceeded, NotReady, QueueFull
+from handler.engine.pace import Pace
 from handler.engine.queue import Queue
 from handler.server import shutdown
 from handler.server.patience import patience
@@ -231,9 +232,9 @@ def test_idle_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
 @pytest.mark.parametrize("left_s", [0.0, -1.0])
 def test_whose_time_is_up_is_told_that_and_not_to_come_back(left_s: float) -> None:
     with pytest.raises(DeadlineExceeded):
-        Queue(1, 1).require_room(None, left_s)
+        Queue(1, 1).require_room(Pace(), left_s)
     with pytest.raises(QueueFull):
-        Queue(0, 1).require_room(None, 1.0)
+        Queue(0, 1).require_room(Pace(), 1.0)
 
 
 def test_a_request_whose_time_was_up_before_it_came_to_the_line_is_late(family: FakeFamily) -> None:

@@ -351,10 +351,14 @@ def test_no_more_wait_than_may(tmp_path: Path, held: FakeFamily) -> None:
         post(url)
         assert held.entered.wait(30)
         until(lambda: {job.state for job in app.later.active.values()} == {"running"})
-        post(url, n=2)
+        for _ in range(2):  # a job is one, however many pictures it asks for
+            post(url, n=2)
         answer = httpx.post(url + ROUTE, json=ASKED, headers=LATER)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        assert answer.json()["error"]["message"] == "2 requests are waiting already; try again later."
         assert answer.headers["retry-after"]
+        status = look(f"{url}/v1/status")
+        assert (status["drawing"], status["waiting"], status["queue"]) == (1, 2, 2)
 
 
 def test_a_job_that_was_accepted_is_drawn_though_the_worker_is_told_to_stop(tmp_path: Path, held: FakeFamily) -> None:

@@ -22,6 +22,7 @@ from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Engine, Picture, Settings, create_app
 from handler.core.errors import NumericalError
 from handler.engine.engine import EngineState
+from handler.engine.pace import Pace, Run
 from handler.server import access, metrics
 from handler.worker.clock import Phase
 from serving import Served
@@ -327,13 +328,13 @@ def test_a_full_queue_says_when_to_come_back(
         assert await asyncio.to_thread(family.entered.wait, 10)
         waiting = [asyncio.create_task(engine.submit(RECIPE)) for _ in range(2)]
         await asyncio.sleep(0)
-        engine._executor.took = took
+        engine._executor.pace = Pace.of(tuple(Run(1.0, seconds) for seconds in took)) if took else Pace()
         reply = await Api(engine).call("/generate", {"prompt": "x"})
         assert (reply.status, reply.headers) == (429, {"retry-after": told})
         assert family.gate
         family.gate.set()
         await asyncio.gather(running, *waiting)
-        assert len(engine._executor.took) == len(took) + 3
+        assert len(engine._executor.pace.runs) == len(took) + 3
 
     asyncio.run(main())
 

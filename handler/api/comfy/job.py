@@ -58,11 +58,6 @@ class Job:
         """As the queue and the history show a prompt."""
         return [self.number, self.id, self.graph, self.extra, self.targets]
 
-    @property
-    def waiting(self) -> int:
-        """Pictures of it that still wait to be begun."""
-        return sum(output.request.n for output in self.plan.outputs) if self.state == "pending" else 0
-
     def note(self, kind: str, **data: Any) -> str:
         """Keep a message for the history; the message."""
         said = {"prompt_id": self.id, **data, "timestamp": now_ms()}

@@ -25,6 +25,7 @@ from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
 from handler.core.errors import Cancelled, KindlingError, QueueFull
+from handler.engine.queue import crowded
 
 REPEATABLE = 64  # prompts whose outputs are reported again when they come again
 OnEnd = Callable[[Job, KindlingError | None], object]
@@ -138,9 +139,9 @@ class Comfy:
 
     def _require_room(self, deadline: Deadline) -> None:
         self.api.require_open(deadline)
-        waiting, most = sum(job.waiting for job in self.active.values()), self.api.engine.settings.queue
-        if waiting >= most:
-            raise QueueFull(f"{waiting} pictures are waiting already; try again later.")
+        waiting = sum(job.state == "pending" for job in self.active.values())
+        if waiting >= self.api.engine.settings.queue:
+            raise QueueFull(crowded(waiting))
 
     def _numbered(self, payload: Mapping[str, Any]) -> float:
         """Where in the queue ComfyUI would put it; here it only comes back."""

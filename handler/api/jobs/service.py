@@ -18,6 +18,7 @@ from handler.api.served import worded
 from handler.core.deadline import Deadline
 from handler.core.errors import Cancelled, FileMissing, QueueFull
 from handler.core.untrusted import parse
+from handler.engine.queue import crowded
 
 WATCH_S = 5.0  # between two times that how far a job is gets kept, and that it is looked whether it is wanted still
 CANCEL_S = 10.0  # for which a cancelled job's end is waited for
@@ -109,9 +110,9 @@ class Jobs:
     def _require_room(self, deadline: Deadline) -> None:
         """Those that have not reached the queue yet count too: they will not be refused there."""
         self.api.require_open(deadline)
-        waiting = sum(job.asked.request.n for job in self.active.values() if job.state == "queued")
+        waiting = sum(job.state == "queued" for job in self.active.values())
         if waiting >= self.api.engine.settings.queue:
-            raise QueueFull(f"{waiting} pictures are waiting already; try again later.")
+            raise QueueFull(crowded(waiting))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -133,15 +133,15 @@ SPEND = whole(
 READY = {
     "status": {"enum": list(get_args(EngineState))},
     "model": TEXT,
-    "drawing": COUNT,
-    "waiting": COUNT,
+    "drawing": COUNT | {"description": "How many requests are being drawn."},
+    "waiting": COUNT | {"description": "How many requests wait."},
     "cold_start": ref("Ledger"),
     "spend": ref("Spend"),
 }
 STATUS = {
     "reason": TEXT | {"description": "Why it failed, if it has."},
     "elapsed_s": NUMBER | {"description": "Seconds that its start has taken: so far, or in all."},
-    "queue": COUNT | {"description": "How many pictures may wait."},
+    "queue": COUNT | {"description": "How many requests may wait."},
     "machine": MACHINE,
 }
 

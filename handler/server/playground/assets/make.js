@@ -77,7 +77,7 @@ class Make {
     try {
       this.app.check(this.form.element);
       const [path, fields] = await this.request(), images = [];
-      timer = this.watch(fields.n || 1);
+      timer = this.watch();
       for await (const data of this.app.api.events(path, fields, { signal: this.doing.signal })) {
         clearInterval(timer);
         if (data.steps) this.step(data);
@@ -126,15 +126,15 @@ class Make {
     this.app.say("Making the picture.");
   }
 
-  /** Tell how many pictures are before these `own`, at most, until the timer that it gives is cleared. */
-  watch(own) {
+  /** Tell how many requests are before this one, at most, until the timer that it gives is cleared. */
+  watch() {
     let before = Infinity;
     return setInterval(async () => {
       const { status, drawing, waiting } = await this.app.status().catch(() => ({}));
       if (!status || !this.doing || this.bar.hasAttribute("value")) return;
-      before = Math.min(before, drawing + waiting - own);
+      before = Math.min(before, drawing + waiting - 1);
       this.tell(status === "starting" ? "The worker is loading its model. The picture waits for that."
-        : before > 0 ? `Waiting: ${before} picture${before > 1 ? "s are" : " is"} before yours.` : "Starting to draw.");
+        : before > 0 ? `Waiting: ${before} request${before > 1 ? "s are" : " is"} before yours.` : "Starting to draw.");
     }, LOOK_MS);
   }
 

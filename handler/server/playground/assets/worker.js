@@ -99,7 +99,7 @@ function current({ status, drawing, waiting, queue, spend, machine = {}, cold_st
   const rows = {
     State: STATES[status],
     Device: cold_start?.device || "not known yet",
-    Drawing: drawing, Waiting: queue && share(waiting, queue, `${waiting} of at most ${queue}`),
+    Drawing: `${drawing} request${drawing === 1 ? "" : "s"}`, Waiting: queue && share(waiting, queue, `${waiting} of at most ${queue} requests`),
     "GPU memory": machine.gpu_total && share(machine.gpu_used, machine.gpu_total, `${gigabytes(machine.gpu_used)} of ${gigabytes(machine.gpu_total)}`),
     "Most GPU memory used": machine.gpu_peak && gigabytes(machine.gpu_peak),
     "GPU busy": machine.gpu_utilization != null && percent(machine.gpu_utilization),
