@@ -174,6 +174,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     deadline = seen.deadline = Deadline.within(min(patience(headers), settings.deadline_s), seen.start)
     if not repeats.knows(key):  # else its picture may be there already
         api.require_open(deadline)  # before anything is read: whom it refuses must not slow the others down
+        seen.leave = api.engine.queue.places.take()
     body = await deadline.hold(bodies.read(request, settings))
     form = await multipart.read(headers, body) if bodies.media(headers) == multipart.MEDIA else None
     payload = bodies.decode(body) if form is None else form

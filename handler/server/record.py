@@ -1,18 +1,21 @@
 """One request, as it is kept while it runs."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from handler.api.reply import Reply
 from handler.core.deadline import Deadline
 from handler.core.recipe import Picture
+from handler.engine.queue import nobody
 
 
 @dataclass(slots=True, eq=False)
 class Seen:
     """One request: its first byte came at `start`, all of it was there at `begun`, in `time.perf_counter`'s seconds.
 
-    `status` is None until it is known how it ends, and `answered` is whether that is on its way.
+    `status` is None until it is known how it ends, and `answered` is whether that is on its way. `leave` gives back the
+    place in line that was kept for it.
     """
 
     id: str
@@ -25,6 +28,7 @@ class Seen:
     reason: str = ""
     prompt: object = None
     pictures: tuple[Picture, ...] = ()
+    leave: Callable[[], object] = nobody
 
     def read(self, payload: object) -> None:
         """What is asked for is known from now on."""
