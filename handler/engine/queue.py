@@ -112,17 +112,17 @@ class Queue:
         with self._changed:
             return len({job.request for job in self._jobs})
 
-    def wait_s(self, pace: Pace, others: int = 0) -> float | None:
-        """How many seconds all that wait, and so many `others`, will take; None if that is not known."""
+    def wait_s(self, pace: Pace) -> float | None:
+        """How many seconds all that wait will take; None if that is not known."""
         with self._changed:
-            return pace.seconds([*(job.work for job in self._jobs), *[1.0] * others])
+            return pace.seconds([job.work for job in self._jobs])
 
     def require_room(self, pace: Pace, left_s: float = math.inf) -> None:
         """Raise QueueFull if nobody who has `left_s` seconds may join now, DeadlineExceeded if those are over."""
         if left_s <= 0:
             raise DeadlineExceeded(LATE)
-        wait_s = self.wait_s(pace, others := self.places.others)
-        if why := why_full(self.requests + others, wait_s or 0.0, left_s, self._most, self._most_s):
+        wait_s = self.wait_s(pace)
+        if why := why_full(self.requests + self.places.others, wait_s or 0.0, left_s, self._most, self._most_s):
             raise QueueFull(why, retry_s=RETRY_S if wait_s is None else wait_s)
 
     def join(self, jobs: Sequence[Job], pace: Pace, admitted: bool) -> bool:
