@@ -17,6 +17,7 @@ KindlingError
 │   ├── FileMissing            404
 │   ├── WorkflowMissing        404
 │   ├── MethodNotAllowed       405
+│   ├── BodyLate               408
 │   ├── BodyTooLarge           413
 │   ├── UnsupportedMedia       415  not JSON, or compressed
 │   ├── OutOfRange             422  well-formed, but outside what this model allows
@@ -153,6 +154,10 @@ class WorkflowMissing(RequestError):
 
 class MethodNotAllowed(RequestError):
     status, code = 405, "method_not_allowed"
+
+
+class BodyLate(RequestError):
+    status, code = 408, "request_timeout"
 
 
 class BodyTooLarge(RequestError):

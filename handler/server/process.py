@@ -21,8 +21,9 @@ from handler.server.access import Observed
 from handler.server.access import log as requests
 from handler.server.app import create_app
 from handler.server.auth import is_loopback
+from handler.server.connections import Connections, Limits, room
 from handler.server.probes import answer_probes
-from handler.server.shutdown import Server, say
+from handler.server.shutdown import BACKLOG, Server, say
 from handler.server.traces import Traces
 from handler.server.wire import Wire
 from handler.worker.clock import Clock, Ledger, print_ledger
@@ -33,6 +34,7 @@ SAVE = (
 )
 MAX_PORT = 65_535
 SOCKET_BYTES = 64 << 10  # of one message that comes by websocket, of which none means much
+ACCEPTED = 16  # connections at once, before any of them, or those that were there before, has its turn
 KEEP_ALIVE_S = 75  # proxies keep idle connections for 60 s, and ask again on one that is being closed
 
 
@@ -69,7 +71,8 @@ def serve(settings: Settings, host: str, port: int) -> int:
 def _config(app: Observed) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Wire,
+        http=Connections(Limits(room()), Wire),  # type: ignore[arg-type]
+        backlog=ACCEPTED,
         ws="websockets-sansio",
         ws_max_size=SOCKET_BYTES,
         ws_per_message_deflate=False,  # a small message may be a large one then
@@ -138,6 +141,6 @@ def _ports(port: int, environ: Mapping[str, str]) -> list[int]:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}. Try another port.") from None

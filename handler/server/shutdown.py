@@ -26,6 +26,7 @@ from handler.worker.clock import EXIT_CODE
 ANSWER_S = 2.0  # for answers to reach who waits
 TICK_S = 0.1  # as uvicorn has it
 STUCK_S = 60.0  # of an event loop that has not come round: longer than any load, and than an exit
+BACKLOG = 2048  # connections that wait to be accepted
 ABORTED = 128  # and the signal's number, as shells have it
 
 
@@ -94,6 +95,12 @@ class Server(uvicorn.Server):
         """End this process here: the interpreter's own end takes seconds, and joins threads that may hang for ever."""
         outlet.drain()
         os._exit(self.code)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """What uvicorn does at its start, but the kernel keeps more connections waiting than are accepted at once."""
+        await super().startup(sockets)
+        for each in sockets or []:
+            each.listen(BACKLOG)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What uvicorn does at its end; it waits no longer for whoever hurries."""

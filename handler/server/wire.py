@@ -1,108 +1,148 @@
-"""uvicorn's protocol, but it notes when each request began, waits for no head forever, and answers junk as all else."""
+"""uvicorn's protocol, but it says what it waits for, notes when each request began, and answers junk as all else."""
 
-import asyncio
 import json
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from handler.api.reply import error_reply
-from handler.core.errors import RequestError
+from handler.api.reply import Reply, error_reply
+from handler.core.errors import BodyLate, NotReady, RequestError
 from handler.server.access import ARRIVED, HEADER, JSON
 from handler.server.auth import DEFAULTS
+from handler.server.connections import BODY, HEAD, IDLE, NOTHING, PIECE, REST, Connection
+from handler.server.parsing import Parsed
 
 NOT_HTTP = error_reply(RequestError("What came is not a request in HTTP/1.1, or its head is too large."))
-
-HEAD = 64 << 10  # bytes of a request's head, at most
-PART = 4 << 10  # bytes that are parsed at once, so that a head's limit does not depend on how it comes
-
-if TYPE_CHECKING or AutoHTTPProtocol is not H11Protocol:  # two classes that are alike in what is used here
-    from handler.server.parsing import Parsed as Base
-else:
-    from handler.server.parsing_h11 import Parsed as Base
+LATE = error_reply(BodyLate("The body of the request did not come, or too slowly."))
+CROWDED = error_reply(NotReady("All connections that this worker can have are in use; try again."))
+REASONS = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
 
 
-class Wire(Base):
-    """One connection."""
+class Wire(Parsed):
+    """HTTP on one connection."""
 
-    head = HEAD
+    transport: Connection
 
     def __init__(self, config: Config, *args: Any, **options: Any) -> None:
-        config.h11_max_incomplete_event_size = HEAD
         super().__init__(config, *args, **options)
-        self._noted: object = self  # the request that was the last when the time of another was noted
-        self._patience: asyncio.TimerHandle | None = None
+        self.app = partial(_in_pieces, self.app)
         self._junk = False  # came, and what may follow it is junk too
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request as for each that follows."""
-        super().connection_made(transport)
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Note the time if a request begins: the one before, if any, is all there, and nothing came since.
-
-        Of a body that still comes when it is answered, nobody tells the end; a request may begin with any part then.
-        """
-        if self._junk:
-            return
-        before = self.cycle
-        unread = before and before.more_body and before.response_complete
-        if unread or (self._noted is not before and not (before and before.more_body)):
-            self._noted = before
-            self.app_state = {**self.app_state, ARRIVED: time.perf_counter()}
-            self._wait()
-        for start in range(0, len(data), PART):
-            super().data_received(data[start : start + PART])
-            if self._junk or self.transport.is_closing() or self._became_another:
-                break
-        if self.cycle is not before or self._became_another:
-            self._stop_waiting()
+    @property
+    def over(self) -> bool:
+        """Whether what may follow is junk too."""
+        return self._junk or super().over
 
     @property
-    def _became_another(self) -> bool:
-        """Whether this connection is a websocket now, which waits in its own way."""
-        return self.transport.get_protocol() is not self
+    def sends(self) -> bool:
+        """Whether its client may be sending what nobody reads any more."""
+        return self._junk or bool(self.cycle and self.cycle.more_body)
 
-    def _wait(self) -> None:
-        """For a head, as long as for a request on a connection that is kept."""
-        self._stop_waiting()
-        self._patience = self.loop.call_later(self.timeout_keep_alive, self._hang_up, self.cycle)
+    @property
+    def unwritten(self) -> int:
+        """Bytes of the answer that were promised and not written yet."""
+        cycle = self.cycle
+        return cycle.expected_content_length if cycle and cycle.response_started and not cycle.response_complete else 0
 
-    def _stop_waiting(self) -> None:
-        if self._patience:
-            self._patience.cancel()
+    @property
+    def _answering(self) -> bool:
+        return bool(self.cycle) and not self.cycle.response_complete
 
-    def _hang_up(self, before: Any) -> None:
-        """Unless a head came after all; while the answer `before` it is still to come, wait on."""
+    def connection_made(self, transport: Any) -> None:
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self.transport.expect(HEAD)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.app_state = {**self.app_state, ARRIVED: time.perf_counter()}
+        super().on_message_begin()
+        if not self._answering:
+            self.transport.expect(HEAD)
+
+    def on_headers_complete(self) -> None:
+        """Its head is whole; a body may follow."""
+        before = self.cycle
+        super().on_headers_complete()
         if self.cycle is not before:
+            self.transport.expect(BODY)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body came; of one that is answered nothing is kept."""
+        (self.transport.progress if self._answering else self.transport.drop)(len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """All of the request is there."""
+        super().on_message_complete()
+        if self.cycle and not self._answering:
+            self.cycle.more_body = False
+        self.transport.expect(NOTHING if self._answering else IDLE)
+
+    def on_response_complete(self) -> None:
+        """Wait for the rest of what was answered, or for another request, and begin with what has come of it."""
+        if not (self._answering or self.transport.is_closing()):
+            self.transport.expect(REST if self.cycle.more_body else HEAD if self._in_head else IDLE)
+        super().on_response_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Whatever it becomes, it waits for nothing now."""
+        self.transport.expect(NOTHING)
+        super().handle_websocket_upgrade()
+
+    def late(self) -> None:
+        """Too little of a body came."""
+        if self.cycle.response_started:
+            self.transport.abort()
             return
-        if before is None or before.response_complete:
-            self.transport.close()
-        else:
-            self._wait()
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        self._refuse(LATE)
+
+    def crowded(self) -> None:
+        """There is no room for this connection."""
+        self._write(CROWDED)
+        self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, and hang up; if it came after a whole request, only that is answered."""
         self._junk = True
-        if self.cycle and not (self.cycle.more_body or self.cycle.response_complete):
+        if self._answering and not self.cycle.more_body:
             self.cycle.keep_alive = False
-            return
-        body = json.dumps(NOT_HTTP.content).encode()
-        own = {"content-type": JSON, "content-length": str(len(body)), "connection": "close"}
-        headers = {HEADER.decode(): secrets.token_hex(16), **own, **DEFAULTS}
-        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-        self.transport.write("".join(["HTTP/1.1 400 Bad Request\r\n", *lines, "\r\n"]).encode() + body)
+        else:
+            self._refuse(NOT_HTTP)
+
+    def _refuse(self, reply: Reply) -> None:
+        self._junk = True
+        self._write(reply)
         self.transport.close()
+
+    def _write(self, reply: Reply) -> None:
+        """An answer that no app has a part in."""
+        body = json.dumps(reply.content).encode()
+        own = {"content-type": JSON, "content-length": str(len(body)), "connection": "close"}
+        headers = {HEADER.decode(): secrets.token_hex(16), **own, **reply.headers, **DEFAULTS}
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        head = f"HTTP/1.1 {reply.status} {REASONS[reply.status]}\r\n"
+        self.transport.write("".join([head, *lines, "\r\n"]).encode() + body)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: who asks for a WebSocket is answered as for anything else that there is not."""
+
+
+async def _in_pieces(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """`app`, but of a large body no more is handed to a transport than its client takes."""
+
+    async def pass_on(message: Message) -> None:
+        body = memoryview(message.get("body", b""))
+        if len(body) <= PIECE:
+            return await send(message)
+        for start in range(0, len(body), PIECE):
+            more = message.get("more_body", False) or start + PIECE < len(body)
+            await send({**message, "body": body[start : start + PIECE], "more_body": more})
+
+    await app(scope, receive, pass_on)

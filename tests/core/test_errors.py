@@ -28,6 +28,7 @@ TABLE: dict[str, tuple[Any, ...]] = {  # status, type and code of the answer; wo
     "ModelNotFound": (404, "invalid_request_error", "model_not_found", False, False),
     "RouteNotFound": (404, "invalid_request_error", "not_found", False, False),
     "MethodNotAllowed": (405, "invalid_request_error", "method_not_allowed", False, False),
+    "BodyLate": (408, "invalid_request_error", "request_timeout", False, False),
     "BodyTooLarge": (413, "invalid_request_error", "body_too_large", False, False),
     "UnsupportedMedia": (415, "invalid_request_error", "unsupported_media_type", False, False),
     "OutOfRange": (422, "invalid_request_error", "out_of_range", False, False),

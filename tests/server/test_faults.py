@@ -483,7 +483,7 @@ def table() -> list[tuple[int, str, str]]:
 
 
 def test_every_fault_of_the_plan_has_its_place() -> None:
-    assert [number for number, *_ in table()] == [*range(1, len(table()) + 1)]
+    assert [number for number, *_ in table()] == list(range(1, len(table()) + 1))
 
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: str(row[0]))

@@ -1,4 +1,4 @@
-"""What comes on a connection, byte by byte, on real servers with either parser."""
+"""What comes on a connection, byte by byte, on real servers."""
 
 import json
 import os
@@ -12,11 +12,9 @@ from typing import NamedTuple
 import pytest
 
 SERVER = """
-import asyncio, socket, sys
-parser, kept_s = sys.argv[1], float(sys.argv[2])
-if parser == "h11":
-    sys.modules["httptools"] = None
+import asyncio, json, os, socket, sys
 import uvicorn
+from handler.server.connections import Connections, Limits
 from handler.server.wire import Wire
 
 async def app(scope, receive, send):
@@ -27,17 +25,27 @@ async def app(scope, receive, send):
         if not part["more_body"]:
             break
     said = b"%d read" % len(read)
+    if scope["path"] == "/headers":
+        said = b" ".join([*(name for name, _ in scope["headers"]), b"read"])
+    if scope["path"] == "/waiting":
+        import gc
+        from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+        said = b"%d read" % sum(type(each) is RequestResponseCycle for each in gc.get_objects())
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
     await asyncio.sleep(0.5 if scope["path"] == "/slow" else 0)
     await send({"type": "http.response.body", "body": said})
 
 listening = socket.create_server(("127.0.0.1", 0))
 listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-config = uvicorn.Config(app, ws="none", lifespan="off", http=Wire, log_level="critical", timeout_keep_alive=kept_s)
+limits = Limits(**json.loads(sys.argv[1]))
+config = uvicorn.Config(
+    app, ws="none", lifespan="off", http=Connections(limits, Wire), log_level="critical", loop=sys.argv[2], backlog=16
+)
 print(listening.getsockname()[1], flush=True)
 uvicorn.Server(config).run(sockets=[listening])
 """
 HEAD = 64 << 10
+LINE = 16 << 10
 SLACK = 8 << 10
 HOST = b"host: here\r\n"
 UPGRADES = [
@@ -54,17 +62,17 @@ class Server(NamedTuple):
     pid: int
 
 
-def started(parser: str, kept_s: float) -> Iterator[Server]:
-    command = [sys.executable, "-c", SERVER, parser, str(kept_s)]
+def started(loop: str = "asyncio", **limits: float) -> Iterator[Server]:
+    command = [sys.executable, "-c", SERVER, json.dumps(limits), loop]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield Server(int(process.stdout.readline()), process.pid)
         process.terminate()
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])  # which RunPod's SDK brings
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from started(request.param, 75)
+    yield from started(request.param)
 
 
 @pytest.fixture
@@ -72,10 +80,10 @@ def port(server: Server) -> int:
     return server.port
 
 
-@pytest.fixture(params=["httptools", "h11"])
-def hasty(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A server that keeps a connection for no time worth mentioning."""
-    for each in started(request.param, 0.05):
+@pytest.fixture
+def hasty() -> Iterator[int]:
+    """A server that waits for a head for no time worth mentioning."""
+    for each in started(head_s=0.05):
         yield each.port
 
 
@@ -131,8 +139,9 @@ def refused(said: bytes) -> bool:
 
 
 def padded(size: int, line: bytes = b"GET / HTTP/1.1\r\n") -> bytes:
-    """A head of that many bytes."""
-    start = line + HOST + b"x: "
+    """A head of that many bytes, of few headers of which none is too large."""
+    full = b"x: %b\r\n" % (b"a" * 8000)
+    start = line + HOST + full * (size // len(full) - 1) + b"x: "
     return start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
 
 
@@ -146,6 +155,16 @@ def test_a_head_without_an_end_is_refused_when_it_is_too_large(client: Client, s
 
 def test_a_head_of_that_size_is_refused_though_it_comes_whole(client: Client) -> None:
     client.send(padded(200_000))
+    assert refused(client.rest())
+
+
+@pytest.mark.parametrize(("size", "count"), [(LINE - 1, 1), (1, 99)])
+def test_no_header_is_too_large_and_there_are_not_too_many(client: Client, size: int, count: int) -> None:
+    start = b"GET / HTTP/1.1\r\n" + HOST
+    client.send(start + (b"x: %b\r\n" % (b"a" * size)) * count + b"\r\n")
+    assert client.answer() == b"0 read"
+    more = (size + 1, count) if count == 1 else (size, count + 1)
+    client.send(start + (b"x: %b\r\n" % (b"a" * more[0])) * more[1] + b"\r\n")
     assert refused(client.rest())
 
 
@@ -213,6 +232,28 @@ def test_trailers_have_an_end_too(client: Client) -> None:
     assert refused(client.rest())
 
 
+def test_trailers_are_no_headers(client: Client) -> None:
+    client.send(b"POST /headers HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n0\r\nx-late: a\r\n\r\n")
+    assert client.answer() == b"host transfer-encoding read"
+
+
+def test_a_body_may_be_framed_by_as_much_as_it_has_and_no_more(client: Client) -> None:
+    """In chunks with extensions, each of them far below what a head may have."""
+    head = b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n"
+    chunk = b"%x;x=" + b"a" * 60 + b"\r\n%b\r\n"
+    client.send(head + chunk % (100, b"b" * 100) * 2000 + b"0\r\n\r\n")
+    assert client.answer() == b"200000 read"
+    client.send(head + chunk % (1, b"b") * 2000)
+    assert refused(client.rest())
+
+
+def test_requests_wait_unparsed_behind_those_that_are_answered(client: Client) -> None:
+    """Ten thousand at once, each of which would have cost memory."""
+    client.send(b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n" + (b"GET /waiting HTTP/1.1\r\n" + HOST + b"\r\n") * 5000)
+    assert client.answer() == b"0 read"
+    assert int(client.answer().split()[0]) < 200
+
+
 @pytest.mark.parametrize("upgrade", UPGRADES)
 def test_an_upgrade_is_ignored_and_the_body_is_read(client: Client, upgrade: bytes) -> None:
     head = b"POST /a?b HTTP/1.1\r\n" + HOST + upgrade
@@ -248,3 +289,10 @@ def test_a_head_that_began_during_an_answer_is_waited_for_no_longer(hasty: int) 
         assert client.answer() == b"0 read"
         client.send(b"TP/1.1\r\n")
         assert client.rest() == b""
+
+
+def test_without_its_parser_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['httptools'] = None; from handler.__main__ import main; sys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, "pip install -r requirements.txt" in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,254 @@
+"""Connections of clients that are silent, send too slowly, do not read, or still send when they were answered."""
+
+import contextlib
+import http.client
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+SERVER = """
+import asyncio, json, resource, socket, sys
+import uvicorn
+from handler.server.connections import Connections, Limits, room
+from handler.server.wire import Wire
+
+async def app(scope, receive, send):
+    path = scope["path"]
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while True:
+            await send({"type": "websocket.send", "bytes": bytes(1 << 16)})
+    if path == "/held":
+        print("held", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+    more = path in ("/read", "/held")
+    while more:
+        message = await receive()
+        more = message.get("more_body", False)
+    status = int(path[1:]) if path[1:].isdigit() else 200
+    said = bytes(int(50e6)) if path == "/large" else b"%d %d" % (
+        len(connections._open), sum(each._buffered for each in connections._open)
+    )
+    headers = [(b"content-length", b"%d" % len(said)), (b"retry-after", b"7")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if path == "/stream":
+        said = b""
+    while path == "/stream":
+        await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+    await send({"type": "http.response.body", "body": said})
+
+limits = json.loads(sys.argv[1])
+if "descriptors" in limits:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits["descriptors"],) * 2)
+    limits = {"most": room()}
+connections = Connections(Limits(**limits), Wire)
+listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+config = uvicorn.Config(
+    app, ws="websockets-sansio", lifespan="off", http=connections, log_level="critical", loop=sys.argv[2], backlog=16
+)
+print(listening.getsockname()[1], flush=True)
+uvicorn.Server(config).run(sockets=[listening])
+"""
+HOST = b"host: here\r\n"
+PATIENCE_S = 120
+NEVER = 1000.0
+
+
+class Server:
+    """A process."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.port = int(self.said())
+        self.asking = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+
+    def said(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline()
+
+    def release(self) -> None:
+        """Let who is held go on."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def open(self, sent: bytes = b"") -> socket.socket:
+        """A connection on which this was sent. It has room for little that it does not read."""
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        client.settimeout(PATIENCE_S)
+        client.connect(("127.0.0.1", self.port))
+        client.sendall(sent)
+        return client
+
+    def state(self) -> tuple[int, int]:
+        """How many connections there are beside the one that asks, and the bytes that wait in them."""
+        self.asking.request("GET", "/")
+        count, unsent = self.asking.getresponse().read().split()
+        return int(count) - 1, int(unsent)
+
+    def until_alone(self) -> None:
+        """Wait until all others are closed."""
+        while self.state()[0]:
+            pass
+
+
+@contextmanager
+def started(loop: str = "asyncio", **limits: float) -> Iterator[Server]:
+    command = [sys.executable, "-c", SERVER, json.dumps(limits), loop]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            server = Server(process)
+            yield server
+            server.asking.close()
+        finally:
+            process.kill()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])  # the second comes with RunPod's SDK
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def rest(client: socket.socket) -> bytes:
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while part := client.recv(1 << 20):
+            said += part
+    return said
+
+
+def test_silent_clients_give_way_to_who_asks_the_longest_silent_first(loop: str) -> None:
+    """Three hundred, though there are 256 descriptors; and what was asked is answered all the same."""
+    with started(loop, descriptors=256) as server, contextlib.ExitStack() as stack:
+        asking = stack.enter_context(server.open(b"GET /held HTTP/1.1\r\n" + HOST + b"connection: close\r\n\r\n"))
+        assert server.said() == "held\n"
+        sent = [b"", b"GET / HT", b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"]
+        silent = [stack.enter_context(server.open(sent[n % 3])) for n in range(300)]
+        count, _ = server.state()
+        assert count < 128
+        assert rest(silent[0]) == rest(silent[1]) == b""  # they are closed
+        server.release()
+        assert rest(asking).startswith(b"HTTP/1.1 200")
+
+
+def test_bodies_that_do_not_come_give_way_too(loop: str) -> None:
+    with started(loop, most=20) as server, contextlib.ExitStack() as stack:
+        post = b"POST /read HTTP/1.1\r\n" + HOST + b"content-length: 9\r\n\r\n"
+        for _ in range(60):
+            stack.enter_context(server.open(post))
+        assert server.state()[0] <= 20
+
+
+def test_where_all_are_answered_one_more_is_told_to_come_back(loop: str) -> None:
+    with started(loop, most=1) as server, server.open(b"GET /held HTTP/1.1\r\n" + HOST + b"\r\n"):
+        assert server.said() == "held\n"
+        with server.open() as crowded:
+            answer = rest(crowded)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: " in answer
+        server.release()
+
+
+def test_a_body_that_stops_coming_is_refused(loop: str) -> None:
+    with started(loop, body_s=0.05) as server:
+        with server.open(b"POST /read HTTP/1.1\r\n" + HOST + b"content-length: 9\r\n\r\nsome") as client:
+            answer = rest(client)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+
+
+SOCKET = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: %b\r\n"
+KEY = b"MDEyMzQ1Njc4OWFiY2RlZg=="
+UNREAD = {
+    "whole": b"GET /large HTTP/1.1\r\n" + HOST + b"\r\n",
+    "closed": b"GET /large HTTP/1.1\r\n" + HOST + b"connection: close\r\n\r\n",
+    "stream": b"GET /stream HTTP/1.0\r\n" + HOST + b"\r\n",
+    "websocket": b"GET /ws HTTP/1.1\r\n" + HOST + SOCKET % KEY + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_who_does_not_read_an_answer_is_given_up(loop: str, kind: str) -> None:
+    with started(loop, write_s=0.05) as server, server.open(UNREAD[kind]) as client:
+        assert client.recv(1)
+        server.until_alone()
+        assert len(rest(client)) < 50e6
+
+
+def test_where_much_is_unsent_who_does_not_read_is_given_up_sooner(loop: str) -> None:
+    with started(loop, write_s=NEVER, unsent=60 << 20, hurry_s=0.05) as server:
+        with server.open(UNREAD["whole"]) as one:
+            assert one.recv(1)
+            with server.open(UNREAD["whole"]) as another:
+                assert another.recv(1)
+                while server.state()[0] > 1:
+                    pass
+        server.until_alone()
+
+
+def test_no_more_of_an_answer_waits_than_a_client_takes_at_once(loop: str) -> None:
+    with started(loop, write_s=NEVER) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.open(UNREAD["whole"])) for _ in range(10)]
+        assert all(client.recv(1) for client in clients)
+        assert server.state()[1] < 10 * (200 << 10)
+
+
+REFUSALS = [401, 404, 413, 415, 429, 503]
+
+
+def test_who_is_refused_before_its_body_is_read_sees_why(loop: str) -> None:
+    body = bytes(4_000_000)
+    with started(loop) as server:
+        keeping = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
+        for status in REFUSALS * 20:
+            with pytest.raises(urllib.error.HTTPError) as caught:  # it says that it will close
+                urllib.request.urlopen(f"http://127.0.0.1:{server.port}/{status}", body, PATIENCE_S)
+            assert (caught.value.code, caught.value.headers["retry-after"]) == (status, "7")
+            caught.value.close()
+            keeping.request("POST", f"/{status}", body)
+            answer = keeping.getresponse()
+            assert (answer.status, len(answer.read()) > 0) == (status, True)
+        keeping.close()
+        server.until_alone()
+
+
+REFUSED = b"POST /429 HTTP/1.1\r\n" + HOST + b"content-length: 90000000\r\n"
+
+
+@pytest.mark.parametrize("head", [REFUSED, REFUSED + b"connection: close\r\n"], ids=["kept", "close"])
+@pytest.mark.parametrize("limits", [{"silent_s": 0.05}, {"rest": 1 << 20}])
+def test_what_is_still_sent_is_read_for_a_while(loop: str, head: bytes, limits: dict[str, float]) -> None:
+    """Where it stops coming, or does not end."""
+    with started(loop, **limits) as server, server.open(head + b"\r\n") as client:
+        assert client.recv(1)
+        if "rest" in limits:
+            with pytest.raises(ConnectionError):
+                client.sendall(bytes(90_000_000))
+        server.until_alone()
+
+
+def test_what_is_still_sent_holds_up_no_end(loop: str) -> None:
+    with started(loop, silent_s=NEVER) as server, server.open(REFUSED + b"connection: close\r\n\r\n") as client:
+        assert b"HTTP/1.1 429" in rest(client)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == -signal.SIGTERM  # uvicorn's own end
+
+
+def test_room_is_half_of_the_descriptors() -> None:
+    from handler.server import connections
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert connections.room() == min(connections.MOST, soft // 2)
+    assert os.sysconf("SC_OPEN_MAX") >= connections.room()
