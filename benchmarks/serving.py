@@ -264,11 +264,11 @@ MODES = {"load": load, "engine": engine, "overhead": overhead, "growth": growth}
 
 
 @contextlib.contextmanager
-def started(timeout: float) -> Iterator[Server]:
-    """Our own server with spark, on a free loopback port."""
-    command = [sys.executable, "-m", "handler", "serve", "--port", "0"]
+def started(timeout: float, **given: str) -> Iterator[Server]:
+    """Our own server with spark, on a free loopback port, with the variables `given`."""
+    command, environ = [sys.executable, "-m", "handler", "serve", "--port", "0"], report.environment(**given)
     with subprocess.Popen(
-        command, cwd=ROOT, env=report.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stderr

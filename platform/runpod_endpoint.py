@@ -16,7 +16,7 @@ from runpod_api import RefusedError
 WORKERS = {"min": 0, "max": 3, "idleTimeout": 60}
 WORKER = ("python", "-u", "platform/runpod_worker.py")
 SERVER = ("python", "-m", "handler", "serve", "--host", "0.0.0.0", "--port", "8000")  # noqa: S104
-SERVER_ENV = {"PORT": "8000", "PORT_HEALTH": "8000"}
+SERVER_ENV = {"PORT": "8000", "PORT_HEALTH": "8001"}
 FLASHBOOT = {"off": "OFF", "on": "FLASHBOOT", "priority": "PRIORITY_FLASHBOOT"}
 TIMEOUT_MS = 600_000  # of a job, at least
 KINDS = {"QUEUE": "a queue", "LOAD_BALANCER": "a load balancer"}
@@ -53,7 +53,7 @@ class Deployment:
     @property
     def ports(self) -> list[str]:
         """What the container shows to RunPod."""
-        return [f"{SERVER_ENV['PORT']}/http"] if self.load_balancer else []
+        return [f"{port}/http" for port in SERVER_ENV.values()] if self.load_balancer else []
 
     @property
     def min_cuda(self) -> str:

@@ -18,7 +18,8 @@ INIT_TIMEOUT_S = 600  # RunPod's patience with the image and us, at least
 IMAGE_S = 360  # of it, for the image: our own budget ends before, and says where it went
 SECRET = re.compile(r"\{\{ RUNPOD_SECRET_\w+ \}\}")
 SHAPED = ("KINDLING_WEBHOOK_SECRET",)  # whose values are looked at: RunPod's word for a secret is none of them
-SERVING = ("KINDLING_API_KEYS", "KINDLING_ADMIN_KEYS", *SHAPED, "BUCKET_SECRET_ACCESS_KEY", "HF_TOKEN")  # what fills a volume does without
+# What fills a volume does without.
+SERVING = ("KINDLING_API_KEYS", "KINDLING_ADMIN_KEYS", *SHAPED, "BUCKET_SECRET_ACCESS_KEY", "HF_TOKEN")
 SECRETS = (*SERVING, "KINDLING_VOLUME_KEY")
 CARRIED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM")
 

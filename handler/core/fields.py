@@ -82,6 +82,8 @@ def _key(value: str) -> str:
 
 
 VolumeKey = Annotated[str, AfterValidator(_key)]
+
+
 def home() -> Path:
     """This user's; SettingsError, with what to set, where nobody can tell."""
     try:

@@ -20,6 +20,7 @@ from handler.core.errors import RETRY_S, Cancelled, DeadlineExceeded, KindlingEr
 from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.engine.batching import alike
 from handler.engine.pace import Pace
+from handler.engine.places import Places
 
 JobOutcome = Drawn | KindlingError
 Where = Literal["queue", "denoise"]
@@ -96,7 +97,7 @@ class Queue:
     """
 
     def __init__(self, most: int, most_s: float) -> None:
-        self._most, self._most_s = most, most_s
+        self._most, self._most_s, self.places = most, most_s, Places(most)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -121,7 +122,7 @@ class Queue:
         if left_s <= 0:
             raise DeadlineExceeded(LATE)
         wait_s = self.wait_s(pace)
-        if why := why_full(self.requests, wait_s or 0.0, left_s, self._most, self._most_s):
+        if why := why_full(self.requests + self.places.others, wait_s or 0.0, left_s, self._most, self._most_s):
             raise QueueFull(why, retry_s=RETRY_S if wait_s is None else wait_s)
 
     def join(self, jobs: Sequence[Job], pace: Pace, admitted: bool) -> bool:
@@ -137,6 +138,7 @@ class Queue:
             for job in jobs:
                 job.queue = self
                 self._jobs.append(job)
+            self.places.leave()
             self._changed.notify()
         return True
 

@@ -28,9 +28,11 @@ from handler.api.workflows.service import ROUTE
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
 from handler.engine.engine import OPEN
+from handler.server.health import PROBES
 from handler.server.metrics import Metrics
 from handler.server.mounted import beside, rooted
 from handler.server.record import Seen
+from handler.server.refusals import Refusals
 from handler.server.traces import Traces
 
 HEADER = b"x-request-id"
@@ -63,6 +65,7 @@ class Observed:
         self._routes = [route for route in routes if isinstance(route, Route)]
         self._key = secrets.token_bytes(16)
         self._open: set[Seen] = set()
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,6 +82,7 @@ class Observed:
             await self.app(scope, receive, answer)
         finally:
             self._open.discard(seen)
+            seen.leave()
             self.ended(scope, seen)
 
     def hurry(self) -> None:
@@ -97,6 +101,8 @@ class Observed:
         """An answer of a server of `ours` that leaves is the last of its connection: proxies ask again on those that
         they keep."""
         if message["type"] == "http.response.start":
+            if message["status"] >= 400 and seen.route not in PROBES:
+                await self._refusals.turn()
             seen.status, seen.answered = seen.status or message["status"], True
             last = [LAST] if ours and self.api.engine.state not in OPEN else []
             message = {**message, "headers": [*message.get("headers", ()), (HEADER, seen.id.encode()), *last]}

@@ -45,7 +45,7 @@ from handler.server.comfy.desk import Desk
 from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.deployments import routes as deployment_routes
-from handler.server.health import health, live, ping, ready, status
+from handler.server.health import PROBES, probe, ready, status
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
 from handler.server.keys import weak
@@ -106,9 +106,7 @@ def _routes(settings: Settings) -> list[BaseRoute]:
         Route(JOBS_ROUTE + "/{job_id}/cancel", cancel_job, methods=["POST"]),
         Route(JOBS_ROUTE + "/{job_id}/events", hear_job),
         Route("/", home, methods=["GET", "POST"]),
-        Route("/ping", ping),
-        Route("/health", health),
-        Route("/health/live", live),
+        *(Route(path, probe(path)) for path in PROBES),
         Route("/health/ready", ready),
         Route("/v1/status", status),
         Route("/metrics", metrics),
@@ -182,6 +180,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     deadline = seen.deadline = Deadline.within(min(patience(headers), settings.deadline_s), seen.start)
     if not repeats.knows(key):  # else its picture may be there already
         api.require_open(deadline)  # before anything is read: whom it refuses must not slow the others down
+        seen.leave = api.engine.queue.places.take()
     body = await deadline.hold(bodies.read(request, settings))
     form = await multipart.read(headers, body) if bodies.media(headers) == multipart.MEDIA else None
     payload = bodies.decode(body) if form is None else form

@@ -19,10 +19,11 @@ from handler.core.loopback import is_loopback
 from handler.core.settings import Settings
 from handler.server.accept import TOLD, prefers
 from handler.server.access import request_id, response
+from handler.server.health import PROBES
 from handler.server.keys import LINK, READS, Keys, twice
 from handler.server.mounted import EDITOR, PICTURES, PLAYGROUND
 
-OPEN_ROUTES = ("/ping", "/health", "/health/live")
+OPEN_ROUTES = tuple(PROBES)
 # By scripts of an allowed origin, beside the usual.
 READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", TOKENS, *TOLD, "location")
 # What a proxy adds: who asks through one is not on this machine.

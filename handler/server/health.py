@@ -1,31 +1,33 @@
 """How this worker is, for who watches over it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from handler.engine.engine import Engine
+from handler.engine.engine import Engine, EngineState
 from handler.server.metrics import machine
 
 PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
+LIVE = b'{"status":"live"}'
+PROBES: dict[str, Callable[[EngineState], tuple[int, bytes]]] = {  # a status and a body, which need no key
+    "/ping": lambda state: (PING_STATUS[state], b""),  # RunPod's
+    "/health": lambda state: (200 if state == "ready" else 503, b""),  # SGLang's, and others'
+    "/health/live": lambda state: (200, LIVE),  # the process answers
+}
 
 
-async def ping(request: Request) -> Response:
-    """RunPod's health check: 204 while starting, 200 ready, 503 failed or stopping."""
-    return Response(status_code=PING_STATUS[request.app.state.engine.state])
+def probe(path: str) -> Callable[[Request], Awaitable[Response]]:
+    """What answers `path`, one of `PROBES`."""
 
+    async def answer(request: Request) -> Response:
+        status, body = PROBES[path](request.app.state.engine.state)
+        return Response(body, status, media_type="application/json" if body else None)
 
-async def health(request: Request) -> Response:
-    """SGLang's health check, and others': 200 ready, 503 else."""
-    return Response(status_code=200 if request.app.state.engine.state == "ready" else 503)
-
-
-async def live(request: Request) -> Response:
-    """The process answers."""
-    return JSONResponse({"status": "live"})
+    return answer
 
 
 async def ready(request: Request) -> Response:

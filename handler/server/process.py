@@ -23,6 +23,7 @@ from handler.server.access import Observed
 from handler.server.access import log as requests
 from handler.server.app import create_app
 from handler.server.connections import Connections, Limits, room
+from handler.server.probes import answer_probes
 from handler.server.shutdown import BACKLOG, Server, say
 from handler.server.traces import Traces
 from handler.server.wire import Wire
@@ -53,14 +54,16 @@ def serve(settings: Settings, host: str, port: int) -> int:
     if not engine.spec.license.commercial:
         logging.getLogger("kindling").warning("%s: %s", engine.spec.id, engine.spec.license.obligation)
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ)]
+        listener, *probed = (stack.enter_context(_listen(host, each)) for each in _ports(port, os.environ))
         server = Server(_config(app), engine, app.hurry, app.busy)
+        for probes in probed:
+            answer_probes(probes, engine, server.stuck)
         for each in (signal.SIGTERM, signal.SIGINT):  # before uvicorn does: uvloop swallows what is raised as it starts
             signal.signal(each, server.handle_exit)
-        address = _address(listeners[0])
+        address = _address(listener)
         say(f"listening on {address}, loading {engine.spec.id}")
         threading.Thread(target=_report, args=(engine, server, address), daemon=True).start()
-        server.run(sockets=listeners)
+        server.run(sockets=[listener])
         server.end()
     return server.code
 
@@ -127,7 +130,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def _ports(port: int, environ: Mapping[str, str]) -> list[int]:
-    """`port`, and PORT_HEALTH if that is another: where RunPod's load balancer may ask for /ping."""
+    """`port`, and PORT_HEALTH if that is another: where probes are answered that load does not reach."""
     if not (health := environ.get("PORT_HEALTH")):
         return [port]
     if not (re.fullmatch("[0-9]{1,9}", health) and 1 <= int(health) <= MAX_PORT):

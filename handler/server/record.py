@@ -1,11 +1,13 @@
 """One request, as it is kept while it runs."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from handler.api.reply import Reply
 from handler.core.deadline import Deadline
 from handler.core.recipe import Picture
+from handler.engine.queue import nobody
 
 
 @dataclass(slots=True, eq=False)
@@ -13,7 +15,8 @@ class Seen:
     """One request: its first byte came at `start`, all of it was there at `begun`, in `time.perf_counter`'s seconds.
 
     Its `id` is the caller's own, and `admitted` true, only once that was let in. `status` is None until it is known how
-    it ends, and `answered` is whether that is on its way.
+    it ends, and `answered` is whether that is on its way. `leave` gives back the
+    place in line that was kept for it.
     """
 
     id: str
@@ -27,6 +30,7 @@ class Seen:
     reason: str = ""
     prompt: object = None
     pictures: tuple[Picture, ...] = ()
+    leave: Callable[[], object] = nobody
 
     def let_in(self, name: str) -> None:
         """Whoever asks may, and so choose what its request is called."""

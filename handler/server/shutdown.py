@@ -25,6 +25,7 @@ from handler.worker.clock import EXIT_CODE
 
 ANSWER_S = 2.0  # for answers to reach who waits
 TICK_S = 0.1  # as uvicorn has it
+STUCK_S = 60.0  # of an event loop that has not come round: longer than any load, and than an exit
 BACKLOG = 2048  # connections that wait to be accepted
 ABORTED = 128  # and the signal's number, as shells have it
 
@@ -45,6 +46,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._engine, self._hurry, self._busy = engine, hurry, busy
         self.told: list[int] = []  # the signals that came
+        self._ticked = time.monotonic()
         self._signals: SimpleQueue[int] = SimpleQueue()
         threading.Thread(target=self._obey, daemon=True).start()
 
@@ -57,6 +59,15 @@ class Server(uvicorn.Server):
         for act in (self._drain, self._abort):
             self._signals.get()
             threading.Thread(target=act, daemon=True).start()
+
+    async def on_tick(self, counter: int) -> bool:
+        """The event loop came round."""
+        self._ticked = time.monotonic()
+        return await super().on_tick(counter)
+
+    def stuck(self) -> bool:
+        """Whether it has not for so long that something holds it for ever."""
+        return time.monotonic() - self._ticked > STUCK_S
 
     def watch(self) -> None:
         """Block until the engine is over, and leave if it has failed."""

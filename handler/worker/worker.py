@@ -28,8 +28,8 @@ from handler.volume.autoencoder import vae_source
 from handler.volume.hashes import Hashing
 from handler.volume.held import Held, opened
 from handler.volume.manifest import Source
-from handler.volume.sources import NONE, spoilt
 from handler.volume.room import require_temporary
+from handler.volume.sources import NONE, spoilt
 from handler.worker import kernel
 from handler.worker.boots import BootLog
 from handler.worker.clock import Clock

@@ -2,10 +2,12 @@
 
 Every step says so on stderr, as does every upload. `hold` waits in its second step for a line on stdin; with
 FAULTY_BOOT=hold so does the boot, and with FAULTY_BOOT=spend its budget is over then. FAULTY_DRAIN_S and FAULTY_EXIT_S
-shorten the exit, FAULTY_JOIN lets the interpreter wait for ever at its end.
+shorten the exit, FAULTY_JOIN lets the interpreter wait for ever at its end. At SIGUSR1 its event
+loop holds, which FAULTY_STUCK_S later is told.
 """
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -95,8 +97,10 @@ class Faulty(FakeFamily):
 if __name__ == "__main__":
     Worker._load = Faulty().load  # type: ignore[method-assign]
     shutdown.DRAIN_S = float(os.environ.get("FAULTY_DRAIN_S", shutdown.DRAIN_S))
+    shutdown.STUCK_S = float(os.environ.get("FAULTY_STUCK_S", shutdown.STUCK_S))
     engine.EXIT_S = float(os.environ.get("FAULTY_EXIT_S", engine.EXIT_S))  # type: ignore[attr-defined]
     Store._put = put  # type: ignore[method-assign]
+    signal.signal(signal.SIGUSR1, lambda *_: hold())  # on the main thread, whose the loop is
     if "FAULTY_JOIN" in os.environ:
         threading.Thread(target=hang).start()
     sys.exit(main(["serve", *sys.argv[1:]]))

@@ -114,10 +114,12 @@ def test_a_starting_worker_is_alive(path: str) -> None:
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
 def test_probes_and_services_know_the_port(pod: dict[str, Any]) -> None:
     [container] = pod["containers"]
-    [port] = container["ports"]
+    port, *others = container["ports"]
     assert port["containerPort"] == PORT
-    for name in ("startupProbe", "livenessProbe"):
-        assert container[name]["httpGet"]["port"] in (port["name"], PORT)
+    probed = {PORT: PORT} | {each["name"]: each["containerPort"] for each in others or [port]}
+    asked = {probed[probe["httpGet"]["port"]] for name, probe in container.items() if name.endswith("Probe")}
+    health = {int(each["value"]) for each in container["env"] if each["name"] == "PORT_HEALTH"}
+    assert asked == (health or {PORT})
 
 
 def test_the_port_is_the_same_everywhere() -> None:
@@ -211,7 +213,8 @@ def test_convox() -> None:
 
 def test_the_fetched_model_is_the_one_that_is_served() -> None:
     served = environment(PODS["kubernetes"])
-    assert environment(JOB) == {name: value for name, value in served.items() if name != "KINDLING_DEVICE"}
+    served = {name: value for name, value in served.items() if name not in ("KINDLING_DEVICE", "PORT_HEALTH")}
+    assert environment(JOB) == served
 
 
 def test_cloud_runs_model_fits_its_gpu() -> None:

@@ -315,8 +315,9 @@ def test_a_load_balanced_endpoint_serves_http_behind_both_gates(
     assert "KINDLING_ALLOW_OPEN" not in template["env"]
     port = template["env"]["PORT"]
     assert template["args"] == f"python -m handler serve --host 0.0.0.0 --port {port}"
-    assert template["ports"] == [f"{port}/http"]
-    assert template["env"]["PORT_HEALTH"] == port
+    probes = template["env"]["PORT_HEALTH"]
+    assert probes != port
+    assert template["ports"] == [f"{port}/http", f"{probes}/http"]
     assert endpoint["type"] == "LOAD_BALANCER"
     assert endpoint["scaling"]["type"] == "REQUEST_COUNT"
 

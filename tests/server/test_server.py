@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -311,18 +310,6 @@ def test_a_taken_port_is_named(server: Served) -> None:
     out = serve({"HOME": "/tmp"}, "--port", port)
     assert out.returncode == 2
     assert f"127.0.0.1:{port}" in out.stderr
-
-
-def test_health_may_be_asked_on_a_port_of_its_own_which_the_same_keys_guard() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with serving({"PORT_HEALTH": str(port), "KINDLING_API_KEYS": "one"}, ready=False) as server:
-        url = f"http://127.0.0.1:{port}"
-        assert urlsplit(server.url).port != port
-        assert httpx.get(url + "/ping").status_code in (200, 204)
-        assert httpx.get(url + "/v1/models").status_code == 401
-        assert httpx.get(server.url + "/ping").status_code in (200, 204)
 
 
 def test_a_health_port_that_is_none_is_named() -> None:

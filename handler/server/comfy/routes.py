@@ -85,6 +85,7 @@ async def post_prompt(request: Request) -> Any:
     comfy, seen, settings = _comfy(request), request.state.seen, _comfy(request).api.engine.settings
     deadline = seen.deadline = Deadline.within(min(patience(request.headers), settings.deadline_s), seen.start)
     comfy.api.require_open(deadline)  # before anything is read
+    seen.leave = comfy.api.engine.queue.places.take()
     payload = await _body(request, deadline)
     return await comfy.post(payload, deadline, partial(_ended, request, seen))
 
