@@ -18,6 +18,7 @@ CPU_S = 10  # of all threads; 16 million pixels take one or two
 BYTES = 3 << 29  # of address space; 16 million pixels in 10 bits with alpha take half
 WALL_S = 60.0  # where the machine is busy, or a thread waits for ever
 THREADS = 4
+NICE = 10  # who sends no such image comes first where there are few cores
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment, without which Python may not start
 ORIENTATION = 0x0112
 EXHAUSTED = 3  # as exit status: there was no memory
@@ -67,6 +68,7 @@ def _main(form: str, most: int, cpu_s: int, bytes_: int) -> None:
     with suppress(ValueError):  # macOS knows no bound of address space
         resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    os.nice(NICE)
     from PIL import AvifImagePlugin, Image
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS

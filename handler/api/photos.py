@@ -1,10 +1,10 @@
 """What an image file is, not decoded yet: large JPEGs at a reduced scale, colours as sRGB, others by their names."""
 
 import io
-import math
 from typing import Any
 
 from handler.api.containers import FRAMES, JPEG, SCAN, TooMuch, require, segments
+from handler.api.decoding import ISOLATED, begin
 from handler.api.isolated import ORIENTATION, Exhausted, decoded
 
 MAX_PIXELS = 4096 * 4096  # that are ever decoded of one image
@@ -24,33 +24,34 @@ KINDS = (  # what is not taken: where its first bytes are, which, and its name
 )
 
 
-def opened(data: bytes, left_s: float = math.inf) -> Any:
+def opened(data: bytes) -> Any:
     """Pillow's image of a file; TooMuch, or whatever Pillow raises if it is none. Pixels are no matter of this.
 
-    HEIC and AVIF are decoded there and then, in `left_s` at most.
+    HEIC and AVIF are decoded there and then.
     """
-    image = _opened(data, left_s)
+    image = _opened(data)
     require("bytes of colour profile", len(image.info.get("icc_profile") or b""))
     return image
 
 
-def _opened(data: bytes, left_s: float) -> Any:
+def _opened(data: bytes) -> Any:
     from PIL import Image
     from PIL.JpegImagePlugin import JpegImageFile
 
     if data.startswith(JPEG):  # past Image.open, which knows of no reduced scale, and warns of what is large
         return JpegImageFile(io.BytesIO(data))
     if data.startswith(b"ftyp", 4):
-        return _isolated(data, left_s)
+        return _isolated(data)
     return Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
 
 
-def _isolated(data: bytes, left_s: float) -> Any:
+def _isolated(data: bytes) -> Any:
     """Of HEIC or AVIF; without its pixels where it has several frames."""
     from PIL import Image
 
+    left_s, is_heic = begin(ISOLATED), data.startswith(HEIC, 4) and b"avif" not in data[8:64]
     try:
-        found = decoded(data, data.startswith(HEIC, 4) and b"avif" not in data[8:64], MAX_PIXELS, left_s)
+        found = decoded(data, is_heic, MAX_PIXELS, left_s)
     except Exhausted:
         raise TooMuch("seconds of work for a decoder") from None
     if found.size[0] * found.size[1] > MAX_PIXELS:

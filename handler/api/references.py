@@ -178,8 +178,9 @@ def _opened(data: bytes, name: str, fewest: int = MIN_SIDE) -> Iterator[tuple[An
 
     _hush()
     try:
-        left_s, bare = begin(), needed(data)
-        with photos.opened(bare, left_s) as image:
+        begin()
+        bare = needed(data)
+        with photos.opened(bare) as image:
             _check(image, name, photos.most_pixels(image, bare), fewest)
             yield image, bare
     except KindlingError:

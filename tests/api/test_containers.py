@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import bombs
+import image_bombs as bombs
 from handler.api import isolated
 from handler.api.containers import MOST, needed
 from handler.api.isolated import Exhausted

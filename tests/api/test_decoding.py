@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import bombs
+import image_bombs as bombs
 from handler.api import decoding
 from handler.api.decoding import MOST, SPARE, apart, begin, perhaps
 from handler.api.references import references
@@ -90,6 +90,21 @@ async def test_what_ran_out_of_time_leaves_its_place_to_another() -> None:
         assert [type(each) for each in ended] == [DeadlineExceeded] * MOST
         good = [apart(partial(references, [bombs.png_with()]), Deadline()) for _ in range(2 * SPARE)]
         assert len(await asyncio.gather(*good)) == 2 * SPARE
+
+
+@run
+async def test_what_a_process_decodes_holds_up_no_other_image() -> None:
+    endless = bombs.ENDLESS()
+    slow = [asyncio.create_task(apart(partial(references, [endless]), Deadline.within(60))) for _ in range(3 * MOST)]
+    good = partial(references, [bombs.png_with()])
+    for _ in range(MOST):
+        assert len(await apart(good, Deadline())) == 1
+    with pytest.raises(OutOfRange, match="64 scans"):
+        await apart(partial(references, [bombs.jpeg_of_scans(8000)]), Deadline())
+    assert not all(task.done() for task in slow)
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
 
 
 @run

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 from test_codec import chunk
 
-from bombs import HEIC
 from handler.api import photos
 from handler.api.codec import PNG_SIGNATURE
 from handler.api.references import _check, kept, references
 from handler.core.errors import InvalidValue, KindlingError, OutOfRange
+from image_bombs import HEIC
 
 SIDE = 64
 X_RESOLUTION, GPS, ORIENTATION = 282, 0x8825, 274
