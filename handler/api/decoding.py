@@ -56,10 +56,10 @@ async def perhaps(act: Callable[[], T], deadline: Deadline) -> T:
         return await apart(act, deadline)
 
 
-def begin(kind: int = PLAIN) -> float:
-    """Before each image: the seconds that are left for it. Raises DeadlineExceeded if none are, or Decodes."""
+def begin(kind: int = PLAIN) -> Deadline:
+    """Before each image: until when it may take. Raises DeadlineExceeded if none are, or Decodes."""
     if kind > _may.get():
         raise Decodes
     until = _until.get()
     until.require_time()
-    return until.left_s
+    return until

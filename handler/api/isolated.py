@@ -11,12 +11,15 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 CPU_S = 10  # of all threads; 16 million pixels take one or two
 BYTES = 3 << 29  # of address space; 16 million pixels in 10 bits with alpha take half
 WALL_S = 60.0  # where the machine is busy, or a thread waits for ever
+LOOK_S = 0.2  # between two looks whether anybody waits
 THREADS = 4
 NICE = 10  # who sends no such image comes first where there are few cores
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment, without which Python may not start
@@ -41,17 +44,15 @@ class Decoded:
     pixels: bytes
 
 
-def decoded(data: bytes, heic: bool, most: int, left_s: float) -> Decoded:
-    """An image of at most so many pixels, if that is there in time; Exhausted, or ValueError if it is none."""
+def decoded(data: bytes, heic: bool, most: int, left_s: Callable[[], float]) -> Decoded:
+    """An image of at most so many pixels, if that is there before no time is left; ValueError if it is none."""
     environ = {name: os.environ[name] for name in KEPT if name in os.environ}
     environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MALLOC_ARENA_MAX": "2"}
     command = [sys.executable, "-S", "-P", __file__, "HEIF" if heic else "AVIF", *map(str, (most, CPU_S, BYTES))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environ, **pipes) as process:  # type: ignore[call-overload]  # noqa: S603 - ours
         try:
-            found, _ = process.communicate(data, min(WALL_S, left_s))
-        except subprocess.TimeoutExpired:
-            raise Exhausted from None
+            found = _answer(process, data, left_s)
         finally:
             process.kill()
     if process.returncode in ENDED:
@@ -61,6 +62,16 @@ def decoded(data: bytes, heic: bool, most: int, left_s: float) -> Decoded:
     head, _, rest = found.partition(b"\n")
     width, height, mode, frames, orientation, profile = json.loads(head)
     return Decoded((width, height), mode, frames, orientation, rest[:profile], rest[profile:])
+
+
+def _answer(process: subprocess.Popen[bytes], data: bytes, left_s: Callable[[], float]) -> bytes:
+    """What it says; Exhausted if it is not wanted any more before."""
+    given, end = data, time.monotonic() + WALL_S
+    while left_s() and time.monotonic() < end:
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(given, min(LOOK_S, left_s()))[0]
+        given = b""
+    raise Exhausted
 
 
 def _main(form: str, most: int, cpu_s: int, bytes_: int) -> None:

@@ -49,9 +49,9 @@ def _isolated(data: bytes) -> Any:
     """Of HEIC or AVIF; without its pixels where it has several frames."""
     from PIL import Image
 
-    left_s, is_heic = begin(ISOLATED), data.startswith(HEIC, 4) and b"avif" not in data[8:64]
+    until, is_heic = begin(ISOLATED), data.startswith(HEIC, 4) and b"avif" not in data[8:64]
     try:
-        found = decoded(data, is_heic, MAX_PIXELS, left_s)
+        found = decoded(data, is_heic, MAX_PIXELS, lambda: until.left_s)
     except Exhausted:
         raise TooMuch("seconds of work for a decoder") from None
     if found.size[0] * found.size[1] > MAX_PIXELS:

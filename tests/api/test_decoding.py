@@ -137,4 +137,4 @@ async def test_a_refusal_is_told_from_there() -> None:
 
 
 def test_elsewhere_images_are_decoded_without_an_end() -> None:
-    assert decoding.begin() == float("inf")
+    assert decoding.begin().left_s == float("inf")
