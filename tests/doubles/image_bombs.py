@@ -24,6 +24,18 @@ OVERLAY = struct.pack(">BB4HHH4h", 0, 0, 65535, 0, 0, 65535, *SIZE, 0, 0, 0, 0) 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+def told(data: bytes) -> str:
+    """What becomes of a request's image: "decoded", or why not."""
+    from handler.api.references import references
+    from handler.core.errors import RequestError
+
+    try:
+        references([data])
+    except RequestError as error:
+        return error.message
+    return "decoded"
+
+
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
     image.save(file := io.BytesIO(), form, **options)
     return file.getvalue()
