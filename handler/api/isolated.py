@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -51,9 +52,12 @@ def decoded(data: bytes, heic: bool, most: int, left_s: Callable[[], float]) -> 
     command = [sys.executable, "-S", "-P", __file__, "HEIF" if heic else "AVIF", *map(str, (most, CPU_S, BYTES))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environ, **pipes) as process:  # type: ignore[call-overload]  # noqa: S603 - ours
+        over = threading.Event()
+        threading.Thread(target=_end, args=(process, over, left_s), name="images", daemon=True).start()
         try:
-            found = _answer(process, data, left_s)
+            found, _ = process.communicate(data)
         finally:
+            over.set()
             process.kill()
     if process.returncode in ENDED:
         raise Exhausted
@@ -64,14 +68,12 @@ def decoded(data: bytes, heic: bool, most: int, left_s: Callable[[], float]) -> 
     return Decoded((width, height), mode, frames, orientation, rest[:profile], rest[profile:])
 
 
-def _answer(process: subprocess.Popen[bytes], data: bytes, left_s: Callable[[], float]) -> bytes:
-    """What it says; Exhausted if it is not wanted any more before."""
-    given, end = data, time.monotonic() + WALL_S
-    while left_s() and time.monotonic() < end:
-        with suppress(subprocess.TimeoutExpired):
-            return process.communicate(given, min(LOOK_S, left_s()))[0]
-        given = b""
-    raise Exhausted
+def _end(process: subprocess.Popen[bytes], over: threading.Event, left_s: Callable[[], float]) -> None:
+    """Kill it once nobody waits any more."""
+    end = time.monotonic() + WALL_S
+    while not over.wait(LOOK_S):
+        if not left_s() or time.monotonic() > end:
+            process.kill()
 
 
 def _main(form: str, most: int, cpu_s: int, bytes_: int) -> None:

@@ -111,6 +111,13 @@ def test_what_nobody_waits_for_is_ended() -> None:
         isolated.decoded(bombs.ENDLESS(), True, 1 << 24, lambda: next(looks))
 
 
+def test_a_file_that_fills_a_pipe_and_takes_a_while_is_read() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2048, 2048, 4), np.uint8))
+    data = bombs.saved(noise, "AVIF", speed=10, quality=90, subsampling="4:4:4")
+    assert len(data) > 8_000_000
+    assert references([data])[0].rgb.shape == (1024, 1024, 3)
+
+
 def test_what_takes_too_much_memory_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     data = bombs.saved(bombs.red(4096), "AVIF", speed=10)
     assert isolated.decoded(data, False, 1 << 24, lambda: 60.0).size == (4096, 4096)
