@@ -27,10 +27,12 @@ from handler.api.reply import Reply, error_reply
 from handler.api.workflows.service import ROUTE
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
+from handler.core.request import MAX_PROMPT
 from handler.engine.engine import OPEN
 from handler.server.metrics import Metrics
 from handler.server.mounted import beside, rooted
 from handler.server.record import Seen
+from handler.server.room import Room
 from handler.server.traces import Traces
 
 HEADER = b"x-request-id"
@@ -56,8 +58,10 @@ class Observed:
         traces: Traces | None,
         comfy: Comfy,
         jobs: Jobs,
+        room: Room,
     ) -> None:
         self.app, self._metrics, self.traces, self._jobs, self.later = app, metrics, traces, comfy, jobs
+        self._room = room
         self.api = jobs.api
         self._editor = jobs.api.engine.settings.comfy_ui
         self._routes = [route for route in routes if isinstance(route, Route)]
@@ -79,6 +83,7 @@ class Observed:
             await self.app(scope, receive, answer)
         finally:
             self._open.discard(seen)
+            self._room.leave(seen)
             self.ended(scope, seen)
 
     def hurry(self) -> None:
@@ -122,7 +127,7 @@ class Observed:
     def _asked(self, prompt: object) -> dict[str, Any]:
         if not isinstance(prompt, str):
             return {}
-        data = prompt.encode(errors="surrogatepass")
+        data = prompt[:MAX_PROMPT].encode(errors="surrogatepass")  # a longer one is not drawn
         return {
             "prompt_length": len(prompt),
             "prompt_hash": hashlib.blake2b(data, key=self._key, digest_size=8).hexdigest(),

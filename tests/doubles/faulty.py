@@ -2,7 +2,7 @@
 
 Every step says so on stderr, as does every upload. `hold` waits in its second step for a line on stdin; with
 FAULTY_BOOT=hold so does the boot, and with FAULTY_BOOT=spend its budget is over then. FAULTY_DRAIN_S and FAULTY_EXIT_S
-shorten the exit, FAULTY_JOIN lets the interpreter wait for ever at its end.
+shorten the exit, FAULTY_HELD lessens the room for bodies, FAULTY_JOIN lets the interpreter wait for ever at its end.
 """
 
 import os
@@ -22,7 +22,7 @@ from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.engine import engine
 from handler.model.families.schedulers import FLOW
-from handler.server import shutdown
+from handler.server import room, shutdown
 
 
 def hold() -> None:
@@ -96,6 +96,7 @@ if __name__ == "__main__":
     Worker._load = Faulty().load  # type: ignore[method-assign]
     shutdown.DRAIN_S = float(os.environ.get("FAULTY_DRAIN_S", shutdown.DRAIN_S))
     engine.EXIT_S = float(os.environ.get("FAULTY_EXIT_S", engine.EXIT_S))  # type: ignore[attr-defined]
+    room.HELD = int(os.environ.get("FAULTY_HELD", room.HELD))
     Store._put = put  # type: ignore[method-assign]
     if "FAULTY_JOIN" in os.environ:
         threading.Thread(target=hang).start()
