@@ -124,8 +124,7 @@ class Api:
         names = await self.workflows.images(path, fields, deadline) if self.fetches else ()
         fields = await filled(fields, self.fetches, most, deadline, names)
         call = await self.workflows.called(path, dialect, fields, deadline)
-        of = partial(Asked.of, dialect, fields, self.engine, streams, base, call)  # which decodes its files
-        asked = await deadline.hold(asyncio.to_thread(of))
+        asked = await deadline.hold(asyncio.to_thread(Asked.of, dialect, fields, self.engine, streams, base, call))
         self._require_way(asked.request, base)
         return asked
 

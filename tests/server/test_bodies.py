@@ -188,3 +188,28 @@ def test_room_is_had_until_the_answer(tmp_path: Path) -> None:
     room.leave(one)
     room.leave(one)
     room.take(other, 100_000_000)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_repetitions_share_the_answer_that_nobody_reads(server: Faulty, stream: bool) -> None:
+    """One of 16 MB: each has but the piece that is on its way."""
+    asked = {"prompt": "noise", "seed": 5, "size": "2048x2048", "num_inference_steps": 1, "stream": stream}
+    body = json.dumps(asked).encode()
+    lines = (f"content-length: {len(body)}", "content-type: application/json", f"idempotency-key: shared-{stream}")
+    head = "\r\n".join(("POST /v1/images/generations HTTP/1.1", "host: 127.0.0.1", *lines, "\r\n")).encode()
+
+    def repeat() -> socket.socket:
+        client = socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port), PATIENCE_S)
+        client.sendall(head + body)
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        return client
+
+    def resident() -> int:
+        return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    clients = [repeat()]
+    before = resident()
+    clients += [repeat() for _ in range(40)]
+    assert resident() - before < 160_000_000
+    for client in clients:
+        client.close()
