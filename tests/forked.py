@@ -24,9 +24,9 @@ from typing import Any
 
 HERE = {"PYTHONPATH": str(Path(__file__).parent.parent)}  # where `handler` is found, said or not
 START = HERE | os.environ  # as the tests found it, whichever of them comes first
-LATE = (  # read after the imports; the last two are set by some of them, to what they would be set to anyway
+LATE = (  # read after the imports; the last three are set by some of them, to what they would be set to anyway
     *("KINDLING_", "FAULTY_", "AWS_", "BUCKET_", "RUNPOD_", "OTEL_", "PORT", "HOME", "PYTEST_"),
-    *("TORCHINDUCTOR_CACHE_DIR", "CACHE_DIT_LOG_LEVEL"),
+    *("TORCHINDUCTOR_CACHE_DIR", "CACHE_DIT_", "FFPA_"),
 )
 SPECIAL = ("executable", "preexec_fn", "pass_fds", "shell", "start_new_session")
 ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")

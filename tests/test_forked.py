@@ -1,5 +1,6 @@
 """A forked process is what a new interpreter would be, but for what it has imported."""
 
+import importlib
 import json
 import os
 import signal
@@ -50,6 +51,10 @@ def test_where_imports_may_depend_on_it_a_new_one_is_started(environ: dict[str, 
 
 def test_what_this_process_has_imported_since_is_no_reason_for_a_new_one() -> None:
     """Such as a variable that an import sets: else all tests would be slow and pass."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    importlib.import_module("cache_dit")
+    cache_dir()
     command = [sys.executable, "-c", "import sys; print('torch' in sys.modules)"]
     assert forked.run(command, env=dict(os.environ), capture_output=True, text=True).stdout == "True\n"
 
