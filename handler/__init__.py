@@ -16,6 +16,7 @@ from handler.core import errors
 from handler.core.recipe import Picture, Recipe
 from handler.core.request import ImageRequest
 from handler.core.settings import Settings
+from handler.core.untrusted import parse as parse_json
 from handler.core.version import __version__
 from handler.server import create_app
 from handler.worker.clock import Clock
@@ -47,5 +48,6 @@ __all__ = [
     "errors",
     "find",
     "outlook",
+    "parse_json",
     "preload",
 ]

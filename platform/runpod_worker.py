@@ -17,7 +17,7 @@ from typing import Any
 
 import runpod
 
-from handler import Api, Engine, Settings, draw_workflow
+from handler import Api, Engine, Settings, draw_workflow, parse_json
 
 # Bytes of a result. RunPod keeps more for /runsync, whose job ids say so; what it finds too large it drops silently.
 MAX_RESULT, MAX_SYNC_RESULT = 10_000_000, 20_000_000
@@ -134,8 +134,8 @@ async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], obj
 def understood(given: Any) -> dict[str, Any] | None:
     """A job's input as an object, which may come as text; None if it is none."""
     try:
-        found = json.loads(given) if isinstance(given, str) else given
-    except (ValueError, RecursionError):
+        found = parse_json(given) if isinstance(given, str) else given
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

@@ -121,11 +121,11 @@ class Api:
         most = int(self.engine.settings.max_edit_mb * 1e6)
         dialect = dialect_of(path)
         assert dialect
-        fields = fields_of(for_model(path, payload))
+        fields = await deadline.hold(asyncio.to_thread(lambda: fields_of(for_model(path, payload))))
         names = await self.workflows.images(path, fields, deadline) if self.fetches else ()
         fields = await filled(fields, self.fetches, most, deadline, names)
         call = await self.workflows.called(path, dialect, fields, deadline)
-        asked = Asked.of(dialect, fields, self.engine, streams, base, call)
+        asked = await deadline.hold(asyncio.to_thread(Asked.of, dialect, fields, self.engine, streams, base, call))
         self._require_way(asked.request, base)
         return asked
 

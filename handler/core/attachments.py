@@ -16,6 +16,8 @@ MAX_REFERENCES = 16
 SPACE = b"\t\n\f\r "
 ALPHABET = bytes.maketrans(b"-_", b"+/")
 DATA_URL = re.compile(r"data:[^,]{0,500}?;[ ]*base64,", re.ASCII | re.IGNORECASE)
+ESCAPED = (b"%2B", b"%2F", b"%3D", b"%0A", b"%0D", b"%2b", b"%2f", b"%3d", b"%0a", b"%0d", b"%20")  # in URLs
+MOST_OTHERS = 10_000  # escapes of what needs none, for each of them takes its time
 FETCHED = re.compile(r"https?:", re.ASCII | re.IGNORECASE)
 
 
@@ -51,9 +53,17 @@ def _file(value: object, name: str) -> bytes:
         raise ValueError(f"{name} should have ;base64, before its data if it is a data URL")
     try:
         data = text[head.end() if head else 0 :].encode("ascii")
-        return decoded(unquote_to_bytes(data) if head and b"%" in data else data)
+        return decoded(_unescaped(data) if head and b"%" in data else data)
     except ValueError:
         raise ValueError(f"{name} is not valid base64") from None
+
+
+def _unescaped(data: bytes) -> bytes:
+    for escaped in ESCAPED:
+        data = data.replace(escaped, unquote_to_bytes(escaped))
+    if data.count(b"%") > MOST_OTHERS:
+        raise ValueError("too many escapes")
+    return unquote_to_bytes(data)
 
 
 def decoded(text: bytes) -> bytes:

@@ -49,6 +49,8 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, ClassVar, Self
 
+from handler.core.quoting import QUOTED, brief, brief_all
+
 RETRY_S = 5.0  # where nothing better is known
 MAX_RETRY_S = 120
 
@@ -87,7 +89,12 @@ class KindlingError(Exception):
 
 
 class RequestError(KindlingError):
+    """What a caller is told quotes what it sent; however long that is, little of it comes back."""
+
     status, kind, code = 400, "invalid_request_error", "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None, retry_s: float = RETRY_S) -> None:
+        super().__init__(brief(message), param and brief(param, QUOTED), retry_s)
 
 
 class InvalidJson(RequestError):
@@ -121,7 +128,7 @@ class GraphRefused(RequestError):
 
     def __init__(self, message: str, answer: Mapping[str, Any]) -> None:
         super().__init__(message, "prompt")
-        self.answer = answer
+        self.answer = {name: brief_all(value) for name, value in answer.items()}
 
 
 class Unauthorized(RequestError):

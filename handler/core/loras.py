@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 MOST = 4  # in one request
 HEAVIEST = 10.0  # times what a LoRA was trained to add, either way
 LONGEST = 200  # characters of a name
+LONGEST_TEXT = 4096  # of all, where they are one text
 SPELLED = re.compile(r"(.+?)(?::([+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})))?", re.DOTALL)
 PIN = re.compile(r"([\w-][\w.-]*)=(\w[\w.-]*/\w[\w.-]*)@([0-9a-f]{40}):([^,]+\.safetensors)", re.ASCII)
 SHAPE = "should be a name, NAME:WEIGHT, or an object with name and weight"
@@ -34,6 +35,8 @@ class Wanted:
 
 def parse(value: object) -> tuple[Wanted, ...]:
     """What a request says: a list of objects or of texts as `spelled` reads them; a form has one text, with commas."""
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        raise PydanticCustomError("too_long", "Input should have at most {most} characters", {"most": LONGEST_TEXT})
     items = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         raise PydanticCustomError("list_type", "Input should be a list of LoRAs")

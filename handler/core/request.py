@@ -30,6 +30,7 @@ MAX_SEED = 2**64 - 1
 MAX_RANDOM_SEED = 2**31 - 1  # JSON's readers keep 53 bits
 MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_PROMPT = 32_000
+MAX_VALUES = 2048  # of a list, or fields of an object: more than any has, and each may be one more fault to tell
 MAX_IMAGES = 10  # OpenAI's; a worker draws as many as its KINDLING_MAX_N says
 
 Format = Literal["png", "jpeg", "webp"]
@@ -133,10 +134,25 @@ class ImageRequest(BaseModel):
     @classmethod
     def parse(cls, fields: dict[str, Any]) -> Self:
         """Check `fields`; None counts as not given. Raises the `RequestError` that names the first bad field."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        if strange := next((name for name in given if name not in cls.model_fields), None):
+            given = {name: value for name, value in given.items() if name in cls.model_fields} | {strange: None}
+        for name, value in given.items():
+            _require_few(value, name)
         try:
-            return cls.model_validate({name: value for name, value in fields.items() if value is not None})
+            return cls.model_validate(given)
         except ValidationError as error:
             raise translate(error) from None
+
+
+def _require_few(value: object, name: str) -> None:
+    """OutOfRange if a field has more values than any takes: to find fault with each of a million takes seconds."""
+    if not isinstance(value, list | tuple | dict):
+        return
+    if len(value) > MAX_VALUES:
+        raise errors.OutOfRange(f"{name}: Input should have at most {MAX_VALUES} values.", name)
+    for inner in value.values() if isinstance(value, dict) else ():
+        _require_few(inner, name)
 
 
 def translate(error: ValidationError) -> errors.RequestError:

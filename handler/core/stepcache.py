@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 BOUNDS = {"Fn": (1, 64), "Bn": (0, 64), "W": (1, 50), "R": (0, 1), "MC": (1, 50), "order": (0, 2)}
 DECIMALS = 9  # of R: what is given with more is rounded
 SPELLED = re.compile(r"\s*([^\s=]{1,40})\s*=\s*(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)\s*")
+LONGEST = 1000  # characters of such a text
 SHAPE = "should be off, on, or values such as Fn=1,Bn=0,W=4,R=0.24,MC=3,order=1"
 
 
@@ -52,6 +53,8 @@ StepCacheSetting = Annotated[
 
 def _spelled(text: str) -> dict[str, Any]:
     """The values in `text`, such as "Fn=1,R=0.24"."""
+    if len(text) > LONGEST:
+        raise ValueError(SHAPE)
     found = [SPELLED.fullmatch(part) for part in text.split(",")]
     values = {part[1]: float(part[2]) if "." in part[2] else int(part[2]) for part in found if part}
     if len(values) < len(found):  # one is none, or came twice

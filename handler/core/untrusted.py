@@ -19,7 +19,11 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 T = TypeVar("T")
 DEEPEST = 64  # levels of lists and objects
 MOST = 1 << 20  # values in all
+MARKS = b",:[{"  # beside each value of a JSON text there is one; texts in it have some too
+MARKED = 1 << 18  # marks of a text that somebody sends: a graph of ComfyUI's with a thousand nodes has half of that
+AT_ONCE = 1 << 20  # bytes that are looked at while no other thread can have its turn
 LONGEST = 64 << 20  # bytes of a file
+OURS = 4 * MOST  # marks of what is on our own disk, and of what ComfyUI says of its nodes
 BITS = 1024  # of a whole number: what a float may hold
 
 
@@ -40,16 +44,24 @@ def _constant(name: str) -> None:
     raise Malformed(f"{name} is not JSON")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """In Python, for between its functions other threads have their turns: reading in C alone lets none."""
+    return dict(pairs)
+
+
 def parse(
     text: bytes | str,
     fraction: Callable[[str], float] = float,
-    pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict,
+    pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] = _object,
     constant: Callable[[str], Any] = _constant,
+    marks: int = MARKED,
 ) -> Any:
     """The value of a JSON text. `fraction` reads what has a point or an exponent, `pairs` makes objects of fields.
 
-    `constant` reads NaN and the infinities, which are not JSON.
+    `constant` reads NaN and the infinities, which are not JSON. With more than so many `marks` a text is not read: it
+    is refused after a hundredth of the time.
     """
+    _require_few(text, marks)
     try:
         found = json.loads(text, parse_constant=constant, parse_float=fraction, object_pairs_hook=pairs)
     except RecursionError:
@@ -60,6 +72,15 @@ def parse(
         raise Malformed("it has a number that is too large") from None
     check(found)
     return found
+
+
+def _require_few(text: bytes | str, most: int) -> None:
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    for start in range(0, len(data), AT_ONCE):
+        part = data[start : start + AT_ONCE]
+        most -= len(part) - len(part.translate(None, MARKS))
+        if most < 0:
+            raise Malformed("it has too many values")
 
 
 def number(text: str) -> float:
@@ -104,7 +125,7 @@ def load(path: Path, longest: int = LONGEST) -> dict[str, Any]:
     data = _read(path, longest + 1)
     if len(data) > longest:
         raise Malformed(f"it is longer than {longest} bytes")
-    found = parse(data)
+    found = parse(data, marks=OURS)
     if not isinstance(found, dict):
         raise Malformed("it is no JSON object")
     return found

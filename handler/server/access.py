@@ -27,12 +27,14 @@ from handler.api.reply import Reply, error_reply
 from handler.api.workflows.service import ROUTE
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
+from handler.core.request import MAX_PROMPT
 from handler.engine.engine import OPEN
 from handler.server.health import PROBES
 from handler.server.metrics import Metrics
 from handler.server.mounted import beside, rooted
 from handler.server.record import Seen
 from handler.server.refusals import Refusals
+from handler.server.room import Room
 from handler.server.traces import Traces
 
 HEADER = b"x-request-id"
@@ -58,8 +60,10 @@ class Observed:
         traces: Traces | None,
         comfy: Comfy,
         jobs: Jobs,
+        room: Room,
     ) -> None:
         self.app, self._metrics, self.traces, self._jobs, self.later = app, metrics, traces, comfy, jobs
+        self._room = room
         self.api = jobs.api
         self._editor = jobs.api.engine.settings.comfy_ui
         self._routes = [route for route in routes if isinstance(route, Route)]
@@ -83,6 +87,7 @@ class Observed:
         finally:
             self._open.discard(seen)
             seen.leave()
+            self._room.leave(seen)
             self.ended(scope, seen)
 
     def hurry(self) -> None:
@@ -128,7 +133,7 @@ class Observed:
     def _asked(self, prompt: object) -> dict[str, Any]:
         if not isinstance(prompt, str):
             return {}
-        data = prompt.encode(errors="surrogatepass")
+        data = prompt[:MAX_PROMPT].encode(errors="surrogatepass")  # a longer one is not drawn
         return {
             "prompt_length": len(prompt),
             "prompt_hash": hashlib.blake2b(data, key=self._key, digest_size=8).hexdigest(),

@@ -52,11 +52,11 @@ from handler.server.keys import weak
 from handler.server.links import content
 from handler.server.metrics import Metrics
 from handler.server.mounted import base
-from handler.server.openapi.document import SECONDS, document
-from handler.server.openapi.operations import HANGS_UP
-from handler.server.patience import patience
+from handler.server.openapi.document import document
+from handler.server.patience import HANGS_UP, SECONDS, until
 from handler.server.playground import page
 from handler.server.record import Seen
+from handler.server.room import Room
 from handler.server.signposts import PAGE, WELCOME, lost
 from handler.server.sse import stream
 from handler.server.traces import tracing
@@ -85,9 +85,12 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
     app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
     app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
+    app.state.room = Room(settings)
     app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
     gate = guarded(Answering(app), settings)
-    observed = Observed(gate, routes, app.state.metrics, app.state.traces, app.state.comfy, app.state.jobs)
+    observed = Observed(
+        gate, routes, app.state.metrics, app.state.traces, app.state.comfy, app.state.jobs, app.state.room
+    )
     app.state.ended = observed.ended
     return observed
 
@@ -177,13 +180,15 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     path, headers, settings = request.url.path, request.headers, api.engine.settings
     repeats: Repeats = request.app.state.repeats
     key = key_of(headers)
-    deadline = seen.deadline = Deadline.within(min(patience(headers), settings.deadline_s), seen.start)
+    deadline = until(request)
     if not repeats.knows(key):  # else its picture may be there already
         api.require_open(deadline)  # before anything is read: whom it refuses must not slow the others down
         seen.leave = api.engine.queue.places.take()
-    body = await deadline.hold(bodies.read(request, settings))
-    form = await multipart.read(headers, body) if bodies.media(headers) == multipart.MEDIA else None
-    payload = bodies.decode(body) if form is None else form
+    body = await bodies.read(request)
+    is_form = bodies.media(headers) == multipart.MEDIA
+    understand = partial(multipart.read, headers) if is_form else bodies.decode
+    payload = await bodies.understood(understand, body, deadline)
+    form = payload if is_form else None
     seen.read(payload)
     later = Later.taken(request, payload)
     streams = isinstance(payload, dict) and payload.get("stream") is True
@@ -199,9 +204,9 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
         return await _while_connected(request, posted(request, payload, later, key, asked))
 
     async def call(on_partial: OnPartial | None = None) -> Reply:
-        def start(until: Deadline) -> Awaitable[Reply]:
+        def start(deadline: Deadline) -> Awaitable[Reply]:
             where = base(request.scope, settings)
-            return api.call(path, payload, on_partial=on_partial, deadline=until, base=where, alone=bool(forms))
+            return api.call(path, payload, on_partial=on_partial, deadline=deadline, base=where, alone=bool(forms))
 
         return seen.note(await repeats.call(key, asked, start, deadline))
 

@@ -1,11 +1,12 @@
 """Forms with files (multipart/form-data), as clients send images to edit: read under limits, and never to disk."""
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 
 from handler.core.attachments import MAX_REFERENCES
 from handler.core.errors import InvalidValue
@@ -15,6 +16,8 @@ from handler.core.untrusted import Malformed, number, parse
 MEDIA = "multipart/form-data"
 FILES = MAX_REFERENCES + 1  # and a mask
 FIELDS = 64
+HEAD, BOUNDARY = 8 << 10, 200  # bytes of a part's head, and of what is between the parts
+CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 LISTS = ("image", "images")  # what may come more than once, also as image[] or image[0]
 INDEX = re.compile(r"\[[0-9]{0,9}\]$")
 JOINED = "loras"  # what may come as one text with commas, or more than once
@@ -26,58 +29,91 @@ NUMBERS = {  # the fields that are no text
 }
 
 
-class Parser(MultiPartParser):
-    """Starlette's, which takes a form that was cut short for a whole one."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A field of a form. If it is a file it has a `filename`, which may be empty."""
 
-    def __init__(self, headers: Headers, body: bytes) -> None:
-        super().__init__(headers, self._whole(body), max_files=FILES, max_fields=FIELDS, max_part_size=len(body))
-        self.spool_max_size = len(body)  # so no file leaves memory
-        self._ended = False
+    name: str
+    data: bytes = field(repr=False)
+    filename: str | None = None
 
-    def on_end(self) -> None:
-        """The last boundary came."""
-        self._ended = True
-
-    async def _whole(self, body: bytes) -> AsyncGenerator[bytes, None]:
-        yield body
-        if body and not self._ended:
-            raise MultiPartException("it was cut short, for its last boundary is missing.")
+    @property
+    def text(self) -> str:
+        """What it says, if it is no file."""
+        return _text(self.data, f"'{self.name:.80}'", self.name[:80])
 
 
-async def parsed(headers: Headers, body: bytes) -> FormData:
-    """A form, with its files in memory; InvalidValue if it is none."""
-    if "boundary=" not in headers.get("content-type", ""):
+def parts(headers: Headers, body: bytes) -> list[Part]:
+    """The fields of a form, in order; InvalidValue if it is none. For a thread: a form may be large."""
+    _, said = parse_options_header(headers.get("content-type", ""))
+    boundary = said.get(b"boundary", b"")
+    if not 0 < len(boundary) <= BOUNDARY:
         raise InvalidValue(f"Send a form, as {MEDIA} with its boundary.")
+    if said.get(b"charset", CHARSETS[0]).lower() not in CHARSETS:
+        raise _unreadable("send it as UTF-8")
+    return [*_parts(body, b"\r\n--" + boundary)] if body else []
+
+
+def _parts(body: bytes, edge: bytes) -> Iterator[Part]:
+    if not body.startswith(edge[2:]):
+        raise _unreadable("it does not begin with its boundary")
+    first, *others = body.split(edge, FILES + FIELDS + 1)
+    files = fields = 0
+    for piece in (first[len(edge) - 2 :], *others):
+        if piece.startswith(b"--"):
+            return
+        part = _part(piece)
+        files, fields = files + (part.filename is not None), fields + (part.filename is None)
+        if files > FILES or fields > FIELDS:
+            most, what = (FILES, "files") if files > FILES else (FIELDS, "fields")
+            raise _unreadable(f"Too many {what}; it may have {most}")
+        yield part
+    raise _unreadable("it was cut short, for its last boundary is missing")
+
+
+def _part(piece: bytes) -> Part:
+    """What is between two boundaries: a head, an empty line, the data."""
+    start = piece.find(b"\r\n")
+    end = piece.find(b"\r\n\r\n", start, start + HEAD)
+    if start < 0:
+        raise _unreadable("it was cut short, for its last boundary is missing")
+    if end < 0 or piece[:start].strip(b" \t"):
+        raise _unreadable(f"a part has no head of at most {HEAD >> 10} kB")
+    lines = [line.partition(b":") for line in piece[start + 2 : end].split(b"\r\n")]
+    head = {name.strip().lower(): value.strip() for name, _, value in lines}
+    _, said = parse_options_header(head.get(b"content-disposition", b""))
+    if b"name" not in said:
+        raise _unreadable("a part has no name")
+    filename = _text(said[b"filename"], "a file's name") if b"filename" in said else None
+    return Part(_text(said[b"name"], "a field's name"), piece[end + 4 :], filename)
+
+
+def _text(data: bytes, what: str, param: str | None = None) -> str:
     try:
-        return await Parser(headers, body).parse()
-    except MultiPartException as error:
-        raise InvalidValue(f"The form cannot be read: {error.message}") from None
-    except ValueError:  # its charset's
-        raise InvalidValue("The form cannot be read: send it as UTF-8.") from None
+        return data.decode()
+    except UnicodeDecodeError:
+        raise _unreadable(f"{what} is not UTF-8", param) from None
 
 
-async def read(headers: Headers, body: bytes) -> dict[str, Any]:
+def _unreadable(why: str, param: str | None = None) -> InvalidValue:
+    return InvalidValue(f"The form cannot be read: {why}.", param)
+
+
+def read(headers: Headers, body: bytes) -> dict[str, Any]:
     """The fields of a form as JSON would have them: files as bytes, numbers as numbers. InvalidValue if it is none.
 
-    Browsers and form builders send empty fields and files for what was left out; so these count as not sent.
+    Browsers and form builders send empty fields and files for what was left out; so these count as not sent. For a
+    thread.
     """
-    form = await parsed(headers, body)
-    try:
-        return await _fields(form)
-    finally:
-        await form.close()
-
-
-async def _fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for spelled, part in form.multi_items():
-        name = INDEX.sub("", spelled)
-        value = await part.read() if isinstance(part, UploadFile) else typed(name, part)
+    for part in parts(headers, body):
+        name = INDEX.sub("", part.name)
+        value = typed(name, part.text) if part.filename is None else part.data
         if not value and isinstance(value, str | bytes) and name not in MEANT:
             continue
         if name in LISTS:
             fields.setdefault(name, []).append(value)
-        elif name == JOINED and isinstance(value, str):
+        elif name == JOINED and isinstance(value, str) and isinstance(fields.get(name, ""), str):
             fields[name] = f"{fields[name]},{value}" if name in fields else value
         elif name in fields:
             raise InvalidValue(f"'{name:.80}' appears twice.", name[:80])

@@ -15,6 +15,7 @@ from handler.api.workflows.service import ROUTE
 from handler.core.deadline import Deadline
 from handler.server import bodies
 from handler.server.access import WORKFLOW, response
+from handler.server.patience import until
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -63,9 +64,7 @@ async def remove(request: Request) -> Response:
 
 async def _kept(request: Request) -> tuple[dict[str, Any], bool]:
     api = _api(request)
-    deadline = _deadline(api)
-    data = await deadline.hold(bodies.read(request, api.engine.settings, *bodies.GRAPHS))
-    return await api.workflows.put(_name(request), data, deadline)
+    return await api.workflows.put(_name(request), await bodies.read(request, *bodies.GRAPHS), until(request))
 
 
 async def _answer(

@@ -16,7 +16,7 @@ from pathlib import Path
 from handler.core.errors import InvalidValue
 from handler.core.loras import Wanted
 from handler.core.recipe import Lora
-from handler.core.untrusted import Malformed, parse, printed
+from handler.core.untrusted import OURS, Malformed, parse, printed
 from handler.volume.layout import FLOATS, Slot, layout, read_head
 from handler.volume.manifest import CHUNK
 from handler.volume.named import REMEMBERED, Folders, hashed, stamp
@@ -124,7 +124,7 @@ def _metadata(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
         head = file.read(min(int.from_bytes(file.read(8), "little"), CHUNK))
     try:
-        found = parse(head)["__metadata__"].items()
+        found = parse(head, marks=OURS)["__metadata__"].items()
     except (Malformed, KeyError, TypeError, AttributeError):
         return {}
     return {name: text for name, text in found if isinstance(text, str)}
@@ -134,7 +134,7 @@ def _frequent(text: str) -> Iterator[str]:
     """The tags that a trainer saw, the most frequent first: `{folder: {tag: times}}`."""
     counts: dict[str, float] = {}
     try:
-        for tags in parse(text).values():
+        for tags in parse(text, marks=OURS).values():
             for tag, times in tags.items():
                 counts[tag] = counts.get(tag, 0) + times
     except (Malformed, AttributeError, TypeError, OverflowError):

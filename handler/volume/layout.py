@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from handler.core.untrusted import parse
+from handler.core.untrusted import OURS, parse
 from handler.volume.manifest import CHUNK
 
 DTYPES = {
@@ -76,7 +76,7 @@ def described(data: memoryview, size: int) -> tuple[dict[str, Slot], Mapping[str
     if end > min(len(data), CHUNK):
         raise ValueError(f"its header cannot have {end - 8} bytes")
     try:
-        entries = parse(bytes(data[8:end]))
+        entries = parse(bytes(data[8:end]), marks=OURS)
         said = entries.pop("__metadata__", None) or {}
         require_count(len(entries))
         slots = {name: _slot(entry, end) for name, entry in entries.items()}

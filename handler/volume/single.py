@@ -14,7 +14,7 @@ from typing import Any
 
 from handler.catalog.architectures import PREFIXES, Part, parts
 from handler.core.errors import WeightsCorrupt, WeightsMissing
-from handler.core.untrusted import Malformed, parse
+from handler.core.untrusted import OURS, Malformed, parse
 from handler.volume import gguf, layout
 from handler.volume.given import File, stated
 from handler.volume.layout import FLOATS, Slot
@@ -155,7 +155,7 @@ def _notes(path: Path, slots: Mapping[str, Slot], said: Mapping[str, Any]) -> di
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        found = parse(text)
+        found = parse(text, marks=OURS)
     except Malformed as error:
         raise ValueError(f"what it says of its layers is no JSON: {error}") from None
     return found if isinstance(found, dict) else {}

@@ -803,7 +803,7 @@ def test_no_file_touches_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one larger than what starlette keeps in memory."""
     monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda _: pytest.fail("written to disk"))
     body = file("image", bytes(3_000_000)) + END
-    found = asyncio.run(multipart.read(Headers({"content-type": FORM}), body))
+    found = multipart.read(Headers({"content-type": FORM}), body)
     assert found == {"image": [bytes(3_000_000)]}
 
 

@@ -18,7 +18,7 @@ from handler.api.dispatch import Api
 from handler.core import stepcache, untrusted
 from handler.core.errors import InvalidJson, InvalidValue, KindlingError, VolumeFailed, WeightsCorrupt
 from handler.core.request import ImageRequest
-from handler.core.untrusted import DEEPEST, Malformed, check, load, parse, shaped
+from handler.core.untrusted import DEEPEST, MARKED, OURS, Malformed, check, load, parse, shaped
 from handler.engine.engine import Engine
 from handler.model.compiling import failures
 from handler.model.compiling.failures import Failures
@@ -52,6 +52,17 @@ NO_JSON = {
 }
 OTHERS = [b"null", b"3", b'"text"', b"[]", b"{}", b'{"files": 5, "facts": 5}', b'{"facts": [], "reason": 1, "when": 2}']
 damaged = pytest.mark.parametrize("text", NO_JSON.values(), ids=NO_JSON)
+
+
+@pytest.mark.parametrize("text", [b"[" + b"1," * MARKED + b"1]", "[" * (MARKED + 1), json.dumps(["," * MARKED])])
+def test_too_many_values_are_refused_unread(text: bytes | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(Malformed, match="too many values"):
+        parse(text)
+
+
+def test_what_is_our_own_may_have_more() -> None:
+    assert parse(b"[" + b"1," * MARKED + b"1]", marks=OURS) == [1] * (MARKED + 1)
 
 
 @damaged

@@ -2,8 +2,8 @@
 
 Every step says so on stderr, as does every upload. `hold` waits in its second step for a line on stdin; with
 FAULTY_BOOT=hold so does the boot, and with FAULTY_BOOT=spend its budget is over then. FAULTY_DRAIN_S and FAULTY_EXIT_S
-shorten the exit, FAULTY_JOIN lets the interpreter wait for ever at its end. At SIGUSR1 its event
-loop holds, which FAULTY_STUCK_S later is told.
+shorten the exit, FAULTY_HELD lessens the room for bodies, FAULTY_JOIN lets the interpreter wait for ever at its end. At
+SIGUSR1 its event loop holds, which FAULTY_STUCK_S later is told.
 """
 
 import os
@@ -24,7 +24,7 @@ from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.engine import engine
 from handler.model.families.schedulers import FLOW
-from handler.server import shutdown
+from handler.server import room, shutdown
 
 
 def hold() -> None:
@@ -99,6 +99,7 @@ if __name__ == "__main__":
     shutdown.DRAIN_S = float(os.environ.get("FAULTY_DRAIN_S", shutdown.DRAIN_S))
     shutdown.STUCK_S = float(os.environ.get("FAULTY_STUCK_S", shutdown.STUCK_S))
     engine.EXIT_S = float(os.environ.get("FAULTY_EXIT_S", engine.EXIT_S))  # type: ignore[attr-defined]
+    room.HELD = int(os.environ.get("FAULTY_HELD", room.HELD))
     Store._put = put  # type: ignore[method-assign]
     signal.signal(signal.SIGUSR1, lambda *_: hold())  # on the main thread, whose the loop is
     if "FAULTY_JOIN" in os.environ:

@@ -1,6 +1,5 @@
 """Forms and bodies that were cut short: refused at every byte, never drawn with what came of them."""
 
-import asyncio
 import contextlib
 import json
 import tempfile
@@ -32,7 +31,7 @@ def form(ending: bytes = b"--\r\n", parts: Sequence[tuple[str, bytes]] = PARTS) 
 
 
 def read(body: bytes, kind: str = f"multipart/form-data; boundary={EDGE}") -> dict[str, Any]:
-    return asyncio.run(multipart.read(Headers({"content-type": kind}), body))
+    return multipart.read(Headers({"content-type": kind}), body)
 
 
 @pytest.mark.parametrize("ending", [b"--\r\n", b"--", b"--\r\nan epilogue"])

@@ -26,7 +26,7 @@ from handler.api.loras import looked
 from handler.core.deadline import Deadline
 from handler.core.errors import KindlingError
 from handler.core.settings import Settings
-from handler.core.untrusted import Malformed, parse
+from handler.core.untrusted import OURS, Malformed, parse
 
 T = TypeVar("T")
 FOLDERS = ("input", "output", "temp")
@@ -136,7 +136,7 @@ class Archive:
 
     def _read(self, prompt_id: str, time: float = 0.0) -> "Kept":
         try:
-            found = parse(data := self.shelf.get(f"jobs/{prompt_id}.json"))
+            found = parse(data := self.shelf.get(f"jobs/{prompt_id}.json"), marks=OURS)
         except (FileNotFoundError, Malformed):
             return Kept(time, 0, None)
         if not isinstance(found, dict) or not all(isinstance(found.get(name, ...), FIELDS[name]) for name in FIELDS):

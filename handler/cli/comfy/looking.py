@@ -16,7 +16,7 @@ from handler.catalog.gpus import GPUS, Gpu, gpu_named
 from handler.catalog.models import find
 from handler.core.errors import InvalidValue
 from handler.core.settings import Settings
-from handler.core.untrusted import LONGEST, Malformed, parse, printed
+from handler.core.untrusted import LONGEST, OURS, Malformed, parse, printed
 from handler.model.hardware import expected
 
 STDIN = "-"
@@ -65,7 +65,8 @@ def _classes(name: str | None) -> Mapping[str, Any] | None:
     if name is None:
         return None
     try:
-        found = parse(_data(name, "object-info"), constant=lambda name: None)  # an endless limit is Infinity there
+        data = _data(name, "object-info")
+        found = parse(data, constant=lambda name: None, marks=OURS)  # an endless limit is Infinity there
     except Malformed as error:
         raise InvalidValue(f"{printed(name)} is no answer of /object_info: {error}.", "object-info") from None
     if not isinstance(found, dict):

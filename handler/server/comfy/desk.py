@@ -18,10 +18,10 @@ from handler.api.comfy.served import choices
 from handler.api.comfy.service import Comfy
 from handler.api.dialects.comfy.plan import Served
 from handler.core.deadline import Deadline
-from handler.core.errors import FileMissing, InvalidJson, InvalidType
-from handler.core.untrusted import Malformed, parse
+from handler.core.errors import FileMissing, InvalidType
 from handler.server import bodies
 from handler.server.comfy.routes import Handler
+from handler.server.patience import until
 
 MEDIA = {"css": "text/css; charset=utf-8", "json": "application/json"}  # of files by suffix; of others DOWNLOADED
 DOWNLOADED = "application/octet-stream"
@@ -108,8 +108,7 @@ async def post_file(request: Request) -> Any:
     """Keep a file, or move one."""
     (file, other), query = _named(request), request.query_params
     anew = query.get("overwrite") == "false"
-    settings = request.app.state.comfy.api.engine.settings
-    data = await Deadline.within(settings.deadline_s).hold(bodies.read(request, settings, *ANY))
+    data = await bodies.read(request, *ANY)
     try:
         if other is None:
             kept = await _archive(request).at(lambda shelf: userdata.write(shelf, file, data, anew))
@@ -184,12 +183,7 @@ async def _served(request: Request) -> Served:
 
 
 async def _json(request: Request) -> Any:
-    settings = request.app.state.comfy.api.engine.settings
-    data = await Deadline.within(settings.deadline_s).hold(bodies.read(request, settings, "text/plain"))
-    try:
-        return parse(data)
-    except Malformed as error:
-        raise InvalidJson(f"The body is not valid JSON: {error}") from None
+    return await bodies.understood(bodies.decode_loosely, await bodies.read(request, "text/plain"), until(request))
 
 
 def _archive(request: Request) -> Archive:

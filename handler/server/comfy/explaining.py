@@ -10,11 +10,10 @@ from starlette.routing import BaseRoute, Route
 from handler.api.comfy.service import Comfy
 from handler.api.decoding import perhaps
 from handler.api.dialects.comfy.plan import Load, Served
-from handler.core.deadline import Deadline
 from handler.model.hardware import expected
 from handler.server import bodies
 from handler.server.comfy.routes import answering
-from handler.server.patience import patience
+from handler.server.patience import until
 
 PATH = "/explain"
 
@@ -27,9 +26,8 @@ def routes() -> list[BaseRoute]:
 async def post_explain(request: Request) -> Any:
     """The report, judged on the worker that serves here. The body is the file as it is."""
     comfy: Comfy = request.app.state.comfy
-    settings, seen = comfy.api.engine.settings, request.state.seen
-    deadline = seen.deadline = Deadline.within(min(patience(request.headers), settings.deadline_s), seen.start)
-    data = await deadline.hold(bodies.read(request, settings, *bodies.GRAPHS))
+    deadline = until(request)
+    data = await bodies.read(request, *bodies.GRAPHS)
     served = await comfy.served(deadline)
     load = partial(comfy.archive.held, asyncio.get_running_loop(), deadline)
     url = str(request.base_url).rstrip("/")

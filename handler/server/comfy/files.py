@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +21,7 @@ from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidValue, VolumeFailed
 from handler.core.untrusted import Malformed, parse
 from handler.server import bodies, multipart
+from handler.server.patience import until
 
 COPIES = 20  # of one name that have numbers: an upload is compared with all of them
 YES = ("true", "1")
@@ -84,17 +84,12 @@ class Sent:
 
 
 async def _sent(request: Request) -> Sent:
-    settings = _comfy(request).api.engine.settings
-    deadline = Deadline.within(settings.deadline_s)
-    form = await multipart.parsed(request.headers, await deadline.hold(bodies.read(request, settings)))
-    try:
-        file = form.get("image")
-        if not isinstance(file, UploadFile) or not file.filename:
-            raise InvalidValue("Send a file as 'image', with its name.", "image")
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
-        return Sent(await file.read(), file.filename, fields)
-    finally:
-        await form.close()
+    read = partial(multipart.parts, request.headers)
+    sent = {part.name: part for part in await bodies.understood(read, await bodies.read(request), until(request))}
+    file = sent.get("image")
+    if not file or not file.filename:
+        raise InvalidValue("Send a file as 'image', with its name.", "image")
+    return Sent(file.data, file.filename, {name: part.text for name, part in sent.items() if part.filename is None})
 
 
 def _kept(shelf: Shelf, sent: Sent, data: bytes) -> dict[str, str]:

@@ -20,14 +20,13 @@ from handler.api.comfy.service import Comfy
 from handler.api.comfy.stats import features, system
 from handler.api.dialects.comfy.plan import Served
 from handler.core.deadline import Deadline
-from handler.core.errors import FileMissing, InvalidJson, InvalidType, InvalidValue, KindlingError
+from handler.core.errors import FileMissing, InvalidType, InvalidValue, KindlingError
 from handler.core.tracebacks import let_go
-from handler.core.untrusted import Malformed, parse
 from handler.server import bodies
 from handler.server.access import JOBS, response
 from handler.server.comfy import files
 from handler.server.comfy.socket import listen
-from handler.server.patience import patience
+from handler.server.patience import until
 from handler.server.record import Seen
 
 Handler = Callable[[Request], Awaitable[Any]]
@@ -61,15 +60,10 @@ def answering(methods: Mapping[str, Handler]) -> Callable[[Request], Awaitable[R
     return answer
 
 
-async def _body(request: Request, deadline: Deadline | None = None) -> dict[str, Any]:
+async def _body(request: Request) -> dict[str, Any]:
     """What is sent as JSON; an object. Where nothing is, an empty one."""
-    settings = _comfy(request).api.engine.settings
-    deadline = deadline or Deadline.within(settings.deadline_s)
-    data = await deadline.hold(bodies.read(request, settings, "text/plain"))  # as fetch and aiohttp call a text
-    try:
-        found = parse(data or b"{}")
-    except Malformed as error:
-        raise InvalidJson(f"The body is not valid JSON: {error}") from None
+    data = await bodies.read(request, "text/plain")  # as fetch and aiohttp call a text
+    found = await bodies.understood(bodies.decode_loosely, data or b"{}", until(request))
     if not isinstance(found, dict):
         raise InvalidType("The body should be a JSON object.")
     return found
@@ -82,12 +76,10 @@ def _comfy(request: Request) -> Comfy:
 
 async def post_prompt(request: Request) -> Any:
     """Accept a prompt. What comes after this answer is told by websocket, and found in the history."""
-    comfy, seen, settings = _comfy(request), request.state.seen, _comfy(request).api.engine.settings
-    deadline = seen.deadline = Deadline.within(min(patience(request.headers), settings.deadline_s), seen.start)
+    comfy, seen, deadline = _comfy(request), request.state.seen, until(request)
     comfy.api.require_open(deadline)  # before anything is read
     seen.leave = comfy.api.engine.queue.places.take()
-    payload = await _body(request, deadline)
-    return await comfy.post(payload, deadline, partial(_ended, request, seen))
+    return await comfy.post(await _body(request), deadline, partial(_ended, request, seen))
 
 
 def _ended(request: Request, seen: Seen, job: Job, error: KindlingError | None) -> None:

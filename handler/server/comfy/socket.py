@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import uuid
 from typing import Any
 
@@ -12,9 +11,10 @@ from handler.api.comfy.forwarding import Forwarding
 from handler.api.comfy.listeners import Listener, message
 from handler.api.comfy.service import Comfy
 from handler.api.comfy.stats import features
+from handler.core.untrusted import Malformed, parse
 from handler.engine.engine import OPEN
 
-LONGEST = 200  # characters of a client's id
+LONGEST, LONGEST_FLAGS = 200, 64 << 10  # characters of a client's id, and of what it says that it can
 TICK_S = 0.3
 LEAVING, SLOW = 1001, 1013  # codes of RFC 6455 and its registry: going away; try again later
 
@@ -71,8 +71,8 @@ async def _receive(websocket: WebSocket, comfy: Comfy, listener: Listener) -> No
 def _flags(text: Any) -> dict[str, Any] | None:
     """What a client says that it can, which then wants to hear what this server can."""
     try:
-        said = json.loads(text or "null")
-    except (ValueError, RecursionError):
+        said = parse((text or "null")[:LONGEST_FLAGS])
+    except Malformed:
         return None
     if not isinstance(said, dict) or said.get("type") != "feature_flags":
         return None

@@ -5,11 +5,12 @@ from handler.api.comfy.viewing import CHANNELS
 from handler.server import bodies, multipart
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.schema import COUNT, TEXT, Schema, array, ref, whole
+from handler.server.patience import DEADLINE
 
 OBJECT: Schema = {"type": "object"}
 NAMES = array(TEXT)
 MASKED = (403, 404, 503)
-SENT = (400, 408, 413, 415, 422, 504)  # of a body that is no good
+SENT = (400, 408, 413, 415, 422, 429, 504)  # of a body that is no good
 FILE: Schema = {"type": "string", "contentMediaType": "application/octet-stream"}
 UPLOAD = whole(
     {"image": FILE, "type": {"enum": [*FOLDERS]}, "subfolder": TEXT, "overwrite": TEXT},
@@ -49,7 +50,9 @@ def _post(summary: str, body: Schema, answer: Schema | None = None, *errors: int
     """What does something; where nothing is to be said of that, the answer is empty."""
     said = {200: Answer("Done.", {JSON: answer} if answer else {})}
     refusals = tuple(dict.fromkeys((*ALWAYS, *SENT, *errors)))
-    return Operation("post", f"ComfyUI: {summary}", said, {media: body}, refusals, HEAD, optional=media == JSON)
+    return Operation(
+        "post", f"ComfyUI: {summary}", said, {media: body}, refusals, (*HEAD, DEADLINE), optional=media == JSON
+    )
 
 
 def _explained() -> Operation:
@@ -57,7 +60,7 @@ def _explained() -> Operation:
     graph = dict.fromkeys(bodies.GRAPHS, FILE) | {JSON: OBJECT}
     errors = tuple(dict.fromkeys((*ALWAYS, *SENT)))
     answers = {200: Answer("The report, whatever its verdict.", {JSON: ref("Explained")})}
-    return Operation("post", "ComfyUI: explain a graph before it is drawn", answers, graph, errors, HEAD)
+    return Operation("post", "ComfyUI: explain a graph before it is drawn", answers, graph, errors, (*HEAD, DEADLINE))
 
 
 SHAPES: dict[str, Schema] = {

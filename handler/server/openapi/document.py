@@ -18,10 +18,11 @@ from handler.server.idempotency import HEADER, KEY
 from handler.server.openapi import comfy, deployments, jobs, workflows
 from handler.server.openapi.named import named
 from handler.server.openapi.operation import JSON, Answer, Operation
-from handler.server.openapi.operations import DEADLINE, DRAWING, HANGS_UP, called, every, operations
+from handler.server.openapi.operations import DRAWING, called, every, operations
 from handler.server.openapi.requests import requests
 from handler.server.openapi.responses import ANSWERS, types
 from handler.server.openapi.schema import TEXT, Schema, ref, whole
+from handler.server.patience import DEADLINE, HANGS_UP, SECONDS
 
 ABOUT = (
     "Errors have OpenAI's envelope. Every answer has an x-request-id, and HEAD is answered where GET is. "
@@ -53,7 +54,6 @@ HEADERS: dict[str, Schema] = {
 EVERYWHERE = ("x-request-id", *DEFAULTS)
 RETRY = ("retry-after", "x-should-retry")
 HEADERS_OF = {401: ("www-authenticate",), 405: ("allow",)}  # and `RETRY` where trying again is a question
-SECONDS = r"0*[1-9][0-9]*(\.[0-9]+)?|0+\.0*[1-9][0-9]*"  # more than none
 PARAMETERS: dict[str, Schema] = {
     "id": {"in": "path", "required": True, "description": "As /v1/models names it."},
     "x-request-id": {

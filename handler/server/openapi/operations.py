@@ -11,13 +11,13 @@ from handler.server.idempotency import HEADER, REPEATED
 from handler.server.openapi import comfy, deployments, jobs, workflows
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.schema import TEXT, Schema, ref
+from handler.server.patience import DEADLINE, HANGS_UP
 
 NEVER_ANSWERED = (Cancelled, FetchFailed)  # nobody is there; not while serving
 VOLUME = (504,)  # where it is looked at, and does not answer
 EVENTS, METRICS = "text/event-stream", "text/plain"
 # Where Accept wants the picture itself. What may be anything would be all that TypeScript knows of the answer.
 PICTURES: dict[str, Schema] = {media: TEXT | {"format": "binary"} for media in MEDIA.values()}
-DEADLINE, HANGS_UP = "x-deadline-s", "x-stainless-read-timeout"
 ASKED = ("x-request-id", "traceparent", HEADER, DEADLINE, HANGS_UP, "prefer")  # of every route that draws
 
 

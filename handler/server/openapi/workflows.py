@@ -16,6 +16,7 @@ from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import ANSWERED, SIZE, fields, nullable
 from handler.server.openapi.responses import DRAWN, NATIVE
 from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, array, closed, only, ref, whole
+from handler.server.patience import DEADLINE
 
 LIST, ONE = ROUTE, WORKFLOW
 LATER = ("async", "webhook")
@@ -90,8 +91,8 @@ ROWS = (
         "Keep a file of ComfyUI's under a name",
         {status: Answer("It is kept.", {JSON: ref("KeptWorkflow")}) for status in (200, 201)},
         {JSON: {"type": "object"}, "image/png": TEXT | {"format": "binary"}},
-        errors=(*ALWAYS, 400, 408, 413, 415, 422, 503, 504),
-        parameters=("name", *HEAD),
+        errors=(*ALWAYS, 400, 408, 413, 415, 422, 429, 503, 504),
+        parameters=("name", *HEAD, DEADLINE),
     ),
     Operation(
         "delete",

@@ -14,6 +14,7 @@ from handler.api.dialects.comfy.node import At, Input, Refused
 from handler.api.dialects.comfy.plan import Served
 from handler.catalog.models import MODELS
 from handler.catalog.spec import ModelSpec
+from handler.core.quoting import QUOTED
 
 SUFFIXES = re.compile(r"\.(safetensors|sft|gguf|ckpt|pth|pt|bin|onnx)$")
 PRECISION = re.compile(
@@ -94,6 +95,7 @@ def instead(name: str) -> str:
 def _unknown(name: str, folder: str, served: Served) -> Never:
     """A file that this worker does not serve: what would."""
     field = {"checkpoints": "ckpt_name", "diffusion_models": "unet_name"}[folder]
+    _require_short(name, field)
     if told := placeholder(name) or ("" if name else f"no file is named; this worker draws with {serving(served)}."):
         raise Refused(told, field, "value_not_in_list")
     if sentence := instead(name):
@@ -103,6 +105,12 @@ def _unknown(name: str, folder: str, served: Served) -> Never:
     file = name.replace("\\", "/")
     told = f"'{name}' is not served: {put} worker draws with {serving(served)}. Start one with KINDLING_WEIGHTS={file}"
     raise Refused(f"{told} and KINDLING_MODEL the model that it was made from.", field, "value_not_in_list")
+
+
+def _require_short(name: str, field: str) -> None:
+    """Refuse a name that is too long to be said again."""
+    if len(name) > QUOTED:
+        raise Refused(f"a file's name has at most {QUOTED} characters.", field, "value_not_in_list")
 
 
 def must_serve(row: ModelSpec, served: Served) -> None:
@@ -124,6 +132,7 @@ def part(at: At, name: str, folder: str, field: str) -> None:
         return
     if own_part(name, folder, served.spec):
         return
+    _require_short(name, field)
     what = {"vae": "autoencoder", "text_encoders": "text encoder"}[folder]
     if told := placeholder(name):
         raise Refused(told, field, "value_not_in_list")

@@ -4,13 +4,14 @@ A graph is walked from its outputs, without recursion, each node once, and a laz
 chooses: what no output needs is not looked at. No node is executed: its function in the table says what it would mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Never
 
 from handler.api.dialects.comfy import faults
 from handler.api.dialects.comfy.plan import Load, Plan, Served, class_of, title_of
 from handler.api.dialects.comfy.table import INSTEAD, TABLE
 from handler.api.dialects.comfy.walk import Walk
+from handler.core.quoting import QUOTED
 
 MOST_NODES = 10_000
 MOST_OUTPUTS = 100
@@ -53,9 +54,20 @@ def require_graph(graph: Any) -> None:
     if len(graph) > MOST_NODES:
         raise faults.no("invalid_prompt", f"The graph has {len(graph)} nodes; at most {MOST_NODES} are read.")
     for node, body in graph.items():
+        if max(map(len, _names(node, body))) > QUOTED:
+            told = f"A node's id, its class and the names of its inputs have at most {QUOTED} characters."
+            raise faults.no("invalid_prompt", told, f"Node ID '#{node:.80}'")
         if not isinstance(body, dict) or not isinstance(body.get("class_type"), str):
             told = "Cannot execute because a node is missing the class_type property."
             raise faults.no("missing_node_type", told, f"Node ID '#{node}'", node_id=node)
+
+
+def _names(node: str, body: Any) -> Iterator[str]:
+    """Of a node: what may be said of it again."""
+    yield node
+    kind, inputs = (body.get("class_type"), body.get("inputs")) if isinstance(body, dict) else ("", {})
+    yield kind if isinstance(kind, str) else ""
+    yield from inputs if isinstance(inputs, dict) else ()
 
 
 def require_outputs(graph: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from handler.catalog.spec import ModelSpec
+from handler.core.quoting import QUOTED
 from handler.core.request import ImageRequest
 
 Folder = Literal["output", "temp", "input"]
@@ -79,4 +80,4 @@ def title_of(body: Any) -> str:
     """What a page calls a node."""
     meta = body.get("_meta") if isinstance(body, dict) else None
     title = meta.get("title") if isinstance(meta, dict) else None
-    return title if isinstance(title, str) else class_of(body)
+    return (title if isinstance(title, str) else class_of(body))[:QUOTED]
