@@ -75,14 +75,11 @@ class KindlingError(Exception):
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error envelope."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": error}
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def anew(self) -> Self:
-        """The same for one more who is told it: whoever lets go of an error clears the frames of all who caught it.
-
-        Before Python 3.13 that ends a coroutine that waits in its `except`.
-        """
+        """The same for one more who is told it: who lets go of an error ends coroutines that wait in its `except`."""
+        # Until Python 3.13, for it clears the frames of all who caught it.
         same = copy(self)
         same.__cause__ = self.__cause__
         return same
@@ -232,8 +229,6 @@ class DeadlineExceeded(KindlingError):
 
 
 class StartError(KindlingError):
-    """This worker cannot serve, and says so before it is ready; another may."""
-
     status, code, retryable, fatal = 503, "start_failed", True, True
 
 

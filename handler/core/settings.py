@@ -18,21 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from handler.core import fields
 from handler.core.errors import SettingsError
-from handler.core.fields import (
-    Endpoint,
-    Folder,
-    Host,
-    ModelName,
-    Name,
-    Origin,
-    PublicUrl,
-    VolumeKey,
-    WebhookSecret,
-    home,
-    not_known,
-    words,
-)
+from handler.core.fields import Endpoint, Folder, Host, ModelName, Name, Origin, PublicUrl, VolumeKey, WebhookSecret
 from handler.core.loras import Pinned
 from handler.core.request import MAX_IMAGES, LongPrompts
 from handler.core.stepcache import StepCacheSetting
@@ -110,7 +98,7 @@ class Settings(BaseModel):
         (), description="more names that requests may call the model by, such as gpt-image-1,default"
     )
     volume: Folder = Field(
-        default_factory=lambda: _default("volume", None) or home() / ".cache" / "kindling",
+        default_factory=lambda: _default("volume", None) or fields.home() / ".cache" / "kindling",
         description="holds models/, baked/, boots/, comfy/ and kept/",
     )
     volume_key: VolumeKey = Field(
@@ -211,9 +199,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             first, *_ = told = error.errors(include_input=False)
             name = str(next(iter(first["loc"]), cls.__name__))
-            each = [words(one["type"], one["msg"]) for one in told if one["loc"][:1] == first["loc"][:1]]
+            each = [fields.words(one["type"], one["msg"]) for one in told if one["loc"][:1] == first["loc"][:1]]
             unknown = first["type"] == "extra_forbidden"
-            why = not_known(name, {*cls.model_fields}) if unknown else f"{name}: {', or '.join(each)}."
+            why = fields.not_known(name, {*cls.model_fields}) if unknown else f"{name}: {', or '.join(each)}."
             raise SettingsError(why, name) from None
 
     @staticmethod
@@ -239,7 +227,7 @@ class Settings(BaseModel):
     def examined(cls, environ: Mapping[str, str]) -> tuple[Self, dict[str, str]]:
         """The settings of `environ`, and a sentence on each variable that is wrong, which then counts as unset."""
         names = {PREFIX + name.upper() for name in cls.model_fields}
-        faults = {name: not_known(name, names) for name in cls.named(environ).keys() - names}
+        faults = {name: fields.not_known(name, names) for name in cls.named(environ).keys() - names}
         given, wrong = cls.given(environ), dict[str, str]()
         while True:
             try:

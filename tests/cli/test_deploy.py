@@ -222,10 +222,6 @@ def test_what_cannot_be_written_over_is_named(tmp_path: Path, capsys: pytest.Cap
     script.write_bytes(b"\xff")
     assert main(["deploy", "docker", "spark", "--write", str(tmp_path)]) == 2
     assert "name another folder" in capsys.readouterr().err
-    script.unlink()
-    script.mkdir()
-    assert main(["deploy", "docker", "spark", "--write", str(tmp_path)]) == 1
-    assert f"Cannot write {tmp_path}: Is a directory" in capsys.readouterr().err
 
 
 @pytest.fixture
