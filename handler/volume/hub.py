@@ -61,8 +61,7 @@ class Repository:
 
 def _token() -> bool | None:
     """False where the client's token would be readable on its way: to a hub over http that is not on this machine."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_token
+    from huggingface_hub import constants, get_token
 
     hub = urlsplit(constants.ENDPOINT)
     if hub.scheme == "https" or is_loopback(hub.hostname or ""):
