@@ -193,7 +193,7 @@ def test_nobody_else_gets_an_address_that_somebody_made_up(tmp_path: Path) -> No
 
 def test_a_real_server_says_no_id_however_talkative(tmp_path: Path) -> None:
     """And believes a proxy on its own machine, as uvicorn does."""
-    environ = {"KINDLING_LOG_LEVEL": "debug", "KINDLING_VOLUME": str(tmp_path)}
+    environ = {"KINDLING_ALLOW_OPEN": "true", "KINDLING_LOG_LEVEL": "debug", "KINDLING_VOLUME": str(tmp_path)}
     with serving(environ) as served:
         answer = httpx.post(served.url + ROUTE, json=ASKED, headers={"x-forwarded-proto": "https"}, timeout=60)
         found = answer.json()["data"][0]["url"]
