@@ -3,12 +3,13 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from handler.api import abilities, again, codec, loras, served
 from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of
+from handler.api.delivery import delivered, give_up
 from handler.api.dialects import openai
 from handler.api.dialects.routes import dialect_of, for_model
 from handler.api.fetching import filled
@@ -40,8 +41,8 @@ NO_STORE = "response_format 'url' needs an object store here, and KINDLING_STORE
 class Api:
     """Answers payloads with the model of one engine.
 
-    `counts` gets each picture that is encoded, on another thread, and `uploaded` the seconds of each upload. `links`
-    has pictures by URL where there is no store.
+    `counts` gets each picture of a request all of whose pictures came out, and `uploaded` the seconds of each upload.
+    `links` has pictures by URL where there is no store.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class Api:
         """Draw all of a request's pictures, by `deadline`; picture i has seed + i. Some are encoded while others draw.
 
         On the engine's thread `on_begin` hears of each. What is `admitted` is never too many, nor too late for a drain.
+        Only when all came out are they counted, and kept where their URLs lead.
         """
         deadline = deadline or Deadline()
         self.engine.meter.require_budget()
@@ -206,12 +208,14 @@ class Api:
             while left := wanted[len(encoding) :]:
                 several = left[: self.engine.at_once(first)]
                 for drawn in await self.engine.submit_all(several, deadline.at, admitted or bool(encoding), on_begin):
-                    encoding.append(asyncio.create_task(self._finish(drawn, request, deadline, base)))
-            return list(await asyncio.gather(*encoding))
+                    encoding.append(asyncio.create_task(self._encoded(drawn, request, deadline)))
+            pictures = await asyncio.gather(*encoding)
         finally:
-            for task in encoding:  # what failed first is told, and the others are of no use
-                task.cancel()
-                task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            give_up(encoding)
+        found = await self._delivered(pictures, request, deadline, base)
+        for picture in pictures:
+            self._counts(picture)
+        return found
 
     async def _recipes(self, request: ImageRequest, deadline: Deadline) -> list[Recipe]:
         """Those of a request's pictures; its LoRAs are looked for, and its images decoded, on other threads."""
@@ -228,20 +232,16 @@ class Api:
         if request.response_format == "url" and not (self.store or (self.links and base)):
             raise Unsupported(NO_STORE, "response_format")
 
-    async def _finish(self, drawn: Drawn, request: ImageRequest, deadline: Deadline, base: str | None) -> Picture:
-        picture = await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
-        return await self._delivered(picture, request, deadline, base)
-
     async def _delivered(
-        self, picture: Picture, request: ImageRequest, deadline: Deadline, base: str | None
-    ) -> Picture:
-        if self.store and request.response_format == "url":
-            picture = await self.store.keep(picture, deadline)
-            self._uploaded(picture.stages["upload"])
-        elif self.links and base and request.response_format == "url":
-            picture = await self.links.keep(picture, base, deadline)
-        deadline.require_time()
-        return picture
+        self, pictures: Sequence[Picture], request: ImageRequest, deadline: Deadline, base: str | None
+    ) -> list[Picture]:
+        found = await delivered(pictures, request, deadline, self.store, self.links, base)
+        for seconds in [picture.stages["upload"] for picture in found if "upload" in picture.stages]:
+            self._uploaded(seconds)
+        return found
+
+    async def _encoded(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:
+        return await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
 
     def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:
         start = time.perf_counter()
@@ -255,6 +255,4 @@ class Api:
         stages = {**stages, "serialize": time.perf_counter() - start}
         decision, tokens = self.engine.ledger.decision, pixels.tokens
         peak = peak_memory(worker.hardware.device if worker else "cpu")
-        picture = Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)
-        self._counts(picture)
-        return picture
+        return Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)

@@ -12,6 +12,7 @@ what libraries and servers say may quote a key.
 
 import asyncio
 import hashlib
+import io
 import logging
 import re
 import time
@@ -80,7 +81,8 @@ class Store:
         Takes `DEADLINE_S` at most.
         """
         start = time.perf_counter()
-        running = _hands.run(partial(self._put, picture))
+        body = Body(picture.data)
+        running = _hands.run(partial(self._put, picture, body))
         upload = asyncio.wrap_future(running)
         short = asyncio.ensure_future(deadline.short())
         either: set[asyncio.Future[Any]] = {upload, short}
@@ -90,6 +92,7 @@ class Store:
         finally:
             short.cancel()
             upload.cancel()
+            body.unwanted = True
             _hands.forsake(running)
         if why:
             log.warning("the object store did not take a picture: %s", why)
@@ -104,14 +107,14 @@ class Store:
             return reason(error)
         return ""
 
-    def _put(self, picture: Picture) -> str:
+    def _put(self, picture: Picture, body: "Body") -> str:
         """Write the picture; a URL that opens it for `expires_s` seconds."""
         name = f"{picture.recipe.model}/{hashlib.sha256(picture.data).hexdigest()}.{picture.format}"
         place = {"Bucket": self.bucket, "Key": f"{self.prefix}/{name}".lstrip("/")}
         client = self.client()
         client.put_object(
             **place,
-            Body=picture.data,
+            Body=body,
             ContentType=f"image/{picture.format}",
             CacheControl=f"private, max-age={self.expires_s}, immutable",
         )
@@ -120,6 +123,21 @@ class Store:
     def client(self) -> Any:
         """boto3's; what it raises may quote a key, so that only `reason` of it is to be told."""
         return _client(self, *bucket_keys())
+
+
+class Body(io.BytesIO):
+    """A picture on its way, which breaks off once it is `unwanted`: of half a body a store keeps nothing.
+
+    What it raises is no `Exception`, after which boto3 would try again.
+    """
+
+    unwanted = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As it is; for the thread that sends it."""
+        if self.unwanted:
+            raise asyncio.CancelledError
+        return super().read(size)
 
 
 @lru_cache(maxsize=1)  # keys that were replaced take their connections with them

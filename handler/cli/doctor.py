@@ -149,7 +149,7 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
     past = Durations.on(settings.volume)
 
     def took(phase: str) -> Part:
-        known = past.longest(phase, spec.id, hardware.name, hardware.precision)
+        known = past.longest(phase, spec.id, hardware.name, hardware.precision, ASSUMED_S[phase])
         why = f"longest of its last {LOOKED} boots here" if known else "assumed"
         return Part(phase, known or ASSUMED_S[phase], why)
 

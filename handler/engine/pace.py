@@ -68,7 +68,7 @@ class Pace:
         """How long pictures of so much work each take, one after another; None before the first run."""
         if not self.runs:
             return None
-        return sum([self.fixed_s + self.work_s * work**self.growth for work in works])
+        return sum([self.fixed_s + self.work_s * math.pow(work, self.growth) for work in works])
 
 
 def _fitted(runs: tuple[Run, ...]) -> tuple[float, float, float]:

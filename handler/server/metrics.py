@@ -154,7 +154,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(LaneCollector(engine))
         self._requests = self._counter("requests", "Answers; of errors with the code.", "route", "status", "reason")
-        self._images = self._counter("images", "Pictures drawn and encoded.")
+        self._images = self._counter("images", "Pictures of requests that came out.")
         self._steps = self._counter("steps", "Denoising steps of these pictures.")
         self._seconds = self._histogram("request_seconds", "From a request's head to its answer's end.", "route")
         self._waits = self._histogram("queue_wait_seconds", "How long a picture waited for its turn.")
@@ -172,7 +172,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def picture(self, picture: Picture) -> None:
-        """One picture is drawn and encoded, whoever gets it."""
+        """One picture of a request came out, and so did all others of it, whoever gets them."""
         self._images.inc()
         self._steps.inc(picture.recipe.taken)
         self._waits.observe(picture.stages["queue"])

@@ -17,13 +17,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """One phase of one start, in seconds: at least so many, if the start spent its budget in it."""
+    """One phase of one start, in seconds; if not `ended`, the start spent its budget in it, so it takes more."""
 
     model: str
     device: str
     precision: str
     phase: str
     seconds: float
+    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +42,29 @@ class Durations:
             log.warning("nothing is known of past starts: %s", error.message)
             return cls()
 
-    def longest(self, phase: str, model: str, device: str, precision: str) -> float | None:
-        """The longest that `phase` took in the last `LOOKED` starts that had it, in seconds; None if none had.
+    def longest(self, phase: str, model: str, device: str, precision: str, assumed: float) -> float | None:
+        """The longest that `phase` took in the last `LOOKED` starts that had it, in seconds; None if that is not known.
 
-        Only those of this model on this device in this precision count.
+        Only those of this model on this device in this precision count. Where it never ended, it is known to take
+        longer than `assumed`, or nothing is.
         """
         wanted = (model, device, precision, phase)
-        alike = (one.seconds for one in self.took if (one.model, one.device, one.precision, one.phase) == wanted)
-        return max(islice(alike, LOOKED), default=None)
+        alike = [one for one in self.took if (one.model, one.device, one.precision, one.phase) == wanted][:LOOKED]
+        longest = max((one.seconds for one in alike), default=0.0)
+        return longest if any(one.ended for one in alike) or longest > assumed else None
 
 
 def took(ledger: Ledger) -> Iterator[Took]:
-    """What one start tells: nothing if its compiling failed, for that may have ended early."""
+    """What one start tells: nothing if its compiling failed, for that may have ended early.
+
+    What was found in a cache says nothing of how long compiling takes where there is none, as on a fresh machine.
+    """
     if ledger.compile_failure:
         return
     start = ledger.model, ledger.device, ledger.precision
     for phase in ledger.phases:
-        yield Took(*start, phase.name, phase.seconds)
+        if not (phase.name == "compile" and ledger.compile_cached):
+            yield Took(*start, phase.name, phase.seconds)
     if ledger.outcome == "failed" and OVER in ledger.reason:
         begun = max((phase.start_s + phase.seconds for phase in ledger.phases), default=0.0)
-        yield Took(*start, ledger.phase, max(0.0, ledger.total_s - begun))
+        yield Took(*start, ledger.phase, max(0.0, ledger.total_s - begun), ended=False)

@@ -24,7 +24,7 @@ from handler.volume.receipts import Receipt
 from handler.volume.revisions import settled
 from handler.volume.room import require_folder
 from handler.volume.sources import baked_source, model_source, served_source
-from handler.worker.compilation import OFF, STREAMING, Plan, plan
+from handler.worker.compilation import COMPILE_S, OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
 from handler.worker.memory import MemoryPlan, memory_plan, nearest
@@ -111,7 +111,7 @@ class Outlook:
 
     def compile_s(self, past: Durations) -> float | None:
         """How long compiling took in past starts, in seconds, if it was measured."""
-        return past.longest("compile", self.spec.id, self.hardware.name, self.hardware.precision)
+        return past.longest("compile", self.spec.id, self.hardware.name, self.hardware.precision, COMPILE_S)
 
     def corrected(self, hardware: Hardware) -> "Outlook":
         """The same for hardware that is not as it seemed. Weights are looked for again if the precision differs."""

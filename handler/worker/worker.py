@@ -18,7 +18,7 @@ from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import empty, let_go
 from handler.model import attention, imports, stepcache, upstream
-from handler.model.compiling import artifacts
+from handler.model.compiling import artifacts, cached
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
 from handler.model.hardware import detect, expected
@@ -130,6 +130,7 @@ class Worker(Loaded):
         if chosen.compiles:
             with clock.phase("compile"):
                 chosen = self._compile_now(model, clock, chosen, failures)
+                clock.ledger.compile_failure = chosen.failure  # before the budget is looked at, which may be spent now
         elif chosen.failure:
             log.error("%s is served eagerly: %s", self.spec.id, chosen.failure)
         clock.ledger.plan, clock.ledger.plan_reason = chosen.mode, chosen.reason
@@ -143,8 +144,10 @@ class Worker(Loaded):
             with ExitStack() as unless_done:
                 made = TemporaryDirectory(prefix="kindling-", ignore_cleanup_errors=True)
                 package = Path(unless_done.enter_context(made)) / artifacts.PACKAGE
+                before = cached.files()
                 with attention.compiling(self.hardware.attention):
                     compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
+                clock.ledger.compile_cached = bool(before) and cached.files() == before
                 bind_blocks(model, package, self._decoder)
                 unless_done.pop_all()
         except (BudgetExceeded, DeviceLost):  # those of the eager pictures that are drawn for it

@@ -120,7 +120,7 @@ def test_boots_and_how_compiling_failed(volume: Path) -> None:
     found = last_boots(volume, 9)
     assert [boot["boot"] for boot in found] == [HERE, ELSEWHERE]  # the newest first, and none half written
     assert [(boot["outcome"], boot["phase"]) for boot in found] == [("starting", "warm"), ("failed", "weights")]
-    assert Durations.on(volume).longest("compile", "spark", H200, "bf16") == 31.5
+    assert Durations.on(volume).longest("compile", "spark", H200, "bf16", 90.0) == 31.5
     for kind, reason in (("failed", "no compiler"), ("lost", "compiled code lost the GPU")):
         record = shaped(Record, load(volume / f"baked/spark/{KEY}.{kind}.json"))
         assert asdict(record) == {"reason": reason, "when": "2025-11-21 12:00 UTC", "facts": CODE}

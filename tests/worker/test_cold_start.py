@@ -1,5 +1,6 @@
 """Cold starts that go wrong, in real processes and in this one: each ends as promised, and says why on the volume."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,8 @@ from conftest import PATIENT, ROOT
 
 from fakes import raises
 from handler import MODELS, ImageRequest, Worker
-from handler.core.errors import StartError, WeightsCorrupt
+from handler.core.birth import Birth
+from handler.core.errors import BudgetExceeded, StartError, WeightsCorrupt
 from handler.model.compiling.artifacts import PACKAGE, fingerprint, key
 from handler.model.compiling.package import digest, kinds_of
 from handler.model.hardware import Hardware
@@ -23,7 +25,10 @@ from handler.volume.manifest import write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.sources import EMBEDDED, fetched_folder
 from handler.worker.boots import last_boots
+from handler.worker.clock import Clock
+from handler.worker.durations import Durations
 from serving import serving
+from threads import until
 
 SPARK = MODELS["spark"]
 
@@ -159,6 +164,48 @@ def test_a_compilation_that_fails_leaves_the_worker_eager(
     assert (worker.ledger.plan, worker.unpublished) == ("EAGER", False)
     assert "no compiler here" in worker.ledger.plan_reason
     assert "compiling spark failed" in caplog.text
+
+
+@pytest.mark.parametrize("spent", [False, True])
+def test_how_long_compiling_took_before_it_failed_is_not_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spent: bool
+) -> None:
+    """Whether the start goes on or has spent its budget just then."""
+    clock = Clock(PATIENT.cold_start_budget_s, Birth.anew(), publish=lambda ledger: None)
+
+    def broken(*_: object) -> None:
+        if spent:
+            clock.ledger.budget_s = 0.0
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", broken)
+    with contextlib.suppress(BudgetExceeded):
+        Worker.boot(PATIENT.model_copy(update={"volume": tmp_path, "compile": "on"}), clock).close()
+    assert clock.ledger.outcome == ("failed" if spent else "ready")
+    assert "compile" in [phase.name for phase in clock.ledger.phases]
+    until(lambda: [boot["outcome"] for boot in last_boots(tmp_path, 9)] == [clock.ledger.outcome])
+    known = ("spark", clock.ledger.device, clock.ledger.precision, 90.0)
+    assert Durations.on(tmp_path).longest("compile", *known) is None
+
+
+@pytest.mark.parametrize(("there", "added", "found"), [(1, 0, True), (1, 1, False), (0, 1, False), (0, 0, False)])
+def test_a_compilation_that_adds_nothing_to_inductors_cache_was_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, added: int, found: bool
+) -> None:
+    cache = tmp_path / "inductor"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+    def compiles(*_: object) -> None:
+        for number in range(added):
+            (cache / f"added {number}").touch()
+
+    cache.mkdir()
+    for number in range(there):
+        (cache / f"there {number}").touch()
+    monkeypatch.setattr("handler.worker.worker.compile_blocks", compiles)
+    monkeypatch.setattr("handler.worker.worker.bind_blocks", lambda *_: None)
+    with Worker.boot(PATIENT.model_copy(update={"volume": tmp_path / "volume", "compile": "on"})) as worker:
+        assert (worker.ledger.plan, worker.ledger.compile_cached) == ("COMPILED", found)
 
 
 def test_compiled_code_that_does_not_work_is_taken_off_again(

@@ -76,7 +76,7 @@ class Call:
     async def drawn(
         self,
         draw: Draw,
-        deliver: Callable[[Picture, ImageRequest, Deadline], Awaitable[Picture]],
+        deliver: Callable[[Sequence[Picture], ImageRequest, Deadline], Awaitable[list[Picture]]],
         on_step: OnStep,
         deadline: Deadline,
         metadata: bool,
@@ -88,9 +88,9 @@ class Call:
         made = []
         for output in self.outputs:
             for picture in await passes.drawn(output, one):
-                found = await deadline.hold(asyncio.to_thread(self._made, output, picture, metadata))
-                made.append(replace(found, picture=await deliver(found.picture, self.request, deadline)))
-        return [one.picture for one in made], partial(self._render, made)
+                made.append(await deadline.hold(asyncio.to_thread(self._made, output, picture, metadata)))
+        delivered = await deliver([one.picture for one in made], self.request, deadline)
+        return delivered, partial(self._render, made)
 
     async def _pass(
         self, draw: Draw, progress: "Progress", deadline: Deadline, what: Step, request: ImageRequest
