@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from handler.api import abilities, again, codec, loras, served
+from handler.api import abilities, again, codec, decoding, loras, served
 from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of
 from handler.api.delivery import delivered, give_up
 from handler.api.dialects import openai
@@ -225,7 +225,7 @@ class Api:
         found = await loras.chosen(request, settings, deadline)
         embeddings = await loras.named(request, spec, settings, deadline)
         make = partial(recipes_of, request, spec, settings.step_cache, found, embeddings)
-        return await deadline.hold(asyncio.to_thread(make)) if request.images else make()
+        return await decoding.apart(make, deadline) if request.images else make()
 
     def _require_way(self, request: ImageRequest, base: str | None) -> None:
         """Refuse a picture by URL where nobody would have it."""

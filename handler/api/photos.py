@@ -3,14 +3,15 @@
 import io
 from typing import Any
 
+from handler.api.containers import FRAMES, JPEG, SCAN, TooMuch, require, segments
+from handler.api.decoding import ISOLATED, begin
+from handler.api.isolated import ORIENTATION, Exhausted, decoded
+
 MAX_PIXELS = 4096 * 4096  # that are ever decoded of one image
 MAX_JPEG = 210 * 10**6  # pixels of a JPEG that is read line by line, as the largest sensors' are
 MAX_BUFFERED = 64 * 10**6  # of one whose coefficients are all kept meanwhile, up to 6 bytes a pixel
 SCALES = (1, 2, 4, 8)  # at which libjpeg decodes
 TAKEN = "PNG, JPEG, WebP, AVIF or HEIC"
-JPEG = b"\xff\xd8\xff"
-FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # SOF0 to SOF15 (T.81, B.1)
-SCAN = 0xDA
 HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypmif1", b"ftypmsf1")
 KINDS = (  # what is not taken: where its first bytes are, which, and its name
     (0, (b"GIF8",), "a GIF"),
@@ -24,18 +25,42 @@ KINDS = (  # what is not taken: where its first bytes are, which, and its name
 
 
 def opened(data: bytes) -> Any:
-    """Pillow's image of a file; whatever Pillow raises if it is none. Its bounds are no matter of this."""
+    """Pillow's image of a file; TooMuch, or whatever Pillow raises if it is none. Pixels are no matter of this.
+
+    HEIC and AVIF are decoded there and then.
+    """
+    image = _opened(data)
+    require("bytes of colour profile", len(image.info.get("icc_profile") or b""))
+    return image
+
+
+def _opened(data: bytes) -> Any:
     from PIL import Image
     from PIL.JpegImagePlugin import JpegImageFile
 
     if data.startswith(JPEG):  # past Image.open, which knows of no reduced scale, and warns of what is large
         return JpegImageFile(io.BytesIO(data))
-    if data.startswith(HEIC, 4) and b"avif" not in data[8:64]:
-        import pi_heif  # libheif without its encoders
+    if data.startswith(b"ftyp", 4):
+        return _isolated(data)
+    return Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
 
-        pi_heif.register_heif_opener(thumbnails=False)
-        return Image.open(io.BytesIO(data), formats=("HEIF",))
-    return Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "AVIF"))
+
+def _isolated(data: bytes) -> Any:
+    """Of HEIC or AVIF; without its pixels where it has several frames."""
+    from PIL import Image
+
+    until, is_heic = begin(ISOLATED), data.startswith(HEIC, 4) and b"avif" not in data[8:64]
+    try:
+        found = decoded(data, is_heic, MAX_PIXELS, lambda: until.left_s)
+    except Exhausted:
+        raise TooMuch("seconds of work for a decoder") from None
+    if found.size[0] * found.size[1] > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    whole = found.frames == 1
+    image: Any = Image.frombytes(found.mode, found.size, found.pixels) if whole else Image.new("1", found.size)
+    image.n_frames, image.info["icc_profile"] = found.frames, found.icc
+    image.getexif()[ORIENTATION] = found.orientation
+    return image
 
 
 def most_pixels(image: Any, data: bytes) -> int:
@@ -55,19 +80,14 @@ def reduce(image: Any) -> None:
 
 def buffered(data: bytes) -> bool:
     """Whether a JPEG has several scans, as progressive ones do, so that nothing is decoded before all was read."""
-    at, components = 2, 0
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
+    components = b""
+    for marker, segment in segments(data):
         if marker == SCAN:
-            return data[at + 4 : at + 5] != bytes([components])
+            return segment[4:5] != components
         if marker in FRAMES:
-            components = data[at + 9] if len(data) > at + 9 else 0
+            components = segment[9:10]
             if marker not in (0xC0, 0xC1):
                 return True
-        at += 2 + length
     return True
 
 
@@ -78,12 +98,22 @@ def srgb(image: Any, profile: bytes | None) -> Any:
     if not profile:
         return image
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        source = ImageCms.ImageCmsProfile(io.BytesIO(_tables_alone(profile)))
         if "sRGB" in ImageCms.getProfileDescription(source):
             return image
         return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image
+
+
+def _tables_alone(profile: bytes) -> bytes:
+    """A profile without what it has in D2Bx, which readers may ignore (ICC.1:2022, 8.3 and 9.2.20): a program of any
+    length, that LittleCMS would run for each colour."""
+    found, count = bytearray(profile), int.from_bytes(profile[128:132])
+    for at in range(132, min(132 + 12 * count, len(profile)), 12):
+        if found[at : at + 3] == b"D2B":
+            found[at] = ord("x")
+    return bytes(found)
 
 
 def kind(data: bytes) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 
 from handler.api import photos
 from handler.api.codec import chunks
+from handler.api.containers import TooMuch, needed
+from handler.api.decoding import begin
+from handler.api.isolated import ORIENTATION
 from handler.api.photos import MAX_PIXELS, TAKEN
 from handler.catalog.spec import SEEN_PIXELS, ModelSpec
 from handler.core.errors import InvalidValue, KindlingError, OutOfRange
@@ -19,7 +22,7 @@ from handler.core.recipe import Mask, Reference
 from handler.core.request import MIN_SIDE, ImageRequest, MaskForm
 
 MAX_ASPECT = 8  # FLUX.2 takes none longer, nor smaller than MIN_SIDE
-ORIENTATION = 0x0112  # a photo's tag, and Pillow's names of what turns those upright that were taken otherwise
+# Pillow's names of what turns upright what was taken otherwise, by a photo's tag.
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"}
 TURNS_LYING = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 TINT = 32  # of 255: what JPEG may make of grey
@@ -53,9 +56,9 @@ def upright(data: bytes, name: str) -> Any:
 
     A JPEG of more than `MAX_PIXELS` is read at a half, a quarter or an eighth of its size.
     """
-    with _opened(data, name) as image:
+    with _opened(data, name) as (image, bare):
         photos.reduce(image)
-        return _upright(image, data)
+        return _upright(image, bare)
 
 
 def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS, form: MaskForm | None = None) -> Mask:
@@ -63,11 +66,11 @@ def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS, form: MaskForm | No
     import numpy
     from PIL import Image
 
-    with _opened(image, "images: image 1") as of:
+    with _opened(image, "images: image 1") as (of, _):
         size = _within(_upright_size(of), most)
-    with _opened(data, "mask: the file", fewest=1) as found:
+    with _opened(data, "mask: the file", fewest=1) as (found, bare):
         photos.reduce(found)
-        mask = _stays(_upright(found, data), form)
+        mask = _stays(_upright(found, bare), form)
     if mask.getextrema()[0] == 255:
         raise InvalidValue(f"mask: it keeps all of its image; make it {ANEW[form]} where that is to change.", "mask")
     return Mask(numpy.asarray(mask.resize(size, Image.Resampling.BILINEAR)), _sha256(data))  # which never overshoots
@@ -97,9 +100,9 @@ def _decode(data: bytes, name: str, most: int) -> Any:
     import numpy
     from PIL import Image
 
-    with _opened(data, name) as image:
+    with _opened(data, name) as (image, bare):
         photos.reduce(image)
-        upright = _upright(image, data)
+        upright = _upright(image, bare)
         profile = None if image.mode in OWN_SPACE else image.info.get("icc_profile")
         if upright.mode == "RGBA":
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
@@ -166,17 +169,24 @@ def _samples(image: Any, data: bytes, depth: int) -> Any:
 
 
 @contextmanager
-def _opened(data: bytes, name: str, fewest: int = MIN_SIDE) -> Iterator[Any]:
-    """The image, not decoded yet, but checked by what its header says. Decoding it inside may fail as well."""
+def _opened(data: bytes, name: str, fewest: int = MIN_SIDE) -> Iterator[tuple[Any, bytes]]:
+    """The image, not decoded yet, but checked by what its parts say, and the file without those that it does not need.
+
+    Decoding it inside may fail as well.
+    """
     from PIL import Image
 
     _hush()
     try:
-        with photos.opened(data) as image:
-            _check(image, name, photos.most_pixels(image, data), fewest)
-            yield image
+        begin()
+        bare = needed(data)
+        with photos.opened(bare) as image:
+            _check(image, name, photos.most_pixels(image, bare), fewest)
+            yield image, bare
     except KindlingError:
         raise
+    except TooMuch as error:
+        raise OutOfRange(f"{name} has {error}; save it anew with any editor, and send that.", _param(name)) from None
     except Image.DecompressionBombError:
         raise _too_large(name, MAX_PIXELS) from None
     except Exception:  # whatever Pillow raises, and that is much, is the file's fault

@@ -1,6 +1,5 @@
 """Files that are images in name: turned by their tag, transparent as they say, refused whatever is wrong with them."""
 
-import base64
 import contextlib
 import hashlib
 import io
@@ -19,6 +18,7 @@ from handler.api import photos
 from handler.api.codec import PNG_SIGNATURE
 from handler.api.references import _check, kept, references
 from handler.core.errors import InvalidValue, KindlingError, OutOfRange
+from image_bombs import HEIC
 
 SIDE = 64
 X_RESOLUTION, GPS, ORIENTATION = 282, 0x8825, 274
@@ -384,16 +384,6 @@ def test_which_jpegs_are_kept_whole_while_they_are_decoded() -> None:
     ]  # fmt: skip
     scan = line.index(b"\xff\xda")
     assert photos.buffered(line[: scan + 4] + b"\x01" + line[scan + 5 :])  # the first of three
-
-
-HEIC = base64.b64decode(  # red beside blue, 128x64, as libheif's encoder writes it, which is not installed here
-    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
-    "ACJpbG9jAAAAAERAAAEAAQAAAAABegABAAAAAAAAADAAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRt"
-    "AAAAAAABAAAA1mlwcnAAAAC3aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMA"
-    "AAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAAAwAeoBAgQWW6kkprm4CGgwIAAAMAMgAAAwACEGIAAQAHRAHBcrAiQAAAABNjb2xy"
-    "bmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAACAAAAAQAAAABBwaXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAADht"
-    "ZGF0AAAALCgBrxOA5TPAn//wUqP/3Ws8Pwd4rVD0VzB//kH9R/UzS//Gk69s3P/wbqLM"
-)
 
 
 def test_a_heic_as_telephones_take_it_is_read() -> None:

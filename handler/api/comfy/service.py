@@ -21,6 +21,7 @@ from handler.api.comfy.planning import planned
 from handler.api.comfy.refusals import refused, told, understood
 from handler.api.comfy.served import Catalogue
 from handler.api.comfy.shelf import Shelf
+from handler.api.decoding import perhaps
 from handler.api.dialects.comfy.plan import Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
@@ -74,7 +75,7 @@ class Comfy:
             return _accepted(known)
         served = await self.served(deadline)
         load = partial(self.archive.held, asyncio.get_running_loop(), deadline)
-        plan, key = await deadline.hold(asyncio.to_thread(self._read, payload, served, load))
+        plan, key = await perhaps(partial(self._read, payload, served, load), deadline)
         if known := self._known(prompt_id, graph):  # it came twice at once
             return _accepted(known)
         self._require_room(deadline)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from handler.api.comfy.archive import Archive
 from handler.api.comfy.served import Catalogue
+from handler.api.decoding import perhaps
 from handler.api.dialects.comfy.plan import Load, Served, title_of
 from handler.api.fetching import FIELDS
 from handler.api.loras import LISTING_S
@@ -118,7 +119,7 @@ class Workflows:
         fields = {name: value for name, value in payload.items() if path != ROUTE or name != GRAPH}
         read = partial(asked if f"{path}/".startswith(START) else partial(mapped, dialect), payload=fields)
         call = partial(self._call, workflow, dialect, read, served, load)
-        return await deadline.hold(asyncio.to_thread(call))
+        return await perhaps(call, deadline)
 
     async def _asked(self, path: str, payload: Mapping[str, Any], deadline: Deadline) -> Workflow | None:
         """The workflow that a request asks, or brings; None if it is none to a workflow."""

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
 from handler.api.comfy.service import Comfy
+from handler.api.decoding import perhaps
 from handler.api.dialects.comfy.plan import Load, Served
 from handler.core.deadline import Deadline
 from handler.model.hardware import expected
@@ -35,7 +36,7 @@ async def post_explain(request: Request) -> Any:
     one: asyncio.Semaphore = request.app.state.explaining
     await deadline.hold(one.acquire())
     try:
-        return await deadline.hold(asyncio.to_thread(_told, comfy, data, served, load, url))
+        return await perhaps(partial(_told, comfy, data, served, load, url), deadline)
     finally:
         one.release()
 

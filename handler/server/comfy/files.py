@@ -1,11 +1,11 @@
 """ComfyUI's files over HTTP: pictures that are looked at, images that are sent to be worked from."""
 
-import asyncio
 import contextlib
 import hashlib
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ from handler.api.comfy.archive import FOLDERS, Archive
 from handler.api.comfy.service import Comfy
 from handler.api.comfy.shelf import Shelf, named
 from handler.api.comfy.viewing import Shown, annotated, masked, shown
+from handler.api.decoding import apart, perhaps
 from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidValue, VolumeFailed
 from handler.core.untrusted import Malformed, parse
@@ -40,7 +41,8 @@ async def view(request: Request) -> Response:
         raise FileMissing("There is no such file.", "filename") from None
     except OSError:
         raise FileMissing("This file cannot be read.", "filename") from None
-    found = await asyncio.to_thread(shown, data, name, query.get("preview", ""), query.get("channel", ""))
+    show = partial(shown, data, name, query.get("preview", ""), query.get("channel", ""))
+    found = await perhaps(show, Deadline.within(_comfy(request).api.engine.settings.deadline_s))
     return _told(found, name)
 
 
@@ -63,14 +65,13 @@ async def upload_mask(request: Request) -> Any:
     sent = await _sent(request)
     filename, subfolder, folder = _original(sent)
 
-    def keep(shelf: Shelf) -> Any:
-        original = shelf.get(named(folder, subfolder, filename))
-        return _kept(shelf, sent, masked(original, sent.data))
-
+    archive, deadline = _archive(request), Deadline.within(_comfy(request).api.engine.settings.deadline_s)
     try:
-        return await _archive(request).at(keep)
+        original = await archive.at(lambda shelf: shelf.get(named(folder, subfolder, filename)))
     except OSError:
         raise FileMissing("There is no such original.", "original_ref") from None
+    made = await apart(partial(masked, original, sent.data), deadline)
+    return await archive.at(lambda shelf: _kept(shelf, sent, made))
 
 
 @dataclass(frozen=True, slots=True)
