@@ -12,6 +12,7 @@ Our own server with spark is started, driven over loopback, watched from outside
     flooded       64 clients that ask again as soon as they are refused, beside good ones (this wants a C compiler)
     held          60 bodies of 7.8 MB that lack their last byte
     unread        100 clients that never read their answers
+    bombs         images that ask a decoder for as much as they may
     fair          words, streams and edits, more of each than can wait: how often each is let in
 
 Growth is the slope of a straight line through what was sampled after the first quarter, over all of it, in percent; in

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+import bombs
 from serving import OPENAI, Server, quantile
 from watched import JSON, SMALL, Watchdog, ask, probing
 
@@ -154,4 +155,10 @@ async def unread(server: Server, watch: Watchdog, options: argparse.Namespace) -
     return await beside(server, watch, options, attack)
 
 
-MODES = {"flooded": flooded, "held": held, "unread": unread}
+async def scanned(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:
+    """Images that ask a decoder for as much as they may, beside good requests."""
+    async with server.client() as http:
+        return await bombs.beside(http, options.beside)
+
+
+MODES = {"flooded": flooded, "held": held, "unread": unread, "bombs": scanned}
