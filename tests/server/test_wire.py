@@ -207,6 +207,23 @@ def test_junk_in_a_body_is_refused(client: Client) -> None:
     assert refused(client.rest())
 
 
+@pytest.mark.parametrize(
+    "length",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked",
+        b"transfer-encoding: chunked\r\ncontent-length: 5",
+        b"content-length: 5\r\ncontent-length: 6",
+        b"transfer-encoding: chunked, identity",
+        b"transfer-encoding : chunked",
+        b"content-length: +5",
+    ],
+)
+def test_a_body_whose_end_two_servers_may_see_in_two_places_is_refused(client: Client, length: bytes) -> None:
+    """What follows would be another request to one of them (RFC 9112, 6.3 and 11.2)."""
+    client.send(b"POST / HTTP/1.1\r\n" + HOST + length + b"\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert refused(client.rest())
+
+
 def test_heads_count_each_anew_and_bodies_do_not(client: Client) -> None:
     for _ in range(3):
         client.send(padded(HEAD - SLACK))
