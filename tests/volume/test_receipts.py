@@ -45,7 +45,8 @@ HERE = CPU.identity
 
 def figures(p50_s: float, **others: Any) -> Figures:
     row: dict[str, Any] = {"p95_s": p50_s * 1.1, "images_per_s": 1 / p50_s, "peak_gb": 1.0, "cold_start_s": 5.0}
-    return Figures(24, p50_s, **{**row, **others})
+    alike = {"ssim": 0.99} if "psnr_db" in others else {}
+    return Figures(24, p50_s, **{**row, **alike, **others})
 
 
 MEASURED = (
