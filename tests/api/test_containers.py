@@ -1,6 +1,7 @@
 """Files whose parts would keep a decoder busy: refused before it begins, or decoded without those parts."""
 
 import base64
+import io
 import itertools
 import os
 import signal
@@ -90,6 +91,15 @@ def test_of_what_is_as_it_should_be_nothing_is_lost(form: str) -> None:
     options = {"progressive": True, "restart_marker_blocks": 3} if form == "JPEG" else {"lossless": True}
     data = bombs.saved(noise, form, exif=EXIF, icc_profile=bombs.profile(0), **options)
     assert needed(data) == data
+
+
+def test_colours_are_as_adobes_segment_says_whatever_comes_before_it() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    data = bombs.saved(image, "JPEG")
+    tables = data[data.index(b"\xff\xdb") :]  # without JFIF's, which would say that they are YCbCr
+    data = data[:2] + bombs.segment(0xEE, b"Another's") + bombs.segment(0xEE, b"Adobe\0d\0\0\0\0\0") + tables
+    with Image.open(io.BytesIO(data)) as whole:
+        assert (references([data])[0].rgb == np.asarray(whole)).all()
 
 
 def test_as_many_scans_as_any_encoder_makes_are_read() -> None:
