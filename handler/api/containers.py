@@ -24,8 +24,12 @@ END, SCAN = 0xD9, 0xDA
 BARE = (0x01, 0xD8, END)  # markers without a length: TEM, SOI, EOI (T.81, table B.1)
 FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # SOF0 to SOF15
 TABLES = (0xC4, 0xCC, 0xDB, 0xDD)  # DHT, DAC, DQT, DRI
-ONCE = (b"\xff\xe0", b"\xff\xee")  # JFIF and Adobe's, which says how colours are meant
-METADATA = {0xE1: (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"), 0xE2: (b"ICC_PROFILE\0",)}
+METADATA = {  # of a JPEG: by marker, how it begins; JFIF's and Adobe's say how colours are meant
+    0xE0: (b"JFIF\0",),
+    0xE1: (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"),
+    0xE2: (b"ICC_PROFILE\0",),
+    0xEE: (b"Adobe",),
+}
 CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"IDAT", b"IEND")
 TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # in which some programs say how a PNG is turned
 WEBP = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP", b"EXIF", b"XMP ", b"ANIM", b"ANMF")
@@ -98,14 +102,13 @@ def _marker(data: bytes, at: int) -> int:
 
 
 def _jpeg(data: bytes) -> Iterator[bytes]:
-    count, once = _Count(), set[bytes]()
+    count = _Count()
     yield data[:2]
     for marker, segment in segments(data):
         known = next((name for name in METADATA.get(marker, ()) if segment.startswith(name, 4)), None)
         if known:
             count.add("bytes of colour profile" if marker == 0xE2 else "bytes of metadata", len(segment))
-        if known or marker in (*FRAMES, *TABLES, SCAN, END) or (segment[:2] in ONCE and segment[:2] not in once):
-            once.add(segment[:2])
+        if known or marker in (*FRAMES, *TABLES, SCAN, END):
             yield segment
 
 

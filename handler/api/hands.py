@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -24,10 +26,10 @@ class Hands:
         self._forsaken: set[Future[Any]] = set()  # of those that run
 
     def run(self, act: Callable[[], T]) -> "Future[T]":
-        """What `act` will give; what is cancelled before its turn is not run."""
+        """What `act` will give, in the context of who calls; what is cancelled before its turn is not run."""
         future: Future[T] = Future()
         with self._lock:
-            self._waiting[future] = act
+            self._waiting[future] = partial(copy_context().run, act)
             self._start()
         return future
 

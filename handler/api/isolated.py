@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 CPU_S = 10  # of all threads; 16 million pixels take one or two
 BYTES = 3 << 29  # of address space; 16 million pixels in 10 bits with alpha take half
@@ -27,6 +28,7 @@ KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environm
 ORIENTATION = 0x0112
 EXHAUSTED = 3  # as exit status: there was no memory
 ENDED = (EXHAUSTED, -signal.SIGXCPU, -signal.SIGKILL)
+STOPPED = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)  # as whoever stops a whole service does
 
 
 class Exhausted(Exception):
@@ -46,12 +48,16 @@ class Decoded:
 
 
 def decoded(data: bytes, heic: bool, most: int, left_s: Callable[[], float]) -> Decoded:
-    """An image of at most so many pixels, if that is there before no time is left; ValueError if it is none."""
+    """An image of at most so many pixels, if that is there before no time is left; ValueError if it is none.
+
+    OSError where no process can be started, or it was stopped from outside: that says nothing of the image.
+    """
     environ = {name: os.environ[name] for name in KEPT if name in os.environ}
     environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MALLOC_ARENA_MAX": "2"}
     command = [sys.executable, "-S", "-P", __file__, "HEIF" if heic else "AVIF", *map(str, (most, CPU_S, BYTES))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environ, **pipes) as process:  # type: ignore[call-overload]  # noqa: S603 - ours
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    options |= {"env": environ, "start_new_session": True}  # Ctrl+C lets a server end what it has begun
+    with subprocess.Popen(command, **options) as process:  # noqa: S603 - ours
         over = threading.Event()
         threading.Thread(target=_end, args=(process, over, left_s), name="images", daemon=True).start()
         try:
@@ -61,6 +67,8 @@ def decoded(data: bytes, heic: bool, most: int, left_s: Callable[[], float]) -> 
             process.kill()
     if process.returncode in ENDED:
         raise Exhausted
+    if process.returncode in STOPPED:
+        raise InterruptedError
     if process.returncode:
         raise ValueError("it cannot be decoded")
     head, _, rest = found.partition(b"\n")
@@ -84,7 +92,7 @@ def _main(form: str, most: int, cpu_s: int, bytes_: int) -> None:
     os.nice(NICE)
     from PIL import AvifImagePlugin, Image
 
-    AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS
+    AvifImagePlugin.DEFAULT_MAX_THREADS, Image.MAX_IMAGE_PIXELS = THREADS, None  # `most` is known here
     if form == "HEIF":
         import pi_heif  # libheif without its encoders
 

@@ -6,12 +6,14 @@ from typing import Any
 from handler.api.containers import FRAMES, JPEG, SCAN, TooMuch, require, segments
 from handler.api.decoding import ISOLATED, begin
 from handler.api.isolated import ORIENTATION, Exhausted, decoded
+from handler.core.errors import NotReady
 
 MAX_PIXELS = 4096 * 4096  # that are ever decoded of one image
 MAX_JPEG = 210 * 10**6  # pixels of a JPEG that is read line by line, as the largest sensors' are
 MAX_BUFFERED = 64 * 10**6  # of one whose coefficients are all kept meanwhile, up to 6 bytes a pixel
 SCALES = (1, 2, 4, 8)  # at which libjpeg decodes
 TAKEN = "PNG, JPEG, WebP, AVIF or HEIC"
+UNSTARTED = "This worker has no process now to decode HEIC and AVIF; try again, or send a PNG, JPEG or WebP file."
 HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypmif1", b"ftypmsf1")
 KINDS = (  # what is not taken: where its first bytes are, which, and its name
     (0, (b"GIF8",), "a GIF"),
@@ -54,6 +56,8 @@ def _isolated(data: bytes) -> Any:
         found = decoded(data, is_heic, MAX_PIXELS, lambda: until.left_s)
     except Exhausted:
         raise TooMuch("seconds of work for a decoder") from None
+    except (OSError, RuntimeError):  # the latter where there is no thread to watch it
+        raise NotReady(UNSTARTED) from None
     if found.size[0] * found.size[1] > MAX_PIXELS:
         raise Image.DecompressionBombError
     whole = found.frames == 1

@@ -95,7 +95,7 @@ class BootLog:
 
         Only workers' own: what else is there, and where links lead, is other people's.
         """
-        with contextlib.suppress(VolumeFailed):
+        with contextlib.suppress(VolumeFailed, OSError):  # of one that cannot be looked at
             own = [
                 (at, path) for at, path in _dated(self._folder) if OWN.fullmatch(path.name) and not path.is_symlink()
             ]

@@ -1,11 +1,16 @@
 """Files whose parts would keep a decoder busy: refused before it begins, or decoded without those parts."""
 
 import base64
+import io
 import itertools
+import os
+import signal
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ from handler.api import isolated
 from handler.api.containers import MOST, needed
 from handler.api.isolated import Exhausted
 from handler.api.references import references
-from handler.core.errors import InvalidValue, OutOfRange
+from handler.core.errors import InvalidValue, NotReady, OutOfRange
 from serving import ROOT
 
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\0\0"
@@ -88,6 +93,15 @@ def test_of_what_is_as_it_should_be_nothing_is_lost(form: str) -> None:
     assert needed(data) == data
 
 
+def test_colours_are_as_adobes_segment_says_whatever_comes_before_it() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    data = bombs.saved(image, "JPEG")
+    tables = data[data.index(b"\xff\xdb") :]  # without JFIF's, which would say that they are YCbCr
+    data = data[:2] + bombs.segment(0xEE, b"Another's") + bombs.segment(0xEE, b"Adobe\0d\0\0\0\0\0") + tables
+    with Image.open(io.BytesIO(data)) as whole:
+        assert (references([data])[0].rgb == np.asarray(whole)).all()
+
+
 def test_as_many_scans_as_any_encoder_makes_are_read() -> None:
     assert references([bombs.jpeg_of_scans(64, side=64)])[0].rgb.shape == (64, 64, 3)
 
@@ -140,6 +154,47 @@ def test_the_process_that_decodes_has_no_secret(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(subprocess, "Popen", Begun)
     assert references([bombs.HEIC])[0].rgb.shape == (64, 128, 3)
     assert begun.is_set()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_what_is_stopped_with_the_service_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch, how: int) -> None:
+    class Stopped(subprocess.Popen[bytes]):
+        def communicate(self, *args: Any, **options: Any) -> tuple[bytes, bytes]:
+            self.send_signal(how)
+            return super().communicate(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Stopped)
+    with pytest.raises(NotReady, match="no process now to decode HEIC and AVIF; try again, or send a PNG"):
+        references([bombs.HEIC])
+
+
+def test_what_a_terminal_tells_a_server_reaches_no_process_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+
+    class Begun(subprocess.Popen[bytes]):
+        def communicate(self, *args: Any, **options: Any) -> tuple[bytes, bytes]:
+            groups.append(os.getpgid(self.pid))
+            return super().communicate(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Begun)
+    assert references([bombs.HEIC])[0].rgb.shape == (64, 128, 3)
+    assert groups
+    assert os.getpgrp() not in groups
+
+
+def test_where_no_process_can_be_started_the_image_has_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    with pytest.raises(NotReady, match="try again, or send a PNG"):
+        references([bombs.HEIC])
+
+
+@pytest.mark.parametrize("size", [(5000, 4000), (16_320, 12_240)])  # the latter is a telephone's 200 megapixels
+def test_what_has_too_many_pixels_is_told_so_however_many(size: tuple[int, int]) -> None:
+    avif = bombs.saved(Image.new("RGB", bombs.SIZE), "AVIF")
+    for data in (bombs.HEIC, avif):
+        grown = data.replace(struct.pack(">II", *bombs.SIZE), struct.pack(">II", *size))
+        with pytest.raises(OutOfRange, match="image 1 is too large; send at most 16 million pixels"):
+            references([grown])
 
 
 def test_it_is_found_from_anywhere(tmp_path: object) -> None:

@@ -13,6 +13,7 @@ import image_bombs as bombs
 from handler.api import decoding
 from handler.api.decoding import MOST, SPARE, apart, begin, perhaps
 from handler.api.references import references
+from handler.core.caller import CALLER
 from handler.core.deadline import Deadline
 from handler.core.errors import DeadlineExceeded, OutOfRange
 
@@ -126,6 +127,20 @@ async def test_of_what_nobody_waits_for_no_further_image_is_begun() -> None:
         with pytest.raises(asyncio.CancelledError):
             await gone
     assert await asyncio.to_thread(ended.wait, 60)
+
+
+@run
+async def test_who_asks_is_known_there_too() -> None:
+    """For prompts that come with images are kept apart by that as all others are."""
+
+    def decode() -> bytes:
+        begin()
+        return CALLER.get()
+
+    CALLER.set(b"somebody")
+    assert [await way(decode, Deadline()) for way in (apart, perhaps)] == [b"somebody", b"somebody"]
+    CALLER.set(b"another")
+    assert await apart(decode, Deadline()) == b"another"
 
 
 @run

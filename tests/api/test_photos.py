@@ -402,5 +402,5 @@ def test_a_part_of_a_heic_is_none(length: int) -> None:
 def test_a_heic_that_says_it_is_huge_is_not_decoded() -> None:
     size = struct.pack(">II", 128, 64)
     assert size in HEIC
-    with pytest.raises(KindlingError, match=r"pixels|not a whole"):
+    with pytest.raises(KindlingError, match="is too large; send at most 16 million pixels"):
         references([HEIC.replace(size, struct.pack(">II", 60_000, 60_000))])
