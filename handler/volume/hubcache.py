@@ -9,6 +9,7 @@ Another commit than the row's serves if every file that is read is the same ther
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,8 +81,11 @@ def snapshots(spec: ModelSpec, volume: Path) -> Path:
     """Where the first hub cache on the volume that has its repository keeps its commits."""
     name = f"models--{home(spec).name.replace('/', '--')}"
     known = [volume / cache / name / "snapshots" for cache in CACHES]
-    with reading(known[0]):
-        return next((folder for folder in known if folder.is_dir()), known[0])
+    for folder in known:
+        with reading(folder):
+            if folder.is_dir():
+                return folder
+    return known[0]
 
 
 def places(spec: ModelSpec, volume: Path) -> Iterator[Place]:
@@ -98,12 +102,19 @@ def places(spec: ModelSpec, volume: Path) -> Iterator[Place]:
 
 def folders(volume: Path) -> Iterator[Path]:
     """Those with a model_index.json, up to two below the volume, but for what is Kindling's own."""
-    for above in inside(volume):
+    for above in _within(volume):
         if above.name not in OURS and not above.name.startswith((".", "models--")):
-            for path in (above, *inside(above)):
-                with reading(path):
+            for path in (above, *_within(above)):
+                with reading(path), suppress(PermissionError):
                     if (path / INDEX).is_file():
                         yield path
+
+
+def _within(folder: Path) -> list[Path]:
+    """The folders in it: none where this user may not look, as into lost+found, which so is not meant for it."""
+    with reading(folder), suppress(PermissionError, FileNotFoundError), os.scandir(folder) as found:
+        return sorted(Path(each) for each in found if each.is_dir())
+    return []
 
 
 def note(folder: Path, name: str) -> tuple[str, str]:

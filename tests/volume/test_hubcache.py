@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -191,6 +192,27 @@ def test_a_model_of_two_repositories_is_in_no_cache(tmp_path: Path) -> None:
     (tmp_path / "hub").rename(tmp_path / HUB_CACHE)
     with pytest.raises(WeightsMissing, match=r"fill a network volume with it: .*runpod_deploy\.py"):
         model_source(LIGHTNING, tmp_path)
+
+
+def test_what_this_user_may_not_look_into_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every new ext4 volume has a lost+found of root's; workers are none."""
+    closed = tmp_path / "lost+found"
+    closed.mkdir()
+
+    def refusing(really: Any) -> Any:
+        def look(path: Path) -> Any:
+            if path == closed:
+                raise PermissionError(13, "Permission denied", str(path))
+            return really(path)
+
+        return look
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(WeightsMissing, match="Fetch it with"):
+        model_source(SCHNELL, tmp_path)
+    snapshot = cached(tmp_path / "hub")
+    assert model_source(SCHNELL, tmp_path).folder == snapshot
 
 
 def test_a_fetch_that_was_begun_goes_before(tmp_path: Path) -> None:
