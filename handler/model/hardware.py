@@ -91,7 +91,7 @@ def detect(settings: Settings) -> Hardware:
         found = torch.cuda.get_device_properties(0)
         name, capability = torch.cuda.get_device_name(), (found.major, found.minor)
         chosen = choose(settings.precision, device, name, capability)
-        left, others = _left(found.total_memory / 1e9, _used())
+        left, others = _left(found.total_memory / 1e9, _used(name))
         hardware = Hardware(device, name, *chosen, left, capability, others_gb=others)
     kernel = choose_kernel(settings.attention, hardware.capability, hardware.dtype)
     return replace(hardware, attention=kernel.id if kernel else "")
@@ -128,16 +128,19 @@ def _unseen() -> str:
     return "it was there, and is gone."
 
 
-def _used() -> float:
-    """GB of the GPU that are not free, but for what torch has and does not use."""
+def _used(name: str) -> float:
+    """GB of the GPU of that name that are not free, but for what torch has and does not use.
+
+    NVML, which makes no context for it, knows of all of a GPU, even where this process has but a slice.
+    """
     import torch
 
-    try:
-        used = torch.cuda.device_memory_used()  # of NVML, which makes no context for it
-    except Exception:
-        free, total = torch.cuda.mem_get_info()
-        used = total - free
-    return (used - torch.cuda.memory_reserved() + torch.cuda.memory_allocated()) / 1e9
+    idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    if " MIG " not in name:
+        with contextlib.suppress(Exception):
+            return (torch.cuda.device_memory_used() - idle) / 1e9
+    free, total = torch.cuda.mem_get_info()
+    return (total - free - idle) / 1e9
 
 
 def _left(total_gb: float, used_gb: float) -> tuple[float, float]:

@@ -310,6 +310,9 @@ def test_what_others_hold_of_a_gpu_is_not_planned_with(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "device_memory_used", raises(RuntimeError("no NVML")))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15e9, 48e9))
     assert detect(Settings(precision="bf16")) == shared
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda: 60e9)  # of the whole GPU, which has other slices
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB MIG 4g.40gb")
+    assert detect(Settings(precision="bf16")).memory_gb == shared.memory_gb
 
 
 def test_models_shows_what_each_would_be_served_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
