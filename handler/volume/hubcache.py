@@ -16,9 +16,9 @@ from pathlib import Path
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import FetchFailed, KindlingError
-from handler.volume.files import ANY_WEIGHTS, TEXT, home
+from handler.volume.files import ANY_WEIGHTS, TEXT, WEIGHTS, home
 from handler.volume.hub import COMMIT, Repository, explained
-from handler.volume.listing import INDEX, index_of, weight_files
+from handler.volume.listing import INDEX, UNUSED, index_of, weight_files
 from handler.volume.manifest import Source
 from handler.volume.patience import patiently
 from handler.volume.room import inside, reading
@@ -149,8 +149,8 @@ def _lacking(place: Place, spec: ModelSpec) -> str:
     with reading(folder := place.folder):
         coming = folder.parents[1] / "blobs" if place.hub else folder / NOTES
         begun = any(path.name.endswith(".incomplete") for path in inside(coming))
-        lost = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
-        if lost:
+        dead = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
+        if lost := [path for path in dead if _may_be_read(path)]:
             why = "a download has not ended, or its blobs were removed"
             return f"leads to {len(lost)} files that are not there, such as {lost[0]}: {why}"
         missing = _missing(folder, spec) if (folder / INDEX).is_file() else [INDEX]
@@ -158,6 +158,12 @@ def _lacking(place: Place, spec: ModelSpec) -> str:
         return ""
     state = "is still coming, or its download was cut off" if begun else "is incomplete"
     return f"{state}: it has no {', '.join(missing[:SHOWN])}"
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether it is of use here: of what is not, people remove the bytes, such as a whole model in one file."""
+    kind = TEXT.fullmatch(path.name) or WEIGHTS.fullmatch(path.name)
+    return path.as_posix() == INDEX or (len(path.parts) == 2 and path.parts[0] not in UNUSED and bool(kind))
 
 
 def _missing(folder: Path, spec: ModelSpec) -> list[str]:

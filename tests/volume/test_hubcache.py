@@ -124,6 +124,16 @@ def test_a_blob_that_is_gone(hub: Hub, tmp_path: Path) -> None:
     assert model_source(SCHNELL, tmp_path).folder == snapshot
 
 
+def test_a_blob_that_nobody_reads_may_be_gone(shelf: Shelf, tmp_path: Path) -> None:
+    others = ("flux1-schnell.safetensors", "safety_checker/model.safetensors", "transformer/diffusion.bin")
+    for name in others:
+        shelf.add(name, name.encode())
+    snapshot = cached(tmp_path / "hub")
+    for name in others:
+        (snapshot / name).resolve().unlink()
+    assert model_source(SCHNELL, tmp_path).folder == snapshot
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "model_index.json", "vae/config.json"])
 def test_a_snapshot_that_is_still_coming(name: str, hub: Hub, tmp_path: Path) -> None:
     snapshot = cached(tmp_path / "hub")
