@@ -137,7 +137,7 @@ def unfit(place: Place, spec: ModelSpec) -> str:
         own = ", ".join(graft.file for graft in spec.grafts)
         todo = NETWORK if place.runpods else VOLUME.format(id=spec.id)
         return f"{what} is one half of {spec.id}, and {own} of {spec.repository} the other: no cache has both; {todo}"
-    if place.commit == home(spec).revision:
+    if place.commit == home(spec).revision and (place.hub or _all_of(place, spec)):
         return ""
     if other := _other(place, spec):
         return f"{what} {other} {place.again(spec)}"
@@ -184,6 +184,11 @@ def _missing(folder: Path, spec: ModelSpec) -> list[str]:
                 f"{part}/*.safetensors" + (f" that is read, only {', '.join(others[:SHOWN])}" if others else "")
             )
     return missing
+
+
+def _all_of(place: Place, spec: ModelSpec) -> bool:
+    """Whether each file of a folder is of its commit: one that came over another may have been cut off."""
+    return all(note(place.folder, name)[0] == place.commit for name in _read(place, spec))
 
 
 def _other(place: Place, spec: ModelSpec) -> str:

@@ -176,6 +176,17 @@ def test_a_plain_download_is_found(folder: str, hub: Hub, tmp_path: Path) -> Non
     assert model_source(SCHNELL, tmp_path).folder == tmp_path / "FLUX.1-schnell"
 
 
+def test_a_download_over_another_that_was_cut_off_is_told(hub: Hub, tmp_path: Path) -> None:
+    folder, other = tmp_path / "FLUX.1-schnell", opened(hub, OTHER)
+    other.add(WEIGHTS, other.files[WEIGHTS].data + b" ")
+    huggingface_hub.snapshot_download(SCHNELL.repository, revision=OTHER, local_dir=folder)
+    huggingface_hub.hf_hub_download(SCHNELL.repository, "model_index.json", revision=SCHNELL.revision, local_dir=folder)
+    told = refused(tmp_path)
+    assert f"has other files than {SCHNELL.revision}, which this version was made for: {WEIGHTS}" in told
+    carry_out(told, hub)
+    assert model_source(SCHNELL, tmp_path).folder == folder
+
+
 def test_a_download_without_its_notes_is_named_at_least(hub: Hub, tmp_path: Path) -> None:
     for name in ("FLUX.1-schnell", "pictures"):
         huggingface_hub.snapshot_download(SCHNELL.repository, revision=SCHNELL.revision, local_dir=tmp_path / name)
