@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -215,6 +216,17 @@ def test_each_compilation_has_a_folder_of_its_own_that_nobody_else_can_write(mon
     assert folders[0] != folders[1]
     assert not any(folder.parent.exists() for folder in folders)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/tmp/torchinductor_root"
+
+
+def test_what_is_written_to_it_to_the_last_costs_nobody_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with toolchain.environment():
+        monkeypatch.setattr(os, "rmdir", busy)
+        folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent
+    monkeypatch.undo()
+    shutil.rmtree(folder)
 
 
 def test_compilers_are_told_no_secrets_and_this_process_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,10 @@ def environment() -> Iterator[None]:
     from torch.utils import cpp_extension
 
     tools, before = look(), cpp_extension.CUDA_HOME  # what torch made of the environment when it was imported
-    with tempfile.TemporaryDirectory(prefix="kindling-") as folder, contextlib.ExitStack() as stack:
+    new = tempfile.TemporaryDirectory(
+        prefix="kindling-", ignore_cleanup_errors=True
+    )  # torch's processes may still write
+    with new as folder, contextlib.ExitStack() as stack:
         stack.callback(clear_caches)  # which know files in the folder
         clear_caches()
         stack.enter_context(_set({name: str(Path(folder) / name.lower()) for name in CACHES}))
