@@ -204,7 +204,10 @@ def _other(place: Place, spec: ModelSpec) -> str:
             f"cannot be told: {error.message}"
         )
     known = {name: place.etag(name) for name in _read(place, spec)}
-    if others := sorted(name for name, etag in known.items() if not etag or listed.get(name) != etag):
+    if plain := sorted(name for name, etag in known.items() if not etag):
+        what = f"cannot be compared with {wanted.revision}, which this version was made for"
+        return f"{what}: nothing says whose bytes {', '.join(plain[:SHOWN])} are."
+    if others := sorted(name for name, etag in known.items() if listed.get(name) != etag):
         return f"has other files than {wanted.revision}, which this version was made for: {', '.join(others[:SHOWN])}."
     return ""
 

@@ -106,6 +106,18 @@ def test_another_commit_with_other_files_is_told_by_file(name: str, hub: Hub, tm
     assert model_source(SCHNELL, tmp_path).folder.name == SCHNELL.revision
 
 
+def test_a_cache_of_plain_files_is_not_called_another(hub: Hub, tmp_path: Path) -> None:
+    """As the hub's client makes where there are no links, and who copies one with those followed."""
+    opened(hub, OTHER)
+    file = cached(tmp_path / HUB_CACHE, OTHER) / WEIGHTS
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(data)
+    told = refused(tmp_path)
+    assert f"cannot be compared with {SCHNELL.revision}, which this version was made for: nothing says whose" in told
+    assert f"bytes {WEIGHTS} are" in told
+
+
 def test_where_nobody_can_ask_the_hub_it_is_said(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(hub, OTHER)
     cached(tmp_path / "hub", OTHER)
