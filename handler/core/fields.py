@@ -76,9 +76,11 @@ WebhookSecret = Annotated[str, AfterValidator(_secret)]
 
 
 def _key(value: str) -> str:
-    if 0 < len(value) < SHORTEST:
+    """Without the line's end that a secret has where it was made of a file."""
+    key = value.strip()
+    if value and (len(key) < SHORTEST or not key.isprintable()):
         raise ValueError(f"should have {SHORTEST} characters or more, such as openssl rand -hex 32 prints")
-    return value
+    return key
 
 
 VolumeKey = Annotated[str, AfterValidator(_key)]

@@ -105,7 +105,7 @@ class Bills:
     def _fold(self, now: float) -> None:
         """Let one file stand for all that are old. It is there before they go."""
         old = [name for name, (state, _) in self._known.items() if state[0] < (now - ENDED_S) * 1e9]
-        if len(old) < MANY:
+        if len(old) < MANY or len(old := [name for name in old if self._is_there(name)]) < MANY:
             return
         each = self._each(old)
         told = json.dumps({"dollars": sum(each.values()), "folded": each}).encode()
@@ -115,3 +115,9 @@ class Bills:
                 if self._state(name) == self._known[name][0]:  # else somebody has just written it
                     (self.folder / name).unlink()
                     del self._known[name]
+
+    def _is_there(self, name: str) -> bool:
+        """Whether a file still is, that was read; one that is gone, another worker has folded."""
+        if not (there := (self.folder / name).exists()):
+            del self._known[name]
+        return there

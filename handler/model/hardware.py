@@ -1,6 +1,7 @@
 """What the model runs on, as a value with its reason. Imports torch only when asked."""
 
 import contextlib
+import logging
 import math
 import os
 import resource
@@ -13,20 +14,24 @@ from typing import Any
 from handler.catalog.attention import NATIVE
 from handler.catalog.attention import choose as choose_kernel
 from handler.catalog.gpus import Gpu, gpu_named
+from handler.catalog.models import find
 from handler.catalog.precisions import PRECISIONS, choose
 from handler.core.errors import DeviceMissing
 from handler.core.host import host_memory
 from handler.core.processor import processor
 from handler.core.settings import Settings
 
+log = logging.getLogger(__name__)
+
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
 GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
-HIDDEN = ("", "-1")  # of CUDA_VISIBLE_DEVICES: whoever says so wants none
+HIDDEN = ("", "-1", "none", "NoDevFiles")  # of CUDA_VISIBLE_DEVICES: whoever says so wants none; the last is Slurm
 GIVEN = {  # variables by which a platform, or NVIDIA's container toolkit, says that there is one, unless they say this
     "NVIDIA_VISIBLE_DEVICES": ("", "void", "none"),
     "RUNPOD_GPU_COUNT": ("", "0"),
 }
+DRIVER = "There is an NVIDIA driver"
 CONTEXT_GB = 1.0  # what driver and libraries keep of a GPU's memory; an assumption
 
 
@@ -67,15 +72,18 @@ class Hardware:
 def detect(settings: Settings) -> Hardware:
     """Choose device, precision and, where that needs no measuring, kernel.
 
-    DeviceMissing, with torch's reason, for a GPU that is asked for, or was promised, and that torch does not see.
+    DeviceMissing, with torch's reason, for a GPU that is asked for, or was promised, and that torch does not see. Many
+    a laptop has a driver that is too old for torch: there the embedded model, which is made for CPUs, has one.
     """
     import torch
 
     present = torch.cuda.is_available()
     asked = settings.device == "cuda" and "KINDLING_DEVICE=cuda"
     if not present and (why := asked or (settings.device == "auto" and promised())):
-        told = f"{why}, but torch sees no GPU: {_unseen()} KINDLING_DEVICE=cpu draws without one, slowly."
-        raise DeviceMissing(told, "device")
+        told = f"{why}, but torch sees no GPU: {_unseen()}"
+        if why != DRIVER or not find(settings.model).embedded:
+            raise DeviceMissing(f"{told} KINDLING_DEVICE=cpu draws without one, slowly.", "device")
+        log.warning("%s %s is drawn on the CPU, which is enough for it.", told, settings.model)
     device = "cuda" if present and settings.device != "cpu" else "cpu"
     if device == "cpu":
         hardware = _cpu(settings)
@@ -83,7 +91,7 @@ def detect(settings: Settings) -> Hardware:
         found = torch.cuda.get_device_properties(0)
         name, capability = torch.cuda.get_device_name(), (found.major, found.minor)
         chosen = choose(settings.precision, device, name, capability)
-        left, others = _left(found.total_memory / 1e9, _used())
+        left, others = _left(found.total_memory / 1e9, _used(name))
         hardware = Hardware(device, name, *chosen, left, capability, others_gb=others)
     kernel = choose_kernel(settings.attention, hardware.capability, hardware.dtype)
     return replace(hardware, attention=kernel.id if kernel else "")
@@ -104,7 +112,7 @@ def promised() -> str:
     if _hidden():
         return ""
     said = (f"{name}={value}" for name, no in GIVEN.items() if (value := os.environ.get(name, "")) not in no)
-    return next(said, "There is an NVIDIA driver" if sees_gpu() else "")
+    return next(said, DRIVER if sees_gpu() else "")
 
 
 def _unseen() -> str:
@@ -115,20 +123,24 @@ def _unseen() -> str:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
         first = str(error).partition("\n")[0].rstrip(".")
-        return f"{first}. Check the driver, and that the container was started with its GPU (docker run --gpus all)."
+        todo = "Check the driver, and that the container was started with its GPU (docker run --gpus all)."
+        return f"{first}. {todo if torch.version.cuda else 'Install a build of torch for CUDA, such as PyPI has.'}"
     return "it was there, and is gone."
 
 
-def _used() -> float:
-    """GB of the GPU that are not free, but for what torch has and does not use."""
+def _used(name: str) -> float:
+    """GB of the GPU of that name that are not free, but for what torch has and does not use.
+
+    NVML, which makes no context for it, knows of all of a GPU, even where this process has but a slice.
+    """
     import torch
 
-    try:
-        used = torch.cuda.device_memory_used()  # of NVML, which makes no context for it
-    except Exception:
-        free, total = torch.cuda.mem_get_info()
-        used = total - free
-    return (used - torch.cuda.memory_reserved() + torch.cuda.memory_allocated()) / 1e9
+    idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    if " MIG " not in name:
+        with contextlib.suppress(Exception):
+            return (torch.cuda.device_memory_used() - idle) / 1e9
+    free, total = torch.cuda.mem_get_info()
+    return (total - free - idle) / 1e9
 
 
 def _left(total_gb: float, used_gb: float) -> tuple[float, float]:

@@ -9,15 +9,16 @@ Another commit than the row's serves if every file that is read is the same ther
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import FetchFailed, KindlingError
-from handler.volume.files import ANY_WEIGHTS, TEXT, home
+from handler.volume.files import ANY_WEIGHTS, TEXT, WEIGHTS, home
 from handler.volume.hub import COMMIT, Repository, explained
-from handler.volume.listing import INDEX, index_of, weight_files
+from handler.volume.listing import INDEX, UNUSED, index_of, weight_files
 from handler.volume.manifest import Source
 from handler.volume.patience import patiently
 from handler.volume.room import inside, reading
@@ -80,8 +81,11 @@ def snapshots(spec: ModelSpec, volume: Path) -> Path:
     """Where the first hub cache on the volume that has its repository keeps its commits."""
     name = f"models--{home(spec).name.replace('/', '--')}"
     known = [volume / cache / name / "snapshots" for cache in CACHES]
-    with reading(known[0]):
-        return next((folder for folder in known if folder.is_dir()), known[0])
+    for folder in known:
+        with reading(folder):
+            if folder.is_dir():
+                return folder
+    return known[0]
 
 
 def places(spec: ModelSpec, volume: Path) -> Iterator[Place]:
@@ -98,12 +102,19 @@ def places(spec: ModelSpec, volume: Path) -> Iterator[Place]:
 
 def folders(volume: Path) -> Iterator[Path]:
     """Those with a model_index.json, up to two below the volume, but for what is Kindling's own."""
-    for above in inside(volume):
+    for above in _within(volume):
         if above.name not in OURS and not above.name.startswith((".", "models--")):
-            for path in (above, *inside(above)):
-                with reading(path):
+            for path in (above, *_within(above)):
+                with reading(path), suppress(PermissionError):
                     if (path / INDEX).is_file():
                         yield path
+
+
+def _within(folder: Path) -> list[Path]:
+    """The folders in it: none where this user may not look, as into lost+found, which so is not meant for it."""
+    with reading(folder), suppress(PermissionError, FileNotFoundError), os.scandir(folder) as found:
+        return sorted(Path(each) for each in found if each.is_dir())
+    return []
 
 
 def note(folder: Path, name: str) -> tuple[str, str]:
@@ -126,7 +137,7 @@ def unfit(place: Place, spec: ModelSpec) -> str:
         own = ", ".join(graft.file for graft in spec.grafts)
         todo = NETWORK if place.runpods else VOLUME.format(id=spec.id)
         return f"{what} is one half of {spec.id}, and {own} of {spec.repository} the other: no cache has both; {todo}"
-    if place.commit == home(spec).revision:
+    if place.commit == home(spec).revision and (place.hub or _all_of(place, spec)):
         return ""
     if other := _other(place, spec):
         return f"{what} {other} {place.again(spec)}"
@@ -138,8 +149,8 @@ def _lacking(place: Place, spec: ModelSpec) -> str:
     with reading(folder := place.folder):
         coming = folder.parents[1] / "blobs" if place.hub else folder / NOTES
         begun = any(path.name.endswith(".incomplete") for path in inside(coming))
-        lost = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
-        if lost:
+        dead = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
+        if lost := [path for path in dead if _may_be_read(path)]:
             why = "a download has not ended, or its blobs were removed"
             return f"leads to {len(lost)} files that are not there, such as {lost[0]}: {why}"
         missing = _missing(folder, spec) if (folder / INDEX).is_file() else [INDEX]
@@ -147,6 +158,12 @@ def _lacking(place: Place, spec: ModelSpec) -> str:
         return ""
     state = "is still coming, or its download was cut off" if begun else "is incomplete"
     return f"{state}: it has no {', '.join(missing[:SHOWN])}"
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether it is of use here: of what is not, people remove the bytes, such as a whole model in one file."""
+    kind = TEXT.fullmatch(path.name) or WEIGHTS.fullmatch(path.name)
+    return path.as_posix() == INDEX or (len(path.parts) == 2 and path.parts[0] not in UNUSED and bool(kind))
 
 
 def _missing(folder: Path, spec: ModelSpec) -> list[str]:
@@ -169,6 +186,11 @@ def _missing(folder: Path, spec: ModelSpec) -> list[str]:
     return missing
 
 
+def _all_of(place: Place, spec: ModelSpec) -> bool:
+    """Whether each file of a folder is of its commit: one that came over another may have been cut off."""
+    return all(note(place.folder, name)[0] == place.commit for name in _read(place, spec))
+
+
 def _other(place: Place, spec: ModelSpec) -> str:
     """Why another commit cannot stand for the row's; "" if all that is read of it is the same."""
     wanted = home(spec)
@@ -182,7 +204,10 @@ def _other(place: Place, spec: ModelSpec) -> str:
             f"cannot be told: {error.message}"
         )
     known = {name: place.etag(name) for name in _read(place, spec)}
-    if others := sorted(name for name, etag in known.items() if not etag or listed.get(name) != etag):
+    if plain := sorted(name for name, etag in known.items() if not etag):
+        what = f"cannot be compared with {wanted.revision}, which this version was made for"
+        return f"{what}: nothing says whose bytes {', '.join(plain[:SHOWN])} are."
+    if others := sorted(name for name, etag in known.items() if listed.get(name) != etag):
         return f"has other files than {wanted.revision}, which this version was made for: {', '.join(others[:SHOWN])}."
     return ""
 

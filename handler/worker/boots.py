@@ -114,10 +114,6 @@ class BootLog:
                         path.unlink()
 
 
-def _is_own(path: Path) -> bool:
-    return bool(OWN.fullmatch(path.name)) and not path.is_symlink()
-
-
 def _make_oldest(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # another worker has just removed it
         try:

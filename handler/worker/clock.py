@@ -42,8 +42,6 @@ class Phase:
 class Ledger:
     """Where the seconds of one cold start went. `outcome` is starting, ready, failed or stopped.
 
-    `compile_cached`: all that was compiled was found in a cache of this machine, which took less time than compiling.
-
     `preloaded` are phases that were over before, in the process that this worker is a copy of; that one's own `outcome`
     is then preloaded. They count from their own start.
     """
@@ -57,7 +55,6 @@ class Ledger:
     plan: str = ""
     plan_reason: str = ""
     compile_failure: str = ""
-    compile_cached: bool = False
     memory: str = ""
     attention: str = ""
     imports: str = ""

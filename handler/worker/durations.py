@@ -55,16 +55,12 @@ class Durations:
 
 
 def took(ledger: Ledger) -> Iterator[Took]:
-    """What one start tells: nothing if its compiling failed, for that may have ended early.
-
-    What was found in a cache says nothing of how long compiling takes where there is none, as on a fresh machine.
-    """
+    """What one start tells: nothing if its compiling failed, for that may have ended early."""
     if ledger.compile_failure:
         return
     start = ledger.model, ledger.device, ledger.precision
     for phase in ledger.phases:
-        if not (phase.name == "compile" and ledger.compile_cached):
-            yield Took(*start, phase.name, phase.seconds)
+        yield Took(*start, phase.name, phase.seconds)
     if ledger.outcome == "failed" and OVER in ledger.reason:
         begun = max((phase.start_s + phase.seconds for phase in ledger.phases), default=0.0)
         yield Took(*start, ledger.phase, max(0.0, ledger.total_s - begun), ended=False)

@@ -19,6 +19,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.birth import Birth
 from handler.core.errors import StartError
 from handler.core.settings import Settings
+from handler.core.tracebacks import let_go
 from handler.model import imports
 from handler.volume.autoencoder import vae_source
 from handler.volume.held import Held
@@ -56,10 +57,8 @@ def preload(settings: Settings, gpu: Gpu | None = None) -> Preloaded:
             libraries(spec)
         if gpu and weights:
             with clock.phase("weights"):
-                try:
-                    reading.close()
-                except StartError as error:
-                    without = spoilt(error, settled(spec, settings.volume), settings.volume)
+                if without := _spoilt(reading, spec, settings.volume):
+                    weights.free()
                     weights = _begun(settings, spec, gpu, reading, without)
                     clock.ledger.weights = weights.source.told
                     reading.close()
@@ -75,6 +74,17 @@ def _begun(
     seen = outlook(settings, spec, gpu, without=without)
     vae = vae_source(settings.vae, settings.volume) if settings.vae else None
     return reading.enter_context(Held.reading(seen.weights, vae, seen.over))
+
+
+def _spoilt(reading: ExitStack, spec: ModelSpec, volume: Path) -> Mapping[Path, str]:
+    """Until all is there: what of it is damaged, with what is wrong, if the model can be loaded without."""
+    try:
+        reading.close()
+    except StartError as error:
+        found = spoilt(error, settled(spec, volume), volume)
+        let_go(error)  # what it holds would be there twice
+        return found
+    return NONE
 
 
 def libraries(spec: ModelSpec) -> tuple[ModuleType, ModuleType]:

@@ -18,7 +18,7 @@ from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import empty, let_go
 from handler.model import attention, imports, stepcache, upstream
-from handler.model.compiling import artifacts, cached
+from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
 from handler.model.faults import give_back
@@ -168,10 +168,8 @@ class Worker(Loaded):
             with ExitStack() as unless_done:
                 made = TemporaryDirectory(prefix="kindling-", ignore_cleanup_errors=True)
                 package = Path(unless_done.enter_context(made)) / artifacts.PACKAGE
-                before = cached.files()
                 with attention.compiling(self.hardware.attention):
                     compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
-                clock.ledger.compile_cached = bool(before) and cached.files() == before
                 bind_blocks(model, package, self._decoder)
                 unless_done.pop_all()
         except (BudgetExceeded, DeviceLost):  # those of the eager pictures that are drawn for it

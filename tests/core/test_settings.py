@@ -233,9 +233,10 @@ def test_what_an_option_says_is_read_as_its_variable_is() -> None:
 
 
 def test_a_key_of_the_volume_is_long_and_is_never_shown() -> None:
-    with pytest.raises(SettingsError, match="KINDLING_VOLUME_KEY: should have 16 characters or more, such as openssl"):
-        Settings.from_env({"KINDLING_VOLUME_KEY": "k" * 15})
-    settings = Settings.from_env({"KINDLING_VOLUME_KEY": "canary-" * 3})
+    for odd in ("k" * 15, " " * 32, "k" * 15 + "\n", "k" * 16 + "\udcff"):
+        with pytest.raises(SettingsError, match="KINDLING_VOLUME_KEY: should have 16 characters or more, such as open"):
+            Settings.from_env({"KINDLING_VOLUME_KEY": odd})
+    settings = Settings.from_env({"KINDLING_VOLUME_KEY": "canary-" * 3 + "\n"})  # as of a secret that was a file
     assert settings.volume_key == "canary-" * 3
     assert "canary" not in repr(settings)
     assert described(settings, {})["KINDLING_VOLUME_KEY"]["value"] == "set"

@@ -105,6 +105,17 @@ def test_who_looks_while_another_folds_sees_all(tmp_path: Path) -> None:
     assert mine.unread == {}  # what has gone is not what cannot be read
 
 
+def test_what_one_has_folded_no_other_folds_again(tmp_path: Path) -> None:
+    """Else each would write another file of it every minute."""
+    ended(tmp_path, MANY)
+    workers = {name: Bills(tmp_path) for name in ("a", "b", "c")}
+    for _ in range(3):
+        for name, bills in workers.items():
+            look(bills, name)
+    assert names(tmp_path) == ["a.json", "b.json", "c.json", "folded"]
+    assert [look(bills, name) for name, bills in workers.items()] == [MANY * 0.5 + 2] * 3
+
+
 def test_files_of_folded_ones_are_folded_too(tmp_path: Path) -> None:
     for number in range(MANY):
         path = tmp_path / f"folded-{number:016x}.json"

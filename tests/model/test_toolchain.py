@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,9 @@ import pytest
 import torch
 from conftest import PATIENT, ROOT
 from packaging.requirements import Requirement
+from torch._inductor import utils
+from torch._inductor.compile_worker import subproc_pool
+from torch._inductor.compile_worker.subproc_pool import SubprocPool
 from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 from torch.utils import cpp_extension
 
@@ -189,6 +193,8 @@ sys.modules["torch"] = Fake(version=Fake(cuda="13.0"))
 sys.modules["torch.utils"] = Fake(cpp_extension=extension)
 sys.modules["torch._inductor"] = Fake(config=Fake(patch=nullcontext))
 sys.modules["torch._inductor.utils"] = Fake(clear_caches=lambda: None)
+for name in ("torch._inductor.compile_worker.subproc_pool", "torch._inductor.autotune_process"):
+    sys.modules[name] = Fake(python_subprocess_env=dict)
 from handler.model.compiling import toolchain
 bare = subprocess.run([*sys.argv[1:]], capture_output=True).returncode
 with toolchain.environment():
@@ -212,6 +218,17 @@ def test_each_compilation_has_a_folder_of_its_own_that_nobody_else_can_write(mon
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/tmp/torchinductor_root"
 
 
+def test_what_is_written_to_it_to_the_last_costs_nobody_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with toolchain.environment():
+        monkeypatch.setattr(os, "rmdir", busy)
+        folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent
+    monkeypatch.undo()
+    shutil.rmtree(folder)
+
+
 def test_compilers_are_told_no_secrets_and_this_process_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["sh", "-c", "echo $HF_TOKEN $KINDLING_API_KEYS $AWS_SESSION_TOKEN $KINDLING_QUEUE"]
     for name in ("HF_TOKEN", "KINDLING_API_KEYS", "AWS_SESSION_TOKEN", "KINDLING_QUEUE"):
@@ -220,6 +237,19 @@ def test_compilers_are_told_no_secrets_and_this_process_keeps_them(monkeypatch: 
         assert subprocess.check_output(command, text=True) == "31\n"
         assert os.environ["HF_TOKEN"] == "31"
     assert subprocess.check_output(command, text=True) == "31 31 31 31\n"
+
+
+def test_torchs_own_processes_are_told_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which compile Triton's kernels, and start compilers for those."""
+    monkeypatch.setenv("HF_TOKEN", "31")
+    with toolchain.environment():
+        pool = SubprocPool(1)
+        try:
+            assert pool.submit(os.getenv, "HF_TOKEN").result() is None
+            assert pool.submit(os.getenv, "PATH").result() == os.environ["PATH"]
+        finally:
+            pool.shutdown()
+    assert subproc_pool.python_subprocess_env is utils.python_subprocess_env
 
 
 @pytest.mark.parametrize("place", ["lib64", "a folder"])
@@ -648,7 +678,7 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         for block in transformer.transformer_blocks:  # type: ignore[union-attr]
             block.forward = lose
 
-    def found(transformer: torch.nn.Module, *_: object) -> artifacts.Found:
+    def found(transformer: torch.nn.Module, *_: object, **__: object) -> artifacts.Found:
         if (tmp_path / "package").exists():
             bind(transformer)
             return artifacts.Found("HIT", "a package")

@@ -253,6 +253,20 @@ def test_nothing_to_fetch_for_an_embedded_model(capsys: pytest.CaptureFixture[st
     assert "nothing to fetch" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_it_wants_no_gpu(
+    device: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container without one, on a machine that has one; nor is that machine's memory what will count."""
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    monkeypatch.setattr("handler.model.hardware.host_memory", lambda: 1e9)
+    monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
+    monkeypatch.setenv("KINDLING_DEVICE", device)
+    assert main(["fetch", SCHNELL.id]) == 0
+    assert "does not fit" not in capsys.readouterr().err
+
+
 def test_a_licence_with_obligations_is_shown(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

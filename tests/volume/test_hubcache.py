@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -105,6 +106,18 @@ def test_another_commit_with_other_files_is_told_by_file(name: str, hub: Hub, tm
     assert model_source(SCHNELL, tmp_path).folder.name == SCHNELL.revision
 
 
+def test_a_cache_of_plain_files_is_not_called_another(hub: Hub, tmp_path: Path) -> None:
+    """As the hub's client makes where there are no links, and who copies one with those followed."""
+    opened(hub, OTHER)
+    file = cached(tmp_path / HUB_CACHE, OTHER) / WEIGHTS
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(data)
+    told = refused(tmp_path)
+    assert f"cannot be compared with {SCHNELL.revision}, which this version was made for: nothing says whose" in told
+    assert f"bytes {WEIGHTS} are" in told
+
+
 def test_where_nobody_can_ask_the_hub_it_is_said(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(hub, OTHER)
     cached(tmp_path / "hub", OTHER)
@@ -120,6 +133,16 @@ def test_a_blob_that_is_gone(hub: Hub, tmp_path: Path) -> None:
     told = refused(tmp_path)
     assert f"leads to 1 files that are not there, such as {WEIGHTS}" in told
     carry_out(told, hub)
+    assert model_source(SCHNELL, tmp_path).folder == snapshot
+
+
+def test_a_blob_that_nobody_reads_may_be_gone(shelf: Shelf, tmp_path: Path) -> None:
+    others = ("flux1-schnell.safetensors", "safety_checker/model.safetensors", "transformer/diffusion.bin")
+    for name in others:
+        shelf.add(name, name.encode())
+    snapshot = cached(tmp_path / "hub")
+    for name in others:
+        (snapshot / name).resolve().unlink()
     assert model_source(SCHNELL, tmp_path).folder == snapshot
 
 
@@ -165,6 +188,17 @@ def test_a_plain_download_is_found(folder: str, hub: Hub, tmp_path: Path) -> Non
     assert model_source(SCHNELL, tmp_path).folder == tmp_path / "FLUX.1-schnell"
 
 
+def test_a_download_over_another_that_was_cut_off_is_told(hub: Hub, tmp_path: Path) -> None:
+    folder, other = tmp_path / "FLUX.1-schnell", opened(hub, OTHER)
+    other.add(WEIGHTS, other.files[WEIGHTS].data + b" ")
+    huggingface_hub.snapshot_download(SCHNELL.repository, revision=OTHER, local_dir=folder)
+    huggingface_hub.hf_hub_download(SCHNELL.repository, "model_index.json", revision=SCHNELL.revision, local_dir=folder)
+    told = refused(tmp_path)
+    assert f"has other files than {SCHNELL.revision}, which this version was made for: {WEIGHTS}" in told
+    carry_out(told, hub)
+    assert model_source(SCHNELL, tmp_path).folder == folder
+
+
 def test_a_download_without_its_notes_is_named_at_least(hub: Hub, tmp_path: Path) -> None:
     for name in ("FLUX.1-schnell", "pictures"):
         huggingface_hub.snapshot_download(SCHNELL.repository, revision=SCHNELL.revision, local_dir=tmp_path / name)
@@ -191,6 +225,27 @@ def test_a_model_of_two_repositories_is_in_no_cache(tmp_path: Path) -> None:
     (tmp_path / "hub").rename(tmp_path / HUB_CACHE)
     with pytest.raises(WeightsMissing, match=r"fill a network volume with it: .*runpod_deploy\.py"):
         model_source(LIGHTNING, tmp_path)
+
+
+def test_what_this_user_may_not_look_into_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every new ext4 volume has a lost+found of root's; workers are none."""
+    closed = tmp_path / "lost+found"
+    closed.mkdir()
+
+    def refusing(really: Any) -> Any:
+        def look(path: Path) -> Any:
+            if path == closed:
+                raise PermissionError(13, "Permission denied", str(path))
+            return really(path)
+
+        return look
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(WeightsMissing, match="Fetch it with"):
+        model_source(SCHNELL, tmp_path)
+    snapshot = cached(tmp_path / "hub")
+    assert model_source(SCHNELL, tmp_path).folder == snapshot
 
 
 def test_a_fetch_that_was_begun_goes_before(tmp_path: Path) -> None:

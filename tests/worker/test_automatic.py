@@ -241,7 +241,7 @@ def test_a_wrong_guess_is_corrected(
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("", "", "is an NVIDIA driver, but torch sees no GPU: Torch not compiled with CUDA enabled. Check the driver"),
+        ("", "", "is an NVIDIA driver, but torch sees no GPU: Torch not compiled with CUDA enabled. Install a build"),
         ("NVIDIA_VISIBLE_DEVICES", "all", "NVIDIA_VISIBLE_DEVICES=all, but torch sees no GPU"),
         ("RUNPOD_GPU_COUNT", "1", "RUNPOD_GPU_COUNT=1, but torch sees no GPU"),
     ],
@@ -254,15 +254,33 @@ def test_a_gpu_that_torch_does_not_see_fails_the_start(
         monkeypatch.setenv(variable, value)
     else:
         monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    rented = Settings(model=SCHNELL.id)
     with pytest.raises(DeviceMissing) as refused:
-        detect(Settings())
+        detect(rented)
     assert says in refused.value.message
     assert "KINDLING_DEVICE=cpu draws without one" in refused.value.message
-    assert detect(Settings(device="cpu")).device == "cpu"
-    looked = looked_at(Settings())  # doctor, models and fetch go on
+    assert detect(Settings(model=SCHNELL.id, device="cpu")).device == "cpu"
+    looked = looked_at(rented)  # doctor, models and fetch go on
     assert (looked.device, looked.reason) == ("cpu", refused.value.message)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    for hidden in ("-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert detect(rented).device == "cpu"
+
+
+@GPULESS
+@pytest.mark.parametrize("promise", [True, False])
+def test_a_laptops_driver_alone_keeps_nobody_from_the_embedded_model(
+    promise: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    if promise:
+        monkeypatch.setenv("RUNPOD_GPU_COUNT", "1")
+        with pytest.raises(DeviceMissing, match="RUNPOD_GPU_COUNT=1"):
+            detect(Settings())
+        return
     assert detect(Settings()).device == "cpu"
+    assert "torch sees no GPU: Torch not compiled" in caplog.text
+    assert "spark is drawn on the CPU" in caplog.text
 
 
 @GPULESS
@@ -292,6 +310,9 @@ def test_what_others_hold_of_a_gpu_is_not_planned_with(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "device_memory_used", raises(RuntimeError("no NVML")))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15e9, 48e9))
     assert detect(Settings(precision="bf16")) == shared
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda: 60e9)  # of the whole GPU, which has other slices
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB MIG 4g.40gb")
+    assert detect(Settings(precision="bf16")).memory_gb == shared.memory_gb
 
 
 def test_models_shows_what_each_would_be_served_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

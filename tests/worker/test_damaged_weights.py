@@ -1,6 +1,8 @@
 """Baked weights that are damaged, on a volume whose model is whole: workers load that, say so, and leave word."""
 
 import errno
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -21,9 +23,11 @@ from handler.volume import sources
 from handler.volume.damaged import MARK, mark
 from handler.volume.manifest import MANIFEST
 from handler.volume.publishing import publishing
+from handler.volume.reader import ReadFile
 from handler.volume.sources import EMBEDDED, weight_facts, weights_folder
 from handler.worker.boots import last_boots
 
+preloading = importlib.import_module("handler.worker.preload")
 SPARK, SCHNELL = MODELS["spark"], MODELS["flux-schnell"]
 SETTINGS = PATIENT.model_copy(update={"precision": "bf16"})
 RECIPE = SPARK.recipe(ImageRequest(prompt="a red circle", seed=1, width=64, height=64, num_inference_steps=1))
@@ -134,6 +138,23 @@ def test_what_is_preloaded_is_whole(volume: Path) -> None:
     assert found.weights
     assert found.weights.source.folder == EMBEDDED / "spark"
     assert (baked(volume) / MARK).exists()
+
+
+def test_what_was_preloaded_in_vain_is_not_held_beside_what_serves(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, held = preloading._begun, list[int]()
+
+    def counted(*given: Any) -> Any:
+        gc.collect()
+        held.append(sum(type(each) is ReadFile for each in gc.get_objects()))
+        return begun(*given)
+
+    flip(baked(volume) / WEIGHTS)
+    monkeypatch.setattr(preloading, "_begun", counted)
+    preload(SETTINGS.model_copy(update={"volume": volume}), GPUS["L4"])
+    assert len(held) == 2
+    assert held[0] == held[1]
 
 
 def test_an_error_about_something_else_is_no_reason(volume: Path) -> None:

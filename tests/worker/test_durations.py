@@ -33,10 +33,6 @@ def test_what_a_phase_took_before() -> None:
     assert past(*here).longest("compile", *MINE, ASSUMED) == 31.5
     assert past(*here).longest("warm", *MINE, ASSUMED) is None
     assert Durations().longest("compile", *MINE, ASSUMED) is None
-    served = start(("compile", 400.0), ("warm", 2.0), compile_cached=True)
-    assert past(served, *here).longest("compile", *MINE, ASSUMED) == 31.5
-    assert past(served).longest("compile", *MINE, ASSUMED) is None
-    assert past(served).longest("warm", *MINE, ASSUMED) == 2.0
     rounded = start(("compile", 60.0), precision="fp8"), start(("compile", 300.0), compile_failure="no compiler")
     found = past(*rounded, *here)
     known = {

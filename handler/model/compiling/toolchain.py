@@ -8,6 +8,7 @@ lets both be seen.
 
 import contextlib
 import ctypes
+import importlib
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from handler.catalog.cuda import header_wheels
 from handler.core.secrets import secret_names
@@ -26,6 +28,7 @@ DRIVER = "libcuda.so.1"
 TOOLKIT = "/usr/local/cuda"
 APART = "cuda_runtime"  # the folder of CUDA 12's wheels that has cuda.h; those beside it have the rest
 VERSION = re.compile(rb"#define CUDA_VERSION (\d+)")  # in cuda.h: 1000 times the major version, 10 times the minor one
+STARTERS = ("torch._inductor.compile_worker.subproc_pool", "torch._inductor.autotune_process")  # of processes
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where they keep what they run again
 REMEDIES = {  # by field of `Toolchain`: what is missing, and what brings it
     "compiler": ("C++ compiler", "apt-get install g++, or let CXX name one"),
@@ -131,7 +134,10 @@ def environment() -> Iterator[None]:
     from torch.utils import cpp_extension
 
     tools, before = look(), cpp_extension.CUDA_HOME  # what torch made of the environment when it was imported
-    with tempfile.TemporaryDirectory(prefix="kindling-") as folder, contextlib.ExitStack() as stack:
+    new = tempfile.TemporaryDirectory(
+        prefix="kindling-", ignore_cleanup_errors=True
+    )  # torch's processes may still write
+    with new as folder, contextlib.ExitStack() as stack:
         stack.callback(clear_caches)  # which know files in the folder
         clear_caches()
         stack.enter_context(_set({name: str(Path(folder) / name.lower()) for name in CACHES}))
@@ -168,12 +174,25 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _untold() -> Iterator[None]:
-    """Programs that are started meanwhile get no secrets; this process, whose other threads may need them, has them."""
-    names = secret_names(os.environ)
+    """Programs that are started meanwhile get no secrets; this process, whose other threads may need them, has them.
+
+    Torch starts its own with copies of `os.environ`.
+    """
+    names: list[str] = secret_names(os.environ)
+    starters: list[Any] = [importlib.import_module(name) for name in STARTERS]
+    inherited = starters[0].python_subprocess_env
+
+    def told() -> dict[str, str]:
+        return {name: value for name, value in inherited().items() if name not in names}
+
     for name in names:
         os.unsetenv(name)  # what programs inherit, and not `os.environ`
+    for starter in starters:
+        starter.python_subprocess_env = told
     try:
         yield
     finally:
-        for name in set(names) & os.environ.keys():
+        for starter in starters:
+            starter.python_subprocess_env = inherited
+        for name in {*names} & os.environ.keys():
             os.putenv(name, os.environ[name])
