@@ -86,8 +86,7 @@ class Observed:
             await self.app(scope, receive, answer)
         finally:
             self._open.discard(seen)
-            seen.leave()
-            self._room.leave(seen)
+            self._give_back(seen)
             self.ended(scope, seen)
 
     def hurry(self) -> None:
@@ -107,11 +106,17 @@ class Observed:
         they keep."""
         if message["type"] == "http.response.start":
             if message["status"] >= 400 and seen.route not in PROBES:
+                self._give_back(seen)  # it waits for its turn, and nobody for it
                 await self._refusals.turn()
             seen.status, seen.answered = seen.status or message["status"], True
             last = [LAST] if ours and self.api.engine.state not in OPEN else []
             message = {**message, "headers": [*message.get("headers", ()), (HEADER, seen.id.encode()), *last]}
         await send(message)
+
+    def _give_back(self, seen: Seen) -> None:
+        """What was kept for a request: a place in line, and room for its body."""
+        seen.leave()
+        self._room.leave(seen)
 
     def _route(self, path: str) -> str:
         return next((route.path for route in self._routes if route.path_regex.match(path)), "other")

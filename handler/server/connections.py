@@ -5,7 +5,12 @@ has waited longest for its client gives way: one on which nothing is asked, or e
 """
 
 import asyncio
+import contextlib
+import fcntl
+import math
 import resource
+import struct
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +27,7 @@ class Limits:
     """Of all connections together and of each; seconds are without progress, those of a head and a rest in all."""
 
     most: int = MOST
+    idle_s: int = 75  # between requests: proxies keep such for 60 s, and ask again on one that is being closed
     head_s: float = 20.0  # for a head to be whole
     body_s: float = 30.0  # without `TAKEN` bytes of a body
     write_s: float = 30.0  # without `TAKEN` bytes of an answer being taken
@@ -104,7 +110,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         self._ends = False  # was answered and hears no more; what still comes is dropped
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
+        self._transport, self._socket = transport, transport.get_extra_info("socket")
         has_room = self._all.enter(self)
         self._speaks.connection_made(self)
         if not has_room:
@@ -195,11 +201,19 @@ class Connection(asyncio.Protocol, asyncio.Transport):
     def _buffered(self) -> int:
         return int(self._transport.get_write_buffer_size())
 
+    @property
+    def _sending(self) -> int:
+        """Bytes that the kernel has and its client does not: of megabytes it takes more only a third at a time."""
+        with contextlib.suppress(OSError, ValueError):  # the socket is closed, or its system does not tell
+            told = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+            return int(struct.unpack("i", told)[0])
+        return 0
+
     def look(self, now: float) -> None:
         """End what it has waited for too long."""
         self._look_at_answer(now)
         limits, waited = self._all.limits, now - self._since
-        if self.waits == HEAD and waited > limits.head_s:
+        if waited > {HEAD: limits.head_s, IDLE: limits.idle_s}.get(self.waits, math.inf):
             self._transport.close()
         elif self.waits == REST and (waited > limits.silent_s or now - self._began > limits.rest_s):
             self.abort()
@@ -219,7 +233,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
 
     def _look_at_answer(self, now: float) -> None:
         buffered, limits = self._buffered, self._all.limits
-        taken = self._written - buffered
+        taken = self._written - buffered - self._sending
         if not buffered or taken - self._taken >= TAKEN:
             self._taken, self._taken_at = taken, now
         elif self.stuck_s(now) > (limits.hurry_s if self._all.scarce else limits.write_s):

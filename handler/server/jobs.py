@@ -59,7 +59,7 @@ async def posted(request: Request, payload: Any, later: Later, key: Key | None, 
 
     def ended(job: Job) -> None:
         """A job is over: it is counted, traced and logged as one request to a route of its own."""
-        last = Seen(seen.id, seen.route + JOB, seen.start, begun=seen.begun, prompt=seen.prompt)
+        last = Seen(seen.id, seen.route + JOB, seen.start, seen.admitted, begun=seen.begun, prompt=seen.prompt)
         last.note(job.reply or Reply(500, {}))
         state.ended(request.scope, last)
 

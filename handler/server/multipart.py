@@ -55,11 +55,12 @@ def parts(headers: Headers, body: bytes) -> list[Part]:
 
 
 def _parts(body: bytes, edge: bytes) -> Iterator[Part]:
-    if not body.startswith(edge[2:]):
+    start = len(edge) - 2 if body.startswith(edge[2:]) else len(edge) if body.startswith(edge) else 0
+    if not start:
         raise _unreadable("it does not begin with its boundary")
-    first, *others = body.split(edge, FILES + FIELDS + 1)
+    first, *others = body[start:].split(edge, FILES + FIELDS + 1)
     files = fields = 0
-    for piece in (first[len(edge) - 2 :], *others):
+    for piece in (first, *others):
         if piece.startswith(b"--"):
             return
         part = _part(piece)

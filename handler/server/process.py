@@ -35,7 +35,6 @@ SAVE = (
 )
 SOCKET_BYTES = 64 << 10  # of one message that comes by websocket, of which none means much
 ACCEPTED = 16  # connections at once, before any of them, or those that were there before, has its turn
-KEEP_ALIVE_S = 75  # proxies keep idle connections for 60 s, and ask again on one that is being closed
 
 
 def serve(settings: Settings, host: str, port: int) -> int:
@@ -69,9 +68,10 @@ def serve(settings: Settings, host: str, port: int) -> int:
 
 
 def _config(app: Observed) -> uvicorn.Config:
+    limits = Limits(room())
     return uvicorn.Config(
         app,
-        http=Connections(Limits(room()), Wire),  # type: ignore[arg-type]
+        http=Connections(limits, Wire),  # type: ignore[arg-type]
         backlog=ACCEPTED,
         ws="websockets-sansio",
         ws_max_size=SOCKET_BYTES,
@@ -79,7 +79,7 @@ def _config(app: Observed) -> uvicorn.Config:
         lifespan="on",
         log_level="warning",
         access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=limits.idle_s,
     )
 
 

@@ -87,8 +87,9 @@ class Wire(Parsed):
 
     def on_response_complete(self) -> None:
         """Wait for the rest of what was answered, or for another request, and begin with what has come of it."""
-        if not (self._answering or self.transport.is_closing()):
-            self.transport.expect(REST if self.cycle.more_body else HEAD if self._in_head else IDLE)
+        if not self.transport.is_closing():
+            comes, else_ = (BODY, NOTHING) if self._answering else (REST, HEAD if self._in_head else IDLE)
+            self.transport.expect(comes if self.cycle.more_body else else_)
         super().on_response_complete()
 
     def handle_websocket_upgrade(self) -> None:
@@ -97,8 +98,8 @@ class Wire(Parsed):
         super().handle_websocket_upgrade()
 
     def late(self) -> None:
-        """Too little of a body came, if it was asked for."""
-        if self.cycle.waiting_for_100_continue:
+        """Too little of a body came, if it was asked for and nothing is answered before."""
+        if self.pipeline or self.cycle.waiting_for_100_continue:
             return
         if self.cycle.response_started:
             self.transport.abort()

@@ -1,5 +1,6 @@
 """Connections of clients that are silent, send too slowly, do not read, or still send when they were answered."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,12 +14,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 from test_faults import ROUTE, TESTS, faulty
+from uvicorn.server import ServerState
 
+from handler.server.connections import TAKEN, Connections, Limits
+from handler.server.wire import Wire
 from serving import Served
 
 SERVER = """
@@ -33,13 +40,13 @@ async def app(scope, receive, send):
         await send({"type": "websocket.accept"})
         while True:
             await send({"type": "websocket.send", "bytes": bytes(1 << 16)})
-    if path == "/held":
-        print("held", flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
     more = path in ("/read", "/held")
     while more:
         message = await receive()
         more = message.get("more_body", False)
+    if path == "/held":
+        print("held", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
     status = int(path[1:]) if path[1:].isdigit() else 200
     said = bytes(int(50e6)) if path == "/large" else b"%d %d" % (
         len(connections._open), sum(each._buffered for each in connections._open)
@@ -175,6 +182,25 @@ def test_a_body_that_stops_coming_is_refused(loop: str) -> None:
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
 
 
+def test_a_body_that_stops_coming_costs_no_answer_to_what_came_before(loop: str) -> None:
+    late = b"POST /read HTTP/1.1\r\n" + HOST + b"content-length: 9\r\n\r\nsome"
+    first = b"GET /held HTTP/1.1\r\n" + HOST + b"\r\n"
+    with started(loop, body_s=0.05) as server, server.open(first + late) as client:
+        assert server.said() == "held\n"
+        with server.open(late) as another:
+            assert rest(another).startswith(b"HTTP/1.1 408 ")  # so much time is over
+        server.release()
+        assert rest(client).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_is_kept_for_no_longer_after_a_body_that_nobody_read(loop: str) -> None:
+    head = b"POST /429 HTTP/1.1\r\n" + HOST + b"content-length: 4\r\n\r\n"
+    with started(loop, idle_s=0.05) as server, server.open(head) as client:
+        assert client.recv(1)
+        client.sendall(b"body")
+        rest(client)
+
+
 SOCKET = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: %b\r\n"
 KEY = b"MDEyMzQ1Njc4OWFiY2RlZg=="
 UNREAD = {
@@ -191,6 +217,44 @@ def test_who_does_not_read_an_answer_is_given_up(loop: str, kind: str) -> None:
         assert client.recv(1)
         server.until_alone()
         assert len(rest(client)) < 50e6
+
+
+async def answered_largely(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(int(50e6))})
+
+
+def test_who_takes_an_answer_slowly_is_waited_for() -> None:
+    """Though the kernel, which holds much of it already, takes on no more for a long time."""
+
+    async def take() -> None:
+        here, connections = asyncio.get_running_loop(), Connections(Limits(write_s=1.0), Wire)
+        config = uvicorn.Config(answered_largely, http=connections)  # type: ignore[arg-type]
+        speak = partial(connections, config=config, server_state=ServerState(), app_state={}, _loop=here)
+        with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+            client.setblocking(False)
+            await here.create_server(speak, sock=listening)
+            await here.sock_connect(client, listening.getsockname())
+            await here.sock_sendall(client, UNREAD["whole"])
+            assert await here.sock_recv(client, 1)
+            [one], looking, now = connections._open, connections._looking, here.time()
+            assert looking
+            looking.cancel()  # it is looked at here, by a time of ours
+            handed = []
+            for _ in range(20):
+                before = one._written - one._buffered - one._sending
+                while one._written - one._buffered - one._sending - before < TAKEN:
+                    await here.sock_recv(client, 1 << 12)
+                one.look(now := now + 0.9)
+                assert not one.is_closing()
+                handed.append(one._written - one._buffered)
+            assert len(set(handed)) < len(handed) / 2
+            one.look(now + 3.0)
+            assert one.is_closing()
+
+    asyncio.run(take())
 
 
 def test_where_much_is_unsent_who_does_not_read_is_given_up_sooner(loop: str) -> None:

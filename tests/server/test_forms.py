@@ -38,6 +38,7 @@ def read(body: bytes, kind: str = f"multipart/form-data; boundary={EDGE}") -> di
 def test_a_whole_form(ending: bytes) -> None:
     wanted = {"prompt": "a red circle", "seed": 7, "image": [PARTS[2][1]], "mask": PARTS[3][1]}
     assert read(form(ending)) == wanted
+    assert read(b"\r\n" + form(ending)) == wanted  # as old clients of C# begin
 
 
 @pytest.mark.parametrize("names", [("loras",), ("loras", "loras"), ("loras[]", "loras[]"), ("loras[0]", "loras[1]")])

@@ -91,6 +91,30 @@ def test_what_is_refused_is_paced_and_no_probe(path: str, status: int, paced: bo
     assert took == (pytest.approx(AT_ONCE_S, rel=0.05) if paced else 0)
 
 
+def test_who_waits_to_be_refused_keeps_no_place() -> None:
+    engine, at_once = Engine(Settings(api_keys=("one",))), int(RATE * AT_ONCE_S)
+    app, kept = create_app(engine), list[int]()
+    headers = [(b"authorization", b"Bearer one"), (b"content-type", b"application/json")]
+
+    async def ask(path: str) -> None:
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start" and path == ROUTE:
+                kept.append(engine.queue.places.others)
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"{"}
+
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+        await app(scope, receive, send)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(ask("/nowhere") for _ in range(at_once)))  # who may be refused at once
+        await asyncio.gather(*(ask(ROUTE) for _ in range(at_once)))
+
+    seconds(all_at_once)
+    assert kept == [0] * at_once
+
+
 @pytest.fixture
 def server() -> Iterator[Faulty]:
     """Whose queue holds one."""

@@ -106,6 +106,20 @@ def test_a_request_is_a_span_below_its_callers_with_the_stages_of_its_pictures(
     assert b"canary" not in b"".join(receiver.bodies)
 
 
+def test_a_job_is_a_span_below_its_callers_too(app: Observed, receiver: Receiver) -> None:
+    async def main() -> None:
+        transport, headers = httpx.ASGITransport(app), {"authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://kindling", headers=headers) as client:
+            traced = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+            job = (await client.post(ROUTE, json=OK | {"async": True}, headers=traced)).json()
+            await client.get(f"/v1/jobs/{job['id']}/events")  # until it has ended
+
+    asyncio.run(main())
+    close(app)
+    root = receiver.wait_for(f"POST {ROUTE} (job)")
+    assert (root.trace, root.parent) == (TRACE, PARENT)
+
+
 @pytest.mark.parametrize(("end", "starts"), [(18.0, [10, 11, 13, 14, 15, 17]), (17.9, [10, 11, 13, 10, 11, 13])])
 def test_pictures_follow_each_other_if_there_was_time_for_that(end: float, starts: list[float]) -> None:
     picture = Picture(b"", "png", RECIPE, stages={"queue": 1.0, "denoise": 2.0, "decode": 1.0, "serialize": 0.5})

@@ -84,7 +84,8 @@ async def post_prompt(request: Request) -> Any:
 
 def _ended(request: Request, seen: Seen, job: Job, error: KindlingError | None) -> None:
     """A prompt is over: it is counted, traced and logged as one request to a route of its own."""
-    later = Seen(seen.id, JOBS, seen.start, begun=time.perf_counter(), status=error.status if error else 200)
+    status = error.status if error else 200
+    later = Seen(seen.id, JOBS, seen.start, seen.admitted, begun=time.perf_counter(), status=status)
     later.reason = error.code if error else ""
     later.prompt, later.pictures = job.plan.outputs[0].request.prompt, tuple(job.pictures)
     request.app.state.ended(request.scope, later)
