@@ -10,6 +10,7 @@ KindlingError
 │   ├── Unsupported            400  understood, but not offered here
 │   ├── GraphRefused           400  a ComfyUI graph that cannot be drawn
 │   ├── Unauthorized           401
+│   ├── AdminsOnly             403  a good key, but not one of KINDLING_ADMIN_KEYS
 │   ├── ForeignOrigin          403  a page of another site, or a name that leads to this machine
 │   ├── OutsideFolder          403  a file's name that leads out of its folder
 │   ├── ModelNotFound          404
@@ -51,15 +52,12 @@ from typing import Any, ClassVar, Self
 
 from handler.core.quoting import QUOTED, brief, brief_all
 
-RETRY_S = 5.0  # where nothing better is known
-MAX_RETRY_S = 120
+RETRY_S, MAX_RETRY_S = 5.0, 120  # where nothing better is known; at most
 
 
 class KindlingError(Exception):
     """Base of all errors with an answer for the caller. `param` names the offending field.
-
-    `retry_s` is when a retryable one is worth another try, in whole seconds, 1 to `MAX_RETRY_S`.
-    """
+    `retry_s` is when a retryable one is worth another try, in whole seconds, 1 to `MAX_RETRY_S`."""
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
@@ -69,8 +67,7 @@ class KindlingError(Exception):
 
     def __init__(self, message: str, param: str | None = None, retry_s: float = RETRY_S) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message, self.param = message, param
         self.retry_s = min(max(math.ceil(retry_s), 1), MAX_RETRY_S)
 
     def body(self) -> dict[str, Any]:
@@ -79,8 +76,7 @@ class KindlingError(Exception):
 
     def anew(self) -> Self:
         """The same for one more who is told it: who lets go of an error ends coroutines that wait in its `except`."""
-        # Until Python 3.13, for it clears the frames of all who caught it.
-        same = copy(self)
+        same = copy(self)  # until Python 3.13, for it clears the frames of all who caught it
         same.__cause__ = self.__cause__
         return same
 
@@ -130,6 +126,10 @@ class GraphRefused(RequestError):
 
 class Unauthorized(RequestError):
     status, code = 401, "invalid_api_key"
+
+
+class AdminsOnly(RequestError):
+    status, code = 403, "admin_key_required"
 
 
 class ForeignOrigin(RequestError):

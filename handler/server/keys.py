@@ -18,7 +18,7 @@ from starlette.types import Scope
 from handler.api.dispatch import RECEIPT_ROUTE
 from handler.api.links import LINKS_ROUTE
 from handler.core.caller import CALLER
-from handler.core.errors import InvalidValue, RequestError, Unauthorized
+from handler.core.errors import AdminsOnly, InvalidValue, RequestError, Unauthorized
 from handler.core.settings import Settings
 
 # Whose URL may have the key in it: browsers send nothing else for an image or a websocket.
@@ -66,7 +66,7 @@ class Keys:
         if not known:
             return Unauthorized("Send a valid key as 'Authorization: Bearer KEY'.")
         if self._admins and scope.get("path") in ADMIN and self._admins.isdisjoint(known.values()):
-            return Unauthorized("This route wants one of KINDLING_ADMIN_KEYS.")
+            return AdminsOnly("This key is good for other routes; this one wants one of KINDLING_ADMIN_KEYS.")
         CALLER.set(next(iter(known.values())))
         return self._foreign(scope) if [*known] == ["basic"] else None
 

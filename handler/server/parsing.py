@@ -7,6 +7,7 @@ from handler.core.errors import SettingsError
 from handler.server.comfy import SOCKETS
 
 try:
+    from httptools import HttpRequestParser
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 except ImportError:  # another parser would have other bounds
     raise SettingsError(
@@ -100,5 +101,7 @@ class Parsed(HttpToolsProtocol):
         assert upgrade is not None
         rest = self._part[upgrade.args[0] :]
         lines = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = HttpRequestParser(self)  # one that has read the last request of a connection reads no other
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         first = b"%s %s HTTP/%s\r\n" % (self.scope["method"].encode(), self.url, self.scope["http_version"].encode())
         self._parse(b"".join([first, *lines, b"\r\n", rest]))

@@ -31,6 +31,7 @@ class Wire(Parsed):
         super().__init__(config, *args, **options)
         self.app = partial(_in_pieces, self.app)
         self._junk = False  # came, and what may follow it is junk too
+        self._answered: Any = None  # the request that is answered now; `cycle` is the one that came last
 
     @property
     def over(self) -> bool:
@@ -45,7 +46,7 @@ class Wire(Parsed):
     @property
     def unwritten(self) -> int:
         """Bytes of the answer that were promised and not written yet."""
-        cycle = self.cycle
+        cycle = self._answered
         return cycle.expected_content_length if cycle and cycle.response_started and not cycle.response_complete else 0
 
     @property
@@ -56,6 +57,13 @@ class Wire(Parsed):
         """Wait for the first request."""
         super().connection_made(transport)
         self.transport.expect(HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let the request that is answered know, as uvicorn does the one that came last."""
+        if self._answered and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -120,6 +128,10 @@ class Wire(Parsed):
             self.cycle.keep_alive = False
         else:
             self._refuse(NOT_HTTP)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _refuse(self, reply: Reply) -> None:
         self._junk = True

@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[Any, ...]] = {  # status, type and code of the answer; wo
     "FileMissing": (404, "invalid_request_error", "file_not_found", False, False),
     "WorkflowMissing": (404, "invalid_request_error", "workflow_not_found", False, False),
     "Unauthorized": (401, "invalid_request_error", "invalid_api_key", False, False),
+    "AdminsOnly": (403, "invalid_request_error", "admin_key_required", False, False),
     "ForeignOrigin": (403, "invalid_request_error", "foreign_origin", False, False),
     "ModelNotFound": (404, "invalid_request_error", "model_not_found", False, False),
     "RouteNotFound": (404, "invalid_request_error", "not_found", False, False),

@@ -192,6 +192,25 @@ def test_a_key_is_kept_for_the_tab_alone(visit: Visit, keyed: Served) -> None:
     visit.expect("status of 401")
 
 
+def test_who_is_no_admin_makes_pictures_and_is_told_what_is_for_admins(visit: Visit) -> None:
+    with serving({"KINDLING_API_KEYS": KEY, "KINDLING_ADMIN_KEYS": f"{KEY}-of-an-admin"}) as served:
+        page = visit.open(served.url)
+        dialog, worker = page.get_by_role("dialog"), page.locator("#worker")
+        dialog.get_by_role("textbox").fill(KEY)
+        page.keyboard.press("Enter")
+        expect(dialog).to_have_count(0)
+        page.get_by_label("What should the picture show?").fill("a red circle")
+        page.get_by_role("button", name="Make", exact=True).click()
+        expect(page.get_by_role("button", name="Copy as").or_(page.get_by_text("Copy as")).first).to_be_visible()
+        show(page, "Worker")
+        expect(worker).to_contain_text("this one wants one of KINDLING_ADMIN_KEYS")
+        page.get_by_role("button", name="API key").click()
+        dialog.get_by_role("textbox").fill(f"{KEY}-of-an-admin")
+        page.keyboard.press("Enter")
+        expect(worker).to_contain_text("ready to draw")
+    visit.expect("status of 401", "status of 403")
+
+
 @pytest.mark.parametrize("name", TABS)
 def test_who_has_no_key_is_asked_once_and_may_give_it_later(visit: Visit, keyed: Served, name: str) -> None:
     page = visit.open(f"{keyed.url}/#{name.lower()}")

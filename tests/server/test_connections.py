@@ -257,11 +257,13 @@ def test_who_takes_an_answer_slowly_is_waited_for() -> None:
     asyncio.run(take())
 
 
-def test_where_much_is_unsent_who_does_not_read_is_given_up_sooner(loop: str) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_where_much_is_unsent_who_does_not_read_is_given_up_sooner(loop: str, times: int) -> None:
+    """Also who has asked for more already."""
     with started(loop, write_s=NEVER, unsent=60 << 20, hurry_s=0.05) as server:
-        with server.open(UNREAD["whole"]) as one:
+        with server.open(UNREAD["whole"] * times) as one:
             assert one.recv(1)
-            with server.open(UNREAD["whole"]) as another:
+            with server.open(UNREAD["whole"] * times) as another:
                 assert another.recv(1)
                 while server.state()[0] > 1:
                     pass

@@ -17,7 +17,17 @@ import uvicorn
 from handler.server.connections import Connections, Limits
 from handler.server.wire import Wire
 
+left = asyncio.Event()
+
 async def app(scope, receive, send):
+    if scope["path"] == "/long":
+        await receive()
+        gone = asyncio.ensure_future(receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+            await asyncio.sleep(0)
+        return left.set()
     read = bytearray()
     while scope["path"] != "/unread":
         part = await receive()
@@ -27,6 +37,8 @@ async def app(scope, receive, send):
     said = b"%d read" % len(read)
     if scope["path"] == "/headers":
         said = b" ".join([*(name for name, _ in scope["headers"]), b"read"])
+    if scope["path"] == "/left":
+        await left.wait()
     if scope["path"] == "/waiting":
         import gc
         from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -202,6 +214,17 @@ def test_requests_that_lie_here_at_once_are_all_answered(server: Server) -> None
         assert [client.answer() for _ in range(8)] == [b"30000 read", b"0 read"] * 4
 
 
+def test_who_asks_ahead_and_leaves_is_answered_no_longer(client: Client) -> None:
+    client.send(b"GET /long HTTP/1.1\r\n" + HOST + b"\r\n" + b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+    client.socket.recv(1)
+    port = client.socket.getpeername()[1]
+    client.socket.close()
+    other = Client(port)
+    with other.socket:
+        other.send(b"GET /left HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert other.answer() == b"0 read"
+
+
 def test_junk_in_a_body_is_refused(client: Client) -> None:
     client.send(b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n1\r\na\r\nJUNK\r\n\r\n")
     assert refused(client.rest())
@@ -288,6 +311,17 @@ def test_an_upgrade_is_ignored_and_the_body_is_read(client: Client, upgrade: byt
     assert client.answer() == b"0 read"
     client.send(b"GET / HTTP/1.1\r\n" + HOST + b"connection: close\r\n\r\n")
     assert client.rest().endswith(b"0 read")
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
+def test_an_upgrade_is_ignored_in_the_last_request_of_a_connection(
+    client: Client, version: bytes, upgrade: bytes
+) -> None:
+    """As of proxies that speak HTTP/1.0 and pass on what asked them."""
+    said = b"connection: close, upgrade\r\nupgrade: " + upgrade + b"\r\ncontent-length: 5\r\n\r\nabcde"
+    client.send(b"POST / HTTP/" + version + b"\r\n" + HOST + said)
+    assert client.rest().endswith(b"\r\n\r\n5 read")
 
 
 @pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nx: "])

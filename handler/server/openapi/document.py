@@ -15,6 +15,7 @@ from handler.engine.engine import Engine
 from handler.server import multipart
 from handler.server.auth import DEFAULTS, OPEN_ROUTES
 from handler.server.idempotency import HEADER, KEY
+from handler.server.keys import ADMIN
 from handler.server.openapi import comfy, deployments, jobs, workflows
 from handler.server.openapi.named import named
 from handler.server.openapi.operation import JSON, Answer, Operation
@@ -125,7 +126,8 @@ def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] =
 
 def _operation(path: str, row: Operation, keyed: bool, names: tuple[str, ...]) -> Schema:
     is_open = path in OPEN_ROUTES or (keyed and path == LINKS_ROUTE)
-    errors = [*row.errors] if is_open else [*row.errors, 401 if keyed else 403]
+    guards = [] if is_open else [403] if not keyed else [401, 403] if path in ADMIN else [401]
+    errors = {*row.errors, *guards}
     found: Schema = {
         "summary": row.summary,
         "operationId": f"{row.method}{path}".translate(PLAIN),

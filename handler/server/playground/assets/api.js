@@ -1,8 +1,8 @@
-// The worker's API. Its errors are told in its own words; where it wants a key, it is asked for once.
+// The worker's API. Errors are in its own words; where it wants a key, it asks once.
 
 const AWAY = "The worker does not answer. It may have stopped or be starting; check that it runs, then try again.";
-const CUT = "The answer ended before the picture was there. Try again in a moment.";
-const encoded = key => String.fromCharCode(...new TextEncoder().encode(key)); // for a header has bytes
+const CUT = "The answer ended before the picture was there. Try again.";
+const encoded = key => String.fromCharCode(...new TextEncoder().encode(key));
 
 export class ApiError extends Error {
   constructor(message, { status = 0, param = null } = {}) {
@@ -11,7 +11,7 @@ export class ApiError extends Error {
   }
 }
 
-/** `keys`: { get(), ask(tried, at) }. Paths are from the worker's root on, wherever that is mounted. */
+/** `keys`: { get(), ask(tried, at) }. Paths are from the worker's root on. */
 export function connect(root, keys) {
   async function call(path, options = {}) {
     const key = keys.get(), at = Date.now();
@@ -55,7 +55,7 @@ const content = answer => answer.status === 204 ? null : reached(answer.json());
 async function fail(answer) {
   const said = await answer.json().catch(() => null);
   const error = said?.error?.message ? said.error : { message: `The worker answered with status ${answer.status}.${answer.status < 500 ? "" : " Try again in a moment."}` };
-  const message = error.details ? `${error.message}: ${error.details}` : error.message; // as ComfyUI's routes have it
+  const message = error.details ? `${error.message}: ${error.details}` : error.message; // as ComfyUI's
   throw new ApiError(message, { ...error, status: answer.status });
 }
 

@@ -38,10 +38,10 @@ class Make {
 
   async learn() {
     try {
-      const [model, status] = await Promise.all([this.app.model(), this.app.status()]);
+      const [model, status] = await Promise.all([this.app.model(), this.app.status().catch(() => null)]);
       this.app.clear(this.form.element);
       this.form.honour(model);
-      this.rate = status.spend.price.dollars_per_s;
+      this.rate = status?.spend.price.dollars_per_s;
       if (!this.well.querySelector("img")) this.invite(EXAMPLES[model.model] || EXAMPLES.other);
     } catch (error) {
       this.app.fail(error, this.form.element);

@@ -1,10 +1,10 @@
 // How the worker is: asked again and again while somebody looks, and told to all as "status".
 
 const AGAIN_MS = { starting: 1000, looked: 2000, else: 20000 };
-const IDLE_MS = 60000; // then who does nothing is gone: a worker that is asked stays awake, and costs
+const IDLE_MS = 60000; // then nobody is here: who is asked stays awake, and costs
 
-/** `looked()` says whether somebody looks at the figures, and "look" that they begin to. What is told is /v1/status's answer; where
- * none comes the last one, with the status "away", the reason, and the worker's own reason from before. */
+/** `looked()` says whether somebody looks at the figures, and "look" that they begin to. Told is /v1/status's answer, or
+ * the last one as "away", with why, and the worker's own reason from before; or why none will come, as "barred". */
 export function follow(app, looked) {
   let timer = 0, asking = false, barred = false, active = performance.now(), known = {};
   const gone = () => document.hidden || (known.status !== "starting" && performance.now() - active > IDLE_MS);
@@ -18,7 +18,7 @@ export function follow(app, looked) {
     try {
       told = known = await app.status();
     } catch (error) {
-      if (error.status === 401) return void (barred = true); // until there is a key
+      if (barred = [401, 403].includes(error.status)) return app.emit("barred", error.message);
       told = { ...known, status: "away", reason: error.message, before: known.reason };
     } finally {
       asking = false;

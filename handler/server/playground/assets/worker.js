@@ -30,6 +30,8 @@ export function mount(section, app) {
     if (made !== receipt && status.status !== "away") measured(receipt = made);
   });
 
+  app.on("barred", why => figures.replaceChildren(why));
+
   async function measured() {
     try {
       const [model, found] = await Promise.all([app.model(), app.api.get("v1/receipt")]);
