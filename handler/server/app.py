@@ -75,7 +75,8 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
             "KINDLING_API_KEYS",
         )
     if settings.admin_keys and not settings.api_keys:
-        raise SettingsError("KINDLING_ADMIN_KEYS: without KINDLING_API_KEYS all may ask.", "KINDLING_API_KEYS")
+        told = "KINDLING_ADMIN_KEYS guard nothing while everybody may ask: set KINDLING_API_KEYS, too."
+        raise SettingsError(told, "KINDLING_API_KEYS")
     if told := weak(settings):
         logging.getLogger("kindling").warning("%s", told)
     routes = _routes(settings)

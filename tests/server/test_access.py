@@ -456,7 +456,7 @@ def test_admin_keys_are_for_what_tells_of_the_worker(app: Callable[..., Any]) ->
         200,
     ]
     assert {ask(app(api_keys=(KEY,)), "GET", path, headers={"x-api-key": KEY}).status_code for path in ADMIN} == {200}
-    with pytest.raises(SettingsError, match="without KINDLING_API_KEYS all may ask"):
+    with pytest.raises(SettingsError, match="set KINDLING_API_KEYS, too"):
         app(admin_keys=(KEY,))
 
 
