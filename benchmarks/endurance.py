@@ -9,6 +9,7 @@ Our own server with spark is started, driven over loopback, watched from outside
     disconnects   200 clients that go away while their picture waits or is drawn; then the same picture as before, bit
                   for bit, and nothing still at work
     mixed         1,000 requests, a quarter of them cancelled half-way and a quarter malformed in each of `BAD`'s ways
+    sizes         pictures of random sizes, one after another: the slope of memory after a warm-up
     flooded       64 clients that ask again as soon as they are refused, beside good ones (this wants a C compiler)
     held          60 bodies of 7.8 MB that lack their last byte
     unread        100 clients that never read their answers
@@ -129,6 +130,7 @@ MODES = {
     "overload": overload,
     "disconnects": mixed.disconnects,
     "mixed": mixed.mixed,
+    "sizes": mixed.sizes,
     **hostile.MODES,
     "fair": fair.fair,
 }
@@ -138,7 +140,7 @@ def main() -> None:
     """Measure, print a line for each mode, end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES), help="what to do (default: all)")
-    parser.add_argument("--seconds", type=float, default=60, help="of overload (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60, help="of overload and of sizes (default: 60)")
     parser.add_argument("--rounds", type=int, default=3, help="of overload, at each size (default: 3)")
     parser.add_argument("--disconnects", type=int, default=200, help="clients that vanish (default: 200)")
     parser.add_argument("--requests", type=int, default=1000, help="of the mix (default: 1000)")

@@ -1,9 +1,10 @@
-"""A long mix of good requests, bad ones and those whose clients go away: two modes of endurance.py."""
+"""A long mix of good requests, bad ones and those whose clients go away: three modes of endurance.py."""
 
 import argparse
 import asyncio
 import itertools
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -61,6 +62,26 @@ async def disconnects(server: Server, watch: Watchdog, options: argparse.Namespa
             left = await settled(http)
         same = (await http.post(OPENAI, json=SMALL)).json()["data"] == before
     return {"clients": options.disconnects, "left_at_work": left, "same_picture_after": same}
+
+
+async def sizes(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:
+    """One picture after another for `--seconds`, each of another size: what memory grows by in a minute."""
+    rng, seeds, count = random.Random(4), itertools.count(), Counter[str]()
+
+    async def drawn(http: httpx.AsyncClient, seconds: float) -> None:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            size = "x".join(str(rng.randrange(64, 385, 32)) for _ in "wh")
+            status, _ = await ask(http, SMALL | {"size": size, "seed": next(seeds)})
+            count[status] += 1
+
+    async with server.client() as http:
+        await drawn(http, options.seconds / 2)  # until there was about every size
+        async with watch.running():
+            await drawn(http, options.seconds)
+    growth = watch.growth()
+    per_minute = round(60 * growth["memory_growth_percent"] / options.seconds, 3)
+    return {"answers": dict(count), "memory_percent_a_minute": per_minute, **growth}
 
 
 async def mixed(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:

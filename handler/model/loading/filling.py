@@ -6,8 +6,6 @@ that is served or to rounded parts, and what was read of its file goes: no model
 type.
 """
 
-import contextlib
-import ctypes
 import importlib
 import itertools
 import mmap
@@ -15,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from handler.core.host import trim
 from handler.model.loading import lora
 from handler.model.loading.modules import Made
 from handler.model.loading.packing import dtype_of, unpacked, viewed
@@ -98,7 +97,7 @@ def fill(
             if layer := rounded.pop(given[name].data_ptr(), None):
                 weight.data = tensor
                 layer.quantise(place)
-                _trim()
+                trim()  # rounding one matrix takes several times its size
             else:
                 weight.data = _own(tensor, weight.dtype, place)
             del tensor, weight
@@ -166,12 +165,6 @@ def _arriving(reader: Reader, file: ReadFile, slots: Slots, dtype: Any, place: s
         yield name, unpacked(seen.to(place), slot, scales.get(name), dtype) if slot.packed else seen
         leave(slot.stop)
     leave(len(file.memory))
-
-
-def _trim() -> None:
-    """Let the C library give back what it keeps of freed memory: rounding one matrix takes several times its size."""
-    with contextlib.suppress(OSError, AttributeError):  # another one than GNU's
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _own(tensor: Any, dtype: Any, place: str) -> Any:
