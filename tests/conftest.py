@@ -4,6 +4,7 @@ import atexit
 import importlib
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two busy threads on two cores can be 20 times slower
@@ -89,6 +90,16 @@ def unwarmed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "_warm", lambda *_: None)
         yield
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and a closed terminal are heard, here and in what is started here, in the background and by nohup too."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

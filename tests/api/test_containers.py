@@ -156,6 +156,7 @@ def test_the_process_that_decodes_has_no_secret(monkeypatch: pytest.MonkeyPatch)
     assert begun.is_set()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_what_is_stopped_with_the_service_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch, how: int) -> None:
     class Stopped(subprocess.Popen[bytes]):

@@ -415,7 +415,7 @@ def test_what_a_model_makes_of_an_edit(spec: ModelSpec, fields: Any, steps: int 
         return
     recipe = spec.recipe(request, (ONE,), mask=mask)
     assert (recipe.steps, recipe.strength, recipe.mask) == (steps, strength, mask)
-    assert recipe.described()["mask"] == (mask and "mask")
+    assert recipe.described()["mask"] == (mask and "ma")
     assert recipe.described()["strength"] == strength
 
 

@@ -351,7 +351,7 @@ def test_what_is_no_graph_is_one_line(graph: Any, said: str) -> None:
 
 
 def test_others_words_are_plain_and_short() -> None:
-    graph = plain() | {"8": node("\x1b[2J" + "x" * 5000, a=["7", 0])}
+    graph = plain() | {"8": node("\x1b[2J" + "x" * 150, a=["7", 0])}
     graph["8\x07"] = {**node("PreviewImage", images=["8", 0]), "_meta": {"title": "\x1b]0;title\x07" + "y" * 5000}}
     text = json.dumps(asdict(replace(told(graph), curl=())), ensure_ascii=False)
     assert text.isprintable()

@@ -38,10 +38,10 @@ def hang() -> None:
     threading.Event().wait()
 
 
-def put(self: Store, picture: Picture, put: Callable[[Store, Picture], str] = Store._put) -> str:
+def put(self: Store, picture: Picture, body: Any, put: Callable[[Store, Picture, Any], str] = Store._put) -> str:
     """Say so, and upload."""
     print("uploading", file=sys.stderr, flush=True)
-    return put(self, picture)
+    return put(self, picture, body)
 
 
 def tick() -> None:

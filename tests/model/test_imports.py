@@ -134,7 +134,7 @@ def test_what_a_program_froze_itself_stays_frozen_and_nothing_is_added() -> None
 
 @pytest.mark.usefixtures("thawing")
 def test_a_start_that_fails_leaves_the_collector_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("handler.worker.worker.outlook", lambda *_: raises(OSError("no such device"))())
+    monkeypatch.setattr("handler.worker.worker.outlook", lambda *_, **__: raises(OSError("no such device"))())
     with pytest.raises(StartError, match="no such device"):
         Worker.boot(PATIENT.model_copy(update={"volume": tmp_path}))
     assert gc.isenabled()

@@ -36,15 +36,10 @@ SYSTEM_PYTHON = Path("/usr/bin/python3.11")
 ROOTS = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOTS, reason="only root owns what others may not write to")
 # Root's pods run commands as another user, who may not use a Python in root's home.
-pytestmark = pytest.mark.skipif(ROOTS and not SYSTEM_PYTHON.exists(), reason="there is no Python that all may use")
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Ctrl-C is heard, here and in what is started here, where these tests run in the background too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = [
+    pytest.mark.skipif(ROOTS and not SYSTEM_PYTHON.exists(), reason="there is no Python that all may use"),
+    pytest.mark.usefixtures("interruptible"),
+]
 
 
 @pytest.fixture

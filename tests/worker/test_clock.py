@@ -266,7 +266,7 @@ def test_whoever_ends_a_start_disarms_it(
 ) -> None:
     """Ctrl-C in a notebook, or a library that wants to exit: the program that goes on is not ended later."""
 
-    def ends(*_: object) -> None:
+    def ends(*_: object, **__: object) -> None:
         raise error
 
     place = {"volume": "handler.worker.worker.outlook", "import": "handler.worker.worker.detect"}[phase]
@@ -290,7 +290,7 @@ import sys, time
 from handler import Clock, Settings, Worker
 from handler.core.birth import Birth
 import handler.worker.worker
-def interrupt(*_): raise KeyboardInterrupt
+def interrupt(*_, **__): raise KeyboardInterrupt
 handler.worker.worker.outlook = interrupt
 clock = Clock(0.5, Birth.anew(), publish=lambda ledger: None)
 try:
