@@ -2,8 +2,8 @@
 
 A full queue refuses by a request's head, before its body is read, and again when its pictures would join. In between,
 images are sent and decoded, while those who send a few words join: so nobody with images would ever get in. Who was let
-in by its head keeps a place until then. A place is not kept for long, and not more than half of all: bodies that never
-come keep nobody out.
+in by its head keeps a place until then. A place is not kept for long, and of several not more than half: bodies that
+never come keep nobody out for long.
 """
 
 import time

@@ -10,7 +10,6 @@ from typing import Any
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost
-from handler.core.host import trim
 from handler.core.recipe import Drawn, Lora, OnStep, Pixels, Preview, Recipe, Tokens
 from handler.model.adapters.applied import Applied
 from handler.model.faults import meaning
@@ -32,7 +31,8 @@ def sound(outcome: DrawOutcome) -> Drawn:
 class Runner:
     """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
 
-    `mark` leaves a mark in what the pipeline's device is told; `room` is as `Applied` has it.
+    `mark` leaves a mark in what the pipeline's device is told; `room` is as `Applied` has it. `resized` is called
+    before a picture of another size than the last.
     """
 
     def __init__(
@@ -43,9 +43,10 @@ class Runner:
         tiles: Callable[[tuple[int, int]], bool],
         mark: Callable[[], Mark],
         room: float = math.inf,
+        resized: Callable[[], object] = lambda: None,
     ) -> None:
         self._spec, self._family, self._pipeline, self._tiles = spec, family, pipeline, tiles
-        self._mark = mark
+        self._mark, self._resized = mark, resized
         self._families = importlib.import_module("handler.model.families")
         self._components = self._families.Components(pipeline)
         self._size = spec.size
@@ -75,7 +76,9 @@ class Runner:
             stages = self._begun(recipes[0].loras)
         except Exception as error:
             return [meaning(error, recipes[0].size)] * len(recipes)
-        self._sized(recipes[0].size)
+        if (size := recipes[0].size) != self._size:
+            self._resized()
+            self._size = size
         told = [self._encoded(recipe) for recipe in recipes]
         outcomes: list[DrawOutcome | None] = [each if isinstance(each, BaseException) else None for each in told]
         known = {i: each for i, each in enumerate(told) if not isinstance(each, BaseException)}
@@ -86,16 +89,6 @@ class Runner:
                 outcomes[i] = outcome
         lost = next((each for each in outcomes if isinstance(each, DeviceLost)), None)
         return [lost if outcome is None else outcome for outcome in outcomes]
-
-    def _sized(self, size: tuple[int, int]) -> None:
-        """Before pictures of another size, whose tensors fit where none of those before were, those leave the host.
-
-        The GPU's allocator has its own way. Giving memory back by thresholds made each picture 40 % slower on a CPU;
-        so do those pay alone, a sixth, that differ in size.
-        """
-        if size != self._size:
-            trim()
-        self._size = size
 
     def _begun(self, loras: tuple[Lora, ...]) -> Stages:
         """The stages of a drawing that has begun, with `loras` and no others added to the weights."""

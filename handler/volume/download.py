@@ -4,22 +4,19 @@ Whole files stay when a fetch is interrupted. The manifest comes last, so a work
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from handler.catalog.sizes import largest_below
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import FetchFailed, VolumeFailed, WeightsCorrupt
+from handler.core.errors import FetchFailed, WeightsCorrupt
 from handler.core.loras import Pin
 from handler.core.untrusted import Malformed, load
 from handler.volume.adapters import FETCHED
@@ -28,12 +25,13 @@ from handler.volume.fetched import Fetched
 from handler.volume.files import VAE, VAE_CONFIG, Item, Listings, home, model_items, repository_items, vae_items
 from handler.volume.given import pinned
 from handler.volume.hub import Repository, Wait, explained
-from handler.volume.incoming import begin, incoming
+from handler.volume.incoming import alone, begin, incoming
+from handler.volume.listing import INDEX
 from handler.volume.manifest import Entry, Source, checked, summarize, write_atomically, write_manifest
 from handler.volume.named import SUFFIX
 from handler.volume.revisions import MAIN, begun, settled
 from handler.volume.room import discard
-from handler.volume.sources import INDEX, fetched_folder, model_source
+from handler.volume.sources import fetched_folder, model_source
 from handler.volume.vouched import remember, require, sized, verified
 
 if TYPE_CHECKING:
@@ -76,7 +74,7 @@ def fetch_lora(wanted: Pin, volume: Path, *, quiet: bool = False, wait: Wait = t
     item = Item(f"{wanted.name}{SUFFIX}", repository, wanted.file)
     order = Order(f"LoRA {wanted.name}", volume, volume / FETCHED, {}, (repository,), item, lambda *_: [item])
     path, bars = order.folder / item.path, disable_progress_bars() if quiet else contextlib.nullcontext()
-    with explained(order.name, repository, order.folder), _alone(order.folder), bars:
+    with explained(order.name, repository, order.folder), alone(order.folder), bars:
         if (file := repository.files().get(item.file)) is None:
             raise FetchFailed(f"{repository.name} has no {item.file} at {repository.revision}.")
         there = sized(path, file)
@@ -96,7 +94,7 @@ def _at_commit(spec: ModelSpec, volume: Path) -> ModelSpec:
     if (known := settled(spec, volume)).revision:
         return known
     main, folder = Repository(spec.repository, MAIN), fetched_folder(spec, volume)
-    with explained(spec.id, main, folder), _alone(folder):
+    with explained(spec.id, main, folder), alone(folder):
         if not (known := begun(spec, volume)).revision:
             known = replace(spec, revision=main.commit())
             fetched_folder(known, volume).mkdir(exist_ok=True)
@@ -143,7 +141,7 @@ def _fill(order: Order, quiet: bool, wait: Wait) -> Fetched:
     if source := _complete(order):
         return _fetched(order.name, source)
     bars = disable_progress_bars() if quiet else contextlib.nullcontext()
-    with explained(order.name, order.head.repository, order.folder), _alone(order.folder), bars:
+    with explained(order.name, order.head.repository, order.folder), alone(order.folder), bars:
         if source := _complete(order):  # another process was faster
             return _fetched(order.name, source)
         return _fetched(order.name, _download(order, wait), time.monotonic() - start)
@@ -162,31 +160,6 @@ def _complete(order: Order) -> Source | None:
         source = checked(order.folder)
         return source if source and source.manifest and source.manifest.facts == order.facts else None
     return None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time fill `folder`; the lock goes when its process does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _opened(folder.with_name(f".{folder.name}.lock")) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("Another process is fetching to %s; waiting for it.", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            log.warning("%s cannot be locked: another process may fetch the same files to it, too.", folder)
-        yield
-
-
-def _opened(lock: Path) -> IO[bytes]:
-    """The file, made if it is not there. What a link in its place leads to is not ours to touch."""
-    try:
-        return os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise VolumeFailed(f"{lock} is a link, which no lock of ours is. Remove it.") from None
-        raise
 
 
 def _download(order: Order, wait: Wait) -> Source:

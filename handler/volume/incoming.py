@@ -1,21 +1,53 @@
-"""Where the files of a fetch come in: hidden in the folder to fill, and each fetch's own.
+"""Where the files of a fetch come in: hidden in the folder to fill, which is locked, and each fetch's own.
 
 Locks cannot be relied on: on NFS, Lustre and mounts of object stores they may fail, or lock nothing. So two fetches to
 one folder may both bring a file, and each puts its own in place, whole; neither touches what comes to the other.
 """
 
+import errno
+import fcntl
 import hashlib
+import logging
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import IO
 
+from handler.core.errors import VolumeFailed
 from handler.volume.leftovers import sweep
 from handler.volume.room import discard, inside
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 PIDS = Path("/proc/self/ns/pid")  # in which numbers of processes mean something
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time fill `folder`; the lock goes when its process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _opened(folder.with_name(f".{folder.name}.lock")) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("Another process is fetching to %s; waiting for it.", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            log.warning("%s cannot be locked: another process may fetch the same files to it, too.", folder)
+        yield
+
+
+def _opened(lock: Path) -> IO[bytes]:
+    """The file, made if it is not there. What a link in its place leads to is not ours to touch."""
+    try:
+        return os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise VolumeFailed(f"{lock} is a link, which no lock of ours is. Remove it.") from None
+        raise
 
 
 def incoming(folder: Path) -> Path:

@@ -13,7 +13,6 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import BudgetExceeded, StartError, WeightsCorrupt, WeightsMissing
 from handler.volume import hubcache
 from handler.volume.damaged import mark, marked
-from handler.volume.listing import INDEX as INDEX
 from handler.volume.manifest import AGAIN, MANIFEST, Source, checked, source_in
 from handler.volume.room import inside, reading
 

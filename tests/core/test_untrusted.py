@@ -27,9 +27,8 @@ from handler.server.bodies import decode
 from handler.volume import receipts
 from handler.volume.autoencoder import vae_source
 from handler.volume.layout import layout
-from handler.volume.listing import json_of, weight_files
+from handler.volume.listing import INDEX, json_of, weight_files
 from handler.volume.manifest import MANIFEST, Source, checked, read_manifest
-from handler.volume.sources import INDEX
 from handler.worker.decision import applicable
 
 SPARK = MODELS["spark"]

@@ -49,10 +49,11 @@ from handler.model.hardware import Hardware
 from handler.model.loading import quant
 from handler.model.stepcache import caching
 from handler.volume import receipts
+from handler.volume.listing import INDEX
 from handler.volume.manifest import Entry, Manifest, Source, summarize, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.reader import Reader
-from handler.volume.sources import INDEX, baked_sources, fetched_folder, model_source
+from handler.volume.sources import baked_sources, fetched_folder, model_source
 from handler.worker import boots
 from handler.worker.durations import Durations
 from handler.worker.footprint import weigh

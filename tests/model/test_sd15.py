@@ -24,7 +24,8 @@ from handler.model.compiling import artifacts
 from handler.model.families import edits
 from handler.model.hardware import Hardware
 from handler.volume.hubcache import HUB_CACHE
-from handler.volume.sources import INDEX, weights_folder
+from handler.volume.listing import INDEX
+from handler.volume.sources import weights_folder
 
 SPEC = MODELS["sd1.5"]
 RENAMED = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # of the VAE's attention, since

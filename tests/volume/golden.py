@@ -23,10 +23,11 @@ from handler.engine.spend import Meter
 from handler.model.compiling.artifacts import PACKAGE, key
 from handler.model.compiling.failures import Record
 from handler.volume.autoencoder import fetched_vae
+from handler.volume.listing import INDEX
 from handler.volume.manifest import write_atomically, write_manifest
 from handler.volume.publishing import publishing
 from handler.volume.receipts import Candidate, Figures, Outcome, Receipt, keep, use
-from handler.volume.sources import INDEX, fetched_folder, weight_facts, weights_folder
+from handler.volume.sources import fetched_folder, weight_facts, weights_folder
 from handler.worker.boots import BootLog
 from handler.worker.clock import Ledger, Phase
 

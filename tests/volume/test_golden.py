@@ -18,11 +18,12 @@ from handler.model.compiling.failures import Record
 from handler.model.hardware import Hardware
 from handler.volume import receipts
 from handler.volume.autoencoder import vae_source
+from handler.volume.listing import INDEX
 from handler.volume.manifest import CHUNK, MANIFEST, read_manifest, summarize
 from handler.volume.publishing import whole
 from handler.volume.reader import Reader
 from handler.volume.receipts import Candidate
-from handler.volume.sources import INDEX, baked_sources, model_source, served_source, weight_facts
+from handler.volume.sources import baked_sources, model_source, served_source, weight_facts
 from handler.worker.boots import last_boots
 from handler.worker.durations import Durations
 from handler.worker.footprint import weigh

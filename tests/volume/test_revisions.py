@@ -15,9 +15,10 @@ from handler.__main__ import main
 from handler.core.errors import FetchFailed, WeightsMissing
 from handler.volume.download import fetch
 from handler.volume.hubcache import HUB_CACHE
+from handler.volume.listing import INDEX
 from handler.volume.manifest import MANIFEST, read_manifest
 from handler.volume.revisions import settled
-from handler.volume.sources import INDEX, fetched_folder, model_source
+from handler.volume.sources import fetched_folder, model_source
 from hub_plane import MAIN, Hub, Trouble
 from hub_plane import Repository as Shelf
 

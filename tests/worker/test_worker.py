@@ -150,7 +150,7 @@ def test_a_clock_may_begin_in_a_process_that_is_older() -> None:
 def test_pictures_of_another_size_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """glibc keeps freed tensors of odd sizes; giving them back takes time, which pictures of one size need not pay."""
     trimmed: list[int] = []
-    monkeypatch.setattr("handler.model.runner.trim", lambda: trimmed.append(1))
+    monkeypatch.setitem(loaded.RESIZED, "cpu", lambda: trimmed.append(1))
     with FakeFamily().engine() as engine:
         assert engine.worker
         counts = []
