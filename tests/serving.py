@@ -46,6 +46,15 @@ class Served:
         raise AssertionError(f"the server ended without saying {pattern!r}:\n{''.join(self.lines)}")
 
 
+def editors_site(folder: Path) -> str:
+    """What PYTHONPATH says so that a process finds ComfyUI's page, an empty one, in `folder`."""
+    page = folder / "comfyui_frontend_package/static"
+    page.mkdir(parents=True)
+    (page.parent / "__init__.py").touch()
+    (page / "index.html").touch()
+    return f"{folder}{os.pathsep}{ROOT}"
+
+
 @contextmanager
 def serving(
     environ: Mapping[str, str] | None = None, *arguments: str, ready: bool = True, anew: bool = False

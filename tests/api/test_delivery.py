@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,9 +114,18 @@ class Slow:
                 self.received += len(data)
         self.ended.set()
 
+    def broken_off(self, ask: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+        """What `ask` uploads here never comes whole."""
+        with self.serving() as url:
+            asyncio.run(ask(url))
+            self.gate.set()
+            assert self.ended.wait(60)
+            until(lambda: not store._hands._running)
+        assert self.received < len(LARGE.data)
+
 
 @pytest.mark.parametrize("how", ["who asked leaves", "its time is up"])
-def test_an_upload_that_nobody_waits_for_breaks_off(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_nobody_waits_for_breaks_off(how: str) -> None:
     """And is not tried again: of half a body a store keeps nothing."""
     slow = Slow()
 
@@ -134,12 +143,7 @@ def test_an_upload_that_nobody_waits_for_breaks_off(how: str, monkeypatch: pytes
             with pytest.raises(asyncio.CancelledError):
                 await keeping
 
-    with slow.serving() as url:
-        asyncio.run(main(url))
-        slow.gate.set()
-        assert slow.ended.wait(60)
-        until(lambda: not store._hands._running)
-    assert slow.received < len(LARGE.data)
+    slow.broken_off(main)
     assert slow.connections == 1
 
 
@@ -157,9 +161,4 @@ def test_what_is_on_its_way_as_a_requests_time_ends_breaks_off_too() -> None:
         with pytest.raises(DeadlineExceeded):
             await keeping
 
-    with slow.serving() as url:
-        asyncio.run(main(url))
-        slow.gate.set()
-        assert slow.ended.wait(60)
-        until(lambda: not store._hands._running)
-    assert slow.received < len(LARGE.data)
+    slow.broken_off(main)

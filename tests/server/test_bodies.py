@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from test_faults import PATIENCE_S, TESTS, Faulty, faulty
+from test_faults import PATIENCE_S, Faulty, faulty
 
 from fakes import FakeFamily
 from handler import Api, Settings
@@ -23,6 +23,7 @@ from handler.core.untrusted import MARKED
 from handler.server import bodies
 from handler.server.record import Seen
 from handler.server.room import SMALL, Room
+from serving import editors_site
 
 DRAWING = ("/v1/images/generations", "/v1/images/edits", "/generate", "/", "/models/x", "/fal/x", "/workflows/a")
 COMFY = ("/prompt", "/api/prompt", "/queue", "/history", "/interrupt", "/free", "/api/jobs/cancel")
@@ -38,12 +39,8 @@ HELD, LARGE = 4_000_000, 900_000
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     """With room for four large bodies, and the routes of ComfyUI's page."""
-    page = tmp_path_factory.mktemp("site") / "comfyui_frontend_package/static"
-    page.mkdir(parents=True)
-    (page.parent / "__init__.py").touch()
-    (page / "index.html").touch()
     room = {"FAULTY_HELD": str(HELD), "KINDLING_MAX_BODY_MB": "1", "KINDLING_MAX_EDIT_MB": "1"}
-    volume, site = tmp_path_factory.mktemp("volume"), f"{page.parents[1]}{os.pathsep}{TESTS.parent}"
+    volume, site = tmp_path_factory.mktemp("volume"), editors_site(tmp_path_factory.mktemp("site"))
     with faulty(**room, KINDLING_COMFY_UI="on", KINDLING_VOLUME=str(volume), PYTHONPATH=site) as started:
         yield started
 

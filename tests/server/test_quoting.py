@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
-from test_faults import PATIENCE_S, TESTS, Faulty, faulty
+from test_faults import PATIENCE_S, Faulty, faulty
 
 from comfy_graphs import graph
 from fakes import FakeFamily
@@ -18,6 +17,7 @@ from handler import create_app
 from handler.api.dialects import aliases
 from handler.core.quoting import QUOTED
 from handler.core.request import ImageRequest
+from serving import editors_site
 
 LONG = 50_000
 CANARY = {"in one": "\u2603" * LONG, "in words": "Q " * LONG}
@@ -30,12 +30,8 @@ NAMES = sorted({*ImageRequest.model_fields, *aliases.NAMES, *aliases.NOTED, *ali
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
-    page = tmp_path_factory.mktemp("site") / "comfyui_frontend_package/static"
-    page.mkdir(parents=True)
-    (page.parent / "__init__.py").touch()
-    (page / "index.html").touch()
-    site = f"{page.parents[1]}{os.pathsep}{TESTS.parent}"
-    with faulty(KINDLING_COMFY_UI="on", KINDLING_VOLUME=str(page), PYTHONPATH=site) as started, CLIENT:
+    volume, site = tmp_path_factory.mktemp("volume"), editors_site(tmp_path_factory.mktemp("site"))
+    with faulty(KINDLING_COMFY_UI="on", KINDLING_VOLUME=str(volume), PYTHONPATH=site) as started, CLIENT:
         yield started
 
 
