@@ -1,18 +1,23 @@
 """A request to draw that was understood: what is asked for, in which dialect, and where its answer will be read."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from handler.api import codec, served
 from handler.api.workflows.calling import Call
+from handler.core.deadline import Deadline
 from handler.core.errors import InvalidJson, InvalidType
 from handler.core.recipe import Preview
 from handler.core.request import ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.engine.engine import Engine
 
+T = TypeVar("T")
+# Characters that are looked at sooner than another thread would begin to, and as how many another value counts.
+LIGHT, VALUE = 16 << 10, 16
 OnRequestStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
 
@@ -64,6 +69,22 @@ class Asked:
                 shown += 1
 
         return step
+
+
+async def understood(act: Callable[[], T], payload: Any, deadline: Deadline) -> T:
+    """What `act` makes of `payload`, in time; on another thread if there is much of it, such as images in base64."""
+    return act() if _is_light(payload) else await deadline.hold(asyncio.to_thread(act))
+
+
+def _is_light(payload: Any) -> bool:
+    left, waiting = LIGHT, [payload]
+    while waiting and left > 0:
+        value = waiting.pop()
+        several = isinstance(value, dict | list | tuple)
+        left -= len(value) * VALUE if several else len(value) if isinstance(value, str | bytes) else 0
+        if several and left > 0:
+            waiting += value.values() if isinstance(value, dict) else value
+    return left > 0
 
 
 def fields_of(payload: Any) -> dict[str, Any]:

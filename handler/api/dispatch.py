@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from handler.api import abilities, again, codec, decoding, loras, served
-from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of
+from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of, understood
 from handler.api.delivery import delivered, give_up
 from handler.api.dialects import openai
 from handler.api.dialects.routes import dialect_of, for_model
@@ -121,11 +121,12 @@ class Api:
         most = int(self.engine.settings.max_edit_mb * 1e6)
         dialect = dialect_of(path)
         assert dialect
-        fields = await deadline.hold(asyncio.to_thread(lambda: fields_of(for_model(path, payload))))
+        fields = await understood(lambda: fields_of(for_model(path, payload)), payload, deadline)
         names = await self.workflows.images(path, fields, deadline) if self.fetches else ()
         fields = await filled(fields, self.fetches, most, deadline, names)
         call = await self.workflows.called(path, dialect, fields, deadline)
-        asked = await deadline.hold(asyncio.to_thread(Asked.of, dialect, fields, self.engine, streams, base, call))
+        ask = partial(Asked.of, dialect, fields, self.engine, streams, base, call)
+        asked = await understood(ask, fields, deadline)
         self._require_way(asked.request, base)
         return asked
 

@@ -17,6 +17,7 @@ from test_faults import PATIENCE_S, Faulty, faulty
 
 from fakes import FakeFamily
 from handler import Api, Settings
+from handler.api.asking import LIGHT
 from handler.core.deadline import Deadline
 from handler.core.errors import DeadlineExceeded, QueueFull
 from handler.core.untrusted import MARKED
@@ -144,7 +145,9 @@ def test_so_is_what_a_request_means(family: FakeFamily) -> None:
         engine.wait_booted()
 
         async def main() -> int:
-            call = asyncio.ensure_future(Api(engine).call("/generate", Payload(prompt="x", width=64, height=64)))
+            call = asyncio.ensure_future(
+                Api(engine).call("/generate", Payload(prompt="x" * LIGHT, width=64, height=64))
+            )
             asyncio.get_running_loop().call_later(0.05, others.set)
             return (await call).status
 
