@@ -17,7 +17,6 @@ from handler.api.comfy.service import Comfy
 from handler.api.comfy.shelf import Shelf, named
 from handler.api.comfy.viewing import Shown, annotated, masked, shown
 from handler.api.decoding import apart, perhaps
-from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidValue, VolumeFailed
 from handler.core.untrusted import Malformed, parse
 from handler.server import bodies, multipart
@@ -42,7 +41,7 @@ async def view(request: Request) -> Response:
     except OSError:
         raise FileMissing("This file cannot be read.", "filename") from None
     show = partial(shown, data, name, query.get("preview", ""), query.get("channel", ""))
-    found = await perhaps(show, Deadline.within(_comfy(request).api.engine.settings.deadline_s))
+    found = await perhaps(show, until(request))
     return _told(found, name)
 
 
@@ -65,12 +64,12 @@ async def upload_mask(request: Request) -> Any:
     sent = await _sent(request)
     filename, subfolder, folder = _original(sent)
 
-    archive, deadline = _archive(request), Deadline.within(_comfy(request).api.engine.settings.deadline_s)
+    archive = _archive(request)
     try:
         original = await archive.at(lambda shelf: shelf.get(named(folder, subfolder, filename)))
     except OSError:
         raise FileMissing("There is no such original.", "original_ref") from None
-    made = await apart(partial(masked, original, sent.data), deadline)
+    made = await apart(partial(masked, original, sent.data), until(request))
     return await archive.at(lambda shelf: _kept(shelf, sent, made))
 
 
