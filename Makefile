@@ -10,13 +10,15 @@
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make lock   bring platform/locks/, the versions and hashes of all that is installed, in step with requirements.txt
 #             (UPGRADE=-U for newer ones)
-# make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
+# make spark  train the embedded model on (two and a half hours on two idle cores; goes on where it stopped), or with
+#             FROM=nothing from nothing (four and a half)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
 #             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)
 
 PYTHON ?= python3
 PORT ?= 8000
 SEED ?= 1
+FROM ?= shipped
 VENV := .venv
 BIN := $(VENV)/bin
 FAL := $(VENV)/fal
@@ -59,7 +61,7 @@ gpu-wheels: $(VENV)/run
 	@$(BIN)/python benchmarks/gpurun/wheels.py
 
 spark: $(VENV)/dev
-	$(BIN)/python -m spark.train
+	$(BIN)/python -m spark.train --begin $(FROM)
 
 lower: $(GPULESS)/ready
 	$(GPULESS)/venv/bin/python benchmarks/lower.py
