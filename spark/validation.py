@@ -16,6 +16,7 @@ from spark.scenes import KINDS, held_out
 
 SIZES: tuple[Size, ...] = ((128, 128), NATIVE, LARGE, (768, 512), LARGEST)
 STEPS = 4
+FINAL = -1  # in the place of a step
 
 
 def averaged(average: dict[str, Tensor]) -> FluxTransformer2DModel:
@@ -53,7 +54,7 @@ def validate(folder: Path, average: dict[str, Tensor], journal: Journal, step: i
 def choose(folder: Path, prompts: int = 6) -> None:
     """Decide by validation prompts with which shift the finished transformer is shipped: `folder`/shift.json."""
     average = torch.load(folder / "flow.pt", weights_only=True)["average"][0]
-    shift = validate(folder, average, Journal(folder / "flow.log"), -1, prompts)
+    shift = validate(folder, average, Journal(folder / "flow.log"), FINAL, prompts)
     (folder / "shift.json").write_text(json.dumps(shift))
 
 

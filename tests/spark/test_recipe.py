@@ -1,6 +1,7 @@
 """The recipe runs end to end in miniature: every stage, a stop, a resumption, and a pipeline that draws."""
 
 import itertools
+import json
 import random
 import shutil
 from functools import partial
@@ -12,6 +13,7 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
 from spark import autoencoder, flow, latents, polish, text, train, training, validation
+from spark.measures import MEASURES
 from spark.scenes import split_of
 
 # torch.compile, which the trainer prepares, imports parts of torch that still use torch.jit
@@ -189,6 +191,27 @@ def test_an_artist_draws_what_its_scenes_say(folder: Path, tmp_path: Path, monke
     latents, scenes = polish.Artist(run).draw((256, 384), 3, random.Random(0))
     assert latents.shape == (3, 12, 24, 16)
     assert len(scenes) == 3
+
+
+def test_the_transformers_stage_ends_by_its_clock_and_the_shift_is_chosen(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    monkeypatch.setattr(training, "COMPILED", ())  # it takes longer than this whole test
+    monkeypatch.setattr(training, "BATCH", 4)
+    monkeypatch.setattr(validation, "SIZES", ((128, 128),))
+    training.train(run, 0.02, check_every=0.01)
+    training.train(run, 0.02)  # its time is over
+    validation.choose(run, prompts=1)
+    assert validation.chosen(run) in flow.SHIFTS
+    told = [json.loads(line) for line in (run / "flow.log").read_text().splitlines()]
+    steps = torch.load(run / "flow.pt", weights_only=True)["counts"][0]
+    assert steps > 0
+    assert [line["resumed"] for line in told if "resumed" in line] == [steps]
+    final = [line for line in told if line.get("validated") == validation.FINAL]
+    assert [line["shift"] for line in final] == list(flow.SHIFTS)
+    assert {"right", *MEASURES} == set(final[0]["128x128"])
 
 
 def test_case_does_not_matter_to_t5(folder: Path) -> None:
