@@ -5,9 +5,9 @@ Noise and picture are not paired at random. Whatever a caption leaves open is de
 but now the seed decides the picture, the flow is almost a straight line, and one step draws the whole picture.
 (Independent pairing gives the mean of all pictures at the first step, and few-step samples blur.)
 
-The numbers are carried by some ten tokens at the first corner, whatever the size: `window`. As the mean of the whole
-noise, which the first weights read, a number is 1/16 of a standard deviation in each value at 256x256 and 1/64 at
-1024x1024, and was read at half its strength there.
+The numbers are carried by some tokens at the first corner, about as many whatever the size: `window`. As the mean of
+the whole noise, which the first weights read, a number is 1/16 of a standard deviation in each value at 256x256 and
+1/64 at 1024x1024, and was read at half its strength there.
 
 At the first step the network sees the noise alone and must return it: `initialise` makes input and output
 projections transposes of each other, so it starts out doing so.
@@ -37,7 +37,7 @@ EDIT_SHIFTS = (1.0, 3.0)  # of edits: at strength 0.75 noise is 0.75 or 0.9 of w
 SPREAD = 1.5  # the same for the noise levels trained on beside the sampler's
 TEXT_TOKENS = 20
 AXES = (4, 14, 14)  # of an attention head's numbers, for RoPE: nothing, the row, the column
-SHARP, TURNS = 3.0, (1, 2)  # of `window`: how steep, and which of an axis's frequencies
+SHARP, TURNS = 2.0, (1, 2)  # of `window`: how steep, and which of an axis's frequencies
 
 
 def build() -> FluxTransformer2DModel:
