@@ -26,7 +26,7 @@ from spark.scenes import Item, Scene, draw, sample_scene
 LATENT_CHANNELS = 12
 DOWNSCALE = 16
 PEAK_RATE = 1.2e-3
-MEASURED = 24  # pictures a size
+MEASURED = 24  # pictures a size, of the largest fewer
 POOL = 1600  # drawn pictures to take crops from
 EMA_DECAY = 0.998
 WHOLE_PIXELS = 256 * 256
@@ -263,7 +263,7 @@ def measure(folder: Path) -> dict[str, float]:
     found = {}
     for size in ((128, 128), (256, 256), (384, 256), (512, 512), (1024, 1024)):
         errors = []
-        for _ in range(MEASURED):
+        for _ in range(-(-MEASURED * 512 * 512 // max(size[0] * size[1], 512 * 512))):
             pixels = to_tensor([draw(sample_scene(rng, "validation"), size)])
             again = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
             errors.append(-10 * math.log10((again - pixels).square().mean().item() / 4))

@@ -3,6 +3,8 @@
 Scenes come in twos: after each one the same with something changed, for image-to-image (`scenes.altered`).
 """
 
+import multiprocessing
+import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -54,15 +56,15 @@ def shard_scenes(seed: int, index: int, count: int) -> list[Scene]:
 def produce(folder: Path, seed: int, minutes: float) -> None:
     """Draw and encode pictures for `minutes`; shards go to `folder`/latents. Run several with different seeds.
 
-    Killed, it goes on at the shard that was not finished, for as long as was left.
+    Killed, it goes on at the shard that was not finished, for as long as was left; it ends with who began it.
     """
     torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(folder / "vae").eval().to(memory_format=torch.channels_last)
     (folder / "latents").mkdir(parents=True, exist_ok=True)
     clock = folder / "latents" / f"{seed}.seconds"
     spent = float(clock.read_text()) if clock.exists() else 0.0
-    start, index = time.monotonic() - spent, 0
-    while time.monotonic() - start < 60 * minutes:
+    start, index, parent = time.monotonic() - spent, 0, multiprocessing.parent_process()
+    while time.monotonic() - start < 60 * minutes and (parent is None or parent.is_alive()):
         size = SHARDS[index % len(SHARDS)]
         path = folder / "latents" / f"{seed}_{index}_{size[0]}x{size[1]}.safetensors"
         if not path.exists():
@@ -74,7 +76,7 @@ def produce(folder: Path, seed: int, minutes: float) -> None:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
 def encoded(vae: AutoencoderKL, scenes: list[Scene], size: Size) -> Tensor:

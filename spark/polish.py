@@ -19,7 +19,7 @@ from spark.progress import Average, Progress, rates
 from spark.scenes import Scene, caption, draw, sample_scene
 
 PEAK_RATE = 4e-4
-DRAWN = 48  # pictures of NATIVE size drawn at a time, fewer of larger ones and more of smaller
+DRAWN = 48  # pictures of NATIVE size drawn at a time, fewer of larger ones
 SIZES: tuple[Size, ...] = ((128, 128), NATIVE, NATIVE, LARGE, LARGE, (768, 512), (512, 768), (1024, 1024))
 STEPS = (1, 4, 4)
 EMA_DECAY = 0.995
@@ -37,7 +37,7 @@ def polish(folder: Path, minutes: float) -> None:
     artist = Artist(folder)
     while progress.share < 1:
         size = rng.choice(SIZES)
-        latents, scenes = artist.draw(size, max(2, DRAWN * 65536 // (size[0] * size[1])), rng)
+        latents, scenes = artist.draw(size, max(2, min(DRAWN, DRAWN * 65536 // (size[0] * size[1]))), rng)
         for latent, scene in zip(latents, scenes, strict=True):
             pixels = autoencoder.to_tensor([draw(scene, size, 3)])
             warm = min(1, (progress.step + 1) / 100)

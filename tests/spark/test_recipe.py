@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -191,6 +195,33 @@ def test_an_artist_draws_what_its_scenes_say(folder: Path, tmp_path: Path, monke
     latents, scenes = polish.Artist(run).draw((256, 384), 3, random.Random(0))
     assert latents.shape == (3, 12, 24, 16)
     assert len(scenes) == 3
+
+
+PRODUCING = """
+import sys
+from pathlib import Path
+from spark import latents
+from spark.train import _produce
+latents.SHARDS, latents.MOST_A_SHARD = ((128, 128),), 2
+if __name__ == "__main__":
+    _produce(Path(sys.argv[1]), 1, 600)
+"""
+
+
+def test_producers_end_with_who_began_them(folder: Path, tmp_path: Path) -> None:
+    """Killed, it leaves nobody behind who would write what is written once more."""
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    (tmp_path / "producing.py").write_text(PRODUCING)
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "producing.py", str(tmp_path)],
+        cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE,
+    ) as killed:  # fmt: skip
+        while not list(tmp_path.glob("latents/*.safetensors")):
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.kill()
+        killed.communicate(timeout=300)  # the end of what it wrote comes when its producer is gone as well
 
 
 def test_the_transformers_stage_ends_by_its_clock_and_the_shift_is_chosen(
