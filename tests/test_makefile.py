@@ -78,7 +78,8 @@ def test_torchs_index_is_asked_only_for_what_is_nowhere_else(checkout: Path) -> 
 def test_where_there_is_none_for_cpus_the_other_is_named_and_not_taken(checkout: Path) -> None:
     (checkout / "pip.lacks").write_text("+cpu\n")
     done = make(checkout)
-    assert done.returncode and '"make TORCH=cuda" takes the one of PyPI, 2.7 GB' in done.stdout
+    assert done.returncode
+    assert '"make TORCH=cuda" takes the one of PyPI, 2.7 GB' in done.stdout
     assert [*asked(checkout)] == [CPU, f"{INDEX} {CPU}"]
     assert not (checkout / ".venv/run").exists()
 
@@ -101,4 +102,5 @@ def test_an_environment_keeps_its_build_until_another_is_asked_for(
 
 def test_a_word_that_names_no_build_is_refused(checkout: Path) -> None:
     done = make(checkout, "TORCH=2.3.0")
-    assert done.returncode and "TORCH=2.3.0 should be cpu or cuda" in done.stderr
+    assert done.returncode
+    assert "TORCH=2.3.0 should be cpu or cuda" in done.stderr
