@@ -124,7 +124,8 @@ def _unseen() -> str:
     except (RuntimeError, AssertionError) as error:
         first = str(error).partition("\n")[0].rstrip(".")
         todo = "Check the driver, and that the container was started with its GPU (docker run --gpus all)."
-        return f"{first}. {todo if torch.version.cuda else 'Install a build of torch for CUDA, as `make TORCH=cuda` does.'}"
+        install = "Install a build of torch for CUDA, such as PyPI has; in a checkout, make TORCH=cuda does."
+        return f"{first}. {todo if torch.version.cuda else install}"
     return "it was there, and is gone."
 
 

@@ -93,6 +93,7 @@ class Worker(Loaded):
         with ExitStack() as files:
             reader, other = opened(files, source, vae, seen.over, held)
             with clock.phase("import"), imports.uncollected(), imports.lean():
+                reader.fill(int(seen.memory.host_gb * 1e9))
                 (families, family), clock.ledger.imports = libraries(spec), upstream.unknown()
                 if spec.served_caching(settings.step_cache):
                     stepcache.library()
@@ -104,6 +105,7 @@ class Worker(Loaded):
                     reader, other = opened(files, seen.weights, vae, seen.over, held)
                     clock.ledger.weights = seen.weights.told
                 memory = seen.require()
+                reader.fill(int(memory.host_gb * 1e9))
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
             with clock.phase("weights"):
                 if held:
