@@ -30,7 +30,7 @@ from handler.volume.held import Held, opened
 from handler.volume.manifest import Source
 from handler.volume.room import require_temporary
 from handler.volume.sources import NONE, spoilt
-from handler.worker import kernel
+from handler.worker import kernel, touched
 from handler.worker.boots import BootLog
 from handler.worker.clock import Clock
 from handler.worker.compilation import Plan
@@ -53,6 +53,7 @@ class Worker(Loaded):
         What is `preloaded` is used once, and only if loading now would bring the same.
         """
         clock = clock or Clock(settings.cold_start_budget_s)
+        touched.bring()
         try:
             with clock.start(settings.model), imports.thawed():
                 clock.ledger.model = (spec := find(settings.model)).id
