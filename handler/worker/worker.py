@@ -22,7 +22,7 @@ from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
 from handler.model.faults import give_back
-from handler.model.hardware import detect, expected
+from handler.model.hardware import detect, expected, wake
 from handler.model.runner import sound
 from handler.volume.autoencoder import vae_source
 from handler.volume.hashes import Hashing
@@ -54,6 +54,7 @@ class Worker(Loaded):
         """
         clock = clock or Clock(settings.cold_start_budget_s)
         touched.bring()
+        wake(settings)
         try:
             with clock.start(settings.model), imports.thawed():
                 clock.ledger.model = (spec := find(settings.model)).id

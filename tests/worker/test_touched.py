@@ -14,7 +14,7 @@ import torch  # as in a process that has started
 from handler.worker import touched
 
 ROOT = Path(__file__).parents[2]
-ROWS = "from handler.worker import touched; print(*touched.rows(__import__('sys').prefix), sep='\\n')"
+RECORD = "import sys; from handler.worker import touched; touched.LIST = sys.argv[1]; touched.record()"
 BOOT = """
 import os, sys, sysconfig, threading
 sys.prefix = sys.argv[1]
@@ -70,9 +70,11 @@ def row(path: Path) -> str:
     return f"0 {2 * mmap.PAGESIZE} {path.name}"
 
 
-def test_what_imports_touch_is_found_to_the_page() -> None:
-    told = subprocess.run([sys.executable, "-c", ROWS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    found = [touched.ROW.fullmatch(line) for line in told.splitlines()]
+def test_what_imports_touch_is_written_down_to_the_page(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", RECORD, tmp_path / "list"], cwd=ROOT, check=True)
+    first, *lines = (tmp_path / "list").read_text().splitlines()
+    found = [touched.ROW.fullmatch(line) for line in lines]
+    assert first == touched._key()
     assert all(found)
     ranges = [(int(one[1]), int(one[2]), one[3]) for one in found if one]
     [torchs] = {name for _, _, name in ranges if name.endswith("/libtorch_cpu.so")}
