@@ -28,6 +28,19 @@ def sound(outcome: DrawOutcome) -> Drawn:
     return outcome
 
 
+def drawn_in_turn(
+    draw_some: Callable[[Sequence[Recipe], Sequence[OnStep]], Sequence[DrawOutcome | None]],
+    recipes: Sequence[Recipe],
+    on_steps: Sequence[OnStep],
+) -> list[DrawOutcome]:
+    """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
+    found: dict[int, DrawOutcome] = {}
+    while left := [i for i in range(len(recipes)) if i not in found]:
+        some = draw_some([recipes[i] for i in left], [on_steps[i] for i in left])
+        found |= {i: outcome for i, outcome in zip(left, some, strict=True) if outcome is not None}
+    return [found[i] for i in range(len(recipes))]
+
+
 class Runner:
     """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
 
@@ -56,14 +69,6 @@ class Runner:
     def restore(self) -> None:
         """Let the weights be the model's own, without the LoRAs of the last picture."""
         self._applied.apply(())
-
-    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
-        """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
-        found: dict[int, DrawOutcome] = {}
-        while left := [i for i in range(len(recipes)) if i not in found]:
-            some = self.draw_some([recipes[i] for i in left], [on_steps[i] for i in left])
-            found |= {i: outcome for i, outcome in zip(left, some, strict=True) if outcome is not None}
-        return [found[i] for i in range(len(recipes))]
 
     def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
         """Draw, in one run, the first of alike pictures and those whose prompts fit beside its; None for the others.
