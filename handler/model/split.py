@@ -14,12 +14,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from handler.core.errors import SettingsError
+from handler.core.errors import DeviceMissing, SettingsError
 
 NAMES = ("ring", "ulysses")  # diffusers' names for the two ways, in the order of its mesh
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo for sizes too, which are on the CPU
 SOCKET, LOOPBACK = "GLOO_SOCKET_IFNAME", "lo"  # else gloo looks for this machine's name, which may lead nowhere
 SPLIT = ("hidden_states", "encoder_hidden_states")  # tensors (picture, token, channel) of a forward
+
+
+def require_devices(device: str, ranks: int) -> None:
+    """DeviceMissing if this machine has fewer GPUs than there are to be ranks."""
+    if device == "cuda" and (there := torch.cuda.device_count()) < ranks:
+        raise DeviceMissing(f"{ranks} GPUs are to draw each picture, and this machine shows {there}.")
 
 
 def join(rank: int, ranks: int, device: str, store: Path, patience_s: float) -> None:

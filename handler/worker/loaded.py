@@ -22,7 +22,7 @@ from handler.model.environment import environment
 from handler.model.faults import give_back
 from handler.model.hardware import Hardware
 from handler.model.loading.weights import free
-from handler.model.runner import DrawOutcome, Runner, drawn_in_turn, sound
+from handler.model.runner import DrawOutcome, Runner, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label
 from handler.volume.receipts import Gains, Receipt
@@ -76,7 +76,7 @@ class Loaded:
 
     def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
         """Draw alike pictures, at once where that can be; each, or why there is none: `Runner.draw`."""
-        return drawn_in_turn(self.draw_some, recipes, on_steps)
+        return self._open().draw(recipes, on_steps)
 
     def lead(self, ranks: Ranks) -> None:
         """Draw together with them from now on, and end them with this."""

@@ -23,7 +23,7 @@ from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.secrets import without_secrets
 from handler.core.settings import Settings
 from handler.model.hardware import Hardware
-from handler.model.runner import DrawOutcome, Runner
+from handler.model.runner import DrawOutcome, InTurn, Runner
 from handler.volume.listing import json_of
 from handler.volume.manifest import Source
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
@@ -73,7 +73,9 @@ class Ranks:
 
     def load(self, hardware: Hardware, mode: str, without: Mapping[Path, str]) -> None:
         """Let all load what this worker loads, as it has decided; returns at once. Of several calls the last counts."""
-        _require_devices(hardware.device, self._settings.ranks)
+        from handler.model import split
+
+        split.require_devices(hardware.device, self._settings.ranks)
         decided = {"precision": hardware.precision, "device": hardware.device, "compile": "off"}
         decided["offload"] = "off" if mode == "resident" else mode
         self._loads += 1
@@ -102,7 +104,7 @@ class Ranks:
             told = [partial(self._step, i, on_step, given_up) for i, on_step in enumerate(on_steps)]
             outcomes = runner.draw_some(recipes, told)
             self._tell(Over())
-            faults = [answer.faults for answer in require_done(self._answers(self._settings.hang_s))]
+            faults = [_faults(answer) for answer in self._answers(self._settings.hang_s)]
             own = [isinstance(outcome, BaseException) for outcome in outcomes]
             if any(any(of_one) for i, of_one in enumerate(zip(own, *faults, strict=True)) if i not in given_up):
                 self._settle()
@@ -157,7 +159,7 @@ class Ranks:
             split.leave()
 
 
-class Leading:
+class Leading(InTurn):
     """A runner that draws together with other ranks."""
 
     def __init__(self, runner: Runner, ranks: Ranks) -> None:
@@ -217,6 +219,13 @@ def require_done(answers: Sequence[Done | Failed]) -> list[Done]:
     return [answer for answer in answers if isinstance(answer, Done)]
 
 
+def _faults(answer: Done | Failed) -> tuple[str, ...]:
+    """Of each picture, why there is none; of what failed as a whole only the kind is told, for prompts are in work."""
+    if isinstance(answer, Failed):
+        raise StartError(f"has failed ({answer.kind})")
+    return answer.faults
+
+
 def _answer(line: Connection, follower: subprocess.Popen[bytes], seconds: float) -> Done | Failed:
     try:
         if line.poll(seconds):
@@ -231,13 +240,6 @@ def _how(follower: subprocess.Popen[bytes]) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
         return f"exit code {follower.wait(1)}"
     return "its end of the line is closed"
-
-
-def _require_devices(device: str, ranks: int) -> None:
-    import torch
-
-    if device == "cuda" and (there := torch.cuda.device_count()) < ranks:
-        raise DeviceMissing(f"{ranks} GPUs are to draw each picture, and this machine shows {there}.")
 
 
 def _visible(rank: int) -> dict[str, str]:
