@@ -124,7 +124,8 @@ class Settings(BaseModel):
         description="what computes it: torch (native), cuDNN, FlashAttention, cuDNN's FP8; auto: the fastest but FP8",
     )
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = Field(
-        "auto", description="pictures of one shape drawn at once, at most; auto: as many as the receipt says pay"
+        "auto",
+        description="pictures of one shape drawn at once, at most; auto: as many as pay, by the receipt or as seen",
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")

@@ -688,7 +688,7 @@ def test_who_goes_away_leaves_no_error_that_nobody_hears(family: FakeFamily) -> 
 def test_a_bug_in_the_lane_leaves_nobody_waiting(
     engine: Engine, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handler.engine.engine.at_once", lambda *_: raises(error)())
+    monkeypatch.setattr("handler.engine.executor.Executor.at_once", lambda *_: raises(error)())
     with pytest.raises(StartError, match="see its log"):
         asyncio.run(engine.submit(RECIPE))
     assert engine.state == "failed"
