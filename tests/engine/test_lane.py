@@ -644,7 +644,7 @@ def test_api_refuses_partial_pictures_where_nothing_streams(engine: Engine, fami
 def test_an_answer_can_be_had_smaller(engine: Engine, route: str) -> None:
     reply = asyncio.run(Api(engine).call(route, {"prompt": "x", "seed": 1}))
     assert reply.smaller
-    body = reply.smaller("webp")
+    body = replace(reply, content=reply.smaller("webp")).body
     [picture] = body.get("data") or body["images"]
     assert base64.b64decode(picture["b64_json"])[8:12] == b"WEBP"
     assert picture.get("format", body.get("output_format")) == "webp"
