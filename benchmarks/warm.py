@@ -50,7 +50,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 def main() -> None:
     """Measure, print a line for each shape and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="requests a side and shape (default: 20)")
+    parser.add_argument("--rounds", type=int, default=30, help="requests a side and shape (default: 30)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/warm.json")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)  # what a measured process is started with
     parser.add_argument("--like-flux", action="store_true", help=argparse.SUPPRESS)
