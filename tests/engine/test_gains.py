@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import PATIENT
 from PIL import Image
 from test_batching import GAINS, RECIPE, levels, seeds
 
 from fakes import FakeFamily
-from handler import Api, Engine, Settings
+from handler import Api, Engine
 from handler.core.reading import Reading
 from handler.core.recipe import Recipe, Reference
 from handler.core.sampling import Sampling
@@ -119,7 +120,7 @@ def test_what_is_drawn_at_once_is_as_it_would_be_alone() -> None:
     def pixels(picture: dict[str, Any]) -> Any:
         return np.asarray(Image.open(io.BytesIO(picture["b64_json"].data)))
 
-    engine = Engine(Settings())
+    engine = Engine(PATIENT)
     engine.start()
     try:
         engine.wait_booted()
