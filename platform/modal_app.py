@@ -10,6 +10,7 @@ CUDA=cu126 installs the build of torch for older drivers.
 This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
+import asyncio
 import gc
 import math
 import os
@@ -167,7 +168,7 @@ class Kindling:
         """Answer one native payload: {"images": ...}, or {"error": ...} as HTTP would say it."""
         reply = await self.app.api.call("/generate", payload)
         await self._leave_if_broken()
-        return reply.body
+        return await asyncio.to_thread(lambda: reply.body)
 
     async def _leave_if_broken(self) -> None:
         """A lost GPU stays lost: let Modal replace this container instead of feeding it."""

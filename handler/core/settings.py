@@ -126,7 +126,8 @@ class Settings(BaseModel):
     ulysses_degree: int = Field(1, ge=1, le=8, description="GPUs that draw one picture, exchanging attention heads")
     ring_degree: int = Field(1, ge=1, le=8, description="the same by passing keys around; both multiply")
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = Field(
-        "auto", description="pictures of one shape drawn at once, at most; auto: as many as the receipt says pay"
+        "auto",
+        description="pictures of one shape drawn at once, at most; auto: as many as pay, by the receipt or as seen",
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")

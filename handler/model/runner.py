@@ -68,7 +68,7 @@ class Runner(InTurn):
         self._components = self._families.Components(pipeline)
         self._size = spec.size
         self._projection, self._applied = Projection(), Applied(pipeline, room)
-        self._prompts: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
+        self._prompts: OrderedDict[tuple[Any, ...], tuple[dict[str, Any], Tokens]] = OrderedDict()
 
     def restore(self) -> None:
         """Let the weights be the model's own, without the LoRAs of the last picture."""
@@ -148,26 +148,29 @@ class Runner(InTurn):
         return Pixels(rgb, self._at(recipe), batch, self._tokens(recipe)), dict(stages)
 
     def _tokens(self, recipe: Recipe) -> Tokens:
-        return counted(self._family, self._pipeline, recipe, self._spec)
+        _, tokens = self._prompts[_words(recipe)]
+        return tokens
 
     def _at(self, recipe: Recipe) -> Recipe:
         """`recipe` as it was drawn: of a row that leaves it open, nobody else may have known the revision."""
         return replace(recipe, revision=self._spec.revision)
 
     def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
-        """What the family makes of the prompt, kept for later pictures of the same words; or why it makes nothing."""
+        """What the family makes of the prompt; or why it makes nothing. Kept, with its tokens, for the same words."""
         key = _words(recipe)
         try:
-            require_read(self._family, self._pipeline, recipe, self._spec)
+            asked = self._family, self._pipeline, recipe, self._spec
+            require_read(*asked)
             if key not in self._prompts:
                 with self._components.lent():
-                    self._prompts[key] = self._families.encode(self._family, self._pipeline, recipe, self._spec)
+                    self._prompts[key] = self._families.encode(*asked), counted(*asked)
         except Exception as error:
             return meaning(error, recipe.size)
         self._prompts.move_to_end(key)
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
-        return self._prompts[key]
+        arguments, _ = self._prompts[key]
+        return arguments
 
 
 def _words(recipe: Recipe) -> tuple[Any, ...]:
