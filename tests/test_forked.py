@@ -53,8 +53,8 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_it_ends_as_a_new_one_does(end: str) -> None:
-    code = f"import atexit, sys, threading\natexit.register(print, 'atexit', file=sys.stderr)\n{end}\nprint('last', end='')"
-    command = [sys.executable, "-c", code]
+    begin = "import atexit, sys, threading; atexit.register(print, 'atexit', file=sys.stderr)"
+    command = [sys.executable, "-c", f"{begin}\n{end}\nprint('last', end='')"]
     fresh, grown = (run(command, env=ENVIRON, capture_output=True, text=True) for run in (subprocess.run, forked.run))
     assert (fresh.returncode, fresh.stdout) == (grown.returncode, grown.stdout)
     assert fresh.stderr.splitlines()[-1] == grown.stderr.splitlines()[-1]

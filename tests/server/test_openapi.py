@@ -137,7 +137,7 @@ def taken(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing(body: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Of a body the fields that are not as in `other`, or that a rule names which is not there, and what it must have."""
+    """Of a body the fields that are not as in `other`, those in rules that are not there, and what it must have."""
     rules, others = (each["dependentSchemas"]["prompt"]["allOf"] for each in (body, other))
     named = json.dumps([rule for rule in rules if rule not in others] + ["prompt", "image", "images"])
     fields = body["properties"].items()
