@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ ENVIRONMENT = ROOT / ".venv/peers"
 FIRST = {"prompt": "a red circle on a blue background", "seed": 1, "size": "256x256"}
 PATIENCE_S = 600.0  # for a start, and for a request: compiling takes minutes on a busy machine
 QUEUE = "64"  # requests that may wait at Kindling: its own 32 would refuse some where the peers let all wait
+LOADING = 503
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -94,30 +96,33 @@ def _kilobytes(file: Path, name: str) -> int:
 
 @contextlib.contextmanager
 def running(name: str, folder: Path, environment: Path = ENVIRONMENT) -> Iterator[Running]:
-    """A contestant that has drawn its first picture; ends with all its processes."""
+    """A contestant that has drawn its first picture; ends with all its processes. SystemExit: it draws none."""
     contestant, port = CONTESTANTS[name], free_port()
     address, begun = f"http://127.0.0.1:{port}", time.perf_counter()
-    process = subprocess.Popen(
-        contestant.command(port, environment), env=contestant.variables(port, folder), cwd=folder,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        first_picture(address, process)
-        yield Running(process, address, time.perf_counter() - begun)
-    finally:
-        end(process)
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            contestant.command(port, environment), env=contestant.variables(port, folder), cwd=folder,
+            stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
+        )  # fmt: skip
+        try:
+            if not draws(address, process):
+                said.seek(0)
+                raise SystemExit(f"{name} did not start:\n{said.read()[-2000:].decode(errors='replace')}")
+            yield Running(process, address, time.perf_counter() - begun)
+        finally:
+            end(process)
 
 
-def first_picture(address: str, process: "subprocess.Popen[bytes]") -> None:
-    """Ask until it is drawn. Raises SystemExit if the server has ended, or draws none in `PATIENCE_S`."""
+def draws(address: str, process: "subprocess.Popen[bytes]") -> bool:
+    """Ask until it draws; False: it failed, has ended, or draws nothing in `PATIENCE_S`."""
     until = time.perf_counter() + PATIENCE_S
     with httpx.Client(timeout=PATIENCE_S, trust_env=False) as http:
         while process.poll() is None and time.perf_counter() < until:
             with contextlib.suppress(httpx.TransportError):
-                if http.post(address + OPENAI, json=FIRST).status_code == 200:
-                    return
+                if (status := http.post(address + OPENAI, json=FIRST).status_code) != LOADING:
+                    return status == 200
             time.sleep(0.005)
-    raise SystemExit(f"It did not start; to see why: PORT=8000 {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
+    return False
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -144,5 +149,5 @@ def prepare(name: str, folder: Path, environment: Path) -> float:
     else:
         command = [sys.executable, "-m", "handler", "bake", "spark"]
         environ = CONTESTANTS[name].variables(0, folder)
-        subprocess.run(command, cwd=ROOT, env=environ, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True)
     return round(time.perf_counter() - begun, 2)

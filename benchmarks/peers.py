@@ -2,8 +2,8 @@
 
 `contestants/` has their servers: the same pictures of the same model in the same dtype, drawn by one thread, as PNGs in
 OpenAI's JSON. Each is a process of its own, all are up, and they take turns request by request or crowd by crowd, so
-that what else the machine does hits all alike. LitServe batches up to four requests. `make peers` sets their
-environment up and runs this:
+that what else the machine does hits all alike. LitServe batches up to eight requests, as Kindling does. `make peers`
+sets their environment up and runs this:
 
     python benchmarks/peers.py --save
 
@@ -66,9 +66,9 @@ CASES = (
     Case(64, 1, 50, 100, 3),
     Case(256, 1, 1, 3, 5),
     Case(256, 4, 1, 1, 5),
-    Case(256, 1, 50, 50, 2),
-    Case(512, 1, 1, 1, 5),
-    Case(512, 4, 1, 1, 3),
+    Case(256, 1, 50, 50, 1),
+    Case(512, 1, 1, 1, 3),
+    Case(512, 4, 1, 1, 2),
     Case(1024, 1, 1, 1, 3),
     Case(1024, 4, 1, 1, 1),
 )
@@ -103,7 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS], help="default: all")
     sides = sorted({case.side for case in CASES})
     parser.add_argument("--sides", nargs="+", type=int, choices=sides, default=sides, help="default: all")
-    parser.add_argument("--starts", type=int, default=3, help="cold starts of each (default: 3)")
+    parser.add_argument("--starts", type=int, default=2, help="cold starts of each (default: 2)")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="the peers' (default: .venv/peers)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/peers.json")
     return parser.parse_args()

@@ -7,7 +7,7 @@ import litserve
 
 import plainly
 
-MOST = 4  # requests in a batch
+MOST = 8  # requests in a batch, as Kindling draws at once at most
 WAIT_S = 0.001  # for a batch to fill: what a client alone pays; under load requests wait anyhow
 
 
