@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,6 +79,7 @@ WARM = 256  # the largest side at which several pictures are asked for before an
 def main() -> int:
     """Cold starts first, then rows in turns; a table and one JSON line. Exit code 1: Kindling is behind in a row."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or the servers would stay
     cases = [case for case in CASES if case.side in options.sides]
     with report.measuring("peers", options.save) as figures, contextlib.ExitStack() as stack:
         figures["peers_versions"] = installed(options.environment)
