@@ -11,7 +11,7 @@
 # make lock   bring platform/locks/, the versions and hashes of all that is installed, in step with requirements.txt
 #             (UPGRADE=-U for newer ones)
 # make peers  measure Kindling beside diffusers behind FastAPI and LitServe, which it installs in an environment of their
-#             own, and write benchmarks/results/peers.json: six minutes
+#             own, and write benchmarks/results/peers.json: ten minutes, half of them for compiling
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
 #             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)

@@ -7,6 +7,8 @@ sets their environment up and runs this:
 
     python benchmarks/peers.py --save
 
+With `--contestants kindling fastapi litserve` nothing is compiled, and half the time is enough.
+
 `picture_s` is a turn's duration for each of its pictures, the median of the turns; `processor_s` what the server's
 processes worked for it, which other programs change less. `ratios` are Kindling's seconds of each peer's. A cold start
 counts from the birth of the process to its first picture over HTTP. The compiled peer has Inductor's cache from an
