@@ -1,6 +1,7 @@
 """The page cache, emptied of what a start reads: all of it where the system lets us, else file by file."""
 
 import contextlib
+import itertools
 import os
 import sys
 import sysconfig
@@ -9,7 +10,7 @@ from pathlib import Path
 
 ALL = Path("/proc/sys/vm/drop_caches")
 PACKAGE = Path(__file__).parent.parent / "handler"
-PYTHON = {sys.prefix, sys.base_prefix, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))}
+PYTHON = (sys.prefix, sysconfig.get_path("stdlib"))  # the environment, and the installation that it is made from
 
 
 def drop(volume: Path) -> str:
@@ -23,10 +24,11 @@ def drop(volume: Path) -> str:
 
 
 def drop_files(folders: Iterable[Path]) -> None:
-    """The same for all files below these, each once however many names it has."""
-    for file in {path.resolve() for folder in folders for path in folder.rglob("*") if path.is_file()}:
-        with contextlib.suppress(OSError), file.open("rb") as opened:
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    """The same for all files below these."""
+    for folder, _, names in itertools.chain.from_iterable(map(os.walk, folders)):
+        for name in names:
+            with contextlib.suppress(OSError), open(os.path.join(folder, name), "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def cached(file: Path) -> bool:
