@@ -88,7 +88,8 @@ image = (
     modal.Image.debian_slim(python_version="3.11")  # with the compiler that Inductor calls
     .uv_pip_install(requirements=[TORCH], extra_options="--index-strategy unsafe-best-match", uv_version=UV)
     .uv_pip_install(requirements=[OTHERS], extra_options="--no-deps --require-hashes", uv_version=UV)
-    .add_local_python_source("handler", ignore=~SHIPPED)
+    .add_local_python_source("handler", copy=True, ignore=~SHIPPED)
+    .run_commands("python -m compileall -q /root/handler")  # else each container would, for itself
 )
 # Always one secret, for Modal wants a container to define as many objects as were deployed. `env` becomes another.
 secret = modal.Secret.from_name(NAMED, required_keys=REQUIRED) if NAMED else modal.Secret.from_dict({})

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,23 @@ def sound(outcome: DrawOutcome) -> Drawn:
     return outcome
 
 
-class Runner:
+class InTurn(ABC):
+    """Draws alike pictures in as many runs as they take."""
+
+    @abstractmethod
+    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
+        """Draw, in one run, those that fit together; each, or why there is none, and None for the others."""
+
+    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
+        """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
+        found: dict[int, DrawOutcome] = {}
+        while left := [i for i in range(len(recipes)) if i not in found]:
+            some = self.draw_some([recipes[i] for i in left], [on_steps[i] for i in left])
+            found |= {i: outcome for i, outcome in zip(left, some, strict=True) if outcome is not None}
+        return [found[i] for i in range(len(recipes))]
+
+
+class Runner(InTurn):
     """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
 
     `mark` leaves a mark in what the pipeline's device is told; `room` is as `Applied` has it. `resized` is called
@@ -56,14 +73,6 @@ class Runner:
     def restore(self) -> None:
         """Let the weights be the model's own, without the LoRAs of the last picture."""
         self._applied.apply(())
-
-    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
-        """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
-        found: dict[int, DrawOutcome] = {}
-        while left := [i for i in range(len(recipes)) if i not in found]:
-            some = self.draw_some([recipes[i] for i in left], [on_steps[i] for i in left])
-            found |= {i: outcome for i, outcome in zip(left, some, strict=True) if outcome is not None}
-        return [found[i] for i in range(len(recipes))]
 
     def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
         """Draw, in one run, the first of alike pictures and those whose prompts fit beside its; None for the others.
