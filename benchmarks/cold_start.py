@@ -40,7 +40,7 @@ import random_models
 import report
 
 ROOT = Path(__file__).parent.parent
-PHASES = ("python", "volume", "import", "weights", "attention", "artifacts", "compile", "warm", "serve")
+PHASES = ("python", "volume", "import", "weights", "ranks", "attention", "artifacts", "compile", "warm", "serve")
 # Settings that a start and the bake before it have in common, if whoever measures sets them.
 KEPT = tuple(f"KINDLING_{name}" for name in ("PRECISION", "ATTENTION", "DEVICE", "OFFLOAD", "STEP_CACHE", "VAE"))
 SERVE = (sys.executable, "-m", "handler", "serve", "--port", "0")
