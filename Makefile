@@ -11,6 +11,8 @@
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make lock   bring platform/locks/, the versions and hashes of all that is installed, in step with requirements.txt
 #             (UPGRADE=-U for newer ones)
+# make peers  measure Kindling beside diffusers behind FastAPI and LitServe, which it installs in an environment of their
+#             own, and write benchmarks/results/peers.json: ten minutes, half of them for compiling
 # make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
 #             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)
@@ -22,6 +24,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAL := $(VENV)/fal
 EDITOR := $(VENV)/editor
+PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
@@ -29,7 +32,7 @@ SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/co
 VERSION = $(shell sed -n 's/^torch==//p' requirements.txt)
 export PYTHONDONTWRITEBYTECODE = # set, each of a thousand processes would compile all of handler/ and the tests anew
 .DEFAULT_GOAL := run
-.PHONY: run test quick judge editor check mutate mutate-changes gpu-wheels lock spark lower lower-check can-lower another-torch
+.PHONY: run test quick judge editor peers check mutate mutate-changes gpu-wheels lock spark lower lower-check can-lower another-torch
 
 # For Linux, PyPI's torch brings CUDA's libraries; where no driver could use them, torch's own index has one without. An
 # environment keeps the build that it has, unless told otherwise.
@@ -67,6 +70,9 @@ judge: $(VENV)/dev
 
 editor: $(EDITOR)/ready
 	$(EDITOR)/bin/python -m pytest tests/server/test_editor_page.py
+
+peers: $(PEERS)/ready
+	$(BIN)/python benchmarks/peers.py --save
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -147,6 +153,15 @@ $(EDITOR)/ready: $(VENV)/dev
 	@mv $(EDITOR)/over $$($(EDITOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
 	$(EDITOR)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
 	    $$(sed -n 's/^comfy-ui = \["\(.*\)"\].*/\1/p' pyproject.toml)
+	@touch $@
+
+$(PEERS)/ready: $(VENV)/dev
+	@echo "Adding FastAPI and LitServe, in an environment over the first."
+	@$(BIN)/python -m venv $(PEERS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(PEERS)/over
+	@mv $(PEERS)/over $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
+	    $$(sed -n 's/^peers = \["\(.*\)", "\(.*\)"\].*/\1 \2/p' pyproject.toml)
 	@touch $@
 
 $(GPULESS)/ready: benchmarks/gpuless/requirements.txt benchmarks/gpuless/stubs.py
