@@ -9,7 +9,7 @@ Our own server with spark is started, driven over loopback, watched from outside
     disconnects   200 clients that go away while their picture waits or is drawn; then the same picture as before, bit
                   for bit, and nothing still at work
     mixed         1,000 requests, a quarter of them cancelled half-way and a quarter malformed in each of `BAD`'s ways
-    sizes         pictures of random sizes, one after another: the slope of memory once each was drawn
+    sizes         pictures of random sizes, one after another: the slope of memory once each was drawn twice
     flooded       64 clients that ask again as soon as they are refused, beside good ones
     held          60 bodies of 7.8 MB that lack their last byte
     unread        100 clients that never read their answers

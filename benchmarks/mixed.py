@@ -68,7 +68,7 @@ async def disconnects(server: Server, watch: Watchdog, options: argparse.Namespa
 async def sizes(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:
     """One picture after another for `--seconds`, each of a random size: what memory grows by in a minute.
 
-    All sizes are drawn before, for the first of each leaves its convolutions' plans in oneDNN's memory, up to 1024.
+    All are drawn twice before: oneDNN keeps 1024 of its convolutions' plans, and what is in use grows until then.
     """
     rng, seeds, count = random.Random(4), itertools.count(), Counter[str]()
     every = [f"{width}x{height}" for width in SIDES for height in SIDES]
@@ -78,7 +78,7 @@ async def sizes(server: Server, watch: Watchdog, options: argparse.Namespace) ->
         count[status] += 1
 
     async with server.client() as http:
-        for size in rng.sample(every, len(every)):
+        for size in rng.sample(2 * every, 2 * len(every)):
             await drawn(http, size)
         until = time.perf_counter() + options.seconds
         async with watch.running():
