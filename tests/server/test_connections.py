@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -83,6 +84,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 HOST = b"host: here\r\n"
 PATIENCE_S = 120
 NEVER = 1000.0
+DATA_SEGS_IN = 152  # where Linux has it in its struct tcp_info
 
 
 class Server:
@@ -380,6 +382,14 @@ def test_an_answer_goes_out_at_once() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how many came")
+def test_an_answer_is_one_packet_with_its_head(loop: str) -> None:
+    with started(loop) as server, server.open(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n") as client:
+        assert client.recv(1 << 10).endswith(b"1 0")
+        told = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    assert struct.unpack_from("I", told, DATA_SEGS_IN) == (1,)
 
 
 def test_room_is_half_of_the_descriptors() -> None:
