@@ -27,6 +27,7 @@ from handler.core.settings import MOUNTS
 from handler.core.version import __version__
 from handler.server.shutdown import DRAIN_S
 from handler.worker.clock import GRACE_S
+from handler.worker.ending import SAYING_S
 from serving import Served
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +136,7 @@ def test_the_port_is_the_same_everywhere() -> None:
 def test_the_worker_ends_a_slow_start_before_the_platform_does(pod: dict[str, Any]) -> None:
     probe = pod["containers"][0]["startupProbe"]
     settings = Settings.from_env(environment(pod))
-    assert probe["periodSeconds"] * probe["failureThreshold"] > settings.cold_start_budget_s + GRACE_S
+    assert probe["periodSeconds"] * probe["failureThreshold"] > settings.cold_start_budget_s + GRACE_S + SAYING_S
 
 
 def test_each_platforms_own_limits() -> None:
