@@ -48,6 +48,7 @@ KindlingError
 import math
 from collections.abc import Mapping
 from copy import copy
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from handler.core.quoting import QUOTED, brief, brief_all
@@ -229,7 +230,15 @@ class DeadlineExceeded(KindlingError):
 
 
 class StartError(KindlingError):
+    """`about` is the file or folder that is at fault, if one is."""
+
     status, code, retryable, fatal = 503, "start_failed", True, True
+
+    def __init__(
+        self, message: str, param: str | None = None, retry_s: float = RETRY_S, *, about: Path | None = None
+    ) -> None:
+        super().__init__(message, param, retry_s)
+        self.about = about
 
 
 class SettingsError(StartError):
