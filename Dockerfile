@@ -41,6 +41,8 @@ COPY handler handler
 COPY platform platform
 RUN pip install --no-deps .
 
+# A worker that sees no GPU then fails, rather than draw on the CPU, but where KINDLING_DEVICE says so.
+ENV IMAGE_CUDA=$CUDA
 # kindling, by its number: Kubernetes cannot tell from a name that it is not root.
 USER 1000
 EXPOSE 8000

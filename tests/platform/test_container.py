@@ -25,6 +25,7 @@ from handler.__main__ import main
 from handler.catalog.cuda import BUILDS
 from handler.core.settings import MOUNTS
 from handler.core.version import __version__
+from handler.model.hardware import IMAGE, promised
 from handler.server.shutdown import DRAIN_S
 from handler.worker.clock import GRACE_S
 from handler.worker.ending import SAYING_S
@@ -130,6 +131,14 @@ def test_the_port_is_the_same_everywhere() -> None:
     target = KUBERNETES["InterceptorRoute"]["spec"]["target"]
     assert service["targetPort"] == PODS["kubernetes"]["containers"][0]["ports"][0]["name"]
     assert target == {"service": KUBERNETES["Service"]["metadata"]["name"], "port": service["port"]}
+
+
+def test_the_image_says_that_it_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    [name] = [name for name, value in ENV.items() if value == "$CUDA"]
+    monkeypatch.setattr("handler.model.hardware.sees_gpu", lambda: False)
+    assert promised() == ""
+    monkeypatch.setenv(name, "cu130")
+    assert promised() == IMAGE
 
 
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
