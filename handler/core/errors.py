@@ -48,7 +48,6 @@ KindlingError
 import math
 from collections.abc import Mapping
 from copy import copy
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from handler.core.quoting import QUOTED, brief, brief_all
@@ -57,7 +56,7 @@ RETRY_S, MAX_RETRY_S = 5.0, 120  # where nothing better is known; at most
 
 
 class KindlingError(Exception):
-    """Base of all errors with an answer for the caller. `param` names the offending field.
+    """Base of all errors with an answer for the caller. `param` names the offending field, `about` the file at fault.
     `retry_s` is when a retryable one is worth another try, in whole seconds, 1 to `MAX_RETRY_S`."""
 
     code: ClassVar[str] = "internal_error"
@@ -66,9 +65,9 @@ class KindlingError(Exception):
     retryable: ClassVar[bool] = False
     fatal: ClassVar[bool] = False
 
-    def __init__(self, message: str, param: str | None = None, retry_s: float = RETRY_S) -> None:
+    def __init__(self, message: str, param: str | None = None, retry_s: float = RETRY_S, about: str = "") -> None:
         super().__init__(message)
-        self.message, self.param = message, param
+        self.message, self.param, self.about = message, param, about
         self.retry_s = min(max(math.ceil(retry_s), 1), MAX_RETRY_S)
 
     def body(self) -> dict[str, Any]:
@@ -230,15 +229,7 @@ class DeadlineExceeded(KindlingError):
 
 
 class StartError(KindlingError):
-    """`about` is the file or folder that is at fault, if one is."""
-
     status, code, retryable, fatal = 503, "start_failed", True, True
-
-    def __init__(
-        self, message: str, param: str | None = None, retry_s: float = RETRY_S, *, about: Path | None = None
-    ) -> None:
-        super().__init__(message, param, retry_s)
-        self.about = about
 
 
 class SettingsError(StartError):

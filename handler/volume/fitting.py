@@ -75,10 +75,10 @@ def _layout(source: Source, path: Path) -> dict[str, Slot]:
         try:
             return read_layout(path)
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {source.again}", about=path) from None
+            raise WeightsMissing(f"{path} is missing. {source.again}", about=str(path)) from None
         except ValueError as error:
             told = f"{path} is no whole safetensors file: {error}. {source.remedy}"
-            raise WeightsCorrupt(told, about=path) from None
+            raise WeightsCorrupt(told, about=str(path)) from None
 
 
 def kind_of(part: Part) -> str:

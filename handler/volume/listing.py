@@ -25,7 +25,7 @@ def index_of(source: Source) -> Mapping[str, Any]:
     index = source.index or json_of(source, INDEX)
     if (odd := next((name for name in index if not name.isidentifier()), None)) is not None:
         told = f"{source.folder / INDEX} names a component {odd[:80]!a}. {source.remedy}"
-        raise WeightsCorrupt(told, about=source.folder / INDEX)
+        raise WeightsCorrupt(told, about=str(source.folder / INDEX))
     return {name: value for name, value in index.items() if name not in UNUSED}
 
 
@@ -68,7 +68,7 @@ def _shards(source: Source, component: str, index: str) -> list[str]:
     names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
     if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
         told = f"{source.folder / index} does not list files beside it. {source.remedy}"
-        raise WeightsCorrupt(told, about=source.folder / index)
+        raise WeightsCorrupt(told, about=str(source.folder / index))
     return [f"{component}/{name}" for name in sorted(names)]
 
 
@@ -78,9 +78,9 @@ def json_of(source: Source, name: str) -> dict[str, Any]:
         try:
             return load(path)
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {source.again}", about=path) from None
+            raise WeightsMissing(f"{path} is missing. {source.again}", about=str(path)) from None
         except Malformed:
-            raise WeightsCorrupt(f"{path} is no JSON object. {source.remedy}", about=path) from None
+            raise WeightsCorrupt(f"{path} is no JSON object. {source.remedy}", about=str(path)) from None
 
 
 OURS = {"Flux2TinyAutoEncoder": "handler.model.families.flux2_tiny"}  # whose repository would have us run its own code

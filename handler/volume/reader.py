@@ -56,15 +56,13 @@ class ReadFile:
         return list(self.wanted) or _chunks(len(self.memory))
 
     def read(self, start: int, stop: int) -> None:
-        """Bring one chunk into memory and check it. Opens the file for itself: threads share nothing.
-
-        What is not as it should be is read once more: it may have come wrong over a network, and the file be right.
-        """
+        """Bring one chunk into memory and check it. Opens the file for itself: threads share nothing."""
         with reading(self.path), self._opened() as descriptor:
-            if self._read(descriptor, start, stop):
+            if fault := self._read(descriptor, start, stop):  # once more: a network may be at fault, and not the file
                 os.posix_fadvise(descriptor, self.base + start, stop - start, os.POSIX_FADV_DONTNEED)
-                if fault := self._read(descriptor, start, stop):
-                    raise self.corrupt(fault)
+                fault = self._read(descriptor, start, stop)
+        if fault:
+            raise self.corrupt(fault)
 
     def _read(self, descriptor: int, start: int, stop: int) -> str:
         """What is wrong with the chunk that came."""
@@ -76,9 +74,8 @@ class ReadFile:
             count += got
         if count < len(chunk):
             return f"ends at byte {at + count}, not at {self.size or len(self.memory)}"
-        if self.crc32 and isal_zlib.crc32(chunk) != self.crc32[at // CHUNK]:
-            return f"is damaged between bytes {start} and {stop}"
-        return ""
+        wrong = self.crc32 and isal_zlib.crc32(chunk) != self.crc32[at // CHUNK]
+        return f"is damaged between bytes {start} and {stop}" if wrong else ""
 
     def _read_directly(self, chunk: memoryview, start: int) -> int:
         """Past the page cache: no second copy in memory, and from a cold disk twice as fast; how many bytes."""
@@ -105,7 +102,7 @@ class ReadFile:
             raise self.corrupt("was replaced, or written to, while it was read")
 
     def corrupt(self, what: str) -> WeightsCorrupt:
-        return WeightsCorrupt(f"{self.path} {what}. {self.remedy}", about=self.path)
+        return WeightsCorrupt(f"{self.path} {what}. {self.remedy}", about=str(self.path))
 
 
 class Reader:
@@ -216,18 +213,17 @@ class Reader:
 
 
 def _file(source: Source, name: str) -> ReadFile:
-    path = source.folder / name
     entry = source.manifest.files.get(name) if source.manifest else None
-    with reading(path):
+    with reading(path := source.folder / name):
         try:
             status = path.stat()
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {source.again}", about=path) from None
+            raise WeightsMissing(f"{path} is missing. {source.again}", about=str(path)) from None
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        raise WeightsCorrupt(f"{path} is empty, or no file. {source.remedy}", about=path)
+        raise WeightsCorrupt(f"{path} is empty, or no file. {source.remedy}", about=str(path))
     if source.manifest and (entry is None or entry.size != status.st_size):
         told = f"{path} has {status.st_size} bytes, its manifest says otherwise. {source.remedy}"
-        raise WeightsCorrupt(told, about=path)
+        raise WeightsCorrupt(told, about=str(path))
     memory = _memory(status.st_size)
     return ReadFile(path, identity(status), entry.crc32 if entry else (), source.remedy, memory)
 

@@ -107,9 +107,9 @@ def spoilt(error: StartError, spec: ModelSpec, volume: Path) -> dict[Path, str]:
     All later starts are told, but of what may be read another time: a volume that failed, or a file that is whole when
     it is read once more. Raises `error` if it is about something else.
     """
-    about = error.about
+    about = Path(error.about)
     for source in baked_sources(spec, volume):
-        if about and about.is_relative_to(source.folder):
+        if error.about and about.is_relative_to(source.folder):
             with suppress(StartError):
                 model_source(spec, volume)
                 log.error("%s is loaded without its baked weights: %s", spec.id, error.message)

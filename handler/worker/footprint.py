@@ -148,7 +148,7 @@ def _slots(source: Source, name: str) -> dict[str, Slot]:
             return read_layout(path)
     except ValueError as error:
         told = f"{path} is no whole safetensors file: {error}. {source.remedy}"
-        raise WeightsCorrupt(told, about=path) from None
+        raise WeightsCorrupt(told, about=str(path)) from None
 
 
 def _held(name: str, slot: Slot, hardware: Hardware, rounded: float) -> int:

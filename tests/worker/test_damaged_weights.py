@@ -141,7 +141,7 @@ def test_a_bad_read_is_no_bad_file(volume: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_small_file_is_read_once_more_before_its_folder_is_marked(volume: Path) -> None:
     path = baked(volume) / "vae" / "config.json"
-    error = WeightsCorrupt("It was no JSON object.", about=path)
+    error = WeightsCorrupt("It was no JSON object.", about=str(path))
     assert sources.spoilt(error, SPARK, volume) == {baked(volume): error.message}
     assert not (baked(volume) / MARK).exists()
     path.write_text("{")
@@ -189,9 +189,9 @@ def test_what_was_preloaded_in_vain_is_not_held_beside_what_serves(
 def test_an_error_about_something_else_is_no_reason(volume: Path) -> None:
     for error in (
         SettingsError("KINDLING_VAE"),
-        VolumeFailed("Cannot read it.", about=Path(f"{baked(volume)}-2/a")),
+        VolumeFailed("Cannot read it.", about=f"{baked(volume)}-2/a"),
         WeightsCorrupt(f"{baked(volume)}/a is named, but not at fault."),
-        WeightsCorrupt("x", about=volume),
+        WeightsCorrupt("x", about=str(volume)),
     ):
         with pytest.raises(type(error)):
             sources.spoilt(error, SPARK, volume)

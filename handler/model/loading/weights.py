@@ -52,7 +52,7 @@ def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place:
             if component:
                 index = folder.parent / INDEX
                 told = f"{index} does not say what {name} is made as. {reader.source.remedy}"
-                raise WeightsCorrupt(told, about=index)
+                raise WeightsCorrupt(told, about=str(index))
             return value
 
 
@@ -69,10 +69,10 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) 
         model, faults = _weighed(reader, name, kind, hardware, place, changes)
     except lora.Misfit as error:
         told = f"The LoRA in {folder} does not fit: {error}. {reader.source.remedy}"
-        raise WeightsCorrupt(told, about=folder) from None
+        raise WeightsCorrupt(told, about=str(folder)) from None
     if told := "; ".join(f"{fault} {', '.join(sorted(keys)[:3])}" for fault, keys in faults.items() if keys):
         told = f"The weights in {folder} do not fit {kind.__name__}: {told}. {reader.source.remedy}"
-        raise WeightsCorrupt(told, about=folder)
+        raise WeightsCorrupt(told, about=str(folder))
     return model.requires_grad_(False).to(place)  # what is left to move are buffers that no file has
 
 
@@ -112,7 +112,7 @@ def _class(reader: Reader, library: object, word: str) -> Any:
     if not isinstance(found, type) or not issubclass(found, (*known, *others)):
         path = reader.source.folder / INDEX
         told = f"{path} asks for {library}.{word}: only models of diffusers and transformers are made."
-        raise WeightsCorrupt(told, about=path)
+        raise WeightsCorrupt(told, about=str(path))
     return found
 
 
@@ -129,7 +129,7 @@ def tensors(reader: Reader, component: str, device: str = "cpu") -> dict[str, An
             found[name] = viewed(memory[slot.start : slot.stop], slot, 1 if device == "cpu" else KERNELS)
     if not found:
         folder = reader.source.folder / component
-        raise WeightsMissing(f"{folder} has no weights in safetensors files. {reader.source.again}", about=folder)
+        raise WeightsMissing(f"{folder} has no weights in safetensors files. {reader.source.again}", about=str(folder))
     return found
 
 
