@@ -125,6 +125,6 @@ def compiler() -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    """A real server process with spark, shared by all tests that leave it healthy."""
-    with serving(anew=True) as served:
+    """A real server process with spark, shared by all tests that leave it healthy; each picture is drawn alone."""
+    with serving({"KINDLING_BATCH": "1"}, anew=True) as served:
         yield served

@@ -1,11 +1,13 @@
 """What the model runs on, as a value with its reason. Imports torch only when asked."""
 
 import contextlib
+import ctypes
 import logging
 import math
 import os
 import resource
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
+DRIVER_LIBRARY = "libcuda.so.1"
 GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
 HIDDEN = ("", "-1", "none", "NoDevFiles")  # of CUDA_VISIBLE_DEVICES: whoever says so wants none; the last is Slurm
 GIVEN = {  # variables by which a platform, or NVIDIA's container toolkit, says that there is one, unless they say this
@@ -125,7 +128,8 @@ def _unseen() -> str:
     except (RuntimeError, AssertionError) as error:
         first = str(error).partition("\n")[0].rstrip(".")
         todo = "Check the driver, and that the container was started with its GPU (docker run --gpus all)."
-        return f"{first}. {todo if torch.version.cuda else 'Install a build of torch for CUDA, such as PyPI has.'}"
+        install = "Install a build of torch for CUDA, such as PyPI has; in a checkout, make TORCH=cuda does."
+        return f"{first}. {todo if torch.version.cuda else install}"
     return "it was there, and is gone."
 
 
@@ -176,6 +180,27 @@ def sees_gpu() -> bool:
 
 def _hidden() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDDEN
+
+
+def wake(settings: Settings) -> threading.Thread | None:
+    """Make the context on the first GPU beside whoever imports torch, which then has it; None where no GPU is meant.
+
+    What goes wrong torch will meet again, and tell.
+    """
+    if settings.device == "cpu" or not sees_gpu():
+        return None
+    thread = threading.Thread(target=_make_context, name="context", daemon=True)
+    thread.start()
+    return thread
+
+
+def _make_context() -> None:
+    """The one that CUDA's runtime shares, so torch too; none of these calls holds the GIL."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    with contextlib.suppress(OSError, AttributeError):
+        cuda = ctypes.CDLL(DRIVER_LIBRARY)
+        if not cuda.cuInit(0) and not cuda.cuDeviceGet(ctypes.byref(device), 0):
+            cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def expected(settings: Settings) -> Hardware:

@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from handler.api.asking import OnPartial
 from handler.api.comfy.service import Comfy
 from handler.api.dialects import fal, huggingface
 from handler.api.dialects.routes import DIALECTS, dialect_of
@@ -24,6 +23,7 @@ from handler.api.jobs.service import Jobs
 from handler.api.links import LINKS_ROUTE, Links
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
+from handler.api.showing import OnPartial
 from handler.core.deadline import Deadline, before
 from handler.core.errors import (
     Cancelled,

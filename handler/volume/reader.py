@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from handler.core.errors import WeightsCorrupt, WeightsMissing
-from handler.core.host import host_memory, read_ahead
+from handler.core.host import Headroom, host_memory, read_ahead
 from handler.volume.fitting import Share
 from handler.volume.given import identity
 from handler.volume.layout import Slot
@@ -109,8 +109,8 @@ class Reader:
     """Reads `source` from now on, in the order of model_index.json, `without` some components. Used from one thread.
 
     Components that `over` has something for are read from there.
-    At most `room` bytes wait to be taken, and the chunk that somebody waits for. A file asked for out of order is read
-    next. Leaving the context never waits for a read that hangs.
+    At most `room` bytes wait to be taken, and the chunk that somebody waits for; once told to `fill`, as many more as
+    are free. A file asked for out of order is read next. Leaving the context never waits for a read that hangs.
     """
 
     def __init__(
@@ -130,10 +130,9 @@ class Reader:
         for component, names in weight_files(source, self.index).items():
             shared = [_shared(share) for share in over.get(component)]
             self._files[component] = shared or [_file(source, name) for name in names]
-        self.room = read_ahead(host_memory()) if room is None else room
+        self._ahead = Headroom(read_ahead(host_memory()) if room is None else room)  # what nobody has taken yet
         self._jobs = deque((file, *chunk) for file in self.left for chunk in file.chunks)
         self._turn = threading.Condition()
-        self._waiting = 0  # bytes read, or being read, that nobody has taken yet
         self._wanted: tuple[ReadFile, int] | None = None
         self._failure: Exception | None = None
         names = [f"reader-{number}" for number in range(min(threads, len(self._jobs)))]
@@ -176,10 +175,16 @@ class Reader:
             if self._failure:
                 raise self._failure
 
+    def fill(self, kept: int) -> None:
+        """Read ahead while the host has more than `kept` bytes free: what loading takes at most."""
+        with self._turn:
+            self._ahead.fill(kept)
+            self._turn.notify_all()
+
     def taken(self, count: int) -> None:
         """So many bytes wait no longer: there is room for others."""
         with self._turn:
-            self._waiting -= count
+            self._ahead.less(count)
             self._turn.notify_all()
 
     def _work(self) -> None:
@@ -192,7 +197,7 @@ class Reader:
             if not self._jobs:
                 return False
             file, start, stop = self._jobs.popleft()
-            self._waiting += stop - start
+            self._ahead.more(stop - start)
         try:
             file.read(start, stop)
         except Exception as error:  # whatever it is, the thread that waits must hear of it
@@ -203,7 +208,7 @@ class Reader:
         return True
 
     def _fits(self, file: ReadFile, start: int, stop: int) -> bool:
-        return (file, start) == self._wanted or self._waiting + stop - start <= self.room
+        return (file, start) == self._wanted or self._ahead.fits(stop - start)
 
     def _stop(self, error: Exception) -> None:
         with self._turn:

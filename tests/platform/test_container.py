@@ -469,6 +469,15 @@ def test_what_nothing_loads_is_left_out(packages: Path) -> None:
     assert "strip --strip-unneeded triton/_C/libtriton.so nvidia/nccl/lib/libnccl.so.2" in step
 
 
+def test_what_starts_run_is_compiled_and_what_they_touch_is_listed() -> None:
+    """After all that is imported has been installed, by somebody who may write there."""
+    *_, copied, step, user = [rest for name, rest in DOCKERFILE if name in ("COPY", "RUN", "USER")]
+    assert (copied, user) == ("platform platform", "1000")
+    installs, compiles, lists = (part.strip() for part in step.split("&&"))
+    assert (installs, compiles) == ("pip install --no-deps .", "python -m compileall -q handler platform")
+    assert lists == 'python -c "from handler.worker import touched; touched.record()"'  # which test_touched.py runs
+
+
 def test_it_runs_as_somebody_with_few_rights() -> None:
     users = [rest for name, rest in DOCKERFILE if name == "USER"]
     assert users == [str(PODS["kubernetes"]["securityContext"]["runAsUser"])]
