@@ -235,8 +235,8 @@ class Engine:
         except StartError as error:
             self.fail(error)
         except BaseException as error:
-            log.error("the start failed\n%s", outline(error))
-            self.fail(StartError(f"{self.settings.model} could not be loaded: {type(error).__name__}."))
+            log.error("the start failed", exc_info=error)  # in full: nobody's prompt is in work yet
+            self.fail(StartError(f"{self.settings.model} could not be loaded: {type(error).__name__}: {error}"))
         self._booted.set()
         if self.worker:
             try:

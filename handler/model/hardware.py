@@ -34,6 +34,7 @@ GIVEN = {  # variables by which a platform, or NVIDIA's container toolkit, says 
     "NVIDIA_VISIBLE_DEVICES": ("", "void", "none"),
     "RUNPOD_GPU_COUNT": ("", "0"),
 }
+IMAGE = "This image is for GPUs"  # as it says itself, and it may have been started without, as on a laptop
 DRIVER = "There is an NVIDIA driver"
 CONTEXT_GB = 1.0  # what driver and libraries keep of a GPU's memory; an assumption
 
@@ -76,7 +77,7 @@ def detect(settings: Settings) -> Hardware:
     """Choose device, precision and, where that needs no measuring, kernel.
 
     DeviceMissing, with torch's reason, for a GPU that is asked for, or was promised, and that torch does not see. Many
-    a laptop has a driver that is too old for torch: there the embedded model, which is made for CPUs, has one.
+    a laptop has a driver that is too old for torch, or runs the image: there the embedded model, for CPUs, has one.
     """
     import torch
 
@@ -84,7 +85,7 @@ def detect(settings: Settings) -> Hardware:
     asked = settings.device == "cuda" and "KINDLING_DEVICE=cuda"
     if not present and (why := asked or (settings.device == "auto" and promised())):
         told = f"{why}, but torch sees no GPU: {_unseen()}"
-        if why != DRIVER or not find(settings.model).embedded:
+        if why not in (DRIVER, IMAGE) or not find(settings.model).embedded:
             raise DeviceMissing(f"{told} KINDLING_DEVICE=cpu draws without one, slowly.", "device")
         log.warning("%s %s is drawn on the CPU, which is enough for it.", told, settings.model)
     device = "cuda" if present and settings.device != "cpu" else "cpu"
@@ -115,7 +116,7 @@ def promised() -> str:
     if _hidden():
         return ""
     said = (f"{name}={value}" for name, no in GIVEN.items() if (value := os.environ.get(name, "")) not in no)
-    return next(said, DRIVER if sees_gpu() else "")
+    return next(said, DRIVER if sees_gpu() else IMAGE if os.environ.get("IMAGE_CUDA") else "")
 
 
 def _unseen() -> str:

@@ -57,20 +57,25 @@ class ReadFile:
 
     def read(self, start: int, stop: int) -> None:
         """Bring one chunk into memory and check it. Opens the file for itself: threads share nothing."""
+        with reading(self.path), self._opened() as descriptor:
+            if fault := self._read(descriptor, start, stop):  # once more: a network may be at fault, and not the file
+                os.posix_fadvise(descriptor, self.base + start, stop - start, os.POSIX_FADV_DONTNEED)
+                fault = self._read(descriptor, start, stop)
+        if fault:
+            raise self.corrupt(fault)
+
+    def _read(self, descriptor: int, start: int, stop: int) -> str:
+        """What is wrong with the chunk that came."""
         from isal import isal_zlib
 
-        chunk = memoryview(self.memory)[start:stop]
-        with reading(self.path), self._opened() as descriptor:
-            count = (
-                0 if _cached(descriptor, chunk, self.base + start) else self._read_directly(chunk, self.base + start)
-            )
-            at = self.base + start
-            while got := os.preadv(descriptor, [chunk[count:]], at + count) if count < len(chunk) else 0:
-                count += got
+        chunk, at = memoryview(self.memory)[start:stop], self.base + start
+        count = 0 if _cached(descriptor, chunk, at) else self._read_directly(chunk, at)
+        while got := os.preadv(descriptor, [chunk[count:]], at + count) if count < len(chunk) else 0:
+            count += got
         if count < len(chunk):
-            raise self.corrupt(f"ends at byte {self.base + start + count}, not at {self.size or len(self.memory)}")
-        if self.crc32 and isal_zlib.crc32(chunk) != self.crc32[(self.base + start) // CHUNK]:
-            raise self.corrupt(f"is damaged between bytes {start} and {stop}")
+            return f"ends at byte {at + count}, not at {self.size or len(self.memory)}"
+        wrong = self.crc32 and isal_zlib.crc32(chunk) != self.crc32[at // CHUNK]
+        return f"is damaged between bytes {start} and {stop}" if wrong else ""
 
     def _read_directly(self, chunk: memoryview, start: int) -> int:
         """Past the page cache: no second copy in memory, and from a cold disk twice as fast; how many bytes."""
@@ -97,7 +102,7 @@ class ReadFile:
             raise self.corrupt("was replaced, or written to, while it was read")
 
     def corrupt(self, what: str) -> WeightsCorrupt:
-        return WeightsCorrupt(f"{self.path} {what}. {self.remedy}")
+        return WeightsCorrupt(f"{self.path} {what}. {self.remedy}", about=str(self.path))
 
 
 class Reader:
@@ -213,17 +218,17 @@ class Reader:
 
 
 def _file(source: Source, name: str) -> ReadFile:
-    path = source.folder / name
     entry = source.manifest.files.get(name) if source.manifest else None
-    with reading(path):
+    with reading(path := source.folder / name):
         try:
             status = path.stat()
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {source.again}") from None
+            raise WeightsMissing(f"{path} is missing. {source.again}", about=str(path)) from None
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        raise WeightsCorrupt(f"{path} is empty, or no file. {source.remedy}")
+        raise WeightsCorrupt(f"{path} is empty, or no file. {source.remedy}", about=str(path))
     if source.manifest and (entry is None or entry.size != status.st_size):
-        raise WeightsCorrupt(f"{path} has {status.st_size} bytes, its manifest says otherwise. {source.remedy}")
+        told = f"{path} has {status.st_size} bytes, its manifest says otherwise. {source.remedy}"
+        raise WeightsCorrupt(told, about=str(path))
     memory = _memory(status.st_size)
     return ReadFile(path, identity(status), entry.crc32 if entry else (), source.remedy, memory)
 

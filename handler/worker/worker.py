@@ -59,7 +59,7 @@ class Worker(Loaded):
         try:
             with clock.start(settings.model), imports.thawed(), ExitStack() as unless_ready:
                 clock.ledger.model = (spec := find(settings.model)).id
-                clock.record = BootLog(settings.volume, clock.birth)
+                clock.record = BootLog(settings.volume, clock.birth, clock.ending)
                 clock.arm()
                 held = preloaded.weights if preloaded else None
                 clock.ledger.preloaded = list(preloaded.phases) if preloaded else []

@@ -28,7 +28,7 @@ from handler.core.request import MAX_SIDE, MIN_SIDE
 from handler.core.stepcache import StepCacheSetting
 from handler.server import app, idempotency
 from handler.server.openapi import comfy, deployments, workflows
-from handler.server.openapi.document import document
+from handler.server.openapi.document import Description, document
 from handler.server.openapi.operation import JSON
 from handler.server.openapi.operations import OPERATIONS, every, operations
 from handler.server.openapi.requests import SIDE, requests
@@ -371,3 +371,19 @@ def test_no_answer_has_a_field_that_is_not_described(path: str) -> None:
     assert answer.status_code == 200
     (schema,) = [each for kind, each in row.answers[200].content.items() if kind in answer.headers["content-type"]]
     Draft202012Validator({**schema, "components": components}).validate(answer.json())
+
+
+def test_it_is_made_anew_where_what_it_depends_on_has_changed_and_else_once(tmp_path: Path) -> None:
+    engine = Engine(Settings(volume=tmp_path))
+    description = Description(engine)
+    first = description.text("", [])
+    assert json.loads(first) == json.loads(json.dumps(document(engine)))
+    assert description.text("", []) is first
+    below = description.text("/below", [])
+    assert json.loads(below)["servers"] == [{"url": "/below"}]
+    (tmp_path / "loras").mkdir()
+    put(tmp_path / "loras" / "ink.safetensors", {"a.lora_A.weight": torch.zeros(1, 1)})
+    with_lora = description.text("/below", [])
+    assert b'"ink"' in with_lora
+    assert with_lora != below
+    assert description.text("/below", []) is with_lora

@@ -247,6 +247,7 @@ def test_a_wrong_guess_is_corrected(
         ("", "", "is an NVIDIA driver, but torch sees no GPU: Torch not compiled with CUDA enabled. Install a build"),
         ("NVIDIA_VISIBLE_DEVICES", "all", "NVIDIA_VISIBLE_DEVICES=all, but torch sees no GPU"),
         ("RUNPOD_GPU_COUNT", "1", "RUNPOD_GPU_COUNT=1, but torch sees no GPU"),
+        ("IMAGE_CUDA", "cu130", "This image is for GPUs, but torch sees no GPU"),
     ],
 )
 def test_a_gpu_that_torch_does_not_see_fails_the_start(
@@ -284,6 +285,15 @@ def test_a_laptops_driver_alone_keeps_nobody_from_the_embedded_model(
     assert detect(Settings()).device == "cpu"
     assert "torch sees no GPU: Torch not compiled" in caplog.text
     assert "spark is drawn on the CPU" in caplog.text
+
+
+@GPULESS
+def test_the_image_on_a_laptop_draws_the_embedded_model(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("IMAGE_CUDA", "cu126")
+    assert detect(Settings()).device == "cpu"
+    assert "This image is for GPUs, but torch sees no GPU" in caplog.text
 
 
 @GPULESS
