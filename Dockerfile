@@ -39,8 +39,13 @@ RUN pip install --no-deps --require-hashes -r "platform/locks/$SDK.lock"
 COPY pyproject.toml requirements.txt ./
 COPY handler handler
 COPY platform platform
-RUN pip install --no-deps .
+# What is imported from here is compiled too, and what a start touches is written down, for a page cache that is cold.
+RUN pip install --no-deps . \
+    && python -m compileall -q handler platform \
+    && python -c "from handler.worker import touched; touched.record()"
 
+# A worker that sees no GPU then fails, rather than draw on the CPU, but where KINDLING_DEVICE says so.
+ENV IMAGE_CUDA=$CUDA
 # kindling, by its number: Kubernetes cannot tell from a name that it is not root.
 USER 1000
 EXPOSE 8000

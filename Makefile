@@ -1,4 +1,5 @@
-# make run    set up what is missing and serve the embedded model on 127.0.0.1:8000
+# make run    set up what is missing and serve the embedded model on 127.0.0.1:8000; TORCH=cpu and TORCH=cuda choose the
+#             build of torch, which is CUDA's unasked only where there is an NVIDIA driver
 # make test   set up what is missing and run the whole test suite
 # make quick  run the tests that need no model, no process and no compiler: a minute
 # make judge  run the tests that take too long for every run, and write benchmarks/results/judge.json: a quarter of an hour
@@ -10,6 +11,8 @@
 # make gpu-wheels  fetch what a lent GPU machine lacks into .whl; benchmarks/gpu.py says what to run there
 # make lock   bring platform/locks/, the versions and hashes of all that is installed, in step with requirements.txt
 #             (UPGRADE=-U for newer ones)
+# make peers  measure Kindling beside diffusers behind FastAPI and LitServe, which it installs in an environment of their
+#             own, and write benchmarks/results/peers.json: ten minutes, half of them for compiling
 # make spark  train the embedded model on (two and a half hours on two idle cores; goes on where it stopped), or with
 #             FROM=nothing from nothing (four and a half)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
@@ -23,12 +26,36 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAL := $(VENV)/fal
 EDITOR := $(VENV)/editor
+PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
+VERSION = $(shell sed -n 's/^torch==//p' requirements.txt)
+export PYTHONDONTWRITEBYTECODE = # set, each of a thousand processes would compile all of handler/ and the tests anew
 .DEFAULT_GOAL := run
-.PHONY: run test quick judge editor check mutate mutate-changes gpu-wheels lock spark lower lower-check can-lower
+.PHONY: run test quick judge editor peers check mutate mutate-changes gpu-wheels lock spark lower lower-check can-lower another-torch
+
+# For Linux, PyPI's torch brings CUDA's libraries; where no driver could use them, torch's own index has one without. An
+# environment keeps the build that it has, unless told otherwise.
+ifeq ($(shell uname -s),Linux)
+DRIVER := $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /usr/lib/wsl/lib/libcuda.so.1)
+INSTALLED := $(wildcard $(VENV)/lib/python*/site-packages/torch-*.dist-info)
+HAS := $(if $(INSTALLED),$(if $(findstring +cpu,$(INSTALLED)),cpu,cuda))
+TORCH ?= $(or $(HAS),$(if $(DRIVER),cuda,cpu))
+$(if $(filter-out cpu cuda,$(TORCH)),$(error TORCH=$(TORCH) should be cpu or cuda: which build of torch to install))
+ANOTHER := $(if $(filter-out $(TORCH),$(HAS)),another-torch)
+endif
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+ABOUT_ = torch and diffusers
+ABOUT_cpu = torch for CPUs, 0.2 GB. With an NVIDIA GPU, "make TORCH=cuda" takes the one for CUDA, 2.7 GB
+ABOUT_cuda = torch for CUDA, 2.7 GB to download and 5 on disk. "make TORCH=cpu" takes the one for CPUs, 0.2 GB
+INSTALL_ = $(PIP) -c $(VENV)/versions torch
+INSTALL_cuda = $(PIP) -c $(VENV)/versions torch===$(VERSION)
+# First without torch's index: what lies on a disk that pip looks through, or in a mirror, need not be downloaded.
+INSTALL_cpu = $(PIP) -q -c $(VENV)/versions torch==$(VERSION)+cpu 2> /dev/null \
+    || $(PIP) -c $(VENV)/versions --extra-index-url $(CPU_INDEX) torch==$(VERSION)+cpu \
+    || { echo 'torch for CPUs could not be had. "make TORCH=cuda" takes the one of PyPI, 2.7 GB, which runs on CPUs too.'; exit 1; }
 
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
@@ -45,6 +72,9 @@ judge: $(VENV)/dev
 
 editor: $(EDITOR)/ready
 	$(EDITOR)/bin/python -m pytest tests/server/test_editor_page.py
+
+peers: $(PEERS)/ready
+	$(BIN)/python benchmarks/peers.py --save
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -75,7 +105,6 @@ lower-check: $(GPULESS)/ready
 UNHASHED := sed '/--hash=/d; s/ *\\$$//'
 LOCKED := $(VENV)/lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
     --no-emit-index-url --system-certs $(UPGRADE)
-TORCH = $(shell sed -n 's/^torch==//p' requirements.txt)
 # What differs from one build of torch to the next is in its lock alone.
 APART = $$(sed -n 's/^\(torch\|triton\|cuda-[a-z]*\|nvidia-[a-z0-9-]*\)==.*/--no-emit-package \1/p' platform/locks/torch-cu130.lock)
 
@@ -83,7 +112,7 @@ lock: $(VENV)/run
 	@$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9 cyclonedx-bom==7.5.0
 	for build in cu130 cu126; do \
-	    $(BIN)/python -c 'from handler.catalog.cuda import *; print(*cuda_build("'$$build'").requirements("$(TORCH)"), sep="\n")' \
+	    $(BIN)/python -c 'from handler.catalog.cuda import *; print(*cuda_build("'$$build'").requirements("$(VERSION)"), sep="\n")' \
 	        > platform/locks/torch-$$build.in || exit; \
 	done
 	mv platform/locks/torch-cu126.in platform/locks/torch-cu126.lock
@@ -96,12 +125,12 @@ lock: $(VENV)/run
 	$(UNHASHED) platform/locks/torch-cu130.lock platform/locks/runpod.lock | sort -u | \
 	    $(VENV)/lock/bin/cyclonedx-py requirements - --output-reproducible -o platform/locks/sbom.json
 
-$(VENV)/run: requirements.txt pyproject.toml platform/locks/requirements.lock platform/locks/torch-cu130.lock
-	@echo "Setting up $(VENV): downloading and installing torch and diffusers, a few minutes the first time."
+$(VENV)/run: requirements.txt pyproject.toml platform/locks/requirements.lock platform/locks/torch-cu130.lock $(ANOTHER)
+	@echo 'Setting up $(VENV), which takes a few minutes the first time: diffusers, and $(ABOUT_$(TORCH)).'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kindling needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(UNHASHED) platform/locks/torch-cu130.lock platform/locks/requirements.lock | sort -u > $(VENV)/versions
-	$(PIP) -c $(VENV)/versions torch
+	@$(INSTALL_$(TORCH))
 	$(PIP) -c $(VENV)/versions -e .
 	@touch $@
 
@@ -126,6 +155,15 @@ $(EDITOR)/ready: $(VENV)/dev
 	@mv $(EDITOR)/over $$($(EDITOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
 	$(EDITOR)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
 	    $$(sed -n 's/^comfy-ui = \["\(.*\)"\].*/\1/p' pyproject.toml)
+	@touch $@
+
+$(PEERS)/ready: $(VENV)/dev
+	@echo "Adding FastAPI and LitServe, in an environment over the first."
+	@$(BIN)/python -m venv $(PEERS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(PEERS)/over
+	@mv $(PEERS)/over $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
+	    $$(sed -n 's/^peers = \["\(.*\)", "\(.*\)"\].*/\1 \2/p' pyproject.toml)
 	@touch $@
 
 $(GPULESS)/ready: benchmarks/gpuless/requirements.txt benchmarks/gpuless/stubs.py

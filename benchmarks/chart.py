@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = ("#9aa5b1", "#f2c14e", "#4d9de0", "#3bb273", "#7768ae", "#e15554", "#f78154", "#5b5f97", "#2f4858")
+COLOURS = ("#9aa5b1", "#f2c14e", "#4d9de0", "#3bb273", "#7768ae", "#e15554", "#f78154", "#5b5f97", "#2f4858", "#c9ada7")
 WIDTH, BAR, GAP, LEFT, TOP = 1000, 34, 14, 190, 84
 INK = "#222222"
 

@@ -1,8 +1,14 @@
 """The cold start, from the birth of the process to the first picture served over HTTP, phase by phase.
 
 Each start is a fresh `python -m handler serve` on a volume of its own; variants take turns and each round's figures
-come from one run, so their ratios hold on a busy machine. With `--random flux-schnell` the volume gets a FLUX.1
-of full size and random weights (speed does not depend on values); that wants a GPU and 34 GB of disk:
+come from one run, so their ratios hold on a busy machine. "All imports" is eager without the measures of `imports.py`
+and `upstream.py` in `handler/model/`. For a cold cache the system's page cache is dropped or, where it does not let us,
+that of the environment's files and the volume's; `cache_dropped_by` says which.
+
+    python benchmarks/cold_start.py --rounds 4 --save
+
+With `--random flux-schnell` the volume gets a FLUX.1 of full size and random weights (speed does not depend on values);
+that wants a GPU and 34 GB of disk:
 
     python benchmarks/cold_start.py --random flux-schnell --volume /tmp/volume --rounds 3 --save
 
@@ -15,27 +21,36 @@ starts it has finished.
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pagecache
+from imports import ROWS, UNDONE
 
 import chart
 import random_models
 import report
 
 ROOT = Path(__file__).parent.parent
-PHASES = ("python", "volume", "import", "weights", "attention", "artifacts", "compile", "warm", "serve")
+PHASES = ("python", "volume", "import", "weights", "ranks", "attention", "artifacts", "compile", "warm", "serve")
 # Settings that a start and the bake before it have in common, if whoever measures sets them.
 KEPT = tuple(f"KINDLING_{name}" for name in ("PRECISION", "ATTENTION", "DEVICE", "OFFLOAD", "STEP_CACHE", "VAE"))
-DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+SERVE = (sys.executable, "-m", "handler", "serve", "--port", "0")
+UNDO = "; ".join(UNDONE[name] for name in ROWS["before"])
+ALL_IMPORTS = (
+    *(sys.executable, "-c"),
+    f"from contextlib import nullcontext; from handler.model import imports, upstream; {UNDO}; "
+    "from handler.__main__ import command; command()",
+    *SERVE[3:],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +61,17 @@ class Variant:
     compile: str
     baked: tuple[str, ...] = ()  # which of the baked folders are there
     cold: bool = False
+    command: tuple[str, ...] = SERVE
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Seconds by phase and in all, the peak memory in MB, and the plan with its reason."""
+    """Seconds by phase and in all, the peak memory in MB, the plan with its reason, how the page cache was emptied."""
 
     seconds: dict[str, float]
     peak_mb: int
     plan: str
+    cache_dropped_by: str = ""
 
     @property
     def eager(self) -> bool:
@@ -66,10 +83,12 @@ class Start:
 
 
 VARIANTS = (
+    Variant("all imports", "off", command=ALL_IMPORTS),
     Variant("eager", "off"),
     Variant("no artifacts", "on"),
     Variant("artifacts", "auto", ("code",)),
     Variant("baked", "auto", ("code", "weights")),
+    Variant("all imports, cold cache", "off", cold=True, command=ALL_IMPORTS),
     Variant("eager, cold cache", "off", cold=True),
     Variant("baked, cold cache", "auto", ("code", "weights"), cold=True),
 )
@@ -103,12 +122,11 @@ def main() -> int:
 
 
 def measure(model: str, volume: Path, starts: dict[str, list[Start]]) -> None:
-    """One start of every variant that this machine can have, each kept in `starts` once it is over."""
+    """One start of every variant, each kept in `starts` once it is over."""
     for variant in VARIANTS:
-        if variant.cold and not os.access(DROP_CACHES, os.W_OK):
-            continue
         with arranged(variant, model, volume) as folder:
-            found = start(model, folder, variant.compile)
+            dropped = pagecache.drop(volume) if variant.cold else ""
+            found = replace(start(model, folder, variant.compile, command=variant.command), cache_dropped_by=dropped)
         starts.setdefault(variant.name, []).append(found)
         print(f"{variant.name}: {found.seconds['total']:.1f} s", flush=True)
 
@@ -117,7 +135,9 @@ def tell(model: str, rounds: int, bake_s: float, starts: Mapping[str, list[Start
     """Print, draw and write what was found."""
     rows = {name: medians([found.figures for found in each]) for name, each in starts.items()}
     print_table(rows)
-    figures = {"model": model, "rounds": rounds, "bake_s": bake_s, "rows": rows, "ratios": ratios(rows)}
+    dropped = {found.cache_dropped_by for each in starts.values() for found in each} - {""}
+    figures = {"model": model, "rounds": rounds, "bake_s": bake_s, "cache_dropped_by": sorted(dropped)}
+    figures |= {"rows": rows, "ratios": ratios(rows)}
     name = "cold_start" if model == "spark" else f"cold_start_{model}"
     if save and rows:
         chart.stacked(rows, PHASES, report.RESULTS / f"{name}.png", "seconds from process birth to the first picture")
@@ -152,18 +172,14 @@ def arranged(variant: Variant, model: str, volume: Path) -> Iterator[Path]:
         for manifest in (volume / "baked" / model).glob("*/manifest.json"):
             if json.loads(manifest.read_text())["facts"]["kind"] in variant.baked:
                 (folder / "baked" / model / manifest.parent.name).symlink_to(manifest.parent)
-        if variant.cold:
-            os.sync()
-            DROP_CACHES.write_text("3")
         yield folder
 
 
-def start(model: str, volume: Path, policy: str, precision: str = "") -> Start:
+def start(model: str, volume: Path, policy: str, precision: str = "", command: Sequence[str] = SERVE) -> Start:
     """Start a server, ask for one picture, stop it. `policy` is KINDLING_COMPILE; `precision`, if given, wins."""
     environment = report.environment(*KEPT, KINDLING_VOLUME=str(volume), KINDLING_COMPILE=policy)
     environment |= {"KINDLING_MODEL": model, "KINDLING_PUBLISH": "0", "KINDLING_COLD_START_BUDGET_S": "3600"}
     environment |= {"KINDLING_PRECISION": precision} if precision else {}
-    command = [sys.executable, "-m", "handler", "serve", "--port", "0"]
     begun = time.perf_counter()
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -228,6 +244,8 @@ def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
         "compile_with_over_without_artifacts": (compiling, "artifacts", "no artifacts"),
         "artifacts_over_eager": (total, "artifacts", "eager"),
         "baked_over_eager": (total, "baked", "eager"),
+        "eager_over_all_imports": (total, "eager", "all imports"),
+        "cold_cache_over_warm": (total, "eager, cold cache", "eager"),
     }
     return {
         name: round(of(one) / of(other), 3) for name, (of, one, other) in pairs.items() if {one, other} <= rows.keys()
@@ -236,9 +254,9 @@ def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     columns = (*PHASES, "total", "peak_mb")
-    print(f"{'':<20}" + "".join(f"{name:>10}" for name in columns))
+    print(f"{'':<24}" + "".join(f"{name:>10}" for name in columns))
     for name, row in rows.items():
-        print(f"{name:<20}" + "".join(f"{row.get(column, 0.0):>10.2f}" for column in columns))
+        print(f"{name:<24}" + "".join(f"{row.get(column, 0.0):>10.2f}" for column in columns))
 
 
 if __name__ == "__main__":

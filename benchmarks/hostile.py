@@ -9,24 +9,21 @@ import asyncio
 import itertools
 import json
 import socket
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 import bombs
+from flooding import crowd
 from serving import OPENAI, Server, quantile
 from watched import JSON, SMALL, Watchdog, ask, probing
 
 CLIENTS, LOOPS = 4, 64
-SOURCE = Path(__file__).parent / "clients/flood.c"
 BODY = json.dumps(SMALL)
 DRAW = f"POST {OPENAI} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 FLOODS = {  # a request, and whether each comes on a connection of its own
@@ -87,19 +84,14 @@ async def beside(server: Server, watch: Watchdog, options: argparse.Namespace, a
 
 async def flooded(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:
     """`LOOPS` clients that ask again as soon as they are refused, at hardly any cost of their own."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/flood"
-        subprocess.run(["cc", "-D_GNU_SOURCE", "-O2", "-o", program, SOURCE], check=True)  # noqa: S607
+    with crowd(server.address) as clients:
 
         async def flood(request: str, fresh: bool, seconds: float) -> dict[str, Any]:
-            words = [str(urlsplit(server.address).port), str(LOOPS), str(seconds), str(int(fresh))]
-            pipe = asyncio.subprocess.PIPE
-            process = await asyncio.create_subprocess_exec(program, *words, stdin=pipe, stdout=pipe)
-            out, _ = await process.communicate(request.encode())
-            found = json.loads(out)
+            found = await clients.closed(request, LOOPS, seconds, fresh)
+            answers = found["answers"]
             return {
-                "refused_per_s": round((found["400"] + found["500"]) / found["seconds"], 1),
-                "drawn_per_s": round(found["200"] / found["seconds"], 2),
+                "refused_per_s": round((answers["400"] + answers["500"]) / found["seconds"], 1),
+                "drawn_per_s": round(answers["200"] / found["seconds"], 2),
                 "broken": found["broken"],
             }
 

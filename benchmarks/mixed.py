@@ -16,6 +16,7 @@ from serving import OPENAI, Server
 from watched import SMALL, Watchdog, ask, settled
 
 CLIENTS = 4
+SIDES = range(64, 385, 32)  # of pictures of random sizes
 CANCEL_S = 0.05  # at most, after sending: some of these wait then, some are being drawn
 BAD: tuple[tuple[dict[str, Any] | bytes, int], ...] = (  # a body, and the status it deserves
     (b"", 400),
@@ -65,23 +66,27 @@ async def disconnects(server: Server, watch: Watchdog, options: argparse.Namespa
 
 
 async def sizes(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:
-    """One picture after another for `--seconds`, each of another size: what memory grows by in a minute."""
-    rng, seeds, count = random.Random(4), itertools.count(), Counter[str]()
+    """One picture after another for `--seconds`, each of a random size: what memory grows by in a minute.
 
-    async def drawn(http: httpx.AsyncClient, seconds: float) -> None:
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            size = "x".join(str(rng.randrange(64, 385, 32)) for _ in "wh")
-            status, _ = await ask(http, SMALL | {"size": size, "seed": next(seeds)})
-            count[status] += 1
+    All are drawn twice before: oneDNN keeps 1024 of its convolutions' plans, and what is in use grows until then.
+    """
+    rng, seeds, count = random.Random(4), itertools.count(), Counter[str]()
+    every = [f"{width}x{height}" for width in SIDES for height in SIDES]
+
+    async def drawn(http: httpx.AsyncClient, size: str) -> None:
+        status, _ = await ask(http, SMALL | {"size": size, "seed": next(seeds)})
+        count[status] += 1
 
     async with server.client() as http:
-        await drawn(http, options.seconds / 2)  # until there was about every size
+        for size in rng.sample(2 * every, 2 * len(every)):
+            await drawn(http, size)
+        until = time.perf_counter() + options.seconds
         async with watch.running():
-            await drawn(http, options.seconds)
+            while time.perf_counter() < until:
+                await drawn(http, rng.choice(every))
     growth = watch.growth()
-    per_minute = round(60 * growth["memory_growth_percent"] / options.seconds, 3)
-    return {"answers": dict(count), "memory_percent_a_minute": per_minute, **growth}
+    per_minute = round(60 * growth["memory_growth_percent"] / (0.75 * options.seconds), 3)
+    return {"answers": dict(count), "sizes": len(every), "memory_percent_a_minute": per_minute, **growth}
 
 
 async def mixed(server: Server, watch: Watchdog, options: argparse.Namespace) -> dict[str, Any]:

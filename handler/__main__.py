@@ -16,7 +16,7 @@ from handler.core.settings import Settings
 from handler.core.untrusted import printed_lines
 from handler.core.version import __version__
 from handler.volume.room import remedy
-from handler.worker.clock import EXIT_CODE
+from handler.worker.ending import EXIT_CODE
 
 MODEL = "model id, alias or mode (default: $KINDLING_MODEL or spark)"
 CODES = """exit codes: 0 done, or serve told once to stop; 1 failed; 2 bad usage or a bad setting;

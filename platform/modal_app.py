@@ -10,6 +10,7 @@ CUDA=cu126 installs the build of torch for older drivers.
 This file knows how Modal rents GPUs; what a request means, it does not know.
 """
 
+import asyncio
 import gc
 import math
 import os
@@ -88,7 +89,8 @@ image = (
     modal.Image.debian_slim(python_version="3.11")  # with the compiler that Inductor calls
     .uv_pip_install(requirements=[TORCH], extra_options="--index-strategy unsafe-best-match", uv_version=UV)
     .uv_pip_install(requirements=[OTHERS], extra_options="--no-deps --require-hashes", uv_version=UV)
-    .add_local_python_source("handler", ignore=~SHIPPED)
+    .add_local_python_source("handler", copy=True, ignore=~SHIPPED)
+    .run_commands("python -m compileall -q /root/handler")  # else each container would, for itself
 )
 # Always one secret, for Modal wants a container to define as many objects as were deployed. `env` becomes another.
 secret = modal.Secret.from_name(NAMED, required_keys=REQUIRED) if NAMED else modal.Secret.from_dict({})
@@ -166,7 +168,7 @@ class Kindling:
         """Answer one native payload: {"images": ...}, or {"error": ...} as HTTP would say it."""
         reply = await self.app.api.call("/generate", payload)
         await self._leave_if_broken()
-        return reply.body
+        return await asyncio.to_thread(lambda: reply.body)
 
     async def _leave_if_broken(self) -> None:
         """A lost GPU stays lost: let Modal replace this container instead of feeding it."""

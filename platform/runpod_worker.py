@@ -13,11 +13,12 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import runpod
 
-from handler import Api, Engine, Settings, draw_workflow, parse_json
+from handler import Api, Engine, Reply, Settings, draw_workflow, parse_json
 
 # Bytes of a result. RunPod keeps more for /runsync, whose job ids say so; what it finds too large it drops silently.
 MAX_RESULT, MAX_SYNC_RESULT = 10_000_000, 20_000_000
@@ -120,13 +121,13 @@ async def handle(job: dict[str, Any], on_partial: Callable[[dict[str, Any]], obj
     reply = await (draw_workflow(api(), given, on_step) if comfy else api().call(path, payload, on_step, on_partial))
     if reply.fatal:
         config["refresh_worker"] = True  # read after each job: the loop ends and RunPod replaces the worker
-    body, most = lean(reply.body), carried(job["id"], bool(options.get("partial_images")))
-    if lossy and reply.smaller and too_large(body, most):
-        body = lean(await asyncio.to_thread(reply.smaller, lossy))
-    if reply.stored and too_large(body, most):
-        body = lean(await reply.stored())
-    if large := too_large(body, most):
-        body = {"error": large}
+    reply, most = lean(reply), carried(job["id"], bool(options.get("partial_images")))
+    if lossy and reply.smaller and too_large(reply, most):
+        reply = lean(replace(reply, content=await asyncio.to_thread(reply.smaller, lossy)))
+    if reply.stored and too_large(reply, most):
+        reply = lean(replace(reply, content=await reply.stored()))
+    large = too_large(reply, most)
+    body = {"error": large} if large else await asyncio.to_thread(lambda: reply.body)
     error = body.get("error", "")  # which the SDK wants to be a string
     return body | {"error": error if isinstance(error, str) else json.dumps(error)} if error else body
 
@@ -155,9 +156,9 @@ def notes(environ: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} changes nothing here: {why}."
 
 
-def lean(body: dict[str, Any]) -> dict[str, Any]:
+def lean(reply: Reply) -> Reply:
     """An answer without `image`, which a native one has in `images` too: RunPod carries few bytes."""
-    return {name: value for name, value in body.items() if name != "image"}
+    return replace(reply, content={name: value for name, value in reply.content.items() if name != "image"})
 
 
 def carried(job: str, streamed: bool) -> int:
@@ -167,9 +168,9 @@ def carried(job: str, streamed: bool) -> int:
     return MAX_SYNC_RESULT if job.startswith("sync-") else MAX_RESULT
 
 
-def too_large(body: dict[str, Any], most: int) -> dict[str, Any] | None:
+def too_large(reply: Reply, most: int) -> dict[str, Any] | None:
     """The error for a result that RunPod would drop without telling the caller."""
-    size = len(json.dumps(body))
+    body, size = reply.content, reply.size
     code, message = "result_too_large", f"The answer has {size} bytes, RunPod carries {most} here: "
     if "delivery" in body:
         code, message = "delivery_failed", f"{body['delivery']} {message}"

@@ -1,6 +1,7 @@
 """Shared fixtures: a worker with spark in this process, and a real server process."""
 
 import atexit
+import gc
 import importlib
 import os
 import shutil
@@ -37,6 +38,7 @@ pytest_plugins = ("browsing",)  # its fixtures
 # Every client that says nothing else gives up after 5 s, which an answer on a busy machine may take.
 HASTE = httpx._config.DEFAULT_TIMEOUT_CONFIG
 HASTE.connect = HASTE.read = HASTE.write = HASTE.pool = 60.0
+httpx._transports.default.create_ssl_context = cache(httpx.create_ssl_context)  # all of them trust the same
 ROOT = Path(__file__).parent.parent
 PATIENT = Settings(cold_start_budget_s=3600)  # the budget counts from the birth of the test process
 LONG = (  # files that take longest, in this order: begun last, one of them would run alone
@@ -59,6 +61,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         with imports.uncollected(), imports.lean():
             importlib.import_module("handler.model.families.flux")
         imports._frozen = cache(imports._frozen)  # it stays so; to count it anew is 0.1 s of each start, of 0.2 s
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Ten thousand tests come to stay: the garbage collector looks through them neither meanwhile nor ever after."""
+    gc.disable()
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found
 
 
 @pytest.hookimpl(trylast=True)  # after what shuffles
@@ -125,6 +137,6 @@ def compiler() -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    """A real server process with spark, shared by all tests that leave it healthy."""
-    with serving(anew=True) as served:
+    """A real server process with spark, shared by all tests that leave it healthy; each picture is drawn alone."""
+    with serving({"KINDLING_BATCH": "1"}, anew=True) as served:
         yield served

@@ -6,6 +6,7 @@ or its environment, or the system is not Linux, `Popen` and `run` start a new in
 """
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -148,6 +149,17 @@ def become(words: list[str], cwd: str, environ: dict[str, str], pipes: list[int]
         runpy.run_path(how, run_name="__main__")
 
 
+def leave(code: int) -> None:
+    """End as an interpreter does, but leave all that it has imported to the system: that is most of a short command."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code & 0xFF)
+    sys.exit(code)  # what could not be written is for the interpreter to tell
+
+
 if __name__ == "__main__":
     from handler.model import families, imports
 
@@ -158,4 +170,10 @@ if __name__ == "__main__":
     imports._frozen = cache(imports._frozen)  # as in conftest.py
     imports._frozen()
     asked, pipes = grow(socket.socket(fileno=int(sys.argv[1])))
-    become(**asked, pipes=pipes)
+    try:
+        become(**asked, pipes=pipes)
+    except SystemExit as told:
+        if isinstance(told.code, int | None):
+            leave(told.code or 0)
+        raise
+    leave(0)

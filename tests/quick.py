@@ -30,6 +30,12 @@ BESIDES = (  # tests of these files that need more
     "test_a_picture_that_has_no_room_is_a_line_and_no_traceback", "test_importing_handler_imports_nothing_heavy",
     "test_nor_to_measure_or_compile_for_it",
     "test_deploying_needs_no_torch_and_no_web_server", "test_what_is_done_before_a_snapshot_asks_nothing_about_gpus",
+    "test_a_heic_as_telephones_take_it_is_read", "test_a_heic_that_says_it_is_huge_is_not_decoded",
+    "test_a_part_of_a_heic_is_none", "test_colours_come_as_srgb_whatever_profile_they_have",
+    "test_a_trial_gets_no_secrets_and_a_receipt_nothing_that_it_said", "test_two_at_once_where_nothing_can_be_locked",
+    "test_what_came_to_a_fetch_that_was_killed_goes_and_what_comes_to_others_stays",
+    "test_a_worker_that_may_not_write_says_so_once_at_its_start_and_serves",
+    "test_commands_tell_the_remedy_of_a_volume_that_is_anothers", "test_a_server_starts_without_what_only_graphs_need",
 )  # fmt: skip
 STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system")  # audit events of a new process
 _hearing = _running = False

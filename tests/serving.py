@@ -1,5 +1,6 @@
 """A real `python -m handler serve` process on a free loopback port, for tests and benchmarks; or an app in this one."""
 
+import asyncio
 import os
 import re
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -88,15 +89,29 @@ def serving(
             pass
 
 
+class Prompt(uvicorn.Server):
+    """uvicorn that ends when it is told to, instead of looking ten times a second whether it was."""
+
+    async def main_loop(self) -> None:
+        self.loop, self.told = asyncio.get_running_loop(), asyncio.Event()
+        if not await self.on_tick(0):
+            await self.told.wait()
+
+    def end(self) -> None:
+        self.should_exit = True
+        with suppress(AttributeError):  # it has not begun, and will not
+            self.loop.call_soon_threadsafe(self.told.set)
+
+
 @contextmanager
 def live(app: Any) -> Iterator[str]:
     """The address of `app`, served over real HTTP from a thread; its lifespan begins and ends with this."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on", ws="none"))
+        server = Prompt(uvicorn.Config(app, log_level="critical", lifespan="on", ws="none"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            server.end()
             thread.join()

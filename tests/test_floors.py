@@ -36,6 +36,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
 EARLY = {*(name for name, places in HEAVY.items() if places == WEB), "pydantic", "huggingface_hub"}
 # Imported late as a whole, so that they may import all of these at their top.
 LATE = (
+    "model/split",
     "model/families",
     "model/adapters/sums",
     "model/sampling",

@@ -41,6 +41,25 @@ def test_it_sees_what_a_new_one_sees(how: str, tmp_path: Path) -> None:
     assert one == other
 
 
+ENDS = {
+    "whole": "",
+    "by a number": "sys.exit(300)",
+    "by words": "sys.exit('why')",
+    "by an exception": "raise OSError('why')",
+    "with a thread": "threading.Thread(target=lambda: (threading.Event().wait(0.1), print('thread'))).start()",
+    "with nowhere to write to": "sys.stdout = open('/dev/full', 'w')",
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_it_ends_as_a_new_one_does(end: str) -> None:
+    begin = "import atexit, sys, threading; atexit.register(print, 'atexit', file=sys.stderr)"
+    command = [sys.executable, "-c", f"{begin}\n{end}\nprint('last', end='')"]
+    fresh, grown = (run(command, env=ENVIRON, capture_output=True, text=True) for run in (subprocess.run, forked.run))
+    assert (fresh.returncode, fresh.stdout) == (grown.returncode, grown.stdout)
+    assert fresh.stderr.splitlines()[-1] == grown.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("environ", "options"), [({"LC_ALL": "C"}, ()), ({"HF_HUB_OFFLINE": "1"}, ()), ({}, ("-W", "ignore"))]
 )

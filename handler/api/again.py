@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from handler.api import codec
-from handler.api.pieces import plain
 from handler.api.store import Store
 from handler.core.deadline import Deadline
 from handler.core.recipe import Picture
@@ -18,14 +17,13 @@ LEAN = 90  # percent: the quality of pictures that have to become smaller
 def smaller(
     render: Callable[..., dict[str, Any]], request: ImageRequest, pictures: list[Picture], form: Format
 ) -> dict[str, Any]:
-    """The body with its pictures as JPEG or WebP. For a thread."""
+    """The content with its pictures as JPEG or WebP. For a thread."""
     quality = min(request.output_compression, LEAN)
     recoded = [
         picture if picture.url else replace(picture, data=codec.recode(picture.data, form, quality), format=form)
         for picture in pictures
     ]
-    made: dict[str, Any] = plain(render(request.model_copy(update={"output_format": form}), pictures=recoded))
-    return made
+    return render(request.model_copy(update={"output_format": form}), pictures=recoded)
 
 
 async def stored(
@@ -35,7 +33,6 @@ async def stored(
     request: ImageRequest,
     pictures: list[Picture],
 ) -> dict[str, Any]:
-    """The body with its pictures by URL."""
+    """The content with its pictures by URL."""
     kept = await asyncio.gather(*(store.keep(picture, deadline) for picture in pictures))
-    made: dict[str, Any] = plain(render(request, pictures=kept))
-    return made
+    return render(request, pictures=kept)

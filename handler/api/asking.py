@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self, TypeVar
 
-from handler.api import codec, served
+from handler.api import served
 from handler.api.workflows.calling import Call
 from handler.core.deadline import Deadline
 from handler.core.errors import InvalidJson, InvalidType
-from handler.core.recipe import Preview
 from handler.core.request import ImageRequest
 from handler.core.untrusted import Malformed, check
 from handler.engine.engine import Engine
@@ -18,8 +17,6 @@ from handler.engine.engine import Engine
 T = TypeVar("T")
 # Characters that are looked at sooner than another thread would begin to, and as how many another value counts.
 LIGHT, VALUE = 16 << 10, 16
-OnRequestStep = Callable[[int, int, Preview], None]
-OnPartial = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,26 +46,6 @@ class Asked:
         request: ImageRequest = call.request if call else dialect.parse(payload)
         served.require(request, engine.spec, engine.settings, streams)
         return cls(dialect, request, base, call)
-
-    def showing(self, on_step: OnRequestStep, on_partial: OnPartial | None) -> OnRequestStep:
-        """`on_step`, each step as an event, and partial pictures, spread evenly over the steps before the last, as far
-        as they are asked for."""
-        request, shown = self.request, 0
-        if not (on_partial and (request.partial_images or request.progress)):
-            return on_step
-
-        def step(done: int, of: int, preview: Preview) -> None:
-            nonlocal shown
-            on_step(done, of, preview)
-            if request.progress:
-                on_partial({"type": f"{self.dialect.TYPE}.progress", "steps": done, "of": of})
-            if done < of and done * (request.partial_images + 1) >= (shown + 1) * of:
-                rgb = preview()
-                data = codec.encode(rgb, request.output_format, request.output_compression, None)
-                on_partial(self.dialect.partial(request, data, (rgb.shape[1], rgb.shape[0]), shown))
-                shown += 1
-
-        return step
 
 
 async def understood(act: Callable[[], T], payload: Any, deadline: Deadline) -> T:

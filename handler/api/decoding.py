@@ -7,13 +7,14 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from handler.api.hands import Hands
+from handler.api.isolated import NICE
 from handler.api.loras import looked
 from handler.core.deadline import Deadline
 
 T = TypeVar("T")
 MOST, SPARE = max(2, min(4, os.cpu_count() or 1)), 2
 NOTHING, PLAIN, ISOLATED = range(3)  # to decode; each of the others has hands, so that HEIC holds up no JPEG either
-_hands = {kind: Hands(MOST, SPARE, "images") for kind in (PLAIN, ISOLATED)}
+_hands = {kind: Hands(MOST, SPARE, "images", NICE) for kind in (PLAIN, ISOLATED)}
 _until: ContextVar[Deadline] = ContextVar("until", default=Deadline())  # noqa: B039 - which nobody changes
 _may: ContextVar[int] = ContextVar("may", default=ISOLATED)
 

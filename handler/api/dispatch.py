@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from handler.api import abilities, again, codec, decoding, loras, served
-from handler.api.asking import Asked, OnPartial, OnRequestStep, fields_of, understood
+from handler.api.asking import Asked, fields_of, understood
 from handler.api.delivery import delivered, give_up
 from handler.api.dialects import openai
 from handler.api.dialects.routes import dialect_of, for_model
@@ -17,6 +17,7 @@ from handler.api.links import Links
 from handler.api.outgoing import Outgoing
 from handler.api.recipes import recipes_of, settled
 from handler.api.reply import Reply, answered
+from handler.api.showing import OnPartial, OnRequestStep, Showing
 from handler.api.store import Store
 from handler.api.workflows.mapping import MODEL
 from handler.api.workflows.service import Workflows
@@ -71,9 +72,9 @@ class Api:
 
         `on_step(done, of, preview)` counts denoising steps over all pictures, on the engine's thread; `preview()` makes
         a small picture of what is coming, there and then. A transport that can stream gives `on_partial`, which gets
-        the events that a request's `partial_images` asks for, on the same thread. All is done by `deadline`, which is
-        KINDLING_DEADLINE_S from now if it is not said; then it is DeadlineExceeded. `base` is where callers find the
-        server that answers, if there is one. `alone` is whether the answer can have one picture only.
+        the events that a request asks for, on any thread. All is done by `deadline`, which is KINDLING_DEADLINE_S from
+        now if it is not said; then it is DeadlineExceeded. `base` is where callers find the server that answers, if
+        there is one. `alone` is whether the answer can have one picture only.
         """
         deadline = deadline or Deadline.within(self.engine.settings.deadline_s)
         if dialect_of(path):
@@ -141,8 +142,8 @@ class Api:
     ) -> Reply:
         """Draw what was asked, as `draw` does, and make its answer."""
         start, deadline, request = time.perf_counter(), deadline or Deadline(), asked.request
-        on_step = asked.showing(on_step, on_partial)
-        pictures, render = await self._pictures(asked, on_step, deadline, on_begin, admitted)
+        async with Showing(asked, on_step, on_partial) as showing:
+            pictures, render = await self._pictures(asked, showing, deadline, on_begin, admitted)
         render = partial(render, spec=self.engine.spec, seconds=time.perf_counter() - start)
         linked = (self.store or self.links) if any(picture.url for picture in pictures) else None
         untried = self.store if request.response_format != "url" else None

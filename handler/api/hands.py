@@ -1,8 +1,11 @@
 """A few threads that nobody waits for at the interpreter's end, as it does for those of a `ThreadPoolExecutor`."""
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
@@ -15,11 +18,12 @@ class Hands:
     """Runs functions in at most `most` threads, each of which ends when nothing waits for its turn.
 
     A function that was forsaken cannot be ended from outside. Until it ends it leaves its place to another, but no
-    more than `spare` at once do.
+    more than `spare` at once do. `nice` is how much all others go before them where there are few cores, on Linux: as
+    nice(1) has it, but of these threads alone.
     """
 
-    def __init__(self, most: int, spare: int, name: str) -> None:
-        self._most, self._spare, self._name = most, spare, name
+    def __init__(self, most: int, spare: int, name: str, nice: int = 0) -> None:
+        self._most, self._spare, self._name, self._nice = most, spare, name, nice
         self._lock = threading.Lock()  # of what follows
         self._waiting: dict[Future[Any], Callable[[], Any]] = {}
         self._running: set[Future[Any]] = set()
@@ -59,12 +63,21 @@ class Hands:
         return future, self._waiting.pop(future)
 
     def _work(self, task: Task | None) -> None:
+        _give_way(self._nice)
         while task:
             _done(*task)
             with self._lock:
                 self._running.remove(task[0])
                 self._forsaken.discard(task[0])
                 task = self._taken()
+
+
+def _give_way(more: int) -> None:
+    """Let all others go before this thread."""
+    if more and sys.platform == "linux":  # elsewhere it would be the whole process
+        this = threading.get_native_id()
+        with suppress(OSError):  # a sandbox may know of no such thing
+            os.setpriority(os.PRIO_PROCESS, this, os.getpriority(os.PRIO_PROCESS, this) + more)
 
 
 def _done(future: Future[Any], act: Callable[[], Any]) -> None:

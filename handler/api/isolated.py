@@ -56,7 +56,8 @@ def decoded(data: bytes, heic: bool, most: int, left_s: Callable[[], float]) -> 
     environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MALLOC_ARENA_MAX": "2"}
     command = [sys.executable, "-S", "-P", __file__, "HEIF" if heic else "AVIF", *map(str, (most, CPU_S, BYTES))]
     options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    options |= {"env": environ, "start_new_session": True}  # Ctrl+C lets a server end what it has begun
+    # Ctrl+C lets a server end what it has begun. In a session of its own it would be nice to itself alone (sched(7)).
+    options |= {"env": environ, "process_group": 0}
     with subprocess.Popen(command, **options) as process:  # noqa: S603 - ours
         over = threading.Event()
         threading.Thread(target=_end, args=(process, over, left_s), name="images", daemon=True).start()
@@ -89,7 +90,7 @@ def _main(form: str, most: int, cpu_s: int, bytes_: int) -> None:
     with suppress(ValueError):  # macOS knows no bound of address space
         resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
-    os.nice(NICE)
+    os.nice(max(0, NICE - os.nice(0)))  # on Linux the thread that began this is as nice already
     from PIL import AvifImagePlugin, Image
 
     AvifImagePlugin.DEFAULT_MAX_THREADS, Image.MAX_IMAGE_PIXELS = THREADS, None  # `most` is known here

@@ -27,7 +27,7 @@ class File:
 
     def text(self) -> str:
         """All of them."""
-        return self.head + binascii.b2a_base64(self.data, newline=False).decode()
+        return b"".join(self.pieces()).decode()
 
     def pieces(self) -> Iterator[bytes]:
         """The same, in pieces."""
@@ -44,6 +44,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: plain(each) for name, each in value.items()}
     return [plain(each) for each in value] if isinstance(value, list) else value
+
+
+def length(value: Any) -> int:
+    """Characters of `json.dumps(plain(value))`, without making it."""
+    files: list[int] = []
+
+    def named(each: File) -> str:
+        files.append(each.size)
+        return ""
+
+    return len(json.dumps(value, default=named)) + sum(files)
 
 
 def encoded(value: Any) -> list[bytes | File]:

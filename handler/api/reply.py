@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from handler.api.pieces import encoded, pieces, plain
+from handler.api.pieces import encoded, length, pieces, plain
 from handler.core.errors import Internal, KindlingError
 from handler.core.recipe import Picture
 from handler.core.request import Format
@@ -24,7 +24,7 @@ class Reply:
     """An answer ready to be sent: HTTP's status, an object, extra headers; `fatal` asks for a new worker.
 
     `content` is JSON with a `File` in the place of each picture, `body` the same as JSON alone.
-    `smaller(form)` is the body again, if it has pictures, with those as JPEG or WebP; encoding takes a moment.
+    `smaller(form)` is the content again, if it has pictures, with those as JPEG or WebP; encoding takes a moment.
     `stored()` is it again with them in the object store, if there is one that has not been asked before, by URL.
     `pictures` are those, for who counts and times them. `lasts_s` is for how long any URL in it surely works.
     """
@@ -39,8 +39,13 @@ class Reply:
     lasts_s: float = math.inf
 
     @property
+    def size(self) -> int:
+        """How many characters the body has as Python's json writes it. It takes no time to know."""
+        return length(self.content)
+
+    @property
     def body(self) -> dict[str, Any]:
-        """A JSON object. It takes a moment to make, if there are pictures in it."""
+        """A JSON object. It takes a moment to make, if there are pictures in it: for a thread then."""
         made: dict[str, Any] = plain(self.content)
         return made
 

@@ -3,7 +3,8 @@
 List prices are in the table of GPUs, with the day they were read; KINDLING_GPU_PRICE replaces them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from handler.catalog.gpus import HOUR, TARIFFS, gpu_named
 from handler.core.errors import SettingsError
@@ -18,6 +19,12 @@ class Price:
 
     dollars_per_s: float | None
     reason: str
+
+    def times(self, gpus: int) -> Self:
+        """Of a worker that has so many."""
+        if self.dollars_per_s is None or gpus == 1:
+            return self
+        return replace(self, dollars_per_s=gpus * self.dollars_per_s, reason=f"{gpus} GPUs, each: {self.reason}")
 
 
 def price_of(gpu_name: str, platform: str, override: float | None = None) -> Price:

@@ -65,6 +65,11 @@ class ModelSpec:
         return self.family.rpartition(".")[2] in ("sd15", "sdxl")
 
     @property
+    def splits(self) -> bool:
+        """Whether diffusers has a plan for several GPUs to draw one picture of it: its class's `_cp_plan`."""
+        return self.family.rpartition(".")[2] in ("flux", "flux2", "flux2_klein", "flux2_tiny", "qwen_image")
+
+    @property
     def takes_guidance(self) -> bool:
         """Whether a guidance scale changes anything."""
         return self.guidance > 0

@@ -21,6 +21,7 @@ from handler.cli.files import files
 from handler.cli.findings import lines
 from handler.cli.models import adapter_line, adapters_on, states
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError
+from handler.core.host import free_memory
 from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.model.compiling import artifacts, toolchain
@@ -104,7 +105,7 @@ def machine(hardware: Hardware) -> dict[str, Any]:
 
     facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "cores": os.cpu_count()}
     facts["driver"] = GPU_DRIVER.read_text().splitlines()[0] if GPU_DRIVER.exists() else None
-    facts["host_memory_free"] = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    facts["host_memory_free"] = free_memory()
     if hardware.device == "cuda":
         facts["gpu_memory_free"], facts["gpu_memory"] = torch.cuda.mem_get_info()
     return facts

@@ -8,7 +8,7 @@ from handler.catalog.models import find
 from handler.core.errors import ModelNotFound, SettingsError
 from handler.core.settings import Settings
 
-ONE_GPU = "a worker draws on one GPU"
+ULYSSES, RING = "KINDLING_ULYSSES_DEGREE", "KINDLING_RING_DEGREE"
 PREFIX = "SGLANG_CACHE_DIT_"
 CACHED = {
     "FN": "Fn",
@@ -29,6 +29,7 @@ class Alias:
     setting: str = ""
     value: str = ""
     note: str = ""
+    gpus: bool = False  # it says how many GPUs draw one picture, by whatever way
 
 
 ALIASES = (
@@ -38,10 +39,11 @@ ALIASES = (
     Alias("--text-encoder-cpu-offload", "KINDLING_OFFLOAD", "encoders"),
     Alias("--vae-cpu-offload", note="a VAE is not moved by itself; large pictures are decoded in tiles"),
     Alias("--pin-cpu-memory", note="how weights lie in host memory is no choice here"),
-    *(
-        Alias(f"--{name}", note=ONE_GPU)
-        for name in ("num-gpus", "tp-size", "sp-degree", "ulysses-degree", "ring-degree")
-    ),
+    Alias("--ulysses-degree", ULYSSES),
+    Alias("--ring-degree", RING),
+    Alias("--sp-degree", ULYSSES, gpus=True),
+    Alias("--num-gpus", ULYSSES, gpus=True),
+    Alias("--tp-size", note="each GPU has a whole text encoder"),
 )
 
 
@@ -65,6 +67,8 @@ def table() -> str:
 
 
 def _meaning(alias: Alias) -> str:
+    if alias.gpus:
+        return f"{alias.setting} times {RING}"
     return f"{alias.setting}={alias.value or '...'}" if alias.setting else f"no effect: {alias.note}"
 
 
@@ -78,7 +82,9 @@ def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple
         alias: value for alias in ALIASES if (value := vars(options)[alias.option[2:].replace("-", "_")]) is not None
     }
     for alias, value in reversed(given.items()):
-        switched = alias.value or value
+        switched = (
+            _over_ring(value, vars(options)["ring_degree"] or found.get(RING)) if alias.gpus else alias.value or value
+        )
         if alias.value and value.lower() in ("false", "0"):
             continue
         if alias.setting:
@@ -88,6 +94,19 @@ def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple
     if not found.get(STEP_CACHE):
         _cache(found, notes)
     return found, notes
+
+
+def _over_ring(gpus: str, ring: str | None) -> str:
+    """How many of so many GPUs are left for Ulysses attention; what is no number is for the setting to refuse."""
+    try:
+        whole, rest = divmod(int(gpus), int(ring or 1))
+    except (ValueError, ZeroDivisionError):
+        return gpus
+    if rest:
+        raise SettingsError(
+            f"{gpus} GPUs cannot be shared by {ring} of ring attention; {RING} has to divide them.", RING
+        )
+    return str(whole)
 
 
 def _cache(found: dict[str, str], notes: list[str]) -> None:

@@ -56,7 +56,7 @@ RETRY_S, MAX_RETRY_S = 5.0, 120  # where nothing better is known; at most
 
 
 class KindlingError(Exception):
-    """Base of all errors with an answer for the caller. `param` names the offending field.
+    """Base of all errors with an answer for the caller. `param` names the offending field, `about` the file at fault.
     `retry_s` is when a retryable one is worth another try, in whole seconds, 1 to `MAX_RETRY_S`."""
 
     code: ClassVar[str] = "internal_error"
@@ -65,9 +65,9 @@ class KindlingError(Exception):
     retryable: ClassVar[bool] = False
     fatal: ClassVar[bool] = False
 
-    def __init__(self, message: str, param: str | None = None, retry_s: float = RETRY_S) -> None:
+    def __init__(self, message: str, param: str | None = None, retry_s: float = RETRY_S, about: str = "") -> None:
         super().__init__(message)
-        self.message, self.param = message, param
+        self.message, self.param, self.about = message, param, about
         self.retry_s = min(max(math.ceil(retry_s), 1), MAX_RETRY_S)
 
     def body(self) -> dict[str, Any]:

@@ -11,11 +11,15 @@ import select
 import stat
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
-from queue import SimpleQueue
+from itertools import accumulate
+from queue import Empty, SimpleQueue
 
 LINES = 2000  # that wait to be written; more are dropped
 LONGEST = 64 << 10  # characters of a line
+AT_ONCE = 64  # lines that are written together
+PAUSE_S = 0.05  # after a write: lines that come one after another wake their writer once, and drawing is disturbed less
 LAST_S = 0.5  # for the last lines of a process that ends
 
 
@@ -38,6 +42,7 @@ class Outlet(io.TextIOBase):
         self._begun = threading.local()  # the text of each thread's line so far
         self._lock, self._writing = threading.RLock(), False
         self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
+        self._hurry = threading.Event()  # somebody waits for all to be written
 
     def writable(self) -> bool:
         return True
@@ -70,6 +75,7 @@ class Outlet(io.TextIOBase):
         self.flush()
         done = threading.Event()
         self._lines.put(done)
+        self._hurry.set()
         return not self._writing or done.wait(seconds)
 
     def _tell(self, text: str) -> None:
@@ -91,12 +97,29 @@ class Outlet(io.TextIOBase):
         return True
 
     def _run(self) -> None:
-        lines = self._lines
         while True:
-            if isinstance(line := lines.get(), threading.Event):
-                line.set()
-            elif self._fd is None or not _written(self._fd, line.encode(self.encoding, self.errors)):
-                self.dropped += 1
+            told = [self._lines.get(), *self._more()]
+            self._write([line.encode(self.encoding, self.errors) for line in told if isinstance(line, str)])
+            for each in told:
+                if isinstance(each, threading.Event):
+                    each.set()
+            if len(told) < AT_ONCE and self._hurry.wait(PAUSE_S):
+                self._hurry.clear()
+
+    def _more(self) -> Iterator[str | threading.Event]:
+        """What else waits already."""
+        with suppress(Empty):
+            for _ in range(AT_ONCE - 1):
+                yield self._lines.get_nowait()
+
+    def _write(self, lines: list[bytes]) -> None:
+        """As many together as a pipe takes whole, whoever else writes to it."""
+        while lines:
+            sizes = accumulate(map(len, lines))
+            fit = max(1, sum(size <= select.PIPE_BUF for size in sizes))
+            if self._fd is None or not _written(self._fd, b"".join(lines[:fit])):
+                self.dropped += fit
+            del lines[:fit]
 
 
 def _written(fd: int, rest: bytes) -> bool:

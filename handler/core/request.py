@@ -31,7 +31,7 @@ MAX_RANDOM_SEED = 2**31 - 1  # JSON's readers keep 53 bits
 MIN_SIDE, MAX_SIDE = 64, 2048
 MAX_PROMPT = 32_000
 MAX_VALUES = 2048  # of a list, or fields of an object: more than any has, and each may be one more fault to tell
-MAX_IMAGES = 10  # OpenAI's; a worker draws as many as its KINDLING_MAX_N says
+MAX_IMAGES = 10  # OpenAI's; as many as its KINDLING_MAX_N says a worker draws, and refuses more by itself
 
 Format = Literal["png", "jpeg", "webp"]
 MaskForm = Literal["alpha", "white", "black"]
@@ -57,7 +57,7 @@ class ImageRequest(BaseModel):
 
     prompt: str = Field(max_length=MAX_PROMPT, description="What the picture should show; it may be empty.")
     model: str | None = Field(None, max_length=200, description="A name of the served model; none means it.")
-    n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many pictures.")
+    n: int = Field(1, ge=1, description="How many pictures.")
     width: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
     height: int | None = Field(None, ge=MIN_SIDE, le=MAX_SIDE)
     num_inference_steps: int | None = Field(None, ge=1, le=50)

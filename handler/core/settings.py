@@ -123,8 +123,11 @@ class Settings(BaseModel):
         "auto",
         description="what computes it: torch (native), cuDNN, FlashAttention, cuDNN's FP8; auto: the fastest but FP8",
     )
+    ulysses_degree: int = Field(1, ge=1, le=8, description="GPUs that draw one picture, exchanging attention heads")
+    ring_degree: int = Field(1, ge=1, le=8, description="the same by passing keys around; both multiply")
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = Field(
-        "auto", description="pictures of one shape drawn at once, at most; auto: as many as the receipt says pay"
+        "auto",
+        description="pictures of one shape drawn at once, at most; auto: as many as pay, by the receipt or as seen",
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="auto: reuse artifacts, make them on a GPU")
     publish: bool = Field(True, description="serving leaves compile artifacts for later workers")
@@ -203,6 +206,11 @@ class Settings(BaseModel):
             unknown = first["type"] == "extra_forbidden"
             why = fields.not_known(name, {*cls.model_fields}) if unknown else f"{name}: {', or '.join(each)}."
             raise SettingsError(why, name) from None
+
+    @property
+    def ranks(self) -> int:
+        """How many processes, each with a GPU, draw one picture."""
+        return self.ulysses_degree * self.ring_degree
 
     @staticmethod
     def named(environ: Mapping[str, str]) -> dict[str, str]:

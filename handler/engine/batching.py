@@ -1,4 +1,4 @@
-"""How many pictures are drawn at once: as many as was measured to pay, all of one shape.
+"""How many pictures are drawn at once: as many as was measured to pay, or as `gains` has learned, all of one shape.
 
 Small pictures leave a GPU idle between kernels, so several take hardly longer than one. Together they never have more
 pixels than one of 1024x1024, so that they need no more memory.
@@ -43,9 +43,10 @@ def alike(one: Recipe, other: Recipe) -> bool:
 
     A step cache looks at all pictures at once, so each would depend on its neighbours.
     """
-    return one.step_cache is None and not one.images and _shape(one) == _shape(other)
+    return one.step_cache is None and not one.images and shape(one) == shape(other)
 
 
-def _shape(recipe: Recipe) -> Recipe:
+def shape(recipe: Recipe) -> Recipe:
+    """`recipe` without its words and its seed; equal where pictures differ in nothing else."""
     sampling = recipe.sampling and recipe.sampling.model_copy(update={"batch": 1, "index": 0})
     return replace(recipe, prompt="", negative_prompt=None, seed=0, sampling=sampling)

@@ -31,7 +31,6 @@ from handler.core.errors import (
 from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.settings import Settings
 from handler.core.tracebacks import outline
-from handler.engine.batching import alike, at_once
 from handler.engine.executor import Executor
 from handler.engine.publisher import Publisher
 from handler.engine.queue import Job, OnBegin, Queue, hand, nobody
@@ -186,9 +185,7 @@ class Engine:
 
     def at_once(self, recipe: Recipe) -> int:
         """How many pictures of this shape are drawn at once, if there are as many: as KINDLING_BATCH says."""
-        if not (self.worker and self._executor.together and alike(recipe, recipe)):
-            return 1
-        return at_once(self.batch, self.worker.gains, recipe.size)
+        return self._executor.at_once(recipe, self.batch, self.worker.gains) if self.worker else 1
 
     @property
     def waiting(self) -> int:
@@ -238,8 +235,8 @@ class Engine:
         except StartError as error:
             self.fail(error)
         except BaseException as error:
-            log.error("the start failed\n%s", outline(error))
-            self.fail(StartError(f"{self.settings.model} could not be loaded: {type(error).__name__}."))
+            log.error("the start failed", exc_info=error)  # in full: nobody's prompt is in work yet
+            self.fail(StartError(f"{self.settings.model} could not be loaded: {type(error).__name__}: {error}"))
         self._booted.set()
         if self.worker:
             try:

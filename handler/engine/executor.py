@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost, Internal, KindlingError, OutOfMemory
@@ -13,11 +14,14 @@ from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.request import MIN_SIDE, ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import let_go, outline
+from handler.engine.batching import alike, at_once
+from handler.engine.gains import Learned
 from handler.engine.pace import Pace
 from handler.engine.queue import Job
 from handler.engine.triage import Triage
 from handler.engine.watchdog import Watchdog
 from handler.model.runner import DrawOutcome, sound
+from handler.volume.receipts import Gains
 from handler.worker.clock import Ledger
 
 HUNG = 10  # times what a whole picture takes, and no step has ended: it never will
@@ -47,7 +51,7 @@ class Executor:
         self.together = True
         self.watch = Watchdog(self._hung)
         self._triage = Triage()
-        self.pace = Pace()
+        self.pace, self._learned = Pace(), Learned()
         self._settings, self._spec, self._ledger = settings, spec, ledger
         self._fail, self._put_back = fail, put_back
 
@@ -55,6 +59,14 @@ class Executor:
         """What drawing `recipe` takes, in pictures of the model's own size and steps."""
         (width, height), (own_width, own_height) = recipe.size, self._spec.size
         return recipe.taken * width * height / (self._spec.steps * own_width * own_height)
+
+    def at_once(self, recipe: Recipe, asked: Literal["auto"] | int, gains: Gains) -> int:
+        """How many such pictures are drawn at once: as `asked`, or as pay by what was measured, or was seen here."""
+        if not (self.together and alike(recipe, recipe)):
+            return 1
+        if asked == "auto" and not gains:
+            return self._learned.at_once(recipe)
+        return at_once(asked, gains, recipe.size)
 
     def draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> None:
         """Draw, in one run of a worker's, those of `jobs` that have not ended and fit together, and end them."""
@@ -107,7 +119,9 @@ class Executor:
         drawn = [(job, outcome) for job, outcome in run if not isinstance(outcome, BaseException)]
         if drawn:
             works = [job.work for job, outcome in run if job in stepped or not isinstance(outcome, BaseException)]
-            self.pace = self.pace.after(works, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self.pace = self.pace.after(works, seconds)
+            self._learned.after(drawn[0][0].recipe, len(works), seconds)
             self._triage.drawn()
         for job, (pixels, stages) in drawn:
             job.end((pixels, {"queue": start - job.entered, **stages}))

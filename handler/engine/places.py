@@ -2,8 +2,8 @@
 
 A full queue refuses by a request's head, before its body is read, and again when its pictures would join. In between,
 images are sent and decoded, while those who send a few words join: so nobody with images would ever get in. Who was let
-in by its head keeps a place until then. A place is not kept for long, and of several not more than half: bodies that
-never come keep nobody out for long.
+in by its head keeps a place until then. A place is not kept for long, and of all not more than half, none of a single
+one: bodies that never come keep nobody out.
 """
 
 import time
@@ -19,7 +19,7 @@ class Places:
     """Of a queue of `queue` requests. Safe from any thread."""
 
     def __init__(self, queue: int) -> None:
-        self._most = max(1, queue // 2)
+        self._most = queue // 2
         self._until: dict[object, float] = {}  # in `time.monotonic`'s seconds
 
     def take(self) -> Callable[[], object]:

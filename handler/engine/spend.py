@@ -103,7 +103,7 @@ class Meter:
         gpu, override = self._gpu(), self._settings.gpu_price
         if not gpu and override is None:
             return Price(None, "the GPU is not known yet")
-        return price_of(gpu, self._settings.platform, override)
+        return price_of(gpu, self._settings.platform, override).times(self._settings.ranks)
 
     @property
     def verdict(self) -> Verdict:

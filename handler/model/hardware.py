@@ -1,11 +1,13 @@
 """What the model runs on, as a value with its reason. Imports torch only when asked."""
 
 import contextlib
+import ctypes
 import logging
 import math
 import os
 import resource
 import sys
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -25,12 +27,14 @@ log = logging.getLogger(__name__)
 
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
+DRIVER_LIBRARY = "libcuda.so.1"
 GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
 HIDDEN = ("", "-1", "none", "NoDevFiles")  # of CUDA_VISIBLE_DEVICES: whoever says so wants none; the last is Slurm
 GIVEN = {  # variables by which a platform, or NVIDIA's container toolkit, says that there is one, unless they say this
     "NVIDIA_VISIBLE_DEVICES": ("", "void", "none"),
     "RUNPOD_GPU_COUNT": ("", "0"),
 }
+IMAGE = "This image is for GPUs"  # as it says itself, and it may have been started without, as on a laptop
 DRIVER = "There is an NVIDIA driver"
 CONTEXT_GB = 1.0  # what driver and libraries keep of a GPU's memory; an assumption
 
@@ -73,7 +77,7 @@ def detect(settings: Settings) -> Hardware:
     """Choose device, precision and, where that needs no measuring, kernel.
 
     DeviceMissing, with torch's reason, for a GPU that is asked for, or was promised, and that torch does not see. Many
-    a laptop has a driver that is too old for torch: there the embedded model, which is made for CPUs, has one.
+    a laptop has a driver that is too old for torch, or runs the image: there the embedded model, for CPUs, has one.
     """
     import torch
 
@@ -81,7 +85,7 @@ def detect(settings: Settings) -> Hardware:
     asked = settings.device == "cuda" and "KINDLING_DEVICE=cuda"
     if not present and (why := asked or (settings.device == "auto" and promised())):
         told = f"{why}, but torch sees no GPU: {_unseen()}"
-        if why != DRIVER or not find(settings.model).embedded:
+        if why not in (DRIVER, IMAGE) or not find(settings.model).embedded:
             raise DeviceMissing(f"{told} KINDLING_DEVICE=cpu draws without one, slowly.", "device")
         log.warning("%s %s is drawn on the CPU, which is enough for it.", told, settings.model)
     device = "cuda" if present and settings.device != "cpu" else "cpu"
@@ -112,7 +116,7 @@ def promised() -> str:
     if _hidden():
         return ""
     said = (f"{name}={value}" for name, no in GIVEN.items() if (value := os.environ.get(name, "")) not in no)
-    return next(said, DRIVER if sees_gpu() else "")
+    return next(said, DRIVER if sees_gpu() else IMAGE if os.environ.get("IMAGE_CUDA") else "")
 
 
 def _unseen() -> str:
@@ -124,7 +128,8 @@ def _unseen() -> str:
     except (RuntimeError, AssertionError) as error:
         first = str(error).partition("\n")[0].rstrip(".")
         todo = "Check the driver, and that the container was started with its GPU (docker run --gpus all)."
-        return f"{first}. {todo if torch.version.cuda else 'Install a build of torch for CUDA, such as PyPI has.'}"
+        install = "Install a build of torch for CUDA, such as PyPI has; in a checkout, make TORCH=cuda does."
+        return f"{first}. {todo if torch.version.cuda else install}"
     return "it was there, and is gone."
 
 
@@ -175,6 +180,27 @@ def sees_gpu() -> bool:
 
 def _hidden() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDDEN
+
+
+def wake(settings: Settings) -> threading.Thread | None:
+    """Make the context on the first GPU beside whoever imports torch, which then has it; None where no GPU is meant.
+
+    What goes wrong torch will meet again, and tell.
+    """
+    if settings.device == "cpu" or not sees_gpu():
+        return None
+    thread = threading.Thread(target=_make_context, name="context", daemon=True)
+    thread.start()
+    return thread
+
+
+def _make_context() -> None:
+    """The one that CUDA's runtime shares, so torch too; none of these calls holds the GIL."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    with contextlib.suppress(OSError, AttributeError):
+        cuda = ctypes.CDLL(DRIVER_LIBRARY)
+        if not cuda.cuInit(0) and not cuda.cuDeviceGet(ctypes.byref(device), 0):
+            cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def expected(settings: Settings) -> Hardware:

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ LATE: dict[str, tuple[str, ...]] = {
     "scipy.optimize": ("linear_sum_assignment",),  # transformers, for losses of training
     "scipy.stats": (),  # diffusers, for schedules that no request can ask for
 }
+WAITS = "OMP_WAIT_POLICY"
 PYTHONS = 1_000  # objects that Python itself may have frozen: 3.12 has 375
 _ONE = threading.Lock()
 
@@ -55,10 +57,28 @@ def lean() -> Iterator[None]:
     for name, ours in made.items():
         sys.modules.setdefault(name, ours)
     try:
-        yield
+        with yielding():
+            yield
     finally:
         for name, ours in made.items():
             _withdraw(name, ours)
+
+
+@contextlib.contextmanager
+def yielding() -> Iterator[None]:
+    """Around the first import of torch: its threads that wait for one another leave their cores to whoever needs them.
+
+    OpenMP's would spin for milliseconds, on a core that the one they wait for may want: beside anything else that runs
+    a picture would take many times as long. They read this as they are loaded. Whoever has said otherwise is obeyed.
+    """
+    if WAITS in os.environ:
+        yield
+        return
+    os.environ[WAITS] = "passive"
+    try:
+        yield
+    finally:
+        del os.environ[WAITS]
 
 
 def _withdraw(name: str, ours: Late | None) -> None:

@@ -24,6 +24,7 @@ class Projection:
         self._pictures = 0
         self._squares: Any = None  # of the cells, and
         self._products: Any = None  # of cells and colours: what least squares need to know
+        self._solved: Any = None  # what they came to, unless something was learned since
 
     def learn(self, latents: Any, picture: Any) -> None:
         """Learn from finished latents and their picture, (3, height, width) from 0 to 1."""
@@ -39,6 +40,7 @@ class Projection:
         self._squares += cells.T @ cells
         self._products += cells.T @ colours
         self._pictures += 1
+        self._solved = None
 
     def draw(self, latents: Any, size: tuple[int, int]) -> Any:
         """The preview: uint8 (height, width, 3) on the device. Grey as long as nothing was learned."""
@@ -46,7 +48,9 @@ class Projection:
 
         cells, (rows, columns, block) = _cells(latents, size)
         self._begin(cells, block)
-        colours = cells @ torch.linalg.solve(self._squares, self._products) + GREY
+        if self._solved is None:  # to solve makes the host wait for the device
+            self._solved = torch.linalg.solve(self._squares, self._products)
+        colours = cells @ self._solved + GREY
         pixels = (colours * 255).round_().clamp_(0, 255).to(torch.uint8)
         blocks = pixels.reshape(rows, columns, block, block, 3).permute(0, 2, 1, 3, 4)
         return blocks.reshape(rows * block, columns * block, 3)

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,23 @@ def sound(outcome: DrawOutcome) -> Drawn:
     return outcome
 
 
-class Runner:
+class InTurn(ABC):
+    """Draws alike pictures in as many runs as they take."""
+
+    @abstractmethod
+    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
+        """Draw, in one run, those that fit together; each, or why there is none, and None for the others."""
+
+    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
+        """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
+        found: dict[int, DrawOutcome] = {}
+        while left := [i for i in range(len(recipes)) if i not in found]:
+            some = self.draw_some([recipes[i] for i in left], [on_steps[i] for i in left])
+            found |= {i: outcome for i, outcome in zip(left, some, strict=True) if outcome is not None}
+        return [found[i] for i in range(len(recipes))]
+
+
+class Runner(InTurn):
     """Draws with a loaded pipeline. `tiles` says of a size (width, height) whether it is decoded in tiles.
 
     `mark` leaves a mark in what the pipeline's device is told; `room` is as `Applied` has it. `resized` is called
@@ -51,19 +68,11 @@ class Runner:
         self._components = self._families.Components(pipeline)
         self._size = spec.size
         self._projection, self._applied = Projection(), Applied(pipeline, room)
-        self._prompts: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
+        self._prompts: OrderedDict[tuple[Any, ...], tuple[dict[str, Any], Tokens]] = OrderedDict()
 
     def restore(self) -> None:
         """Let the weights be the model's own, without the LoRAs of the last picture."""
         self._applied.apply(())
-
-    def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
-        """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
-        found: dict[int, DrawOutcome] = {}
-        while left := [i for i in range(len(recipes)) if i not in found]:
-            some = self.draw_some([recipes[i] for i in left], [on_steps[i] for i in left])
-            found |= {i: outcome for i, outcome in zip(left, some, strict=True) if outcome is not None}
-        return [found[i] for i in range(len(recipes))]
 
     def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
         """Draw, in one run, the first of alike pictures and those whose prompts fit beside its; None for the others.
@@ -139,26 +148,29 @@ class Runner:
         return Pixels(rgb, self._at(recipe), batch, self._tokens(recipe)), dict(stages)
 
     def _tokens(self, recipe: Recipe) -> Tokens:
-        return counted(self._family, self._pipeline, recipe, self._spec)
+        _, tokens = self._prompts[_words(recipe)]
+        return tokens
 
     def _at(self, recipe: Recipe) -> Recipe:
         """`recipe` as it was drawn: of a row that leaves it open, nobody else may have known the revision."""
         return replace(recipe, revision=self._spec.revision)
 
     def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
-        """What the family makes of the prompt, kept for later pictures of the same words; or why it makes nothing."""
+        """What the family makes of the prompt; or why it makes nothing. Kept, with its tokens, for the same words."""
         key = _words(recipe)
         try:
-            require_read(self._family, self._pipeline, recipe, self._spec)
+            asked = self._family, self._pipeline, recipe, self._spec
+            require_read(*asked)
             if key not in self._prompts:
                 with self._components.lent():
-                    self._prompts[key] = self._families.encode(self._family, self._pipeline, recipe, self._spec)
+                    self._prompts[key] = self._families.encode(*asked), counted(*asked)
         except Exception as error:
             return meaning(error, recipe.size)
         self._prompts.move_to_end(key)
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
-        return self._prompts[key]
+        arguments, _ = self._prompts[key]
+        return arguments
 
 
 def _words(recipe: Recipe) -> tuple[Any, ...]:

@@ -6,16 +6,14 @@ import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from handler.api.asking import OnPartial
 from handler.api.comfy.service import Comfy
 from handler.api.dialects import fal, huggingface
 from handler.api.dialects.routes import DIALECTS, dialect_of
@@ -25,6 +23,7 @@ from handler.api.jobs.service import Jobs
 from handler.api.links import LINKS_ROUTE, Links
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered, error_reply
+from handler.api.showing import OnPartial
 from handler.core.deadline import Deadline, before
 from handler.core.errors import (
     Cancelled,
@@ -38,21 +37,21 @@ from handler.core.errors import (
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
 from handler.server import accept, bodies, multipart
-from handler.server.access import Answering, Observed, response
+from handler.server.access import JSON, Answering, Observed, response
 from handler.server.auth import guarded, wants_page
 from handler.server.comfy import editor
 from handler.server.comfy.desk import Desk
 from handler.server.comfy.explaining import routes as explain_routes
 from handler.server.comfy.routes import routes as comfy_routes
 from handler.server.deployments import routes as deployment_routes
-from handler.server.health import PROBES, probe, ready, status
+from handler.server.health import PROBES, probe, ready
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
 from handler.server.keys import weak
 from handler.server.links import content
 from handler.server.metrics import Metrics
 from handler.server.mounted import base
-from handler.server.openapi.document import document
+from handler.server.openapi.document import Description
 from handler.server.patience import HANGS_UP, SECONDS, until
 from handler.server.playground import page
 from handler.server.record import Seen
@@ -60,6 +59,7 @@ from handler.server.room import Room
 from handler.server.signposts import PAGE, WELCOME, lost
 from handler.server.sse import stream
 from handler.server.traces import tracing
+from handler.server.watching import metrics, status
 from handler.server.workflows import routes as workflow_routes
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
     app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
     app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
-    app.state.room = Room(settings)
+    app.state.room, app.state.description = Room(settings), Description(engine)
     app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
     gate = guarded(Answering(app), settings)
     observed = Observed(
@@ -159,21 +159,16 @@ async def home(request: Request) -> Response:
     return PlainTextResponse(WELCOME.format(model=engine.spec.id, editor=editor), headers={"vary": "accept"})
 
 
-async def metrics(request: Request) -> Response:
-    """For Prometheus. In a thread, for a GPU may take its time to answer."""
-    return Response(await asyncio.to_thread(request.app.state.metrics.text), media_type=CONTENT_TYPE_LATEST)
-
-
 async def describe(request: Request) -> Response:
     """OpenAPI's description of all this, which looks at the volume."""
-    found = await answered(_description(request.app.state.api, request.scope["app_root_path"]))
-    return response(request.scope, found) if isinstance(found, Reply) else JSONResponse(found)
+    found = await answered(_description(request))
+    return response(request.scope, found) if isinstance(found, Reply) else Response(found, media_type=JSON)
 
 
-async def _description(api: Api, root: str) -> dict[str, Any]:
-    deadline = Deadline.within(api.engine.settings.deadline_s)
-    kept = await api.workflows.listed(deadline)
-    return await looked(partial(document, api.engine, root, kept), deadline)
+async def _description(request: Request) -> bytes:
+    state, deadline = request.app.state, until(request)
+    kept = await state.api.workflows.listed(deadline)
+    return await looked(partial(state.description.text, request.scope["app_root_path"], kept), deadline)
 
 
 async def _drawn(api: Api, request: Request) -> Reply | Response:

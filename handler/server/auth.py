@@ -26,8 +26,8 @@ from handler.server.mounted import EDITOR, PICTURES, PLAYGROUND
 OPEN_ROUTES = tuple(PROBES)
 # By scripts of an allowed origin, beside the usual.
 READABLE = ("x-request-id", "retry-after", "x-should-retry", "idempotent-replayed", TOKENS, *TOLD, "location")
-# What a proxy adds: who asks through one is not on this machine.
-FORWARDED = re.compile(rb"forwarded|via|x-real-ip|x-forwarded-.+")
+# What a proxy adds: who asks through one is not on this machine. Some add nothing but where that is, by their own name.
+FORWARDED = re.compile(rb"forwarded|via|x-real-ip|x-forwarded-.+|(true|x|x-cluster|fastly|fly)-client-?ip|cf-.+")
 HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 CHALLENGE = 'Basic realm="Kindling: any name, and a key as the password", charset="UTF-8"'
 POLICY = 1008  # a WebSocket's code for what is not allowed

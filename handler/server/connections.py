@@ -18,6 +18,7 @@ from typing import Any
 TICK_S = 1.0  # how often all are looked at
 MOST = 1024  # connections, where that many descriptors are free twice
 PIECE = 64 << 10  # bytes of an answer that are handed to a transport at once
+HEAD_ALONE = 8 << 10  # bytes that wait, until the loop's next turn, for what may follow them at once
 TAKEN = 16 << 10  # bytes that a client should at least send, or take, while it is waited for
 HEAD, BODY, REST, IDLE, NOTHING = "head", "body", "rest", "idle", ""  # what may be waited for
 
@@ -108,6 +109,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         self._written = self._taken = 0  # bytes, and how many were taken at `_taken_at`
         self._taken_at = self.loop.time()
         self._ends = False  # was answered and hears no more; what still comes is dropped
+        self._held = b""  # is sent with what is written next, or in the loop's next turn
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport, self._socket = transport, transport.get_extra_info("socket")
@@ -146,9 +148,24 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         return self._ends or self._transport.is_closing()
 
     def write(self, data: Any) -> None:
-        if not self._ends:
-            self._written += len(data)
+        """Send it. An answer's head leaves with its body: that is one packet, and wakes one reader once."""
+        if self._ends:
+            return
+        self._written += len(data)
+        if self._held:
+            self._transport.writelines((self._held, data))
+            self._held = b""
+        elif len(data) <= HEAD_ALONE:
+            self._held = bytes(data)
+            self.loop.call_soon(self._let_go)
+        else:
             self._transport.write(data)
+
+    def _let_go(self) -> None:
+        """Send what nothing followed."""
+        if self._held and not self._transport.is_closing():
+            self._transport.write(self._held)
+        self._held = b""
 
     def abort(self) -> None:
         self._transport.abort()
@@ -167,6 +184,7 @@ class Connection(asyncio.Protocol, asyncio.Transport):
         it then; so what it sends is read and dropped for a while (RFC 9112, 9.6)."""
         if self.is_closing():
             return
+        self._let_go()
         if not getattr(self._speaks, "sends", False):
             return self._transport.close()
         self._ends = True

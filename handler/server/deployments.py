@@ -1,6 +1,8 @@
 """The routes of deployments: what can be chosen, and what one choice comes to."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -10,8 +12,8 @@ from handler.api.deploying import asking
 from handler.api.dispatch import Api
 from handler.api.loras import looked
 from handler.api.reply import Reply, answered
-from handler.core.deadline import Deadline
 from handler.server.access import response
+from handler.server.patience import until
 
 ONE = f"{asking.ROUTE}/{{platform}}"
 
@@ -31,5 +33,9 @@ async def deployment(request: Request) -> Response:
     api: Api = request.app.state.api
     fields = dict(request.query_params)
     look = partial(asking.asked, request.path_params["platform"], fields, api.engine.settings)
-    found = await answered(looked(look, Deadline.within(api.engine.settings.deadline_s)))
+    found = await answered(_looked(look, request))
     return response(request.scope, found) if isinstance(found, Reply) else JSONResponse(found)
+
+
+async def _looked(look: Callable[[], dict[str, Any]], request: Request) -> dict[str, Any]:
+    return await looked(look, until(request))

@@ -1,6 +1,5 @@
 """How this worker is, for who watches over it."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
@@ -36,11 +35,6 @@ async def ready(request: Request) -> Response:
     return JSONResponse(_state(engine), 200 if engine.state == "ready" else 503)
 
 
-async def status(request: Request) -> Response:
-    """The same and more for people who look on, whatever it is. In a thread, for a GPU may take its time to answer."""
-    return JSONResponse(await asyncio.to_thread(_status, request.app.state.engine))
-
-
 def _state(engine: Engine) -> dict[str, Any]:
     return {
         "status": engine.state,
@@ -52,7 +46,8 @@ def _state(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _status(engine: Engine) -> dict[str, Any]:
+def told(engine: Engine) -> dict[str, Any]:
+    """The same as `ready` tells and more, for people who look on. Asks the GPU, so not on an event loop."""
     return _state(engine) | {
         "reason": engine.error.message if engine.error else "",
         "elapsed_s": engine.ledger.total_s or round(engine.clock.elapsed, 3),

@@ -21,7 +21,7 @@ from handler.core import outlet
 from handler.core.deadline import DRAIN_S, Deadline
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
 from handler.engine.engine import Engine
-from handler.worker.clock import EXIT_CODE
+from handler.worker.ending import EXIT_CODE
 
 ANSWER_S = 2.0  # for answers to reach who waits
 TICK_S = 0.1  # as uvicorn has it

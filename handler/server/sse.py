@@ -13,9 +13,9 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from handler.api.asking import OnPartial
 from handler.api.pieces import encoded, pieces
 from handler.api.reply import Reply
+from handler.api.showing import OnPartial
 from handler.server.access import spread
 
 HELD = 4  # events: a request has three partial pictures at most, and of steps only the last one counts

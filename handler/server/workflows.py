@@ -12,7 +12,6 @@ from starlette.routing import BaseRoute, Route
 from handler.api.dispatch import Api
 from handler.api.reply import Reply, answered
 from handler.api.workflows.service import ROUTE
-from handler.core.deadline import Deadline
 from handler.server import bodies
 from handler.server.access import WORKFLOW, response
 from handler.server.patience import until
@@ -36,14 +35,12 @@ def routes(draw: Handler) -> list[BaseRoute]:
 
 async def listed(request: Request) -> Response:
     """All, with their fields, and whether this worker can draw them."""
-    api = _api(request)
-    return await _answer(request, api.workflows.listed(_deadline(api)), lambda found: {"workflows": found})
+    return await _answer(request, lambda api: api.workflows.listed(until(request)), lambda found: {"workflows": found})
 
 
 async def show(request: Request) -> Response:
     """One, with its graph."""
-    api = _api(request)
-    return await _answer(request, api.workflows.one(_name(request), _deadline(api)))
+    return await _answer(request, lambda api: api.workflows.one(_name(request), until(request)))
 
 
 async def put(request: Request) -> Response:
@@ -57,9 +54,12 @@ async def put(request: Request) -> Response:
 
 async def remove(request: Request) -> Response:
     """Forget one."""
-    api = _api(request)
-    found = await answered(api.workflows.remove(_name(request), _deadline(api)))
+    found = await answered(_removed(request))
     return response(request.scope, found) if isinstance(found, Reply) else Response(status_code=204)
+
+
+async def _removed(request: Request) -> None:
+    await _api(request).workflows.remove(_name(request), until(request))
 
 
 async def _kept(request: Request) -> tuple[dict[str, Any], bool]:
@@ -68,9 +68,12 @@ async def _kept(request: Request) -> tuple[dict[str, Any], bool]:
 
 
 async def _answer(
-    request: Request, work: Awaitable[Any], shape: Callable[[Any], Any] = lambda found: found
+    request: Request, look: Callable[[Api], Awaitable[Any]], shape: Callable[[Any], Any] = lambda found: found
 ) -> Response:
-    found = await answered(work)
+    async def work() -> Any:
+        return await look(_api(request))
+
+    found = await answered(work())
     if isinstance(found, Reply):
         return response(request.scope, found)
     return await asyncio.to_thread(partial(JSONResponse, shape(found)))
@@ -79,10 +82,6 @@ async def _answer(
 def _api(request: Request) -> Api:
     found: Api = request.app.state.api
     return found
-
-
-def _deadline(api: Api) -> Deadline:
-    return Deadline.within(api.engine.settings.deadline_s)
 
 
 def _name(request: Request) -> str:

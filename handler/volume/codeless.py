@@ -25,9 +25,10 @@ def require_codeless(folder: Path, remedy: str) -> None:
             try:
                 wanted = next(_wanted(load(path)), "")
             except Malformed:
-                raise WeightsCorrupt(f"{path} is no JSON object. {remedy}") from None
+                raise WeightsCorrupt(f"{path} is no JSON object. {remedy}", about=str(path)) from None
             if wanted:
-                raise WeightsCorrupt(f"{path} has {wanted}, which would run code of others and is refused. {remedy}")
+                told = f"{path} has {wanted}, which would run code of others and is refused. {remedy}"
+                raise WeightsCorrupt(told, about=str(path))
 
 
 def _wanted(said: Mapping[str, Any]) -> Iterator[str]:

@@ -141,9 +141,10 @@ def _fill(order: Order, quiet: bool, wait: Wait) -> Fetched:
     if source := _complete(order):
         return _fetched(order.name, source)
     bars = disable_progress_bars() if quiet else contextlib.nullcontext()
-    with explained(order.name, order.head.repository, order.folder), alone(order.folder), bars:
+    with explained(order.name, order.head.repository, order.folder), alone(order.folder) as only, bars:
         if source := _complete(order):  # another process was faster
             return _fetched(order.name, source)
+        begin(order.folder, only)
         return _fetched(order.name, _download(order, wait), time.monotonic() - start)
 
 
@@ -163,7 +164,6 @@ def _complete(order: Order) -> Source | None:
 
 
 def _download(order: Order, wait: Wait) -> Source:
-    begin(order.folder)
     listings = {}
     for repository in order.repositories:
         with explained(order.name, repository, order.folder):

@@ -75,9 +75,10 @@ def _layout(source: Source, path: Path) -> dict[str, Slot]:
         try:
             return read_layout(path)
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {source.again}") from None
+            raise WeightsMissing(f"{path} is missing. {source.again}", about=str(path)) from None
         except ValueError as error:
-            raise WeightsCorrupt(f"{path} is no whole safetensors file: {error}. {source.remedy}") from None
+            told = f"{path} is no whole safetensors file: {error}. {source.remedy}"
+            raise WeightsCorrupt(told, about=str(path)) from None
 
 
 def kind_of(part: Part) -> str:

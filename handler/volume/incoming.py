@@ -1,7 +1,8 @@
 """Where the files of a fetch come in: hidden in the folder to fill, which is locked, and each fetch's own.
 
 Locks cannot be relied on: on NFS, Lustre and mounts of object stores they may fail, or lock nothing. So two fetches to
-one folder may both bring a file, and each puts its own in place, whole; neither touches what comes to the other.
+one folder may both bring a file, and each puts its own in place, whole; neither touches what comes to the other. On a
+file system of this machine's own a lock means that nobody else fetches: there all that has come to others goes at once.
 """
 
 import errno
@@ -22,14 +23,17 @@ from handler.volume.room import discard, inside
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 PIDS = Path("/proc/self/ns/pid")  # in which numbers of processes mean something
+MOUNTS = Path("/proc/self/mountinfo")  # with the number of each file system's device, and its type
+OWN = ("ext4", "xfs", "btrfs", "f2fs", "zfs")  # whose locks every container of this machine sees, and no other writes
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time fill `folder`; the lock goes when its process does."""
+def alone(folder: Path) -> Iterator[bool]:
+    """Let one process at a time fill `folder`; the lock goes with its process. Whether it surely is the only one."""
     folder.mkdir(parents=True, exist_ok=True)
     with _opened(folder.with_name(f".{folder.name}.lock")) as file:
+        locked = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -37,7 +41,19 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             log.warning("%s cannot be locked: another process may fetch the same files to it, too.", folder)
-        yield
+            locked = False
+        yield locked and _type_of(folder) in OWN
+
+
+def _type_of(folder: Path) -> str:
+    """The type of the file system that `folder` is in; empty where nobody can tell."""
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError, ValueError):
+        for line in MOUNTS.read_text().splitlines():
+            if (words := line.split())[2] == number:
+                return words[words.index("-") + 1]
+    return ""
 
 
 def _opened(lock: Path) -> IO[bytes]:
@@ -56,13 +72,17 @@ def incoming(folder: Path) -> Path:
     return folder / f".coming-{_machine()}-{os.getpid()}.{thread[:8]}"
 
 
-def begin(folder: Path) -> None:
-    """Make room: what came to a fetch that was killed here goes, and elsewhere, if that was long ago."""
+def begin(folder: Path, only: bool = False) -> None:
+    """Make room: what came to a fetch that was killed here goes, and elsewhere, if that was long ago.
+
+    If this is the `only` one, all that has come to others goes.
+    """
     mine = f".coming-{_machine()}-"
     discard(own := incoming(folder))
     for path in inside(folder):
         process = path.name.removeprefix(mine).partition(".")[0]
-        if path.name.startswith(mine) and process.isdecimal() and _gone(int(process)):
+        known = path.name.startswith(mine) and process.isdecimal() and _gone(int(process))
+        if known or (only and path.name.startswith(".coming-")):
             discard(path)
     own.mkdir()
     sweep(folder, own.stat().st_mtime)

@@ -24,7 +24,8 @@ def index_of(source: Source) -> Mapping[str, Any]:
     """Its model_index.json, or what stands for one, without what is UNUSED; WeightsMissing or WeightsCorrupt."""
     index = source.index or json_of(source, INDEX)
     if (odd := next((name for name in index if not name.isidentifier()), None)) is not None:
-        raise WeightsCorrupt(f"{source.folder / INDEX} names a component {odd[:80]!a}. {source.remedy}")
+        told = f"{source.folder / INDEX} names a component {odd[:80]!a}. {source.remedy}"
+        raise WeightsCorrupt(told, about=str(source.folder / INDEX))
     return {name: value for name, value in index.items() if name not in UNUSED}
 
 
@@ -66,7 +67,8 @@ def _shards(source: Source, component: str, index: str) -> list[str]:
     listed = json_of(source, index).get("weight_map")
     names: set[Any] = set(listed.values()) if isinstance(listed, dict) else {None}
     if not all(isinstance(name, str) and name and name == os.path.basename(name) for name in names):
-        raise WeightsCorrupt(f"{source.folder / index} does not list files beside it. {source.remedy}")
+        told = f"{source.folder / index} does not list files beside it. {source.remedy}"
+        raise WeightsCorrupt(told, about=str(source.folder / index))
     return [f"{component}/{name}" for name in sorted(names)]
 
 
@@ -76,9 +78,9 @@ def json_of(source: Source, name: str) -> dict[str, Any]:
         try:
             return load(path)
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {source.again}") from None
+            raise WeightsMissing(f"{path} is missing. {source.again}", about=str(path)) from None
         except Malformed:
-            raise WeightsCorrupt(f"{path} is no JSON object. {source.remedy}") from None
+            raise WeightsCorrupt(f"{path} is no JSON object. {source.remedy}", about=str(path)) from None
 
 
 OURS = {"Flux2TinyAutoEncoder": "handler.model.families.flux2_tiny"}  # whose repository would have us run its own code

@@ -113,9 +113,11 @@ class Source:
                 try:
                     size = path.stat().st_size
                 except FileNotFoundError:
-                    raise WeightsCorrupt(f"{path} is missing, though its manifest lists it. {self.again}") from None
+                    told = f"{path} is missing, though its manifest lists it. {self.again}"
+                    raise WeightsCorrupt(told, about=str(path)) from None
             if size != entry.size:
-                raise WeightsCorrupt(f"{path} has {size} bytes, its manifest says {entry.size}. {self.remedy}")
+                told = f"{path} has {size} bytes, its manifest says {entry.size}. {self.remedy}"
+                raise WeightsCorrupt(told, about=str(path))
         return self
 
 
@@ -174,7 +176,7 @@ def read_manifest(folder: Path, kind: Kind = "folder", name: str = "") -> Manife
             return None
         except Malformed:
             told = Source(folder, None, None, kind, name).remedy
-            raise WeightsCorrupt(f"{path} is not a manifest. {told}") from None
+            raise WeightsCorrupt(f"{path} is not a manifest. {told}", about=str(path)) from None
 
 
 def source_in(folder: Path, kind: Kind = "folder", name: str = "") -> Source | None:

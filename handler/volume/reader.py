@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from handler.core.errors import WeightsCorrupt, WeightsMissing
-from handler.core.host import host_memory, read_ahead
+from handler.core.host import Headroom, host_memory, read_ahead
 from handler.volume.fitting import Share
 from handler.volume.given import identity
 from handler.volume.layout import Slot
@@ -57,20 +57,25 @@ class ReadFile:
 
     def read(self, start: int, stop: int) -> None:
         """Bring one chunk into memory and check it. Opens the file for itself: threads share nothing."""
+        with reading(self.path), self._opened() as descriptor:
+            if fault := self._read(descriptor, start, stop):  # once more: a network may be at fault, and not the file
+                os.posix_fadvise(descriptor, self.base + start, stop - start, os.POSIX_FADV_DONTNEED)
+                fault = self._read(descriptor, start, stop)
+        if fault:
+            raise self.corrupt(fault)
+
+    def _read(self, descriptor: int, start: int, stop: int) -> str:
+        """What is wrong with the chunk that came."""
         from isal import isal_zlib
 
-        chunk = memoryview(self.memory)[start:stop]
-        with reading(self.path), self._opened() as descriptor:
-            count = (
-                0 if _cached(descriptor, chunk, self.base + start) else self._read_directly(chunk, self.base + start)
-            )
-            at = self.base + start
-            while got := os.preadv(descriptor, [chunk[count:]], at + count) if count < len(chunk) else 0:
-                count += got
+        chunk, at = memoryview(self.memory)[start:stop], self.base + start
+        count = 0 if _cached(descriptor, chunk, at) else self._read_directly(chunk, at)
+        while got := os.preadv(descriptor, [chunk[count:]], at + count) if count < len(chunk) else 0:
+            count += got
         if count < len(chunk):
-            raise self.corrupt(f"ends at byte {self.base + start + count}, not at {self.size or len(self.memory)}")
-        if self.crc32 and isal_zlib.crc32(chunk) != self.crc32[(self.base + start) // CHUNK]:
-            raise self.corrupt(f"is damaged between bytes {start} and {stop}")
+            return f"ends at byte {at + count}, not at {self.size or len(self.memory)}"
+        wrong = self.crc32 and isal_zlib.crc32(chunk) != self.crc32[at // CHUNK]
+        return f"is damaged between bytes {start} and {stop}" if wrong else ""
 
     def _read_directly(self, chunk: memoryview, start: int) -> int:
         """Past the page cache: no second copy in memory, and from a cold disk twice as fast; how many bytes."""
@@ -97,15 +102,15 @@ class ReadFile:
             raise self.corrupt("was replaced, or written to, while it was read")
 
     def corrupt(self, what: str) -> WeightsCorrupt:
-        return WeightsCorrupt(f"{self.path} {what}. {self.remedy}")
+        return WeightsCorrupt(f"{self.path} {what}. {self.remedy}", about=str(self.path))
 
 
 class Reader:
     """Reads `source` from now on, in the order of model_index.json, `without` some components. Used from one thread.
 
     Components that `over` has something for are read from there.
-    At most `room` bytes wait to be taken, and the chunk that somebody waits for. A file asked for out of order is read
-    next. Leaving the context never waits for a read that hangs.
+    At most `room` bytes wait to be taken, and the chunk that somebody waits for; once told to `fill`, as many more as
+    are free. A file asked for out of order is read next. Leaving the context never waits for a read that hangs.
     """
 
     def __init__(
@@ -125,10 +130,9 @@ class Reader:
         for component, names in weight_files(source, self.index).items():
             shared = [_shared(share) for share in over.get(component)]
             self._files[component] = shared or [_file(source, name) for name in names]
-        self.room = read_ahead(host_memory()) if room is None else room
+        self._ahead = Headroom(read_ahead(host_memory()) if room is None else room)  # what nobody has taken yet
         self._jobs = deque((file, *chunk) for file in self.left for chunk in file.chunks)
         self._turn = threading.Condition()
-        self._waiting = 0  # bytes read, or being read, that nobody has taken yet
         self._wanted: tuple[ReadFile, int] | None = None
         self._failure: Exception | None = None
         names = [f"reader-{number}" for number in range(min(threads, len(self._jobs)))]
@@ -171,10 +175,16 @@ class Reader:
             if self._failure:
                 raise self._failure
 
+    def fill(self, kept: int) -> None:
+        """Read ahead while the host has more than `kept` bytes free: what loading takes at most."""
+        with self._turn:
+            self._ahead.fill(kept)
+            self._turn.notify_all()
+
     def taken(self, count: int) -> None:
         """So many bytes wait no longer: there is room for others."""
         with self._turn:
-            self._waiting -= count
+            self._ahead.less(count)
             self._turn.notify_all()
 
     def _work(self) -> None:
@@ -187,7 +197,7 @@ class Reader:
             if not self._jobs:
                 return False
             file, start, stop = self._jobs.popleft()
-            self._waiting += stop - start
+            self._ahead.more(stop - start)
         try:
             file.read(start, stop)
         except Exception as error:  # whatever it is, the thread that waits must hear of it
@@ -198,7 +208,7 @@ class Reader:
         return True
 
     def _fits(self, file: ReadFile, start: int, stop: int) -> bool:
-        return (file, start) == self._wanted or self._waiting + stop - start <= self.room
+        return (file, start) == self._wanted or self._ahead.fits(stop - start)
 
     def _stop(self, error: Exception) -> None:
         with self._turn:
@@ -208,17 +218,17 @@ class Reader:
 
 
 def _file(source: Source, name: str) -> ReadFile:
-    path = source.folder / name
     entry = source.manifest.files.get(name) if source.manifest else None
-    with reading(path):
+    with reading(path := source.folder / name):
         try:
             status = path.stat()
         except FileNotFoundError:
-            raise WeightsMissing(f"{path} is missing. {source.again}") from None
+            raise WeightsMissing(f"{path} is missing. {source.again}", about=str(path)) from None
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        raise WeightsCorrupt(f"{path} is empty, or no file. {source.remedy}")
+        raise WeightsCorrupt(f"{path} is empty, or no file. {source.remedy}", about=str(path))
     if source.manifest and (entry is None or entry.size != status.st_size):
-        raise WeightsCorrupt(f"{path} has {status.st_size} bytes, its manifest says otherwise. {source.remedy}")
+        told = f"{path} has {status.st_size} bytes, its manifest says otherwise. {source.remedy}"
+        raise WeightsCorrupt(told, about=str(path))
     memory = _memory(status.st_size)
     return ReadFile(path, identity(status), entry.crc32 if entry else (), source.remedy, memory)
 

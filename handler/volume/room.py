@@ -30,7 +30,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.") from None
+        raise VolumeFailed(f"Cannot read {path}: {error.strerror or error}.", about=str(path)) from None
 
 
 def inside(folder: Path) -> list[Path]:

@@ -10,10 +10,10 @@ from types import MappingProxyType
 
 from handler.catalog.precisions import PRECISIONS, ROUNDED_BY, SCHEME
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import BudgetExceeded, StartError, WeightsCorrupt, WeightsMissing
+from handler.core.errors import StartError, WeightsCorrupt, WeightsMissing
 from handler.volume import hubcache
 from handler.volume.damaged import mark, marked
-from handler.volume.manifest import AGAIN, MANIFEST, Source, checked, source_in
+from handler.volume.manifest import AGAIN, CHUNK, MANIFEST, Source, checked, source_in, summarize
 from handler.volume.room import inside, reading
 
 log = logging.getLogger(__name__)
@@ -104,18 +104,28 @@ def baked_source(
 def spoilt(error: StartError, spec: ModelSpec, volume: Path) -> dict[Path, str]:
     """The baked weights that `error` is about, with what is wrong, if the model can be loaded without them.
 
-    All later starts are told, but of a volume that could not be read: another time it may. Raises `error` if it is
-    about something else.
+    All later starts are told, but of what may be read another time: a volume that failed, or a file that is whole when
+    it is read once more. Raises `error` if it is about something else.
     """
+    about = Path(error.about)
     for source in baked_sources(spec, volume):
-        if f"{source.folder}/" in error.message and not isinstance(error, BudgetExceeded):
+        if error.about and about.is_relative_to(source.folder):
             with suppress(StartError):
                 model_source(spec, volume)
                 log.error("%s is loaded without its baked weights: %s", spec.id, error.message)
-                if isinstance(error, WeightsCorrupt | WeightsMissing):
+                if isinstance(error, WeightsCorrupt | WeightsMissing) and not _whole(source, about):
                     mark(source.folder, error.message)
                 return {source.folder: error.message}
     raise error
+
+
+def _whole(source: Source, file: Path) -> bool:
+    """Whether `file`, read once more, is what the manifest says; of larger ones a reader has read each chunk twice."""
+    files = source.manifest.files if source.manifest else {}
+    entry = files.get(file.relative_to(source.folder).as_posix())
+    with suppress(OSError):
+        return entry is not None and entry.size <= CHUNK and summarize(file) == entry
+    return False
 
 
 def baked_sources(spec: ModelSpec, volume: Path) -> list[Source]:

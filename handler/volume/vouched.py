@@ -7,7 +7,7 @@ So what came first is written down, and whoever fetches the same again, for any 
 import hashlib
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from handler.core.errors import FetchFailed
 from handler.core.untrusted import Malformed, load
@@ -22,14 +22,15 @@ FOLDER = Path("fetched/sums")
 
 
 def record(volume: Path, item: Item) -> Path:
-    """Where the sums of its repository at that commit are."""
-    return volume / FOLDER / item.repository.name.replace("/", "--") / f"{item.repository.revision}.json"
+    """Where its sum is: each file has a record of its own, for other fetches write theirs at the same time."""
+    repository = item.repository
+    return volume / FOLDER / repository.name.replace("/", "--") / repository.revision / f"{item.file}.json"
 
 
 def require(volume: Path, item: Item, file: "RepoFile") -> None:
     """FetchFailed if the hub now says that the file is another than the first time."""
     path = record(volume, item)
-    if (first := _sums(path).get(item.file, _sum(file))) != _sum(file):
+    if (first := _first(path)) not in ("", _sum(file)):
         raise FetchFailed(
             f"{item.file} of {item.repository.name} at {item.repository.revision} is not what was fetched first: the "
             f"hub names {_sum(file)}, then it named {first}. A commit's files never change, so ask who runs this hub; "
@@ -40,18 +41,19 @@ def require(volume: Path, item: Item, file: "RepoFile") -> None:
 def remember(volume: Path, item: Item, file: "RepoFile") -> None:
     """Write down which file has come, if it is the first time."""
     path = record(volume, item)
-    if item.file not in (known := _sums(path)):
+    if not _first(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, dumps(known | {item.file: _sum(file)}, indent=1).encode())
+        write_atomically(path, dumps({"sum": _sum(file)}).encode())
 
 
-def _sums(path: Path) -> dict[str, Any]:
+def _first(path: Path) -> str:
+    """What came first; empty if nothing has."""
     with reading(path):
         try:
-            return load(path)
+            return str(load(path)["sum"])
         except FileNotFoundError:
-            return {}
-        except Malformed:
+            return ""
+        except (Malformed, KeyError):
             raise FetchFailed(f"{path} is damaged; remove it, and the hub is believed once more.") from None
 
 

@@ -15,11 +15,13 @@ import math
 import os
 import queue
 import re
+import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from handler.core.birth import Birth
@@ -29,6 +31,7 @@ from handler.volume.leftovers import sweep
 from handler.volume.manifest import write_atomically
 from handler.volume.room import inside, reading, unwritable
 from handler.worker.clock import Ledger
+from handler.worker.ending import Ending
 
 PATIENCE_S = 2.0
 KEPT = 50
@@ -48,18 +51,24 @@ class Record:
 
 
 class BootLog:
-    """Call it with the ledger at every turn of a start; it writes the newest state and never raises."""
+    """Call it with the ledger at every turn of a start; it writes the newest state and never raises.
 
-    def __init__(self, volume: Path, birth: Birth) -> None:
+    If the start's `ending` comes before the next turn, the record says that the start failed.
+    """
+
+    def __init__(self, volume: Path, birth: Birth, ending: Ending | None = None) -> None:
         self._folder = volume / "boots"
         self._path = self._folder / f"{birth.identity}.json"
-        self._told = False
+        part = self._folder / f".{self._path.name}.{secrets.token_hex(4)}"  # as leftovers are called
+        self._to = f">{quote(str(part))} && mv {quote(str(part))} {quote(str(self._path))}"
+        self._ending, self._told = ending or Ending(), False
         self._news: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="boot-log", daemon=True).start()
 
     def __call__(self, ledger: Ledger) -> None:
         """Note `ledger` as it is now; wait a little for the last words of a start that failed or was stopped."""
-        self._news.put(json.dumps(asdict(ledger)).encode())
+        self._news.put(_text(ledger).encode())
+        self._ending.say(_text(ledger.held), self._to)
         if ledger.outcome in ("failed", "stopped"):
             self.flush()
         if ledger.outcome != "starting":
@@ -112,6 +121,10 @@ class BootLog:
                 if path != self._path:
                     with contextlib.suppress(OSError):
                         path.unlink()
+
+
+def _text(ledger: Ledger) -> str:
+    return json.dumps(asdict(ledger))
 
 
 def _make_oldest(path: Path) -> None:

@@ -1,8 +1,9 @@
 """The cold-start clock: from the birth of the worker, against one budget, phase by phase.
 
 `Clock.arm` starts two watchdogs. A thread ends the process at the deadline with the phase named and every
-stack dumped. If native code holds the GIL so that no thread can run, `faulthandler`, which needs no GIL, does
-the same two seconds later; the phase is then the last one announced. Knows nothing about models.
+stack dumped. If native code holds the GIL so that no thread can run, `faulthandler` and `ending.py`, which need no GIL,
+do the same two seconds later; the phase is then the last one announced, and the exit code 1 where only the former can.
+Knows nothing about models.
 """
 
 import faulthandler
@@ -11,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Self
 
 from pydantic import Field
@@ -19,10 +20,10 @@ from pydantic import Field
 from handler.core.birth import Birth
 from handler.core.errors import BudgetExceeded, KindlingError, StartError
 from handler.core.outlet import ERR, stacks, unblocked
+from handler.worker.ending import EXIT_CODE, Ending
 
 GRACE_S = 2.0
 OVER = "exceeded its budget"
-EXIT_CODE = 124  # as timeout(1) has it; 1 if only faulthandler could end the process
 STDERR = 2  # the file descriptor
 
 
@@ -69,6 +70,17 @@ class Ledger:
         """The plan with its reason, as answers carry it."""
         return f"{self.plan}: {self.plan_reason}"
 
+    @property
+    def over(self) -> str:
+        """Why it failed, if its budget is spent by now."""
+        return f"cold start {OVER} of {self.budget_s:g} s in phase '{self.phase}'"
+
+    @property
+    def held(self) -> Self:
+        """What is true of it if it gets no further: nobody will be there to say so."""
+        reason = f"{self.over}, in native code that lets nothing else of the process run"
+        return replace(self, outcome="failed", reason=reason, total_s=round(self.budget_s + GRACE_S, 3))
+
     def line(self) -> str:
         """The ledger as one JSON line."""
         return json.dumps({"cold_start": asdict(self)})
@@ -102,6 +114,7 @@ class Clock:
         self.birth = birth or Birth.of_process()
         self._announce, self._publish, self._spent, self._abort = announce, publish, spent, abort
         self.record: Callable[[Ledger], None] = lambda ledger: None
+        self.ending = Ending()
         self._done, self._stderr = threading.Event(), STDERR
         self._lock = threading.Lock()
 
@@ -127,6 +140,7 @@ class Clock:
                 return
             self._stderr = unblocked(STDERR)
             self._end_later(self.remaining + GRACE_S)
+            self._say_at_the_end()
         threading.Thread(target=self._watch, name="cold-start-watchdog", daemon=True).start()
 
     @contextmanager
@@ -149,6 +163,7 @@ class Clock:
         """Time the enclosed block as phase `name`, then check the budget."""
         self.ledger.phase, start = name, self.elapsed
         self._announce(name)
+        self._say_at_the_end()
         self.record(self.ledger)
         yield
         self.ledger.phases.append(Phase(name, round(start, 3), round(self.elapsed - start, 3)))
@@ -157,12 +172,13 @@ class Clock:
     def require_time(self) -> None:
         """Raise BudgetExceeded once the budget is spent."""
         if self.remaining <= 0:
-            raise BudgetExceeded(self._verdict())
+            raise BudgetExceeded(self.ledger.over)
 
     def finish(self, outcome: str, reason: str = "") -> bool:
         """Disarm and close the ledger; False if the watchdog closed it first."""
         if not self._done.is_set():  # else it guards what the watchdog does
-            faulthandler.cancel_dump_traceback_later()  # first: what interrupts this calls it again
+            self.ending.cancel()  # first: what interrupts this calls it again
+            faulthandler.cancel_dump_traceback_later()
         if closed := self._close(outcome, reason):
             if self._stderr != STDERR:
                 os.close(self._stderr)
@@ -183,13 +199,10 @@ class Clock:
         self._publish(self.ledger)
         self.record(self.ledger)
 
-    def _verdict(self) -> str:
-        return f"cold start {OVER} of {self.ledger.budget_s:g} s in phase '{self.ledger.phase}'"
-
     def _watch(self) -> None:
         if self._done.wait(max(0.0, self.remaining)):
             return
-        reason = self._verdict()
+        reason = self.ledger.over
         if self._close("failed", reason):
             try:
                 self._end_later(3 * GRACE_S)  # whatever hinders this thread now; all of its patience together is less
@@ -202,4 +215,9 @@ class Clock:
 
     def _end_later(self, seconds: float) -> None:
         if self._abort is os._exit:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=self._stderr)
+            ends = self.ending.set(seconds)
+            faulthandler.dump_traceback_later(seconds, exit=not ends, file=self._stderr)
+
+    def _say_at_the_end(self) -> None:
+        held = self.ledger.held
+        self.ending.say(f"kindling: {held.reason}\n{held.line()}\n", f">&{STDERR}")

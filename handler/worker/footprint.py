@@ -147,7 +147,8 @@ def _slots(source: Source, name: str) -> dict[str, Slot]:
         with reading(path):
             return read_layout(path)
     except ValueError as error:
-        raise WeightsCorrupt(f"{path} is no whole safetensors file: {error}. {source.remedy}") from None
+        told = f"{path} is no whole safetensors file: {error}. {source.remedy}"
+        raise WeightsCorrupt(told, about=str(path)) from None
 
 
 def _held(name: str, slot: Slot, hardware: Hardware, rounded: float) -> int:

@@ -28,6 +28,7 @@ from handler.volume.autoencoder import label
 from handler.volume.receipts import Gains, Receipt
 from handler.worker.clock import Ledger
 from handler.worker.memory import MemoryPlan, fit
+from handler.worker.ranks import Leading, Ranks
 
 # Before a picture of another size than the last, whose tensors fit where none of those before were. Giving memory back
 # by thresholds made each picture 40 % slower on a CPU; so do those pay alone, a sixth, that differ in size. GPUs'
@@ -54,11 +55,12 @@ class Loaded:
         self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
         self.memory = memory or fit(spec, hardware)
         self._family = family
-        self._runner: Runner | None = Runner(
+        self._runner: Runner | Leading | None = Runner(
             *(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device], self.memory.spare_gb * 1e9),
             resized=RESIZED[hardware.device],
         )
         self._pipeline = pipeline
+        self._ranks: Ranks | None = None
         self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._volume_key = ""  # KINDLING_VOLUME_KEY, by which packages are sealed
         self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
@@ -75,6 +77,11 @@ class Loaded:
     def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
         """Draw alike pictures, at once where that can be; each, or why there is none: `Runner.draw`."""
         return self._open().draw(recipes, on_steps)
+
+    def lead(self, ranks: Ranks) -> None:
+        """Draw together with them from now on, and end them with this."""
+        assert isinstance(self._runner, Runner)
+        self._ranks, self._runner = ranks, Leading(self._runner, ranks)
 
     def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
         """Draw, in one run, those of alike pictures that fit together; None for the others: `Runner.draw_some`."""
@@ -99,6 +106,8 @@ class Loaded:
             free(self._pipeline)
         finally:  # of a GPU that is lost nothing can be freed
             self._runner = self._pipeline = self._decoder = None
+            if self._ranks:
+                self._ranks.close()
             gc.collect()  # a pipeline's parts know each other
             give_back()
 
@@ -107,6 +116,7 @@ class Loaded:
         """What besides a recipe decides a picture's pixels."""
         own = {"plan": self.ledger.plan, "vae": label(self.vae), "tiling": self.memory.tiling}
         own |= {"weights": self.weights} if self.weights else {}
+        own |= {"ranks": self._ranks.told} if self._ranks else {}
         return own | environment(self.hardware, self.package)
 
     @property
@@ -150,7 +160,7 @@ class Loaded:
         quantised, plain = importlib.import_module("handler.model.loading.quant"), type(self._pipeline)
         (quantised.save if self.hardware.quantised else plain.save_pretrained)(self._pipeline, folder)
 
-    def _open(self) -> Runner:
+    def _open(self) -> Runner | Leading:
         if self._runner is None:
             raise NotReady("This worker is closed; boot another one.")
         return self._runner

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from handler.catalog.attention import KERNELS, KernelChoice, choose, refusal
+from handler.catalog.attention import KERNELS, NATIVE, KernelChoice, choose, refusal
 from handler.catalog.gpus import Gpu
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
@@ -26,7 +26,7 @@ from handler.volume.receipts import Receipt
 from handler.volume.revisions import settled
 from handler.volume.room import require_folder
 from handler.volume.sources import NONE, baked_source, model_source, served_source
-from handler.worker.compilation import COMPILE_S, OFF, STREAMING, Plan, plan
+from handler.worker.compilation import COMPILE_S, OFF, SHARED, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
 from handler.worker.memory import MemoryPlan, memory_plan, nearest
@@ -66,6 +66,8 @@ class Outlook:
         What is installed on another machine is not known. On this one torch is imported.
         """
         asked, hardware = self.asked.attention, self.hardware
+        if asked == "auto" and self.asked.ranks > 1:
+            return KernelChoice(NATIVE, SHARED.reason)
         if self.here:
             return choose(asked, hardware.capability, hardware.dtype)
         if asked == "auto":
@@ -102,6 +104,8 @@ class Outlook:
         """Why nothing is compiled, nor looked for, where that is known ahead."""
         if self.memory.mode == "blocks":
             return STREAMING
+        if self.asked.ranks > 1:
+            return SHARED
         if self.settings.compile != "off":
             return None
         return OFF if self.settings is self.asked else Plan("EAGER", self.hardware.reason)

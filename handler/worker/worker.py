@@ -22,7 +22,7 @@ from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
 from handler.model.faults import give_back
-from handler.model.hardware import detect, expected
+from handler.model.hardware import detect, expected, wake
 from handler.model.runner import sound
 from handler.volume.autoencoder import vae_source
 from handler.volume.hashes import Hashing
@@ -30,7 +30,7 @@ from handler.volume.held import Held, opened
 from handler.volume.manifest import Source
 from handler.volume.room import require_temporary
 from handler.volume.sources import NONE, spoilt
-from handler.worker import kernel
+from handler.worker import kernel, touched
 from handler.worker.boots import BootLog
 from handler.worker.clock import Clock
 from handler.worker.compilation import Plan
@@ -38,6 +38,7 @@ from handler.worker.durations import Durations
 from handler.worker.loaded import Loaded
 from handler.worker.outlook import Outlook, outlook
 from handler.worker.preload import Preloaded, libraries
+from handler.worker.ranks import Ranks, require_shared, require_splittable
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 log = logging.getLogger(__name__)
@@ -53,15 +54,20 @@ class Worker(Loaded):
         What is `preloaded` is used once, and only if loading now would bring the same.
         """
         clock = clock or Clock(settings.cold_start_budget_s)
+        touched.bring()
+        wake(settings)
         try:
-            with clock.start(settings.model), imports.thawed():
+            with clock.start(settings.model), imports.thawed(), ExitStack() as unless_ready:
                 clock.ledger.model = (spec := find(settings.model)).id
-                clock.record = BootLog(settings.volume, clock.birth)
+                clock.record = BootLog(settings.volume, clock.birth, clock.ending)
                 clock.arm()
                 held = preloaded.weights if preloaded else None
                 clock.ledger.preloaded = list(preloaded.phases) if preloaded else []
-                worker = cls._load(settings, spec, clock, held)
+                require_splittable(spec, settings)
+                ranks = unless_ready.enter_context(Ranks(settings)) if settings.ranks > 1 else None
+                worker = cls._load(settings, spec, clock, held, ranks)
                 clock.finish("ready", worker.hardware.reason)
+                unless_ready.pop_all()
         except BaseException as error:
             empty(error)  # whoever keeps it, as an engine does, would keep what was loaded
             raise
@@ -69,7 +75,13 @@ class Worker(Loaded):
 
     @classmethod
     def _load(
-        cls, settings: Settings, spec: ModelSpec, clock: Clock, held: Held | None, without: Mapping[Path, str] = NONE
+        cls,
+        settings: Settings,
+        spec: ModelSpec,
+        clock: Clock,
+        held: Held | None,
+        ranks: Ranks | None,
+        without: Mapping[Path, str] = NONE,
     ) -> Self:
         """From the best files there are; if those were baked and turn out to be damaged, without them."""
         with clock.phase("volume"):
@@ -78,21 +90,36 @@ class Worker(Loaded):
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
             clock.ledger.weights = seen.weights.told
         try:
-            return cls._loaded(seen, vae, clock, held)
+            return cls._loaded(seen, vae, clock, held, ranks)
         except StartError as error:
             without = {**without, **spoilt(error, seen.spec, settings.volume)}
             let_go(error)  # what it holds would be there twice
         if held:
             held.free()
-        return cls._load(settings, spec, clock, None, without)
+        return cls._load(settings, spec, clock, None, ranks, without)
 
     @classmethod
-    def _loaded(cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None) -> Self:
+    def _loaded(cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None, ranks: Ranks | None) -> Self:
+        worker, seen = cls.built(seen, vae, clock, held, ranks)
+        with ExitStack() as unless_ready:
+            unless_ready.enter_context(worker)
+            worker._prepare(seen, clock, ranks)
+            unless_ready.pop_all()
+        return worker
+
+    @classmethod
+    def built(
+        cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None = None, ranks: Ranks | None = None
+    ) -> tuple[Self, Outlook]:
+        """The model as it was foreseen, or corrected, but nothing is drawn yet."""
         settings, spec, source = seen.asked, seen.spec, seen.weights
+        if ranks:
+            require_shared(source, settings)
         hashing = Hashing(seen.over.given, settings.volume)
         with ExitStack() as files:
             reader, other = opened(files, source, vae, seen.over, held)
             with clock.phase("import"), imports.uncollected(), imports.lean():
+                reader.fill(int(seen.memory.host_gb * 1e9))
                 (families, family), clock.ledger.imports = libraries(spec), upstream.unknown()
                 if spec.served_caching(settings.step_cache):
                     stepcache.library()
@@ -104,7 +131,10 @@ class Worker(Loaded):
                     reader, other = opened(files, seen.weights, vae, seen.over, held)
                     clock.ledger.weights = seen.weights.told
                 memory = seen.require()
+                reader.fill(int(memory.host_gb * 1e9))
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
+                if ranks:
+                    ranks.load(hardware, memory.mode, seen.without)
             with clock.phase("weights"):
                 if held:
                     held.free()  # before others are read
@@ -118,17 +148,22 @@ class Worker(Loaded):
         worker = cls(spec, hardware, family, pipeline, clock.ledger, settings.vae, memory, over)
         worker._volume_key = settings.volume_key
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
-        with ExitStack() as unless_ready:
-            unless_ready.enter_context(worker)
-            worker._prepare(seen, clock)
-            unless_ready.pop_all()
-        return worker
+        return worker, seen
 
-    def _prepare(self, seen: Outlook, clock: Clock) -> None:
-        """Choose the kernel of attention, compile or do without, and draw the first picture."""
+    @property
+    def denoiser(self) -> Any:
+        """The pipeline's model that takes the steps."""
+        return getattr(self._pipeline, self._family.DENOISER)
+
+    def _prepare(self, seen: Outlook, clock: Clock, ranks: Ranks | None) -> None:
+        """Choose the kernel of attention, share the work, compile or do without, and draw the first picture."""
         spec, asked = self.spec, seen.asked
         one = partial(self._practise, "warm-up", spec.size, spec.min_steps, clock)
-        self.hardware = kernel.settle(seen, getattr(self._pipeline, self._family.DENOISER), clock, one)
+        self.hardware = kernel.settle(seen, self.denoiser, clock, one)
+        if ranks:
+            with clock.phase("ranks"):
+                ranks.join(self.denoiser, self.hardware)
+                self.lead(ranks)
         decoder = artifacts.decoder_of(self._decoder)
         failures = Failures(asked.compile, spec, self.hardware, asked.volume, decoder)
         self._compile(seen, clock, failures)
@@ -140,7 +175,7 @@ class Worker(Loaded):
         if eager := seen.eager:
             clock.ledger.plan, clock.ledger.plan_reason = eager.mode, eager.reason
             return
-        model, volume = getattr(self._pipeline, self._family.DENOISER), seen.settings.volume
+        model, volume = self.denoiser, seen.settings.volume
         with clock.phase("artifacts"):
             if not (lost := failures.lost):
                 with failures.watched():
@@ -207,7 +242,7 @@ class Worker(Loaded):
             raise
         except Exception as error:
             log.exception("the compiled blocks of %s do not work", self.spec.id)
-            unbind_blocks(getattr(self._pipeline, self._family.DENOISER), self._decoder)
+            unbind_blocks(self.denoiser, self._decoder)
             reason = f"compiled code failed: {gist(error)}"
             if self._package:
                 failures.note(error, reason)

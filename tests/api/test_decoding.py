@@ -1,10 +1,14 @@
 """Who sends no image waits for nobody's, and who does waits no longer than it has time."""
 
 import asyncio
+import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ import pytest
 import image_bombs as bombs
 from handler.api import decoding
 from handler.api.decoding import MOST, SPARE, apart, begin, perhaps
+from handler.api.isolated import NICE
 from handler.api.references import references
 from handler.core.caller import CALLER
 from handler.core.deadline import Deadline
@@ -127,6 +132,36 @@ async def test_of_what_nobody_waits_for_no_further_image_is_begun() -> None:
         with pytest.raises(asyncio.CancelledError):
             await gone
     assert await asyncio.to_thread(ended.wait, 60)
+
+
+def niceness() -> int:
+    """Of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def begun_here() -> Iterator[tuple[str, int, int]]:
+    """Of each process that this one has begun: its command, its session and its niceness."""
+    for home in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            stat = (home / "stat").read_text().rpartition(") ")[2].split()
+            if int(stat[1]) == os.getpid():
+                yield (home / "cmdline").read_text(), int(stat[3]), int(stat[16])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a whole process is nice")
+@run
+async def test_all_else_goes_before_what_is_decoded() -> None:
+    """A session of its own would be a group of its own, which the kernel gives as much as all of this process."""
+    own = niceness()
+    assert await apart(niceness, Deadline()) == min(19, own + NICE)
+    assert (niceness(), await asyncio.to_thread(niceness)) == (own, own)
+    endless = asyncio.create_task(apart(partial(references, [bombs.ENDLESS()]), Deadline.within(60)))
+    wanted = [os.getsid(0), min(19, own + NICE)]
+    while wanted not in [told for command, *told in begun_here() if "isolated.py" in command]:
+        await asyncio.sleep(0)
+        assert not endless.done()
+    endless.cancel()
+    await asyncio.gather(endless, return_exceptions=True)
 
 
 @run

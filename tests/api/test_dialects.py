@@ -19,12 +19,10 @@ BAD = [
     ({"prompt": None}, MissingParameter, "prompt"),
     ({"prompt": 7}, InvalidType, "prompt"),
     ({"prompt": "x" * 100_000}, OutOfRange, "prompt"),
-    (OK | {"n": 11}, OutOfRange, "n"),
     (OK | {"n": 0}, OutOfRange, "n"),
     (OK | {"n": "2"}, InvalidType, "n"),
     (OK | {"n": True}, InvalidType, "n"),
     (OK | {"n": 1.5}, InvalidType, "n"),
-    (OK | {"n": 10**400}, OutOfRange, "n"),
     (OK | {"num_inference_steps": 51}, OutOfRange, "num_inference_steps"),
     (OK | {"num_inference_steps": 0}, OutOfRange, "num_inference_steps"),
     (OK | {"guidance_scale": 20.5}, OutOfRange, "guidance_scale"),
@@ -95,7 +93,7 @@ def test_native_refuses(payload, error, param) -> None:
         ({"width": 64}, "width and height must be given together."),
         ({"output_compression": 5}, "output_compression below 100 needs output_format jpeg or webp; PNG is lossless."),
         ({"images": ["http://a.example/b.png"]}, "images: image 1 is a URL"),
-        ({"n": 11}, "n: Input should be less than or equal to 10."),
+        ({"n": 0}, "n: Input should be greater than or equal to 1."),
     ],
 )
 def test_a_field_is_named_once(payload, told) -> None:

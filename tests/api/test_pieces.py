@@ -10,7 +10,7 @@ import pytest
 
 from handler.api import pieces
 from handler.api.dialects import openai
-from handler.api.pieces import PIECE, File, encoded, plain, size
+from handler.api.pieces import PIECE, File, encoded, length, plain, size
 from handler.api.reply import Reply
 from handler.server.access import response
 from handler.server.record import Seen
@@ -39,6 +39,7 @@ def test_json_with_files_is_that_of_their_base64() -> None:
     assert json.loads(said) == plain(value)
     assert plain(value)["a"] == [base64.b64encode(noise(count)).decode() for count in SIZES]
     assert len(said) == size(parts)
+    assert length(value) == len(json.dumps(plain(value)))
     assert str(value["a"][4].data[:4]) not in repr(value)  # no picture in a log
 
 

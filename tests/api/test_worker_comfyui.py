@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_who_gives_up_stops_the_drawing(folder: Path) -> None:
 def test_pictures_made_smaller_say_so_in_their_names(engine: Engine, form: Any) -> None:
     reply = asyncio.run(draw_workflow(Api(engine), {"workflow": plain()}, lambda *_: None))
     assert reply.smaller
-    [one] = reply.smaller(form)["images"]
+    [one] = replace(reply, content=reply.smaller(form)).body["images"]
     assert one["filename"] == f"kindling_00001_.{form}"
     assert picture(one).format == form.upper()
 

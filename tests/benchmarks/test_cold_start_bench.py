@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,8 @@ from conftest import ROOT
 from handler.core.deadline import Deadline
 from handler.server.shutdown import Server
 
+COLD = ("EAGER: off", "EAGER: off", "COMPILED: HIT")
+
 
 @pytest.fixture
 def cold_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
@@ -26,7 +31,7 @@ def cold_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(cold_start, "bake", lambda model, volume: (volume / "baked" / model).mkdir(parents=True) or 0.0)
-    monkeypatch.setattr(cold_start, "DROP_CACHES", tmp_path / "none")
+    monkeypatch.setattr(cold_start.pagecache, "drop", lambda volume: "not at all")
     monkeypatch.setattr("sys.argv", ["cold_start.py", "--rounds", "1", "--save"])
     return cold_start
 
@@ -96,7 +101,7 @@ def starting(cold_start: Any, *plans: str | BaseException) -> Callable[..., Any]
     """In place of `start`: plans in turn, or what is raised."""
     left = list(plans)
 
-    def start(*_: object) -> Any:
+    def start(*_: object, **__: object) -> Any:
         plan = left.pop(0)
         if isinstance(plan, BaseException):
             raise plan
@@ -108,20 +113,21 @@ def starting(cold_start: Any, *plans: str | BaseException) -> Callable[..., Any]
 def test_interrupted_it_keeps_the_starts_it_has(
     cold_start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans = ("EAGER: off", "COMPILED: now", KeyboardInterrupt())
+    plans = ("EAGER: off", "EAGER: off", "COMPILED: now", KeyboardInterrupt())
     monkeypatch.setattr(cold_start, "start", starting(cold_start, *plans))
     with pytest.raises(KeyboardInterrupt):
         cold_start.main()
     line = json.loads((tmp_path / "cold_start.json").read_text())
     assert line["rows"]["no artifacts"]["total"] == 2
-    assert list(line["rows"]) == ["eager", "no artifacts"]
-    assert line["ratios"] == {}
+    assert list(line["rows"]) == ["all imports", "eager", "no artifacts"]
+    assert line["ratios"] == {"eager_over_all_imports": 1}
+    assert line["cache_dropped_by"] == []
 
 
 def test_a_start_called_compiled_that_is_not_is_told(
     cold_start: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plans = ("EAGER: off", "COMPILED: now", "EAGER: compiling failed", "COMPILED: HIT")
+    plans = (*["EAGER: off"] * 2, "COMPILED: now", "EAGER: compiling failed", "COMPILED: HIT", *COLD)
     monkeypatch.setattr(cold_start, "start", starting(cold_start, *plans))
     assert cold_start.main() == 1
     assert capsys.readouterr().err == "'artifacts' is not compiled: EAGER: compiling failed\n"
@@ -143,6 +149,34 @@ def test_a_variant_has_what_it_may_find_and_no_word_of_failures(cold_start: Any,
 
 
 def test_all_as_it_should_be(cold_start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cold_start, "start", starting(cold_start, "EAGER: off", *["COMPILED: now"] * 3))
+    monkeypatch.setattr(cold_start, "start", starting(cold_start, *["EAGER: off"] * 2, *["COMPILED: now"] * 3, *COLD))
     assert cold_start.main() == 0
-    assert json.loads((tmp_path / "cold_start.json").read_text())["ratios"]["baked_over_eager"] == 1
+    line = json.loads((tmp_path / "cold_start.json").read_text())
+    assert line["ratios"]["baked_over_eager"] == line["ratios"]["cold_cache_over_warm"] == 1
+    assert line["cache_dropped_by"] == ["not at all"]
+
+
+def test_a_start_with_all_imports_has_them(cold_start: Any, tmp_path: Path) -> None:
+    """Else the row would say of the measures what is not so."""
+    shown = "import atexit, sys; atexit.register(lambda: print('boto3' in sys.modules))"
+    draw = ["generate", "a red circle", "--size", "64x64", "-o", str(tmp_path / "circle.png")]
+    for begin, told in (
+        ("from handler.__main__ import command; command()", "False"),
+        (cold_start.ALL_IMPORTS[2], "True"),
+    ):
+        command = [sys.executable, "-c", f"{shown}; {begin}", *draw]
+        out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert out.stdout.splitlines()[-1] == told
+
+
+def test_what_is_read_next_comes_from_the_disk(cold_start: Any, tmp_path: Path) -> None:
+    file, kept = tmp_path / "folder" / "file", tmp_path / "kept"
+    file.parent.mkdir()
+    for each in (file, kept):
+        each.write_bytes(bytes(1 << 16))
+    os.sync()
+    assert cold_start.pagecache.cached(file)
+    cold_start.pagecache.drop_files([file.parent])
+    if cold_start.pagecache.cached(file):
+        pytest.skip("this file system keeps its files in memory")
+    assert cold_start.pagecache.cached(kept)

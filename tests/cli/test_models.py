@@ -15,6 +15,7 @@ from handler import MODELS, Settings, Worker, outlook
 from handler.__main__ import main
 from handler.catalog.sizes import largest_below
 from handler.core.errors import DoesNotFit, WeightsMissing
+from handler.core.host import free_memory
 from handler.model.hardware import Hardware, detect
 from handler.volume import patience
 from handler.volume.patience import patiently
@@ -179,6 +180,27 @@ def test_memory_is_the_machines_or_the_containers(tmp_path: Path, monkeypatch: p
     assert detect(Settings()).memory_gb == 1.4
     limit.write_text(f"{(1 << 63) - 4096}\n")  # none
     assert detect(Settings()).memory_gb == machine
+
+
+@pytest.mark.parametrize(
+    ("name", "usage"), [("CGROUP_LIMIT", "memory.current"), ("CGROUP_V1_LIMIT", "memory.usage_in_bytes")]
+)
+def test_free_is_what_neither_the_machine_nor_the_container_has_given_away(
+    name: str, usage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, used = tmp_path / "limit", tmp_path / usage
+    monkeypatch.setattr(f"handler.core.host.{name}", limit)
+    monkeypatch.setattr("handler.core.host.MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "memory.stat").write_text("anon 5000\ninactive_file 300\n")
+    assert free_memory() == 0  # nobody tells
+    (tmp_path / "meminfo").write_text("MemTotal:  90 kB\nMemAvailable:   64 kB\n")
+    assert free_memory() == 65_536
+    limit.write_text("9000\n")
+    assert free_memory() == 0  # of a limit whose use cannot be read nothing is known to be free
+    used.write_text("6000\n")
+    assert free_memory() == 3_300
+    used.write_text("9999\n")
+    assert free_memory() == 0
 
 
 def test_models_shows_each_row(

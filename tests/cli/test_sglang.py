@@ -39,6 +39,10 @@ def test_the_cookbooks_command() -> None:
         ("--vae-path fal/tiny@main", {"vae": "fal/tiny@main"}), ("--dit-cpu-offload", {"offload": "blocks"}),
         ("--text-encoder-cpu-offload true", {"offload": "encoders"}), ("--dit-cpu-offload false", {"offload": "auto"}),
         ("--text-encoder-cpu-offload --dit-cpu-offload", {"offload": "blocks"}),
+        ("--num-gpus 4", {"ulysses_degree": 4, "ring_degree": 1}),
+        ("--num-gpus 4 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2}),
+        ("--num-gpus 8 --sp-degree 2", {"ulysses_degree": 2, "ring_degree": 1}),
+        ("--num-gpus 4 --ulysses-degree 2 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2}),
     ],
 )  # fmt: skip
 def test_what_has_a_meaning_here(line: str, wanted: dict[str, Any]) -> None:
@@ -47,11 +51,18 @@ def test_what_has_a_meaning_here(line: str, wanted: dict[str, Any]) -> None:
     assert notes == []
 
 
-@pytest.mark.parametrize("line", ["--vae-cpu-offload", "--pin-cpu-memory", "--num-gpus 2", "--tp-size=4"])
+@pytest.mark.parametrize("line", ["--vae-cpu-offload", "--pin-cpu-memory", "--tp-size=4"])
 def test_what_has_none_is_accepted_with_a_note(line: str) -> None:
     settings, [note] = read(line)
     assert settings == Settings.from_env({})
     assert note.startswith(line.replace("=", " ").split()[0] + " has no effect: ")
+
+
+def test_gpus_that_ring_attention_cannot_share_are_refused() -> None:
+    with pytest.raises(SettingsError, match="3 GPUs cannot be shared by 2"):
+        read("--num-gpus 3 --ring-degree 2")
+    with pytest.raises(SettingsError, match="ULYSSES_DEGREE"):
+        read("--num-gpus many")
 
 
 def test_a_cache_that_the_model_cannot_have_is_a_note() -> None:

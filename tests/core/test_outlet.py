@@ -47,6 +47,26 @@ def test_lines_come_out_whole_and_in_order() -> None:
         assert not outlet.dropped
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what was written at once")
+def test_lines_that_come_one_after_another_are_written_together_as_far_as_a_pipe_takes_them_whole() -> None:
+    reader, writer = os.pipe2(os.O_DIRECT)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 20)  # room for 256 writes, whatever their size
+    outlet, lines = Outlet(writer), [f"{each:050d}\n" for each in range(200)]
+    try:
+        for line in lines:
+            outlet.write(line)
+        assert outlet.drain(30)
+        told = list[bytes]()
+        while select.select([reader], [], [], 0)[0]:
+            told.append(read(reader))
+    finally:
+        os.close(writer)
+        os.close(reader)
+    assert b"".join(told).decode() == "".join(lines)
+    assert len(told) < len(lines) / 2
+    assert max(map(len, told)) <= select.PIPE_BUF
+
+
 def test_what_cannot_be_spelled_is_told_in_escapes() -> None:
     with pipe() as (reader, writer):
         outlet = Outlet(writer)

@@ -34,6 +34,8 @@ CALLS: dict[str, tuple[str, ...]] = {  # what a person calls them, and who makes
 }
 HANGING = """
 import os, runpy, sys, threading
+from handler.volume import patience
+patience.PATIENCE_S = 2.0  # of who looks at it in vain
 opened, name = os.open, sys.argv.pop(1)
 
 def hang(path, *given, **others):

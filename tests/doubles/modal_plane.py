@@ -156,16 +156,16 @@ class Plane:
 
     def image(self, function: pb.Function) -> list[str]:
         """The commands that build the image of `function`, from its first layer."""
+        return [line for layer in self._layers(function.image_id) for line in layer.dockerfile_commands]
 
-        def layers(image: pb.Image) -> list[str]:
-            below = [line for base in image.base_images for line in layers(self.objects[base.image_id].image)]
-            return [*below, *image.dockerfile_commands]
-
-        return layers(self.objects[function.image_id].image)
+    def _layers(self, image: str) -> list[pb.Image]:
+        made = self.objects[image].image
+        return [*(layer for base in made.base_images for layer in self._layers(base.image_id)), made]
 
     def mounted(self, function: pb.Function) -> dict[str, pb.MountFile]:
         """The local files that `function` sees, by their path in its container."""
-        mounts = [self.objects[mount] for mount in function.mount_ids]
+        copied = [layer.context_mount_id for layer in self._layers(function.image_id) if layer.context_mount_id]
+        mounts = [self.objects[mount] for mount in (*copied, *function.mount_ids)]
         return {file.filename: file for mount in mounts for file in mount.files}
 
     def contain(self, name: str, inputs: Sequence[Input] = (), **environment: str) -> Ended:

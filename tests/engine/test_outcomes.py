@@ -324,12 +324,16 @@ def test_a_gpu_that_cannot_even_give_memory_back_is_lost(family: FakeFamily, mon
         assert isinstance(ask(engine), DeviceLost)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ZeroDivisionError()])
-def test_a_library_that_ends_a_start_leaves_nobody_waiting(error: BaseException) -> None:
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("of 3"), ZeroDivisionError("3 / 0")])
+def test_a_library_that_ends_a_start_leaves_nobody_waiting(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = Engine(Settings(), boot=lambda *_: raises(error)())
     engine.start()
-    with pytest.raises(StartError, match="spark could not be loaded"):
+    told = f"{type(error).__name__}: {error}"
+    with pytest.raises(StartError, match=f"spark could not be loaded: {told}"):
         engine.wait_booted()
+    assert told in caplog.text  # nobody's prompt can be in there
     assert engine.state == "failed"
     assert engine.over.is_set()
     engine.stop()

@@ -515,7 +515,6 @@ def test_a_workers_name_begins_with_the_time_and_has_its_machines(monkeypatch: p
 
 LEAST = 1e-9
 REQUEST = {  # the least and the most that is accepted, and by how much less or more is not
-    "n": (1, 10, 1),
     "width": (64, 2048, 1),
     "height": (64, 2048, 1),
     "num_inference_steps": (1, 50, 1),

@@ -57,6 +57,28 @@ def test_no_picture_walks_a_model(spec: ModelSpec, walked: list[nn.Module]) -> N
 
 
 @pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.id)
+def test_another_picture_of_known_words_asks_no_tokenizer_and_notes_no_configuration(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = tiny.build(spec)
+    draw, loaded = drawing(spec, pipeline).draw, pipeline.scheduler
+    recipe = spec.recipe(ImageRequest(prompt="x", width=64, height=64, seed=1, num_inference_steps=spec.min_steps))
+    [first] = draw([recipe], [lambda *_: None])
+    asked: list[str] = []
+    for kind, name in [
+        *((type(part), "__call__") for key, part in pipeline.components.items() if key.startswith("tokenizer")),
+        (type(pipeline), "register_to_config"),
+    ]:
+        monkeypatch.setattr(kind, name, lambda *_, name=name, **__: asked.append(name))
+    [second] = draw([recipe], [lambda *_: None])
+    assert asked == []
+    assert not isinstance(first, BaseException)
+    assert not isinstance(second, BaseException)
+    assert (second[0].tokens, pipeline.scheduler) == (first[0].tokens, loaded)
+    assert second[0].rgb.tobytes() == first[0].rgb.tobytes()
+
+
+@pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.id)
 def test_what_is_known_is_what_would_be_found(spec: ModelSpec) -> None:
     """Also when weights move or are cast."""
     pipeline, plain = tiny.build(spec), tiny.build(spec)

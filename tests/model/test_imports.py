@@ -3,6 +3,8 @@
 import gc
 import importlib
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from handler.model import imports, upstream
 from handler.model.imports import Late, lean, thawed, uncollected
 
 BOOT = """
-import collections, gc, json, sys
+import collections, gc, json, os, sys
 from handler import Clock, Settings, Worker
 from handler.model import upstream
 upstream.KNOWN = json.loads(sys.argv[1]) or upstream.KNOWN
@@ -34,6 +36,7 @@ found = {
     "roots": collections.Counter(name.split(".")[0] for name, module in [*sys.modules.items()] if module),
     "read": len([path for path in opened if path.endswith("/models/bert/modeling_bert.py")]),
     "ledger": worker.ledger.imports,
+    "policy": os.environ.get("OMP_WAIT_POLICY"),
 }
 """
 USED = """
@@ -60,14 +63,14 @@ found |= {
 """
 
 
-def booted(then: str = "", known: dict[str, list[str]] | None = None) -> dict[str, Any]:
-    """What a fresh process says that boots a worker and then runs this, where these versions are known."""
-    code = f"{BOOT}{then}\nprint(json.dumps(found))"
-    out = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(known)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+def booted(then: str = "", known: dict[str, list[str]] | None = None, **given: str) -> dict[str, Any]:
+    """What a fresh process says that boots a worker and then runs this, where these versions are known and variables
+    given; and what its OpenMP says of itself."""
+    code, told = f"{BOOT}{then}\nprint(json.dumps(found))", {"OMP_DISPLAY_ENV": "verbose"}
+    command, environ = [sys.executable, "-c", code, json.dumps(known)], os.environ | told | given
+    out = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(out.stdout)
-    return found
+    return found | {"spins": [int(count) for count in re.findall(r"GOMP_SPINCOUNT = '(\d+)'", out.stderr)]}
 
 
 def test_a_start_imports_what_draws_and_all_else_is_there_for_who_wants_it() -> None:
@@ -80,12 +83,15 @@ def test_a_start_imports_what_draws_and_all_else_is_there_for_who_wants_it() -> 
     assert (found["structure"], found["scheduler"]) == (True, 1000)
     assert (found["integral"], found["assigned"], found["session"]) == (2, [[0, 1], [1, 0]], True)
     assert found["real"] == ["module"] * 5
+    assert (found["spins"], found["policy"]) == ([0], None)  # its threads share the cores with all else
 
 
 def test_a_version_that_nobody_looked_at_is_left_alone_and_that_is_told() -> None:
-    found = booted(known={"transformers": ["0.1"]})
+    found = booted(known={"transformers": ["0.1"]}, OMP_WAIT_POLICY="active")
     assert found["read"] == 2
     assert found["ledger"] == f"transformers {version('transformers')} is not known"
+    assert found["policy"] == "active"  # whoever says how its threads wait is obeyed
+    assert min(found["spins"]) > 10**9
 
 
 def test_what_was_changed_is_as_before() -> None:

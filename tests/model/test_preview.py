@@ -72,6 +72,21 @@ def test_asking_for_previews_changes_no_byte(spark: Worker) -> None:
     assert draw(spark, NEW[0], 3)[0].tobytes() == silent.tobytes()
 
 
+def test_what_was_learned_is_solved_once_and_anew_when_there_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To solve makes the host wait for the device."""
+    solve, solved = torch.linalg.solve, list[Any]()
+    monkeypatch.setattr(torch.linalg, "solve", lambda *given: solved.append(given) or solve(*given))
+    learning, size = Projection(), (64, 64)
+    latents = [torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    first, _ = (learning.draw(latents[0], size) for _ in range(2))
+    assert len(solved) == 1
+    learning.learn(latents[0], torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(2)))
+    second, third = (learning.draw(latents[0], size) for _ in range(2))
+    assert len(solved) == 2
+    assert torch.equal(second, third)
+    assert not torch.equal(first, second)
+
+
 @pytest.fixture(scope="module")
 def boot(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ModelSpec], Worker]:
     """Boots a worker for a row, once, from tiny weights."""

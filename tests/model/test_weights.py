@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from handler import MODELS
 from handler.core.errors import KindlingError, VolumeFailed, WeightsCorrupt, WeightsMissing
+from handler.core.host import Headroom
 from handler.model.families import build, flux
 from handler.model.hardware import Hardware
 from handler.model.loading import weights
@@ -542,10 +543,10 @@ def stalled(reader: Reader) -> int:
 
         def still() -> bool:
             landed = sum(stop - start for file, start, stop in chunks if start in file.landed)
-            return reader._waiting == landed and not (reader._jobs and reader._fits(*reader._jobs[0]))
+            return reader._ahead.waiting == landed and not (reader._jobs and reader._fits(*reader._jobs[0]))
 
         assert reader._turn.wait_for(still, timeout=60)
-        return reader._waiting
+        return reader._ahead.waiting
 
 
 def test_what_waits_is_bounded(small: Path) -> None:
@@ -554,14 +555,14 @@ def test_what_waits_is_bounded(small: Path) -> None:
     with Reader(Source(small, None), room=0) as reader:
         assert stalled(reader) == 0
         assert len(everything(reader)) == 3
-        assert reader._waiting == 0
+        assert reader._ahead.waiting == 0
     with Reader(Source(small, None), room=size - 1) as reader:
         before = stalled(reader)
         assert 0 < before < size
         file = reader.take("a")[0]
         start, stop = file.chunks[-1]
         reader.wait(file, start)
-        assert reader._waiting == before + stop - start
+        assert reader._ahead.waiting == before + stop - start
     with Reader(Source(small, None), room=2 * size) as reader:
         assert size < stalled(reader) <= 2 * size
     with Reader(Source(small, None)) as reader:
@@ -577,6 +578,48 @@ def test_what_was_taken_leaves_room_for_what_is_next(small: Path) -> None:
         reader.taken(CHUNK)
         with reader._turn:
             assert reader._turn.wait_for(lambda: len(file.landed) == 3, timeout=20)
+
+
+@pytest.fixture
+def leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Leave so many bytes of this container's memory free."""
+    monkeypatch.setattr("handler.core.host.CGROUP_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr("handler.core.host.STRIDE", 50_000)
+    (tmp_path / "memory.max").write_text("100000")
+    (tmp_path / "memory.stat").write_text("anon 60000\ninactive_file 20000\n")
+
+    def left(size: int) -> None:
+        (tmp_path / "memory.current").write_text(f"{120_000 - size}")
+
+    return left
+
+
+def test_what_waits_may_fill_what_is_free_but_for_what_loading_takes(small: Path, leave: Callable[[int], None]) -> None:
+    """It is looked at again as weights are taken, which may stay in host memory."""
+    with Reader(Source(small, None), room=0) as reader:
+        leave(10_000 + 2 * CHUNK)
+        assert stalled(reader) == 0
+        reader.fill(10_000)
+        assert CHUNK < stalled(reader) <= 2 * CHUNK
+        leave(10_000)
+        with reader._turn:
+            reader.taken(CHUNK)
+            assert not reader._fits(*reader._jobs[0])
+            leave(90_000)
+            reader.taken(0)
+            assert reader._turn.wait_for(lambda: not reader._jobs, timeout=60)
+
+
+def test_what_is_free_is_looked_at_again_before_much_more_comes(leave: Callable[[int], None]) -> None:
+    """Others may take it meanwhile."""
+    headroom = Headroom(0)
+    headroom.fill(0)
+    leave(90_000)
+    assert not headroom.fits(60_000)
+    assert headroom.fits(50_000)
+    headroom.more(50_000)
+    leave(0)
+    assert not headroom.fits(1)
 
 
 def test_any_order_comes_to_an_end(small: Path) -> None:

@@ -25,8 +25,10 @@ from handler.__main__ import main
 from handler.catalog.cuda import BUILDS
 from handler.core.settings import MOUNTS
 from handler.core.version import __version__
+from handler.model.hardware import IMAGE, promised
 from handler.server.shutdown import DRAIN_S
 from handler.worker.clock import GRACE_S
+from handler.worker.ending import SAYING_S
 from serving import Served
 
 ROOT = Path(__file__).parents[2]
@@ -131,11 +133,19 @@ def test_the_port_is_the_same_everywhere() -> None:
     assert target == {"service": KUBERNETES["Service"]["metadata"]["name"], "port": service["port"]}
 
 
+def test_the_image_says_that_it_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    [name] = [name for name, value in ENV.items() if value == "$CUDA"]
+    monkeypatch.setattr("handler.model.hardware.sees_gpu", lambda: False)
+    assert promised() == ""
+    monkeypatch.setenv(name, "cu130")
+    assert promised() == IMAGE
+
+
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
 def test_the_worker_ends_a_slow_start_before_the_platform_does(pod: dict[str, Any]) -> None:
     probe = pod["containers"][0]["startupProbe"]
     settings = Settings.from_env(environment(pod))
-    assert probe["periodSeconds"] * probe["failureThreshold"] > settings.cold_start_budget_s + GRACE_S
+    assert probe["periodSeconds"] * probe["failureThreshold"] > settings.cold_start_budget_s + GRACE_S + SAYING_S
 
 
 def test_each_platforms_own_limits() -> None:
@@ -457,6 +467,15 @@ def test_what_nothing_loads_is_left_out(packages: Path) -> None:
     left = {str(path.relative_to(packages)) for path in packages.rglob("*") if path.is_file()}
     assert left == set(STAYS)
     assert "strip --strip-unneeded triton/_C/libtriton.so nvidia/nccl/lib/libnccl.so.2" in step
+
+
+def test_what_starts_run_is_compiled_and_what_they_touch_is_listed() -> None:
+    """After all that is imported has been installed, by somebody who may write there."""
+    *_, copied, step, user = [rest for name, rest in DOCKERFILE if name in ("COPY", "RUN", "USER")]
+    assert (copied, user) == ("platform platform", "1000")
+    installs, compiles, lists = (part.strip() for part in step.split("&&"))
+    assert (installs, compiles) == ("pip install --no-deps .", "python -m compileall -q handler platform")
+    assert lists == 'python -c "from handler.worker import touched; touched.record()"'  # which test_touched.py runs
 
 
 def test_it_runs_as_somebody_with_few_rights() -> None:

@@ -216,9 +216,9 @@ def test_deploying_needs_no_torch_and_no_web_server() -> None:
 
 
 def test_the_image_holds_the_code_and_the_weights_and_nothing_else(load: Callable[..., ModuleType]) -> None:
-    package = ROOT / "handler"
+    package, ships = ROOT / "handler", load().SHIPPED
     files = [path.relative_to(package) for path in package.rglob("*") if path.is_file()]
-    shipped = {path for path in files if load().SHIPPED(path)}
+    shipped = {path for path in files if ships(path)}
     others = {path for path in files if path.parts[0] == "weights" or "assets" in path.parts}
     assert shipped == others | {path for path in files if path.suffix in (".py", ".toml", ".yml")}
     assert {Path("weights/spark/model_index.json"), Path("server/playground/assets/index.html")} <= shipped

@@ -193,8 +193,9 @@ def test_the_image_is_pinned(plane: Plane) -> None:
     assert "RUN apt-get install -y gcc gfortran build-essential" in commands  # Inductor's compiler comes with it
     assert re.fullmatch(
         r"RUN /\.uv/uv pip install .* --no-deps --require-hashes --requirements /\.uv/0/requirements\.lock",
-        commands[-1],
+        commands[-5],
     )
+    assert commands[-4:] == ["FROM base", "COPY . /", "FROM base", "RUN python -m compileall -q /root/handler"]
     assert sent(plane) == [locked("torch-cu130"), locked("requirements")]
 
 

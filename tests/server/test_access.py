@@ -397,7 +397,10 @@ def test_what_a_page_may_read_of_an_answer(app: Callable[..., Any]) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"])
+@pytest.mark.parametrize("name", [
+    "Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "CF-Connecting-IP", "CF-Ray",
+    "True-Client-IP", "X-Client-IP", "X-Cluster-Client-IP", "Fastly-Client-IP", "Fly-Client-IP",
+])  # fmt: skip
 def test_without_keys_a_proxy_on_this_machine_lets_nobody_in(name: str) -> None:
     scope: Scope = {"type": "http", "path": ROUTE, "headers": [(name.lower().encode(), b"203.0.113.9")]}
     for here, settings, lets in [

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -24,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 from test_faults import ROUTE, TESTS, faulty
 from uvicorn.server import ServerState
 
+import forked
 from handler.server.connections import TAKEN, Connections, Limits
 from handler.server.wire import Wire
 from serving import Served
@@ -72,9 +74,17 @@ config = uvicorn.Config(
 print(listening.getsockname()[1], flush=True)
 uvicorn.Server(config).run(sockets=[listening])
 """
+FEW = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+sys.argv.pop(0)
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 HOST = b"host: here\r\n"
 PATIENCE_S = 120
 NEVER = 1000.0
+DATA_SEGS_IN = 152  # where Linux has it in its struct tcp_info
 
 
 class Server:
@@ -120,7 +130,7 @@ class Server:
 def started(loop: str = "asyncio", **limits: float) -> Iterator[Server]:
     command = [sys.executable, "-c", SERVER, json.dumps(limits), loop]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+    with forked.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         try:
             server = Server(process)
             yield server
@@ -351,9 +361,9 @@ def test_a_server_of_ours_says_why_to_clients_that_hang_up() -> None:
 
 
 def test_a_server_of_ours_answers_with_few_descriptors_whoever_is_silent() -> None:
-    command = f"ulimit -n 256; exec {sys.executable} {TESTS / 'doubles/faulty.py'} --port 0"
+    command = [sys.executable, "-c", FEW, str(TESTS / "doubles/faulty.py"), "--port", "0"]
     environ = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
-    process = subprocess.Popen(["sh", "-c", command], env=environ, stderr=subprocess.PIPE, text=True)
+    process = forked.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
     with process, contextlib.ExitStack() as stack:
         stack.callback(process.kill)
         server = Served(process)
@@ -372,6 +382,14 @@ def test_an_answer_goes_out_at_once() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how many came")
+def test_an_answer_is_one_packet_with_its_head(loop: str) -> None:
+    with started(loop) as server, server.open(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n") as client:
+        assert client.recv(1 << 10).endswith(b"1 0")
+        told = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    assert struct.unpack_from("I", told, DATA_SEGS_IN) == (1,)
 
 
 def test_room_is_half_of_the_descriptors() -> None:

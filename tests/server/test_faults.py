@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -486,12 +487,16 @@ def test_every_fault_of_the_plan_has_its_place() -> None:
     assert [number for number, *_ in table()] == list(range(1, len(table()) + 1))
 
 
+@cache
+def functions(file: str) -> set[str]:
+    """What is defined there."""
+    tree = ast.parse((TESTS / file).read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
 @pytest.mark.parametrize("row", table(), ids=lambda row: str(row[0]))
 def test_every_named_test_exists(row: tuple[int, str, str]) -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", row[2])
     for file, name in named:
-        tree = ast.parse((TESTS / file).read_text())
-        assert name in {
-            node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        }, f"{file}::{name}"
+        assert name in functions(file), f"{file}::{name}"
     assert named or row[2].startswith("not here: ")

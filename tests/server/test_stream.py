@@ -18,10 +18,10 @@ from starlette.responses import StreamingResponse
 
 from fakes import FakeFamily, raises
 from handler import Api, Engine, Settings
-from handler.api.asking import OnPartial
 from handler.api.dialects import openai as dialect
 from handler.api.dialects.routes import DIALECTS, HUB_ROUTE, WORKFLOWS, dialect_of
 from handler.api.reply import Reply
+from handler.api.showing import OnPartial
 from handler.core.errors import NumericalError
 from handler.server import sse as streams
 from serving import Served, serving

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+import forked
+
 SERVER = """
 import asyncio, json, os, socket, sys
 import uvicorn
@@ -77,7 +79,7 @@ class Server(NamedTuple):
 
 def started(loop: str = "asyncio", **limits: float) -> Iterator[Server]:
     command = [sys.executable, "-c", SERVER, json.dumps(limits), loop]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with forked.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield Server(int(process.stdout.readline()), process.pid)
         process.terminate()

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from disks import failing
 from hosts import answer as told
 from hosts import hosting
 from jsonschema_rs import Draft202012Validator
@@ -884,3 +886,39 @@ def test_what_was_brought_takes_no_memory(tmp_path: Path) -> None:
     served = workflows.catalogue.served()
     assert workflows.draft(graph(), served)["values"]["prompt"] == "a red circle"
     assert workflows._described == {}
+
+
+def test_a_record_that_cannot_be_read_is_named_and_hides_no_other(tell: Callable[..., None], tmp_path: Path) -> None:
+    async def story(client: Client) -> None:
+        for name in ("poster", "ruined"):
+            await keep(client, default(), name)
+        with failing(tmp_path / "volume", errno.EIO, lambda call: call.path.endswith("workflows/ruined.json")):
+            answer = await client.get("/workflows")
+            described = await client.get("/openapi.json")
+        assert answer.status_code == 200, answer.text
+        found = {one["name"]: (one["drawable"], one["why"]) for one in answer.json()["workflows"]}
+        assert found["poster"] == (True, None)
+        assert not found["ruined"][0]
+        assert "Its record cannot be read: Input/output error" in str(found["ruined"][1])
+        assert "/workflows/poster" in described.json()["paths"]
+        again = (await client.get("/workflows")).json()["workflows"]
+        assert [one["drawable"] for one in again] == [True, True]
+
+    tell(story)
+
+
+def test_a_loop_of_links_in_the_place_of_the_volume_is_no_bug_of_ours(
+    tell: Callable[..., None], tmp_path: Path
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+
+    async def story(client: Client) -> None:
+        told = "The place of workflows fails: Too many levels of symbolic links; try again."
+        for path in ("/workflows", "/workflows/poster", "/openapi.json"):
+            assert await refused(client.get(path)) == (503, "not_ready", told)
+        for path in ("/history", "/v1/models"):
+            answer = await client.get(path)
+            assert answer.status_code == 200, (path, answer.text)
+
+    tell(story, volume=loop)

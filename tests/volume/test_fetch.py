@@ -29,13 +29,15 @@ from handler.catalog.parts import Graft
 from handler.core.errors import FetchFailed, SettingsError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.core.loras import pin
 from handler.core.request import ImageRequest
+from handler.volume import vouched
 from handler.volume.autoencoder import fetched_vae
 from handler.volume.download import fetch, fetch_lora, fetch_vae, fetch_weights
 from handler.volume.fetched import Fetched
+from handler.volume.files import Item
 from handler.volume.given import given, located
 from handler.volume.hashes import content, sha256
 from handler.volume.hub import Repository, explained
-from handler.volume.incoming import begin, incoming
+from handler.volume.incoming import alone, begin, incoming
 from handler.volume.manifest import checked, summarize
 from handler.volume.single import examine
 from handler.volume.sources import EMBEDDED, fetched_folder, model_source
@@ -393,7 +395,7 @@ def test_no_token_goes_over_http_to_another_machine(
 def test_a_commits_bytes_are_those_that_came_first(hub: Hub, tmp_path: Path, file: str) -> None:
     """Whatever another hub, or this one another day, has under the same name."""
     fetch(SCHNELL, tmp_path, wait=never)
-    [told] = (tmp_path / "fetched/sums").rglob("*.json")
+    [told] = (tmp_path / "fetched/sums").glob(f"*/*/{file}.json")
     shutil.rmtree(tmp_path / "models")
     first = hub.first.files[file]
     hub.first.add(file, first.data[::-1])
@@ -423,11 +425,30 @@ def test_a_link_in_the_place_of_a_lock_leads_nowhere(hub: Hub, tmp_path: Path) -
 
 def test_sums_that_are_damaged_are_named(hub: Hub, tmp_path: Path) -> None:
     fetch(SCHNELL, tmp_path, wait=never)
-    [told] = (tmp_path / "fetched/sums").rglob("*.json")
-    told.write_text("{")
+    [told] = (tmp_path / "fetched/sums").rglob("model_index.json.json")
     shutil.rmtree(tmp_path / "models")
-    with pytest.raises(FetchFailed, match=f"{told} is damaged; remove it"):
-        fetch(SCHNELL, tmp_path, wait=never)
+    for text in ("{", "[]", "{}"):
+        told.write_text(text)
+        with pytest.raises(FetchFailed, match=f"{told} is damaged; remove it"):
+            fetch(SCHNELL, tmp_path, wait=never)
+
+
+def test_two_that_write_down_what_came_at_once_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two models that share a repository: the one writes after the other has read, and before it writes."""
+    write = vouched.write_atomically
+    files = [SimpleNamespace(lfs=None, blob_id=str(number)) for number in range(2)]
+    items = [Item(name, Repository("a/b", "c" * 40), name) for name in ("x/one.json", "two.json")]
+
+    def between(path: Path, data: bytes) -> None:
+        monkeypatch.setattr(vouched, "write_atomically", write)
+        vouched.remember(tmp_path, items[1], files[1])  # type: ignore[arg-type]
+        write(path, data)
+
+    monkeypatch.setattr(vouched, "write_atomically", between)
+    vouched.remember(tmp_path, items[0], files[0])  # type: ignore[arg-type]
+    for item, other in zip(items, files[::-1], strict=True):
+        with pytest.raises(FetchFailed, match="is not what was fetched first"):
+            vouched.require(tmp_path, item, other)  # type: ignore[arg-type]
 
 
 def _elsewhere(hub: Hub) -> None:
@@ -528,11 +549,12 @@ def test_two_at_once_end_with_one_good_copy(hub: Hub, tmp_path: Path) -> None:
 
 BY_HAND = """
 import fcntl, os, runpy
+from handler.volume import incoming
 
 def flock(file, how):
     {}
 
-fcntl.flock = flock
+fcntl.flock, incoming.OWN = flock, ()  # for this machine's own file systems do lock
 runpy.run_module("handler", run_name="__main__", alter_sys=True)
 """
 UNLOCKED = {
@@ -573,6 +595,26 @@ def test_what_came_to_a_fetch_that_was_killed_goes_and_what_comes_to_others_stay
     other.mkdir()
     begin(folder)
     assert sorted(folder.glob(".coming-*")) == sorted([other, incoming(folder)])
+
+
+def test_where_a_lock_tells_that_nobody_else_fetches_all_that_came_to_others_goes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to a container that was killed, of which another container sees no process."""
+    folder = tmp_path / "model"
+    with alone(folder):
+        pass
+    device = os.stat(folder).st_dev
+    monkeypatch.setattr("handler.volume.incoming.MOUNTS", mounts := tmp_path / "mountinfo")
+    for type_of, stays in (("nfs4", True), ("overlay", True), ("", True), ("ext4", False)):
+        numbers = f"{os.major(device)}:{os.minor(device)}"
+        mounts.write_text(f"9 1 0:9 / /x rw - xfs a rw\n27 1 {numbers} / / rw shared:1 - {type_of} /dev/vda rw\n")
+        (other := folder / f".coming-{'0' * 16}-1.01234567").mkdir(exist_ok=True)
+        with alone(folder) as only:
+            begin(folder, only)
+            assert other.exists() == stays
+            with alone(tmp_path / "another") as too:
+                assert too == (not stays)
 
 
 def test_a_killed_fetch_leaves_no_model_and_the_next_completes_it(hub: Hub, tmp_path: Path) -> None:

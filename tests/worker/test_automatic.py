@@ -1,5 +1,8 @@
 """What `auto` means without a receipt: on each of the cards people rent, and told without torch before it is needed."""
 
+import ctypes
+import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +15,14 @@ from conftest import PATIENT, unwarmed
 
 import tiny
 from fakes import raises
-from handler import GPUS, Settings, Worker
+from handler import GPUS, Clock, Settings, Worker
 from handler.catalog.models import DEV, MODELS, QWEN_IMAGE, SCHNELL, SPARK
 from handler.catalog.precisions import PRECISIONS, choose
 from handler.catalog.spec import ModelSpec
 from handler.catalog.stable_diffusion import SDXL
 from handler.cli.models import lines, state
 from handler.core.errors import DeviceMissing, SettingsError
-from handler.model.hardware import Hardware, detect, expected, looked_at, rented
+from handler.model.hardware import Hardware, detect, expected, looked_at, rented, wake
 from handler.worker.decision import automatic, decide
 from handler.worker.memory import memory_plan
 from handler.worker.outlook import outlook
@@ -244,6 +247,7 @@ def test_a_wrong_guess_is_corrected(
         ("", "", "is an NVIDIA driver, but torch sees no GPU: Torch not compiled with CUDA enabled. Install a build"),
         ("NVIDIA_VISIBLE_DEVICES", "all", "NVIDIA_VISIBLE_DEVICES=all, but torch sees no GPU"),
         ("RUNPOD_GPU_COUNT", "1", "RUNPOD_GPU_COUNT=1, but torch sees no GPU"),
+        ("IMAGE_CUDA", "cu130", "This image is for GPUs, but torch sees no GPU"),
     ],
 )
 def test_a_gpu_that_torch_does_not_see_fails_the_start(
@@ -284,6 +288,15 @@ def test_a_laptops_driver_alone_keeps_nobody_from_the_embedded_model(
 
 
 @GPULESS
+def test_the_image_on_a_laptop_draws_the_embedded_model(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("IMAGE_CUDA", "cu126")
+    assert detect(Settings()).device == "cpu"
+    assert "This image is for GPUs, but torch sees no GPU" in caplog.text
+
+
+@GPULESS
 @pytest.mark.parametrize(("name", "value"), [("NVIDIA_VISIBLE_DEVICES", "void"), ("RUNPOD_GPU_COUNT", "0")])
 def test_who_says_that_there_is_none_gets_a_cpu(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
@@ -321,3 +334,55 @@ def test_models_shows_what_each_would_be_served_in(tmp_path: Path, monkeypatch: 
     found = {spec.id: state(spec, settings, here) for spec in (DEV, SDXL, QWEN_IMAGE)}
     assert {name: one.precision for name, one in found.items()} == {DEV.id: "fp8", SDXL.id: "bf16", "qwen-image": "fp8"}
     assert "fits in fp8" in lines(DEV, found[DEV.id])[0]
+
+
+FAKE_DRIVER = """
+int calls[8], count;
+static int call(int which) { calls[count++] = which; return which == FAILS; }
+int cuInit(unsigned flags) { return call(1 + flags); }
+int cuDeviceGet(int *device, int ordinal) { *device = 70 + ordinal; return call(2); }
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = calls; return call(device); }
+"""
+
+
+@pytest.mark.parametrize(("fails", "called"), [(0, [1, 2, 70]), (1, [1]), (2, [1, 2]), (70, [1, 2, 70])])
+def test_the_gpus_context_is_made_beside_the_imports(
+    fails: int, called: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a library with the driver's names, which notes what it is asked for; what fails is torch's to tell."""
+    (tmp_path / "driver.c").write_text(FAKE_DRIVER)
+    library = str(tmp_path / "libcuda.so")
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-DFAILS={fails}", "-o", library, tmp_path / "driver.c"], check=True)
+    monkeypatch.setattr("handler.model.hardware.DRIVER_LIBRARY", library)
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    thread = wake(Settings())
+    assert thread
+    thread.join()
+    loaded = ctypes.CDLL(library)
+    assert [*(ctypes.c_int * 8).in_dll(loaded, "calls")][: ctypes.c_int.in_dll(loaded, "count").value] == called
+
+
+@GPULESS
+def test_no_context_is_made_where_no_gpu_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wake(Settings()) is None
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    assert wake(Settings(device="cpu")) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert wake(Settings()) is None
+
+
+@GPULESS
+def test_a_driver_without_its_library_stops_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
+    monkeypatch.setattr("handler.model.hardware.DRIVER_LIBRARY", "libnobodys.so")
+    started: list[str] = []
+
+    class Seen(threading.Thread):
+        def start(self) -> None:
+            started.append(self.name)
+            super().start()
+
+    monkeypatch.setattr("handler.model.hardware.threading.Thread", Seen)
+    with unwarmed(), Worker.boot(Settings(), Clock.anew(240)) as worker:
+        assert worker.hardware.device == "cpu"
+    assert "context" in started

@@ -19,6 +19,7 @@ from handler.server.shutdown import ANSWER_S
 from handler.worker.boots import PATIENCE_S
 from handler.worker.clock import Ledger
 from handler.worker.compilation import COMPILE_S, FIRST_PICTURE_S, MARGIN, plan
+from handler.worker.ending import Ending
 from threads import begun, have_ended
 
 HANG = """
@@ -104,15 +105,16 @@ def test_watchdog_closes_the_ledger_once(capfd: pytest.CaptureFixture[str]) -> N
 
 
 def test_where_no_thread_can_run_the_process_ends_two_seconds_past_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By faulthandler, which needs no GIL, and before it nothing does: so the thread has said what it could."""
+    """By what needs no GIL, and before it nothing does: so the thread has said what it could."""
     told: list[Any] = []
     later = lambda seconds, **options: told.append((seconds, options))  # noqa: E731
     monkeypatch.setattr("handler.worker.clock.faulthandler.dump_traceback_later", later)
+    monkeypatch.setattr(Ending, "set", lambda ending, seconds: told.append(seconds))
     clock = Clock(100, birth=STILL, publish=quiet)
     with begun() as threads:
         clock.arm()
     assert clock.finish("ready")
-    assert told == [(102.0, {"exit": True, "file": 2})]
+    assert told == [102.0, (102.0, {"exit": True, "file": 2})]
     assert have_ended(*threads.values())
 
 
@@ -122,6 +124,7 @@ def test_what_is_still_told_at_the_end_may_take_all_its_patience(monkeypatch: py
     monkeypatch.setattr("os._exit", lambda code: ended.set())
     later = lambda seconds, **options: ends.append(seconds)  # noqa: E731
     monkeypatch.setattr("handler.worker.clock.faulthandler.dump_traceback_later", later)
+    monkeypatch.setattr(Ending, "set", lambda ending, seconds: True)
     Clock(0.05, birth=STILL, publish=quiet, abort=os._exit).arm()
     assert ended.wait(30)
     assert ends[1] > LAST_S + PATIENCE_S + ANSWER_S + LAST_S
@@ -184,12 +187,23 @@ def test_a_hang_ends_the_process_and_names_phase_and_place(how: str) -> None:
     out = subprocess.run(
         [sys.executable, "-c", HANG.replace("{how}", how)], capture_output=True, text=True, timeout=60, check=False
     )
-    assert out.returncode == (124 if how == "block_on_a_read" else 1)  # faulthandler's exit code is fixed
+    assert out.returncode == 124
     assert "phase weights" in out.stderr
     assert how in out.stderr  # the dumped stack names the function that hangs
-    if how == "block_on_a_read":
-        assert "in phase 'weights'" in out.stderr
-        assert '"outcome": "failed"' in out.stderr
+    assert "exceeded its budget of" in out.stderr
+    (line,) = (json.loads(line) for line in out.stderr.splitlines() if line.startswith('{"cold_start"'))
+    assert (line["cold_start"]["outcome"], line["cold_start"]["phase"]) == ("failed", "weights")
+    assert ("native code" in line["cold_start"]["reason"]) == (how == "block_in_native_code")
+
+
+def test_where_the_c_library_has_no_timers_faulthandler_ends_the_process() -> None:
+    code = "import handler.worker.ending as ending\nending.LIBC = object()\n" + HANG
+    out = subprocess.run(
+        [sys.executable, "-c", code.replace("{how}", "block_in_native_code")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert out.returncode == 1
+    assert "block_in_native_code" in out.stderr
 
 
 NEEDED = MARGIN * COMPILE_S + FIRST_PICTURE_S

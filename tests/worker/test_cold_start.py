@@ -77,6 +77,28 @@ def test_a_volume_that_hangs_ends_the_process_and_names_the_phase(tmp_path: Path
     assert (boot["outcome"], boot["phase"]) == ("failed", "volume")
 
 
+HELD = """
+import ctypes, sys
+import handler.worker.worker
+from handler import Clock, Settings, Worker
+handler.worker.worker.outlook = lambda *_, **__: ctypes.PyDLL(None).sleep(60)  # which keeps the GIL
+Worker.boot(Settings(volume=sys.argv[1]), Clock.anew(1))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends it but faulthandler")
+def test_native_code_that_lets_no_python_run_ends_the_process_and_leaves_word(tmp_path: Path) -> None:
+    volume = tmp_path / "it's a $HOME `volume`"
+    volume.mkdir()
+    out = subprocess.run([sys.executable, "-c", HELD, volume], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 124
+    assert '{"cold_start": {"model": "spark"' in out.stderr
+    (boot,) = last_boots(volume, 9)
+    assert (boot["outcome"], boot["phase"], boot["model"]) == ("failed", "volume", "spark")
+    assert boot["reason"] in out.stderr
+    assert "budget of 1 s in phase 'volume', in native code" in boot["reason"]
+
+
 @pytest.mark.parametrize("phase", ["volume", "import", "weights", "artifacts", "compile", "warm"])
 def test_told_to_stop_in_any_phase(phase: str, tmp_path: Path) -> None:
     environment = {"KINDLING_VOLUME": str(tmp_path), "KINDLING_COMPILE": "on" if phase == "compile" else "auto"}

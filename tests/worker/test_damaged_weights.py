@@ -120,6 +120,35 @@ def test_a_volume_that_takes_no_mark_and_a_disk_that_fails(volume: Path, caplog:
     assert not (baked(volume) / MARK).exists()  # another time it may be read
 
 
+def test_a_bad_read_is_no_bad_file(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bit is wrong when the weights come the first time, as over a network, and right the second time."""
+    read, wrong = os.preadv, list[str]()
+
+    def flipping(descriptor: int, buffers: Any, *given: Any) -> int:
+        count = read(descriptor, buffers, *given)
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if count > 1 and name.endswith(WEIGHTS) and not wrong:
+            wrong.append(name)
+            buffers[0][0] ^= 4
+        return count
+
+    monkeypatch.setattr(os, "preadv", flipping)
+    with on(volume) as worker:
+        assert worker.ledger.weights == str(baked(volume))
+    assert wrong == [str(baked(volume) / WEIGHTS)]
+    assert not (baked(volume) / MARK).exists()
+
+
+def test_a_small_file_is_read_once_more_before_its_folder_is_marked(volume: Path) -> None:
+    path = baked(volume) / "vae" / "config.json"
+    error = WeightsCorrupt("It was no JSON object.", about=str(path))
+    assert sources.spoilt(error, SPARK, volume) == {baked(volume): error.message}
+    assert not (baked(volume) / MARK).exists()
+    path.write_text("{")
+    assert sources.spoilt(error, SPARK, volume) == {baked(volume): error.message}
+    assert (baked(volume) / MARK).exists()
+
+
 @pytest.mark.parametrize("how", ["marked", "not marked"])
 def test_where_there_is_no_other_source_the_start_fails_by_name(how: str, tmp_path: Path) -> None:
     folder = weights_folder(SCHNELL, tmp_path, "bf16")
@@ -160,8 +189,9 @@ def test_what_was_preloaded_in_vain_is_not_held_beside_what_serves(
 def test_an_error_about_something_else_is_no_reason(volume: Path) -> None:
     for error in (
         SettingsError("KINDLING_VAE"),
-        VolumeFailed(f"Cannot read {baked(volume)}-2/a."),
-        WeightsCorrupt("x"),
+        VolumeFailed("Cannot read it.", about=f"{baked(volume)}-2/a"),
+        WeightsCorrupt(f"{baked(volume)}/a is named, but not at fault."),
+        WeightsCorrupt("x", about=str(volume)),
     ):
         with pytest.raises(type(error)):
             sources.spoilt(error, SPARK, volume)

@@ -1,6 +1,7 @@
 """A worker in somebody's own program: a context whose end gives the model's memory back."""
 
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 from fakes import RECIPE, FakeFamily
 from handler import Clock, ImageRequest, Settings, Worker
+from handler.core.birth import Birth
 from handler.core.errors import DeviceLost, NotReady, StartError
 from handler.core.host import trim
 from handler.model.loading.weights import _plain
@@ -51,6 +53,22 @@ def test_a_worker_is_a_context_that_gives_its_memory_back() -> None:
         with pytest.raises(NotReady, match="closed"):
             drawn(worker)
     assert np.array_equal(*pictures)
+
+
+def test_weights_are_read_while_libraries_are_imported_as_far_as_memory_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("handler.core.host.AHEAD", 0)
+    left: list[threading.Thread] = []
+
+    def look(phase: str) -> None:
+        readers = [thread for thread in threading.enumerate() if thread.name.startswith("reader-")]
+        if phase == "weights" and readers:
+            readers[0].join(20)  # it ends when there is nothing more to read
+            left.extend([readers[0]] if readers[0].is_alive() else [])
+
+    with unwarmed(), Worker.boot(Settings(), Clock(240, Birth.anew(), look)):
+        assert left == []
 
 
 def test_of_a_start_that_fails_nothing_stays_though_its_error_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

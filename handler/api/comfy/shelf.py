@@ -160,7 +160,8 @@ class Disk:
         """Where a file is; a link on the way there leads nowhere."""
         place = self._root / name
         top = (self._root / name.partition("/")[0]).absolute()
-        if place.parent.resolve() != (self._root.resolve() / name).parent or not place.is_relative_to(top):
+        real = Path(os.path.realpath(self._root)) / name  # `resolve` raises where links go round in circles
+        if Path(os.path.realpath(place.parent)) != real.parent or not place.is_relative_to(top):
             raise OutsideFolder("What leads there is a link.", "subfolder")
         return place
 

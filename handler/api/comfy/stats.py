@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from handler.core.host import host_memory
+from handler.core.host import free_memory, host_memory
 from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.engine.engine import Engine
@@ -27,7 +27,7 @@ def system(engine: Engine) -> dict[str, Any]:
         "system": {
             "os": os.name,
             "ram_total": host_memory(),
-            "ram_free": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "ram_free": free_memory(),
             "comfyui_version": SPOKEN,
             "kindling_version": __version__,
             "python_version": sys.version,

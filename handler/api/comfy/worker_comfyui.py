@@ -27,7 +27,7 @@ from handler.api.comfy.shelf import named
 from handler.api.dialects.comfy.plan import Plan
 from handler.api.dispatch import Api
 from handler.api.fetching import filled
-from handler.api.pieces import File, plain
+from handler.api.pieces import File
 from handler.api.reply import Reply, answered
 from handler.core.attachments import one
 from handler.core.deadline import Deadline
@@ -206,7 +206,7 @@ def _content(found: Sequence[Made], rest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _smaller(content: Callable[[Sequence[Made]], dict[str, Any]], found: Sequence[Made], form: Format) -> Any:
     """The answer with those pictures that it has itself as JPEG or WebP. For a thread."""
-    return plain(content([each if each.url else _recoded(each, form) for each in found]))
+    return content([each if each.url else _recoded(each, form) for each in found])
 
 
 def _recoded(made: Made, form: Format) -> Made:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, get_args
 
-from handler.api.asking import Asked, OnPartial
+from handler.api.asking import Asked
 from handler.api.dialects.routes import dialect_of
 from handler.api.outgoing import Target
 from handler.api.reply import Reply
+from handler.api.showing import OnPartial
 from handler.core.deadline import Deadline
 from handler.core.errors import Cancelled, DeadlineExceeded
 from handler.core.recipe import Preview

@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
-from handler.api.asking import OnPartial
 from handler.api.dispatch import Api
 from handler.api.jobs.job import ID, Found, Job, read
 from handler.api.jobs.webhooks import Webhooks
@@ -15,6 +14,7 @@ from handler.api.keeping import Keeper
 from handler.api.outgoing import Target
 from handler.api.reply import Reply, answered, error_reply
 from handler.api.served import worded
+from handler.api.showing import OnPartial
 from handler.core.deadline import Deadline
 from handler.core.errors import Cancelled, FileMissing, QueueFull
 from handler.core.untrusted import parse

@@ -85,7 +85,7 @@ class Library:
         for name in sorted(name for name in times if NAME.fullmatch(name) and name not in self._files()):
             fresh, read = time.time() - times[name] < FRESH_S, self._read.get(name)
             if fresh or read is None or read[0] != times[name]:
-                read = self._read[name] = times[name], self._kept(name)
+                read = self._read[name] = times[name], self._listed(name)
             found.append(read[1])
         return sorted(found, key=lambda one: one.name)
 
@@ -130,6 +130,13 @@ class Library:
                 shelf.remove(entry.name)
         if not there:
             raise WorkflowMissing(f"There is no workflow '{name}'. GET /workflows lists those there are.", "workflow")
+
+    def _listed(self, name: str) -> Workflow:
+        """One among others, which are there though its record cannot be read."""
+        try:
+            return self._kept(name)
+        except OSError as error:
+            return Workflow(name, {}, fault=BROKEN.format(why=error.strerror or type(error).__name__))
 
     def _kept(self, name: str) -> Workflow:
         return self._record(name, f"workflows/{name}.json")

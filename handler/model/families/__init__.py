@@ -199,12 +199,13 @@ def _scheduler(
     differing = {**spec.scheduler_config, **(spec.edit_scheduler_config if kept_in_part else {})}
     beginning: AbstractContextManager[None] = nullcontext()
     if recipe.sampling:
-        pipeline.scheduler = scheduler_of(pipeline, {**loaded.config, **differing}, recipe.sampling)
-        beginning = prepared(pipeline, pipeline.scheduler, recipes)
+        lent = scheduler_of(pipeline, {**loaded.config, **differing}, recipe.sampling)
+        beginning = prepared(pipeline, lent, recipes)
     else:
-        pipeline.scheduler = schedulers.make(family.SCHEDULERS, recipe.scheduler, loaded, differing)
+        lent = schedulers.make(family.SCHEDULERS, recipe.scheduler, loaded, differing)
+    vars(pipeline)["scheduler"] = lent  # a pipeline's own way notes its class too, for each picture anew
     try:
-        with watched(pipeline.scheduler) as heading, beginning:
+        with watched(lent) as heading, beginning:
             yield heading
     finally:
-        pipeline.scheduler = loaded
+        vars(pipeline)["scheduler"] = loaded

@@ -50,9 +50,9 @@ def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place:
             with reading(folder := reader.folder(name)):
                 component = isinstance(value, list | dict) or folder.is_dir()
             if component:
-                raise WeightsCorrupt(
-                    f"{folder.parent / INDEX} does not say what {name} is made as. {reader.source.remedy}"
-                )
+                index = folder.parent / INDEX
+                told = f"{index} does not say what {name} is made as. {reader.source.remedy}"
+                raise WeightsCorrupt(told, about=str(index))
             return value
 
 
@@ -68,9 +68,11 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) 
     try:
         model, faults = _weighed(reader, name, kind, hardware, place, changes)
     except lora.Misfit as error:
-        raise WeightsCorrupt(f"The LoRA in {folder} does not fit: {error}. {reader.source.remedy}") from None
+        told = f"The LoRA in {folder} does not fit: {error}. {reader.source.remedy}"
+        raise WeightsCorrupt(told, about=str(folder)) from None
     if told := "; ".join(f"{fault} {', '.join(sorted(keys)[:3])}" for fault, keys in faults.items() if keys):
-        raise WeightsCorrupt(f"The weights in {folder} do not fit {kind.__name__}: {told}. {reader.source.remedy}")
+        told = f"The weights in {folder} do not fit {kind.__name__}: {told}. {reader.source.remedy}"
+        raise WeightsCorrupt(told, about=str(folder))
     return model.requires_grad_(False).to(place)  # what is left to move are buffers that no file has
 
 
@@ -109,7 +111,8 @@ def _class(reader: Reader, library: object, word: str) -> Any:
     found = named(library, TOKENIZER_OF.get(word, word))
     if not isinstance(found, type) or not issubclass(found, (*known, *others)):
         path = reader.source.folder / INDEX
-        raise WeightsCorrupt(f"{path} asks for {library}.{word}: only models of diffusers and transformers are made.")
+        told = f"{path} asks for {library}.{word}: only models of diffusers and transformers are made."
+        raise WeightsCorrupt(told, about=str(path))
     return found
 
 
@@ -126,7 +129,7 @@ def tensors(reader: Reader, component: str, device: str = "cpu") -> dict[str, An
             found[name] = viewed(memory[slot.start : slot.stop], slot, 1 if device == "cpu" else KERNELS)
     if not found:
         folder = reader.source.folder / component
-        raise WeightsMissing(f"{folder} has no weights in safetensors files. {reader.source.again}")
+        raise WeightsMissing(f"{folder} has no weights in safetensors files. {reader.source.again}", about=str(folder))
     return found
 
 

@@ -17,7 +17,6 @@ from handler.api.comfy.archive import Archive
 from handler.api.comfy.served import choices
 from handler.api.comfy.service import Comfy
 from handler.api.dialects.comfy.plan import Served
-from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidType
 from handler.server import bodies
 from handler.server.comfy.routes import Handler
@@ -179,7 +178,7 @@ def _named(request: Request) -> tuple[str, str | None]:
 async def _served(request: Request) -> Served:
     """What prompts may name."""
     comfy: Comfy = request.app.state.comfy
-    return await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
+    return await comfy.served(until(request))
 
 
 async def _json(request: Request) -> Any:

@@ -19,7 +19,6 @@ from handler.api.comfy.served import choices, classes
 from handler.api.comfy.service import Comfy
 from handler.api.comfy.stats import features, system
 from handler.api.dialects.comfy.plan import Served
-from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing, InvalidType, InvalidValue, KindlingError
 from handler.core.tracebacks import let_go
 from handler.server import bodies
@@ -28,6 +27,7 @@ from handler.server.comfy import files
 from handler.server.comfy.socket import listen
 from handler.server.patience import until
 from handler.server.record import Seen
+from handler.server.watching import watched
 
 Handler = Callable[[Request], Awaitable[Any]]
 
@@ -176,7 +176,7 @@ async def cancel_jobs(request: Request) -> Any:
 
 async def get_system(request: Request) -> Any:
     """The machine."""
-    return await asyncio.to_thread(system, _comfy(request).api.engine)
+    return await watched(partial(system, _comfy(request).api.engine), request)
 
 
 async def get_features(request: Request) -> Any:
@@ -185,8 +185,7 @@ async def get_features(request: Request) -> Any:
 
 
 async def _served(request: Request) -> Served:
-    comfy = _comfy(request)
-    return await comfy.served(Deadline.within(comfy.api.engine.settings.deadline_s))
+    return await _comfy(request).served(until(request))
 
 
 async def get_classes(request: Request) -> Any:

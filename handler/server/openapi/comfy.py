@@ -46,6 +46,11 @@ def _get(summary: str, answer: Schema, *parameters: str, errors: tuple[int, ...]
     return Operation("get", f"ComfyUI: {summary}", said, errors=(*ALWAYS, *errors), parameters=(*HEAD, *parameters))
 
 
+def _waited(summary: str, answer: Schema, *parameters: str, errors: tuple[int, ...] = ()) -> Operation:
+    """What only tells, of a volume or a GPU that may not answer; who asks says how long that is waited for."""
+    return _get(summary, answer, *parameters, DEADLINE, errors=(400, *errors, 504))
+
+
 def _post(summary: str, body: Schema, answer: Schema | None = None, *errors: int, media: str = JSON) -> Operation:
     """What does something; where nothing is to be said of that, the answer is empty."""
     said = {200: Answer("Done.", {JSON: answer} if answer else {})}
@@ -110,12 +115,12 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "/upload/mask": (_post("send a mask for an image", ref("ComfyUpload"), OBJECT, *MASKED, media=multipart.MEDIA),),
     "/interrupt": (_post("stop what is drawn, or one prompt", ref("ComfyInterrupt")),),
     "/free": (_post("nothing: the model stays warm", OBJECT),),
-    "/system_stats": (_get("the machine", OBJECT, errors=()),),
-    "/object_info": (_get("all classes of nodes", OBJECT),),
-    "/object_info/{node_class}": (_get("one class of nodes", OBJECT, "node_class"),),
-    "/models": (_get("folders of models", NAMES),),
-    "/models/{folder}": (_get("models in a folder", NAMES, "folder", errors=(404, 504)),),
-    "/embeddings": (_get("embeddings", NAMES),),
+    "/system_stats": (_waited("the machine", OBJECT),),
+    "/object_info": (_waited("all classes of nodes", OBJECT),),
+    "/object_info/{node_class}": (_waited("one class of nodes", OBJECT, "node_class"),),
+    "/models": (_waited("folders of models", NAMES),),
+    "/models/{folder}": (_waited("models in a folder", NAMES, "folder", errors=(404,)),),
+    "/embeddings": (_waited("embeddings", NAMES),),
     "/features": (_get("what clients may count on", OBJECT, errors=()),),
     "/api/jobs": (_get("prompts in any state", OBJECT, "status", "limit", "offset", "sort_order", errors=(400, 504)),),
     "/api/jobs/cancel": (_post("stop prompts", ref("ComfyCancel"), ref("ComfyCancelled")),),

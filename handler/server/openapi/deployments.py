@@ -7,6 +7,7 @@ from handler.catalog.models import MODELS
 from handler.server.deployments import ONE
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.schema import COUNT, NULL, NUMBER, TEXT, Schema, array, ref, whole
+from handler.server.patience import DEADLINE
 
 TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
 WORKERS = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
@@ -78,7 +79,7 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
             "The commands and files that deploy a model to a platform, and what to expect",
             {200: Answer("It can work.", {JSON: ref("Deployment")})},
             errors=(*ALWAYS, 400, 404, 422, 504),
-            parameters=("x-request-id", "traceparent", *PARAMETERS),
+            parameters=("x-request-id", "traceparent", DEADLINE, *PARAMETERS),
         ),
     ),
 }

@@ -14,7 +14,6 @@ from handler.server.openapi.schema import TEXT, Schema, ref
 from handler.server.patience import DEADLINE, HANGS_UP
 
 NEVER_ANSWERED = (Cancelled, FetchFailed)  # nobody is there; not while serving
-VOLUME = (504,)  # where it is looked at, and does not answer
 EVENTS, METRICS = "text/event-stream", "text/plain"
 # Where Accept wants the picture itself. What may be anything would be all that TypeScript knows of the answer.
 PICTURES: dict[str, Schema] = {media: TEXT | {"format": "binary"} for media in MEDIA.values()}
@@ -58,6 +57,12 @@ def _fal(*parameters: str) -> Operation:
 
 def _reading(summary: str, answer: str) -> Operation:
     return Operation("get", summary, {200: Answer("As it is now.", {JSON: ref(answer)})})
+
+
+def _waited(summary: str, content: Mapping[str, Schema], *errors: int) -> Operation:
+    """What only tells, of a volume or a GPU that may not answer; who asks says how long that is waited for."""
+    refusals, asked = (*ALWAYS, 400, *errors, 504), ("x-request-id", "traceparent", DEADLINE)
+    return Operation("get", summary, {200: Answer("As it is now.", content)}, errors=refusals, parameters=asked)
 
 
 BROUGHT = "Draw a workflow that comes with the request, by its fields, and keep nothing"
@@ -107,14 +112,9 @@ OPERATIONS: dict[str, Operation] = {
         "Whether the model is loaded, how its cold start went, and what all this costs",
         {200: Answer("Ready.", READY), 503: Answer("Not ready.", READY)},
     ),
-    "/v1/status": _reading("The same and more, for people who look on: 200 whatever it is", "Status"),
-    "/metrics": Operation("get", "For Prometheus", {200: Answer("Its text format.", {METRICS: TEXT})}),
-    "/openapi.json": Operation(
-        "get",
-        "This description",
-        {200: Answer("OpenAPI 3.1.", {JSON: {"type": "object", "required": ["openapi"]}})},
-        errors=(*ALWAYS, *VOLUME),
-    ),
+    "/v1/status": _waited("The same and more, for people who look on: 200 whatever it is", {JSON: ref("Status")}),
+    "/metrics": _waited("For Prometheus, in its text format", {METRICS: TEXT}),
+    "/openapi.json": _waited("This description: OpenAPI 3.1", {JSON: {"type": "object", "required": ["openapi"]}}, 503),
 }
 
 

@@ -75,7 +75,8 @@ LISTED = (
         "get",
         "Kept workflows, each with its fields",
         {200: Answer("As they are now.", {JSON: ref("Workflows")})},
-        errors=(*ALWAYS, 503, 504),
+        errors=(*ALWAYS, 400, 503, 504),
+        parameters=(*HEAD, DEADLINE),
     ),
 )
 ROWS = (
@@ -84,7 +85,7 @@ ROWS = (
         "One kept workflow, with its graph",
         {200: Answer("As it is, or was.", {JSON: ref("WholeWorkflow")})},
         errors=(*ALWAYS, 400, 404, 503, 504),
-        parameters=("name", *HEAD),
+        parameters=("name", *HEAD, DEADLINE),
     ),
     Operation(
         "put",
@@ -99,14 +100,14 @@ ROWS = (
         "Forget a kept workflow, and what it was before",
         {204: Answer("It is gone.")},
         errors=(*ALWAYS, 400, 404, 503, 504),
-        parameters=("name", *HEAD),
+        parameters=("name", *HEAD, DEADLINE),
     ),
 )
 
 
 def rows(name: str) -> tuple[Operation, ...]:
     """What else one kept workflow's own path answers."""
-    return tuple(replace(row, summary=f"{row.summary}: {name}", parameters=HEAD) for row in ROWS)
+    return tuple(replace(row, summary=f"{row.summary}: {name}", parameters=(*HEAD, DEADLINE)) for row in ROWS)
 
 
 def described(one: Mapping[str, Any]) -> tuple[str, Schema]:

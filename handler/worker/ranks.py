@@ -1,0 +1,248 @@
+"""The processes that draw each picture together, on a GPU each: the worker leads, those of `follower.py` follow.
+
+The leader alone talks to anybody. It hands every recipe on, and after each step what becomes of the picture, so that
+all give up at the same step. Whoever ends, hangs or fails apart from the others cannot be brought back into step: then
+the device counts as lost, the pictures fail once, and this worker is replaced. Followers end when their leader does.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from handler.catalog.spec import ModelSpec
+from handler.core.errors import DeviceLost, DeviceMissing, KindlingError, OutOfRange, SettingsError, StartError
+from handler.core.recipe import OnStep, Preview, Recipe
+from handler.core.secrets import without_secrets
+from handler.core.settings import Settings
+from handler.model.hardware import Hardware
+from handler.model.runner import DrawOutcome, InTurn, Runner
+from handler.volume.listing import json_of
+from handler.volume.manifest import Source
+from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
+
+LOST = "A process that draws with this one {}; this worker is being replaced. Try again."
+SETTLE_S = 10.0  # for all ranks to say that they are in step again
+END_S = 5.0  # for followers to end by themselves
+SEEN = "CUDA_VISIBLE_DEVICES"
+FAULTS: dict[str, type[StartError]] = {kind.__name__: kind for kind in (SettingsError, DeviceMissing)}
+
+
+class Ranks:
+    """The followers of this process, as a context that ends them."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start them: they import what they need."""
+        self._settings, self._loads, self._number, self._joined = settings, 0, 0, False
+        self._lines, self._followers = list[Connection](), list[subprocess.Popen[bytes]]()
+        self._meeting = TemporaryDirectory(prefix="kindling-ranks-", ignore_cleanup_errors=True)
+        with contextlib.ExitStack() as unless_begun:
+            unless_begun.enter_context(self)
+            for rank in range(1, settings.ranks):
+                self._begin(rank)
+            unless_begun.pop_all()
+
+    def _begin(self, rank: int) -> None:
+        ours, theirs = Pipe()
+        self._lines.append(ours)
+        with theirs:
+            command = [sys.executable, "-m", "handler.worker.follower", str(theirs.fileno()), self._settings.model]
+            environ = without_secrets(os.environ) | _visible(rank)
+            follower = subprocess.Popen(  # noqa: S603 this program, with a model's name
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environ
+            )
+        self._followers.append(follower)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def told(self) -> str:
+        """How they share a picture."""
+        return f"ulysses {self._settings.ulysses_degree}, ring {self._settings.ring_degree}"
+
+    def load(self, hardware: Hardware, mode: str, without: Mapping[Path, str]) -> None:
+        """Let all load what this worker loads, as it has decided; returns at once. Of several calls the last counts."""
+        from handler.model import split
+
+        split.require_devices(hardware.device, self._settings.ranks)
+        decided = {"precision": hardware.precision, "device": hardware.device, "compile": "off"}
+        decided["offload"] = "off" if mode == "resident" else mode
+        self._loads += 1
+        self._tell(Load(self._settings.model_copy(update=decided), dict(without)))
+
+    def join(self, model: Any, hardware: Hardware) -> None:
+        """Wait until all have loaded, and split `model` among them; raises a StartError of theirs."""
+        answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
+        require_done(answers[-1])
+        store = Path(self._meeting.name) / "store"
+        for rank, line in enumerate(self._lines, 1):
+            line.send(Join(rank, store, hardware.attention))
+        self._joined = True
+        enter(0, self._settings, hardware, store, model)
+        require_done(self._answers(self._settings.hang_s))
+
+    def draw_some(
+        self, runner: Runner, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]
+    ) -> list[DrawOutcome | None]:
+        """`Runner.draw_some` of all ranks."""
+        if error := refusal(recipes[0], self._settings):
+            return [error] * len(recipes)
+        given_up = set[int]()
+        try:
+            self._tell(Draw(tuple(recipes)))
+            told = [partial(self._step, i, on_step, given_up) for i, on_step in enumerate(on_steps)]
+            outcomes = runner.draw_some(recipes, told)
+            self._tell(Over())
+            faults = [_faults(answer) for answer in self._answers(self._settings.hang_s)]
+            own = [isinstance(outcome, BaseException) for outcome in outcomes]
+            if any(any(of_one) for i, of_one in enumerate(zip(own, *faults, strict=True)) if i not in given_up):
+                self._settle()
+        except (StartError, OSError) as error:
+            why = error.message if isinstance(error, StartError) else f"has ended ({error})"
+            return [DeviceLost(LOST.format(why))] * len(recipes)
+        return outcomes
+
+    def _step(self, i: int, on_step: OnStep, given_up: set[int], done: int, preview: Preview) -> None:
+        """A step of picture `i`, of which the others are told."""
+        try:
+            on_step(done, preview)
+        except BaseException:
+            given_up.add(i)
+            self._tell(Step(goes_on=False))
+            raise
+        self._tell(Step(goes_on=True))
+
+    def _settle(self) -> None:
+        """After a run that somebody did not finish: StartError unless all can draw the next one together."""
+        from handler.model import split
+
+        self._number += 1
+        self._tell(InStep(self._number, SETTLE_S))
+        if not split.in_step(self._number, SETTLE_S):
+            raise StartError("is not in step any more")
+        require_done(self._answers(SETTLE_S))
+
+    def _tell(self, order: object) -> None:
+        for line in self._lines:
+            line.send(order)
+
+    def _answers(self, seconds: float) -> list[Done | Failed]:
+        """What each says to the first order that it has not answered; StartError of one that has ended or is silent."""
+        return [_answer(*each, seconds) for each in zip(self._lines, self._followers, strict=True)]
+
+    def close(self) -> None:
+        """End the followers, by force if need be, and the group."""
+        for line in self._lines:
+            line.close()
+        for follower in self._followers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                follower.wait(END_S)
+            follower.kill()
+            follower.wait()
+        self._lines, self._followers = [], []
+        self._meeting.cleanup()
+        if self._joined:
+            from handler.model import split
+
+            self._joined = False
+            split.leave()
+
+
+class Leading(InTurn):
+    """A runner that draws together with other ranks."""
+
+    def __init__(self, runner: Runner, ranks: Ranks) -> None:
+        self._runner, self._ranks, self.restore = runner, ranks, runner.restore
+
+    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
+        """As `Runner.draw_some`."""
+        return self._ranks.draw_some(self._runner, recipes, on_steps)
+
+
+def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model: Any) -> None:
+    """Become `rank` of those that meet in `store`, and compute only its part of `model`."""
+    from handler.model import split
+
+    with split.at_home():
+        split.join(rank, settings.ranks, hardware.device, store, settings.hang_s)
+        split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
+
+
+def require_splittable(spec: ModelSpec, settings: Settings) -> None:
+    """SettingsError, which says why, unless several GPUs can draw `spec` together as `settings` ask."""
+    for wrong, why in (
+        (not spec.splits, f"diffusers cannot split {spec.id} over several GPUs"),
+        (settings.step_cache != "off", "a step cache skips blocks of whole pictures; use KINDLING_STEP_CACHE=off"),
+        (settings.offload == "blocks", "blocks that wait in host memory cannot be split; use KINDLING_OFFLOAD=auto"),
+    ):
+        if settings.ranks > 1 and wrong:
+            raise SettingsError(f"{_name(settings)}: {why}.", _name(settings))
+
+
+def require_shared(source: Source, settings: Settings) -> None:
+    """SettingsError unless as many ranks as Ulysses attention has can share the heads of the model in `source`."""
+    heads = json_of(source, "transformer/config.json").get("num_attention_heads", 0)
+    if heads % settings.ulysses_degree:
+        told = f"the model has {heads} heads of attention, which {settings.ulysses_degree} GPUs cannot share evenly"
+        raise SettingsError(f"{_name(settings)}: {told}.", _name(settings))
+
+
+def _name(settings: Settings) -> str:
+    return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
+
+
+def refusal(recipe: Recipe, settings: Settings) -> KindlingError | None:
+    """Why the ranks cannot draw `recipe`: with both ways at once diffusers splits evenly only."""
+    tokens = (recipe.size[0] // 16) * (recipe.size[1] // 16)
+    if min(settings.ring_degree, settings.ulysses_degree) == 1 or tokens % settings.ranks == 0:
+        return None
+    told = f"width / 16 x height / 16 has to be a multiple of {settings.ranks} here"
+    return OutOfRange(f"size: {told}, for {settings.ranks} GPUs draw each picture.", "size")
+
+
+def require_done(answers: Sequence[Done | Failed]) -> list[Done]:
+    """What all did; a StartError, of its own kind where that matters, if one could not."""
+    for answer in answers:
+        if isinstance(answer, Failed):
+            raise FAULTS.get(answer.kind, StartError)(answer.message)
+    return [answer for answer in answers if isinstance(answer, Done)]
+
+
+def _faults(answer: Done | Failed) -> tuple[str, ...]:
+    """Of each picture, why there is none; of what failed as a whole only the kind is told, for prompts are in work."""
+    if isinstance(answer, Failed):
+        raise StartError(f"has failed ({answer.kind})")
+    return answer.faults
+
+
+def _answer(line: Connection, follower: subprocess.Popen[bytes], seconds: float) -> Done | Failed:
+    try:
+        if line.poll(seconds):
+            answer: Done | Failed = line.recv()
+            return answer
+    except (OSError, EOFError):
+        raise StartError(f"has ended ({_how(follower)})") from None
+    raise StartError(f"has said nothing for {seconds:g} s")
+
+
+def _how(follower: subprocess.Popen[bytes]) -> str:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return f"exit code {follower.wait(1)}"
+    return "its end of the line is closed"
+
+
+def _visible(rank: int) -> dict[str, str]:
+    """What lets a process see the GPU of `rank` alone."""
+    seen = [one.strip() for one in os.environ.get(SEEN, "").split(",") if one.strip()]
+    return {SEEN: seen[rank] if rank < len(seen) else str(rank)}

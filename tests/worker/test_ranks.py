@@ -1,0 +1,246 @@
+"""Several processes draw one picture: it is the one that a process draws alone, and none of them is lost quietly."""
+
+import base64
+import json
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from conftest import PATIENT, unwarmed
+
+import tiny
+from handler import MODELS, ImageRequest, Worker
+from handler.core.errors import Cancelled, DeviceLost, OutOfMemory, OutOfRange, SettingsError
+from handler.core.recipe import Mask, Recipe, Reference
+from handler.core.settings import Settings
+from handler.model.families import finished
+from handler.volume.sources import model_source
+from handler.worker.ranks import refusal, require_shared, require_splittable
+from serving import Served, serving
+
+ALIKE = 2  # of 255: sums of floats in another order
+RANKS = 2
+KINDS = ["text", "off the grid", "odd", "image", "mask", "two at once"]
+
+
+def recipes(worker: Worker, kind: str) -> list[Recipe]:
+    fields: dict[str, Any] = {"prompt": "a large red star", "seed": 3, "width": 128, "height": 96}
+    fields |= {"num_inference_steps": min(2, worker.spec.max_steps)}
+    fields |= {"off the grid": {"width": 100, "height": 72}, "odd": {"width": 144, "height": 112}}.get(kind, {})
+    rgb = np.linspace(0, 255, 96 * 128 * 3).reshape(96, 128, 3).astype(np.uint8)
+    images = (Reference(rgb, "0" * 64),) if kind in ("image", "mask") else ()
+    kept = np.zeros((96, 128), np.uint8)
+    kept[:, :64] = 255
+    mask = Mask(kept, "1" * 64) if kind == "mask" else None
+    request = ImageRequest(**fields, images=tuple(b"x" for _ in images), mask=b"x" if mask else None)
+    seeds = (3, 4) if kind == "two at once" else (3,)
+    return [worker.spec.recipe(request.model_copy(update={"seed": n}), images, mask=mask) for n in seeds]
+
+
+def drawn(worker: Worker, kind: str) -> list[Any]:
+    told = recipes(worker, kind)
+    outcomes = worker.draw(told, [lambda *_: None] * len(told))
+    return [outcome if isinstance(outcome, BaseException) else outcome[0].rgb.astype(int) for outcome in outcomes]
+
+
+def alike(found: list[Any], alone: list[Any]) -> bool:
+    return all(np.abs(one - other).max() <= ALIKE for one, other in zip(found, alone, strict=True))
+
+
+SHARED: list[Worker] = []  # by tests that do it no harm; a process can belong to one group only
+
+
+@contextmanager
+def booted(**fields: Any) -> Iterator[Worker]:
+    while SHARED and max(fields.get("ulysses_degree", 1), fields.get("ring_degree", 1)) > 1:
+        SHARED.pop().close()
+    with unwarmed(), Worker.boot(PATIENT.model_copy(update={"compile": "off", **fields})) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Worker]:
+    with booted() as worker:
+        yield worker
+
+
+@pytest.fixture
+def together() -> Worker:
+    if not SHARED:
+        with unwarmed():
+            SHARED.append(Worker.boot(PATIENT.model_copy(update={"ulysses_degree": RANKS})))
+    return SHARED[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while SHARED:
+        SHARED.pop().close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_processes_draw_what_one_draws(kind: str, alone: Worker, together: Worker) -> None:
+    assert alike(drawn(together, kind), drawn(alone, kind))
+
+
+def test_the_ledger_and_the_picture_tell_it(together: Worker) -> None:
+    assert together.ledger.plan_reason == "several GPUs draw each picture"
+    assert together.ledger.attention == "native: several GPUs draw each picture"
+    assert [phase.name for phase in together.ledger.phases][-2:] == ["ranks", "warm"]
+    assert together.facts["ranks"] == f"ulysses {RANKS}, ring 1"
+
+
+def test_a_picture_that_is_given_up_is_given_up_by_all(alone: Worker, together: Worker) -> None:
+    def leave(done: int, _: Any) -> None:
+        raise Cancelled("gone")
+
+    one, other = recipes(together, "two at once")
+    [first, second] = together.draw([one, other], [leave, lambda *_: None])
+    assert isinstance(first, Cancelled)
+    assert not isinstance(second, BaseException)
+    assert alike([second[0].rgb.astype(int)], drawn(alone, "two at once")[1:])
+    [outcome] = together.draw([one], [leave])
+    assert isinstance(outcome, Cancelled)
+    assert alike(drawn(together, "text"), drawn(alone, "text"))
+
+
+def test_memory_that_one_process_alone_lacks_costs_one_picture(
+    alone: Worker, together: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as here:
+        here.setattr(finished, "finished", full)  # after the last step, which all have taken
+        [outcome] = drawn(together, "text")
+        assert isinstance(outcome, OutOfMemory)
+    assert alike(drawn(together, "text"), drawn(alone, "text"))
+
+
+def test_who_fails_between_steps_is_out_of_step_and_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with booted(ulysses_degree=RANKS, hang_s=3) as worker, monkeypatch.context() as here:
+        forward = worker.denoiser.forward
+
+        def full(*args: Any, **kwargs: Any) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+        here.setattr(worker.denoiser, "forward", full)
+        [outcome] = drawn(worker, "text")
+        assert isinstance(outcome, DeviceLost)
+        assert forward is not worker.denoiser.forward
+
+
+OTHERS = [pytest.param(model, marks=pytest.mark.judge) for model in ("flux-dev", "flux2-klein", "flux2-dev")]
+
+
+@pytest.mark.parametrize("model", ["qwen-image", *OTHERS])
+def test_every_family_that_can(model: str, tmp_path: Path) -> None:
+    tiny.write(MODELS[model], tmp_path)
+    found = []
+    for degree in (1, RANKS):
+        with booted(model=model, volume=tmp_path, precision="fp32", ulysses_degree=degree) as worker:
+            kinds = ["text", "odd", "image", "two at once"]
+            found.append({kind: drawn(worker, kind) for kind in kinds})
+    for kind, pictures in found[0].items():
+        assert alike(found[1][kind], pictures), kind
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "why"),
+    [
+        ("sdxl", {}, "diffusers cannot split sdxl over several GPUs"),
+        ("z-image-turbo", {}, "diffusers cannot split z-image-turbo"),
+        ("flux-dev", {"step_cache": "on"}, "KINDLING_STEP_CACHE=off"),
+        ("flux-dev", {"offload": "blocks"}, "KINDLING_OFFLOAD=auto"),
+    ],
+)
+def test_what_cannot_be_split_says_why(model: str, fields: dict[str, Any], why: str) -> None:
+    for degree in ("ulysses_degree", "ring_degree"):
+        settings = Settings(model=model, **{degree: 2}, **fields)
+        with pytest.raises(SettingsError, match=why) as caught:
+            require_splittable(MODELS[model], settings)
+        assert caught.value.param == f"KINDLING_{degree.upper()}"
+    require_splittable(MODELS[model], Settings(model=model, **fields))
+
+
+def test_heads_that_cannot_be_shared_are_told_by_their_number() -> None:
+    source = model_source(MODELS["spark"], Path())
+    with pytest.raises(SettingsError, match="4 heads of attention, which 3 GPUs cannot share"):
+        require_shared(source, Settings(ulysses_degree=3))
+    require_shared(source, Settings(ulysses_degree=4))
+
+
+def test_both_ways_at_once_want_sizes_that_can_be_split_evenly(alone: Worker) -> None:
+    both, one = Settings(ulysses_degree=2, ring_degree=2), Settings(ulysses_degree=4)
+    odd, even = recipes(alone, "odd")[0], recipes(alone, "text")[0]
+    assert isinstance(refusal(odd, both), OutOfRange)
+    assert (refusal(even, both), refusal(odd, one)) == (None, None)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    return [
+        int(pid) for tasks in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in tasks.read_text().split()
+    ]
+
+
+def ended(pid: int) -> None:
+    """Wait until this process, which is nobody's child here, is no more."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([handle], [], [], 60)[0], "it goes on"
+    os.close(handle)
+
+
+class Request(threading.Thread):
+    """A streamed picture that takes long; `drawing` is set at its first partial picture."""
+
+    def __init__(self, server: Served) -> None:
+        super().__init__()
+        self._url, self.drawing, self.events = server.url, threading.Event(), list[dict[str, Any]]()
+        self.start()
+
+    def run(self) -> None:
+        asked = {"prompt": "a star", "size": "1024x1024", "stream": True, "partial_images": 3, "seed": 1}
+        with httpx.stream("POST", f"{self._url}/v1/images/generations", json=asked, timeout=120) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    self.events.append(json.loads(line.removeprefix("data: ")))
+                    self.drawing.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_follower_that_ends_or_hangs_fails_the_picture_once_and_the_worker_cleanly(number: int) -> None:
+    environ = {"KINDLING_ULYSSES_DEGREE": "2", "KINDLING_HANG_S": "3"}
+    with serving(environ) as server:
+        [follower] = children(server.process)
+        request = Request(server)
+        assert request.drawing.wait(120)
+        os.kill(follower, number)
+        request.join(120)
+        assert request.events[-1]["error"]["code"] == "device_lost"
+        assert server.process.wait(60) == 1
+        ended(follower)
+
+
+def test_followers_end_with_their_leader_and_a_terminals_interrupt_is_the_leaders_alone() -> None:
+    with serving({"KINDLING_RING_DEGREE": "1", "KINDLING_ULYSSES_DEGREE": "2"}) as server:
+        [follower] = children(server.process)
+        os.kill(follower, signal.SIGINT)
+        asked = {"prompt": "a star", "size": "64x64", "seed": 1}
+        answer = httpx.post(f"{server.url}/v1/images/generations", json=asked, timeout=120)
+        assert base64.b64decode(answer.json()["data"][0]["b64_json"]).startswith(b"\x89PNG")
+        server.process.kill()
+        ended(follower)
