@@ -1,0 +1,121 @@
+"""torch._dynamo, torch's compiler, waits until something compiles: it and sympy take as long to import as torch itself.
+
+Libraries want it while they are imported to mark functions and classes of their own for it. The marks are noted, and
+it gets them all when it comes, before anybody sees it: it compiles then as if it had always been there. A function
+that it shall never compile is called as it is until then, for nobody compiles.
+"""
+
+import functools
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import FunctionType, ModuleType
+from typing import Any
+
+from handler.model.late import Late, changing, late
+
+NAME = "torch._dynamo"
+ALONE = ("_trace_wrapped_higher_order_op",)  # a part that transformers wants, and that wants no other
+_ONE = threading.RLock()
+_notes: list[Callable[[Any], None]] = []
+_there: list[ModuleType] = []
+
+
+def waiting() -> Late | None:
+    """What stands for it while libraries are imported; none if it is there already."""
+    if made := late(NAME, alone=ALONE):
+        made.allow_in_graph, made.disable = functools.partial(_marked, "allow_in_graph"), _disable
+        made.assume_constant_result = functools.partial(_marked, "assume_constant_result")
+        if not any(isinstance(finder, _Arrival) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Arrival())
+    return made
+
+
+def is_compiled_module(module: Any) -> bool:
+    """As diffusers has it, without importing the compiler to ask whether it made this."""
+    kind = getattr(sys.modules.get(f"{NAME}.eval_frame"), "OptimizedModule", ())
+    return isinstance(module, kind)
+
+
+def lru_cache_unless_export(maxsize: int = 128, typed: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """As diffusers has it, without importing the compiler to ask whether it is at work."""
+
+    def cached(function: Callable[..., Any]) -> Callable[..., Any]:
+        keeping = functools.lru_cache(maxsize=maxsize, typed=typed)(function)
+
+        @functools.wraps(function)
+        def either(*args: Any, **kwargs: Any) -> Any:
+            compiler = sys.modules["torch"].compiler
+            traced = compiler.is_exporting() or compiler.is_compiling()
+            return (function if traced else keeping)(*args, **kwargs)
+
+        return either
+
+    return cached
+
+
+def _marked(name: str, what: Any) -> Any:
+    _note(lambda dynamo: getattr(dynamo, name)(what))
+    return what
+
+
+def _disable(function: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
+    """As torch.compiler.disable has it."""
+    if function is None:
+        return functools.partial(_disable, recursive=recursive, reason=reason)
+    if type(function) is not FunctionType:
+        return importlib.import_module("torch.compiler").disable(function, recursive, reason=reason)
+    run = function
+
+    @functools.wraps(function)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        return run(*args, **kwargs)
+
+    def note(dynamo: Any) -> None:
+        nonlocal run
+        run = dynamo.disable(function, recursive, reason=reason)
+        vars(either).update(vars(run), _torchdynamo_wrapper_id=id(either))
+
+    _note(note)
+    return either
+
+
+def _note(note: Callable[[Any], None]) -> None:
+    with _ONE:
+        if _there:
+            note(_there[0])
+        else:
+            _notes.append(note)
+
+
+class _Arrival(MetaPathFinder, Loader):
+    """Tells the compiler what was noted as soon as it is imported, by whomever."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name == NAME:
+            return changing(PathFinder.find_spec(name, path, target), _tell)
+        package, _, part = name.rpartition(".")
+        stand_in = sys.modules.get(NAME)
+        if package == NAME and part not in ALONE and isinstance(stand_in, Late):
+            stand_in.real()  # with all of its parts, of which this is one
+            return ModuleSpec(name, self) if name in sys.modules else None
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+def _tell(dynamo: ModuleType) -> None:
+    for part in ALONE:
+        if alone := sys.modules.get(f"{NAME}.{part}"):
+            setattr(dynamo, part, alone)
+    with _ONE:
+        _there[:] = [dynamo]
+        while _notes:
+            _notes.pop(0)(dynamo)
