@@ -39,7 +39,8 @@ RUN pip install --no-deps --require-hashes -r "platform/locks/$SDK.lock"
 COPY pyproject.toml requirements.txt ./
 COPY handler handler
 COPY platform platform
-RUN pip install --no-deps .
+# The import leaves beside byte code what it finds in transformers' models, so no start looks for it.
+RUN pip install --no-deps . && python -c "import handler.model.families"
 
 # kindling, by its number: Kubernetes cannot tell from a name that it is not root.
 USER 1000

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from handler.model import dynamo, upstream
+from handler.model import compiler, upstream
 from handler.model.late import late, withdraw
 
 HIDDEN = ("torchao", "gguf")  # they ask once whether it is there, and load it if so; for weights it is loaded later
@@ -32,8 +32,8 @@ def lean() -> Iterator[None]:
     hidden = [name for name in HIDDEN if not asked and name not in sys.modules]
     made: dict[str, Any] = dict.fromkeys(hidden)  # None is Python's own sign: cannot be imported
     made |= {name: ours for name in LATE if (ours := late(name, LATE[name]))}
-    if upstream.taken("dynamo") and (ours := dynamo.waiting()):
-        made[dynamo.NAME] = ours
+    if upstream.taken("dynamo") and (ours := compiler.waiting()):
+        made[compiler.DYNAMO] = ours
     for name, ours in made.items():
         sys.modules.setdefault(name, ours)
     try:

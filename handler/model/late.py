@@ -1,4 +1,4 @@
-"""Modules that are imported at their first use, whoever asked for them before; others that are changed when they have been."""
+"""Modules that are imported at their first use, whoever asked for them before, and some that change as they come."""
 
 import contextlib
 import importlib
@@ -51,7 +51,8 @@ def late(name: str, functions: Collection[str] = (), alone: Collection[str] = ()
     """In the place of a module that is installed and not imported yet; none if there is no such module."""
     with contextlib.suppress(ImportError):
         if name not in sys.modules and (spec := importlib.util.find_spec(name)):
-            made = Late(name, functions, alone)  # the rest is for who only looks whether it is there, or through all modules
+            made = Late(name, functions, alone)
+            # For who only looks whether it is there, or through all modules.
             made.__spec__, made.__file__, made.__path__ = spec, spec.origin, spec.submodule_search_locations or []
             return made
     return None
@@ -68,14 +69,19 @@ class After(MetaPathFinder):
         return changing(PathFinder.find_spec(name, path, target), self._change) if name == self._name else None
 
 
-def changing(spec: ModuleSpec | None, change: Callable[[ModuleType], None]) -> ModuleSpec | None:
-    """`spec`, whose module will be changed once it has run."""
+def changing(
+    spec: ModuleSpec | None,
+    after: Callable[[ModuleType], None] | None,
+    before: Callable[[ModuleType], None] | None = None,
+) -> ModuleSpec | None:
+    """`spec`, whose module is changed before and after it runs."""
     if spec and spec.loader:
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            execute(module)
-            change(module)
+            for step in (before, execute, after):
+                if step:
+                    step(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
     return spec

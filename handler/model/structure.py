@@ -13,13 +13,12 @@ from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import Any
 
 Structure = dict[frozenset[str], dict[str, set[str]]]  # needs -> module -> names
 
 
 def kept(scan: Callable[..., Structure], version: str) -> Callable[..., Structure]:
-    """transformers' `define_import_structure`, as `scan`, which looks into the files of all models once and never again."""
+    """transformers' `define_import_structure`, but that `scan` looks into all models' files once and never again."""
 
     def define_import_structure(module_path: str | Path, prefix: str | None = None) -> Structure:
         folder = Path(module_path) if Path(module_path).is_dir() else Path(module_path).parent
@@ -38,13 +37,14 @@ def _found(folder: Path, scan: Callable[..., Structure], version: str) -> Struct
         said = json.loads(file.read_bytes())
         if said["models"] == models:
             return {
-                frozenset(needs): {name: set(names) for name, names in part.items()} for needs, part in said["structure"]
+                frozenset(needs): {name: set(names) for name, names in part.items()}
+                for needs, part in said["structure"]
             }
     found = scan(folder)
-    part = [[sorted(needs), {name: sorted(names) for name, names in part.items()}] for needs, part in found.items()]
     if not sys.dont_write_bytecode:
+        said = {"models": models, "structure": [[[*needs], part] for needs, part in found.items()]}
+        data = json.dumps(said, default=sorted).encode()  # names come in sets
         # As byte code is written: whole or not at all, and no error where that is not allowed.
-        data = json.dumps({"models": models, "structure": part}).encode()
         SourceFileLoader("", "").set_data(str(file), data)
     return found
 

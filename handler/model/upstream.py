@@ -1,7 +1,7 @@
 """What is changed in libraries while they are imported, at the versions that were looked at. Others are left alone.
 
 Each measure needs a known version of all that it concerns. All is put back afterwards but for the two functions of
-`dynamo.py` that do what diffusers' own do.
+`compiler.py` that do what diffusers' own do.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
-from handler.model import dynamo, structure
+from handler.model import compiler, structure
 from handler.model.late import After
 
 KNOWN = {"torch": ("2.11.0", "2.13.0"), "transformers": ("5.17.0", "5.23.0"), "diffusers": ("0.42.1",)}
@@ -43,6 +43,11 @@ def unknown() -> str:
 def taken(measure: str) -> bool:
     """Whether all that it concerns is known."""
     return measure in MEASURES and all(map(_known, MEASURES[measure]))
+
+
+def inductor() -> Any:
+    """Inductor's settings, a module: it alone where torch is known, for Inductor itself brings all of the compiler."""
+    return compiler.settings() if taken("dynamo") else importlib.import_module("torch._inductor.config")
 
 
 @contextlib.contextmanager
@@ -81,12 +86,12 @@ def _keep(utils: Any) -> None:
 
 
 def _wait(utils: Any) -> None:
-    utils.is_compiled_module = dynamo.is_compiled_module
-    utils.lru_cache_unless_export = dynamo.lru_cache_unless_export
+    utils.is_compiled_module = compiler.is_compiled_module
+    utils.lru_cache_unless_export = compiler.lru_cache_unless_export
 
 
 class Distributions(Mapping[str, list[str]]):
-    """What `importlib.metadata.packages_distributions` says, asked when somebody looks: it reads what all are made of."""
+    """What `importlib.metadata.packages_distributions` says, asked when somebody looks: it reads much."""
 
     _ask = staticmethod(importlib.metadata.packages_distributions)
 

@@ -1,4 +1,4 @@
-"""torch._dynamo, torch's compiler, waits until something compiles: it and sympy take as long to import as torch itself.
+"""torch's compiler waits until something compiles: it and sympy take as long to import as torch itself.
 
 Libraries want it while they are imported to mark functions and classes of their own for it. The marks are noted, and
 it gets them all when it comes, before anybody sees it: it compiles then as if it had always been there. A function
@@ -15,28 +15,40 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import FunctionType, ModuleType
 from typing import Any
 
-from handler.model.late import Late, changing, late
+from handler.model.late import Late, changing, late, withdraw
 
-NAME = "torch._dynamo"
-ALONE = ("_trace_wrapped_higher_order_op",)  # a part that transformers wants, and that wants no other
+DYNAMO, INDUCTOR = "torch._dynamo", "torch._inductor"
+ALONE = {  # parts that are wanted before, and that want no others
+    DYNAMO: ("_trace_wrapped_higher_order_op",),  # by transformers
+    INDUCTOR: ("config", "custom_graph_pass"),  # by the fingerprints of what was compiled
+}
 _ONE = threading.RLock()
 _notes: list[Callable[[Any], None]] = []
 _there: list[ModuleType] = []
 
 
 def waiting() -> Late | None:
-    """What stands for it while libraries are imported; none if it is there already."""
-    if made := late(NAME, alone=ALONE):
+    """What stands for torch._dynamo while libraries are imported; none if it is there already."""
+    if made := _late(DYNAMO):
         made.allow_in_graph, made.disable = functools.partial(_marked, "allow_in_graph"), _disable
         made.assume_constant_result = functools.partial(_marked, "assume_constant_result")
-        if not any(isinstance(finder, _Arrival) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _Arrival())
     return made
+
+
+def settings() -> Any:
+    """torch._inductor.config, without the rest."""
+    if ours := _late(INDUCTOR):
+        sys.modules.setdefault(INDUCTOR, ours)
+    try:
+        return importlib.import_module(f"{INDUCTOR}.config")
+    finally:
+        if ours:
+            withdraw(INDUCTOR, ours)
 
 
 def is_compiled_module(module: Any) -> bool:
     """As diffusers has it, without importing the compiler to ask whether it made this."""
-    kind = getattr(sys.modules.get(f"{NAME}.eval_frame"), "OptimizedModule", ())
+    kind = getattr(sys.modules.get(f"{DYNAMO}.eval_frame"), "OptimizedModule", ())
     return isinstance(module, kind)
 
 
@@ -57,17 +69,24 @@ def lru_cache_unless_export(maxsize: int = 128, typed: bool = False) -> Callable
     return cached
 
 
+def _late(name: str) -> Late | None:
+    if not any(isinstance(finder, _Arrival) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Arrival())
+    return late(name, alone=ALONE[name])
+
+
 def _marked(name: str, what: Any) -> Any:
     _note(lambda dynamo: getattr(dynamo, name)(what))
     return what
 
 
 def _disable(function: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
-    """As torch.compiler.disable has it."""
+    """As torch._dynamo has it, for functions."""
     if function is None:
         return functools.partial(_disable, recursive=recursive, reason=reason)
     if type(function) is not FunctionType:
-        return importlib.import_module("torch.compiler").disable(function, recursive, reason=reason)
+        stand_in = sys.modules[DYNAMO]
+        return (stand_in.real() if isinstance(stand_in, Late) else stand_in).disable(function, recursive, reason=reason)
     run = function
 
     @functools.wraps(function)
@@ -91,17 +110,26 @@ def _note(note: Callable[[Any], None]) -> None:
             _notes.append(note)
 
 
+def _tell(dynamo: ModuleType) -> None:
+    with _ONE:
+        _there[:] = [dynamo]
+        while _notes:
+            _notes.pop(0)(dynamo)
+
+
 class _Arrival(MetaPathFinder, Loader):
-    """Tells the compiler what was noted as soon as it is imported, by whomever."""
+    """Gives what comes its parts that were there before it, and torch._dynamo what was noted, whoever imports it."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name == NAME:
-            return changing(PathFinder.find_spec(name, path, target), _tell)
+        if name in ALONE:
+            found = PathFinder.find_spec(name, path, target)
+            return changing(found, _tell if name == DYNAMO else None, _joined)
         package, _, part = name.rpartition(".")
-        stand_in = sys.modules.get(NAME)
-        if package == NAME and part not in ALONE and isinstance(stand_in, Late):
-            stand_in.real()  # with all of its parts, of which this is one
-            return ModuleSpec(name, self) if name in sys.modules else None
+        stand_in = sys.modules.get(package) if package in ALONE and part not in ALONE[package] else None
+        if isinstance(stand_in, Late):
+            stand_in.real()  # with all of its parts, of which this may be one
+            if name in sys.modules:
+                return ModuleSpec(name, self)
         return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -111,11 +139,7 @@ class _Arrival(MetaPathFinder, Loader):
         pass
 
 
-def _tell(dynamo: ModuleType) -> None:
-    for part in ALONE:
-        if alone := sys.modules.get(f"{NAME}.{part}"):
-            setattr(dynamo, part, alone)
-    with _ONE:
-        _there[:] = [dynamo]
-        while _notes:
-            _notes.pop(0)(dynamo)
+def _joined(package: ModuleType) -> None:
+    for part in ALONE[package.__name__]:
+        if module := sys.modules.get(f"{package.__name__}.{part}"):
+            setattr(package, part, module)
