@@ -117,7 +117,7 @@ def _tell(dynamo: ModuleType) -> None:
             _notes.pop(0)(dynamo)
 
 
-class _Arrival(MetaPathFinder, Loader):
+class _Arrival(MetaPathFinder):
     """Gives what comes its parts that were there before it, and torch._dynamo what was noted, whoever imports it."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -126,17 +126,23 @@ class _Arrival(MetaPathFinder, Loader):
             return changing(found, _tell if name == DYNAMO else None, _joined)
         package, _, part = name.rpartition(".")
         stand_in = sys.modules.get(package) if package in ALONE and part not in ALONE[package] else None
-        if isinstance(stand_in, Late):
-            stand_in.real()  # with all of its parts, of which this may be one
-            if name in sys.modules:
-                return ModuleSpec(name, self)
-        return None
+        return ModuleSpec(name, _Part(stand_in)) if isinstance(stand_in, Late) else None
+
+
+class _Part(Loader):
+    """A part of what a stand-in stands for, which gives way to all of it first."""
+
+    def __init__(self, stand_in: Late) -> None:
+        self._stand_in = stand_in
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return sys.modules[spec.name]
+        self._stand_in.real()
+        module = importlib.import_module(spec.name)
+        self._spec = module.__spec__  # which Python replaces by this one
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        pass
+        module.__spec__ = self._spec
 
 
 def _joined(package: ModuleType) -> None:
