@@ -61,8 +61,7 @@ class Worker(Loaded):
                 clock.ledger.model = (spec := find(settings.model)).id
                 clock.record = BootLog(settings.volume, clock.birth, clock.ending)
                 clock.arm()
-                held = preloaded.weights if preloaded else None
-                clock.ledger.preloaded = list(preloaded.phases) if preloaded else []
+                held, clock.ledger.preloaded = (preloaded.weights, list(preloaded.phases)) if preloaded else (None, [])
                 require_splittable(spec, settings)
                 ranks = unless_ready.enter_context(Ranks(settings)) if settings.ranks > 1 else None
                 worker = cls._load(settings, spec, clock, held, ranks)
