@@ -122,8 +122,7 @@ class Worker(Loaded):
                 (families, family), clock.ledger.imports = libraries(spec), upstream.unknown()
                 if spec.served_caching(settings.step_cache):
                     stepcache.library()
-                seen = seen.corrected(detect(settings))
-                hardware = seen.hardware
+                hardware = (seen := seen.corrected(detect(settings))).hardware
                 clock.ledger.device, clock.ledger.precision = hardware.name, hardware.precision
                 if seen.weights is not source:  # the device, and so the receipt, is not what it seemed
                     files.close()
