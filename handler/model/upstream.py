@@ -35,6 +35,12 @@ def dedicated() -> None:
     _alone = True
 
 
+def shared() -> None:
+    """It is not: other processes draw with it, on GPUs of their own."""
+    global _alone
+    _alone = False
+
+
 def unknown() -> str:
     """Which libraries are of versions that were not looked at, and so are left alone; empty if none is."""
     return "; ".join(f"{name} {_version(name)} is not known" for name in KNOWN if not _known(name))
