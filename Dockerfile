@@ -39,9 +39,11 @@ RUN pip install --no-deps --require-hashes -r "platform/locks/$SDK.lock"
 COPY pyproject.toml requirements.txt ./
 COPY handler handler
 COPY platform platform
-# What is imported from here is compiled too, and what a start touches is written down, for a page cache that is cold.
+# What is imported from here is compiled too; the import leaves beside byte code what it finds in transformers' models, so
+# no start looks for it; and what a start touches is written down, for a page cache that is cold.
 RUN pip install --no-deps . \
     && python -m compileall -q handler platform \
+    && python -c "import handler.model.families" \
     && python -c "from handler.worker import touched; touched.record()"
 
 # A worker that sees no GPU then fails, rather than draw on the CPU, but where KINDLING_DEVICE says so.

@@ -25,23 +25,28 @@ UNDONE = {
     "torchao": "imports.HIDDEN = ()",
     "collector": "imports.uncollected = nullcontext",
     "late": "imports.LATE = {}",
-    "once": 'upstream.KNOWN = {"transformers": ()}',
+    **{name: f"upstream.MEASURES.pop({name!r})" for name in ("structure", "distributions", "dynamo", "distributed")},
 }
+MEASURES = tuple(UNDONE)
 ROWS = {
-    "torchao found too": ("torchao", "collector", "late", "once"),
-    "before": ("collector", "late", "once"),
-    "no collection": ("late", "once"),
-    "scipy and boto3 late": ("once",),
-    "transformers read once": (),
+    "torchao found too": MEASURES,
+    "before": MEASURES[1:],
+    "no collection": MEASURES[2:],
+    "scipy and boto3 late": MEASURES[3:],
+    "transformers read never": MEASURES[4:],
+    "distributions not asked": MEASURES[5:],
+    "compiler waits": MEASURES[6:],
+    "for one GPU": (),
 }
 START = f"""
 import time
 begun, worked = time.perf_counter(), time.process_time()
 import collections, gc, json, resource, sys
 from contextlib import nullcontext
-from handler import Clock, Settings, Worker
+from handler import Clock, Settings, Worker, dedicated
 of_handler, begun = time.perf_counter() - begun, time.perf_counter()
 from handler.model import imports, upstream
+dedicated()
 exec(sys.argv[1])
 ledger = Worker.boot(Settings(compile="off"), Clock(3600, publish=lambda ledger: None)).ledger
 seconds = {{phase.name: phase.seconds for phase in ledger.phases}}
@@ -64,6 +69,7 @@ def main() -> None:
     with report.measuring("imports", options.save) as figures:
         figures["rounds"] = options.rounds
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
+        start("")  # which leaves byte code, and what transformers finds in its models
         for _ in range(options.rounds):
             for name, undone in ROWS.items():
                 found[name].append(start("; ".join(UNDONE[each] for each in undone)))
@@ -77,7 +83,7 @@ def main() -> None:
 def start(undo: str) -> dict[str, Any]:
     """One start's figures."""
     command = [sys.executable, "-c", START, undo]
-    environment = report.environment(PYTHONPATH=str(ROOT))
+    environment = report.environment(PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="")
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

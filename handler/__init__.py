@@ -18,6 +18,7 @@ from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.untrusted import parse as parse_json
 from handler.core.version import __version__
+from handler.model.upstream import dedicated
 from handler.server import create_app
 from handler.worker.clock import Clock
 from handler.worker.outlook import outlook
@@ -44,6 +45,7 @@ __all__ = [
     "choose_gpus",
     "create_app",
     "cuda_build",
+    "dedicated",
     "draw_workflow",
     "errors",
     "find",

@@ -15,6 +15,7 @@ from handler.core.fields import MAX_PORT
 from handler.core.settings import Settings
 from handler.core.untrusted import printed_lines
 from handler.core.version import __version__
+from handler.model.upstream import dedicated
 from handler.volume.room import remedy
 from handler.worker.ending import EXIT_CODE
 
@@ -52,6 +53,7 @@ VERBS = (
 def command() -> NoReturn:
     """The program. Its end takes no last look through all that was imported, which would take a second."""
     atexit.register(gc.freeze)
+    dedicated()
     sys.exit(main())
 
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, mo
 from starlette.types import Receive, Scope, Send
 
 import handler
-from handler import Engine, ImageRequest, Settings, choose_gpus, create_app, cuda_build, errors
+from handler import Engine, ImageRequest, Settings, choose_gpus, create_app, cuda_build, dedicated, errors
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
@@ -132,6 +132,7 @@ class Kindling(fal.App):
 
     def setup(self) -> None:
         """Load the model; an exception is how fal learns that this runner cannot serve."""
+        dedicated()
         settings = Settings.from_env({"KINDLING_DEVICE": "cuda", **ENVIRONMENT})  # never the CPU of a rented GPU
         self.engine = Engine(settings)
         self.served = create_app(self.engine, public=False)  # who may ask is fal's business

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import modal
 
 import handler
-from handler import Clock, Engine, Settings, Worker, choose_gpus, create_app, cuda_build, errors, preload
+from handler import Clock, Engine, Settings, Worker, choose_gpus, create_app, cuda_build, dedicated, errors, preload
 
 if TYPE_CHECKING:  # whoever deploys needs modal and pydantic, no more
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -124,11 +124,13 @@ class Kindling:
         @modal.enter(snap=True)
         def prepare(self) -> None:
             """What needs no GPU, for there is none until the container is restored."""
+            dedicated()
             self.preloaded = preload(Settings.from_env(), FIRST if SNAPSHOT == "weights" else None)
 
     @modal.enter(snap=SNAPSHOT == "gpu")
     def start(self) -> None:
         """Load the model; an exception is how Modal learns that this container cannot serve."""
+        dedicated()
         settings = Settings.from_env(on_gpu())
         # What was restored was born long ago: its cold start begins here.
         clock = Clock.anew(settings.cold_start_budget_s) if self.preloaded else None

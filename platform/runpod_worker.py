@@ -18,7 +18,7 @@ from typing import Any
 
 import runpod
 
-from handler import Api, Engine, Reply, Settings, draw_workflow, parse_json
+from handler import Api, Engine, Reply, Settings, dedicated, draw_workflow, parse_json
 
 # Bytes of a result. RunPod keeps more for /runsync, whose job ids say so; what it finds too large it drops silently.
 MAX_RESULT, MAX_SYNC_RESULT = 10_000_000, 20_000_000
@@ -63,6 +63,7 @@ def api() -> Api:
 
 def boot() -> None:
     """RunPod's fitness check: a worker that cannot start is reported unhealthy and never takes a job."""
+    dedicated()
     at_once()
     streams()
     for note in notes(os.environ):

@@ -60,6 +60,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", 0):
         with imports.uncollected(), imports.lean():
             importlib.import_module("handler.model.families.flux")
+            importlib.import_module("torch._dynamo")  # some test compiles
         imports._frozen = cache(imports._frozen)  # it stays so; to count it anew is 0.1 s of each start, of 0.2 s
 
 

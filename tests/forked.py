@@ -166,6 +166,7 @@ if __name__ == "__main__":
     families.quiet()
     for name in ("model.families.flux", "server.process"):
         importlib.import_module(f"handler.{name}")
+    importlib.import_module("torch._dynamo")  # some fork compiles
     gc.freeze()
     imports._frozen = cache(imports._frozen)  # as in conftest.py
     imports._frozen()

@@ -42,7 +42,7 @@ LATE = (
     "model/sampling",
     "model/fp8_attention",
     *(f"model/text/{name}" for name in ("encoders", "prompts")),
-    *(f"model/loading/{name}" for name in ("quant", "rounding", "blockwise")),
+    *(f"model/loading/{name}" for name in ("quant", "rounding", "blockwise", "weightless")),
 )
 # What benchmarks need besides the public names: this may only shrink.
 DEEP: dict[str, set[str]] = {

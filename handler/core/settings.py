@@ -101,9 +101,7 @@ class Settings(BaseModel):
         default_factory=lambda: _default("volume", None) or fields.home() / ".cache" / "kindling",
         description="holds models/, baked/, boots/, comfy/ and kept/",
     )
-    volume_key: VolumeKey = Field(
-        "", repr=False, description="seals compiled code on the volume; what has no seal of it is not run"
-    )
+    volume_key: VolumeKey = Field("", repr=False, description="seals compiled code on the volume: no other is run")
     api_keys: tuple[str, ...] = Field((), repr=False, description="accepted bearer keys, comma-separated")
     admin_keys: tuple[str, ...] = Field((), repr=False, description="keys that metrics, status and receipt want then")
     hosts: tuple[Host, ...] = Field((), description="names that a server without keys answers to; else any if open")

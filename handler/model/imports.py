@@ -7,14 +7,13 @@ or read with it, or that imports it meanwhile on another thread, imports it firs
 
 import contextlib
 import gc
-import importlib
-import importlib.util
 import os
 import sys
-import threading
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
+
+from handler.model import compiler, upstream
+from handler.model.late import late, withdraw
 
 HIDDEN = ("torchao", "gguf")  # they ask once whether it is there, and load it if so; for weights it is loaded later
 # They import these modules wherever they are installed, and of them these functions by name.
@@ -26,25 +25,6 @@ LATE: dict[str, tuple[str, ...]] = {
 }
 WAITS = "OMP_WAIT_POLICY"
 PYTHONS = 1_000  # objects that Python itself may have frozen: 3.12 has 375
-_ONE = threading.Lock()
-
-
-class Late(ModuleType):
-    """Stands for an installed module while others import it, and gives way to it at the first use."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in LATE[self.__name__] and sys.modules.get(self.__name__) is self:
-            return lambda *args, **kwargs: getattr(self._real(), name)(*args, **kwargs)
-        return getattr(self._real(), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if isinstance(value, ModuleType):  # a part of it has been imported
-            setattr(self._real(), name, value)
-
-    def _real(self) -> ModuleType:
-        _withdraw(self.__name__, self)
-        return importlib.import_module(self.__name__)
 
 
 @contextlib.contextmanager
@@ -53,15 +33,17 @@ def lean() -> Iterator[None]:
     asked = {"diffusers", "transformers"} & sys.modules.keys()
     hidden = [name for name in HIDDEN if not asked and name not in sys.modules]
     made: dict[str, Any] = dict.fromkeys(hidden)  # None is Python's own sign: cannot be imported
-    made |= {name: late for name in LATE if (late := _late(name))}
+    made |= {name: ours for name in LATE if (ours := late(name, LATE[name]))}
+    if upstream.taken("dynamo") and (ours := compiler.waiting()):
+        made[compiler.DYNAMO] = ours
     for name, ours in made.items():
         sys.modules.setdefault(name, ours)
     try:
-        with yielding():
+        with yielding(), upstream.changed():
             yield
     finally:
         for name, ours in made.items():
-            _withdraw(name, ours)
+            withdraw(name, ours)
 
 
 @contextlib.contextmanager
@@ -79,22 +61,6 @@ def yielding() -> Iterator[None]:
         yield
     finally:
         del os.environ[WAITS]
-
-
-def _withdraw(name: str, ours: Late | None) -> None:
-    with _ONE:  # else another thread's import of the real one could be taken away
-        if sys.modules.get(name) is ours:
-            sys.modules.pop(name, None)
-
-
-def _late(name: str) -> Late | None:
-    """In the place of a module that is installed and not imported yet."""
-    with contextlib.suppress(ImportError):
-        if name not in sys.modules and (spec := importlib.util.find_spec(name)):
-            late = Late(name)  # the rest is for who only looks whether it is there, or through all modules
-            late.__spec__, late.__file__, late.__path__ = spec, spec.origin, spec.submodule_search_locations or []
-            return late
-    return None
 
 
 @contextlib.contextmanager

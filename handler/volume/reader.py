@@ -24,6 +24,7 @@ from handler.volume.layout import Slot
 from handler.volume.listing import config_files, index_of, weight_files
 from handler.volume.manifest import CHUNK, Source
 from handler.volume.overlay import NOTHING, Overlay
+from handler.volume.pages import cached
 from handler.volume.room import reading
 from handler.volume.single import AGAIN
 
@@ -69,7 +70,7 @@ class ReadFile:
         from isal import isal_zlib
 
         chunk, at = memoryview(self.memory)[start:stop], self.base + start
-        count = 0 if _cached(descriptor, chunk, at) else self._read_directly(chunk, at)
+        count = 0 if cached(descriptor, chunk, at) else self._read_directly(chunk, at)
         while got := os.preadv(descriptor, [chunk[count:]], at + count) if count < len(chunk) else 0:
             count += got
         if count < len(chunk):
@@ -255,11 +256,3 @@ def _memory(size: int) -> mmap.mmap:
 
 def _chunks(size: int) -> list[tuple[int, int]]:
     return [(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)]
-
-
-def _cached(descriptor: int, chunk: memoryview, start: int) -> bool:
-    """Whether the page cache has the chunk, told by its first byte; yes where the file system cannot tell."""
-    try:
-        return os.preadv(descriptor, [chunk[:1]], start, os.RWF_NOWAIT) >= 0
-    except OSError as error:
-        return not isinstance(error, BlockingIOError)

@@ -21,6 +21,7 @@ from handler.core.recipe import Preview
 from handler.core.settings import Settings
 from handler.model import attention, imports
 from handler.model.hardware import expected
+from handler.volume import pages
 from handler.volume.autoencoder import vae_source
 from handler.worker.clock import Clock
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
@@ -125,6 +126,7 @@ def main(line: int, model: str) -> None:
     if sys.platform == "linux":  # also of one that is stopped
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with, args=[line], name="leader", daemon=True).start()
+    pages.share()
     with imports.uncollected(), imports.lean():
         libraries(find(model))
     Follower(Connection(line)).serve()

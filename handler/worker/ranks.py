@@ -22,8 +22,10 @@ from handler.core.errors import DeviceLost, DeviceMissing, KindlingError, OutOfR
 from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.secrets import without_secrets
 from handler.core.settings import Settings
+from handler.model import upstream
 from handler.model.hardware import Hardware
 from handler.model.runner import DrawOutcome, InTurn, Runner
+from handler.volume import pages
 from handler.volume.listing import json_of
 from handler.volume.manifest import Source
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
@@ -40,6 +42,8 @@ class Ranks:
 
     def __init__(self, settings: Settings) -> None:
         """Start them: they import what they need."""
+        upstream.shared()
+        pages.share()
         self._settings, self._loads, self._number, self._joined = settings, 0, 0, False
         self._lines, self._followers = list[Connection](), list[subprocess.Popen[bytes]]()
         self._meeting = TemporaryDirectory(prefix="kindling-ranks-", ignore_cleanup_errors=True)

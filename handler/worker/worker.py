@@ -61,8 +61,7 @@ class Worker(Loaded):
                 clock.ledger.model = (spec := find(settings.model)).id
                 clock.record = BootLog(settings.volume, clock.birth, clock.ending)
                 clock.arm()
-                held = preloaded.weights if preloaded else None
-                clock.ledger.preloaded = list(preloaded.phases) if preloaded else []
+                held, clock.ledger.preloaded = (preloaded.weights, list(preloaded.phases)) if preloaded else (None, [])
                 require_splittable(spec, settings)
                 ranks = unless_ready.enter_context(Ranks(settings)) if settings.ranks > 1 else None
                 worker = cls._load(settings, spec, clock, held, ranks)
@@ -123,8 +122,7 @@ class Worker(Loaded):
                 (families, family), clock.ledger.imports = libraries(spec), upstream.unknown()
                 if spec.served_caching(settings.step_cache):
                     stepcache.library()
-                seen = seen.corrected(detect(settings))
-                hardware = seen.hardware
+                hardware = (seen := seen.corrected(detect(settings))).hardware
                 clock.ledger.device, clock.ledger.precision = hardware.name, hardware.precision
                 if seen.weights is not source:  # the device, and so the receipt, is not what it seemed
                     files.close()

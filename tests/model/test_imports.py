@@ -18,23 +18,31 @@ from conftest import PATIENT, ROOT
 from fakes import raises
 from handler import Worker
 from handler.core.errors import StartError
-from handler.model import imports, upstream
-from handler.model.imports import Late, lean, thawed, uncollected
+from handler.model import imports
+from handler.model.imports import lean, thawed, uncollected
+from handler.model.late import Late
 
 BOOT = """
 import collections, gc, json, os, sys
-from handler import Clock, Settings, Worker
-from handler.model import upstream
-upstream.KNOWN = json.loads(sys.argv[1]) or upstream.KNOWN
+from pathlib import Path
+from handler import Clock, Settings, Worker, dedicated
+from handler.model import structure, upstream
+upstream.KNOWN = {**upstream.KNOWN, **json.loads(sys.argv[1])}
+file = Path(sys.argv[2]) if sys.argv[2] else None
+if file:
+    sys.dont_write_bytecode, structure._file = False, lambda package, version: file
 opened = []  # by other threads too
 sys.addaudithook(lambda event, about: opened.append(str(about[0])) if event == "open" else None)
 before = gc.get_freeze_count()
+"""
+BOOTED = """
 worker = Worker.boot(Settings(compile="off"), Clock(3600, publish=lambda ledger: None))
 found = {
     "collects": gc.isenabled(),
     "frozen": gc.get_freeze_count() - before,
     "roots": collections.Counter(name.split(".")[0] for name, module in [*sys.modules.items()] if module),
     "read": len([path for path in opened if path.endswith("/models/bert/modeling_bert.py")]),
+    "compiler": sorted({"torch._dynamo", "torch._inductor", "torch.distributed.tensor"} & sys.modules.keys()),
     "ledger": worker.ledger.imports,
     "policy": os.environ.get("OMP_WAIT_POLICY"),
 }
@@ -63,21 +71,25 @@ found |= {
 """
 
 
-def booted(then: str = "", known: dict[str, list[str]] | None = None, **given: str) -> dict[str, Any]:
-    """What a fresh process says that boots a worker and then runs this, where these versions are known and variables
-    given; and what its OpenMP says of itself."""
-    code, told = f"{BOOT}{then}\nprint(json.dumps(found))", {"OMP_DISPLAY_ENV": "verbose"}
-    command, environ = [sys.executable, "-c", code, json.dumps(known)], os.environ | told | given
-    out = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+def said(*code: str, known: dict[str, list[str]] | None = None, kept: Path | str = "", **given: str) -> dict[str, Any]:
+    """What a fresh process says that runs this, where these versions are known and variables given, with what is kept
+    of transformers; and what its OpenMP says of itself."""
+    command = [sys.executable, "-c", "\n".join([BOOT, *code, "print(json.dumps(found))"]), json.dumps(known or {})]
+    environ = os.environ | {"OMP_DISPLAY_ENV": "verbose"} | given
+    out = subprocess.run([*command, str(kept)], cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(out.stdout)
     return found | {"spins": [int(count) for count in re.findall(r"GOMP_SPINCOUNT = '(\d+)'", out.stderr)]}
 
 
-def test_a_start_imports_what_draws_and_all_else_is_there_for_who_wants_it() -> None:
-    found = booted(USED)
+def test_a_start_imports_what_draws_and_all_else_is_there_for_who_wants_it(tmp_path: Path) -> None:
+    kept = tmp_path / "structure.json"
+    found = said(BOOTED, USED, kept=kept)
     roots = found["roots"]
     assert not {"boto3", "botocore", "torchao", "websockets", "skimage", "cache_dit"} & roots.keys()
     assert roots["scipy"] < 40  # the package itself, and nothing in it; there are 490 with what diffusers wants of it
+    assert found["compiler"] == [
+        "torch.distributed.tensor"
+    ]  # a program that has the worker may want it of transformers
     assert (found["collects"], found["frozen"]) == (True, 0)
     assert (found["read"], found["ledger"]) == (1, "")
     assert (found["structure"], found["scheduler"]) == (True, 1000)
@@ -85,20 +97,21 @@ def test_a_start_imports_what_draws_and_all_else_is_there_for_who_wants_it() -> 
     assert found["real"] == ["module"] * 5
     assert (found["spins"], found["policy"]) == ([0], None)  # its threads share the cores with all else
 
+    found = said("dedicated()", BOOTED, USED, kept=kept)
+    assert (found["read"], found["structure"], found["compiler"]) == (0, True, [])
+    assert not {"sympy", "mpmath"} & found["roots"].keys()
 
-def test_a_version_that_nobody_looked_at_is_left_alone_and_that_is_told() -> None:
-    found = booted(known={"transformers": ["0.1"]}, OMP_WAIT_POLICY="active")
-    assert found["read"] == 2
-    assert found["ledger"] == f"transformers {version('transformers')} is not known"
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "diffusers"])
+def test_a_version_that_nobody_looked_at_is_left_alone_and_that_is_told(library: str, tmp_path: Path) -> None:
+    found = said(
+        "dedicated()", BOOTED, known={library: ["0.1"]}, kept=tmp_path / "structure.json", OMP_WAIT_POLICY="active"
+    )
+    assert found["read"] == (2 if library == "transformers" else 1)
+    assert {"torch._dynamo", "torch.distributed.tensor"} < {*found["compiler"]}
+    assert found["ledger"] == f"{library} {version(library)} is not known"
     assert found["policy"] == "active"  # whoever says how its threads wait is obeyed
     assert min(found["spins"]) > 10**9
-
-
-def test_what_was_changed_is_as_before() -> None:
-    utils = importlib.import_module("transformers.utils.import_utils")
-    before = utils.create_import_structure_from_path
-    assert upstream.transformers_models() is sys.modules["transformers.models"]
-    assert utils.create_import_structure_from_path is before
 
 
 @pytest.fixture

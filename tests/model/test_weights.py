@@ -238,7 +238,7 @@ def test_no_file_without_a_manifest_is_read_from_two(
     small: Path, change: Callable[[Path, bytes], None], cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By as many other bytes, between one chunk and the next."""
-    monkeypatch.setattr("handler.volume.reader._cached", lambda *_: cached)
+    monkeypatch.setattr("handler.volume.reader.cached", lambda *_: cached)
     with Reader(Source(small, None)) as reader:
         file = reader.take("b")[0]
         file.read(0, CHUNK)
@@ -288,7 +288,7 @@ def test_past_the_page_cache(small: Path, monkeypatch: pytest.MonkeyPatch, refus
             raise OSError(errno.EINVAL, "Invalid argument")
         return whole(path, flags, *more)
 
-    monkeypatch.setattr("handler.volume.reader._cached", lambda *_: False)
+    monkeypatch.setattr("handler.volume.reader.cached", lambda *_: False)
     monkeypatch.setattr(os, "open", watched)
     with Reader(source(small)) as reader:
         assert everything(reader)["c"]["c1"].eq(2.5).all()

@@ -23,9 +23,11 @@ from handler import MODELS, ImageRequest, Worker
 from handler.core.errors import Cancelled, DeviceLost, OutOfMemory, OutOfRange, SettingsError
 from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
+from handler.model import upstream
 from handler.model.families import finished
+from handler.volume import pages
 from handler.volume.sources import model_source
-from handler.worker.ranks import refusal, require_shared, require_splittable
+from handler.worker.ranks import Ranks, refusal, require_shared, require_splittable
 from serving import Served, serving
 
 ALIKE = 2  # of 255: sums of floats in another order
@@ -186,6 +188,24 @@ def test_both_ways_at_once_want_sizes_that_can_be_split_evenly(alone: Worker) ->
     odd, even = recipes(alone, "odd")[0], recipes(alone, "text")[0]
     assert isinstance(refusal(odd, both), OutOfRange)
     assert (refusal(even, both), refusal(odd, one)) == (None, None)
+
+
+def test_what_all_read_is_read_once_through_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_shared", False)
+    (path := tmp_path / "weights").write_bytes(bytes(1 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        chunk = memoryview(bytearray(1 << 20))
+        assert not pages.cached(file.fileno(), chunk, 0)
+        pages.share()
+        assert pages.cached(file.fileno(), chunk, 0)
+
+
+def test_several_processes_want_what_one_alone_would_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "_alone", True)
+    with Ranks(Settings(ulysses_degree=2)):
+        assert not upstream._alone
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:

@@ -19,6 +19,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost, KindlingError, WeightsCorrupt
 from handler.core.processor import processor
 from handler.core.recipe import MOST
+from handler.model import upstream
 from handler.model.compiling.package import bind_blocks, digest, kind_of, kinds_in, kinds_of
 from handler.model.faults import meaning
 from handler.model.hardware import Hardware
@@ -108,9 +109,7 @@ def code_of(path: Path) -> list[str]:
 
 def _inductor() -> str:
     """A digest of Inductor's settings, as torch has them for its own caches of compiled code."""
-    from torch._inductor import config
-
-    settings = {name: repr(value) for name, value in config.save_config_portable().items()}
+    settings = {name: repr(value) for name, value in upstream.inductor().save_config_portable().items()}
     return digest({name: value for name, value in settings.items() if not name.endswith(ELSEWHERE)})
 
 

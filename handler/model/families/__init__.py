@@ -24,15 +24,14 @@ import torch
 from torch import nn
 
 from handler.model.imports import lean
-from handler.model.upstream import transformers_models
 
 with lean():  # whoever imports a family first, be it a worker or a snapshot that has none yet
     import diffusers.utils.logging
+    import transformers.models
     import transformers.utils.logging
     from transformers.utils.import_utils import is_torchao_available
 
     is_torchao_available()  # it remembers what it saw
-    transformers_models()
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError

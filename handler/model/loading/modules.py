@@ -27,15 +27,18 @@ def from_diffusers(kind: Any, folder: Path, found: dict[str, Any], dtype: Any, d
 
 def from_transformers(kind: Any, folder: Path, found: dict[str, Any], dtype: Any, device: str) -> Made:
     """The library's own loading, which renames and ties; it takes tensors of the right device and dtype as they are."""
-    model, report = kind.from_pretrained(
-        None,
-        config=kind.config_class.from_pretrained(folder, local_files_only=True),
-        state_dict=found,
-        dtype=dtype,
-        device_map=None if device == "cpu" else {"": device},
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    from handler.model.loading.weightless import Weightless
+
+    with Weightless():
+        model, report = kind.from_pretrained(
+            None,
+            config=kind.config_class.from_pretrained(folder, local_files_only=True),
+            state_dict=found,
+            dtype=dtype,
+            device_map=None if device == "cpu" else {"": device},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     misfits = [key[0] for key in report["mismatched_keys"]]
     return model, {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"], "misshapen": misfits}
 
@@ -62,7 +65,9 @@ def _empty(kind: Any, folder: Path, dtype: Any) -> Any:
     """The model without memory, but for buffers that no file has, which are computed here."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights(), _default_dtype(dtype):
+    from handler.model.loading.weightless import Weightless
+
+    with Weightless(), init_empty_weights(), _default_dtype(dtype):
         if hasattr(kind, "load_config"):
             return kind.from_config(kind.load_config(folder, local_files_only=True))
         return kind._from_config(kind.config_class.from_pretrained(folder, local_files_only=True), dtype=dtype)
