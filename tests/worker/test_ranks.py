@@ -29,6 +29,7 @@ from handler.model.families import finished
 from handler.model.hardware import Hardware
 from handler.volume import pages
 from handler.volume.sources import model_source
+from handler.worker.decision import decide
 from handler.worker.outlook import outlook
 from handler.worker.ranks import Ranks, refusal, require_shared, require_splittable
 from serving import Served, serving
@@ -230,6 +231,17 @@ def test_all_load_at_once_in_the_memory_of_one_host() -> None:
     one, four = (outlook(Settings(ulysses_degree=ranks), MODELS["spark"], GPU) for ranks in (1, 4))
     assert four.host_gb == pytest.approx(one.host_gb / 4)
     assert four.loading == 4 * int(four.memory.host_gb * 1e9) > one.loading > 1e9
+
+
+def test_a_precision_is_chosen_that_fits_the_host_as_often_as_there_are_ranks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for limit in ("CGROUP_LIMIT", "CGROUP_V1_LIMIT"):
+        monkeypatch.setattr(f"handler.core.host.{limit}", tmp_path / "none")
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 64_000_000, "SC_PAGE_SIZE": 1_000}.__getitem__)
+    card = Hardware("cuda", "a GPU", "bf16", "", 32, (8, 0))  # whose text encoders have to wait in the host's memory
+    found = [decide(Settings(ulysses_degree=ranks), MODELS["flux-dev"], card) for ranks in (1, 4)]
+    assert [decision.hardware.precision for decision in found] == ["bf16", "int8"]
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
