@@ -37,21 +37,24 @@ export PYTHONDONTWRITEBYTECODE = # set, each of a thousand processes would compi
 .PHONY: run test quick judge editor peers check mutate mutate-changes gpu-wheels lock spark lower lower-check can-lower another-torch
 
 # For Linux, PyPI's torch brings CUDA's libraries; where no driver could use them, torch's own index has one without. An
-# environment keeps the build that it has, unless told otherwise.
+# environment keeps the build that it has, unless told otherwise; also one for another CUDA, such as older drivers need.
 ifeq ($(shell uname -s),Linux)
 DRIVER := $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /usr/lib/wsl/lib/libcuda.so.1)
 INSTALLED := $(wildcard $(VENV)/lib/python*/site-packages/torch-*.dist-info)
 HAS := $(if $(INSTALLED),$(if $(findstring +cpu,$(INSTALLED)),cpu,cuda))
-TORCH ?= $(or $(HAS),$(if $(DRIVER),cuda,cpu))
-$(if $(filter-out cpu cuda,$(TORCH)),$(error TORCH=$(TORCH) should be cpu or cuda: which build of torch to install))
+override TORCH := $(or $(strip $(TORCH)),$(HAS),$(if $(DRIVER),cuda,cpu))
+$(if $(filter-out cpu cuda,$(TORCH))$(word 2,$(TORCH)),$(error TORCH=$(TORCH) should be cpu or cuda: which build of torch to install))
 ANOTHER := $(if $(filter-out $(TORCH),$(HAS)),another-torch)
+KEPT := $(if $(filter cuda,$(HAS)),$(findstring torch-$(VERSION)+,$(INSTALLED)))
+else
+override TORCH :=
 endif
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 ABOUT_ = torch and diffusers
 ABOUT_cpu = torch for CPUs, 0.2 GB. With an NVIDIA GPU, "make TORCH=cuda" takes the one for CUDA, 2.7 GB
 ABOUT_cuda = torch for CUDA, 2.7 GB to download and 5 on disk. "make TORCH=cpu" takes the one for CPUs, 0.2 GB
 INSTALL_ = $(PIP) -c $(VENV)/versions torch
-INSTALL_cuda = $(PIP) -c $(VENV)/versions torch===$(VERSION)
+INSTALL_cuda = $(PIP) -c $(VENV)/versions torch$(if $(KEPT),,===$(VERSION))
 # First without torch's index: what lies on a disk that pip looks through, or in a mirror, need not be downloaded.
 INSTALL_cpu = $(PIP) -q -c $(VENV)/versions torch==$(VERSION)+cpu 2> /dev/null \
     || $(PIP) -c $(VENV)/versions --extra-index-url $(CPU_INDEX) torch==$(VERSION)+cpu \

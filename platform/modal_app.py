@@ -90,7 +90,8 @@ image = (
     .uv_pip_install(requirements=[TORCH], extra_options="--index-strategy unsafe-best-match", uv_version=UV)
     .uv_pip_install(requirements=[OTHERS], extra_options="--no-deps --require-hashes", uv_version=UV)
     .add_local_python_source("handler", copy=True, ignore=~SHIPPED)
-    .run_commands("python -m compileall -q /root/handler")  # else each container would, for itself
+    # Else each container would, for itself: compile, and look through transformers' models.
+    .run_commands("python -m compileall -q /root/handler", "cd /root && python -c 'import handler.model.families'")
 )
 # Always one secret, for Modal wants a container to define as many objects as were deployed. `env` becomes another.
 secret = modal.Secret.from_name(NAMED, required_keys=REQUIRED) if NAMED else modal.Secret.from_dict({})

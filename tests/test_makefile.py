@@ -56,8 +56,10 @@ def asked(checkout: Path) -> Iterator[str]:
         ((), "/proc/driver/nvidia/version", CUDA, ("torch for CUDA, 2.7 GB to download", '"make TORCH=cpu" takes')),
         (("TORCH=cuda",), "", CUDA, ("2.7 GB",)),
         (("TORCH=cpu",), "/dev/nvidiactl", CPU, ("0.2 GB",)),
+        (("TORCH=",), "", CPU, ("torch for CPUs, 0.2 GB",)),
+        (("TORCH= cuda ",), "", CUDA, ("2.7 GB",)),
     ],
-    ids=["no driver", "a driver", "CUDA was asked for", "CPUs were asked for"],
+    ids=["no driver", "a driver", "CUDA was asked for", "CPUs were asked for", "nothing was asked for", "spaces"],
 )
 def test_which_build_and_what_is_said_before(
     checkout: Path, words: tuple[str, ...], driver: str, wanted: str, told: tuple[str, ...]
@@ -86,8 +88,13 @@ def test_where_there_is_none_for_cpus_the_other_is_named_and_not_taken(checkout:
 
 @pytest.mark.parametrize(
     ("has", "driver", "kept", "other"),
-    [(f"torch-{VERSION}+cpu", "/dev/nvidiactl", CPU, "cuda"), (f"torch-{VERSION}", "", CUDA, "cpu")],
-    ids=["for CPUs", "for CUDA"],
+    [
+        (f"torch-{VERSION}+cpu", "/dev/nvidiactl", CPU, "cuda"),
+        (f"torch-{VERSION}", "", CUDA, "cpu"),
+        (f"torch-{VERSION}+cu126", "", "torch", "cpu"),  # pip has the one that is there, by its constraint
+        ("torch-2.0.0+cu118", "", CUDA, "cpu"),
+    ],
+    ids=["for CPUs", "for CUDA", "for another CUDA", "for another CUDA, of another version"],
 )
 def test_an_environment_keeps_its_build_until_another_is_asked_for(
     checkout: Path, has: str, driver: str, kept: str, other: str
@@ -100,7 +107,8 @@ def test_an_environment_keeps_its_build_until_another_is_asked_for(
     assert [*asked(checkout)] == [CUDA if other == "cuda" else CPU]
 
 
-def test_a_word_that_names_no_build_is_refused(checkout: Path) -> None:
-    done = make(checkout, "TORCH=2.3.0")
+@pytest.mark.parametrize("word", ["2.3.0", "cpu cuda", "/opt/torch"])
+def test_a_word_that_names_no_build_is_refused(checkout: Path, word: str) -> None:
+    done = make(checkout, f"TORCH={word}")
     assert done.returncode
-    assert "TORCH=2.3.0 should be cpu or cuda" in done.stderr
+    assert f"TORCH={word} should be cpu or cuda" in done.stderr

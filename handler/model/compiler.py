@@ -85,8 +85,8 @@ def _disable(function: Any = None, recursive: bool = True, *, reason: str | None
     if function is None:
         return functools.partial(_disable, recursive=recursive, reason=reason)
     if type(function) is not FunctionType:
-        stand_in = sys.modules[DYNAMO]
-        return (stand_in.real() if isinstance(stand_in, Late) else stand_in).disable(function, recursive, reason=reason)
+        dynamo: Any = importlib.import_module(DYNAMO)
+        return (dynamo.real() if isinstance(dynamo, Late) else dynamo).disable(function, recursive, reason=reason)
     run = function
 
     @functools.wraps(function)

@@ -22,6 +22,7 @@ from handler.core.errors import DeviceMissing
 from handler.core.host import host_memory
 from handler.core.processor import processor
 from handler.core.settings import Settings
+from handler.model.imports import yielding
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ def detect(settings: Settings) -> Hardware:
     DeviceMissing, with torch's reason, for a GPU that is asked for, or was promised, and that torch does not see. Many
     a laptop has a driver that is too old for torch, or runs the image: there the embedded model, for CPUs, has one.
     """
-    import torch
+    with yielding():
+        import torch
 
     present = torch.cuda.is_available()
     asked = settings.device == "cuda" and "KINDLING_DEVICE=cuda"

@@ -30,20 +30,26 @@ PYTHONS = 1_000  # objects that Python itself may have frozen: 3.12 has 375
 @contextlib.contextmanager
 def lean() -> Iterator[None]:
     """Around the first import of diffusers and transformers: they find nothing of `HIDDEN`, and use none of `LATE`."""
+    with yielding():  # also for `_left_out`, which finds parts of torch by importing it
+        made = _left_out()
+        for name, ours in made.items():
+            sys.modules.setdefault(name, ours)
+        try:
+            with upstream.changed():
+                yield
+        finally:
+            for name, ours in made.items():
+                withdraw(name, ours)
+
+
+def _left_out() -> dict[str, Any]:
+    """What stands for each module; None is Python's own sign: cannot be imported."""
     asked = {"diffusers", "transformers"} & sys.modules.keys()
-    hidden = [name for name in HIDDEN if not asked and name not in sys.modules]
-    made: dict[str, Any] = dict.fromkeys(hidden)  # None is Python's own sign: cannot be imported
+    made: dict[str, Any] = {name: None for name in HIDDEN if not asked and name not in sys.modules}
     made |= {name: ours for name in LATE if (ours := late(name, LATE[name]))}
     if upstream.taken("dynamo") and (ours := compiler.waiting()):
         made[compiler.DYNAMO] = ours
-    for name, ours in made.items():
-        sys.modules.setdefault(name, ours)
-    try:
-        with yielding(), upstream.changed():
-            yield
-    finally:
-        for name, ours in made.items():
-            withdraw(name, ours)
+    return made
 
 
 @contextlib.contextmanager

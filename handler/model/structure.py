@@ -33,7 +33,7 @@ def kept(scan: Callable[..., Structure], version: str) -> Callable[..., Structur
 
 def _found(folder: Path, scan: Callable[..., Structure], version: str) -> Structure:
     file, models = _file(folder.parent, version), sorted({*os.listdir(folder)} - {"__pycache__"})
-    with suppress(OSError, ValueError, TypeError, LookupError):
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
         said = json.loads(file.read_bytes())
         if said["models"] == models:
             return {

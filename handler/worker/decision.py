@@ -85,7 +85,7 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware, host_gb: flo
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
     elif settings.precision == "auto":
-        host_gb = host_memory() / 1e9 if host_gb is None else host_gb
+        host_gb = host_memory() / 1e9 / settings.ranks if host_gb is None else host_gb
         precision, reason = automatic(spec, hardware, host_gb, settings.offload)
         hardware = replace(hardware, precision=precision, reason=reason)
     if receipt is None and told:

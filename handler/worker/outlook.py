@@ -39,7 +39,7 @@ class Outlook:
     `settings` are `asked` as the receipt decides them, if one is followed. `source` is where the weights come from:
     None if they are not there, as `fault` says, and on another machine, of whose volume nothing is known; it is none of
     those in `without`, which were found damaged. `over` it is what KINDLING_WEIGHTS names. `host_gb` is the memory of
-    the host. What is reckoned from these is reckoned when it is first asked for.
+    the host, of several ranks each one's share. What is reckoned from these is reckoned when it is first asked for.
     """
 
     asked: Settings
@@ -58,6 +58,12 @@ class Outlook:
     def memory(self) -> MemoryPlan:
         """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
         return memory_plan(self.spec, self.hardware, self.source, self.host_gb, self.settings.offload, self.over)
+
+    @property
+    def loading(self) -> int:
+        """Bytes of the host that loading takes at most, on a CPU what stays too, of all ranks: they load at once."""
+        taken = self.memory.needs_gb if self.hardware.device == "cpu" else self.memory.host_gb
+        return int(taken * 1e9) * self.asked.ranks
 
     @cached_property
     def attention(self) -> KernelChoice | None:
@@ -143,7 +149,7 @@ def outlook(
     here = host_gb is None
     spec = settled(spec, settings.volume) if here else spec
     decision = decide(settings, spec, hardware, host_gb)
-    host_gb = host_memory() / 1e9 if host_gb is None else host_gb
+    host_gb = host_memory() / 1e9 / settings.ranks if host_gb is None else host_gb
     decided = decision.settings, spec, decision.hardware, decision.receipt
     seen = Outlook(settings, *decided, host_gb, here, without=without)
     if not here:

@@ -118,7 +118,7 @@ class Worker(Loaded):
         with ExitStack() as files:
             reader, other = opened(files, source, vae, seen.over, held)
             with clock.phase("import"), imports.uncollected(), imports.lean():
-                reader.fill(int(seen.memory.host_gb * 1e9))
+                reader.fill(seen.loading)
                 (families, family), clock.ledger.imports = libraries(spec), upstream.unknown()
                 if spec.served_caching(settings.step_cache):
                     stepcache.library()
@@ -129,7 +129,7 @@ class Worker(Loaded):
                     reader, other = opened(files, seen.weights, vae, seen.over, held)
                     clock.ledger.weights = seen.weights.told
                 memory = seen.require()
-                reader.fill(int(memory.host_gb * 1e9))
+                reader.fill(seen.loading)
                 clock.ledger.memory = f"{memory.mode}: {memory.reason}"
                 if ranks:
                     ranks.load(hardware, memory.mode, seen.without)

@@ -114,6 +114,11 @@ def test_a_version_that_nobody_looked_at_is_left_alone_and_that_is_told(library:
     assert min(found["spins"]) > 10**9
 
 
+def test_who_asks_for_the_device_before_anything_else_has_threads_that_yield_too() -> None:
+    found = said("from handler.model.hardware import detect; detect(Settings(device='cpu')); found = {}")
+    assert found["spins"] == [0]
+
+
 @pytest.fixture
 def thawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing frozen, as in a program that does not do so; the tests' own processes do, and count it once."""

@@ -112,6 +112,20 @@ def test_what_compiles_later_compiles_as_if_the_compiler_had_been_there(
     assert compiled(first) == (plain, waits)
 
 
+LATER = """
+from handler.model import imports
+with imports.lean():
+    from torch._dynamo import disable
+import torch
+print(disable(torch.nn.Identity())(3))
+"""
+
+
+def test_who_took_a_function_of_the_compiler_along_has_all_of_it() -> None:
+    out = subprocess.run([sys.executable, "-c", LATER], cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout == "3\n", out.stderr
+
+
 FINGERPRINT = """
 import sys
 from handler.model import upstream
@@ -185,12 +199,15 @@ def test_models_are_looked_through_once_and_anew_where_others_are(models: Path) 
     assert file.stat().st_mode & 0o044  # as byte code: one user builds an image, another runs it
     (models / "t5").mkdir()
     assert find(models) == FOUND
-    for damaged in ("", "{}", "[]", '{"models": 1}', file.read_text().replace("structure", "other")):
+    kept = file.read_text()
+    for damaged in ("", "{}", "[]", '{"models": 1}', kept.replace("structure", "other")):
         file.write_text(damaged)
         assert find(models) == FOUND
-    assert looked[2:] == [models] * 6
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"structure": [[[], 5]]}))  # of another release of ours
+    assert find(models) == FOUND
+    assert looked[2:] == [models] * 7
     structure.kept(lambda folder, prefix=None: looked.append(folder) or FOUND, "5.1")(models)  # type: ignore[func-returns-value]
-    assert len(looked) == 9
+    assert len(looked) == 10
 
 
 def test_where_no_byte_code_is_written_nothing_is(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +222,8 @@ def test_what_is_made_without_values_is_what_it_would_be() -> None:
         with torch.device("meta"):
             layer, counted = torch.nn.Linear(2, 3), torch.arange(1, 9, 2, dtype=torch.int32)
         torch.nn.init.normal_(layer.weight, std=9.0)
-        return [layer.weight, layer.bias, counted, torch.empty_like(counted, device="cpu"), torch.arange(3)]
+        likes = [torch.empty_like(counted, device="cpu", dtype=dtype) for dtype in (None, torch.float16)]
+        return [layer.weight, layer.bias, counted, *likes, torch.arange(3)]
 
     with Weightless():
         found = made()

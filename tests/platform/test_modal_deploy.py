@@ -193,9 +193,10 @@ def test_the_image_is_pinned(plane: Plane) -> None:
     assert "RUN apt-get install -y gcc gfortran build-essential" in commands  # Inductor's compiler comes with it
     assert re.fullmatch(
         r"RUN /\.uv/uv pip install .* --no-deps --require-hashes --requirements /\.uv/0/requirements\.lock",
-        commands[-5],
+        commands[-6],
     )
-    assert commands[-4:] == ["FROM base", "COPY . /", "FROM base", "RUN python -m compileall -q /root/handler"]
+    assert commands[-5:-1] == ["FROM base", "COPY . /", "FROM base", "RUN python -m compileall -q /root/handler"]
+    assert commands[-1] == "RUN cd /root && python -c 'import handler.model.families'"
     assert sent(plane) == [locked("torch-cu130"), locked("requirements")]
 
 

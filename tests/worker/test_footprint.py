@@ -241,6 +241,11 @@ def test_a_cpus_memory_is_the_hosts() -> None:
     assert found.device < found.device_peak < weights.stored  # not three copies, nor all that is read
 
 
+def test_what_is_read_ahead_leaves_a_cpu_what_loading_takes_and_what_stays() -> None:
+    seen = outlook(Settings(model=DEV.id), DEV, Hardware("cpu", "CPU", "int8", "", 64))
+    assert seen.loading > weigh(DEV, seen.hardware).footprint("resident", 64e9).device_peak
+
+
 def test_a_component_is_reckoned_tensor_by_tensor(tmp_path: Path) -> None:
     """Rounding one matrix takes as much as the largest needs; what is not rounded is as wide as the rest computes."""
     names = ("blocks.0.to_q.weight", "blocks.1.to_k.weight", "blocks.1.to_k.bias", "proj_in.weight")

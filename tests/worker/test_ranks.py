@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENT, unwarmed
+from conftest import PATIENT, ROOT, unwarmed
 
 import tiny
 from handler import MODELS, ImageRequest, Worker
@@ -25,13 +26,17 @@ from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.families import finished
+from handler.model.hardware import Hardware
 from handler.volume import pages
 from handler.volume.sources import model_source
+from handler.worker.decision import decide
+from handler.worker.outlook import outlook
 from handler.worker.ranks import Ranks, refusal, require_shared, require_splittable
 from serving import Served, serving
 
 ALIKE = 2  # of 255: sums of floats in another order
 RANKS = 2
+GPU = Hardware("cuda", "a GPU", "bf16", "")
 KINDS = ["text", "off the grid", "odd", "image", "mask", "two at once"]
 
 
@@ -206,6 +211,37 @@ def test_several_processes_want_what_one_alone_would_not_import(monkeypatch: pyt
     monkeypatch.setattr(upstream, "_alone", True)
     with Ranks(Settings(ulysses_degree=2)):
         assert not upstream._alone
+
+
+PRELOADED = """
+from handler import Settings, dedicated, preload
+dedicated()
+preload(Settings(ulysses_degree=2))
+import diffusers.models.attention_dispatch as attention
+print(attention.funcol.all_to_all_single)
+"""
+
+
+def test_a_snapshot_for_several_processes_has_what_they_want_of_each_other() -> None:
+    out = subprocess.run([sys.executable, "-c", PRELOADED], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+
+
+def test_all_load_at_once_in_the_memory_of_one_host() -> None:
+    one, four = (outlook(Settings(ulysses_degree=ranks), MODELS["spark"], GPU) for ranks in (1, 4))
+    assert four.host_gb == pytest.approx(one.host_gb / 4)
+    assert four.loading == 4 * int(four.memory.host_gb * 1e9) > one.loading > 1e9
+
+
+def test_a_precision_is_chosen_that_fits_the_host_as_often_as_there_are_ranks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for limit in ("CGROUP_LIMIT", "CGROUP_V1_LIMIT"):
+        monkeypatch.setattr(f"handler.core.host.{limit}", tmp_path / "none")
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 64_000_000, "SC_PAGE_SIZE": 1_000}.__getitem__)
+    card = Hardware("cuda", "a GPU", "bf16", "", 32, (8, 0))  # whose text encoders have to wait in the host's memory
+    found = [decide(Settings(ulysses_degree=ranks), MODELS["flux-dev"], card) for ranks in (1, 4)]
+    assert [decision.hardware.precision for decision in found] == ["bf16", "int8"]
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:

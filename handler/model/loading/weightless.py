@@ -22,7 +22,7 @@ class Weightless(TorchFunctionMode):
         if without and getattr(function, "__module__", "") == "torch.nn.init":
             return first
         if without and function is torch.empty_like and device is not None:
-            return torch.empty(first.shape, **{"dtype": first.dtype, **kwargs})
+            return torch.empty(first.shape, **{**kwargs, "dtype": kwargs.get("dtype") or first.dtype})
         if function is torch.arange and device is not None and torch.device(device).type == "meta":
             return function(*args, **{**kwargs, "device": "cpu"}).to(device)
         return function(*args, **kwargs)
