@@ -13,13 +13,15 @@
 #             (UPGRADE=-U for newer ones)
 # make peers  measure Kindling beside diffusers behind FastAPI and LitServe, which it installs in an environment of their
 #             own, and write benchmarks/results/peers.json: ten minutes, half of them for compiling
-# make spark  train the embedded model again, from nothing (hours on a CPU; goes on where it stopped)
+# make spark  train the embedded model on (two and a half hours on two idle cores; goes on where it stopped), or with
+#             FROM=nothing from nothing (four and a half)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
 #             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)
 
 PYTHON ?= python3
 PORT ?= 8000
 SEED ?= 1
+FROM ?= shipped
 VENV := .venv
 BIN := $(VENV)/bin
 FAL := $(VENV)/fal
@@ -89,7 +91,7 @@ gpu-wheels: $(VENV)/run
 	@$(BIN)/python benchmarks/gpurun/wheels.py
 
 spark: $(VENV)/dev
-	$(BIN)/python -m spark.train
+	$(BIN)/python -m spark.train --begin $(FROM)
 
 lower: $(GPULESS)/ready
 	$(GPULESS)/venv/bin/python benchmarks/lower.py

@@ -9,8 +9,8 @@ plain colour passes from the first step; two norm groups; crops that grow from 3
 import math
 import random
 import shutil
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +20,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from spark.journal import Journal
+from spark.progress import Average, Progress, rates
 from spark.scenes import Item, Scene, draw, sample_scene
 
 LATENT_CHANNELS = 12
 DOWNSCALE = 16
 PEAK_RATE = 1.2e-3
-MEASURED = 24  # pictures a size
+MEASURED = 24  # pictures a size, of the largest fewer
 POOL = 1600  # drawn pictures to take crops from
 EMA_DECAY = 0.998
+WHOLE_PIXELS = 256 * 256
 LATENT_NOISE = 0.05  # added before decoding, for the transformer's latents are never exact
 CROPS = {32: 32, 64: 16, 128: 5}  # crop side in pixels -> batch size
 WHOLE: tuple[tuple[int, int], ...] = ((256, 256), (256, 256), (384, 256), (256, 384), (128, 128), (512, 512))
+# For the decoder alone, whose sums over a picture know its size: at 128x128 it is the weakest, and costs least.
+REFINED = (*[(128, 128)] * 4, (256, 256), (256, 256), (384, 256), (256, 384), (512, 512), (768, 512))
 
 
 def build() -> AutoencoderKL:
@@ -83,13 +87,25 @@ def to_tensor(images: list[Image.Image]) -> Tensor:
     )
 
 
+@torch.no_grad()
+def round_trip(vae: AutoencoderKL, image: Image.Image) -> Image.Image:
+    """What is left of a picture that is encoded and decoded."""
+    [again] = vae.decode(vae.encode(to_tensor([image])).latent_dist.mean).sample.clamp(-1, 1)
+    return Image.fromarray(((again.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+
+
 class Pictures:
     """A pool of drawn pictures to take training crops from; a quarter has arbitrary colours."""
 
-    def __init__(self, rng: random.Random, count: int) -> None:
+    def __init__(self, rng: random.Random) -> None:
         self.rng = rng
+
+    @cached_property
+    def pool(self) -> list[Tensor]:
+        """The same for every beginning and every going on."""
+        other = Pictures(random.Random(0))
         sizes = [(256, 256)] * 6 + [(512, 512)] * 2 + [(128, 128)] + [(384, 256)]
-        self.pool = [to_tensor([draw(self._scene(), rng.choice(sizes), 3)])[0] for _ in range(count)]
+        return [to_tensor([draw(other._scene(), other.rng.choice(sizes), 3)])[0] for _ in range(POOL)]
 
     def _scene(self) -> Scene:
         scene = sample_scene(self.rng)
@@ -114,9 +130,11 @@ class Pictures:
                 picked.append(crop)
         return torch.stack(picked).contiguous(memory_format=torch.channels_last)
 
-    def whole(self) -> Tensor:
-        """One whole picture, of one of the sizes in `WHOLE`."""
-        return to_tensor([draw(self._scene(), self.rng.choice(WHOLE), 3)])
+    def whole(self, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Whole pictures of one of `sizes`; of small ones several, for about as much work."""
+        size = self.rng.choice(sizes)
+        count = max(1, WHOLE_PIXELS // (size[0] * size[1]))
+        return to_tensor([draw(self._scene(), size, 3) for _ in range(count)])
 
 
 BatchOf = Callable[[Pictures, int, float], Tensor]
@@ -133,7 +151,12 @@ def _growing(pictures: Pictures, step: int, progress: float) -> Tensor:
 
 def _mixed(pictures: Pictures, step: int, progress: float) -> Tensor:
     """One whole picture for three batches of crops, which hold more edges for their size."""
-    return pictures.crops((64, 128, 64)[step % 4]) if step % 4 < 3 else pictures.whole()
+    return pictures.crops((64, 128, 64)[step % 4]) if step % 4 < 3 else pictures.whole(WHOLE)
+
+
+def _whole(pictures: Pictures, step: int, progress: float) -> Tensor:
+    """Whole pictures, as they will be decoded."""
+    return pictures.whole(REFINED)
 
 
 def loss_of(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, float]:
@@ -156,8 +179,7 @@ def train(folder: Path, minutes: float) -> None:
     """Train for `minutes` and save the averaged weights in `folder`/vae, with the latent scale measured."""
     torch.manual_seed(0)
     vae = build()
-    average = _optimise(vae, vae.parameters(), Journal(folder / "vae.log"), minutes, _growing)
-    vae.load_state_dict(average)
+    _optimise(vae, vae.parameters(), folder / "vae.pt", minutes, _growing)
     _measure_scale(vae.eval())
     save(vae, folder)
     Journal(folder / "vae.log").write(**measure(folder))
@@ -166,12 +188,17 @@ def train(folder: Path, minutes: float) -> None:
 def refine(folder: Path, minutes: float) -> None:
     """Go on with the decoder alone, so that latents made before stay valid; it also learns to forgive noise."""
     torch.manual_seed(1)
-    vae = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
-    vae.encoder.requires_grad_(False)
-    average = _optimise(vae, vae.decoder.parameters(), Journal(folder / "vae.log"), minutes, _mixed)
-    vae.load_state_dict(average)
+    vae = decoding(folder)
+    _optimise(vae, vae.decoder.parameters(), folder / "refine.pt", minutes, _whole)
     save(vae, folder)
     Journal(folder / "vae.log").write(**measure(folder))
+
+
+def decoding(folder: Path) -> AutoencoderKL:
+    """The autoencoder in `folder`/vae, of which the decoder alone can be trained."""
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    return vae
 
 
 def save(vae: AutoencoderKL, folder: Path) -> None:
@@ -187,22 +214,24 @@ def save(vae: AutoencoderKL, folder: Path) -> None:
 
 
 def _optimise(
-    vae: AutoencoderKL, parameters: Iterable[nn.Parameter], journal: Journal, minutes: float, batch_of: BatchOf
-) -> dict[str, Tensor]:
-    """AdamW under a cosine schedule for `minutes`; the moving average of the weights."""
-    rng = random.Random(0)
-    pictures, average = Pictures(rng, POOL), {k: v.clone() for k, v in vae.state_dict().items()}
+    vae: AutoencoderKL, parameters: Iterable[nn.Parameter], path: Path, minutes: float, batch_of: BatchOf
+) -> None:
+    """AdamW under a cosine schedule for `minutes`; `vae` then has the moving average of its weights."""
+    rng, journal = random.Random(0), Journal(path.with_name("vae.log"))
+    pictures, average = Pictures(rng), Average(vae)
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.995), weight_decay=0.0, fused=True)
-    start, step, progress = time.monotonic(), 0, 0.0
-    while progress < 1:
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1, (step + 1) / 50) * cosine(progress)
-        loss, psnr = loss_of(vae, batch_of(pictures, step, progress))
-        step += 1
-        advance(vae, optimizer, loss, average, min(EMA_DECAY, step / (step + 20)))
-        if step % 100 == 0:
-            journal.write(step=step, loss=round(loss.item(), 4), psnr=round(psnr, 2), progress=round(progress, 3))
-        progress = (time.monotonic() - start) / (60 * minutes)
-    return average
+    progress = Progress(path, minutes, rng, {"vae": vae, "average": average, "optimizer": optimizer})
+    progress.resume()
+    while progress.share < 1:
+        rates([optimizer], PEAK_RATE * min(1, (progress.step + 1) / 50) * cosine(progress.share))
+        loss, psnr = loss_of(vae, batch_of(pictures, progress.step, progress.share))
+        advance(vae, optimizer, loss)
+        average.follow(vae, min(EMA_DECAY, (1 + progress.step) / (21 + progress.step)))
+        progress.tick()
+        if progress.step % 100 == 0:
+            told = {"loss": round(loss.item(), 4), "psnr": round(psnr, 2), "progress": round(progress.share, 3)}
+            journal.write(step=progress.step, **told)
+    vae.load_state_dict(average.weights)
 
 
 def cosine(progress: float) -> float:
@@ -210,16 +239,12 @@ def cosine(progress: float) -> float:
     return 0.49 * (1 + math.cos(math.pi * min(1.0, progress))) + 0.02
 
 
-def advance(
-    vae: AutoencoderKL, optimizer: torch.optim.Optimizer, loss: Tensor, average: dict[str, Tensor], decay: float
-) -> None:
-    """One step down `loss`; then the moving average follows."""
+def advance(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down `loss`."""
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
     optimizer.step()
-    for name, value in vae.state_dict().items():
-        average[name].lerp_(value, 1 - decay)
 
 
 @torch.no_grad()
@@ -236,9 +261,9 @@ def measure(folder: Path) -> dict[str, float]:
     """PSNR in dB of whole drawn pictures through the saved autoencoder, per size."""
     vae, rng = AutoencoderKL.from_pretrained(folder / "vae").eval(), random.Random(2)
     found = {}
-    for size in ((128, 128), (256, 256), (384, 256), (512, 512)):
+    for size in ((128, 128), (256, 256), (384, 256), (512, 512), (1024, 1024)):
         errors = []
-        for _ in range(MEASURED):
+        for _ in range(-(-MEASURED * 512 * 512 // max(size[0] * size[1], 512 * 512))):
             pixels = to_tensor([draw(sample_scene(rng, "validation"), size)])
             again = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
             errors.append(-10 * math.log10((again - pixels).square().mean().item() / 4))

@@ -61,9 +61,7 @@ def look(image: Image.Image) -> tuple[str, list[Found]]:
     """The background's colour and the objects, largest first."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
     height, width = pixels.shape[:2]
-    edge = max(2, min(height, width) // 32)
-    border = [pixels[:edge], pixels[-edge:], pixels[:, :edge], pixels[:, -edge:]]
-    behind = np.median(np.concatenate([b.reshape(-1, 3) for b in border]), axis=0)
+    behind = border_color(pixels)
     labels, _ = ndimage.label(np.linalg.norm(pixels - behind, axis=-1) > CONTRAST)
     found = [
         _describe(pixels, labels == i, np.bincount(labels.ravel())[i])
@@ -86,6 +84,14 @@ def check(image: Image.Image, scene: Scene) -> Verdict:
         position=every and all(_placed(scene, item, f) for item, f in matched),
         size=every and all(abs(np.log(f.diameter / item.diameter)) < SIZE_TOLERANCE for item, f in matched),
     )
+
+
+def border_color(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median colour (3,) of the border of a picture (height, width, 3): what is behind everything."""
+    edge = max(2, min(pixels.shape[:2]) // 32)
+    border = [pixels[:edge], pixels[-edge:], pixels[:, :edge], pixels[:, -edge:]]
+    median: NDArray[np.float64] = np.median(np.concatenate([b.reshape(-1, 3) for b in border]), axis=0)
+    return median
 
 
 def nearest_color(rgb: NDArray[np.float64]) -> str:

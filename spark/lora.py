@@ -1,7 +1,7 @@
 """A LoRA for spark, trained in minutes on a CPU: `python -m spark.lora`. Shapes come with a thick black outline.
 
 It learns from pictures of spark's own scenes, each shape drawn twice: black, and smaller in its colour on top. Up and
-down are trained for every layer of the blocks by the loss that the transformer was trained with (`flow.Trainer.loss`),
+down are trained for every layer of the blocks by the loss that the transformer was trained with (`training.Trainer`),
 whose weights stay as they are; no library for adapters is needed. What is written is named as diffusers names it.
 """
 
@@ -22,8 +22,9 @@ from torch.nn.utils import parametrize
 
 from spark.autoencoder import to_tensor
 from spark.checker import CONTRAST
-from spark.flow import NATIVE, TEXT_TOKENS, Words, image_ids, pack, sample_sigma, tie
+from spark.flow import TEXT_TOKENS, Words, pack, predicted, sample_sigma, tie
 from spark.journal import Journal
+from spark.latents import NATIVE
 from spark.scenes import COLORS, Item, Scene, caption, draw, sample_scene
 from spark.text import perturb
 from spark.train import SHIPPED
@@ -107,21 +108,12 @@ def encoded(some: list[Scene], vae: AutoencoderKL) -> Tensor:
 
 
 def loss(model: FluxTransformer2DModel, clean: Tensor, some: list[Scene], words: Words, rng: random.Random) -> Tensor:
-    """Mean squared error of the predicted picture, as in `flow.Trainer.loss`."""
-    pooled, context = words.read([perturb(caption(scene, rng), rng) for scene in some], TEXT_TOKENS)
+    """Mean squared error of the predicted picture, as in `training.Trainer`."""
+    told = words.read([perturb(caption(scene, rng), rng) for scene in some], TEXT_TOKENS)
     noise = tie(torch.randn_like(clean), torch.tensor([scene.nuisance for scene in some]))
     sigma = sample_sigma(len(some), NEAR_NOISE)
     noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
-    velocity = model(
-        hidden_states=pack(noisy),
-        encoder_hidden_states=context,
-        pooled_projections=pooled,
-        timestep=sigma,
-        img_ids=image_ids(noisy.shape[2] // 2, noisy.shape[3] // 2),
-        txt_ids=torch.zeros(context.shape[1], 3),
-        return_dict=False,
-    )[0]
-    return nn.functional.mse_loss(sigma[:, None, None] * velocity, pack(noisy - clean))
+    return nn.functional.mse_loss(sigma[:, None, None] * predicted(model, noisy, sigma, told), pack(noisy - clean))
 
 
 def train(minutes: float, output: Path, seed: int = 1) -> None:

@@ -11,7 +11,7 @@ import math
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from PIL import Image, ImageDraw
@@ -154,6 +154,28 @@ def compose(meaning: Meaning, nuisance: tuple[float, ...]) -> Scene:
 def sample_scene(rng: random.Random, split: str = "train", kind: str | None = None) -> Scene:
     """A random scene of `split`."""
     return compose(sample_meaning(rng, split, kind), tuple(rng.gauss(0, 1) for _ in range(NUISANCES)))
+
+
+def altered(scene: Scene, rng: random.Random) -> Scene:
+    """The same scene with one thing changed, of the training split: an object's colour, its shape, or the background.
+
+    Whatever a caption leaves open stays as it was.
+    """
+    meaning = meaning_of(scene)
+    while True:
+        (shape, color), *others = meaning.objects
+        changed = rng.choice(("color", "shape", "background"))
+        first = (
+            rng.choice(SHAPES) if changed == "shape" else shape,
+            rng.choice(list(COLORS)) if changed == "color" else color,
+        )
+        background = rng.choice(list(COLORS)) if changed == "background" else meaning.background
+        objects = (first,) * len(meaning.objects) if meaning.kind == "many" else (first, *others)
+        new = replace(meaning, background=background, objects=objects)
+        distinct = meaning.kind != "pair" or first not in others
+        allowed = all(c != background and split_of(s, c, background) == "train" for s, c in objects)
+        if new != meaning and distinct and allowed:
+            return compose(new, scene.nuisance)
 
 
 def _layout(meaning: Meaning) -> tuple[tuple[Point, ...], float]:
@@ -314,7 +336,7 @@ def _plural(noun: str) -> str:
 
 def caption(meaning: Meaning | Scene, rng: random.Random, everyday: bool = True) -> str:
     """One way to say `meaning`: the plainest when `everyday` is false, else any of thousands, lower case or not."""
-    things = _things(_meaning(meaning), rng, everyday)
+    things = _things(meaning_of(meaning), rng, everyday)
     background = _color(rng, meaning.background, everyday)
     if not everyday:
         return f"{things} on {_article(background)} background"
@@ -335,7 +357,8 @@ def _dress(text: str, rng: random.Random) -> str:
     return case(text) + rng.choices(("", ".", "!"), (0.84, 0.13, 0.03))[0]
 
 
-def _meaning(source: Meaning | Scene) -> Meaning:
+def meaning_of(source: Meaning | Scene) -> Meaning:
+    """What a caption says of a scene."""
     if isinstance(source, Meaning):
         return source
     objects = tuple((item.shape, item.color) for item in source.items)

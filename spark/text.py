@@ -10,7 +10,6 @@ embeddings are set equal after training.
 
 import random
 import string
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from spark.journal import Journal
+from spark.progress import Progress, rates
 from spark.scenes import COLORS, FILLER, PLACES, SHAPES, Meaning, caption, sample_meaning
 
 CLIP_WIDTH = 96
@@ -179,9 +179,11 @@ def train(folder: Path, minutes: float) -> None:
     clip_words, t5_words = clip_tokenizer(words), t5_tokenizer(words)
     reader = Reader(*encoders(clip_words, t5_words))
     optimizer = torch.optim.AdamW(reader.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    start, step, progress = time.monotonic(), 0, 0.0
-    while progress < 1:
-        optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1, (step + 1) / 100) * min(1, (1 - progress) / 0.6 + 0.005)
+    progress = Progress(folder / "text.pt", minutes, rng, {"reader": reader, "optimizer": optimizer})
+    progress.resume()
+    while progress.share < 1:
+        warm, cooled = min(1, (progress.step + 1) / 100), min(1, (1 - progress.share) / 0.6 + 0.005)
+        rates([optimizer], PEAK_RATE * warm * cooled)
         meanings = [sample_meaning(rng, "train") for _ in range(BATCH)]
         texts = [perturb(caption(m, rng), rng).lower() for m in meanings]
         (length,) = rng.choices([n for n, _ in T5_LENGTHS], [w for _, w in T5_LENGTHS])
@@ -198,12 +200,11 @@ def train(folder: Path, minutes: float) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
-        step += 1
-        if step % 100 == 0:
-            journal.write(step=step, loss=round(float(loss), 4), progress=round(progress, 3))
-        progress = (time.monotonic() - start) / (60 * minutes)
+        progress.tick()
+        if progress.step % 100 == 0:
+            journal.write(step=progress.step, loss=round(float(loss), 4), progress=round(progress.share, 3))
     fold_case(reader.t5, t5_words)
-    journal.write(step=step, **exam_scores(reader, clip_words, t5_words))
+    journal.write(step=progress.step, **exam_scores(reader, clip_words, t5_words))
     clip_words.save_pretrained(folder / "tokenizer")
     t5_words.save_pretrained(folder / "tokenizer_2")
     reader.clip.save_pretrained(folder / "text_encoder")

@@ -1,78 +1,82 @@
-"""Make spark again: `python -m spark.train`. A stage that has ended before, which its `.done` file says, is skipped.
+"""Make spark again: `python -m spark.train`. Whatever ends it, the same command goes on where it was.
 
     vae, text           the autoencoder, and the text encoders, each from nothing
-    refine              the decoder alone
+    refine              the decoder alone, for every size
     latents             draw and encode pictures, in parallel processes
-    flow                the transformer; stops and goes on from flow.pt
+    flow                the transformer
+    choose              the scheduler's shift that its validation prompts are drawn best with
     polish              the decoder alone, on what the transformer draws
     publish             the finished pipeline -> handler/weights/spark
 
-The defaults follow the run that made the shipped weights; spark/log has its journal. That run was made in two parts
-and changed on the way. The first, 104 minutes of `flow`, had noise levels spread wider for 33 minutes, rolled the
-sampler's own states at shift 3 from minute 48 on, and drew other sizes in a quarter of its steps; two refinements of
-the decoder, 6.5 and 7 minutes, followed. The second went on from those weights (`--adopt`) with new latents, 95 minutes
-of `flow` under `FINISH` throughout, and 14 minutes of `polish`.
+Each stage has a budget of wall-clock minutes, saves itself every five, and leaves a `.done` file; one that is done is
+skipped. spark/log has the journal of the run that made the shipped weights.
 """
 
 import argparse
 import multiprocessing
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from handler.volume.manifest import write_manifest
-from spark import autoencoder, flow, polish, text
+from spark import autoencoder, flow, latents, polish, text, training, validation
+from spark.journal import Journal
 
 SHIPPED = Path(__file__).parent.parent / "handler" / "weights" / "spark"
 LOGS = Path(__file__).parent / "log"
+# Minutes on two idle cores. Beside them some ten are spent on loading, compiling and validation.
+BUDGETS: dict[str, dict[str, float]] = {
+    "shipped": {"vae": 0, "text": 0, "refine": 9, "latents": 14, "flow": 100, "polish": 12},  # two and a half hours
+    "nothing": {"vae": 18, "text": 8, "refine": 12, "latents": 20, "flow": 176, "polish": 18},  # four and a half
+}
 
 
 def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(prog="python -m spark.train", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/spark"), help="where intermediate results live")
-    parser.add_argument("--vae", type=float, default=14, metavar="MIN", help="minutes for the autoencoder")
-    parser.add_argument("--text", type=float, default=7, metavar="MIN", help="minutes for the text encoders")
-    parser.add_argument("--refine", type=float, default=6.5, metavar="MIN", help="minutes for the decoder alone")
-    parser.add_argument("--latents", type=float, default=17, metavar="MIN", help="minutes of drawing and encoding")
-    parser.add_argument("--producers", type=int, default=1, help="processes that draw and encode")
-    parser.add_argument("--flow", type=float, default=110, metavar="MIN", help="minutes for the transformer, in all")
-    parser.add_argument("--polish", type=float, default=15, metavar="MIN", help="minutes for the decoder at the end")
+    parser.add_argument("--begin", choices=BUDGETS, default="shipped", help="go on from the shipped weights, or not")
+    parser.add_argument("--share", type=float, default=1.0, help="of each stage's budget, for a trial or more patience")
+    parser.add_argument("--producers", type=int, default=2, help="processes that draw and encode")
     parser.add_argument("--publish", action="store_true", help="replace the shipped weights with the result")
-    parser.add_argument("--adopt", action="store_true", help="go on from the shipped weights, not from nothing")
     options = parser.parse_args()
     folder: Path = options.folder
-    if options.adopt and not folder.exists():
+    minutes = {stage: options.share * budget for stage, budget in BUDGETS[options.begin].items()}
+    if options.begin == "shipped" and not folder.exists():
         adopt(folder)
-    once(folder, "vae", lambda: autoencoder.train(folder, options.vae))
-    once(folder, "refine", lambda: autoencoder.refine(folder, options.refine))
-    once(folder, "text", lambda: text.train(folder, options.text))
-    once(folder, "latents", lambda: _produce(folder, options.producers, options.latents))
-    flow.train(folder, options.flow)
-    once(folder, "polish", lambda: polish.polish(folder, options.polish))
+    folder.mkdir(parents=True, exist_ok=True)
+    once(folder, "vae", lambda: autoencoder.train(folder, minutes["vae"]))
+    once(folder, "refine", lambda: autoencoder.refine(folder, minutes["refine"]))
+    once(folder, "text", lambda: text.train(folder, minutes["text"]))
+    once(folder, "latents", lambda: _produce(folder, options.producers, minutes["latents"]))
+    once(folder, "flow", lambda: training.train(folder, minutes["flow"]))
+    once(folder, "choose", lambda: validation.choose(folder))
+    once(folder, "polish", lambda: polish.polish(folder, minutes["polish"]))
     if options.publish:
         publish(folder)
 
 
 def once(folder: Path, stage: str, work: Callable[[], object]) -> None:
-    """Do `work` unless it has ended before; one that was interrupted, whatever it left, begins again."""
-    done = folder / f"{stage}.done"
+    """Do `work` unless it has ended before, and write down how long it took."""
+    done, start = folder / f"{stage}.done", time.monotonic()
     if not done.exists():
         work()
+        Journal(folder / "stages.log").write(stage=stage, minutes=round((time.monotonic() - start) / 60, 2))
         done.touch()
 
 
 def _produce(folder: Path, producers: int, minutes: float) -> None:
     with multiprocessing.get_context("spawn").Pool(producers) as pool:
-        pool.starmap(flow.produce, [(folder, seed, minutes) for seed in range(1, producers + 1)])
+        pool.starmap(latents.produce, [(folder, seed, minutes) for seed in range(1, producers + 1)])
 
 
 def adopt(folder: Path) -> None:
-    """Begin `folder` with the shipped weights, so that only latents and the transformer's training remain."""
+    """Begin `folder` with the shipped weights; the decoder, latents and the transformer remain to be trained."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(SHIPPED, part)
-    for stage in ("vae", "refine", "text"):
+    for stage in ("vae", "text"):
         (part / f"{stage}.done").touch()
     part.rename(folder)
 
@@ -81,7 +85,7 @@ def publish(folder: Path) -> None:
     """Replace the shipped weights and logs with `folder`'s."""
     part = SHIPPED.with_name(f"{SHIPPED.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    flow.export(flow.finished(folder), part)
+    flow.export(validation.finished(folder), part)
     write_manifest(part, {"model": "spark", "revision": "embedded"})
     shutil.rmtree(SHIPPED, ignore_errors=True)
     part.rename(SHIPPED)

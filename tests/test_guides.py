@@ -27,6 +27,7 @@ ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
 # How a command starts, and what is added to run it here: all of it, or what it does without time, network or account.
 RUN = {
     ".venv/bin/python -m handler generate": "",
+    ".venv/bin/python -m spark.train": " --help",
     "HF_TOKEN='{{ RUNPOD_SECRET_hub }}' .venv/bin/python platform/runpod_deploy.py": " --dry-run",
     "curl -s http://127.0.0.1:8000": "",
     "curl -sL https://YOU--kindling-kindling-web.modal.run": "",

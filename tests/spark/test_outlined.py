@@ -17,7 +17,8 @@ from handler.core.recipe import Lora
 from handler.model.adapters.applied import Applied
 from handler.volume.adapters import adapters, chosen
 from spark.checker import check
-from spark.flow import NATIVE, Words
+from spark.flow import Words
+from spark.latents import NATIVE
 from spark.lora import RANK, adapted, inked, loss, outlined, scenes, write
 from spark.scenes import draw, held_out
 from spark.train import SHIPPED

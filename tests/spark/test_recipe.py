@@ -1,7 +1,13 @@
 """The recipe runs end to end in miniature: every stage, a stop, a resumption, and a pipeline that draws."""
 
+import itertools
+import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +16,9 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
-from spark import autoencoder, flow, polish, text, train
+from spark import autoencoder, flow, latents, polish, text, train, training, validation
+from spark.measures import MEASURES
+from spark.scenes import split_of
 
 # torch.compile, which the trainer prepares, imports parts of torch that still use torch.jit
 pytestmark = [
@@ -27,58 +35,123 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(text, "BATCH", 8)
         patch.setattr(autoencoder, "POOL", 12)
         patch.setattr(autoencoder, "MEASURED", 1)
-        patch.setattr(flow, "SHARDS", (((256, 256), 6), ((128, 192), 4)))
+        patch.setattr(latents, "SHARDS", ((256, 256), (128, 128)))
+        patch.setattr(latents, "MOST_A_SHARD", 6)
         text.train(run, 0.001)
         autoencoder.train(run, 0.001)
         autoencoder.refine(run, 0.001)
-        flow.produce(run, seed=1, minutes=0.02)
+        for turn in itertools.takewhile(lambda _: drawn(run) < 2, itertools.count(1)):  # killed, it goes on
+            latents.produce(run, seed=1, minutes=0.01 * turn)
     return run
 
 
-def trainer(folder: Path, patch: pytest.MonkeyPatch) -> flow.Trainer:
-    patch.setattr(flow, "BATCH", 4)
-    made = flow.Trainer(folder, minutes=1, seed=0)
+def drawn(run: Path) -> int:
+    """How many sizes there are latents of."""
+    return len({path.stem.rpartition("_")[2] for path in (run / "latents").glob("*.safetensors")})
+
+
+def trainer(folder: Path, patch: pytest.MonkeyPatch, minutes: float = 1e9) -> training.Trainer:
+    patch.setattr(training, "BATCH", 4)
+    made = training.Trainer(folder, minutes, seed=0)
     made.compiled = made.model  # compiling takes longer than this whole test
     made.latents.refresh()
     return made
 
 
-def test_training_stops_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = trainer(folder, monkeypatch)
-    for _ in range(6):  # both kinds of step
-        loss = first.loss()
-        assert torch.isfinite(loss)
-        first.update(loss)
-    first.elapsed = 7.5
-    first.save()
+def save(made: training.Trainer) -> None:
+    """What the stages after this one find."""
+    made.progress.save()
+    (made.progress.path.parent / "shift.json").write_text("3.0")
+
+
+def test_training_stops_and_goes_on_as_if_it_had_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, optimisers and random numbers: to the bit what they are without the stop."""
+    whole, first = trainer(folder, monkeypatch), trainer(folder, monkeypatch)
+    monkeypatch.setattr(first.progress, "path", folder / "stopped.pt")
+    for made, steps in ((whole, 6), (first, 4)):
+        torch.manual_seed(3)
+        made.rng.seed(3)
+        walk(made, steps)
+    first.progress.save()
     again = trainer(folder, monkeypatch)
-    again.resume()
-    assert (again.step, again.samples, again.elapsed) == (6, first.samples, 7.5)
-    for old, new in zip(first.average.parameters(), again.average.parameters(), strict=True):
-        assert torch.equal(old, new)
-    again.update(again.loss())
+    monkeypatch.setattr(again.progress, "path", folder / "stopped.pt")
+    assert again.progress.resume()
+    assert (again.progress.step, again.progress.samples) == (4, first.progress.samples)
+    walk(again, 2)
+    assert again.progress.samples == whole.progress.samples
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    for name, value in whole.average.weights.items():
+        assert torch.equal(value, again.average.weights[name]), name
+
+
+def walk(made: training.Trainer, steps: int) -> None:
+    for _ in range(steps):
+        loss, _, batch = made.loss()
+        assert torch.isfinite(loss)
+        made.update(loss, batch)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (128, 128)])
+@pytest.mark.parametrize("lesson", training.FINISH.lessons)
+def test_every_lesson_has_a_gradient_everywhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lesson: str, size: tuple[int, int]
+) -> None:
+    """At the end of the training, in pixels too."""
+    made = trainer(folder, monkeypatch, minutes=1)
+    made.progress.elapsed = 59.0
+    monkeypatch.setattr(training, "FINISH", training.Schedule({lesson: 1}, pairs=1))
+    monkeypatch.setattr(training, "PLAN", {size: 1})
+    loss, name, _ = made.loss()
+    assert name == f"{lesson}_{size[0]}x{size[1]}"
+    loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in made.model.parameters())
+    assert made.model.proj_out.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in made.vae.parameters())
+
+
+def test_steps_of_every_size_are_about_as_much_work() -> None:
+    tokens = [training.batch_of(size, 20) * (size[0] * size[1] // 1024 + 20) for size in latents.PLAN]
+    assert max(tokens) < 1.3 * min(tokens)
+    assert set(latents.SHARDS) == set(latents.PLAN)
+
+
+def test_an_altered_scene_follows_each(folder: Path) -> None:
+    scenes = latents.shard_scenes(1, 0, 20)
+    for before, after in zip(scenes[::2], scenes[1::2], strict=True):
+        assert before.nuisance == after.nuisance
+        assert [(i.x, i.y, i.diameter) for i in before.items] == [(i.x, i.y, i.diameter) for i in after.items]
+        assert before.items != after.items or before.background != after.background
+        assert {split_of(i.shape, i.color, after.background) for i in after.items} == {"train"}
+
+
+def test_a_hole_holds_an_object_or_lies_anywhere() -> None:
+    rng = random.Random(0)
+    for scene in latents.shard_scenes(2, 0, 40):
+        drawn = training.hole(scene, torch.Size((32, 48)), (768, 512), rng)
+        assert drawn.shape == (1, 32, 48)
+        assert 0 < drawn.float().mean() <= 1
 
 
 def test_finished_weights_can_be_trained_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SHIPPED", tmp_path / "shipped")
     shipped = flow.build()
-    flow.export(flow.assemble(folder, shipped), tmp_path / "shipped")
+    flow.export(flow.assemble(folder, shipped, 3.0), tmp_path / "shipped")
     train.adopt(tmp_path / "run")
-    again = trainer(tmp_path / "run", monkeypatch)
-    again.resume()
-    for old, new in zip(shipped.parameters(), again.model.parameters(), strict=True):
+    again = training.begun(tmp_path / "run")
+    for old, new in zip(shipped.parameters(), again.parameters(), strict=True):
         assert torch.equal(old, new.to(old.dtype))
 
 
-def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shift", flow.SHIFTS)
+def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
     """Where the training says the sampler arrives is where diffusers' own scheduler arrives."""
     made = trainer(folder, monkeypatch)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # where it is, training rounds to bf16
     noise, words = torch.randn(1, 12, 16, 16), made.words.read(["a red circle"], 20)
-    monkeypatch.setattr(made.rng, "choice", lambda options: 4)
-    monkeypatch.setattr(made.rng, "randint", lambda low, high: 2)
-    noisy, sigma = made._roll(noise, words)
-    pipeline = flow.assemble(folder, made.model)
+    sigmas = flow.sampler_sigmas(4, shift)
+    noisy = flow.follow(made._velocity, noise, sigmas[:3], words)
+    pipeline = flow.assemble(folder, made.model, shift)
     seen: list[torch.Tensor] = []
 
     def keep(_: object, step: int, __: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -89,12 +162,12 @@ def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPat
         "a red circle", height=256, width=256, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=20,
         latents=flow.pack(noise), callback_on_step_end=keep, output_type="latent",
     )  # fmt: skip
-    assert torch.allclose(sigma, pipeline.scheduler.sigmas[2])
+    assert pipeline.scheduler.sigmas[2].item() == pytest.approx(sigmas[2])
     assert torch.allclose(flow.pack(noisy), seen[1], atol=1e-4)
 
 
 def test_the_export_loads_as_a_plain_pipeline_in_one_dtype(folder: Path, tmp_path: Path) -> None:
-    flow.export(flow.assemble(folder, flow.build()), tmp_path / "pipeline")
+    flow.export(flow.assemble(folder, flow.build(), 3.0), tmp_path / "pipeline")
     pipeline = FluxPipeline.from_pretrained(tmp_path / "pipeline")
     parts = (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
     assert {part.dtype for part in parts} == {torch.float32}
@@ -103,7 +176,7 @@ def test_the_export_loads_as_a_plain_pipeline_in_one_dtype(folder: Path, tmp_pat
 def test_polishing_trains_the_decoder_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run)
-    trainer(run, monkeypatch).save()
+    save(trainer(run, monkeypatch))
     monkeypatch.setattr(autoencoder, "MEASURED", 1)
     monkeypatch.setattr(polish, "DRAWN", 4)
     before = load_file(run / "vae" / "diffusion_pytorch_model.safetensors")
@@ -111,17 +184,65 @@ def test_polishing_trains_the_decoder_alone(folder: Path, tmp_path: Path, monkey
     after = load_file(run / "vae" / "diffusion_pytorch_model.safetensors")
     changed = {name.partition(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == {"decoder"}
-    pipeline = flow.finished(run)
+    pipeline = validation.finished(run)
     assert type(pipeline) is FluxPipeline
 
 
 def test_an_artist_draws_what_its_scenes_say(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run)
-    trainer(run, monkeypatch).save()
+    save(trainer(run, monkeypatch))
     latents, scenes = polish.Artist(run).draw((256, 384), 3, random.Random(0))
     assert latents.shape == (3, 12, 24, 16)
     assert len(scenes) == 3
+
+
+PRODUCING = """
+import sys
+from pathlib import Path
+from spark import latents
+from spark.train import _produce
+latents.SHARDS, latents.MOST_A_SHARD = ((128, 128),), 2
+if __name__ == "__main__":
+    _produce(Path(sys.argv[1]), 1, 600)
+"""
+
+
+def test_producers_end_with_who_began_them(folder: Path, tmp_path: Path) -> None:
+    """Killed, it leaves nobody behind who would write what is written once more."""
+    shutil.copytree(folder / "vae", tmp_path / "vae")
+    (tmp_path / "producing.py").write_text(PRODUCING)
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "producing.py", str(tmp_path)],
+        cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE,
+    ) as killed:  # fmt: skip
+        while not list(tmp_path.glob("latents/*.safetensors")):
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.kill()
+        killed.communicate(timeout=300)  # the end of what it wrote comes when its producer is gone as well
+
+
+def test_the_transformers_stage_ends_by_its_clock_and_the_shift_is_chosen(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    monkeypatch.setattr(training, "COMPILED", ())  # it takes longer than this whole test
+    monkeypatch.setattr(training, "BATCH", 4)
+    monkeypatch.setattr(validation, "SIZES", ((128, 128),))
+    training.train(run, 0.02, check_every=0.01)
+    training.train(run, 0.02)  # its time is over
+    validation.choose(run, prompts=1)
+    assert validation.chosen(run) in flow.SHIFTS
+    told = [json.loads(line) for line in (run / "flow.log").read_text().splitlines()]
+    steps = torch.load(run / "flow.pt", weights_only=True)["counts"][0]
+    assert steps > 0
+    assert [line["resumed"] for line in told if "resumed" in line] == [steps]
+    final = [line for line in told if line.get("validated") == validation.FINAL]
+    assert [line["shift"] for line in final] == list(flow.SHIFTS)
+    assert {"right", *MEASURES} == set(final[0]["128x128"])
 
 
 def test_case_does_not_matter_to_t5(folder: Path) -> None:
@@ -143,22 +264,24 @@ def test_a_stage_that_was_interrupted_is_done_again(tmp_path: Path, monkeypatch:
         if seen.count(name) == 1:
             raise KeyboardInterrupt
 
+    (tmp_path / "run").mkdir()
     for module, function, left in (
         (autoencoder, "train", "vae"),
         (autoencoder, "refine", "vae"),
         (text, "train", "text_encoder_2"),
         (train, "_produce", "latents"),
+        (training, "train", "flow"),
+        (validation, "choose", "shift"),
         (polish, "polish", "vae"),
     ):
         monkeypatch.setattr(module, function, partial(work, f"{module.__name__}.{function}", left))
-    monkeypatch.setattr(flow, "train", lambda *_: None)
-    monkeypatch.setattr("sys.argv", ["train", "--folder", str(tmp_path / "run")])
-    for _ in range(5):
+    monkeypatch.setattr("sys.argv", ["train", "--begin", "nothing", "--folder", str(tmp_path / "run")])
+    for _ in range(7):
         with pytest.raises(KeyboardInterrupt):
             train.main()
     train.main()
     train.main()
-    assert [seen.count(name) for name in dict.fromkeys(seen)] == [2] * 5
+    assert [seen.count(name) for name in dict.fromkeys(seen)] == [2] * 7
 
 
 def test_an_autoencoder_is_saved_whole_or_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ import random
 
 import pytest
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
-from spark.flow import image_ids, pack, sample_sigma, tie
+from spark.flow import AXES, SHARP, TURNS, image_ids, pack, sample_sigma, tie, window
 from spark.scenes import KINDS, NUISANCES, SPLITS, caption, held_out, sample_scene, split_of
 from spark.text import UNSAID, facts
 
@@ -64,10 +66,38 @@ def test_tied_noise_is_still_standard_normal() -> None:
     torch.manual_seed(0)
     nuisance = torch.randn(4000, NUISANCES)
     noise = tie(torch.randn(4000, 12, 4, 6), nuisance)
-    assert torch.allclose(noise[:, :NUISANCES].mean((2, 3)) * 24**0.5, nuisance, atol=1e-4)
     flat = noise.flatten(1)
     assert flat.mean().abs() < 0.01
     assert (torch.cov(flat.T) - torch.eye(flat.shape[1])).abs().max() < 0.12
+
+
+SHAPES = [(16, 16), (32, 32), (32, 48), (48, 32), (64, 64)]
+
+
+@pytest.mark.parametrize("size", [(8, 8), *SHAPES])
+def test_what_the_seed_decides_is_in_the_noise_of_every_size(size: tuple[int, int]) -> None:
+    nuisance, through = torch.randn(3, NUISANCES), window(*size)
+    tied = tie(torch.randn(3, 12, *size), nuisance)
+    assert torch.allclose((tied[:, :NUISANCES] * through).sum((-2, -1)), nuisance, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_about_as_many_values_carry_it_whatever_the_size(size: tuple[int, int]) -> None:
+    carrying = 1 / window(*size).pow(4).sum()  # of equal ones it is their number
+    assert 50 < carrying < 70
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 48), (64, 64)])
+def test_one_head_of_attention_reads_it_by_rope_alone(size: tuple[int, int]) -> None:
+    """diffusers' own RoPE on constant queries and keys; the words stand at the first corner."""
+    rope = FluxPosEmbed(theta=10000, axes_dim=list(AXES))(image_ids(size[0] // 2, size[1] // 2))
+    places = [start + 2 * turn for start in (AXES[0], AXES[0] + AXES[1]) for turn in TURNS]
+    constant = torch.zeros(1, size[0] * size[1] // 4, 1, sum(AXES))
+    constant[..., places] = SHARP**0.5
+    turned = apply_rotary_emb(constant, rope, sequence_dim=1)[0, :, 0]
+    attention = (turned[0] @ turned.T).softmax(-1)
+    tokens = pack(window(*size).expand(1, 1, *size))[0].mean(-1)
+    assert torch.allclose(attention, tokens / tokens.sum(), atol=1e-5)
 
 
 def test_sigmas_cover_the_schedule() -> None:

@@ -1,0 +1,129 @@
+"""Pictures as latents, drawn and encoded once: by size, in shards that can be told from their names.
+
+Scenes come in twos: after each one the same with something changed, for image-to-image (`scenes.altered`).
+"""
+
+import multiprocessing
+import os
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spark.autoencoder import to_tensor
+from spark.scenes import Scene, altered, draw, sample_scene
+
+Size = tuple[int, int]
+
+NATIVE: Size = (256, 256)
+LARGE: Size = (512, 512)
+LARGEST: Size = (1024, 1024)
+# Of the steps of the transformer's training, percent; every step has about as many tokens, so about as much work.
+PLAN: dict[Size, float] = {
+    (128, 128): 9, (256, 256): 14, (512, 512): 36, (768, 512): 7, (512, 768): 7, (1024, 1024): 12,
+    (672, 384): 4, (384, 672): 4, (384, 256): 2, (256, 384): 2, (640, 640): 1, (1024, 576): 1, (576, 1024): 1,
+}  # fmt: skip
+SHARD_PIXELS = 24 * 512 * 512  # of pictures that are encoded before they are kept
+SHARDS: tuple[Size, ...] = (  # what a producer goes through, again and again: more small pictures, which cost less
+    LARGE, NATIVE, LARGE, (768, 512), (1024, 1024), LARGE, (128, 128), (512, 768), LARGE, (672, 384), (1024, 1024),
+    LARGE, (384, 672), NATIVE, LARGE, (384, 256), (768, 512), (1024, 1024), LARGE, (256, 384), (512, 768), LARGE,
+    (640, 640), (1024, 1024), LARGE, (1024, 576), LARGE, (576, 1024),
+)  # fmt: skip
+MOST_A_SHARD = 192
+
+
+def shard_count(size: Size) -> int:
+    """How many pictures a shard of this size has: an even number."""
+    return 2 * max(1, min(MOST_A_SHARD, SHARD_PIXELS // (size[0] * size[1])) // 2)
+
+
+def shard_scenes(seed: int, index: int, count: int) -> list[Scene]:
+    """The scenes of one shard, a changed one after each: a function of its name, so that only latents need storing."""
+    rng = random.Random(f"{seed}/{index}")
+    found: list[Scene] = []
+    while len(found) < count:
+        scene = sample_scene(rng)
+        found += [scene, altered(scene, rng)]
+    return found
+
+
+@torch.no_grad()
+def produce(folder: Path, seed: int, minutes: float) -> None:
+    """Draw and encode pictures for `minutes`; shards go to `folder`/latents. Run several with different seeds.
+
+    Killed, it goes on at the shard that was not finished, for as long as was left; it ends with who began it.
+    """
+    torch.set_num_threads(1)
+    vae = AutoencoderKL.from_pretrained(folder / "vae").eval().to(memory_format=torch.channels_last)
+    (folder / "latents").mkdir(parents=True, exist_ok=True)
+    clock = folder / "latents" / f"{seed}.seconds"
+    spent = float(clock.read_text()) if clock.exists() else 0.0
+    start, index, parent = time.monotonic() - spent, 0, multiprocessing.parent_process()
+    while time.monotonic() - start < 60 * minutes and (parent is None or parent.is_alive()):
+        size = SHARDS[index % len(SHARDS)]
+        path = folder / "latents" / f"{seed}_{index}_{size[0]}x{size[1]}.safetensors"
+        if not path.exists():
+            save_file({"latents": encoded(vae, shard_scenes(seed, index, shard_count(size)), size)}, _part(path))
+            _part(path).replace(path)
+            _part(clock).write_text(f"{time.monotonic() - start:.1f}")
+            _part(clock).replace(clock)
+        index += 1
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def encoded(vae: AutoencoderKL, scenes: list[Scene], size: Size) -> Tensor:
+    """Scaled latents (count, 12, height / 16, width / 16) of the scenes, in 16 bits."""
+    means = [vae.encode(to_tensor([draw(scene, size, 3)])).latent_dist.mean for scene in scenes]
+    shift, scale = vae.config.shift_factor, vae.config.scaling_factor
+    latents: Tensor = ((torch.cat(means) - shift) * scale).half().contiguous()
+    return latents
+
+
+@dataclass
+class Latents:
+    """Everything the producers have finished, by picture size."""
+
+    folder: Path
+    rng: random.Random
+    pools: dict[Size, list[tuple[Tensor, Scene]]] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    def refresh(self) -> int:
+        """Read new shards; returns the number of pictures at hand."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name in self.seen:
+                continue
+            self.seen.add(path.name)
+            seed, index, dims = path.stem.split("_")
+            width, height = map(int, dims.split("x"))
+            latents = load_file(path)["latents"]
+            scenes = shard_scenes(int(seed), int(index), len(latents))
+            self.pools.setdefault((width, height), []).extend(zip(latents, scenes, strict=True))
+        return sum(map(len, self.pools.values()))
+
+    def take(self, size: Size, count: int, pairs: float = 1.0) -> tuple[Tensor, list[Scene]]:
+        """`count` random latents (count, 12, height / 16, width / 16) of one size, with their scenes.
+
+        `pairs` is how much of the scenes of two different objects is kept, which are the hardest.
+        """
+        picked: list[tuple[Tensor, Scene]] = []
+        while len(picked) < count:
+            candidate = self.rng.choice(self.pools[size])
+            if candidate[1].kind != "pair" or self.rng.random() < pairs:
+                picked.append(candidate)
+        return torch.stack([latent for latent, _ in picked]).float(), [scene for _, scene in picked]
+
+    def take_altered(self, size: Size, count: int) -> tuple[Tensor, Tensor, list[Scene]]:
+        """`count` latents, those of the same scenes with something changed, and the changed scenes."""
+        pool = self.pools[size]
+        places = [2 * self.rng.randrange(len(pool) // 2) for _ in range(count)]
+        before, after = (torch.stack([pool[i + k][0] for i in places]).float() for k in (0, 1))
+        return before, after, [pool[i + 1][1] for i in places]
