@@ -473,8 +473,9 @@ def test_what_starts_run_is_compiled_and_what_they_touch_is_listed() -> None:
     """After all that is imported has been installed, by somebody who may write there."""
     *_, copied, step, user = [rest for name, rest in DOCKERFILE if name in ("COPY", "RUN", "USER")]
     assert (copied, user) == ("platform platform", "1000")
-    installs, compiles, lists = (part.strip() for part in step.split("&&"))
+    installs, compiles, looks, lists = (part.strip() for part in step.split("&&"))
     assert (installs, compiles) == ("pip install --no-deps .", "python -m compileall -q handler platform")
+    assert looks == 'python -c "import handler.model.families"'  # which leaves what transformers has
     assert lists == 'python -c "from handler.worker import touched; touched.record()"'  # which test_touched.py runs
 
 
