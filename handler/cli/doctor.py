@@ -38,6 +38,7 @@ from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
 from handler.worker.footprint import weigh
 from handler.worker.outlook import Outlook, outlook
+from handler.worker.splittable import require_shared, require_splittable
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -182,10 +183,12 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
 def _grounds(seen: Outlook) -> artifacts.Found:
     """The compiled code that a start has to go by. Raises what would end it, as a worker does."""
     settings, hardware = seen.settings, seen.hardware
-    _ = seen.weights
+    require_splittable(seen.spec, settings)
+    require_shared(seen.weights, settings)
     if settings.vae:
         vae_source(settings.vae, settings.volume)
     seen.spec.served_caching(settings.step_cache)
+    _ = seen.attention
     if not seen.memory.fits:
         raise DoesNotFit(f"it does not fit: {seen.memory.reason}")
     if why := unheld(settings, hardware.name):

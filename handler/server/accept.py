@@ -58,21 +58,26 @@ def _quality(ranges: Mapping[str, float], media: str) -> float:
 def asked(payload: Any, wanted: tuple[Format, ...], within: str = "") -> Any:
     """`payload` as a request for one picture in one of these formats, if it is one at all. Raises why it cannot be.
 
-    Its choices are in the field `within`, where that is named.
+    Its choices are in the field `within`, where that is named; such a request is for one picture, whatever it accepts.
     """
     chosen = payload.get(within, {}) if within and isinstance(payload, dict) else payload
     if chosen is None and isinstance(payload, dict):  # null counts as not sent
         chosen = {}
     if not wanted or not isinstance(chosen, dict):
         return payload
+    if not within:
+        _require_alone(chosen)
     chosen = _one(chosen, wanted)
     return {**payload, within: chosen} if within else chosen
 
 
-def _one(payload: dict[str, Any], wanted: tuple[Format, ...]) -> dict[str, Any]:
-    count = next((payload[name] for name in COUNTS if payload.get(name) not in (None, 1)), 1)
-    if count != 1:
+def _require_alone(payload: dict[str, Any]) -> None:
+    counts = [count for name in COUNTS if isinstance(count := payload.get(name), int | float)]
+    if max(counts, default=1) > 1:  # what is no count, its dialect refuses
         raise OutOfRange("Accept asks for the picture itself, which is one alone: send n 1, or accept JSON.", "n")
+
+
+def _one(payload: dict[str, Any], wanted: tuple[Format, ...]) -> dict[str, Any]:
     if payload.get("response_format") == "url":
         raise InvalidValue(
             "Accept asks for the picture itself, response_format for its URL: send one.",

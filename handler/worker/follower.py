@@ -4,7 +4,6 @@ It talks to the leader alone, keeps nothing, and ends when the leader's end of t
 """
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -29,8 +28,6 @@ from handler.worker.outlook import outlook
 from handler.worker.preload import libraries
 from handler.worker.ranks import END_S, enter
 from handler.worker.worker import Worker
-
-PDEATHSIG = 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that started this process ends
 
 
 class GivenUp(Exception):
@@ -123,8 +120,6 @@ def main(line: int, model: str) -> None:
     """Follow the leader at the other end of `line`, a file descriptor; `model` is what it will load."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach all of a terminal or a container; the leader decides
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # also of one that is stopped
-        ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with, args=[line], name="leader", daemon=True).start()
     pages.share()
     with imports.uncollected(), imports.lean():

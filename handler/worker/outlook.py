@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from handler.catalog import ring
 from handler.catalog.attention import KERNELS, NATIVE, KernelChoice, choose, refusal
 from handler.catalog.gpus import Gpu
 from handler.catalog.models import find
@@ -72,6 +73,8 @@ class Outlook:
         What is installed on another machine is not known. On this one torch is imported.
         """
         asked, hardware = self.asked.attention, self.hardware
+        if self.here and self.asked.ring_degree > 1:
+            return ring.choose(asked, hardware.capability, hardware.dtype)
         if asked == "auto" and self.asked.ranks > 1:
             return KernelChoice(NATIVE, SHARED.reason)
         if self.here:

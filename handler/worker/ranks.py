@@ -6,7 +6,9 @@ the device counts as lost, the pictures fail once, and this worker is replaced. 
 """
 
 import contextlib
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,19 +19,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from handler.catalog.spec import ModelSpec
-from handler.core.errors import DeviceLost, DeviceMissing, KindlingError, OutOfRange, SettingsError, StartError
+from handler.core.errors import DeviceLost, DeviceMissing, SettingsError, StartError
 from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.secrets import without_secrets
 from handler.core.settings import Settings
 from handler.model import upstream
-from handler.model.hardware import Hardware
+from handler.model.hardware import Hardware, expected
 from handler.model.runner import DrawOutcome, InTurn, Runner
 from handler.volume import pages
-from handler.volume.listing import json_of
-from handler.volume.manifest import Source
+from handler.worker import splittable
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
 
+LIBC, PDEATHSIG = ctypes.CDLL(None), 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that began this ends
 LOST = "A process that draws with this one {}; this worker is being replaced. Try again."
 SETTLE_S = 10.0  # for all ranks to say that they are in step again
 END_S = 5.0  # for followers to end by themselves
@@ -37,11 +38,19 @@ SEEN = "CUDA_VISIBLE_DEVICES"
 FAULTS: dict[str, type[StartError]] = {kind.__name__: kind for kind in (SettingsError, DeviceMissing)}
 
 
+def die_together() -> None:
+    """Let this process end with its leader, also if it is stopped before it is anything but a fork of it."""
+    if sys.platform == "linux":
+        LIBC.prctl(PDEATHSIG, signal.SIGKILL)
+
+
 class Ranks:
     """The followers of this process, as a context that ends them."""
 
     def __init__(self, settings: Settings) -> None:
         """Start them: they import what they need."""
+        if (seen := expected(settings)).device == "cpu":
+            splittable.require_ring(seen, settings)
         upstream.shared()
         pages.share()
         self._settings, self._loads, self._number, self._joined = settings, 0, 0, False
@@ -60,7 +69,7 @@ class Ranks:
             command = [sys.executable, "-m", "handler.worker.follower", str(theirs.fileno()), self._settings.model]
             environ = without_secrets(os.environ) | _visible(rank)
             follower = subprocess.Popen(  # noqa: S603 this program, with a model's name
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environ
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environ, preexec_fn=die_together
             )
         self._followers.append(follower)
 
@@ -80,6 +89,7 @@ class Ranks:
         from handler.model import split
 
         split.require_devices(hardware.device, self._settings.ranks)
+        splittable.require_ring(hardware, self._settings)
         decided = {"precision": hardware.precision, "device": hardware.device, "compile": "off"}
         decided["offload"] = "off" if mode == "resident" else mode
         self._loads += 1
@@ -90,8 +100,8 @@ class Ranks:
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
         store = Path(self._meeting.name) / "store"
-        for rank, line in enumerate(self._lines, 1):
-            line.send(Join(rank, store, hardware.attention))
+        for rank, each in enumerate(zip(self._lines, self._followers, strict=True), 1):
+            _send(*each, Join(rank, store, hardware.attention))
         self._joined = True
         enter(0, self._settings, hardware, store, model)
         require_done(self._answers(self._settings.hang_s))
@@ -100,7 +110,7 @@ class Ranks:
         self, runner: Runner, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]
     ) -> list[DrawOutcome | None]:
         """`Runner.draw_some` of all ranks."""
-        if error := refusal(recipes[0], self._settings):
+        if error := splittable.refusal(recipes[0], self._settings):
             return [error] * len(recipes)
         given_up = set[int]()
         try:
@@ -112,9 +122,8 @@ class Ranks:
             own = [isinstance(outcome, BaseException) for outcome in outcomes]
             if any(any(of_one) for i, of_one in enumerate(zip(own, *faults, strict=True)) if i not in given_up):
                 self._settle()
-        except (StartError, OSError) as error:
-            why = error.message if isinstance(error, StartError) else f"has ended ({error})"
-            return [DeviceLost(LOST.format(why))] * len(recipes)
+        except StartError as error:
+            return [DeviceLost(LOST.format(error.message))] * len(recipes)
         return outcomes
 
     def _step(self, i: int, on_step: OnStep, given_up: set[int], done: int, preview: Preview) -> None:
@@ -138,8 +147,8 @@ class Ranks:
         require_done(self._answers(SETTLE_S))
 
     def _tell(self, order: object) -> None:
-        for line in self._lines:
-            line.send(order)
+        for each in zip(self._lines, self._followers, strict=True):
+            _send(*each, order)
 
     def _answers(self, seconds: float) -> list[Done | Failed]:
         """What each says to the first order that it has not answered; StartError of one that has ended or is silent."""
@@ -183,38 +192,6 @@ def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model:
         split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
 
 
-def require_splittable(spec: ModelSpec, settings: Settings) -> None:
-    """SettingsError, which says why, unless several GPUs can draw `spec` together as `settings` ask."""
-    for wrong, why in (
-        (not spec.splits, f"diffusers cannot split {spec.id} over several GPUs"),
-        (settings.step_cache != "off", "a step cache skips blocks of whole pictures; use KINDLING_STEP_CACHE=off"),
-        (settings.offload == "blocks", "blocks that wait in host memory cannot be split; use KINDLING_OFFLOAD=auto"),
-    ):
-        if settings.ranks > 1 and wrong:
-            raise SettingsError(f"{_name(settings)}: {why}.", _name(settings))
-
-
-def require_shared(source: Source, settings: Settings) -> None:
-    """SettingsError unless as many ranks as Ulysses attention has can share the heads of the model in `source`."""
-    heads = json_of(source, "transformer/config.json").get("num_attention_heads", 0)
-    if heads % settings.ulysses_degree:
-        told = f"the model has {heads} heads of attention, which {settings.ulysses_degree} GPUs cannot share evenly"
-        raise SettingsError(f"{_name(settings)}: {told}.", _name(settings))
-
-
-def _name(settings: Settings) -> str:
-    return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
-
-
-def refusal(recipe: Recipe, settings: Settings) -> KindlingError | None:
-    """Why the ranks cannot draw `recipe`: with both ways at once diffusers splits evenly only."""
-    tokens = (recipe.size[0] // 16) * (recipe.size[1] // 16)
-    if min(settings.ring_degree, settings.ulysses_degree) == 1 or tokens % settings.ranks == 0:
-        return None
-    told = f"width / 16 x height / 16 has to be a multiple of {settings.ranks} here"
-    return OutOfRange(f"size: {told}, for {settings.ranks} GPUs draw each picture.", "size")
-
-
 def require_done(answers: Sequence[Done | Failed]) -> list[Done]:
     """What all did; a StartError, of its own kind where that matters, if one could not."""
     for answer in answers:
@@ -228,6 +205,13 @@ def _faults(answer: Done | Failed) -> tuple[str, ...]:
     if isinstance(answer, Failed):
         raise StartError(f"has failed ({answer.kind})")
     return answer.faults
+
+
+def _send(line: Connection, follower: subprocess.Popen[bytes], order: object) -> None:
+    try:
+        line.send(order)
+    except OSError:
+        raise StartError(f"has ended ({_how(follower)})") from None
 
 
 def _answer(line: Connection, follower: subprocess.Popen[bytes], seconds: float) -> Done | Failed:

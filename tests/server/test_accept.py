@@ -16,6 +16,8 @@ from handler.core.errors import Unsupported
 from handler.server.accept import forms
 from serving import live
 
+ACCEPTED = ("image/png", "application/json")
+
 SMALL: dict[str, Any] = {"prompt": "a red circle", "seed": 7}
 ROUTES = ("/generate", "/v1/images/generations", "/v1/images/edits")
 WANTED = {
@@ -102,6 +104,21 @@ def test_what_is_refused_is_told_in_json(url: str, fields: dict[str, Any], param
     answer = post(url, "/generate", **fields)
     assert answer.status_code in (400, 422)
     assert answer.json()["error"]["param"] == param
+
+
+def test_where_one_picture_is_all_there_is_no_other_answer_is_advised(url: str) -> None:
+    body = {"inputs": "x", "parameters": {"n": 2}}
+    for accept in ACCEPTED:
+        answer = httpx.post(url, json=body, headers={"accept": accept}).json()
+        assert answer["error"]["message"] == "n: one picture is drawn for a request here."
+
+
+@pytest.mark.parametrize("count", ["1", -1, 0, [2]])
+def test_a_count_that_is_none_is_told_as_where_json_is_wanted(url: str, count: Any) -> None:
+    for path, body in (("/generate", {"prompt": "x", "n": count}), ("/", {"inputs": "x", "parameters": {"n": count}})):
+        told = [httpx.post(url + path, json=body, headers={"accept": each}).json() for each in ACCEPTED]
+        assert told[0] == told[1]
+        assert told[0]["error"]["param"] == "n"
 
 
 def test_events_come_as_events(url: str) -> None:

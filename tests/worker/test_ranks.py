@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import PATIENT, ROOT, unwarmed
+from diffusers.models.attention_dispatch import AttentionBackendName
 
 import tiny
 from handler import MODELS, ImageRequest, Worker
+from handler.catalog.attention import backend
 from handler.core.errors import Cancelled, DeviceLost, OutOfMemory, OutOfRange, SettingsError
 from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
@@ -31,7 +34,8 @@ from handler.volume import pages
 from handler.volume.sources import model_source
 from handler.worker.decision import decide
 from handler.worker.outlook import outlook
-from handler.worker.ranks import Ranks, refusal, require_shared, require_splittable
+from handler.worker.ranks import Ranks
+from handler.worker.splittable import refusal, require_ring, require_shared, require_splittable
 from serving import Served, serving
 
 ALIKE = 2  # of 255: sums of floats in another order
@@ -188,6 +192,32 @@ def test_heads_that_cannot_be_shared_are_told_by_their_number() -> None:
     require_shared(source, Settings(ulysses_degree=4))
 
 
+def test_ring_attention_on_a_cpu_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(SettingsError, match=r"a CPU cannot compute ring attention\. Use KINDLING_ULYSSES") as caught:
+        Worker.boot(Settings(ring_degree=2, device="cpu", cold_start_budget_s=600))
+    assert caught.value.param == "KINDLING_RING_DEGREE"
+
+
+def test_ring_attention_has_a_kernel_of_its_own_unless_there_is_none() -> None:
+    settings = Settings(ring_degree=2)
+    gpu = Hardware("cuda", "NVIDIA H200", "bf16", "", capability=(9, 0))
+    seen = outlook(settings, MODELS["spark"], gpu)
+    assert seen.attention
+    assert seen.attention.id in ("cudnn", "flash")
+    assert AttentionBackendName(backend(seen.attention.id)) is not AttentionBackendName.NATIVE
+    require_ring(gpu, settings)
+    for hardware, asked, why in (
+        (gpu, "native", "cannot use KINDLING_ATTENTION=native. Use auto, cudnn or flash"),
+        (replace(gpu, capability=(7, 5), precision="fp16"), "auto", "cudnn needs compute capability 8.0 or newer"),
+        (replace(gpu, precision="fp32"), "flash", "flash computes in 16-bit floats"),
+    ):
+        told = settings.model_copy(update={"attention": asked})
+        with pytest.raises(SettingsError, match=why):
+            require_ring(hardware, told)
+        require_ring(hardware, told.model_copy(update={"ring_degree": 1}))
+
+
 def test_both_ways_at_once_want_sizes_that_can_be_split_evenly(alone: Worker) -> None:
     both, one = Settings(ulysses_degree=2, ring_degree=2), Settings(ulysses_degree=4)
     odd, even = recipes(alone, "odd")[0], recipes(alone, "text")[0]
@@ -250,6 +280,11 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     ]
 
 
+def follows(pid: int) -> bool:
+    """Whether this process runs a program of its own by now."""
+    return b"handler.worker.follower" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def ended(pid: int) -> None:
     """Wait until this process, which is nobody's child here, is no more."""
     try:
@@ -289,6 +324,28 @@ def test_a_follower_that_ends_or_hangs_fails_the_picture_once_and_the_worker_cle
         assert request.events[-1]["error"]["code"] == "device_lost"
         assert server.process.wait(60) == 1
         ended(follower)
+
+
+def test_a_follower_that_is_stopped_at_its_birth_ends_with_its_leader() -> None:
+    command = [sys.executable, "-m", "handler", "serve", "--port", "0"]
+    environ = os.environ | {"KINDLING_ULYSSES_DEGREE": "2", "KINDLING_COLD_START_BUDGET_S": "600"}
+    with subprocess.Popen(command, env=environ, text=True) as leader:
+        while not (found := [pid for pid in children(leader) if follows(pid)]):
+            assert leader.poll() is None
+        os.kill(found[0], signal.SIGSTOP)
+        leader.kill()
+    ended(found[0])
+
+
+def test_a_follower_that_ended_between_pictures_is_told_by_its_exit_code() -> None:
+    with serving({"KINDLING_ULYSSES_DEGREE": "2"}) as server:
+        [follower] = children(server.process)
+        os.kill(follower, signal.SIGKILL)
+        ended(follower)
+        asked = {"prompt": "a star", "size": "64x64"}
+        answer = httpx.post(f"{server.url}/v1/images/generations", json=asked, timeout=120)
+        assert "has ended (exit code -9)" in answer.json()["error"]["message"]
+        assert server.process.wait(60) == 1
 
 
 def test_followers_end_with_their_leader_and_a_terminals_interrupt_is_the_leaders_alone() -> None:
