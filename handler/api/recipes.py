@@ -5,8 +5,9 @@ from dataclasses import replace
 from handler.api.references import decoded
 from handler.catalog.spec import ModelSpec
 from handler.core.caller import CALLER
+from handler.core.errors import OutOfRange
 from handler.core.recipe import Embedding, Lora, Recipe
-from handler.core.request import MAX_SEED, ImageRequest, LongPrompts
+from handler.core.request import MAX_IMAGES, MAX_SEED, ImageRequest, LongPrompts
 from handler.core.stepcache import StepCacheSetting
 
 
@@ -35,6 +36,8 @@ def recipes_of(
     `served` is the worker's KINDLING_STEP_CACHE, `loras` and `embeddings` the request's, found. Raises the RequestError
     that names the first thing that cannot be. Images take time to decode: with any, this is not for an event loop.
     """
+    if request.n > MAX_IMAGES:
+        raise OutOfRange(f"n: at most {MAX_IMAGES} pictures are drawn for a request.", "n")
     spec.validate(request, served)  # of two faults, tell first what no other image would mend
     images, mask = decoded(request, spec)
     first = replace(spec.recipe(request, images, served, mask, loras, embeddings), caller=CALLER.get())

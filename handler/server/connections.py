@@ -153,7 +153,8 @@ class Connection(asyncio.Protocol, asyncio.Transport):
             return
         self._written += len(data)
         if self._held:
-            self._transport.writelines((self._held, data))
+            # Not `writelines`, by which asyncio of Python 3.12 waits to send on a connection that is closed already.
+            self._transport.write(b"".join((self._held, data)))
             self._held = b""
         elif len(data) <= HEAD_ALONE:
             self._held = bytes(data)

@@ -176,20 +176,18 @@ class Clock:
 
     def finish(self, outcome: str, reason: str = "") -> bool:
         """Disarm and close the ledger; False if the watchdog closed it first."""
-        if not self._done.is_set():  # else it guards what the watchdog does
-            self.ending.cancel()  # first: what interrupts this calls it again
-            faulthandler.cancel_dump_traceback_later()
-        if closed := self._close(outcome, reason):
+        if closed := self._close(outcome, reason, self._disarm):
             if self._stderr != STDERR:
                 os.close(self._stderr)
             self._tell()
         return closed
 
-    def _close(self, outcome: str, reason: str) -> bool:
-        """Close the ledger; False if it was."""
+    def _close(self, outcome: str, reason: str, first: Callable[[], None] = lambda: None) -> bool:
+        """Close the ledger; False if it was. What interrupts what is done `first` may close it again."""
         with self._lock:
             if self._done.is_set():
                 return False
+            first()
             self._done.set()
         self.ledger.outcome, self.ledger.reason = outcome, reason
         self.ledger.total_s = round(self.elapsed, 3)
@@ -212,6 +210,10 @@ class Clock:
                 ERR.drain()
             finally:
                 self._abort(EXIT_CODE)
+
+    def _disarm(self) -> None:
+        self.ending.cancel()
+        faulthandler.cancel_dump_traceback_later()
 
     def _end_later(self, seconds: float) -> None:
         if self._abort is os._exit:

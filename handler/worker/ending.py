@@ -83,5 +83,5 @@ class Ending:
         """Have `text` written then, `to` some place by what a shell says for that, in the place of what was to be."""
         with self._lock:
             self._commands[to] = f"printf %s {quote(text)} {to}"
-            command = " & ".join(self._commands.values()).encode()
+            command = os.fsencode(" & ".join(self._commands.values()))
             self._all.value = command if len(command) < LONGEST else b""

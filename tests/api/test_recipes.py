@@ -12,7 +12,7 @@ from fakes import FakeFamily
 from handler import MODELS, Api, ImageRequest
 from handler.api.recipes import recipes_of
 from handler.core.errors import InvalidValue, OutOfRange, Unsupported
-from handler.core.request import MAX_SEED
+from handler.core.request import MAX_IMAGES, MAX_SEED
 
 SPARK = MODELS["spark"]
 
@@ -36,6 +36,12 @@ def test_pictures_differ_in_their_seeds_alone_and_after_the_largest_comes_0() ->
 def test_a_seed_that_is_left_open_is_drawn_once_for_all_pictures() -> None:
     first, second = recipes_of(asked(n=2), SPARK, "off")
     assert second.seed == (first.seed + 1) % (MAX_SEED + 1)
+
+
+def test_there_are_never_more_pictures_than_any_worker_draws() -> None:
+    assert len(recipes_of(asked(n=MAX_IMAGES), SPARK, "off")) == MAX_IMAGES
+    with pytest.raises(OutOfRange, match="n: at most 10 pictures"):
+        recipes_of(asked(n=MAX_IMAGES + 1), SPARK, "off")
 
 
 def test_all_pictures_share_what_was_decoded_once() -> None:

@@ -82,7 +82,7 @@ class Faulty(FakeFamily):
         picture.images = SPOILED.get(word, lambda pixels: pixels)(picture.images)
         return picture
 
-    def load(self, settings: Settings, spec: ModelSpec, clock: Clock, held: object) -> Worker:
+    def load(self, settings: Settings, spec: ModelSpec, clock: Clock, held: object, ranks: object) -> Worker:
         """In place of `Worker._load`."""
         if boot := os.environ.get("FAULTY_BOOT"):
             hold()

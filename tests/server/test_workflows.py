@@ -892,6 +892,7 @@ def test_a_record_that_cannot_be_read_is_named_and_hides_no_other(tell: Callable
     async def story(client: Client) -> None:
         for name in ("poster", "ruined"):
             await keep(client, default(), name)
+            os.utime(tmp_path / f"volume/comfy/workflows/{name}.json", (1e9, 1e9))  # not just now
         with failing(tmp_path / "volume", errno.EIO, lambda call: call.path.endswith("workflows/ruined.json")):
             answer = await client.get("/workflows")
             described = await client.get("/openapi.json")

@@ -130,6 +130,26 @@ def test_what_is_still_told_at_the_end_may_take_all_its_patience(monkeypatch: py
     assert ends[1] > LAST_S + PATIENCE_S + ANSWER_S + LAST_S
 
 
+def test_a_start_that_is_armed_while_it_is_stopped_is_not_ended_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a program gives up an engine whose thread is just about to arm its clock."""
+    told: list[str] = []
+    clock = Clock(100, birth=STILL, publish=quiet)
+
+    def cancel(ending: Ending) -> None:
+        told.append("cancel")
+        if not clock._lock.locked():
+            clock.arm()
+
+    monkeypatch.setattr("handler.worker.clock.faulthandler.dump_traceback_later", lambda *_, **__: None)
+    monkeypatch.setattr(Ending, "set", lambda ending, seconds: told.append("set"))
+    monkeypatch.setattr(Ending, "cancel", cancel)
+    with begun() as threads:
+        assert clock.finish("stopped")
+        clock.arm()
+    assert told == ["cancel"]
+    assert have_ended(*threads.values())
+
+
 def test_a_start_that_was_stopped_before_it_was_armed_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a program gives up an engine that it has just started: it goes on, and must not be ended later."""
     told: list[Any] = []

@@ -88,7 +88,7 @@ Worker.boot(Settings(volume=sys.argv[1]), Clock.anew(1))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends it but faulthandler")
 def test_native_code_that_lets_no_python_run_ends_the_process_and_leaves_word(tmp_path: Path) -> None:
-    volume = tmp_path / "it's a $HOME `volume`"
+    volume = Path(os.fsdecode(b"%s/it's a $HOME\n`volume` \xff" % bytes(tmp_path)))
     volume.mkdir()
     out = subprocess.run([sys.executable, "-c", HELD, volume], capture_output=True, text=True, timeout=60)
     assert out.returncode == 124

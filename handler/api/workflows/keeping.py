@@ -85,7 +85,7 @@ class Library:
         for name in sorted(name for name in times if NAME.fullmatch(name) and name not in self._files()):
             fresh, read = time.time() - times[name] < FRESH_S, self._read.get(name)
             if fresh or read is None or read[0] != times[name]:
-                read = self._read[name] = times[name], self._listed(name)
+                read = times[name], self._listed(name, times[name])
             found.append(read[1])
         return sorted(found, key=lambda one: one.name)
 
@@ -131,12 +131,15 @@ class Library:
         if not there:
             raise WorkflowMissing(f"There is no workflow '{name}'. GET /workflows lists those there are.", "workflow")
 
-    def _listed(self, name: str) -> Workflow:
-        """One among others, which are there though its record cannot be read."""
+    def _listed(self, name: str, written: float) -> Workflow:
+        """One among others, which are there though its record cannot be read; another time it may."""
+        self._read.pop(name, None)
         try:
-            return self._kept(name)
+            found = self._kept(name)
         except OSError as error:
             return Workflow(name, {}, fault=BROKEN.format(why=error.strerror or type(error).__name__))
+        self._read[name] = written, found
+        return found
 
     def _kept(self, name: str) -> Workflow:
         return self._record(name, f"workflows/{name}.json")

@@ -97,9 +97,9 @@ class Description:
     def text(self, root: str, kept: Sequence[Mapping[str, Any]]) -> bytes:
         """For a thread: it looks at the volume."""
         known = json.dumps([root, kept, names(self._engine.settings.volume)]).encode()
-        if self._made[0] != known:
-            self._made = known, json.dumps(document(self._engine, root, kept), separators=(",", ":")).encode()
-        return self._made[1]
+        if (made := self._made)[0] != known:  # another thread may make another meanwhile
+            self._made = made = known, json.dumps(document(self._engine, root, kept), separators=(",", ":")).encode()
+        return made[1]
 
 
 def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
