@@ -28,13 +28,18 @@ def require_devices(device: str, ranks: int) -> None:
         raise DeviceMissing(f"{ranks} GPUs are to draw each picture, and this machine shows {there}.")
 
 
+def require_alone() -> None:
+    """SettingsError if this process belongs to a group: a program that has one cannot hold a worker of several GPUs."""
+    if dist.is_initialized():
+        raise SettingsError("This program has a torch.distributed group already; draw on one GPU here.")
+
+
 def join(rank: int, ranks: int, device: str, store: Path, patience_s: float) -> None:
     """Become `rank` of the group that meets in the file `store`; what takes longer than `patience_s` raises ever after.
 
-    The group is this process's one: a program that has another cannot hold such a worker, and gets a SettingsError.
+    The group is this process's one: SettingsError if it has another.
     """
-    if dist.is_initialized():
-        raise SettingsError("This program has a torch.distributed group already; draw on one GPU here.")
+    require_alone()
     dist.init_process_group(
         BACKENDS[device],
         init_method=store.as_uri(),

@@ -20,7 +20,7 @@ from handler.core.birth import Birth
 from handler.core.errors import StartError
 from handler.core.settings import Settings
 from handler.core.tracebacks import let_go
-from handler.model import imports
+from handler.model import imports, upstream
 from handler.volume.autoencoder import vae_source
 from handler.volume.held import Held
 from handler.volume.revisions import settled
@@ -44,6 +44,8 @@ def preload(settings: Settings, gpu: Gpu | None = None) -> Preloaded:
     It has a cold-start budget of its own, and a StartError, which `doctor` tells too, says why it failed.
     """
     clock = Clock.anew(settings.cold_start_budget_s)
+    if settings.ranks > 1:
+        upstream.shared()
     with clock.start(settings.model), imports.thawed(), ExitStack() as reading:
         spec = find(settings.model)
         clock.ledger.model, clock.record = spec.id, partial(_record, settings.volume, clock.birth)

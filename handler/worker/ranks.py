@@ -2,14 +2,16 @@
 
 The leader alone talks to anybody. It hands every recipe on, and after each step what becomes of the picture, so that
 all give up at the same step. Whoever ends, hangs or fails apart from the others cannot be brought back into step: then
-the device counts as lost, the pictures fail once, and this worker is replaced. Followers end when their leader does.
+the device counts as lost, also while nothing is drawn, the pictures fail once, and this worker is replaced. Followers
+end when their leader does.
 """
 
 import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -17,8 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from handler.catalog.spec import ModelSpec
-from handler.core.errors import DeviceLost, DeviceMissing, KindlingError, OutOfRange, SettingsError, StartError
+from handler.core.errors import DeviceLost, DeviceMissing, SettingsError, StartError
 from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.secrets import without_secrets
 from handler.core.settings import Settings
@@ -26,11 +27,11 @@ from handler.model import upstream
 from handler.model.hardware import Hardware
 from handler.model.runner import DrawOutcome, InTurn, Runner
 from handler.volume import pages
-from handler.volume.listing import json_of
-from handler.volume.manifest import Source
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
+from handler.worker.sharing import refusal
 
-LOST = "A process that draws with this one {}; this worker is being replaced. Try again."
+APART = "A process that draws with this one {}."
+REPLACED = "This worker is being replaced. Try again."
 SETTLE_S = 10.0  # for all ranks to say that they are in step again
 END_S = 5.0  # for followers to end by themselves
 SEEN = "CUDA_VISIBLE_DEVICES"
@@ -45,6 +46,7 @@ class Ranks:
         upstream.shared()
         pages.share()
         self._settings, self._loads, self._number, self._joined = settings, 0, 0, False
+        self._lost, self._closed = "", False
         self._lines, self._followers = list[Connection](), list[subprocess.Popen[bytes]]()
         self._meeting = TemporaryDirectory(prefix="kindling-ranks-", ignore_cleanup_errors=True)
         with contextlib.ExitStack() as unless_begun:
@@ -79,22 +81,32 @@ class Ranks:
         """Let all load what this worker loads, as it has decided; returns at once. Of several calls the last counts."""
         from handler.model import split
 
+        split.require_alone()
         split.require_devices(hardware.device, self._settings.ranks)
         decided = {"precision": hardware.precision, "device": hardware.device, "compile": "off"}
         decided["offload"] = "off" if mode == "resident" else mode
         self._loads += 1
-        self._tell(Load(self._settings.model_copy(update=decided), dict(without)))
+        self._tell(Load(self._settings.without_keys().model_copy(update=decided), dict(without)))
 
     def join(self, model: Any, hardware: Hardware) -> None:
         """Wait until all have loaded, and split `model` among them; raises a StartError of theirs."""
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
         store = Path(self._meeting.name) / "store"
-        for rank, line in enumerate(self._lines, 1):
-            line.send(Join(rank, store, hardware.attention))
-        self._joined = True
+        self._tell(*(Join(rank, store, hardware.attention) for rank in range(1, self._settings.ranks)))
         enter(0, self._settings, hardware, store, model)
+        self._joined = True
         require_done(self._answers(self._settings.hang_s))
+
+    def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
+        """Call `alarm`, on another thread, as soon as a follower has ended, be anything drawn or not."""
+        for follower in self._followers:
+            threading.Thread(target=self._wait, args=[follower, alarm], name="follower", daemon=True).start()
+
+    def _wait(self, follower: subprocess.Popen[bytes], alarm: Callable[[DeviceLost], object]) -> None:
+        code = follower.wait()
+        if not self._closed:
+            alarm(self._lose(APART.format(f"has ended (exit code {code})")))
 
     def draw_some(
         self, runner: Runner, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]
@@ -102,6 +114,8 @@ class Ranks:
         """`Runner.draw_some` of all ranks."""
         if error := refusal(recipes[0], self._settings):
             return [error] * len(recipes)
+        if self._lost:
+            return [DeviceLost(self._lost)] * len(recipes)
         given_up = set[int]()
         try:
             self._tell(Draw(tuple(recipes)))
@@ -112,10 +126,17 @@ class Ranks:
             own = [isinstance(outcome, BaseException) for outcome in outcomes]
             if any(any(of_one) for i, of_one in enumerate(zip(own, *faults, strict=True)) if i not in given_up):
                 self._settle()
-        except (StartError, OSError) as error:
-            why = error.message if isinstance(error, StartError) else f"has ended ({error})"
-            return [DeviceLost(LOST.format(why))] * len(recipes)
+        except StartError as error:
+            return [self._lose(error.message)] * len(recipes)
+        except BaseException:  # Ctrl-C, in a notebook: the others are somewhere in this picture
+            self._lose(APART.format("was left in the middle of a picture"))
+            raise
         return outcomes
+
+    def _lose(self, why: str) -> DeviceLost:
+        """From now on nothing is drawn."""
+        self._lost = f"{why} {REPLACED}"
+        return DeviceLost(self._lost)
 
     def _step(self, i: int, on_step: OnStep, given_up: set[int], done: int, preview: Preview) -> None:
         """A step of picture `i`, of which the others are told."""
@@ -134,12 +155,17 @@ class Ranks:
         self._number += 1
         self._tell(InStep(self._number, SETTLE_S))
         if not split.in_step(self._number, SETTLE_S):
-            raise StartError("is not in step any more")
+            raise StartError(APART.format("is not in step any more"))
         require_done(self._answers(SETTLE_S))
 
-    def _tell(self, order: object) -> None:
-        for line in self._lines:
-            line.send(order)
+    def _tell(self, *orders: object) -> None:
+        """One order for all, or one for each; StartError if one has ended."""
+        each = orders * len(self._lines) if len(orders) == 1 else orders
+        for line, follower, order in zip(self._lines, self._followers, each, strict=True):
+            try:
+                line.send(order)
+            except OSError:
+                raise _ended(follower) from None
 
     def _answers(self, seconds: float) -> list[Done | Failed]:
         """What each says to the first order that it has not answered; StartError of one that has ended or is silent."""
@@ -147,6 +173,7 @@ class Ranks:
 
     def close(self) -> None:
         """End the followers, by force if need be, and the group."""
+        self._closed = True
         for line in self._lines:
             line.close()
         for follower in self._followers:
@@ -180,39 +207,11 @@ def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model:
 
     with split.at_home():
         split.join(rank, settings.ranks, hardware.device, store, settings.hang_s)
-        split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
-
-
-def require_splittable(spec: ModelSpec, settings: Settings) -> None:
-    """SettingsError, which says why, unless several GPUs can draw `spec` together as `settings` ask."""
-    for wrong, why in (
-        (not spec.splits, f"diffusers cannot split {spec.id} over several GPUs"),
-        (settings.step_cache != "off", "a step cache skips blocks of whole pictures; use KINDLING_STEP_CACHE=off"),
-        (settings.offload == "blocks", "blocks that wait in host memory cannot be split; use KINDLING_OFFLOAD=auto"),
-    ):
-        if settings.ranks > 1 and wrong:
-            raise SettingsError(f"{_name(settings)}: {why}.", _name(settings))
-
-
-def require_shared(source: Source, settings: Settings) -> None:
-    """SettingsError unless as many ranks as Ulysses attention has can share the heads of the model in `source`."""
-    heads = json_of(source, "transformer/config.json").get("num_attention_heads", 0)
-    if heads % settings.ulysses_degree:
-        told = f"the model has {heads} heads of attention, which {settings.ulysses_degree} GPUs cannot share evenly"
-        raise SettingsError(f"{_name(settings)}: {told}.", _name(settings))
-
-
-def _name(settings: Settings) -> str:
-    return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
-
-
-def refusal(recipe: Recipe, settings: Settings) -> KindlingError | None:
-    """Why the ranks cannot draw `recipe`: with both ways at once diffusers splits evenly only."""
-    tokens = (recipe.size[0] // 16) * (recipe.size[1] // 16)
-    if min(settings.ring_degree, settings.ulysses_degree) == 1 or tokens % settings.ranks == 0:
-        return None
-    told = f"width / 16 x height / 16 has to be a multiple of {settings.ranks} here"
-    return OutOfRange(f"size: {told}, for {settings.ranks} GPUs draw each picture.", "size")
+        try:
+            split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
+        except BaseException:
+            split.leave()
+            raise
 
 
 def require_done(answers: Sequence[Done | Failed]) -> list[Done]:
@@ -226,7 +225,7 @@ def require_done(answers: Sequence[Done | Failed]) -> list[Done]:
 def _faults(answer: Done | Failed) -> tuple[str, ...]:
     """Of each picture, why there is none; of what failed as a whole only the kind is told, for prompts are in work."""
     if isinstance(answer, Failed):
-        raise StartError(f"has failed ({answer.kind})")
+        raise StartError(APART.format(f"has failed ({answer.kind})"))
     return answer.faults
 
 
@@ -236,14 +235,15 @@ def _answer(line: Connection, follower: subprocess.Popen[bytes], seconds: float)
             answer: Done | Failed = line.recv()
             return answer
     except (OSError, EOFError):
-        raise StartError(f"has ended ({_how(follower)})") from None
-    raise StartError(f"has said nothing for {seconds:g} s")
+        raise _ended(follower) from None
+    raise StartError(APART.format(f"has said nothing for {seconds:g} s"))
 
 
-def _how(follower: subprocess.Popen[bytes]) -> str:
+def _ended(follower: subprocess.Popen[bytes]) -> StartError:
+    how = "its end of the line is closed"
     with contextlib.suppress(subprocess.TimeoutExpired):
-        return f"exit code {follower.wait(1)}"
-    return "its end of the line is closed"
+        how = f"exit code {follower.wait(1)}"
+    return StartError(APART.format(f"has ended ({how})"))
 
 
 def _visible(rank: int) -> dict[str, str]:

@@ -38,7 +38,8 @@ from handler.worker.durations import Durations
 from handler.worker.loaded import Loaded
 from handler.worker.outlook import Outlook, outlook
 from handler.worker.preload import Preloaded, libraries
-from handler.worker.ranks import Ranks, require_shared, require_splittable
+from handler.worker.ranks import Ranks
+from handler.worker.sharing import require_shared, require_splittable
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import select
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ import torch
 from conftest import PATIENT, unwarmed
 
 import tiny
-from handler import MODELS, ImageRequest, Worker
-from handler.core.errors import Cancelled, DeviceLost, OutOfMemory, OutOfRange, SettingsError
+from handler import MODELS, ImageRequest, Worker, preload
+from handler.core.errors import Cancelled, DeviceLost, OutOfMemory, OutOfRange, SettingsError, StartError
 from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.families import finished
 from handler.volume import pages
 from handler.volume.sources import model_source
-from handler.worker.ranks import Ranks, refusal, require_shared, require_splittable
+from handler.worker.orders import Over
+from handler.worker.ranks import Ranks
+from handler.worker.sharing import refusal, require_shared, require_splittable
 from serving import Served, serving
 
 ALIKE = 2  # of 255: sums of floats in another order
@@ -143,6 +145,26 @@ def test_who_fails_between_steps_is_out_of_step_and_lost(monkeypatch: pytest.Mon
         assert forward is not worker.denoiser.forward
 
 
+def test_who_leaves_a_picture_in_its_middle_draws_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with booted(ulysses_degree=RANKS, hang_s=3) as worker:
+        with monkeypatch.context() as here:
+            here.setattr(worker.denoiser, "forward", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                drawn(worker, "text")
+        [outcome] = drawn(worker, "text")
+        assert isinstance(outcome, DeviceLost)
+        assert "was left in the middle of a picture" in outcome.message
+
+
+def test_a_second_worker_is_refused_and_does_the_first_no_harm(alone: Worker, together: Worker) -> None:
+    with pytest.raises(SettingsError, match="group already"):
+        Worker.boot(PATIENT.model_copy(update={"ulysses_degree": RANKS}))
+    assert alike(drawn(together, "text"), drawn(alone, "text"))
+
+
 OTHERS = [pytest.param(model, marks=pytest.mark.judge) for model in ("flux-dev", "flux2-klein", "flux2-dev")]
 
 
@@ -202,10 +224,31 @@ def test_what_all_read_is_read_once_through_the_page_cache(tmp_path: Path, monke
         assert pages.cached(file.fileno(), chunk, 0)
 
 
-def test_several_processes_want_what_one_alone_would_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("begin", [Ranks, preload])
+def test_several_processes_want_what_one_alone_would_not_import(
+    begin: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upstream, "_alone", True)
-    with Ranks(Settings(ulysses_degree=2)):
-        assert not upstream._alone
+    begun = begin(Settings(ulysses_degree=2, cold_start_budget_s=3600))
+    assert not upstream._alone
+    if isinstance(begun, Ranks):
+        begun.close()
+
+
+def test_a_follower_that_ends_before_it_loads_is_told_as_that() -> None:
+    with Ranks(Settings(ulysses_degree=2)) as ranks:
+        [follower] = ranks._followers
+        follower.kill()
+        follower.wait()
+        with pytest.raises(StartError, match=r"^A process that draws with this one has ended \(exit code -9\)\.$"):
+            ranks._tell(Over())
+
+
+def test_followers_are_told_no_keys() -> None:
+    keys = {"api_keys": "a", "admin_keys": "b", "webhook_secret": "whsec_" + 32 * "A", "volume_key": 32 * "v"}
+    told = Settings(**keys, model="flux-dev").without_keys()  # type: ignore[arg-type]
+    assert (told.api_keys, told.admin_keys, told.webhook_secret) == ((), (), "")
+    assert (told.volume_key, told.model) == (32 * "v", "flux-dev")
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -253,6 +296,13 @@ def test_a_follower_that_ends_or_hangs_fails_the_picture_once_and_the_worker_cle
         assert request.events[-1]["error"]["code"] == "device_lost"
         assert server.process.wait(60) == 1
         ended(follower)
+
+
+def test_a_follower_that_ends_between_pictures_ends_the_worker_before_anybody_asks() -> None:
+    with serving({"KINDLING_ULYSSES_DEGREE": "2"}) as server:
+        [follower] = children(server.process)
+        os.kill(follower, signal.SIGKILL)
+        assert server.process.wait(120) == 1
 
 
 def test_followers_end_with_their_leader_and_a_terminals_interrupt_is_the_leaders_alone() -> None:
