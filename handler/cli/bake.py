@@ -61,7 +61,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def bake(settings: Settings, progress: bool = False) -> Baked:
-    """Load and compile the model, publish both on the volume; what is there whole, and works, is left alone."""
+    """Load and compile the model, publish both on the volume; what is there whole, and works, is left alone.
+
+    Several GPUs need the same weights as one, and no compiled code.
+    """
+    settings = settings.alone
     spec = settled(find(settings.model), settings.volume)
     model = spec.id
 

@@ -210,6 +210,11 @@ class Settings(BaseModel):
         """How many processes, each with a GPU, draw one picture."""
         return self.ulysses_degree * self.ring_degree
 
+    @property
+    def alone(self) -> Self:
+        """The same on one GPU."""
+        return self.model_copy(update={"ulysses_degree": 1, "ring_degree": 1})
+
     def without_keys(self) -> Self:
         """These for a process that serves nobody: of what is never shown, only what reading the volume needs."""
         keys = {name: one.get_default() for name, one in type(self).model_fields.items() if not one.repr}

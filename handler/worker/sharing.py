@@ -16,7 +16,7 @@ def require_splittable(spec: ModelSpec, settings: Settings) -> None:
         (settings.offload == "blocks", "blocks that wait in host memory cannot be split; use KINDLING_OFFLOAD=auto"),
     ):
         if settings.ranks > 1 and wrong:
-            raise SettingsError(f"{_name(settings)}: {why}.", _name(settings))
+            raise SettingsError(f"{degree(settings)}: {why}.", degree(settings))
 
 
 def require_shared(source: Source, settings: Settings) -> None:
@@ -24,10 +24,11 @@ def require_shared(source: Source, settings: Settings) -> None:
     heads = json_of(source, "transformer/config.json").get("num_attention_heads", 0)
     if heads % settings.ulysses_degree:
         told = f"the model has {heads} heads of attention, which {settings.ulysses_degree} GPUs cannot share evenly"
-        raise SettingsError(f"{_name(settings)}: {told}.", _name(settings))
+        raise SettingsError(f"{degree(settings)}: {told}.", degree(settings))
 
 
-def _name(settings: Settings) -> str:
+def degree(settings: Settings) -> str:
+    """The variable that asks for several GPUs."""
     return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
 
 

@@ -58,7 +58,9 @@ def trial(task: Task, settings: Settings) -> Figures:
     policy = "on" if task.compiled else "off"
     asked = {"precision": task.precision, "compile": policy, "volume": Path(task.volume), "device": task.device}
     patient = {"cold_start_budget_s": PATIENT_S, "queue_s": PATIENT_S, "queue": 32, "batch": 1}
-    engine = Engine(settings.model_copy(update={**asked, **patient, "vae": "", "weights": (), "step_cache": "off"}))
+    engine = Engine(
+        settings.alone.model_copy(update={**asked, **patient, "vae": "", "weights": (), "step_cache": "off"})
+    )
     engine.start()
     try:
         engine.wait_booted()
