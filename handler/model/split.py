@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from handler.core.errors import DeviceMissing, SettingsError
+from handler.core.errors import DeviceMissing, OutOfRange, SettingsError
 
 NAMES = ("ring", "ulysses")  # diffusers' names for the two ways, in the order of its mesh
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo for sizes too, which are on the CPU
@@ -114,10 +114,13 @@ class Parts:
         self._config, self._ranks, self._tokens = config, config.ulysses_degree * config.ring_degree, 0
 
     def look(self, _: Any, args: Any, kwargs: Any) -> None:
-        """At what comes in, before it is split: (picture, token, channel)."""
+        """At what comes in, before it is split: (picture, token, channel). OutOfRange if it cannot be."""
         lengths = [kwargs[name].shape[1] for name in SPLIT if name in kwargs]
         self._tokens = lengths[0]
         uneven = any(length % self._ranks for length in lengths)
+        if uneven and min(self._config.ring_degree, self._config.ulysses_degree) > 1:  # diffusers splits evenly then
+            told = f"width / 16 x height / 16, of images too, has to be a multiple of {self._ranks} here"
+            raise OutOfRange(f"size: {told}, for {self._ranks} GPUs draw each picture.", "size")
         self._config.ulysses_anything = uneven and self._config.ring_degree == 1
         self._config.ring_anything = uneven and self._config.ulysses_degree == 1
 

@@ -28,7 +28,6 @@ from handler.model.hardware import Hardware
 from handler.model.runner import DrawOutcome, InTurn, Runner
 from handler.volume import pages
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
-from handler.worker.sharing import refusal
 
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
@@ -112,8 +111,6 @@ class Ranks:
         self, runner: Runner, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]
     ) -> list[DrawOutcome | None]:
         """`Runner.draw_some` of all ranks."""
-        if error := refusal(recipes[0], self._settings):
-            return [error] * len(recipes)
         if self._lost:
             return [DeviceLost(self._lost)] * len(recipes)
         given_up = set[int]()

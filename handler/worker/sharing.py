@@ -1,8 +1,7 @@
-"""What several GPUs cannot draw together, and why: models and settings at a start, and sizes of pictures."""
+"""What several GPUs cannot draw together, and why. Of single pictures `model/split.py` says that."""
 
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import KindlingError, OutOfRange, SettingsError
-from handler.core.recipe import Recipe
+from handler.core.errors import SettingsError
 from handler.core.settings import Settings
 from handler.volume.listing import json_of
 from handler.volume.manifest import Source
@@ -10,8 +9,13 @@ from handler.volume.manifest import Source
 
 def require_splittable(spec: ModelSpec, settings: Settings) -> None:
     """SettingsError, which says why, unless several GPUs can draw `spec` together as `settings` ask."""
+    both = min(settings.ring_degree, settings.ulysses_degree) > 1  # which diffusers splits evenly only
     for wrong, why in (
         (not spec.splits, f"diffusers cannot split {spec.id} over several GPUs"),
+        (
+            both and spec.family.endswith("qwen_image"),
+            "its prompts are of any length; use one of both degrees",
+        ),
         (settings.step_cache != "off", "a step cache skips blocks of whole pictures; use KINDLING_STEP_CACHE=off"),
         (settings.offload == "blocks", "blocks that wait in host memory cannot be split; use KINDLING_OFFLOAD=auto"),
     ):
@@ -30,12 +34,3 @@ def require_shared(source: Source, settings: Settings) -> None:
 def degree(settings: Settings) -> str:
     """The variable that asks for several GPUs."""
     return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
-
-
-def refusal(recipe: Recipe, settings: Settings) -> KindlingError | None:
-    """Why the ranks cannot draw `recipe`: with both ways at once diffusers splits evenly only."""
-    tokens = (recipe.size[0] // 16) * (recipe.size[1] // 16)
-    if min(settings.ring_degree, settings.ulysses_degree) == 1 or tokens % settings.ranks == 0:
-        return None
-    told = f"width / 16 x height / 16 has to be a multiple of {settings.ranks} here"
-    return OutOfRange(f"size: {told}, for {settings.ranks} GPUs draw each picture.", "size")

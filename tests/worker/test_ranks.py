@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PATIENT, unwarmed
+from diffusers import ContextParallelConfig
 
 import tiny
 from handler import MODELS, ImageRequest, Worker, preload
@@ -25,11 +26,12 @@ from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.families import finished
+from handler.model.split import Parts
 from handler.volume import pages
 from handler.volume.sources import model_source
 from handler.worker.orders import Over
 from handler.worker.ranks import Ranks
-from handler.worker.sharing import refusal, require_shared, require_splittable
+from handler.worker.sharing import require_shared, require_splittable
 from serving import Served, serving
 
 ALIKE = 2  # of 255: sums of floats in another order
@@ -205,11 +207,18 @@ def test_heads_that_cannot_be_shared_are_told_by_their_number() -> None:
     require_shared(source, Settings(ulysses_degree=4))
 
 
-def test_both_ways_at_once_want_sizes_that_can_be_split_evenly(alone: Worker) -> None:
-    both, one = Settings(ulysses_degree=2, ring_degree=2), Settings(ulysses_degree=4)
-    odd, even = recipes(alone, "odd")[0], recipes(alone, "text")[0]
-    assert isinstance(refusal(odd, both), OutOfRange)
-    assert (refusal(even, both), refusal(odd, one)) == (None, None)
+def test_both_ways_at_once_want_tokens_that_can_be_split_evenly() -> None:
+    """Of a size, of images beside it, and of prompts."""
+    both, one = (ContextParallelConfig(ulysses_degree=2, ring_degree=degree) for degree in (2, 1))
+    for tokens, words in ((63, 512), (64, 511)):
+        told = {"hidden_states": torch.empty(1, tokens, 1), "encoder_hidden_states": torch.empty(1, words, 1)}
+        with pytest.raises(OutOfRange, match="multiple of 4"):
+            Parts(both).look(None, (), told)
+        Parts(one).look(None, (), told)
+    Parts(both).look(None, (), {"hidden_states": torch.empty(1, 64, 1)})
+    require_splittable(MODELS["flux-dev"], Settings(ulysses_degree=2, ring_degree=2))
+    with pytest.raises(SettingsError, match="its prompts are of any length"):
+        require_splittable(MODELS["qwen-image"], Settings(ulysses_degree=2, ring_degree=2))
 
 
 def test_what_all_read_is_read_once_through_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
