@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ import torch
 from conftest import PATIENT, unwarmed
 from diffusers import ContextParallelConfig
 
+import loras
 import tiny
 from handler import MODELS, ImageRequest, Worker, preload
-from handler.core.errors import Cancelled, DeviceLost, OutOfMemory, OutOfRange, SettingsError, StartError
+from handler.core.errors import Cancelled, DeviceLost, InvalidValue, OutOfMemory, OutOfRange, SettingsError, StartError
 from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.families import finished
+from handler.model.runner import sound
 from handler.model.split import Parts
 from handler.volume import pages
 from handler.volume.sources import model_source
@@ -98,6 +101,21 @@ def closed() -> Iterator[None]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_processes_draw_what_one_draws(kind: str, alone: Worker, together: Worker) -> None:
     assert alike(drawn(together, kind), drawn(alone, kind))
+
+
+def test_a_lora_is_added_by_all_and_one_that_is_gone_is_a_callers_fault(
+    alone: Worker, together: Worker, tmp_path: Path
+) -> None:
+    lora = loras.put(tmp_path / "a.safetensors", loras.peft(loras.matrices(alone.denoiser, loras.LAYERS)))
+    gone = replace(lora, sha256="0" * 64, path=tmp_path / "gone.safetensors")
+    asked = [replace(recipes(alone, "text")[0], loras=each) for each in ((lora,), (gone,), ())]
+    pictures = []
+    for worker in (alone, together):
+        [added], [fault], [plain] = (worker.draw([recipe], [lambda *_: None]) for recipe in asked)
+        assert isinstance(fault, InvalidValue)
+        pictures.append([sound(each)[0].rgb.astype(int) for each in (added, plain)])
+    assert alike(pictures[1], pictures[0])
+    assert not alike(pictures[0][:1], pictures[0][1:])
 
 
 def test_the_ledger_and_the_picture_tell_it(together: Worker) -> None:
