@@ -232,7 +232,7 @@ class Engine:
                 raise
             self.worker = worker
             self._become("ready")
-            worker.watch(lambda error: self.over.is_set() or self.fail(error, self._executor.jobs))
+            worker.watch(partial(self._executor.lost, self.over))
         except StartError as error:
             self.fail(error)
         except BaseException as error:
