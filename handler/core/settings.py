@@ -210,16 +210,6 @@ class Settings(BaseModel):
         """How many processes, each with a GPU, draw one picture."""
         return self.ulysses_degree * self.ring_degree
 
-    @property
-    def alone(self) -> Self:
-        """The same on one GPU."""
-        return self.model_copy(update={"ulysses_degree": 1, "ring_degree": 1})
-
-    def without_keys(self) -> Self:
-        """These for a process that serves nobody: of what is never shown, only what reading the volume needs."""
-        keys = {name: one.get_default() for name, one in type(self).model_fields.items() if not one.repr}
-        return self.model_copy(update=keys | {"volume_key": self.volume_key})
-
     @staticmethod
     def named(environ: Mapping[str, str]) -> dict[str, str]:
         """The variables of `environ` that mean to be settings: all KINDLING_* but empty ones and those of links."""

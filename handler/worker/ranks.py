@@ -28,6 +28,7 @@ from handler.model.hardware import Hardware
 from handler.model.runner import DrawOutcome, InTurn, Runner
 from handler.volume import pages
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
+from handler.worker.sharing import without_keys
 
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
@@ -85,7 +86,7 @@ class Ranks:
         decided = {"precision": hardware.precision, "device": hardware.device, "compile": "off"}
         decided["offload"] = "off" if mode == "resident" else mode
         self._loads += 1
-        self._tell(Load(self._settings.without_keys().model_copy(update=decided), dict(without)))
+        self._tell(Load(without_keys(self._settings).model_copy(update=decided), dict(without)))
 
     def join(self, model: Any, hardware: Hardware) -> None:
         """Wait until all have loaded, and split `model` among them; raises a StartError of theirs."""

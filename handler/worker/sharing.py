@@ -1,4 +1,4 @@
-"""What several GPUs cannot draw together, and why. Of single pictures `model/split.py` says that."""
+"""What several GPUs cannot draw together, and why: of single pictures `model/split.py` says that. Settings for them."""
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError
@@ -34,3 +34,14 @@ def require_shared(source: Source, settings: Settings) -> None:
 def degree(settings: Settings) -> str:
     """The variable that asks for several GPUs."""
     return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
+
+
+def alone(settings: Settings) -> Settings:
+    """The same on one GPU."""
+    return settings.model_copy(update={"ulysses_degree": 1, "ring_degree": 1})
+
+
+def without_keys(settings: Settings) -> Settings:
+    """The same for a process that serves nobody: of what is never shown, only what reading the volume needs."""
+    keys = {name: one.get_default() for name, one in Settings.model_fields.items() if not one.repr}
+    return settings.model_copy(update=keys | {"volume_key": settings.volume_key})

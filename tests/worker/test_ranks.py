@@ -34,7 +34,7 @@ from handler.volume import pages
 from handler.volume.sources import model_source
 from handler.worker.orders import Over
 from handler.worker.ranks import Ranks
-from handler.worker.sharing import require_shared, require_splittable
+from handler.worker.sharing import require_shared, require_splittable, without_keys
 from serving import Served, serving
 
 ALIKE = 2  # of 255: sums of floats in another order
@@ -273,7 +273,7 @@ def test_a_follower_that_ends_before_it_loads_is_told_as_that() -> None:
 
 def test_followers_are_told_no_keys() -> None:
     keys = {"api_keys": "a", "admin_keys": "b", "webhook_secret": "whsec_" + 32 * "A", "volume_key": 32 * "v"}
-    told = Settings(**keys, model="flux-dev").without_keys()  # type: ignore[arg-type]
+    told = without_keys(Settings(**keys, model="flux-dev"))  # type: ignore[arg-type]
     assert (told.api_keys, told.admin_keys, told.webhook_secret) == ((), (), "")
     assert (told.volume_key, told.model) == (32 * "v", "flux-dev")
 
