@@ -29,6 +29,7 @@ from handler.volume.sources import (
 from handler.worker.clock import Clock
 from handler.worker.decision import decide
 from handler.worker.footprint import weigh
+from handler.worker.sharing import alone
 from handler.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def bake(settings: Settings, progress: bool = False) -> Baked:
         or compiled.look(spec, hardware, settings.volume, volume_key=settings.volume_key).outcome != "HIT"
     ):
         require_writable(settings.volume / "baked" / spec.id)
-    patient = settings.model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
+    patient = alone(settings).model_copy(update={"compile": "on", "cold_start_budget_s": PATIENT_S, "vae": ""})
     worker, clock = _booted(patient, announce)
     if worker.found.outcome == "HIT" and worker.ledger.plan == "EAGER":  # what was there did not work, and is gone
         del worker

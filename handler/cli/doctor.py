@@ -38,7 +38,7 @@ from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
 from handler.worker.footprint import weigh
 from handler.worker.outlook import Outlook, outlook
-from handler.worker.splittable import require_shared, require_splittable
+from handler.worker.sharing import require_shared, require_splittable
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -183,17 +183,24 @@ def cold_start(settings: Settings, hardware: Hardware) -> dict[str, Any]:
 def _grounds(seen: Outlook) -> artifacts.Found:
     """The compiled code that a start has to go by. Raises what would end it, as a worker does."""
     settings, hardware = seen.settings, seen.hardware
-    require_splittable(seen.spec, settings)
-    require_shared(seen.weights, settings)
     if settings.vae:
         vae_source(settings.vae, settings.volume)
     seen.spec.served_caching(settings.step_cache)
     _ = seen.attention
+    _require_ranks(seen)
     if not seen.memory.fits:
         raise DoesNotFit(f"it does not fit: {seen.memory.reason}")
     if why := unheld(settings, hardware.name):
         raise SettingsError(why)
     return artifacts.look(seen.spec, hardware, settings.volume, volume_key=settings.volume_key)
+
+
+def _require_ranks(seen: Outlook) -> None:
+    from handler.model import split
+
+    require_splittable(seen.spec, seen.asked)
+    require_shared(seen.weights, seen.asked)
+    split.require_devices(seen.hardware.device, seen.asked.ranks)
 
 
 def _largest(source: Source) -> Path:

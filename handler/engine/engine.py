@@ -232,6 +232,7 @@ class Engine:
                 raise
             self.worker = worker
             self._become("ready")
+            worker.watch(partial(self._executor.lost, self.over))
         except StartError as error:
             self.fail(error)
         except BaseException as error:

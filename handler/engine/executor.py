@@ -1,6 +1,7 @@
 """What the engine's thread does with jobs: draw them, watched over by another thread, and judge what goes wrong."""
 
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -163,6 +164,11 @@ class Executor:
         [outcome] = draw_some([self._spec.recipe(small)], [lambda *_: self.watch.beat(patience)])
         assert outcome
         sound(outcome)
+
+    def lost(self, over: threading.Event, error: DeviceLost) -> None:
+        """The worker is no more, which another thread has noticed; once drawing is `over` that is as it should be."""
+        if not over.is_set():
+            self._fail(error, self.jobs)
 
     def _hung(self) -> None:
         """A step has not ended. This is not the thread that could stop it, but the one that can say so."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from handler.core.errors import DeviceMissing, SettingsError
+from handler.core.errors import DeviceMissing, OutOfRange, SettingsError
 
 NAMES = ("ring", "ulysses")  # diffusers' names for the two ways, in the order of its mesh
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo for sizes too, which are on the CPU
@@ -28,13 +28,18 @@ def require_devices(device: str, ranks: int) -> None:
         raise DeviceMissing(f"{ranks} GPUs are to draw each picture, and this machine shows {there}.")
 
 
+def require_alone() -> None:
+    """SettingsError if this process belongs to a group: a program that has one cannot hold a worker of several GPUs."""
+    if dist.is_initialized():
+        raise SettingsError("This program has a torch.distributed group already; draw on one GPU here.")
+
+
 def join(rank: int, ranks: int, device: str, store: Path, patience_s: float) -> None:
     """Become `rank` of the group that meets in the file `store`; what takes longer than `patience_s` raises ever after.
 
-    The group is this process's one: a program that has another cannot hold such a worker, and gets a SettingsError.
+    The group is this process's one: SettingsError if it has another.
     """
-    if dist.is_initialized():
-        raise SettingsError("This program has a torch.distributed group already; draw on one GPU here.")
+    require_alone()
     dist.init_process_group(
         BACKENDS[device],
         init_method=store.as_uri(),
@@ -109,10 +114,13 @@ class Parts:
         self._config, self._ranks, self._tokens = config, config.ulysses_degree * config.ring_degree, 0
 
     def look(self, _: Any, args: Any, kwargs: Any) -> None:
-        """At what comes in, before it is split: (picture, token, channel)."""
+        """At what comes in, before it is split: (picture, token, channel). OutOfRange if it cannot be."""
         lengths = [kwargs[name].shape[1] for name in SPLIT if name in kwargs]
         self._tokens = lengths[0]
         uneven = any(length % self._ranks for length in lengths)
+        if uneven and min(self._config.ring_degree, self._config.ulysses_degree) > 1:  # diffusers splits evenly then
+            told = f"width / 16 x height / 16, of images too, has to be a multiple of {self._ranks} here"
+            raise OutOfRange(f"size: {told}, for {self._ranks} GPUs draw each picture.", "size")
         self._config.ulysses_anything = uneven and self._config.ring_degree == 1
         self._config.ring_anything = uneven and self._config.ulysses_degree == 1
 

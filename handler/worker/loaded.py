@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Self
 
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import NotReady
+from handler.core.errors import DeviceLost, NotReady
 from handler.core.host import trim
 from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.tracebacks import outline
@@ -82,6 +82,11 @@ class Loaded:
         """Draw together with them from now on, and end them with this."""
         assert isinstance(self._runner, Runner)
         self._ranks, self._runner = ranks, Leading(self._runner, ranks)
+
+    def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
+        """Call `alarm`, on another thread, if what it draws with is lost while nobody draws."""
+        if self._ranks:
+            self._ranks.watch(alarm)
 
     def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
         """Draw, in one run, those of alike pictures that fit together; None for the others: `Runner.draw_some`."""

@@ -65,14 +65,17 @@ def memory_plan(
     host_gb: float = math.inf,
     offload: str = "auto",
     over: Overlay = NOTHING,
+    shared: bool = False,
 ) -> MemoryPlan:
     """The first mode that fits, else the first that would on a larger host, or the last one tried, with the reason.
 
     `source` is its files, if they are there, with what is `over` them; `host_gb` what the host has, `offload` is
-    KINDLING_OFFLOAD.
+    KINDLING_OFFLOAD. What is `shared` by several GPUs never streams its blocks: those cannot be split.
     """
     on_cpu = hardware.device == "cpu"  # whose memory is the host's: nothing is gained
     tried = TRIED["off" if on_cpu and offload == "auto" else offload]
+    if shared and offload == "auto":
+        tried = tuple(mode for mode in tried if mode != "blocks")
     weights = weigh(spec, hardware, source, over)
     plans = [_laid_out(mode, weights, host_gb, counted=source is None) for mode in tried]
     roomy = (plan for plan in plans if plan.needs_gb <= hardware.memory_gb)  # but for the host

@@ -58,7 +58,9 @@ class Outlook:
     @cached_property
     def memory(self) -> MemoryPlan:
         """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
-        return memory_plan(self.spec, self.hardware, self.source, self.host_gb, self.settings.offload, self.over)
+        ranks = self.asked.ranks  # each of which loads all of it, and has its part of the host
+        where = self.hardware, self.source, self.host_gb / ranks
+        return memory_plan(self.spec, *where, self.settings.offload, self.over, shared=ranks > 1)
 
     @property
     def loading(self) -> int:

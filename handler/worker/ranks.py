@@ -2,7 +2,8 @@
 
 The leader alone talks to anybody. It hands every recipe on, and after each step what becomes of the picture, so that
 all give up at the same step. Whoever ends, hangs or fails apart from the others cannot be brought back into step: then
-the device counts as lost, the pictures fail once, and this worker is replaced. Followers end when their leader does.
+the device counts as lost, also while nothing is drawn, the pictures fail once, and this worker is replaced. Followers
+end when their leader does.
 """
 
 import contextlib
@@ -11,7 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -27,11 +29,12 @@ from handler.model import upstream
 from handler.model.hardware import Hardware, expected
 from handler.model.runner import DrawOutcome, InTurn, Runner
 from handler.volume import pages
-from handler.worker import splittable
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
+from handler.worker.sharing import require_ring, without_keys
 
 LIBC, PDEATHSIG = ctypes.CDLL(None), 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that began this ends
-LOST = "A process that draws with this one {}; this worker is being replaced. Try again."
+APART = "A process that draws with this one {}."
+REPLACED = "This worker is being replaced. Try again."
 SETTLE_S = 10.0  # for all ranks to say that they are in step again
 END_S = 5.0  # for followers to end by themselves
 SEEN = "CUDA_VISIBLE_DEVICES"
@@ -50,10 +53,11 @@ class Ranks:
     def __init__(self, settings: Settings) -> None:
         """Start them: they import what they need."""
         if (seen := expected(settings)).device == "cpu":
-            splittable.require_ring(seen, settings)
+            require_ring(seen, settings)
         upstream.shared()
         pages.share()
         self._settings, self._loads, self._number, self._joined = settings, 0, 0, False
+        self._lost, self._closed = "", False
         self._lines, self._followers = list[Connection](), list[subprocess.Popen[bytes]]()
         self._meeting = TemporaryDirectory(prefix="kindling-ranks-", ignore_cleanup_errors=True)
         with contextlib.ExitStack() as unless_begun:
@@ -88,30 +92,40 @@ class Ranks:
         """Let all load what this worker loads, as it has decided; returns at once. Of several calls the last counts."""
         from handler.model import split
 
+        split.require_alone()
         split.require_devices(hardware.device, self._settings.ranks)
-        splittable.require_ring(hardware, self._settings)
+        require_ring(hardware, self._settings)
         decided = {"precision": hardware.precision, "device": hardware.device, "compile": "off"}
         decided["offload"] = "off" if mode == "resident" else mode
         self._loads += 1
-        self._tell(Load(self._settings.model_copy(update=decided), dict(without)))
+        self._tell(Load(without_keys(self._settings).model_copy(update=decided), dict(without)))
 
     def join(self, model: Any, hardware: Hardware) -> None:
         """Wait until all have loaded, and split `model` among them; raises a StartError of theirs."""
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
         store = Path(self._meeting.name) / "store"
-        for rank, each in enumerate(zip(self._lines, self._followers, strict=True), 1):
-            _send(*each, Join(rank, store, hardware.attention))
-        self._joined = True
+        self._tell(*(Join(rank, store, hardware.attention) for rank in range(1, self._settings.ranks)))
         enter(0, self._settings, hardware, store, model)
+        self._joined = True
         require_done(self._answers(self._settings.hang_s))
+
+    def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
+        """Call `alarm`, on another thread, as soon as a follower has ended, be anything drawn or not."""
+        for follower in self._followers:
+            threading.Thread(target=self._wait, args=[follower, alarm], name="follower", daemon=True).start()
+
+    def _wait(self, follower: subprocess.Popen[bytes], alarm: Callable[[DeviceLost], object]) -> None:
+        code = follower.wait()
+        if not self._closed:
+            alarm(self._lose(APART.format(f"has ended (exit code {code})")))
 
     def draw_some(
         self, runner: Runner, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]
     ) -> list[DrawOutcome | None]:
         """`Runner.draw_some` of all ranks."""
-        if error := splittable.refusal(recipes[0], self._settings):
-            return [error] * len(recipes)
+        if self._lost:
+            return [DeviceLost(self._lost)] * len(recipes)
         given_up = set[int]()
         try:
             self._tell(Draw(tuple(recipes)))
@@ -123,8 +137,16 @@ class Ranks:
             if any(any(of_one) for i, of_one in enumerate(zip(own, *faults, strict=True)) if i not in given_up):
                 self._settle()
         except StartError as error:
-            return [DeviceLost(LOST.format(error.message))] * len(recipes)
+            return [self._lose(error.message)] * len(recipes)
+        except BaseException:  # Ctrl-C, in a notebook: the others are somewhere in this picture
+            self._lose(APART.format("was left in the middle of a picture"))
+            raise
         return outcomes
+
+    def _lose(self, why: str) -> DeviceLost:
+        """From now on nothing is drawn."""
+        self._lost = f"{why} {REPLACED}"
+        return DeviceLost(self._lost)
 
     def _step(self, i: int, on_step: OnStep, given_up: set[int], done: int, preview: Preview) -> None:
         """A step of picture `i`, of which the others are told."""
@@ -143,12 +165,17 @@ class Ranks:
         self._number += 1
         self._tell(InStep(self._number, SETTLE_S))
         if not split.in_step(self._number, SETTLE_S):
-            raise StartError("is not in step any more")
+            raise StartError(APART.format("is not in step any more"))
         require_done(self._answers(SETTLE_S))
 
-    def _tell(self, order: object) -> None:
-        for each in zip(self._lines, self._followers, strict=True):
-            _send(*each, order)
+    def _tell(self, *orders: object) -> None:
+        """One order for all, or one for each; StartError if one has ended."""
+        each = orders * len(self._lines) if len(orders) == 1 else orders
+        for line, follower, order in zip(self._lines, self._followers, each, strict=True):
+            try:
+                line.send(order)
+            except OSError:
+                raise _ended(follower) from None
 
     def _answers(self, seconds: float) -> list[Done | Failed]:
         """What each says to the first order that it has not answered; StartError of one that has ended or is silent."""
@@ -156,6 +183,7 @@ class Ranks:
 
     def close(self) -> None:
         """End the followers, by force if need be, and the group."""
+        self._closed = True
         for line in self._lines:
             line.close()
         for follower in self._followers:
@@ -189,7 +217,11 @@ def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model:
 
     with split.at_home():
         split.join(rank, settings.ranks, hardware.device, store, settings.hang_s)
-        split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
+        try:
+            split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
+        except BaseException:
+            split.leave()
+            raise
 
 
 def require_done(answers: Sequence[Done | Failed]) -> list[Done]:
@@ -203,15 +235,8 @@ def require_done(answers: Sequence[Done | Failed]) -> list[Done]:
 def _faults(answer: Done | Failed) -> tuple[str, ...]:
     """Of each picture, why there is none; of what failed as a whole only the kind is told, for prompts are in work."""
     if isinstance(answer, Failed):
-        raise StartError(f"has failed ({answer.kind})")
+        raise StartError(APART.format(f"has failed ({answer.kind})"))
     return answer.faults
-
-
-def _send(line: Connection, follower: subprocess.Popen[bytes], order: object) -> None:
-    try:
-        line.send(order)
-    except OSError:
-        raise StartError(f"has ended ({_how(follower)})") from None
 
 
 def _answer(line: Connection, follower: subprocess.Popen[bytes], seconds: float) -> Done | Failed:
@@ -220,14 +245,15 @@ def _answer(line: Connection, follower: subprocess.Popen[bytes], seconds: float)
             answer: Done | Failed = line.recv()
             return answer
     except (OSError, EOFError):
-        raise StartError(f"has ended ({_how(follower)})") from None
-    raise StartError(f"has said nothing for {seconds:g} s")
+        raise _ended(follower) from None
+    raise StartError(APART.format(f"has said nothing for {seconds:g} s"))
 
 
-def _how(follower: subprocess.Popen[bytes]) -> str:
+def _ended(follower: subprocess.Popen[bytes]) -> StartError:
+    how = "its end of the line is closed"
     with contextlib.suppress(subprocess.TimeoutExpired):
-        return f"exit code {follower.wait(1)}"
-    return "its end of the line is closed"
+        how = f"exit code {follower.wait(1)}"
+    return StartError(APART.format(f"has ended ({how})"))
 
 
 def _visible(rank: int) -> dict[str, str]:

@@ -39,7 +39,7 @@ from handler.worker.loaded import Loaded
 from handler.worker.outlook import Outlook, outlook
 from handler.worker.preload import Preloaded, libraries
 from handler.worker.ranks import Ranks
-from handler.worker.splittable import require_shared, require_splittable
+from handler.worker.sharing import require_shared, require_splittable
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 log = logging.getLogger(__name__)

@@ -216,13 +216,13 @@ def test_doctor_says_where_each_setting_is_from_and_what_has_no_effect(monkeypat
         ("vae", "/nonexistent", "KINDLING_VAE: /nonexistent has no config.json."),
         ("vae", "foo", "KINDLING_VAE: 'foo' is not an absolute path"),
         ("step_cache", "on", "KINDLING_STEP_CACHE: spark cannot have a step cache"),
-        ("ulysses_degree", "3", "KINDLING_ULYSSES_DEGREE: the model has 4 heads of attention"),
-        ("ring_degree", "2", "KINDLING_RING_DEGREE: a CPU cannot compute ring attention"),
+        ("ulysses_degree", 3, "KINDLING_ULYSSES_DEGREE: the model has 4 heads of attention"),
+        ("ring_degree", 2, "KINDLING_RING_DEGREE: a CPU cannot compute ring attention"),
         ("cap_action", "refuse", "a CPU has no list price; set KINDLING_GPU_PRICE"),
         ("model", "flux-schnell", "does not fit"),
     ],
 )
-def test_doctor_knows_what_ends_a_start(name: str, value: str, told: str, tmp_path: Path) -> None:
+def test_doctor_knows_what_ends_a_start(name: str, value: Any, told: str, tmp_path: Path) -> None:
     """It was told to fit the budget."""
     tiny.write(MODELS["flux-schnell"], tmp_path)
     settings = Settings(volume=tmp_path, monthly_cap=1, **{name: value})

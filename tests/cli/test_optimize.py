@@ -298,11 +298,12 @@ def test_a_trial_that_cannot_draw_ends_with_the_reason(refused: bool) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("names", [["fp32"], pytest.param(["fp32", "int8"], marks=pytest.mark.judge)], ids=len)
 def test_a_real_sweep(names: list[str], tmp_path: Path) -> None:
-    """Candidates of spark, each in its process, through the command line; a receipt comes of it."""
+    """Candidates of spark, each in its process and on one device, by the command line; a receipt comes of it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KINDLING_")}
+    more = {"KINDLING_ULYSSES_DEGREE": "3"}  # which spark's heads do not go with
     done = subprocess.run(
         [sys.executable, "-m", "handler", "optimize", "spark", "--candidates", ",".join(names), "--rounds", "1"],
-        cwd=ROOT, env={**kept, "KINDLING_VOLUME": str(tmp_path)}, capture_output=True, text=True, timeout=800,
+        cwd=ROOT, env={**kept, "KINDLING_VOLUME": str(tmp_path), **more}, capture_output=True, text=True, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"kindling: {len(names)} of {len(names)}: {names[-1]} ..." in done.stderr

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PATIENT, unwarmed
@@ -23,6 +24,7 @@ from handler.model.hardware import Hardware, detect, expected
 from handler.worker.compilation import OFF, STREAMING
 from handler.worker.durations import Durations, Took
 from handler.worker.memory import TRIED
+from handler.worker.outlook import Outlook
 from handler.worker.renting import Offer
 
 MISS = Found("MISS", "nothing is compiled yet")
@@ -105,6 +107,24 @@ def test_the_seeds_row_of_an_l4() -> None:
     assert not outlook(Settings(precision="fp8"), DEV, GPUS["L4"], host_gb=9).memory.fits
     with pytest.raises(SettingsError, match="KINDLING_PRECISION=fp8: FP8 arithmetic needs"):
         outlook(Settings(precision="fp8"), DEV, GPUS["A40"], host_gb=64)
+
+
+def test_of_several_gpus_each_loads_all_in_its_part_of_the_host_and_none_streams_blocks() -> None:
+    def seen(host_gb: float, **asked: Any) -> Outlook:
+        return outlook(Settings(**asked), DEV, GPUS["L4"], host_gb=host_gb)
+
+    assert seen(18, precision="fp8").require().mode == "encoders"
+    with pytest.raises(DoesNotFit, match=r"of 9\.0 GB"):
+        seen(18, precision="fp8", ulysses_degree=2).require()
+    assert seen(128, precision="bf16").require().mode == "blocks"
+    with pytest.raises(DoesNotFit):
+        seen(256, precision="bf16", ulysses_degree=2).require()
+
+
+def test_a_worker_of_several_gpus_is_not_rented_with_one() -> None:
+    for platform in TARIFFS:
+        with pytest.raises(SettingsError, match=f"KINDLING_ULYSSES_DEGREE: workers on {platform} are"):
+            choose_gpus(Settings(ulysses_degree=2), DEV, platform)
 
 
 def test_a_gpu_that_emulates_is_not_rented_unless_it_need_not() -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,23 +19,28 @@ import numpy as np
 import pytest
 import torch
 from conftest import PATIENT, ROOT, unwarmed
+from diffusers import ContextParallelConfig
 from diffusers.models.attention_dispatch import AttentionBackendName
 
+import loras
 import tiny
-from handler import MODELS, ImageRequest, Worker
+from handler import MODELS, ImageRequest, Worker, preload
 from handler.catalog.attention import backend
-from handler.core.errors import Cancelled, DeviceLost, OutOfMemory, OutOfRange, SettingsError
+from handler.core.errors import Cancelled, DeviceLost, InvalidValue, OutOfMemory, OutOfRange, SettingsError, StartError
 from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.families import finished
 from handler.model.hardware import Hardware
+from handler.model.runner import sound
+from handler.model.split import Parts
 from handler.volume import pages
 from handler.volume.sources import model_source
 from handler.worker.decision import decide
+from handler.worker.orders import Over
 from handler.worker.outlook import outlook
 from handler.worker.ranks import Ranks
-from handler.worker.splittable import refusal, require_ring, require_shared, require_splittable
+from handler.worker.sharing import require_ring, require_shared, require_splittable, without_keys
 from serving import Served, serving
 
 ALIKE = 2  # of 255: sums of floats in another order
@@ -105,6 +110,21 @@ def test_several_processes_draw_what_one_draws(kind: str, alone: Worker, togethe
     assert alike(drawn(together, kind), drawn(alone, kind))
 
 
+def test_a_lora_is_added_by_all_and_one_that_is_gone_is_a_callers_fault(
+    alone: Worker, together: Worker, tmp_path: Path
+) -> None:
+    lora = loras.put(tmp_path / "a.safetensors", loras.peft(loras.matrices(alone.denoiser, loras.LAYERS)))
+    gone = replace(lora, sha256="0" * 64, path=tmp_path / "gone.safetensors")
+    asked = [replace(recipes(alone, "text")[0], loras=each) for each in ((lora,), (gone,), ())]
+    pictures = []
+    for worker in (alone, together):
+        [added], [fault], [plain] = (worker.draw([recipe], [lambda *_: None]) for recipe in asked)
+        assert isinstance(fault, InvalidValue)
+        pictures.append([sound(each)[0].rgb.astype(int) for each in (added, plain)])
+    assert alike(pictures[1], pictures[0])
+    assert not alike(pictures[0][:1], pictures[0][1:])
+
+
 def test_the_ledger_and_the_picture_tell_it(together: Worker) -> None:
     assert together.ledger.plan_reason == "several GPUs draw each picture"
     assert together.ledger.attention == "native: several GPUs draw each picture"
@@ -150,6 +170,26 @@ def test_who_fails_between_steps_is_out_of_step_and_lost(monkeypatch: pytest.Mon
         [outcome] = drawn(worker, "text")
         assert isinstance(outcome, DeviceLost)
         assert forward is not worker.denoiser.forward
+
+
+def test_who_leaves_a_picture_in_its_middle_draws_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with booted(ulysses_degree=RANKS, hang_s=3) as worker:
+        with monkeypatch.context() as here:
+            here.setattr(worker.denoiser, "forward", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                drawn(worker, "text")
+        [outcome] = drawn(worker, "text")
+        assert isinstance(outcome, DeviceLost)
+        assert "was left in the middle of a picture" in outcome.message
+
+
+def test_a_second_worker_is_refused_and_does_the_first_no_harm(alone: Worker, together: Worker) -> None:
+    with pytest.raises(SettingsError, match="group already"):
+        Worker.boot(PATIENT.model_copy(update={"ulysses_degree": RANKS}))
+    assert alike(drawn(together, "text"), drawn(alone, "text"))
 
 
 OTHERS = [pytest.param(model, marks=pytest.mark.judge) for model in ("flux-dev", "flux2-klein", "flux2-dev")]
@@ -218,11 +258,18 @@ def test_ring_attention_has_a_kernel_of_its_own_unless_there_is_none() -> None:
         require_ring(hardware, told.model_copy(update={"ring_degree": 1}))
 
 
-def test_both_ways_at_once_want_sizes_that_can_be_split_evenly(alone: Worker) -> None:
-    both, one = Settings(ulysses_degree=2, ring_degree=2), Settings(ulysses_degree=4)
-    odd, even = recipes(alone, "odd")[0], recipes(alone, "text")[0]
-    assert isinstance(refusal(odd, both), OutOfRange)
-    assert (refusal(even, both), refusal(odd, one)) == (None, None)
+def test_both_ways_at_once_want_tokens_that_can_be_split_evenly() -> None:
+    """Of a size, of images beside it, and of prompts."""
+    both, one = (ContextParallelConfig(ulysses_degree=2, ring_degree=degree) for degree in (2, 1))
+    for tokens, words in ((63, 512), (64, 511)):
+        told = {"hidden_states": torch.empty(1, tokens, 1), "encoder_hidden_states": torch.empty(1, words, 1)}
+        with pytest.raises(OutOfRange, match="multiple of 4"):
+            Parts(both).look(None, (), told)
+        Parts(one).look(None, (), told)
+    Parts(both).look(None, (), {"hidden_states": torch.empty(1, 64, 1)})
+    require_splittable(MODELS["flux-dev"], Settings(ulysses_degree=2, ring_degree=2))
+    with pytest.raises(SettingsError, match="its prompts are of any length"):
+        require_splittable(MODELS["qwen-image"], Settings(ulysses_degree=2, ring_degree=2))
 
 
 def test_what_all_read_is_read_once_through_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +284,31 @@ def test_what_all_read_is_read_once_through_the_page_cache(tmp_path: Path, monke
         assert pages.cached(file.fileno(), chunk, 0)
 
 
-def test_several_processes_want_what_one_alone_would_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("begin", [Ranks, preload])
+def test_several_processes_want_what_one_alone_would_not_import(
+    begin: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upstream, "_alone", True)
-    with Ranks(Settings(ulysses_degree=2)):
-        assert not upstream._alone
+    begun = begin(Settings(ulysses_degree=2, cold_start_budget_s=3600))
+    assert not upstream._alone
+    if isinstance(begun, Ranks):
+        begun.close()
+
+
+def test_a_follower_that_ends_before_it_loads_is_told_as_that() -> None:
+    with Ranks(Settings(ulysses_degree=2)) as ranks:
+        [follower] = ranks._followers
+        follower.kill()
+        follower.wait()
+        with pytest.raises(StartError, match=r"^A process that draws with this one has ended \(exit code -9\)\.$"):
+            ranks._tell(Over())
+
+
+def test_followers_are_told_no_keys() -> None:
+    keys = {"api_keys": "a", "admin_keys": "b", "webhook_secret": "whsec_" + 32 * "A", "volume_key": 32 * "v"}
+    told = without_keys(Settings(**keys, model="flux-dev"))  # type: ignore[arg-type]
+    assert (told.api_keys, told.admin_keys, told.webhook_secret) == ((), (), "")
+    assert (told.volume_key, told.model) == (32 * "v", "flux-dev")
 
 
 PRELOADED = """
@@ -337,15 +405,11 @@ def test_a_follower_that_is_stopped_at_its_birth_ends_with_its_leader() -> None:
     ended(found[0])
 
 
-def test_a_follower_that_ended_between_pictures_is_told_by_its_exit_code() -> None:
+def test_a_follower_that_ends_between_pictures_ends_the_worker_before_anybody_asks() -> None:
     with serving({"KINDLING_ULYSSES_DEGREE": "2"}) as server:
         [follower] = children(server.process)
         os.kill(follower, signal.SIGKILL)
-        ended(follower)
-        asked = {"prompt": "a star", "size": "64x64"}
-        answer = httpx.post(f"{server.url}/v1/images/generations", json=asked, timeout=120)
-        assert "has ended (exit code -9)" in answer.json()["error"]["message"]
-        assert server.process.wait(60) == 1
+        assert server.process.wait(120) == 1
 
 
 def test_followers_end_with_their_leader_and_a_terminals_interrupt_is_the_leaders_alone() -> None:

@@ -15,6 +15,7 @@ from handler.engine.batching import at_once
 from handler.engine.engine import Engine
 from handler.volume.manifest import write_atomically
 from handler.volume.receipts import Candidate, Figures
+from handler.worker.sharing import alone
 
 PATIENT_S = 3600.0  # the sweep's own limit ends what takes too long
 STATUS = Path("/proc/self/status")
@@ -58,7 +59,9 @@ def trial(task: Task, settings: Settings) -> Figures:
     policy = "on" if task.compiled else "off"
     asked = {"precision": task.precision, "compile": policy, "volume": Path(task.volume), "device": task.device}
     patient = {"cold_start_budget_s": PATIENT_S, "queue_s": PATIENT_S, "queue": 32, "batch": 1}
-    engine = Engine(settings.model_copy(update={**asked, **patient, "vae": "", "weights": (), "step_cache": "off"}))
+    engine = Engine(
+        alone(settings).model_copy(update={**asked, **patient, "vae": "", "weights": (), "step_cache": "off"})
+    )
     engine.start()
     try:
         engine.wait_booted()

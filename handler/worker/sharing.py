@@ -1,9 +1,8 @@
-"""What several processes can draw together, and why not."""
+"""What several GPUs cannot draw together, and why: of single pictures `model/split.py` says that. Settings for them."""
 
 from handler.catalog import ring
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import KindlingError, OutOfRange, SettingsError
-from handler.core.recipe import Recipe
+from handler.core.errors import SettingsError
 from handler.core.settings import Settings
 from handler.model.hardware import Hardware
 from handler.volume.listing import json_of
@@ -12,13 +11,15 @@ from handler.volume.manifest import Source
 
 def require_splittable(spec: ModelSpec, settings: Settings) -> None:
     """SettingsError, which says why, unless several GPUs can draw `spec` together as `settings` ask."""
+    both = min(settings.ring_degree, settings.ulysses_degree) > 1  # which diffusers splits evenly only
     for wrong, why in (
         (not spec.splits, f"diffusers cannot split {spec.id} over several GPUs"),
+        (both and spec.family.endswith("qwen_image"), "its prompts are of any length; use one of both degrees"),
         (settings.step_cache != "off", "a step cache skips blocks of whole pictures; use KINDLING_STEP_CACHE=off"),
         (settings.offload == "blocks", "blocks that wait in host memory cannot be split; use KINDLING_OFFLOAD=auto"),
     ):
         if settings.ranks > 1 and wrong:
-            raise SettingsError(f"{_name(settings)}: {why}.", _name(settings))
+            raise SettingsError(f"{degree(settings)}: {why}.", degree(settings))
 
 
 def require_ring(hardware: Hardware, settings: Settings) -> None:
@@ -32,17 +33,20 @@ def require_shared(source: Source, settings: Settings) -> None:
     heads = json_of(source, "transformer/config.json").get("num_attention_heads", 0)
     if heads % settings.ulysses_degree:
         told = f"the model has {heads} heads of attention, which {settings.ulysses_degree} GPUs cannot share evenly"
-        raise SettingsError(f"{_name(settings)}: {told}.", _name(settings))
+        raise SettingsError(f"{degree(settings)}: {told}.", degree(settings))
 
 
-def _name(settings: Settings) -> str:
+def degree(settings: Settings) -> str:
+    """The variable that asks for several GPUs."""
     return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
 
 
-def refusal(recipe: Recipe, settings: Settings) -> KindlingError | None:
-    """Why the ranks cannot draw `recipe`: with both ways at once diffusers splits evenly only."""
-    tokens = (recipe.size[0] // 16) * (recipe.size[1] // 16)
-    if min(settings.ring_degree, settings.ulysses_degree) == 1 or tokens % settings.ranks == 0:
-        return None
-    told = f"width / 16 x height / 16 has to be a multiple of {settings.ranks} here"
-    return OutOfRange(f"size: {told}, for {settings.ranks} GPUs draw each picture.", "size")
+def alone(settings: Settings) -> Settings:
+    """The same on one GPU."""
+    return settings.model_copy(update={"ulysses_degree": 1, "ring_degree": 1})
+
+
+def without_keys(settings: Settings) -> Settings:
+    """The same for a process that serves nobody: of what is never shown, only what reading the volume needs."""
+    keys = {name: one.get_default() for name, one in Settings.model_fields.items() if not one.repr}
+    return settings.model_copy(update=keys | {"volume_key": settings.volume_key})
