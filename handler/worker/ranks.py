@@ -30,14 +30,13 @@ from handler.model.hardware import Hardware, expected
 from handler.model.runner import DrawOutcome, InTurn, Runner
 from handler.volume import pages
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
-from handler.worker.sharing import require_ring, without_keys
+from handler.worker.sharing import require_ring, visible, without_keys
 
 LIBC, PDEATHSIG = ctypes.CDLL(None), 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that began this ends
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
 SETTLE_S = 10.0  # for all ranks to say that they are in step again
 END_S = 5.0  # for followers to end by themselves
-SEEN = "CUDA_VISIBLE_DEVICES"
 FAULTS: dict[str, type[StartError]] = {kind.__name__: kind for kind in (SettingsError, DeviceMissing)}
 
 
@@ -71,7 +70,7 @@ class Ranks:
         self._lines.append(ours)
         with theirs:
             command = [sys.executable, "-m", "handler.worker.follower", str(theirs.fileno()), self._settings.model]
-            environ = without_secrets(os.environ) | _visible(rank)
+            environ = without_secrets(os.environ) | visible(rank)
             follower = subprocess.Popen(  # noqa: S603 this program, with a model's name
                 command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environ, preexec_fn=die_together
             )
@@ -254,9 +253,3 @@ def _ended(follower: subprocess.Popen[bytes]) -> StartError:
     with contextlib.suppress(subprocess.TimeoutExpired):
         how = f"exit code {follower.wait(1)}"
     return StartError(APART.format(f"has ended ({how})"))
-
-
-def _visible(rank: int) -> dict[str, str]:
-    """What lets a process see the GPU of `rank` alone."""
-    seen = [one.strip() for one in os.environ.get(SEEN, "").split(",") if one.strip()]
-    return {SEEN: seen[rank] if rank < len(seen) else str(rank)}

@@ -1,5 +1,7 @@
 """What several GPUs cannot draw together, and why: of single pictures `model/split.py` says that. Settings for them."""
 
+import os
+
 from handler.catalog import ring
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError
@@ -7,6 +9,8 @@ from handler.core.settings import Settings
 from handler.model.hardware import Hardware
 from handler.volume.listing import json_of
 from handler.volume.manifest import Source
+
+SEEN = "CUDA_VISIBLE_DEVICES"
 
 
 def require_splittable(spec: ModelSpec, settings: Settings) -> None:
@@ -50,3 +54,9 @@ def without_keys(settings: Settings) -> Settings:
     """The same for a process that serves nobody: of what is never shown, only what reading the volume needs."""
     keys = {name: one.get_default() for name, one in Settings.model_fields.items() if not one.repr}
     return settings.model_copy(update=keys | {"volume_key": settings.volume_key})
+
+
+def visible(rank: int) -> dict[str, str]:
+    """What lets a process see the GPU of `rank` alone."""
+    seen = [one.strip() for one in os.environ.get(SEEN, "").split(",") if one.strip()]
+    return {SEEN: seen[rank] if rank < len(seen) else str(rank)}
