@@ -18,6 +18,9 @@ while read -r part; do case "$*" in *"$part"*) exit 1;; esac; done < pip.lacks
 """
 
 
+MAKES = ("TORCH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # what `make test` gives those below it
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder with what setting up reads, where pip installs nothing; its environment is empty."""
@@ -37,7 +40,7 @@ def installed(checkout: Path, name: str) -> None:
 
 def make(checkout: Path, *words: str, driver: str = "") -> subprocess.CompletedProcess[str]:
     command = ["make", ".venv/run", "PYTHON=true", "PIP=./pip", f"DRIVER={driver}", *words]
-    environ = {name: value for name, value in os.environ.items() if name not in ("TORCH", "MAKEFLAGS", "MFLAGS")}
+    environ = {name: value for name, value in os.environ.items() if name not in MAKES}
     return subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True)
 
 

@@ -149,7 +149,7 @@ def test_how_many_images_may_come() -> None:
             for text in ("Y", "YQ===", "é", "," + FILE, "data:image/png;base64,Y!==")
         ),
         ({"n": "1"}, InvalidType, "n", "n: Input should be a valid integer."),
-        ({"n": 11}, OutOfRange, "n", "n: Input should be less than or equal to 10."),
+        ({"n": 0}, OutOfRange, "n", "n: Input should be greater than or equal to 1."),
         ({"guidance_scale": float("nan")}, OutOfRange, "guidance_scale",
          "guidance_scale: Input should be a finite number."),
         ({"width": 64}, InvalidValue, "width", "width and height must be given together."),

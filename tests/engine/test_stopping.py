@@ -60,6 +60,7 @@ class Held:
             publish=self.publish,
             draw_some=worker.draw_some,
             gains={},
+            watch=worker.watch,
         )
         return wrapped
 

@@ -78,7 +78,8 @@ def lose_the_gpu(*_: object, **__: object) -> None:
 
 def without_model(module: ModuleType, patch: pytest.MonkeyPatch) -> Any:
     """One container's object whose worker boots at once and loses its GPU at the first picture."""
-    boot = lambda settings, clock: SimpleNamespace(draw_some=lose_the_gpu, gains={}, unpublished=False)  # noqa: E731
+    worker = SimpleNamespace(draw_some=lose_the_gpu, gains={}, unpublished=False, watch=lambda alarm: None)
+    boot = lambda settings, clock: worker  # noqa: E731
     patch.setattr(module, "Engine", lambda settings, clock, _: Engine(settings, clock, boot))
     return entered(module)
 

@@ -37,6 +37,9 @@ class Broken:
     def draw_some(self, *_):
         raise DeviceLost("The GPU failed.")
 
+    def watch(self, alarm):
+        pass
+
 Worker._load = lambda *_: Broken()
 Broken.hardware = type("Hardware", (), {"reason": "none", "precision": "none"})
 runpy.run_path(sys.argv.pop(1), run_name="__main__")

@@ -347,7 +347,12 @@ def test_a_lane_stops_within_its_exit_whatever_is_drawn_or_published(monkeypatch
         return []
 
     worker: Any = SimpleNamespace(
-        unpublished=True, publish=lambda _: hang(0), draw_some=lambda *_: hang(1), gains={}, facts={}
+        unpublished=True,
+        publish=lambda _: hang(0),
+        draw_some=lambda *_: hang(1),
+        gains={},
+        facts={},
+        watch=lambda alarm: None,
     )
     engine = Engine(Settings(), boot=lambda *_: worker)
     engine.start()

@@ -235,7 +235,7 @@ def test_heads_that_cannot_be_shared_are_told_by_their_number() -> None:
 def test_ring_attention_on_a_cpu_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
     with pytest.raises(SettingsError, match=r"a CPU cannot compute ring attention\. Use KINDLING_ULYSSES") as caught:
-        Worker.boot(Settings(ring_degree=2, device="cpu", cold_start_budget_s=600))
+        Worker.boot(PATIENT.model_copy(update={"ring_degree": 2, "device": "cpu"}))
     assert caught.value.param == "KINDLING_RING_DEGREE"
 
 
