@@ -1,6 +1,6 @@
 """What the list of a start's files saves where the page cache is cold: starts with and without it, in turns.
 
-A start is `Worker.boot` of spark in a new process. Before each, this environment's files are dropped from the page
+A start is `Worker.boot` of spark in a new process of its own. Before each, this environment's files are dropped from the page
 cache, but for those that another process has mapped: run it while nobody else uses torch. `warm` starts drop nothing.
 
     python benchmarks/touched.py --save     about 3 minutes; writes benchmarks/results/touched.json
@@ -20,7 +20,8 @@ LIST = Path(sys.prefix, "kindling.touched")
 RECORD = "from handler.worker import touched; touched.record()"
 START = """
 import json, resource
-from handler import Settings, Worker
+from handler import Settings, Worker, dedicated
+dedicated()
 with Worker.boot(Settings(compile="off")) as worker:
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = {phase.name: phase.seconds for phase in worker.ledger.phases}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.catalog.models import find
-from handler.model import imports
+from handler.model import imports, upstream
 from handler.worker.preload import libraries
 
 LIST = "kindling.touched"  # in the environment's folder
@@ -101,7 +101,11 @@ def _key() -> str:
 
 
 def record() -> None:
-    """Make the list of this environment, in a process that has imported nothing yet of what it is about."""
+    """Make the list of this environment, in a process that has imported nothing yet of what it is about.
+
+    It is then as a worker's own process: that imports a fourth fewer files.
+    """
+    upstream.dedicated()
     Path(sys.prefix, LIST).write_text("\n".join([_key(), *rows(sys.prefix)]))
 
 
