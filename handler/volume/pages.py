@@ -11,11 +11,15 @@ def share() -> None:
     _shared = True
 
 
-def cached(descriptor: int, chunk: memoryview, start: int) -> bool:
-    """Whether the page cache has the chunk, or shall have it: yes also where the file system cannot tell."""
-    if _shared:
-        return True
-    try:  # of its first byte
-        return os.preadv(descriptor, [chunk[:1]], start, os.RWF_NOWAIT) >= 0
+def cached(descriptor: int, start: int) -> bool:
+    """Whether the page cache has what begins there, or shall have it: yes also where the file system cannot tell."""
+    return _shared or not cold(descriptor, start)
+
+
+def cold(descriptor: int, start: int) -> bool:
+    """Whether the page cache lacks the byte there; no where the file system cannot tell."""
+    try:
+        os.preadv(descriptor, [bytearray(1)], start, os.RWF_NOWAIT)
     except OSError as error:
-        return not isinstance(error, BlockingIOError)
+        return isinstance(error, BlockingIOError)
+    return False

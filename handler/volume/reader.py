@@ -70,7 +70,7 @@ class ReadFile:
         from isal import isal_zlib
 
         chunk, at = memoryview(self.memory)[start:stop], self.base + start
-        count = 0 if cached(descriptor, chunk, at) else self._read_directly(chunk, at)
+        count = 0 if cached(descriptor, at) else self._read_directly(chunk, at)
         while got := os.preadv(descriptor, [chunk[count:]], at + count) if count < len(chunk) else 0:
             count += got
         if count < len(chunk):

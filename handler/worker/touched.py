@@ -19,6 +19,7 @@ from typing import Any
 
 from handler.catalog.models import find
 from handler.model import imports, upstream
+from handler.volume.pages import cold
 from handler.worker.preload import libraries
 
 LIST = "kindling.touched"  # in the environment's folder
@@ -78,12 +79,7 @@ def _ask(descriptor: int, start: int, stop: int) -> bool:
 
 
 def _cold(descriptor: int, start: int, _: int) -> bool:
-    """Whether the page cache lacks the range, told by its first byte; no where the file system cannot tell."""
-    try:
-        os.preadv(descriptor, [bytearray(1)], start, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return True
-    return False
+    return cold(descriptor, start)
 
 
 def listed(prefix: str) -> list[str]:
