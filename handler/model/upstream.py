@@ -62,11 +62,11 @@ def changed() -> Iterator[None]:
     global _inside
     if _alone:
         importlib.import_module("torch.distributed")
-    with _ONE:
-        _inside += 1
-        if _inside == 1:
-            _change()
     try:
+        with _ONE:
+            _inside += 1
+            if _inside == 1:
+                _change()
         yield
     finally:
         with _ONE:

@@ -161,6 +161,18 @@ def test_what_was_changed_is_as_before_when_the_last_has_imported(monkeypatch: p
     assert now() == before
 
 
+def test_a_change_that_fails_is_taken_back_and_made_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [*sys.meta_path]
+    with monkeypatch.context() as without:
+        without.delattr(importlib.metadata, "packages_distributions")
+        with pytest.raises(AttributeError, match="packages_distributions"), upstream.changed():
+            pass
+    assert sys.meta_path == before
+    with upstream.changed():
+        assert importlib.metadata.packages_distributions is upstream.Distributions
+    assert importlib.metadata.packages_distributions is not upstream.Distributions
+
+
 def test_distributions_are_what_they_are_and_asked_once_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = importlib.metadata.packages_distributions(), list[int]()
     monkeypatch.setattr(upstream.Distributions, "_ask", staticmethod(lambda: asked.append(1) or real))
