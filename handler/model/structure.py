@@ -35,7 +35,7 @@ def _found(folder: Path, scan: Callable[..., Structure], version: str) -> Struct
     file, models = _file(folder.parent, version), sorted({*os.listdir(folder)} - {"__pycache__"})
     with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
         said = json.loads(file.read_bytes())
-        if said["models"] == models:
+        if said["models"] == models and not _renewed(folder.parent, version, file):
             return {
                 frozenset(needs): {name: set(names) for name, names in part.items()}
                 for needs, part in said["structure"]
@@ -47,6 +47,12 @@ def _found(folder: Path, scan: Callable[..., Structure], version: str) -> Struct
         # As byte code is written: whole or not at all, and no error where that is not allowed.
         SourceFileLoader("", "").set_data(str(file), data)
     return found
+
+
+def _renewed(package: Path, version: str, file: Path) -> bool:
+    """Whether the package was installed after `file` was written: of one version there may be several builds."""
+    record = Path(f"{package}-{version}.dist-info", "RECORD")
+    return record.exists() and file.stat().st_mtime < record.stat().st_mtime
 
 
 def _file(package: Path, version: str) -> Path:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -220,6 +221,19 @@ def test_models_are_looked_through_once_and_anew_where_others_are(models: Path) 
     assert looked[2:] == [models] * 7
     structure.kept(lambda folder, prefix=None: looked.append(folder) or FOUND, "5.1")(models)  # type: ignore[func-returns-value]
     assert len(looked) == 10
+
+
+def test_models_are_looked_through_anew_once_the_package_is_installed_again(models: Path) -> None:
+    looked: list[Path] = []
+    find = structure.kept(lambda folder, prefix=None: looked.append(folder) or FOUND, "5.0")  # type: ignore[func-returns-value]
+    find(models)
+    [file] = models.parent.parent.glob("__pycache__/transformers-5.0.*.json")
+    (record := models.parent.parent / "transformers-5.0.dist-info" / "RECORD").parent.mkdir()
+    record.touch()
+    for before, times in ((1, 1), (0, 1), (-1, 2)):  # an image's files may all have one date
+        date = file.stat().st_mtime - before
+        os.utime(record, (date, date))
+        assert (find(models), len(looked)) == (FOUND, times)
 
 
 def test_where_no_byte_code_is_written_nothing_is(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
