@@ -1,8 +1,8 @@
 """How what draws is imported: torch, diffusers and transformers, and not what they would load beside it for nobody.
 
-Nothing of theirs is changed, and whoever wants what was left out gets it, the real one, by importing or using it. But
-diffusers and transformers remember that they found no torchao and no gguf: a program whose own models they shall round
-or read with it, or that imports it meanwhile on another thread, imports it first.
+What of theirs is changed meanwhile `upstream.py` says. Whoever wants what was left out gets it, the real one, by
+importing or using it. But diffusers and transformers remember that they found no torchao and no gguf: a program whose
+own models they shall round or read with it, or that imports it meanwhile on another thread, imports it first.
 """
 
 import contextlib
