@@ -191,6 +191,8 @@ def wake(settings: Settings) -> threading.Thread | None:
     """
     if settings.device == "cpu" or not sees_gpu():
         return None
+    # As torch has it, but read once, here: else drivers of before CUDA 12.2 load all kernels that there are.
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
     thread = threading.Thread(target=_make_context, name="context", daemon=True)
     thread.start()
     return thread

@@ -337,12 +337,27 @@ def test_models_shows_what_each_would_be_served_in(tmp_path: Path, monkeypatch: 
 
 
 FAKE_DRIVER = """
+#include <stdlib.h>
 int calls[8], count;
+char *loading;
 static int call(int which) { calls[count++] = which; return which == FAILS; }
-int cuInit(unsigned flags) { return call(1 + flags); }
+int cuInit(unsigned flags) { loading = getenv("CUDA_MODULE_LOADING"); return call(1 + flags); }
 int cuDeviceGet(int *device, int ordinal) { *device = 70 + ordinal; return call(2); }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = calls; return call(device); }
 """
+
+
+def awake(folder: Path, monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> ctypes.CDLL:
+    """The driver's library, once a context was made with it; its call `fails`."""
+    (folder / "driver.c").write_text(FAKE_DRIVER)
+    library = str(folder / "libcuda.so")
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-DFAILS={fails}", "-o", library, folder / "driver.c"], check=True)
+    monkeypatch.setattr("handler.model.hardware.DRIVER_LIBRARY", library)
+    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", folder)
+    thread = wake(Settings())
+    assert thread
+    thread.join()
+    return ctypes.CDLL(library)
 
 
 @pytest.mark.parametrize(("fails", "called"), [(0, [1, 2, 70]), (1, [1]), (2, [1, 2]), (70, [1, 2, 70])])
@@ -350,16 +365,18 @@ def test_the_gpus_context_is_made_beside_the_imports(
     fails: int, called: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a library with the driver's names, which notes what it is asked for; what fails is torch's to tell."""
-    (tmp_path / "driver.c").write_text(FAKE_DRIVER)
-    library = str(tmp_path / "libcuda.so")
-    subprocess.run(["gcc", "-shared", "-fPIC", f"-DFAILS={fails}", "-o", library, tmp_path / "driver.c"], check=True)
-    monkeypatch.setattr("handler.model.hardware.DRIVER_LIBRARY", library)
-    monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
-    thread = wake(Settings())
-    assert thread
-    thread.join()
-    loaded = ctypes.CDLL(library)
+    loaded = awake(tmp_path, monkeypatch, fails)
     assert [*(ctypes.c_int * 8).in_dll(loaded, "calls")][: ctypes.c_int.in_dll(loaded, "count").value] == called
+
+
+@pytest.mark.parametrize(("said", "loading"), [("", b"LAZY"), ("EAGER", b"EAGER")])
+def test_the_driver_loads_kernels_as_torch_would_have_it(
+    said: str, loading: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MODULE_LOADING", said)
+    if not said:
+        monkeypatch.delenv("CUDA_MODULE_LOADING")
+    assert ctypes.c_char_p.in_dll(awake(tmp_path, monkeypatch), "loading").value == loading
 
 
 @GPULESS
