@@ -1,7 +1,8 @@
 """What the list of a start's files saves where the page cache is cold: starts with and without it, in turns.
 
-A start is `Worker.boot` of spark in a new process of its own. Before each, this environment's files are dropped from the page
-cache, but for those that another process has mapped: run it while nobody else uses torch. `warm` starts drop nothing.
+A start is `Worker.boot` of spark in a new process of its own. Before each, this environment's files are dropped from
+the page cache, but for those that another process has mapped: run it while nobody else uses torch. `warm` starts drop
+nothing.
 
     python benchmarks/touched.py --save     about 3 minutes; writes benchmarks/results/touched.json
 """
