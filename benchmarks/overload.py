@@ -85,12 +85,12 @@ async def _counted(server: Server, begun: dict[str, float], crowds: Awaitable[di
     all_ = Counter(told["answers"]) + Counter(told["late"])
     return {
         "sent_per_s": round(told["sent"] / told["seconds"], 2),
-        "drawn_per_s": round(told["answers"]["200"] / told["seconds"], 2),
+        "drawn_per_s": round(told["answers"]["2xx"] / told["seconds"], 2),
         "answers": dict(all_),
         "broken": told["broken"],
         "refused_p50_ms": told["refused_p50_ms"],
         "percent_of_a_core": {name: round(100 * each / seconds, 1) for name, each in used.items()},
-        "server_ms_a_picture": round(1e3 * (used["server"] - used["event loop"]) / max(1, all_["200"]), 1),
+        "server_ms_a_picture": round(1e3 * (used["server"] - used["event loop"]) / max(1, all_["2xx"]), 1),
     }
 
 
