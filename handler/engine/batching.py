@@ -12,6 +12,7 @@ from handler.volume.receipts import Gains
 
 PIXELS = 1024 * 1024
 PAYS = 1.1  # times the pictures a second of one by one; less is not worth that all wait for all
+COUNTS = tuple(count for count in (1, 2, 4, 8) if count <= MOST)  # that are tried
 Size = tuple[int, int]
 
 

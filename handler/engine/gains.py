@@ -7,12 +7,11 @@ pays. Only so many runs are looked at, so that what was decided stays, and with 
 import threading
 from collections import OrderedDict
 
-from handler.core.recipe import MOST, Recipe
-from handler.engine.batching import PAYS, batchable, room, shape
+from handler.core.recipe import Recipe
+from handler.engine.batching import COUNTS, PAYS, batchable, room, shape
 
 TRIES = 3  # runs of so many at once, of which the quickest counts: the first is cold, and others may be disturbed
 SHAPES = 64  # that are known: callers choose them
-COUNTS = tuple(count for count in (1, 2, 4, 8) if count <= MOST)
 
 
 class Learned:
