@@ -142,32 +142,28 @@ $(VENV)/dev: $(VENV)/run
 	$(PIP) -c $(VENV)/versions -e '.[dev]'
 	@touch $@
 
+# An environment over the first, with what an extra of pyproject.toml names and the first cannot have.
+PURELIB = python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+define over
+@$(BIN)/python -m venv $(1)
+@$(BIN)/$(PURELIB) > $(1)/over
+@mv $(1)/over $$($(1)/bin/$(PURELIB))/over.pth
+$(1)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
+    $$(sed -n 's/^$(2) = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d '",')
+@touch $@
+endef
+
 $(FAL)/ready: $(VENV)/dev
 	@echo "Adding fal, in an environment over the first: its pins and RunPod's exclude each other."
-	@$(BIN)/python -m venv $(FAL)
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(FAL)/over
-	@mv $(FAL)/over $$($(FAL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
-	$(FAL)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
-	    $$(sed -n 's/^fal = \["\(.*\)"\].*/\1/p' pyproject.toml)
-	@touch $@
+	$(call over,$(FAL),fal)
 
 $(EDITOR)/ready: $(VENV)/dev
 	@echo "Adding ComfyUI's editor, in an environment over the first."
-	@$(BIN)/python -m venv $(EDITOR)
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(EDITOR)/over
-	@mv $(EDITOR)/over $$($(EDITOR)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
-	$(EDITOR)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
-	    $$(sed -n 's/^comfy-ui = \["\(.*\)"\].*/\1/p' pyproject.toml)
-	@touch $@
+	$(call over,$(EDITOR),comfy-ui)
 
 $(PEERS)/ready: $(VENV)/dev
 	@echo "Adding FastAPI and LitServe, in an environment over the first."
-	@$(BIN)/python -m venv $(PEERS)
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(PEERS)/over
-	@mv $(PEERS)/over $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
-	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-warn-conflicts \
-	    $$(sed -n 's/^peers = \["\(.*\)", "\(.*\)"\].*/\1 \2/p' pyproject.toml)
-	@touch $@
+	$(call over,$(PEERS),peers)
 
 $(GPULESS)/ready: benchmarks/gpuless/requirements.txt benchmarks/gpuless/stubs.py
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import httpx
 
 import report
 from serving import OPENAI, Server
+from watched import HZ, free_port
 
 ROOT = Path(__file__).parent.parent
 SERVERS = Path(__file__).parent / "contestants"
@@ -24,7 +24,6 @@ FIRST = {"prompt": "a red circle on a blue background", "seed": 1, "size": "256x
 PATIENCE_S = 600.0  # for a start, and for a request: compiling takes minutes on a busy machine
 QUEUE = "64"  # requests that may wait at Kindling: its own 32 would refuse some where the peers let all wait
 LOADING = 503
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Running:
 
     def processor_s(self) -> float:
         """What all its processes have worked since their birth."""
-        return sum(sum(map(int, fields[11:15])) for fields in map(_stat, self._processes()) if fields) / TICK
+        return sum(sum(map(int, fields[11:15])) for fields in map(_stat, self._processes()) if fields) / HZ
 
     def memory_mb(self) -> dict[str, int]:
         """What they hold now, pages that several map counted once, and the sum of the most that each ever held."""
@@ -131,13 +130,6 @@ def end(process: "subprocess.Popen[bytes]") -> None:
             os.killpg(process.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def prepare(name: str, folder: Path, environment: Path) -> float:

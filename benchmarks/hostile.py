@@ -90,8 +90,8 @@ async def flooded(server: Server, watch: Watchdog, options: argparse.Namespace) 
             found = await clients.closed(request, LOOPS, seconds, fresh)
             answers = found["answers"]
             return {
-                "refused_per_s": round((answers["400"] + answers["500"]) / found["seconds"], 1),
-                "drawn_per_s": round(answers["200"] / found["seconds"], 2),
+                "refused_per_s": round((answers["4xx"] + answers["5xx"]) / found["seconds"], 1),
+                "drawn_per_s": round(answers["2xx"] / found["seconds"], 2),
                 "broken": found["broken"],
             }
 

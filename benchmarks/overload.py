@@ -8,7 +8,6 @@ what was not the server's nor the crowd's, without which a figure says nothing: 
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import time
 from collections import Counter
@@ -18,12 +17,11 @@ from typing import Any
 
 from flooding import Crowd, crowd
 from serving import OPENAI, Server
-from watched import SMALL, Watchdog, probing
+from watched import HZ, SMALL, Watchdog, probing, worked
 
 SIZES = ("128x128", "256x256")
 CLIENTS, TIMES = 4, 10
 WARM_S = 10.0
-HZ = os.sysconf("SC_CLK_TCK")
 KINDS, IDLE = 8, (3, 4)  # of time in /proc/stat, but those that are part of another; in these nothing ran
 
 
@@ -85,12 +83,12 @@ async def _counted(server: Server, begun: dict[str, float], crowds: Awaitable[di
     all_ = Counter(told["answers"]) + Counter(told["late"])
     return {
         "sent_per_s": round(told["sent"] / told["seconds"], 2),
-        "drawn_per_s": round(told["answers"]["200"] / told["seconds"], 2),
+        "drawn_per_s": round(told["answers"]["2xx"] / told["seconds"], 2),
         "answers": dict(all_),
         "broken": told["broken"],
         "refused_p50_ms": told["refused_p50_ms"],
         "percent_of_a_core": {name: round(100 * each / seconds, 1) for name, each in used.items()},
-        "server_ms_a_picture": round(1e3 * (used["server"] - used["event loop"]) / max(1, all_["200"]), 1),
+        "server_ms_a_picture": round(1e3 * (used["server"] - used["event loop"]) / max(1, all_["2xx"]), 1),
     }
 
 
@@ -98,14 +96,9 @@ def _processor(server: Server) -> dict[str, float]:
     """Seconds of processor time until now: of the server, of its event loop's thread, and of all that runs here."""
     home = Path(f"/proc/{server.pid}")
     machine = Path("/proc/stat").read_text().split()[1 : 1 + KINDS]
-    ticks = {
-        "server": _ticks(home / "stat"),
-        "event loop": _ticks(home / f"task/{server.pid}/stat"),
-        "machine": sum(int(each) for i, each in enumerate(machine) if i not in IDLE),
+    return {
+        "server": worked(home / "stat"),
+        "event loop": worked(home / f"task/{server.pid}/stat"),
+        "machine": sum(int(each) for i, each in enumerate(machine) if i not in IDLE) / HZ,
+        "clock": time.perf_counter(),
     }
-    return {name: each / HZ for name, each in ticks.items()} | {"clock": time.perf_counter()}
-
-
-def _ticks(stat: Path) -> int:
-    """Of a process or a thread, in user space and in the kernel."""
-    return sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13]))

@@ -18,25 +18,22 @@ import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
 import report
 from spark.autoencoder import round_trip
-from spark.checker import check
-from spark.measures import MEASURES, mean, measure
+from spark.latents import Size
+from spark.measures import MEASURES
 from spark.scenes import Scene, draw, held_out
 from spark.train import SHIPPED
-
-Size = tuple[int, int]
+from spark.validation import drawn, judged
 
 SIZES: tuple[Size, ...] = (
     (128, 128), (256, 256), (512, 512), (768, 512), (512, 768), (672, 384), (384, 672), (1024, 1024),
 )  # fmt: skip
 SHARES = {"one": 0.4, "many": 0.3, "pair": 0.3}
 QUESTIONS = ("right", *MEASURES)
-STEPS, TEXT_TOKENS = 4, 32
 SHOWN_SIZES: tuple[Size, ...] = ((128, 128), (256, 256), (512, 512), (1024, 1024))
 SHOWN, SIDE, GAP = 24, 192, 6
 
@@ -81,7 +78,8 @@ def rows(artists: dict[str, FluxPipeline], size: Size, prompts: int, split: str)
     for kind, share in SHARES.items():
         asked = held_out(max(1, round(share * prompts)), split, kind, "plain")
         for artist, pictures in _pictures(artists, asked, size):
-            found.setdefault(kind, {})[artist] = row = judged(pictures, [scene for _, scene in asked])
+            row = {"prompts": len(asked), **judged(pictures, [scene for _, scene in asked])}
+            found.setdefault(kind, {})[artist] = row
             name = "x".join(map(str, size))
             print(f"{name:>9} {kind:>5} {artist:>6}" + "".join(f"{row[q]:>15}" for q in QUESTIONS), flush=True)
     return found
@@ -95,25 +93,6 @@ def _pictures(
     yield "coded", (round_trip(vae, draw(scene, size)) for _, scene in asked)
     for name, pipeline in artists.items():
         yield name, (drawn(pipeline, prompt, seed, size) for seed, (prompt, _) in enumerate(asked))
-
-
-def drawn(pipeline: FluxPipeline, prompt: str, seed: int, size: Size) -> Image.Image:
-    """One picture, as the shipped model draws it unless asked otherwise."""
-    picture: Image.Image = pipeline(
-        prompt, width=size[0], height=size[1], num_inference_steps=STEPS, guidance_scale=0.0,
-        max_sequence_length=TEXT_TOKENS, generator=torch.Generator().manual_seed(seed),
-    ).images[0]  # fmt: skip
-    return picture
-
-
-def judged(pictures: Iterable[Image.Image], scenes: list[Scene]) -> dict[str, float]:
-    """The share right and the means of the measures, of as many pictures as scenes."""
-    both = [
-        (check(picture, scene).right, measure(picture, scene)) for picture, scene in zip(pictures, scenes, strict=True)
-    ]
-    return {"prompts": len(both), "right": round(sum(right for right, _ in both) / len(both), 3)} | mean(
-        found for _, found in both
-    )
 
 
 def contact_sheet(artists: Iterable[FluxPipeline], split: str) -> Image.Image:

@@ -9,11 +9,12 @@ nothing.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import pagecache
 
 import report
 
@@ -37,15 +38,6 @@ KINDS = {  # whether there is a list, and whether the page cache is cold
 }
 
 
-def drop(folder: Path) -> None:
-    """Drop the files below it from the page cache."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
-
-
 def start(listed: bool, cold: bool) -> dict[str, float]:
     """One start: what it took."""
     LIST.unlink(missing_ok=True)
@@ -53,7 +45,7 @@ def start(listed: bool, cold: bool) -> dict[str, float]:
     if listed:
         subprocess.run([sys.executable, "-c", RECORD], check=True, env=environment)
     if cold:
-        drop(Path(sys.prefix).resolve())
+        pagecache.drop_files([Path(sys.prefix).resolve()])
     done = subprocess.run([sys.executable, "-c", START], check=True, env=environment, stdout=subprocess.PIPE)
     found: dict[str, float] = json.loads(done.stdout)
     return found

@@ -16,7 +16,6 @@ import functools
 import http.client
 import io
 import json
-import os
 import runpy
 import socket
 import statistics
@@ -34,6 +33,7 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
 import report
+from watched import worked
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "handler" / "weights" / "spark"
@@ -44,7 +44,6 @@ LIKE_FLUX = ((64, 1), (64, 4), (1024, 1))
 MODULES = {"vae": 241, "text_encoder": 151, "text_encoder_2": 464, "transformer": 1275}  # of FLUX.1
 BLOCK = 20  # modules below one, as in a block of a transformer
 SIDES = ("plain", "kindling")
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -119,8 +118,7 @@ class Server:
     @property
     def cpu_s(self) -> float:
         """Processor seconds of all its threads so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        return worked(Path(f"/proc/{self.process.pid}/stat"))
 
 
 def compared(servers: list[Server], side: int, count: int, rounds: int) -> dict[str, Any]:

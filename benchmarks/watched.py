@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import statistics
 import time
@@ -18,6 +19,7 @@ JSON = {"content-type": "application/json"}
 SMALL = {"prompt": "a red circle on a blue background", "size": "128x128", "seed": 1}
 SAMPLE_S = 0.5
 PROBE_S = 0.1  # between two probes
+HZ = os.sysconf("SC_CLK_TCK")
 PING = b"GET /ping HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 
@@ -108,6 +110,11 @@ def _probing(address: str, seconds: float) -> float | None:
         took.append(1e3 * (time.perf_counter() - begun))
         time.sleep(PROBE_S)
     return quantile(sorted(took), 0.99)
+
+
+def worked(stat: Path) -> float:
+    """Processor seconds of a process or a thread until now, in user space and in the kernel, by its file in /proc."""
+    return sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13])) / HZ
 
 
 def free_port() -> int:

@@ -65,8 +65,7 @@ class Artist:
 
     def __init__(self, folder: Path) -> None:
         self.words, self.shift = flow.Words.load(folder), validation.chosen(folder)
-        average = torch.load(folder / "flow.pt", weights_only=True)["average"][0]
-        self.velocity = partial(flow.predicted, validation.averaged(average).eval())
+        self.velocity = partial(flow.predicted, validation.averaged(validation.trained(folder)).eval())
         vae = AutoencoderKL.load_config(folder / "vae")
         self.scale, self.offset = vae["scaling_factor"], vae["shift_factor"]
 

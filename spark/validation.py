@@ -1,10 +1,12 @@
 """What steers the training and chooses what is shipped: validation prompts, drawn at every size and judged."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
+from PIL import Image
 from torch import Tensor
 
 from spark import flow
@@ -12,11 +14,18 @@ from spark.checker import check
 from spark.journal import Journal
 from spark.latents import LARGE, LARGEST, NATIVE, Size
 from spark.measures import mean, measure
-from spark.scenes import KINDS, held_out
+from spark.scenes import KINDS, Scene, held_out
 
 SIZES: tuple[Size, ...] = ((128, 128), NATIVE, LARGE, (768, 512), LARGEST)
-STEPS = 4
+STEPS, TEXT_TOKENS = 4, 32  # as the shipped model draws
 FINAL = -1  # in the place of a step
+
+
+def trained(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights in `folder`/flow.pt."""
+    average: dict[str, Tensor]
+    [average] = torch.load(folder / "flow.pt", weights_only=True)["average"]
+    return average
 
 
 def averaged(average: dict[str, Tensor]) -> FluxTransformer2DModel:
@@ -26,18 +35,29 @@ def averaged(average: dict[str, Tensor]) -> FluxTransformer2DModel:
     return transformer
 
 
+def drawn(pipeline: FluxPipeline, prompt: str, seed: int, size: Size) -> Image.Image:
+    """One picture, as the shipped model draws it unless asked otherwise."""
+    picture: Image.Image = pipeline(
+        prompt, width=size[0], height=size[1], num_inference_steps=STEPS, guidance_scale=0.0,
+        max_sequence_length=TEXT_TOKENS, generator=torch.Generator().manual_seed(seed),
+    ).images[0]  # fmt: skip
+    return picture
+
+
+def judged(pictures: Iterable[Image.Image], scenes: list[Scene]) -> dict[str, float]:
+    """The share right and the means of the measures, of as many pictures as scenes."""
+    both = [
+        (check(picture, scene).right, measure(picture, scene)) for picture, scene in zip(pictures, scenes, strict=True)
+    ]
+    right = round(sum(right for right, _ in both) / len(both), 3)
+    return {"right": right, **mean(found for _, found in both)}
+
+
 def score(pipeline: FluxPipeline, size: Size, prompts: int) -> dict[str, float]:
-    """The share right and the measures, over `prompts` of each kind."""
-    verdicts, measured = [], []
-    for kind in KINDS:
-        for seed, (prompt, scene) in enumerate(held_out(prompts, "validation", kind, "everyday")):
-            image = pipeline(
-                prompt, width=size[0], height=size[1], num_inference_steps=STEPS, guidance_scale=0.0,
-                max_sequence_length=32, generator=torch.Generator().manual_seed(seed),
-            ).images[0]  # fmt: skip
-            verdicts.append(check(image, scene).right)
-            measured.append(measure(image, scene))
-    return {"right": round(sum(verdicts) / len(verdicts), 3), **mean(measured)}
+    """`judged`, over `prompts` of each kind."""
+    asked = [pair for kind in KINDS for pair in enumerate(held_out(prompts, "validation", kind, "everyday"))]
+    pictures = (drawn(pipeline, prompt, seed, size) for seed, (prompt, _) in asked)
+    return judged(pictures, [scene for _, (_, scene) in asked])
 
 
 def validate(folder: Path, average: dict[str, Tensor], journal: Journal, step: int, prompts: int = 2) -> float:
@@ -53,8 +73,7 @@ def validate(folder: Path, average: dict[str, Tensor], journal: Journal, step: i
 
 def choose(folder: Path, prompts: int = 6) -> None:
     """Decide by validation prompts with which shift the finished transformer is shipped: `folder`/shift.json."""
-    average = torch.load(folder / "flow.pt", weights_only=True)["average"][0]
-    shift = validate(folder, average, Journal(folder / "flow.log"), FINAL, prompts)
+    shift = validate(folder, trained(folder), Journal(folder / "flow.log"), FINAL, prompts)
     (folder / "shift.json").write_text(json.dumps(shift))
 
 
@@ -66,5 +85,4 @@ def chosen(folder: Path) -> float:
 
 def finished(folder: Path) -> FluxPipeline:
     """The whole FluxPipeline with the averaged weights in `folder`/flow.pt."""
-    average = torch.load(folder / "flow.pt", weights_only=True)["average"][0]
-    return flow.assemble(folder, averaged(average), chosen(folder))
+    return flow.assemble(folder, averaged(trained(folder)), chosen(folder))

@@ -6,9 +6,9 @@
 // forgotten. Otherwise so many requests a second are due, as a Poisson process, whatever becomes of those before; each
 // is for a client that is free, of CLIENTS at most, and after SECONDS all are waited for, for PATIENCE seconds.
 //
-// Prints a line of JSON: answers in SECONDS and after them, by the first digit of their status (those of 0 are
-// anything else), what was sent and due, what broke or never was answered, milliseconds that half of the refusals took
-// at most, since they were due, seconds of processor time, seconds.
+// Prints a line of JSON: answers in SECONDS and after them, by the first digit of their status ("0xx" is anything else),
+// what was sent and due, what broke or never was answered, milliseconds that half of the refusals took at most, since
+// they were due, seconds of processor time, seconds.
 #include <arpa/inet.h>
 #include <errno.h>
 #include <math.h>
@@ -110,7 +110,7 @@ static int ascending(const void *a, const void *b) {
 
 static void tell(const char *name, const long *counts) {
   printf("\"%s\": {", name);
-  for (int i = 0; i < 6; i++) printf("%s\"%d00\": %ld", i ? ", " : "", i, counts[i]);
+  for (int i = 0; i < 6; i++) printf("%s\"%dxx\": %ld", i ? ", " : "", i, counts[i]);
   printf("}, ");
 }
 

@@ -30,7 +30,7 @@ class Asked(BaseModel):
 def generate(asked: Asked) -> JSONResponse:
     seeds = range(asked.seed, asked.seed + asked.n)
     with one:
-        images = plainly.drawn(pipeline, [asked.prompt] * asked.n, seeds, asked.size, asked.num_inference_steps)
+        images = plainly.drawn(pipeline, [asked.prompt], asked.n, seeds, asked.size, asked.num_inference_steps)
     return JSONResponse(plainly.answer(images))
 
 

@@ -1,6 +1,7 @@
 """diffusers behind LitServe, which puts requests that wait into one batch: `PORT=8000 python litserve_server.py`."""
 
 from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import litserve
@@ -23,14 +24,13 @@ class Pictures(litserve.LitAPI):  # type: ignore[misc]
         return inputs
 
     def predict(self, batch: list[dict[str, Any]]) -> list[list[Any]]:
-        """The pictures of each request; neighbours of one size and number of steps are drawn at once."""
+        """The pictures of each request; neighbours that differ in prompt and seed alone are drawn at once."""
         found = []
-        for (size, steps), group in groupby(batch, lambda each: (each["size"], each["num_inference_steps"])):
+        for (n, size, steps), group in groupby(batch, itemgetter("n", "size", "num_inference_steps")):
             alike = [*group]
-            prompts = [each["prompt"] for each in alike for _ in range(each["n"])]
-            seeds = [each["seed"] + i for each in alike for i in range(each["n"])]
-            images = iter(plainly.drawn(self.pipeline, prompts, seeds, size, steps))
-            found += [[*islice(images, each["n"])] for each in alike]
+            seeds = [each["seed"] + i for each in alike for i in range(n)]
+            images = iter(plainly.drawn(self.pipeline, [each["prompt"] for each in alike], n, seeds, size, steps))
+            found += [[*islice(images, n)] for _ in alike]
         return found
 
     def unbatch(self, output: list[Any]) -> list[Any]:

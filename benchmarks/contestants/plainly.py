@@ -35,8 +35,8 @@ def loaded(compiled: bool = False) -> Any:
     return pipeline
 
 
-def drawn(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], size: str, steps: int) -> list[Any]:
-    """A picture for each prompt and its seed, all of them at once."""
+def drawn(pipeline: Any, prompts: Sequence[str], n: int, seeds: Sequence[int], size: str, steps: int) -> list[Any]:
+    """`n` pictures of each prompt, which is read once; a seed for each picture, all of them at once."""
     import torch
 
     width, height = map(int, size.split("x"))
@@ -44,6 +44,7 @@ def drawn(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], size: str
         list(prompts),
         width=width,
         height=height,
+        num_images_per_prompt=n,
         num_inference_steps=steps,
         guidance_scale=0.0,
         max_sequence_length=TOKENS,

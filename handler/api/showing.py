@@ -1,10 +1,9 @@
 """What a streamed request is told while it is drawn: each step as an event, and partial pictures."""
 
 import asyncio
-import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Self
 
 from handler.api import codec
@@ -14,7 +13,7 @@ from handler.core.recipe import Preview
 
 OnRequestStep = Callable[[int, int, Preview], None]
 OnPartial = Callable[[dict[str, Any]], object]
-_hands = Hands(2, 2, "partial")  # else the thread that keeps the GPU busy would encode
+_hands = Hands(1, 0, "partial")  # else the thread that keeps the GPU busy would encode
 
 
 class Showing:
@@ -28,8 +27,6 @@ class Showing:
         self._on_step, self._on_partial = on_step, on_partial
         self._count = self._request.partial_images if on_partial else 0
         self._shown: list[Future[None]] = []
-        self._waiting = deque[tuple[int, Any]]()
-        self._turn = threading.Lock()
 
     def __call__(self, done: int, of: int, preview: Preview) -> None:
         """So many steps are done."""
@@ -37,15 +34,12 @@ class Showing:
         if self._on_partial and self._request.progress:
             self._on_partial({"type": f"{self._dialect.TYPE}.progress", "steps": done, "of": of})
         if self._count and done < of and done * (self._count + 1) >= (len(self._shown) + 1) * of:
-            self._waiting.append((len(self._shown), preview()))
-            self._shown.append(_hands.run(self._show))
+            self._shown.append(_hands.run(partial(self._show, len(self._shown), preview())))
 
-    def _show(self) -> None:
-        with self._turn:
-            index, rgb = self._waiting.popleft()
-            assert self._on_partial
-            data = codec.encode(rgb, self._request.output_format, self._request.output_compression, None)
-            self._on_partial(self._dialect.partial(self._request, data, (rgb.shape[1], rgb.shape[0]), index))
+    def _show(self, index: int, rgb: Any) -> None:
+        assert self._on_partial
+        data = codec.encode(rgb, self._request.output_format, self._request.output_compression, None)
+        self._on_partial(self._dialect.partial(self._request, data, (rgb.shape[1], rgb.shape[0]), index))
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from handler.volume.receipts import Gains
 
 PIXELS = 1024 * 1024
 PAYS = 1.1  # times the pictures a second of one by one; less is not worth that all wait for all
+COUNTS = tuple(count for count in (1, 2, 4, 8) if count <= MOST)  # that are tried
 Size = tuple[int, int]
 
 
@@ -39,11 +40,16 @@ def _pixels(name: str) -> int:
 
 
 def alike(one: Recipe, other: Recipe) -> bool:
-    """Whether two pictures can be drawn together: all but words and noise is equal, and nothing is skipped by likeness.
+    """Whether two pictures can be drawn together: all but words and noise is equal."""
+    return batchable(one) and shape(one) == shape(other)
+
+
+def batchable(recipe: Recipe) -> bool:
+    """Whether a picture can be drawn with others at all: it has no images, and nothing is skipped by likeness.
 
     A step cache looks at all pictures at once, so each would depend on its neighbours.
     """
-    return one.step_cache is None and not one.images and shape(one) == shape(other)
+    return recipe.step_cache is None and not recipe.images
 
 
 def shape(recipe: Recipe) -> Recipe:

@@ -15,7 +15,7 @@ from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.request import MIN_SIDE, ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import let_go, outline
-from handler.engine.batching import alike, at_once
+from handler.engine.batching import at_once, batchable
 from handler.engine.gains import Learned
 from handler.engine.pace import Pace
 from handler.engine.queue import Job
@@ -63,7 +63,7 @@ class Executor:
 
     def at_once(self, recipe: Recipe, asked: Literal["auto"] | int, gains: Gains) -> int:
         """How many such pictures are drawn at once: as `asked`, or as pay by what was measured, or was seen here."""
-        if not (self.together and alike(recipe, recipe)):
+        if not (self.together and batchable(recipe)):
             return 1
         if asked == "auto" and not gains:
             return self._learned.at_once(recipe)

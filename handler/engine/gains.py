@@ -7,12 +7,11 @@ pays. Only so many runs are looked at, so that what was decided stays, and with 
 import threading
 from collections import OrderedDict
 
-from handler.core.recipe import MOST, Recipe
-from handler.engine.batching import PAYS, alike, room, shape
+from handler.core.recipe import Recipe
+from handler.engine.batching import COUNTS, PAYS, batchable, room, shape
 
 TRIES = 3  # runs of so many at once, of which the quickest counts: the first is cold, and others may be disturbed
 SHAPES = 64  # that are known: callers choose them
-COUNTS = tuple(count for count in (1, 2, 4, 8) if count <= MOST)
 
 
 class Learned:
@@ -24,7 +23,7 @@ class Learned:
 
     def after(self, recipe: Recipe, count: int, seconds: float) -> None:
         """So many pictures of one shape were drawn at once, in so many seconds."""
-        if count not in COUNTS or room(recipe.size) == 1 or not alike(recipe, recipe):
+        if count not in COUNTS or room(recipe.size) == 1 or not batchable(recipe):
             return  # the last: it has images, which nobody shall keep
         of = shape(recipe)
         with self._lock:

@@ -36,6 +36,10 @@ class InTurn(ABC):
     def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
         """Draw, in one run, those that fit together; each, or why there is none, and None for the others."""
 
+    @abstractmethod
+    def restore(self) -> None:
+        """Let the weights be the model's own, without the LoRAs of the last picture."""
+
     def draw(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome]:
         """Draw alike pictures (`batching.alike`), at once where their prompts allow; each, or why there is none."""
         found: dict[int, DrawOutcome] = {}

@@ -16,7 +16,6 @@ import torch.distributed as dist
 
 from handler.core.errors import DeviceMissing, OutOfRange, SettingsError
 
-NAMES = ("ring", "ulysses")  # diffusers' names for the two ways, in the order of its mesh
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo for sizes too, which are on the CPU
 SOCKET, LOOPBACK = "GLOO_SOCKET_IFNAME", "lo"  # else gloo looks for this machine's name, which may lead nowhere
 SPLIT = ("hidden_states", "encoder_hidden_states")  # tensors (picture, token, channel) of a forward

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost, NotReady
@@ -22,13 +22,15 @@ from handler.model.environment import environment
 from handler.model.faults import give_back
 from handler.model.hardware import Hardware
 from handler.model.loading.weights import free
-from handler.model.runner import DrawOutcome, Runner, sound
+from handler.model.runner import DrawOutcome, InTurn, Runner, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label
 from handler.volume.receipts import Gains, Receipt
 from handler.worker.clock import Ledger
 from handler.worker.memory import MemoryPlan, fit
-from handler.worker.ranks import Leading, Ranks
+
+if TYPE_CHECKING:  # few draw with others
+    from handler.worker.ranks import Ranks
 
 # Before a picture of another size than the last, whose tensors fit where none of those before were. Giving memory back
 # by thresholds made each picture 40 % slower on a CPU; so do those pay alone, a sixth, that differ in size. GPUs'
@@ -55,7 +57,7 @@ class Loaded:
         self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
         self.memory = memory or fit(spec, hardware)
         self._family = family
-        self._runner: Runner | Leading | None = Runner(
+        self._runner: InTurn | None = Runner(
             *(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device], self.memory.spare_gb * 1e9),
             resized=RESIZED[hardware.device],
         )
@@ -78,10 +80,9 @@ class Loaded:
         """Draw alike pictures, at once where that can be; each, or why there is none: `Runner.draw`."""
         return self._open().draw(recipes, on_steps)
 
-    def lead(self, ranks: Ranks) -> None:
+    def lead(self, ranks: "Ranks") -> None:
         """Draw together with them from now on, and end them with this."""
-        assert isinstance(self._runner, Runner)
-        self._ranks, self._runner = ranks, Leading(self._runner, ranks)
+        self._ranks = self._runner = ranks
 
     def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
         """Call `alarm`, on another thread, if what it draws with is lost while nobody draws."""
@@ -165,7 +166,7 @@ class Loaded:
         quantised, plain = importlib.import_module("handler.model.loading.quant"), type(self._pipeline)
         (quantised.save if self.hardware.quantised else plain.save_pretrained)(self._pipeline, folder)
 
-    def _open(self) -> Runner | Leading:
+    def _open(self) -> InTurn:
         if self._runner is None:
             raise NotReady("This worker is closed; boot another one.")
         return self._runner

@@ -27,7 +27,7 @@ from handler.core.secrets import without_secrets
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.hardware import Hardware, expected
-from handler.model.runner import DrawOutcome, InTurn, Runner
+from handler.model.runner import DrawOutcome, InTurn
 from handler.volume import pages
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
 from handler.worker.sharing import require_ring, visible, without_keys
@@ -46,8 +46,8 @@ def die_together() -> None:
         LIBC.prctl(PDEATHSIG, signal.SIGKILL)
 
 
-class Ranks:
-    """The followers of this process, as a context that ends them."""
+class Ranks(InTurn):
+    """The followers of this process, as a context that ends them. Draws together with them once all have joined."""
 
     def __init__(self, settings: Settings) -> None:
         """Start them: they import what they need."""
@@ -99,8 +99,8 @@ class Ranks:
         self._loads += 1
         self._tell(Load(without_keys(self._settings).model_copy(update=decided), dict(without)))
 
-    def join(self, model: Any, hardware: Hardware) -> None:
-        """Wait until all have loaded, and split `model` among them; raises a StartError of theirs."""
+    def join(self, model: Any, hardware: Hardware, runner: InTurn) -> None:
+        """Wait until all have loaded, and split `model`, with which `runner` draws; raises a StartError of theirs."""
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
         store = Path(self._meeting.name) / "store"
@@ -108,6 +108,7 @@ class Ranks:
         enter(0, self._settings, hardware, store, model)
         self._joined = True
         require_done(self._answers(self._settings.hang_s))
+        self._runner = runner
 
     def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
         """Call `alarm`, on another thread, as soon as a follower has ended, be anything drawn or not."""
@@ -119,17 +120,19 @@ class Ranks:
         if not self._closed:
             alarm(self._lose(APART.format(f"has ended (exit code {code})")))
 
-    def draw_some(
-        self, runner: Runner, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]
-    ) -> list[DrawOutcome | None]:
-        """`Runner.draw_some` of all ranks."""
+    def restore(self) -> None:
+        """Of this rank alone."""
+        self._runner.restore()
+
+    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
+        """As `Runner.draw_some`, by all ranks."""
         if self._lost:
             return [DeviceLost(self._lost)] * len(recipes)
         given_up = set[int]()
         try:
             self._tell(Draw(tuple(recipes)))
             told = [partial(self._step, i, on_step, given_up) for i, on_step in enumerate(on_steps)]
-            outcomes = runner.draw_some(recipes, told)
+            outcomes = self._runner.draw_some(recipes, told)
             self._tell(Over())
             faults = [_faults(answer) for answer in self._answers(self._settings.hang_s)]
             own = [isinstance(outcome, BaseException) for outcome in outcomes]
@@ -199,17 +202,6 @@ class Ranks:
             split.leave()
 
 
-class Leading(InTurn):
-    """A runner that draws together with other ranks."""
-
-    def __init__(self, runner: Runner, ranks: Ranks) -> None:
-        self._runner, self._ranks, self.restore = runner, ranks, runner.restore
-
-    def draw_some(self, recipes: Sequence[Recipe], on_steps: Sequence[OnStep]) -> list[DrawOutcome | None]:
-        """As `Runner.draw_some`."""
-        return self._ranks.draw_some(self._runner, recipes, on_steps)
-
-
 def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model: Any) -> None:
     """Become `rank` of those that meet in `store`, and compute only its part of `model`."""
     from handler.model import split
@@ -223,12 +215,11 @@ def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model:
             raise
 
 
-def require_done(answers: Sequence[Done | Failed]) -> list[Done]:
-    """What all did; a StartError, of its own kind where that matters, if one could not."""
+def require_done(answers: Sequence[Done | Failed]) -> None:
+    """A StartError, of its own kind where that matters, if one could not do it."""
     for answer in answers:
         if isinstance(answer, Failed):
             raise FAULTS.get(answer.kind, StartError)(answer.message)
-    return [answer for answer in answers if isinstance(answer, Done)]
 
 
 def _faults(answer: Done | Failed) -> tuple[str, ...]:

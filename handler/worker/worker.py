@@ -3,13 +3,14 @@
 `boot` is the cold start, in timed phases. torch and diffusers are first imported inside it, as a timed phase.
 """
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
@@ -38,8 +39,10 @@ from handler.worker.durations import Durations
 from handler.worker.loaded import Loaded
 from handler.worker.outlook import Outlook, outlook
 from handler.worker.preload import Preloaded, libraries
-from handler.worker.ranks import Ranks
 from handler.worker.sharing import require_shared, require_splittable
+
+if TYPE_CHECKING:  # few draw with others
+    from handler.worker.ranks import Ranks
 
 WARM_STEPS = 4  # of the warm-up picture: later steps run what the first ones ran
 log = logging.getLogger(__name__)
@@ -64,7 +67,8 @@ class Worker(Loaded):
                 clock.arm()
                 held, clock.ledger.preloaded = (preloaded.weights, list(preloaded.phases)) if preloaded else (None, [])
                 require_splittable(spec, settings)
-                ranks = unless_ready.enter_context(Ranks(settings)) if settings.ranks > 1 else None
+                ranks = importlib.import_module("handler.worker.ranks").Ranks(settings) if settings.ranks > 1 else None
+                unless_ready.enter_context(ranks or nullcontext())
                 worker = cls._load(settings, spec, clock, held, ranks)
                 clock.finish("ready", worker.hardware.reason)
                 unless_ready.pop_all()
@@ -80,7 +84,7 @@ class Worker(Loaded):
         spec: ModelSpec,
         clock: Clock,
         held: Held | None,
-        ranks: Ranks | None,
+        ranks: "Ranks | None",
         without: Mapping[Path, str] = NONE,
     ) -> Self:
         """From the best files there are; if those were baked and turn out to be damaged, without them."""
@@ -90,7 +94,12 @@ class Worker(Loaded):
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
             clock.ledger.weights = seen.weights.told
         try:
-            return cls._loaded(seen, vae, clock, held, ranks)
+            worker, seen = cls.built(seen, vae, clock, held, ranks)
+            with ExitStack() as unless_ready:
+                unless_ready.enter_context(worker)
+                worker._prepare(seen, clock, ranks)
+                unless_ready.pop_all()
+            return worker
         except StartError as error:
             without = {**without, **spoilt(error, seen.spec, settings.volume)}
             let_go(error)  # what it holds would be there twice
@@ -99,17 +108,8 @@ class Worker(Loaded):
         return cls._load(settings, spec, clock, None, ranks, without)
 
     @classmethod
-    def _loaded(cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None, ranks: Ranks | None) -> Self:
-        worker, seen = cls.built(seen, vae, clock, held, ranks)
-        with ExitStack() as unless_ready:
-            unless_ready.enter_context(worker)
-            worker._prepare(seen, clock, ranks)
-            unless_ready.pop_all()
-        return worker
-
-    @classmethod
     def built(
-        cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None = None, ranks: Ranks | None = None
+        cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None = None, ranks: "Ranks | None" = None
     ) -> tuple[Self, Outlook]:
         """The model as it was foreseen, or corrected, but nothing is drawn yet."""
         settings, spec, source = seen.asked, seen.spec, seen.weights
@@ -154,14 +154,14 @@ class Worker(Loaded):
         """The pipeline's model that takes the steps."""
         return getattr(self._pipeline, self._family.DENOISER)
 
-    def _prepare(self, seen: Outlook, clock: Clock, ranks: Ranks | None) -> None:
+    def _prepare(self, seen: Outlook, clock: Clock, ranks: "Ranks | None") -> None:
         """Choose the kernel of attention, share the work, compile or do without, and draw the first picture."""
         spec, asked = self.spec, seen.asked
         one = partial(self._practise, "warm-up", spec.size, spec.min_steps, clock)
         self.hardware = kernel.settle(seen, self.denoiser, clock, one)
         if ranks:
             with clock.phase("ranks"):
-                ranks.join(self.denoiser, self.hardware)
+                ranks.join(self.denoiser, self.hardware, self._open())
                 self.lead(ranks)
         decoder = artifacts.decoder_of(self._decoder)
         failures = Failures(asked.compile, spec, self.hardware, asked.volume, decoder)

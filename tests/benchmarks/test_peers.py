@@ -61,7 +61,7 @@ def test_it_draws_the_pictures_that_diffusers_draws(peers: Any, running: Any, pi
     assert 100 < memory["held_mb"] <= memory["peak_mb"]
     for body, outcome in zip(case.bodies(1), peers.complete(running.server.load(case.bodies(1), 3)[1]), strict=True):
         seeds = [body["seed"], body["seed"] + 1]
-        images = plainly.drawn(pipeline, [body["prompt"]] * 2, seeds, body["size"], peers.STEPS)
+        images = plainly.drawn(pipeline, [body["prompt"]] * 2, 1, seeds, body["size"], peers.STEPS)
         for png, image in zip(peers.pngs(outcome), images, strict=True):
             assert abs(peers.pixels(png) - numpy.asarray(image, int)).max() <= 2
 

@@ -42,13 +42,13 @@ def test_drawn_truth_then_the_round_trip_then_what_is_drawn(sharpness: ModuleTyp
         assert row["true"]["iou"] >= row["coded"]["iou"] >= row["drawn"]["iou"] > 0.8
         assert row["true"]["edge_px"] < row["coded"]["edge_px"] <= row["drawn"]["edge_px"]
         assert row["drawn"] == row["old"]
-        assert set(sharpness.QUESTIONS) < set(row["drawn"])
+        assert set(row["drawn"]) == {"prompts", *sharpness.QUESTIONS}
+        assert row["drawn"]["prompts"] == 1
 
 
-def test_what_is_judged_is_counted(sharpness: ModuleType) -> None:
+def test_as_many_pictures_as_scenes_are_judged(sharpness: ModuleType) -> None:
     scenes = [sample_scene(random.Random(i), "validation") for i in range(3)]
     pictures = [draw(scene, (256, 256)) for scene in scenes]
-    assert sharpness.judged(pictures, scenes)["prompts"] == 3
     assert sharpness.judged([pictures[0]] * 3, scenes)["iou"] < sharpness.judged(pictures, scenes)["iou"]
     with pytest.raises(ValueError, match="longer"):
         sharpness.judged(pictures[:2], scenes)

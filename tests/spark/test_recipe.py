@@ -116,7 +116,7 @@ def test_steps_of_every_size_are_about_as_much_work() -> None:
     assert set(latents.SHARDS) == set(latents.PLAN)
 
 
-def test_an_altered_scene_follows_each(folder: Path) -> None:
+def test_an_altered_scene_follows_each() -> None:
     scenes = latents.shard_scenes(1, 0, 20)
     for before, after in zip(scenes[::2], scenes[1::2], strict=True):
         assert before.nuisance == after.nuisance

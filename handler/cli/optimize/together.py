@@ -6,12 +6,11 @@ import time
 
 from handler.core.recipe import MOST, Recipe
 from handler.core.request import MIN_SIDE, ImageRequest
-from handler.engine.batching import PAYS, room
+from handler.engine.batching import COUNTS, PAYS, room
 from handler.engine.engine import Engine
 from handler.volume.receipts import Gains
 
 SIDES = (128, 256, 512)  # pixels; larger pictures keep any device busy one by one
-COUNTS = tuple(count for count in (1, 2, 4, 8) if count <= MOST)
 ROUNDS = 2  # the better one counts: whatever disturbs makes it worse
 WAIT_S = 600.0
 
