@@ -4,7 +4,7 @@ import importlib
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ from handler.model.tokens import counted, require_read
 
 PROMPTS_KEPT = 16  # encoded ones; of FLUX.2 [dev] each takes 16 MB
 DrawOutcome = Drawn | BaseException  # a picture, or why there is none
+Read = tuple[dict[str, Any], Tokens]  # what a family makes of a prompt, and how many tokens that has
 
 
 def sound(outcome: DrawOutcome) -> Drawn:
@@ -72,7 +73,7 @@ class Runner(InTurn):
         self._components = self._families.Components(pipeline)
         self._size = spec.size
         self._projection, self._applied = Projection(), Applied(pipeline, room)
-        self._prompts: OrderedDict[tuple[Any, ...], tuple[dict[str, Any], Tokens]] = OrderedDict()
+        self._prompts: OrderedDict[tuple[Any, ...], Read] = OrderedDict()
 
     def restore(self) -> None:
         """Let the weights be the model's own, without the LoRAs of the last picture."""
@@ -96,9 +97,9 @@ class Runner(InTurn):
         outcomes: list[DrawOutcome | None] = [each if isinstance(each, BaseException) else None for each in told]
         known = {i: each for i, each in enumerate(told) if not isinstance(each, BaseException)}
         if known and not any(isinstance(each, DeviceLost) for each in told):
-            at = self._families.fitting(known)
-            arguments, some, watching = [known[i] for i in at], [recipes[i] for i in at], [on_steps[i] for i in at]
-            for i, outcome in zip(at, self._run(stages, arguments, some, watching), strict=True):
+            at = self._families.fitting({i: arguments for i, (arguments, _) in known.items()})
+            read, some, watching = [known[i] for i in at], [recipes[i] for i in at], [on_steps[i] for i in at]
+            for i, outcome in zip(at, self._run(stages, read, some, watching), strict=True):
                 outcomes[i] = outcome
         lost = next((each for each in outcomes if isinstance(each, DeviceLost)), None)
         return [lost if outcome is None else outcome for outcome in outcomes]
@@ -115,7 +116,7 @@ class Runner(InTurn):
     def _run(
         self,
         stages: Stages,
-        arguments: Sequence[Mapping[str, Any]],
+        read: Sequence[Read],
         recipes: Sequence[Recipe],
         on_steps: Sequence[OnStep],
     ) -> list[DrawOutcome]:
@@ -128,7 +129,7 @@ class Runner(InTurn):
                 found = self._families.run(
                     self._family,
                     self._pipeline,
-                    self._families.joined(arguments),
+                    self._families.joined([arguments for arguments, _ in read]),
                     recipes,
                     self._spec,
                     step,
@@ -142,24 +143,20 @@ class Runner(InTurn):
             meant = meaning(error, recipes[0].size)
             return [given_up.get(i, meant) for i in range(len(recipes))]
         return [
-            given_up.get(i) or self._outcome(recipe, rgb, len(recipes), seconds)
-            for i, (recipe, rgb) in enumerate(zip(recipes, found, strict=True))
+            given_up.get(i) or self._outcome(recipe, rgb, len(recipes), tokens, seconds)
+            for i, (recipe, rgb, (_, tokens)) in enumerate(zip(recipes, found, read, strict=True))
         ]
 
-    def _outcome(self, recipe: Recipe, rgb: Any, batch: int, stages: dict[str, float]) -> DrawOutcome:
+    def _outcome(self, recipe: Recipe, rgb: Any, batch: int, tokens: Tokens, stages: dict[str, float]) -> DrawOutcome:
         if isinstance(rgb, Exception):
             return rgb
-        return Pixels(rgb, self._at(recipe), batch, self._tokens(recipe)), dict(stages)
-
-    def _tokens(self, recipe: Recipe) -> Tokens:
-        _, tokens = self._prompts[_words(recipe)]
-        return tokens
+        return Pixels(rgb, self._at(recipe), batch, tokens), dict(stages)
 
     def _at(self, recipe: Recipe) -> Recipe:
         """`recipe` as it was drawn: of a row that leaves it open, nobody else may have known the revision."""
         return replace(recipe, revision=self._spec.revision)
 
-    def _encoded(self, recipe: Recipe) -> dict[str, Any] | BaseException:
+    def _encoded(self, recipe: Recipe) -> Read | BaseException:
         """What the family makes of the prompt; or why it makes nothing. Kept, with its tokens, for the same words."""
         key = _words(recipe)
         try:
@@ -173,8 +170,7 @@ class Runner(InTurn):
         self._prompts.move_to_end(key)
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
-        arguments, _ = self._prompts[key]
-        return arguments
+        return self._prompts[key]
 
 
 def _words(recipe: Recipe) -> tuple[Any, ...]:

@@ -60,7 +60,8 @@ class BootLog:
         self._folder = volume / "boots"
         self._path = self._folder / f"{birth.identity}.json"
         part = self._folder / f".{self._path.name}.{secrets.token_hex(4)}"  # as leftovers are called
-        self._to = f">{quote(str(part))} && mv -- {quote(str(part))} {quote(str(self._path))}"
+        folder, written, path = (quote(str(each)) for each in (self._folder, part, self._path))
+        self._to = f"| (mkdir -p -- {folder} && cat >{written} && mv -- {written} {path})"
         self._ending, self._told = ending or Ending(), False
         self._news: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="boot-log", daemon=True).start()

@@ -59,7 +59,6 @@ class Worker(Loaded):
         """
         clock = clock or Clock(settings.cold_start_budget_s)
         touched.bring()
-        wake(settings)
         try:
             with clock.start(settings.model), imports.thawed(), ExitStack() as unless_ready:
                 clock.ledger.model = (spec := find(settings.model)).id
@@ -67,6 +66,7 @@ class Worker(Loaded):
                 clock.arm()
                 held, clock.ledger.preloaded = (preloaded.weights, list(preloaded.phases)) if preloaded else (None, [])
                 require_splittable(spec, settings)
+                wake(settings)
                 ranks = importlib.import_module("handler.worker.ranks").Ranks(settings) if settings.ranks > 1 else None
                 unless_ready.enter_context(ranks or nullcontext())
                 worker = cls._load(settings, spec, clock, held, ranks)

@@ -12,7 +12,7 @@ from handler import MODELS
 from handler.core.errors import Cancelled, DeviceLost, NumericalError
 from handler.core.recipe import Recipe
 from handler.model.families.schedulers import FLOW
-from handler.model.runner import Runner
+from handler.model.runner import PROMPTS_KEPT, Runner
 from handler.model.stages import MARKS, Stages
 
 RECIPE = Recipe("spark", "embedded", "a red circle", (64, 64), 4, 0.0, "flow-match-euler", 1)
@@ -140,6 +140,8 @@ def test_words_are_encoded_once_and_the_last_sixteen_are_kept(gpu: Gpu, pipeline
         drawing.draw(recipes, [lambda *_: None] * len(recipes))
         return list(encoded)
 
+    many = [replace(RECIPE, prompt=str(number)) for number in range(PROMPTS_KEPT + 1)]
+    assert not [each for each in drawing.draw(many, [lambda *_: None] * len(many)) if isinstance(each, BaseException)]
     first, *others = [replace(RECIPE, prompt=str(number)) for number in range(16)]
     assert draws(first) == [("0", None, 0.0)]
     assert draws(first, replace(first, seed=2, steps=2), replace(first, long_prompts="refuse")) == []

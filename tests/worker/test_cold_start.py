@@ -79,18 +79,23 @@ def test_a_volume_that_hangs_ends_the_process_and_names_the_phase(tmp_path: Path
 
 HELD = """
 import ctypes, sys
+import handler.worker.boots
 import handler.worker.worker
 from handler import Clock, Settings, Worker
+if sys.argv[2] == "late":
+    handler.worker.boots.BootLog._write = lambda boots: None  # had no turn before the GIL was taken
 handler.worker.worker.outlook = lambda *_, **__: ctypes.PyDLL(None).sleep(60)  # which keeps the GIL
 Worker.boot(Settings(volume=sys.argv[1]), Clock.anew(1))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends it but faulthandler")
-def test_native_code_that_lets_no_python_run_ends_the_process_and_leaves_word(tmp_path: Path) -> None:
+@pytest.mark.parametrize("boots", ["in time", "late"])
+def test_native_code_that_lets_no_python_run_ends_the_process_and_leaves_word(boots: str, tmp_path: Path) -> None:
     volume = Path(os.fsdecode(b"%s/it's a $HOME\n`volume` \xff" % bytes(tmp_path)))
     volume.mkdir()
-    out = subprocess.run([sys.executable, "-c", HELD, volume], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", HELD, volume, boots]
+    out = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     assert out.returncode == 124
     assert '{"cold_start": {"model": "spark"' in out.stderr
     (boot,) = last_boots(volume, 9)
