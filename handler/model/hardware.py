@@ -184,6 +184,18 @@ def _hidden() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDDEN
 
 
+def gpu_count() -> int:
+    """How many GPUs this process sees, told without torch; none where they are hidden from it."""
+    if not sees_gpu():
+        return 0
+    with contextlib.suppress(Exception):
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    return max(1, len([*GPU_DEVICE.parent.glob("nvidia[0-9]*")]))
+
+
 def wake(settings: Settings) -> threading.Thread | None:
     """Make the context on the first GPU beside whoever imports torch, which then has it; None where no GPU is meant.
 

@@ -6,7 +6,7 @@ from handler.catalog import ring
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError
 from handler.core.settings import Settings
-from handler.model.hardware import Hardware
+from handler.model.hardware import Hardware, gpu_count
 from handler.volume.listing import json_of
 from handler.volume.manifest import Source
 
@@ -47,7 +47,12 @@ def degree(settings: Settings) -> str:
 
 def alone(settings: Settings) -> Settings:
     """The same on one GPU."""
-    return settings.model_copy(update={"ulysses_degree": 1, "ring_degree": 1})
+    return settings.model_copy(update={"ulysses_degree": 1, "ring_degree": 1, "workers": 1})
+
+
+def processes(settings: Settings) -> int:
+    """How many of this machine's load the model, on a GPU each: all ranks of all workers, where these are counted."""
+    return settings.ranks * (1 if settings.workers == "auto" else settings.workers)
 
 
 def without_keys(settings: Settings) -> Settings:
@@ -56,7 +61,30 @@ def without_keys(settings: Settings) -> Settings:
     return settings.model_copy(update=keys | {"volume_key": settings.volume_key})
 
 
-def visible(rank: int) -> dict[str, str]:
-    """What lets a process see the GPU of `rank` alone."""
-    seen = [one.strip() for one in os.environ.get(SEEN, "").split(",") if one.strip()]
-    return {SEEN: seen[rank] if rank < len(seen) else str(rank)}
+def visible(first: int, count: int = 1) -> dict[str, str]:
+    """What lets a process see so many of the GPUs that this one sees, from the `first` on, and no others."""
+    seen = named_gpus()
+    return {SEEN: ",".join(seen[i] if i < len(seen) else str(i) for i in range(first, first + count))}
+
+
+def named_gpus() -> list[str]:
+    """The GPUs, or parts of them, to which whoever began this process has confined it, by number or UUID; or none."""
+    return [one.strip() for one in os.environ.get(SEEN, "").split(",") if one.strip()]
+
+
+def require_workers(settings: Settings) -> int:
+    """How many workers `settings` mean on this machine; SettingsError if they want more GPUs than it has.
+
+    Without a GPU as many as it has processors, for trials; "auto" is one then.
+    """
+    if settings.workers == 1:
+        return 1
+    gpus, each = 0 if settings.device == "cpu" else len(named_gpus()) or gpu_count(), settings.ranks
+    if settings.workers == "auto":
+        return max(1, gpus // each)
+    most, what = (gpus // each, f"GPU{'s' * (gpus > 1)}") if gpus else (os.cpu_count() or 1, "processors and no GPU")
+    if settings.workers > max(1, most):
+        many = f"{settings.workers} workers" + (f" of {each} GPUs each" if each > 1 else "")
+        told = f"{many} are more than this machine has room for: it has {gpus or most} {what}"
+        raise SettingsError(f"KINDLING_WORKERS: {told}. KINDLING_WORKERS=auto takes what is there.", "KINDLING_WORKERS")
+    return settings.workers

@@ -1,0 +1,300 @@
+"""Several workers behind one queue, as real processes: what is drawn, and what becomes of those that are lost."""
+
+import base64
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ROOT
+
+from handler.core.errors import SettingsError
+from handler.core.settings import Settings
+from handler.engine.engine import Engine
+from handler.worker.sharing import processes, require_workers, visible
+from serving import Served, serving
+
+ROUTE = "/v1/images/generations"
+SMALL = {"prompt": "a star", "size": "64x64", "seed": 1}
+LONG = {"prompt": "a star", "size": "1024x1024", "seed": 1, "stream": True, "partial_images": 3}
+BOX = {"KINDLING_WORKERS": "2", "KINDLING_BATCH": "1", "KINDLING_COLD_START_BUDGET_S": "600"}
+CHILD = b"handler.engine.child"
+
+
+def workers(server: Served) -> dict[str, int]:
+    """The process of each worker."""
+    found = {}
+    for tasks in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
+        for pid in tasks.read_text().split():
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if CHILD in words:
+                    found[words[words.index(CHILD) + 1].decode()] = int(pid)
+    return found
+
+
+def ready(server: Served) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server.url}/health/ready", timeout=60).json()
+    return found
+
+
+def each(server: Served) -> dict[str, dict[str, Any]]:
+    """What health says of each worker."""
+    return {one["worker"]: one for one in ready(server)["workers"]}
+
+
+def until(server: Served, seen: Callable[[dict[str, dict[str, Any]]], object]) -> dict[str, dict[str, Any]]:
+    """What health says of the workers, once `seen` is true of it."""
+    while not seen(found := each(server)):
+        assert server.process.poll() is None
+    return found
+
+
+def all_ready(found: dict[str, dict[str, Any]]) -> bool:
+    return all(one["status"] == "ready" for one in found.values())
+
+
+def picture(server: Served, **fields: Any) -> bytes:
+    answer = httpx.post(server.url + ROUTE, json=SMALL | fields, timeout=240)
+    assert answer.status_code == 200, answer.text
+    return base64.b64decode(answer.json()["data"][0]["b64_json"])
+
+
+class Request(threading.Thread):
+    """A streamed picture that takes long; `drawing` is set at its first partial picture."""
+
+    def __init__(self, server: Served, **fields: Any) -> None:
+        super().__init__()
+        self.asked, self.url = LONG | fields, server.url + ROUTE
+        self.drawing, self.events = threading.Event(), list[dict[str, Any]]()
+        self.start()
+
+    def run(self) -> None:
+        with httpx.stream("POST", self.url, json=self.asked, timeout=240) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    self.events.append(json.loads(line.removeprefix("data: ")))
+                    self.drawing.set()
+
+    def drawn(self) -> bool:
+        self.join(240)
+        return "b64_json" in self.events[-1] and "partial_image_index" not in self.events[-1]
+
+
+def drawing(server: Served) -> str:
+    """Which worker draws, once one does."""
+    found = until(server, lambda found: any(one["drawing"] for one in found.values()))
+    return next(name for name, one in found.items() if one["drawing"])
+
+
+def ended(pid: int) -> None:
+    """Wait until this process, which is nobody's child here, is no more."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([handle], [], [], 60)[0], "it goes on"
+    os.close(handle)
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Served]:
+    """With two workers, for tests that leave it with two."""
+    with serving(BOX | {"KINDLING_HANG_S": "5"}) as server:
+        until(server, all_ready)
+        yield server
+
+
+def test_a_picture_is_what_one_worker_draws(box: Served, server: Served) -> None:
+    assert picture(box) == picture(server)
+
+
+def test_two_pictures_are_drawn_at_the_same_time_and_are_streamed(box: Served) -> None:
+    requests = [Request(box, seed=seed) for seed in (1, 2)]
+    assert all(request.drawing.wait(120) for request in requests)
+    found = until(box, lambda found: all(one["drawing"] for one in found.values()) or not all(requests))
+    assert [one["drawing"] for one in found.values()] == [1, 1]
+    assert all(request.drawn() for request in requests)
+    assert [event["type"] for event in requests[0].events].count("image_generation.partial_image") >= 1
+
+
+def test_the_pictures_of_one_request_are_shared(box: Served) -> None:
+    answer = httpx.post(box.url + ROUTE, json=SMALL | {"n": 4}, timeout=240).json()
+    assert [len(each["b64_json"]) > 100 for each in answer["data"]] == [True] * 4
+    assert answer["data"][0] == {"b64_json": base64.b64encode(picture(box)).decode()} | answer["data"][0]
+
+
+def test_health_and_metrics_tell_of_each_worker(box: Served) -> None:
+    picture(box)
+    found = each(box)
+    assert sorted(found) == ["0", "1"]
+    assert all((one["device"], one["phase"]) == ("CPU", "warm") for one in found.values())
+    told = httpx.get(f"{box.url}/metrics").text
+    for worker in found:
+        assert f'kindling_state{{state="ready",worker="{worker}"}} 1.0' in told
+        assert f'kindling_load_seconds{{phase="import",worker="{worker}"}}' in told
+        assert re.search(rf'kindling_memory_bytes{{kind="host_peak",worker="{worker}"}} \d', told)
+    assert "kindling_queue_depth 0.0" in told
+    assert [one["type"] for one in httpx.get(f"{box.url}/system_stats").json()["devices"]] == ["cpu", "cpu"]
+    assert sorted(workers(box)) == ["0", "1"]
+
+
+def test_who_leaves_stops_the_picture_in_the_process_that_draws_it(box: Served) -> None:
+    with httpx.stream("POST", box.url + ROUTE, json=LONG, timeout=240) as answer:
+        next(line for line in answer.iter_lines() if line.startswith("data: {"))
+    until(box, lambda found: not any(one["drawing"] for one in found.values()))
+    late = httpx.post(box.url + ROUTE, json=SMALL | {"size": "1024x1024"}, headers={"x-deadline-s": "1"}, timeout=240)
+    assert late.status_code == 504
+    assert picture(box) == picture(box)
+
+
+def test_a_worker_that_ends_costs_no_picture_and_comes_back(box: Served) -> None:
+    before = each(box)
+    request = Request(box)
+    assert request.drawing.wait(120)
+    lost = drawing(box)
+    other = Request(box, seed=7)
+    os.kill(workers(box)[lost], signal.SIGKILL)
+    assert request.drawn()
+    assert other.drawn()
+    found = until(box, all_ready)
+    assert found[lost]["restarts"] == before[lost]["restarts"] + 1
+    assert f'kindling_worker_restarts{{worker="{lost}"}} {found[lost]["restarts"]}.0' in httpx.get(f"{box.url}/metrics").text
+
+
+def test_a_worker_that_hangs_is_ended_alone(box: Served) -> None:
+    request = Request(box)
+    assert request.drawing.wait(120)
+    lost = drawing(box)
+    pids = workers(box)
+    os.kill(pids[lost], signal.SIGSTOP)
+    assert request.drawn()
+    ended(pids[lost])
+    until(box, all_ready)
+    now = workers(box)
+    assert now[lost] != pids[lost]
+    assert {name: now[name] for name in now if name != lost} == {name: pids[name] for name in pids if name != lost}
+
+
+def test_a_picture_that_takes_two_workers_along_takes_no_more(box: Served) -> None:
+    request = Request(box)
+    assert request.drawing.wait(120)
+    for _ in range(2):
+        os.kill(workers(box)[drawing(box)], signal.SIGKILL)
+        until(box, lambda found: not all_ready(found))
+        if len([one for one in each(box).values() if one["status"] == "failed"]) == 1:
+            continue
+    request.join(240)
+    assert request.events[-1]["error"]["code"] == "device_lost"
+    until(box, all_ready)
+    assert picture(box).startswith(b"\x89PNG")
+
+
+def test_told_to_stop_it_draws_what_it_has_and_takes_its_workers_along() -> None:
+    with serving(BOX) as server:
+        until(server, all_ready)
+        pids = workers(server)
+        requests = [Request(server, seed=seed, size="512x512") for seed in (1, 2, 3)]
+        assert requests[0].drawing.wait(120)
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert all(request.drawn() for request in requests)
+        assert server.process.wait(60) == 0
+        for pid in pids.values():
+            ended(pid)
+
+
+def test_workers_end_with_their_server_also_while_they_start() -> None:
+    with serving(BOX, ready=False) as server:
+        while len(pids := workers(server)) < 2:
+            assert server.process.poll() is None
+        os.kill(pids["1"], signal.SIGSTOP)
+        server.process.kill()
+        for pid in pids.values():
+            ended(pid)
+
+
+def test_what_fails_in_all_workers_ends_the_server_as_it_ends_one_alone(tmp_path: Path) -> None:
+    told = []
+    for count in ("1", "2"):
+        environ = BOX | {"KINDLING_WORKERS": count, "KINDLING_VAE": "none", "KINDLING_VOLUME": str(tmp_path)}
+        with serving(environ, ready=False) as server:
+            code = server.process.wait(120)
+            server.reader.join()
+            told.append((code, [line for line in server.lines if line.startswith("kindling: ") and "none" in line][-1]))
+            assert not [line for line in server.lines if "begun again" in line]
+    assert told[0] == told[1]
+    assert told[0][0] in (1, 2)
+
+
+def test_the_budget_holds_in_each_process_and_each_start_leaves_its_record(tmp_path: Path) -> None:
+    environ = BOX | {"KINDLING_COLD_START_BUDGET_S": "0.5", "KINDLING_VOLUME": str(tmp_path)}
+    with serving(environ, ready=False) as server:
+        assert server.process.wait(120) == 124
+    outcomes = [json.loads(path.read_text())["outcome"] for path in (tmp_path / "boots").glob("*.json")]
+    assert outcomes == ["failed", "failed"]
+
+
+def test_how_many_workers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.worker.sharing.gpu_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [require_workers(Settings(workers=each)) for each in (1, "auto", 4)] == [1, 4, 4]
+    assert require_workers(Settings(workers="auto", ulysses_degree=2)) == 2
+    assert require_workers(Settings(workers="auto", ulysses_degree=8)) == 1
+    assert require_workers(Settings(workers="auto", device="cpu")) == 1
+    for settings in (Settings(workers=5), Settings(workers=3, ring_degree=2)):
+        with pytest.raises(SettingsError, match="more than this machine has room for: it has 4 GPUs"):
+            require_workers(settings)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a, MIG-b")
+    assert require_workers(Settings(workers="auto")) == 2
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("handler.worker.sharing.gpu_count", lambda: 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [require_workers(Settings(workers=each)) for each in ("auto", 2)] == [1, 2]
+    with pytest.raises(SettingsError, match="it has 2 processors and no GPU"):
+        require_workers(Settings(workers=3))
+
+
+def test_each_worker_sees_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible(2, 2) == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c,GPU-d")
+    assert visible(2, 2) == {"CUDA_VISIBLE_DEVICES": "GPU-c,GPU-d"}
+    assert visible(1) == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
+
+
+def test_all_gpus_are_paid_for() -> None:
+    settings = Settings(workers=2, ulysses_degree=2, gpu_price=3.6, device="cpu")
+    assert processes(settings) == 4
+
+
+@pytest.mark.parametrize("several", [2, "auto"])
+def test_who_is_no_server_has_one_worker(several: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.worker.sharing.gpu_count", lambda: 2)
+    with pytest.raises(SettingsError, match=r"^KINDLING_WORKERS: 2 workers are what `serve` begins"):
+        Engine(Settings(workers=several))
+
+
+ALONE = """
+import sys
+from handler.core.settings import Settings
+from handler.server.process import _engine
+from handler.worker.clock import Clock
+_engine(Settings(), lambda: Clock(240))
+print(*sorted(name for name in sys.modules if name in ("handler.engine.box", "handler.engine.remote", "pynvml", "torch")))
+"""
+
+
+def test_one_worker_alone_loads_nothing_of_this() -> None:
+    out = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True)
+    assert (out.returncode, out.stdout.strip()) == (0, ""), out.stderr
