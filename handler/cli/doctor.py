@@ -38,7 +38,7 @@ from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
 from handler.worker.footprint import weigh
 from handler.worker.outlook import Outlook, outlook
-from handler.worker.sharing import require_shared, require_splittable
+from handler.worker.sharing import SEEN, require_shared, require_splittable, require_workers, visible
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
         "version": __version__,
         "settings": described(settings, faults),
         "hardware": asdict(patiently(_served, settings, hardware, otherwise=partial(_unserved, hardware))),
+        "workers": workers(settings, hardware),
         "machine": machine(hardware),
         "compiling": compiling(hardware),
         "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
@@ -98,6 +99,16 @@ def _served(settings: Settings, hardware: Hardware) -> Hardware:
 
 def _unserved(hardware: Hardware, why: str) -> Hardware:
     return replace(hardware, reason=f"{hardware.reason}; what else decides it is not known: {why}")
+
+
+def workers(settings: Settings, hardware: Hardware) -> dict[str, Any]:
+    """How many `serve` would begin, and the GPUs of each by CUDA_VISIBLE_DEVICES, if it begins several; or why none."""
+    try:
+        count = require_workers(settings)
+    except SettingsError as error:
+        return {"count": None, "gpus": [], "reason": error.message}
+    several = range(count if count > 1 and hardware.device == "cuda" else 0)
+    return {"count": count, "gpus": [visible(i * settings.ranks, settings.ranks)[SEEN] for i in several], "reason": ""}
 
 
 def machine(hardware: Hardware) -> dict[str, Any]:

@@ -75,13 +75,14 @@ class Lane(Engine):
         told = [job for job in jobs if job not in again]
         for job in again:
             job.lost = True
+        if not self.over.is_set():
+            log.error("worker %s is lost: %s", self.number, error.message)
         self.lost_at = time.monotonic()
         self.over.set()  # before: its thread is to take none of them
         self._put_back(again)
         super().fail(error, told)
         for job in told:
             self.queue.give_up(job.request)
-        log.error("worker %s is lost: %s", self.number, error.message)
         if isinstance(self.worker, Remote):
             self.worker.kill()
 
@@ -139,6 +140,10 @@ class Box(Engine):
         """Something has become of a worker."""
         with self._news:
             self._news.notify()
+
+    def _become(self, state: EngineState) -> None:
+        super()._become(state)
+        self.look()
 
     @property
     def _ready(self) -> list[Lane]:

@@ -1,6 +1,7 @@
 """The process of one of several workers: boots it, draws what the server's `remote.py` hands it, and ends with that."""
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -134,6 +135,7 @@ def main(number: str, *lines: int) -> None:
         return
     threading.Thread(target=_answer, args=[asks, worker], name="readings", daemon=True).start()
     attendant.tell(Ready(worker.hardware, worker.receipt, worker.facts, worker.gains))
+    gc.freeze()  # as a server does with what a worker has
     attendant.serve(worker)
     attendant.end()
     outlet.drain()

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from handler.catalog.models import find
 from handler.catalog.prices import require_held
@@ -191,9 +191,8 @@ class Engine(Front):
             told = f"{count} workers are what `serve` begins; what runs here has one. Use KINDLING_WORKERS=1."
             raise SettingsError(f"KINDLING_WORKERS: {told}", "KINDLING_WORKERS")
 
-    def _work(self, worker: "Worker | Remote") -> None:
-        wanted = self.state in OPEN and self.settings.publish
-        if wanted and isinstance(worker, Worker) and worker.unpublished:
+    def _work(self, worker: Any) -> None:
+        if self.state in OPEN and self.settings.publish and worker.unpublished:
             self._publisher.begin(partial(worker.publish, self.settings.volume))
         while jobs := self.queue.take(self.at_once, self.over.is_set):
             self._executor.draw(worker.draw_some, jobs)

@@ -31,6 +31,8 @@ ENDED = "The process of this worker {}. Try again."
 class Remote:
     """Worker `number` of several, in a process of its own. Make one with `boot`."""
 
+    unpublished = False  # its process leaves by itself what it compiled
+
     def __init__(self, child: Child, clock: Clock) -> None:
         self._child, self._clock, self._closed = child, clock, False
         self._asking, self.peak_bytes = threading.Lock(), 0

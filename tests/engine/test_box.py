@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ def test_a_picture_is_what_one_worker_draws(box: Served, server: Served) -> None
 def test_two_pictures_are_drawn_at_the_same_time_and_are_streamed(box: Served) -> None:
     requests = [Request(box, seed=seed) for seed in (1, 2)]
     assert all(request.drawing.wait(120) for request in requests)
-    found = until(box, lambda found: all(one["drawing"] for one in found.values()) or not all(requests))
+    found = until(box, lambda found: all(one["drawing"] for one in found.values()))
     assert [one["drawing"] for one in found.values()] == [1, 1]
     assert all(request.drawn() for request in requests)
     assert [event["type"] for event in requests[0].events].count("image_generation.partial_image") >= 1
@@ -170,7 +169,10 @@ def test_a_worker_that_ends_costs_no_picture_and_comes_back(box: Served) -> None
     assert other.drawn()
     found = until(box, all_ready)
     assert found[lost]["restarts"] == before[lost]["restarts"] + 1
-    assert f'kindling_worker_restarts{{worker="{lost}"}} {found[lost]["restarts"]}.0' in httpx.get(f"{box.url}/metrics").text
+    assert (
+        f'kindling_worker_restarts{{worker="{lost}"}} {found[lost]["restarts"]}.0'
+        in httpx.get(f"{box.url}/metrics").text
+    )
 
 
 def test_a_worker_that_hangs_is_ended_alone(box: Served) -> None:
@@ -193,8 +195,6 @@ def test_a_picture_that_takes_two_workers_along_takes_no_more(box: Served) -> No
     for _ in range(2):
         os.kill(workers(box)[drawing(box)], signal.SIGKILL)
         until(box, lambda found: not all_ready(found))
-        if len([one for one in each(box).values() if one["status"] == "failed"]) == 1:
-            continue
     request.join(240)
     assert request.events[-1]["error"]["code"] == "device_lost"
     until(box, all_ready)
