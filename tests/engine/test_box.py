@@ -18,10 +18,14 @@ import httpx
 import pytest
 from conftest import ROOT
 
+from handler.cli import doctor, findings
+from handler.core.birth import Birth
 from handler.core.errors import SettingsError
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
-from handler.worker.sharing import processes, require_workers, visible
+from handler.engine.spend import Meter
+from handler.model.hardware import Hardware
+from handler.worker.sharing import require_workers, visible
 from serving import Served, serving
 
 ROUTE = "/v1/images/generations"
@@ -169,10 +173,8 @@ def test_a_worker_that_ends_costs_no_picture_and_comes_back(box: Served) -> None
     assert other.drawn()
     found = until(box, all_ready)
     assert found[lost]["restarts"] == before[lost]["restarts"] + 1
-    assert (
-        f'kindling_worker_restarts{{worker="{lost}"}} {found[lost]["restarts"]}.0'
-        in httpx.get(f"{box.url}/metrics").text
-    )
+    told = httpx.get(f"{box.url}/metrics").text
+    assert f'kindling_worker_restarts{{worker="{lost}"}} {found[lost]["restarts"]}.0' in told
 
 
 def test_a_worker_that_hangs_is_ended_alone(box: Served) -> None:
@@ -274,8 +276,22 @@ def test_each_worker_sees_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_gpus_are_paid_for() -> None:
-    settings = Settings(workers=2, ulysses_degree=2, gpu_price=3.6, device="cpu")
-    assert processes(settings) == 4
+    prices = [
+        Meter(Settings(workers=count, ulysses_degree=2, gpu_price=3.6), lambda: "", Birth.of_process()).price
+        for count in (1, 2)
+    ]
+    assert [price.dollars_per_s for price in prices] == pytest.approx([0.002, 0.004])
+
+
+def test_doctor_tells_the_gpus_of_each_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.worker.sharing.gpu_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpu = Hardware("cuda", "a GPU", "bf16", "")
+    found = doctor.workers(Settings(workers="auto", ulysses_degree=2), gpu)
+    assert findings._workers(found) == ["workers: 2, a process each, on GPU 0,1; 2,3"]
+    [told] = findings._workers(doctor.workers(Settings(workers=9), gpu))
+    assert told.startswith("workers: KINDLING_WORKERS: 9 workers are more than this machine has room for")
+    assert findings._workers(doctor.workers(Settings(), gpu)) == []
 
 
 @pytest.mark.parametrize("several", [2, "auto"])
@@ -291,7 +307,7 @@ from handler.core.settings import Settings
 from handler.server.process import _engine
 from handler.worker.clock import Clock
 _engine(Settings(), lambda: Clock(240))
-print(*sorted(name for name in sys.modules if name in ("handler.engine.box", "handler.engine.remote", "pynvml", "torch")))
+print(*{"handler.engine.box", "handler.engine.remote", "pynvml", "torch"} & sys.modules.keys())
 """
 
 
