@@ -26,7 +26,7 @@ from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling.failures import Failures
-from handler.model.hardware import GPU_DRIVER, Hardware, looked_at
+from handler.model.hardware import GPU_DRIVER, SEEN, Hardware, looked_at
 from handler.volume.autoencoder import vae_source
 from handler.volume.leftovers import Leftover, leftovers
 from handler.volume.listing import weight_files
@@ -38,7 +38,7 @@ from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
 from handler.worker.footprint import weigh
 from handler.worker.outlook import Outlook, outlook
-from handler.worker.sharing import SEEN, require_shared, require_splittable, require_workers, visible
+from handler.worker.sharing import require_shared, require_splittable, require_workers, visible
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed

@@ -5,7 +5,9 @@ only if somebody looks. By then the GPU has its next step to do.
 """
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -14,7 +16,7 @@ from handler.core.deadline import Deadline
 from handler.core.errors import BudgetExceeded, DeviceLost, StartError
 from handler.core.recipe import OnStep, Pixels, Recipe
 from handler.core.settings import Settings
-from handler.model.hardware import Hardware
+from handler.model.hardware import Hardware, gpu_count
 from handler.model.runner import DrawOutcome
 from handler.volume.receipts import Gains, Receipt
 from handler.worker.clock import GRACE_S, Clock, Ledger
@@ -24,7 +26,7 @@ from handler.worker.sharing import visible, without_keys
 from handler.worker.spawn import END_S, Child
 
 LATER_S = 5 * GRACE_S  # than its budget is over, a process that still says nothing is ended
-ASK_S = 2.0  # for what its device tells
+ASK_S, AGAIN_S = 1.0, 1.0  # for what its device tells; what it told is new for so long
 ENDED = "The process of this worker {}. Try again."
 
 
@@ -35,7 +37,8 @@ class Remote:
 
     def __init__(self, child: Child, clock: Clock) -> None:
         self._child, self._clock, self._closed = child, clock, False
-        self._asking, self.peak_bytes = threading.Lock(), 0
+        self._asking, self._asked, self._told = threading.Lock(), -math.inf, dict[str, float]()
+        self.peak_bytes = 0
         self.hardware: Hardware  # these as `Loaded` has them, once it is ready
         self.receipt: Receipt | None
         self.facts: dict[str, str]
@@ -44,7 +47,8 @@ class Remote:
     @classmethod
     def boot(cls, number: int, settings: Settings, clock: Clock) -> Self:
         """Begin the process, and follow its start by `clock`; a StartError of its, or why it has ended."""
-        sees = visible(number * settings.ranks, settings.ranks) if settings.device != "cpu" else {}
+        on_gpus = settings.device != "cpu" and gpu_count()
+        sees = visible(number * settings.ranks, settings.ranks) if on_gpus else {}
         remote = cls(Child("handler.engine.child", [str(number)], sees, lines=2), clock)
         try:
             with clock.start(settings.model):
@@ -125,13 +129,15 @@ class Remote:
         """What the process and its device tell right now, as `model/readings.py` has it; nothing if it is silent."""
         line = self._child.lines[1]
         with self._asking, contextlib.suppress(OSError, EOFError):
+            if time.monotonic() < self._asked + AGAIN_S:
+                return self._told
+            self._asked, self._told = time.monotonic(), {}
             while line.poll():  # an answer that came too late for who asked
                 line.recv()
             line.send(None)
             if line.poll(ASK_S):
-                told: dict[str, float] = line.recv()
-                return told
-        return {}
+                self._told = line.recv()
+        return self._told
 
     def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
         """Call `alarm`, on another thread, as soon as the process has ended, be anything drawn or not."""

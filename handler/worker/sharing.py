@@ -6,11 +6,9 @@ from handler.catalog import ring
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError
 from handler.core.settings import Settings
-from handler.model.hardware import Hardware, gpu_count
+from handler.model.hardware import SEEN, Hardware, gpu_count, named_gpus
 from handler.volume.listing import json_of
 from handler.volume.manifest import Source
-
-SEEN = "CUDA_VISIBLE_DEVICES"
 
 
 def require_splittable(spec: ModelSpec, settings: Settings) -> None:
@@ -42,6 +40,8 @@ def require_shared(source: Source, settings: Settings) -> None:
 
 def degree(settings: Settings) -> str:
     """The variable that asks for several GPUs."""
+    if settings.ranks == 1:
+        return "KINDLING_WORKERS"
     return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
 
 
@@ -67,11 +67,6 @@ def visible(first: int, count: int = 1) -> dict[str, str]:
     return {SEEN: ",".join(seen[i] if i < len(seen) else str(i) for i in range(first, first + count))}
 
 
-def named_gpus() -> list[str]:
-    """The GPUs, or parts of them, to which whoever began this process has confined it, by number or UUID; or none."""
-    return [one.strip() for one in os.environ.get(SEEN, "").split(",") if one.strip()]
-
-
 def require_workers(settings: Settings) -> int:
     """How many workers `settings` mean on this machine; SettingsError if they want more GPUs than it has.
 
@@ -79,7 +74,7 @@ def require_workers(settings: Settings) -> int:
     """
     if settings.workers == 1:
         return 1
-    gpus, each = 0 if settings.device == "cpu" else len(named_gpus()) or gpu_count(), settings.ranks
+    gpus, each = 0 if settings.device == "cpu" else gpu_count(), settings.ranks
     if settings.workers == "auto":
         return max(1, gpus // each)
     most, what = (gpus // each, f"GPU{'s' * (gpus > 1)}") if gpus else (os.cpu_count() or 1, "processors and no GPU")

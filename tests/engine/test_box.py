@@ -24,7 +24,7 @@ from handler.core.errors import SettingsError
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
 from handler.engine.spend import Meter
-from handler.model.hardware import Hardware
+from handler.model.hardware import Hardware, gpu_count
 from handler.worker.sharing import require_workers, visible
 from serving import Served, serving
 
@@ -257,14 +257,20 @@ def test_how_many_workers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for settings in (Settings(workers=5), Settings(workers=3, ring_degree=2)):
         with pytest.raises(SettingsError, match="more than this machine has room for: it has 4 GPUs"):
             require_workers(settings)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a, MIG-b")
-    assert require_workers(Settings(workers="auto")) == 2
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("handler.worker.sharing.gpu_count", lambda: 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert [require_workers(Settings(workers=each)) for each in ("auto", 2)] == [1, 2]
     with pytest.raises(SettingsError, match="it has 2 processors and no GPU"):
         require_workers(Settings(workers=3))
+
+
+@pytest.mark.parametrize(
+    ("named", "count"), [("MIG-a, MIG-b", 2), ("0,2,-1,3", 2), ("", 0), ("-1", 0), ("none", 0), ("GPU-a", 1)]
+)
+def test_how_many_gpus_this_process_was_given(named: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.model.hardware.GPU_DEVICE", Path("/dev/null"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert gpu_count() == count
 
 
 def test_each_worker_sees_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
