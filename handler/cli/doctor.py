@@ -26,7 +26,8 @@ from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling.failures import Failures
-from handler.model.hardware import GPU_DRIVER, SEEN, Hardware, looked_at
+from handler.model.given_gpus import SEEN
+from handler.model.hardware import GPU_DRIVER, Hardware, looked_at
 from handler.volume.autoencoder import vae_source
 from handler.volume.leftovers import Leftover, leftovers
 from handler.volume.listing import weight_files

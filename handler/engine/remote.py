@@ -16,7 +16,8 @@ from handler.core.deadline import Deadline
 from handler.core.errors import BudgetExceeded, DeviceLost, StartError
 from handler.core.recipe import OnStep, Pixels, Recipe
 from handler.core.settings import Settings
-from handler.model.hardware import Hardware, gpu_count
+from handler.model.given_gpus import gpu_count
+from handler.model.hardware import Hardware
 from handler.model.runner import DrawOutcome
 from handler.volume.receipts import Gains, Receipt
 from handler.worker.clock import GRACE_S, Clock, Ledger

@@ -9,7 +9,6 @@ import resource
 import sys
 import threading
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +30,6 @@ GPU_DRIVER = Path("/proc/driver/nvidia/version")
 GPU_DEVICE = Path("/dev/nvidiactl")  # the other sign of a GPU, for sandboxes that hide /proc
 DRIVER_LIBRARY = "libcuda.so.1"
 GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
-SEEN = "CUDA_VISIBLE_DEVICES"
 HIDDEN = ("", "-1", "none", "NoDevFiles")  # of CUDA_VISIBLE_DEVICES: whoever says so wants none; the last is Slurm
 GIVEN = {  # variables by which a platform, or NVIDIA's container toolkit, says that there is one, unless they say this
     "NVIDIA_VISIBLE_DEVICES": ("", "void", "none"),
@@ -183,27 +181,7 @@ def sees_gpu() -> bool:
 
 
 def _hidden() -> bool:
-    return os.environ.get(SEEN, "0") in HIDDEN
-
-
-def named_gpus() -> list[str]:
-    """The GPUs, or parts of them, to which whoever began this process has confined it, by number or UUID, if any."""
-    words = [one.strip() for one in os.environ.get(SEEN, "").split(",")]
-    return [*takewhile(lambda one: one not in HIDDEN, words)]  # as CUDA reads them
-
-
-def gpu_count() -> int:
-    """How many GPUs this process sees, told without torch; none where they are hidden from it."""
-    if not sees_gpu():
-        return 0
-    if named := named_gpus():
-        return len(named)
-    with contextlib.suppress(Exception):
-        import pynvml
-
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())
-    return max(1, len([*GPU_DEVICE.parent.glob("nvidia[0-9]*")]))
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDDEN
 
 
 def wake(settings: Settings) -> threading.Thread | None:

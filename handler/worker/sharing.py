@@ -6,7 +6,8 @@ from handler.catalog import ring
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError
 from handler.core.settings import Settings
-from handler.model.hardware import SEEN, Hardware, gpu_count, named_gpus
+from handler.model.given_gpus import SEEN, gpu_count, named_gpus
+from handler.model.hardware import Hardware
 from handler.volume.listing import json_of
 from handler.volume.manifest import Source
 

@@ -24,7 +24,8 @@ from handler.core.errors import SettingsError
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
 from handler.engine.spend import Meter
-from handler.model.hardware import Hardware, gpu_count
+from handler.model.given_gpus import gpu_count
+from handler.model.hardware import Hardware
 from handler.worker.sharing import require_workers, visible
 from serving import Served, serving
 
