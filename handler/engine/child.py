@@ -45,7 +45,7 @@ class Attendant:
 
     def tell(self, told: object) -> None:
         """From any thread, for a start is watched over by another one; a server that is gone hears nothing."""
-        with self._telling:
+        with self._telling, contextlib.suppress(OSError):
             self.line.send(told)
 
     def boot(self, settings: Settings) -> Worker:
@@ -112,9 +112,10 @@ def _packed(outcome: DrawOutcome | None) -> Rendered | KindlingError | Fault | N
 
 def _answer(asks: Connection, worker: Worker) -> None:
     """What somebody who looks on wants to know, while the other thread draws."""
-    while True:
-        asks.recv()
-        asks.send(readings(worker.hardware.device))
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            asks.recv()
+            asks.send(readings(worker.hardware.device))
 
 
 def main(number: str, *lines: int) -> None:

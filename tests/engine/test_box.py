@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import re
 import select
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,20 +20,25 @@ import httpx
 import pytest
 from conftest import ROOT
 
+from fakes import RECIPE
 from handler.cli import doctor, findings
 from handler.core.birth import Birth
-from handler.core.errors import SettingsError
+from handler.core.errors import DeviceLost, Exhausted, SettingsError, StartError
 from handler.core.settings import Settings
+from handler.engine.box import IN_A_ROW, STEADY_S, Box, Lane
 from handler.engine.engine import Engine
+from handler.engine.pace import Pace, Run
+from handler.engine.queue import Job, Queue
 from handler.engine.spend import Meter
 from handler.model.given_gpus import gpu_count
 from handler.model.hardware import Hardware
+from handler.worker.clock import Clock
 from handler.worker.sharing import require_workers, visible
 from serving import Served, serving
 
 ROUTE = "/v1/images/generations"
 SMALL = {"prompt": "a star", "size": "64x64", "seed": 1}
-LONG = {"prompt": "a star", "size": "1024x1024", "seed": 1, "stream": True, "partial_images": 3}
+LONG = {"prompt": "a star", "size": "768x768", "seed": 1, "stream": True, "partial_images": 3}
 BOX = {"KINDLING_WORKERS": "2", "KINDLING_BATCH": "1", "KINDLING_COLD_START_BUDGET_S": "600"}
 CHILD = b"handler.engine.child"
 
@@ -140,6 +147,8 @@ def test_the_pictures_of_one_request_are_shared(box: Served) -> None:
 
 
 def test_health_and_metrics_tell_of_each_worker(box: Served) -> None:
+    for pid in workers(box).values():
+        os.kill(pid, signal.SIGINT)  # as a terminal does, which is the server's business alone
     picture(box)
     found = each(box)
     assert sorted(found) == ["0", "1"]
@@ -179,7 +188,7 @@ def test_a_worker_that_ends_costs_no_picture_and_comes_back(box: Served) -> None
 
 
 def test_a_worker_that_hangs_is_ended_alone(box: Served) -> None:
-    request = Request(box)
+    request = Request(box, size="512x512")  # ten times what it takes are waited for
     assert request.drawing.wait(120)
     lost = drawing(box)
     pids = workers(box)
@@ -217,11 +226,14 @@ def test_told_to_stop_it_draws_what_it_has_and_takes_its_workers_along() -> None
             ended(pid)
 
 
-def test_workers_end_with_their_server_also_while_they_start() -> None:
+def test_the_first_that_is_ready_draws_and_all_end_with_their_server_also_while_they_start() -> None:
     with serving(BOX, ready=False) as server:
         while len(pids := workers(server)) < 2:
             assert server.process.poll() is None
         os.kill(pids["1"], signal.SIGSTOP)
+        server.wait_for("is ready on")
+        assert picture(server).startswith(b"\x89PNG")
+        assert [one["status"] for one in each(server).values()] == ["ready", "starting"]
         server.process.kill()
         for pid in pids.values():
             ended(pid)
@@ -246,6 +258,88 @@ def test_the_budget_holds_in_each_process_and_each_start_leaves_its_record(tmp_p
         assert server.process.wait(120) == 124
     outcomes = [json.loads(path.read_text())["outcome"] for path in (tmp_path / "boots").glob("*.json")]
     assert outcomes == ["failed", "failed"]
+
+
+def unbegun(count: int = 2) -> Box:
+    """A box none of whose workers was begun."""
+    return Box(Settings(), count, lambda _: Clock(240))
+
+
+def lane(box: Box, number: int) -> Lane:
+    found = box.workers[str(number)]
+    assert isinstance(found, Lane)
+    return found
+
+
+def job(queue: Queue, answers: list[Any]) -> Job:
+    """One that waits, and was taken."""
+    made = Job(RECIPE, lambda *_: None, 1.0, math.inf, answers.append)
+    queue.join([made], Pace(), admitted=True)
+    assert queue.take(lambda _: 1) == [made]
+    return made
+
+
+def test_a_lost_worker_is_begun_again_later_each_time_until_it_has_served_for_a_while() -> None:
+    one, waits = lane(unbegun(), 0), list[float]()
+    for _ in range(8):
+        one.fail(DeviceLost("gone"))
+        assert one.due_s is None  # its thread is not over
+        one.ended = True
+        waits.append(one.due_s or 0)
+        one = one.again(Clock(240))
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], rel=0.1)
+    one._served_from = time.monotonic() - 2 * STEADY_S
+    one.fail(DeviceLost("gone"))
+    one.ended = True
+    assert one.due_s == pytest.approx(1, rel=0.1)
+    assert one.restarts == 8
+
+
+def test_what_is_set_wrong_is_not_begun_again() -> None:
+    one = lane(unbegun(), 0)
+    one.fail(SettingsError("wrong"))
+    one.ended = True
+    assert one.due_s is None
+
+
+def test_a_picture_goes_to_another_worker_before_all_others_and_once_only() -> None:
+    box, answers = unbegun(), list[Any]()
+    first, later = job(box.queue, answers), Job(RECIPE, lambda *_: None, 1.0, math.inf, answers.append)
+    box.queue.join([later], Pace(), admitted=True)
+    lane(box, 0).fail(DeviceLost("gone"), [first])
+    assert box.queue.take(lambda _: 1) == [first]
+    lane(box, 1).fail(DeviceLost("gone too"), [first])
+    assert [type(answer) for answer in answers] == [DeviceLost]
+    assert box.queue.take(lambda _: 1) == [later]
+
+
+def test_a_workers_last_fault_is_its_requests_own() -> None:
+    box, answers = unbegun(), list[Any]()
+    lane(box, 0).fail(Exhausted("no memory"), [job(box.queue, answers)])
+    assert [type(answer) for answer in answers] == [Exhausted]
+
+
+def test_a_machine_whose_workers_are_lost_again_and_again_is_given_up() -> None:
+    box = unbegun()
+    box._booted.set()  # one was ready once
+    for _ in range(IN_A_ROW):
+        assert not box.over.is_set()
+        for number in (0, 1):
+            one = lane(box, number)
+            one.fail(DeviceLost("gone"))
+            one.ended = True
+        assert box._settled() is (one.losses == IN_A_ROW)
+        box._lanes = [one.again(Clock(240)) for one in box._lanes]
+    assert (box.state, type(box.error)) == ("failed", StartError)
+
+
+def test_what_waits_is_shared_by_those_that_are_ready() -> None:
+    box = unbegun(3)
+    lane(box, 1)._executor.pace = Pace.of((Run(1.0, 6.0),))
+    assert box.pace.seconds([1.0]) == pytest.approx(6)
+    for number in (0, 1):
+        lane(box, number).state = "ready"
+    assert box.pace.seconds([1.0]) == pytest.approx(3)
 
 
 def test_how_many_workers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
