@@ -217,7 +217,7 @@ def test_told_to_stop_it_draws_what_it_has_and_takes_its_workers_along() -> None
     with serving(BOX) as server:
         until(server, all_ready)
         pids = workers(server)
-        requests = [Request(server, seed=seed, size="512x512") for seed in (1, 2, 3)]
+        requests = [Request(server, seed=seed, size="256x256") for seed in (1, 2, 3)]
         assert requests[0].drawing.wait(120)
         os.kill(server.process.pid, signal.SIGTERM)
         assert all(request.drawn() for request in requests)
