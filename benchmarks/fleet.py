@@ -13,6 +13,7 @@ lower` predicts for the model and the GPU, unless `--seconds` says what you have
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ class Platform:
     inside: int
     words: str
     between_s: float = 0.0
+    idle_s: tuple[float, ...] = IDLE_S
 
 
 BY_SCALED_OBJECT = (
@@ -66,8 +68,10 @@ PLATFORMS = {
         "fal apps scale kindling --min-concurrency {least} --max-concurrency {most} --keep-alive {idle:g}",
     ),
     "kubernetes": Platform(Rule("count", 4, every_s=15), (4, 1, 2), 33, BY_SCALED_OBJECT),  # its autoscaler's interval
-    # It wants instances 60 % full of their containerConcurrency of 4, and ends idle ones when it likes.
-    "cloudrun": Platform(Rule("count", 2.4, every_s=5), (2.4,), 4, 'minScale: "{least}", maxScale: "{most}"'),
+    # It wants instances 60 % full of their containerConcurrency of 4, and ends idle ones after 15 minutes.
+    "cloudrun": Platform(
+        Rule("count", 2.4, every_s=5), (2.4,), 4, 'minScale: "{least}" and maxScale: "{most}"', idle_s=(900,)
+    ),
 }
 
 
@@ -108,6 +112,7 @@ def arguments() -> argparse.Namespace:
     add("--plot", type=Path, help="draw cost against time into this PNG")
     add("--gpus", type=float, nargs="+", metavar="RATE", help="tell how many GPUs serve these requests a second")
     add("--against-real", action="store_true", help="compare with a real worker on this machine")
+    add("--side", type=int, default=256, help="of the pictures that it draws (default: 256)")
     add("--load", type=float, nargs="+", default=[0.6, 1.3], help="of what the worker can do (default: 0.6 1.3)")
     add("--for", type=float, default=60, dest="for_s", help="seconds of each load (default: 60)")
     add("--save", action="store_true", help="with --against-real: write benchmarks/results/fleet.json")
@@ -156,50 +161,72 @@ def needed(rates: Sequence[float], platform: str) -> str:
 def planned(options: argparse.Namespace) -> str:
     """The table of the sweep, the cheapest that is good enough marked, and how to say it to the platform."""
     platform, dollars_per_s = PLATFORMS[options.platform], price(options)
-    seconds = options.seconds or predicted(options.model, options.precision, options.gpu)
-    requests = (
-        traffic.trace(options.trace)
-        if options.trace
-        else traffic.day(options.shape, options.per_day, options.hours, options.seed)
-    )
-    service = Service(seconds, between_s=platform.between_s)
-    begun = Fleet(
-        service, platform.rule, options.cold_start, 0, 1,
-        inside=platform.inside, queue=options.queue, patience_s=options.patience,
-    )  # fmt: skip
-    rows = list(sweep(requests, 0.0 if options.trace else traffic.DAY, begun, platform.values))
-    good = [row for row in rows if within(row, options.p95, options.lost)]
-    groups = [[row for row in rows if (row[0].least, row[0].idle_s) == (0, idle)] for idle in IDLE_S]
-    groups += [[row for row in rows if row[0].least == least] for least in LEAST[1:]]
-    shown = [cheapest(group, options, dollars_per_s) for group in groups]
-    best = cheapest(good, options, dollars_per_s) if good else None
+    requests, fleet = asked(options), begun(options)
+    rows = list(sweep(requests, 0.0 if options.trace else traffic.DAY, fleet, platform))
+    best = cheapest(rows, options, dollars_per_s)
+    shown = [cheapest(group, options, dollars_per_s) for group in groups(rows)]
     if options.plot:
         plot(shown, dollars_per_s, options.plot)
+    good = within(best, options.p95, options.lost)
     head = (
-        f"{len(requests):,} requests, {seconds:g} s each, a cold start of {options.cold_start:g} s; {options.gpu} on "
-        f"{options.platform} at {dollars_per_s * traffic.HOUR:.2f} dollars an hour"
+        f"{len(requests):,} requests, {fleet.service.work_s:g} s each, a cold start of {options.cold_start:g} s; "
+        f"{options.gpu} on {options.platform} at {dollars_per_s * traffic.HOUR:.2f} dollars an hour"
     )
-    end = "None of these is good enough: more workers that always run, or a faster GPU, might be."
-    if best:
-        end = "* " + platform.words.format(
-            least=best[0].least, most=best[0].most, idle=best[0].idle_s, value=best[0].rule.value
+    told = {"least": best[0].least, "most": best[0].most, "idle": best[0].idle_s, "value": best[0].rule.value}
+    end = "* " + platform.words.format(**told) if good else NONE
+    return "\n".join([head, TITLE, *(line(row, dollars_per_s, good and row == best) for row in shown), end])
+
+
+def asked(options: argparse.Namespace) -> list[traffic.Request]:
+    """The traffic."""
+    try:
+        found = (
+            traffic.trace(options.trace)
+            if options.trace
+            else traffic.day(options.shape, options.per_day, options.hours, options.seed)
         )
-    return "\n".join([head, TITLE, *(line(row, dollars_per_s, row == best) for row in shown), end])
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"The trace cannot be read: {error}") from None
+    if not found:
+        raise SystemExit("Nobody asks for anything: let --per-day be more than 0, or --trace name a file with times.")
+    return found
 
 
-def sweep(requests: Sequence[traffic.Request], until: float, fleet: Fleet, values: Sequence[float]) -> Iterator[Row]:
+def begun(options: argparse.Namespace) -> Fleet:
+    """What is the same in all that is tried."""
+    platform = PLATFORMS[options.platform]
+    seconds = options.seconds or predicted(options.model, options.precision, options.gpu)
+    return Fleet(
+        Service(seconds, between_s=platform.between_s),
+        platform.rule,
+        options.cold_start,
+        idle_s=0,
+        most=1,
+        inside=platform.inside,
+        queue=options.queue,
+        patience_s=options.patience,
+    )
+
+
+def sweep(requests: Sequence[traffic.Request], until: float, fleet: Fleet, platform: Platform) -> Iterator[Row]:
     """What becomes of the requests with each idle window, always-on workers, rule's number, and most workers.
 
     Of these no more than were ever wanted: another one would change nothing.
     """
-    for idle in IDLE_S:
-        for least in LEAST:
-            for value in values:
-                for most in (number for number in MOST if number >= least):
-                    tried = replace(fleet, idle_s=idle, least=least, most=most, rule=replace(fleet.rule, value=value))
-                    yield tried, (found := simulate(requests, tried, until))
-                    if found.peak < most:
-                        break
+    for idle, least, value in itertools.product(platform.idle_s, LEAST, platform.values):
+        rule = replace(fleet.rule, value=value)
+        for most in (number for number in MOST if number >= least):
+            tried = replace(fleet, idle_s=idle, least=least, most=most, rule=rule)
+            yield tried, (found := simulate(requests, tried, until))
+            if found.peak < most:
+                break
+
+
+def groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Those that a line of the table stands for: an idle window down to zero, or so many that always run."""
+    names = [(fleet.least, 0.0 if fleet.least else fleet.idle_s) for fleet, _ in rows]
+    for name in dict.fromkeys(sorted(names)):
+        yield [row for row, other in zip(rows, names, strict=True) if other == name]
 
 
 def within(row: Row, p95_s: float, lost: float) -> bool:
@@ -214,7 +241,8 @@ def cheapest(rows: Sequence[Row], options: argparse.Namespace, dollars_per_s: fl
     return min(rows, key=lambda row: (row[1].lost, quantile(row[1].latencies, 0.95)))
 
 
-TITLE = "   idle s  workers  another    p50 s   p95 s   p99 s   lost   cold  GPU hours  dollars  per 1,000"
+NONE = "None of these is good enough: more workers that always run, or a faster GPU, might be."
+TITLE = "   idle s  workers       another   p50 s   p95 s   p99 s   lost   cold  GPU hours  dollars  per 1,000"
 RULES = {"count": "for each {:g}", "delay": "after {:g} s"}
 
 
@@ -223,7 +251,7 @@ def line(row: Row, dollars_per_s: float, best: bool) -> str:
     p50, p95, p99 = (quantile(found.latencies, share) for share in (0.5, 0.95, 0.99))
     return (
         f"{'*' if best else ' '} {fleet.idle_s:>7g}{f'{fleet.least} to {fleet.most}':>9}"
-        f"{RULES[fleet.rule.by].format(fleet.rule.value):>12}{p50:>6.2f}{p95:>8.2f}{p99:>8.2f}{found.lost:>7.1%}"
+        f"{RULES[fleet.rule.by].format(fleet.rule.value):>14}{p50:>8.2f}{p95:>8.2f}{p99:>8.2f}{found.lost:>7.1%}"
         f"{found.cold_share:>7.1%}{found.gpu_s / traffic.HOUR:>11.2f}{found.gpu_s * dollars_per_s:>9.2f}"
         f"{found.per_thousand(dollars_per_s):>11.2f}"
     )

@@ -24,7 +24,7 @@ from simulation import Fleet, Rule, Service, quantile, simulate
 from traffic import Request
 
 PLACES, CLIENTS = 8, 3  # requests that may wait; clients that keep a worker busy
-SIDES, PICTURES = 256, 30  # measured first, and again at the end
+PICTURES = 30  # measured first, and again at the end
 SETTINGS = {"KINDLING_QUEUE": str(PLACES), "KINDLING_BATCH": "1"}
 
 
@@ -40,26 +40,26 @@ def compare(options: argparse.Namespace, figures: dict[str, Any]) -> None:
     """Fill `figures`, and print a line for each load."""
     begun = time.perf_counter()
     with serving.started(600, **SETTINGS) as server:
-        figures |= {"cold_start_s": round(time.perf_counter() - begun, 3), "side": SIDES, "places": PLACES}
-        paced(server, CLIENTS)  # the first pictures take longer
-        pace = paced(server, PICTURES)
+        figures |= {"cold_start_s": round(time.perf_counter() - begun, 3), "side": options.side, "places": PLACES}
+        paced(server, CLIENTS, options.side)  # the first pictures take longer
+        pace = paced(server, PICTURES, options.side)
         figures |= {"service_s": round(pace.service_s, 4), "loads": (rows := [])}
         print(f"cold start {figures['cold_start_s']} s; a picture each {pace.service_s:.3f} s", flush=True)
         for load in options.load:
-            rows.append(row := seen(server, load / pace.service_s, options.for_s, options.seed, pace))
+            rows.append(row := seen(server, load / pace.service_s, options, pace))
             print(f"load {load}: " + "; ".join(f"{name} {row[name]}" for name in ("seen", "foretold", "explained")))
-        figures["service_s_after"] = round(paced(server, PICTURES).service_s, 4)
+        figures["service_s_after"] = round(paced(server, PICTURES, options.side).service_s, 4)
         figures |= told_of(server, 3 * PICTURES)
 
 
-def bodies(count: int) -> list[dict[str, Any]]:
+def bodies(count: int, side: int) -> list[dict[str, Any]]:
     texts = serving.prompts("plain", count)
-    return [{"prompt": text, "seed": seed, "width": SIDES, "height": SIDES} for seed, text in enumerate(texts)]
+    return [{"prompt": text, "seed": seed, "width": side, "height": side} for seed, text in enumerate(texts)]
 
 
-def paced(server: serving.Server, count: int) -> Pace:
+def paced(server: serving.Server, count: int, side: int) -> Pace:
     """What the worker can do, asked by `CLIENTS` at a time."""
-    seconds, outcomes = server.load(bodies(count), CLIENTS, route=serving.NATIVE)
+    seconds, outcomes = server.load(bodies(count, side), CLIENTS, route=serving.NATIVE)
     return Pace(seconds / count, own(serving.complete(outcomes)))
 
 
@@ -74,10 +74,10 @@ def stages(outcome: serving.Outcome) -> dict[str, float]:
     return found
 
 
-def seen(server: serving.Server, rate: float, seconds: float, seed: int, pace: Pace) -> dict[str, Any]:
+def seen(server: serving.Server, rate: float, options: argparse.Namespace, pace: Pace) -> dict[str, Any]:
     """`rate` requests a second by chance: how they fared, and how they fared in simulations."""
-    due = serving.arrivals(max(1, round(rate * seconds)), rate, seed) or []
-    _, outcomes = server.load(bodies(len(due)), len(due), due, serving.NATIVE)
+    due = serving.arrivals(max(1, round(rate * options.for_s)), rate, options.seed) or []
+    _, outcomes = server.load(bodies(len(due), options.side), len(due), due, serving.NATIVE)
     good = [outcome for outcome in outcomes if not outcome.failure]
     refused = sum(outcome.failure.startswith("429") for outcome in outcomes)
     drawn = [sum(stages(outcome)[name] for name in serving.MODEL_STAGES) for outcome in good]
@@ -88,8 +88,8 @@ def seen(server: serving.Server, rate: float, seconds: float, seed: int, pace: P
         "answered": len(good),
         "failed": len(due) - len(good) - refused,
         "seen": told([stages(outcome)["queue"] for outcome in good], refused / len(due)),
-        "foretold": foretold(due, pace, seed),
-        "explained": foretold(due, meanwhile, seed),
+        "foretold": foretold(due, pace, options.seed),
+        "explained": foretold(due, meanwhile, options.seed),
     }
 
 
