@@ -204,7 +204,8 @@ def test_one_request_pays_for_its_start_its_picture_and_the_window(sim: Any) -> 
 
 def test_by_delay_another_starts_for_who_has_waited_so_long(sim: Any) -> None:
     slow = sim.Fleet(sim.Service(100.0), sim.Rule("delay", 4), 10.0, 0.0, 4)
-    assert sim.simulate(at(0.0, 1.0), slow).waits == (10.0, 14.0)  # at 1 + 4 + 10
+    found = sim.simulate(at(0.0, 1.0), slow)
+    assert (found.waits, found.starts) == ((10.0, 14.0), 2)  # at 1 + 4 + 10; for the first one starts already
     assert sim.simulate(at(0.0, 1.0), replace(slow, most=1)).waits == (10.0, 109.0)
 
 
@@ -219,7 +220,7 @@ def test_by_count_as_many_as_there_are_requests_for(sim: Any) -> None:
 def test_those_that_always_run_are_never_cold_and_never_end(sim: Any) -> None:
     kept = sim.Fleet(sim.Service(5.0), sim.Rule("count", 1), 10.0, 1.0, 4, least=1)
     found = sim.simulate(at(0.0, 50.0), kept, until=1000.0)
-    assert (found.waits, found.starts, found.gpu_s) == ((0.0, 0.0), 0, 1000.0)
+    assert (found.waits, found.starts, found.cold, found.gpu_s) == ((0.0, 0.0), 0, 0, 1000.0)
 
 
 def test_several_are_drawn_at_once_and_some_seconds_pass_after(sim: Any) -> None:
@@ -247,9 +248,9 @@ def test_who_is_out_of_patience_has_gone(sim: Any) -> None:
 def test_the_others_may_end_where_one_is_enough(sim: Any) -> None:
     """Of idle workers that which worked last works on."""
     times = [0.0, 0.0, *range(10, 200, 10)]
-    found = sim.simulate(at(*times), sim.Fleet(sim.Service(1.0), sim.Rule("count", 1), 1.0, 15.0, 2))
+    found = sim.simulate(at(*times), sim.Fleet(sim.Service(1.0), sim.Rule("count", 1), 1.0, 25.0, 2))
     assert found.starts == 2
-    assert found.gpu_s == pytest.approx((190 + 1 + 15) + (1 + 1 + 15))
+    assert found.gpu_s == pytest.approx((190 + 1 + 25) + (1 + 1 + 25))
 
 
 # Traffic
