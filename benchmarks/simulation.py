@@ -15,6 +15,8 @@ from typing import Literal
 
 from traffic import Request
 
+Event = tuple[float, int, Callable[..., None], tuple[object, ...]]  # when, a number of its own, what, of whom
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -126,9 +128,10 @@ class _Run:
         self.refused = self.gave_up = self.cold = self.starts = 0
         self.peak, self.gpu_s, self.busy_s = fleet.least, 0.0, 0.0
         self._order = count()
-        self._events = [(one.at, next(self._order), self._arrive, (one,)) for one in requests]  # sorted, so a heap
+        self._events: list[Event] = [(one.at, next(self._order), self._arrive, (one,)) for one in requests]
 
     def outcome(self, until: float) -> Outcome:
+        """The requests are in order, so their events are a heap."""
         while self._events:
             self.now, _, what, told = heapq.heappop(self._events)
             what(*told)
