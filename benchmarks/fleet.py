@@ -103,6 +103,9 @@ def arguments() -> argparse.Namespace:
     add("--precision", default="fp8", help="default: fp8")
     add("--gpu", default="L40S", help="default: L40S")
     add("--seconds", type=float, help="a picture takes (default: predicted of model, precision and GPU)")
+    add("--fixed", type=float, default=0, help="seconds more each time, however many are drawn at once (default: 0)")
+    add("--batch", type=int, default=1, help="pictures that a worker draws at once (default: 1)")
+    add("--buffer", type=int, default=0, help="workers that start beyond those wanted, on all but RunPod (default: 0)")
     add("--cold-start", type=float, default=90, help="seconds (default: 90)")
     add("--dollars-an-hour", type=float, help="a worker costs (default: the platform's list price of the GPU)")
     add("--p95", type=float, default=30, help="seconds in which 95 of 100 pictures shall be there (default: 30)")
@@ -197,12 +200,12 @@ def begun(options: argparse.Namespace) -> Fleet:
     platform = PLATFORMS[options.platform]
     seconds = options.seconds or predicted(options.model, options.precision, options.gpu)
     return Fleet(
-        Service(seconds, between_s=platform.between_s),
-        platform.rule,
+        Service(seconds, options.fixed, options.batch, platform.between_s),
+        replace(platform.rule, buffer=options.buffer),
         options.cold_start,
         idle_s=0,
         most=1,
-        inside=platform.inside,
+        inside=max(platform.inside, options.batch),
         queue=options.queue,
         patience_s=options.patience,
     )

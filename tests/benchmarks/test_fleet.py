@@ -364,6 +364,15 @@ def test_each_platform_is_told_in_its_own_words(platform: str, tmp_path: Path) -
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_drawn_together_wants_fewer_workers(tmp_path: Path) -> None:
+    """Sixteen at once every ten minutes: alone they take 48 s, eight together 2 x 10."""
+    (trace := tmp_path / "trace").write_text("\n".join(str(600 * n) for n in range(6) for _ in range(16)))
+    asked = ["--platform", "modal", "--trace", str(trace), "--seconds", "1", "--fixed", "2", "--cold-start", "30"]
+    alone, together = (run(*asked, "--p95", "100", *more).stdout for more in ([], ["--batch", "8"]))
+    paid = [float(re.findall(r"^ +5 .+?(\S+)$", table, re.M)[0]) for table in (alone, together)]
+    assert paid[0] > paid[1] > 0
+
+
 def test_the_guide_shows_what_it_prints(tmp_path: Path) -> None:
     blocks = FOUND.findall((ROOT / "docs" / "scale.md").read_text())
     assert len(blocks) == 2
