@@ -317,7 +317,7 @@ def test_the_cheapest_of_those_that_are_good_enough_is_marked(fleet: Any, sim: A
     good = [row for row in rows if fleet.within(row, 20.0, 0.001)]
     assert best in good
     assert best[1].gpu_s == min(row[1].gpu_s for row in good)
-    assert {row[0].idle_s for row in rows} == set(fleet.IDLE_S)
+    assert {row[0].idle_s for row in rows} == set(fleet.PLATFORMS["modal"].idle_s)
     widest = max(row[0].most for row in rows)
     assert all(row[1].peak < widest for row in rows if row[0].most == widest)  # more would change nothing
 
