@@ -1,6 +1,6 @@
 """What several workers behind one queue cost and bring: `serve --workers 1` against 2, spark on CPU processes.
 
-Seconds to the first worker's being ready; memory of all processes, their shared pages counted once (PSS); what the hop
+Seconds until the first worker is ready; memory of all processes, their shared pages counted once (PSS); what the hop
 to a worker's process adds to a small picture's latency, asked in turns; pictures a second with as many clients as keep
 all busy. Latencies are medians of wall time; processor time, which others on the machine disturb less, is the mean of
 all that the server's processes used. Any other server with OpenAI's route can be measured beside them: --beside URL.
