@@ -1,9 +1,10 @@
 """One model that replicas draw: an `Api` like any other, over an engine that never starts."""
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ TRIES = 2  # of a request whose replica was lost: one that is the end of replica
 BODIES = 10_000  # that may come at once: their bytes have a bound of their own, and each model's queue is its own
 RECENT = 16  # requests whose seconds say how long others will take
 log = logging.getLogger(__name__)
+Told = asyncio.Queue[Event | Exception]
 
 
 class Front(Engine):
@@ -103,7 +105,8 @@ class Remote(Api):
     async def _sent(
         self, request: ImageRequest, on_step: OnRequestStep, deadline: Deadline, on_begin: OnBegin
     ) -> list[Picture]:
-        told = self._replicas.draw(request, deadline.left_s, CALLER.get())
+        told = Told()
+        hearing = asyncio.create_task(self._hear(told, request, deadline.left_s))
         try:
             await self._taken(told, deadline)
             self.drawing += 1
@@ -112,9 +115,18 @@ class Remote(Api):
             finally:
                 self.drawing -= 1
         finally:
-            await told.aclose()  # type: ignore[attr-defined]
+            hearing.cancel()
 
-    async def _taken(self, told: AsyncIterator[Event], deadline: Deadline) -> None:
+    async def _hear(self, told: Told, request: ImageRequest, left_s: float) -> None:
+        """Put all that a replica tells of a request into `told`, an error last; cancelled, it ends what is drawn."""
+        try:
+            async for event in self._replicas.draw(request, left_s, CALLER.get()):
+                told.put_nowait(event)
+            told.put_nowait(Lost())
+        except Exception as error:
+            told.put_nowait(error)
+
+    async def _taken(self, told: Told, deadline: Deadline) -> None:
         """Wait until a replica has the request. StartError says why none ever will, NotReady that none was in time."""
         self.waiting += 1
         try:
@@ -130,22 +142,18 @@ class Remote(Api):
         assert isinstance(accepted, Accepted)
         self._cold_s = accepted.cold_start_s
 
-    async def _first(self, told: AsyncIterator[Event]) -> Event:
-        first = asyncio.ensure_future(anext(told))
-        try:
-            while not (await asyncio.wait({first}, timeout=LOOK_S))[0]:
-                look = await self._replicas.look()
-                if look.failure and not look.replicas:
-                    raise StartError(f"{self.engine.spec.id} cannot start: {look.failure}")
-            return first.result()
-        finally:
-            first.cancel()
+    async def _first(self, told: Told) -> Event:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    return await _next(told)
+            look = await self._replicas.look()
+            if look.failure and not look.replicas:
+                raise StartError(f"{self.engine.spec.id} cannot start: {look.failure}")
 
-    async def _pictures_of(
-        self, told: AsyncIterator[Event], on_step: OnRequestStep, on_begin: OnBegin
-    ) -> list[Picture]:
-        async for event in told:
-            match event:
+    async def _pictures_of(self, told: Told, on_step: OnRequestStep, on_begin: OnBegin) -> list[Picture]:
+        while True:
+            match await _next(told):
                 case Began():
                     on_begin()
                 case Stepped(done, of, preview):
@@ -155,7 +163,13 @@ class Remote(Api):
                     return pictures
                 case Failed(error):
                     raise Lost(error) if error.fatal else error
-        raise Lost
+
+
+async def _next(told: Told) -> Event:
+    event = await told.get()
+    if isinstance(event, Exception):
+        raise event
+    return event
 
 
 def _same(preview: Any) -> Any:
