@@ -8,6 +8,9 @@ import base64
 import importlib.util
 import io
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -195,26 +198,26 @@ def test_what_nobody_waits_for_is_drawn_no_further(served: httpx.Client) -> None
 
 
 def test_what_is_too_much_is_refused_with_a_time_to_come_again(served: httpx.Client) -> None:
-    """One is drawn, three wait at the replica and two at the front."""
-    with ThreadPoolExecutor(6) as others:
-        leave = threading.Event()
+    """One is drawn, two wait at the replica and two at the front."""
+    leave = threading.Event()
 
-        def wait() -> None:
-            asked = LONG | {"stream": True, "progress": True}
-            with served.stream("POST", "/generate", json=asked) as answer:
-                assert answer.status_code == 200
-                leave.wait()
+    def wait() -> None:
+        with served.stream("POST", "/generate", json=LONG | {"stream": True, "progress": True}) as answer:
+            assert answer.status_code == 200
+            leave.wait()
 
-        waiting = []
-        for count in range(1, 7):
-            waiting.append(others.submit(wait))
-            until(lambda count=count: sum(status(served)) == count and status(served)[1] == max(0, count - 4))
-        answer = served.post("/generate", json=LONG)
-        leave.set()
+    with ThreadPoolExecutor(5) as others:
+        try:
+            waiting = []
+            for count in range(1, 6):
+                waiting.append(others.submit(wait))
+                until(lambda there=(min(3, count), max(0, count - 3)): status(served) == there)
+            answer = served.post("/generate", json=LONG)
+        finally:
+            leave.set()
     assert answer.status_code == 429
     assert answer.json()["error"]["code"] == "queue_full"
     assert int(answer.headers["retry-after"]) > 0
-    assert [one.exception() for one in waiting] == [None] * 6
 
 
 def test_an_update_loses_no_request(served: httpx.Client) -> None:
@@ -227,12 +230,31 @@ def test_an_update_loses_no_request(served: httpx.Client) -> None:
 
     asking = threading.Thread(target=ask)
     asking.start()
-    until(lambda: answers)
-    deploy([MODELS_HERE[0] | {"settings": {"KINDLING_MAX_N": "1"}}, MODELS_HERE[1]])
-    until(lambda: answers[-1].status_code == 422)  # the new setting holds
-    going.set()
-    asking.join()
+    try:
+        until(lambda: answers)
+        deploy([MODELS_HERE[0] | {"settings": {"KINDLING_MAX_N": "1"}}, MODELS_HERE[1]])
+        until(lambda: answers[-1].status_code == 422)  # the new setting holds
+    finally:
+        going.set()
+        asking.join()
     assert {each.status_code for each in answers} == {200, 422}
+
+
+def test_the_guides_commands_serve(served: httpx.Client) -> None:
+    """`serve run` with the guide's words, on this Ray; `ray start` and `ray stop` know theirs."""
+    guide = (ROOT / "docs/ray.md").read_text()
+    [run] = re.findall(r"^serve run .*$", guide, re.M)
+    [begin] = re.findall(r"^ray start .*$", guide, re.M)
+    programs = Path(sys.executable).parent
+    for command in (begin, "ray stop"):
+        program, verb, *options = command.split()
+        known = subprocess.run([programs / program, verb, "--help"], capture_output=True, text=True, check=True).stdout
+        assert all(option.partition("=")[0] in known for option in options), command
+    program, *words = run.split()
+    serving = subprocess.Popen([programs / program, *words, "--non-blocking"], cwd=ROOT)
+    assert serving.wait(SOON_S) == 0
+    assert picture(served.post("/v1/images/generations", json=RED)) == (64, 64)
+    assert [each["id"] for each in served.get("/v1/models").json()["data"]][0] == "spark"
 
 
 def test_a_replica_leaves_when_nobody_asks_and_another_comes(served: httpx.Client) -> None:
