@@ -47,7 +47,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes need `handl
 ACCELERATOR = re.compile("accelerator_type:(.+)")
 GIVEN = re.compile(r"handler\.core\.errors\.\w+: (.+)")  # the reason of a start that failed, in Ray's report of it
 LOOKED_S = 1.0  # for which a look at replicas is good
-LEAVES_S = 25.0  # for which the front goes on with jobs when it is told to stop
+LEAVES_S = 25  # seconds for which the front goes on with jobs when it is told to stop
 HELD = 10_000  # requests at the front; the models' queues say how many of them may wait
 
 
@@ -157,7 +157,13 @@ class Replicas:
         return Look(found.replica_states.get("RUNNING", 0), (reasons or ["see its log"])[-1] if failed else "")
 
 
-@serve.deployment(name="front", max_ongoing_requests=HELD, ray_actor_options={"num_cpus": 0.1})
+@serve.deployment(
+    name="front",
+    max_ongoing_requests=HELD,
+    max_surge_percent=100,  # the next one is there before this one leaves
+    ray_actor_options={"num_cpus": 0.1},
+    logging_config={"enable_access_log": False},
+)
 @serve.ingress()
 class Front:
     """The address. It is one replica, for idempotency keys, jobs and counts are its own; the work is elsewhere."""
@@ -185,13 +191,18 @@ def settled(variables: dict[str, str]) -> Settings:
 
 def app(given: Arguments) -> serve.Application:
     """All of it. A StartError says what is wrong with a model, its settings, or its GPU."""
+    if not ray.is_initialized():  # `serve run` asks for this before it connects
+        ray.init(namespace="serve")
     found = [_accelerator(name) for name in ray.cluster_resources()]
     gpu = _gpu(given.gpu or next(filter(None, found), ""))
     models = [_model(one, gpu) for one in given.models]
     if not models:
         raise errors.SettingsError("No models are named: say models=spark, for one.", "models")
     handles = [deployment.bind(own) for deployment, own in models]
-    return Front.bind([(deployment.name, own) for deployment, own in models], *handles)
+    front = Front.options(
+        graceful_shutdown_timeout_s=LEAVES_S + max(one.graceful_shutdown_timeout_s for one, _ in models)
+    )
+    return front.bind([(deployment.name, own) for deployment, own in models], *handles)
 
 
 def _accelerator(resource: str) -> str:

@@ -19,7 +19,7 @@ GUIDES = (
     *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
 )
 FENCE = re.compile(r"^( *)```(sh|python)\n(.*?)^\1```$", re.M | re.S)
-PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|helm|gcloud|convox|sky|runpodctl|curl|ray|serve"
+PROGRAMS = "python3?|pip|make|modal|fal|docker|kubectl|helm|gcloud|convox|sky|runpodctl|curl"
 INLINE = re.compile(rf"`((?:[A-Z_]+=\S+ )*(?:\S*/)?(?:{PROGRAMS}) [^`]+)`")
 SHELLS = re.compile(r"[|&;<>$`*~]")
 ADDRESS = re.compile(r"https?://(?:127\.0\.0\.1:8000|YOU--[\w-]+\.modal\.run)")
@@ -71,7 +71,6 @@ TESTED = {
     "python -m handler comfy remove": "cli/test_comfy_add.py::test_a_file_is_kept",
     "ray start --head": "platform/test_ray_app.py::test_the_guides_commands_serve",
     "serve run --app-dir platform": "platform/test_ray_app.py::test_the_guides_commands_serve",
-    "ray stop": "platform/test_ray_app.py::test_the_guides_commands_serve",
     "python -m handler bake": "cli/test_bake.py::test_what_is_baked_is_used_and_draws_the_same",
     "python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_MODEL=sdxl KINDLING_WEIGHTS=merge.safetensors": "cli/test_files.py::test_both_verbs_list_them",
