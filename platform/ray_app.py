@@ -199,9 +199,8 @@ def app(given: Arguments) -> serve.Application:
     if not models:
         raise errors.SettingsError("No models are named: say models=spark, for one.", "models")
     handles = [deployment.bind(own) for deployment, own in models]
-    front = Front.options(
-        graceful_shutdown_timeout_s=LEAVES_S + max(one.graceful_shutdown_timeout_s for one, _ in models)
-    )
+    longest = max(settled(own).deadline_s for _, own in models)  # that a request may take
+    front = Front.options(graceful_shutdown_timeout_s=LEAVES_S + math.ceil(longest))
     return front.bind([(deployment.name, own) for deployment, own in models], *handles)
 
 
@@ -212,7 +211,7 @@ def _accelerator(resource: str) -> str:
 
 def _gpu(name: str) -> Any:
     """The row of a GPU as Ray calls it; None of none. SettingsError if it is not known here."""
-    words = name.upper().replace("-", " ").replace("0G", "0GB")
+    words = re.sub("0G$", "0GB", name.upper().replace("-", " "))
     row = next((row for row in GPUS.values() if row.id.upper() in (words, f"{words} 40GB")), None)
     if name and row is None:
         raise errors.SettingsError(f"{name!r} is not known here as a GPU. Known: {', '.join(GPUS)}.", "gpu")

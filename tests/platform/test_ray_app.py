@@ -24,7 +24,8 @@ import pytest
 from PIL import Image
 
 import tiny
-from handler import MODELS
+from handler import GPUS, MODELS
+from handler.core.errors import SettingsError
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: run again in .venv/ray"),
@@ -115,6 +116,25 @@ def picture(answer: httpx.Response) -> tuple[int, int]:
 
 def events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
     return (json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line.startswith("data: "))
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        ("H100", "H100"),
+        ("A100", "A100 40GB"),
+        ("A100-80G", "A100 80GB"),
+        ("A100 80GB", "A100 80GB"),
+        ("RTX-PRO-6000", "RTX PRO 6000"),
+    ],
+)
+def test_gpus_are_known_by_rays_names_and_by_ours(name: str, gpu: str) -> None:
+    import ray_app
+
+    assert ray_app._gpu(name) is GPUS[gpu]
+    assert ray_app._gpu("") is None
+    with pytest.raises(SettingsError, match="'V100' is not known"):
+        ray_app._gpu("V100")
 
 
 @pytest.mark.parametrize(
