@@ -90,7 +90,7 @@ class Model:
     async def __init__(self, variables: dict[str, str]) -> None:
         """Load the model; an exception is how Ray learns that this replica cannot serve."""
         dedicated()
-        settings = settled(variables)
+        settings = settled(variables).model_copy(update={"queue": HELD})  # Ray says how many it has at once
         self.engine = Engine(settings, Clock.anew(settings.cold_start_budget_s))  # Ray's processes wait for work
         self.api = Api(self.engine)
         self.engine.start()
@@ -122,7 +122,7 @@ class Replicas:
 
     def __init__(self, name: str, handle: DeploymentHandle) -> None:
         self._name, self._draw = name, handle.options(stream=True).draw
-        self._looked, self._look = -math.inf, Look(0)
+        self._looked = -math.inf
 
     async def draw(self, request: ImageRequest, left_s: float, caller: bytes) -> AsyncIterator[Event]:
         """What one of them tells. The call is nobody's child to Ray: whoever asked may go, and come back for it."""
@@ -130,15 +130,13 @@ class Replicas:
         try:
             async for event in told:
                 yield event
-        except (ActorDiedError, ActorUnavailableError):
+        except (ActorDiedError, ActorUnavailableError, RequestCancelledError):
             raise Lost from None
         except BackPressureError:
             raise errors.QueueFull("Too many requests are waiting already; try again later.") from None
         except DeploymentUnavailableError:
             look = await self.look()
             raise errors.StartError(f"{self._name} cannot start: {look.failure or 'see its log'}") from None
-        except RequestCancelledError:
-            raise Lost from None
         finally:
             told.cancel()
 
@@ -146,8 +144,8 @@ class Replicas:
         """How they are, as of a moment ago."""
         if time.monotonic() - self._looked > LOOKED_S:
             self._looked = time.monotonic()
-            self._look = await asyncio.to_thread(self._found)
-        return self._look
+            self._look = asyncio.ensure_future(asyncio.to_thread(self._found))
+        return await asyncio.shield(self._look)
 
     def _found(self) -> Look:
         name = serve.get_replica_context().app_name

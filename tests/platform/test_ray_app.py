@@ -220,7 +220,7 @@ def test_what_nobody_waits_for_is_drawn_no_further(served: httpx.Client) -> None
 
 
 def test_what_is_too_much_is_refused_with_a_time_to_come_again(served: httpx.Client) -> None:
-    """One is drawn, two wait at the replica and two at the front."""
+    """One is drawn, three wait at the replica and two at the front."""
     leave = threading.Event()
 
     def wait() -> None:
@@ -228,9 +228,9 @@ def test_what_is_too_much_is_refused_with_a_time_to_come_again(served: httpx.Cli
             assert answer.status_code == 200
             leave.wait()
 
-    with ThreadPoolExecutor(5) as others:
+    with ThreadPoolExecutor(6) as others:
         try:
-            for there in ((1, 0), (2, 0), (3, 0), (3, 1), (3, 2)):
+            for there in ((1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2)):
                 others.submit(wait)
                 until(lambda there=there: status(served) == there)
             answer = served.post("/generate", json=LONG)
