@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main() -> None:
         serve(int(options.serve))
         return
     with report.measuring("ray", options.save) as figures:
-        figures |= {"rounds": options.rounds, "requests": options.requests, "sides": {}}
+        figures |= {"ray": version("ray"), "rounds": options.rounds, "requests": options.requests, "sides": {}}
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for _ in range(options.rounds):
             for side in SIDES:
