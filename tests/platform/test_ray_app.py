@@ -128,7 +128,7 @@ def events(answer: httpx.Response) -> Iterator[dict[str, Any]]:
         ("RTX-PRO-6000", "RTX PRO 6000"),
     ],
 )
-def test_gpus_are_known_by_rays_names_and_by_ours(name: str, gpu: str) -> None:
+def test_gpus_are_known_by_rays_names_and_by_ours(cluster: None, name: str, gpu: str) -> None:
     import ray_app
 
     assert ray_app._gpu(name) is GPUS[gpu]
