@@ -25,6 +25,7 @@ FROM ?= shipped
 VENV := .venv
 BIN := $(VENV)/bin
 FAL := $(VENV)/fal
+RAY := $(VENV)/ray
 EDITOR := $(VENV)/editor
 PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
@@ -63,9 +64,10 @@ INSTALL_cpu = $(PIP) -q -c $(VENV)/versions torch==$(VERSION)+cpu 2> /dev/null \
 run: $(VENV)/run
 	@$(BIN)/python -m handler serve --port $(PORT)
 
-test: $(VENV)/dev $(FAL)/ready
+test: $(VENV)/dev $(FAL)/ready $(RAY)/ready
 	$(BIN)/python -m pytest $(SPREAD)
 	$(FAL)/bin/python -m pytest tests/platform/test_fal_app.py
+	$(RAY)/bin/python -m pytest tests/platform/test_ray_app.py
 
 quick: $(VENV)/dev
 	$(BIN)/python -m pytest $(SPREAD) --quick
@@ -121,7 +123,7 @@ lock: $(VENV)/run
 	mv platform/locks/torch-cu126.in platform/locks/torch-cu126.lock
 	$(LOCKED) platform/locks/torch-cu130.in -o platform/locks/torch-cu130.lock
 	rm platform/locks/torch-cu130.in
-	for sdk in requirements runpod fal; do \
+	for sdk in requirements runpod fal ray; do \
 	    sed -n "s/^$$sdk = \[\"\(.*\)\"\].*/\1/p" pyproject.toml | $(LOCKED) $(APART) -c platform/locks/torch-cu130.lock \
 	        requirements.txt - -o platform/locks/$$sdk.lock || exit; \
 	done
@@ -156,6 +158,10 @@ endef
 $(FAL)/ready: $(VENV)/dev
 	@echo "Adding fal, in an environment over the first: its pins and RunPod's exclude each other."
 	$(call over,$(FAL),fal)
+
+$(RAY)/ready: $(VENV)/dev
+	@echo "Adding Ray, in an environment over the first."
+	$(call over,$(RAY),ray)
 
 $(EDITOR)/ready: $(VENV)/dev
 	@echo "Adding ComfyUI's editor, in an environment over the first."

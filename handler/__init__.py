@@ -5,6 +5,8 @@ Importing this package imports neither torch nor diffusers; `Worker.boot` does, 
 
 from handler.api.comfy.worker_comfyui import draw_workflow
 from handler.api.dispatch import Api
+from handler.api.elsewhere.events import Event, Look, Lost, draw_events
+from handler.api.elsewhere.need import replica_need
 from handler.api.embedded import Engine
 from handler.api.reply import Reply
 from handler.catalog.cuda import cuda_build
@@ -19,7 +21,7 @@ from handler.core.settings import Settings
 from handler.core.untrusted import parse as parse_json
 from handler.core.version import __version__
 from handler.model.upstream import dedicated
-from handler.server import create_app
+from handler.server import create_app, create_front
 from handler.worker.clock import Clock
 from handler.worker.outlook import outlook
 from handler.worker.preload import preload
@@ -34,7 +36,10 @@ __all__ = [
     "Api",
     "Clock",
     "Engine",
+    "Event",
     "ImageRequest",
+    "Look",
+    "Lost",
     "ModelSpec",
     "Picture",
     "Recipe",
@@ -44,12 +49,15 @@ __all__ = [
     "__version__",
     "choose_gpus",
     "create_app",
+    "create_front",
     "cuda_build",
     "dedicated",
+    "draw_events",
     "draw_workflow",
     "errors",
     "find",
     "outlook",
     "parse_json",
     "preload",
+    "replica_need",
 ]

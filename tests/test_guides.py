@@ -74,6 +74,8 @@ TESTED = {
     "python -m handler comfy add": "cli/test_comfy_add.py::test_a_file_is_kept",
     "python -m handler comfy list": "cli/test_comfy_add.py::test_a_file_is_kept",
     "python -m handler comfy remove": "cli/test_comfy_add.py::test_a_file_is_kept",
+    "ray start --head": "platform/test_ray_app.py::test_the_guides_commands_serve",
+    "serve run --app-dir platform": "platform/test_ray_app.py::test_the_guides_commands_serve",
     "python -m handler bake": "cli/test_bake.py::test_what_is_baked_is_used_and_draws_the_same",
     "python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_MODEL=sdxl KINDLING_WEIGHTS=merge.safetensors": "cli/test_files.py::test_both_verbs_list_them",
@@ -90,12 +92,13 @@ ELSEWHERE = (  # these want an account, a cluster or a container engine; test_ve
     *("convox ", "docker ", "gcloud ", "helm ", "kubectl ", "runpodctl ", "sky ", "printf $KINDLING_API_KEYS | gcloud"),
     "FAL_RUN_HOST=images.example",
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
-    *("pip install -e '.[fal]'", "pip install 'skypilot[aws]'"),
+    *("pip install -e '.[fal]'", "pip install -e '.[ray]'", "pip install 'skypilot[aws]'"),
     *("python3 -m venv ~/", "python3.11 -m venv ~/"),  # and these would leave something at home
     *("PROJECT=", "IMAGE=", "ACCOUNT=", "ADDRESS="),
     *("curl -s $ADDRESS", "curl -s https://ADDRESS", "curl -s http://ADDRESS", "curl -s http://127.0.0.1:8080"),
     "until curl -s -o /dev/null http://127.0.0.1:8080",
     *('curl -s "https://api.runpod.ai', "curl -s https://fal.run/YOU"),
+    ".venv/ray/bin/python benchmarks/",  # in the environment that has Ray
     "sed -i ",  # of the manifests, which test_container.py looks at
 )
 ANSWERED = [

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from handler.api import abilities, again, codec, decoding, loras, served
+from handler.api import abilities, again, decoding, loras, served
 from handler.api.asking import Asked, fields_of, understood
 from handler.api.delivery import delivered, give_up
 from handler.api.dialects import openai
 from handler.api.dialects.routes import dialect_of, for_model
+from handler.api.encoding import encoded
 from handler.api.fetching import filled
 from handler.api.links import Links
 from handler.api.outgoing import Outgoing
@@ -23,12 +24,10 @@ from handler.api.workflows.mapping import MODEL
 from handler.api.workflows.service import Workflows
 from handler.core.deadline import Deadline
 from handler.core.errors import RouteNotFound, Unsupported
-from handler.core.recipe import Drawn, Picture, Pixels, Preview, Recipe
+from handler.core.recipe import Drawn, Picture, Preview, Recipe
 from handler.core.request import ImageRequest
-from handler.core.version import __version__
 from handler.engine.engine import Engine
 from handler.engine.queue import OnBegin, nobody
-from handler.model.hardware import peak_memory
 from handler.worker.chips import answer
 
 MODELS_ROUTE = "/v1/models"
@@ -79,7 +78,7 @@ class Api:
         deadline = deadline or Deadline.within(self.engine.settings.deadline_s)
         if dialect_of(path):
             return await answered(self._draw(path, payload, on_step, on_partial, deadline, base, alone))
-        return await answered(self._told(path, deadline))
+        return await answered(self.told(path, deadline))
 
     async def _draw(
         self,
@@ -96,7 +95,7 @@ class Api:
             asked.call.require_one()
         return await self.answer(asked, on_step, on_partial, deadline)
 
-    async def _told(self, path: str, deadline: Deadline) -> Reply:
+    async def told(self, path: str, deadline: Deadline) -> Reply:
         """The routes that only tell."""
         if path == MODELS_ROUTE:
             found = await loras.listed(self.engine.settings, deadline)
@@ -198,6 +197,16 @@ class Api:
         deadline = deadline or Deadline()
         self.engine.meter.require_budget()
         self._require_way(request, base)
+        pictures = await self.drawn(request, on_step, deadline, on_begin, admitted)
+        found = await self._delivered(pictures, request, deadline, base)
+        for picture in pictures:
+            self._counts(picture)
+        return found
+
+    async def drawn(
+        self, request: ImageRequest, on_step: OnRequestStep, deadline: Deadline, on_begin: OnBegin, admitted: bool
+    ) -> list[Picture]:
+        """The pictures, encoded, and neither counted nor kept."""
         first, *_ = recipes = await self._recipes(request, deadline)
         taken, encoding = [0] * request.n, list[asyncio.Task[Picture]]()
 
@@ -211,19 +220,20 @@ class Api:
                 several = left[: self.engine.at_once(first)]
                 for drawn in await self.engine.submit_all(several, deadline.at, admitted or bool(encoding), on_begin):
                     encoding.append(asyncio.create_task(self._encoded(drawn, request, deadline)))
-            pictures = await asyncio.gather(*encoding)
+            return await asyncio.gather(*encoding)
         finally:
             give_up(encoding)
-        found = await self._delivered(pictures, request, deadline, base)
-        for picture in pictures:
-            self._counts(picture)
-        return found
+
+    def validate(self, request: ImageRequest) -> None:
+        """Raise what the model refuses of it, before its files take time and memory."""
+        spec, settings = self.engine.spec, self.engine.settings
+        spec.validate(served.worded(settled(request, spec, settings.long_prompts), spec), settings.step_cache)
 
     async def _recipes(self, request: ImageRequest, deadline: Deadline) -> list[Recipe]:
         """Those of a request's pictures; its LoRAs are looked for, and its images decoded, on other threads."""
         spec, settings = self.engine.spec, self.engine.settings
         request = settled(served.worded(request, spec), spec, settings.long_prompts)
-        spec.validate(request, settings.step_cache)  # before its files take time and memory
+        self.validate(request)
         found = await loras.chosen(request, settings, deadline)
         embeddings = await loras.named(request, spec, settings, deadline)
         make = partial(recipes_of, request, spec, settings.step_cache, found, embeddings)
@@ -243,18 +253,4 @@ class Api:
         return found
 
     async def _encoded(self, drawn: Drawn, request: ImageRequest, deadline: Deadline) -> Picture:
-        return await deadline.hold(asyncio.to_thread(self._encode, *drawn, request))
-
-    def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:
-        start = time.perf_counter()
-        recipe: Recipe = pixels.recipe
-        worker, settings = pixels.worker or self.engine.worker, self.engine.settings
-        parameters = None
-        if settings.metadata and worker:
-            facts = worker.facts | ({"batch": str(pixels.batch)} if pixels.batch > 1 else {})
-            parameters = codec.parameters_of(recipe, facts, __version__)
-        data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
-        stages = {**stages, "serialize": time.perf_counter() - start}
-        decision, tokens = (pixels.worker or self.engine).ledger.decision, pixels.tokens
-        peak = worker.peak_bytes if worker else peak_memory("cpu")
-        return Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)
+        return await deadline.hold(asyncio.to_thread(encoded, *drawn, request, self.engine))

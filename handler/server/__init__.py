@@ -3,8 +3,12 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.types import ASGIApp
 
+    from handler.api.elsewhere.events import Replicas
+    from handler.core.settings import Settings
     from handler.engine.engine import Engine
 
 
@@ -17,3 +21,18 @@ def create_app(engine: "Engine", public: bool = True) -> "ASGIApp":
     from handler.server.app import create_app
 
     return create_app(engine, public)
+
+
+def create_front(models: "Sequence[tuple[Settings, Replicas]]") -> "ASGIApp":
+    """One app in front of several models that others draw, each by its settings; the first one's are the app's, too.
+
+    Others reach it. It has no engine to start or stop; `busy` and `hurry` say and do the same as any app's.
+    """
+    from functools import partial
+
+    from handler.api.elsewhere.many import Many
+    from handler.api.elsewhere.replicated import Gateway
+    from handler.server.app import create_app
+
+    (first, _), *_ = models
+    return create_app(Gateway(first), public=True, answering=partial(Many, replicas=models))

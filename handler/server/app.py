@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -65,8 +65,11 @@ from handler.server.workflows import routes as workflow_routes
 T = TypeVar("T")
 
 
-def create_app(engine: Engine, public: bool = True) -> Observed:
-    """The app over `engine`, to be served or mounted. `public`: others reach it, so it wants keys or allow_open."""
+def create_app(engine: Engine, public: bool = True, answering: Callable[..., Api] = Api) -> Observed:
+    """The app over `engine`, to be served or mounted. `public`: others reach it, so it wants keys or allow_open.
+
+    `answering` makes its `Api`, as that does itself.
+    """
     settings = engine.settings
     if public and not settings.api_keys and not settings.allow_open:
         raise SettingsError(
@@ -84,7 +87,7 @@ def create_app(engine: Engine, public: bool = True) -> Observed:
     app.router.redirect_slashes = False
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
-    app.state.api = Api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
+    app.state.api = answering(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
     app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
     app.state.room, app.state.description = Room(settings), Description(engine)
     app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs

@@ -382,7 +382,7 @@ def asked(lines: list[str]) -> dict[str, str]:
     return {re.sub(r"\[.*", "", name).replace("_", "-").lower(): version for name, version in pairs}
 
 
-@pytest.mark.parametrize("name", ["requirements", "runpod", "fal"])
+@pytest.mark.parametrize("name", ["requirements", "runpod", "fal", "ray"])
 def test_locks_are_in_step_with_what_is_asked_for(name: str) -> None:
     """`make lock` writes them."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

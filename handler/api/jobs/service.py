@@ -13,7 +13,6 @@ from handler.api.jobs.webhooks import Webhooks
 from handler.api.keeping import Keeper
 from handler.api.outgoing import Target
 from handler.api.reply import Reply, answered, error_reply
-from handler.api.served import worded
 from handler.api.showing import OnPartial
 from handler.core.deadline import Deadline
 from handler.core.errors import Cancelled, FileMissing, QueueFull
@@ -53,9 +52,8 @@ class Jobs:
 
         `on_end` gets it when it has. If whoever asks goes away before it is accepted, it is not drawn.
         """
-        engine = self.api.engine
         asked = await self.api.asked(path, payload, deadline, streams=True, base=base)
-        engine.spec.validate(worded(asked.request, engine.spec), engine.settings.step_cache)
+        self.api.validate(asked.request)
         self._require_room(deadline)
         job = Job(path, asked, deadline, webhook)
         accepted = Found(job.head())  # though it may have ended before who asks hears of it
