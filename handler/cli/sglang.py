@@ -43,7 +43,7 @@ ALIASES = (
     Alias("--ring-degree", RING),
     Alias("--sp-degree", ULYSSES, gpus=True),
     Alias("--num-gpus", ULYSSES, gpus=True),
-    Alias("--tp-size", note="each GPU has a whole text encoder"),
+    Alias("--tp-size", "KINDLING_TP_SIZE"),
 )
 
 

@@ -123,6 +123,7 @@ class Settings(BaseModel):
     )
     ulysses_degree: int = Field(1, ge=1, le=8, description="GPUs that draw one picture, exchanging attention heads")
     ring_degree: int = Field(1, ge=1, le=8, description="the same by passing keys around; both multiply")
+    tp_size: int = Field(1, ge=1, le=8, description="of these GPUs, how many share one text encoder")
     batch: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = Field(
         "auto",
         description="pictures of one shape drawn at once, at most; auto: as many as pay, by the receipt or as seen",

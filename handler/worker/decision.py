@@ -84,7 +84,7 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware, host_gb: flo
     followed = follow(settings, receipt)
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
-    elif settings.precision == "auto":
+    elif settings.precision == "auto" and settings.tp_size == 1:  # what is rounded cannot be split so
         host_gb = host_memory() / 1e9 / settings.ranks if host_gb is None else host_gb
         precision, reason = automatic(spec, hardware, host_gb, settings.offload)
         hardware = replace(hardware, precision=precision, reason=reason)

@@ -62,13 +62,14 @@ class Follower:
         settings, clock = told.settings, Clock.anew(told.settings.cold_start_budget_s)
         seen = outlook(settings, find(settings.model), expected(settings), without=told.without)
         vae = vae_source(settings.vae, settings.volume) if settings.vae else None
-        self._settings, (self._worker, _) = settings, Worker.built(seen, vae, clock)
+        self._settings, (self._worker, _) = settings, Worker.built(seen, vae, clock, None, None, told.rank)
         return Done()
 
     def join(self, told: Join) -> Done:
         """The others."""
         attention.use(self.worker.denoiser, KernelChoice(told.kernel, "the leader's"))
-        enter(told.rank, self._settings, self.worker.hardware, told.store, self.worker.denoiser)
+        worker = self.worker
+        enter(told.rank, self._settings, worker.hardware, told.store, worker.denoiser, worker.encoders)
         return Done()
 
     def draw(self, told: Draw) -> Done:

@@ -10,8 +10,9 @@ from handler.core.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """To a follower: load the model as `settings` say, `without` sources that were found damaged."""
+    """To a follower: load, as `rank`, the model as `settings` say, `without` sources that were found damaged."""
 
+    rank: int
     settings: Settings
     without: Mapping[Path, str]
 

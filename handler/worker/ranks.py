@@ -30,7 +30,7 @@ from handler.model.hardware import Hardware, expected
 from handler.model.runner import DrawOutcome, InTurn
 from handler.volume import pages
 from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
-from handler.worker.sharing import require_ring, visible, without_keys
+from handler.worker.sharing import require_exact, require_ring, visible, without_keys
 
 LIBC, PDEATHSIG = ctypes.CDLL(None), 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that began this ends
 APART = "A process that draws with this one {}."
@@ -85,7 +85,9 @@ class Ranks(InTurn):
     @property
     def told(self) -> str:
         """How they share a picture."""
-        return f"ulysses {self._settings.ulysses_degree}, ring {self._settings.ring_degree}"
+        settings = self._settings
+        shared = f", text encoders by {settings.tp_size}" if settings.tp_size > 1 else ""
+        return f"ulysses {settings.ulysses_degree}, ring {settings.ring_degree}{shared}"
 
     def load(self, hardware: Hardware, mode: str, without: Mapping[Path, str]) -> None:
         """Let all load what this worker loads, as it has decided; returns at once. Of several calls the last counts."""
@@ -94,18 +96,23 @@ class Ranks(InTurn):
         split.require_alone()
         split.require_devices(hardware.device, self._settings.ranks)
         require_ring(hardware, self._settings)
+        require_exact(hardware, self._settings)
         decided = {"precision": hardware.precision, "device": hardware.device, "compile": "off"}
         decided["offload"] = "off" if mode == "resident" else mode
         self._loads += 1
-        self._tell(Load(without_keys(self._settings).model_copy(update=decided), dict(without)))
+        settings = without_keys(self._settings).model_copy(update=decided)
+        self._tell(*(Load(rank, settings, dict(without)) for rank in range(1, self._settings.ranks)))
 
-    def join(self, model: Any, hardware: Hardware, runner: InTurn) -> None:
-        """Wait until all have loaded, and split `model`, with which `runner` draws; raises a StartError of theirs."""
+    def join(self, model: Any, encoders: Sequence[Any], hardware: Hardware, runner: InTurn) -> None:
+        """Wait until all have loaded, and split `model`, with which `runner` draws; raises a StartError of theirs.
+
+        The text `encoders` may be shared: `KINDLING_TP_SIZE`.
+        """
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
         store = Path(self._meeting.name) / "store"
         self._tell(*(Join(rank, store, hardware.attention) for rank in range(1, self._settings.ranks)))
-        enter(0, self._settings, hardware, store, model)
+        enter(0, self._settings, hardware, store, model, encoders)
         self._joined = True
         require_done(self._answers(self._settings.hang_s))
         self._runner = runner
@@ -202,14 +209,16 @@ class Ranks(InTurn):
             split.leave()
 
 
-def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model: Any) -> None:
-    """Become `rank` of those that meet in `store`, and compute only its part of `model`."""
-    from handler.model import split
+def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model: Any, encoders: Sequence[Any]) -> None:
+    """Become `rank` of those that meet in `store`, and compute only its part of `model`, and of what `encoders` do."""
+    from handler.model import split, tensor_parallel
 
     with split.at_home():
         split.join(rank, settings.ranks, hardware.device, store, settings.hang_s)
         try:
             split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
+            if settings.tp_size > 1:
+                tensor_parallel.together(encoders, settings.tp_size, settings.hang_s)
         except BaseException:
             split.leave()
             raise
