@@ -16,6 +16,7 @@ from handler.core.settings import Settings
 from handler.model.hardware import Hardware
 from handler.volume.receipts import Receipt, current
 from handler.worker.memory import memory_plan
+from handler.worker.sharing import shared_by
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:
@@ -79,7 +80,7 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware, host_gb: flo
 
     `host_gb` is the memory of another machine's host, for which no receipt here holds; None on this machine.
     """
-    here = host_gb is None
+    here, hardware = host_gb is None, replace(hardware, shared=shared_by(settings))
     receipt, told = applicable(settings.volume, spec, hardware.identity or None) if here else (None, "")
     followed = follow(settings, receipt)
     if followed is not settings:

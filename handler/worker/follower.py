@@ -23,7 +23,7 @@ from handler.model.hardware import expected
 from handler.volume import pages
 from handler.volume.autoencoder import vae_source
 from handler.worker.clock import Clock
-from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
+from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step
 from handler.worker.outlook import outlook
 from handler.worker.preload import libraries
 from handler.worker.ranks import END_S, enter
@@ -72,6 +72,11 @@ class Follower:
         enter(told.rank, self._settings, worker.hardware, told.store, worker.denoiser, worker.encoders)
         return Done()
 
+    def bind(self, told: Bind) -> Done:
+        """Compiled code to the model, or take it off."""
+        self.worker.bind(told.package)
+        return Done()
+
     def draw(self, told: Draw) -> Done:
         """This rank's part of pictures, step by step with the leader."""
         self._over = False
@@ -103,6 +108,7 @@ class Follower:
 ORDERS: dict[type, Callable[[Follower, Any], Done]] = {
     Load: Follower.load,
     Join: Follower.join,
+    Bind: Follower.bind,
     Draw: Follower.draw,
     InStep: Follower.in_step,
 }

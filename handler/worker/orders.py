@@ -1,9 +1,10 @@
 """What the leader of those who draw a picture together tells its followers, and what they answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from handler.core.errors import DeviceMissing, SettingsError, StartError
 from handler.core.recipe import Recipe
 from handler.core.settings import Settings
 
@@ -24,6 +25,13 @@ class Join:
     rank: int
     store: Path
     kernel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """To a follower: run what is compiled in the file `package`, or nothing."""
+
+    package: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +74,13 @@ class Failed:
 
     kind: str
     message: str
+
+
+FAULTS: dict[str, type[StartError]] = {kind.__name__: kind for kind in (SettingsError, DeviceMissing)}
+
+
+def require_done(answers: Iterable[Done | Failed]) -> None:
+    """A StartError, of its own kind where that matters, if one could not do it."""
+    for answer in answers:
+        if isinstance(answer, Failed):
+            raise FAULTS.get(answer.kind, StartError)(answer.message)

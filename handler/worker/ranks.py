@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from handler.core.errors import DeviceLost, DeviceMissing, SettingsError, StartError
+from handler.core.errors import DeviceLost, StartError
 from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.secrets import without_secrets
 from handler.core.settings import Settings
@@ -29,15 +29,14 @@ from handler.model import upstream
 from handler.model.hardware import Hardware, expected
 from handler.model.runner import DrawOutcome, InTurn
 from handler.volume import pages
-from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
-from handler.worker.sharing import require_exact, require_ring, visible, without_keys
+from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step, require_done
+from handler.worker.sharing import require_exact, require_ring, shared_by, visible, without_keys
 
 LIBC, PDEATHSIG = ctypes.CDLL(None), 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that began this ends
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
 SETTLE_S = 10.0  # for all ranks to say that they are in step again
 END_S = 5.0  # for followers to end by themselves
-FAULTS: dict[str, type[StartError]] = {kind.__name__: kind for kind in (SettingsError, DeviceMissing)}
 
 
 def die_together() -> None:
@@ -85,9 +84,8 @@ class Ranks(InTurn):
     @property
     def told(self) -> str:
         """How they share a picture."""
-        settings = self._settings
-        shared = f", text encoders by {settings.tp_size}" if settings.tp_size > 1 else ""
-        return f"ulysses {settings.ulysses_degree}, ring {settings.ring_degree}{shared}"
+        size = self._settings.tp_size
+        return shared_by(self._settings) + (f", text encoders by {size}" if size > 1 else "")
 
     def load(self, hardware: Hardware, mode: str, without: Mapping[Path, str]) -> None:
         """Let all load what this worker loads, as it has decided; returns at once. Of several calls the last counts."""
@@ -116,6 +114,16 @@ class Ranks(InTurn):
         self._joined = True
         require_done(self._answers(self._settings.hang_s))
         self._runner = runner
+
+    def bind(self, package: Path | None) -> None:
+        """Let all others run what is compiled in `package`, or nothing; StartError if one cannot: then none does."""
+        self._tell(Bind(package))
+        try:
+            require_done(self._answers(self._settings.cold_start_budget_s))
+        except StartError:
+            if package:
+                self.bind(None)
+            raise
 
     def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
         """Call `alarm`, on another thread, as soon as a follower has ended, be anything drawn or not."""
@@ -216,19 +224,12 @@ def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model:
     with split.at_home():
         split.join(rank, settings.ranks, hardware.device, store, settings.hang_s)
         try:
-            split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
+            split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device, settings.hang_s)
             if settings.tp_size > 1:
                 tensor_parallel.together(encoders, settings.tp_size, settings.hang_s)
         except BaseException:
             split.leave()
             raise
-
-
-def require_done(answers: Sequence[Done | Failed]) -> None:
-    """A StartError, of its own kind where that matters, if one could not do it."""
-    for answer in answers:
-        if isinstance(answer, Failed):
-            raise FAULTS.get(answer.kind, StartError)(answer.message)
 
 
 def _faults(answer: Done | Failed) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ def require_splittable(spec: ModelSpec, settings: Settings) -> None:
     both = min(settings.ring_degree, settings.ulysses_degree) > 1  # which diffusers splits evenly only
     for wrong, why in (
         (not spec.splits, f"diffusers cannot split {spec.id} over several GPUs"),
-        (both and spec.family.endswith("qwen_image"), "its prompts are of any length; use one of both degrees"),
+        (both and of_any_length(spec), "its prompts are of any length; use one of both degrees"),
         (settings.step_cache != "off", "a step cache skips blocks of whole pictures; use KINDLING_STEP_CACHE=off"),
         (settings.offload == "blocks", "blocks that wait in host memory cannot be split; use KINDLING_OFFLOAD=auto"),
     ):
@@ -69,6 +69,25 @@ def require_shared(source: Source, settings: Settings) -> None:
 def degree(settings: Settings) -> str:
     """The variable that asks for several GPUs."""
     return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
+
+
+def shared_by(settings: Settings) -> str:
+    """How several share each picture; empty where one GPU draws it."""
+    return f"ulysses {settings.ulysses_degree}, ring {settings.ring_degree}" if settings.ranks > 1 else ""
+
+
+def uncompiled(spec: ModelSpec, settings: Settings) -> str:
+    """Why several GPUs draw `spec` together without compiled code; empty if they need not."""
+    if settings.ring_degree > 1:
+        return "several GPUs draw each picture, and ring attention is not compiled"
+    if settings.ranks > 1 and of_any_length(spec):
+        return "several GPUs draw each picture, and compiled code wants prompts that they can split evenly"
+    return ""
+
+
+def of_any_length(spec: ModelSpec) -> bool:
+    """Whether its prompts have as many tokens as they need, which several GPUs cannot always split evenly."""
+    return spec.family.endswith("qwen_image")
 
 
 def alone(settings: Settings) -> Settings:

@@ -173,7 +173,9 @@ class Worker(Loaded):
             if not (lost := failures.lost):
                 with failures.watched():
                     self.found = artifacts.restore(
-                        model, self.spec, self.hardware, volume, self._decoder, volume_key=self._volume_key
+                        *(model, self.spec, self.hardware, volume, self._decoder),
+                        volume_key=self._volume_key,
+                        share=self._share,
                     )
                 failures.discredit(self.found, self.found.error)
         hit = self.found.outcome == "HIT"
@@ -190,6 +192,18 @@ class Worker(Loaded):
         if chosen.mode == "COMPILED":
             self.package = artifacts.name_of(model, self.spec, self.hardware, self._decoder)
 
+    def bind(self, package: Path | None) -> None:
+        """Let what is compiled in `package` run, in this process alone; None: nothing."""
+        if package:
+            bind_blocks(self.denoiser, package, self._decoder)
+        else:
+            unbind_blocks(self.denoiser, self._decoder)
+
+    def _share(self, package: Path | None) -> None:
+        """The same in all that draw with this process, or in none: StartError if one cannot."""
+        if self._ranks:
+            self._ranks.bind(package)
+
     def _compile_now(self, model: Any, clock: Clock, chosen: Plan, failures: Failures) -> Plan:
         """Carry `chosen` out; if that fails for any reason but the budget, this worker is eager instead."""
         try:
@@ -198,12 +212,14 @@ class Worker(Loaded):
                 package = Path(unless_done.enter_context(made)) / artifacts.PACKAGE
                 with attention.compiling(self.hardware.attention):
                     compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
-                bind_blocks(model, package, self._decoder)
+                self.bind(package)
+                self._share(package)
                 unless_done.pop_all()
         except (BudgetExceeded, DeviceLost):  # those of the eager pictures that are drawn for it
             raise
         except Exception as error:
             log.exception("compiling %s failed", self.spec.id)
+            self.bind(None)
             reason = failures.blame(error)
             return Plan("EAGER", reason, failure=reason)
         self._package = made
@@ -226,7 +242,8 @@ class Worker(Loaded):
             raise
         except Exception as error:
             log.exception("the compiled blocks of %s do not work", self.spec.id)
-            unbind_blocks(self.denoiser, self._decoder)
+            self.bind(None)
+            self._share(None)
             reason = f"compiled code failed: {gist(error)}"
             if self._package:
                 failures.note(error, reason)
