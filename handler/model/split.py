@@ -82,7 +82,7 @@ def split(model: Any, ulysses: int, ring: int, device: str, patience_s: float) -
     )
     from torch.distributed.device_mesh import init_device_mesh
 
-    config = ContextParallelConfig(ulysses_degree=ulysses, ring_degree=ring)
+    config: Any = ContextParallelConfig(ulysses_degree=ulysses, ring_degree=ring)
     whole = ParallelConfig(context_parallel_config=config)
     mesh = init_device_mesh(device, config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
     whole.setup(dist.get_rank(), dist.get_world_size(), torch.device(device), mesh=mesh)
@@ -119,11 +119,10 @@ class Groups:
 
 def _compiled(patience_s: float) -> Any:
     """A group of all ranks by the name that is in compiled code, in every process and start the same."""
-    from torch.distributed.distributed_c10d import _register_process_group
-
+    registry: Any = dist.distributed_c10d
     group = dist.new_group(timeout=timedelta(seconds=patience_s))
     group._set_group_name(COMPILED)
-    _register_process_group(COMPILED, group)
+    registry._register_process_group(COMPILED, group)
     return group
 
 

@@ -63,8 +63,7 @@ class Outlook:
         """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
         ranks = self.asked.ranks  # each of which loads all of it, and has its part of the host
         where = self.hardware, self.source, self.host_gb / ranks
-        rest = self.settings.offload, self.over, ranks > 1, self.asked.tp_size
-        return memory_plan(self.spec, *where, *rest)
+        return memory_plan(self.spec, *where, self.settings.offload, self.over, ranks > 1, self.asked.tp_size)
 
     @property
     def loading(self) -> int:
