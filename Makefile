@@ -13,8 +13,8 @@
 #             (UPGRADE=-U for newer ones)
 # make peers  measure Kindling beside diffusers behind FastAPI and LitServe, which it installs in an environment of their
 #             own, and write benchmarks/results/peers.json: ten minutes, half of them for compiling
-# make spark  train the embedded model on (two and a half hours on two idle cores; goes on where it stopped), or with
-#             FROM=nothing from nothing (four and a half)
+# make spark  train the embedded model on (three hours on two idle cores; goes on where it stopped), or with
+#             FROM=nothing from nothing (five)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
 #             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)
 

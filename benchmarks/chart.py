@@ -11,8 +11,10 @@ WIDTH, BAR, GAP, LEFT, TOP = 1000, 34, 14, 190, 84
 INK = "#222222"
 
 
-def stacked(rows: Mapping[str, Mapping[str, float]], parts: Sequence[str], path: Path, title: str) -> None:
-    """Draw one bar a row, one colour a part, and save it as `path`."""
+def stacked(
+    rows: Mapping[str, Mapping[str, float]], parts: Sequence[str], path: Path, title: str, unit: str = "{:.3g} s"
+) -> None:
+    """Draw one bar a row, one colour a part, and save it as `path`; `unit` is how the sum of a row is written."""
     font, small = ImageFont.load_default(20), ImageFont.load_default(16)
     longest = max(sum(row.get(part, 0.0) for part in parts) for row in rows.values())
     scale = (WIDTH - LEFT - 90) / longest
@@ -31,6 +33,6 @@ def stacked(rows: Mapping[str, Mapping[str, float]], parts: Sequence[str], path:
             width = row.get(part, 0.0) * scale
             pen.rectangle((x, y, x + width, y + BAR), colour)
             x += width
-        pen.text((x + 8, y + 7), f"{sum(row.get(part, 0.0) for part in parts):.3g} s", INK, small)
+        pen.text((x + 8, y + 7), unit.format(sum(row.get(part, 0.0) for part in parts)), INK, small)
     path.parent.mkdir(exist_ok=True)
     image.save(path, optimize=True)

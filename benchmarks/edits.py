@@ -1,11 +1,14 @@
-"""What spark makes of images: how often an edit shows what its prompt says, and how much of the image it keeps.
+"""What spark makes of images: how often an edit shows what its prompt says, how well that is drawn, and what is kept.
 
-Each image is drawn by rule, and its prompt says the same but for the objects' colour, their shape or the background.
-"right" is `spark.checker`'s word, as in quality.py; "moved" is how far the objects are from where they were, in percent
-of the side: with strength 1, where nothing is kept, it is what another seed would do. With a mask, the object stands in
-a box that is drawn anew. The error of a share p of n edits is about sqrt(p(1-p)/n).
+Each image is drawn by rule, and its prompt says the same but for one thing: its objects' colour ("recolour") or shape
+("replace"), where its object is ("move"), or that there is another one too ("add"). "right" is `spark.checker`'s word,
+as in quality.py; "iou" `spark.measures`' overlap with the shapes that are wanted, low for torn ones. "moved" is how far
+objects that should stay are from where they were, in percent of the side: with strength 1, where nothing is kept, it is
+what another seed would do. With a mask, boxes around what changes are drawn anew: "outside" is the largest difference
+from the image there, and "border" how much the background's colour changes where a box ends, both of 255. The error of
+a share p of n edits is about sqrt(p(1-p)/n).
 
-    python benchmarks/edits.py             the table, and benchmarks/results/edits.png; about three minutes
+    python benchmarks/edits.py             the table, and benchmarks/results/edits.png; some seven minutes
 """
 
 import argparse
@@ -15,42 +18,109 @@ import io
 import math
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image
 
 import report
 from handler import Api, Engine, ImageRequest, Settings
-from spark.checker import check, look
-from spark.scenes import COLORS, NUISANCES, SHAPES, Item, Scene, caption, compose, draw, sample_meaning
+from spark.checker import CONTRAST, border_color, check, look
+from spark.measures import measure
+from spark.scenes import COLORS, NUISANCES, PLACES, SHAPES, Item, Meaning, Scene, caption, compose, draw, sample_meaning
 
 SIZE = (256, 256)
 CALM = (0.0,) * NUISANCES
-WAYS = (*((strength, False) for strength in (0.25, 0.5, 0.75, 1.0)), (1.0, True))
-JUDGED = ("right", "background", "color", "shape")
+ROOM = 0.75  # of an object's diameter, from its middle to the sides of its box
+BESIDE = 3  # pixels from a box's side to either place where the background is looked at
+WAYS = (*((strength, False) for strength in (0.3, 0.5, 0.75, 1.0)), (1.0, True))
 SHOWN = "a yellow star left of a red heart on a blue background"
 SHOWN_SEED = 3
 EDITS = (
     ("a yellow star left of a white ring on a blue background", (128, 0, 256, 256)),
     ("a yellow star left of a red heart on a purple background", None),
 )
+Box = tuple[int, int, int, int]
+Row = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An image, where its object is, what to make of it, and the scene that this should show."""
+    """An image, the boxes of what is to change, what to make of it, and the scene that this should show."""
 
-    image: bytes
-    box: tuple[int, ...]
+    image: Image.Image
+    boxes: tuple[Box, ...]
     prompt: str
     wanted: Scene
+    stays: bool  # whether objects do
+
+
+def recoloured(meaning: Meaning, rng: random.Random) -> Meaning:
+    """The same with objects of another colour."""
+    shape, color = meaning.objects[0]
+    other = rng.choice([each for each in COLORS if each not in (color, meaning.background)])
+    return replace(meaning, objects=((shape, other),) * len(meaning.objects))
+
+
+def replaced(meaning: Meaning, rng: random.Random) -> Meaning:
+    """The same with objects of another shape."""
+    shape, color = meaning.objects[0]
+    other = rng.choice([each for each in SHAPES if each != shape])
+    return replace(meaning, objects=((other, color),) * len(meaning.objects))
+
+
+def placed(meaning: Meaning, rng: random.Random) -> Meaning:
+    """The same object at another place."""
+    return replace(meaning, place=rng.choice([each for each in PLACES if each != meaning.place]))
+
+
+def joined(meaning: Meaning, rng: random.Random) -> Meaning:
+    """The same object, on the left, and another one right of it."""
+    shape, color = meaning.objects[0]
+    other = (
+        rng.choice([each for each in SHAPES if each != shape]),
+        rng.choice([each for each in COLORS if each not in (color, meaning.background)]),
+    )
+    return Meaning("pair", meaning.background, (meaning.objects[0], other), axis="horizontal")
+
+
+def any_one(rng: random.Random) -> Meaning:
+    """One object or several equal ones."""
+    return sample_meaning(rng, "test", rng.choice(("one", "many")))
+
+
+def lone(rng: random.Random, *places: str) -> Meaning:
+    """One object at one of these places."""
+    return replace(sample_meaning(rng, "test", "one"), size=None, place=rng.choice(places))
+
+
+KINDS: dict[str, tuple[Callable[[random.Random], Meaning], Callable[[Meaning, random.Random], Meaning]]] = {
+    "recolour": (any_one, recoloured),
+    "replace": (any_one, replaced),
+    "move": (lambda rng: lone(rng, *PLACES), placed),
+    "add": (lambda rng: lone(rng, "left"), joined),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One edit's measures, NaN where there is nothing to measure."""
+
+    right: float
+    iou: float
+    moved: float
+    outside: float
+    border: float
+
+
+MEASURES = tuple(Judged.__dataclass_fields__)
 
 
 def main() -> None:
     """Draw, judge, print the table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--edits", type=int, default=60, help="how many of each kind")
+    parser.add_argument("--edits", type=int, default=50, help="how many of each kind")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/edits.json and edits.png")
     options = parser.parse_args()
     engine = Engine(Settings.from_env(model="spark"))
@@ -63,66 +133,116 @@ def main() -> None:
             asyncio.run(_sheet(Api(engine)))
 
 
-async def _rows(api: Api, count: int, rows: list[dict[str, object]]) -> None:
-    print(f"{'strength':>8} {'mask':>5}  right  behind colour  shape  moved")
+async def _rows(api: Api, count: int, rows: list[Row]) -> None:
+    print(f"{'strength':>8} {'mask':>5} {'kind':>8}" + "".join(f"{name:>8}" for name in MEASURES))
     for strength, masked in WAYS:
-        verdicts, moved = [], []
-        for seed, case in enumerate(cases(count, masked)):
-            mask = mask_of(case.box) if masked else None
-            found = await edited(api, case.prompt, case.image, mask, seed, strength)
-            verdicts.append(check(found, case.wanted))
-            moved += distance(opened(case.image), found)
-        shares = {name: round(statistics.mean(getattr(v, name) for v in verdicts), 2) for name in JUDGED}
-        shares["moved"] = round(statistics.mean(moved), 1)
-        rows.append({"strength": strength, "mask": masked, "edits": count, **shares})
-        print(f"{strength:>8} {masked!s:>5} " + " ".join(f"{share:>6}" for share in shares.values()), flush=True)
+        for kind in KINDS:
+            found = [
+                judged(case, await edited(api, case.prompt, case.image, case.boxes if masked else (), seed, strength))
+                for seed, case in enumerate(cases(kind, count))
+            ]
+            means = {name: _mean([getattr(each, name) for each in found]) for name in MEASURES}
+            if not masked:
+                means["outside"] = means["border"] = None
+            rows.append({"strength": strength, "mask": masked, "kind": kind, "edits": count, **means})
+            told = "".join(f"{'' if value is None else value:>8}" for value in means.values())
+            print(f"{strength:>8} {masked!s:>5} {kind:>8}{told}", flush=True)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return round(statistics.mean(known), 3) if known else None
 
 
 async def edited(
-    api: Api, prompt: str, image: bytes, mask: bytes | None, seed: int, strength: float | None
+    api: Api, prompt: str, image: Image.Image, boxes: Sequence[Box], seed: int, strength: float | None
 ) -> Image.Image:
     """The picture that a caller would get."""
-    known = {"mask": mask} if mask else {}
-    request = ImageRequest(prompt=prompt, images=(image,), seed=seed, strength=strength, **known)
+    mask = mask_of(boxes) if boxes else None
+    request = ImageRequest(prompt=prompt, images=(saved(image),), seed=seed, strength=strength, mask=mask)
     [picture] = await api.draw(request)
     return opened(picture.data)
 
 
-def cases(count: int, masked: bool) -> Iterator[Case]:
-    """As many edits, in turn of colour, of shape and, without a mask, of the background."""
-    rng, kinds, turns = random.Random("edits"), ("one",) if masked else ("one", "many"), 2 if masked else 3
-    for i in range(count):
-        meaning = sample_meaning(rng, "test", kinds[i % len(kinds)])
+def cases(kind: str, count: int) -> Iterator[Case]:
+    """As many edits of a kind, always the same ones."""
+    rng, (sample, change) = random.Random(f"edits: {kind}"), KINDS[kind]
+    for _ in range(count):
+        meaning = sample(rng)
         scene = compose(meaning, tuple(rng.gauss(0, 1) for _ in CALM))
-        (shape, color), *_ = meaning.objects
-        other = rng.choice([each for each in COLORS if each not in (color, meaning.background)])
-        another = rng.choice([each for each in SHAPES if each != shape])
-        new = [(shape, other), (another, color), (shape, color)][i % turns]
-        asked = replace(meaning, objects=(new,) * len(meaning.objects))
-        if new == (shape, color):
-            asked = replace(asked, background=other)
+        asked = change(meaning, rng)
         wanted = compose(asked, CALM)
-        yield Case(saved(draw(scene, SIZE)), _around(scene.items[0]), caption(asked, rng, everyday=False), wanted)
+        gone = scene.items if kind != "add" else ()
+        come = {"add": wanted.items[1:], "move": wanted.items}.get(kind, ())
+        boxes = tuple(_around(item) for item in (*gone, *come))
+        yield Case(draw(scene, SIZE), boxes, caption(asked, rng, everyday=False), wanted, stays=kind != "move")
 
 
-def _around(item: Item) -> tuple[int, ...]:
-    half = 0.75 * item.diameter
-    sides = (item.x - half, item.y - half, item.x + half, item.y + half)
-    return tuple(round(SIZE[0] * min(1, max(0, side))) for side in sides)
+def _around(item: Item) -> Box:
+    half = ROOM * item.diameter
+    left, top, right, bottom = (
+        round(side * min(1, max(0, at)))
+        for side, at in zip(SIZE * 2, (item.x - half, item.y - half, item.x + half, item.y + half), strict=True)
+    )
+    return left, top, right, bottom
 
 
-def distance(before: Image.Image, after: Image.Image) -> list[float]:
-    """How far each object of `before` is from the nearest of `after`; nothing if there are more or fewer."""
+def judged(case: Case, found: Image.Image) -> Judged:
+    """What `case` has become."""
+    return Judged(
+        right=check(found, case.wanted).right,
+        iou=measure(found, case.wanted).iou,
+        moved=distance(case.image, found) if case.stays else math.nan,
+        outside=_outside(case, found),
+        border=_border(case, found),
+    )
+
+
+def distance(before: Image.Image, after: Image.Image) -> float:
+    """How far the objects of `before` are from the nearest of `after`, in percent of the side; NaN if some went."""
     (_, old), (_, new) = look(before), look(after)
-    if len(old) != len(new):
-        return []
-    return [100 * min(math.dist((a.x, a.y), (b.x, b.y)) for b in new) for a in old]
+    if not old or len(old) > len(new):
+        return math.nan
+    return 100 * statistics.mean(min(math.dist((a.x, a.y), (b.x, b.y)) for b in new) for a in old)
 
 
-def mask_of(box: tuple[int, ...]) -> bytes:
-    """Transparent in `box`."""
+def _outside(case: Case, found: Image.Image) -> float:
+    """The largest difference from the image outside all boxes, of 255."""
+    kept = np.array(opened(mask_of(case.boxes), "RGBA"))[..., 3] > 0
+    difference = np.abs(np.asarray(found, dtype=float) - np.asarray(case.image, dtype=float))[kept]
+    return float(difference.max()) if difference.size else math.nan
+
+
+def _border(case: Case, found: Image.Image) -> float:
+    """How much the background's mean colour differs between the two sides of the boxes' borders, of 255."""
+    pixels = np.asarray(found, dtype=float)
+    behind = np.linalg.norm(pixels - border_color(pixels), axis=-1) < CONTRAST
+    sides = [(pixels[a][behind[a]], pixels[b][behind[b]]) for box in case.boxes for a, b in _sides(box, case.boxes)]
+    steps = [float(np.abs(a.mean(axis=0) - b.mean(axis=0)).mean()) for a, b in sides if len(a) and len(b)]
+    return statistics.mean(steps) if steps else math.nan
+
+
+def _sides(box: Box, boxes: Sequence[Box]) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Of each side of `box` that lies in the picture and in no other box, a line within and one without."""
+    left, top, right, bottom = box
+    rows, columns = slice(top, bottom), slice(left, right)
+    for x, inward in ((left, BESIDE), (right - 1, -BESIDE)):
+        if 0 <= (outer := x - inward) < SIZE[0] and not _covered(outer, (top + bottom) // 2, boxes):
+            yield (rows, slice(x + inward, x + inward + 1)), (rows, slice(outer, outer + 1))
+    for y, inward in ((top, BESIDE), (bottom - 1, -BESIDE)):
+        if 0 <= (outer := y - inward) < SIZE[1] and not _covered((left + right) // 2, outer, boxes):
+            yield (slice(y + inward, y + inward + 1), columns), (slice(outer, outer + 1), columns)
+
+
+def _covered(x: int, y: int, boxes: Sequence[Box]) -> bool:
+    return any(left <= x < right and top <= y < bottom for left, top, right, bottom in boxes)
+
+
+def mask_of(boxes: Sequence[Box]) -> bytes:
+    """Transparent in the boxes."""
     mask = Image.new("RGBA", SIZE, "black")
-    mask.paste((0, 0, 0, 0), box)
+    for box in boxes:
+        mask.paste((0, 0, 0, 0), box)
     return saved(mask)
 
 
@@ -133,9 +253,9 @@ def saved(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def opened(data: bytes) -> Image.Image:
+def opened(data: bytes, mode: str = "RGB") -> Image.Image:
     """From a file's bytes."""
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    return Image.open(io.BytesIO(data)).convert(mode)
 
 
 async def _sheet(api: Api) -> None:
@@ -143,7 +263,7 @@ async def _sheet(api: Api) -> None:
     [first] = await api.draw(ImageRequest(prompt=SHOWN, seed=SHOWN_SEED))
     pictures = [opened(first.data)]
     for prompt, box in EDITS:
-        pictures.append(await edited(api, prompt, first.data, mask_of(box) if box else None, SHOWN_SEED, None))
+        pictures.append(await edited(api, prompt, pictures[0], (box,) if box else (), SHOWN_SEED, None))
     sheet = Image.new("RGB", (len(pictures) * 264 - 8, SIZE[1]), "white")
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (264 * i, 0))

@@ -70,6 +70,7 @@ class Server:
     def __init__(self, address: str, key: str = "", timeout: float = 600, pid: int | None = None) -> None:
         self.address, self.pid = address.rstrip("/").removesuffix("/v1"), pid
         self._headers, self._timeout = {"Authorization": f"Bearer {key}"} if key else {}, timeout
+        self.log: list[str] = []  # of a server that was started here, once it was ready
 
     def client(self) -> httpx.AsyncClient:
         free = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -275,8 +276,10 @@ def started(timeout: float, **given: str) -> Iterator[Server]:
             ready = next((line for line in process.stderr if "is ready on" in line), None)
             if ready is None:
                 raise SystemExit("The server did not start; try: python -m handler serve")
-            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
-            yield Server(ready.split("is ready on ")[1].split()[0], timeout=timeout, pid=process.pid)
+            server = Server(ready.split("is ready on ")[1].split()[0], timeout=timeout, pid=process.pid)
+            reading = threading.Thread(target=server.log.extend, args=(process.stderr,), daemon=True)
+            reading.start()  # a full pipe would stop the server
+            yield server
         finally:
             process.terminate()
 

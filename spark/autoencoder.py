@@ -26,6 +26,7 @@ from spark.scenes import Item, Scene, draw, sample_scene
 LATENT_CHANNELS = 12
 DOWNSCALE = 16
 PEAK_RATE = 1.2e-3
+REFINE_RATE = 8e-4
 MEASURED = 24  # pictures a size, of the largest fewer
 POOL = 1600  # drawn pictures to take crops from
 EMA_DECAY = 0.998
@@ -179,17 +180,18 @@ def train(folder: Path, minutes: float) -> None:
     """Train for `minutes` and save the averaged weights in `folder`/vae, with the latent scale measured."""
     torch.manual_seed(0)
     vae = build()
-    _optimise(vae, vae.parameters(), folder / "vae.pt", minutes, _growing)
+    _optimise(vae, vae.parameters(), folder / "vae.pt", minutes, _growing, PEAK_RATE)
     _measure_scale(vae.eval())
     save(vae, folder)
     Journal(folder / "vae.log").write(**measure(folder))
 
 
 def refine(folder: Path, minutes: float) -> None:
-    """Go on with the decoder alone, so that latents made before stay valid; it also learns to forgive noise."""
+    """Go on with all of it, on whole pictures; latents that were made before are no longer valid."""
     torch.manual_seed(1)
-    vae = decoding(folder)
-    _optimise(vae, vae.decoder.parameters(), folder / "refine.pt", minutes, _whole)
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    _optimise(vae, vae.parameters(), folder / "refine.pt", minutes, _whole, REFINE_RATE)
+    _measure_scale(vae.eval())
     save(vae, folder)
     Journal(folder / "vae.log").write(**measure(folder))
 
@@ -214,16 +216,16 @@ def save(vae: AutoencoderKL, folder: Path) -> None:
 
 
 def _optimise(
-    vae: AutoencoderKL, parameters: Iterable[nn.Parameter], path: Path, minutes: float, batch_of: BatchOf
+    vae: AutoencoderKL, parameters: Iterable[nn.Parameter], path: Path, minutes: float, batch_of: BatchOf, peak: float
 ) -> None:
     """AdamW under a cosine schedule for `minutes`; `vae` then has the moving average of its weights."""
     rng, journal = random.Random(0), Journal(path.with_name("vae.log"))
     pictures, average = Pictures(rng), Average(vae)
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.995), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.995), weight_decay=0.0, fused=True)
     progress = Progress(path, minutes, rng, {"vae": vae, "average": average, "optimizer": optimizer})
     progress.resume()
     while progress.share < 1:
-        rates([optimizer], PEAK_RATE * min(1, (progress.step + 1) / 50) * cosine(progress.share))
+        rates([optimizer], peak * min(1, (progress.step + 1) / 50) * cosine(progress.share))
         loss, psnr = loss_of(vae, batch_of(pictures, progress.step, progress.share))
         advance(vae, optimizer, loss)
         average.follow(vae, min(EMA_DECAY, (1 + progress.step) / (21 + progress.step)))

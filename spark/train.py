@@ -1,7 +1,7 @@
 """Make spark again: `python -m spark.train`. Whatever ends it, the same command goes on where it was.
 
     vae, text           the autoencoder, and the text encoders, each from nothing
-    refine              the decoder alone, for every size
+    refine              all of the autoencoder, on whole pictures of every size
     latents             draw and encode pictures, in parallel processes
     flow                the transformer
     choose              the scheduler's shift that its validation prompts are drawn best with
@@ -27,8 +27,8 @@ SHIPPED = Path(__file__).parent.parent / "handler" / "weights" / "spark"
 LOGS = Path(__file__).parent / "log"
 # Minutes on two idle cores. Beside them some ten are spent on loading, compiling and validation.
 BUDGETS: dict[str, dict[str, float]] = {
-    "shipped": {"vae": 0, "text": 0, "refine": 9, "latents": 14, "flow": 100, "polish": 12},  # two and a half hours
-    "nothing": {"vae": 18, "text": 8, "refine": 12, "latents": 20, "flow": 176, "polish": 18},  # four and a half
+    "shipped": {"vae": 0, "text": 0, "refine": 34, "latents": 14, "flow": 100, "polish": 12},  # three hours
+    "nothing": {"vae": 18, "text": 8, "refine": 34, "latents": 20, "flow": 176, "polish": 18},  # five
 }
 
 
