@@ -25,7 +25,7 @@ LATENTS = 4  # channels; FLUX-like transformers see 2 by 2 of them at once
 SD3_LATENTS = 16  # its inpainting takes no other number
 FLUX2_LATENTS = 8  # as many as its tiny autoencoder has groups
 CLIP_L, CLIP_G, T5, LLM = 16, 24, 48, 16  # how wide the text encoders are
-HEADS = 2  # of a language model's attention, a pair of which shares keys
+HEADS = 2  # of a language model's attention, a pair of which shares keys, and of what it tells
 ROPE = (4, 6, 6)  # of a head's 16 channels, how many tell the position along each axis
 SD_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 WORDS = [  # of Qwen-Image's template; Ġ is how byte-level vocabularies write a space
@@ -285,7 +285,7 @@ def flux2_parts(guidance_embeds: bool) -> dict[str, Any]:
         "vae": vae(diffusers.AutoencoderKLFlux2, FLUX2_LATENTS),
         "transformer": diffusers.Flux2Transformer2DModel(
             in_channels=4 * FLUX2_LATENTS, num_layers=2, num_single_layers=2, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=3 * LLM, axes_dims_rope=(4, 4, 4, 4),
+            num_attention_heads=HEADS, joint_attention_dim=3 * LLM, axes_dims_rope=(4, 4, 4, 4),
             guidance_embeds=guidance_embeds,
         ),
     }  # fmt: skip
@@ -335,8 +335,8 @@ def qwen_image(spec: ModelSpec) -> diffusers.QwenImagePipeline:
         text_encoder=qwen2_vl(),
         tokenizer=llm_tokenizer(),
         transformer=diffusers.QwenImageTransformer2DModel(
-            in_channels=4 * LATENTS, out_channels=LATENTS, num_layers=2, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=LLM, axes_dims_rope=ROPE,
+            in_channels=4 * LATENTS, out_channels=LATENTS, num_layers=2, attention_head_dim=16,
+            num_attention_heads=HEADS, joint_attention_dim=LLM, axes_dims_rope=ROPE,
         ),
     )  # fmt: skip
 
