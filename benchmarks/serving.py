@@ -282,6 +282,7 @@ def started(timeout: float, **given: str) -> Iterator[Server]:
             yield server
         finally:
             process.terminate()
+            process.wait()  # before its pipe is closed, which is read until then
 
 
 def arguments() -> argparse.Namespace:

@@ -20,6 +20,7 @@ from handler.volume.room import remedy
 from handler.worker.ending import EXIT_CODE
 
 MODEL = "model id, alias or mode (default: $KINDLING_MODEL or spark)"
+WORKERS = "workers, each with GPUs of its own, behind one queue; auto takes all (default: $KINDLING_WORKERS or 1)"
 CODES = """exit codes: 0 done, or serve told once to stop; 1 failed; 2 bad usage or a bad setting;
 124 past the cold-start budget; 130 Ctrl-C, 143 SIGTERM: of serve when it is told twice"""
 INTERRUPTED = 130  # as shells have it: 128 and the signal's number
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_port, default=8000, help="port; 0 takes a free one (default: %(default)s)")
     serve.add_argument("--model", help=MODEL)
     serve.add_argument("--weights", metavar="FILES", help=generate.WEIGHTS)
+    serve.add_argument("--workers", metavar="N", help=WORKERS)
     sglang.add_arguments(serve)
     serve.set_defaults(verb=_serve)
 

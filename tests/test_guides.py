@@ -53,6 +53,9 @@ TESTED = {
     "KINDLING_MODEL=spark KINDLING_DEVICE=cpu fal run --local": "platform/test_fal_app.py::local",
     "KINDLING_VOLUME=$HOME/volume .venv/bin/python -m handler fetch": "volume/test_fetch.py::test_the_command_brings",
     "KINDLING_MODEL=flux-dev KINDLING_ULYSSES": "worker/test_ranks.py::test_every_family_that_can",
+    "KINDLING_MODEL=flux-schnell python -m handler serve --workers auto": (
+        "engine/test_box.py::test_health_and_metrics_tell_of_each_worker"
+    ),
     "python benchmarks/fleet.py --platform": "benchmarks/test_fleet.py::test_the_guide_shows_what_it_prints",
     "python benchmarks/fleet.py --gpus": "benchmarks/test_fleet.py::test_the_guide_shows_what_it_prints",
     "KINDLING_COMFY_UI=on python -m handler serve": "server/test_editor_page.py::test_a_workflow_is_opened",

@@ -248,13 +248,13 @@ class Api:
     def _encode(self, pixels: Pixels, stages: dict[str, float], request: ImageRequest) -> Picture:
         start = time.perf_counter()
         recipe: Recipe = pixels.recipe
-        worker, settings = self.engine.worker, self.engine.settings
+        worker, settings = pixels.worker or self.engine.worker, self.engine.settings
         parameters = None
         if settings.metadata and worker:
             facts = worker.facts | ({"batch": str(pixels.batch)} if pixels.batch > 1 else {})
             parameters = codec.parameters_of(recipe, facts, __version__)
         data = codec.encode(pixels.rgb, request.output_format, request.output_compression, parameters)
         stages = {**stages, "serialize": time.perf_counter() - start}
-        decision, tokens = self.engine.ledger.decision, pixels.tokens
-        peak = peak_memory(worker.hardware.device if worker else "cpu")
+        decision, tokens = (pixels.worker or self.engine).ledger.decision, pixels.tokens
+        peak = worker.peak_bytes if worker else peak_memory("cpu")
         return Picture(data, request.output_format, recipe, decision, stages, tokens=tokens, peak_bytes=peak)

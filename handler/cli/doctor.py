@@ -26,6 +26,7 @@ from handler.core.settings import Settings
 from handler.core.version import __version__
 from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling.failures import Failures
+from handler.model.given_gpus import SEEN
 from handler.model.hardware import GPU_DRIVER, Hardware, looked_at
 from handler.volume.autoencoder import vae_source
 from handler.volume.leftovers import Leftover, leftovers
@@ -38,7 +39,7 @@ from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
 from handler.worker.footprint import weigh
 from handler.worker.outlook import Outlook, outlook
-from handler.worker.sharing import require_exact, require_shared, require_splittable
+from handler.worker.sharing import require_exact, require_shared, require_splittable, require_workers, visible
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -72,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         "version": __version__,
         "settings": described(settings, faults),
         "hardware": asdict(patiently(_served, settings, hardware, otherwise=partial(_unserved, hardware))),
+        "workers": workers(settings, hardware),
         "machine": machine(hardware),
         "compiling": compiling(hardware),
         "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
@@ -98,6 +100,16 @@ def _served(settings: Settings, hardware: Hardware) -> Hardware:
 
 def _unserved(hardware: Hardware, why: str) -> Hardware:
     return replace(hardware, reason=f"{hardware.reason}; what else decides it is not known: {why}")
+
+
+def workers(settings: Settings, hardware: Hardware) -> dict[str, Any]:
+    """How many `serve` would begin, and the GPUs of each by CUDA_VISIBLE_DEVICES, if it begins several; or why none."""
+    try:
+        count = require_workers(settings)
+    except SettingsError as error:
+        return {"count": None, "gpus": [], "reason": error.message}
+    several = range(count if count > 1 and hardware.device == "cuda" else 0)
+    return {"count": count, "gpus": [visible(i * settings.ranks, settings.ranks)[SEEN] for i in several], "reason": ""}
 
 
 def machine(hardware: Hardware) -> dict[str, Any]:

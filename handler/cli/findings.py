@@ -19,6 +19,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"kindling {report['version']}, process up for {process_age():.1f} s",
         f"device: {hardware['device']} ({hardware['name']}), {hardware['precision']}: {hardware['reason']}",
         f"attention: {_attention(hardware['attention'], report['attention'])}",
+        *_workers(report["workers"]),
         f"torch {found['torch']}, CUDA {found['cuda'] or 'none'}, driver {found['driver'] or 'none'}; {memory}",
         f"compiling: {_compiling(report['compiling'], hardware['device'])}",
         f"volume: {volume['path']}, {_volume(volume)}",
@@ -37,6 +38,14 @@ def lines(report: dict[str, Any]) -> list[str]:
         "\nSETTINGS",
         *listed(report["settings"]),
     ]
+
+
+def _workers(found: dict[str, Any]) -> list[str]:
+    """How many serve begins, if not one."""
+    if found["count"] == 1:
+        return []
+    gpus = f", a process each, on GPU {'; '.join(found['gpus'])}" if found["gpus"] else ", a process each"
+    return [f"workers: {found['reason'] or str(found['count']) + gpus}"]
 
 
 def _volume(volume: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from handler.catalog.models import find
 from handler.core.errors import ModelNotFound, SettingsError
 from handler.core.settings import Settings
 
-ULYSSES, RING = "KINDLING_ULYSSES_DEGREE", "KINDLING_RING_DEGREE"
+ULYSSES, RING, WORKERS = "KINDLING_ULYSSES_DEGREE", "KINDLING_RING_DEGREE", "KINDLING_WORKERS"
+GPUS = "--num-gpus"
 PREFIX = "SGLANG_CACHE_DIT_"
 CACHED = {
     "FN": "Fn",
@@ -42,7 +43,7 @@ ALIASES = (
     Alias("--ulysses-degree", ULYSSES),
     Alias("--ring-degree", RING),
     Alias("--sp-degree", ULYSSES, gpus=True),
-    Alias("--num-gpus", ULYSSES, gpus=True),
+    Alias(GPUS, ULYSSES, gpus=True),
     Alias("--tp-size", "KINDLING_TP_SIZE"),
 )
 
@@ -68,7 +69,7 @@ def table() -> str:
 
 def _meaning(alias: Alias) -> str:
     if alias.gpus:
-        return f"{alias.setting} times {RING}"
+        return f"{alias.setting} times {RING}{f' times {WORKERS}' * (alias.option == GPUS)}"
     return f"{alias.setting}={alias.value or '...'}" if alias.setting else f"no effect: {alias.note}"
 
 
@@ -78,13 +79,14 @@ def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple
     An option wins over a variable of ours, and that over one of SGLang's; of two options that set one thing the first.
     """
     found, notes = dict(environ), list[str]()
+    found |= {WORKERS: workers} if (workers := getattr(options, "workers", None)) else {}
     given = {
         alias: value for alias in ALIASES if (value := vars(options)[alias.option[2:].replace("-", "_")]) is not None
     }
     for alias, value in reversed(given.items()):
-        switched = (
-            _over_ring(value, vars(options)["ring_degree"] or found.get(RING)) if alias.gpus else alias.value or value
-        )
+        ring, workers = vars(options)["ring_degree"] or found.get(RING), found.get(WORKERS, "1")
+        parts = {RING: ring or "1"} | ({WORKERS: workers} if alias.option == GPUS and workers != "auto" else {})
+        switched = _shared(value, parts) if alias.gpus else alias.value or value
         if alias.value and value.lower() in ("false", "0"):
             continue
         if alias.setting:
@@ -96,17 +98,17 @@ def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple
     return found, notes
 
 
-def _over_ring(gpus: str, ring: str | None) -> str:
+def _shared(gpus: str, parts: Mapping[str, str]) -> str:
     """How many of so many GPUs are left for Ulysses attention; what is no number is for the setting to refuse."""
-    try:
-        whole, rest = divmod(int(gpus), int(ring or 1))
-    except (ValueError, ZeroDivisionError):
-        return gpus
-    if rest:
-        raise SettingsError(
-            f"{gpus} GPUs cannot be shared by {ring} of ring attention; {RING} has to divide them.", RING
-        )
-    return str(whole)
+    for name, part in parts.items():
+        try:
+            whole, rest = divmod(int(gpus), int(part or 1))
+        except (ValueError, ZeroDivisionError):
+            return gpus
+        if rest:
+            raise SettingsError(f"{gpus} GPUs cannot be shared by {part}; {name} has to divide them.", name)
+        gpus = str(whole)
+    return gpus
 
 
 def _cache(found: dict[str, str], notes: list[str]) -> None:

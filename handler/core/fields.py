@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
@@ -113,6 +113,7 @@ def _nameable(value: PathLike) -> PathLike:
 
 
 Name = Annotated[str, AfterValidator(_nameable)]
+Workers = Literal["auto"] | Annotated[int, Field(ge=1, le=64)]
 ModelName = Annotated[str, Field(max_length=200, pattern=r"^[!-~]+$")]  # as requests may send it; printable, no space
 Folder = Annotated[Path, AfterValidator(_at_home), AfterValidator(_nameable)]
 

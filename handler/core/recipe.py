@@ -150,13 +150,14 @@ class Tokens:
 class Pixels:
     """One finished picture before encoding: `rgb` is uint8 (height, width, 3), C-contiguous.
 
-    `batch` is how many pictures were drawn at once, `tokens` are the prompts'.
+    `batch` is how many pictures were drawn at once, `tokens` are the prompts'. Of several workers, `worker` drew it.
     """
 
     rgb: Any
     recipe: Recipe
     batch: int = 1
     tokens: Tokens = Tokens()
+    worker: Any = None
 
 
 Drawn = tuple[Pixels, dict[str, float]]  # a picture, and the seconds of each stage

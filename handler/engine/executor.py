@@ -49,6 +49,7 @@ class Executor:
         put_back: Callable[[Sequence[Job]], None],
     ) -> None:
         self.jobs: Sequence[Job] = ()
+        self._losing = threading.Lock()
         self.together = True
         self.watch = Watchdog(self._hung)
         self._triage = Triage()
@@ -78,10 +79,10 @@ class Executor:
                 left = self._draw(draw_some, begun)
         finally:
             self.watch.rest()
-            for job in jobs:  # none is left without an answer, whatever went wrong here
+            for job in self.jobs:  # none is left without an answer, whatever went wrong here
                 if job not in left:
                     job.end(Internal(FAILED))
-            self._put_back(left)
+            self._put_back([job for job in left if job in self.jobs])
             self.jobs = ()
 
     def _draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> list[Job]:
@@ -129,12 +130,16 @@ class Executor:
 
     def _end_failed(self, failed: Sequence[tuple[Job, BaseException]], draw_some: DrawSome, patience: float) -> None:
         for error in {id(error): error for _, error in failed}.values():
-            jobs = [job for job, outcome in failed if outcome is error]
+            jobs = [job for job, outcome in failed if outcome is error and job in self.jobs]
+            if not jobs:  # these are somebody else's by now
+                let_go(error)
+                continue
             canary = partial(self._canary, draw_some, patience)
             found = self._triage.judge(error, canary, {job.request for job in jobs})
             let_go(error)
             if found.fatal:
-                self._fail(found, jobs)
+                self._lose(found, jobs)
+                continue
             for job in jobs:
                 job.end(found)
                 if job.queue:
@@ -168,14 +173,21 @@ class Executor:
     def lost(self, over: threading.Event, error: DeviceLost) -> None:
         """The worker is no more, which another thread has noticed; once drawing is `over` that is as it should be."""
         if not over.is_set():
-            self._fail(error, self.jobs)
+            self._lose(error, self.jobs)
 
     def _hung(self) -> None:
         """A step has not ended. This is not the thread that could stop it, but the one that can say so."""
         try:
             log.error("a step hangs; the stacks of all threads follow\n%s", stacks())
         finally:
-            self._fail(DeviceLost("The GPU does not answer; this worker is being replaced. Try again."), self.jobs)
+            self._lose(DeviceLost("The GPU does not answer; this worker is being replaced. Try again."), self.jobs)
+
+    def _lose(self, error: KindlingError, jobs: Sequence[Job]) -> None:
+        """Draw no more: what becomes of `jobs`, which are not these threads' any longer, is not decided here."""
+        with self._losing:
+            lost = [job for job in jobs if job in self.jobs]
+            self.jobs = [job for job in self.jobs if job not in lost]
+        self._fail(error, lost)
 
 
 def _begin(job: Job) -> bool:

@@ -12,7 +12,7 @@ mean of both: whichever is true, it is wrong by the least factor, and one pictur
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median_low as median  # what falls out of the row is slow, so of an even count the quicker
 from typing import Self
@@ -69,6 +69,10 @@ class Pace:
         if not self.runs:
             return None
         return sum([self.fixed_s + self.work_s * math.pow(work, self.growth) for work in works])
+
+    def among(self, workers: int) -> Self:
+        """Of what waits for so many workers that are alike: each takes its share."""
+        return replace(self, fixed_s=self.fixed_s / workers, work_s=self.work_s / workers)
 
 
 def _fitted(runs: tuple[Run, ...]) -> tuple[float, float, float]:

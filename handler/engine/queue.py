@@ -37,7 +37,8 @@ class Job:
 
     `deadline` is in `time.perf_counter`'s seconds, `request` the same object in all pictures of one. The outcome is not
     kept: the memory of objects that know each other is freed late, and a picture is much of it. `alone`: it failed
-    among others, maybe by their fault. `on_begin` is called, on the engine's thread, when that begins.
+    among others, maybe by their fault; `lost`: its worker was lost while it drew this. `on_begin` is called, on the
+    engine's thread, when that begins.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Job:
     queue: "Queue | None" = None
     begun: bool = False
     alone: bool = False
+    lost: bool = False
     entered: float = field(default_factory=time.perf_counter)
     _ended: threading.Lock = field(default_factory=threading.Lock)  # taken once
 
@@ -139,17 +141,17 @@ class Queue:
                 job.queue = self
                 self._jobs.append(job)
             self.places.leave()
-            self._changed.notify()
+            self._changed.notify_all()
         return True
 
-    def take(self, room: Callable[[Recipe], int]) -> list[Job]:
+    def take(self, room: Callable[[Recipe], int], over: Callable[[], bool] = lambda: False) -> list[Job]:
         """The job whose turn it is, once there is one, and those to draw with it; none when this queue is closed.
 
-        `room` says how many such may be drawn at once.
+        `room` says how many such may be drawn at once; who asks wants none if it is `over`, as `wake` lets it see.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
-            if not self._jobs:
+            self._changed.wait_for(lambda: self._jobs or self._closed or over())
+            if not self._jobs or over():
                 return []
             first, *others = self._jobs
             most = 1 if first.alone else room(first.recipe)
@@ -158,6 +160,11 @@ class Queue:
             self._jobs = deque(job for job in self._jobs if job not in taken)
             return taken
 
+    def wake(self) -> None:
+        """Let all who wait to `take` see whether they are over."""
+        with self._changed:
+            self._changed.notify_all()
+
     def put_back(self, jobs: Sequence[Job]) -> list[Job]:
         """Let jobs that were taken wait again, before all others; those that this queue is closed to."""
         with self._changed:
@@ -165,8 +172,9 @@ class Queue:
                 return list(jobs)
             for job in reversed(jobs):
                 job.begun = False
-                if not job.over:
+                if not job.over and job not in self._jobs:
                     self._jobs.appendleft(job)
+            self._changed.notify_all()
         return []
 
     def close(self) -> list[Job]:

@@ -20,6 +20,7 @@ from handler.core.birth import Birth
 from handler.core.errors import SpendCapReached
 from handler.core.settings import Settings
 from handler.engine.bills import Bills
+from handler.worker.sharing import processes
 
 INTERVAL_S = 60.0
 UNKNOWN_S = 1.0  # between two looks while the GPU is not known yet: a worker over the cap should not draw for a minute
@@ -103,7 +104,7 @@ class Meter:
         gpu, override = self._gpu(), self._settings.gpu_price
         if not gpu and override is None:
             return Price(None, "the GPU is not known yet")
-        return price_of(gpu, self._settings.platform, override).times(self._settings.ranks)
+        return price_of(gpu, self._settings.platform, override).times(processes(self._settings))
 
     @property
     def verdict(self) -> Verdict:

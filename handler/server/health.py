@@ -7,7 +7,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from handler.engine.engine import Engine, EngineState
+from handler.engine.engine import Engine
+from handler.engine.front import EngineState
 from handler.server.metrics import machine
 
 PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}
@@ -36,7 +37,9 @@ async def ready(request: Request) -> Response:
 
 
 def _state(engine: Engine) -> dict[str, Any]:
-    return {
+    several = engine.workers.items()
+    each = {"workers": [_worker(*one) for one in several]} if len(several) > 1 else {}
+    return each | {
         "status": engine.state,
         "model": engine.spec.id,
         "drawing": engine.drawing,
@@ -44,6 +47,13 @@ def _state(engine: Engine) -> dict[str, Any]:
         "cold_start": asdict(engine.ledger),
         "spend": engine.meter.state(),
     }
+
+
+def _worker(name: str, engine: Engine) -> dict[str, Any]:
+    """Of one of several."""
+    told = engine.ledger
+    own = {"worker": name, "status": engine.state, "reason": engine.error.message if engine.error else ""}
+    return own | {"drawing": engine.drawing, "device": told.device, "phase": told.phase, "restarts": engine.restarts}
 
 
 def told(engine: Engine) -> dict[str, Any]:

@@ -4,11 +4,8 @@ No label has free text: routes, statuses, error codes, stages and phases are all
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -18,8 +15,10 @@ from prometheus_client.registry import Collector
 from handler.core.host import host_memory
 from handler.core.outlet import dropped
 from handler.core.recipe import Picture
-from handler.engine.engine import Engine, EngineState
+from handler.engine.engine import Engine
+from handler.engine.front import EngineState
 from handler.engine.queue import Where
+from handler.model.readings import readings
 
 PREFIX = "kindling_"
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
@@ -28,12 +27,13 @@ Values = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """One number of the engine, or one for each value of `label`; None is not told."""
+    """One number of the engine, or one for each value of `label`; None is not told. `each`: of each worker's own."""
 
     name: str
     help: str
     label: str
     read: Callable[[Engine], Values]
+    each: bool = True
 
 
 def _plan(engine: Engine) -> Values:
@@ -49,40 +49,25 @@ def _spend(engine: Engine) -> Values:
     return {"process": spend["dollars_this_process"], "all": spend["dollars_this_month"]}
 
 
-def _cuda(engine: Engine) -> ModuleType | None:
-    """torch's module for the GPU that the worker draws on, if that is where it does."""
-    on_gpu = engine.worker is not None and engine.worker.hardware.device == "cuda"
-    return sys.modules["torch"].cuda if on_gpu else None
+def _readings(engine: Engine) -> dict[str, float]:
+    """What the process that draws, or will, and its device tell right now."""
+    return engine.worker.readings() if engine.worker else readings("cpu")
 
 
 def _memory(engine: Engine) -> Values:
     """The GPU's first: that is the peak which matters where there are two."""
-    found: dict[str, float | None] = {}
-    if cuda := _cuda(engine):
-        free, total = cuda.mem_get_info()
-        found = {"gpu_peak": cuda.max_memory_allocated(), "gpu_used": total - free, "gpu_total": total}
-    status = Path("/proc/self/status").read_text()
-    return found | {"host_peak": float(status.partition("VmHWM:")[2].split()[0]) * 1024}
+    found = _readings(engine)
+    return {kind: found[kind] for kind in ("gpu_peak", "gpu_used", "gpu_total", "host_peak") if kind in found}
 
 
-def _nvml(reading: str, unit: float) -> Callable[[Engine], Values]:
-    """A reading of NVML's, which torch has where the package nvidia-ml-py is installed."""
-
-    def read(engine: Engine) -> Values:
-        cuda = _cuda(engine)
-        return {"": getattr(cuda, reading)() * unit} if cuda else {}
-
-    return read
+def _reading(name: str) -> Callable[[Engine], Values]:
+    return lambda engine: {"": _readings(engine).get(name)}
 
 
-READINGS: dict[str, Callable[[Engine], Values]] = {
-    "utilization": _nvml("utilization", 0.01),
-    "temperature": _nvml("temperature", 1),
-}
 GAUGES = (
-    Gauge("queue_depth", "Requests that wait.", "", lambda engine: {"": engine.waiting}),
-    Gauge("queue_limit", "Requests that may wait.", "", lambda engine: {"": engine.settings.queue}),
-    Gauge("inflight", "Requests being drawn.", "", lambda engine: {"": engine.drawing}),
+    Gauge("queue_depth", "Requests that wait.", "", lambda engine: {"": engine.waiting}, each=False),
+    Gauge("queue_limit", "Requests that may wait.", "", lambda engine: {"": engine.settings.queue}, each=False),
+    Gauge("inflight", "Requests being drawn.", "", lambda engine: {"": engine.drawing}, each=False),
     Gauge(
         "state",
         "1 for what the worker is.",
@@ -99,22 +84,19 @@ GAUGES = (
     ),
     Gauge("cold_start_seconds", "From birth to ready.", "", lambda engine: {"": engine.ledger.total_s or None}),
     Gauge("load_seconds", "Cold start by phase.", "phase", _load),
-    Gauge("spend_dollars", "This month's, of this process and of all workers here.", "workers", _spend),
+    Gauge("spend_dollars", "This month's, of this process and of all workers here.", "workers", _spend, each=False),
+    Gauge(
+        "worker_restarts", "How often it was begun again, of several workers.", "", lambda engine: {"": engine.restarts}
+    ),
     Gauge("memory_bytes", "The GPU's, and this process's own.", "kind", _memory),
-    Gauge("gpu_utilization_ratio", "How much of the time the GPU is busy.", "", READINGS["utilization"]),
-    Gauge("gpu_temperature_celsius", "The GPU's temperature.", "", READINGS["temperature"]),
+    Gauge("gpu_utilization_ratio", "How much of the time the GPU is busy.", "", _reading("gpu_utilization")),
+    Gauge("gpu_temperature_celsius", "The GPU's temperature.", "", _reading("gpu_temperature")),
 )
 
 
 def machine(engine: Engine) -> dict[str, float]:
     """What the machine tells right now: bytes of memory, how busy (0 to 1) and how warm (Celsius) its GPU is."""
-    found: dict[str, float | None] = {"host_total": host_memory()}
-    with contextlib.suppress(Exception):  # as below
-        found |= _memory(engine)
-    for name, read in READINGS.items():
-        with contextlib.suppress(Exception):
-            found |= {f"gpu_{name}": value for value in read(engine).values()}
-    return {name: value for name, value in found.items() if value is not None}
+    return {"host_total": host_memory()} | _readings(engine)
 
 
 ENDS = {  # how a job may have ended: by a counter's name what, and in words
@@ -138,12 +120,14 @@ class LaneCollector(Collector):
             yield counter
         yield CounterMetricFamily(PREFIX + "log_lines_dropped", "Lines of the log that nobody read.", value=dropped())
         for gauge in GAUGES:
-            family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=[gauge.label] if gauge.label else [])
-            # A lost GPU, one without the reading, no NVML, no /proc: the rest is told all the same.
-            with contextlib.suppress(Exception):
-                for key, value in gauge.read(self.engine).items():
-                    if value is not None:
-                        family.add_metric([key] if gauge.label else [], value)
+            named, own = ["worker"] * (gauge.each and len(self.engine.workers) > 1), [gauge.label] * bool(gauge.label)
+            family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=own + named)
+            for worker, engine in self.engine.workers.items() if gauge.each else [("", self.engine)]:
+                # A worker that fails meanwhile, no /proc: the rest is told all the same.
+                with contextlib.suppress(Exception):
+                    for key, value in gauge.read(engine).items():
+                        if value is not None:
+                            family.add_metric([key] * len(own) + [worker] * len(named), value)
             yield family
 
 

@@ -10,7 +10,8 @@ import socket
 import threading
 from collections.abc import Callable
 
-from handler.engine.engine import Engine, EngineState
+from handler.engine.engine import Engine
+from handler.engine.front import EngineState
 from handler.server.auth import DEFAULTS
 from handler.server.health import PROBES
 

@@ -2,14 +2,16 @@
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -28,6 +30,10 @@ from handler.server.shutdown import BACKLOG, Server, say
 from handler.server.traces import Traces
 from handler.server.wire import Wire
 from handler.worker.clock import Clock, Ledger, print_ledger
+from handler.worker.sharing import require_workers
+
+if TYPE_CHECKING:  # few begin several
+    from handler.engine.box import Box
 
 SAVE = (
     "import sys,json,base64;"
@@ -42,13 +48,17 @@ def serve(settings: Settings, host: str, port: int) -> int:
     outlet.install()
     _log(settings.log_level.upper())
     signal.signal(signal.SIGTERM, _leave)
-    clock = Clock(
-        settings.cold_start_budget_s,
-        announce=lambda phase: say(f"{settings.model}: {phase} ..."),
-        publish=lambda ledger: _tell(ledger, app.traces),
-        spent=lambda reason: server.give_up(BudgetExceeded(reason)),
-    )
-    engine = Engine(settings, clock)
+
+    def clock(worker: int | str = "") -> Clock:
+        name = f"worker {worker}, " if worker != "" else ""
+        return Clock(
+            settings.cold_start_budget_s,
+            announce=lambda phase: say(f"{name}{settings.model}: {phase} ..."),
+            publish=lambda ledger: _tell(ledger, app.traces),
+            spent=lambda reason: server.give_up(BudgetExceeded(reason)),
+        )
+
+    engine = _engine(settings, clock)
     app = create_app(engine, public=not is_loopback(host))
     if not engine.spec.license.commercial:
         logging.getLogger("kindling").warning("%s: %s", engine.spec.id, engine.spec.license.obligation)
@@ -65,6 +75,14 @@ def serve(settings: Settings, host: str, port: int) -> int:
         server.run(sockets=[listener])
         server.end()
     return server.code
+
+
+def _engine(settings: Settings, clock: Callable[..., Clock]) -> Engine:
+    """One worker in this process, or several in others."""
+    if (count := require_workers(settings)) == 1:
+        return Engine(settings.model_copy(update={"workers": 1}), clock())
+    box: type[Box] = importlib.import_module("handler.engine.box").Box
+    return box(settings, count, clock)
 
 
 def _config(app: Observed) -> uvicorn.Config:

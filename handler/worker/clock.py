@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Self
 
 from pydantic import Field
@@ -181,6 +181,17 @@ class Clock:
                 os.close(self._stderr)
             self._tell()
         return closed
+
+    def follow(self, told: Ledger) -> None:
+        """Take over what another process tells of its start, which is this clock's; nothing is watched over here."""
+        phase = self.ledger.phase
+        for one in fields(told):
+            setattr(self.ledger, one.name, getattr(told, one.name))
+        if told.outcome != "starting" and self._close(told.outcome, told.reason):
+            self.ledger.total_s = told.total_s
+            self._tell()
+        elif told.phase != phase:
+            self._announce(told.phase)
 
     def _close(self, outcome: str, reason: str, first: Callable[[], None] = lambda: None) -> bool:
         """Close the ledger; False if it was. What interrupts what is done `first` may close it again."""

@@ -16,7 +16,7 @@ from handler.core.settings import Settings
 from handler.model.hardware import Hardware
 from handler.volume.receipts import Receipt, current
 from handler.worker.memory import memory_plan
-from handler.worker.sharing import shared_by
+from handler.worker.sharing import processes, shared_by
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:
@@ -86,7 +86,7 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware, host_gb: flo
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
     elif settings.precision == "auto" and settings.tp_size == 1:  # what is rounded cannot be split so
-        host_gb = host_memory() / 1e9 / settings.ranks if host_gb is None else host_gb
+        host_gb = host_memory() / 1e9 / processes(settings) if host_gb is None else host_gb
         precision, reason = automatic(spec, hardware, host_gb, settings.offload)
         hardware = replace(hardware, precision=precision, reason=reason)
     if receipt is None and told:

@@ -5,10 +5,7 @@ It talks to the leader alone, keeps nothing, and ends when the leader's end of t
 
 import contextlib
 import os
-import select
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,7 +23,8 @@ from handler.worker.clock import Clock
 from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step
 from handler.worker.outlook import outlook
 from handler.worker.preload import libraries
-from handler.worker.ranks import END_S, enter
+from handler.worker.ranks import enter
+from handler.worker.spawn import attend
 from handler.worker.worker import Worker
 
 
@@ -114,26 +112,15 @@ ORDERS: dict[type, Callable[[Follower, Any], Done]] = {
 }
 
 
-def _end_with(line: int) -> None:
-    """End this process once nobody is at the other end of `line`, be it stuck in native code or not."""
-    hung_up = select.poll()
-    hung_up.register(line, 0)
-    hung_up.poll()
-    threading.Event().wait(END_S / 2)  # for the main thread, which reads that too
-    os._exit(0)
-
-
-def main(line: int, model: str) -> None:
-    """Follow the leader at the other end of `line`, a file descriptor; `model` is what it will load."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach all of a terminal or a container; the leader decides
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=[line], name="leader", daemon=True).start()
+def main(model: str, number: int) -> None:
+    """Follow the leader at the other end of the line `number`, a file descriptor; `model` is what it will load."""
+    [line] = attend(number)
     pages.share()
     with imports.uncollected(), imports.lean():
         libraries(find(model))
-    Follower(Connection(line)).serve()
+    Follower(line).serve()
     os._exit(0)  # of a group whose leader is gone nothing can be undone
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -21,8 +21,9 @@ from handler.core.tracebacks import outline
 from handler.model.compiling import artifacts
 from handler.model.environment import environment
 from handler.model.faults import give_back
-from handler.model.hardware import Hardware
+from handler.model.hardware import Hardware, peak_memory
 from handler.model.loading.weights import free
+from handler.model.readings import readings
 from handler.model.runner import DrawOutcome, InTurn, Runner, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label
@@ -156,6 +157,15 @@ class Loaded:
         """What drawing several pictures at once gains, by the receipt for what this worker runs."""
         measured = self.receipt and self.receipt.of(self.hardware.precision, self.ledger.plan == "COMPILED")
         return measured.batches if measured else {}
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes that this process has had at once, where it draws."""
+        return peak_memory(self.hardware.device)
+
+    def readings(self) -> dict[str, float]:
+        """What this process and its device tell right now."""
+        return readings(self.hardware.device)
 
     @property
     def unpublished(self) -> bool:

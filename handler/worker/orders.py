@@ -1,12 +1,17 @@
-"""What the leader of those who draw a picture together tells its followers, and what they answer."""
+"""What the leader of those who draw a picture together tells its followers, and what they answer; what a server tells
+a worker in a process of its own, and hears of it.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from handler.core.errors import DeviceMissing, SettingsError, StartError
-from handler.core.recipe import Recipe
+from handler.core.errors import DeviceMissing, KindlingError, SettingsError, StartError
+from handler.core.recipe import Recipe, Tokens
 from handler.core.settings import Settings
+from handler.model.hardware import Hardware
+from handler.volume.receipts import Gains, Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +41,14 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """To a follower: draw alike pictures. After each step of each comes a `Step`, and at the end `Over`."""
+    """Draw alike pictures. After each step of each comes a `Step`; to a follower at the end `Over`."""
 
     recipes: tuple[Recipe, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """To a follower: whether this picture goes on after this step."""
+    """Whether this picture goes on after this step."""
 
     goes_on: bool
 
@@ -74,6 +79,52 @@ class Failed:
 
     kind: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """To a worker: send the preview of the picture whose step it has told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From a worker: it is, and what does not change from now on, as `Loaded` has it."""
+
+    hardware: Hardware
+    receipt: Receipt | None
+    facts: dict[str, str]
+    gains: Gains
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """From a worker: so many steps of this picture of a run are done. It waits for `Step`, or for `Look` before."""
+
+    picture: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """From a worker: a picture, as `Pixels` has it but for its recipe, which the server knows."""
+
+    rgb: Any
+    revision: str
+    batch: int
+    tokens: Tokens
+    stages: dict[str, float]
+
+
+class Fault(Exception):
+    """From a worker: a bug, which its process has logged. Equal bugs say the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drew:
+    """From a worker: a run has ended, with this for each picture; `peak_bytes` as `Loaded` has it."""
+
+    outcomes: tuple[Rendered | KindlingError | Fault | None, ...]
+    peak_bytes: int
 
 
 FAULTS: dict[str, type[StartError]] = {kind.__name__: kind for kind in (SettingsError, DeviceMissing)}

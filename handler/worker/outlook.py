@@ -31,7 +31,7 @@ from handler.worker.compilation import COMPILE_S, OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
 from handler.worker.memory import MemoryPlan, memory_plan, nearest
-from handler.worker.sharing import uncompiled
+from handler.worker.sharing import processes, uncompiled
 
 SHARED = "several GPUs draw each picture"  # why attention is torch's own
 
@@ -69,7 +69,7 @@ class Outlook:
     def loading(self) -> int:
         """Bytes of the host that loading takes at most, on a CPU what stays too, of all ranks: they load at once."""
         taken = self.memory.needs_gb if self.hardware.device == "cpu" else self.memory.host_gb
-        return int(taken * 1e9) * self.asked.ranks
+        return int(taken * 1e9) * processes(self.asked)
 
     @cached_property
     def attention(self) -> KernelChoice | None:
@@ -157,7 +157,7 @@ def outlook(
     here = host_gb is None
     spec = settled(spec, settings.volume) if here else spec
     decision = decide(settings, spec, hardware, host_gb)
-    host_gb = host_memory() / 1e9 / settings.ranks if host_gb is None else host_gb
+    host_gb = host_memory() / 1e9 / processes(settings) if host_gb is None else host_gb
     decided = decision.settings, spec, decision.hardware, decision.receipt
     seen = Outlook(settings, *decided, host_gb, here, without=without)
     if not here:

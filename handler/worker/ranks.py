@@ -7,23 +7,15 @@ end when their leader does.
 """
 
 import contextlib
-import ctypes
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from handler.core.errors import DeviceLost, StartError
 from handler.core.recipe import OnStep, Preview, Recipe
-from handler.core.secrets import without_secrets
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.hardware import Hardware, expected
@@ -31,18 +23,11 @@ from handler.model.runner import DrawOutcome, InTurn
 from handler.volume import pages
 from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step, require_done
 from handler.worker.sharing import require_exact, require_ring, shared_by, visible, without_keys
+from handler.worker.spawn import Child
 
-LIBC, PDEATHSIG = ctypes.CDLL(None), 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that began this ends
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
 SETTLE_S = 10.0  # for all ranks to say that they are in step again
-END_S = 5.0  # for followers to end by themselves
-
-
-def die_together() -> None:
-    """Let this process end with its leader, also if it is stopped before it is anything but a fork of it."""
-    if sys.platform == "linux":
-        LIBC.prctl(PDEATHSIG, signal.SIGKILL)
 
 
 class Ranks(InTurn):
@@ -56,24 +41,13 @@ class Ranks(InTurn):
         pages.share()
         self._settings, self._loads, self._number, self._joined = settings, 0, 0, False
         self._lost, self._closed = "", False
-        self._lines, self._followers = list[Connection](), list[subprocess.Popen[bytes]]()
+        self._followers = list[Child]()
         self._meeting = TemporaryDirectory(prefix="kindling-ranks-", ignore_cleanup_errors=True)
         with contextlib.ExitStack() as unless_begun:
             unless_begun.enter_context(self)
             for rank in range(1, settings.ranks):
-                self._begin(rank)
+                self._followers.append(Child("handler.worker.follower", [settings.model], visible(rank)))
             unless_begun.pop_all()
-
-    def _begin(self, rank: int) -> None:
-        ours, theirs = Pipe()
-        self._lines.append(ours)
-        with theirs:
-            command = [sys.executable, "-m", "handler.worker.follower", str(theirs.fileno()), self._settings.model]
-            environ = without_secrets(os.environ) | visible(rank)
-            follower = subprocess.Popen(  # noqa: S603 this program, with a model's name
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environ, preexec_fn=die_together
-            )
-        self._followers.append(follower)
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +104,8 @@ class Ranks(InTurn):
         for follower in self._followers:
             threading.Thread(target=self._wait, args=[follower, alarm], name="follower", daemon=True).start()
 
-    def _wait(self, follower: subprocess.Popen[bytes], alarm: Callable[[DeviceLost], object]) -> None:
-        code = follower.wait()
+    def _wait(self, follower: Child, alarm: Callable[[DeviceLost], object]) -> None:
+        code = follower.process.wait()
         if not self._closed:
             alarm(self._lose(APART.format(f"has ended (exit code {code})")))
 
@@ -187,28 +161,25 @@ class Ranks(InTurn):
 
     def _tell(self, *orders: object) -> None:
         """One order for all, or one for each; StartError if one has ended."""
-        each = orders * len(self._lines) if len(orders) == 1 else orders
-        for line, follower, order in zip(self._lines, self._followers, each, strict=True):
+        each = orders * len(self._followers) if len(orders) == 1 else orders
+        for follower, order in zip(self._followers, each, strict=True):
             try:
-                line.send(order)
+                follower.line.send(order)
             except OSError:
                 raise _ended(follower) from None
 
     def _answers(self, seconds: float) -> list[Done | Failed]:
         """What each says to the first order that it has not answered; StartError of one that has ended or is silent."""
-        return [_answer(*each, seconds) for each in zip(self._lines, self._followers, strict=True)]
+        return [_answer(follower, seconds) for follower in self._followers]
 
     def close(self) -> None:
         """End the followers, by force if need be, and the group."""
         self._closed = True
-        for line in self._lines:
-            line.close()
         for follower in self._followers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                follower.wait(END_S)
-            follower.kill()
-            follower.wait()
-        self._lines, self._followers = [], []
+            follower.leave()
+        for follower in self._followers:
+            follower.close()
+        self._followers = []
         self._meeting.cleanup()
         if self._joined:
             from handler.model import split
@@ -239,18 +210,15 @@ def _faults(answer: Done | Failed) -> tuple[str, ...]:
     return answer.faults
 
 
-def _answer(line: Connection, follower: subprocess.Popen[bytes], seconds: float) -> Done | Failed:
+def _answer(follower: Child, seconds: float) -> Done | Failed:
     try:
-        if line.poll(seconds):
-            answer: Done | Failed = line.recv()
+        if follower.line.poll(seconds):
+            answer: Done | Failed = follower.line.recv()
             return answer
     except (OSError, EOFError):
         raise _ended(follower) from None
     raise StartError(APART.format(f"has said nothing for {seconds:g} s"))
 
 
-def _ended(follower: subprocess.Popen[bytes]) -> StartError:
-    how = "its end of the line is closed"
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        how = f"exit code {follower.wait(1)}"
-    return StartError(APART.format(f"has ended ({how})"))
+def _ended(follower: Child) -> StartError:
+    return StartError(APART.format(follower.ended))

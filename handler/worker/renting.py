@@ -12,7 +12,7 @@ from handler.core.errors import KindlingError, SettingsError
 from handler.core.settings import Settings
 from handler.worker.memory import TRIED, Placement
 from handler.worker.outlook import Outlook, outlook
-from handler.worker.sharing import degree, require_splittable
+from handler.worker.sharing import degree, processes, require_splittable
 
 SLOW: dict[Placement, str] = {
     "encoders": "Its text encoders wait in host memory, and come for each prompt.",
@@ -46,7 +46,7 @@ def choose_gpus(
     """
     if platform not in PLATFORMS:
         raise SettingsError(f"{platform!r} is not known here as a platform. Known: {', '.join(PLATFORMS)}.", "platform")
-    if settings.ranks > 1:
+    if processes(settings) > 1:
         told = f"workers on {platform} are rented with one GPU here. Leave it out, or serve on a machine with several."
         raise SettingsError(f"{degree(settings)}: {told}", degree(settings))
     require_splittable(spec, settings)

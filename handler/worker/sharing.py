@@ -6,11 +6,11 @@ from handler.catalog import ring
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError
 from handler.core.settings import Settings
+from handler.model.given_gpus import SEEN, gpu_count, named_gpus
 from handler.model.hardware import Hardware
 from handler.volume.listing import json_of
 from handler.volume.manifest import Source
 
-SEEN = "CUDA_VISIBLE_DEVICES"
 TP_SIZE = "KINDLING_TP_SIZE"
 
 
@@ -68,6 +68,8 @@ def require_shared(source: Source, settings: Settings) -> None:
 
 def degree(settings: Settings) -> str:
     """The variable that asks for several GPUs."""
+    if settings.ranks == 1:
+        return "KINDLING_WORKERS"
     return f"KINDLING_{'RING' if settings.ulysses_degree == 1 else 'ULYSSES'}_DEGREE"
 
 
@@ -92,7 +94,12 @@ def of_any_length(spec: ModelSpec) -> bool:
 
 def alone(settings: Settings) -> Settings:
     """The same on one GPU."""
-    return settings.model_copy(update={"ulysses_degree": 1, "ring_degree": 1, "tp_size": 1})
+    return settings.model_copy(update={"ulysses_degree": 1, "ring_degree": 1, "tp_size": 1, "workers": 1})
+
+
+def processes(settings: Settings) -> int:
+    """How many of this machine's load the model, on a GPU each: all ranks of all workers, where these are counted."""
+    return settings.ranks * (1 if settings.workers == "auto" else settings.workers)
 
 
 def without_keys(settings: Settings) -> Settings:
@@ -101,7 +108,25 @@ def without_keys(settings: Settings) -> Settings:
     return settings.model_copy(update=keys | {"volume_key": settings.volume_key})
 
 
-def visible(rank: int) -> dict[str, str]:
-    """What lets a process see the GPU of `rank` alone."""
-    seen = [one.strip() for one in os.environ.get(SEEN, "").split(",") if one.strip()]
-    return {SEEN: seen[rank] if rank < len(seen) else str(rank)}
+def visible(first: int, count: int = 1) -> dict[str, str]:
+    """What lets a process see so many of the GPUs that this one sees, from the `first` on, and no others."""
+    seen = named_gpus()
+    return {SEEN: ",".join(seen[i] if i < len(seen) else str(i) for i in range(first, first + count))}
+
+
+def require_workers(settings: Settings) -> int:
+    """How many workers `settings` mean on this machine; SettingsError if they want more GPUs than it has.
+
+    Without a GPU as many as it has processors, for trials; "auto" is one then.
+    """
+    if settings.workers == 1:
+        return 1
+    gpus, each = 0 if settings.device == "cpu" else gpu_count(), settings.ranks
+    if settings.workers == "auto":
+        return max(1, gpus // each)
+    most, what = (gpus // each, f"GPU{'s' * (gpus > 1)}") if gpus else (os.cpu_count() or 1, "processors and no GPU")
+    if settings.workers > max(1, most):
+        many = f"{settings.workers} workers" + (f" of {each} GPUs each" if each > 1 else "")
+        told = f"{many} are more than this machine has room for: it has {gpus or most} {what}"
+        raise SettingsError(f"KINDLING_WORKERS: {told}. KINDLING_WORKERS=auto takes what is there.", "KINDLING_WORKERS")
+    return settings.workers

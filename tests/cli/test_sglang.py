@@ -21,6 +21,7 @@ CACHE = {  # the cookbook's combined example
 def read(line: str, **environ: str) -> tuple[Settings, list[str]]:
     """The settings that a command line makes of an environment, and the notes."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--workers")
     sglang.add_arguments(parser)
     found, notes = sglang.translated(parser.parse_args(line.split()), environ)
     return Settings.from_env(found), notes
@@ -44,6 +45,9 @@ def test_the_cookbooks_command() -> None:
         ("--num-gpus 4 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2}),
         ("--num-gpus 8 --sp-degree 2", {"ulysses_degree": 2, "ring_degree": 1}),
         ("--num-gpus 4 --ulysses-degree 2 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2}),
+        ("--num-gpus 8 --workers 2 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2, "workers": 2}),
+        ("--sp-degree 2 --workers 4", {"ulysses_degree": 2, "workers": 4}),
+        ("--num-gpus 2 --workers auto", {"ulysses_degree": 2, "workers": "auto"}),
     ],
 )  # fmt: skip
 def test_what_has_a_meaning_here(line: str, wanted: dict[str, Any]) -> None:

@@ -21,8 +21,9 @@ from starlette.types import ASGIApp
 from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Engine, Picture, Settings, create_app
 from handler.core.errors import NumericalError
-from handler.engine.engine import EngineState
+from handler.engine.front import EngineState
 from handler.engine.pace import Pace, Run
+from handler.model import readings
 from handler.server import access, metrics
 from handler.worker.clock import Phase
 from serving import Served
@@ -204,7 +205,7 @@ def test_a_gpu_is_told_as_far_as_it_answers(engine: Engine, monkeypatch: pytest.
     cuda = SimpleNamespace(
         mem_get_info=lambda: (3, 10), max_memory_allocated=lambda: 8, temperature=lambda: 41, utilization=refuses
     )
-    monkeypatch.setattr(metrics, "_cuda", lambda engine: cuda)
+    monkeypatch.setattr(readings, "cuda_of", lambda device: cuda)
     found = samples(metrics.Metrics(engine).text().decode())
     assert [found["kindling_memory_bytes", kind] for kind in ("gpu_peak", "gpu_used", "gpu_total")] == [8, 7, 10]
     assert found["kindling_gpu_temperature_celsius",] == 41
@@ -389,10 +390,8 @@ def test_a_processes_own_peak_is_told_before_there_is_a_worker(family: FakeFamil
     found = samples(metrics.Metrics(engine).text().decode())
     assert {key for key in found if key[0] == "kindling_memory_bytes"} == {("kindling_memory_bytes", "host_peak")}
     assert 0.5 * before < found["kindling_memory_bytes", "host_peak"] < 1.5 * before
-    assert metrics._cuda(engine) is None
 
 
 @pytest.mark.parametrize(("device", "told"), [("cuda", torch.cuda), ("cpu", None)])
 def test_only_a_worker_on_a_gpu_is_asked_for_its(device: str, told: Any) -> None:
-    worker = SimpleNamespace(hardware=SimpleNamespace(device=device))
-    assert metrics._cuda(SimpleNamespace(worker=worker)) is told  # type: ignore[arg-type]
+    assert readings.cuda_of(device) is told

@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeFamily
 from handler import Clock, Engine, Settings, Worker, create_app
 from handler.core.errors import StartError
-from handler.server import metrics
+from handler.model import readings
 from serving import Served, live
 
 ROUTE = "/v1/status"
@@ -77,7 +77,7 @@ def test_a_gpu_is_told_as_far_as_it_answers(family: FakeFamily, monkeypatch: pyt
         max_memory_allocated = staticmethod(lambda: 8)
         utilization = staticmethod(lambda: 50)
 
-    monkeypatch.setattr(metrics, "_cuda", lambda engine: Cuda)
+    monkeypatch.setattr(readings, "cuda_of", lambda device: Cuda)
     with family.engine() as engine, live(create_app(engine, public=False)) as url:
         found = status(url)["machine"]
     assert found | {"host_total": 0, "host_peak": 0} == {

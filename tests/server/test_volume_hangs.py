@@ -122,7 +122,7 @@ def test_a_gpu_that_never_answers_keeps_no_thread_of_others(
 
     for name in ("handler.server.metrics.host_memory", "handler.api.comfy.stats.host_memory"):
         monkeypatch.setattr(name, hang)
-    monkeypatch.setattr("handler.server.metrics._cuda", lambda _: hang() - 1)  # there is none
+    monkeypatch.setattr("handler.model.readings.cuda_of", lambda _: hang() - 1)  # there is none
 
     async def asking() -> list[int]:
         app = create_app(Engine(Settings(volume=tmp_path)), public=False)

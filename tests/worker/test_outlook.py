@@ -125,6 +125,8 @@ def test_a_worker_of_several_gpus_is_not_rented_with_one() -> None:
     for platform in TARIFFS:
         with pytest.raises(SettingsError, match=f"KINDLING_ULYSSES_DEGREE: workers on {platform} are"):
             choose_gpus(Settings(ulysses_degree=2), DEV, platform)
+        with pytest.raises(SettingsError, match=f"KINDLING_WORKERS: workers on {platform} are"):
+            choose_gpus(Settings(workers=2), DEV, platform)
 
 
 def test_a_gpu_that_emulates_is_not_rented_unless_it_need_not() -> None:

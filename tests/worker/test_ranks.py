@@ -295,8 +295,8 @@ def test_several_processes_want_what_one_alone_would_not_import(
 def test_a_follower_that_ends_before_it_loads_is_told_as_that() -> None:
     with Ranks(Settings(ulysses_degree=2)) as ranks:
         [follower] = ranks._followers
-        follower.kill()
-        follower.wait()
+        follower.process.kill()
+        follower.process.wait()
         with pytest.raises(StartError, match=r"^A process that draws with this one has ended \(exit code -9\)\.$"):
             ranks._tell(Over())
 

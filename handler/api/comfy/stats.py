@@ -1,6 +1,5 @@
 """What a worker says of itself in ComfyUI's words: its machine, and what clients may count on."""
 
-import contextlib
 import os
 import sys
 from typing import Any
@@ -35,19 +34,19 @@ def system(engine: Engine) -> dict[str, Any]:
             "embedded_python": False,
             "argv": ARGV,
         },
-        "devices": [_device(engine)],
+        "devices": [_device(i, one) for i, one in enumerate(engine.workers.values())],
     }
 
 
-def _device(engine: Engine) -> dict[str, Any]:
+def _device(index: int, engine: Engine) -> dict[str, Any]:
     hardware = engine.worker.hardware if engine.worker else None
     kind, name = (hardware.device, hardware.name) if hardware else ("cpu", "starting")
-    free, total, kept, unused = host_memory(), host_memory(), 0, 0
-    if kind == "cuda":
-        with contextlib.suppress(Exception):  # a lost GPU: the rest is told all the same
-            cuda = sys.modules["torch"].cuda
-            free, total = cuda.mem_get_info()
-            kept = cuda.memory_reserved()
-            unused = kept - cuda.memory_allocated()
-    memory = {"vram_total": total, "vram_free": free, "torch_vram_total": kept, "torch_vram_free": unused}
-    return {"name": f"{kind}:0 {name}" if kind == "cuda" else name, "type": kind, "index": 0, **memory}
+    told = engine.worker.readings() if engine.worker else {}
+    total = told.get("gpu_total", host_memory())
+    memory = {
+        "vram_total": total,
+        "vram_free": total - told.get("gpu_used", 0),
+        "torch_vram_total": told.get("gpu_kept", 0),
+        "torch_vram_free": told.get("gpu_unused", 0),
+    }
+    return {"name": f"{kind}:{index} {name}" if kind == "cuda" else name, "type": kind, "index": index, **memory}

@@ -9,7 +9,7 @@ from handler.catalog.prices import Price
 from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
 from handler.core.request import Format
-from handler.engine.engine import EngineState
+from handler.engine.front import EngineState
 from handler.engine.spend import Verdict
 from handler.server.openapi import fal
 from handler.server.openapi.jobs import JOB, SAID
@@ -117,7 +117,9 @@ RARE = ("delivery", "notes", *ALONE)
 STEPS = {"steps": COUNT, "of": COUNT | {"description": "Over all pictures of the request."}}
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
 COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
-GPU = dict.fromkeys(("gpu_used", "gpu_total", "gpu_peak", "gpu_utilization", "gpu_temperature"), NUMBER)
+GPU = dict.fromkeys(
+    ("gpu_used", "gpu_total", "gpu_peak", "gpu_kept", "gpu_unused", "gpu_utilization", "gpu_temperature"), NUMBER
+)
 MACHINE = whole({"host_total": NUMBER, "host_peak": NUMBER, **GPU}, "host_peak", *GPU)
 ERROR = whole({"message": TEXT, "type": TEXT, "param": {"type": ["string", "null"]}, "code": TEXT})
 SPEND = whole(
@@ -138,7 +140,19 @@ READY = {
     "waiting": COUNT | {"description": "How many requests wait."},
     "cold_start": ref("Ledger"),
     "spend": ref("Spend"),
+    "workers": array(ref("BoxWorker"), description="Where there are several, each."),
 }
+WORKER = whole(
+    {
+        "worker": TEXT,
+        "status": READY["status"],
+        "reason": TEXT | {"description": "Why it failed, if it has; it is begun again."},
+        "drawing": COUNT,
+        "device": TEXT,
+        "phase": TEXT | {"description": "Of its start, the last one so far."},
+        "restarts": COUNT | {"description": "How often it was begun again."},
+    }
+)
 STATUS = {
     "reason": TEXT | {"description": "Why it failed, if it has."},
     "elapsed_s": NUMBER | {"description": "Seconds that its start has taken: so far, or in all."},
@@ -188,7 +202,8 @@ ANSWERS: dict[str, Schema] = {
     ),
     "ModelInfo": whole({"model_path": TEXT | {"description": "It may be asked for by this name."}, "model": TEXT}),
     "Live": whole({"status": only("live")}),
-    "Ready": whole(READY),
-    "Status": whole(READY | STATUS),
+    "Ready": whole(READY, "workers"),
+    "Status": whole(READY | STATUS, "workers"),
+    "BoxWorker": WORKER,
     "Spend": SPEND,
 }
