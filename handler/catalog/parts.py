@@ -13,8 +13,12 @@ class Graft:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Parameters of the text encoders; of the largest part of theirs, and of the denoiser's, that comes as one."""
+    """Parameters of the text encoders; of the largest part of theirs, and of the denoiser's, that comes as one.
+
+    `shared` are those of the text encoders that several GPUs can share; 0: transformers has no plan for that.
+    """
 
     encoders: int = 0
     layer: int = 0
     block: int = 0
+    shared: int = 0

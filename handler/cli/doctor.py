@@ -39,7 +39,7 @@ from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
 from handler.worker.footprint import weigh
 from handler.worker.outlook import Outlook, outlook
-from handler.worker.sharing import require_shared, require_splittable, require_workers, visible
+from handler.worker.sharing import require_exact, require_shared, require_splittable, require_workers, visible
 
 BOOTS_SHOWN = 5
 SAMPLE = 256 << 20  # bytes read to measure the volume's speed
@@ -212,6 +212,7 @@ def _require_ranks(seen: Outlook) -> None:
 
     require_splittable(seen.spec, seen.asked)
     require_shared(seen.weights, seen.asked)
+    require_exact(seen.hardware, seen.asked)
     split.require_devices(seen.hardware.device, seen.asked.ranks)
 
 

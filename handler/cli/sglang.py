@@ -44,7 +44,7 @@ ALIASES = (
     Alias("--ring-degree", RING),
     Alias("--sp-degree", ULYSSES, gpus=True),
     Alias(GPUS, ULYSSES, gpus=True),
-    Alias("--tp-size", note="each GPU has a whole text encoder"),
+    Alias("--tp-size", "KINDLING_TP_SIZE"),
 )
 
 

@@ -45,7 +45,7 @@ class Hardware:
     """A device, a precision, and the kernel of attention: empty until it is measured.
 
     `name` is the vendor's, `capability` a GPU's compute capability; of its memory others hold `others_gb`, which
-    `memory_gb` is without. `processor` says which CPU.
+    `memory_gb` is without. `processor` says which CPU, `shared` how several draw a picture together, if they do.
     """
 
     device: str
@@ -57,6 +57,7 @@ class Hardware:
     attention: str = NATIVE
     processor: str = ""
     others_gb: float = 0.0
+    shared: str = ""
 
     @property
     def identity(self) -> str:

@@ -7,6 +7,7 @@ Ulysses (https://arxiv.org/abs/2309.14509) exchanges tokens for heads around att
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from handler.core.errors import DeviceMissing, OutOfRange, SettingsError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo for sizes too, which are on the CPU
 SOCKET, LOOPBACK = "GLOO_SOCKET_IFNAME", "lo"  # else gloo looks for this machine's name, which may lead nowhere
+COMPILED = "kindling-compiled"  # the group of compiled code, which has its name in it
 SPLIT = ("hidden_states", "encoder_hidden_states")  # tensors (picture, token, channel) of a forward
 
 
@@ -66,7 +68,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def split(model: Any, ulysses: int, ring: int, device: str) -> None:
+def split(model: Any, ulysses: int, ring: int, device: str, patience_s: float) -> None:
     """Let this rank compute its part of `model`, one of `ulysses` times `ring`; SettingsError if attention forbids it.
 
     What `ModelMixin.enable_parallelism` does, but that works without an accelerator too, and with any number of tokens:
@@ -80,10 +82,12 @@ def split(model: Any, ulysses: int, ring: int, device: str) -> None:
     )
     from torch.distributed.device_mesh import init_device_mesh
 
-    config = ContextParallelConfig(ulysses_degree=ulysses, ring_degree=ring)
+    config: Any = ContextParallelConfig(ulysses_degree=ulysses, ring_degree=ring)
     whole = ParallelConfig(context_parallel_config=config)
     mesh = init_device_mesh(device, config.mesh_shape, mesh_dim_names=config.mesh_dim_names)
     whole.setup(dist.get_rank(), dist.get_world_size(), torch.device(device), mesh=mesh)
+    if ring == 1:
+        config._ulysses_mesh = Groups(dist.group.WORLD, _compiled(patience_s))
     layers = [module for module in model.modules() if hasattr(getattr(module, "processor", None), "_parallel_config")]
     for layer in layers:
         _require_splittable(layer.processor._attention_backend)
@@ -95,6 +99,31 @@ def split(model: Any, ulysses: int, ring: int, device: str) -> None:
     model.register_forward_pre_hook(parts.look, with_kwargs=True)
     for name in ends:
         model.get_submodule(name).register_forward_hook(parts.gather)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """In the place of a mesh: ranks exchange by `eager`, but in code that is being compiled by `compiled`.
+
+    A group lets go of tensors late, on a thread of its own, under a lock that whoever uses the group takes too. To let
+    go of Python's it needs the interpreter, which compiled code keeps. So that has a group that sees none of them.
+    """
+
+    eager: Any
+    compiled: Any
+
+    def get_group(self) -> Any:
+        """The one to use here."""
+        return self.compiled if torch.compiler.is_exporting() else self.eager
+
+
+def _compiled(patience_s: float) -> Any:
+    """A group of all ranks by the name that is in compiled code, in every process and start the same."""
+    registry: Any = dist.distributed_c10d
+    group = dist.new_group(timeout=timedelta(seconds=patience_s))
+    group._set_group_name(COMPILED)
+    registry._register_process_group(COMPILED, group)
+    return group
 
 
 def _require_splittable(kernel: Any) -> None:

@@ -25,7 +25,6 @@ class Plan:
 
 
 OFF = Plan("EAGER", "KINDLING_COMPILE=off")
-SHARED = Plan("EAGER", "several GPUs draw each picture")
 STREAMING = Plan("EAGER", "the denoiser's blocks come from host memory, and compiled code wants them to stay in place")
 
 

@@ -16,7 +16,7 @@ from handler.core.settings import Settings
 from handler.model.hardware import Hardware
 from handler.volume.receipts import Receipt, current
 from handler.worker.memory import memory_plan
-from handler.worker.sharing import processes
+from handler.worker.sharing import processes, shared_by
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:
@@ -80,12 +80,12 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware, host_gb: flo
 
     `host_gb` is the memory of another machine's host, for which no receipt here holds; None on this machine.
     """
-    here = host_gb is None
+    here, hardware = host_gb is None, replace(hardware, shared=shared_by(settings))
     receipt, told = applicable(settings.volume, spec, hardware.identity or None) if here else (None, "")
     followed = follow(settings, receipt)
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
-    elif settings.precision == "auto":
+    elif settings.precision == "auto" and settings.tp_size == 1:  # what is rounded cannot be split so
         host_gb = host_memory() / 1e9 / processes(settings) if host_gb is None else host_gb
         precision, reason = automatic(spec, hardware, host_gb, settings.offload)
         hardware = replace(hardware, precision=precision, reason=reason)

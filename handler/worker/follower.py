@@ -20,7 +20,7 @@ from handler.model.hardware import expected
 from handler.volume import pages
 from handler.volume.autoencoder import vae_source
 from handler.worker.clock import Clock
-from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
+from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step
 from handler.worker.outlook import outlook
 from handler.worker.preload import libraries
 from handler.worker.ranks import enter
@@ -60,13 +60,19 @@ class Follower:
         settings, clock = told.settings, Clock.anew(told.settings.cold_start_budget_s)
         seen = outlook(settings, find(settings.model), expected(settings), without=told.without)
         vae = vae_source(settings.vae, settings.volume) if settings.vae else None
-        self._settings, (self._worker, _) = settings, Worker.built(seen, vae, clock)
+        self._settings, (self._worker, _) = settings, Worker.built(seen, vae, clock, None, None, told.rank)
         return Done()
 
     def join(self, told: Join) -> Done:
         """The others."""
         attention.use(self.worker.denoiser, KernelChoice(told.kernel, "the leader's"))
-        enter(told.rank, self._settings, self.worker.hardware, told.store, self.worker.denoiser)
+        worker = self.worker
+        enter(told.rank, self._settings, worker.hardware, told.store, worker.denoiser, worker.encoders)
+        return Done()
+
+    def bind(self, told: Bind) -> Done:
+        """Compiled code to the model, or take it off."""
+        self.worker.bind(told.package)
         return Done()
 
     def draw(self, told: Draw) -> Done:
@@ -100,6 +106,7 @@ class Follower:
 ORDERS: dict[type, Callable[[Follower, Any], Done]] = {
     Load: Follower.load,
     Join: Follower.join,
+    Bind: Follower.bind,
     Draw: Follower.draw,
     InStep: Follower.in_step,
 }

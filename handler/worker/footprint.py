@@ -14,6 +14,7 @@ from handler.core.errors import WeightsCorrupt
 from handler.core.host import read_ahead
 from handler.model.hardware import Hardware
 from handler.model.offload import WAITING
+from handler.model.tensor_parallel import WHOLE, Shard
 from handler.volume.layout import FLOATS, WIDTHS, Slot, read_layout
 from handler.volume.listing import LORA, weight_files
 from handler.volume.manifest import Source
@@ -106,21 +107,29 @@ class Weights:
         return max((part.rounding for part in parts), default=0)
 
 
-def weigh(spec: ModelSpec, hardware: Hardware, source: Source | None = None, over: Overlay = NOTHING) -> Weights:
-    """The weights in `source`, with what is `over` them, else as the catalogue has them.
+def weigh(
+    spec: ModelSpec,
+    hardware: Hardware,
+    source: Source | None = None,
+    over: Overlay = NOTHING,
+    shard: Shard = WHOLE,
+) -> Weights:
+    """The weights in `source`, with what is `over` them, else as the catalogue has them; of text encoders this `shard`.
 
     WeightsCorrupt or VolumeFailed names a bad file.
     """
     if source is None:
-        return Weights(spec, hardware, _listed(spec, PRECISIONS[hardware.precision].width))
+        return Weights(spec, hardware, _listed(spec, PRECISIONS[hardware.precision].width, shard))
     parts = []
     for component, files in weight_files(source).items():
         slots = [share.slots for share in over.get(component)] or [_slots(source, name) for name in files]
-        parts.append(_part(component, [item for each in slots for item in each.items()], source, hardware))
+        parts.append(_part(component, [item for each in slots for item in each.items()], source, hardware, shard))
     return Weights(spec, hardware, tuple(parts))
 
 
-def _part(component: str, found: list[tuple[str, Slot]], source: Source, hardware: Hardware) -> Part:
+def _part(
+    component: str, found: list[tuple[str, Slot]], source: Source, hardware: Hardware, shard: Shard = WHOLE
+) -> Part:
     counts = [math.prod(slot.shape) for _, slot in found]
     stored = sum(slot.stop - slot.start for _, slot in found)
     rounds = hardware.quantised and source.precision != hardware.precision and component != "vae"
@@ -128,17 +137,23 @@ def _part(component: str, found: list[tuple[str, Slot]], source: Source, hardwar
     row = PRECISIONS[hardware.precision]
     row = PRECISIONS[row.encoders] if encodes and row.encoders else row
     rounded = [rounds and _is_rounded(*item, row.grid, TIED if encodes else KEPT) for item in found]
-    held = sum(_held(*item, hardware, row.rounded * each) for item, each in zip(found, rounded, strict=True))
+    parts = [shard.parts if encodes and shard.shares(name) else 1 for name, _ in found]
+    held = sum(
+        _held(*item, hardware, row.rounded * each) // among
+        for item, each, among in zip(found, rounded, parts, strict=True)
+    )
     largest = max((count for count, each in zip(counts, rounded, strict=True) if each), default=0)
     return Part(component, sum(counts), stored, 0 if added else held, ROUNDING * largest)
 
 
-def _listed(spec: ModelSpec, width: float) -> tuple[Part, ...]:
+def _listed(spec: ModelSpec, width: float, shard: Shard) -> tuple[Part, ...]:
     """By the catalogue; as they are fetched, in 16 bits."""
+    elsewhere = spec.streams.shared * (shard.parts - 1) // shard.parts
     count, encoders = spec.parameters + spec.other_parameters, spec.streams.encoders
     vae = min(VAE, count - encoders)
     sizes = {"text_encoder": encoders, "transformer": count - encoders - vae, "vae": vae}
-    return tuple(Part(name, size, 2 * size, int(size * width)) for name, size in sizes.items())
+    held = sizes | {"text_encoder": encoders - elsewhere}
+    return tuple(Part(name, size, 2 * size, int(held[name] * width)) for name, size in sizes.items())
 
 
 def _slots(source: Source, name: str) -> dict[str, Slot]:

@@ -16,6 +16,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost, NotReady
 from handler.core.host import trim
 from handler.core.recipe import Drawn, OnStep, Recipe
+from handler.core.request import ImageRequest
 from handler.core.tracebacks import outline
 from handler.model.compiling import artifacts
 from handler.model.environment import environment
@@ -27,7 +28,7 @@ from handler.model.runner import DrawOutcome, InTurn, Runner, sound
 from handler.model.stages import MARKS
 from handler.volume.autoencoder import label
 from handler.volume.receipts import Gains, Receipt
-from handler.worker.clock import Ledger
+from handler.worker.clock import Clock, Ledger
 from handler.worker.memory import MemoryPlan, fit
 
 if TYPE_CHECKING:  # few draw with others
@@ -81,6 +82,20 @@ class Loaded:
         """Draw alike pictures, at once where that can be; each, or why there is none: `Runner.draw`."""
         return self._open().draw(recipes, on_steps)
 
+    def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:
+        request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
+        for outcome in self.draw([self.spec.recipe(request)] * count, [lambda *_: clock.require_time()] * count):
+            sound(outcome)
+
+    def _sketch(self, clock: Clock) -> None:
+        """Few steps of pictures that differ in all that may vary, also in how many: what compiling needs to see.
+
+        Neither time they have more pixels than one picture of the model's own size.
+        """
+        (width, height), steps = self.spec.size, self.spec.min_steps
+        self._practise("warm-up", (width, height // 2), steps, clock, count=2)
+        self._practise("warm-up, with a longer prompt", (width // 2, height // 4), steps, clock, count=3)
+
     def lead(self, ranks: "Ranks") -> None:
         """Draw together with them from now on, and end them with this."""
         self._ranks = self._runner = ranks
@@ -117,6 +132,17 @@ class Loaded:
                 self._ranks.close()
             gc.collect()  # a pipeline's parts know each other
             give_back()
+
+    @property
+    def denoiser(self) -> Any:
+        """The pipeline's model that takes the steps."""
+        return getattr(self._pipeline, self._family.DENOISER)
+
+    @property
+    def encoders(self) -> list[Any]:
+        """The pipeline's models that read prompts."""
+        parts = self._pipeline.components.items()
+        return [part for name, part in parts if name.startswith("text_encoder") and part is not None]
 
     @property
     def facts(self) -> dict[str, str]:

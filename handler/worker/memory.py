@@ -18,6 +18,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.request import MAX_SIDE
 from handler.model.adapters.applied import CACHED
 from handler.model.hardware import CONTEXT_GB, Hardware
+from handler.model.tensor_parallel import Shard
 from handler.volume.manifest import Source
 from handler.volume.overlay import NOTHING, Overlay
 from handler.worker.footprint import Weights, weigh
@@ -66,17 +67,19 @@ def memory_plan(
     offload: str = "auto",
     over: Overlay = NOTHING,
     shared: bool = False,
+    encoders: int = 1,
 ) -> MemoryPlan:
     """The first mode that fits, else the first that would on a larger host, or the last one tried, with the reason.
 
     `source` is its files, if they are there, with what is `over` them; `host_gb` what the host has, `offload` is
-    KINDLING_OFFLOAD. What is `shared` by several GPUs never streams its blocks: those cannot be split.
+    KINDLING_OFFLOAD. What is `shared` by several GPUs never streams its blocks: those cannot be split. Each of them has
+    one of so many parts of the text `encoders`.
     """
     on_cpu = hardware.device == "cpu"  # whose memory is the host's: nothing is gained
     tried = TRIED["off" if on_cpu and offload == "auto" else offload]
     if shared and offload == "auto":
         tried = tuple(mode for mode in tried if mode != "blocks")
-    weights = weigh(spec, hardware, source, over)
+    weights = weigh(spec, hardware, source, over, Shard(parts=encoders))
     plans = [_laid_out(mode, weights, host_gb, counted=source is None) for mode in tried]
     roomy = (plan for plan in plans if plan.needs_gb <= hardware.memory_gb)  # but for the host
     return next((plan for plan in plans if plan.fits), next(roomy, plans[-1]))

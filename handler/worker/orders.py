@@ -2,12 +2,12 @@
 a worker in a process of its own, and hears of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handler.core.errors import KindlingError
+from handler.core.errors import DeviceMissing, KindlingError, SettingsError, StartError
 from handler.core.recipe import Recipe, Tokens
 from handler.core.settings import Settings
 from handler.model.hardware import Hardware
@@ -16,8 +16,9 @@ from handler.volume.receipts import Gains, Receipt
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """To a follower: load the model as `settings` say, `without` sources that were found damaged."""
+    """To a follower: load, as `rank`, the model as `settings` say, `without` sources that were found damaged."""
 
+    rank: int
     settings: Settings
     without: Mapping[Path, str]
 
@@ -29,6 +30,13 @@ class Join:
     rank: int
     store: Path
     kernel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """To a follower: run what is compiled in the file `package`, or nothing."""
+
+    package: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +125,13 @@ class Drew:
 
     outcomes: tuple[Rendered | KindlingError | Fault | None, ...]
     peak_bytes: int
+
+
+FAULTS: dict[str, type[StartError]] = {kind.__name__: kind for kind in (SettingsError, DeviceMissing)}
+
+
+def require_done(answers: Iterable[Done | Failed]) -> None:
+    """A StartError, of its own kind where that matters, if one could not do it."""
+    for answer in answers:
+        if isinstance(answer, Failed):
+            raise FAULTS.get(answer.kind, StartError)(answer.message)

@@ -27,11 +27,13 @@ from handler.volume.receipts import Receipt
 from handler.volume.revisions import settled
 from handler.volume.room import require_folder
 from handler.volume.sources import NONE, baked_source, model_source, served_source
-from handler.worker.compilation import COMPILE_S, OFF, SHARED, STREAMING, Plan, plan
+from handler.worker.compilation import COMPILE_S, OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
 from handler.worker.memory import MemoryPlan, memory_plan, nearest
-from handler.worker.sharing import processes
+from handler.worker.sharing import processes, uncompiled
+
+SHARED = "several GPUs draw each picture"  # why attention is torch's own
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Outlook:
         """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
         ranks = self.asked.ranks  # each of which loads all of it, and has its part of the host
         where = self.hardware, self.source, self.host_gb / ranks
-        return memory_plan(self.spec, *where, self.settings.offload, self.over, shared=ranks > 1)
+        return memory_plan(self.spec, *where, self.settings.offload, self.over, ranks > 1, self.asked.tp_size)
 
     @property
     def loading(self) -> int:
@@ -79,7 +81,7 @@ class Outlook:
         if self.here and self.asked.ring_degree > 1:
             return ring.choose(asked, hardware.capability, hardware.dtype)
         if asked == "auto" and self.asked.ranks > 1:
-            return KernelChoice(NATIVE, SHARED.reason)
+            return KernelChoice(NATIVE, SHARED)
         if self.here:
             return choose(asked, hardware.capability, hardware.dtype)
         if asked == "auto":
@@ -116,8 +118,8 @@ class Outlook:
         """Why nothing is compiled, nor looked for, where that is known ahead."""
         if self.memory.mode == "blocks":
             return STREAMING
-        if self.asked.ranks > 1:
-            return SHARED
+        if why := uncompiled(self.spec, self.asked):
+            return Plan("EAGER", why)
         if self.settings.compile != "off":
             return None
         return OFF if self.settings is self.asked else Plan("EAGER", self.hardware.reason)

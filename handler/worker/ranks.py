@@ -14,21 +14,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from handler.core.errors import DeviceLost, DeviceMissing, SettingsError, StartError
+from handler.core.errors import DeviceLost, StartError
 from handler.core.recipe import OnStep, Preview, Recipe
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.hardware import Hardware, expected
 from handler.model.runner import DrawOutcome, InTurn
 from handler.volume import pages
-from handler.worker.orders import Done, Draw, Failed, InStep, Join, Load, Over, Step
-from handler.worker.sharing import require_ring, visible, without_keys
+from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step, require_done
+from handler.worker.sharing import require_exact, require_ring, shared_by, visible, without_keys
 from handler.worker.spawn import Child
 
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
 SETTLE_S = 10.0  # for all ranks to say that they are in step again
-FAULTS: dict[str, type[StartError]] = {kind.__name__: kind for kind in (SettingsError, DeviceMissing)}
 
 
 class Ranks(InTurn):
@@ -59,7 +58,8 @@ class Ranks(InTurn):
     @property
     def told(self) -> str:
         """How they share a picture."""
-        return f"ulysses {self._settings.ulysses_degree}, ring {self._settings.ring_degree}"
+        size = self._settings.tp_size
+        return shared_by(self._settings) + (f", text encoders by {size}" if size > 1 else "")
 
     def load(self, hardware: Hardware, mode: str, without: Mapping[Path, str]) -> None:
         """Let all load what this worker loads, as it has decided; returns at once. Of several calls the last counts."""
@@ -68,21 +68,36 @@ class Ranks(InTurn):
         split.require_alone()
         split.require_devices(hardware.device, self._settings.ranks)
         require_ring(hardware, self._settings)
+        require_exact(hardware, self._settings)
         decided = {"precision": hardware.precision, "device": hardware.device, "compile": "off"}
         decided["offload"] = "off" if mode == "resident" else mode
         self._loads += 1
-        self._tell(Load(without_keys(self._settings).model_copy(update=decided), dict(without)))
+        settings = without_keys(self._settings).model_copy(update=decided)
+        self._tell(*(Load(rank, settings, dict(without)) for rank in range(1, self._settings.ranks)))
 
-    def join(self, model: Any, hardware: Hardware, runner: InTurn) -> None:
-        """Wait until all have loaded, and split `model`, with which `runner` draws; raises a StartError of theirs."""
+    def join(self, model: Any, encoders: Sequence[Any], hardware: Hardware, runner: InTurn) -> None:
+        """Wait until all have loaded, and split `model`, with which `runner` draws; raises a StartError of theirs.
+
+        The text `encoders` may be shared: `KINDLING_TP_SIZE`.
+        """
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
         store = Path(self._meeting.name) / "store"
         self._tell(*(Join(rank, store, hardware.attention) for rank in range(1, self._settings.ranks)))
-        enter(0, self._settings, hardware, store, model)
+        enter(0, self._settings, hardware, store, model, encoders)
         self._joined = True
         require_done(self._answers(self._settings.hang_s))
         self._runner = runner
+
+    def bind(self, package: Path | None) -> None:
+        """Let all others run what is compiled in `package`, or nothing; StartError if one cannot: then none does."""
+        self._tell(Bind(package))
+        try:
+            require_done(self._answers(self._settings.cold_start_budget_s))
+        except StartError:
+            if package:
+                self.bind(None)
+            raise
 
     def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
         """Call `alarm`, on another thread, as soon as a follower has ended, be anything drawn or not."""
@@ -173,24 +188,19 @@ class Ranks(InTurn):
             split.leave()
 
 
-def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model: Any) -> None:
-    """Become `rank` of those that meet in `store`, and compute only its part of `model`."""
-    from handler.model import split
+def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model: Any, encoders: Sequence[Any]) -> None:
+    """Become `rank` of those that meet in `store`, and compute only its part of `model`, and of what `encoders` do."""
+    from handler.model import split, tensor_parallel
 
     with split.at_home():
         split.join(rank, settings.ranks, hardware.device, store, settings.hang_s)
         try:
-            split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device)
+            split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device, settings.hang_s)
+            if settings.tp_size > 1:
+                tensor_parallel.together(encoders, settings.tp_size, settings.hang_s)
         except BaseException:
             split.leave()
             raise
-
-
-def require_done(answers: Sequence[Done | Failed]) -> None:
-    """A StartError, of its own kind where that matters, if one could not do it."""
-    for answer in answers:
-        if isinstance(answer, Failed):
-            raise FAULTS.get(answer.kind, StartError)(answer.message)
 
 
 def _faults(answer: Done | Failed) -> tuple[str, ...]:

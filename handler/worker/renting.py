@@ -12,7 +12,7 @@ from handler.core.errors import KindlingError, SettingsError
 from handler.core.settings import Settings
 from handler.worker.memory import TRIED, Placement
 from handler.worker.outlook import Outlook, outlook
-from handler.worker.sharing import degree, processes
+from handler.worker.sharing import degree, processes, require_splittable
 
 SLOW: dict[Placement, str] = {
     "encoders": "Its text encoders wait in host memory, and come for each prompt.",
@@ -49,6 +49,7 @@ def choose_gpus(
     if processes(settings) > 1:
         told = f"workers on {platform} are rented with one GPU here. Leave it out, or serve on a machine with several."
         raise SettingsError(f"{degree(settings)}: {told}", degree(settings))
+    require_splittable(spec, settings)
     spec.served_caching(settings.step_cache)
     rentals = rentals_on(platform)
     names = [name for _, rental in rentals for name in rental.names]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import BudgetExceeded, DeviceLost, StartError
-from handler.core.request import ImageRequest
 from handler.core.settings import Settings
 from handler.core.tracebacks import empty, let_go
 from handler.model import attention, imports, stepcache, upstream
@@ -24,7 +23,7 @@ from handler.model.compiling.failures import Failures, gist
 from handler.model.compiling.package import bind_blocks, compile_blocks, unbind_blocks
 from handler.model.faults import give_back
 from handler.model.hardware import detect, expected, wake
-from handler.model.runner import sound
+from handler.model.tensor_parallel import Shard
 from handler.volume.autoencoder import vae_source
 from handler.volume.hashes import Hashing
 from handler.volume.held import Held, opened
@@ -94,7 +93,7 @@ class Worker(Loaded):
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
             clock.ledger.weights = seen.weights.told
         try:
-            worker, seen = cls.built(seen, vae, clock, held, ranks)
+            worker, seen = cls.built(seen, vae, clock, held, ranks, rank=0)
             with ExitStack() as unless_ready:
                 unless_ready.enter_context(worker)
                 worker._prepare(seen, clock, ranks)
@@ -109,9 +108,9 @@ class Worker(Loaded):
 
     @classmethod
     def built(
-        cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None = None, ranks: "Ranks | None" = None
+        cls, seen: Outlook, vae: Source | None, clock: Clock, held: Held | None, ranks: "Ranks | None", rank: int
     ) -> tuple[Self, Outlook]:
-        """The model as it was foreseen, or corrected, but nothing is drawn yet."""
+        """The model as it was foreseen, or corrected, as `rank` of several has it; but nothing is drawn yet."""
         settings, spec, source = seen.asked, seen.spec, seen.weights
         if ranks:
             require_shared(source, settings)
@@ -139,7 +138,7 @@ class Worker(Loaded):
                     held.free()  # before others are read
                 if seen.without:
                     give_back()
-                pipeline = families.build(family, reader, hardware, other, memory.mode)
+                pipeline = families.build(family, reader, hardware, other, memory.mode, Shard(rank, settings.tp_size))
                 over = hashing.wait()
                 clock.ledger.weights += f", under {over}" if over else ""
                 if held:
@@ -149,11 +148,6 @@ class Worker(Loaded):
         worker.receipt, worker._decoder = seen.receipt, families.compilable(pipeline, hardware.device)
         return worker, seen
 
-    @property
-    def denoiser(self) -> Any:
-        """The pipeline's model that takes the steps."""
-        return getattr(self._pipeline, self._family.DENOISER)
-
     def _prepare(self, seen: Outlook, clock: Clock, ranks: "Ranks | None") -> None:
         """Choose the kernel of attention, share the work, compile or do without, and draw the first picture."""
         spec, asked = self.spec, seen.asked
@@ -161,7 +155,7 @@ class Worker(Loaded):
         self.hardware = kernel.settle(seen, self.denoiser, clock, one)
         if ranks:
             with clock.phase("ranks"):
-                ranks.join(self.denoiser, self.hardware, self._open())
+                ranks.join(self.denoiser, self.encoders, self.hardware, self._open())
                 self.lead(ranks)
         decoder = artifacts.decoder_of(self._decoder)
         failures = Failures(asked.compile, spec, self.hardware, asked.volume, decoder)
@@ -179,7 +173,9 @@ class Worker(Loaded):
             if not (lost := failures.lost):
                 with failures.watched():
                     self.found = artifacts.restore(
-                        model, self.spec, self.hardware, volume, self._decoder, volume_key=self._volume_key
+                        *(model, self.spec, self.hardware, volume, self._decoder),
+                        volume_key=self._volume_key,
+                        share=self._share,
                     )
                 failures.discredit(self.found, self.found.error)
         hit = self.found.outcome == "HIT"
@@ -196,6 +192,18 @@ class Worker(Loaded):
         if chosen.mode == "COMPILED":
             self.package = artifacts.name_of(model, self.spec, self.hardware, self._decoder)
 
+    def bind(self, package: Path | None) -> None:
+        """Let what is compiled in `package` run, in this process alone; None: nothing."""
+        if package:
+            bind_blocks(self.denoiser, package, self._decoder)
+        else:
+            unbind_blocks(self.denoiser, self._decoder)
+
+    def _share(self, package: Path | None) -> None:
+        """The same in all that draw with this process, or in none: StartError if one cannot."""
+        if self._ranks:
+            self._ranks.bind(package)
+
     def _compile_now(self, model: Any, clock: Clock, chosen: Plan, failures: Failures) -> Plan:
         """Carry `chosen` out; if that fails for any reason but the budget, this worker is eager instead."""
         try:
@@ -204,25 +212,18 @@ class Worker(Loaded):
                 package = Path(unless_done.enter_context(made)) / artifacts.PACKAGE
                 with attention.compiling(self.hardware.attention):
                     compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
-                bind_blocks(model, package, self._decoder)
+                self.bind(package)
+                self._share(package)
                 unless_done.pop_all()
         except (BudgetExceeded, DeviceLost):  # those of the eager pictures that are drawn for it
             raise
         except Exception as error:
             log.exception("compiling %s failed", self.spec.id)
+            self.bind(None)
             reason = failures.blame(error)
             return Plan("EAGER", reason, failure=reason)
         self._package = made
         return chosen
-
-    def _sketch(self, clock: Clock) -> None:
-        """Few steps of pictures that differ in all that may vary, also in how many: what compiling needs to see.
-
-        Neither time they have more pixels than one picture of the model's own size.
-        """
-        (width, height), steps = self.spec.size, self.spec.min_steps
-        self._practise("warm-up", (width, height // 2), steps, clock, count=2)
-        self._practise("warm-up, with a longer prompt", (width // 2, height // 4), steps, clock, count=3)
 
     def _warm(self, clock: Clock, failures: Failures) -> None:
         """Draw the first picture. Compiled code that cannot is taken off again: eager is slower, but it serves."""
@@ -241,7 +242,8 @@ class Worker(Loaded):
             raise
         except Exception as error:
             log.exception("the compiled blocks of %s do not work", self.spec.id)
-            unbind_blocks(self.denoiser, self._decoder)
+            self.bind(None)
+            self._share(None)
             reason = f"compiled code failed: {gist(error)}"
             if self._package:
                 failures.note(error, reason)
@@ -253,8 +255,3 @@ class Worker(Loaded):
         if self._package or failures.policy == "on":
             failures.forget()
         return None
-
-    def _practise(self, prompt: str, size: tuple[int, int], steps: int, clock: Clock, count: int = 1) -> None:
-        request = ImageRequest(prompt=prompt, width=size[0], height=size[1], num_inference_steps=steps, seed=0)
-        for outcome in self.draw([self.spec.recipe(request)] * count, [lambda *_: clock.require_time()] * count):
-            sound(outcome)

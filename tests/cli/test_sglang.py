@@ -41,6 +41,7 @@ def test_the_cookbooks_command() -> None:
         ("--text-encoder-cpu-offload true", {"offload": "encoders"}), ("--dit-cpu-offload false", {"offload": "auto"}),
         ("--text-encoder-cpu-offload --dit-cpu-offload", {"offload": "blocks"}),
         ("--num-gpus 4", {"ulysses_degree": 4, "ring_degree": 1}),
+        ("--num-gpus 4 --tp-size 2", {"ulysses_degree": 4, "tp_size": 2}),
         ("--num-gpus 4 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2}),
         ("--num-gpus 8 --sp-degree 2", {"ulysses_degree": 2, "ring_degree": 1}),
         ("--num-gpus 4 --ulysses-degree 2 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2}),
@@ -55,7 +56,7 @@ def test_what_has_a_meaning_here(line: str, wanted: dict[str, Any]) -> None:
     assert notes == []
 
 
-@pytest.mark.parametrize("line", ["--vae-cpu-offload", "--pin-cpu-memory", "--tp-size=4"])
+@pytest.mark.parametrize("line", ["--vae-cpu-offload", "--pin-cpu-memory=true"])
 def test_what_has_none_is_accepted_with_a_note(line: str) -> None:
     settings, [note] = read(line)
     assert settings == Settings.from_env({})

@@ -25,6 +25,7 @@ LATENTS = 4  # channels; FLUX-like transformers see 2 by 2 of them at once
 SD3_LATENTS = 16  # its inpainting takes no other number
 FLUX2_LATENTS = 8  # as many as its tiny autoencoder has groups
 CLIP_L, CLIP_G, T5, LLM = 16, 24, 48, 16  # how wide the text encoders are
+HEADS = 2  # of a language model's attention, a pair of which shares keys, and of what it tells
 ROPE = (4, 6, 6)  # of a head's 16 channels, how many tell the position along each axis
 SD_BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 WORDS = [  # of Qwen-Image's template; Ġ is how byte-level vocabularies write a space
@@ -128,7 +129,7 @@ def qwen3(kind: type, layers: int) -> Any:
     return kind(
         transformers.Qwen3Config(
             vocab_size=len(llm_tokenizer()), hidden_size=LLM, intermediate_size=32, num_hidden_layers=layers,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True,
+            num_attention_heads=HEADS, num_key_value_heads=HEADS // 2, head_dim=8, tie_word_embeddings=True,
         )
     )  # fmt: skip
 
@@ -137,7 +138,7 @@ def mistral3() -> transformers.Mistral3ForConditionalGeneration:
     """A Mistral 3 for `llm_tokenizer`; FLUX.2 takes what comes out of its layers 10, 20 and 30."""
     text = {
         "model_type": "mistral", "vocab_size": len(llm_tokenizer()), "hidden_size": LLM, "intermediate_size": 32,
-        "num_hidden_layers": 30, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "num_hidden_layers": 30, "num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2, "head_dim": 8,
         "sliding_window": None,
     }  # fmt: skip
     vision = {
@@ -153,7 +154,7 @@ def qwen2_vl() -> transformers.Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL for `llm_tokenizer`."""
     text = {
         "vocab_size": len(llm_tokenizer()), "hidden_size": LLM, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": None,
+        "num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2, "bos_token_id": None, "eos_token_id": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
     }  # fmt: skip
     vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": LLM}
@@ -284,7 +285,7 @@ def flux2_parts(guidance_embeds: bool) -> dict[str, Any]:
         "vae": vae(diffusers.AutoencoderKLFlux2, FLUX2_LATENTS),
         "transformer": diffusers.Flux2Transformer2DModel(
             in_channels=4 * FLUX2_LATENTS, num_layers=2, num_single_layers=2, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=3 * LLM, axes_dims_rope=(4, 4, 4, 4),
+            num_attention_heads=HEADS, joint_attention_dim=3 * LLM, axes_dims_rope=(4, 4, 4, 4),
             guidance_embeds=guidance_embeds,
         ),
     }  # fmt: skip
@@ -334,8 +335,8 @@ def qwen_image(spec: ModelSpec) -> diffusers.QwenImagePipeline:
         text_encoder=qwen2_vl(),
         tokenizer=llm_tokenizer(),
         transformer=diffusers.QwenImageTransformer2DModel(
-            in_channels=4 * LATENTS, out_channels=LATENTS, num_layers=2, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=LLM, axes_dims_rope=ROPE,
+            in_channels=4 * LATENTS, out_channels=LATENTS, num_layers=2, attention_head_dim=16,
+            num_attention_heads=HEADS, joint_attention_dim=LLM, axes_dims_rope=ROPE,
         ),
     )  # fmt: skip
 

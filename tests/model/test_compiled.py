@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +110,16 @@ def test_bound_blocks_draw_the_same_picture_at_every_size(eager: Any, bound: Any
     assert all(forwards(bound.transformer))
     assert not any(forwards(eager.transformer))
     assert (draw(eager, size) - draw(bound, size)).abs().max() < 0.01
+
+
+def test_tokens_that_ranks_share_unevenly_are_left_to_the_blocks_themselves(eager: Any, package: Path) -> None:
+    """Code is compiled for even shares, and would wait for what never comes."""
+    split = SimpleNamespace(ulysses_anything=True)
+    (pipeline := load()).transformer._parallel_config = SimpleNamespace(context_parallel_config=split)
+    bind_blocks(pipeline.transformer, package)
+    assert torch.equal(draw(pipeline), draw(eager))
+    split.ulysses_anything = False
+    assert not torch.equal(draw(pipeline), draw(eager))  # another order of sums
 
 
 def test_a_restored_worker_draws_what_the_compiling_one_drew(bound: Any, volume: Path) -> None:

@@ -30,6 +30,7 @@ from handler.model.hardware import Hardware
 from handler.model.loading import weights
 from handler.model.loading.filling import fill, layouts
 from handler.model.loading.weights import ALIGNMENT, KERNELS, _class, _sent, aligned, free, load_components, tensors
+from handler.model.tensor_parallel import WHOLE
 from handler.volume.layout import layout
 from handler.volume.manifest import Source, read_manifest, write_manifest
 from handler.volume.reader import CONFIGS, Reader
@@ -528,7 +529,7 @@ def test_what_a_library_cuts_or_turns_is_never_taken_for_the_tensor_itself(chang
 
     with Reader(Source(tmp_path, None, {"a": ["diffusers", "AutoencoderKL"]})) as reader:
         files = layouts(reader.take("a"))
-        model, _ = fill(reader, files, make, torch.float32, "cpu", "", {})
+        model, _ = fill(reader, files, make, torch.float32, "cpu", "", {}, WHOLE)
     for part, wanted in zip(model, changed(whole), strict=True):
         assert torch.equal(part.float(), wanted.float())
 

@@ -126,9 +126,9 @@ def test_a_lora_is_added_by_all_and_one_that_is_gone_is_a_callers_fault(
 
 
 def test_the_ledger_and_the_picture_tell_it(together: Worker) -> None:
-    assert together.ledger.plan_reason == "several GPUs draw each picture"
+    assert together.ledger.plan_reason.startswith("MISS: nothing is compiled for spark yet; on a CPU only 'bake'")
     assert together.ledger.attention == "native: several GPUs draw each picture"
-    assert [phase.name for phase in together.ledger.phases][-2:] == ["ranks", "warm"]
+    assert [phase.name for phase in together.ledger.phases][-3:] == ["ranks", "artifacts", "warm"]
     assert together.facts["ranks"] == f"ulysses {RANKS}, ring 1"
 
 

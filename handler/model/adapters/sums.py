@@ -40,11 +40,18 @@ def require(layer: nn.Module, path: str, delta: Delta) -> None:
     down, up = delta.down, delta.up
     fits = up.ndim > 1 and down.ndim > 1 and up.shape[0] == weight.shape[0] and up[0].numel() == down.shape[0]
     if not fits or down[0].numel() != weight[0].numel():
-        raise Misfit(f"{path} has another shape")
+        raise Misfit(
+            f"{path} is shared by several GPUs (KINDLING_TP_SIZE)" if _part(layer) else f"{path} has another shape"
+        )
     if isinstance(layer, QuantisedLinear) and (held[0].dtype not in RANGES or held[1].dtype != torch.float32):
         raise Misfit(f"{path} has a scale for each block; a worker takes LoRAs in fp8, int8 or 16 bits")
     if not isinstance(layer, QuantisedLinear) and weight.dtype not in FLOATS:
         raise Misfit(f"{path} has no floats")
+
+
+def _part(layer: nn.Module) -> bool:
+    """Whether other processes have the rest of its weight."""
+    return isinstance(layer, nn.Linear) and layer.weight.shape != (layer.out_features, layer.in_features)
 
 
 def add(layer: nn.Module, first: Parts, terms: Terms, device: Any) -> Tensor:

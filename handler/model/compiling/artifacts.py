@@ -8,7 +8,7 @@ import ast
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,7 @@ from handler.core.errors import DeviceLost, KindlingError, WeightsCorrupt
 from handler.core.processor import processor
 from handler.core.recipe import MOST
 from handler.model import upstream
-from handler.model.compiling.package import bind_blocks, digest, kind_of, kinds_in, kinds_of
+from handler.model.compiling.package import bind_blocks, digest, kind_of, kinds_in, kinds_of, unbind_blocks
 from handler.model.faults import meaning
 from handler.model.hardware import Hardware
 from handler.volume.manifest import Source, summarize
@@ -36,7 +36,7 @@ CODE = (  # what decides what is in a package, and what is expected of one
     *("catalog/precisions", "model/loading/quant", "model/families/autoencoders"),
 )
 # Code that has only moved, or tells people more, since packages were made that have the digest on the right.
-SAME = {"fe7f1e3cee52ebf1": "91aa3cfd63a9eb9a"}
+SAME = {"5b6e3395a31da3ab": "91aa3cfd63a9eb9a"}
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 CacheStatus = Literal["HIT", "MISS", "STALE", "ERROR"]
 
@@ -77,6 +77,7 @@ def fingerprint(spec: ModelSpec, hardware: Hardware, decoder: str = "") -> dict[
         "code": _code(),
         "inductor": _inductor(),
         "matmul": torch.get_float32_matmul_precision(),
+        **({"shared": hardware.shared} if hardware.shared else {}),
     }
 
 
@@ -176,11 +177,19 @@ def packaged(spec: ModelSpec, hardware: Hardware, volume: Path, kernels: Iterabl
 
 
 def restore(
-    transformer: Any, spec: ModelSpec, hardware: Hardware, volume: Path, decoder: Any = None, *, volume_key: str = ""
+    transformer: Any,
+    spec: ModelSpec,
+    hardware: Hardware,
+    volume: Path,
+    decoder: Any = None,
+    *,
+    volume_key: str = "",
+    share: Callable[[Path], object] = lambda _: None,
 ) -> Found:
     """Bind the package that `look` finds, on a HIT. After anything else the transformer is as it was.
 
-    `decoder` is the VAE's if it shall run compiled too. Raises nothing but DeviceLost.
+    `decoder` is the VAE's if it shall run compiled too. `share` is told of a file that was found whole and bound, for
+    others on this machine, and may raise. Raises nothing but DeviceLost.
     """
     found = Found("MISS", "")
     try:
@@ -191,12 +200,21 @@ def restore(
                 copy = Path(shutil.copyfile(found.source.folder / PACKAGE, Path(folder) / PACKAGE))
                 _verify(copy, found.source)
                 bind_blocks(transformer, copy, decoder)
+                _shared(share, copy, transformer, decoder)
     except Exception as error:
         if isinstance(meant := meaning(error, spec.size), DeviceLost):
             raise meant from error
         reason = error.message if isinstance(error, KindlingError) else f"{type(error).__name__}: {error}"
         return Found("ERROR", reason, found.source, error)
     return found
+
+
+def _shared(share: Callable[[Path], object], package: Path, transformer: Any, decoder: Any) -> None:
+    try:
+        share(package)
+    except BaseException:
+        unbind_blocks(transformer, decoder)
+        raise
 
 
 def publish(

@@ -197,7 +197,7 @@ def bind_blocks(transformer: Any, package: Path, decoder: Any = None) -> None:
     """
     from torch._C._aoti import AOTIModelPackageLoader  # below torch's own wrapper, which loads every kind each time
 
-    forwards, modulations = [], Modulations()
+    forwards, modulations, split = [], Modulations(), _split(transformer)
     for kind, blocks in _kinds(transformer, decoder).items():
         for block in blocks:
             code = AOTIModelPackageLoader(str(package), kind, True, 1, -1)
@@ -205,7 +205,7 @@ def bind_blocks(transformer: Any, package: Path, decoder: Any = None) -> None:
             weights |= joined(weights, layout["merged"])
             code.load_constants({name: weights[name] for name in code.get_constant_fqns()}, False, True, True)
             making = layout["modulation"] and modulations.maker(layout["modulation"], weights)
-            forwards.append((block, _forward(block, code, layout, making)))
+            forwards.append((block, _forward(block, code, layout, making, split)))
     for block, forward in forwards:
         block.forward = forward
     transformer.modulations = modulations
@@ -219,8 +219,13 @@ def unbind_blocks(transformer: Any, decoder: Any = None) -> None:
     transformer.__dict__.pop("modulations", None)
 
 
+def _split(transformer: Any) -> Any:
+    """How ranks share the tokens of a forward, if they do: evenly, as code is compiled for it, or not."""
+    return getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+
+
 def _forward(
-    block: Any, code: Any, layout: dict[str, Any], modulate: Callable[[Any], Any] | None
+    block: Any, code: Any, layout: dict[str, Any], modulate: Callable[[Any], Any] | None, split: Any
 ) -> Callable[..., Any]:
     """`code` as the block's forward. What it was not compiled for stays eager: the code itself checks nothing."""
     import torch
@@ -234,7 +239,7 @@ def _forward(
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(parameters, args, strict=False)), **kwargs}
         tensors = [leaf for name in names for leaf in _leaves(given.pop(name, None))]
-        if [*_leaves(given)] or not _fits(tensors, takes):
+        if [*_leaves(given)] or not _fits(tensors, takes) or (split and split.ulysses_anything):
             return eager(*args, **kwargs)
         if modulate:
             tensors[at] = modulate(tensors[at])

@@ -47,6 +47,7 @@ from handler.model.loading.weights import load_components
 from handler.model.preview import Projection, watched
 from handler.model.sampling.latents import prepared
 from handler.model.sampling.scheduler import scheduler_of
+from handler.model.tensor_parallel import WHOLE, Shard
 from handler.volume.listing import json_of
 from handler.volume.reader import Reader
 
@@ -60,14 +61,20 @@ def quiet() -> None:
 
 
 def build(
-    family: ModuleType, reader: Reader, hardware: Hardware, vae: Reader | None = None, mode: str = "resident"
+    family: ModuleType,
+    reader: Reader,
+    hardware: Hardware,
+    vae: Reader | None = None,
+    mode: str = "resident",
+    shard: Shard = WHOLE,
 ) -> Any:
     """The pipeline that `reader` brings, on the device; with another autoencoder if `vae` brings one.
 
-    `mode`, one of `worker/memory.py`'s, says which of its models wait in host memory instead.
+    `mode`, one of `worker/memory.py`'s, says which of its models wait in host memory instead, `shard` which part of its
+    text encoders is here.
     """
     waiting = offload.WAITING[mode]
-    components = load_components(reader, hardware, waiting)
+    components = load_components(reader, hardware, waiting, shard)
     if vae:
         [components["vae"]] = load_components(vae, hardware).values()
         _check_latents(components["vae"], reader)

@@ -17,6 +17,7 @@ from handler.core.host import trim
 from handler.model.loading import lora
 from handler.model.loading.modules import Made
 from handler.model.loading.packing import dtype_of, unpacked, viewed
+from handler.model.tensor_parallel import Shard
 from handler.volume.layout import FLOATS, Slot, layout, read_layout
 from handler.volume.manifest import CHUNK
 from handler.volume.reader import Reader, ReadFile
@@ -25,6 +26,7 @@ from handler.volume.room import reading
 Slots = Mapping[str, Slot]
 Files = Mapping[ReadFile, Slots]
 Maker = Callable[[dict[str, Any]], Made]
+Changes = Mapping[str, Any]
 
 
 def layouts(files: list[ReadFile]) -> dict[ReadFile, Slots]:
@@ -68,12 +70,12 @@ def as_served(files: Files, dtype: Any) -> bool:
 
 
 def fill(
-    reader: Reader, files: Files, make: Maker, dtype: Any, place: str, precision: str, changes: Mapping[str, Any]
+    reader: Reader, files: Files, make: Maker, dtype: Any, place: str, precision: str, changes: Changes, shard: Shard
 ) -> Made:
     """The model that `make` makes of the tensors in `files`, floats in `dtype` on `place`, with what does not fit.
 
     Where `precision` is none but rounded, so are its layers. `changes` is a LoRA to add first, or empty. Misfit if
-    that does not fit.
+    that does not fit. The model has this `shard` of them.
     """
     given = {name: _placeholder(slot, dtype) for slots in files.values() for name, slot in slots.items()}
     changed = lora.named(given, changes)
@@ -99,7 +101,7 @@ def fill(
                 layer.quantise(place)
                 trim()  # rounding one matrix takes several times its size
             else:
-                weight.data = _own(tensor, weight.dtype, place)
+                weight.data = _own(shard.of(name, tensor), weight.dtype, place)
             del tensor, weight
     for layer in rounded.values():
         layer.quantise(place)

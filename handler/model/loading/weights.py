@@ -15,6 +15,7 @@ from handler.model.hardware import Hardware
 from handler.model.loading import lora, modules
 from handler.model.loading.filling import as_served, fill, layouts, slots_of
 from handler.model.loading.packing import viewed
+from handler.model.tensor_parallel import WHOLE, Shard
 from handler.volume.codeless import require_codeless
 from handler.volume.layout import Slot
 from handler.volume.listing import INDEX, LORA, OURS, named
@@ -27,25 +28,30 @@ KERNELS = 16  # where its fast kernels want every weight to start
 TOKENIZER_OF = {"PixtralProcessor": "AutoTokenizer"}  # all that FLUX.2 uses of it; the rest wants torchvision
 
 
-def load_components(reader: Reader, hardware: Hardware, waiting: tuple[str, ...] = ()) -> dict[str, Any]:
+def load_components(
+    reader: Reader, hardware: Hardware, waiting: tuple[str, ...] = (), shard: Shard = WHOLE
+) -> dict[str, Any]:
     """All that the pipeline's constructor takes: models on the device, in eval mode; tokenizers; settings.
 
-    Those whose names begin with what `waiting` has are in host memory.
+    Those whose names begin with what `waiting` has are in host memory. Of text encoders there is this `shard`.
     """
     for file in reader.take(CONFIGS):
         _arrive(reader, file)
     entries = {name: value for name, value in reader.index.items() if not name.startswith("_")}
     places = {name: "cpu" if name.startswith(waiting) else hardware.device for name in entries}
-    return {name: _component(reader, name, value, hardware, places[name]) for name, value in entries.items()}
+    shards = {name: shard if name.startswith("text_encoder") else WHOLE for name in entries}
+    return {
+        name: _component(reader, name, value, hardware, places[name], shards[name]) for name, value in entries.items()
+    }
 
 
-def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place: str) -> Any:
+def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place: str, shard: Shard) -> Any:
     """One entry of model_index.json: [library, class], [null, null], or a setting of the pipeline."""
     match value:
         case [None, None]:
             return None
         case [library, str(word)]:
-            return _made(reader, name, _class(reader, library, word), hardware, place)
+            return _made(reader, name, _class(reader, library, word), hardware, place, shard)
         case _:
             with reading(folder := reader.folder(name)):
                 component = isinstance(value, list | dict) or folder.is_dir()
@@ -56,7 +62,7 @@ def _component(reader: Reader, name: str, value: Any, hardware: Hardware, place:
             return value
 
 
-def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) -> Any:
+def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str, shard: Shard) -> Any:
     import torch
 
     folder = reader.folder(name)
@@ -66,7 +72,7 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) 
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     changes = tensors(reader, part) if reader.files(part := f"{name}/{LORA}") else {}
     try:
-        model, faults = _weighed(reader, name, kind, hardware, place, changes)
+        model, faults = _weighed(reader, name, kind, hardware, place, changes, shard)
     except lora.Misfit as error:
         told = f"The LoRA in {folder} does not fit: {error}. {reader.source.remedy}"
         raise WeightsCorrupt(told, about=str(folder)) from None
@@ -77,7 +83,7 @@ def _made(reader: Reader, name: str, kind: Any, hardware: Hardware, place: str) 
 
 
 def _weighed(
-    reader: Reader, name: str, kind: Any, hardware: Hardware, place: str, changes: Mapping[str, Any]
+    reader: Reader, name: str, kind: Any, hardware: Hardware, place: str, changes: Mapping[str, Any], shard: Shard
 ) -> modules.Made:
     """The model with its weights, and what does not fit: over what was read, as it is, or filled tensor by tensor."""
     import diffusers
@@ -91,11 +97,11 @@ def _weighed(
     files = layouts(reader.files(name))
     if baked:
         maker = partial(modules.from_baked, precision=hardware.precision)
-    elif files and (rounds or not as_served(files, dtype)):
+    elif files and (rounds or shard.parts > 1 or not as_served(files, dtype)):
         reader.take(name)
         make = partial(maker, kind, folder, dtype=dtype, device="cpu")
         precision = hardware.precision if rounds else ""
-        return fill(reader, files, make, dtype, place, precision, changes)
+        return fill(reader, files, make, dtype, place, precision, changes, shard)
     found = tensors(reader, name, place)
     lora.fuse(found, changes)
     return maker(kind, folder, found, dtype, place)
