@@ -1,0 +1,81 @@
+"""What goes between a server and a worker's process: errors, and what the server's side does with one that is gone."""
+
+import pickle
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from types import SimpleNamespace
+from typing import Any
+
+from fakes import RECIPE, FakeFamily, raises
+from handler import Clock, Settings
+from handler.core.errors import DeviceLost, OutOfMemory
+from handler.engine.child import Attendant, packed
+from handler.engine.remote import Remote
+from handler.worker.orders import Fault
+
+
+class Process:
+    """Of a worker that is a thread here: `kill` is all that is asked of it."""
+
+    killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@contextmanager
+def hop(family: FakeFamily) -> Iterator[tuple[Remote, Process, Any]]:
+    """A worker's own side in a thread, the server's, and the end of the line that the latter has."""
+    (ours, far), attendant, process = Pipe(), Attendant(), Process()
+    attendant.line = far
+    worker = family.boot(Settings(), Clock(240))
+    thread = threading.Thread(target=attendant.serve, args=[worker])
+    thread.start()
+    child: Any = SimpleNamespace(line=ours, lines=[ours], process=process, ended="has ended")
+    yield Remote(child, Clock(240)), process, far
+    ours.close()
+    thread.join()
+
+
+def test_pictures_that_failed_together_did_so_by_one_error_in_the_server_too() -> None:
+    bug, memory = RuntimeError("a bug"), OutOfMemory("too large", "size")
+    sent = pickle.loads(pickle.dumps(packed([bug, memory, None, bug, memory, RuntimeError("another bug")])))
+    assert sent[0] is sent[3]
+    assert sent[1] is sent[4]
+    assert sent[2] is None
+    assert isinstance(sent[5], Fault)
+    assert sent[5].args != sent[0].args
+
+
+def test_a_bug_in_a_run_of_several_is_one_bug() -> None:
+    with hop(FakeFamily(at_step={1: raises(RuntimeError("a bug"))})) as (remote, process, _):
+        first, second = remote.draw_some([RECIPE] * 2, [lambda *_: None] * 2)
+    assert isinstance(first, Fault)
+    assert first is second
+    assert not process.killed
+
+
+def test_a_preview_that_cannot_be_shown_costs_no_worker() -> None:
+    def step(done: int, preview: Any) -> None:
+        raise OSError("encoder error -2 when writing image file")
+
+    with hop(FakeFamily()) as (remote, process, _):
+        [outcome] = remote.draw_some([RECIPE], [step])
+        assert isinstance(outcome, OSError)
+        [drawn] = remote.draw_some([RECIPE], [lambda *_: None])
+        assert isinstance(drawn, tuple)
+    assert not process.killed
+
+
+def test_a_worker_that_is_gone_while_a_preview_is_wanted_is_lost() -> None:
+    with hop(FakeFamily()) as (remote, process, far):
+
+        def step(done: int, preview: Any) -> None:
+            far.close()
+            preview()
+
+        [outcome] = remote.draw_some([RECIPE], [step])
+    assert isinstance(outcome, DeviceLost)
+    assert process.killed
