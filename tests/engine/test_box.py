@@ -21,6 +21,7 @@ import pytest
 from conftest import ROOT
 
 from fakes import RECIPE
+from handler.__main__ import main
 from handler.cli import doctor, findings
 from handler.core.birth import Birth
 from handler.core.errors import DeviceLost, Exhausted, SettingsError, StartError
@@ -393,6 +394,16 @@ def test_doctor_tells_the_gpus_of_each_worker(monkeypatch: pytest.MonkeyPatch) -
     [told] = findings._workers(doctor.workers(Settings(workers=9), gpu))
     assert told.startswith("workers: KINDLING_WORKERS: 9 workers are more than this machine has room for")
     assert findings._workers(doctor.workers(Settings(), gpu)) == []
+
+
+def test_doctor_foretells_the_start_of_as_many_workers_as_auto_means(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("handler.worker.sharing.gpu_count", lambda: 4)
+    monkeypatch.setenv("KINDLING_WORKERS", "auto")
+    monkeypatch.setattr(doctor, "cold_start", lambda settings, _: {"reason": settings.workers})
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cold_start"]["reason"] == 4
 
 
 @pytest.mark.parametrize("several", [2, "auto"])
