@@ -137,8 +137,8 @@ def main(number: str, *lines: int) -> None:
         worker = attendant.boot(settings)
     except StartError as error:
         let_go(error)
-        attendant.tell(error)
         outlet.drain()
+        attendant.tell(error)  # the server then ends this process
         return
     threading.Thread(target=_answer, args=[asks, worker], name="readings", daemon=True).start()
     attendant.tell(Ready(worker.hardware, worker.receipt, worker.facts, worker.gains))

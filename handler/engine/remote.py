@@ -39,6 +39,7 @@ class Remote:
     def __init__(self, child: Child, clock: Clock) -> None:
         self._child, self._clock, self._closed = child, clock, False
         self._asking, self._asked, self._told = threading.Lock(), -math.inf, dict[str, float]()
+        self._owing = False  # an answer
         self.peak_bytes = 0
         self.hardware: Hardware  # these as `Loaded` has them, once it is ready
         self.receipt: Receipt | None
@@ -56,6 +57,7 @@ class Remote:
                 remote._load(settings)
         except BaseException:
             remote.kill()
+            remote.close()  # whoever keeps the error keeps this
             raise
         return remote
 
@@ -126,17 +128,26 @@ class Remote:
 
     def readings(self) -> dict[str, float]:
         """What the process and its device tell right now, as `model/readings.py` has it; nothing if it is silent."""
+        with self._asking:
+            if time.monotonic() >= self._asked + AGAIN_S:
+                self._told, self._asked = self._ask(), time.monotonic()
+            return self._told
+
+    def _ask(self) -> dict[str, float]:
+        """What it says within `ASK_S`. One that never answers is not asked again: the line holds only so much."""
         line = self._child.lines[1]
-        with self._asking, contextlib.suppress(OSError, EOFError):
-            if time.monotonic() < self._asked + AGAIN_S:
-                return self._told
-            self._asked, self._told = time.monotonic(), {}
-            while line.poll():  # an answer that came too late for who asked
+        with contextlib.suppress(OSError, EOFError):
+            if self._owing and line.poll():  # too late for who asked
                 line.recv()
-            line.send(None)
+                self._owing = False
+            if not self._owing:
+                line.send(None)
+                self._owing = True
             if line.poll(ASK_S):
-                self._told = line.recv()
-        return self._told
+                told: dict[str, float] = line.recv()
+                self._owing = False
+                return told
+        return {}
 
     def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
         """Call `alarm`, on another thread, as soon as the process has ended, be anything drawn or not."""

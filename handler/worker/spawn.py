@@ -61,12 +61,12 @@ class Child:
             line.close()
 
     def close(self, seconds: float = END_S) -> None:
-        """The same, and wait so long for its end, which then comes by force."""
+        """The same, and wait so long for its end, which then comes by force, but not to one stuck in a driver."""
         self.leave()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
-        self.process.kill()
-        self.process.wait()
+        for wait_s in (seconds, END_S):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(wait_s)
+            self.process.kill()
 
 
 def attend(*numbers: int, last: Callable[[], object] = lambda: None) -> list[Connection]:

@@ -1,17 +1,25 @@
 """What goes between a server and a worker's process: errors, and what the server's side does with one that is gone."""
 
+import math
+import os
 import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import Pipe
+from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+
+import pytest
 
 from fakes import RECIPE, FakeFamily, raises
 from handler import Clock, Settings
-from handler.core.errors import DeviceLost, OutOfMemory
+from handler.core.errors import DeviceLost, OutOfMemory, StartError
 from handler.engine.child import Attendant, packed
+from handler.engine.pace import Pace
+from handler.engine.queue import Job, Queue
 from handler.engine.remote import Remote
 from handler.worker.orders import Fault
 
@@ -79,3 +87,51 @@ def test_a_worker_that_is_gone_while_a_preview_is_wanted_is_lost() -> None:
         [outcome] = remote.draw_some([RECIPE], [step])
     assert isinstance(outcome, DeviceLost)
     assert process.killed
+
+
+def test_a_device_that_never_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.engine.remote.ASK_S", 0.0)
+    monkeypatch.setattr("handler.engine.remote.AGAIN_S", 0.0)
+    ours, far = Pipe()
+    remote = Remote(cast(Any, SimpleNamespace(lines=[None, ours])), Clock(240))
+    assert [remote.readings() for _ in range(3)] == [{}] * 3
+    far.recv()
+    assert not far.poll()
+    far.send({"host_peak": 1.0})  # too late
+    assert remote.readings() == {}
+    far.recv()
+    far.send({"host_peak": 2.0})
+    far.close()
+    assert remote.readings() == {}
+
+
+def sockets() -> set[str]:
+    """This process's."""
+    links = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return {link for link in links if link.startswith("socket:")}
+
+
+def test_a_start_that_fails_leaves_neither_process_nor_line(tmp_path: Path) -> None:
+    before = sockets()
+    with pytest.raises(StartError) as caught:
+        Remote.boot(0, Settings(volume=tmp_path, vae="none"), Clock(240))
+    assert "none" in caught.value.message
+    assert sockets() <= before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_alike_pictures_are_shared_by_all_who_are_idle() -> None:
+    """However many each could draw at once."""
+    queue, taken = Queue(9, math.inf), SimpleQueue[int]()
+    takers = [threading.Thread(target=lambda: taken.put(len(queue.take(lambda _: 8)))) for _ in range(2)]
+    for taker in takers:
+        taker.start()
+    while queue._takers < 2:
+        assert all(taker.is_alive() for taker in takers)
+    queue.join([Job(RECIPE, lambda *_: None, 1.0, math.inf, lambda _: None) for _ in range(5)], Pace(), admitted=True)
+    for taker in takers:
+        taker.join()
+    assert sorted([taken.get(), taken.get()]) == [2, 3]
+    queue.join([Job(RECIPE, lambda *_: None, 1.0, math.inf, lambda _: None) for _ in range(5)], Pace(), admitted=True)
+    assert len(queue.take(lambda _: 4)) == 4
