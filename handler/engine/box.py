@@ -14,9 +14,10 @@ from functools import partial
 
 from handler.core.birth import Birth
 from handler.core.deadline import EXIT_S
-from handler.core.errors import DeviceLost, KindlingError, SettingsError
+from handler.core.errors import DeviceLost, Internal, KindlingError, SettingsError
 from handler.core.recipe import Recipe
 from handler.core.settings import Settings
+from handler.core.tracebacks import outline
 from handler.engine.engine import LAST_S, TIDY_S, Engine
 from handler.engine.front import OPEN, EngineState
 from handler.engine.pace import Pace
@@ -158,11 +159,15 @@ class Box(Engine):
 
     def _run(self) -> None:
         """The thread: begin the workers, and again what is lost, until no more will be drawn."""
-        for lane in self._lanes:
-            lane.start()
-        with self._news:
-            while not self._settled():
-                self._news.wait(self._begun_again())
+        try:
+            for lane in self._lanes:
+                lane.start()
+            with self._news:
+                while not self._settled():
+                    self._news.wait(self._begun_again())
+        except BaseException as error:  # a bug of ours, or no room for a thread: nobody would begin a worker any more
+            log.error("the workers are not looked after\n%s", outline(error))
+            self.fail(Internal("This server failed; see its log."))
         self._booted.set()
         self.over.set()
 

@@ -334,6 +334,18 @@ def test_a_machine_whose_workers_are_lost_again_and_again_is_given_up() -> None:
     assert (box.state, type(box.error)) == ("failed", StartError)
 
 
+def test_a_box_that_cannot_begin_its_workers_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(lane: Lane) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Lane, "start", full)
+    box = unbegun()
+    box._run()
+    with pytest.raises(StartError, match="This server failed"):
+        box.wait_booted()
+    assert box.over.is_set()
+
+
 def test_what_waits_is_shared_by_those_that_are_ready() -> None:
     box = unbegun(3)
     lane(box, 1)._executor.pace = Pace.of((Run(1.0, 6.0),))
