@@ -47,11 +47,15 @@ class Remote:
         self.gains: Gains
 
     @classmethod
-    def boot(cls, number: int, settings: Settings, clock: Clock) -> Self:
-        """Begin the process, and follow its start by `clock`; a StartError of its, or why it has ended."""
+    def boot(cls, number: int, begun: Callable[[Self], object], settings: Settings, clock: Clock) -> Self:
+        """Begin the process, and follow its start by `clock`; a StartError of its, or why it has ended.
+
+        `begun` gets this as soon as there is a process, which `hang_up` ends.
+        """
         on_gpus = settings.device != "cpu" and gpu_count()
         sees = visible(number * settings.ranks, settings.ranks) if on_gpus else {}
         remote = cls(Child("handler.engine.child", [str(number)], sees, lines=2), clock)
+        begun(remote)
         try:
             with clock.start(settings.model):
                 remote._load(settings)
@@ -160,6 +164,10 @@ class Remote:
 
     def _lost(self) -> DeviceLost:
         return DeviceLost(ENDED.format(self._child.ended))
+
+    def hang_up(self) -> None:
+        """Let a process that starts end, from any thread; it leaves word of that."""
+        self._child.hang_up()
 
     def kill(self) -> None:
         """End the process at once: it may hang."""

@@ -5,6 +5,7 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -54,6 +55,11 @@ class Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return f"has ended (exit code {self.process.wait(1)})"
         return "has ended (its end of the line is closed)"
+
+    def hang_up(self) -> None:
+        """Tell it to end, from any thread: whoever reads the first line comes to its end too."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.line.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
 
     def leave(self) -> None:
         """Close the lines, by which it is told to end."""

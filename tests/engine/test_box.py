@@ -240,6 +240,20 @@ def test_the_first_that_is_ready_draws_and_all_end_with_their_server_also_while_
             ended(pid)
 
 
+def test_told_to_stop_while_all_start_it_leaves_word_of_each_and_does_not_say_that_it_is_ready(tmp_path: Path) -> None:
+    with serving(BOX | {"KINDLING_VOLUME": str(tmp_path)}, ready=False) as server:
+        for _ in "01":
+            server.wait_for("worker [01], spark: import")
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        server.reader.join()
+    outcomes = [json.loads(path.read_text())["outcome"] for path in (tmp_path / "boots").glob("*.json")]
+    assert len(outcomes) == 2
+    assert {*outcomes} <= {"stopped", "ready"}  # on a busy machine one may have been quicker
+    assert any("is ready on" in line for line in server.lines) is ("ready" in outcomes)
+    assert not [line for line in server.lines if "is lost" in line]
+
+
 def test_what_fails_in_all_workers_ends_the_server_as_it_ends_one_alone(tmp_path: Path) -> None:
     told = []
     for count in ("1", "2"):
