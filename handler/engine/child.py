@@ -128,7 +128,10 @@ def main(number: str, *lines: int) -> None:
     """Be worker `number` of the server at the other ends of `lines`: one for what it draws, one for who looks on."""
     attendant = Attendant()
     attendant.line, asks = attend(*lines, last=attendant.end)
-    settings: Settings = attendant.line.recv()
+    try:
+        settings: Settings = attendant.line.recv()
+    except EOFError:  # it was not to start after all
+        return
     outlet.install()
     logging.basicConfig(level=settings.log_level.upper(), format=f"%(levelname)s worker {number} %(name)s: %(message)s")
     dedicated()

@@ -141,6 +141,15 @@ def test_two_pictures_are_drawn_at_the_same_time_and_are_streamed(box: Served) -
     assert [event["type"] for event in requests[0].events].count("image_generation.partial_image") >= 1
 
 
+def test_what_a_worker_begins_does_not_hold_its_lines(box: Served) -> None:
+    """Else the server would wait for the end of one that is gone."""
+    for pid in workers(box).values():
+        *_, first, second, _ = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        for line in (first, second):
+            [flags] = re.findall(r"flags:\s*(\d+)", Path(f"/proc/{pid}/fdinfo/{line}").read_text())
+            assert int(flags, 8) & os.O_CLOEXEC
+
+
 def test_the_pictures_of_one_request_are_shared(box: Served) -> None:
     answer = httpx.post(box.url + ROUTE, json=SMALL | {"n": 4}, timeout=240).json()
     assert [len(each["b64_json"]) > 100 for each in answer["data"]] == [True] * 4

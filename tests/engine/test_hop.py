@@ -20,7 +20,9 @@ from handler.engine.child import Attendant, packed
 from handler.engine.pace import Pace
 from handler.engine.queue import Job, Queue
 from handler.engine.remote import Remote
+from handler.worker.clock import Ledger
 from handler.worker.orders import Fault
+from handler.worker.spawn import Child
 
 
 class Process:
@@ -102,6 +104,21 @@ def test_a_device_that_never_answers_is_asked_once(monkeypatch: pytest.MonkeyPat
     far.send({"host_peak": 2.0})
     far.close()
     assert remote.readings() == {}
+
+
+def test_what_comes_late_of_a_start_that_was_stopped_is_not_told() -> None:
+    clock = Clock(240)
+    clock.finish("stopped", "told to stop")
+    clock.follow(Ledger(phase="warm"))
+    assert (clock.ledger.outcome, clock.ledger.phase) == ("stopped", "start")
+
+
+def test_a_process_that_is_not_to_start_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    child = Child("handler.engine.child", ["0"], {}, lines=2)
+    child.hang_up()
+    assert child.process.wait(60) == 0
+    child.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def sockets() -> set[str]:
