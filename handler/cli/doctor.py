@@ -69,11 +69,13 @@ def run(options: argparse.Namespace) -> int:
         lambda: (last_boots(settings.volume, BOOTS_SHOWN), ""), otherwise=lambda why: ([], why)
     )
     left: list[Leftover] = patiently(leftovers, settings.volume, otherwise=lambda why: [])
+    begun = workers(settings, hardware)
+    served = settings.model_copy(update={"workers": begun["count"] or 1})
     report = {
         "version": __version__,
         "settings": described(settings, faults),
-        "hardware": asdict(patiently(_served, settings, hardware, otherwise=partial(_unserved, hardware))),
-        "workers": workers(settings, hardware),
+        "hardware": asdict(patiently(_served, served, hardware, otherwise=partial(_unserved, hardware))),
+        "workers": begun,
         "machine": machine(hardware),
         "compiling": compiling(hardware),
         "attention": refusals(hardware.capability, hardware.dtype) if hardware.capability else {},
@@ -81,10 +83,10 @@ def run(options: argparse.Namespace) -> int:
         "leftovers": [each.path.as_posix() for each in left],
         "leftovers_bytes": sum(each.bytes for each in left),
         "store": store_state(settings),
-        "models": [asdict(found) for found in states(settings, hardware)],
+        "models": [asdict(found) for found in states(served, hardware)],
         "loras": [asdict(lora) | {"line": adapter_line(lora)} for lora in adapters_on(settings)],
         "files": [asdict(each) for each in patiently(files, settings.volume, otherwise=lambda why: [])],
-        "cold_start": patiently(cold_start, settings, hardware, otherwise=lambda why: model | {"reason": why}),
+        "cold_start": patiently(cold_start, served, hardware, otherwise=lambda why: model | {"reason": why}),
         "boots": boots[0],
         "boots_reason": boots[1],
     }

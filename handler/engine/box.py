@@ -14,9 +14,10 @@ from functools import partial
 
 from handler.core.birth import Birth
 from handler.core.deadline import EXIT_S
-from handler.core.errors import DeviceLost, KindlingError, SettingsError
+from handler.core.errors import DeviceLost, Internal, KindlingError, SettingsError
 from handler.core.recipe import Recipe
 from handler.core.settings import Settings
+from handler.core.tracebacks import outline
 from handler.engine.engine import LAST_S, TIDY_S, Engine
 from handler.engine.front import OPEN, EngineState
 from handler.engine.pace import Pace
@@ -35,16 +36,31 @@ class Lane(Engine):
     """One of a box's workers, from its start until it is lost; `restarts` others were before it."""
 
     def __init__(self, box: "Box", number: int, clock: Clock, restarts: int = 0, losses: int = 0) -> None:
-        super().__init__(box.settings, clock, partial(Remote.boot, number))
+        super().__init__(box.settings, clock, partial(Remote.boot, number, self._begun))
         self.queue, self._box, self.number, self._restarts, self._losses = box.queue, box, number, restarts, losses
         self._served_from = self.lost_at = 0.0
         self.ended = False  # its thread has nothing more to do
+        self._starts: Remote | None = None
+        self._unwanted = False
 
     def start(self) -> None:
         """Begin booting; what it costs the box counts."""
         self.begun = True
         self._thread.start()
         self._executor.watch.start()
+
+    def leave(self) -> None:
+        """Start no further."""
+        self._unwanted = True
+        if not self.booted:
+            self.clock.finish("stopped", f"told to stop in phase '{self.ledger.phase}'")
+            if self._starts:
+                self._starts.hang_up()
+
+    def _begun(self, starts: Remote) -> None:
+        self._starts = starts
+        if self._unwanted:
+            starts.hang_up()
 
     def again(self, clock: Clock) -> "Lane":
         """The next one in its place."""
@@ -75,7 +91,7 @@ class Lane(Engine):
         told = [job for job in jobs if job not in again]
         for job in again:
             job.lost = True
-        if not self.over.is_set():
+        if not (self.over.is_set() or self._unwanted):
             log.error("worker %s is lost: %s", self.number, error.message)
         self.lost_at = time.monotonic()
         self.over.set()  # before: its thread is to take none of them
@@ -141,6 +157,15 @@ class Box(Engine):
         with self._news:
             self._news.notify()
 
+    def stop(self) -> None:
+        """As one worker does; those that start are told too, and have a moment to leave word of that."""
+        self._become("stopped")
+        with self._news:  # no other is begun again
+            for lane in self._lanes:
+                lane.leave()
+        super().stop()
+        self.over.wait(min(END_S, self.exit.left_s))
+
     def _become(self, state: EngineState) -> None:
         super()._become(state)
         self.look()
@@ -158,12 +183,17 @@ class Box(Engine):
 
     def _run(self) -> None:
         """The thread: begin the workers, and again what is lost, until no more will be drawn."""
-        for lane in self._lanes:
-            lane.start()
-        with self._news:
-            while not self._settled():
-                self._news.wait(self._begun_again())
-        self._booted.set()
+        try:
+            for lane in self._lanes:
+                lane.start()
+            with self._news:
+                while not self._settled():
+                    self._news.wait(self._begun_again())
+        except BaseException as error:  # a bug of ours, or no room for a thread: nobody would begin a worker any more
+            log.error("the workers are not looked after\n%s", outline(error))
+            self.fail(Internal("This server failed; see its log."))
+        if self.error:
+            self._booted.set()
         self.over.set()
 
     def _settled(self) -> bool:
@@ -177,9 +207,9 @@ class Box(Engine):
                 self.state = "ready" if ready else "starting"
         if ready:
             self._booted.set()
-        elif all(lane.state == "failed" for lane in self._lanes) and self._hopeless:
+        elif self.state != "stopped" and all(lane.state == "failed" for lane in self._lanes) and self._hopeless:
             self.fail(self._lanes[0].error or DeviceLost("All workers are lost."))
-        return self.state not in OPEN and all(lane.ended or not lane.booted for lane in self._lanes)
+        return self.state not in OPEN and all(lane.ended for lane in self._lanes)
 
     @property
     def _hopeless(self) -> bool:

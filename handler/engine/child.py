@@ -24,7 +24,7 @@ from handler.model.runner import DrawOutcome
 from handler.model.upstream import dedicated
 from handler.volume import pages
 from handler.worker.clock import Clock
-from handler.worker.orders import Draw, Drew, Fault, Look, Ready, Rendered, Step, Stepped
+from handler.worker.orders import Draw, Drew, Fault, Look, Outcome, Ready, Rendered, Step, Stepped
 from handler.worker.spawn import attend
 from handler.worker.worker import Worker
 
@@ -66,7 +66,7 @@ class Attendant:
                 outcomes = worker.draw_some(told.recipes, steps)
             except BaseException as error:  # also a library that wants to end this process
                 outcomes = [error] * len(told.recipes)
-            self.tell(Drew(tuple(map(_packed, outcomes)), worker.peak_bytes))
+            self.tell(Drew(packed(outcomes), worker.peak_bytes))
 
     def _next(self) -> Draw | None:
         with contextlib.suppress(EOFError, OSError):
@@ -95,8 +95,14 @@ def _seen(preview: Preview) -> Any:
         return _packed(error)
 
 
-def _packed(outcome: DrawOutcome | None) -> Rendered | KindlingError | Fault | None:
-    """As it goes over the line: of errors that are not ours nothing but what makes two the same fault."""
+def packed(outcomes: Sequence[DrawOutcome | None]) -> tuple[Outcome, ...]:
+    """Those of a run as they go over the line: pictures that failed together have the same error there too."""
+    each = {key: _packed(outcome) for key, outcome in {id(outcome): outcome for outcome in outcomes}.items()}
+    return tuple(each[id(outcome)] for outcome in outcomes)
+
+
+def _packed(outcome: DrawOutcome | None) -> Outcome:
+    """Of errors that are not ours nothing but what makes two the same fault."""
     if outcome is None:
         return None
     if not isinstance(outcome, BaseException):
@@ -122,7 +128,10 @@ def main(number: str, *lines: int) -> None:
     """Be worker `number` of the server at the other ends of `lines`: one for what it draws, one for who looks on."""
     attendant = Attendant()
     attendant.line, asks = attend(*lines, last=attendant.end)
-    settings: Settings = attendant.line.recv()
+    try:
+        settings: Settings = attendant.line.recv()
+    except EOFError:  # it was not to start after all
+        return
     outlet.install()
     logging.basicConfig(level=settings.log_level.upper(), format=f"%(levelname)s worker {number} %(name)s: %(message)s")
     dedicated()
@@ -131,8 +140,8 @@ def main(number: str, *lines: int) -> None:
         worker = attendant.boot(settings)
     except StartError as error:
         let_go(error)
-        attendant.tell(error)
         outlet.drain()
+        attendant.tell(error)  # the server then ends this process
         return
     threading.Thread(target=_answer, args=[asks, worker], name="readings", daemon=True).start()
     attendant.tell(Ready(worker.hardware, worker.receipt, worker.facts, worker.gains))

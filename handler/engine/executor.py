@@ -79,11 +79,12 @@ class Executor:
                 left = self._draw(draw_some, begun)
         finally:
             self.watch.rest()
-            for job in self.jobs:  # none is left without an answer, whatever went wrong here
-                if job not in left:
-                    job.end(Internal(FAILED))
-            self._put_back([job for job in left if job in self.jobs])
-            self.jobs = ()
+            with self._losing:  # what is put back may be somebody else's at once
+                for job in self.jobs:  # none is left without an answer, whatever went wrong here
+                    if job not in left:
+                        job.end(Internal(FAILED))
+                self._put_back([job for job in left if job in self.jobs])
+                self.jobs = ()
 
     def _draw(self, draw_some: DrawSome, jobs: Sequence[Job]) -> list[Job]:
         """Draw and end the jobs of one run; those that wait for another."""

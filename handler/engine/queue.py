@@ -12,7 +12,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Literal
 
 from handler.core.deadline import LATE
@@ -102,7 +101,7 @@ class Queue:
         self._most, self._most_s, self.places = most, most_s, Places(most)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed, self._takers = False, 0  # how many wait to take
         self.ended: Counter[tuple[str, Where]] = Counter()
 
     def __len__(self) -> int:
@@ -147,16 +146,19 @@ class Queue:
     def take(self, room: Callable[[Recipe], int], over: Callable[[], bool] = lambda: False) -> list[Job]:
         """The job whose turn it is, once there is one, and those to draw with it; none when this queue is closed.
 
-        `room` says how many such may be drawn at once; who asks wants none if it is `over`, as `wake` lets it see.
+        `room` says how many such may be drawn at once; others who wait to take get as many each. Who asks wants none if
+        it is `over`, as `wake` lets it see.
         """
         with self._changed:
+            self._takers += 1
             self._changed.wait_for(lambda: self._jobs or self._closed or over())
+            takers, self._takers = self._takers, self._takers - 1
             if not self._jobs or over():
                 return []
             first, *others = self._jobs
-            most = 1 if first.alone else room(first.recipe)
-            fitting = (job for job in others if not job.alone and alike(first.recipe, job.recipe))
-            taken = [first, *islice(fitting, most - 1)]
+            fitting = [job for job in others if not job.alone and alike(first.recipe, job.recipe)]
+            most = 1 if first.alone else min(room(first.recipe), math.ceil((1 + len(fitting)) / takers))
+            taken = [first, *fitting[: most - 1]]
             self._jobs = deque(job for job in self._jobs if job not in taken)
             return taken
 

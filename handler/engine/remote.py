@@ -39,6 +39,7 @@ class Remote:
     def __init__(self, child: Child, clock: Clock) -> None:
         self._child, self._clock, self._closed = child, clock, False
         self._asking, self._asked, self._told = threading.Lock(), -math.inf, dict[str, float]()
+        self._owing = False  # an answer
         self.peak_bytes = 0
         self.hardware: Hardware  # these as `Loaded` has them, once it is ready
         self.receipt: Receipt | None
@@ -46,16 +47,21 @@ class Remote:
         self.gains: Gains
 
     @classmethod
-    def boot(cls, number: int, settings: Settings, clock: Clock) -> Self:
-        """Begin the process, and follow its start by `clock`; a StartError of its, or why it has ended."""
+    def boot(cls, number: int, begun: Callable[[Self], object], settings: Settings, clock: Clock) -> Self:
+        """Begin the process, and follow its start by `clock`; a StartError of its, or why it has ended.
+
+        `begun` gets this as soon as there is a process, which `hang_up` ends.
+        """
         on_gpus = settings.device != "cpu" and gpu_count()
         sees = visible(number * settings.ranks, settings.ranks) if on_gpus else {}
         remote = cls(Child("handler.engine.child", [str(number)], sees, lines=2), clock)
+        begun(remote)
         try:
             with clock.start(settings.model):
                 remote._load(settings)
         except BaseException:
             remote.kill()
+            remote.close()  # whoever keeps the error keeps this
             raise
         return remote
 
@@ -107,9 +113,7 @@ class Remote:
         """Whether this picture goes on."""
         try:
             on_steps[told.picture](told.done, self._look)
-        except (OSError, EOFError):
-            raise
-        except Exception as error:
+        except Exception as error:  # also of a process that is gone, which the next word to it meets
             given_up[told.picture] = error
         return told.picture not in given_up
 
@@ -128,17 +132,26 @@ class Remote:
 
     def readings(self) -> dict[str, float]:
         """What the process and its device tell right now, as `model/readings.py` has it; nothing if it is silent."""
+        with self._asking:
+            if time.monotonic() >= self._asked + AGAIN_S:
+                self._told, self._asked = self._ask(), time.monotonic()
+            return self._told
+
+    def _ask(self) -> dict[str, float]:
+        """What it says within `ASK_S`. One that never answers is not asked again: the line holds only so much."""
         line = self._child.lines[1]
-        with self._asking, contextlib.suppress(OSError, EOFError):
-            if time.monotonic() < self._asked + AGAIN_S:
-                return self._told
-            self._asked, self._told = time.monotonic(), {}
-            while line.poll():  # an answer that came too late for who asked
+        with contextlib.suppress(OSError, EOFError):
+            if self._owing and line.poll():  # too late for who asked
                 line.recv()
-            line.send(None)
+                self._owing = False
+            if not self._owing:
+                line.send(None)
+                self._owing = True
             if line.poll(ASK_S):
-                self._told = line.recv()
-        return self._told
+                told: dict[str, float] = line.recv()
+                self._owing = False
+                return told
+        return {}
 
     def watch(self, alarm: Callable[[DeviceLost], object]) -> None:
         """Call `alarm`, on another thread, as soon as the process has ended, be anything drawn or not."""
@@ -151,6 +164,10 @@ class Remote:
 
     def _lost(self) -> DeviceLost:
         return DeviceLost(ENDED.format(self._child.ended))
+
+    def hang_up(self) -> None:
+        """Let a process that starts end, from any thread; it leaves word of that."""
+        self._child.hang_up()
 
     def kill(self) -> None:
         """End the process at once: it may hang."""

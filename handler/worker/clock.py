@@ -184,6 +184,8 @@ class Clock:
 
     def follow(self, told: Ledger) -> None:
         """Take over what another process tells of its start, which is this clock's; nothing is watched over here."""
+        if self._done.is_set():  # it was stopped here
+            return
         phase = self.ledger.phase
         for one in fields(told):
             setattr(self.ledger, one.name, getattr(told, one.name))

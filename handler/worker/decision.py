@@ -11,12 +11,11 @@ from typing import Any
 from handler.catalog.precisions import PRECISIONS
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import KindlingError
-from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.hardware import Hardware
 from handler.volume.receipts import Receipt, current
 from handler.worker.memory import memory_plan
-from handler.worker.sharing import processes, shared_by
+from handler.worker.sharing import host_share, shared_by
 
 
 def applicable(volume: Path, spec: ModelSpec, device: str | None) -> tuple[Receipt | None, str]:
@@ -86,8 +85,7 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware, host_gb: flo
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)
     elif settings.precision == "auto" and settings.tp_size == 1:  # what is rounded cannot be split so
-        host_gb = host_memory() / 1e9 / processes(settings) if host_gb is None else host_gb
-        precision, reason = automatic(spec, hardware, host_gb, settings.offload)
+        precision, reason = automatic(spec, hardware, host_share(settings, host_gb), settings.offload)
         hardware = replace(hardware, precision=precision, reason=reason)
     if receipt is None and told:
         hardware = replace(hardware, reason=f"{hardware.reason}; {told}")

@@ -119,11 +119,14 @@ class Fault(Exception):
     """From a worker: a bug, which its process has logged. Equal bugs say the same."""
 
 
+Outcome = Rendered | KindlingError | Fault | None
+
+
 @dataclass(frozen=True, slots=True)
 class Drew:
     """From a worker: a run has ended, with this for each picture; `peak_bytes` as `Loaded` has it."""
 
-    outcomes: tuple[Rendered | KindlingError | Fault | None, ...]
+    outcomes: tuple[Outcome, ...]
     peak_bytes: int
 
 

@@ -15,7 +15,6 @@ from handler.catalog.gpus import Gpu
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import DoesNotFit, KindlingError, SettingsError, WeightsMissing
-from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.compiling.artifacts import Found
 from handler.model.hardware import Hardware, rented
@@ -31,7 +30,7 @@ from handler.worker.compilation import COMPILE_S, OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
 from handler.worker.memory import MemoryPlan, memory_plan, nearest
-from handler.worker.sharing import processes, uncompiled
+from handler.worker.sharing import host_share, processes, uncompiled
 
 SHARED = "several GPUs draw each picture"  # why attention is torch's own
 
@@ -43,7 +42,7 @@ class Outlook:
     `settings` are `asked` as the receipt decides them, if one is followed. `source` is where the weights come from:
     None if they are not there, as `fault` says, and on another machine, of whose volume nothing is known; it is none of
     those in `without`, which were found damaged. `over` it is what KINDLING_WEIGHTS names. `host_gb` is the memory of
-    the host, of several ranks each one's share. What is reckoned from these is reckoned when it is first asked for.
+    the host, of several processes each one's share. What is reckoned from these is reckoned when it is first asked for.
     """
 
     asked: Settings
@@ -61,8 +60,7 @@ class Outlook:
     @cached_property
     def memory(self) -> MemoryPlan:
         """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
-        ranks = self.asked.ranks  # each of which loads all of it, and has its part of the host
-        where = self.hardware, self.source, self.host_gb / ranks
+        where, ranks = (self.hardware, self.source, self.host_gb), self.asked.ranks
         return memory_plan(self.spec, *where, self.settings.offload, self.over, ranks > 1, self.asked.tp_size)
 
     @property
@@ -157,9 +155,8 @@ def outlook(
     here = host_gb is None
     spec = settled(spec, settings.volume) if here else spec
     decision = decide(settings, spec, hardware, host_gb)
-    host_gb = host_memory() / 1e9 / processes(settings) if host_gb is None else host_gb
     decided = decision.settings, spec, decision.hardware, decision.receipt
-    seen = Outlook(settings, *decided, host_gb, here, without=without)
+    seen = Outlook(settings, *decided, host_share(settings, host_gb), here, without=without)
     if not here:
         return seen
     try:

@@ -5,6 +5,7 @@ import os
 from handler.catalog import ring
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import SettingsError
+from handler.core.host import host_memory
 from handler.core.settings import Settings
 from handler.model.given_gpus import SEEN, gpu_count, named_gpus
 from handler.model.hardware import Hardware
@@ -100,6 +101,11 @@ def alone(settings: Settings) -> Settings:
 def processes(settings: Settings) -> int:
     """How many of this machine's load the model, on a GPU each: all ranks of all workers, where these are counted."""
     return settings.ranks * (1 if settings.workers == "auto" else settings.workers)
+
+
+def host_share(settings: Settings, host_gb: float | None = None) -> float:
+    """What each of these has of a host's memory, in GB: of one with so much, or of this one."""
+    return (host_memory() / 1e9 if host_gb is None else host_gb) / processes(settings)
 
 
 def without_keys(settings: Settings) -> Settings:

@@ -5,6 +5,7 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -55,18 +56,23 @@ class Child:
             return f"has ended (exit code {self.process.wait(1)})"
         return "has ended (its end of the line is closed)"
 
+    def hang_up(self) -> None:
+        """Tell it to end, from any thread: whoever reads the first line comes to its end too."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.line.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
     def leave(self) -> None:
         """Close the lines, by which it is told to end."""
         for line in self.lines:
             line.close()
 
     def close(self, seconds: float = END_S) -> None:
-        """The same, and wait so long for its end, which then comes by force."""
+        """The same, and wait so long for its end, which then comes by force, but not to one stuck in a driver."""
         self.leave()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
-        self.process.kill()
-        self.process.wait()
+        for wait_s in (seconds, END_S):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(wait_s)
+            self.process.kill()
 
 
 def attend(*numbers: int, last: Callable[[], object] = lambda: None) -> list[Connection]:
@@ -75,6 +81,8 @@ def attend(*numbers: int, last: Callable[[], object] = lambda: None) -> list[Con
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach all of a terminal or a container; who began it decides
         signal.signal(number, signal.SIG_IGN)
+    for number in numbers:
+        os.set_inheritable(number, False)  # else whatever this one begins would hold its lines when it is gone
     threading.Thread(target=_end_with, args=[numbers[0], last], name="leader", daemon=True).start()
     return [Connection(number) for number in numbers]
 

@@ -58,3 +58,24 @@ def test_they_are_encoded_on_another_thread_and_in_order_and_before_the_last_wor
 
     asyncio.run(main())
     assert threading.get_ident() not in threads
+
+
+def test_pictures_that_several_workers_draw_for_one_request_show_each_partial_picture_once() -> None:
+    events, making, ended = list[dict[str, Any]](), threading.Event(), threading.Event()
+
+    def preview() -> Any:
+        making.set()
+        assert ended.wait(10)  # another worker's step, meanwhile
+        return PIXELS
+
+    async def main() -> None:
+        async with showing(1, events.append) as shows:
+            first = threading.Thread(target=shows, args=[2, 4, preview])
+            first.start()
+            assert making.wait(10)
+            shows(3, 4, lambda: PIXELS)
+            ended.set()
+            first.join()
+
+    asyncio.run(main())
+    assert [event["partial_image_index"] for event in events if "partial_image_index" in event] == [0]

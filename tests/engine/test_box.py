@@ -21,6 +21,7 @@ import pytest
 from conftest import ROOT
 
 from fakes import RECIPE
+from handler.__main__ import main
 from handler.cli import doctor, findings
 from handler.core.birth import Birth
 from handler.core.errors import DeviceLost, Exhausted, SettingsError, StartError
@@ -140,6 +141,15 @@ def test_two_pictures_are_drawn_at_the_same_time_and_are_streamed(box: Served) -
     assert [event["type"] for event in requests[0].events].count("image_generation.partial_image") >= 1
 
 
+def test_what_a_worker_begins_does_not_hold_its_lines(box: Served) -> None:
+    """Else the server would wait for the end of one that is gone."""
+    for pid in workers(box).values():
+        *_, first, second, _ = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        for line in (first, second):
+            [flags] = re.findall(r"flags:\s*(\d+)", Path(f"/proc/{pid}/fdinfo/{line}").read_text())
+            assert int(flags, 8) & os.O_CLOEXEC
+
+
 def test_the_pictures_of_one_request_are_shared(box: Served) -> None:
     answer = httpx.post(box.url + ROUTE, json=SMALL | {"n": 4}, timeout=240).json()
     assert [len(each["b64_json"]) > 100 for each in answer["data"]] == [True] * 4
@@ -239,6 +249,20 @@ def test_the_first_that_is_ready_draws_and_all_end_with_their_server_also_while_
             ended(pid)
 
 
+def test_told_to_stop_while_all_start_it_leaves_word_of_each_and_does_not_say_that_it_is_ready(tmp_path: Path) -> None:
+    with serving(BOX | {"KINDLING_VOLUME": str(tmp_path)}, ready=False) as server:
+        for _ in "01":
+            server.wait_for("worker [01], spark: import")
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        server.reader.join()
+    outcomes = [json.loads(path.read_text())["outcome"] for path in (tmp_path / "boots").glob("*.json")]
+    assert len(outcomes) == 2
+    assert {*outcomes} <= {"stopped", "ready"}  # on a busy machine one may have been quicker
+    assert any("is ready on" in line for line in server.lines) is ("ready" in outcomes)
+    assert not [line for line in server.lines if "is lost" in line]
+
+
 def test_what_fails_in_all_workers_ends_the_server_as_it_ends_one_alone(tmp_path: Path) -> None:
     told = []
     for count in ("1", "2"):
@@ -333,6 +357,18 @@ def test_a_machine_whose_workers_are_lost_again_and_again_is_given_up() -> None:
     assert (box.state, type(box.error)) == ("failed", StartError)
 
 
+def test_a_box_that_cannot_begin_its_workers_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(lane: Lane) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Lane, "start", full)
+    box = unbegun()
+    box._run()
+    with pytest.raises(StartError, match="This server failed"):
+        box.wait_booted()
+    assert box.over.is_set()
+
+
 def test_what_waits_is_shared_by_those_that_are_ready() -> None:
     box = unbegun(3)
     lane(box, 1)._executor.pace = Pace.of((Run(1.0, 6.0),))
@@ -393,6 +429,16 @@ def test_doctor_tells_the_gpus_of_each_worker(monkeypatch: pytest.MonkeyPatch) -
     [told] = findings._workers(doctor.workers(Settings(workers=9), gpu))
     assert told.startswith("workers: KINDLING_WORKERS: 9 workers are more than this machine has room for")
     assert findings._workers(doctor.workers(Settings(), gpu)) == []
+
+
+def test_doctor_foretells_the_start_of_as_many_workers_as_auto_means(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("handler.worker.sharing.gpu_count", lambda: 4)
+    monkeypatch.setenv("KINDLING_WORKERS", "auto")
+    monkeypatch.setattr(doctor, "cold_start", lambda settings, _: {"reason": settings.workers})
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cold_start"]["reason"] == 4
 
 
 @pytest.mark.parametrize("several", [2, "auto"])

@@ -501,3 +501,21 @@ def test_what_waits_may_take_just_as_long_as_is_allowed_and_as_who_asks_has_left
     assert queue.join([bench.job(deadline=bench.clock() + 100.0)], LINE, admitted=False)
     with pytest.raises(DeadlineExceeded):
         queue.join([bench.job(deadline=bench.clock())], Pace(), admitted=False)
+
+
+def test_what_waits_for_another_run_is_not_lost_with_the_worker_as_it_is_put_back(bench: Bench) -> None:
+    """Somebody else may draw it by then."""
+    one, other = bench.job(), bench.job()
+    watcher = threading.Thread(target=bench.executor.lost, args=[threading.Event(), DeviceLost("gone")], name="watcher")
+    put_back = bench.put_back.extend
+
+    def begin(jobs: Sequence[Job]) -> None:
+        put_back(jobs)
+        watcher.start()
+        watcher.join(0.5)  # it waits
+
+    bench.executor._put_back = begin
+    bench.draw(one, other, outcomes=lambda drawn: [drawn[0], None])
+    watcher.join()
+    assert bench.put_back == [other]
+    assert [jobs for _, jobs in bench.failed] == [[]]

@@ -27,6 +27,7 @@ import tiny
 from handler import MODELS, ImageRequest, Worker, preload
 from handler.catalog.attention import backend
 from handler.core.errors import Cancelled, DeviceLost, InvalidValue, OutOfMemory, OutOfRange, SettingsError, StartError
+from handler.core.host import host_memory
 from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
 from handler.model import upstream
@@ -326,6 +327,21 @@ def test_all_load_at_once_in_the_memory_of_one_host() -> None:
     one, four = (outlook(Settings(ulysses_degree=ranks), MODELS["spark"], GPU) for ranks in (1, 4))
     assert four.host_gb == pytest.approx(one.host_gb / 4)
     assert four.loading == 4 * int(four.memory.host_gb * 1e9) > one.loading > 1e9
+
+
+def test_what_several_have_of_a_host_is_counted_once_here_and_elsewhere() -> None:
+    """Where as much as that just suffices, each plans what it would alone on a host of that size."""
+    card = Hardware("cuda", "a GPU", "bf16", "", 32, (8, 0))  # whose text encoders have to wait in the host's memory
+    alone = outlook(Settings(), MODELS["flux-dev"], card, host_gb=20)
+    assert alone.memory.fits
+    for asked in ({"ulysses_degree": 4}, {"workers": 4}, {"workers": 2, "ring_degree": 2}):
+        settings = Settings.model_validate(asked)
+        several = outlook(settings, MODELS["flux-dev"], card, host_gb=80)
+        assert (several.host_gb, several.memory.fits, several.memory.mode) == (20, True, alone.memory.mode)
+        assert several.hardware.precision == alone.hardware.precision
+        here = outlook(settings, MODELS["flux-dev"], card)
+        assert here.memory == outlook(settings, MODELS["flux-dev"], card, host_gb=host_memory() / 1e9).memory
+        assert here.host_gb == pytest.approx(host_memory() / 4e9)
 
 
 def test_a_precision_is_chosen_that_fits_the_host_as_often_as_there_are_ranks(

@@ -1,0 +1,152 @@
+"""What goes between a server and a worker's process: errors, and what the server's side does with one that is gone."""
+
+import math
+import pickle
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from fakes import RECIPE, FakeFamily, raises
+from handler import Clock, Settings
+from handler.core.errors import DeviceLost, OutOfMemory, StartError
+from handler.engine.child import Attendant, packed
+from handler.engine.pace import Pace
+from handler.engine.queue import Job, Queue
+from handler.engine.remote import Remote
+from handler.worker.clock import Ledger
+from handler.worker.orders import Fault
+from handler.worker.spawn import Child
+
+
+class Process:
+    """Of a worker that is a thread here: `kill` is all that is asked of it."""
+
+    killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@contextmanager
+def hop(family: FakeFamily) -> Iterator[tuple[Remote, Process, Any]]:
+    """A worker's own side in a thread, the server's, and the end of the line that the latter has."""
+    (ours, far), attendant, process = Pipe(), Attendant(), Process()
+    attendant.line = far
+    worker = family.boot(Settings(), Clock(240))
+    thread = threading.Thread(target=attendant.serve, args=[worker])
+    thread.start()
+    child: Any = SimpleNamespace(line=ours, lines=[ours], process=process, ended="has ended")
+    yield Remote(child, Clock(240)), process, far
+    ours.close()
+    thread.join()
+
+
+def test_pictures_that_failed_together_did_so_by_one_error_in_the_server_too() -> None:
+    bug, memory = RuntimeError("a bug"), OutOfMemory("too large", "size")
+    sent = pickle.loads(pickle.dumps(packed([bug, memory, None, bug, memory, RuntimeError("another bug")])))
+    assert sent[0] is sent[3]
+    assert sent[1] is sent[4]
+    assert sent[2] is None
+    assert isinstance(sent[5], Fault)
+    assert sent[5].args != sent[0].args
+
+
+def test_a_bug_in_a_run_of_several_is_one_bug() -> None:
+    with hop(FakeFamily(at_step={1: raises(RuntimeError("a bug"))})) as (remote, process, _):
+        first, second = remote.draw_some([RECIPE] * 2, [lambda *_: None] * 2)
+    assert isinstance(first, Fault)
+    assert first is second
+    assert not process.killed
+
+
+def test_a_preview_that_cannot_be_shown_costs_no_worker() -> None:
+    def step(done: int, preview: Any) -> None:
+        raise OSError("encoder error -2 when writing image file")
+
+    with hop(FakeFamily()) as (remote, process, _):
+        [outcome] = remote.draw_some([RECIPE], [step])
+        assert isinstance(outcome, OSError)
+        [drawn] = remote.draw_some([RECIPE], [lambda *_: None])
+        assert isinstance(drawn, tuple)
+    assert not process.killed
+
+
+def test_a_worker_that_is_gone_while_a_preview_is_wanted_is_lost() -> None:
+    with hop(FakeFamily()) as (remote, process, far):
+
+        def step(done: int, preview: Any) -> None:
+            far.close()
+            preview()
+
+        [outcome] = remote.draw_some([RECIPE], [step])
+    assert isinstance(outcome, DeviceLost)
+    assert process.killed
+
+
+def test_a_device_that_never_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.engine.remote.ASK_S", 0.0)
+    monkeypatch.setattr("handler.engine.remote.AGAIN_S", 0.0)
+    ours, far = Pipe()
+    remote = Remote(cast(Any, SimpleNamespace(lines=[None, ours])), Clock(240))
+    assert [remote.readings() for _ in range(3)] == [{}] * 3
+    far.recv()
+    assert not far.poll()
+    far.send({"host_peak": 1.0})  # too late
+    assert remote.readings() == {}
+    far.recv()
+    far.send({"host_peak": 2.0})
+    far.close()
+    assert remote.readings() == {}
+
+
+def test_what_comes_late_of_a_start_that_was_stopped_is_not_told() -> None:
+    clock = Clock(240)
+    clock.finish("stopped", "told to stop")
+    clock.follow(Ledger(phase="warm"))
+    assert (clock.ledger.outcome, clock.ledger.phase) == ("stopped", "start")
+
+
+def test_a_process_that_is_not_to_start_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    child = Child("handler.engine.child", ["0"], {}, lines=2)
+    child.hang_up()
+    assert child.process.wait(60) == 0
+    child.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def sockets() -> set[str]:
+    """This process's."""
+    links = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return {link for link in links if link.startswith("socket:")}
+
+
+def test_a_start_that_fails_leaves_neither_process_nor_line(tmp_path: Path) -> None:
+    before, begun = sockets(), list[Remote]()
+    with pytest.raises(StartError) as caught:
+        Remote.boot(0, begun.append, Settings(volume=tmp_path, vae="none"), Clock(240))
+    assert "none" in caught.value.message
+    assert sockets() <= before
+    assert begun[0]._child.process.returncode is not None
+
+
+def test_alike_pictures_are_shared_by_all_who_are_idle() -> None:
+    """However many each could draw at once."""
+    queue, taken = Queue(9, math.inf), SimpleQueue[int]()
+    takers = [threading.Thread(target=lambda: taken.put(len(queue.take(lambda _: 8)))) for _ in range(2)]
+    for taker in takers:
+        taker.start()
+    while queue._takers < 2:
+        assert all(taker.is_alive() for taker in takers)
+    queue.join([Job(RECIPE, lambda *_: None, 1.0, math.inf, lambda _: None) for _ in range(5)], Pace(), admitted=True)
+    for taker in takers:
+        taker.join()
+    assert sorted([taken.get(), taken.get()]) == [2, 3]
+    queue.join([Job(RECIPE, lambda *_: None, 1.0, math.inf, lambda _: None) for _ in range(5)], Pace(), admitted=True)
+    assert len(queue.take(lambda _: 4)) == 4
