@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from handler.api.comfy.service import Comfy
 from handler.api.dialects import fal, huggingface
@@ -65,10 +66,15 @@ from handler.server.workflows import routes as workflow_routes
 T = TypeVar("T")
 
 
-def create_app(engine: Engine, public: bool = True, answering: Callable[..., Api] = Api) -> Observed:
+def create_app(
+    engine: Engine,
+    public: bool = True,
+    answering: Callable[..., Api] = Api,
+    cancelled: Callable[[ASGIApp], ASGIApp] = Answering,
+) -> Observed:
     """The app over `engine`, to be served or mounted. `public`: others reach it, so it wants keys or allow_open.
 
-    `answering` makes its `Api`, as that does itself.
+    `answering` makes its `Api`, as that does itself. `cancelled` is around what its server may cancel.
     """
     settings = engine.settings
     if public and not settings.api_keys and not settings.allow_open:
@@ -91,7 +97,7 @@ def create_app(engine: Engine, public: bool = True, answering: Callable[..., Api
     app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
     app.state.room, app.state.description = Room(settings), Description(engine)
     app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
-    gate = guarded(Answering(app), settings)
+    gate = guarded(cancelled(app), settings)
     observed = Observed(
         gate, routes, app.state.metrics, app.state.traces, app.state.comfy, app.state.jobs, app.state.room
     )
