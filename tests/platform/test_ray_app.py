@@ -138,7 +138,8 @@ def test_gpus_are_known_by_rays_names_and_by_ours(cluster: None, name: str, gpu:
 
 
 @pytest.mark.parametrize(
-    ("shares", "fields", "gpus"), [(True, {}, 0.35), (False, {}, 1), (False, {"gpus": 0.5}, 0.5), (True, {"gpus": 0}, 0)]
+    ("shares", "fields", "gpus"),
+    [(True, {}, 0.35), (False, {}, 1), (False, {"gpus": 0.5}, 0.5), (True, {"gpus": 0}, 0)],
 )
 def test_a_model_takes_a_part_of_a_gpu_where_others_may_have_the_rest(
     cluster: None, shares: bool, fields: dict[str, Any], gpus: float
