@@ -65,19 +65,9 @@ def arguments() -> argparse.Namespace:
     add("--precision", default="fp8", help="default: fp8")
     add("--gpu", default="L40S", help="default: L40S")
     add("--seconds", type=number(1e-3, LONG_S), help="a picture takes (default: predicted of model, precision and GPU)")
-    add(
-        "--fixed",
-        type=number(0, LONG_S),
-        default=0,
-        help="seconds more each time, of one or many (default: 0)",
-    )
+    add("--fixed", type=number(0, LONG_S), default=0, help="seconds more each time, of one or many (default: 0)")
     add("--batch", type=number(1, 1000, int), default=1, help="pictures that a worker draws at once (default: 1)")
-    add(
-        "--buffer",
-        type=number(0, 1000, int),
-        default=0,
-        help="spare workers, on all but RunPod (default: 0)",
-    )
+    add("--buffer", type=number(0, 1000, int), default=0, help="spare workers, on all but RunPod (default: 0)")
     add("--cold-start", type=number(0, LONG_S), default=90, help="seconds (default: 90)")
     add("--dollars-an-hour", type=number(0, 1e6), help="a worker costs (default: the platform's list price of the GPU)")
     add("--p95", type=number(0), default=30, help="seconds in which 95 of 100 pictures shall be there (default: 30)")
@@ -85,13 +75,7 @@ def arguments() -> argparse.Namespace:
     add("--queue", type=number(0), default=float("inf"), help="requests that may wait (default: any number)")
     add("--patience", type=number(0), default=float("inf"), help="seconds before who waits gives up (default: never)")
     add("--plot", type=Path, help="draw cost against time into this PNG")
-    add(
-        "--gpus",
-        type=number(1e-3, 1e7),
-        nargs="+",
-        metavar="RATE",
-        help="how many GPUs serve these requests a second",
-    )
+    add("--gpus", type=number(1e-3, 1e7), nargs="+", metavar="RATE", help="how many GPUs serve these requests a second")
     add("--against-real", action="store_true", help="compare with a real worker on this machine")
     add("--side", type=int, default=256, help="of the pictures that it draws (default: 256)")
     add("--load", type=float, nargs="+", default=[0.6, 1.3], help="of what the worker can do (default: 0.6 1.3)")

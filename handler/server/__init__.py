@@ -37,4 +37,4 @@ def create_front(models: "Sequence[tuple[Settings, Replicas]]") -> "ASGIApp":
     from handler.server.leaving import Leaving
 
     (first, _), *_ = models
-    return create_app(Gateway(first), public=True, answering=partial(Many, replicas=models), cancelled=Leaving)
+    return create_app(Gateway(first), public=True, api=partial(Many, replicas=models), around=Leaving)
