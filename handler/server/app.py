@@ -91,7 +91,7 @@ def create_app(
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
     app.state.api = api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
     app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
-    app.state.room, app.state.description = Room(settings), Description(engine)
+    app.state.room, app.state.description = Room(settings), Description(engine, app.state.api.names())
     app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
     gate = guarded(around(app), settings)
     observed = Observed(

@@ -111,6 +111,11 @@ def test_all_models_are_listed(served: Served) -> None:
     assert httpx.get(f"{served.url}/v1/models/sdxl").json()["model"] == "sdxl"
 
 
+def test_the_description_has_all_names(served: Served) -> None:
+    shapes = httpx.get(f"{served.url}/openapi.json").json()["components"]["schemas"]
+    assert {"spark", "sdxl", "stabilityai/stable-diffusion-xl-base-1.0"} < {*shapes["ModelName"]["enum"]}
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "code"),
     [
