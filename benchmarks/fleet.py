@@ -13,9 +13,11 @@ lower` predicts for the model and the GPU, unless `--seconds` says what you have
 """
 
 import argparse
+import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from simulation import Fleet, Outcome, Service, quantile, simulate
 LEAST, MOST = (0, 1), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 CARDS = ("L40S", "H100", "H200")
 MODELS = (("sdxl-turbo", "bf16"), ("flux-schnell", "fp8"), ("flux-dev", "fp8"))
+LONG_S = 1e6  # that anything may take
 Row = tuple[Fleet, Outcome]
 
 
@@ -53,7 +56,7 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--platform", choices=PLATFORMS, default="runpod", help="whose rule and prices (default: runpod)")
-    add("--per-day", type=float, default=2000, help="requests (default: 2000)")
+    add("--per-day", type=number(0, 1e7), default=2000, help="requests (default: 2000)")
     add("--hours", type=hours, default=(0, 24), metavar="8-22", help="of the day in which they come (default: 0-24)")
     add("--shape", choices=traffic.SHAPES, default="diurnal", help="of the day (default: diurnal, most at its middle)")
     add("--trace", type=Path, help="a file of times instead of these")
@@ -61,18 +64,18 @@ def arguments() -> argparse.Namespace:
     add("--model", default="flux-schnell", help="default: flux-schnell")
     add("--precision", default="fp8", help="default: fp8")
     add("--gpu", default="L40S", help="default: L40S")
-    add("--seconds", type=float, help="a picture takes (default: predicted of model, precision and GPU)")
-    add("--fixed", type=float, default=0, help="seconds more each time, however many are drawn at once (default: 0)")
-    add("--batch", type=int, default=1, help="pictures that a worker draws at once (default: 1)")
-    add("--buffer", type=int, default=0, help="workers that start beyond those wanted, on all but RunPod (default: 0)")
-    add("--cold-start", type=float, default=90, help="seconds (default: 90)")
-    add("--dollars-an-hour", type=float, help="a worker costs (default: the platform's list price of the GPU)")
-    add("--p95", type=float, default=30, help="seconds in which 95 of 100 pictures shall be there (default: 30)")
-    add("--lost", type=float, default=0.001, help="share that may be refused or give up (default: 0.001)")
-    add("--queue", type=float, default=float("inf"), help="requests that may wait (default: any number)")
-    add("--patience", type=float, default=float("inf"), help="seconds before who waits gives up (default: never)")
+    add("--seconds", type=number(1e-3, LONG_S), help="a picture takes (default: predicted of model, precision and GPU)")
+    add("--fixed", type=number(0, LONG_S), default=0, help="seconds more each time, of one or many (default: 0)")
+    add("--batch", type=number(1, 1000, int), default=1, help="pictures that a worker draws at once (default: 1)")
+    add("--buffer", type=number(0, 1000, int), default=0, help="spare workers, on all but RunPod (default: 0)")
+    add("--cold-start", type=number(0, LONG_S), default=90, help="seconds (default: 90)")
+    add("--dollars-an-hour", type=number(0, 1e6), help="a worker costs (default: the platform's list price of the GPU)")
+    add("--p95", type=number(0), default=30, help="seconds in which 95 of 100 pictures shall be there (default: 30)")
+    add("--lost", type=number(0, 1), default=0.001, help="share that may be refused or give up (default: 0.001)")
+    add("--queue", type=number(0), default=float("inf"), help="requests that may wait (default: any number)")
+    add("--patience", type=number(0), default=float("inf"), help="seconds before who waits gives up (default: never)")
     add("--plot", type=Path, help="draw cost against time into this PNG")
-    add("--gpus", type=float, nargs="+", metavar="RATE", help="tell how many GPUs serve these requests a second")
+    add("--gpus", type=number(1e-3, 1e7), nargs="+", metavar="RATE", help="how many GPUs serve these requests a second")
     add("--against-real", action="store_true", help="compare with a real worker on this machine")
     add("--side", type=int, default=256, help="of the pictures that it draws (default: 256)")
     add("--load", type=float, nargs="+", default=[0.6, 1.3], help="of what the worker can do (default: 0.6 1.3)")
@@ -81,10 +84,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def number(least: float, most: float = math.inf, kind: Callable[[str], float] = float) -> Callable[[str], float]:
+    """What reads a number of that range."""
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= (found := kind(text)) <= most:
+                return found
+        raise argparse.ArgumentTypeError(f"a number from {least:g} to {most:g} is wanted, not {text!r}")
+
+    return read
+
+
 def hours(text: str) -> tuple[float, float]:
-    """Two hours of a day; ValueError otherwise."""
+    """Two hours of a day; ArgumentTypeError otherwise."""
     begin, _, end = text.partition("-")
-    return float(begin), float(end)
+    return number(0, 24)(begin), number(0, 24)(end)
 
 
 def predicted(model: str, precision: str, gpu: str) -> float:
@@ -112,9 +127,9 @@ def needed(rates: Sequence[float], platform: str) -> str:
     lines[0] += f"{'per 1,000':>12}"
     for model, precision in MODELS:
         for card in CARDS:
-            seconds, rental = predicted(model, precision, card), GPUS[card].rentals[platform]
+            seconds, rental = predicted(model, precision, card), GPUS[card].rentals.get(platform)
             counts = [erlang.workers_for(rate, seconds, seconds) for rate in rates]
-            dollars = 1000 * counts[-1] * (rental.dollars_per_s or float("nan")) / rates[-1]
+            dollars = 1000 * counts[-1] * ((rental and rental.dollars_per_s) or math.nan) / rates[-1]
             told = "".join(f"{number:>16,}" for number in counts)
             lines.append(f"{model:<14}{precision:<11}{card:<6}{seconds:>8.3f} s{told}{dollars:>12.3f}")
     return "\n".join(lines)

@@ -65,15 +65,17 @@ def day(shape: str, count: float, hours: tuple[float, float], seed: int) -> list
 def trace(path: Path) -> list[Request]:
     """One request a line: seconds or an ISO 8601 time, then its work if it is not 1. The first comes at 0.
 
-    ValueError names a line that says neither.
+    ValueError names a line that says neither, or no time or work that can be.
     """
     found = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if words := line.replace(",", " ").split():
             try:
-                found.append(Request(_seconds(words[0]), float(words[1]) if words[1:] else 1.0))
+                found.append(one := Request(_seconds(words[0]), float(words[1]) if words[1:] else 1.0))
             except ValueError:
                 raise ValueError(f"{path}, line {number}: no seconds and no ISO 8601 time: {line[:40]!r}") from None
+            if not (math.isfinite(one.at) and 0 < one.work < math.inf):
+                raise ValueError(f"{path}, line {number}: a time is finite, and a work above 0: {line[:40]!r}")
     first = min((request.at for request in found), default=0.0)
     return sorted((Request(one.at - first, one.work) for one in found), key=lambda one: one.at)
 

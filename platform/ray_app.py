@@ -46,6 +46,7 @@ from handler import (
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes need `handler`, and not this file
 ACCELERATOR = re.compile("accelerator_type:(.+)")
 GIVEN = re.compile(r"handler\.core\.errors\.\w+: (.+)")  # the reason of a start that failed, in Ray's report of it
+CPUS, FRONTS_CPUS = 0.8, 0.1  # of a replica: as many as there are cores find room, beside a front and its successor
 LOOKED_S = 1.0  # for which a look at replicas is good
 LEAVES_S = 25  # seconds for which the front goes on with jobs when it is told to stop
 HELD = 10_000  # requests at the front; the models' queues say how many of them may wait
@@ -159,7 +160,7 @@ class Replicas:
     name="front",
     max_ongoing_requests=HELD,
     max_surge_percent=100,  # the next one is there before this one leaves
-    ray_actor_options={"num_cpus": 0.1},
+    ray_actor_options={"num_cpus": FRONTS_CPUS},
     logging_config={"enable_access_log": False},
 )
 @serve.ingress()
@@ -193,7 +194,7 @@ def app(given: Arguments) -> serve.Application:
         ray.init(namespace="serve")
     found = [_accelerator(name) for name in ray.cluster_resources()]
     gpu = _gpu(given.gpu or next(filter(None, found), ""))
-    models = [_model(one, gpu) for one in given.models]
+    models = [_model(one, gpu, len(given.models) > 1) for one in given.models]
     if not models:
         raise errors.SettingsError("No models are named: say models=spark, for one.", "models")
     handles = [deployment.bind(own) for deployment, own in models]
@@ -216,17 +217,19 @@ def _gpu(name: str) -> Any:
     return row
 
 
-def _model(one: Chosen, gpu: Any) -> tuple[serve.Deployment, dict[str, str]]:
-    """The deployment of a model, and the variables that are its own."""
+def _model(one: Chosen, gpu: Any, shares: bool) -> tuple[serve.Deployment, dict[str, str]]:
+    """The deployment of a model, and the variables that are its own. One that `shares` its GPU takes a part of it."""
     own = {"KINDLING_MODEL": one.model, **one.settings}
     settings = settled(own)
     spec = Engine(settings).spec
     need = replica_need(settings, spec, None if settings.device == "cpu" or one.gpus == 0 else gpu)
     # Never the CPU of a node with a GPU unless it is meant, nor a GPU that others were given.
     own["KINDLING_DEVICE"] = "cuda" if need.gpus else "cpu"
+    # Two of one model on one GPU draw no more than one of them, and the second costs a start.
+    gpus = one.gpus or (need.gpus if shares else math.ceil(need.gpus))
     return Model.options(
         name=spec.id,
-        ray_actor_options={"num_cpus": 1, "num_gpus": one.gpus or need.gpus},
+        ray_actor_options={"num_cpus": CPUS, "num_gpus": gpus},
         max_ongoing_requests=4
         * need.together,  # what more comes waits at the front, for whichever replica is free first
         max_queued_requests=settings.queue,

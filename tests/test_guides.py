@@ -74,6 +74,7 @@ TESTED = {
     "python -m handler comfy add": "cli/test_comfy_add.py::test_a_file_is_kept",
     "python -m handler comfy list": "cli/test_comfy_add.py::test_a_file_is_kept",
     "python -m handler comfy remove": "cli/test_comfy_add.py::test_a_file_is_kept",
+    "ray get-auth-token --generate": "platform/test_ray_app.py::test_the_guides_commands_serve",
     "ray start --head": "platform/test_ray_app.py::test_the_guides_commands_serve",
     "serve run --app-dir platform": "platform/test_ray_app.py::test_the_guides_commands_serve",
     "python -m handler bake": "cli/test_bake.py::test_what_is_baked_is_used_and_draws_the_same",

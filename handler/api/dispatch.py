@@ -224,6 +224,10 @@ class Api:
         finally:
             give_up(encoding)
 
+    def names(self) -> tuple[str, ...]:
+        """Every name that a request may use, whatever its case."""
+        return served.names(self.engine.spec, self.engine.settings)
+
     def validate(self, request: ImageRequest) -> None:
         """Raise what the model refuses of it, before its files take time and memory."""
         spec, settings = self.engine.spec, self.engine.settings

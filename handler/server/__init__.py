@@ -26,13 +26,15 @@ def create_app(engine: "Engine", public: bool = True) -> "ASGIApp":
 def create_front(models: "Sequence[tuple[Settings, Replicas]]") -> "ASGIApp":
     """One app in front of several models that others draw, each by its settings; the first one's are the app's, too.
 
-    Others reach it. It has no engine to start or stop; `busy` and `hurry` say and do the same as any app's.
+    Others reach it. It has no engine to start or stop; `busy` and `hurry` say and do the same as any app's. What its
+    server cancels was left by its client.
     """
     from functools import partial
 
     from handler.api.elsewhere.many import Many
     from handler.api.elsewhere.replicated import Gateway
     from handler.server.app import create_app
+    from handler.server.leaving import Leaving
 
     (first, _), *_ = models
-    return create_app(Gateway(first), public=True, answering=partial(Many, replicas=models))
+    return create_app(Gateway(first), public=True, api=partial(Many, replicas=models), around=Leaving)

@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ JOB = " (job)"  # of a route: what was accepted there has ended, after its own a
 JOBS = f"/prompt{JOB}"
 WORKFLOW = f"{ROUTE}/{{name}}"  # which draws when it is posted to
 LOGGED = (*DIALECTS, JOBS)
+Around = Callable[[ASGIApp], ASGIApp]
 log = logging.getLogger("kindling.requests")
 
 

@@ -37,7 +37,7 @@ from handler.core.errors import (
 from handler.core.settings import Settings
 from handler.engine.engine import Engine
 from handler.server import accept, bodies, multipart
-from handler.server.access import JSON, Answering, Observed, response
+from handler.server.access import JSON, Answering, Around, Observed, response
 from handler.server.auth import guarded, wants_page
 from handler.server.comfy import editor
 from handler.server.comfy.desk import Desk
@@ -65,10 +65,12 @@ from handler.server.workflows import routes as workflow_routes
 T = TypeVar("T")
 
 
-def create_app(engine: Engine, public: bool = True, answering: Callable[..., Api] = Api) -> Observed:
+def create_app(
+    engine: Engine, public: bool = True, api: Callable[..., Api] = Api, around: Around = Answering
+) -> Observed:
     """The app over `engine`, to be served or mounted. `public`: others reach it, so it wants keys or allow_open.
 
-    `answering` makes its `Api`, as that does itself.
+    `api` makes its `Api`, as that does itself. `around` is for what its server may cancel.
     """
     settings = engine.settings
     if public and not settings.api_keys and not settings.allow_open:
@@ -87,11 +89,11 @@ def create_app(engine: Engine, public: bool = True, answering: Callable[..., Api
     app.router.redirect_slashes = False
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
-    app.state.api = answering(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
+    app.state.api = api(engine, app.state.metrics.picture, app.state.metrics.uploaded, Links(settings))
     app.state.comfy, app.state.jobs = Comfy(app.state.api), Jobs(app.state.api)
-    app.state.room, app.state.description = Room(settings), Description(engine)
+    app.state.room, app.state.description = Room(settings), Description(engine, app.state.api.names())
     app.state.explaining = asyncio.Semaphore(1)  # at a time: one may take seconds of a processor that drawing needs
-    gate = guarded(Answering(app), settings)
+    gate = guarded(around(app), settings)
     observed = Observed(
         gate, routes, app.state.metrics, app.state.traces, app.state.comfy, app.state.jobs, app.state.room
     )

@@ -299,7 +299,35 @@ def test_a_trace_is_read_in_seconds_or_times(traffic: Any, tmp_path: Path) -> No
         traffic.trace(file)
 
 
+@pytest.mark.parametrize("line", ["nan", "inf", "1 0", "1 -5", "1 nan"])
+def test_a_trace_of_what_cannot_be_is_refused(traffic: Any, tmp_path: Path, line: str) -> None:
+    (file := tmp_path / "trace").write_text(f"1\n{line}\n")
+    with pytest.raises(ValueError, match="line 2: a time is finite, and a work above 0"):
+        traffic.trace(file)
+
+
 # The command
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--per-day", "inf"), ("--per-day", "-1"), ("--hours", "30-50"), ("--hours", "8"), ("--seconds", "-1")),
+        *(("--seconds", "0"), ("--batch", "0"), ("--batch", "1.5"), ("--fixed", "-9"), ("--cold-start", "nan")),
+        *(("--gpus", "0"), ("--gpus", "nan"), ("--gpus", "inf"), ("--lost", "2"), ("--dollars-an-hour", "-1")),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fleet.py", option, value])
+    with pytest.raises(SystemExit, match="2"):
+        fleet.arguments()
+    assert f"argument {option}: a number from " in capsys.readouterr().err
+
+
+def test_gpus_are_counted_where_no_price_is_known(fleet: Any) -> None:
+    assert fleet.needed([10.0], "kubernetes").splitlines()[1].split()[-2:] == ["2", "nan"]
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -138,6 +138,25 @@ def test_gpus_are_known_by_rays_names_and_by_ours(cluster: None, name: str, gpu:
 
 
 @pytest.mark.parametrize(
+    ("shares", "fields", "gpus"),
+    [(True, {}, 0.35), (False, {}, 1), (False, {"gpus": 0.5}, 0.5), (True, {"gpus": 0}, 0)],
+)
+def test_a_model_takes_a_part_of_a_gpu_where_others_may_have_the_rest(
+    cluster: None, shares: bool, fields: dict[str, Any], gpus: float
+) -> None:
+    import ray_app
+
+    deployment, _ = ray_app._model(ray_app.Chosen(model="flux-schnell", **fields), GPUS["H100"], shares)
+    assert deployment.ray_actor_options["num_gpus"] == gpus
+
+
+def test_as_many_replicas_as_cores_find_room_while_a_front_is_replaced() -> None:
+    import ray_app
+
+    assert all(cores * ray_app.CPUS + 2 * ray_app.FRONTS_CPUS <= cores for cores in (1, 2, 8))
+
+
+@pytest.mark.parametrize(
     ("asked", "status", "code"),
     [
         ({"model": "nope"}, 404, "model_not_found"),
@@ -268,8 +287,9 @@ def test_the_guides_commands_serve(served: httpx.Client) -> None:
     guide = (ROOT / "docs/ray.md").read_text()
     [run] = re.findall(r"^serve run .*$", guide, re.M)
     [begin] = re.findall(r"^ray start .*$", guide, re.M)
+    [token] = re.findall(r"^ray get-auth-token .*(?= >)", guide, re.M)
     programs = Path(sys.executable).parent
-    for command in (begin, "ray stop"):
+    for command in (begin, token, "ray stop"):
         program, verb, *options = command.split()
         known = subprocess.run([programs / program, verb, "--help"], capture_output=True, text=True, check=True).stdout
         assert all(option.partition("=")[0] in known for option in options), command

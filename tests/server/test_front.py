@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import json
 import pickle
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
@@ -107,6 +109,11 @@ def test_all_models_are_listed(served: Served) -> None:
     names = [each["id"] for each in httpx.get(f"{served.url}/v1/models").json()["data"]]
     assert {"spark", "sdxl"} < {*names}
     assert httpx.get(f"{served.url}/v1/models/sdxl").json()["model"] == "sdxl"
+
+
+def test_the_description_has_all_names(served: Served) -> None:
+    shapes = httpx.get(f"{served.url}/openapi.json").json()["components"]["schemas"]
+    assert {"spark", "sdxl", "stabilityai/stable-diffusion-xl-base-1.0"} < {*shapes["ModelName"]["enum"]}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +243,51 @@ def test_whoever_leaves_with_a_key_may_come_back(tmp_path: Path, held: FakeFamil
         held.gate.set()
         assert served.post(headers={"idempotency-key": "a"}).status_code == 200
     assert (len(held.drawn), len(served.spark.asked)) == (1, 1)
+
+
+def as_ray(app: Any) -> Any:
+    """Around `app`: when its client leaves, what hears it fails, and it is cancelled."""
+
+    async def around(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        came = asyncio.Queue[Any]()
+
+        async def fetch() -> None:
+            while (message := await receive())["type"] != "http.disconnect":
+                came.put_nowait(message)
+            came.put_nowait(OSError("cancelled"))
+
+        async def hear() -> Any:
+            if isinstance(message := await came.get(), Exception):
+                raise message
+            return message
+
+        answering, fetching = asyncio.ensure_future(app(scope, hear, send)), asyncio.ensure_future(fetch())
+        await asyncio.wait({answering, fetching}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (answering, fetching):
+            task.cancel()
+        await asyncio.wait({answering, fetching})
+
+    return around
+
+
+@pytest.mark.parametrize(("sent", "stream"), [(0.5, False), (1.0, False), (1.0, True)])
+def test_whoever_leaves_is_counted_as_that_though_the_server_cancels(
+    tmp_path: Path, held: FakeFamily, sent: float, stream: bool
+) -> None:
+    body = json.dumps(RED | {"stream": stream, "progress": stream}).encode()
+    head = f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with front(tmp_path, held) as served, live(as_ray(served.app)) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.sendall(head.encode() + body[: round(sent * len(body))])
+            if stream:
+                client.recv(1)
+            elif sent == 1:
+                until(lambda: served.spark.asked)
+        told = f'kindling_requests_total{{reason="cancelled",route="{ROUTE}",status="499"}} 1.0'
+        until(lambda: f'route="{ROUTE}"' in httpx.get(f"{url}/metrics").text)
+        assert told in httpx.get(f"{url}/metrics").text
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from schemathesis_hooks import picture
 
 from comfy_graphs import graph
 from fakes import Editor
-from handler import MODELS, Engine, Settings, create_app
+from handler import MODELS, Api, Engine, Settings, create_app
 from handler.core.errors import KindlingError
 from handler.core.request import MAX_SIDE, MIN_SIDE
 from handler.core.stepcache import StepCacheSetting
@@ -147,7 +147,8 @@ def differing(body: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(**settings: Any) -> dict[str, Any]:
-    return document(Engine(Settings(**settings)))
+    engine = Engine(Settings(**settings))
+    return document(engine, Api(engine).names())
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -375,9 +376,9 @@ def test_no_answer_has_a_field_that_is_not_described(path: str) -> None:
 
 def test_it_is_made_anew_where_what_it_depends_on_has_changed_and_else_once(tmp_path: Path) -> None:
     engine = Engine(Settings(volume=tmp_path))
-    description = Description(engine)
+    description = Description(engine, Api(engine).names())
     first = description.text("", [])
-    assert json.loads(first) == json.loads(json.dumps(document(engine)))
+    assert json.loads(first) == json.loads(json.dumps(document(engine, Api(engine).names())))
     assert description.text("", []) is first
     below = description.text("/below", [])
     assert json.loads(below)["servers"] == [{"url": "/below"}]

@@ -41,9 +41,13 @@ class Many(Api):
         engine.served = self._served
         self._named = dict[str, Replicated]()
         for api in self._served:
-            for name in served.names(api.engine.spec, api.engine.settings):
+            for name in api.names():
                 if self._named.setdefault(name.lower(), api) is not api:
                     raise SettingsError(f"Two of the models are called '{name}'; each needs names of its own.", "model")
+
+    def names(self) -> tuple[str, ...]:
+        """As `Api.names`, of all models."""
+        return tuple(chain.from_iterable(api.names() for api in self._served))
 
     def of(self, name: str | None) -> Replicated:
         """The model of that name, whatever its case. ModelNotFound names those that there are."""

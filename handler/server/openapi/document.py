@@ -6,7 +6,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from handler.api import served
 from handler.api.dispatch import TOKENS
 from handler.api.links import LINKS_ROUTE
 from handler.api.workflows.mapping import MODEL
@@ -29,7 +28,8 @@ from handler.volume.adapters import names
 
 ABOUT = (
     "Errors have OpenAI's envelope. Every answer has an x-request-id, and HEAD is answered where GET is. "
-    "Limits are those of the model that this worker serves. ComfyUI's routes are below /api too."
+    "Limits are those of the model that is served, of several those of the first: /v1/models/NAME has each one's. "
+    "ComfyUI's routes are below /api too."
 )
 FILES = {
     name: {"contentType": "image/png, image/jpeg, image/webp, image/avif, image/heic"} for name in ("image", "mask")
@@ -90,23 +90,28 @@ PLAIN = str.maketrans("/.", "__", "{}")
 class Description:
     """`document` as JSON, made anew where what it depends on has changed: that takes a tenth of a second."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, models: Sequence[str]) -> None:
+        self._engine, self._models = engine, models
         self._made = (b"", b"")
 
     def text(self, root: str, kept: Sequence[Mapping[str, Any]]) -> bytes:
         """For a thread: it looks at the volume."""
         known = json.dumps([root, kept, names(self._engine.settings.volume)]).encode()
         if (made := self._made)[0] != known:  # another thread may make another meanwhile
-            self._made = made = known, json.dumps(document(self._engine, root, kept), separators=(",", ":")).encode()
+            self._made = made = (
+                known,
+                json.dumps(document(self._engine, self._models, root, kept), separators=(",", ":")).encode(),
+            )
         return made[1]
 
 
-def document(engine: Engine, root: str = "", kept: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """The description of the worker that `engine` serves, below the path `root`; `kept` are its workflows."""
+def document(
+    engine: Engine, models: Sequence[str], root: str = "", kept: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The description of what `engine` serves by the names of `models`, below the path `root`; `kept` are workflows."""
     spec, keyed = engine.spec, bool(engine.settings.api_keys)
     scheme = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}} if keyed else {}
-    models = (*served.names(spec, engine.settings), *(f"{MODEL}{one['name']}" for one in kept if one["drawable"]))
+    models = (*models, *(f"{MODEL}{one['name']}" for one in kept if one["drawable"]))
     refusals = {HTTPStatus(status).name: _refusal(status) for status in (401, 403, *DRAWING)}
     types_ = types()
     explained = {"Explained": whole(types_["Report"]["properties"] | workflows.EXPLAINED)}
