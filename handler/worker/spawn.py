@@ -81,8 +81,8 @@ def attend(*numbers: int, last: Callable[[], object] = lambda: None) -> list[Con
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach all of a terminal or a container; who began it decides
         signal.signal(number, signal.SIG_IGN)
-    for number in numbers:
-        os.set_inheritable(number, False)  # else whatever this one begins would hold its lines when it is gone
+    for line in numbers:
+        os.set_inheritable(line, False)  # else whatever this one begins would hold its lines when it is gone
     threading.Thread(target=_end_with, args=[numbers[0], last], name="leader", daemon=True).start()
     return [Connection(number) for number in numbers]
 
