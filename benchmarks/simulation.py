@@ -135,7 +135,7 @@ class _Run:
         while self._events:
             self.now, _, what, told = heapq.heappop(self._events)
             what(*told)
-            if what in (self._arrive, self._finish):
+            if what in (self._arrive, self._become_ready, self._finish):
                 until = max(until, self.now)
         gpu_s = self.gpu_s + sum(until - worker.begun for worker in self.workers)
         counted = self.refused, self.gave_up, self.cold, self.starts, self.peak
@@ -233,6 +233,6 @@ class _Run:
 def simulate(requests: Sequence[Request], fleet: Fleet, until: float = 0.0) -> Outcome:
     """What becomes of `requests`, which are in order of time, and of the workers, until the last has ended.
 
-    Those that always run are paid for until all is drawn, and at least for the first `until` seconds.
+    Those that always run are paid for until all is drawn and started, and at least for the first `until` seconds.
     """
     return _Run(requests, fleet).outcome(until)

@@ -173,6 +173,12 @@ RULES = st.tuples(
 SERVICES = st.tuples(st.floats(0.1, 5), st.floats(0, 2), st.integers(1, 2), st.floats(0, 1))
 
 
+def test_a_start_that_outlasts_the_last_picture_is_paid_for(sim: Any) -> None:
+    fleet = sim.Fleet(sim.Service(1.0), sim.Rule("count", 1, buffer=1), 2.0, 0.0, most=2, least=1, inside=2)
+    found = sim.simulate(at(0.0), fleet)
+    assert (found.starting_s, found.busy_s, found.gpu_s) == (2.0, 1.0, 3.0)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.floats(0, 200), max_size=60), FLEETS, RULES, SERVICES)
 def test_nothing_is_lost_or_made_up(
