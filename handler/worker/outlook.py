@@ -60,8 +60,8 @@ class Outlook:
     @cached_property
     def memory(self) -> MemoryPlan:
         """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
-        where, ranks = (self.hardware, self.source, self.host_gb), self.asked.ranks
-        return memory_plan(self.spec, *where, self.settings.offload, self.over, ranks > 1, self.asked.tp_size)
+        where, shared = (self.hardware, self.source, self.host_gb), self.asked.ranks > 1
+        return memory_plan(self.spec, *where, self.settings.offload, self.over, shared, self.asked.tp_size)
 
     @property
     def loading(self) -> int:
