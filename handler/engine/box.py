@@ -19,7 +19,7 @@ from handler.core.recipe import Recipe
 from handler.core.settings import Settings
 from handler.core.tracebacks import outline
 from handler.engine.engine import LAST_S, TIDY_S, Engine
-from handler.engine.front import OPEN, EngineState
+from handler.engine.intake import OPEN, EngineState
 from handler.engine.pace import Pace
 from handler.engine.queue import Job
 from handler.engine.remote import Remote

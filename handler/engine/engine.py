@@ -19,7 +19,7 @@ from handler.core.recipe import Recipe
 from handler.core.settings import Settings
 from handler.core.tracebacks import outline
 from handler.engine.executor import Executor
-from handler.engine.front import OPEN, Front
+from handler.engine.intake import OPEN, Intake
 from handler.engine.pace import Pace
 from handler.engine.publisher import Publisher
 from handler.engine.queue import Job
@@ -36,7 +36,7 @@ LAST_S = 3.0  # of an exit: for the thread to tidy up, and for the last word on 
 log = logging.getLogger(__name__)
 
 
-class Engine(Front):
+class Engine(Intake):
     """Owns the worker's thread and queue. `start`, then `submit` from any event loop, then `stop`.
 
     `over` is set once no more will be drawn, for whatever reason. `exit` ends `EXIT_S` after the first word to leave.

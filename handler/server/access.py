@@ -28,7 +28,7 @@ from handler.api.workflows.service import ROUTE
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
 from handler.core.request import MAX_PROMPT
-from handler.engine.front import OPEN
+from handler.engine.intake import OPEN
 from handler.server.health import PROBES
 from handler.server.metrics import Metrics
 from handler.server.mounted import beside, rooted

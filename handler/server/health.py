@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from handler.engine.engine import Engine
-from handler.engine.front import EngineState
+from handler.engine.intake import EngineState
 from handler.server.metrics import machine
 
 PING_STATUS = {"starting": 204, "ready": 200, "draining": 503, "stopped": 503, "failed": 503}

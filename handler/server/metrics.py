@@ -16,7 +16,7 @@ from handler.core.host import host_memory
 from handler.core.outlet import dropped
 from handler.core.recipe import Picture
 from handler.engine.engine import Engine
-from handler.engine.front import EngineState
+from handler.engine.intake import EngineState
 from handler.engine.queue import Where
 from handler.model.readings import readings
 

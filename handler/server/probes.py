@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from handler.engine.engine import Engine
-from handler.engine.front import EngineState
+from handler.engine.intake import EngineState
 from handler.server.auth import DEFAULTS
 from handler.server.health import PROBES
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from fakes import RECIPE, FakeFamily, raises
 from handler import Api, Engine, Picture, Settings, create_app
 from handler.core.errors import NumericalError
-from handler.engine.front import EngineState
+from handler.engine.intake import EngineState
 from handler.engine.pace import Pace, Run
 from handler.model import readings
 from handler.server import access, metrics

@@ -12,7 +12,7 @@ from handler.api.comfy.listeners import Listener, message
 from handler.api.comfy.service import Comfy
 from handler.api.comfy.stats import features
 from handler.core.untrusted import Malformed, parse
-from handler.engine.front import OPEN
+from handler.engine.intake import OPEN
 
 LONGEST, LONGEST_FLAGS = 200, 64 << 10  # characters of a client's id, and of what it says that it can
 TICK_S = 0.3

@@ -9,7 +9,7 @@ from handler.catalog.prices import Price
 from handler.core.quality import Quality
 from handler.core.recipe import OPTIONAL, Recipe
 from handler.core.request import Format
-from handler.engine.front import EngineState
+from handler.engine.intake import EngineState
 from handler.engine.spend import Verdict
 from handler.server.openapi import fal
 from handler.server.openapi.jobs import JOB, SAID

@@ -21,7 +21,7 @@ EngineState = Literal["starting", "ready", "draining", "stopped", "failed"]  # a
 OPEN: tuple[EngineState, ...] = ("starting", "ready")
 
 
-class Front(ABC):
+class Intake(ABC):
     """Takes pictures into the queue, from any event loop."""
 
     def __init__(self, settings: Settings) -> None:
