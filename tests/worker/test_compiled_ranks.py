@@ -89,6 +89,7 @@ def test_code_that_another_process_cannot_bind_is_bound_by_none(alone: list[Any]
     ("model", "fields", "why"),
     [
         ("flux-dev", {"ulysses_degree": 2}, ""),
+        ("flux-dev", {"ulysses_degree": 3}, "wants prompts that they can split evenly"),  # which have 512 tokens
         ("flux-dev", {"ring_degree": 2}, "ring attention is not compiled"),
         ("qwen-image", {"ulysses_degree": 2}, "wants prompts that they can split evenly"),
         ("qwen-image", {}, ""),
