@@ -56,6 +56,7 @@ def test_the_same_again_is_not_compiled_again(gxx: Compile) -> None:
     assert gxx("code ", "-O1", "-c") == (0, "code one-O1", 1)
     assert gxx("code ", "-O1", "-c", name="elsewhere.cpp") == (0, "code one-O1", 1)
     assert gxx("code \n\n// Compile cmd\n// g++ -O1\n", "-O1", "-c") == (0, "code one-O1", 1)
+    assert gxx("// Triton kernels are embedded as comments in /tmp/a\n\ncode ", "-O1", "-c") == (0, "code one-O1", 1)
     assert gxx("code \n// g++\ncode", "-O1", "-c")[2] == 2
 
 

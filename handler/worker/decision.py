@@ -81,6 +81,9 @@ def decide(settings: Settings, spec: ModelSpec, hardware: Hardware, host_gb: flo
     """
     here, hardware = host_gb is None, replace(hardware, shared=shared_by(settings))
     receipt, told = applicable(settings.volume, spec, hardware.identity or None) if here else (None, "")
+    if receipt and settings.tp_size > 1 and PRECISIONS[receipt.winner.precision].quantised:
+        told = f"receipt {receipt.number} ignored: several GPUs share text encoders, which its precision rounds"
+        receipt = None
     followed = follow(settings, receipt)
     if followed is not settings:
         hardware = replace(hardware, precision=followed.precision, reason=told)

@@ -97,9 +97,8 @@ def _laid_out(mode: Placement, weights: Weights, host_gb: float, counted: bool) 
     stays, host = (takes.device - comes) / 1e9, takes.host_peak / 1e9
     loads, draws = takes.device_peak / 1e9 + CONTEXT_GB, takes.device / 1e9 + spec.work_gb
     needs = max(loads, draws)
-    count = (sum(part.parameters for part in weights.parts) - sum(p.parameters for p in weights.waiting(mode))) / 1e9
     width = PRECISIONS[hardware.precision].width
-    words = [f"{count:.3g}B parameters x {width:g} bytes" if counted else f"{stays:.3g} GB of weights"]
+    words = [f"{stays / width:.3g}B parameters x {width:g} bytes" if counted else f"{stays:.3g} GB of weights"]
     words += [f"{comes / 1e9:.2g} GB for parts that come and go"] if comes else []
     words.append(f"{spec.work_gb:g} GB to work" if draws >= loads else f"{needs - takes.device / 1e9:.2g} GB to load")
     reason = f"{' + '.join(words)} = {needs:.1f} GB, of {hardware.memory_gb:.1f} GB on the {hardware.name}"

@@ -83,7 +83,7 @@ def uncompiled(spec: ModelSpec, settings: Settings) -> str:
     """Why several GPUs draw `spec` together without compiled code; empty if they need not."""
     if settings.ring_degree > 1:
         return "several GPUs draw each picture, and ring attention is not compiled"
-    if settings.ranks > 1 and of_any_length(spec):
+    if settings.ranks > 1 and (of_any_length(spec) or spec.text_tokens % settings.ranks):
         return "several GPUs draw each picture, and compiled code wants prompts that they can split evenly"
     return ""
 

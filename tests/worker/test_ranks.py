@@ -111,6 +111,16 @@ def test_several_processes_draw_what_one_draws(kind: str, alone: Worker, togethe
     assert alike(drawn(together, kind), drawn(alone, kind))
 
 
+def test_code_that_another_process_cannot_bind_is_bound_by_none(
+    alone: Worker, together: Worker, tmp_path: Path
+) -> None:
+    (tmp_path / "torn.pt2").write_bytes(b"torn")
+    for package in (tmp_path / "torn.pt2", tmp_path / "none.pt2"):
+        with pytest.raises(StartError):
+            together._share(package)
+    assert alike(drawn(together, "text"), drawn(alone, "text"))
+
+
 def test_a_lora_is_added_by_all_and_one_that_is_gone_is_a_callers_fault(
     alone: Worker, together: Worker, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Several processes share one text encoder: together they read what a process reads alone, and each holds a part."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,8 @@ from handler.model.hardware import Hardware
 from handler.model.loading.lora import Misfit
 from handler.model.runner import sound
 from handler.model.tensor_parallel import AXES, COLUMNS, ROWS, Shard
+from handler.volume import receipts
+from handler.volume.receipts import Candidate, Figures, Outcome, Receipt
 from handler.volume.sources import model_source
 from handler.worker.footprint import weigh
 from handler.worker.sharing import require_exact, require_shared, require_splittable
@@ -134,6 +137,9 @@ def test_each_gpu_is_planned_with_its_part_of_the_text_encoder(tmp_path: Path) -
     exact = replace(whole.hardware, precision="bf16")
     needs = [replace(each, hardware=exact).memory.needs_gb for each in (whole, part)]
     assert needs[0] - needs[1] == pytest.approx(saved, rel=1e-3)
+    told = replace(part, hardware=exact).memory.reason
+    count, width, work, total = map(float, re.findall(r"[0-9.]+(?=B | bytes| GB to| GB,)", told))
+    assert count * width + work == pytest.approx(total, abs=0.3)  # the sum that is told is right
     spec = MODELS["qwen-image"]
     tiny.write(spec, tmp_path)
     source = model_source(spec, tmp_path)
@@ -155,6 +161,19 @@ def test_precision_is_not_rounded_by_itself_where_a_text_encoder_is_shared() -> 
     with pytest.raises(SettingsError, match=r"rounded to fp8 cannot be split.*; use KINDLING_PRECISION=bf16") as caught:
         require_exact(found[0].hardware, found[1].asked)
     assert caught.value.param == "KINDLING_TP_SIZE"
+
+
+def test_a_receipt_that_rounds_is_not_followed_where_a_text_encoder_is_shared(tmp_path: Path) -> None:
+    """It was measured on one GPU, and would end every start."""
+    winner, measured = Candidate("fp8", True), Figures(8, 3.0, 3.0, 1.0, 1.0, 5.0)
+    row = (FLUX2_DEV.id, FLUX2_DEV.revision, GPU.identity, winner, (Outcome(winner, "measured", measured),))
+    receipts.keep(Receipt(*row, "", "latency", {}, "it", "", {}, "", ""), tmp_path)
+    asked = Settings(model=FLUX2_DEV.id, volume=tmp_path, ulysses_degree=2, tp_size=2)
+    seen = outlook(asked, FLUX2_DEV, GPU)
+    assert (seen.hardware.precision, seen.settings.compile) == ("bf16", "auto")
+    assert "receipt 1 ignored: several GPUs share text encoders" in seen.hardware.reason
+    require_exact(seen.hardware, seen.asked)
+    assert outlook(asked.model_copy(update={"tp_size": 1}), FLUX2_DEV, GPU).hardware.precision == "fp8"
 
 
 @pytest.mark.parametrize(
