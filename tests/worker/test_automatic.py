@@ -92,7 +92,7 @@ def test_rounding_wants_no_more_of_the_host_than_reading() -> None:
 
 
 def test_a_host_too_small_to_read_on_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 3_500_000_000)
+    monkeypatch.setattr("handler.worker.sharing.host_memory", lambda: 3_500_000_000)
     assert decide(Settings(volume=tmp_path), DEV, card("H100")).hardware.precision == "fp8"  # none fits: as ever
     assert not memory_plan(DEV, replace(card("H100"), precision="fp8"), host_gb=3.5).fits
 
@@ -148,7 +148,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
     monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
     monkeypatch.setattr("handler.model.hardware.GPU_FOLDER", tmp_path / "gpus")
     monkeypatch.setattr("handler.model.hardware._from_nvml", lambda: None)
-    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 64_000_000_000)
+    monkeypatch.setattr("handler.worker.sharing.host_memory", lambda: 64_000_000_000)
     place = tmp_path / "gpus" / "0000:01:00.0"
     place.mkdir(parents=True)
     return lambda name: place.joinpath("information").write_text(f"Model: \t\t {name}\nIRQ:   \t 17\n") and None
@@ -198,7 +198,7 @@ def test_the_drivers_library_is_asked_first(
 
     gpu("NVIDIA A10G")
     monkeypatch.undo()
-    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 64_000_000_000)
+    monkeypatch.setattr("handler.worker.sharing.host_memory", lambda: 64_000_000_000)
     monkeypatch.setattr("handler.model.hardware.GPU_DRIVER", tmp_path)
     answers: dict[str, Callable[..., Any]] = {
         "nvmlInit": lambda: None,
@@ -329,7 +329,7 @@ def test_what_others_hold_of_a_gpu_is_not_planned_with(monkeypatch: pytest.Monke
 
 
 def test_models_shows_what_each_would_be_served_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 64_000_000_000)
+    monkeypatch.setattr("handler.worker.sharing.host_memory", lambda: 64_000_000_000)
     settings, here = Settings(volume=tmp_path), card("L40S")
     found = {spec.id: state(spec, settings, here) for spec in (DEV, SDXL, QWEN_IMAGE)}
     assert {name: one.precision for name, one in found.items()} == {DEV.id: "fp8", SDXL.id: "bf16", "qwen-image": "fp8"}

@@ -334,7 +334,7 @@ def test_what_waits_in_host_memory_where_that_is_another(mode: str, kinds: set[s
 def test_explicit_rounding_is_planned_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Baked or not, by a setting or a receipt: no host is asked for more than it has."""
     gpu = replace(on_gpu("fp8", 20), capability=(9, 0))
-    monkeypatch.setattr("handler.worker.decision.host_memory", lambda: 16_000_000_000)
+    monkeypatch.setattr("handler.worker.sharing.host_memory", lambda: 16_000_000_000)
     decided = decide(Settings(volume=tmp_path, precision="fp8"), DEV, gpu).hardware
     assert memory_plan(DEV, decided, host_gb=16).mode == "encoders"
     assert not memory_plan(DEV, decided, host_gb=9).fits
