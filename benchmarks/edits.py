@@ -18,11 +18,13 @@ import io
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 import report
 from handler import Api, Engine, ImageRequest, Settings
@@ -33,7 +35,7 @@ from spark.scenes import COLORS, NUISANCES, PLACES, SHAPES, Item, Meaning, Scene
 SIZE = (256, 256)
 CALM = (0.0,) * NUISANCES
 ROOM = 0.75  # of an object's diameter, from its middle to the sides of its box
-BESIDE = 3  # pixels from a box's side to either place where the background is looked at
+BESIDE = 3  # pixels of background that are looked at, to either side of a box's border
 WAYS = (*((strength, False) for strength in (0.3, 0.5, 0.75, 1.0)), (1.0, True))
 SHOWN = "a yellow star left of a red heart on a blue background"
 SHOWN_SEED = 3
@@ -56,33 +58,35 @@ class Case:
     stays: bool  # whether objects do
 
 
+def other(rng: random.Random, some: Iterable[str], *but: str) -> str:
+    """One of `some`, and none of the others."""
+    return rng.choice([each for each in some if each not in but])
+
+
 def recoloured(meaning: Meaning, rng: random.Random) -> Meaning:
     """The same with objects of another colour."""
     shape, color = meaning.objects[0]
-    other = rng.choice([each for each in COLORS if each not in (color, meaning.background)])
-    return replace(meaning, objects=((shape, other),) * len(meaning.objects))
+    new = shape, other(rng, COLORS, color, meaning.background)
+    return replace(meaning, objects=(new,) * len(meaning.objects))
 
 
 def replaced(meaning: Meaning, rng: random.Random) -> Meaning:
     """The same with objects of another shape."""
     shape, color = meaning.objects[0]
-    other = rng.choice([each for each in SHAPES if each != shape])
-    return replace(meaning, objects=((other, color),) * len(meaning.objects))
+    new = other(rng, SHAPES, shape), color
+    return replace(meaning, objects=(new,) * len(meaning.objects))
 
 
 def placed(meaning: Meaning, rng: random.Random) -> Meaning:
     """The same object at another place."""
-    return replace(meaning, place=rng.choice([each for each in PLACES if each != meaning.place]))
+    return replace(meaning, place=other(rng, PLACES, str(meaning.place)))
 
 
 def joined(meaning: Meaning, rng: random.Random) -> Meaning:
     """The same object, on the left, and another one right of it."""
     shape, color = meaning.objects[0]
-    other = (
-        rng.choice([each for each in SHAPES if each != shape]),
-        rng.choice([each for each in COLORS if each not in (color, meaning.background)]),
-    )
-    return Meaning("pair", meaning.background, (meaning.objects[0], other), axis="horizontal")
+    new = other(rng, SHAPES, shape), other(rng, COLORS, color, meaning.background)
+    return Meaning("pair", meaning.background, (meaning.objects[0], new), axis="horizontal")
 
 
 def any_one(rng: random.Random) -> Meaning:
@@ -206,36 +210,29 @@ def distance(before: Image.Image, after: Image.Image) -> float:
     return 100 * statistics.mean(min(math.dist((a.x, a.y), (b.x, b.y)) for b in new) for a in old)
 
 
+def _holes(boxes: Sequence[Box]) -> NDArray[np.bool_]:
+    """What the boxes cover, (height, width)."""
+    covered = np.zeros(SIZE[::-1], dtype=bool)
+    for left, top, right, bottom in boxes:
+        covered[top:bottom, left:right] = True
+    return covered
+
+
 def _outside(case: Case, found: Image.Image) -> float:
     """The largest difference from the image outside all boxes, of 255."""
-    kept = np.array(opened(mask_of(case.boxes), "RGBA"))[..., 3] > 0
-    difference = np.abs(np.asarray(found, dtype=float) - np.asarray(case.image, dtype=float))[kept]
-    return float(difference.max()) if difference.size else math.nan
+    difference = np.abs(np.asarray(found, dtype=float) - np.asarray(case.image, dtype=float))
+    return float(difference[~_holes(case.boxes)].max(initial=0))
 
 
 def _border(case: Case, found: Image.Image) -> float:
-    """How much the background's mean colour differs between the two sides of the boxes' borders, of 255."""
-    pixels = np.asarray(found, dtype=float)
+    """How much the background's mean colour differs between just inside the boxes and just outside, of 255."""
+    pixels, holes = np.asarray(found, dtype=float), _holes(case.boxes)
     behind = np.linalg.norm(pixels - border_color(pixels), axis=-1) < CONTRAST
-    sides = [(pixels[a][behind[a]], pixels[b][behind[b]]) for box in case.boxes for a, b in _sides(box, case.boxes)]
-    steps = [float(np.abs(a.mean(axis=0) - b.mean(axis=0)).mean()) for a, b in sides if len(a) and len(b)]
-    return statistics.mean(steps) if steps else math.nan
-
-
-def _sides(box: Box, boxes: Sequence[Box]) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Of each side of `box` that lies in the picture and in no other box, a line within and one without."""
-    left, top, right, bottom = box
-    rows, columns = slice(top, bottom), slice(left, right)
-    for x, inward in ((left, BESIDE), (right - 1, -BESIDE)):
-        if 0 <= (outer := x - inward) < SIZE[0] and not _covered(outer, (top + bottom) // 2, boxes):
-            yield (rows, slice(x + inward, x + inward + 1)), (rows, slice(outer, outer + 1))
-    for y, inward in ((top, BESIDE), (bottom - 1, -BESIDE)):
-        if 0 <= (outer := y - inward) < SIZE[1] and not _covered((left + right) // 2, outer, boxes):
-            yield (slice(y + inward, y + inward + 1), columns), (slice(outer, outer + 1), columns)
-
-
-def _covered(x: int, y: int, boxes: Sequence[Box]) -> bool:
-    return any(left <= x < right and top <= y < bottom for left, top, right, bottom in boxes)
+    inside = pixels[behind & holes & ~ndimage.binary_erosion(holes, iterations=BESIDE, border_value=1)]
+    outside = pixels[behind & ~holes & ndimage.binary_dilation(holes, iterations=BESIDE)]
+    if not len(inside) or not len(outside):
+        return math.nan
+    return float(np.abs(inside.mean(axis=0) - outside.mean(axis=0)).mean())
 
 
 def mask_of(boxes: Sequence[Box]) -> bytes:
@@ -253,9 +250,9 @@ def saved(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def opened(data: bytes, mode: str = "RGB") -> Image.Image:
+def opened(data: bytes) -> Image.Image:
     """From a file's bytes."""
-    return Image.open(io.BytesIO(data)).convert(mode)
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 async def _sheet(api: Api) -> None:

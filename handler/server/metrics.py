@@ -4,9 +4,9 @@ No label has free text: routes, statuses, error codes, stages and phases are all
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -27,13 +27,12 @@ Values = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """One number of the engine, or one for each value of `label`; None is not told. `each`: of each worker's own."""
+    """One number of what it is read of, or one for each value of `label`; None is not told."""
 
     name: str
     help: str
     label: str
-    read: Callable[[Engine], Values]
-    each: bool = True
+    read: Callable[[Any], Values]
 
 
 def _plan(engine: Engine) -> Values:
@@ -54,27 +53,20 @@ def _readings(engine: Engine) -> dict[str, float]:
     return engine.worker.readings() if engine.worker else readings("cpu")
 
 
-def _memory(engine: Engine) -> Values:
-    """The GPU's first: that is the peak which matters where there are two."""
-    found = _readings(engine)
-    return {kind: found[kind] for kind in ("gpu_peak", "gpu_used", "gpu_total", "host_peak") if kind in found}
-
-
-def _reading(name: str) -> Callable[[Engine], Values]:
-    return lambda engine: {"": _readings(engine).get(name)}
-
-
-GAUGES = (
-    Gauge("queue_depth", "Requests that wait.", "", lambda engine: {"": engine.waiting}, each=False),
-    Gauge("queue_limit", "Requests that may wait.", "", lambda engine: {"": engine.settings.queue}, each=False),
-    Gauge("inflight", "Requests being drawn.", "", lambda engine: {"": engine.drawing}, each=False),
+SHARED = (  # of the server's own
+    Gauge("queue_depth", "Requests that wait.", "", lambda engine: {"": engine.waiting}),
+    Gauge("queue_limit", "Requests that may wait.", "", lambda engine: {"": engine.settings.queue}),
+    Gauge("inflight", "Requests being drawn.", "", lambda engine: {"": engine.drawing}),
+    Gauge("spend_dollars", "This month's, of this process and of all workers here.", "workers", _spend),
+)
+GAUGES = (  # of each worker
     Gauge(
         "state",
         "1 for what the worker is.",
         "state",
         lambda engine: {s: s == engine.state for s in get_args(EngineState)},
     ),
-    Gauge("boot_outcome", "1 for how its cold start went.", "outcome", lambda engine: {engine.ledger.outcome: 1}),
+    Gauge("boot_outcome", "1 for how its cold start went.", "outcome", lambda own: {own.ledger.outcome: 1}),
     Gauge("plan", "1 for how it runs the model.", "plan", _plan),
     Gauge(
         "compile_failed",
@@ -82,15 +74,27 @@ GAUGES = (
         "",
         lambda engine: {"": bool(engine.ledger.compile_failure) if engine.ledger.plan else None},
     ),
-    Gauge("cold_start_seconds", "From birth to ready.", "", lambda engine: {"": engine.ledger.total_s or None}),
+    Gauge("cold_start_seconds", "From birth to ready.", "", lambda own: {"": own.ledger.total_s or None}),
     Gauge("load_seconds", "Cold start by phase.", "phase", _load),
-    Gauge("spend_dollars", "This month's, of this process and of all workers here.", "workers", _spend, each=False),
     Gauge(
         "worker_restarts", "How often it was begun again, of several workers.", "", lambda engine: {"": engine.restarts}
     ),
-    Gauge("memory_bytes", "The GPU's, and this process's own.", "kind", _memory),
-    Gauge("gpu_utilization_ratio", "How much of the time the GPU is busy.", "", _reading("gpu_utilization")),
-    Gauge("gpu_temperature_celsius", "The GPU's temperature.", "", _reading("gpu_temperature")),
+)
+KINDS = ("gpu_peak", "gpu_used", "gpu_total", "host_peak")  # of two peaks the first is what matters
+READINGS = (  # of each worker's `_readings`, for which its device is asked once
+    Gauge(
+        "memory_bytes",
+        "The GPU's, and this process's own.",
+        "kind",
+        lambda told: {kind: told[kind] for kind in KINDS if kind in told},
+    ),
+    Gauge(
+        "gpu_utilization_ratio",
+        "How much of the time the GPU is busy.",
+        "",
+        lambda told: {"": told.get("gpu_utilization")},
+    ),
+    Gauge("gpu_temperature_celsius", "The GPU's temperature.", "", lambda told: {"": told.get("gpu_temperature")}),
 )
 
 
@@ -108,7 +112,7 @@ ENDS = {  # how a job may have ended: by a counter's name what, and in words
 
 @dataclass(frozen=True, slots=True)
 class LaneCollector(Collector):
-    """Reads `GAUGES` and `ENDS` whenever somebody asks."""
+    """Reads all gauges and `ENDS` whenever somebody asks."""
 
     engine: Engine
 
@@ -119,16 +123,23 @@ class LaneCollector(Collector):
                 counter.add_metric([where], self.engine.queue.ended[outcome, where])
             yield counter
         yield CounterMetricFamily(PREFIX + "log_lines_dropped", "Lines of the log that nobody read.", value=dropped())
-        for gauge in GAUGES:
-            named, own = ["worker"] * (gauge.each and len(self.engine.workers) > 1), [gauge.label] * bool(gauge.label)
-            family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=own + named)
-            for worker, engine in self.engine.workers.items() if gauge.each else [("", self.engine)]:
-                # A worker that fails meanwhile, no /proc: the rest is told all the same.
-                with contextlib.suppress(Exception):
-                    for key, value in gauge.read(engine).items():
-                        if value is not None:
-                            family.add_metric([key] * len(own) + [worker] * len(named), value)
-            yield family
+        workers = self.engine.workers
+        yield from _families(SHARED, {"": self.engine})
+        yield from _families(GAUGES, workers)
+        yield from _families(READINGS, {worker: _readings(engine) for worker, engine in workers.items()})
+
+
+def _families(gauges: Iterable[Gauge], workers: Mapping[str, Any]) -> Iterator[Metric]:
+    """Each gauge of all workers; of several with their names."""
+    for gauge in gauges:
+        own, named = [gauge.label] * bool(gauge.label), ["worker"] * (len(workers) > 1)
+        family = GaugeMetricFamily(PREFIX + gauge.name, gauge.help, labels=own + named)
+        for worker, one in workers.items():
+            with contextlib.suppress(Exception):  # a worker that fails meanwhile: the rest is told all the same
+                for key, value in gauge.read(one).items():
+                    if value is not None:
+                        family.add_metric([key] * len(own) + [worker] * len(named), value)
+        yield family
 
 
 class Metrics:

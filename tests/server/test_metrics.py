@@ -212,6 +212,23 @@ def test_a_gpu_is_told_as_far_as_it_answers(engine: Engine, monkeypatch: pytest.
     assert ("kindling_gpu_utilization_ratio",) not in found
 
 
+def test_a_device_is_asked_once_for_all_that_it_tells(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    told = {"gpu_peak": 3.0, "host_peak": 2.0, "gpu_utilization": 0.5, "gpu_temperature": 40.0}
+
+    def readings(device: str) -> dict[str, float]:
+        asked.append(device)
+        return told
+
+    engine.worker = None
+    monkeypatch.setattr("handler.server.metrics.readings", readings)
+    found = samples(metrics.Metrics(engine).text().decode())
+    assert asked == ["cpu"]
+    assert found["kindling_memory_bytes", "gpu_peak"] == 3.0
+    assert found["kindling_gpu_utilization_ratio",] == 0.5
+    assert found["kindling_gpu_temperature_celsius",] == 40.0
+
+
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", 'inject"\t'])
 def test_every_answer_has_a_request_id(app: ASGIApp, given: str) -> None:
     async def main(client: httpx.AsyncClient) -> list[httpx.Response]:
