@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from handler.catalog.models import find
 from handler.core.errors import ModelNotFound, SettingsError
@@ -93,9 +94,20 @@ def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple
             found[alias.setting] = switched
         elif value.lower() not in ("false", "1"):
             notes.append(f"{alias.option} has no effect: {alias.note}.")
+    if idle := _idle(vars(options)["num_gpus"] or "", found):
+        notes.append(idle)
     if not found.get(STEP_CACHE):
         _cache(found, notes)
     return found, notes
+
+
+def _idle(gpus: str, found: Mapping[str, str]) -> str:
+    """What to say of GPUs that other options leave without work; what is no number is for the setting to refuse."""
+    try:
+        wanted, drawing = int(gpus), prod(int(found.get(name) or 1) for name in (ULYSSES, RING, WORKERS))
+    except ValueError:
+        return ""
+    return f"{GPUS} {wanted}: only {drawing} draw, {ULYSSES} times {RING} times {WORKERS}." if drawing < wanted else ""
 
 
 def _shared(gpus: str, parts: Mapping[str, str]) -> str:

@@ -43,7 +43,6 @@ def test_the_cookbooks_command() -> None:
         ("--num-gpus 4", {"ulysses_degree": 4, "ring_degree": 1}),
         ("--num-gpus 4 --tp-size 2", {"ulysses_degree": 4, "tp_size": 2}),
         ("--num-gpus 4 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2}),
-        ("--num-gpus 8 --sp-degree 2", {"ulysses_degree": 2, "ring_degree": 1}),
         ("--num-gpus 4 --ulysses-degree 2 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2}),
         ("--num-gpus 8 --workers 2 --ring-degree 2", {"ulysses_degree": 2, "ring_degree": 2, "workers": 2}),
         ("--sp-degree 2 --workers 4", {"ulysses_degree": 2, "workers": 4}),
@@ -61,6 +60,13 @@ def test_what_has_none_is_accepted_with_a_note(line: str) -> None:
     settings, [note] = read(line)
     assert settings == Settings.from_env({})
     assert note.startswith(line.replace("=", " ").split()[0] + " has no effect: ")
+
+
+@pytest.mark.parametrize("line", ["--num-gpus 8 --sp-degree 2", "--num-gpus 8 --ulysses-degree 2 --tp-size 2"])
+def test_gpus_that_other_options_leave_without_work_are_told(line: str) -> None:
+    settings, [note] = read(line)
+    assert (settings.ulysses_degree, settings.ranks) == (2, 2)
+    assert note.startswith("--num-gpus 8: only 2 draw")
 
 
 def test_gpus_that_ring_attention_cannot_share_are_refused() -> None:
