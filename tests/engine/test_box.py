@@ -396,7 +396,8 @@ def test_how_many_workers_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "count"), [("MIG-a, MIG-b", 2), ("0,2,-1,3", 2), ("", 0), ("-1", 0), ("none", 0), ("GPU-a", 1)]
+    ("named", "count"),
+    [("MIG-a, MIG-b", 2), ("0,2,-1,3", 2), ("", 0), ("-1", 0), ("-1,0", 0), (" none", 0), ("GPU-a", 1)],
 )
 def test_how_many_gpus_this_process_was_given(named: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handler.model.hardware.GPU_DEVICE", Path("/dev/null"))
