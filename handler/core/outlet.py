@@ -140,8 +140,8 @@ OUT, ERR = Outlet(1 if sys.__stdout__ else None), Outlet(2 if sys.__stderr__ els
 
 def install() -> None:
     """Let all that this process prints and logs go through outlets. What native code writes to a pipe is dropped when
-    nobody empties it. A standard descriptor that is closed leads nowhere from now on: libuv ends a process that closes a
-    socket of such a number.
+    nobody empties it. Standard descriptors that are closed lead nowhere from now on: a socket that got such a number
+    would end the process when it is closed, by libuv.
     """
     for fd in range(3):
         try:
