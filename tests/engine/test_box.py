@@ -33,7 +33,7 @@ from handler.engine.queue import Job, Queue
 from handler.engine.spend import Meter
 from handler.model.given_gpus import gpu_count
 from handler.model.hardware import Hardware
-from handler.worker.clock import Clock
+from handler.worker.clock import Clock, Ledger
 from handler.worker.sharing import require_workers, visible
 from serving import Served, serving
 from threads import Seconds
@@ -376,6 +376,22 @@ def test_a_box_that_cannot_begin_its_workers_is_waited_for_by_nobody(monkeypatch
     assert box.over.is_set()
 
 
+def test_what_is_told_of_a_start_that_is_stopped_holds_up_no_other_worker() -> None:
+    """A receiver of traces may take seconds to hear it."""
+    held = list[bool]()
+
+    def publish(_: Ledger) -> None:
+        other = threading.Thread(target=box.look)
+        other.start()
+        other.join(5)
+        held.append(other.is_alive())
+
+    box = Box(Settings(), 2, lambda _: Clock(240, publish=publish))
+    box.over.set()
+    box.stop()
+    assert held == [False, False]
+
+
 def test_what_waits_is_shared_by_those_that_are_ready() -> None:
     box = unbegun(3)
     lane(box, 1)._executor.pace = Pace.of((Run(1.0, 6.0),))
@@ -460,7 +476,7 @@ ALONE = """
 import sys
 from handler.core.settings import Settings
 from handler.server.process import _engine
-from handler.worker.clock import Clock
+from handler.worker.clock import Clock, Ledger
 _engine(Settings(), lambda: Clock(240))
 print(*{"handler.engine.box", "handler.engine.remote", "pynvml", "torch"} & sys.modules.keys())
 """
