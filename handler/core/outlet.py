@@ -140,8 +140,14 @@ OUT, ERR = Outlet(1 if sys.__stdout__ else None), Outlet(2 if sys.__stderr__ els
 
 def install() -> None:
     """Let all that this process prints and logs go through outlets. What native code writes to a pipe is dropped when
-    nobody empties it.
+    nobody empties it. Standard descriptors that are closed lead nowhere from now on: a socket that got such a number
+    would end the process when it is closed, by libuv.
     """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free, which is this one
     for outlet, fd in ((OUT, 1), (ERR, 2)):
         if outlet.isatty() or (free := unblocked(fd)) == fd:
             continue

@@ -161,8 +161,9 @@ class Box(Engine):
         """As one worker does; those that start are told too, and have a moment to leave word of that."""
         self._become("stopped")
         with self._news:  # no other is begun again
-            for lane in self._lanes:
-                lane.leave()
+            lanes = [*self._lanes]
+        for lane in lanes:
+            lane.leave()
         super().stop()
         self.over.wait(min(END_S, self.exit.left_s))
 

@@ -182,7 +182,8 @@ def sees_gpu() -> bool:
 
 
 def _hidden() -> bool:
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0") in HIDDEN
+    first, *_ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")  # CUDA reads no further than one that is none
+    return first.strip() in HIDDEN
 
 
 def wake(settings: Settings) -> threading.Thread | None:

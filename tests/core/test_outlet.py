@@ -235,6 +235,23 @@ def test_a_process_that_ends_has_told_all() -> None:
     assert told.stdout.split() == [str(number) for number in range(1000)]
 
 
+CLOSED = """
+import os, subprocess, sys
+from handler.core import outlet
+outlet.install()
+print("nobody reads this")
+assert min(os.pipe()) > 2
+subprocess.run([sys.executable, "-c", "print('nor this', flush=True)"], check=True)
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_nothing_takes_the_number_of_a_standard_descriptor_that_is_closed(closed: str) -> None:
+    """Else a socket has it, and libuv ends the process with SIGABRT when that is closed."""
+    command = ["sh", "-c", f'exec "$@" {closed}', "-", sys.executable, "-c", CLOSED]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
+
+
 def test_an_end_before_the_first_line_holds_up_no_later_one() -> None:
     with pipe() as (reader, writer):
         outlet = Outlet(writer)

@@ -121,6 +121,18 @@ def test_a_process_that_is_not_to_start_ends_without_a_word(capfd: pytest.Captur
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_workers_process_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KINDLING_API_KEYS", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody-sees-this")
+    monkeypatch.setenv("KINDLING_VOLUME_KEY", "by-which-it-reads-the-volume")
+    child = Child("handler.engine.child", ["0"], {"CUDA_VISIBLE_DEVICES": "3"}, lines=2)
+    told = Path(f"/proc/{child.process.pid}/environ").read_bytes()
+    child.close()
+    assert b"nobody-sees-this" not in told
+    assert b"KINDLING_VOLUME_KEY=" in told
+    assert b"CUDA_VISIBLE_DEVICES=3" in told
+
+
 def sockets() -> set[str]:
     """This process's."""
     links = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
