@@ -23,7 +23,7 @@ from handler.model.runner import DrawOutcome, InTurn
 from handler.volume import pages
 from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step, require_done
 from handler.worker.sharing import require_exact, require_ring, shared_by, visible, without_keys
-from handler.worker.spawn import Child
+from handler.worker.spawn import Child, heard
 
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
@@ -212,7 +212,7 @@ def _faults(answer: Done | Failed) -> tuple[str, ...]:
 
 def _answer(follower: Child, seconds: float) -> Done | Failed:
     try:
-        if follower.line.poll(seconds):
+        if heard(follower.line, seconds):
             answer: Done | Failed = follower.line.recv()
             return answer
     except (OSError, EOFError):

@@ -17,6 +17,7 @@ from handler.core.secrets import without_secrets
 
 LIBC, PDEATHSIG = ctypes.CDLL(None), 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that began this ends
 END_S = 5.0  # for a process to end by itself
+LOOK_S = 1.0
 
 
 def die_together() -> None:
@@ -73,6 +74,15 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(wait_s)
             self.process.kill()
+
+
+def heard(line: Connection, seconds: float) -> bool:
+    """Whether anything comes within `seconds`; of a time in which nothing ran, frozen or stopped, a second counts."""
+    while seconds > 0:
+        if line.poll(min(seconds, LOOK_S)):
+            return True
+        seconds -= LOOK_S
+    return False
 
 
 def attend(*numbers: int, last: Callable[[], object] = lambda: None) -> list[Connection]:

@@ -22,7 +22,7 @@ from handler.engine.queue import Job, Queue
 from handler.engine.remote import Remote
 from handler.worker.clock import Ledger
 from handler.worker.orders import Fault
-from handler.worker.spawn import Child
+from handler.worker.spawn import LOOK_S, Child, heard
 
 
 class Process:
@@ -162,3 +162,16 @@ def test_alike_pictures_are_shared_by_all_who_are_idle() -> None:
     assert sorted([taken.get(), taken.get()]) == [2, 3]
     queue.join([Job(RECIPE, lambda *_: None, 1.0, math.inf, lambda _: None) for _ in range(5)], Pace(), admitted=True)
     assert len(queue.take(lambda _: 4)) == 4
+
+
+@pytest.mark.parametrize(("comes", "looks"), [(3, 3), (9, 5)])
+def test_who_was_frozen_listens_for_as_long_as_it_ran(comes: int, looks: int) -> None:
+    """However long a look took on the wall, it is one second of the five: whoever answers was frozen too."""
+    asked: list[float] = []
+
+    def poll(seconds: float) -> bool:
+        asked.append(seconds)
+        return len(asked) == comes
+
+    assert heard(cast(Any, SimpleNamespace(poll=poll)), 5 * LOOK_S) is (comes == looks)
+    assert asked == [LOOK_S] * looks
