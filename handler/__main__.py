@@ -66,19 +66,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace], int] = options.verb
     try:
-        return verb(options)
+        code = verb(options)
+        _flush()
+        return code
     except KindlingError as error:
         todo = "KINDLING_MODEL or the command should name one." if isinstance(error, ModelNotFound) else ""
         if isinstance(error, VolumeFailed):
             todo = remedy(Settings.from_env().volume, error.__cause__)
         print(f"kindling: {printed_lines(f'{error.message} {todo}'.rstrip())}", file=sys.stderr)
         return EXIT_CODE if isinstance(error, BudgetExceeded) else 2 if isinstance(error, BAD_USAGE) else 1
-    except BrokenPipeError:  # who reads this has seen enough, and nothing more is written at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:  # who reads this has seen enough
+        return _silent()
+    except OSError:
+        if not (why := _unheard()):
+            raise
+        print(f"kindling: what this prints cannot be written ({why}).", file=sys.stderr)
+        return _silent()
     except KeyboardInterrupt:
         print("kindling: stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _flush() -> None:
+    if sys.stdout:  # which may be closed
+        sys.stdout.flush()
+
+
+def _unheard() -> str:
+    """Why nothing can be printed, if nothing can; else a line is empty."""
+    try:
+        print(flush=True)
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _silent() -> int:
+    """Nothing more is written at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,6 +32,7 @@ import pytest
 import quick
 from handler import Settings, Worker
 from handler.model import imports
+from handler.volume import pages
 from serving import Served, serving
 
 pytest_plugins = ("browsing",)  # its fixtures
@@ -113,6 +114,12 @@ def interruptible() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else reads what this process reads, whatever a test before it has begun here."""
+    monkeypatch.setattr(pages, "_shared", False)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from handler.core.version import __version__
 from handler.model.text.pieces import embedded
 from handler.volume import embeddings
 from handler.volume.adapters import chosen
+from handler.volume.manifest import write_picture
 from handler.volume.room import require_writable, writing
 from handler.worker.clock import Clock
 from handler.worker.worker import Worker
@@ -189,7 +190,7 @@ def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bo
     start = time.perf_counter()
     parameters = parameters_for(worker, recipe)
     with writing(path):
-        path.write_bytes(codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
+        write_picture(path, codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
     stages["serialize"] = time.perf_counter() - start
     say(worker, recipe, path, stages, as_json)
 

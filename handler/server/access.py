@@ -39,6 +39,7 @@ from handler.server.traces import Traces
 
 HEADER = b"x-request-id"
 LAST = (b"connection", b"close")
+INSTEAD = "instead"  # in the state of one whose server has answered it, with which reply
 ARRIVED = "arrived"  # in the state of a request whose server is ours, which knows when its first byte came
 VISIBLE = re.compile(rb"[!-~]{1,128}")
 JSON = "application/json"
@@ -124,6 +125,8 @@ class Observed:
 
     def ended(self, scope: Scope, seen: Seen) -> None:
         """Count what has ended, trace it and, if it drew, log it."""
+        if instead := scope["state"].get(INSTEAD):
+            seen.note(instead)
         end, status = time.perf_counter(), seen.status or Cancelled.status
         seconds = end - seen.start
         self._metrics.count(seen.route, status, seen.reason, seconds)

@@ -11,7 +11,7 @@ from uvicorn.config import Config
 
 from handler.api.reply import Reply, error_reply
 from handler.core.errors import BodyLate, NotReady, RequestError
-from handler.server.access import ARRIVED, HEADER, JSON
+from handler.server.access import ARRIVED, HEADER, INSTEAD, JSON
 from handler.server.auth import DEFAULTS
 from handler.server.connections import BODY, HEAD, IDLE, NOTHING, PIECE, REST, Connection
 from handler.server.parsing import Parsed
@@ -112,7 +112,7 @@ class Wire(Parsed):
         if self.cycle.response_started:
             self.transport.abort()
             return
-        self.cycle.disconnected = True
+        self.cycle.disconnected, self.cycle.scope["state"][INSTEAD] = True, LATE
         self.cycle.message_event.set()
         self._refuse(LATE)
 

@@ -167,6 +167,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def write_picture(path: Path, data: bytes) -> None:
+    """The same for people's own files; where `path` is no file, but a pipe or a device, into that."""
+    if path.is_file() or not path.exists():
+        write_atomically(path.resolve(), data)
+    else:
+        path.write_bytes(data)
+
+
 def read_manifest(folder: Path, kind: Kind = "folder", name: str = "") -> Manifest | None:
     """The manifest of `folder`, None if there is none; WeightsCorrupt, with the remedy, if it cannot be understood."""
     with reading(path := folder / MANIFEST):

@@ -103,6 +103,18 @@ def test_ctrl_c_is_told_by_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().err == "kindling: stopped\n"
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_what_cannot_be_printed_is_said_once(buffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "handler", "models"]
+        environ = {**os.environ, "PYTHONUNBUFFERED": buffered}
+        out = subprocess.run(
+            command, cwd=ROOT, env=environ, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300, check=False
+        )
+    told = [line for line in out.stderr.splitlines() if line.strip()]
+    assert (out.returncode, told) == (1, ["kindling: what this prints cannot be written (No space left on device)."])
+
+
 def test_unknown_words_are_bad_usage() -> None:
     assert kindling("paint").returncode == 2
     assert kindling("serve", "--port", "many").returncode == 2

@@ -2,6 +2,7 @@
 
 import mmap
 import zlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from disks import full_disk
 
 from handler.core.errors import WeightsCorrupt
 from handler.model import stepcache
-from handler.volume.manifest import write_atomically
+from handler.volume.manifest import write_atomically, write_picture
 from handler.volume.reader import ReadFile
 
 
@@ -23,11 +24,14 @@ def in_the_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_what_could_not_be_written_leaves_nothing_behind(full: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_atomically, write_picture])
+def test_what_could_not_be_written_leaves_nothing_behind(
+    write: Callable[[Path, bytes], None], full: bool, tmp_path: Path
+) -> None:
     path = tmp_path / "facts.json"
     path.write_text("before") if full else in_the_way(path)
     with pytest.raises(OSError, match=r"too large|directory"), full_disk() if full else nullcontext():
-        write_atomically(path, b"after")
+        write(path, b"after")
     assert [each.name for each in tmp_path.iterdir()] == ["facts.json"]
     assert path.is_dir() or path.read_text() == "before"
 
@@ -36,6 +40,14 @@ def test_what_was_written_leaves_nothing_else_behind(tmp_path: Path) -> None:
     for text in (b"one", b"two"):
         write_atomically(tmp_path / "facts.json", text)
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"facts.json": b"two"}
+
+
+def test_a_picture_goes_where_a_link_leads_and_into_what_is_no_file(tmp_path: Path) -> None:
+    (link := tmp_path / "link.png").symlink_to(tmp_path / "picture.png")
+    write_picture(link, b"one")
+    assert (link.is_symlink(), (tmp_path / "picture.png").read_bytes()) == (True, b"one")
+    write_picture(Path("/dev/null"), b"two")
+    assert Path("/dev/null").is_char_device()
 
 
 def still_open(path: Path) -> int:

@@ -46,6 +46,8 @@ async def app(scope, receive, send):
     while more:
         message = await receive()
         more = message.get("more_body", False)
+    if instead := scope["state"].get("instead"):
+        print(instead.status, flush=True)
     if path == "/held":
         print("held", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
@@ -190,6 +192,7 @@ def test_a_body_that_stops_coming_is_refused(loop: str) -> None:
             answer = rest(client)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+        assert server.said() == "408\n"  # what was answered in its stead, for who counts
 
 
 def test_a_body_that_stops_coming_costs_no_answer_to_what_came_before(loop: str) -> None:

@@ -24,7 +24,7 @@ from handler.core.errors import NumericalError
 from handler.engine.intake import EngineState
 from handler.engine.pace import Pace, Run
 from handler.model import readings
-from handler.server import access, metrics
+from handler.server import access, metrics, wire
 from handler.worker.clock import Phase
 from serving import Served
 
@@ -333,6 +333,28 @@ def test_a_client_that_leaves_while_it_asks_is_counted_as_gone(app: ASGIApp, cap
     found = samples(talk(app, lambda client: client.get("/metrics")).text)
     assert found["kindling_requests_total", "cancelled", ROUTE, "499"] == 1
     assert "a request failed" not in caplog.text
+
+
+def test_what_the_server_answered_instead_is_what_is_counted(app: ASGIApp, caplog: pytest.LogCaptureFixture) -> None:
+    """A body that is too slow, which looks like a client that left to all else."""
+
+    async def main(client: httpx.AsyncClient) -> str:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            """Nobody hears it."""
+
+        headers = [(b"authorization", AUTH["authorization"].encode()), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": ROUTE, "headers": headers, "query_string": b""}
+        await app(scope | {"state": {access.INSTEAD: wire.LATE}}, receive, send)
+        return (await client.get("/metrics")).text
+
+    with caplog.at_level(logging.INFO):
+        found = samples(talk(app, main))
+    assert found["kindling_requests_total", "request_timeout", ROUTE, "408"] == 1
+    [line] = [json.loads(each.message) for each in caplog.records if ROUTE in each.message]
+    assert (line["status"], line["error"]) == (408, "request_timeout")
 
 
 @pytest.mark.parametrize(("took", "told"), [((), "5"), ((10.0, 20.5, 90.0), "41"), ((0.001,), "1"), ((100.0,), "120")])

@@ -281,8 +281,7 @@ def test_both_ways_at_once_want_tokens_that_can_be_split_evenly() -> None:
         require_splittable(MODELS["qwen-image"], Settings(ulysses_degree=2, ring_degree=2))
 
 
-def test_what_all_read_is_read_once_through_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_shared", False)
+def test_what_all_read_is_read_once_through_the_page_cache(tmp_path: Path) -> None:
     (path := tmp_path / "weights").write_bytes(bytes(1 << 20))
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -28,6 +28,7 @@ from handler.core.untrusted import printed_lines
 from handler.model.text.pieces import embedded
 from handler.volume import embeddings
 from handler.volume.adapters import chosen
+from handler.volume.manifest import write_picture
 from handler.volume.room import writing
 from handler.worker.worker import Worker
 
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         path = options.output if number == 1 else options.output.with_stem(f"{options.output.stem}-{number}")
         start = time.perf_counter()
         with writing(path):
-            path.write_bytes(finished(one.data, output.after, said))
+            write_picture(path, finished(one.data, output.after, said))
         one.stages["serialize"] += time.perf_counter() - start
         generate.say(drawing.worker, one.recipe, path, one.stages, options.json)
     return 0
