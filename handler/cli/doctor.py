@@ -142,7 +142,8 @@ def volume_state(volume: Path) -> dict[str, Any]:
     refusal = ""
     if there:
         try:
-            tempfile.TemporaryFile(dir=volume).close()
+            with tempfile.TemporaryFile(dir=volume) as file:
+                file.write(b"1")
         except OSError as error:
             refusal = unwritable(volume, error)
     return {"path": str(volume), "there": there, "writable": there and not refusal, "refusal": refusal, "free": free}
@@ -206,7 +207,7 @@ def _grounds(seen: Outlook) -> artifacts.Found:
         raise DoesNotFit(f"it does not fit: {seen.memory.reason}")
     if why := unheld(settings, hardware.name):
         raise SettingsError(why)
-    return artifacts.look(seen.spec, hardware, settings.volume, volume_key=settings.volume_key)
+    return artifacts.examined(artifacts.look(seen.spec, hardware, settings.volume, volume_key=settings.volume_key))
 
 
 def _require_ranks(seen: Outlook) -> None:

@@ -53,7 +53,7 @@ def _volume(volume: dict[str, Any]) -> str:
         return str(volume["reason"])
     if not volume["there"]:
         return "not there yet"
-    free = f"{'writable' if volume['writable'] else 'read-only'}, {volume['free'] / 1e9:.0f} GB free"
+    free = f"{'writable' if volume['writable'] else 'not writable'}, {volume['free'] / 1e9:.3g} GB free"
     return f"{free}. {volume['refusal']}" if volume["refusal"] else free
 
 
@@ -74,7 +74,7 @@ def _compiling(tools: dict[str, str], device: str) -> str:
 
 def _state(model: dict[str, Any]) -> str:
     where = f"fetched; artifacts {model['baked']}: {model['reason']}" if model["fetched"] else model["reason"]
-    return str(where if model["fit"]["fits"] else f"{where}; does not fit: {model['fit']['reason']}")
+    return str(where if model["fit"]["fits"] else f"{where.rstrip('.')}; does not fit: {model['fit']['reason']}")
 
 
 def _estimate(estimate: dict[str, Any]) -> list[str]:

@@ -52,7 +52,8 @@ def state(spec: ModelSpec, settings: Settings, hardware: Hardware) -> ModelState
         if seen.fault:
             raise seen.fault
         memory = seen.memory
-        found = artifacts.look(spec, seen.hardware, settings.volume, volume_key=settings.volume_key)
+        look = artifacts.look(spec, seen.hardware, settings.volume, volume_key=settings.volume_key)
+        found = artifacts.examined(look)
     except KindlingError as error:
         why = "not fetched" if isinstance(error, WeightsMissing) else error.message
         return ModelState(spec.id, spec.revision, False, "MISS", False, why, listed(seen), seen.hardware.precision)

@@ -85,6 +85,8 @@ def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple
         alias: value for alias in ALIASES if (value := vars(options)[alias.option[2:].replace("-", "_")]) is not None
     }
     for alias, value in reversed(given.items()):
+        if alias.gpus and not (value.isdecimal() and int(value)):
+            raise SettingsError(f"{alias.option} should be a whole number, 1 or more, not {value!r}.", alias.option)
         ring, workers = vars(options)["ring_degree"] or found.get(RING), found.get(WORKERS, "1")
         parts = {RING: ring or "1"} | ({WORKERS: workers} if alias.option == GPUS and workers != "auto" else {})
         switched = _shared(value, parts) if alias.gpus else alias.value or value

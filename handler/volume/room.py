@@ -73,7 +73,8 @@ def require_writable(folder: Path) -> None:
     """VolumeFailed if nothing can be put into `folder`, which need not be there yet."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"1")  # a disk that is full takes names still
 
 
 def require_temporary() -> None:

@@ -96,7 +96,7 @@ class BootLog:
             self._tidy(written)  # also a volume that is full
 
     def _tell_once(self, error: OSError) -> None:
-        if not self._told:
+        if not self._told and not isinstance(error, NotADirectoryError):  # which whoever looks for a model tells
             log.warning("%s", unwritable(self._folder.parent, error))
         self._told = True
 
@@ -153,7 +153,7 @@ def _date(path: Path) -> int:
 
 
 def last_boots(volume: Path, count: int) -> list[dict[str, Any]]:
-    """The newest ledgers, newest first, each with its file's name as "boot"; damaged ones are left out.
+    """The newest ledgers, newest first, each with its file's name as "boot"; damaged ones are left out, and told.
 
     VolumeFailed if nobody can tell which there are; one that cannot be read is left out too, and told.
     """
@@ -168,9 +168,11 @@ def _shown(record: Record) -> dict[str, Any]:
 def records(volume: Path) -> Iterator[Record]:
     """The newest first, but damaged ones; VolumeFailed as `last_boots`."""
     for path in _newest_first(volume / "boots"):
-        with contextlib.suppress(Malformed):
+        try:
             if (said := _load(path)) is not None:
                 yield Record(path.stem, said, shaped(Ledger, said))
+        except Malformed:
+            log.warning("a start is passed over: %s is no record of one", path)
 
 
 def _load(path: Path) -> dict[str, Any] | None:

@@ -185,8 +185,8 @@ class Worker(Loaded):
             with clock.phase("compile"):
                 chosen = self._compile_now(model, clock, chosen, failures)
                 clock.ledger.compile_failure = chosen.failure  # before the budget is looked at, which may be spent now
-        elif chosen.failure:
-            log.error("%s is served eagerly: %s", self.spec.id, chosen.failure)
+        elif chosen.failure or self.found.outcome == "ERROR":
+            log.error("%s is served eagerly: %s", self.spec.id, chosen.failure or chosen.reason)
         clock.ledger.plan, clock.ledger.plan_reason = chosen.mode, chosen.reason
         clock.ledger.compile_failure = chosen.failure
         if chosen.mode == "COMPILED":

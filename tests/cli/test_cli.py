@@ -290,6 +290,7 @@ def test_a_volume_that_is_no_folder_ends_each_verb(verb: str, below: str, tmp_pa
     out = kindling(*verb.split(), KINDLING_VOLUME=str(volume / below))
     assert out.returncode == 1, out.stdout + out.stderr
     assert f"The volume {volume / below} is not a folder. KINDLING_VOLUME should name one." in out.stderr
+    assert "served from" not in out.stderr
     assert "Traceback" not in out.stderr
 
 

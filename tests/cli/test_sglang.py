@@ -72,8 +72,12 @@ def test_gpus_that_other_options_leave_without_work_are_told(line: str) -> None:
 def test_gpus_that_ring_attention_cannot_share_are_refused() -> None:
     with pytest.raises(SettingsError, match="3 GPUs cannot be shared by 2"):
         read("--num-gpus 3 --ring-degree 2")
-    with pytest.raises(SettingsError, match="ULYSSES_DEGREE"):
-        read("--num-gpus many")
+
+
+@pytest.mark.parametrize("line", ["--num-gpus many", "--num-gpus 0", "--num-gpus", "--sp-degree -1"])
+def test_a_count_of_gpus_that_is_none_is_named(line: str) -> None:
+    with pytest.raises(SettingsError, match=f"{line.split()[0]} should be a whole number, 1 or more"):
+        read(line)
 
 
 def test_a_cache_that_the_model_cannot_have_is_a_note() -> None:

@@ -31,7 +31,7 @@ from fakes import raises
 from handler import MODELS, Settings, Worker
 from handler.cli import doctor, findings
 from handler.core import processor
-from handler.core.errors import DeviceLost, NumericalError, OutOfMemory, StartError
+from handler.core.errors import DeviceLost, NumericalError, OutOfMemory, StartError, WeightsCorrupt
 from handler.model import families
 from handler.model.compiling import artifacts, toolchain
 from handler.model.compiling import package as blocks
@@ -503,13 +503,15 @@ def test_what_may_pass_is_not_held_against_anybody(
 
 
 WRONG, UNSOUND, PASSES = RuntimeError("bad kernel"), NumericalError("NaN"), MemoryError()
+DAMAGED = WeightsCorrupt("blocks.pt2 is not what its manifest says")
 
 
 @pytest.mark.parametrize(
     ("outcome", "error", "goes"),
     [
         ("HIT", WRONG, True), ("ERROR", WRONG, True), ("STALE", WRONG, False), ("MISS", WRONG, False),
-        ("HIT", UNSOUND, True), ("HIT", PASSES, False), ("ERROR", PASSES, False), ("HIT", None, False),
+        ("HIT", UNSOUND, True), ("ERROR", DAMAGED, True), ("HIT", PASSES, False), ("ERROR", PASSES, False),
+        ("HIT", None, False),
     ],
 )  # fmt: skip
 def test_which_package_goes_for_which_error(

@@ -16,7 +16,7 @@ import torch
 from conftest import PATIENT, ROOT
 
 from handler import MODELS, Worker
-from handler.cli import bake
+from handler.cli import bake, doctor, models
 from handler.core.errors import NumericalError, VolumeFailed, WeightsMissing
 from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures
@@ -335,6 +335,17 @@ def test_a_package_that_cannot_be_bound_is_made_again(worker: Worker, tmp_path: 
     failures.discredit(found, found.error)
     assert not folder.exists()
     assert artifacts.look(SPARK, hardware, tmp_path).outcome == "MISS"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_check_up_reads_a_package_as_a_start_would(whole: bool, worker: Worker, tmp_path: Path) -> None:
+    made, settings = package(tmp_path, worker) / artifacts.PACKAGE, PATIENT.model_copy(update={"volume": tmp_path})
+    if not whole:
+        made.write_bytes(bytes(made.stat().st_size))
+    plan = doctor.cold_start(settings, worker.hardware)["plan"]
+    told = models.state(SPARK, settings, worker.hardware).baked, plan["mode"]
+    assert told == (("HIT", "COMPILED") if whole else ("ERROR", "EAGER"))
+    assert ("blocks.pt2 is not what its manifest says" in plan["reason"]) != whole
 
 
 def test_the_nearest_package_is_not_blamed_for_ones_own(worker: Worker, tmp_path: Path) -> None:

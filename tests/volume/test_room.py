@@ -23,7 +23,7 @@ from handler.core.birth import Birth
 from handler.core.errors import FetchFailed, VolumeFailed
 from handler.volume.hub import Repository, explained
 from handler.volume.publishing import publishing
-from handler.volume.room import refused, remedy, require, unwritable
+from handler.volume.room import refused, remedy, require, require_writable, unwritable
 from handler.worker.boots import BootLog, last_boots
 from handler.worker.clock import Ledger
 
@@ -119,7 +119,7 @@ def test_a_picture_that_has_no_room_is_a_line_and_no_traceback(
 ) -> None:
     monkeypatch.setenv("KINDLING_COLD_START_BUDGET_S", "3600")
     path = str(tmp_path / "a.png")
-    with full_disk():
+    with full_disk(64):
         assert main(["generate", "a red circle", "--size", "64x64", "--steps", "1", "-o", path, "--json"]) == 1
     assert f"kindling: Cannot write {path}: {os.strerror(errno.EFBIG)}" in capsys.readouterr().err
 
@@ -207,3 +207,12 @@ def test_doctor_tells_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     state = volume_state(tmp_path)
     assert not state["writable"]
     assert "chmod -R a+rwX" in state["refusal"]
+
+
+def test_a_disk_that_is_full_is_not_writable(tmp_path: Path) -> None:
+    with full_disk():
+        state = volume_state(tmp_path)
+        with pytest.raises(VolumeFailed, match=r"Cannot write .*: File too large"):
+            require_writable(tmp_path / "new")
+    assert not state["writable"]
+    assert "cannot be written (File too large)" in state["refusal"]

@@ -177,10 +177,11 @@ PHASES = '{"model": "spark", "device": "CPU", "phases": [{"name": "compile", "st
     ],
     ids=lambda text: text[:40],
 )
-def test_damaged_ledgers_are_left_out(damaged: str, tmp_path: Path) -> None:
+def test_damaged_ledgers_are_left_out_and_told(damaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     left(tmp_path, "1", '{"model": "spark"}', 1)
     left(tmp_path, "9999", damaged, 0).write_bytes(damaged.encode("latin-1"))
     assert last_boots(tmp_path, 1) == [{"boot": "1", "model": "spark"}]
+    assert f"a start is passed over: {tmp_path / 'boots' / '9999.json'} is no record of one" in caplog.text
     assert Durations.on(tmp_path) == Durations()
 
 

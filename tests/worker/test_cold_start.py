@@ -141,7 +141,9 @@ def test_artifacts_of_another_torch_are_stale_and_the_worker_is_eager(tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["changed", "garbage", "missing"])
-def test_damaged_artifacts_are_never_loaded(damage: str, tmp_path: Path, spark: Worker) -> None:
+def test_damaged_artifacts_are_never_loaded_and_go(
+    damage: str, tmp_path: Path, spark: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     blocks = digest(kinds_of(spark._pipeline.transformer, spark._decoder))
     facts = fingerprint(SPARK, spark.hardware) | {"blocks": blocks}
     folder = tmp_path / "baked" / "spark" / key(facts)
@@ -153,6 +155,8 @@ def test_damaged_artifacts_are_never_loaded(damage: str, tmp_path: Path, spark: 
         (folder / PACKAGE).unlink()
     worker = on(tmp_path)
     assert (worker.ledger.plan, worker.ledger.plan_reason[:6]) == ("EAGER", "ERROR:")
+    assert f"spark is served eagerly: {worker.ledger.plan_reason}" in caplog.text
+    assert not folder.exists()
     request = ImageRequest(prompt="a red circle", seed=1)
     drawn, expected = (w.generate(SPARK.recipe(request))[0].rgb for w in (worker, spark))
     assert (drawn == expected).all()

@@ -25,6 +25,7 @@ from handler.model.faults import meaning
 from handler.model.hardware import Hardware
 from handler.volume.manifest import Source, summarize
 from handler.volume.publishing import publishing
+from handler.volume.room import reading
 from handler.volume.sealing import sealed
 from handler.volume.sources import baked_sources
 
@@ -226,6 +227,17 @@ def publish(
     with publishing(target, facts, volume_key) as part:
         shutil.copyfile(package, part / PACKAGE)
     return target
+
+
+def examined(found: Found) -> Found:
+    """The same; but ERROR, as a start would find, where what was published is not what is there now."""
+    try:
+        if found.outcome == "HIT" and found.source:
+            with reading(path := found.source.folder / PACKAGE):
+                _verify(path, found.source)
+    except KindlingError as error:
+        return Found("ERROR", error.message, found.source, error)
+    return found
 
 
 def _verify(copy: Path, source: Source) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from handler.catalog.spec import ModelSpec
-from handler.core.errors import DeviceLost, KindlingError, NumericalError, VolumeFailed
+from handler.core.errors import DeviceLost, KindlingError, NumericalError, VolumeFailed, WeightsCorrupt
 from handler.core.tracebacks import causes
 from handler.core.untrusted import Malformed, load, shaped
 from handler.core.version import __version__
@@ -144,7 +144,7 @@ class Failures:
 
     def discredit(self, found: artifacts.Found, error: Exception | None) -> None:
         """Remove a published package that does not work, so that another is made; not for an error that may pass."""
-        wrong = isinstance(error, NumericalError) or (error and not passing(error))
+        wrong = isinstance(error, NumericalError | WeightsCorrupt) or (error and not passing(error))
         if not (found.source and wrong and found.outcome in ("HIT", "ERROR")):
             return
         try:
