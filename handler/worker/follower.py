@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -66,8 +67,8 @@ class Follower:
     def join(self, told: Join) -> Done:
         """The others."""
         attention.use(self.worker.denoiser, KernelChoice(told.kernel, "the leader's"))
-        worker = self.worker
-        enter(told.rank, self._settings, worker.hardware, told.store, worker.denoiser, worker.encoders)
+        self.worker.memory = replace(self.worker.memory, tile_above=told.tile_above)
+        enter(told.rank, self._settings, self.worker, told.store)
         return Done()
 
     def bind(self, told: Bind) -> Done:

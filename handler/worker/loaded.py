@@ -60,7 +60,8 @@ class Loaded:
         self.memory = memory or fit(spec, hardware)
         self._family = family
         self._runner: InTurn | None = Runner(
-            *(spec, family, pipeline, self.memory.tiles, MARKS[hardware.device], self.memory.spare_gb * 1e9),
+            *(spec, family, pipeline, lambda size: self.memory.tiles(size), MARKS[hardware.device]),
+            room=self.memory.spare_gb * 1e9,
             resized=RESIZED[hardware.device],
         )
         self._pipeline = pipeline
@@ -143,6 +144,11 @@ class Loaded:
         """The pipeline's models that read prompts."""
         parts = self._pipeline.components.items()
         return [part for name, part in parts if name.startswith("text_encoder") and part is not None]
+
+    @property
+    def autoencoder(self) -> Any:
+        """The pipeline's VAE."""
+        return self._pipeline.vae
 
     @property
     def facts(self) -> dict[str, str]:

@@ -25,11 +25,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """To a follower: become `rank` of the group that meets in `store`, and compute attention by `kernel`."""
+    """To a follower: become `rank` of the group that meets in `store`.
+
+    Compute attention by `kernel`, and decode pictures of more pixels than `tile_above` in tiles; 0: none.
+    """
 
     rank: int
     store: Path
     kernel: str
+    tile_above: int
 
 
 @dataclass(frozen=True, slots=True)

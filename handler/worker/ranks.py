@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from handler.core.errors import DeviceLost, StartError
 from handler.core.recipe import OnStep, Preview, Recipe
@@ -24,6 +24,9 @@ from handler.volume import pages
 from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step, require_done
 from handler.worker.sharing import require_exact, require_ring, shared_by, visible, without_keys
 from handler.worker.spawn import Child, heard
+
+if TYPE_CHECKING:
+    from handler.worker.loaded import Loaded
 
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
@@ -75,16 +78,14 @@ class Ranks(InTurn):
         settings = without_keys(self._settings).model_copy(update=decided)
         self._tell(*(Load(rank, settings, dict(without)) for rank in range(1, self._settings.ranks)))
 
-    def join(self, model: Any, encoders: Sequence[Any], hardware: Hardware, runner: InTurn) -> None:
-        """Wait until all have loaded, and split `model`, with which `runner` draws; raises a StartError of theirs.
-
-        The text `encoders` may be shared: `KINDLING_TP_SIZE`.
-        """
+    def join(self, worker: "Loaded", runner: InTurn) -> None:
+        """Wait until all have loaded, and share the work of `worker`, whose `runner` draws; a StartError of theirs."""
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
         store = Path(self._meeting.name) / "store"
-        self._tell(*(Join(rank, store, hardware.attention) for rank in range(1, self._settings.ranks)))
-        enter(0, self._settings, hardware, store, model, encoders)
+        decided = store, worker.hardware.attention, worker.memory.tile_above
+        self._tell(*(Join(rank, *decided) for rank in range(1, self._settings.ranks)))
+        enter(0, self._settings, worker, store)
         self._joined = True
         require_done(self._answers(self._settings.hang_s))
         self._runner = runner
@@ -188,16 +189,21 @@ class Ranks(InTurn):
             split.leave()
 
 
-def enter(rank: int, settings: Settings, hardware: Hardware, store: Path, model: Any, encoders: Sequence[Any]) -> None:
-    """Become `rank` of those that meet in `store`, and compute only its part of `model`, and of what `encoders` do."""
-    from handler.model import split, tensor_parallel
+def enter(rank: int, settings: Settings, worker: "Loaded", store: Path) -> None:
+    """Become `rank` of those that meet in `store`, and compute only its part of what the models of `worker` do.
 
+    That is of the denoiser, of a VAE's tiles and, with KINDLING_TP_SIZE, of the text encoders.
+    """
+    from handler.model import split, tensor_parallel, tiles
+
+    device = worker.hardware.device
     with split.at_home():
-        split.join(rank, settings.ranks, hardware.device, store, settings.hang_s)
+        split.join(rank, settings.ranks, device, store, settings.hang_s)
         try:
-            split.split(model, settings.ulysses_degree, settings.ring_degree, hardware.device, settings.hang_s)
+            split.split(worker.denoiser, settings.ulysses_degree, settings.ring_degree, device, settings.hang_s)
+            tiles.share(worker.autoencoder)
             if settings.tp_size > 1:
-                tensor_parallel.together(encoders, settings.tp_size, settings.hang_s)
+                tensor_parallel.together(worker.encoders, settings.tp_size, settings.hang_s)
         except BaseException:
             split.leave()
             raise

@@ -155,7 +155,7 @@ class Worker(Loaded):
         self.hardware = kernel.settle(seen, self.denoiser, clock, one)
         if ranks:
             with clock.phase("ranks"):
-                ranks.join(self.denoiser, self.encoders, self.hardware, self._open())
+                ranks.join(self, self._open())
                 self.lead(ranks)
         decoder = artifacts.decoder_of(self._decoder)
         failures = Failures(asked.compile, spec, self.hardware, asked.volume, decoder)

@@ -37,6 +37,7 @@ from handler.model.runner import sound
 from handler.model.split import Parts
 from handler.volume import pages
 from handler.volume.sources import model_source
+from handler.worker import memory
 from handler.worker.decision import decide
 from handler.worker.orders import Over
 from handler.worker.outlook import outlook
@@ -199,6 +200,26 @@ def test_a_second_worker_is_refused_and_does_the_first_no_harm(alone: Worker, to
     with pytest.raises(SettingsError, match="group already"):
         Worker.boot(PATIENT.model_copy(update={"ulysses_degree": RANKS}))
     assert alike(drawn(together, "text"), drawn(alone, "text"))
+
+
+@pytest.mark.parametrize(
+    ("model", "side"), [("spark", 384), pytest.param("flux2-klein", 1280, marks=pytest.mark.judge)]
+)
+def test_tiles_are_decoded_by_one_each_and_are_what_one_alone_makes_of_them(
+    model: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only the leader has so little memory that it decodes in tiles."""
+    if model != "spark":
+        tiny.write(MODELS[model], tmp_path)
+    monkeypatch.setattr(memory, "_tile_above", lambda *_: 128 * 128)
+    request = ImageRequest(prompt="a large red star", seed=3, width=side, height=side, num_inference_steps=1)
+    found, decoded = [], []
+    for degree in (1, RANKS):
+        with booted(model=model, volume=tmp_path, precision="fp32", ulysses_degree=degree) as worker:
+            worker.autoencoder.decoder.conv_in.register_forward_pre_hook(lambda *_: decoded.append(degree))  # noqa: B023
+            found.append(worker.generate(worker.spec.recipe(request))[0].rgb.astype(int))
+    assert alike(found[1:], found[:1])
+    assert decoded.count(1) == RANKS * decoded.count(RANKS) > RANKS
 
 
 OTHERS = [pytest.param(model, marks=pytest.mark.judge) for model in ("flux-dev", "flux2-klein", "flux2-dev")]
