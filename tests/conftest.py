@@ -49,7 +49,8 @@ LONG = (  # files that take longest, in this order: begun last, one of them woul
     *("openapi", "families", "cli", "runpod_worker", "quant", "gpu_run", "guides", "modal_deploy", "cold_start"),
     *("optimize", "edits", "compiled", "stepcache", "workflows_tab", "playground_page", "fusing", "bake", "worker_tab"),
     *("making", "autoencoders", "faults", "images", "transports", "rounding", "offload", "waits", "adapters", "single"),
-    *("compiled_ranks", "latency", "batching", "toolchain", "imports"),
+    *("compiled_ranks", "latency", "batching", "toolchain", "imports", "ranks", "connections", "box", "deadlines"),
+    *("recipe", "unread", "rollout", "refusals", "footprint", "upstream", "front", "probes", "bombs", "fleet"),
 )
 
 
