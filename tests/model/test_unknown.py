@@ -2,15 +2,17 @@
 
 import importlib
 import random
+import shutil
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 import tiny
-from handler import MODELS, ImageRequest, Worker
+from handler import MODELS, ImageRequest, Settings, Worker
 from handler.core.quoting import QUOTED
 from handler.core.reading import Reading
 from handler.core.recipe import Lora, Recipe
@@ -121,6 +123,14 @@ def test_a_lora_may_have_taught_more() -> None:
     assert SPARK.lexicon
     taught = replace(recipe("a cat"), loras=(Lora("cats", 1.0, "0" * 64),))
     assert unknown(tokenizer(), SPARK.lexicon, taught) == ()
+
+
+def test_peoples_own_weights_may_have_been_taught_more(tmp_path: Path) -> None:
+    shutil.copy(EMBEDDED / "spark/transformer/diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
+    settings = Settings(volume=tmp_path, device="cpu", weights=("mine.safetensors",))
+    with Worker.boot(settings) as worker:
+        drawn, _ = worker.generate(replace(recipe("a cat", num_inference_steps=1), size=(64, 64)))
+    assert (drawn.tokens.given > 0, drawn.tokens.unknown) == (True, ())
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "spark"])
