@@ -32,7 +32,7 @@ class Together:
         """The pictures (picture, channel, height, width) of latents `z`, as `AutoencoderKL.tiled_decode`."""
         tiles = list[Tensor]()
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        decoder, scale = self.vae.decoder.forward, self.vae.tile_sample_min_size // self.vae.tile_latent_min_size
+        decoder, scale = self.vae.decoder.forward, 2 ** (len(self.vae.config.block_out_channels) - 1)
 
         def own(tile: Tensor) -> Tensor:
             height, width = (scale * side for side in tile.shape[2:])
