@@ -124,6 +124,13 @@ def test_what_cannot_be_printed_is_said_once(buffered: str) -> None:
     assert (out.returncode, told) == (1, ["kindling: what this prints cannot be written (No space left on device)."])
 
 
+def test_an_error_of_a_file_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("handler.cli.models.run", lambda _: Path("/none/there").read_text())
+    with pytest.raises(FileNotFoundError):
+        main(["models"])
+    assert capsys.readouterr().out == ""
+
+
 def test_unknown_words_are_bad_usage() -> None:
     assert kindling("paint").returncode == 2
     assert kindling("serve", "--port", "many").returncode == 2
