@@ -32,7 +32,7 @@ SPARK = ModelSpec(
     text_tokens=32,
     lexicon=Lexicon(
         "shapes, colours, sizes, places and backgrounds",
-        frozenset({"five", "six", "dark", "light", "behind", "sky", "paper", "wall"}),
+        ("five", "six", "dark", "light", "behind", "sky", "paper", "wall"),
     ),
     strength=0.75,
     edit_scheduler_config={"shift": 3.0},  # its own 100 keeps hardly anything of an image

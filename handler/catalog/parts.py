@@ -32,4 +32,4 @@ class Lexicon:
     """
 
     about: str
-    untaught: frozenset[str] = frozenset()
+    untaught: tuple[str, ...] = ()
