@@ -251,6 +251,7 @@ def test_pictures_stay_when_the_page_is_loaded_again_and_give_their_settings_bac
     page.get_by_label("Steps", exact=True).fill("3")
     ask(page, "a green square")
     made(page, "a green square")
+    expect(pictures(page)).to_have_count(2)  # which are those that are kept
     page.reload()
     expect(pictures(page)).to_have_count(2)
     expect(page.get_by_role("radio").first).to_be_visible()
