@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_CODE if isinstance(error, BudgetExceeded) else 2 if isinstance(error, BAD_USAGE) else 1
     except BrokenPipeError:  # who reads this has seen enough
         return _silent()
-    except OSError:
-        if not (why := _unheard()):
+    except OSError as error:
+        if error.filename or not (why := _unheard()):  # of a file that has a name, nothing is printed
             raise
         print(f"kindling: what this prints cannot be written ({why}).", file=sys.stderr)
         return _silent()

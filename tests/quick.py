@@ -19,6 +19,7 @@ BESIDES = (  # tests of these files that need more
     "test_a_forked_process_has_threads_of_its_own",
     "test_a_killed_fetch_leaves_no_model_and_the_next_completes_it",
     "test_a_package_that_cannot_be_bound_is_made_again",
+    "test_a_package_that_was_read_wrong_once_stays", "test_the_check_up_reads_a_package_as_a_start_would",
     "test_a_package_that_is_found_and_does_not_work_is_made_again", "test_a_real_server_logs_no_prompt",
     "test_a_terminal_sees_progress", "test_a_worker_boots_from_its_receipt",
     "test_a_worker_boots_on_what_was_fetched", "test_bake_makes_a_package_again_that_does_not_work",

@@ -37,6 +37,7 @@ EARLY = {*(name for name, places in HEAVY.items() if places == WEB), "pydantic",
 # Imported late as a whole, so that they may import all of these at their top.
 LATE = (
     "model/split",
+    "model/tiles",
     "model/families",
     "model/adapters/sums",
     "model/sampling",

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from handler.catalog import licenses
-from handler.catalog.parts import Graft, Streams
+from handler.catalog.parts import Graft, Lexicon, Streams
 from handler.catalog.spec import ModelSpec
 from handler.catalog.stable_diffusion import STABLE
 from handler.core.errors import ModelNotFound
@@ -30,6 +30,10 @@ SPARK = ModelSpec(
     size=(256, 256),
     multiple=32,
     text_tokens=32,
+    lexicon=Lexicon(
+        "shapes, colours, sizes, places and backgrounds",
+        ("five", "six", "dark", "light", "behind", "sky", "paper", "wall"),
+    ),
     strength=0.75,
     edit_scheduler_config={"shift": 3.0},  # its own 100 keeps hardly anything of an image
     embedded=True,

@@ -1,4 +1,4 @@
-"""What a row says of a model's parts: files that are grafted onto another's, and sizes of what comes one by one."""
+"""What a row says of a model's parts: files grafted onto another's, sizes of what comes one by one, its few words."""
 
 from dataclasses import dataclass
 
@@ -22,3 +22,14 @@ class Streams:
     layer: int = 0
     block: int = 0
     shared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """Of a model whose tokenizer has a token for each word that it was taught: what those words are about.
+
+    `untaught` has tokens too, but stands in none of the captions that the model was trained with.
+    """
+
+    about: str
+    untaught: tuple[str, ...] = ()

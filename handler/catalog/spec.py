@@ -8,7 +8,7 @@ from typing import Any
 
 from handler.catalog.ceilings import FEWEST_TO_SKIP, check_steps
 from handler.catalog.licenses import License
-from handler.catalog.parts import Graft, Streams
+from handler.catalog.parts import Graft, Lexicon, Streams
 from handler.core import quality
 from handler.core.errors import OutOfRange, RequestError, SettingsError, Unsupported
 from handler.core.recipe import Embedding, Lora, Mask, Recipe, Reference, worth
@@ -38,6 +38,7 @@ class ModelSpec:
     size: tuple[int, int] = (1024, 1024)
     multiple: int = 16
     text_tokens: int = 512
+    lexicon: Lexicon | None = None  # of a model that knows some words alone
     schedulers: tuple[str, ...] = ("flow-match-euler",)  # the default first
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)  # what differs from the repository's
     takes_negative_prompt: bool = False  # so it has classifier-free guidance, above a scale of 1

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -192,13 +193,15 @@ def _make(worker: Worker, recipe: Recipe, path: Path, form: Format, metadata: bo
     with writing(path):
         write_picture(path, codec.encode(pixels.rgb, form, 95, parameters if metadata else None))
     stages["serialize"] = time.perf_counter() - start
-    say(worker, recipe, path, stages, as_json)
+    say(worker, recipe, path, stages, as_json, pixels.tokens.unknown)
 
 
-def say(worker: Worker, recipe: Recipe, path: Path, stages: dict[str, float], as_json: bool) -> None:
-    """Tell what was drawn, and how long it took."""
+def say(
+    worker: Worker, recipe: Recipe, path: Path, stages: dict[str, float], as_json: bool, unknown: Sequence[str]
+) -> None:
+    """Tell what was drawn, how long it took, and which words of the prompt are `unknown` to the model."""
     if as_json:
-        told = parameters_for(worker, recipe)
+        told = parameters_for(worker, recipe) | ({"unknown_words": list(unknown)} if unknown else {})
         print(json.dumps({"file": str(path), **told, "stages_s": stages, "boot_s": worker.ledger.total_s}))
         return
     width, height = recipe.size
@@ -206,3 +209,5 @@ def say(worker: Worker, recipe: Recipe, path: Path, stages: dict[str, float], as
     print(f"  {recipe.model}, {width}x{height}, {recipe.steps} steps, guidance {recipe.guidance:g}, seed {recipe.seed}")
     spent = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in stages.items())
     print(f"  {worker.hardware.precision} on {worker.hardware.name}: {spent}; loaded in {worker.ledger.total_s:.1f} s")
+    if unknown and (lexicon := worker.spec.lexicon):
+        print(f"  {recipe.model} does not know: {', '.join(unknown)}. It knows {lexicon.about}.")

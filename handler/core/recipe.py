@@ -140,10 +140,14 @@ def worth(steps: int, strength: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """How many a recipe's prompts are to the model's tokenizer, and how many of them it reads."""
+    """How many a recipe's prompts are to the model's tokenizer, and how many of them it reads.
+
+    `unknown` are words of the prompt that the model does not know, where its row has a lexicon: those that come first.
+    """
 
     given: int = 0
     read: int = 0
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

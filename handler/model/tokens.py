@@ -1,4 +1,4 @@
-"""How many tokens a request's prompts are to the model's tokenizer, and how many of them are read.
+"""How many tokens a request's prompts are to the model's tokenizer, how many are read, which words are unknown.
 
 Where several text encoders read, the one that reads most of a prompt counts: FLUX.1's and Stable Diffusion 3.5's T5.
 """
@@ -12,6 +12,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import OutOfRange
 from handler.core.recipe import Recipe, Tokens
 from handler.model.text.pieces import WEIGHING
+from handler.model.text.unknown import unknown
 
 READERS = ("tokenizer_3", "tokenizer_2", "tokenizer")  # the first there is: what reads most of a prompt comes last
 
@@ -19,7 +20,8 @@ READERS = ("tokenizer_3", "tokenizer_2", "tokenizer")  # the first there is: wha
 def counted(family: ModuleType, pipeline: Any, recipe: Recipe, spec: ModelSpec) -> Tokens:
     """Those of the prompt and of a negative one that is used; none of a pipeline that has no tokenizer."""
     each = [tokens for _, tokens in _each(family, pipeline, recipe, spec)]
-    return Tokens(sum(one.given for one in each), sum(one.read for one in each))
+    strange = unknown(_tokenizer(pipeline), spec.lexicon, recipe) if each and spec.lexicon else ()
+    return Tokens(sum(one.given for one in each), sum(one.read for one in each), strange)
 
 
 def require_read(family: ModuleType, pipeline: Any, recipe: Recipe, spec: ModelSpec) -> None:
@@ -44,8 +46,7 @@ def chat(tokenizer: Any, text: str) -> list[int]:
 
 
 def _each(family: ModuleType, pipeline: Any, recipe: Recipe, spec: ModelSpec) -> Iterator[tuple[str, Tokens]]:
-    found = next((each for name in READERS if (each := getattr(pipeline, name, None)) is not None), None)
-    tokenizer = getattr(found, "tokenizer", found)  # a processor has one inside
+    tokenizer = _tokenizer(pipeline)
     texts = {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt}
     if tokenizer is None:
         return
@@ -54,6 +55,11 @@ def _each(family: ModuleType, pipeline: Any, recipe: Recipe, spec: ModelSpec) ->
     for name, text in texts.items():
         given = len(_ids(tokenizer, text)) if text else 0
         yield name, Tokens(given, given if unbounded else min(given, room))
+
+
+def _tokenizer(pipeline: Any) -> Any:
+    found = next((each for name in READERS if (each := getattr(pipeline, name, None)) is not None), None)
+    return getattr(found, "tokenizer", found)  # a processor has one inside
 
 
 def _room(family: ModuleType, pipeline: Any, tokenizer: Any, spec: ModelSpec) -> int:

@@ -17,13 +17,16 @@ A folder without its manifest is not there. A manifest has each file's size, its
 and a CRC-32 for each chunk, which every later reader checks while reading. Serving never needs write access.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +46,7 @@ AGAIN: dict[Kind, str] = {  # how files of each kind are brought, with what thei
     "repository": "Fetch it again with: KINDLING_WEIGHTS={name} python -m handler fetch",
     "folder": "Put a whole copy in its place.",
 }
+NO_NAMES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.ENAMETOOLONG)  # beside a file, or in its place
 CHUNK = 32 << 20  # bytes a checksum covers: what one thread reads at a time
 log = logging.getLogger(__name__)
 
@@ -159,6 +163,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with part.open("wb") as file:
+            with suppress(OSError):  # there is none yet, or the file system has no modes
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))  # before anybody may read too much
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -168,11 +174,27 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_picture(path: Path, data: bytes) -> None:
-    """The same for people's own files; where `path` is no file, but a pipe or a device, into that."""
-    if path.is_file() or not path.exists():
-        write_atomically(path.resolve(), data)
-    else:
+    """The same for people's own files, whose modes stay; what has to stay itself, or cannot be replaced, is written to.
+
+    That is a pipe, a device, a file of another user or of several names, and what takes no new name beside it.
+    """
+    try:
+        if _replaceable(path):
+            write_atomically(Path(os.path.realpath(path)), data)
+        else:
+            path.write_bytes(data)
+    except OSError as error:
+        if error.errno not in NO_NAMES:
+            raise
         path.write_bytes(data)
+
+
+def _replaceable(path: Path) -> bool:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid == os.geteuid()
 
 
 def read_manifest(folder: Path, kind: Kind = "folder", name: str = "") -> Manifest | None:

@@ -19,6 +19,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -172,7 +173,7 @@ def records(volume: Path) -> Iterator[Record]:
             if (said := _load(path)) is not None:
                 yield Record(path.stem, said, shaped(Ledger, said))
         except Malformed:
-            log.warning("a start is passed over: %s is no record of one", path)
+            _tell_odd(path)
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -182,3 +183,9 @@ def _load(path: Path) -> dict[str, Any] | None:
     except VolumeFailed as error:
         log.warning("a start is passed over: %s", error.message)
     return None
+
+
+@lru_cache(KEPT)
+def _tell_odd(path: Path) -> None:
+    """Once, for it stays: a server has all records read for each graph whose time it foretells."""
+    log.warning("a start is passed over: %s is no record of one", path)

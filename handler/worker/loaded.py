@@ -7,6 +7,7 @@ import gc
 import importlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -56,6 +57,7 @@ class Loaded:
         weights: str = "",
     ) -> None:
         self.weights = weights  # what files are over the model's own, if any
+        spec = replace(spec, lexicon=None) if weights else spec  # people's own may have been taught other words
         self.spec, self.hardware, self.ledger, self.vae, self.package = spec, hardware, ledger, vae, ""
         self.memory = memory or fit(spec, hardware)
         self._family = family

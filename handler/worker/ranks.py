@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 from handler.core.errors import DeviceLost, StartError
 from handler.core.recipe import OnStep, Preview, Recipe
@@ -24,9 +24,6 @@ from handler.volume import pages
 from handler.worker.orders import Bind, Done, Draw, Failed, InStep, Join, Load, Over, Step, require_done
 from handler.worker.sharing import require_exact, require_ring, shared_by, visible, without_keys
 from handler.worker.spawn import Child, heard
-
-if TYPE_CHECKING:
-    from handler.worker.loaded import Loaded
 
 APART = "A process that draws with this one {}."
 REPLACED = "This worker is being replaced. Try again."
@@ -78,8 +75,8 @@ class Ranks(InTurn):
         settings = without_keys(self._settings).model_copy(update=decided)
         self._tell(*(Load(rank, settings, dict(without)) for rank in range(1, self._settings.ranks)))
 
-    def join(self, worker: "Loaded", runner: InTurn) -> None:
-        """Wait until all have loaded, and share the work of `worker`, whose `runner` draws; a StartError of theirs."""
+    def join(self, worker: Any, runner: InTurn) -> None:
+        """Wait until all have loaded, and share what a `Loaded` does, whose `runner` draws; a StartError of theirs."""
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
         store = Path(self._meeting.name) / "store"
@@ -189,8 +186,8 @@ class Ranks(InTurn):
             split.leave()
 
 
-def enter(rank: int, settings: Settings, worker: "Loaded", store: Path) -> None:
-    """Become `rank` of those that meet in `store`, and compute only its part of what the models of `worker` do.
+def enter(rank: int, settings: Settings, worker: Any, store: Path) -> None:
+    """Become `rank` of those that meet in `store`, and compute only its part of what a `Loaded` does.
 
     That is of the denoiser, of a VAE's tiles and, with KINDLING_TP_SIZE, of the text encoders.
     """

@@ -2,7 +2,8 @@
 
 import pytest
 
-from handler.api.dialects import native, openai
+from handler.api.dialects import fal, native, openai
+from handler.catalog.models import find
 from handler.core.errors import (
     InvalidType,
     InvalidValue,
@@ -12,6 +13,8 @@ from handler.core.errors import (
     UnknownParameter,
     Unsupported,
 )
+from handler.core.recipe import Picture, Tokens
+from handler.core.request import ImageRequest
 
 OK = {"prompt": "a red circle"}
 BAD = [
@@ -142,3 +145,15 @@ def test_openai_reads_a_size_however_it_is_spelled(fields) -> None:
 @pytest.mark.parametrize("dialect", [native, openai])
 def test_a_format_may_be_named_by_its_usual_ending(dialect) -> None:
     assert dialect.parse(OK | {"output_format": "jpg", "output_compression": 80}).output_format == "jpeg"
+
+
+@pytest.mark.parametrize("dialect", [fal, native, openai])
+def test_words_that_a_model_does_not_know_are_told_once_of_all_pictures(dialect) -> None:
+    """A workflow's may have prompts of their own."""
+    request, spec = ImageRequest(prompt="x"), find("spark")
+    several = [("cat", "hat"), ("hat", "dog"), (), tuple(f"w{i}" for i in range(30))]
+    pictures = [Picture(b"", "png", spec.recipe(request), tokens=Tokens(3, 3, words)) for words in several]
+    told = dialect.render(request, spec=spec, pictures=pictures, seconds=1.0)["unknown_words"]
+    assert (told[:4], len(told)) == (["cat", "hat", "dog", "w0"], 20)
+    known = dialect.render(request, spec=spec, pictures=pictures[2:3], seconds=1.0)
+    assert "unknown_words" not in known

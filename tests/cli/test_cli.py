@@ -69,6 +69,15 @@ def test_several_pictures_as_json(tmp_path: Path) -> None:
             assert (image.size, image.format) == ((128, 96), "WEBP")
 
 
+def test_words_that_spark_does_not_know_are_named(tmp_path: Path) -> None:
+    asked = ("--steps", "1", "--size", "64x64", "-o", str(tmp_path / "out.png"))
+    told = kindling("generate", "a cat in a hat", *asked).stdout
+    assert "  spark does not know: cat, hat. It knows shapes, colours, sizes, places and backgrounds.\n" in told
+    assert "does not know" not in kindling("generate", "a red circle", *asked).stdout
+    assert json.loads(kindling("generate", "a cat", *asked, "--json").stdout)["unknown_words"] == ["cat"]
+    assert "unknown_words" not in json.loads(kindling("generate", "a red circle", *asked, "--json").stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -113,6 +122,13 @@ def test_what_cannot_be_printed_is_said_once(buffered: str) -> None:
         )
     told = [line for line in out.stderr.splitlines() if line.strip()]
     assert (out.returncode, told) == (1, ["kindling: what this prints cannot be written (No space left on device)."])
+
+
+def test_an_error_of_a_file_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("handler.cli.models.run", lambda _: Path("/none/there").read_text())
+    with pytest.raises(FileNotFoundError):
+        main(["models"])
+    assert capsys.readouterr().out == ""
 
 
 def test_unknown_words_are_bad_usage() -> None:

@@ -519,7 +519,10 @@ def test_which_package_goes_for_which_error(
 ) -> None:
     folder = tmp_path / "baked" / "spark" / "key"
     folder.mkdir(parents=True)
+    (folder / "blocks.pt2").write_bytes(b"code")
     write_manifest(folder, {"kind": "blocks"})
+    if error is DAMAGED:
+        (folder / "blocks.pt2").write_bytes(b"cove")
     found = Found(outcome, "a test", Source(folder, read_manifest(folder)))
     failures(tmp_path).discredit(found, error)
     assert folder.exists() != goes

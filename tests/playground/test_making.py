@@ -75,6 +75,19 @@ def test_a_picture_is_made_by_keyboard_and_told_of(page: Page) -> None:
     expect(page.get_by_role("status")).to_contain_text("Done after")
 
 
+def test_words_that_spark_does_not_know_are_named_also_later(page: Page) -> None:
+    ask(page, "a <b>cat</b> in a hat")
+    made(page, "a <b>cat</b> in a hat")
+    note = page.get_by_text("The model does not know: b, cat, hat. It draws shapes")
+    expect(note).to_be_visible()
+    ask(page)
+    made(page)
+    expect(note).to_have_count(0)
+    page.reload()
+    pictures(page).last.get_by_role("button").click()
+    expect(note).to_be_visible()
+
+
 def test_an_example_is_one_click(page: Page) -> None:
     example = page.locator(".empty button").first
     text = example.inner_text()
@@ -238,6 +251,7 @@ def test_pictures_stay_when_the_page_is_loaded_again_and_give_their_settings_bac
     page.get_by_label("Steps", exact=True).fill("3")
     ask(page, "a green square")
     made(page, "a green square")
+    expect(pictures(page)).to_have_count(2)  # which are those that are kept
     page.reload()
     expect(pictures(page)).to_have_count(2)
     expect(page.get_by_role("radio").first).to_be_visible()

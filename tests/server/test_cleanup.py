@@ -1,6 +1,9 @@
 """What is opened, written and set for a while is closed, removed and taken back, however it ends."""
 
 import mmap
+import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from disks import full_disk
 
 from handler.core.errors import WeightsCorrupt
@@ -48,6 +52,57 @@ def test_a_picture_goes_where_a_link_leads_and_into_what_is_no_file(tmp_path: Pa
     assert (link.is_symlink(), (tmp_path / "picture.png").read_bytes()) == (True, b"one")
     write_picture(Path("/dev/null"), b"two")
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_picture_goes_through_a_link_into_a_pipe() -> None:
+    write = "write_picture(pathlib.Path('/dev/stdout'), b'x')"
+    program = f"import pathlib; from handler.volume.manifest import write_picture; {write}"
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    assert out.stdout == b"x"
+
+
+def test_a_picture_stays_as_private_as_it_was_and_whose_it_was(tmp_path: Path) -> None:
+    (path := tmp_path / "a.png").write_bytes(b"before")
+    path.chmod(0o600)
+    if not os.getuid():
+        os.chown(path, 1000, 1000)
+    before = path.stat()
+    for data in (b"one", b"two"):
+        write_picture(path, data)
+        now = path.stat()
+        assert (now.st_mode, now.st_uid, path.read_bytes()) == (before.st_mode, before.st_uid, data)
+        os.chown(path, os.getuid(), os.getgid())
+        before = path.stat()
+
+
+def test_a_file_that_cannot_be_replaced_is_written_to(tmp_path: Path) -> None:
+    (one := tmp_path / "one.png").write_bytes(b"before")
+    (other := tmp_path / "other.png").hardlink_to(one)
+    write_picture(one, b"picture")
+    assert other.read_bytes() == b"picture"
+    for _ in range(2):
+        write_picture(long := tmp_path / f"{'x' * 251}.png", b"picture")
+        assert long.read_bytes() == b"picture"
+    (loop := tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_picture(loop, b"picture")
+
+
+def test_a_picture_goes_into_a_file_that_is_mounted_alone(tmp_path: Path) -> None:
+    """As `docker run -v` does it: nothing can take its place."""
+    inside, outside = tmp_path / "inside.png", tmp_path / "outside.png"
+    for path in (inside, outside):
+        path.write_bytes(b"before")
+    mount = ["unshare", "-m", "sh", "-c", f'mount --bind {outside} {inside} && exec "$@"', "-"]
+    if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs leave to mount")
+    write = f"write_picture(pathlib.Path({str(inside)!r}), b'picture')"
+    program = f"import pathlib; from handler.volume.manifest import write_picture; {write}"
+    subprocess.run([*mount, sys.executable, "-c", program], cwd=ROOT, check=True)
+    assert (outside.read_bytes(), sorted(each.name for each in tmp_path.iterdir())) == (
+        b"picture",
+        ["inside.png", "outside.png"],
+    )
 
 
 def still_open(path: Path) -> int:

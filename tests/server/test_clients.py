@@ -266,6 +266,21 @@ def test_the_answer_says_how_much_of_a_prompt_was_read(server: Served) -> None:
     assert last.prompt_tokens == told  # type: ignore[union-attr]
 
 
+def test_the_answer_names_words_that_spark_does_not_know(server: Served) -> None:
+    """Whatever door it came through, of a stream in its last event; where all are known, there is no such field."""
+    asked = {"prompt": "a Cat in a hat", "size": "64x64", "num_inference_steps": 1}
+    client = openai.OpenAI(api_key="unused", base_url=server.url + "/v1", max_retries=0, timeout=60)
+    for path in ("/v1/images/generations", "/generate", "/fal/spark"):
+        sizes = {} if path.startswith("/v1") else {"size": None, "width": 64, "height": 64}
+        sent = {name: value for name, value in (asked | sizes | {"response_format": "b64_json"}).items() if value}
+        answer = httpx.post(server.url + path, json=sent, timeout=60)
+        assert answer.json()["unknown_words"] == ["Cat", "hat"], answer.text[:300]
+        known = httpx.post(server.url + path, json=sent | {"prompt": "a red circle"}, timeout=60)
+        assert "unknown_words" not in known.json()
+    *_, last = client.images.generate(prompt="a Cat", stream=True, extra_body={"size": "64x64"})
+    assert last.unknown_words == ["Cat"]  # type: ignore[union-attr]
+
+
 def test_a_long_prompt_can_be_refused(server: Served) -> None:
     answer = httpx.post(server.url + ROUTE, json=LONG | {"long_prompts": "refuse"}, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "prompt")

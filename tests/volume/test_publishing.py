@@ -8,6 +8,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from conftest import PATIENT, ROOT
 
 from handler import MODELS, Worker
 from handler.cli import bake, doctor, models
-from handler.core.errors import NumericalError, VolumeFailed, WeightsMissing
+from handler.core.errors import NumericalError, VolumeFailed, WeightsCorrupt, WeightsMissing
 from handler.model.compiling import artifacts
 from handler.model.compiling.failures import Failures
 from handler.model.compiling.package import kinds_of
@@ -337,15 +338,29 @@ def test_a_package_that_cannot_be_bound_is_made_again(worker: Worker, tmp_path: 
     assert artifacts.look(SPARK, hardware, tmp_path).outcome == "MISS"
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_the_check_up_reads_a_package_as_a_start_would(whole: bool, worker: Worker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["whole", "damaged", "a pipe"])
+def test_the_check_up_reads_a_package_as_a_start_would(state: str, worker: Worker, tmp_path: Path) -> None:
     made, settings = package(tmp_path, worker) / artifacts.PACKAGE, PATIENT.model_copy(update={"volume": tmp_path})
-    if not whole:
+    if state == "damaged":
         made.write_bytes(bytes(made.stat().st_size))
+    if state == "a pipe":
+        made.unlink()
+        os.mkfifo(made)
     plan = doctor.cold_start(settings, worker.hardware)["plan"]
     told = models.state(SPARK, settings, worker.hardware).baked, plan["mode"]
-    assert told == (("HIT", "COMPILED") if whole else ("ERROR", "EAGER"))
-    assert ("blocks.pt2 is not what its manifest says" in plan["reason"]) != whole
+    assert told == (("HIT", "COMPILED") if state == "whole" else ("ERROR", "EAGER"))
+    assert ("blocks.pt2 is not what its manifest says" in plan["reason"]) != (state == "whole")
+
+
+def test_a_package_that_was_read_wrong_once_stays(worker: Worker, tmp_path: Path) -> None:
+    """Or that another worker has just put in the place of a damaged one."""
+    folder, failures = package(tmp_path, worker), Failures("auto", SPARK, worker.hardware, tmp_path)
+    found = replace(artifacts.look(SPARK, worker.hardware, tmp_path), outcome="ERROR")
+    failures.discredit(found, WeightsCorrupt("blocks.pt2 is not what its manifest says"))
+    assert folder.exists()
+    (made := folder / artifacts.PACKAGE).write_bytes(bytes(made.stat().st_size))
+    failures.discredit(found, WeightsCorrupt("blocks.pt2 is not what its manifest says"))
+    assert not folder.exists()
 
 
 def test_the_nearest_package_is_not_blamed_for_ones_own(worker: Worker, tmp_path: Path) -> None:

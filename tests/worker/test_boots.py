@@ -183,6 +183,7 @@ def test_damaged_ledgers_are_left_out_and_told(damaged: str, tmp_path: Path, cap
     assert last_boots(tmp_path, 1) == [{"boot": "1", "model": "spark"}]
     assert f"a start is passed over: {tmp_path / 'boots' / '9999.json'} is no record of one" in caplog.text
     assert Durations.on(tmp_path) == Durations()
+    assert caplog.text.count("a start is passed over") == 1
 
 
 def test_a_volume_that_hangs_holds_up_a_failed_start_only_briefly(

@@ -222,6 +222,21 @@ def test_tiles_are_decoded_by_one_each_and_are_what_one_alone_makes_of_them(
     assert decoded.count(1) == RANKS * decoded.count(RANKS) > RANKS
 
 
+def test_memory_that_one_process_alone_lacks_for_a_tile_costs_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(memory, "_tile_above", lambda *_: 128 * 128)
+    request = ImageRequest(prompt="a large red star", seed=3, width=384, height=384, num_inference_steps=1)
+    with booted(ulysses_degree=RANKS) as worker:
+        recipe = worker.spec.recipe(request)
+        hook = worker.autoencoder.decoder.conv_in.register_forward_pre_hook(full)
+        [outcome] = worker.draw([recipe], [lambda *_: None])
+        hook.remove()
+        assert isinstance(outcome, OutOfMemory)
+        assert worker.generate(recipe)[0].rgb.shape == (384, 384, 3)
+
+
 OTHERS = [pytest.param(model, marks=pytest.mark.judge) for model in ("flux-dev", "flux2-klein", "flux2-dev")]
 
 

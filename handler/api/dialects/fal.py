@@ -35,6 +35,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "seed": pictures[0].recipe.seed,
         "has_nsfw_concepts": [False] * len(pictures),
         "prompt": request.prompt,
+        **openai.unknown_words(pictures),
         **openai.delivery(pictures),
         **({"notes": list(request.notes)} if request.notes else {}),
     }

@@ -7,7 +7,6 @@ name rather than ignored. Null counts as not sent, as the official clients send 
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from handler.api.pieces import File
@@ -15,6 +14,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import InvalidType, InvalidValue, OutOfRange, Unsupported
 from handler.core.recipe import Picture
 from handler.core.request import MAX_SIDE, MIN_SIDE, ImageRequest
+from handler.model.text.unknown import MOST
 from handler.volume.adapters import Adapter
 
 IGNORED = ("user", "safety_identifier", "moderation", "style")
@@ -83,6 +83,7 @@ def render(request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], 
         "plan": pictures[0].plan,
         "usage": usage(pictures),
         "prompt_tokens": prompt_tokens(pictures),
+        **unknown_words(pictures),
         "peak_memory_mb": peak(pictures),
         **delivery(pictures),
     }
@@ -97,7 +98,13 @@ def usage(pictures: Sequence[Picture]) -> dict[str, Any]:
 
 def prompt_tokens(pictures: Sequence[Picture]) -> dict[str, int]:
     """How many tokens of a request's prompts were read, of how many."""
-    return asdict(pictures[0].tokens)
+    return {"given": pictures[0].tokens.given, "read": pictures[0].tokens.read}
+
+
+def unknown_words(pictures: Sequence[Picture]) -> dict[str, list[str]]:
+    """Those of a request's prompts that the model does not know, where there are any and its row can tell."""
+    words = dict.fromkeys(word for picture in pictures for word in picture.tokens.unknown)
+    return {"unknown_words": list(words)[:MOST]} if words else {}
 
 
 def peak(pictures: Sequence[Picture]) -> float:

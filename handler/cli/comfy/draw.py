@@ -35,11 +35,12 @@ from handler.worker.worker import Worker
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A PNG as it comes from the model, of what, and the seconds of each stage."""
+    """A PNG as it comes from the model, of what, the seconds of each stage, and the prompt's unknown words."""
 
     data: bytes
     recipe: Recipe
     stages: dict[str, float]
+    unknown: tuple[str, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         with writing(path):
             write_picture(path, finished(one.data, output.after, said))
         one.stages["serialize"] += time.perf_counter() - start
-        generate.say(drawing.worker, one.recipe, path, one.stages, options.json)
+        generate.say(drawing.worker, one.recipe, path, one.stages, options.json, one.unknown)
     return 0
 
 
@@ -126,4 +127,5 @@ class Drawing:
             start = time.perf_counter()
             parameters = generate.parameters_for(worker, recipe) if self.settings.metadata else None
             data = codec.encode(pixels.rgb, "png", 100, parameters)
-            yield Drawn(data, recipe, stages | {"serialize": time.perf_counter() - start})
+            stages |= {"serialize": time.perf_counter() - start}
+            yield Drawn(data, recipe, stages, pixels.tokens.unknown)

@@ -242,5 +242,6 @@ def examined(found: Found) -> Found:
 
 def _verify(copy: Path, source: Source) -> None:
     """WeightsCorrupt unless `copy` is what was published: loading damaged code would end the process."""
-    if source.manifest and summarize(copy) != source.manifest.files.get(PACKAGE):
+    entry = source.manifest.files.get(PACKAGE) if source.manifest else None
+    if entry and (copy.stat().st_size != entry.size or summarize(copy) != entry):  # a pipe may have no end
         raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says. {source.remedy}")

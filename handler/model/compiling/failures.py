@@ -26,7 +26,7 @@ from handler.model.compiling.package import digest
 from handler.model.faults import LOST, NO_MEMORY, meaning
 from handler.model.hardware import Hardware
 from handler.volume.manifest import write_atomically
-from handler.volume.publishing import retire
+from handler.volume.publishing import retire, whole
 from handler.volume.room import inside, reading
 
 AGAIN = "KINDLING_COMPILE=on tries again"
@@ -143,11 +143,18 @@ class Failures:
             self._leave(f"compiled code failed: {gist(error)}", "failed")
 
     def discredit(self, found: artifacts.Found, error: Exception | None) -> None:
-        """Remove a published package that does not work, so that another is made; not for an error that may pass."""
+        """Remove a published package that does not work, so that another is made; not for an error that may pass.
+
+        Nor for a read that went wrong: one that is whole when it is read once more stays.
+        """
         wrong = isinstance(error, NumericalError | WeightsCorrupt) or (error and not passing(error))
         if not (found.source and wrong and found.outcome in ("HIT", "ERROR")):
             return
+        manifest = found.source.manifest
         try:
+            if isinstance(error, WeightsCorrupt) and manifest and whole(found.source.folder, manifest.facts):
+                log.warning("%s was read wrong and is whole: it stays", found.source.folder)
+                return
             retire(found.source)
             log.error("%s does not work and was removed: another is compiled in its place", found.source.folder)
         except VolumeFailed as error:

@@ -17,7 +17,7 @@ ANSWER: dict[str, Schema] = {
     "has_nsfw_concepts": array({"type": "boolean", "description": "Nobody looks: false."}),
     "prompt": TEXT,
 }
-RARE = ("delivery", "notes")
+RARE = ("delivery", "unknown_words", "notes")
 
 
 def request(native: dict[str, Schema], rules: list[Schema], words: dict[str, Any]) -> Schema:

@@ -86,6 +86,7 @@ TOKENS = whole({"given": COUNT, "read": COUNT | {"description": "Less than were 
 USAGE = whole({"input_tokens": COUNT, "input_tokens_details": READ, "output_tokens": COUNT, "total_tokens": COUNT})
 PEAK = {"peak_memory_mb": NUMBER | {"description": "The most memory so far: the GPU's, or on a CPU the process's."}}
 DELIVERY = {"delivery": TEXT | {"description": "Why a picture has no url that should have one."}}
+UNKNOWN = {"unknown_words": array(TEXT) | {"description": "Of the prompt, those that spark does not know: 20 at most."}}
 ABOUT = {
     "inference_ms": NUMBER,
     "width": COUNT,
@@ -94,6 +95,7 @@ ABOUT = {
     "plan": PLAN,
     "usage": ref("Usage"),
     "prompt_tokens": ref("PromptTokens"),
+    **UNKNOWN,
     **PEAK,
     **DELIVERY,
 }
@@ -109,11 +111,13 @@ NATIVE = {
     "plan": PLAN,
     "usage": ref("Usage"),
     "prompt_tokens": ref("PromptTokens"),
+    **UNKNOWN,
     **PEAK,
     **DELIVERY,
     **NOTES,
 }
-RARE = ("delivery", "notes", *ALONE)
+SELDOM = ("delivery", "unknown_words")
+RARE = (*SELDOM, "notes", *ALONE)
 STEPS = {"steps": COUNT, "of": COUNT | {"description": "Over all pictures of the request."}}
 PARTIAL = {"partial_image_index": COUNT, "b64_json": BYTES, "created_at": COUNT, **SHARED}
 COMPLETED = PICTURE | {"created_at": COUNT} | SHARED | ABOUT
@@ -174,16 +178,16 @@ ANSWERS: dict[str, Schema] = {
     "EditEvent": _events("PartialEdit", "EditProgress", "CompletedEdit"),
     "FalEvent": _events("PartialImage", "Progress", "FalCompleted"),
     "NativeEvent": _events("PartialImage", "Progress", "NativeCompleted"),
-    "Images": whole({"created": COUNT, "data": array(ref("Picture")), **SHARED, **ABOUT}, "delivery"),
+    "Images": whole({"created": COUNT, "data": array(ref("Picture")), **SHARED, **ABOUT}, *SELDOM),
     "NativeImages": whole(NATIVE, *RARE),
-    "FalImages": whole(fal.ANSWER | DELIVERY | NOTES, *fal.RARE),
-    "FalCompleted": whole(_event("image_generation.completed") | fal.ANSWER | DELIVERY | NOTES, *fal.RARE),
+    "FalImages": whole(fal.ANSWER | UNKNOWN | DELIVERY | NOTES, *fal.RARE),
+    "FalCompleted": whole(_event("image_generation.completed") | fal.ANSWER | UNKNOWN | DELIVERY | NOTES, *fal.RARE),
     "PartialImage": whole(_event("image_generation.partial_image") | PARTIAL),
     "Progress": whole(_event("image_generation.progress") | STEPS),
     "EditProgress": whole(_event("image_edit.progress") | STEPS),
-    "Completed": _picture(_event("image_generation.completed") | COMPLETED, "delivery"),
+    "Completed": _picture(_event("image_generation.completed") | COMPLETED, *SELDOM),
     "PartialEdit": whole(_event("image_edit.partial_image") | PARTIAL),
-    "CompletedEdit": _picture(_event("image_edit.completed") | COMPLETED, "delivery"),
+    "CompletedEdit": _picture(_event("image_edit.completed") | COMPLETED, *SELDOM),
     "NativeCompleted": whole(_event("image_generation.completed") | NATIVE, *RARE),
     "Model": MODEL,
     "ModelTold": whole({**MODEL["properties"], **ABILITIES}, *ABILITIES),  # of a kept workflow there is no more

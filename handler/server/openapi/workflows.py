@@ -14,7 +14,7 @@ from handler.server.openapi.jobs import fields as later_fields
 from handler.server.openapi.named import worded
 from handler.server.openapi.operation import ALWAYS, JSON, Answer, Operation
 from handler.server.openapi.requests import ANSWERED, SIZE, fields, nullable
-from handler.server.openapi.responses import DRAWN, NATIVE
+from handler.server.openapi.responses import DRAWN, NATIVE, SELDOM
 from handler.server.openapi.schema import COUNT, NULL, TEXT, Schema, array, closed, only, ref, whole
 from handler.server.patience import DEADLINE
 
@@ -66,8 +66,8 @@ ANSWERS: dict[str, Schema] = {
     "KeptWorkflow": whole(TOLD | {"shared": FLAG | {"description": "Whether other workers have it too."}}),
     "WholeWorkflow": whole(TOLD | {"graph": {"type": "object"}}),
     "Workflows": whole({"workflows": array(ref("Workflow"))}),
-    "WorkflowImages": whole(NATIVE | MORE, "delivery", "image"),
-    "WorkflowCompleted": whole(EVENT | NATIVE | MORE, "delivery", "image"),
+    "WorkflowImages": whole(NATIVE | MORE, *SELDOM, "image"),
+    "WorkflowCompleted": whole(EVENT | NATIVE | MORE, *SELDOM, "image"),
     "WorkflowEvent": {"oneOf": [ref(name) for name in ("PartialImage", "Progress", "WorkflowCompleted", "Error")]},
 }
 LISTED = (

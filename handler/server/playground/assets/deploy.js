@@ -1,6 +1,6 @@
 // The tab that says how a model is deployed: the command line's choices as a form, and what it prints.
 
-import { button, copy, element, field, hint, row } from "./dom.js";
+import { bench, button, copy, element, field, hint, pairs, row } from "./dom.js";
 
 const PLATFORMS = { modal: "Modal", runpod: "RunPod", kubernetes: "Kubernetes", cloudrun: "Google Cloud Run", convox: "Convox", sky: "SkyPilot", docker: "Docker" };
 const FIELDS = {
@@ -30,7 +30,7 @@ export async function mount(section, app) {
     Object.entries(FIELDS).map(([name, [label, hint]]) => field(label, controls[name], hint)));
   const result = element("div"), urls = [];
   let choices, asking;
-  section.append(element("div", { class: "bench" }, form, result));
+  section.append(bench(form, result));
   app.on("key", start);
   await start();
 
@@ -86,7 +86,7 @@ export async function mount(section, app) {
     const said = { ...found, gpus: found.gpus.join(", ") };
     return [
       element("h2", {}, `${found.model} on ${called(found.platform)}`),
-      element("dl", { class: "reckoning" }, Object.entries(FACTS).map(([name, label]) => element("div", {}, element("dt", {}, label), element("dd", {}, said[name])))),
+      pairs("reckoning", Object.entries(FACTS).map(([name, label]) => [label, said[name]])),
       element("p", { class: "note", hidden: !found.note }, found.note),
       text("Commands", found.commands.join("\n"), "deploy.sh", found.script),
       hint("They run in a checkout of Kindling. Capitals and dots stand for what is yours."),

@@ -16,7 +16,8 @@ export function element(tag, attributes = {}, ...children) {
 }
 
 const made = (tag, name) => (...children) => element(tag, { class: name }, ...children);
-export const hint = made("p", "hint"), note = made("p", "note"), wrong = made("p", "error"), para = made("p"), aside = made("span", "hint"), row = made("div", "row");
+export const hint = made("p", "hint"), note = made("p", "note"), wrong = made("p", "error"), para = made("p"), aside = made("span", "hint"), row = made("div", "row"), bench = made("div", "bench");
+export const pairs = (name, rows) => element("dl", { class: name }, rows.map(([what, said]) => element("div", {}, element("dt", {}, what), element("dd", {}, said))));
 export const style = name => element("link", { rel: "stylesheet", href: new URL(name, import.meta.url).href });
 export const button = (text, onclick, more) => element("button", { type: "button", onclick, ...more }, text);
 

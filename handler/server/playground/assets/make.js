@@ -1,6 +1,6 @@
 // The tab that makes pictures: what is asked for, the picture as it forms, and those that were made before.
 
-import { aside, button, element, field, para, row } from "./dom.js";
+import { aside, bench, button, element, field, note, para, row } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { actions, address, bytes, facts } from "./picture.js";
@@ -13,7 +13,7 @@ const LOOK_MS = 700; // between looks at the queue
 
 export async function mount(section, app) {
   const make = new Make(app);
-  section.append(element("h1", { class: "unseen" }, "Make pictures"), element("div", { class: "bench" }, make.form.element, make.stage), make.gallery.element);
+  section.append(element("h1", { class: "unseen" }, "Make pictures"), bench(make.form.element, make.stage), make.gallery.element);
   app.on("load", parameters => make.load(parameters));
   app.on("edit", ({ blob, name }) => make.edit(blob, name).catch(error => app.fail(error, make.form.element)));
   app.on("key", () => make.learn());
@@ -155,7 +155,7 @@ class Make {
       const seconds = stages_s ? Object.values({ ...stages_s, queue: 0 }).reduce((sum, each) => sum + each) : answer.inference_ms / 1000;
       const now = Date.now() + index / 100;
       return { id: `${now}-${seed}`, made: now, blob: bytes(b64_json, `image/${format}`), format, width, height, seed, request, seconds, steps: parameters?.steps,
-        model: answer.model, edited: Boolean(image), masked: Boolean(mask), price: this.rate && this.rate * seconds };
+        model: answer.model, unknown: answer.unknown_words, edited: Boolean(image), masked: Boolean(mask), price: this.rate && this.rate * seconds };
     });
     this.form.last = made[0].seed;
     this.show(made);
@@ -172,14 +172,15 @@ class Make {
         this.show(pictures, each);
         this.about.querySelector("[aria-pressed=true]").focus();
       }, { class: "chip", "aria-pressed": String(each === chosen) })));
-    this.about.replaceChildren(element("p", { class: "caption" }, chosen.request.prompt), facts(chosen), ...(others ? [others] : []),
+    const strange = chosen.unknown && note(`The model does not know: ${chosen.unknown.join(", ")}. It draws shapes in colours, sizes and places.`);
+    this.about.replaceChildren(...[element("p", { class: "caption" }, chosen.request.prompt), facts(chosen), strange, others,
       actions(this.app, chosen, this.gallery.url(chosen), async () => {
         await this.gallery.remove([chosen]);
         this.app.say("The picture is deleted.");
         this.about.replaceChildren();
         this.invite([]);
         this.form.prompt.focus();
-      }));
+      })].filter(Boolean));
   }
 
   async edit(blob, name = "") {

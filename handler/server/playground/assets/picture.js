@@ -1,6 +1,6 @@
 // One picture that is finished: what is told of it, and what can be done with it.
 
-import { ask, button, copy, element, hint } from "./dom.js";
+import { aside, ask, button, copy, element, hint, pairs } from "./dom.js";
 import { curl, graph, python } from "./snippets.js";
 
 const COPIES = {
@@ -21,9 +21,8 @@ export function address(blob) {
 }
 
 export function facts({ seconds, seed, width, height, steps, price, model }) {
-  const said = { Time: `${seconds < 10 ? seconds.toFixed(2) : seconds.toFixed(0)} s`, Seed: seed, Size: `${width} × ${height}`,
-    ...(steps && { Steps: steps }), ...(price && { Price: `$${price.toPrecision(2)}` }), Model: model };
-  return element("dl", { class: "facts" }, Object.entries(said).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { class: "number" }, String(value)))));
+  return pairs("facts", Object.entries({ Time: `${seconds < 10 ? seconds.toFixed(2) : seconds.toFixed(0)} s`, Seed: seed, Size: `${width} × ${height}`,
+    ...(steps && { Steps: steps }), ...(price && { Price: `$${price.toPrecision(2)}` }), Model: model }));
 }
 
 export function actions(app, picture, url, remove) {
@@ -31,7 +30,7 @@ export function actions(app, picture, url, remove) {
   return element("div", { class: "row actions" },
     element("a", { class: "button", href: url, download: name }, "Download"),
     button("Edit", () => app.edit(picture.blob, name)),
-    element("span", { class: "split" }, "Copy as"),
+    aside("Copy as"),
     Object.keys(COPIES).map(kind => button(kind, () => show(app, kind, picture))),
     button("Delete", remove, { class: "quiet" }));
 }

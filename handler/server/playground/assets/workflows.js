@@ -1,7 +1,7 @@
 // The tab of ComfyUI's workflows: what a file means here, its fields as a form, drawn, and kept as an endpoint.
 
 import { ApiError } from "./app.js";
-import { ask, button, element, field, hint, note, para, row, wrong } from "./dom.js";
+import { ask, bench, button, element, field, hint, note, para, row, wrong } from "./dom.js";
 import { address, bytes } from "./picture.js";
 
 const STATES = { refused: "refused", waits: "waits for one that is refused", read: "read", unused: "not used" }; // what is bad first
@@ -31,7 +31,7 @@ class Workflows {
     this.shelf = element("div", { class: "card" }, element("h1", {}, "Workflows"),
       field("Open a ComfyUI workflow", input, "JSON, or a picture that carries one. Nothing runs before you say so."),
       this.editor, element("h2", {}, "Kept here"), this.kept);
-    section.append(element("div", { class: "bench" }, this.shelf, this.desk));
+    section.append(bench(this.shelf, this.desk));
   }
 
   async list() {
