@@ -11,6 +11,8 @@ import tempfile
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two busy threads on two cores can be 20 times slower
 for name in [name for name in os.environ if name.startswith("KINDLING_")]:
     del os.environ[name]
+if "PYTHONPATH" in os.environ:  # another would be a reason for new interpreters, see forked.py
+    os.environ["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What compiles for the tests: see tests/README.md.
 HOME = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 os.environ.setdefault("REMEMBERED", os.path.join(HOME, "kindling-tests"))
@@ -29,6 +31,7 @@ from typing import Any
 import httpx
 import pytest
 
+import forked
 import quick
 from handler import Settings, Worker
 from handler.model import imports
@@ -46,7 +49,8 @@ LONG = (  # files that take longest, in this order: begun last, one of them woul
     *("openapi", "families", "cli", "runpod_worker", "quant", "gpu_run", "guides", "modal_deploy", "cold_start"),
     *("optimize", "edits", "compiled", "stepcache", "workflows_tab", "playground_page", "fusing", "bake", "worker_tab"),
     *("making", "autoencoders", "faults", "images", "transports", "rounding", "offload", "waits", "adapters", "single"),
-    *("compiled_ranks", "latency", "batching", "toolchain", "imports"),
+    *("compiled_ranks", "latency", "batching", "toolchain", "imports", "ranks", "connections", "box", "deadlines"),
+    *("recipe", "unread", "rollout", "refusals", "footprint", "upstream", "front", "probes", "bombs", "fleet"),
 )
 
 
@@ -96,6 +100,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A quick test stays one."""
     with quick.held() if item.config.option.quick else nullcontext():
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """What a file's tests leave in the environment ends with the file, its fixtures' too."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        forked.restore()
 
 
 @contextmanager

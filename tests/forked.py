@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import types
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 HERE = {"PYTHONPATH": str(Path(__file__).parent.parent)}  # where `handler` is found, said or not
 START = HERE | os.environ  # as the tests found it, whichever of them comes first
 LATE = (  # read after the imports; the last three are set by some of them, to what they would be set to anyway
-    *("KINDLING_", "FAULTY_", "AWS_", "BUCKET_", "RUNPOD_", "OTEL_", "PORT", "HOME", "PYTEST_"),
+    *("KINDLING_", "FAULTY_", "AWS_", "BUCKET_", "RUNPOD_", "COMFY_", "OTEL_", "PORT", "HOME", "PYTEST_"),
     *("TORCHINDUCTOR_CACHE_DIR", "CACHE_DIT_", "FFPA_"),
 )
 SPECIAL = ("executable", "preexec_fn", "pass_fds", "shell", "start_new_session")
@@ -67,6 +68,19 @@ def run(command: Any, capture_output: bool = False, check: bool = False, **optio
     return done
 
 
+def differing(environ: Mapping[str, str]) -> set[str]:
+    """What imports may depend on and is not as the tests found it."""
+    differ = dict((HERE | dict(environ)).items() ^ START.items())
+    return {name for name in differ if not name.startswith(LATE)}
+
+
+def restore() -> None:
+    """Let the environment be as the tests found it, where imports may depend on it; else nothing is forked any more."""
+    for name in differing(os.environ):
+        os.environ.pop(name, None)
+        os.environ.update({name: START[name]} if name in START else {})
+
+
 class Trunk:
     """The process that has the imports done. It ends with this one."""
 
@@ -81,9 +95,8 @@ class Trunk:
     def grows(self, asked: dict[str, Any]) -> bool:
         """Whether a fork is to this command, in this environment, what a new interpreter is."""
         python, first, *_ = [word for word in asked["words"] if word != "-u"]
-        differ = dict((HERE | asked["environ"]).items() ^ START.items())
         plain = first in ("-m", "-c") or first[0] != "-"
-        return python == sys.executable and plain and all(name.startswith(LATE) for name in differ)
+        return python == sys.executable and plain and not differing(asked["environ"])
 
     def fork(self, asked: dict[str, Any], pipes: list[int]) -> int:
         """Start a process with these as its stdin, stdout and stderr; its id."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 
 import forked
@@ -76,6 +77,28 @@ def test_what_this_process_has_imported_since_is_no_reason_for_a_new_one() -> No
     cache_dir()
     command = [sys.executable, "-c", "import sys; print('torch' in sys.modules)"]
     assert forked.run(command, env=dict(os.environ), capture_output=True, text=True).stdout == "True\n"
+
+
+def test_nor_is_what_the_tests_of_a_file_leave_in_the_environment(request: pytest.FixtureRequest) -> None:
+    """Or lose of it."""
+    before = dict(os.environ)
+    following = next((item for item in request.session.items if item.path != request.path), None)
+    for last, differs in ((request.node, True), (following, False)):
+        end = conftest.pytest_runtest_teardown(request.node, last)
+        next(end)
+        os.environ["CUDA_MODULE_LOADING"] = "LAZY"
+        os.environ.pop("OMP_NUM_THREADS", None)
+        assert next(end, None) is None
+        assert (os.environ != before) == differs
+
+
+def test_nor_is_where_else_modules_are_looked_for(tmp_path: Path) -> None:
+    """By who runs the tests: all that they start shall be of this checkout anyway."""
+    tests = Path(forked.__file__).parent
+    environ = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}{os.pathsep}{tmp_path}"}
+    code = "import os, conftest, forked; print(forked.differing({**os.environ, **forked.HERE}))"
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_it_takes_signals_and_is_a_child() -> None:

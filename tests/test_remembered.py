@@ -72,6 +72,17 @@ def test_all_that_decides_it_is_looked_at(gxx: Compile, tmp_path: Path) -> None:
     assert gxx("code ", "-O1", "-c")[2] == 5
 
 
+def test_a_library_of_one_source_is_remembered_too(gxx: Compile, tmp_path: Path) -> None:
+    """Inductor makes half a dozen in each process that compiles, to see what the processor can."""
+    words = ("-shared", "-lother", "-lm", f"-L{tmp_path}/nowhere", f"-L{tmp_path}")
+    (tmp_path / "libother.so").write_text("one")
+    assert gxx("code ", *words) == (0, "code one", 1)
+    assert gxx("code ", *words) == (0, "code one", 1)
+    (tmp_path / "libother.so").write_text("two!")
+    assert gxx("code ", *words) == (0, "code one", 2)
+    assert gxx("code ", *words[:-1]) == (0, "code one", 3)
+
+
 def test_what_is_lost_or_fails_is_compiled(gxx: Compile, tmp_path: Path) -> None:
     assert gxx("#error", "-c") == (3, "", 1)
     assert gxx("#error", "-c") == (3, "", 2)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import forked
 import tiny
 from handler import MODELS
 
@@ -53,7 +53,7 @@ def test_sides_take_turns_and_tell(tmp_path: Path) -> None:
     sides = ["diffusers", "kindling-eager"]
     command = [sys.executable, BENCHMARKS / "latency.py", "--models", "sdxl-turbo", "--volume", tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    out = subprocess.run(
+    out = forked.run(
         [*command, "--pictures", "1", "--sides", *sides], env=environment, capture_output=True, text=True, check=True
     )
     found = json.loads(out.stdout.splitlines()[-1])
