@@ -5,6 +5,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import diffusers
@@ -149,3 +150,20 @@ def replayed(function: Any, answers: list[Any]) -> Any:
         return answers[0]
 
     return answer
+
+
+class Importing(str):
+    """A module's name, at whose sight another thread has imported one more."""
+
+    def startswith(self, *prefixes: Any) -> bool:
+        sys.modules[f"imported beside {self}"] = ModuleType("beside")
+        return False
+
+
+def test_other_threads_may_import_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in map(Importing, ("one", "another")):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        monkeypatch.setitem(sys.modules, f"imported beside {name}", ModuleType("beside"))
+        monkeypatch.delitem(sys.modules, f"imported beside {name}")
+    monkeypatch.setattr(constants, "KNOWING", [("diffusers", "__version__", lambda known: known)])
+    constants._replace.__wrapped__()

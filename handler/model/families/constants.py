@@ -59,7 +59,7 @@ def _replace() -> None:
     for place, name, knowing in KNOWING:
         owner = pkgutil.resolve_name(place)
         if looking := getattr(owner, name, None):
-            modules = [module for key, module in sys.modules.items() if key.startswith("diffusers.")]
+            modules = [module for key, module in [*sys.modules.items()] if key.startswith("diffusers.")]
             for holder in (owner, *modules):
                 if vars(holder).get(name) is looking:
                     setattr(holder, name, knowing(looking))
