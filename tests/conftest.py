@@ -129,7 +129,7 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def read_by_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else reads what this process reads, whatever a test before it has begun here."""
     monkeypatch.setattr(pages, "_shared", False)
 

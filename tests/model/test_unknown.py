@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PATIENT
 from transformers import AutoTokenizer
 
 import tiny
-from handler import MODELS, ImageRequest, Settings, Worker
+from handler import MODELS, ImageRequest, Worker
 from handler.core.quoting import QUOTED
 from handler.core.reading import Reading
 from handler.core.recipe import Lora, Recipe
@@ -127,8 +128,8 @@ def test_a_lora_may_have_taught_more() -> None:
 
 def test_peoples_own_weights_may_have_been_taught_more(tmp_path: Path) -> None:
     shutil.copy(EMBEDDED / "spark/transformer/diffusion_pytorch_model.safetensors", tmp_path / "mine.safetensors")
-    settings = Settings(volume=tmp_path, device="cpu", weights=("mine.safetensors",))
-    with Worker.boot(settings) as worker:
+    mine = {"volume": tmp_path, "device": "cpu", "weights": ("mine.safetensors",)}
+    with Worker.boot(PATIENT.model_copy(update=mine)) as worker:
         drawn, _ = worker.generate(replace(recipe("a cat", num_inference_steps=1), size=(64, 64)))
     assert (drawn.tokens.given > 0, drawn.tokens.unknown) == (True, ())
 
