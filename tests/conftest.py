@@ -105,9 +105,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """What a file's tests leave in the environment ends with the file, its fixtures' too."""
-    yield
-    if nextitem is None or nextitem.path != item.path:
-        forked.restore()
+    try:
+        yield
+    finally:
+        if nextitem is None or nextitem.path != item.path:
+            forked.restore()
 
 
 @contextmanager

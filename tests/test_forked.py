@@ -90,6 +90,12 @@ def test_nor_is_what_the_tests_of_a_file_leave_in_the_environment(request: pytes
         os.environ.pop("OMP_NUM_THREADS", None)
         assert next(end, None) is None
         assert (os.environ != before) == differs
+    end = conftest.pytest_runtest_teardown(request.node, following)
+    next(end)
+    os.environ["CUDA_MODULE_LOADING"] = "LAZY"
+    with pytest.raises(LookupError):
+        end.throw(LookupError())  # by a fixture's end
+    assert os.environ == before
 
 
 def test_nor_is_where_else_modules_are_looked_for(tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ def test_a_library_of_one_source_is_remembered_too(gxx: Compile, tmp_path: Path)
     assert gxx("code ", *words[:-1]) == (0, "code one", 3)
 
 
+def test_so_is_where_the_compiler_looks_and_what_else_it_reads(gxx: Compile, tmp_path: Path) -> None:
+    other, words = tmp_path / "other.o", ("-shared", "-lother")
+    assert [gxx("code ", "-c", CPATH=path)[2] for path in ("a", "a", "b")] == [1, 1, 2]
+    (tmp_path / "libother.a").write_text("one")
+    assert [gxx("code ", *words, LIBRARY_PATH=path)[2] for path in ("", f"/nowhere:{tmp_path}")] == [3, 4]
+    other.write_text("one")
+    assert [gxx("code ", *words, str(other))[2] for _ in range(2)] == [5, 6]
+
+
+def test_who_has_loaded_what_was_there_keeps_it(gxx: Compile, tmp_path: Path) -> None:
+    gxx("code ", "-shared")
+    with (tmp_path / "source.cpp.o").open() as loaded:
+        assert gxx("code ", "-shared") == (0, "code one", 1)
+        assert not os.path.samestat(os.fstat(loaded.fileno()), (tmp_path / "source.cpp.o").stat())
+
+
 def test_what_is_lost_or_fails_is_compiled(gxx: Compile, tmp_path: Path) -> None:
     assert gxx("#error", "-c") == (3, "", 1)
     assert gxx("#error", "-c") == (3, "", 2)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import tiny
 from handler import MODELS, ImageRequest, Worker
 from handler.core.quoting import QUOTED
-from handler.core.reading import Reading
+from handler.core.reading import Reading, Words
 from handler.core.recipe import Lora, Recipe
 from handler.model.text.unknown import MOST, unknown
 from handler.model.tokens import counted
@@ -118,6 +118,12 @@ def test_whatever_is_sent_few_words_are_named_and_all_can_be_printed(prompt: str
 
 def test_comfyuis_weights_and_embeddings_are_no_words() -> None:
     assert found("a (red:1.3) ((cat)) embedding:ink, blue", reading=Reading()) == ("cat",)
+
+
+def test_what_each_encoder_is_told_is_looked_at_and_nothing_else() -> None:
+    own = Words(l="a dog", t5="a red (hat:1.2)")
+    assert found("(" * 40 + "a cat" + ")" * 40, reading=Reading(prompts=own)) == ("hat", "dog")
+    assert found("a cat", reading=Reading(prompts=Words(l="a dog"))) == ("cat", "dog")
 
 
 def test_a_lora_may_have_taught_more() -> None:

@@ -24,10 +24,12 @@ def unknown(tokenizer: Any, lexicon: Lexicon, recipe: Recipe) -> tuple[str, ...]
 
 
 def _said(recipe: Recipe) -> str:
-    """The prompt without what ComfyUI's reading of it takes for weights and embeddings."""
+    """What FLUX's encoders are told, each its own; without weights and embeddings where ComfyUI's reading has them."""
     if not recipe.reading:
         return recipe.prompt
-    return " ".join(piece.text for piece in pieces(recipe.prompt) if not piece.embedding)
+    words = recipe.reading.prompts
+    told = dict.fromkeys(recipe.prompt if own is None else own for own in (words.t5, words.l))
+    return " ".join(piece.text for prompt in told for piece in pieces(prompt) if not piece.embedding)
 
 
 def _strange(tokenizer: Any, lexicon: Lexicon, prompt: str) -> Iterator[str]:
