@@ -93,7 +93,7 @@ def _flush() -> None:
 
 
 def _unheard() -> str:
-    """Why nothing can be printed, if nothing can; else a line is empty."""
+    """Why nothing can be printed, if nothing can. To find out it prints an empty line."""
     try:
         print(flush=True)
     except OSError as error:

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import shutil
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,7 @@ from handler.volume.leftovers import Leftover, leftovers
 from handler.volume.listing import weight_files
 from handler.volume.manifest import Source
 from handler.volume.patience import patiently
-from handler.volume.room import reading, require_folder, unwritable
+from handler.volume.room import reading, require_folder, try_to_write, unwritable
 from handler.worker.boots import last_boots
 from handler.worker.compilation import COMPILE_S
 from handler.worker.durations import LOOKED, Durations
@@ -142,8 +141,7 @@ def volume_state(volume: Path) -> dict[str, Any]:
     refusal = ""
     if there:
         try:
-            with tempfile.TemporaryFile(dir=volume) as file:
-                file.write(b"1")
+            try_to_write(volume)
         except OSError as error:
             refusal = unwritable(volume, error)
     return {"path": str(volume), "there": there, "writable": there and not refusal, "refusal": refusal, "free": free}

@@ -69,12 +69,17 @@ def require_folder(volume: Path) -> None:
         raise VolumeFailed(f"The volume {volume} is not a folder. KINDLING_VOLUME should name one.", "volume")
 
 
+def try_to_write(folder: Path) -> None:
+    """OSError where `folder` takes nothing; a disk that is full takes names still, so a byte is written."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"1")
+
+
 def require_writable(folder: Path) -> None:
     """VolumeFailed if nothing can be put into `folder`, which need not be there yet."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"1")  # a disk that is full takes names still
+        try_to_write(folder)
 
 
 def require_temporary() -> None:
