@@ -338,18 +338,21 @@ def test_a_package_that_cannot_be_bound_is_made_again(worker: Worker, tmp_path: 
     assert artifacts.look(SPARK, hardware, tmp_path).outcome == "MISS"
 
 
-@pytest.mark.parametrize("state", ["whole", "damaged", "a pipe"])
+@pytest.mark.parametrize("state", ["whole", "damaged", "a pipe", "gone"])
 def test_the_check_up_reads_a_package_as_a_start_would(state: str, worker: Worker, tmp_path: Path) -> None:
     made, settings = package(tmp_path, worker) / artifacts.PACKAGE, PATIENT.model_copy(update={"volume": tmp_path})
     if state == "damaged":
         made.write_bytes(bytes(made.stat().st_size))
-    if state == "a pipe":
+    if state in ("a pipe", "gone"):
         made.unlink()
+    if state == "a pipe":
         os.mkfifo(made)
+    started = artifacts.restore(transformer_of(worker), SPARK, worker.hardware, tmp_path)
     plan = doctor.cold_start(settings, worker.hardware)["plan"]
     told = models.state(SPARK, settings, worker.hardware).baked, plan["mode"]
     assert told == (("HIT", "COMPILED") if state == "whole" else ("ERROR", "EAGER"))
     assert ("blocks.pt2 is not what its manifest says" in plan["reason"]) != (state == "whole")
+    assert ("blocks.pt2 is not what its manifest says" in started.reason) != (state == "whole")
 
 
 def test_a_package_that_was_read_wrong_once_stays(worker: Worker, tmp_path: Path) -> None:

@@ -198,7 +198,8 @@ def restore(
         found = look(spec, hardware, volume, decoder_of(decoder), blocks, volume_key=volume_key)
         if found.outcome == "HIT" and found.source:
             with tempfile.TemporaryDirectory() as folder:  # the volume may be slow, or vanish
-                copy = Path(shutil.copyfile(found.source.folder / PACKAGE, Path(folder) / PACKAGE))
+                _verify(published := found.source.folder / PACKAGE, found.source, read=False)
+                copy = Path(shutil.copyfile(published, Path(folder) / PACKAGE))
                 _verify(copy, found.source)
                 bind_blocks(transformer, copy, decoder)
                 _shared(share, copy, transformer, decoder)
@@ -240,8 +241,13 @@ def examined(found: Found) -> Found:
     return found
 
 
-def _verify(copy: Path, source: Source) -> None:
-    """WeightsCorrupt unless `copy` is what was published: loading damaged code would end the process."""
-    entry = source.manifest.files.get(PACKAGE) if source.manifest else None
-    if entry and (copy.stat().st_size != entry.size or summarize(copy) != entry):  # a pipe may have no end
+def _verify(copy: Path, source: Source, read: bool = True) -> None:
+    """WeightsCorrupt unless `copy` is what was published: loading damaged code would end the process.
+
+    Unless it is `read` only its size is looked at.
+    """
+    size, entry = -1, source.manifest.files.get(PACKAGE) if source.manifest else None
+    with contextlib.suppress(FileNotFoundError):
+        size = copy.stat().st_size
+    if entry and (size != entry.size or (read and summarize(copy) != entry)):  # a pipe may have no end
         raise WeightsCorrupt(f"{source.folder / PACKAGE} is not what its manifest says. {source.remedy}")
