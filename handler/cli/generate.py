@@ -88,11 +88,13 @@ def run(options: argparse.Namespace) -> int:
     request = settled(request, spec, settings.long_prompts)
     found = chosen(request.loras, settings.volume), embeddings.chosen(embedded(request, spec), settings.volume)
     first, *_ = recipes = recipes_of(request, spec, served, *found)
+    for path in (paths := _paths(options.output, request.n)):
+        format_of(path)
     worker = booted(settings.model_copy(update={"step_cache": first.step_cache or "off"}), options.json)
     recipes = [replace(recipe, revision=worker.spec.revision) for recipe in recipes]  # which only the volume may say
     if said and (differs := again.differing(said.found, parameters_for(worker, recipes[0]))):
         print(f"kindling: {said.source} may come out otherwise: {'; '.join(differs)}", file=sys.stderr)
-    for recipe, path in zip(recipes, _paths(options.output, request.n), strict=True):
+    for recipe, path in zip(recipes, paths, strict=True):
         _make(worker, recipe, path, form, settings.metadata, options.json)
     return 0
 

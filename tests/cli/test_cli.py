@@ -533,6 +533,7 @@ def test_a_port_that_is_none_is_named(port: str, capsys: pytest.CaptureFixture[s
     ("name", "says"),
     [
         ("folder.png", "folder.png is a folder; name a file."),
+        ("fold.png --n 3", "fold-2.png is a folder; name a file."),
         ("none/a.png", "there is no folder none."),
         ("/proc/a.png", "Cannot write /proc: No such file or directory."),
     ],
@@ -541,7 +542,8 @@ def test_where_no_picture_can_be_written_nothing_is_loaded(
     name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder.png").mkdir()
+    for folder in ("folder.png", "fold-2.png"):
+        (tmp_path / folder).mkdir()
     monkeypatch.setattr("handler.cli.generate.booted", raises(AssertionError("loaded")))
-    assert main(["generate", "x", "-o", name]) > 0
+    assert main(["generate", "x", "-o", *name.split()]) > 0
     assert capsys.readouterr().err.endswith(f"{says}\n")

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import test_stepcache as caches
@@ -393,6 +394,16 @@ def test_another_autoencoder_decodes(
     tiny.autoencoder(kind, 16).save_pretrained(tmp_path / "other")
     with pytest.raises(StartError, match="has 16 latent channels, the model draws"):
         Worker.boot(PATIENT.model_copy(update=update | {"vae": str(tmp_path / "other")}))
+
+
+def test_an_autoencoder_of_another_scale_is_refused(boot: Callable[..., Worker], tmp_path: Path) -> None:
+    own = boot("flux-dev")
+    three = {"encoder_block_out_channels": (4,) * 3, "num_encoder_blocks": (1,) * 3}
+    three |= {"decoder_block_out_channels": (4,) * 3, "num_decoder_blocks": (1,) * 3}
+    diffusers.AutoencoderTiny(latent_channels=4, **three).save_pretrained(tmp_path / "coarse")
+    update = {"model": "flux-dev", "volume": Path(own.ledger.weights).parents[2], "vae": str(tmp_path / "coarse")}
+    with pytest.raises(StartError, match="a latent of 4x4 pixels, the model's own of 8x8"):
+        Worker.boot(PATIENT.model_copy(update=update))
 
 
 def test_an_autoencoder_that_is_not_there_is_named(boot: Callable[..., Worker], tmp_path: Path) -> None:

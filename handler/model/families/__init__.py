@@ -111,6 +111,17 @@ def _check_latents(vae: Any, reader: Reader) -> None:
         raise SettingsError(
             f"KINDLING_VAE: this autoencoder has {found} latent channels, the model draws {wanted}.", "KINDLING_VAE"
         )
+    wanted, found = (_downscale(config) for config in (own, vae.config))
+    if wanted != found and None not in (wanted, found):
+        told = f"this autoencoder makes a latent of {found}x{found} pixels, the model's own of {wanted}x{wanted}."
+        raise SettingsError(f"KINDLING_VAE: {told}", "KINDLING_VAE")
+
+
+def _downscale(config: Mapping[str, Any]) -> int | None:
+    """Pixels a side that become one latent, as diffusers' pipelines reckon it; None where `config` does not say."""
+    if levels := config.get("block_out_channels"):
+        return 1 << len(levels) - 1
+    return 1 << len(halvings) if (halvings := config.get("temperal_downsample")) else None
 
 
 @torch.inference_mode()
