@@ -72,6 +72,20 @@ def test_all_that_decides_it_is_looked_at(gxx: Compile, tmp_path: Path) -> None:
     assert gxx("code ", "-O1", "-c")[2] == 5
 
 
+def test_what_nobody_asks_for_in_a_month_goes(gxx: Compile, tmp_path: Path) -> None:
+    gxx("asked for again ", "-c")
+    gxx("asked for once ", "-c")
+    kept = [*(tmp_path / "kept").iterdir()]
+    assert len(kept) == 4
+    for file in kept:
+        os.utime(file, (0, 0))
+    assert gxx("asked for again ", "-c") == (0, "asked for again one", 2)
+    assert gxx("new ", "-c")[2] == 3
+    assert len([*(tmp_path / "kept").iterdir()]) == 4
+    assert gxx("asked for again ", "-c")[2] == 3
+    assert gxx("asked for once ", "-c")[2] == 4
+
+
 def test_a_library_of_one_source_is_remembered_too(gxx: Compile, tmp_path: Path) -> None:
     """Inductor makes half a dozen in each process that compiles, to see what the processor can."""
     words = ("-shared", "-lother", "-lm", f"-L{tmp_path}/nowhere", f"-L{tmp_path}")
