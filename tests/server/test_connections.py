@@ -73,8 +73,14 @@ listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 config = uvicorn.Config(
     app, ws="websockets-sansio", lifespan="off", http=connections, log_level="critical", loop=sys.argv[2], backlog=16
 )
+
+class Server(uvicorn.Server):
+    async def startup(self, sockets):
+        await super().startup(sockets)
+        listening.listen(2048)  # as ours does: clients for whom there is no room there try again after seconds
+
 print(listening.getsockname()[1], flush=True)
-uvicorn.Server(config).run(sockets=[listening])
+Server(config).run(sockets=[listening])
 """
 FEW = """
 import resource, runpy, sys
