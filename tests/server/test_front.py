@@ -21,6 +21,7 @@ from handler.api.elsewhere.need import Need, replica_need
 from handler.catalog.gpus import GPUS
 from handler.catalog.models import find
 from handler.core.errors import DeviceLost, SettingsError
+from handler.server import sse
 from serving import live
 from threads import until
 
@@ -84,7 +85,9 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def held() -> Iterator[FakeFamily]:
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFamily]:
+    """Draws when its gate opens; streams say soon that they are alive, and so begin."""
+    monkeypatch.setattr(sse, "PATIENCE_S", 0.2)
     family = FakeFamily(gate=threading.Event())
     yield family
     assert family.gate
