@@ -4,7 +4,9 @@ import asyncio
 import base64
 import contextlib
 import gzip
+import itertools
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +20,7 @@ from fakes import FakeFamily, raises
 from handler import Settings, create_app
 from handler.core.errors import NumericalError, SettingsError
 from handler.core.loopback import is_loopback
-from handler.server import auth, keys
+from handler.server import auth, keys, refusals
 from handler.server.auth import DEFAULTS, OPEN_ROUTES, Head
 from handler.server.keys import ADMIN, Keys, weak
 from handler.server.metrics import Metrics
@@ -47,22 +49,32 @@ STRANGERS = {
 
 
 @pytest.fixture
-def app(family: FakeFamily) -> Iterator[Callable[..., Any]]:
-    """Makes an app with the settings given, over an engine that is ready."""
+def app(family: FakeFamily, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Makes an app with the settings given, over an engine that is ready; its refusals leave without a pause."""
+    monkeypatch.setattr(refusals, "RATE", math.inf)
     with contextlib.ExitStack() as stack:
         yield lambda **settings: create_app(stack.enter_context(family.engine(**settings)), public=False)
 
 
+@contextlib.contextmanager
+def asking(app: ASGIApp) -> Iterator[Callable[..., httpx.Response]]:
+    """Asks, one after another; of a server's crash its answer, as the other side of the wire has it."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    with asyncio.Runner() as runner:
+        client = httpx.AsyncClient(transport=transport, base_url="http://kindling")
+
+        def one(method: str = "POST", path: str = ROUTE, **options: Any) -> httpx.Response:
+            headers = httpx.Headers(options.pop("headers", {}), encoding="utf-8")
+            return runner.run(client.request(method, path, headers=headers, **options))
+
+        yield one
+        runner.run(client.aclose())
+
+
 def ask(app: ASGIApp, method: str = "POST", path: str = ROUTE, **options: Any) -> httpx.Response:
-    """One request; of a server's crash its answer, as the other side of the wire has it."""
-
-    async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        headers = httpx.Headers(options.pop("headers", {}), encoding="utf-8")
-        async with httpx.AsyncClient(transport=transport, base_url="http://kindling") as client:
-            return await client.request(method, path, headers=headers, **options)
-
-    return asyncio.run(main())
+    """One request."""
+    with asking(app) as one:
+        return one(method, path, **options)
 
 
 def code(answer: httpx.Response) -> str:
@@ -79,9 +91,9 @@ def test_every_route_asks_for_a_key(app: Callable[..., Any], family: FakeFamily,
     made = app(api_keys=(KEY, OTHER))
     assert len(paths(made)) >= 10
     assert OPEN_ROUTES == ("/ping", "/health", "/health/live")
-    for path in [*paths(made), "/nowhere", "/", "/docs"]:
-        for method in METHODS:
-            answer = ask(made, method, path, headers=STRANGERS[who])
+    with asking(made) as one:
+        for path, method in itertools.product([*paths(made), "/nowhere", "/", "/docs"], METHODS):
+            answer = one(method, path, headers=STRANGERS[who])
             if path in OPEN_ROUTES:
                 assert answer.status_code in (200, 405)
                 continue
@@ -100,9 +112,9 @@ def test_every_route_asks_for_a_key(app: Callable[..., Any], family: FakeFamily,
 @pytest.mark.parametrize("key", [KEY, OTHER])
 def test_every_route_opens_to_a_known_key(app: Callable[..., Any], key: str) -> None:
     made = app(api_keys=(KEY, OTHER))
-    for path in paths(made):
-        for method in METHODS:
-            answer = ask(made, method, path, json={"prompt": "x"}, headers={"authorization": f"bearer  {key}"})
+    with asking(made) as one:
+        for path, method in itertools.product(paths(made), METHODS):
+            answer = one(method, path, json={"prompt": "x"}, headers={"authorization": f"bearer  {key}"})
             assert answer.status_code not in (401, 403)
             assert (answer.status_code == 405) == ("allow" in answer.headers)
 
@@ -320,13 +332,15 @@ def test_every_answer_has_the_security_headers(app: Callable[..., Any], monkeypa
 
     monkeypatch.setattr(Metrics, "text", broken)
     made = app(cors_origins=PAGE)
-    answers = [
-        ask(made, "OPTIONS", headers=PREFLIGHT),
-        ask(made, headers={"origin": "https://evil.example"}),
-        ask(made, "GET", "/metrics"),
-        ask(made, json={"prompt": "x", "stream": True}),
-        *(ask(made, method, path, json={"prompt": "x"}) for path in [*paths(made), "/nowhere"] for method in METHODS),
-    ]
+    every = itertools.product(METHODS, [*paths(made), "/nowhere"])
+    with asking(made) as one:
+        answers = [
+            one("OPTIONS", headers=PREFLIGHT),
+            one(headers={"origin": "https://evil.example"}),
+            one("GET", "/metrics"),
+            one(json={"prompt": "x", "stream": True}),
+            *(one(method, path, json={"prompt": "x"}) for method, path in every),
+        ]
     for answer in answers:
         assert {name: answer.headers[name] for name in DEFAULTS} == DEFAULTS
         assert answer.headers["x-request-id"]
