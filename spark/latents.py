@@ -25,14 +25,14 @@ LARGE: Size = (512, 512)
 LARGEST: Size = (1024, 1024)
 # Of the steps of the transformer's training, percent; every step has about as many tokens, so about as much work.
 PLAN: dict[Size, float] = {
-    (128, 128): 9, (256, 256): 14, (512, 512): 36, (768, 512): 7, (512, 768): 7, (1024, 1024): 12,
+    (128, 128): 9, (256, 256): 18, (512, 512): 26, (768, 512): 7, (512, 768): 7, (1024, 1024): 18,
     (672, 384): 4, (384, 672): 4, (384, 256): 2, (256, 384): 2, (640, 640): 1, (1024, 576): 1, (576, 1024): 1,
 }  # fmt: skip
 SHARD_PIXELS = 24 * 512 * 512  # of pictures that are encoded before they are kept
 SHARDS: tuple[Size, ...] = (  # what a producer goes through, again and again: more small pictures, which cost less
-    LARGE, NATIVE, LARGE, (768, 512), (1024, 1024), LARGE, (128, 128), (512, 768), LARGE, (672, 384), (1024, 1024),
-    LARGE, (384, 672), NATIVE, LARGE, (384, 256), (768, 512), (1024, 1024), LARGE, (256, 384), (512, 768), LARGE,
-    (640, 640), (1024, 1024), LARGE, (1024, 576), LARGE, (576, 1024),
+    LARGE, NATIVE, LARGE, (768, 512), LARGEST, LARGE, LARGEST, (128, 128), (512, 768), LARGE, (672, 384), LARGEST,
+    LARGE, (384, 672), LARGEST, NATIVE, LARGE, (384, 256), LARGEST, (768, 512), LARGE, LARGEST, (256, 384), (512, 768),
+    LARGE, LARGEST, (640, 640), LARGE, (1024, 576), LARGEST, LARGE, (576, 1024),
 )  # fmt: skip
 MOST_A_SHARD = 192
 

@@ -149,13 +149,14 @@ def write(added: dict[str, Added], output: Path) -> None:
 
 def show(lora: Path, picture: Path) -> None:
     """Draw `SHOWN` without and, below, with `lora`, a file in a folder loras/, as one picture."""
-    from handler import ImageRequest, Worker
+    from handler import Clock, ImageRequest, Worker
     from handler.core.loras import Wanted
     from handler.core.settings import Settings
     from handler.volume.adapters import chosen
 
     found, sheet = chosen([Wanted(lora.stem)], lora.parents[1]), Image.new("RGB", (256 * len(SHOWN), 512))
-    with Worker.boot(Settings()) as worker:
+    settings = Settings()
+    with Worker.boot(settings, Clock.anew(settings.cold_start_budget_s)) as worker:  # training was no cold start
         for column, prompt in enumerate(SHOWN):
             for row, loras in enumerate(((), found)):
                 recipe = worker.spec.recipe(ImageRequest(prompt=prompt, seed=7), loras=loras)

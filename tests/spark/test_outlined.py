@@ -1,17 +1,20 @@
 """The LoRA of the guides: what it is trained on, that training needs no library, and what it does to spark."""
 
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import unwarmed
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 from torch import nn
 
 from handler import ImageRequest, Worker
+from handler.core.birth import Birth
 from handler.core.loras import Wanted
 from handler.core.recipe import Lora
 from handler.model.adapters.applied import Applied
@@ -19,7 +22,7 @@ from handler.volume.adapters import adapters, chosen
 from spark.checker import check
 from spark.flow import Words
 from spark.latents import NATIVE
-from spark.lora import RANK, adapted, inked, loss, outlined, scenes, write
+from spark.lora import RANK, SHOWN, adapted, inked, loss, outlined, scenes, show, write
 from spark.scenes import draw, held_out
 from spark.train import SHIPPED
 
@@ -33,6 +36,15 @@ def test_what_it_learns_from_is_outlined_and_still_judged_right() -> None:
         assert check(picture, scene).count
         assert inked(draw(scene, NATIVE)) == 0
         assert inked(picture) > 0.1
+
+
+def test_it_is_shown_however_long_the_training_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Birth, "of_process", lambda: Birth(time.monotonic() - 4000))
+    with unwarmed():
+        show(ROOT / "docs/loras/outlined.safetensors", tmp_path / "shown.png")
+    plain, lined = np.split(np.asarray(Image.open(tmp_path / "shown.png")).astype(int), 2)
+    assert plain.shape == (256, 256 * len(SHOWN), 3)
+    assert np.abs(plain - lined).mean() > 1
 
 
 def test_what_was_trained_is_what_is_applied(tmp_path: Path) -> None:
