@@ -31,7 +31,7 @@ PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
-SPREAD := -n 3 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 VERSION = $(shell sed -n 's/^torch==//p' requirements.txt)
 export PYTHONDONTWRITEBYTECODE = # set, each of a thousand processes would compile all of handler/ and the tests anew
 .DEFAULT_GOAL := run

@@ -115,7 +115,7 @@ class Clock:
         self._announce, self._publish, self._spent, self._abort = announce, publish, spent, abort
         self.record: Callable[[Ledger], None] = lambda ledger: None
         self.ending = Ending()
-        self._done, self._stderr = threading.Event(), STDERR
+        self._done, self._told, self._stderr = threading.Event(), threading.Event(), STDERR
         self._lock = threading.Lock()
 
     @classmethod
@@ -175,11 +175,12 @@ class Clock:
             raise BudgetExceeded(self.ledger.over)
 
     def finish(self, outcome: str, reason: str = "") -> bool:
-        """Disarm and close the ledger; False if the watchdog closed it first."""
+        """Disarm and close the ledger; False if the watchdog closed it first, which has told it then."""
         if closed := self._close(outcome, reason, self._disarm):
             if self._stderr != STDERR:
                 os.close(self._stderr)
             self._tell()
+        self._told.wait(GRACE_S)
         return closed
 
     def follow(self, told: Ledger) -> None:
@@ -207,8 +208,11 @@ class Clock:
         return True
 
     def _tell(self) -> None:
-        self._publish(self.ledger)
-        self.record(self.ledger)
+        try:
+            self._publish(self.ledger)
+            self.record(self.ledger)
+        finally:
+            self._told.set()
 
     def _watch(self) -> None:
         if self._done.wait(max(0.0, self.remaining)):

@@ -87,6 +87,27 @@ def test_a_spent_budget_names_the_phase() -> None:
         Clock(5, birth=born(6.0), publish=quiet).arm()
 
 
+def test_whoever_comes_after_the_watchdog_goes_on_once_that_has_told() -> None:
+    """Who is told that a start failed may end its process at once, and a record would never be written."""
+    telling, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    clock = Clock(0.05, birth=STILL, publish=quiet, abort=lambda _: ended.set())
+
+    def record(ledger: Ledger) -> None:
+        telling.set()
+        go_on.wait(60)
+
+    clock.record = record
+    clock.arm()
+    assert telling.wait(60)
+    late = threading.Thread(target=clock.finish, args=["failed", "out of time"])
+    late.start()
+    late.join(0.1)
+    assert late.is_alive()
+    go_on.set()
+    late.join(60)
+    assert ended.wait(60)
+
+
 def test_watchdog_closes_the_ledger_once(capfd: pytest.CaptureFixture[str]) -> None:
     ended, codes = threading.Event(), []
     published: list[Ledger] = []
