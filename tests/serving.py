@@ -56,6 +56,18 @@ def editors_site(folder: Path) -> str:
     return f"{folder}{os.pathsep}{ROOT}"
 
 
+def children(pid: int) -> dict[int, list[str]]:
+    """The processes that this one has begun, each with its words; threads and processes may end while they are read."""
+    begun = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in _read(path).split()]
+    return {each: _read(Path(f"/proc/{each}/cmdline")).split("\0") for each in begun}
+
+
+def _read(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text()
+    return ""
+
+
 @contextmanager
 def serving(
     environ: Mapping[str, str] | None = None, *arguments: str, ready: bool = True, anew: bool = False

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,26 +34,20 @@ from handler.model.given_gpus import gpu_count
 from handler.model.hardware import Hardware
 from handler.worker.clock import Clock, Ledger
 from handler.worker.sharing import require_workers, visible
-from serving import Served, serving
+from serving import Served, children, serving
 from threads import Seconds
 
 ROUTE = "/v1/images/generations"
 SMALL = {"prompt": "a star", "size": "64x64", "seed": 1}
 LONG = {"prompt": "a star", "size": "768x768", "seed": 1, "stream": True, "partial_images": 3}
 BOX = {"KINDLING_WORKERS": "2", "KINDLING_BATCH": "1", "KINDLING_COLD_START_BUDGET_S": "600"}
-CHILD = b"handler.engine.child"
+CHILD = "handler.engine.child"
 
 
 def workers(server: Served) -> dict[str, int]:
     """The process of each worker."""
-    found = {}
-    for tasks in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
-        for pid in tasks.read_text().split():
-            with suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if CHILD in words:
-                    found[words[words.index(CHILD) + 1].decode()] = int(pid)
-    return found
+    begun = children(server.process.pid).items()
+    return {words[words.index(CHILD) + 1]: pid for pid, words in begun if CHILD in words}
 
 
 def ready(server: Served) -> dict[str, Any]:

@@ -43,7 +43,8 @@ from handler.worker.orders import Over
 from handler.worker.outlook import outlook
 from handler.worker.ranks import Ranks
 from handler.worker.sharing import require_ring, require_shared, require_splittable, without_keys
-from serving import Served, serving
+from serving import Served, children, serving
+from threads import until
 
 ALIKE = 2  # of 255: sums of floats in another order
 RANKS = 2
@@ -400,15 +401,9 @@ def test_a_precision_is_chosen_that_fits_the_host_as_often_as_there_are_ranks(
     assert [decision.hardware.precision for decision in found] == ["bf16", "int8"]
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
-    return [
-        int(pid) for tasks in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in tasks.read_text().split()
-    ]
-
-
-def follows(pid: int) -> bool:
-    """Whether this process runs a program of its own by now."""
-    return b"handler.worker.follower" in Path(f"/proc/{pid}/cmdline").read_bytes()
+def followers(process: "subprocess.Popen[str]") -> list[int]:
+    """Those of its processes that run a program of their own by now."""
+    return [pid for pid, words in children(process.pid).items() if "handler.worker.follower" in words]
 
 
 def ended(pid: int) -> None:
@@ -442,7 +437,7 @@ class Request(threading.Thread):
 def test_a_follower_that_ends_or_hangs_fails_the_picture_once_and_the_worker_cleanly(number: int) -> None:
     environ = {"KINDLING_ULYSSES_DEGREE": "2", "KINDLING_HANG_S": "3"}
     with serving(environ) as server:
-        [follower] = children(server.process)
+        [follower] = followers(server.process)
         request = Request(server)
         assert request.drawing.wait(120)
         os.kill(follower, number)
@@ -456,23 +451,25 @@ def test_a_follower_that_is_stopped_at_its_birth_ends_with_its_leader() -> None:
     command = [sys.executable, "-m", "handler", "serve", "--port", "0"]
     environ = os.environ | {"KINDLING_ULYSSES_DEGREE": "2", "KINDLING_COLD_START_BUDGET_S": "600"}
     with subprocess.Popen(command, env=environ, text=True) as leader:
-        while not (found := [pid for pid in children(leader) if follows(pid)]):
-            assert leader.poll() is None
-        os.kill(found[0], signal.SIGSTOP)
-        leader.kill()
-    ended(found[0])
+        try:
+            until(lambda: followers(leader) or leader.poll() is not None)
+            [follower] = followers(leader)
+            os.kill(follower, signal.SIGSTOP)
+        finally:
+            leader.kill()
+    ended(follower)
 
 
 def test_a_follower_that_ends_between_pictures_ends_the_worker_before_anybody_asks() -> None:
     with serving({"KINDLING_ULYSSES_DEGREE": "2"}) as server:
-        [follower] = children(server.process)
+        [follower] = followers(server.process)
         os.kill(follower, signal.SIGKILL)
         assert server.process.wait(120) == 1
 
 
 def test_followers_end_with_their_leader_and_a_terminals_interrupt_is_the_leaders_alone() -> None:
     with serving({"KINDLING_RING_DEGREE": "1", "KINDLING_ULYSSES_DEGREE": "2"}) as server:
-        [follower] = children(server.process)
+        [follower] = followers(server.process)
         os.kill(follower, signal.SIGINT)
         asked = {"prompt": "a star", "size": "64x64", "seed": 1}
         answer = httpx.post(f"{server.url}/v1/images/generations", json=asked, timeout=120)
