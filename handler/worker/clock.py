@@ -175,7 +175,7 @@ class Clock:
             raise BudgetExceeded(self.ledger.over)
 
     def finish(self, outcome: str, reason: str = "") -> bool:
-        """Disarm and close the ledger; False if the watchdog closed it first, which has told it then."""
+        """Disarm and close the ledger; False if the watchdog closed it first, which then has `GRACE_S` to tell it."""
         if closed := self._close(outcome, reason, self._disarm):
             if self._stderr != STDERR:
                 os.close(self._stderr)
