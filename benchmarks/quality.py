@@ -52,8 +52,8 @@ class Case:
 CASES = (
     *(Case(steps) for steps in (1, 2, 4, 8)),
     *(Case(4, phrasing=phrasing) for phrasing in ("everyday", "capitals")),
-    *(Case(4, size) for size in ((512, 512), (384, 256), (256, 384), (128, 128))),
-    Case(4, (1024, 1024), prompts=10),
+    *(Case(4, size) for size in ((512, 512), (768, 512), (384, 256), (256, 384), (128, 128))),
+    Case(4, (1024, 1024), prompts=20),
 )
 
 

@@ -8,7 +8,7 @@
     flow.py          the FLUX transformer, the noise it starts from, the steps in which it draws
     latents.py       pictures of every size, drawn and encoded ahead
     training.py      the transformer's training by rectified flow, in lessons
-    validation.py    what steers it, and chooses what is shipped
+    validation.py    what steers it
     polish.py        the decoder, trained on what the transformer draws
     progress.py      a stage's budget of time, kept every five minutes
     journal.py       the training log

@@ -64,7 +64,7 @@ class Artist:
     """The trained transformer, drawing latents for scenes whose pictures are known."""
 
     def __init__(self, folder: Path) -> None:
-        self.words, self.shift = flow.Words.load(folder), validation.chosen(folder)
+        self.words = flow.Words.load(folder)
         self.velocity = partial(flow.predicted, validation.averaged(validation.trained(folder)).eval())
         vae = AutoencoderKL.load_config(folder / "vae")
         self.scale, self.offset = vae["scaling_factor"], vae["shift_factor"]
@@ -77,5 +77,5 @@ class Artist:
         height, width = size[1] // autoencoder.DOWNSCALE, size[0] // autoencoder.DOWNSCALE
         noise = torch.randn(count, autoencoder.LATENT_CHANNELS, height, width)
         noise = flow.tie(noise, torch.tensor([scene.nuisance for scene in scenes]))
-        sigmas = [*flow.sampler_sigmas(rng.choice(STEPS), self.shift), 0.0]
+        sigmas = [*flow.sampler_sigmas(rng.choice(STEPS), flow.SHIFT), 0.0]
         return flow.follow(self.velocity, noise, sigmas, words) / self.scale + self.offset, scenes

@@ -4,7 +4,7 @@
     refine              all of the autoencoder, on whole pictures of every size
     latents             draw and encode pictures, in parallel processes
     flow                the transformer
-    choose              the scheduler's shift that its validation prompts are drawn best with
+    validate            how well it draws validation prompts
     polish              the decoder alone, on what the transformer draws
     publish             the finished pipeline -> handler/weights/spark
 
@@ -51,7 +51,7 @@ def main() -> None:
     once(folder, "text", lambda: text.train(folder, minutes["text"]))
     once(folder, "latents", lambda: _produce(folder, options.producers, minutes["latents"]))
     once(folder, "flow", lambda: training.train(folder, minutes["flow"]))
-    once(folder, "choose", lambda: validation.choose(folder))
+    once(folder, "validate", lambda: validation.conclude(folder))
     once(folder, "polish", lambda: polish.polish(folder, minutes["polish"]))
     if options.publish:
         publish(folder)

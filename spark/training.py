@@ -23,13 +23,13 @@ from spark.text import perturb
 from spark.validation import validate
 
 BATCH = 48  # at NATIVE with flow.TEXT_TOKENS text tokens; other shapes get about as many tokens a step
-PEAK_RATE = 2.2e-3
+PEAK_RATE = 1.5e-3
 EMA_DECAY = 0.999
 LONG_TEXTS = (16, 32, 32, 32, 48, 64, 77)  # in a tenth of the steps, and at NATIVE more
 TIED_ABOVE = 0.85  # below, some noise has nothing to do with the picture, as in image-to-image
 OBEYED_ABOVE = 0.45  # an edit that begins at less noise keeps the picture, whatever the words say
 FINISHING = 0.5  # of the training: before, it learns what to draw; after, to draw it in steps
-PIXELS_FROM, PIXEL_WEIGHT, PIXELS = 0.6, 0.3, 768 * 512  # when the loss is taken in pixels too, and of how many
+PIXELS_FROM, PIXEL_WEIGHT, PIXELS = 0.5, 0.3, 768 * 512  # when the loss is taken in pixels too, and of how many
 SHADES = (3, 6)  # the numbers that decide the background's shade
 HOLE = 0.75  # of an object's diameter, from its middle to the edge of the hole that it is painted into
 COMPILED = (NATIVE, LARGE)
@@ -46,7 +46,7 @@ class Schedule:
 
 
 LEARNING = Schedule({"near": 55, "levels": 15, "rolled": 15, "held": 5, "edited": 10}, pairs=0.4)
-FINISH = Schedule({"near": 25, "levels": 10, "rolled": 40, "held": 10, "edited": 15}, pairs=1.0)
+FINISH = Schedule({"near": 45, "levels": 8, "rolled": 30, "held": 6, "edited": 11}, pairs=1.0)
 
 
 class Trainer:
@@ -128,7 +128,7 @@ class Trainer:
     def _rolled(self, size: Size, length: int, batch: int) -> tuple[State, flow.Told, list[Scene]]:
         """Where the sampler itself arrives on its way."""
         clean, noise, words, scenes = self._tied(size, length, batch)
-        sigmas = flow.sampler_sigmas(self.rng.choice((2, 4, 4, 4, 8)), self.rng.choice(flow.SHIFTS))
+        sigmas = flow.sampler_sigmas(self.rng.choice((2, 4, 4, 4, 8)), flow.SHIFT)
         sigmas = sigmas[: self.rng.randint(2, len(sigmas))]
         noisy = flow.follow(self._velocity, noise, sigmas, words)
         return (noisy, torch.full((batch,), sigmas[-1]), clean), words, scenes
@@ -174,7 +174,7 @@ class Trainer:
     def update(self, loss: Tensor, pictures: int) -> None:
         """One optimiser step and one step of the moving average."""
         share, step = self.progress.share, self.progress.step
-        rates(self.optimizers, PEAK_RATE * min(1.0, (step + 1) / 100) * max(0.01, min(1.0, (1 - share) / 0.5 + 0.01)))
+        rates(self.optimizers, PEAK_RATE * min(1.0, (step + 1) / 100) * max(0.01, min(1.0, (1 - share) / 0.65 + 0.01)))
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -186,12 +186,13 @@ class Trainer:
 
 
 def begun(folder: Path) -> FluxTransformer2DModel:
-    """A fresh model, or the finished one that lies in `folder` to go on from."""
+    """A fresh model, or the finished one that lies in `folder` to go on from; blocks that it lacks do nothing at first."""
     model = flow.build()
+    flow.initialise(model)
     if (folder / "transformer").exists():
-        model.load_state_dict(FluxTransformer2DModel.from_pretrained(folder / "transformer").state_dict())
-    else:
-        flow.initialise(model)
+        kept = FluxTransformer2DModel.from_pretrained(folder / "transformer").state_dict()
+        if unknown := model.load_state_dict(kept, strict=False).unexpected_keys:
+            raise ValueError(f"{folder}/transformer has more than this recipe builds: {unknown[0]}")
     return model
 
 
@@ -244,7 +245,7 @@ def train(folder: Path, minutes: float, check_every: float = 15.0, seed: int = 1
                 step=progress.step, samples=progress.samples, minutes=progress.elapsed / 60, pictures=pictures, **told
             )
         if progress.elapsed > checked + 60 * check_every:
-            validate(folder, trainer.average.weights, journal, progress.step)
+            validate(folder, trainer.average.weights, progress.step)
             checked = progress.elapsed
             progress.pause()
     progress.save()

@@ -1,6 +1,5 @@
-"""What steers the training and chooses what is shipped: validation prompts, drawn at every size and judged."""
+"""What steers the training: validation prompts, drawn at every size and judged."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,29 +59,18 @@ def score(pipeline: FluxPipeline, size: Size, prompts: int) -> dict[str, float]:
     return judged(pictures, [scene for _, (_, scene) in asked])
 
 
-def validate(folder: Path, average: dict[str, Tensor], journal: Journal, step: int, prompts: int = 2) -> float:
-    """Write down what each of `flow.SHIFTS` gives at every size; returns the best."""
-    found = dict[float, float]()
-    for shift in flow.SHIFTS:
-        pipeline = flow.assemble(folder, averaged(average), shift)
-        scores = {f"{width}x{height}": score(pipeline, (width, height), prompts) for width, height in SIZES}
-        found[shift] = sum(each["right"] + each["iou"] for each in scores.values())
-        journal.write(validated=step, shift=shift, **scores)
-    return max(found, key=lambda shift: found[shift])
+def validate(folder: Path, average: dict[str, Tensor], step: int, prompts: int = 2) -> None:
+    """Write into `folder`/flow.log how well these weights draw at every size."""
+    pipeline = flow.assemble(folder, averaged(average))
+    scores = {f"{width}x{height}": score(pipeline, (width, height), prompts) for width, height in SIZES}
+    Journal(folder / "flow.log").write(validated=step, **scores)
 
 
-def choose(folder: Path, prompts: int = 6) -> None:
-    """Decide by validation prompts with which shift the finished transformer is shipped: `folder`/shift.json."""
-    shift = validate(folder, trained(folder), Journal(folder / "flow.log"), FINAL, prompts)
-    (folder / "shift.json").write_text(json.dumps(shift))
-
-
-def chosen(folder: Path) -> float:
-    """What `choose` decided."""
-    shift: float = json.loads((folder / "shift.json").read_text())
-    return shift
+def conclude(folder: Path, prompts: int = 6) -> None:
+    """`validate` the finished weights, by more prompts."""
+    validate(folder, trained(folder), FINAL, prompts)
 
 
 def finished(folder: Path) -> FluxPipeline:
     """The whole FluxPipeline with the averaged weights in `folder`/flow.pt."""
-    return flow.assemble(folder, averaged(trained(folder)), chosen(folder))
+    return flow.assemble(folder, averaged(trained(folder)))

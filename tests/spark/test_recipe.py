@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
 from spark import autoencoder, flow, latents, polish, text, train, training, validation
@@ -56,12 +56,6 @@ def trainer(folder: Path, patch: pytest.MonkeyPatch, minutes: float = 1e9) -> tr
     made.compiled = made.model  # compiling takes longer than this whole test
     made.latents.refresh()
     return made
-
-
-def save(made: training.Trainer) -> None:
-    """What the stages after this one find."""
-    made.progress.save()
-    (made.progress.path.parent / "shift.json").write_text("3.0")
 
 
 def test_training_stops_and_goes_on_as_if_it_had_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,22 +130,32 @@ def test_a_hole_holds_an_object_or_lies_anywhere() -> None:
 def test_finished_weights_can_be_trained_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SHIPPED", tmp_path / "shipped")
     shipped = flow.build()
-    flow.export(flow.assemble(folder, shipped, 3.0), tmp_path / "shipped")
+    flow.export(flow.assemble(folder, shipped), tmp_path / "shipped")
     train.adopt(tmp_path / "run")
     again = training.begun(tmp_path / "run")
     for old, new in zip(shipped.parameters(), again.parameters(), strict=True):
         assert torch.equal(old, new.to(old.dtype))
 
 
-@pytest.mark.parametrize("shift", flow.SHIFTS)
-def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
+def test_blocks_that_finished_weights_lack_do_nothing_at_first(folder: Path, tmp_path: Path) -> None:
+    asked = torch.randn(1, 12, 8, 8), torch.ones(1), flow.Words.load(folder).read(["a red circle"], 20)
+    for blocks in (4, 9):
+        shipped = FluxTransformer2DModel.from_config({**flow.build().config, "num_single_layers": blocks})
+        shipped.save_pretrained(tmp_path / "transformer")
+        if blocks == 4:
+            assert torch.allclose(flow.predicted(training.begun(tmp_path), *asked), flow.predicted(shipped, *asked))
+    with pytest.raises(ValueError, match="has more than this recipe builds: single_transformer_blocks.8"):
+        training.begun(tmp_path)
+
+
+def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the training says the sampler arrives is where diffusers' own scheduler arrives."""
     made = trainer(folder, monkeypatch)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # where it is, training rounds to bf16
     noise, words = torch.randn(1, 12, 16, 16), made.words.read(["a red circle"], 20)
-    sigmas = flow.sampler_sigmas(4, shift)
+    sigmas = flow.sampler_sigmas(4, flow.SHIFT)
     noisy = flow.follow(made._velocity, noise, sigmas[:3], words)
-    pipeline = flow.assemble(folder, made.model, shift)
+    pipeline = flow.assemble(folder, made.model)
     seen: list[torch.Tensor] = []
 
     def keep(_: object, step: int, __: object, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -167,7 +171,7 @@ def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_export_loads_as_a_plain_pipeline_in_one_dtype(folder: Path, tmp_path: Path) -> None:
-    flow.export(flow.assemble(folder, flow.build(), 3.0), tmp_path / "pipeline")
+    flow.export(flow.assemble(folder, flow.build()), tmp_path / "pipeline")
     pipeline = FluxPipeline.from_pretrained(tmp_path / "pipeline")
     parts = (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
     assert {part.dtype for part in parts} == {torch.float32}
@@ -176,7 +180,7 @@ def test_the_export_loads_as_a_plain_pipeline_in_one_dtype(folder: Path, tmp_pat
 def test_polishing_trains_the_decoder_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run)
-    save(trainer(run, monkeypatch))
+    trainer(run, monkeypatch).progress.save()
     monkeypatch.setattr(autoencoder, "MEASURED", 1)
     monkeypatch.setattr(polish, "DRAWN", 4)
     before = load_file(run / "vae" / "diffusion_pytorch_model.safetensors")
@@ -191,7 +195,7 @@ def test_polishing_trains_the_decoder_alone(folder: Path, tmp_path: Path, monkey
 def test_an_artist_draws_what_its_scenes_say(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder, run)
-    save(trainer(run, monkeypatch))
+    trainer(run, monkeypatch).progress.save()
     latents, scenes = polish.Artist(run).draw((256, 384), 3, random.Random(0))
     assert latents.shape == (3, 12, 24, 16)
     assert len(scenes) == 3
@@ -224,7 +228,7 @@ def test_producers_end_with_who_began_them(folder: Path, tmp_path: Path) -> None
         killed.communicate(timeout=300)  # the end of what it wrote comes when its producer is gone as well
 
 
-def test_the_transformers_stage_ends_by_its_clock_and_the_shift_is_chosen(
+def test_the_transformers_stage_ends_by_its_clock_and_is_validated(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -234,15 +238,13 @@ def test_the_transformers_stage_ends_by_its_clock_and_the_shift_is_chosen(
     monkeypatch.setattr(validation, "SIZES", ((128, 128),))
     training.train(run, 0.02, check_every=0.01)
     training.train(run, 0.02)  # its time is over
-    validation.choose(run, prompts=1)
-    assert validation.chosen(run) in flow.SHIFTS
+    validation.conclude(run, prompts=1)
     told = [json.loads(line) for line in (run / "flow.log").read_text().splitlines()]
     steps = torch.load(run / "flow.pt", weights_only=True)["counts"][0]
     assert steps > 0
     assert [line["resumed"] for line in told if "resumed" in line] == [steps]
-    final = [line for line in told if line.get("validated") == validation.FINAL]
-    assert [line["shift"] for line in final] == list(flow.SHIFTS)
-    assert {"right", *MEASURES} == set(final[0]["128x128"])
+    [final] = [line for line in told if line.get("validated") == validation.FINAL]
+    assert {"right", *MEASURES} == set(final["128x128"])
 
 
 def test_case_does_not_matter_to_t5(folder: Path) -> None:
@@ -271,7 +273,7 @@ def test_a_stage_that_was_interrupted_is_done_again(tmp_path: Path, monkeypatch:
         (text, "train", "text_encoder_2"),
         (train, "_produce", "latents"),
         (training, "train", "flow"),
-        (validation, "choose", "shift"),
+        (validation, "conclude", "validated"),
         (polish, "polish", "vae"),
     ):
         monkeypatch.setattr(module, function, partial(work, f"{module.__name__}.{function}", left))

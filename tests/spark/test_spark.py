@@ -20,6 +20,8 @@ from spark.scenes import held_out
         ("pair", "plain", (256, 256), 9),
         ("one", "plain", (512, 512), 11),
         ("one", "plain", (384, 256), 10),
+        ("pair", "plain", (768, 512), 10),
+        pytest.param("pair", "plain", (1024, 1024), 9, marks=pytest.mark.judge),
     ],
 )
 def test_pictures_show_what_the_prompt_says(
