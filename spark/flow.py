@@ -29,8 +29,8 @@ from spark.autoencoder import LATENT_CHANNELS
 from spark.scenes import NUISANCES
 from spark.text import CLIP_WIDTH, T5_WIDTH, tokenize
 
-# The scheduler's timestep shift, sigma = shift s / (1 + (shift - 1) s). So every step stays next to pure noise, and draws
-# the whole picture anew: those at less noise see what the first have drawn, but draw it worse (log/trials.md).
+# The scheduler's timestep shift, sigma = shift s / (1 + (shift - 1) s). So every step stays next to pure noise, and
+# draws the whole picture anew: those at less noise see what the first have drawn, but draw it worse (log/trials.md).
 SHIFT = 100.0
 EDIT_SHIFTS = (1.0, 3.0)  # of edits: at strength 0.75 noise is 0.75 or 0.9 of what is seen
 SPREAD = 1.5  # the same for the noise levels trained on beside the sampler's

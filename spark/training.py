@@ -186,7 +186,7 @@ class Trainer:
 
 
 def begun(folder: Path) -> FluxTransformer2DModel:
-    """A fresh model, or the finished one that lies in `folder` to go on from; blocks that it lacks do nothing at first."""
+    """A fresh model, or the finished one in `folder` to go on from; blocks that it lacks do nothing at first."""
     model = flow.build()
     flow.initialise(model)
     if (folder / "transformer").exists():

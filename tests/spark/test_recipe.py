@@ -144,7 +144,7 @@ def test_blocks_that_finished_weights_lack_do_nothing_at_first(folder: Path, tmp
         shipped.save_pretrained(tmp_path / "transformer")
         if blocks == 4:
             assert torch.allclose(flow.predicted(training.begun(tmp_path), *asked), flow.predicted(shipped, *asked))
-    with pytest.raises(ValueError, match="has more than this recipe builds: single_transformer_blocks.8"):
+    with pytest.raises(ValueError, match=r"has more than this recipe builds: single_transformer_blocks\.8"):
         training.begun(tmp_path)
 
 
