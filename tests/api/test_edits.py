@@ -5,6 +5,7 @@ import base64
 import functools
 import hashlib
 import io
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -363,13 +364,22 @@ def test_spark_recolours_what_it_is_given(spark: Worker) -> None:
     request = ImageRequest(prompt="a green circle on a blue background", seed=3, images=(b"x",))
     background, found = look(Image.fromarray(spark.generate(SPARK.recipe(request, (source,)))[0].rgb))
     assert (background, [each.color for each in found]) == ("blue", ["green"])
-    far = [
-        np.abs(drawn(spark, (source,), strength=strength, seed=3, prompt="a green circle on a white background")
-               - source.rgb).mean()
-        for strength in (0.25, 0.5, 0.75)
-    ]  # fmt: skip
-    assert far == sorted(far)
-    assert far[0] < 40 < far[2]
+
+
+def test_the_stronger_an_edit_the_further_what_should_stay_moves(spark: Worker) -> None:
+    """spark follows the words at every strength; the less of it, the more of the place is the image's."""
+    source, moved = circle("red"), []
+    _, [given] = look(Image.fromarray(source.rgb))
+    for strength in (0.25, 0.75, 1.0):
+        far = 0.0
+        for seed in range(4):
+            rgb = drawn(spark, (source,), strength=strength, seed=seed, prompt="a green circle on a white background")
+            background, [found] = look(Image.fromarray(rgb.astype(np.uint8)))
+            assert (background, found.color) == ("white", "green")
+            far += math.hypot(found.x - given.x, found.y - given.y) / 4
+        moved.append(far)
+    assert moved == sorted(moved)
+    assert moved[0] < 0.05 < moved[2]
 
 
 def test_spark_replaces_what_is_under_a_mask(spark: Worker) -> None:

@@ -57,7 +57,9 @@ def picture(reply: Reply) -> bytes:
 
 def test_neighbours_have_each_their_own(api: Api) -> None:
     """All at once, with other requests of the same and of no LoRA between: each picture is as it is alone."""
-    asked = [SMALL | {"loras": some, "seed": seed} for seed in (1, 2) for some in ([], ["a"], ["b:0.5"], ["a", "b"])]
+    large = SMALL | {"width": 128, "height": 128}  # so that there is more to see of each
+    chosen: tuple[list[str], ...] = ([], ["a:2"], ["b:3"], ["a:2", "b:2"])
+    asked = [large | {"loras": some, "seed": seed} for seed in (1, 2) for some in chosen]
     alone = [picture(call(api, payload)) for payload in asked]
     assert len({*alone}) == len(alone)
 

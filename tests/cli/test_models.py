@@ -139,7 +139,7 @@ def test_large_pictures_are_tiled_where_little_is_left() -> None:
 
 def test_the_largest_that_fits_a_disk() -> None:
     assert largest_below(30) == "The largest that fits there is chroma (27.5 GB)."
-    assert largest_below(1) == "The largest that fits there is spark (0.00772 GB)."
+    assert largest_below(1) == "The largest that fits there is spark (0.0097 GB)."
 
 
 def test_nothing_fits() -> None:
