@@ -1,7 +1,7 @@
 """The transformer's training: rectified flow on cached latents, in lessons, most of them from its own states.
 
 A sampler that takes few steps meets states that no noised picture is: what the model itself has drawn until there. So
-the most of its training, late all the more, begins where the sampler arrives, and the answer is the true picture.
+a third of its training, later half, begins where a sampler arrives, and the answer is the picture that was wanted.
 """
 
 import random

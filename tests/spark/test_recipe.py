@@ -139,13 +139,21 @@ def test_finished_weights_can_be_trained_on(folder: Path, tmp_path: Path, monkey
 
 def test_blocks_that_finished_weights_lack_do_nothing_at_first(folder: Path, tmp_path: Path) -> None:
     asked = torch.randn(1, 12, 8, 8), torch.ones(1), flow.Words.load(folder).read(["a red circle"], 20)
-    for blocks in (4, 9):
-        shipped = FluxTransformer2DModel.from_config({**flow.build().config, "num_single_layers": blocks})
-        shipped.save_pretrained(tmp_path / "transformer")
-        if blocks == 4:
-            assert torch.allclose(flow.predicted(training.begun(tmp_path), *asked), flow.predicted(shipped, *asked))
+    shipped = with_blocks(4, tmp_path)
+    assert torch.allclose(flow.predicted(training.begun(tmp_path), *asked), flow.predicted(shipped, *asked))
+
+
+def test_finished_weights_with_more_blocks_than_the_recipe_builds_are_refused(tmp_path: Path) -> None:
+    with_blocks(9, tmp_path)
     with pytest.raises(ValueError, match=r"has more than this recipe builds: single_transformer_blocks\.8"):
         training.begun(tmp_path)
+
+
+def with_blocks(count: int, folder: Path) -> FluxTransformer2DModel:
+    """A finished transformer in `folder` with so many single blocks."""
+    made = FluxTransformer2DModel.from_config({**flow.build().config, "num_single_layers": count})
+    made.save_pretrained(folder / "transformer")
+    return made
 
 
 def test_rolling_follows_the_sampler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -401,7 +401,7 @@ def test_a_precision_is_chosen_that_fits_the_host_as_often_as_there_are_ranks(
     assert [decision.hardware.precision for decision in found] == ["bf16", "int8"]
 
 
-def followers(process: "subprocess.Popen[str]") -> list[int]:
+def followers(process: subprocess.Popen[str]) -> list[int]:
     """Those of its processes that run a program of their own by now."""
     return [pid for pid, words in children(process.pid).items() if "handler.worker.follower" in words]
 
