@@ -3,7 +3,7 @@
 # make test   set up what is missing and run the whole test suite
 # make quick  run the tests that need no model, no process and no compiler: a minute
 # make judge  run the tests that take too long for every run, and write benchmarks/results/judge.json: a quarter of an hour
-# make editor drive ComfyUI's own editor in chromium, if that is installed (apt install chromium): a minute
+# make editor drive ComfyUI's own editor in chromium, if that is installed (apt install chromium-headless-shell): a minute
 # make check  lint and types
 # make mutate change the core modules a little, run their tests each time, and write benchmarks/results/mutation.json: how
 #             many of the changes they notice (hours; MODULES=handler/engine/queue.py for a part); make mutate-changes makes
@@ -31,7 +31,7 @@ PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 GPULESS ?= .gpuless
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
-SPREAD := -n 2 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
+SPREAD := -n 3 --dist loadfile --no-loadscope-reorder # in the order of tests/conftest.py
 VERSION = $(shell sed -n 's/^torch==//p' requirements.txt)
 export PYTHONDONTWRITEBYTECODE = # set, each of a thousand processes would compile all of handler/ and the tests anew
 .DEFAULT_GOAL := run

@@ -104,12 +104,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """What a file's tests leave in the environment ends with the file, its fixtures' too."""
+    """What a file's tests leave in the environment ends with the file, its fixtures' too; what they imported stays.
+
+    So the collector, which each worker that is closed calls, looks through it no more.
+    """
     try:
         yield
     finally:
         if nextitem is None or nextitem.path != item.path:
             forked.restore()
+            gc.collect()
+            gc.freeze()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 import forked
 from serving import Served
 
+pytestmark = pytest.mark.random_order(disabled=True)  # a command's picture is the next one's
 ROOT = Path(__file__).parent.parent
 GUIDES = (
     *("README.md", "platform/README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),

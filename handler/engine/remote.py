@@ -37,7 +37,7 @@ class Remote:
     unpublished = False  # its process leaves by itself what it compiled
 
     def __init__(self, child: Child, clock: Clock) -> None:
-        self._child, self._clock, self._closed = child, clock, False
+        self._child, self._clock, self._closed, self._hung_up = child, clock, False, False
         self._asking, self._asked, self._told = threading.Lock(), -math.inf, dict[str, float]()
         self._owing = False  # an answer
         self.peak_bytes = 0
@@ -60,7 +60,8 @@ class Remote:
             with clock.start(settings.model):
                 remote._load(settings)
         except BaseException:
-            remote.kill()
+            if not remote._hung_up:
+                remote.kill()
             remote.close()  # whoever keeps the error keeps this
             raise
         return remote
@@ -166,7 +167,8 @@ class Remote:
         return DeviceLost(ENDED.format(self._child.ended))
 
     def hang_up(self) -> None:
-        """Let a process that starts end, from any thread; it leaves word of that."""
+        """Let a process that starts end, from any thread; it has `END_S` to leave word of that."""
+        self._hung_up = True
         self._child.hang_up()
 
     def kill(self) -> None:

@@ -257,6 +257,24 @@ def test_told_to_stop_while_all_start_it_leaves_word_of_each_and_does_not_say_th
     assert not [line for line in server.lines if "is lost" in line]
 
 
+def test_workers_that_start_have_seconds_to_leave_word_that_they_were_told_to_stop(tmp_path: Path) -> None:
+    with serving(BOX | {"KINDLING_VOLUME": str(tmp_path)}, ready=False) as server:
+        for _ in "01":
+            server.wait_for("worker [01], spark: import")
+        pids = workers(server).values()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(server.process.pid, signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(2)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert server.process.wait(60) == 0
+    outcomes = [json.loads(path.read_text())["outcome"] for path in (tmp_path / "boots").glob("*.json")]
+    assert len(outcomes) == 2
+    assert {*outcomes} <= {"stopped", "ready"}
+
+
 def test_what_fails_in_all_workers_ends_the_server_as_it_ends_one_alone(tmp_path: Path) -> None:
     told = []
     for count in ("1", "2"):

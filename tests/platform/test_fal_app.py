@@ -118,7 +118,9 @@ def stand_in() -> dict[str, ModuleType]:
 
 
 def load_app(patch: pytest.MonkeyPatch, environ: dict[str, str]) -> ModuleType:
-    """platform/fal_app.py as deployed from `environ`."""
+    """platform/fal_app.py as deployed from `environ` alone."""
+    for name in [name for name in os.environ if name.startswith("KINDLING_")]:  # the runner's, while that is there
+        patch.delenv(name)
     for name, value in {**environ, "IS_ISOLATE_AGENT": "1"}.items():  # fal's own leave to make the object
         patch.setenv(name, value)
     for name, module in {} if INSTALLED else stand_in().items():

@@ -33,13 +33,10 @@ export function brush(host, image) {
 
   function draw({ path, radius, erase }, from = 0) {
     const [first, ...rest] = path.slice(from);
-    Object.assign(pen, { globalCompositeOperation: erase ? "destination-out" : "source-over", strokeStyle: INK, fillStyle: INK, lineCap: "round", lineJoin: "round", lineWidth: 2 * radius });
-    pen.beginPath();
-    pen.arc(...first, radius, 0, 2 * Math.PI); // a line of no length has no ends in newer browsers
-    pen.fill();
+    Object.assign(pen, { globalCompositeOperation: erase ? "destination-out" : "source-over", strokeStyle: INK, lineCap: "round", lineJoin: "round", lineWidth: 2 * radius });
     pen.beginPath();
     pen.moveTo(...first);
-    for (const point of rest) pen.lineTo(...point);
+    for (const [x, y] of [first, ...rest]) pen.lineTo(x + .01, y); // a line of no length has no ends in newer browsers
     pen.stroke();
   }
 
