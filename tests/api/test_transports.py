@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_modal_app import KEYS, LONG_BUDGET, entered, leave, load_app
+from test_modal_app import KEYS, entered, leave, load_app
 
 import forked
 import handler
@@ -60,7 +60,7 @@ def by_modal(folder: Path) -> str:
 
 def in_a_container(folder: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        container = entered(load_app(patch, folder, {"KINDLING_MODEL": "spark", **KEYS, **LONG_BUDGET}))
+        container = entered(load_app(patch, folder, {"KINDLING_MODEL": "spark", **KEYS}))
     answer = asyncio.run(container.generate.local(WANTED))
     leave(container)
     return str(answer["images"][0]["b64_json"])

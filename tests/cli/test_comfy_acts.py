@@ -168,7 +168,6 @@ def test_run_draws_what_a_server_draws(
 ) -> None:
     """The same pixels, with the graph; also those of the command that explain gives for /generate."""
     Path("cat.png").write_bytes(png(128, 128, hole=None))
-    monkeypatch.setenv("KINDLING_COLD_START_BUDGET_S", "3600")  # which counts from this process's birth
     assert main(["comfy", "run", put(several()), "-o", "out.png", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["file"] for line in lines] == ["out.png", *(f"out-{n}.png" for n in range(2, 6))]

@@ -33,6 +33,14 @@ def read(reader: int) -> bytes:
     return os.read(reader, 1 << 20)
 
 
+def emptied(outlet: Outlet, reader: int) -> bytes:
+    """All that waits to be written: what is left would go to whatever file has the pipe's number next."""
+    told = b""
+    while not outlet.drain(0.05) or select.select([reader], [], [], 0)[0]:
+        told += read(reader) if select.select([reader], [], [], 0)[0] else b""
+    return told
+
+
 def test_lines_come_out_whole_and_in_order() -> None:
     with pipe() as (reader, writer):
         outlet = Outlet(writer)
@@ -82,10 +90,7 @@ def test_a_pipe_that_nobody_reads_costs_lines_and_no_time() -> None:
             print(f"{each:0100d}", file=outlet)
         assert not outlet.drain(0.01)  # the process may end: it says so, and waits no longer
         assert LINES <= outlet.dropped <= 2 * LINES
-        told = b""
-        while not outlet.drain(0.05):  # whoever reads again gets what was kept
-            told += read(reader) if select.select([reader], [], [], 0)[0] else b""
-        kept = told.splitlines()
+        kept = emptied(outlet, reader).splitlines()  # whoever reads again gets what was kept
         assert kept == sorted(kept)
         assert kept[0] == b"0" * 100
 
@@ -110,11 +115,7 @@ def test_a_line_is_no_longer_than_a_pipe() -> None:
     with pipe() as (reader, writer):
         outlet = Outlet(writer)
         outlet.write("x" * (2 * LONGEST) + "\nnext\n")
-        told = b""
-        while not outlet.drain(0.05):
-            told += read(reader) if select.select([reader], [], [], 0)[0] else b""
-        told += read(reader)
-        assert told.splitlines() == [b"x" * (LONGEST - 1), b"next"]
+        assert emptied(outlet, reader).splitlines() == [b"x" * (LONGEST - 1), b"next"]
 
 
 def test_a_line_that_never_ends_is_told_in_parts() -> None:
@@ -123,6 +124,7 @@ def test_a_line_that_never_ends_is_told_in_parts() -> None:
         for _ in range(LONGEST):
             outlet.write("..")
         assert select.select([reader], [], [], 30)[0]
+        assert emptied(outlet, reader)
 
 
 def test_without_room_for_a_thread_lines_wait_for_one() -> None:

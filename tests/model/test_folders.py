@@ -87,7 +87,6 @@ def change(path: Path, **config: Any) -> None:
 def test_what_a_folder_lacks_comes_from_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its picture says so, and is made again by what it says; other contents are told."""
     monkeypatch.setenv("KINDLING_VOLUME", str(tmp_path))
-    monkeypatch.setenv("KINDLING_COLD_START_BUDGET_S", "3600")  # this process is old
     folder = denoiser(tmp_path / "checkpoints/mine")
     first, again = tmp_path / "first.png", tmp_path / "again.png"
     asked = ["generate", "a red circle", "--size", "64x64", "--steps", "1", "--seed", "3"]

@@ -39,7 +39,6 @@ from handler.core.errors import SettingsError, StartError
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "platform" / "fal_app.py"
 INSTALLED = importlib.util.find_spec("fal") is not None
-LONG_BUDGET = {"KINDLING_COLD_START_BUDGET_S": "3600"}  # this process was born long before it loads the model
 RECIPE = {"prompt": "a red circle on a blue background", "seed": 7, "num_inference_steps": 4}
 BAD = [
     ({}, 400, "prompt"),
@@ -143,7 +142,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
 def app() -> Iterator[Any]:
     """One runner's object with the embedded model, shared by the tests that draw."""
     with pytest.MonkeyPatch.context() as patch:
-        runner = load_app(patch, {"KINDLING_MODEL": "spark", "KINDLING_DEVICE": "cpu", **LONG_BUDGET}).Kindling()
+        runner = load_app(patch, {"KINDLING_MODEL": "spark", "KINDLING_DEVICE": "cpu"}).Kindling()
         runner.setup()
         yield runner
         runner.teardown()
@@ -216,7 +215,7 @@ def test_a_gpu_that_cannot_be_seen_is_no_reason_to_draw_on_the_cpu(
     monkeypatch.delenv("KINDLING_DEVICE", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(StartError, match="torch sees no GPU"):
-        load(KINDLING_MODEL="spark", **LONG_BUDGET).Kindling().setup()
+        load(KINDLING_MODEL="spark").Kindling().setup()
 
 
 def test_machines_that_do_not_hold_the_model_are_rented_with_a_warning(
@@ -228,7 +227,7 @@ def test_machines_that_do_not_hold_the_model_are_rented_with_a_warning(
 
 def test_a_failed_boot_is_raised(load: Callable[..., ModuleType]) -> None:
     with pytest.raises(StartError, match="flux-schnell is not on the volume"):
-        load(**LONG_BUDGET).Kindling().setup()
+        load().Kindling().setup()
 
 
 def test_draws_what_the_core_draws(app: Any, spark: Worker) -> None:

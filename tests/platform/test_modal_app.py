@@ -30,7 +30,6 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"prompt": "a red circle", "num_inference_steps": 4}
 KEYS = {"KINDLING_API_KEYS": "secret"}
 SIGNED = {"authorization": "Bearer secret"}
-LONG_BUDGET = {"KINDLING_COLD_START_BUDGET_S": "3600"}  # this process was born long before it loads the model
 pytestmark = pytest.mark.filterwarnings("ignore:The Kindling.* function is executing locally:UserWarning")
 
 
@@ -67,7 +66,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One container's object with the embedded model, shared by the tests that draw."""
     with pytest.MonkeyPatch.context() as patch:
         volume = tmp_path_factory.mktemp("volume")
-        container = entered(load_app(patch, volume, {"KINDLING_MODEL": "spark", **KEYS, **LONG_BUDGET}))
+        container = entered(load_app(patch, volume, {"KINDLING_MODEL": "spark", **KEYS}))
     yield container
     leave(container)
 
@@ -320,13 +319,13 @@ def test_a_container_hears_who_guards_it_and_does_not_decide_again(
 
 def test_a_failed_boot_is_raised(load: Callable[..., ModuleType]) -> None:
     with pytest.raises(StartError, match="flux-schnell is not on the volume"):
-        entered(load(**KEYS, **LONG_BUDGET))
+        entered(load(**KEYS))
 
 
 def test_a_gpu_that_cannot_be_seen_is_no_reason_to_draw_on_the_cpu(
     load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = load(KINDLING_MODEL="spark", **KEYS, **LONG_BUDGET)
+    module = load(KINDLING_MODEL="spark", **KEYS)
     monkeypatch.setenv("KINDLING_DEVICE", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(StartError, match="torch sees no GPU"):
@@ -392,7 +391,7 @@ def test_a_snapshot_has_the_weights_for_the_gpu_that_is_tried_first(load: Callab
 
 
 def test_an_old_snapshot_has_its_whole_budget(load: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process was born long before, as a restored one was."""
+    """This process was born before, as a restored one was."""
     born = time.monotonic()
     engine = without_model(load(MODAL_SNAPSHOT="cpu", **KEYS, KINDLING_GPU_PRICE="3.6"), monkeypatch).engine
     dollars = engine.meter.state()["dollars_this_process"]

@@ -78,7 +78,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workers(volume: Path) -> Iterator[list[Served]]:
     """Two, of one volume."""
     with contextlib.ExitStack() as stack:
-        environ = {"KINDLING_VOLUME": str(volume)}
+        environ = {"KINDLING_VOLUME": str(volume), "KINDLING_QUEUE": "200"}
         yield [stack.enter_context(serving(environ, ready=False)) for _ in range(2)]
 
 

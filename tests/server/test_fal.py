@@ -23,7 +23,8 @@ ASKED: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with live(create_app(Engine(Settings(), boot=Editor().boot), public=False)) as found:
+    alone = Settings(batch=1)  # a picture's file says how many were drawn together
+    with live(create_app(Engine(alone, boot=Editor().boot), public=False)) as found:
         yield found
 
 
