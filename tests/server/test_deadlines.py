@@ -71,9 +71,10 @@ def test_a_store_that_does_not_answer_leaves_base64_within_the_deadline(server: 
 def test_so_it_does_for_each_who_waits_under_one_key(server: Faulty) -> None:
     """The one with the shorter end is answered by then, and the other too."""
     key = {"idempotency-key": "stored"}
-    patient = server.begin("fine", key | {"x-deadline-s": "60"}, **URL)
-    server.until(lambda _: server.count("stage_seconds_count", stage="denoise") > 0 or patient.done())
-    hasty = server.post("fine", key | {"x-deadline-s": "4"}, **URL)
+    patient = server.begin("hold stored", key | {"x-deadline-s": "60"}, **URL)
+    server.wait_for("^holding")
+    server.release()
+    hasty = server.post("hold stored", key | {"x-deadline-s": "4"}, **URL)
     assert "in the time that the request had left" in delivered(hasty)
     assert delivered(hasty) == delivered(patient.result())
 
