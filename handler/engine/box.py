@@ -165,7 +165,7 @@ class Box(Engine):
         for lane in lanes:
             lane.leave()
         super().stop()
-        self.over.wait(min(END_S, self.exit.left_s))
+        self.over.wait(min(2 * END_S, self.exit.left_s))  # for what ends by force, too
 
     def _become(self, state: EngineState) -> None:
         super()._become(state)

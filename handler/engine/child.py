@@ -84,7 +84,9 @@ class Attendant:
     def end(self) -> None:
         """The server wants no more of this process: a start is stopped, what was compiled is left for others."""
         clock: Clock | None = getattr(self, "clock", None)
-        if clock and clock.finish("stopped", f"told to stop in phase '{clock.ledger.phase}'"):
+        if not clock:
+            os._exit(0)  # before it has begun
+        if clock.finish("stopped", f"told to stop in phase '{clock.ledger.phase}'"):
             outlet.drain()
             os._exit(0)  # whatever it does: nobody waits for it
         self.publisher.join(EXIT_S)

@@ -266,7 +266,7 @@ def test_workers_that_start_have_seconds_to_leave_word_that_they_were_told_to_st
             os.kill(pid, signal.SIGSTOP)
         os.kill(server.process.pid, signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
-            server.process.wait(2)
+            server.process.wait(1.5)
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         assert server.process.wait(60) == 0

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 
+import forked
 from fakes import RECIPE, FakeFamily, raises
 from handler import Clock, Settings
 from handler.core.errors import DeviceLost, OutOfMemory, StartError
@@ -119,6 +121,13 @@ def test_a_process_that_is_not_to_start_ends_without_a_word(capfd: pytest.Captur
     assert child.process.wait(60) == 0
     child.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_process_that_has_begun_nothing_yet_begins_nothing_more_once_it_is_told_to_stop() -> None:
+    """Else its start would be found recorded as one that was killed."""
+    code = "from handler.engine.child import Attendant; Attendant().end(); print('it goes on')"
+    done = forked.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_a_workers_process_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
