@@ -34,6 +34,7 @@ BESIDES = (  # tests of these files that need more
     "test_a_heic_as_telephones_take_it_is_read", "test_a_heic_that_says_it_is_huge_is_not_decoded",
     "test_a_part_of_a_heic_is_none", "test_colours_come_as_srgb_whatever_profile_they_have",
     "test_a_trial_gets_no_secrets_and_a_receipt_nothing_that_it_said", "test_two_at_once_where_nothing_can_be_locked",
+    "test_a_start_with_all_imports_has_them",
     "test_what_came_to_a_fetch_that_was_killed_goes_and_what_comes_to_others_stays",
     "test_a_worker_that_may_not_write_says_so_once_at_its_start_and_serves",
     "test_commands_tell_the_remedy_of_a_volume_that_is_anothers", "test_a_server_starts_without_what_only_graphs_need",
