@@ -1,5 +1,6 @@
 """No test can hang the others: what ends one that does, by name and with its stacks, and what it started."""
 
+import gc
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from conftest import ROOT
 
 import handler.model.families
 import quick
+import threads
 
 HANGS = """
 import asyncio, subprocess, sys, threading
@@ -98,3 +100,11 @@ def test_a_quick_test_that_needs_more_fails() -> None:
 def test_every_quick_file_and_exception_is_there() -> None:
     texts = {name: next((ROOT / "tests").rglob(f"test_{name}.py")).read_text() for name in quick.FILES}
     assert all(any(f"def {test}(" in text for text in texts.values()) for test in quick.BESIDES)
+
+
+def test_nothing_is_collected_while_threads_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Python itself hangs, seldom, and no limit of a test ends that."""
+    collects: list[bool] = []
+    monkeypatch.setattr(sys, "_current_frames", lambda: collects.append(gc.isenabled()))
+    threads.frames()
+    assert (collects, gc.isenabled()) == ([False], True)

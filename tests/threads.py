@@ -1,12 +1,13 @@
 """Threads as tests see them: which there are, what one of them is doing, and seconds that are moved by hand."""
 
+import gc
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
+from types import FrameType, FunctionType
 
 LIMIT_S = 60.0
 
@@ -32,13 +33,28 @@ def until(true: Callable[[], object]) -> None:
         threading.Event().wait(0.001)
 
 
+def frames() -> dict[int, FrameType]:
+    """What each thread runs, by its id.
+
+    Python holds a lock of its own meanwhile. Were garbage collected then, whose end lets other threads run, one that
+    begins or ends would wait for that lock with the GIL, for ever (python/cpython#106883).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if collects:
+            gc.enable()
+
+
 def inside(thread: threading.Thread, function: Callable[..., object]) -> None:
     """Wait until `thread` runs this function of Python; fails if the thread ends without."""
     assert isinstance(function, FunctionType)
 
     def runs() -> bool:
         assert thread.is_alive(), f"{thread.name} has ended, and did not wait in {function.__qualname__}"
-        frame = sys._current_frames().get(thread.ident or 0)
+        frame = frames().get(thread.ident or 0)
         while frame and frame.f_code is not function.__code__:
             frame = frame.f_back
         return frame is not None

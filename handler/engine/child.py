@@ -84,11 +84,9 @@ class Attendant:
     def end(self) -> None:
         """The server wants no more of this process: a start is stopped, what was compiled is left for others."""
         clock: Clock | None = getattr(self, "clock", None)
-        if not clock:
-            os._exit(0)  # before it has begun
-        if clock.finish("stopped", f"told to stop in phase '{clock.ledger.phase}'"):
+        if not clock or clock.finish("stopped", f"told to stop in phase '{clock.ledger.phase}'"):
             outlet.drain()
-            os._exit(0)  # whatever it does: nobody waits for it
+            os._exit(0)  # whatever it does: a start goes no further
         self.publisher.join(EXIT_S)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -639,8 +639,9 @@ SOURCE, HOLE = saved(Image.fromarray(circle("red").rgb)), hole((256, 256))
 
 
 @pytest.fixture
-def client(server: Served) -> client_library.OpenAI:
-    return client_library.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=0)
+def client(server: Served) -> Iterator[client_library.OpenAI]:
+    with client_library.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=0) as client:
+        yield client
 
 
 def pixels(picture: Any) -> Any:

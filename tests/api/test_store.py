@@ -284,16 +284,16 @@ def served(s3: S3) -> Iterator[Served]:
 
 
 def test_openais_client_downloads_what_it_asked_for(served: Served) -> None:
-    client = OpenAI(base_url=f"{served.url}/v1", api_key="unused")
     ask: dict[str, Any] = {"prompt": "a red circle", "size": "128x64", "response_format": "url"}
-    answer = client.images.generate(**ask, output_format="webp", extra_body={"seed": 7, "num_inference_steps": 1})
+    with OpenAI(base_url=f"{served.url}/v1", api_key="unused") as client:
+        answer = client.images.generate(**ask, output_format="webp", extra_body={"seed": 7, "num_inference_steps": 1})
+        *partials, last = client.images.generate(**ask, stream=True, partial_images=1, extra_body={"seed": 7})
     assert answer.data
     assert answer.data[0].b64_json is None
     assert answer.data[0].url
     got = httpx.get(answer.data[0].url)
     assert got.headers["content-type"] == "image/webp"
     assert Image.open(io.BytesIO(got.content)).size == (128, 64)
-    *partials, last = client.images.generate(**ask, stream=True, partial_images=1, extra_body={"seed": 7})
     assert [event.type for event in partials] == ["image_generation.partial_image"]
     assert Image.open(io.BytesIO(httpx.get(last.model_extra["url"]).content)).size == (128, 64)
     line = served.wait_for(r'(\{.*"upload".*\})')[1]

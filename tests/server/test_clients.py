@@ -42,8 +42,9 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(api_key="unused", base_url=url + "/v1", max_retries=0, timeout=60)
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key="unused", base_url=url + "/v1", max_retries=0, timeout=60) as client:
+        yield client
 
 
 def test_a_fixed_name_is_listed_and_echoed(client: openai.OpenAI) -> None:
@@ -253,23 +254,28 @@ def test_openais_words_for_quality(client: openai.OpenAI, word: Any) -> None:
 LONG: dict[str, Any] = {"prompt": "very " * 119 + "red", "seed": 1, "size": "64x64", "num_inference_steps": 1}
 
 
-def test_the_answer_says_how_much_of_a_prompt_was_read(server: Served) -> None:
+@pytest.fixture(scope="module")
+def drawing(server: Served) -> Iterator[openai.OpenAI]:
+    """A client of a server that draws with spark."""
+    with openai.OpenAI(api_key="unused", base_url=server.url + "/v1", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_the_answer_says_how_much_of_a_prompt_was_read(server: Served, drawing: openai.OpenAI) -> None:
     """As a field, in events, and as a header, whatever door it came through."""
-    client = openai.OpenAI(api_key="unused", base_url=server.url + "/v1", max_retries=0, timeout=60)
     told = {"given": 120, "read": 31}
-    raw = client.images.with_raw_response.generate(prompt=LONG["prompt"], size="64x64", extra_body={"seed": 1})  # type: ignore[call-overload]
+    raw = drawing.images.with_raw_response.generate(prompt=LONG["prompt"], size="64x64", extra_body={"seed": 1})  # type: ignore[call-overload]
     assert (raw.headers["x-prompt-tokens"], raw.parse().prompt_tokens) == ("31/120", told)
     assert raw.parse().usage.input_tokens == 120
     native = httpx.post(f"{server.url}/generate", json={"prompt": "red"}, timeout=60)
     assert (native.headers["x-prompt-tokens"], native.json()["prompt_tokens"]) == ("1/1", {"given": 1, "read": 1})
-    *_, last = client.images.generate(prompt=LONG["prompt"], stream=True, extra_body={"size": "64x64"})
+    *_, last = drawing.images.generate(prompt=LONG["prompt"], stream=True, extra_body={"size": "64x64"})
     assert last.prompt_tokens == told  # type: ignore[union-attr]
 
 
-def test_the_answer_names_words_that_spark_does_not_know(server: Served) -> None:
+def test_the_answer_names_words_that_spark_does_not_know(server: Served, drawing: openai.OpenAI) -> None:
     """Whatever door it came through, of a stream in its last event; where all are known, there is no such field."""
     asked = {"prompt": "a Cat in a hat", "size": "64x64", "num_inference_steps": 1}
-    client = openai.OpenAI(api_key="unused", base_url=server.url + "/v1", max_retries=0, timeout=60)
     for path in ("/v1/images/generations", "/generate", "/fal/spark"):
         sizes = {} if path.startswith("/v1") else {"size": None, "width": 64, "height": 64}
         sent = {name: value for name, value in (asked | sizes | {"response_format": "b64_json"}).items() if value}
@@ -277,7 +283,7 @@ def test_the_answer_names_words_that_spark_does_not_know(server: Served) -> None
         assert answer.json()["unknown_words"] == ["Cat", "hat"], answer.text[:300]
         known = httpx.post(server.url + path, json=sent | {"prompt": "a red circle"}, timeout=60)
         assert "unknown_words" not in known.json()
-    *_, last = client.images.generate(prompt="a Cat", stream=True, extra_body={"size": "64x64"})
+    *_, last = drawing.images.generate(prompt="a Cat", stream=True, extra_body={"size": "64x64"})
     assert last.unknown_words == ["Cat"]  # type: ignore[union-attr]
 
 

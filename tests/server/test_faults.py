@@ -293,8 +293,10 @@ def test_a_storm_of_clients_that_leave_leaves_nothing_behind(server: Faulty) -> 
 )
 def test_the_official_client_does_not_repeat_what_would_fail_again(server: Faulty, prompt: str, code: str) -> None:
     before = server.count("requests_total", route=ROUTE, status="500", reason=code)
-    client = openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=2)
-    with pytest.raises(openai.InternalServerError) as caught:
+    with (
+        openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=2) as client,
+        pytest.raises(openai.InternalServerError) as caught,
+    ):
         client.images.generate(prompt=prompt)
     assert caught.value.code == code
     assert "detail" not in caught.value.message
@@ -307,11 +309,11 @@ def test_the_official_client_comes_back_to_a_full_queue(server: Faulty) -> None:
     accepted = [server.begin("fine") for _ in range(8)]
     server.waiting(8)
     before = server.count("requests_total", route=ROUTE, status="429")
-    client = openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=2)
-    asking = server.pool.submit(client.images.generate, prompt="fine")
-    server.until(lambda _: server.count("requests_total", route=ROUTE, status="429") == before + 1)
-    server.release()
-    assert asking.result().data
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=2) as client:
+        asking = server.pool.submit(client.images.generate, prompt="fine")
+        server.until(lambda _: server.count("requests_total", route=ROUTE, status="429") == before + 1)
+        server.release()
+        assert asking.result().data
     assert {each.result().status_code for each in (running, *accepted)} == {200}
 
 
@@ -457,8 +459,8 @@ def test_a_client_under_a_key_finds_its_job_again(server: Faulty) -> None:
             server.until(lambda _: server.count("requests_total", route=ROUTE, status="499") > gone)
             raise httpx.ReadTimeout("nobody waits that long", request=request)
 
-    with httpx.Client(transport=Impatient()) as http_client:
-        client = openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=2, http_client=http_client)
+    transport = httpx.Client(transport=Impatient())
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="unused", http_client=transport) as client:
         options: Any = {"extra_headers": {"Idempotency-Key": "again"}, "prompt": "hold again"}
         assert client.images.generate(**options).data
     assert len(tries) == 2

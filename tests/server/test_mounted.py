@@ -299,8 +299,8 @@ def test_the_app_of_the_guide_serves(tmp_path: Path) -> None:
             subprocess.run(["bash", "-c", here], cwd=tmp_path, check=True, timeout=60)
             answer = json.loads((tmp_path / "answer.json").read_text())
             assert base64.b64decode(answer["data"][0]["b64_json"]).startswith(b"\x89PNG")
-            openai = OpenAI(base_url=f"{url}/images/v1", api_key="a-key-of-yours", max_retries=0)
-            assert next(model.id for model in openai.models.list()) == "spark"
+            with OpenAI(base_url=f"{url}/images/v1", api_key="a-key-of-yours", max_retries=0) as openai:
+                assert next(model.id for model in openai.models.list()) == "spark"
             assert httpx.get(f"{url}/images/ping").status_code == 200
             assert httpx.get(f"{url}/images/metrics").status_code == 401
         finally:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,8 +29,9 @@ OK = {"prompt": PROMPT, "seed": 5, "num_inference_steps": 1}
 
 
 @pytest.fixture(scope="session")
-def client(server: Served) -> openai.OpenAI:
-    return openai.OpenAI(api_key="unused", base_url=server.url + "/v1", max_retries=0, timeout=120)
+def client(server: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key="unused", base_url=server.url + "/v1", max_retries=0, timeout=120) as client:
+        yield client
 
 
 def post(server: Served, payload: Any, path: str = "/v1/images/generations", **options: Any) -> httpx.Response:
@@ -258,9 +260,9 @@ def test_starting_stopping_and_keys() -> None:
         held = post(server, OK, headers=key)  # sent while the model may still be loading: it waits
         assert held.status_code == 200
         assert b"iTXt" not in base64.b64decode(held.json()["data"][0]["b64_json"])
-        client = openai.OpenAI(api_key="wrong", base_url=server.url + "/v1", max_retries=0)
-        with pytest.raises(openai.AuthenticationError):
-            client.models.list()
+        wrong = openai.OpenAI(api_key="wrong", base_url=server.url + "/v1", max_retries=0)
+        with wrong, pytest.raises(openai.AuthenticationError):
+            wrong.models.list()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             running = pool.submit(post, server, {**OK, "size": "1024x1024", "num_inference_steps": 8}, headers=key)
             while not httpx.get(server.url + "/health/ready", headers=key).json()["drawing"]:

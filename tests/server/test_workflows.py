@@ -783,11 +783,11 @@ def guide() -> list[str]:
 
 def test_the_guides_commands_and_openais_client_on_a_real_server(server: Served, tmp_path: Path) -> None:
     """With spark: the picture of a workflow is the one that a prompt with the same graph gives."""
-    client = OpenAI(base_url=f"{server.url}/v1", api_key="unused")
     try:
         follow_the_guide(server.url, tmp_path)
-        draws_as_a_prompt_does(server.url, client)
-        edits_its_image_where_its_mask_says(server.url, client)
+        with OpenAI(base_url=f"{server.url}/v1", api_key="unused") as client:
+            draws_as_a_prompt_does(server.url, client)
+            edits_its_image_where_its_mask_says(server.url, client)
     finally:
         for name in ("poster", "edit"):
             httpx.delete(f"{server.url}/workflows/{name}")
