@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +17,7 @@ from handler.core.errors import DeviceLost, NotReady
 from handler.core.host import trim
 from handler.core.recipe import Drawn, OnStep, Recipe
 from handler.core.request import ImageRequest
+from handler.core.scratch import Scratch
 from handler.core.tracebacks import outline
 from handler.model.compiling import artifacts
 from handler.model.environment import environment
@@ -70,7 +70,7 @@ class Loaded:
         self._ranks: Ranks | None = None
         self._decoder: Any = None  # the VAE's, if it shall run compiled
         self._volume_key = ""  # KINDLING_VOLUME_KEY, by which packages are sealed
-        self._package: TemporaryDirectory[str] | None = None  # what was compiled here and is not published yet
+        self._package: Scratch | None = None  # what was compiled here and is not published yet
         self.found = artifacts.Found("MISS", "not looked for")
         self.receipt: Receipt | None = None  # what was measured of this model on this device
 
@@ -184,7 +184,7 @@ class Loaded:
         """Leave what was compiled on the volume; VolumeFailed if it cannot take it."""
         self._open()
         assert self._package
-        package = Path(self._package.name) / artifacts.PACKAGE
+        package = self._package.path / artifacts.PACKAGE
         made = package, self.spec, self.hardware, volume, self._decoder
         target = artifacts.publish(*made, volume_key=self._volume_key)
         self._discard()
@@ -193,7 +193,7 @@ class Loaded:
     def _discard(self) -> None:
         """Remove what was compiled from the local disk; bound code does not need it."""
         if self._package:
-            self._package.cleanup()
+            self._package.close()
         self._package = None
 
     @property

@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from handler.core.errors import DeviceLost, StartError
 from handler.core.recipe import OnStep, Preview, Recipe
+from handler.core.scratch import Scratch
 from handler.core.settings import Settings
 from handler.model import upstream
 from handler.model.hardware import Hardware, expected
@@ -42,7 +42,7 @@ class Ranks(InTurn):
         self._settings, self._loads, self._number, self._joined = settings, 0, 0, False
         self._lost, self._closed = "", False
         self._followers = list[Child]()
-        self._meeting = TemporaryDirectory(prefix="kindling-ranks-", ignore_cleanup_errors=True)
+        self._meeting = Scratch()
         with contextlib.ExitStack() as unless_begun:
             unless_begun.enter_context(self)
             for rank in range(1, settings.ranks):
@@ -79,7 +79,7 @@ class Ranks(InTurn):
         """Wait until all have loaded, and share what a `Loaded` does, whose `runner` draws; a StartError of theirs."""
         answers = [self._answers(self._settings.cold_start_budget_s) for _ in range(self._loads)]
         require_done(answers[-1])
-        store = Path(self._meeting.name) / "store"
+        store = self._meeting.path / "store"
         decided = store, worker.hardware.attention, worker.memory.tile_above
         self._tell(*(Join(rank, *decided) for rank in range(1, self._settings.ranks)))
         enter(0, self._settings, worker, store)
@@ -178,7 +178,7 @@ class Ranks(InTurn):
         for follower in self._followers:
             follower.close()
         self._followers = []
-        self._meeting.cleanup()
+        self._meeting.close()
         if self._joined:
             from handler.model import split
 

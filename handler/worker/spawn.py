@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
+from handler.core.scratch import sweep
 from handler.core.secrets import without_secrets
 
 LIBC, PDEATHSIG = ctypes.CDLL(None), 1  # prctl's PR_SET_PDEATHSIG: the signal for when the thread that began this ends
@@ -74,6 +75,7 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(wait_s)
             self.process.kill()
+        sweep()
 
 
 def heard(line: Connection, seconds: float) -> bool:

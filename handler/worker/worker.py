@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import BudgetExceeded, DeviceLost, StartError
+from handler.core.scratch import Scratch
 from handler.core.settings import Settings
 from handler.core.tracebacks import empty, let_go
 from handler.model import attention, imports, stepcache, upstream
@@ -208,8 +208,8 @@ class Worker(Loaded):
         """Carry `chosen` out; if that fails for any reason but the budget, this worker is eager instead."""
         try:
             with ExitStack() as unless_done:
-                made = TemporaryDirectory(prefix="kindling-", ignore_cleanup_errors=True)
-                package = Path(unless_done.enter_context(made)) / artifacts.PACKAGE
+                made = unless_done.enter_context(Scratch())
+                package = made.path / artifacts.PACKAGE
                 with attention.compiling(self.hardware.attention):
                     compile_blocks(model, lambda: self._sketch(clock), package, self._decoder)
                 self.bind(package)

@@ -3,6 +3,7 @@
 import math
 import pickle
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,17 @@ def test_a_process_that_is_not_to_start_ends_without_a_word(capfd: pytest.Captur
     assert child.process.wait(60) == 0
     child.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_a_process_left_in_the_folder_for_temporary_files_is_removed_after_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child = Child("handler.engine.child", ["0"], {}, lines=2)
+    (tmp_path / "kindling-scratch-left").mkdir()
+    child.process.kill()
+    child.close()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_process_that_has_begun_nothing_yet_begins_nothing_more_once_it_is_told_to_stop() -> None:

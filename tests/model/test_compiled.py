@@ -2,10 +2,12 @@
 
 import ast
 import dataclasses
+import gc
 import importlib
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +198,23 @@ def test_code_runs_on_one_thread_and_gives_way_to_a_blocks_own(
     assert not any(forwards(pipeline.transformer))
     assert not hasattr(pipeline.transformer, "modulations")
     assert (draw(pipeline, (64, 64), 1) - draw(eager, (64, 64), 1)).abs().max() < 0.01
+
+
+def test_what_is_unpacked_of_a_package_goes_with_the_transformer(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch would leave it in the folder for temporary files at the end of each process."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pipeline = load()
+    bind_blocks(pipeline.transformer, package)
+    assert len([*tmp_path.rglob("*.so")]) == sum(forwards(pipeline.transformer))
+    blocks.unbind_blocks(pipeline.transformer)
+    assert not [*tmp_path.iterdir()]
+    bind_blocks(pipeline.transformer, package)
+    assert [*tmp_path.iterdir()]
+    del pipeline
+    gc.collect()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_weights_are_shared(package: Path) -> None:

@@ -771,7 +771,7 @@ def test_what_draws_again_is_held_against_nobody(equipped: None, tmp_path: Path)
     assert failures(tmp_path).lost == ""  # a package was made since, by whatever
 
 
-@pytest.mark.parametrize("where", ["handler.worker.worker.TemporaryDirectory", "handler.worker.worker.bind_blocks"])
+@pytest.mark.parametrize("where", ["handler.worker.worker.Scratch", "handler.worker.worker.bind_blocks"])
 def test_where_nothing_can_be_written_a_worker_is_eager(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

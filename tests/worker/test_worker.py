@@ -5,7 +5,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import ref
 
@@ -20,6 +19,7 @@ from handler import Clock, ImageRequest, Settings, Worker
 from handler.core.birth import Birth
 from handler.core.errors import DeviceLost, NotReady, StartError
 from handler.core.host import trim
+from handler.core.scratch import Scratch
 from handler.model.loading.weights import _plain
 from handler.worker import loaded
 
@@ -101,8 +101,8 @@ def test_weights_are_freed_though_somebody_knows_them(precision: str) -> None:
 
 def test_what_was_compiled_and_not_published_leaves_no_file(family: FakeFamily) -> None:
     with family.boot(Settings(), Clock.anew(240)) as worker:
-        worker._package = TemporaryDirectory(prefix="kindling-")
-        folder = Path(worker._package.name)
+        worker._package = Scratch()
+        folder = worker._package.path
     assert not folder.exists()
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from handler.api.comfy.bucket import shared
 from handler.api.comfy.job import LIVE, Record, now_ms
 from handler.api.comfy.naming import following, numbered
-from handler.api.comfy.shelf import Shelf, named, passing, prune
+from handler.api.comfy.shelf import Passing, Shelf, named, prune
 from handler.api.loras import looked
 from handler.core.deadline import Deadline
 from handler.core.errors import KindlingError
@@ -166,7 +166,7 @@ def _chosen(settings: Settings) -> Shelf:
             "ComfyUI's prompts and pictures go with this worker: no volume can be written, and no store is set; "
             "so do jobs and pictures by URL"
         )
-    return found or passing()
+    return found or Passing()
 
 
 async def tried(work: Any, otherwise: T, what: str) -> T:

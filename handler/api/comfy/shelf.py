@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from handler.core.errors import InvalidValue, OutsideFolder
+from handler.core.scratch import Scratch
 
 LONGEST = 200  # bytes of a part of a name: file systems take 255, and a counter is added
 DEEPEST = 8  # folders in folders
@@ -181,6 +181,9 @@ def disk_of(volume: Path, folder: str = "comfy") -> Disk | None:
     return Disk(volume / folder, shared=True) if os.access(there, os.W_OK | os.X_OK) else None
 
 
-def passing() -> Disk:
+class Passing(Disk):
     """One that goes with this worker."""
-    return Disk(Path(tempfile.mkdtemp(prefix="kindling-comfy-")), shared=False)
+
+    def __init__(self) -> None:
+        self._scratch = Scratch()
+        super().__init__(self._scratch.path / "comfy", shared=False)

@@ -7,7 +7,6 @@ compiled code depends on; a worker that finds no package with its fingerprint sa
 import ast
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,6 +18,7 @@ from handler.catalog.spec import ModelSpec
 from handler.core.errors import DeviceLost, KindlingError, WeightsCorrupt
 from handler.core.processor import processor
 from handler.core.recipe import MOST
+from handler.core.scratch import Scratch
 from handler.model import upstream
 from handler.model.compiling.package import bind_blocks, digest, kind_of, kinds_in, kinds_of, unbind_blocks
 from handler.model.faults import meaning
@@ -36,8 +36,8 @@ CODE = (  # what decides what is in a package, and what is expected of one
     *("model/compiling/fusing", "model/compiling/joining", "catalog/attention", "model/compiling/modulation"),
     *("catalog/precisions", "model/loading/quant", "model/families/autoencoders"),
 )
-# Code that has only moved, or tells people more, since packages were made that have the digest on the right.
-SAME = {"5b6e3395a31da3ab": "91aa3cfd63a9eb9a"}
+# Code that has only moved, tells people more or cleans up, since packages were made with the digest on the right.
+SAME = {"7c0838afd19db016": "91aa3cfd63a9eb9a"}
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 CacheStatus = Literal["HIT", "MISS", "STALE", "ERROR"]
 
@@ -197,9 +197,9 @@ def restore(
         blocks = digest(kinds_of(transformer, decoder))
         found = look(spec, hardware, volume, decoder_of(decoder), blocks, volume_key=volume_key)
         if found.outcome == "HIT" and found.source:
-            with tempfile.TemporaryDirectory() as folder:  # the volume may be slow, or vanish
+            with Scratch() as folder:  # the volume may be slow, or vanish
                 _verify(published := found.source.folder / PACKAGE, found.source, read=False)
-                copy = Path(shutil.copyfile(published, Path(folder) / PACKAGE))
+                copy = Path(shutil.copyfile(published, folder.path / PACKAGE))
                 _verify(copy, found.source)
                 bind_blocks(transformer, copy, decoder)
                 _shared(share, copy, transformer, decoder)

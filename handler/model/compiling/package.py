@@ -17,6 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from handler.core.scratch import Scratch
 from handler.model.compiling import toolchain
 from handler.model.compiling.fusing import fuse
 from handler.model.compiling.joining import joined
@@ -192,15 +193,16 @@ def _shape(*tensors: Any) -> list[int | None]:
 def bind_blocks(transformer: Any, package: Path, decoder: Any = None) -> None:
     """Let a package's code, over the loaded weights, replace `forward` of every repeated block: of all, or of none.
 
-    And of a VAE's decoder. The weights are shared, not copied: they must be where they will stay. The file is not
-    needed afterwards. The code runs on one thread and in the order of one stream: then it need not wait for itself.
+    And of a VAE's decoder. The weights are shared, not copied: they must be where they will stay; the file need not. It
+    runs on one thread, in the order of one stream, so it waits for nothing. What is unpacked goes with `transformer`.
     """
     from torch._C._aoti import AOTIModelPackageLoader  # below torch's own wrapper, which loads every kind each time
 
-    forwards, modulations, split = [], Modulations(), _split(transformer)
+    forwards, modulations, split, unpacked = [], Modulations(), _split(transformer), Scratch()
     for kind, blocks in _kinds(transformer, decoder).items():
         for block in blocks:
-            code = AOTIModelPackageLoader(str(package), kind, True, 1, -1)
+            with toolchain.setting({"TMPDIR": str(unpacked.path)}):
+                code = AOTIModelPackageLoader(str(package), kind, True, 1, -1)
             layout, weights = json.loads(code.get_metadata()[LAYOUT]), _weights(block)
             weights |= joined(weights, layout["merged"])
             code.load_constants({name: weights[name] for name in code.get_constant_fqns()}, False, True, True)
@@ -208,7 +210,7 @@ def bind_blocks(transformer: Any, package: Path, decoder: Any = None) -> None:
             forwards.append((block, _forward(block, code, layout, making, split)))
     for block, forward in forwards:
         block.forward = forward
-    transformer.modulations = modulations
+    transformer.modulations, transformer.unpacked = modulations, unpacked
 
 
 def unbind_blocks(transformer: Any, decoder: Any = None) -> None:
@@ -217,6 +219,7 @@ def unbind_blocks(transformer: Any, decoder: Any = None) -> None:
         for block in blocks:
             block.__dict__.pop("forward", None)
     transformer.__dict__.pop("modulations", None)
+    transformer.__dict__.pop("unpacked", None)
 
 
 def _split(transformer: Any) -> Any:

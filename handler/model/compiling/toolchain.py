@@ -14,13 +14,13 @@ import re
 import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from handler.catalog.cuda import header_wheels
+from handler.core.scratch import Scratch
 from handler.core.secrets import secret_names
 
 HEADERS = ("cuda.h", "crt/host_defines.h", "nv/target")  # what AOTInductor's C++ includes, of three wheels
@@ -134,24 +134,22 @@ def environment() -> Iterator[None]:
     from torch.utils import cpp_extension
 
     tools, before = look(), cpp_extension.CUDA_HOME  # what torch made of the environment when it was imported
-    new = tempfile.TemporaryDirectory(
-        prefix="kindling-", ignore_cleanup_errors=True
-    )  # torch's processes may still write
-    with new as folder, contextlib.ExitStack() as stack:
+    with Scratch() as scratch, contextlib.ExitStack() as stack:
+        folder = scratch.path
         stack.callback(clear_caches)  # which know files in the folder
         clear_caches()
-        stack.enter_context(_set({name: str(Path(folder) / name.lower()) for name in CACHES}))
+        stack.enter_context(setting({name: str(folder / name.lower()) for name in CACHES}))
         stack.enter_context(config.patch({"aot_inductor.precompile_headers": False}))
         stack.enter_context(_untold())
         if tools.headers:
             stack.callback(setattr, cpp_extension, "CUDA_HOME", before)
             cpp_extension.CUDA_HOME = tools.headers
-            stack.enter_context(_set({"CUDA_HOME": tools.headers}))
+            stack.enter_context(setting({"CUDA_HOME": tools.headers}))
             if apart := _apart(Path(tools.headers)):
-                stack.enter_context(_set({"CPATH": _joined(*map(str, apart), os.environ.get("CPATH", ""))}))
+                stack.enter_context(setting({"CPATH": _joined(*map(str, apart), os.environ.get("CPATH", ""))}))
         if tools.driver:
-            (Path(folder) / "libcuda.so").symlink_to(tools.driver)
-            stack.enter_context(_set({"LIBRARY_PATH": _joined(folder, os.environ.get("LIBRARY_PATH", ""))}))
+            (folder / "libcuda.so").symlink_to(tools.driver)
+            stack.enter_context(setting({"LIBRARY_PATH": _joined(str(folder), os.environ.get("LIBRARY_PATH", ""))}))
         yield
 
 
@@ -160,7 +158,8 @@ def _joined(*paths: str) -> str:
 
 
 @contextlib.contextmanager
-def _set(variables: Mapping[str, str]) -> Iterator[None]:
+def setting(variables: Mapping[str, str]) -> Iterator[None]:
+    """While this lasts, the process's environment has these."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -1,0 +1,104 @@
+"""What a process leaves in the folder for temporary files: nothing, however it ends."""
+
+import fcntl
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from handler.core import scratch
+from handler.core.scratch import Scratch, sweep
+
+HOLD = """
+import sys
+from handler.core.scratch import Scratch
+held = Scratch()
+(held.path / "kernel").write_text("x")
+print(held.path, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    scratch._begin.cache_clear()
+    yield tmp_path
+    scratch._begin.cache_clear()
+
+
+def holding() -> tuple["subprocess.Popen[str]", Path]:
+    """A process that holds a folder with a file, until it reads no more."""
+    command = [sys.executable, "-c", HOLD]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    return holder, Path(holder.stdout.readline().strip())
+
+
+def test_a_folder_goes_with_what_it_is_for(temporary: Path) -> None:
+    with Scratch() as held:
+        (held.path / "folder").mkdir()
+        (held.path / "folder" / "file").touch()
+        assert [*temporary.iterdir()] == [held.path]
+        assert held.path.stat().st_mode & 0o77 == 0
+    assert [*temporary.iterdir()] == []
+    held.close()  # once more does nothing
+    held = Scratch()
+    del held
+    assert [*temporary.iterdir()] == []
+
+
+def test_sweeping_raises_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    sweep()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, None])
+def test_it_goes_with_the_process(temporary: Path, end: signal.Signals | None) -> None:
+    holder, folder = holding()
+    with holder:
+        assert (folder / "kernel").exists()
+        if end:
+            holder.send_signal(end)
+        holder.communicate()
+    assert [*temporary.iterdir()] == []
+
+
+def test_what_a_killed_process_leaves_goes_with_the_next_and_what_a_live_one_holds_stays(temporary: Path) -> None:
+    others = [temporary / "kindling-scratch", temporary / "kindling-new-1", temporary / "x-kindling-scratch-1"]
+    for other in others:
+        other.mkdir()
+    (temporary / "kindling-scratch-link").symlink_to(others[0])
+    (temporary / "kindling-scratch-file").touch()
+    killed, left = holding()
+    with killed:
+        killed.kill()
+    live, held = holding()
+    with live:
+        assert not left.exists()  # already
+        with Scratch() as ours:
+            sweep()
+            assert (held / "kernel").exists()
+            assert ours.path.exists()
+        live.kill()
+    sweep()
+    stay = [*others, temporary / "kindling-scratch-link", temporary / "kindling-scratch-file"]
+    assert sorted(temporary.iterdir()) == sorted(stay)
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_left(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with Scratch() as held:
+        monkeypatch.undo()
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+        sweep()
+        assert held.path.exists()
+    assert [*temporary.iterdir()] == []
