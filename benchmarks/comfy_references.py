@@ -1,7 +1,7 @@
 """Draw tests/model/comfy's pictures with ComfyUI's own sampling and spark's weights: what new weights of spark want.
 
 ComfyUI is no package: it is read from a folder with its code, in an environment that has what it imports beside
-requirements.txt, which no torchvision need be part of:
+requirements.txt; torchvision is not needed:
 
     pip install --no-deps torchsde trampoline einops sentencepiece alembic Mako SQLAlchemy av kornia kornia_rs
     python benchmarks/comfy_references.py COMFYUI               how far what is kept is from what it draws now

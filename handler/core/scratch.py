@@ -1,6 +1,6 @@
 """Folders for temporary files, which go with the process that made them, however that ends.
 
-One that is killed removes nothing. So each holds a lock on its folders, and who comes later removes what nobody holds.
+One that is killed removes nothing. So each holds a lock on its folders, and the next start removes what nobody holds.
 """
 
 import contextlib
@@ -9,24 +9,23 @@ import os
 import shutil
 import tempfile
 import weakref
-from functools import cache
 from pathlib import Path
 from typing import Self
 
-HELD, NEW = "kindling-scratch-", "kindling-new-"  # no folder has the first name that nobody ever held
+HELD, NEW = "kindling-scratch-", "kindling-new-"  # a folder gets the first name once it is locked, and not before
 
 
 class Scratch:
-    """A new, empty folder for this user alone, at `path`. It is removed with this object, or by `close`."""
+    """A new, empty folder for this user alone, at `path`. It goes with this object, by `close`, or by `clear`."""
 
     def __init__(self) -> None:
-        _begin()
         self.path = Path(tempfile.mkdtemp(prefix=NEW))
         lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         with contextlib.suppress(OSError):  # where there are no locks, what a killed process leaves stays
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.path = self.path.rename(self.path.with_name(self.path.name.replace(NEW, HELD)))
-        self.close = weakref.finalize(self, _remove, self.path, lock)
+        self.close = weakref.finalize(self, _close, self.path, lock, os.getpid())
+        _open.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -35,8 +34,17 @@ class Scratch:
         self.close()
 
 
+_open = weakref.WeakSet[Scratch]()
+
+
+def clear() -> None:
+    """Remove this process's folders: for one that ends without the interpreter's own end."""
+    for each in [*_open]:
+        each.close()
+
+
 def sweep() -> None:
-    """Remove the folders of processes that have ended, and those of other users only where it may; raises nothing."""
+    """Remove the folders of this user's processes that have ended; raises nothing."""
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as found:
         for folder in [each.path for each in found if each.name.startswith(HELD)]:
             with contextlib.suppress(OSError):  # it is held, or somebody else's
@@ -47,16 +55,18 @@ def _take(folder: str) -> None:
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.fstat(lock).st_uid == os.geteuid():
+            _remove(folder)
     finally:
         os.close(lock)
 
 
-@cache
-def _begin() -> None:
-    sweep()
-
-
-def _remove(folder: Path, lock: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # torch's processes may still write
+def _close(folder: Path, lock: int, maker: int) -> None:
+    if os.getpid() == maker:  # and not a fork of it
+        _remove(folder)
     os.close(lock)
+
+
+def _remove(folder: Path | str) -> None:
+    with contextlib.suppress(RecursionError):  # so deep
+        shutil.rmtree(folder, ignore_errors=True)  # torch's processes may still write

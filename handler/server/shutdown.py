@@ -17,7 +17,7 @@ from types import FrameType
 
 import uvicorn
 
-from handler.core import outlet
+from handler.core import outlet, scratch
 from handler.core.deadline import DRAIN_S, Deadline
 from handler.core.errors import BudgetExceeded, SettingsError, StartError
 from handler.engine.engine import Engine
@@ -93,6 +93,7 @@ class Server(uvicorn.Server):
 
     def end(self) -> None:
         """End this process here: the interpreter's own end takes seconds, and joins threads that may hang for ever."""
+        scratch.clear()
         outlet.drain()
         os._exit(self.code)
 

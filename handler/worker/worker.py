@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from handler.catalog.models import find
 from handler.catalog.spec import ModelSpec
 from handler.core.errors import BudgetExceeded, DeviceLost, StartError
-from handler.core.scratch import Scratch
+from handler.core.scratch import Scratch, sweep
 from handler.core.settings import Settings
 from handler.core.tracebacks import empty, let_go
 from handler.model import attention, imports, stepcache, upstream
@@ -89,6 +89,7 @@ class Worker(Loaded):
         """From the best files there are; if those were baked and turn out to be damaged, without them."""
         with clock.phase("volume"):
             require_temporary()
+            sweep()
             seen = outlook(settings, spec, expected(settings), without=without)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
             clock.ledger.weights = seen.weights.told

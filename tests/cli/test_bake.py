@@ -10,6 +10,7 @@ from test_flux import recipe
 from handler import Worker
 from handler.__main__ import main
 from handler.cli.bake import bake
+from serving import serving
 
 
 def test_what_is_baked_is_used_and_draws_the_same(compiler: None, tmp_path: Path, spark: Worker) -> None:
@@ -32,6 +33,19 @@ def test_what_is_baked_is_used_and_draws_the_same(compiler: None, tmp_path: Path
     assert again.artifacts.startswith("HIT")
     assert again.weights.endswith("nothing to gain")
     assert len(list((tmp_path / "baked" / "spark").iterdir())) == 2
+    leaves_nothing(tmp_path, tmp_path / "temporary")
+
+
+def leaves_nothing(volume: Path, temporary: Path) -> None:
+    """A server that draws with what was baked, in the folder for temporary files, when it is told to stop."""
+    temporary.mkdir()
+    (temporary / "kindling-scratch-of-one-that-was-killed").mkdir()
+    with serving({"KINDLING_VOLUME": str(volume), "TMPDIR": str(temporary)}, anew=True) as server:
+        [unpacked] = temporary.glob("kindling-*")
+        assert [*unpacked.rglob("*.so")]
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+    assert not [*temporary.glob("kindling-*")]
 
 
 def test_a_bake_that_is_not_possible_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

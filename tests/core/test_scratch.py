@@ -1,17 +1,17 @@
 """What a process leaves in the folder for temporary files: nothing, however it ends."""
 
 import fcntl
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from handler.core import scratch
-from handler.core.scratch import Scratch, sweep
+from handler.core.scratch import Scratch, clear, sweep
 
 HOLD = """
 import sys
@@ -24,12 +24,10 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    scratch._begin.cache_clear()
-    yield tmp_path
-    scratch._begin.cache_clear()
+    return tmp_path
 
 
 def holding() -> tuple["subprocess.Popen[str]", Path]:
@@ -49,13 +47,41 @@ def test_a_folder_goes_with_what_it_is_for(temporary: Path) -> None:
     assert [*temporary.iterdir()] == []
     held.close()  # once more does nothing
     held = Scratch()
+    clear()
+    assert [*temporary.iterdir()] == []
+    held = Scratch()
     del held
     assert [*temporary.iterdir()] == []
 
 
-def test_sweeping_raises_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+def test_sweeping_raises_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_deep(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    (temporary / "kindling-scratch-deep").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", too_deep)
+        sweep()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "gone"))
     sweep()
+
+
+def test_another_users_folder_stays(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (temporary / "kindling-scratch-theirs").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    sweep()
+    assert (temporary / "kindling-scratch-theirs").exists()
+
+
+def test_a_fork_takes_nothing_along(temporary: Path) -> None:
+    held = Scratch()
+    if not (fork := os.fork()):
+        held.close()
+        os._exit(0)
+    assert os.waitpid(fork, 0)[1] == 0
+    assert held.path.exists()
+    held.close()
+    assert not held.path.exists()
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, None])
@@ -80,9 +106,10 @@ def test_what_a_killed_process_leaves_goes_with_the_next_and_what_a_live_one_hol
         killed.kill()
     live, held = holding()
     with live:
-        assert not left.exists()  # already
         with Scratch() as ours:
+            assert left.exists()
             sweep()
+            assert not left.exists()
             assert (held / "kernel").exists()
             assert ours.path.exists()
         live.kill()

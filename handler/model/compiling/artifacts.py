@@ -37,7 +37,7 @@ CODE = (  # what decides what is in a package, and what is expected of one
     *("catalog/precisions", "model/loading/quant", "model/families/autoencoders"),
 )
 # Code that has only moved, tells people more or cleans up, since packages were made with the digest on the right.
-SAME = {"7c0838afd19db016": "91aa3cfd63a9eb9a"}
+SAME = {"73ed81ce37df3b5b": "91aa3cfd63a9eb9a"}
 ELSEWHERE = ("_dir", "_path", "_logpath", "cxx")  # how settings end that say where something is
 CacheStatus = Literal["HIT", "MISS", "STALE", "ERROR"]
 

@@ -193,8 +193,8 @@ def _shape(*tensors: Any) -> list[int | None]:
 def bind_blocks(transformer: Any, package: Path, decoder: Any = None) -> None:
     """Let a package's code, over the loaded weights, replace `forward` of every repeated block: of all, or of none.
 
-    And of a VAE's decoder. The weights are shared, not copied: they must be where they will stay; the file need not. It
-    runs on one thread, in the order of one stream, so it waits for nothing. What is unpacked goes with `transformer`.
+    And of a VAE's decoder. The weights are shared, not copied: they must be where they will stay; the file need not.
+    Code runs on one thread, in the order of one stream, and waits for nothing. What is unpacked goes when unbound.
     """
     from torch._C._aoti import AOTIModelPackageLoader  # below torch's own wrapper, which loads every kind each time
 
