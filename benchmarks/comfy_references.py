@@ -32,10 +32,12 @@ PROMPT, SIDE, SEED, SHIFT, TOKENS = "three yellow stars on a purple background",
 
 def main() -> None:
     """Print each picture's largest and mean difference from the one that is kept, of 255."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path, help="the folder of its code")
     parser.add_argument("--save", action="store_true", help="keep what it draws")
     options = parser.parse_args()
+    if not (options.comfyui / "comfy" / "options.py").exists():
+        parser.error(f"{options.comfyui} has no comfy/options.py: name the folder of ComfyUI's code")
     pipeline = FluxPipeline.from_pretrained(SPARK)
     comfy = Comfy(options.comfyui, pipeline)
     for path in sorted(KEPT.glob("*-d*.png")):

@@ -10,13 +10,14 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 HELD, NEW = "kindling-scratch-", "kindling-new-"  # a folder gets the first name once it is locked, and not before
+OTHERS = ("/tmp", "/var/tmp", "/usr/tmp")  # noqa: S108, where Python's `tempfile` has them unless told otherwise
 
 
 class Scratch:
-    """A new, empty folder for this user alone, at `path`. It goes with this object, by `close`, or by `clear`."""
+    """A new, empty folder for this user alone, at `path`. It goes with this object, by `close`, or by `leave`."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=NEW))
@@ -37,18 +38,26 @@ class Scratch:
 _open = weakref.WeakSet[Scratch]()
 
 
-def clear() -> None:
-    """Remove this process's folders: for one that ends without the interpreter's own end."""
-    for each in [*_open]:
-        each.close()
+def leave(code: int) -> NoReturn:
+    """End this process here, without the interpreter's own end, but with its folders."""
+    try:
+        for each in [*_open]:
+            each.close()
+    finally:
+        os._exit(code)
 
 
 def sweep() -> None:
-    """Remove the folders of this user's processes that have ended; raises nothing."""
-    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as found:
-        for folder in [each.path for each in found if each.name.startswith(HELD)]:
-            with contextlib.suppress(OSError):  # it is held, or somebody else's
-                _take(folder)
+    """Remove the folders of this user's processes that have ended; raises nothing.
+
+    Also where nothing can be written, so that Python passes it over: they may be what fills it.
+    """
+    named = (*map(os.environ.get, ("TMPDIR", "TEMP", "TMP")), *OTHERS, tempfile.tempdir)
+    for place in {os.path.abspath(each) for each in named if each}:
+        with contextlib.suppress(OSError), os.scandir(place) as found:
+            for folder in [each.path for each in found if each.name.startswith(HELD)]:
+                with contextlib.suppress(OSError):  # it is held, or somebody else's
+                    _take(folder)
 
 
 def _take(folder: str) -> None:

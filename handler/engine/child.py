@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import logging
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from handler.core import outlet
+from handler.core import outlet, scratch
 from handler.core.deadline import EXIT_S
 from handler.core.errors import KindlingError, StartError
 from handler.core.recipe import Preview
@@ -86,7 +85,7 @@ class Attendant:
         clock: Clock | None = getattr(self, "clock", None)
         if not clock or clock.finish("stopped", f"told to stop in phase '{clock.ledger.phase}'"):
             outlet.drain()
-            os._exit(0)  # whatever it does: a start goes no further
+            scratch.leave(0)  # whatever it does: a start goes no further
         self.publisher.join(EXIT_S)
 
 
@@ -151,7 +150,7 @@ def main(number: str, *lines: int) -> None:
     attendant.serve(worker)
     attendant.end()
     outlet.drain()
-    os._exit(0)  # the interpreter's own end takes seconds
+    scratch.leave(0)  # the interpreter's own end takes seconds
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import ctypes
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def publishing(target: Path, facts: Mapping[str, str], volume_key: str = "") -> 
             part.mkdir(parents=True)
             yield part
             manifest = write_manifest(part, facts)
+            _open_alike(part, manifest.files)
             if volume_key:
                 seal(part, manifest, volume_key)
             now = (part / MANIFEST).stat().st_mtime
@@ -49,6 +51,14 @@ def publishing(target: Path, facts: Mapping[str, str], volume_key: str = "") -> 
         sweep(target.parent, now)
     finally:
         discard(part)
+
+
+def _open_alike(folder: Path, files: Iterable[str]) -> None:
+    """Let whoever may read the manifest read all: safetensors writes files for its user alone, whatever the umask."""
+    mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)
+    with contextlib.suppress(OSError):  # the file system has no modes
+        for name in files:
+            (folder / name).chmod(mode)
 
 
 def whole(folder: Path, facts: Mapping[str, str], volume_key: str = "") -> bool:

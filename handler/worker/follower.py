@@ -4,7 +4,6 @@ It talks to the leader alone, keeps nothing, and ends when the leader's end of t
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 from handler.catalog.attention import KernelChoice
 from handler.catalog.models import find
+from handler.core import scratch
 from handler.core.errors import KindlingError
 from handler.core.recipe import Preview
 from handler.core.settings import Settings
@@ -120,7 +120,7 @@ def main(model: str, number: int) -> None:
     with imports.uncollected(), imports.lean():
         libraries(find(model))
     Follower(line).serve()
-    os._exit(0)  # of a group whose leader is gone nothing can be undone
+    scratch.leave(0)  # of a group whose leader is gone nothing can be undone
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ class Worker(Loaded):
     ) -> Self:
         """From the best files there are; if those were baked and turn out to be damaged, without them."""
         with clock.phase("volume"):
-            require_temporary()
             sweep()
+            require_temporary()
             seen = outlook(settings, spec, expected(settings), without=without)
             vae = vae_source(settings.vae, settings.volume) if settings.vae else None
             clock.ledger.weights = seen.weights.told

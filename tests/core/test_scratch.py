@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from handler.core.scratch import Scratch, clear, sweep
+from handler.core.scratch import Scratch, sweep
 
 HOLD = """
 import sys
@@ -47,9 +47,6 @@ def test_a_folder_goes_with_what_it_is_for(temporary: Path) -> None:
     assert [*temporary.iterdir()] == []
     held.close()  # once more does nothing
     held = Scratch()
-    clear()
-    assert [*temporary.iterdir()] == []
-    held = Scratch()
     del held
     assert [*temporary.iterdir()] == []
 
@@ -64,6 +61,20 @@ def test_sweeping_raises_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatc
         sweep()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "gone"))
     sweep()
+
+
+def test_a_process_that_ends_at_once_takes_its_folders_along(temporary: Path) -> None:
+    code = "from handler.core.scratch import Scratch, leave\nheld = Scratch()\nleave(3)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
+    assert [*temporary.iterdir()] == []
+
+
+def test_a_full_disk_is_swept_though_python_passes_it_over(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (temporary / "kindling-scratch-left").mkdir()
+    (temporary / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "elsewhere"))
+    sweep()
+    assert [*temporary.iterdir()] == [temporary / "elsewhere"]
 
 
 def test_another_users_folder_stays(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,7 +304,7 @@ def test_a_worker_that_failed_ends_its_process_whatever_its_sockets_do(
     engine = Engine(Settings(), boot=lambda *_: raises(error)())
     server, ended = Server(uvicorn.Config(lambda *_: None), engine, lambda: None), list[Any]()
     monkeypatch.setattr(shutdown.time, "sleep", lambda seconds: ended.append(seconds))
-    monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(shutdown.scratch, "leave", lambda code: ended.append(("exit", code)))
     engine.start()
     server.watch()
     assert ended == [shutdown.ANSWER_S, ("exit", code)]
@@ -323,7 +323,7 @@ def test_who_is_told_to_leave_closes_its_sockets_and_ends_by_itself(
     server, ended = Server(uvicorn.Config(lambda *_: None), engine, lambda: None), list[Any]()
     sleeps = lambda seconds: None if threading.current_thread().daemon else ended.append(seconds)  # noqa: E731
     monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=sleeps))
-    monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(shutdown.scratch, "leave", lambda code: ended.append(("exit", code)))
     monkeypatch.setattr(Server, "_guard", lambda _: None)
     server.told = [15] * signals
     (server._drain if signals == 1 else server._abort)()
@@ -399,7 +399,7 @@ def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monk
     engine, ended = Engine(Settings(), boot=lambda *_: raises(StartError("broken"))()), list[Any]()
     server = Server(uvicorn.Config(lambda *_: None), engine, lambda: None)
     monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=ended.append))
-    monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(shutdown.scratch, "leave", lambda code: ended.append(("exit", code)))
     engine.exit.at = 0.0
     server._guard()
     assert ended == [0.0, ("exit", 0)]
@@ -453,7 +453,7 @@ def test_a_process_ends_once_its_last_lines_are_told(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Server, "_obey", lambda _: None)
     with held("idle") as (_, engine):
         monkeypatch.setattr(shutdown.outlet, "drain", lambda: told.append("drained"))
-        monkeypatch.setattr(shutdown.os, "_exit", told.append)
+        monkeypatch.setattr(shutdown.scratch, "leave", told.append)
         served(engine).end()
         engine.stop()
     assert told == ["drained", 0]

@@ -103,6 +103,15 @@ def test_what_is_no_good_gives_way(spoil: object, tmp_path: Path) -> None:
     assert names(tmp_path) == ["key"]
 
 
+def test_all_files_are_as_readable_as_the_manifest(tmp_path: Path) -> None:
+    """Whose mode is the umask's. A worker that runs as another user passed over weights that only this one may read."""
+    with publishing(tmp_path / "key", FACTS) as part:
+        (part / "vae").mkdir()
+        (part / "vae" / "model.safetensors").touch(0o600)
+    asked = (tmp_path / "key" / MANIFEST, tmp_path / "key" / "vae" / "model.safetensors")
+    assert len({path.stat().st_mode for path in asked}) == 1
+
+
 def test_what_is_whole_stays(tmp_path: Path) -> None:
     put(tmp_path / "key", "first")
     put(tmp_path / "key", "second")
