@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 HELD, NEW = "kindling-scratch-", "kindling-new-"  # a folder gets the first name once it is locked, and not before
-OTHERS = ("/tmp", "/var/tmp", "/usr/tmp")  # noqa: S108, where Python's `tempfile` has them unless told otherwise
+OTHERS = ("/tmp", "/var/tmp", "/usr/tmp", os.curdir)  # noqa: S108, where Python's `tempfile` has them unless told otherwise
 
 
 class Scratch:
@@ -39,7 +39,7 @@ _open = weakref.WeakSet[Scratch]()
 
 
 def leave(code: int) -> NoReturn:
-    """End this process here, without the interpreter's own end, but with its folders."""
+    """End this process here, without the interpreter's own end, but with its folders, which nothing may still need."""
     try:
         for each in [*_open]:
             each.close()
@@ -52,8 +52,7 @@ def sweep() -> None:
 
     Also where nothing can be written, so that Python passes it over: they may be what fills it.
     """
-    named = (*map(os.environ.get, ("TMPDIR", "TEMP", "TMP")), *OTHERS, tempfile.tempdir)
-    for place in {os.path.abspath(each) for each in named if each}:
+    for place in {*map(os.environ.get, ("TMPDIR", "TEMP", "TMP")), *OTHERS, tempfile.tempdir} - {None, ""}:
         with contextlib.suppress(OSError), os.scandir(place) as found:
             for folder in [each.path for each in found if each.name.startswith(HELD)]:
                 with contextlib.suppress(OSError):  # it is held, or somebody else's

@@ -7,6 +7,7 @@ when to come back. Then it closes its sockets and finishes what it writes, and `
 whatever hangs. Told twice it answers all at once and is gone, with the code of the signal: 143 or 130.
 """
 
+import os
 import socket
 import threading
 import time
@@ -93,7 +94,10 @@ class Server(uvicorn.Server):
     def end(self) -> None:
         """End this process here: the interpreter's own end takes seconds, and joins threads that may hang for ever."""
         outlet.drain()
-        scratch.leave(self.code)
+        if self._engine.booted:
+            scratch.leave(self.code)
+        else:  # the start that goes on meanwhile would take files that are gone for damaged ones
+            os._exit(self.code)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """What uvicorn does at its start, but the kernel keeps more connections waiting than are accepted at once."""
@@ -120,7 +124,7 @@ class Server(uvicorn.Server):
     def _guard(self) -> None:
         """End this process when its time is up, whatever it waits for: the interpreter joins what hangs for ever."""
         time.sleep(self._engine.exit.left_s)
-        scratch.leave(self.code)
+        os._exit(self.code)
 
     def _abort(self) -> None:
         self._engine.abort()

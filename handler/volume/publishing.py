@@ -56,9 +56,10 @@ def publishing(target: Path, facts: Mapping[str, str], volume_key: str = "") -> 
 def _open_alike(folder: Path, files: Iterable[str]) -> None:
     """Let whoever may read the manifest read all: safetensors writes files for its user alone, whatever the umask."""
     mode = stat.S_IMODE((folder / MANIFEST).stat().st_mode)
-    with contextlib.suppress(OSError):  # the file system has no modes
-        for name in files:
-            (folder / name).chmod(mode)
+    for path in map(folder.joinpath, files):
+        if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != mode:
+            with contextlib.suppress(OSError):  # the file system has no modes
+                path.chmod(mode)
 
 
 def whole(folder: Path, facts: Mapping[str, str], volume_key: str = "") -> bool:

@@ -87,8 +87,10 @@ def test_another_users_folder_stays(temporary: Path, monkeypatch: pytest.MonkeyP
 def test_a_fork_takes_nothing_along(temporary: Path) -> None:
     held = Scratch()
     if not (fork := os.fork()):
-        held.close()
-        os._exit(0)
+        try:
+            held.close()
+        finally:
+            os._exit(0)
     assert os.waitpid(fork, 0)[1] == 0
     assert held.path.exists()
     held.close()

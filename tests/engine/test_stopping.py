@@ -19,6 +19,7 @@ from fakes import RECIPE, FakeFamily, raises
 from handler import Clock, Engine, Settings, Worker
 from handler.core.deadline import EXIT_S
 from handler.core.errors import BudgetExceeded, NotReady, SettingsError, StartError, VolumeFailed
+from handler.core.scratch import Scratch
 from handler.engine import spend
 from handler.engine.publisher import Publisher
 from handler.engine.queue import Job
@@ -399,7 +400,7 @@ def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monk
     engine, ended = Engine(Settings(), boot=lambda *_: raises(StartError("broken"))()), list[Any]()
     server = Server(uvicorn.Config(lambda *_: None), engine, lambda: None)
     monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=ended.append))
-    monkeypatch.setattr(shutdown.scratch, "leave", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
     engine.exit.at = 0.0
     server._guard()
     assert ended == [0.0, ("exit", 0)]
@@ -457,6 +458,17 @@ def test_a_process_ends_once_its_last_lines_are_told(monkeypatch: pytest.MonkeyP
         served(engine).end()
         engine.stop()
     assert told == ["drained", 0]
+
+
+def test_a_process_that_ends_while_it_starts_leaves_its_files_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the start, which goes on meanwhile, would take a compiled package for damaged, and remove it for all."""
+    told: list[Any] = []
+    monkeypatch.setattr(Server, "_obey", lambda _: None)
+    monkeypatch.setattr(shutdown.os, "_exit", told.append)
+    engine = Engine(Settings(), boot=lambda *_: raises(StartError("broken"))())
+    with Scratch() as held_by_the_start:
+        served(engine).end()
+        assert (told, held_by_the_start.path.exists()) == ([0], True)
 
 
 def test_an_exit_keeps_seconds_for_what_comes_after_each_wait(monkeypatch: pytest.MonkeyPatch) -> None:

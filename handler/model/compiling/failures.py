@@ -43,7 +43,8 @@ PASSING = (
     "failed with error code -9",  # and Triton of ptxas
     "write callback failed",  # miniz, of no room for what it unpacks
     "file write failed",
-    "file create failed",
+    "file close failed",
+    "file open failed",
 )
 LOST_S = 24 * 3600.0  # how long it is held against compiled code that a GPU was lost with it
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EROFS, errno.EACCES)
