@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from handler.core import scratch
 from handler.core.scratch import Scratch, sweep
 
 HOLD = """
@@ -27,6 +28,7 @@ sys.stdin.read()
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(scratch, "OTHERS", ())  # a changed `sweep` is tried too, and shall find nothing else here
     return tmp_path
 
 
@@ -97,6 +99,16 @@ def test_a_fork_takes_nothing_along(temporary: Path) -> None:
     assert not held.path.exists()
 
 
+def test_it_may_have_gone_before_and_no_file_stays_open(temporary: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with Scratch() as held:
+        shutil.rmtree(held.path)
+    (temporary / "kindling-scratch-left").mkdir()
+    with Scratch():
+        sweep()
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, None])
 def test_it_goes_with_the_process(temporary: Path, end: signal.Signals | None) -> None:
     holder, folder = holding()
@@ -114,6 +126,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_and_what_a_live_one_hol
         other.mkdir()
     (temporary / "kindling-scratch-link").symlink_to(others[0])
     (temporary / "kindling-scratch-file").touch()
+    os.mkfifo(temporary / "kindling-scratch-pipe")
     killed, left = holding()
     with killed:
         killed.kill()
@@ -127,7 +140,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_and_what_a_live_one_hol
             assert ours.path.exists()
         live.kill()
     sweep()
-    stay = [*others, temporary / "kindling-scratch-link", temporary / "kindling-scratch-file"]
+    stay = [*others, *(temporary / f"kindling-scratch-{kind}" for kind in ("link", "file", "pipe"))]
     assert sorted(temporary.iterdir()) == sorted(stay)
 
 
@@ -135,10 +148,10 @@ def test_where_there_are_no_locks_nothing_is_taken_for_left(temporary: Path, mon
     def no_locks(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with Scratch() as held:
-        monkeypatch.undo()
-        monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        held = Scratch()
+    with held:
         sweep()
         assert held.path.exists()
     assert [*temporary.iterdir()] == []
