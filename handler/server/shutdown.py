@@ -94,9 +94,9 @@ class Server(uvicorn.Server):
     def end(self) -> None:
         """End this process here: the interpreter's own end takes seconds, and joins threads that may hang for ever."""
         outlet.drain()
-        if self._engine.booted:
+        if self._engine.booted and not self._engine.error:
             scratch.leave(self.code)
-        else:  # the start that goes on meanwhile would take files that are gone for damaged ones
+        else:  # a start that may still go on would take files that are gone for damaged ones
             os._exit(self.code)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -305,7 +305,7 @@ def test_a_worker_that_failed_ends_its_process_whatever_its_sockets_do(
     engine = Engine(Settings(), boot=lambda *_: raises(error)())
     server, ended = Server(uvicorn.Config(lambda *_: None), engine, lambda: None), list[Any]()
     monkeypatch.setattr(shutdown.time, "sleep", lambda seconds: ended.append(seconds))
-    monkeypatch.setattr(shutdown.scratch, "leave", lambda code: ended.append(("exit", code)))
+    monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
     engine.start()
     server.watch()
     assert ended == [shutdown.ANSWER_S, ("exit", code)]
