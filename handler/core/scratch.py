@@ -1,6 +1,7 @@
-"""Folders for temporary files, which go with the process that made them, however that ends.
+"""Folders for temporary files, which go with the process that made them, or with the next start.
 
-One that is killed removes nothing. So each holds a lock on its folders, and the next start removes what nobody holds.
+One that is killed, or ends while it starts, removes nothing. So each holds a lock on its folders, and the next start
+removes what nobody holds.
 """
 
 import contextlib

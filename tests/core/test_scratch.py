@@ -1,6 +1,7 @@
 """What a process leaves in the folder for temporary files: nothing, however it ends."""
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -91,8 +92,9 @@ def test_a_fork_takes_nothing_along(temporary: Path) -> None:
     if not (fork := os.fork()):
         try:
             held.close()
-        finally:
             os._exit(0)
+        finally:
+            os._exit(1)
     assert os.waitpid(fork, 0)[1] == 0
     assert held.path.exists()
     held.close()
@@ -100,6 +102,7 @@ def test_a_fork_takes_nothing_along(temporary: Path) -> None:
 
 
 def test_it_may_have_gone_before_and_no_file_stays_open(temporary: Path) -> None:
+    gc.collect()  # what earlier tests have left open
     before = os.listdir("/proc/self/fd")
     with Scratch() as held:
         shutil.rmtree(held.path)

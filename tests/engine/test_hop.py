@@ -135,11 +135,14 @@ def test_what_a_process_left_in_the_folder_for_temporary_files_is_removed_after_
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_process_that_has_begun_nothing_yet_begins_nothing_more_once_it_is_told_to_stop() -> None:
-    """Else its start would be found recorded as one that was killed."""
-    code = "from handler.engine.child import Attendant; Attendant().end(); print('it goes on')"
-    done = forked.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "")
+def test_a_process_that_has_begun_nothing_yet_begins_nothing_more_once_it_is_told_to_stop(tmp_path: Path) -> None:
+    """Else its start would be found recorded as one that was killed. Of its files none goes, for it may be at them."""
+    code = (
+        "import sys, tempfile; from handler.core.scratch import Scratch; from handler.engine.child import Attendant\n"
+        "tempfile.tempdir = sys.argv[1]; held = Scratch(); Attendant().end(); print('it goes on')"
+    )
+    done = forked.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len([*tmp_path.iterdir()])) == (0, "", 1)
 
 
 def test_a_workers_process_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,7 +307,11 @@ def test_a_worker_that_failed_ends_its_process_whatever_its_sockets_do(
     monkeypatch.setattr(shutdown.time, "sleep", lambda seconds: ended.append(seconds))
     monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
     engine.start()
-    server.watch()
+    with pytest.raises(StartError):
+        engine.wait_booted()
+    with Scratch() as held_by_the_start:  # which may still go on
+        server.watch()
+        assert held_by_the_start.path.exists()
     assert ended == [shutdown.ANSWER_S, ("exit", code)]
     assert server.should_exit
     assert server.config.timeout_graceful_shutdown == shutdown.ANSWER_S
@@ -402,7 +406,9 @@ def test_a_process_that_was_told_to_leave_is_gone_at_its_end_whatever_hangs(monk
     monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=ended.append))
     monkeypatch.setattr(shutdown.os, "_exit", lambda code: ended.append(("exit", code)))
     engine.exit.at = 0.0
-    server._guard()
+    with Scratch() as held:  # on a disk that hangs, maybe
+        server._guard()
+        assert held.path.exists()
     assert ended == [0.0, ("exit", 0)]
 
 

@@ -182,7 +182,7 @@ def disk_of(volume: Path, folder: str = "comfy") -> Disk | None:
 
 
 class Passing(Disk):
-    """One that goes with this worker."""
+    """One that goes with this worker, or with the next start."""
 
     def __init__(self) -> None:
         self._scratch = Scratch()
