@@ -145,7 +145,7 @@ OTHERS = (
         Sign(("controlnet_cond_embedding.conv_in.weight",)),
         Sign(("controlnet_x_embedder.weight",)), Sign(("control_all_x_embedder.2-1.weight",)), clue=CONTROL),
     _of("an embedding of a prompt", "other", Sign(("emb_params",)), Sign(("clip_l", "clip_g")),
-        clue="Nothing reads embeddings yet."),
+        clue="Put it into embeddings/ on the volume and name it in a prompt: embedding:NAME."),
     _of("a picture enlarger", "other", Sign(("body.0.rdb1.conv1.weight",)), Sign(("conv_first.weight",)),
         Sign(("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight")), clue=NO_ROW),
     _of("a CLIP that sees", "other", Sign(("vision_model.embeddings.class_embedding",)), clue=NO_ROW),

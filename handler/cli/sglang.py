@@ -94,7 +94,7 @@ def translated(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple
             continue
         if alias.setting:
             found[alias.setting] = switched
-        elif value.lower() not in ("false", "1"):
+        elif value.lower() not in ("false", "0"):
             notes.append(f"{alias.option} has no effect: {alias.note}.")
     if idle := _idle(vars(options)["num_gpus"] or "", found):
         notes.append(idle)

@@ -1,19 +1,22 @@
 """Folders for temporary files, which go with the process that made them, or with the next start.
 
-One that is killed, or ends while it starts, removes nothing. So each holds a lock on its folders, and the next start
-removes what nobody holds.
+One that is killed, or ends while it starts, removes nothing. So each holds a lock on its folders, and the next start on
+this machine removes what nobody holds.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 import weakref
+from functools import cache
 from pathlib import Path
 from typing import NoReturn, Self
 
-HELD, NEW = "kindling-scratch-", "kindling-new-"  # a folder gets the first name once it is locked, and not before
+NEW, HELD = "kindling-new-", "kindling-scratch-"  # a folder gets the second name once it is locked, and not before
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 OTHERS = ("/tmp", "/var/tmp", "/usr/tmp", os.curdir)  # noqa: S108, where Python's `tempfile` has them unless told otherwise
 
 
@@ -25,7 +28,7 @@ class Scratch:
         lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         with contextlib.suppress(OSError):  # where there are no locks, what a killed process leaves stays
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.path = self.path.rename(self.path.with_name(self.path.name.replace(NEW, HELD)))
+            self.path = self.path.rename(self.path.with_name(self.path.name.replace(NEW, prefix())))
         self.close = weakref.finalize(self, _close, self.path, lock, os.getpid())
         _open.add(self)
 
@@ -55,9 +58,19 @@ def sweep() -> None:
     """
     for place in {*map(os.environ.get, ("TMPDIR", "TEMP", "TMP")), *OTHERS, tempfile.tempdir} - {None, ""}:
         with contextlib.suppress(OSError), os.scandir(place) as found:
-            for folder in [each.path for each in found if each.name.startswith(HELD)]:
+            for folder in [each.path for each in found if each.name.startswith(prefix())]:
                 with contextlib.suppress(OSError):  # it is held, or somebody else's
                     _take(folder)
+
+
+@cache
+def prefix() -> str:
+    """How names of folders begin whose locks this kernel knows: on a network's disk others' would seem free to it."""
+    try:
+        boot = BOOT.read_bytes()
+    except OSError:
+        boot = os.urandom(16)
+    return f"{HELD}{hashlib.sha256(boot).hexdigest()[:8]}-"
 
 
 def _take(folder: str) -> None:

@@ -15,7 +15,9 @@ from handler.core.request import Format
 JSON = "application/json"
 MEDIA: dict[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 QUALITY = re.compile(r"[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
-COUNTS = ("n", *(name for name, field in aliases.NAMES.items() if field == "n"))
+COUNTS, FORMATS = (
+    (ours, *(name for name, field in aliases.NAMES.items() if field == ours)) for ours in ("n", "output_format")
+)
 TOLD = ("x-seed", "x-model", "x-inference-ms")  # of a picture, which has no JSON around it to say so
 
 
@@ -83,11 +85,13 @@ def _one(payload: dict[str, Any], wanted: tuple[Format, ...]) -> dict[str, Any]:
             "Accept asks for the picture itself, response_format for its URL: send one.",
             "response_format",
         )
-    given = payload.get("output_format")
-    form = "jpeg" if given == "jpg" else given
+    name = next((name for name in FORMATS if payload.get(name) is not None), "")
+    if not name:
+        return payload | {"output_format": wanted[0]}
+    form = "jpeg" if payload[name] == "jpg" else payload[name]
     if form in tuple(MEDIA) and form not in wanted:  # it may be anything that JSON has
-        raise InvalidValue(f"output_format is {given}, but Accept asks for {MEDIA[wanted[0]]}.", "output_format")
-    return payload if given else payload | {"output_format": wanted[0]}
+        raise InvalidValue(f"{name} is {payload[name]}, but Accept asks for {MEDIA[wanted[0]]}.", name)
+    return payload
 
 
 def bare(reply: Reply) -> Response:

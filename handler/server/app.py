@@ -192,10 +192,11 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     form = payload if is_form else None
     seen.read(payload)
     later = Later.taken(request, payload)
-    streams = isinstance(payload, dict) and payload.get("stream") is True
     dialect = dialect_of(path)
     assert dialect  # or there were no such route
     hub = dialect is huggingface
+    said = payload.get("parameters") if hub and isinstance(payload, dict) else payload
+    streams = isinstance(said, dict) and said.get("stream") is True
     forms = () if streams or later or dialect is fal else accept.forms(",".join(headers.getlist("accept")), hub)
     payload = accept.asked(payload, forms, "parameters" if hub else "")
     if not (streams or later) and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):

@@ -18,10 +18,12 @@ def rooted(scope: Scope) -> Scope:
     """A request's scope with its path from the app's own root on, and no `root_path` any more.
 
     The path is made here, once: routes, who may ask, and what is counted then go by the same. Where the app's root is
-    for callers stays in `app_root_path`, which is Starlette's name for it.
+    for callers stays in `app_root_path`, which is Starlette's name for it. A line feed stays as it was sent, for a
+    route's pattern matches a path that ends in one too, which is another path to all else.
     """
     prefix = scope.get("root_path", "").rstrip("/")
-    return {**scope, "path": _below(scope["path"], prefix, scope), "root_path": "", "app_root_path": prefix}
+    path = _below(scope["path"], prefix, scope).replace("\n", "%0A")
+    return {**scope, "path": path, "root_path": "", "app_root_path": prefix}
 
 
 def beside(scope: Scope) -> Scope:

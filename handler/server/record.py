@@ -9,6 +9,8 @@ from handler.core.deadline import Deadline
 from handler.core.recipe import Picture
 from handler.engine.queue import nobody
 
+PROMPTS = ("prompt", "positive_prompt", "inputs")  # what the routes that draw call it
+
 
 @dataclass(slots=True, eq=False)
 class Seen:
@@ -39,7 +41,8 @@ class Seen:
     def read(self, payload: object) -> None:
         """What is asked for is known from now on."""
         self.begun = time.perf_counter()
-        self.prompt = payload.get("prompt") if isinstance(payload, dict) else None
+        said = payload if isinstance(payload, dict) else {}
+        self.prompt = next((said[name] for name in PROMPTS if name in said), None)
 
     def note(self, reply: Reply) -> Reply:
         """Remember how this request ends, for a stream says 200 long before; the last reply counts."""

@@ -6,6 +6,7 @@ Whole files stay when a fetch is interrupted. The manifest comes last, so a work
 import contextlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -74,16 +75,18 @@ def fetch_lora(wanted: Pin, volume: Path, *, quiet: bool = False, wait: Wait = t
     item = Item(f"{wanted.name}{SUFFIX}", repository, wanted.file)
     order = Order(f"LoRA {wanted.name}", volume, volume / FETCHED, {}, (repository,), item, lambda *_: [item])
     path, bars = order.folder / item.path, disable_progress_bars() if quiet else contextlib.nullcontext()
-    with explained(order.name, repository, order.folder), alone(order.folder), bars:
+    with explained(order.name, repository, order.folder), alone(order.folder) as only, bars:
+        begin(order.folder, only)
         if (file := repository.files().get(item.file)) is None:
             raise FetchFailed(f"{repository.name} has no {item.file} at {repository.revision}.")
-        there = sized(path, file)
+        there = path.stat() if sized(path, file) else None
         _check_space(order, {item.path: file})
         entry = _bring(order, item, file, wait)
         discard(incoming(order.folder))
+        downloaded = there is None or not os.path.samestat(there, path.stat())
     seconds = round(time.monotonic() - start, 3)
     files = (item.path,)
-    return Fetched(order.name, wanted.revision, order.folder, files, entry.size, seconds, downloaded=not there)
+    return Fetched(order.name, wanted.revision, order.folder, files, entry.size, seconds, downloaded)
 
 
 def _at_commit(spec: ModelSpec, volume: Path) -> ModelSpec:

@@ -22,7 +22,9 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 def index_of(source: Source) -> Mapping[str, Any]:
     """Its model_index.json, or what stands for one, without what is UNUSED; WeightsMissing or WeightsCorrupt."""
-    index = source.index or json_of(source, INDEX)
+    if source.index:
+        return {name: value for name, value in source.index.items() if name not in UNUSED}
+    index = json_of(source, INDEX)
     if (odd := next((name for name in index if not name.isidentifier()), None)) is not None:
         told = f"{source.folder / INDEX} names a component {odd[:80]!a}. {source.remedy}"
         raise WeightsCorrupt(told, about=str(source.folder / INDEX))

@@ -211,14 +211,24 @@ def keep(receipt: Receipt, volume: Path) -> Receipt:
     with writing(place):
         place.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(max(numbers(place), default=0) + 1):
-            with suppress(FileExistsError), (place / f"{number}.json").open("xb") as file:
-                numbered = replace(receipt, number=number)
-                file.write(json.dumps(asdict(numbered), indent=1).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            numbered = replace(receipt, number=number)
+            with suppress(FileExistsError):
+                _new(place / f"{number}.json", json.dumps(asdict(numbered), indent=1).encode() + b"\n")
                 break
     use(place, numbered.number)
     return numbered
+
+
+def _new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, or FileExistsError; of a full disk not half of one stays."""
+    with path.open("xb") as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def use(place: Path, number: int) -> Receipt:

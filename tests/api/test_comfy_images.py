@@ -96,6 +96,23 @@ def test_masks_are_inverted_grown_and_made_of_channels() -> None:
     assert (kept(inverted) == 0).sum() == 28 * 28
 
 
+def test_a_mask_falls_to_its_edges_as_comfyui_has_it() -> None:
+    """Whose falls from the right and from below begin at the other end: its index is -0 there."""
+    made = node("FeatherMask", mask=["00", 0], left=2, top=0, right=4, bottom=3)
+    white = node("SolidMask", value=1, width=128, height=64)
+    grey = kept(
+        masked(**{"13": made, "00": white, "12": node("SetLatentNoiseMask", samples=["11", 0], mask=["13", 0])})
+    )
+    wanted = torch.ones(64, 128)
+    for x in range(2):
+        wanted[:, x] *= (x + 1) / 2
+    for x in range(4):
+        wanted[:, -x] *= (x + 1) / 4
+    for y in range(3):
+        wanted[-y, :] *= (y + 1) / 3
+    assert np.array_equal(255 - grey, (255 * wanted).round().numpy().astype(np.uint8))
+
+
 def test_corners_of_a_mask_are_tapered() -> None:
     dot = np.zeros((9, 9), np.uint8)
     dot[4, 4] = 255

@@ -200,6 +200,35 @@ def test_parts_of_a_schedule() -> None:
     assert (request(graph).sampling.start, request(graph).sampling.taken) == (3, 5)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("sigmas", "left"),
+    [
+        (node("BasicScheduler", model=["1", 0], scheduler="simple", steps=8, denoise=1), {"start": 0, "end": 3}),
+        (node("ManualSigmas", sigmas="9, 7, 5, 3, 1, 0"), {"sigmas": (9, 7, 5, 3)}),
+    ],
+)
+def test_a_part_that_ends_in_noise_leaves_it_there(sigmas: Any, left: dict[str, Any]) -> None:
+    """Its second output is what it headed for: a last step to 0. No other sampler goes on from the first."""
+    graph = turbo("spark.safetensors")
+    graph |= {"9": node("SplitSigmas", sigmas=["10", 0], step=3), "10": sigmas}
+    sampling = request(graph).sampling
+    assert sampling is not None
+    assert (sampling.leftover_noise, sampling.model_dump().items() >= left.items()) == (True, True)
+    [decode] = [key for key, made in graph.items() if made["class_type"] == "VAEDecode"]
+    graph[decode]["inputs"]["samples"] = ["5", 1]
+    headed = request(graph).sampling
+    assert headed is not None
+    assert (headed.leftover_noise, headed.sigmas) == (False, (9, 7, 5, 0) if "sigmas" in left else ())
+    graph[decode]["inputs"]["samples"] = ["25", 0]
+    graph["25"] = {**graph["5"], "inputs": graph["5"]["inputs"] | {"latent_image": ["5", 0], "sigmas": ["9", 1]}}
+    assert "sample once, to the last step" in refused(graph)
+    graph[decode]["inputs"]["samples"] = ["5", 0]
+    graph["9"]["inputs"]["step"] = 10
+    assert request(graph).sampling.leftover_noise is False  # type: ignore[union-attr]
+    graph["5"]["inputs"]["sigmas"] = ["9", 1]
+    assert "no step is taken" in refused(graph)
+
+
 def test_the_advanced_sampler() -> None:
     graph = plain()
     graph["5"] = node(
@@ -308,6 +337,25 @@ def test_prompts_of_flux_and_sd3() -> None:
     asked = request(graph, "flux-dev")
     assert asked.reading is not None
     assert (asked.prompt, asked.reading.prompts.l, asked.guidance_scale) == ("a cat", "fur", 4)
+
+
+@pytest.mark.parametrize(
+    ("texts", "padding", "noted"),
+    [
+        (("a cat", "a cat", "a cat"), "none", False),
+        (("a cat", "", "a cat"), "none", False),
+        (("a cat", "a cat", ""), "none", True),
+        (("", "", "a cat"), "none", True),
+        (("a cat", "a cat", ""), "empty_prompt", False),
+    ],
+)
+def test_an_empty_text_of_sd3_that_is_padded_all_the_same_is_noted(
+    texts: tuple[str, ...], padding: str, noted: bool
+) -> None:
+    graph = plain("sd3.5_large.safetensors")
+    said = dict(zip(("clip_l", "clip_g", "t5xxl"), texts, strict=True))
+    graph["2"] = node("CLIPTextEncodeSD3", clip=["1", 1], **said, empty_padding=padding)
+    assert any("empty_padding" in note for note in plan(graph, "sd3.5-large").notes) == noted
 
 
 def test_loras() -> None:

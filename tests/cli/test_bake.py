@@ -10,6 +10,7 @@ from test_flux import recipe
 from handler import Worker
 from handler.__main__ import main
 from handler.cli.bake import bake
+from handler.core.scratch import prefix
 from serving import serving
 
 
@@ -39,7 +40,7 @@ def test_what_is_baked_is_used_and_draws_the_same(compiler: None, tmp_path: Path
 def leaves_nothing(volume: Path, temporary: Path) -> None:
     """A server that draws with what was baked, in the folder for temporary files, when it is told to stop."""
     temporary.mkdir()
-    (temporary / "kindling-scratch-of-one-that-was-killed").mkdir()
+    (temporary / f"{prefix()}of-one-that-was-killed").mkdir()
     with serving({"KINDLING_VOLUME": str(volume), "TMPDIR": str(temporary)}, anew=True) as server:
         [unpacked] = temporary.glob("kindling-*")
         assert [*unpacked.rglob("*.so")]

@@ -55,11 +55,12 @@ def test_what_has_a_meaning_here(line: str, wanted: dict[str, Any]) -> None:
     assert notes == []
 
 
-@pytest.mark.parametrize("line", ["--vae-cpu-offload", "--pin-cpu-memory=true"])
+@pytest.mark.parametrize("line", ["--vae-cpu-offload", "--pin-cpu-memory=true", "--vae-cpu-offload=1"])
 def test_what_has_none_is_accepted_with_a_note(line: str) -> None:
     settings, [note] = read(line)
     assert settings == Settings.from_env({})
     assert note.startswith(line.replace("=", " ").split()[0] + " has no effect: ")
+    assert read(line.split("=")[0] + "=0")[1] == []
 
 
 @pytest.mark.parametrize("line", ["--num-gpus 8 --sp-degree 2", "--num-gpus 8 --ulysses-degree 2 --tp-size 2"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from handler.core import scratch
-from handler.core.scratch import Scratch, sweep
+from handler.core.scratch import Scratch, prefix, sweep
 
 HOLD = """
 import sys
@@ -58,7 +58,7 @@ def test_sweeping_raises_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatc
     def too_deep(*_: object, **__: object) -> None:
         raise RecursionError
 
-    (temporary / "kindling-scratch-deep").mkdir()
+    (temporary / f"{prefix()}deep").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", too_deep)
         sweep()
@@ -73,18 +73,36 @@ def test_a_process_that_ends_at_once_takes_its_folders_along(temporary: Path) ->
 
 
 def test_a_full_disk_is_swept_though_python_passes_it_over(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (temporary / "kindling-scratch-left").mkdir()
+    (temporary / f"{prefix()}left").mkdir()
     (temporary / "elsewhere").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "elsewhere"))
     sweep()
     assert [*temporary.iterdir()] == [temporary / "elsewhere"]
 
 
+def test_what_another_machine_left_on_a_shared_disk_stays(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its lock would seem free here. One that cannot be told takes nobody else's."""
+    others = []
+    (boot := temporary / "boot_id").write_text("another")
+    for known in (boot, temporary / "none"):
+        with monkeypatch.context() as patch:
+            patch.setattr(scratch, "BOOT", known)
+            prefix.cache_clear()
+            others.append(temporary / f"{prefix()}left")
+    prefix.cache_clear()
+    boot.unlink()
+    assert not any(other.name.startswith(prefix()) for other in others)
+    for other in others:
+        other.mkdir()
+    sweep()
+    assert sorted(temporary.iterdir()) == sorted(others)
+
+
 def test_another_users_folder_stays(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (temporary / "kindling-scratch-theirs").mkdir()
+    (temporary / f"{prefix()}theirs").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     sweep()
-    assert (temporary / "kindling-scratch-theirs").exists()
+    assert (temporary / f"{prefix()}theirs").exists()
 
 
 def test_a_fork_takes_nothing_along(temporary: Path) -> None:
@@ -106,7 +124,7 @@ def test_it_may_have_gone_before_and_no_file_stays_open(temporary: Path) -> None
     before = os.listdir("/proc/self/fd")
     with Scratch() as held:
         shutil.rmtree(held.path)
-    (temporary / "kindling-scratch-left").mkdir()
+    (temporary / f"{prefix()}left").mkdir()
     with Scratch():
         sweep()
     assert os.listdir("/proc/self/fd") == before
@@ -127,9 +145,9 @@ def test_what_a_killed_process_leaves_goes_with_the_next_and_what_a_live_one_hol
     others = [temporary / "kindling-scratch", temporary / "kindling-new-1", temporary / "x-kindling-scratch-1"]
     for other in others:
         other.mkdir()
-    (temporary / "kindling-scratch-link").symlink_to(others[0])
-    (temporary / "kindling-scratch-file").touch()
-    os.mkfifo(temporary / "kindling-scratch-pipe")
+    (temporary / f"{prefix()}link").symlink_to(others[0])
+    (temporary / f"{prefix()}file").touch()
+    os.mkfifo(temporary / f"{prefix()}pipe")
     killed, left = holding()
     with killed:
         killed.kill()
@@ -143,7 +161,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_and_what_a_live_one_hol
             assert ours.path.exists()
         live.kill()
     sweep()
-    stay = [*others, *(temporary / f"kindling-scratch-{kind}" for kind in ("link", "file", "pipe"))]
+    stay = [*others, *(temporary / f"{prefix()}{kind}" for kind in ("link", "file", "pipe"))]
     assert sorted(temporary.iterdir()) == sorted(stay)
 
 

@@ -19,6 +19,7 @@ import forked
 from fakes import RECIPE, FakeFamily, raises
 from handler import Clock, Settings
 from handler.core.errors import DeviceLost, OutOfMemory, StartError
+from handler.core.scratch import prefix
 from handler.engine.child import Attendant, packed
 from handler.engine.pace import Pace
 from handler.engine.queue import Job, Queue
@@ -129,7 +130,7 @@ def test_what_a_process_left_in_the_folder_for_temporary_files_is_removed_after_
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     child = Child("handler.engine.child", ["0"], {}, lines=2)
-    (tmp_path / "kindling-scratch-left").mkdir()
+    (tmp_path / f"{prefix()}left").mkdir()
     child.process.kill()
     child.close()
     assert not [*tmp_path.iterdir()]

@@ -1,5 +1,6 @@
 """The names that trainers give a LoRA's tensors, on models of every family: each changes the weights it means."""
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,6 +29,9 @@ SGM = {
         "output_blocks_1_1_transformer_blocks_1_attn2_to_out_0",
     "up_blocks.1.resnets.0.conv_shortcut": "output_blocks_2_0_skip_connection",
 }  # fmt: skip
+
+
+ATTENTION = tuple(f"mid_block.attentions.0.transformer_blocks.0.attn{n}.to_q" for n in (1, 2))
 
 
 def layers_of(model: nn.Module, *kinds: type) -> list[str]:
@@ -80,6 +84,48 @@ def test_diffusers_and_ai_toolkits_names_on_every_family(spec: Any) -> None:
     require_read(pipeline, written(found, *bare, 4.0), {denoiser: found}, 2.0)
     wrapped = (lambda layer: f"base_model.model.{layer}", ".lora_A.weight", ".lora_B.weight")
     require_read(pipeline, written(found, *wrapped, None), {denoiser: found}, 1.0)
+
+
+def alphas(**said: Any) -> dict[str, str]:
+    """As diffusers writes them into a file's header."""
+    return {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in said.items()})}
+
+
+def scales(pipeline: Any, said: dict[str, str]) -> dict[str, float]:
+    found = some(pipeline.unet, ATTENTION)
+    tensors = written(found, lambda layer: f"unet.{layer}", ".lora_A.weight", ".lora_B.weight", None)
+    return {layer: delta.scale for (_, layer), delta in read(pipeline, tensors, said).items()}
+
+
+def test_an_alpha_that_diffusers_notes_counts(sdxl: Any) -> None:
+    """As its own reader has it: PEFT's configuration, whose patterns are layers' names, or how they end."""
+    one, other = ATTENTION
+    assert scales(sdxl, {}) == scales(sdxl, {"format": "pt"}) == {one: 1.0, other: 1.0}
+    assert scales(sdxl, alphas(r=2, lora_alpha=8)) == {one: 4.0, other: 4.0}
+    assert scales(sdxl, alphas(r=2, lora_alpha=4, use_rslora=True)) == pytest.approx({one: 8**0.5, other: 8**0.5})
+    for pattern in (other, f"^{other}", other.partition(".")[2]):
+        assert scales(sdxl, alphas(lora_alpha=2, alpha_pattern={pattern: 1})) == {one: 1.0, other: 0.5}
+    assert scales(sdxl, alphas(lora_alpha=2, alpha_pattern={f"^{other.partition('.')[2]}": 1}))[other] == 1.0
+    assert scales(sdxl, {"lora_adapter_metadata": json.dumps({"text_encoder.lora_alpha": 8})})[one] == 1.0
+    found = some(sdxl.unet, ATTENTION)
+    own = written(found, lambda layer: f"unet.{layer}", ".lora_A.weight", ".lora_B.weight", 1.0)
+    assert {delta.scale for delta in read(sdxl, own, alphas(lora_alpha=8)).values()} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"lora_adapter_metadata": "[]"}, "lora_adapter_metadata is no JSON object"),
+        ({"lora_adapter_metadata": "{"}, "lora_adapter_metadata is no JSON object"),
+        (alphas(lora_alpha="8"), "alpha that is noted for unet.* is no number"),
+        (alphas(lora_alpha=True), "alpha that is noted for unet.* is no number"),
+        (alphas(alpha_pattern=[1]), "alpha_pattern that is noted for unet is no object"),
+        (alphas(alpha_pattern={"(a+)+": 1}), "which is no layer's name"),
+    ],
+)
+def test_what_is_noted_and_makes_no_sense_is_refused(said: dict[str, str], told: str, sdxl: Any) -> None:
+    with pytest.raises(Misfit, match=told):
+        scales(sdxl, said)
 
 
 def test_kohyas_names_for_a_u_net_and_two_encoders(sdxl: Any) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -63,6 +64,14 @@ def test_what_is_added_is_the_scaled_product_and_goes_to_the_bit(spark: Worker, 
         assert (down is not None) == (model.state_dict()[name] != weight).any()
     assert np.array_equal(drawn(spark), plain)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_file_that_diffusers_saved_has_the_alpha_it_was_trained_with(spark: Worker, tmp_path: Path) -> None:
+    parts = peft(matrices(spark._pipeline.transformer, LAYERS))
+    noted = {"lora_adapter_metadata": json.dumps({"transformer.r": 2, "transformer.lora_alpha": 1})}
+    half = put(tmp_path / "half.safetensors", parts, metadata=noted)
+    plain = put(tmp_path / "plain.safetensors", parts, weight=0.5)
+    assert np.array_equal(drawn(spark, half), drawn(spark, plain))
 
 
 def test_text_encoders_may_have_a_weight_of_their_own(spark: Worker, tmp_path: Path) -> None:

@@ -110,6 +110,15 @@ def test_samplers_of_two_orders_leave_out_their_last_step_but_one() -> None:
         assert sigmas_of(EPS, Sampling(sampler=sampler, steps=6, custom=True)).tolist() == whole
 
 
+@pytest.mark.parametrize("steps", [20, 28, 30, 35])
+def test_a_schedule_that_has_more_steps_than_asked_gives_basic_scheduler_its_last(steps: int) -> None:
+    """As ComfyUI's `get_sigmas` cuts; KSampler takes them all."""
+    whole = sigmas_of(EPS, Sampling(scheduler="ddim_uniform", steps=steps)).tolist()
+    assert (len(whole) > steps + 1) == (steps != 20)
+    cut = sigmas_of(EPS, Sampling(scheduler="ddim_uniform", steps=steps, custom=True)).tolist()
+    assert cut == whole[-(steps + 1) :]
+
+
 def test_all_names_mean_something() -> None:
     assert SAMPLERS.keys() == set(NAMES)
     assert SCHEDULES.keys() == set(SCHEDULE_NAMES)

@@ -320,6 +320,15 @@ def test_language_models_read_plain_text() -> None:
         told("qwen-image", reading={"clip_skip": -2})
 
 
+def test_prompts_of_z_image_that_would_need_a_mask_are_drawn_apart() -> None:
+    """Its transformer fills each up to 32 tokens; of other lengths it needs a mask."""
+    few, more, many = (told("z-image-turbo", " ".join(["hat"] * words)) for words in (1, 5, 60))
+    lengths = [len(one) for each in (few, more, many) for one in each["prompt_embeds"]]
+    assert lengths[0] < lengths[1] <= 32 < lengths[2]
+    assert families.fitting({0: few, 1: more, 2: many}) == [0, 1]
+    assert families.fitting({2: many, 1: more}) == [2]
+
+
 def test_z_image_is_told_by_how_much_to_go_beyond() -> None:
     assert told("z-image-turbo", cfg=3.0)["guidance_scale"] == 2.0
     assert told("z-image-turbo", cfg=1.0)["guidance_scale"] == 0.0

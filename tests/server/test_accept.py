@@ -86,6 +86,10 @@ def test_any_picture_is_as_the_body_says(url: str) -> None:
     said = {"output_format": "jpg", "output_compression": 80}
     assert post(url, "/generate", "image/*", **said).headers["content-type"] == "image/jpeg"
     assert post(url, "/generate", "image/*").headers["content-type"] == "image/png"
+    assert post(url, "/generate", "image/*", format="webp").headers["content-type"] == "image/webp"
+    hub = {"inputs": "x", "parameters": {"format": "jpg"}}
+    assert httpx.post(url, json=hub, headers={"accept": "image/jpeg"}).headers["content-type"] == "image/jpeg"
+    assert post(url, ROUTES[1], "image/*", format="webp").json()["error"]["param"] == "format"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,7 @@ def test_any_picture_is_as_the_body_says(url: str) -> None:
         ({"output_format": "webp"}, "output_format"),
         ({"steps": 100}, "num_inference_steps"),
         ({"output_format": "gif"}, "output_format"),
+        ({"format": "webp"}, "format"),
         ({"output_format": ["png"]}, "output_format"),
     ],
 )
@@ -122,7 +127,13 @@ def test_a_count_that_is_none_is_told_as_where_json_is_wanted(url: str, count: A
 
 
 def test_events_come_as_events(url: str) -> None:
-    assert post(url, "/generate", stream=True).headers["content-type"].startswith("text/event-stream")
+    hub = httpx.post(url, json={"inputs": "x", "parameters": {"stream": True}}, headers={"accept": "image/png"})
+    for answer in (post(url, "/generate", stream=True), hub):
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert (
+            '"type": "image_generation.completed"' in answer.text
+            or '"type":"image_generation.completed"' in answer.text
+        )
 
 
 def test_under_one_key_a_picture_comes_again_and_no_other(url: str) -> None:

@@ -477,6 +477,15 @@ def test_admin_keys_are_for_what_tells_of_the_worker(app: Callable[..., Any]) ->
         app(admin_keys=(KEY,))
 
 
+def test_a_path_that_ends_in_a_line_feed_is_another_one(app: Callable[..., Any]) -> None:
+    """A route's pattern would match it, and what decides who may ask would not."""
+    made = app(api_keys=(KEY,), admin_keys=(OTHER,))
+    asked = [("GET", path) for path in (*ADMIN, "/health")] + [("POST", path) for path in (ROUTE, "/generate")]
+    for method, path in asked:
+        status = ask(made, method, f"{path}%0A", headers={"x-api-key": KEY}, json={"prompt": "x"}).status_code
+        assert status == 404, path
+
+
 def test_keys_that_can_be_guessed_are_told(app: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     app(api_keys=("x", "fifteen letters", "sixteen letters!"))
     assert "2 of the keys have fewer than 16 characters and can be guessed: make one with" in caplog.text

@@ -533,7 +533,7 @@ def test_what_a_worker_says_of_itself(tell: Callable[..., None]) -> None:
         stats = await get("/system_stats")
         assert (stats["system"]["argv"], stats["devices"][0]["type"]) == (["--disable-api-nodes"], "cpu")
         assert stats["system"]["ram_total"] > stats["system"]["ram_free"] > 0
-        assert (await get("/features"))["max_upload_size"] == 8_000_000
+        assert (await get("/features"))["max_upload_size"] == 50_000_000
         assert "spark.safetensors" in await get("/models/checkpoints")
         assert {"checkpoints", "loras", "vae", "text_encoders", "embeddings"} <= {*await get("/models")}
         assert await get("/embeddings") == []

@@ -66,6 +66,14 @@ def test_another_models_graph_is_judged_on_that_model(tell: Callable[..., None])
     tell(story)
 
 
+def test_commands_ask_where_callers_find_it(tell: Callable[..., None]) -> None:
+    async def story(client: httpx.AsyncClient, engine: Any) -> None:
+        report = await explained(client, graph())
+        assert report["curl"][0].startswith("curl -s https://images.example/prompt")
+
+    tell(story, public_url="https://images.example")
+
+
 def test_keys_are_asked_for_and_named_in_commands(tell: Callable[..., None]) -> None:
     async def story(client: httpx.AsyncClient, engine: Any) -> None:
         assert (await client.post("/explain", json=graph())).status_code == 401

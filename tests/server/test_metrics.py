@@ -261,6 +261,10 @@ def test_a_drawing_request_is_one_line_that_keeps_secrets(engine: Engine, caplog
         await client.post(ROUTE, json=OK, headers={"authorization": f"Basic {KEY}"})
         await client.get("/metrics")
 
+    async def by_other_names(client: httpx.AsyncClient) -> None:
+        await client.post("/", json={"inputs": PROMPT})
+        await client.post("/generate", json={"positive_prompt": PROMPT})
+
     talk(create_app(engine, public=True), main)
     first, second, *others = [json.loads(each.message) for each in caplog.records if each.name == "kindling.requests"]
     assert (first["request_id"], first["route"], first["status"], first["error"]) == ("mine-1", ROUTE, 200, None)
@@ -273,6 +277,10 @@ def test_a_drawing_request_is_one_line_that_keeps_secrets(engine: Engine, caplog
     assert [each["status"] for each in others][-1] == 401
     assert len(others) == 3
     assert "canary" not in caplog.text
+    caplog.clear()
+    talk(create_app(engine, public=True), by_other_names)
+    said = [json.loads(each.message) for each in caplog.records if each.name == "kindling.requests"]
+    assert [each["prompt_length"] for each in said] == [len(PROMPT)] * 2
     caplog.clear()
     talk(create_app(engine, public=True), main)  # another app: another key
     assert first["prompt_hash"] not in caplog.text

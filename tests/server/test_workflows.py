@@ -605,6 +605,32 @@ ASKING = [
 ]
 
 
+@pytest.mark.parametrize("path", ["/fal/workflow/poster", "/fal/"])
+def test_fals_clients_may_name_one(tell: Callable[..., None], path: str) -> None:
+    async def story(client: Client) -> None:
+        await keep(client, graph())
+        asked = {"prompt": "a hat", "seed": 7} | ({"model": "workflow/poster"} if path == "/fal/" else {})
+        body = (await client.post(path, json=asked | {"sync_mode": True})).json()
+        assert (body["seed"], body["workflow"], body.keys() & {"size", "width", "data"}) == (7, "poster", set())
+        [image] = body["images"]
+        assert image.keys() == {"url", "content_type", "width", "height"}
+        linked = (await client.post(path, json=asked)).json()["images"][0]["url"]
+        assert base64.b64decode(image["url"].partition(",")[2]) == (await client.get(linked)).content
+
+    tell(story)
+
+
+def test_a_seed_of_minus_one_is_none(tell: Callable[..., None]) -> None:
+    async def story(client: Client) -> None:
+        await keep(client, graph())
+        for path, payload in ASKING:
+            seed = {"parameters": {"seed": -1}} if "inputs" in payload else {"seed": -1}
+            answer = await client.post(path, json=payload | seed, headers={"accept": "application/json"})
+            assert answer.status_code == 200, answer.text
+
+    tell(story)
+
+
 @pytest.mark.parametrize(("path", "payload"), ASKING, ids=[path for path, _ in ASKING])
 def test_every_route_answers_in_every_way(tell: Callable[..., None], path: str, payload: Any) -> None:
     """As JSON, by URL, as the picture itself, and as a job."""

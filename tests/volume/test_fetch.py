@@ -987,8 +987,13 @@ def test_the_command_brings_the_loras_that_are_set(
     assert told.count("already complete") == 2
     assert len(hub.downloads()) == before
     (tmp_path / "fetched/loras/ink.safetensors").write_bytes(b"bad" * 9)
+    (left := tmp_path / f"fetched/loras/.coming-{'0' * 16}-1.01234567").mkdir()
+    os.utime(left, (0, 0))
+    capsys.readouterr()
     assert main(["fetch", "spark"]) == 0
     assert stored(tmp_path / "fetched/loras")["ink.safetensors"] == b"ink" * 9
+    assert capsys.readouterr().out.count("already complete") == 1
+    assert not left.exists()
 
 
 def test_a_lora_that_the_hub_lacks_is_named(hub: Hub, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Receipts: kept for good, chosen, gone back from; followed by workers; shown as chips. Damaged ones harm no start."""
 
 import asyncio
+import errno
 import json
 import os
 from dataclasses import asdict, replace
@@ -115,6 +116,20 @@ def test_a_receipt_is_on_the_disk_before_it_is_followed(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "fsync", lambda descriptor: said.append(os.fstat(descriptor).st_size > 0))
     assert keep(receipt(), tmp_path).number == 1
     assert said == [True, True]  # itself, and that it is current
+
+
+def test_of_a_full_disk_no_half_of_a_receipt_stays(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(VolumeFailed, match="No space left"):
+            keep(receipt(), tmp_path)
+    assert numbers(place) == [1, 2, 3]
+    assert keep(receipt(), tmp_path).number == 4
 
 
 def test_where_no_receipt_is_followed_there_is_no_way_back(tmp_path: Path, place: Path) -> None:

@@ -15,7 +15,7 @@ ARGV = ["--disable-api-nodes"]  # of ComfyUI's: there are none, and its page the
 
 def features(settings: Settings) -> dict[str, Any]:
     """What this server can, as its websocket and /features say."""
-    most = int(settings.max_body_mb * 1e6)
+    most = int(max(settings.max_body_mb, settings.max_edit_mb) * 1e6)
     return {"supports_preview_metadata": True, "max_upload_size": most, "editor": settings.comfy_ui}
 
 

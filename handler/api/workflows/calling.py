@@ -11,7 +11,7 @@ from typing import Any
 from handler.api import codec
 from handler.api.comfy.inscription import finished, texts
 from handler.api.comfy.passes import Passes, Step, steps
-from handler.api.dialects import huggingface, native
+from handler.api.dialects import fal, huggingface, native
 from handler.api.dialects.comfy.plan import Output, title_of
 from handler.api.workflows.fields import TRANSPORT, FieldValues
 from handler.api.workflows.keeping import Workflow
@@ -25,6 +25,7 @@ OnStep = Callable[[int, int, Preview], None]
 Draw = Callable[..., Awaitable[list[Picture]]]
 Render = Callable[..., dict[str, Any]]
 PLAIN = "png"
+OURS = (native, huggingface)  # which answer alike
 SEVERAL = "One picture can be sent as it is, which Accept wants, and this workflow draws several; accept JSON."
 
 
@@ -119,18 +120,32 @@ class Call:
         """As the dialect has it, with the workflow, its version, and of each picture the node."""
         told = request.model_copy(update={"model": self.asked.model or None})
         body: dict[str, Any] = self.dialect.render(told, spec=spec, pictures=pictures, seconds=seconds)
-        ours = self.dialect in (native, huggingface)  # which answer alike
-        for image, one in zip(body["images" if ours else "data"], made, strict=True):
-            width, height = one.size
-            image |= {} if self.seed is None else {"seed": self.seed}
-            title = title_of(self.graph[one.output.node])
-            image |= {"node": one.output.node, "title": title, "width": width, "height": height} if ours else {}
-        width, height = made[0].size
+        said = {} if self.seed is None else {"seed": self.seed}
+        for image, one in zip(body.get("images") or body["data"], made, strict=True):
+            image |= self._told(one, said)
         if "image" in body:  # one alone, as fal has it
-            body["image"] |= {"width": width, "height": height}
-        size = {"seed": self.seed} if ours else {"width": width, "height": height, "size": f"{width}x{height}"}
+            body["image"] |= _sides(made[0])
         workflow = {"workflow": self.workflow.name, "version": self.workflow.version, "notes": list(self.notes)}
-        return body | size | workflow
+        return body | self._summed(made[0], said) | workflow
+
+    def _told(self, one: Made, seed: Mapping[str, int]) -> dict[str, Any]:
+        """What the dialect says of one picture beside where it is."""
+        if self.dialect is fal:  # which has the seed once for all
+            return _sides(one)
+        node = {"node": one.output.node, "title": title_of(self.graph[one.output.node]), **_sides(one)}
+        return {**seed, **(node if self.dialect in OURS else {})}
+
+    def _summed(self, first: Made, seed: Mapping[str, int]) -> dict[str, Any]:
+        """What it says of all."""
+        if self.dialect is fal:
+            return dict(seed)
+        width, height = first.size
+        return {"seed": self.seed} if self.dialect in OURS else {**_sides(first), "size": f"{width}x{height}"}
+
+
+def _sides(one: Made) -> dict[str, int]:
+    width, height = one.size
+    return {"width": width, "height": height}
 
 
 class Progress:

@@ -47,12 +47,12 @@ def _typed(kind: Kind, value: Any) -> Any:
 
 def _renamed(request: ImageRequest, names: set[str]) -> dict[str, Any]:
     """Those of a request by the workflow's names; UnknownParameter for one that it has no field for."""
-    found = {}
+    found = dict[str, Any]()
     for name in sorted(request.model_fields_set - {*TRANSPORT, *IGNORED, "model", "images"}):
         value = getattr(request, name)
         called = OURS.get(name, name)
         if called in names:
-            found[called] = value
+            found |= {} if value is None else {called: value}  # a seed of -1 says none
         elif value not in IDLE.get(name, (None,)):
             raise UnknownParameter(
                 f"This workflow has no field for '{name}'; it has {', '.join(sorted(names)) or 'none'}.", name

@@ -18,7 +18,7 @@ from handler.core.recipe import Embedding, Lora
 from handler.model import offload
 from handler.model.loading.lora import Misfit
 from handler.volume.adapters import LARGEST
-from handler.volume.layout import Slot, layout
+from handler.volume.layout import Slot, described
 
 CACHED = 1 << 30  # bytes of LoRAs in host memory, beside those in use
 
@@ -107,7 +107,7 @@ class Applied:
     def _deltas(self, lora: Lora) -> Mapping[Any, Any]:
         if lora.sha256 not in self._read:
             try:
-                found = importlib.import_module("handler.model.adapters.keys").read(self._pipeline, tensors(lora))
+                found = importlib.import_module("handler.model.adapters.keys").read(self._pipeline, *opened(lora))
                 for key, delta in found.items():
                     self._sums.require(self._layer(key), key[1], delta)
             except Misfit as error:
@@ -140,8 +140,11 @@ def _on_host(tensor: Any, device: Any) -> Any:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=device.type == "cuda").copy_(tensor)
 
 
-def tensors(asked: Lora | Embedding, param: str = "loras") -> dict[str, Any]:
-    """What its file holds, in host memory; InvalidValue if it is not the file that was asked for, or torn."""
+def opened(asked: Lora | Embedding, param: str = "loras") -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The tensors in its file, in host memory, and what that says of itself.
+
+    InvalidValue if it is not the file that was asked for, or torn.
+    """
     import torch
 
     try:
@@ -150,13 +153,13 @@ def tensors(asked: Lora | Embedding, param: str = "loras") -> dict[str, Any]:
             file.readinto(data)
         if sha256(data).hexdigest() != asked.sha256:
             raise ValueError("it was changed while it waited; ask again")
-        slots = layout(memoryview(data), len(data))
+        slots, said = described(memoryview(data), len(data))
     except OSError as error:
         raise InvalidValue(f"{param}: '{asked.name}' cannot be read: {error.strerror}.", param) from None
     except ValueError as error:
         raise InvalidValue(f"{param}: '{asked.name}' cannot be used: {error}.", param) from None
     flat = torch.frombuffer(data, dtype=torch.uint8)
-    return {name: _tensor(flat, slot) for name, slot in slots.items()}
+    return {name: _tensor(flat, slot) for name, slot in slots.items()}, said
 
 
 def _tensor(flat: Any, slot: Slot) -> Any:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from handler.model.adapters.published import renamed
+from handler.model.adapters.scales import EMPTY, Scales, noted
 from handler.model.loading.lora import Misfit
 
 Key = tuple[str, str]  # a component of the pipeline, and the path of a layer in it
+Parts = dict[str, Any]  # of a layer: down, up and, if there is one, alpha
 KEY = re.compile(r"(.+?)[._]lora(?:_linear_layer|[0-9])?[._](down|up|A|B)(?:\.default)?(?:\.weight)?")
 ROLES = {"down": "down", "A": "down", "up": "up", "B": "up"}
 OURS = {"down": "lora_A.weight", "up": "lora_B.weight", "alpha": "alpha"}
@@ -60,9 +62,17 @@ def _changed(component: str) -> bool:
     return component in ("transformer", "unet") or component.startswith("text_encoder")
 
 
-def read(pipeline: Any, tensors: Mapping[str, Any]) -> dict[Key, Delta]:
-    """What a LoRA adds to the weights of `pipeline`. Misfit names the first key that goes with none of them."""
-    known = layers(pipeline)
+def read(pipeline: Any, tensors: Mapping[str, Any], said: Mapping[str, Any] = EMPTY) -> dict[Key, Delta]:
+    """What a LoRA adds to the weights of `pipeline`, whose file has said so of itself.
+
+    Misfit names the first key that goes with none of them.
+    """
+    known, scales = layers(pipeline), noted(said)
+    return {key: _delta(key, parts, scales) for key, parts in _named(pipeline, tensors, known).items()}
+
+
+def _named(pipeline: Any, tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> dict[Key, Parts]:
+    """The matrices of each layer, put together."""
     strange = [name for name in tensors if not _layer(_split(name)[0], known)]
     if not strange:
         return _paired(tensors, known)
@@ -98,9 +108,8 @@ def _converted(pipeline: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return {key: each for one in (found if isinstance(found, tuple) else (found,)) for key, each in (one or {}).items()}
 
 
-def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> dict[Key, Delta]:
-    """The matrices of each layer, put together."""
-    found: dict[Key, dict[str, Any]] = {}
+def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> dict[Key, Parts]:
+    found: dict[Key, Parts] = {}
     for name, tensor in tensors.items():
         layer, role = _split(name)
         if (key := _layer(layer, known)) is None:
@@ -108,26 +117,26 @@ def _paired(tensors: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) 
         if role in found.setdefault(key, {}):
             raise Misfit(f"{name} is there under another name too")
         found[key][role] = tensor
-    return {key: _delta(".".join(key), parts) for key, parts in found.items()}
+    return found
 
 
 def _misfit(name: str) -> Misfit:
     return Misfit(f"{name} fits no weight of the model")
 
 
-def _delta(layer: str, parts: Mapping[str, Any]) -> Delta:
+def _delta(key: Key, parts: Parts, scales: Scales) -> Delta:
+    layer = ".".join(key)
     if not {"down", "up"} <= parts.keys():
         raise Misfit(f"{layer} has half of a LoRA")
     down, up = parts["down"], parts["up"]
     if min(down.ndim, up.ndim) < 2 or not (down.numel() and up.numel()):
         raise Misfit(f"{layer} has another shape")
-    alpha = parts.get("alpha", len(down))
-    if hasattr(alpha, "numel") and alpha.numel() != 1:
+    if (alpha := parts.get("alpha")) is not None and alpha.numel() != 1:
         raise Misfit(f"{layer} has more than one alpha")
-    alpha = float(alpha)
-    if not (math.isfinite(alpha) and down.isfinite().all() and up.isfinite().all()):
+    scale = scales.of(key, len(down)) if alpha is None else float(alpha) / len(down)
+    if not (math.isfinite(scale) and down.isfinite().all() and up.isfinite().all()):
         raise Misfit(f"{layer} has values that are infinite or none")
-    return Delta(down, up, alpha / len(down))
+    return Delta(down, up, scale)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -156,7 +156,7 @@ class Failures:
             return
         manifest = found.source.manifest
         try:
-            if isinstance(error, WeightsCorrupt) and manifest and whole(found.source.folder, manifest.facts):
+            if isinstance(error, WeightsCorrupt | OSError) and manifest and whole(found.source.folder, manifest.facts):
                 log.warning("%s was read wrong and is whole: it stays", found.source.folder)
                 return
             retire(found.source)

@@ -51,6 +51,8 @@ from handler.model.tensor_parallel import WHOLE, Shard
 from handler.volume.listing import json_of
 from handler.volume.reader import Reader
 
+PADDED = 32  # tokens: what Z-Image's prompts are filled up to a multiple of, its transformer's SEQ_MULTI_OF
+
 
 def quiet() -> None:
     """Silence the libraries' progress bars and advice; errors still show. Called before a family is imported."""
@@ -147,7 +149,15 @@ def joined(arguments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The shapes of tensors, and the other values: those are what alike pictures share."""
-    return {n: list(v.shape) if isinstance(v, torch.Tensor) else v for n, v in arguments.items() if type(v) is not list}
+    return {name: _shape(value) for name, value in arguments.items()}
+
+
+def _shape(value: Any) -> Any:
+    """Of a list only how long its tensors are, filled up as Z-Image does: with another length it needs a mask, which
+    some kernels of attention refuse, and compiled blocks do not know."""
+    if isinstance(value, list):
+        return [-(-len(each) // PADDED) for each in value if isinstance(each, torch.Tensor)]
+    return list(value.shape) if isinstance(value, torch.Tensor) else value
 
 
 def _together(values: list[Any]) -> Any:

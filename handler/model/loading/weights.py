@@ -37,7 +37,7 @@ def load_components(
     """
     for file in reader.take(CONFIGS):
         _arrive(reader, file)
-    entries = {name: value for name, value in reader.index.items() if not name.startswith("_")}
+    entries = {name: value for name, value in reader.index.items() if name[0] != "_" or isinstance(value, list)}
     places = {name: "cpu" if name.startswith(waiting) else hardware.device for name in entries}
     shards = {name: shard if name.startswith("text_encoder") else WHOLE for name in entries}
     return {

@@ -30,10 +30,11 @@ def sigmas_of(curve: Curve, sampling: Sampling) -> torch.Tensor:
 
 
 def _denoising(curve: Curve, sampling: Sampling) -> torch.Tensor:
-    """The last `steps` of as many as it takes for `denoise`."""
-    if sampling.denoise > 0.9999:
-        return _scheduled(curve, sampling, sampling.steps)
-    return _scheduled(curve, sampling, int(sampling.steps / sampling.denoise))[-(sampling.steps + 1) :]
+    """The last `steps` of as many as it takes for `denoise`; for all, KSampler takes what there is, as BasicScheduler
+    does not."""
+    whole = sampling.denoise > 0.9999
+    found = _scheduled(curve, sampling, sampling.steps if whole else int(sampling.steps / sampling.denoise))
+    return found if whole and not sampling.custom else found[-(sampling.steps + 1) :]
 
 
 def _scheduled(curve: Curve, sampling: Sampling, steps: int) -> torch.Tensor:

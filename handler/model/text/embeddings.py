@@ -5,7 +5,7 @@ from typing import Any
 
 from handler.core.errors import InvalidValue
 from handler.core.recipe import Embedding
-from handler.model.adapters.applied import tensors
+from handler.model.adapters.applied import opened
 from handler.model.text.encoders import Encoder
 
 
@@ -14,7 +14,7 @@ def vectors(embeddings: Iterable[Embedding], encoders: Sequence[Encoder]) -> lis
 
     InvalidValue names the file that fits no encoder, or cannot be read.
     """
-    read = {embedding.name: tensors(embedding, "prompt") for embedding in embeddings}
+    read = {embedding.name: opened(embedding, "prompt")[0] for embedding in embeddings}
     found = [{name: _vectors(held, encoder.key) for name, held in read.items()} for encoder in encoders]
     for name in read:
         widths = {each[name].shape[-1] for each in found}

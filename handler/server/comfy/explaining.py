@@ -13,6 +13,7 @@ from handler.api.dialects.comfy.plan import Load, Served
 from handler.model.hardware import expected
 from handler.server import bodies
 from handler.server.comfy.routes import answering
+from handler.server.mounted import base
 from handler.server.patience import until
 
 PATH = "/explain"
@@ -30,7 +31,7 @@ async def post_explain(request: Request) -> Any:
     data = await bodies.read(request, *bodies.GRAPHS)
     served = await comfy.served(deadline)
     load = partial(comfy.archive.held, asyncio.get_running_loop(), deadline)
-    url = str(request.base_url).rstrip("/")
+    url = base(request.scope, comfy.api.engine.settings)
     one: asyncio.Semaphore = request.app.state.explaining
     await deadline.hold(one.acquire())
     try:

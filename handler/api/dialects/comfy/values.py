@@ -159,6 +159,16 @@ class Sigmas:
             return len(self.exact) - 1
         return (self.steps if self.end is None else min(self.end, self.steps)) - self.start
 
+    @property
+    def leaves_noise(self) -> bool:
+        """Whether they end above 0."""
+        return self.exact[-1] > 0 if self.exact else self.end is not None
+
+    @property
+    def to_zero(self) -> "Sigmas":
+        """The same, with 0 for the last where they are numbers; of a schedule's part its sampler is told that."""
+        return replace(self, exact=(*self.exact[:-1], 0.0)) if self.exact else self
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guider:

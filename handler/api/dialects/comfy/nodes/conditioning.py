@@ -48,6 +48,8 @@ def encode_flux(at: At, clip: Clip, clip_l: str, t5xxl: str, guidance: float) ->
 
 def encode_sd3(at: At, clip: Clip, clip_l: str, clip_g: str, t5xxl: str, empty_padding: str) -> Conditioning:
     """One prompt for each of SD3's encoders."""
+    if empty_padding == "none" and not (t5xxl and (clip_l or clip_g)):
+        at.note("empty_padding none: an empty text is padded here all the same, as with empty_prompt.")
     return Conditioning(t5xxl or clip_g or clip_l, clip, Words(l=clip_l, g=clip_g, t5=t5xxl))
 
 

@@ -100,8 +100,8 @@ def _ramp(length: int, first: int, last: int) -> Any:
 
     found = numpy.ones(length)
     for far, order in ((min(first, length), 1), (min(last, length), -1)):
-        if far:
-            found[::order][:far] *= (numpy.arange(far) + 1) / far
+        steps = numpy.arange(far)
+        found[order * steps] *= (steps + 1) / max(far, 1)  # as ComfyUI has it: from the end on its first is the first
     return found
 
 

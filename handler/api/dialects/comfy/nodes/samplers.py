@@ -1,6 +1,7 @@
 """Samplers, schedules, noises and guiders: what makes a request of all that led to it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from handler.api.dialects.comfy.drawing import How, draw
@@ -89,18 +90,25 @@ def custom(
     latent_image: Samples,
 ) -> tuple[Drawn, Drawn]:
     """With a schedule of its own."""
-    how = How(noise_seed, sampler, sigmas, add_noise, custom=True)
-    drawn = draw(at, Guider(model, positive, negative, cfg), unsampled(at, latent_image), how)
-    return drawn, drawn
+    how = How(noise_seed, sampler, sigmas, add_noise, sigmas.leaves_noise, custom=True)
+    return _both(at, Guider(model, positive, negative, cfg), latent_image, how)
 
 
 def custom_advanced(
     at: At, noise: Noise, guider: Guider, sampler: Sampler, sigmas: Sigmas, latent_image: Samples
 ) -> tuple[Drawn, Drawn]:
     """All of it in parts."""
-    how = How(noise.seed or 0, sampler, sigmas, noise.seed is not None, custom=True)
-    drawn = draw(at, guider, unsampled(at, latent_image), how)
-    return drawn, drawn
+    how = How(noise.seed or 0, sampler, sigmas, noise.seed is not None, sigmas.leaves_noise, custom=True)
+    return _both(at, guider, latent_image, how)
+
+
+def _both(at: At, guider: Guider, latent_image: Samples, how: How) -> tuple[Drawn, Drawn]:
+    """What the last step leaves, and what it headed for: where noise is left, what a last step to 0 makes."""
+    latent = unsampled(at, latent_image)
+    drawn = draw(at, guider, latent, how)
+    if not how.leftover_noise:
+        return drawn, drawn
+    return drawn, draw(at, guider, latent, replace(how, sigmas=how.sigmas.to_zero, leftover_noise=False))
 
 
 def basic_guider(at: At, model: Model, conditioning: Conditioning) -> Guider:

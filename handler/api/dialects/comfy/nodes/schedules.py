@@ -71,10 +71,11 @@ def manual(at: At, sigmas: str) -> Sigmas:
 def split(at: At, sigmas: Sigmas, step: int) -> tuple[Sigmas, Sigmas]:
     """What is before a step, and what is from it on."""
     if sigmas.exact:
-        return replace(sigmas, exact=sigmas.exact[: step + 1]), replace(sigmas, exact=sigmas.exact[step:])
+        low = sigmas.exact[min(step, sigmas.count) :]  # one alone is no step
+        return replace(sigmas, exact=sigmas.exact[: step + 1]), replace(sigmas, exact=low)
     at_step = sigmas.start + step
-    low = replace(sigmas, start=at_step)
-    return (sigmas if step >= sigmas.count else replace(sigmas, end=at_step)), low
+    rest = replace(sigmas, start=at_step)
+    return (sigmas if step >= sigmas.count else replace(sigmas, end=at_step)), rest
 
 
 def split_by_share(at: At, sigmas: Sigmas, denoise: float) -> tuple[Sigmas, Sigmas]:
