@@ -147,9 +147,7 @@ class Settings(BaseModel):
     deadline_s: float = Field(600, gt=0, le=86_400, description="seconds a request may take; a longer one gets 504")
     hang_s: float = Field(120, gt=0, le=86_400, description="seconds without a step's end before a worker gives up")
     max_body_mb: float = Field(8, gt=0, le=1024, description="largest request body in MB")
-    max_edit_mb: float = Field(
-        50, gt=0, le=1024, description="the same of edits, uploads and workflows' calls, if more"
-    )
+    max_edit_mb: float = Field(50, gt=0, le=1024, description="the same of edits, uploads, workflows' calls, if more")
     max_n: int = Field(4, ge=1, le=MAX_IMAGES, description="pictures that one request may ask for")
     long_prompts: LongPrompts = Field(
         "cut", description="of more tokens than the model reads: cut them, refuse, or read them in chunks (SDXL, SD1.5)"

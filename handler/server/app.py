@@ -57,7 +57,7 @@ from handler.server.playground import page
 from handler.server.record import Seen
 from handler.server.room import Room
 from handler.server.signposts import PAGE, WELCOME, lost
-from handler.server.sse import stream
+from handler.server.sse import stream, wanted
 from handler.server.traces import tracing
 from handler.server.watching import metrics, status
 from handler.server.workflows import routes as workflow_routes
@@ -194,11 +194,10 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     later = Later.taken(request, payload)
     dialect = dialect_of(path)
     assert dialect  # or there were no such route
-    hub = dialect is huggingface
-    said = payload.get("parameters") if hub and isinstance(payload, dict) else payload
-    streams = isinstance(said, dict) and said.get("stream") is True
-    forms = () if streams or later or dialect is fal else accept.forms(",".join(headers.getlist("accept")), hub)
-    payload = accept.asked(payload, forms, "parameters" if hub else "")
+    hub = "parameters" if dialect is huggingface else ""  # where its choices are
+    streams = wanted(payload, hub)
+    forms = () if streams or later or dialect is fal else accept.forms(",".join(headers.getlist("accept")), bool(hub))
+    payload = accept.asked(payload, forms, hub)
     if not (streams or later) and key is None and re.fullmatch(SECONDS, hangs_up := headers.get(HANGS_UP, "")):
         deadline.no_later(before(float(hangs_up)))  # OpenAI's client does, having heard nothing, and asks for another
     asked = await asyncio.to_thread(fingerprint, path, body, form, *forms) if key else b""

@@ -26,6 +26,12 @@ ALIVE = b": still here\n\n"
 Completed = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
+def wanted(payload: Any, within: str = "") -> bool:
+    """Whether a body asks for events: by its field `within`, where that is named, else by itself."""
+    said = payload.get(within) if within and isinstance(payload, dict) else payload
+    return isinstance(said, dict) and said.get("stream") is True
+
+
 class Events:
     """What there is to say and was not sent yet. A slow reader misses the oldest of it, and holds up nobody."""
 
