@@ -52,6 +52,14 @@ def recode(data: bytes, form: Format, quality: int) -> bytes:
         return encode(numpy.asarray(picture), form, quality, None)
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of a picture in a file."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.size
+
+
 def parameters_of(recipe: Recipe, facts: Mapping[str, str], version: str) -> dict[str, Any]:
     """What decides a picture, which its PNG says: the recipe, the worker's `facts`, our version."""
     return {**recipe.described(), **facts, "version": version}

@@ -47,6 +47,7 @@ def test_nor_does_what_a_placeholder_means(prefix: str) -> None:
         ("%KSampler.seed%_%3.steps%", ("", "7_4")),
         ("%Of the picture.text%", ("", "a red circle")),
         ("%nobody.knows%", ("", "%nobody.knows%")),
+        ("%batch_num%", ("", "0")),
         ("100%", ("", "100%")),
     ],
 )

@@ -280,6 +280,8 @@ def test_every_class_is_described_as_comfyui_does_it() -> None:
     assert sampler["input"]["required"]["seed"][1]["control_after_generate"] is True
     assert sampler["input"]["required"]["sampler_name"][0][0] == "euler"
     assert info["SaveImage"]["output_node"]
+    assert info["CLIPTextEncode"]["input"]["required"]["text"][1]["dynamicPrompts"] is True
+    assert "dynamicPrompts" not in info["PrimitiveStringMultiline"]["input"]["required"]["value"][1]
     assert info["LoraLoader"]["input"]["required"]["lora_name"][0] == ["ink.safetensors"]
     assert "flux1-dev.safetensors" in info["UNETLoader"]["input"]["required"]["unet_name"][0]
     for name, said in info.items():

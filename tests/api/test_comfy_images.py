@@ -122,6 +122,16 @@ def test_corners_of_a_mask_are_tapered() -> None:
     assert (changes.grown(dot, 2, corners=True) > 0).sum() == 25
 
 
+def test_a_colour_may_be_a_batch() -> None:
+    graph = with_image(**{"13": node("EmptyImage", width=64, height=64, batch_size=3, color=0)})
+    graph["11"]["inputs"]["pixels"] = ["13", 0]
+    assert "it encodes 3 images at once" in refused(graph)
+    graph["13"]["inputs"]["batch_size"] = 1
+    assert request(graph).width == 64
+    graph["13"]["inputs"]["batch_size"] = 4000
+    assert "it batches 4000 images" in refused(graph)
+
+
 @pytest.mark.parametrize("grow", [0, 1, 6, 7])
 def test_inpainting_is_grey_under_the_mask_and_the_mask_is_larger(grow: int) -> None:
     inpaint = node("VAEEncodeForInpaint", pixels=["10", 0], vae=["1", 2], mask=["10", 1], grow_mask_by=grow)

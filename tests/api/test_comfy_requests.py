@@ -229,6 +229,18 @@ def test_a_part_that_ends_in_noise_leaves_it_there(sigmas: Any, left: dict[str, 
     assert "no step is taken" in refused(graph)
 
 
+def test_a_size_by_a_choice_of_sdxls() -> None:
+    graph = plain("sd_xl_base_1.0.safetensors", cfg=5)
+    sides = {"width_override": 0, "height_override": 0}
+    picker = node("SDXLEmptyLatentSizePicker+", resolution="1152x896 (1.29)", batch_size=1, **sides)
+    graph["4"] = picker
+    assert (request(graph, "sdxl").width, request(graph, "sdxl").height) == (1152, 896)
+    picker["inputs"]["height_override"] = 512
+    assert (request(graph, "sdxl").width, request(graph, "sdxl").height) == (1152, 512)
+    picker["inputs"]["resolution"] = "large"
+    assert "should begin with two sides" in refused(graph, "sdxl")
+
+
 def test_the_advanced_sampler() -> None:
     graph = plain()
     graph["5"] = node(
@@ -315,6 +327,25 @@ def test_noise_is_not_left_for_another_sampler() -> None:
     part = {"add_noise": "enable", "noise_seed": 1, "start_at_step": 0, "end_at_step": 2}
     graph["5"] = node("KSamplerAdvanced", **advanced, **part, return_with_leftover_noise="enable")
     assert "sample once, to the last step" in plan(graph).node_errors["15"]["errors"][0]["details"]
+    graph["15"]["inputs"]["latent_image"] = ["11", 0]
+    graph["11"] = node("VAEEncode", pixels=["6", 0], vae=["1", 2])  # what was decoded is a picture like any other
+    assert plan(graph).node_errors == {}
+
+
+@pytest.mark.parametrize(("denoise", "high", "low"), [(0.02, "", ""), (0.5, (0, 4), (4, None)), (1, "", (0, None))])
+def test_a_share_of_the_steps(denoise: float, high: Any, low: Any) -> None:
+    """As ComfyUI's `sigmas[:-left]` and `sigmas[-(left + 1):]`; of none left, the first is empty."""
+    graph = turbo("spark.safetensors")
+    graph["9"] = node("SplitSigmasDenoise", sigmas=["10", 0], denoise=denoise)
+    graph["10"] = node("BasicScheduler", model=["1", 0], scheduler="simple", steps=8, denoise=1)
+    for half, wanted in enumerate((high, low)):
+        graph["5"]["inputs"]["sigmas"] = ["9", half]
+        if wanted:
+            sampling = request(graph).sampling
+            assert sampling is not None
+            assert (sampling.start, sampling.end) == wanted
+        else:
+            assert "no step is taken" in refused(graph)
 
 
 def test_prompts_of_single_encoders_and_sizes() -> None:

@@ -135,6 +135,25 @@ def test_a_primitive_gives_its_value_and_a_converted_widget_its_link() -> None:
     assert "41" not in made
 
 
+def test_a_text_from_a_primitive_is_sent_as_from_the_widget_itself() -> None:
+    found, said = default(), "a {red|blue} cat // a note\non grass"
+    by_id(found, 6)["inputs"].append(slot("text", "STRING", 50, True))
+    found["nodes"].append(item(41, "PrimitiveNode", (said,), (), ("STRING",)))
+    found["links"].append([50, 41, 0, 6, 1, "STRING"])
+    assert bare(converted(found))["6"]["inputs"]["text"] == "a red cat \non grass"
+
+
+@pytest.mark.parametrize("mode", [0, 2, 4])
+def test_whether_a_node_of_the_pages_own_is_muted_does_not_matter(mode: int) -> None:
+    """The page asks that of nodes that execute alone."""
+    assert bare(converted(between(default(), 1, 20, "Reroute", mode=mode))) == api()
+    found = default()
+    by_id(found, 3)["inputs"].append(slot("seed", "INT", 50, True))
+    found["nodes"].append(item(41, "PrimitiveNode", (99, "fixed"), (), ("INT",), mode=mode))
+    found["links"].append([50, 41, 0, 3, 4, "INT"])
+    assert bare(converted(found))["3"]["inputs"]["seed"] == 99
+
+
 def test_a_bypassed_node_passes_what_has_its_type() -> None:
     found = default()
     lora = [slot("model", "MODEL", 1), slot("clip", "CLIP", 3)]

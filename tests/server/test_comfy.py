@@ -157,6 +157,29 @@ def test_equal_prompts_are_drawn_once(tell: Callable[..., None], family: FakeFam
     tell(story)
 
 
+def test_what_is_drawn_at_random_is_never_cached(tell: Callable[..., None], family: FakeFamily) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        made = graph() | {"10": node("Seed (rgthree)", seed=-1)}
+        made["3"]["inputs"]["seed"] = ["10", 0]
+        for _ in range(2):
+            await ended(client, comfy, await post(client, made))
+        assert len({*family.drawn}) == len(family.drawn) == 2
+
+    tell(story)
+
+
+def test_a_name_has_the_size_that_is_saved_and_the_place_in_its_batch(tell: Callable[..., None]) -> None:
+    async def story(client: Client, comfy: Any) -> None:
+        made = graph(count=2) | {"20": node("ImageScaleBy", image=["8", 0], upscale_method="area", scale_by=2)}
+        made["9"]["inputs"] |= {"images": ["20", 0], "filename_prefix": "%width%x%height%_%batch_num%"}
+        found = await ended(client, comfy, await post(client, made))
+        width, height = (2 * made["5"]["inputs"][side] for side in ("width", "height"))
+        names = [one["filename"] for one in found["outputs"]["9"]["images"]]
+        assert names == [f"{width}x{height}_{number}_00001_.png" for number in range(2)]
+
+    tell(story)
+
+
 def test_outputs_that_ask_for_one_picture_draw_it_once(tell: Callable[..., None], family: FakeFamily) -> None:
     async def story(client: Client, comfy: Any) -> None:
         made = graph() | {"10": node("PreviewImage", images=["8", 0])}

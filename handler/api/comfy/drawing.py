@@ -122,8 +122,8 @@ class Drawing:
         for node in output.order:
             self._execute(node)
         images = []
-        for one in pictures:
-            images.append(await self._archive.at(partial(self._keep, output, one), job.deadline))
+        for number, one in enumerate(pictures):
+            images.append(await self._archive.at(partial(self._keep, output, one, number), job.deadline))
             if output.streamed:
                 await self._stream(images[-1])
         if output.streamed:
@@ -131,11 +131,11 @@ class Drawing:
         else:
             self._executed(output.node, {"images": images})
 
-    def _keep(self, output: Output, one: Picture, shelf: Shelf) -> dict[str, str]:
+    def _keep(self, output: Output, one: Picture, number: int, shelf: Shelf) -> dict[str, str]:
         """On another thread; where it is kept."""
         job = self._job
         data = finished(one.data, output.after, texts(job.graph, job.extra) if self._metadata else {})
-        where = filled(PREFIX if output.streamed else output.prefix, job.graph, one.recipe.size)
+        where = filled(PREFIX if output.streamed else output.prefix, job.graph, codec.size_of(data), number)
         return self._archive.save(output.folder, *where, data)
 
     async def _stream(self, image: dict[str, str]) -> None:

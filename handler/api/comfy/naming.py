@@ -24,12 +24,14 @@ MOST = 12  # placeholders: each may be looked for in all nodes
 UNPLAIN = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
-def filled(prefix: str, graph: Mapping[str, Any], size: tuple[int, int]) -> tuple[str, str]:
-    """Subfolder and start of the names of pictures of this `size`. OutsideFolder, InvalidValue if it leads elsewhere.
+def filled(prefix: str, graph: Mapping[str, Any], size: tuple[int, int], place: int = 0) -> tuple[str, str]:
+    """Subfolder and start of the name of the picture of this `size` at this `place` in its batch.
+
+    OutsideFolder, InvalidValue if it leads elsewhere.
 
     What a placeholder is not known to mean stays as it is.
     """
-    known = {"width": str(size[0]), "height": str(size[1])}
+    known = {"width": str(size[0]), "height": str(size[1]), "batch_num": str(place)}
     known |= {name: time.strftime(form) for name, form in CLOCK.items()}
 
     def fill(found: re.Match[str]) -> str:

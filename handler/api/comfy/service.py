@@ -227,10 +227,12 @@ def _accepted(job: Job) -> dict[str, Any]:
 
 def _key(graph: Mapping[str, Any], plan: Plan) -> str:
     """What is equal in prompts that give the same pictures; of what is drawn at random, no two are."""
-    if any(step.request.seed is None for output in plan.outputs for step in steps(output)):
+    seeds = [step.request.seed for output in plan.outputs for step in steps(output)]
+    if None in seeds:
         return secrets.token_hex(16)
     nodes = {name: [node["class_type"], node.get("inputs")] for name, node in graph.items()}
-    found = hashlib.sha256(json.dumps([nodes, [output.node for output in plan.outputs]], sort_keys=True).encode())
+    said = [nodes, [output.node for output in plan.outputs], seeds]  # of a seed below 0 the one that was drawn
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for request in (step.request for output in plan.outputs for step in steps(output)):
         for image in (*request.images, request.mask or b""):
             found.update(hashlib.sha256(image).digest())

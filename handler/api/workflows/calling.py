@@ -1,7 +1,6 @@
 """One request to a workflow: drawn output by output, and told with the node that each picture is of."""
 
 import asyncio
-import io
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,17 +101,13 @@ class Call:
 
     def _made(self, output: Output, picture: Picture, metadata: bool) -> Made:
         """One picture finished and encoded as it shall be answered. For a thread."""
-        from PIL import Image
-
         asked = self.asked.transport
         plain = asked.output_format == PLAIN
         said = texts(self.graph, {}) if metadata and plain else {}
         data = finished(picture.data, output.after, said) if output.after or said else picture.data
         if not plain:
             data = codec.recode(data, asked.output_format, asked.output_compression)
-        with Image.open(io.BytesIO(data)) as image:
-            size = image.size
-        return Made(replace(picture, data=data, format=asked.output_format), output, size)
+        return Made(replace(picture, data=data, format=asked.output_format), output, codec.size_of(data))
 
     def _render(
         self, made: Sequence[Made], request: ImageRequest, spec: ModelSpec, pictures: Sequence[Picture], seconds: float

@@ -131,7 +131,8 @@ def _delta(key: Key, parts: Parts, scales: Scales) -> Delta:
     down, up = parts["down"], parts["up"]
     if min(down.ndim, up.ndim) < 2 or not (down.numel() and up.numel()):
         raise Misfit(f"{layer} has another shape")
-    if (alpha := parts.get("alpha")) is not None and alpha.numel() != 1:
+    alpha: Any = parts.get("alpha")  # a tensor, or of diffusers' converters a number
+    if hasattr(alpha, "numel") and alpha.numel() != 1:
         raise Misfit(f"{layer} has more than one alpha")
     scale = scales.of(key, len(down)) if alpha is None else float(alpha) / len(down)
     if not (math.isfinite(scale) and down.isfinite().all() and up.isfinite().all()):

@@ -37,7 +37,8 @@ def load_components(
     """
     for file in reader.take(CONFIGS):
         _arrive(reader, file)
-    entries = {name: value for name, value in reader.index.items() if name[0] != "_" or isinstance(value, list)}
+    given = reader.source.index or ()  # one that is no file, whose names are folders'
+    entries = {name: value for name, value in reader.index.items() if name[0] != "_" or name in given}
     places = {name: "cpu" if name.startswith(waiting) else hardware.device for name in entries}
     shards = {name: shard if name.startswith("text_encoder") else WHOLE for name in entries}
     return {

@@ -41,8 +41,10 @@ def _drawing(summary: str, body: Mapping[str, Schema], answer: str, event: str) 
 
 def _hub(*parameters: str) -> Operation:
     """A route of Hugging Face's client."""
-    drawn = Answer("The picture as it is, or JSON where Accept wants that.", {**PICTURES, JSON: ref("NativeImages")})
-    answers = {200: replace(drawn, headers=(*REPEATED, TOKENS, *TOLD)), 202: jobs.ACCEPTED}
+    content = {**PICTURES, JSON: ref("NativeImages"), EVENTS: ref("NativeEvent")}
+    told = "The picture as it is, or JSON where Accept wants that; with stream true in its parameters, events."
+    drawn = Answer(told, content, (*REPEATED, TOKENS, *TOLD, "x-accel-buffering"))
+    answers = {200: drawn, 202: jobs.ACCEPTED}
     summary, body = "Draw one picture, as Hugging Face's InferenceClient asks", {JSON: ref("HubRequest")}
     return Operation("post", summary, answers, body, DRAWING, (*ASKED, *parameters))
 

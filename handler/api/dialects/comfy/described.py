@@ -6,6 +6,7 @@ from handler.api.dialects.comfy.files import listed
 from handler.api.dialects.comfy.node import Input, Node
 from handler.api.dialects.comfy.plan import Served
 from handler.api.dialects.comfy.table import ALIASES, TABLE
+from handler.api.dialects.comfy.ui.orders import has_choices
 from handler.core.request import MAX_SEED
 
 
@@ -26,8 +27,9 @@ def described(row: Node, served: Served) -> dict[str, Any]:
         "optional": {name: wanted for name, wanted in row.inputs.items() if not wanted.required},
     }
     kept = {group: inputs for group, inputs in groups.items() if inputs or group == "required"}
+    told = {name: _input(row, wanted, served) for name, wanted in row.inputs.items()}
     return {
-        "input": {group: {name: _input(one, served) for name, one in inputs.items()} for group, inputs in kept.items()},
+        "input": {group: {name: told[name] for name in inputs} for group, inputs in kept.items()},
         "input_order": {group: list(inputs) for group, inputs in kept.items()},
         "output": list(row.outputs),
         "output_is_list": [False] * len(row.outputs),
@@ -41,11 +43,11 @@ def described(row: Node, served: Served) -> dict[str, Any]:
     }
 
 
-def _input(wanted: Input, served: Served) -> list[Any]:
+def _input(row: Node, wanted: Input, served: Served) -> list[Any]:
     limits = {"default": wanted.default, "min": wanted.low, "max": wanted.high, "step": wanted.step}
     told: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
     if wanted.type == "STRING":
-        told |= {"multiline": wanted.multiline}
+        told |= {"multiline": wanted.multiline} | ({"dynamicPrompts": True} if has_choices(row, wanted) else {})
     if wanted.type == "INT" and wanted.high == MAX_SEED:
         told |= {"control_after_generate": True}
     if wanted.folder == "input":

@@ -176,10 +176,12 @@ def plain(at: At, width: int, height: int, batch_size: int, color: int) -> Pictu
     """One colour."""
     import numpy
 
+    if batch_size > MAX_REFERENCES:
+        at.refuse(f"it batches {batch_size} images; 1 to {MAX_REFERENCES} can be.", "batch_size")
     at.spend(width * height)
     rgb = numpy.empty((height, width, 3), numpy.uint8)
     rgb[:] = (color >> 16 & 255, color >> 8 & 255, color & 255)
-    return Picture((rgb,))
+    return Picture((rgb,) * batch_size)
 
 
 def size(at: At, image: Image) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 """What a sampler starts from: empty latents, encoded pictures, masks on them, and their size."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from handler.api.dialects.comfy.node import (
     maybe,
     number,
     rows,
+    text,
     whole,
 )
 from handler.api.dialects.comfy.values import Drawn, Image, Latent, Mask, Picture, Vae
@@ -35,6 +37,17 @@ def empty_of_sixteen(at: At, width: int, height: int, batch_size: int) -> Latent
     return Latent(width // 16 * 16, height // 16 * 16, batch_size)
 
 
+def picked(
+    at: At, resolution: str, batch_size: int, width_override: int, height_override: int
+) -> tuple[Latent, int, int]:
+    """By a choice such as '1024x1024 (1.0)', where no side is said."""
+    sides = re.match(r"(\d{2,5})x(\d{2,5})\b", resolution, re.ASCII)
+    if sides is None:
+        at.refuse("resolution should begin with two sides, such as 1024x1024.", "resolution")
+    width, height = width_override or int(sides[1]), height_override or int(sides[2])
+    return empty(at, width, height, batch_size), width, height
+
+
 def encode(at: At, pixels: Image, vae: Vae, **_: Any) -> Latent:
     """A picture to draw anew, in part or with a mask."""
     if isinstance(pixels, Drawn):
@@ -48,8 +61,6 @@ def again(at: At, drawn: Drawn) -> Latent:
     """What was drawn, to be drawn anew by another sampler."""
     if drawn.request.n > 1:
         at.refuse("a batch is not drawn anew; set batch_size to 1.")
-    if drawn.request.sampling and drawn.request.sampling.leftover_noise:
-        at.refuse("a sampler that goes on from another's noise is not offered; sample once, to the last step.")
     if drawn.passes >= MOST_PASSES:
         at.refuse(f"it samples one picture more than {MOST_PASSES} times.")
     width, height = (side // 8 * 8 for side in drawn.size)
@@ -120,6 +131,8 @@ def unsampled(at: At, samples: Latent | Drawn) -> Latent:
     """What a sampler made is decoded, to be encoded again."""
     if isinstance(samples, Latent):
         return samples
+    if samples.request.sampling and samples.request.sampling.leftover_noise:
+        at.refuse("a sampler that goes on from another's noise is not offered; sample once, to the last step.")
     found = again(at, samples)
     at.note("between two samplers a picture is decoded and encoded again: the result is near, not the same.")
     return found
@@ -189,6 +202,19 @@ TABLE = rows(
     *(
         Node(name, "latent", empty, OUT, SIZE)
         for name in ("EmptyLatentImage", "EmptySD3LatentImage", "EmptyHunyuanImageLatent")
+    ),
+    Node(
+        "SDXLEmptyLatentSizePicker+",  # of ComfyUI_essentials
+        "latent",
+        picked,
+        ("LATENT", "INT", "INT"),
+        {
+            "resolution": text("1024x1024 (1.0)", multiline=False),
+            "batch_size": BATCH,
+            "width_override": whole(0, 0, MAX_SIDE, 8),
+            "height_override": whole(0, 0, MAX_SIDE, 8),
+        },
+        names=("LATENT", "width", "height"),
     ),
     Node("EmptyFlux2LatentImage", "latent", empty_of_sixteen, OUT, SIZE),
     Node("VAEEncode", "latent", encode, OUT, {"pixels": IMAGE, "vae": VAE}, title="VAE Encode"),

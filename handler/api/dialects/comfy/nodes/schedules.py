@@ -80,7 +80,10 @@ def split(at: At, sigmas: Sigmas, step: int) -> tuple[Sigmas, Sigmas]:
 
 def split_by_share(at: At, sigmas: Sigmas, denoise: float) -> tuple[Sigmas, Sigmas]:
     """The same, by the share of steps that are left."""
-    return split(at, sigmas, sigmas.count - round(sigmas.count * denoise))
+    left = round(sigmas.count * denoise)
+    step = sigmas.count - left
+    high = split(at, sigmas, step if left else 0)[0]  # where none is left, ComfyUI's has none before it, either
+    return high, split(at, sigmas, step)[1]
 
 
 def spread(at: At, steps: int, sigma_max: float, sigma_min: float, rho: float) -> Sigmas:

@@ -14,6 +14,7 @@ from handler.api.dialects.comfy.ui.groups import with_groups
 from handler.api.dialects.comfy.ui.hosting import Hosting
 from handler.api.dialects.comfy.ui.kinds import PAGES
 from handler.api.dialects.comfy.ui.orders import Order, order
+from handler.api.dialects.comfy.ui.prompts import chosen
 from handler.api.dialects.comfy.ui.unfolding import BYPASSED, MUTED, Scope, unfolded
 from handler.api.dialects.comfy.ui.widgets import Named, named
 
@@ -75,10 +76,10 @@ class Conversion:
         values = hosting.values(scope, node)
         self.notes += (f"Node {scope.named(node)} ({node.kind}): {sentence}" for sentence in values.notes)
         inputs = {name: _boxed(value) for name, value in values.values.items()}
-        for place, slot in enumerate(node.inputs):
-            _put(inputs, slot.name, following.source(scope, node, place))
-        self._weigh(inputs)
         known = self.order(node.kind)
+        for place, slot in enumerate(node.inputs):
+            _put(inputs, slot.name, _as_typed(following.source(scope, node, place), slot.name, known))
+        self._weigh(inputs)
         title = node.title or (known.title if known else node.kind)
         return {"inputs": inputs, "class_type": node.kind, "_meta": {"title": title}}
 
@@ -101,6 +102,14 @@ class Conversion:
 def executes(node: Node) -> bool:
     """Whether API format has it."""
     return bool(node.kind) and node.mode not in (MUTED, BYPASSED) and node.kind not in PAGES
+
+
+def _as_typed(source: Source, name: str, known: Order | None) -> Source:
+    """A text that a PrimitiveNode gives, as the page sends it from the widget that it leads to."""
+    dynamic = known is not None and any(widget.dynamic for widget in known.widgets if widget.name == name)
+    if dynamic and isinstance(source, Literal) and source.typed and isinstance(source.value, str):
+        return Literal(chosen(source.value)[0])
+    return source
 
 
 def _put(inputs: dict[str, Any], name: str, source: Source) -> None:

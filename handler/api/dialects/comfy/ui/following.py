@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from handler.api.dialects.comfy.ui.document import ANY, OUTER_IN, Link, Node, text
-from handler.api.dialects.comfy.ui.kinds import GETTERS, PRIMITIVE, REROUTES, SETTERS, SHOWN
+from handler.api.dialects.comfy.ui.kinds import GETTERS, PAGES, PRIMITIVE, REROUTES, SETTERS, SHOWN
 from handler.api.dialects.comfy.ui.unfolding import BYPASSED, MUTED, Scope, Unfolded
 
 
@@ -23,9 +23,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A value in place of a link."""
+    """A value in place of a link; `typed` into a node for it, as it would be into the widget itself."""
 
     value: Any
+    typed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,9 @@ class Following:
 
     def _through(self, at: Outlet, kind: str) -> Inlet | Outlet | Source:
         scope, node = at.scope, at.node
-        if node.mode == MUTED:
+        if node.kind == PRIMITIVE:  # of what no server knows the page never asks whether it is muted
+            return self.values.primitive(scope, node)
+        if node.mode == MUTED and node.kind not in PAGES:
             return GONE
         if node.mode == BYPASSED:
             place = passing(node, at.slot, kind)
@@ -124,8 +127,6 @@ class Following:
             return self._set(scope, _name(node))
         if node.kind in SETTERS:
             return Inlet(scope, node, 0)
-        if node.kind == PRIMITIVE:
-            return self.values.primitive(scope, node)
         return None if node.kind in SHOWN else Output(scope.named(node), at.slot)
 
     def _set(self, scope: Scope, name: str) -> Inlet | None:

@@ -45,7 +45,7 @@ class Hosting:
         """What a PrimitiveNode gives to all inputs that it leads to."""
         told = self.said(scope).widgets.get(node.id, {})
         values = [*told.values()] or ([] if isinstance(node.values, Mapping) else list(node.values))
-        return Literal(values[0]) if values else None
+        return Literal(values[0], typed=True) if values else None
 
     def promoted(self, scope: Scope, port: int) -> Literal | None:
         """What is at an input of a subgraph, where no link leads to that of its host."""

@@ -59,8 +59,12 @@ def _listed(row: Node) -> Iterator[Widget]:
         kind = wanted.type if isinstance(wanted.type, str) else "COMBO"
         if kind in PLAIN:
             seed = name in SEEDS or (kind == "INT" and wanted.high == MAX_SEED)
-            dynamic = kind == "STRING" and wanted.multiline and row.name.startswith(PROMPTS)
-            yield Widget(name, kind, wanted.default, _choices(wanted), seed, dynamic)
+            yield Widget(name, kind, wanted.default, _choices(wanted), seed, has_choices(row, wanted))
+
+
+def has_choices(row: Node, wanted: Input) -> bool:
+    """Whether {this|that} in a text of this class is for the page to choose from."""
+    return wanted.type == "STRING" and wanted.multiline and row.name.startswith(PROMPTS)
 
 
 def _choices(wanted: Input) -> tuple[str, ...]:
