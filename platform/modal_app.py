@@ -38,7 +38,8 @@ CHOSEN = {**Settings.named(os.environ), **{name: os.environ[name] for name in CH
 ENVIRONMENT: dict[str, Any] = {"KINDLING_MODEL": "flux-schnell", **CHOSEN, "KINDLING_VOLUME": VOLUME}
 SETTINGS = Settings.from_env(ENVIRONMENT)  # a misspelt setting stops the deployment, not its first container
 SPEC = Engine(SETTINGS).spec  # so does a misspelt model
-GPUS = [word.strip() for word in ENVIRONMENT.get("MODAL_GPU", "").split(",") if word.strip()]
+EXACT = {"H100": "H100!"}  # without the mark it may be an H200 there
+GPUS = [EXACT.get(name := word.strip(), name) for word in ENVIRONMENT.get("MODAL_GPU", "").split(",") if word.strip()]
 # Not carried along: in a container this is Modal's own word for where it runs.
 REGIONS = [word.strip() for word in os.environ.get("MODAL_REGION", "").split(",") if word.strip()]
 BUILD = cuda_build(ENVIRONMENT.get("CUDA", ""))  # a container reckons with the GPUs that it was deployed for

@@ -20,6 +20,7 @@ from typing import Any
 import httpx2
 
 from handler import MODELS, MODES, ModelSpec, Settings, choose_gpus, cuda_build, errors
+from handler.worker.footprint import weigh
 from runpod_api import API, RefusedError, connected, named, put
 from runpod_endpoint import (
     FLASHBOOT,
@@ -53,6 +54,14 @@ class Plan:
     spec: ModelSpec
     place: Place | None  # of the network volume, if there is to be one
     filling: Filling | None  # what is done to it first, if anything
+    baked_gb: float = 0  # of rounded weights that this may write
+
+
+def baked_gb(settings: Settings, spec: ModelSpec, asked: Sequence[str], cuda: str) -> float:
+    """What baking may write on the GPUs that are chosen, in GB: weights as they are served, where those are others."""
+    offers = choose_gpus(settings, spec, "runpod", asked, cuda_build(cuda))
+    found = [weigh(spec, offer.outlook.hardware) for offer in offers]
+    return max((weights.held / 1e9 for weights in found if weights.changed), default=0.0)
 
 
 def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str], cuda: str = "") -> tuple[str, ...]:
@@ -111,7 +120,7 @@ def deploy(plan: Plan, key: str) -> str:
     with connected(key) as client:
         there = named(client, "serverless", "endpoints", wanted.name)
         known = named(client, "templates", "templates", wanted.name)
-        volume = found(client, plan.place, plan.spec) if plan.place else {}
+        volume = found(client, plan.place, plan.spec, plan.baked_gb) if plan.place else {}
         template, endpoint = bodies(wanted)
         if there:
             settle(wanted, plan.settings, plan.spec, there)
@@ -198,7 +207,8 @@ def planned(args: argparse.Namespace, environ: Mapping[str, str]) -> Plan:
     )
     place = Place(args.volume, args.size, wanted.data_centers) if args.volume else None
     filling = filling_of(wanted, spec, args.fill, environ.get("HF_TOKEN", "")) if args.fill else None
-    return Plan(wanted, settings, spec, place, filling)
+    bakes = args.fill and "bake" in STEPS[args.fill][0]
+    return Plan(wanted, settings, spec, place, filling, baked_gb(settings, spec, args.gpu, cuda) if bakes else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """RunPod's network volumes: which one is meant, what it costs, and a new one where that is asked for."""
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -42,15 +43,18 @@ def price(size_gb: int) -> str:
     return f"{size_gb} GB cost about ${dollars:.2f} a month, filled or not, until the volume is deleted"
 
 
-def found(client: httpx2.Client, place: Place, spec: ModelSpec) -> dict[str, Any]:
-    """The volume that has this id, else this name; empty if one may be created. RefusedError where none is meant."""
+def found(client: httpx2.Client, place: Place, spec: ModelSpec, baked: float = 0) -> dict[str, Any]:
+    """The volume that has this id, else this name; empty if one may be created. RefusedError where none is meant.
+
+    `baked` are the GB of rounded weights that are to be written to it, too.
+    """
     rows = ask(client, "GET", "network-volumes")["networkVolumes"]
     same = [row for row in rows if row["id"] == place.name] or [row for row in rows if row["name"] == place.name]
     if len(same) > 1:
         ids = ", ".join(row["id"] for row in same)
         raise RefusedError(f"RunPod has {len(same)} network volumes named {place.name}: say which by id, of {ids}.")
     if not same:
-        require_order(place, spec)
+        require_order(place, spec, baked)
         return {}
     [row] = same
     if place.data_centers and row["dataCenter"] not in place.data_centers:
@@ -61,16 +65,19 @@ def found(client: httpx2.Client, place: Place, spec: ModelSpec) -> dict[str, Any
     return dict(row)
 
 
-def require_order(place: Place, spec: ModelSpec) -> None:
-    """Refuse to create a volume that is not wholly described, or cannot hold the model's files."""
-    least = max(SIZES_GB[0], round(BYTES * (spec.parameters + spec.other_parameters) / 1e9 + 0.5))
+def require_order(place: Place, spec: ModelSpec, baked: float = 0) -> None:
+    """Refuse to create a volume that is not wholly described, or cannot hold the model's files and what is baked."""
+    files = BYTES * (spec.parameters + spec.other_parameters) / 1e9
+    least = max(SIZES_GB[0], math.ceil(files + baked))
     if not place.ordered:
         raise RefusedError(
             f"There is no network volume {place.name}. To create it, add --size and one --data-center, such as "
             f"--size {least + 20} --data-center EU-RO-1: {price(least + 20)}."
         )
     if (place.size_gb or 0) < least:
-        raise RefusedError(f"--size {place.size_gb} does not hold {spec.id}, whose files take {least} GB.")
+        more = f", and what is baked {math.ceil(baked)} GB" if baked else ""
+        told = f"--size {place.size_gb} does not hold {spec.id}, whose files take {math.ceil(files)} GB{more}."
+        raise RefusedError(told)
 
 
 def created(client: httpx2.Client, place: Place) -> dict[str, Any]:

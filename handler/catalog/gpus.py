@@ -75,7 +75,10 @@ def _runpod(pool: str, price: float | None, *names: str) -> dict[str, Rental]:
 
 
 def _modal(price: float, *names: str) -> dict[str, Rental]:
-    """Names by modal.com/docs/guide/gpu; how much memory the host shall have is asked for."""
+    """Names by modal.com/docs/guide/gpu; how much memory the host shall have is asked for.
+
+    "H100" alone may be an H200 there, for which nothing was compiled or measured; "H100!" is none.
+    """
     return {"modal": Rental(names, price)}
 
 
@@ -126,7 +129,7 @@ GPUS: Mapping[str, Gpu] = {
             "H100",
             (9, 0),
             80,
-            _runpod("ADA_80_PRO", 0.00116, *H100S) | _modal(0.001097, "H100") | _fal(112, "GPU-H100"),
+            _runpod("ADA_80_PRO", 0.00116, *H100S) | _modal(0.001097, "H100!") | _fal(112, "GPU-H100"),
         ),
         Gpu(
             "H200",

@@ -12,19 +12,21 @@ they are (`compiling/package.py`) must not be bound to these.
 import itertools
 import mmap
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 streamed: WeakKeyDictionary[Any, "Stream"] = WeakKeyDictionary()  # the models whose parts come and go
+locked: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()  # where spans begin, by the first of models with them
 WAITING = {"resident": (), "encoders": ("text_encoder",), "blocks": ("text_encoder", "transformer", "unet")}
 
 
 def stream(models: Iterable[Any], device: str) -> None:
     """Let the parts of `models`, which are in host memory, come to `device` one by one."""
+    models = list(models)
     streams = [Stream(model, device) for model in models]
-    if device == "cuda":
-        lock_pages(host for one in streams for host in one.waiting)
+    if device == "cuda" and models:
+        locked[models[0]] = lock_pages(host for one in streams for host in one.waiting)
 
 
 def rest(model: Any) -> None:
@@ -136,14 +138,28 @@ def _tensors(module: Any) -> Iterator[Any]:
     return itertools.chain(module.parameters(), module.buffers())
 
 
-def lock_pages(tensors: Iterable[Any]) -> None:
-    """Page-lock host memory where it is: only then do copies from it go on beside computing."""
+def lock_pages(tensors: Iterable[Any]) -> list[int]:
+    """Page-lock host memory where it is: only then do copies from it go on beside computing. Where its spans begin."""
     import torch
 
     storages = (tensor.untyped_storage() for tensor in tensors)
     spans = sorted((storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages)
-    for start, stop in _pages(spans):
+    pages = _pages(spans)
+    for start, stop in pages:
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(start, stop - start, 0))
+    return [start for start, _ in pages]
+
+
+def unlock_pages(models: Iterable[Any]) -> None:
+    """Let go of what was locked for `models`, before their memory goes: what came to lie there could not be locked."""
+    import torch
+
+    starts = [start for model in models for start in locked.pop(model, ())]
+    if starts:
+        with suppress(RuntimeError):  # of a GPU that is lost
+            torch.cuda.synchronize()
+    for start in starts:
+        torch.cuda.cudart().cudaHostUnregister(start)
 
 
 def _pages(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

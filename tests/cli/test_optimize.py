@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from test_receipts import figures
 from fakes import FakeFamily, raises
 from handler import MODELS, Settings
 from handler.__main__ import main
+from handler.api.dispatch import Api
 from handler.catalog.precisions import PRECISIONS
 from handler.cli.optimize.attempt import attempt, likeness
 from handler.cli.optimize.journal import Journal, close
 from handler.cli.optimize.pareto import SAME_DB, pareto, select
 from handler.cli.optimize.sweep import Wishes, place, planned, sweep
 from handler.cli.optimize.together import gains
+from handler.cli.optimize.trial import Task, _one_by_one
 from handler.core.errors import KindlingError, StartError
 from handler.model.hardware import Hardware, expected
 from handler.volume.receipts import Candidate, Figures, Outcome, current, folder
@@ -283,6 +286,14 @@ def test_likeness_of_nothing_is_not_measured(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"\x89PNG")
     assert likeness(tmp_path, tmp_path) == (None, None)
     assert likeness(tmp_path, tmp_path / "none") == (None, None)
+
+
+@pytest.mark.parametrize(("until", "count"), [(0.0, 8), (math.inf, 24)])
+def test_where_pictures_take_long_one_round_has_to_do(until: float, count: int, tmp_path: Path) -> None:
+    with FakeFamily().engine() as engine:
+        task = Task("fp32", False, 3, 900.0, "", "", str(tmp_path))
+        assert len(asyncio.run(_one_by_one(Api(engine), task, until))) == count
+    assert len([*tmp_path.iterdir()]) == 8
 
 
 @pytest.mark.parametrize("refused", [False, True])

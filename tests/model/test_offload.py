@@ -17,6 +17,7 @@ from handler.core.errors import Cancelled
 from handler.core.recipe import Recipe, Reference
 from handler.model import offload
 from handler.model.loading import weights
+from handler.model.loading.weights import free
 from handler.model.offload import Stream, _pages
 
 OWN = [spec for spec in MODELS.values() if not spec.base and spec.id not in ("spark", "sdxl-turbo")]
@@ -235,8 +236,9 @@ def test_host_memory_is_locked_in_whole_pages_whatever_the_order(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "check_error", codes.append)
     memory = mmap.mmap(-1, 8 * page)
     parts = ((5 * page, page), (0, page + 10), (page, 20))
-    offload.lock_pages(torch.frombuffer(memory, dtype=torch.uint8, offset=at, count=size) for at, size in parts)
+    spans = (torch.frombuffer(memory, dtype=torch.uint8, offset=at, count=size) for at, size in parts)
     first = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    assert offload.lock_pages(spans) == [first, first + 5 * page]
     assert locked == [(first, 2 * page, 0), (first + 5 * page, page, 0)]
     assert codes == [701, 702]
 
@@ -245,13 +247,22 @@ def test_host_memory_is_locked_in_whole_pages_whatever_the_order(monkeypatch: py
 def test_on_a_gpu_all_that_waits_is_locked(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All parts' tensors, of each model; what stays on the device is not."""
     locked: list[int] = []
-    monkeypatch.setattr(offload, "lock_pages", lambda hosts: locked.extend(host.data_ptr() for host in hosts))
+    monkeypatch.setattr(offload, "lock_pages", lambda hosts: locked.extend(host.data_ptr() for host in hosts) or [7, 8])
     monkeypatch.setattr(offload, "Stream", lambda model, device: Stream(model, "cpu"))
     nets = [Net(), Net()]
     waits = {tensor.data_ptr() for net in nets for name, tensor in net.named_parameters() if name != "gain"}
     offload.stream(nets, device)
     assert len(locked) == len({*locked})
     assert {*locked} == (waits if device == "cuda" else set())
+    unlocked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostUnregister=unlocked.append))
+    sizes = [tensor.untyped_storage() for net in nets for tensor in net.parameters()]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: unlocked.append(sum(map(len, sizes))))
+    whole = sum(map(len, sizes))
+    for _ in range(2):
+        free(SimpleNamespace(components={str(number): net for number, net in enumerate(nets)}))
+        assert unlocked == ([whole, 7, 8] if device == "cuda" else [])  # before its memory goes
+    assert sum(map(len, sizes)) == 0
 
 
 def test_a_part_is_a_block_that_the_model_names_or_what_stands_in_a_list(net: tuple[Net, list[str]]) -> None:

@@ -103,6 +103,16 @@ def test_a_volume_is_found_by_its_id_and_by_its_name(rest: Rest, told: Callable[
     assert posted(rest) == ["templates", "serverless"]
 
 
+def test_a_volume_has_room_for_what_is_baked(rest: Rest, told: Callable[..., str]) -> None:
+    qwen = ["qwen-image", *FLUX[1:], "--volume", "new"]
+    assert "such as --size 116 --data-center EU-RO-1" in told(1, *qwen, "--fill")
+    place = ["--size", "60", "--data-center", "EU-RO-1"]
+    says = "--size 60 does not hold qwen-image, whose files take 58 GB, and what is baked 38 GB."
+    assert says in told(1, *qwen, *place, "--fill")
+    assert not rest.rows["networkVolumes"][1:]
+    told(0, *qwen, *place, "--fill", "fetch", "--dry-run")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

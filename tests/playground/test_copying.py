@@ -15,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from browsing import Visit
+from browsing import Visit, drop
 from handler.volume.sources import EMBEDDED
 from loras import LAYERS, matrices, peft, put
 from serving import Served, serving
@@ -160,3 +160,38 @@ def test_the_key_comes_from_the_environment_and_loras_go_along(
     assert WAYS[way](page, tmp_path, KINDLING_API_KEY=KEY) == bytes_of(page)
     expect(page.locator(".error")).to_have_count(0)
     visit.expect("status of 401")
+
+
+def test_a_loras_weight_for_text_encoders_goes_along_until_its_weight_is_changed(visit: Visit, adapted: Served) -> None:
+    loras = [{"name": "ink", "weight": 0.5, "clip_weight": 0.25}]
+    head = {"authorization": f"Bearer {KEY}", "accept": "image/png"}
+    sent = httpx.post(f"{adapted.url}/generate", json={"prompt": "x", "loras": loras}, headers=head, timeout=60).content
+    page = visit.open(adapted.url)
+    page.get_by_label("Key", exact=True).fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("radio", name="Realtime")).to_be_attached()
+    drop(page.locator("body"), sent, "x.png", "image/png")
+    expect(page.locator("[name=prompt]")).to_have_value("x")
+    ask(page, PROMPT)
+    made(page, PROMPT)
+    assert settings(bytes_of(page))["loras"] == settings(sent)["loras"]
+    assert json.loads(copied(page, "ComfyUI"))["20"]["inputs"]["strength_clip"] == 0.25
+    page.get_by_text("Advanced").click()
+    page.get_by_label("Weight of ink").fill("0.75")
+    ask(page, "another")
+    made(page, "another")
+    [lora] = settings(bytes_of(page))["loras"]
+    assert (lora["weight"], "clip_weight" in lora) == (0.75, False)
+    visit.expect("status of 401")
+
+
+def test_a_graphs_own_sampling_is_in_its_picture_alone(page: Page, server: Served) -> None:
+    """No KSampler says all of it."""
+    expect(page.get_by_role("radio", name="Realtime")).to_be_attached()
+    asked = {"prompt": "x", "sampling": {"sampler": "dpmpp_2m", "scheduler": "karras", "steps": 4}}
+    sent = httpx.post(f"{server.url}/generate", json=asked, headers={"accept": "image/png"}, timeout=60).content
+    drop(page.locator("body"), sent, "x.png", "image/png")
+    expect(page.locator("[name=prompt]")).to_have_value("x")
+    ask(page, PROMPT)
+    made(page, PROMPT)
+    assert copied(page, "ComfyUI") == "A PNG of it has its graph: drop that onto ComfyUI."

@@ -270,6 +270,14 @@ def test_it_streams_as_other_routes_do(tell: Callable[..., None]) -> None:
         assert several[:2] == (400, "invalid_value")
         lone = await refused(client.post("/workflows/poster", json={"partial_images": 1}))
         assert lone[1] == "unsupported_parameter"
+        made = graph()
+        made["5"]["inputs"]["batch_size"] = 2  # which is no field where it is repeated
+        made["50"] = node("RepeatLatentBatch", samples=["5", 0], amount=2)
+        made["3"]["inputs"]["latent_image"], made["5"]["inputs"]["batch_size"] = ["50", 0], 1
+        await keep(client, made, status=200)
+        answer = await client.post("/workflows/poster", json={"stream": True, "partial_images": 2})
+        types = [json.loads(line[6:])["type"] for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert types == ["image_generation.completed"]
 
     tell(story)
 

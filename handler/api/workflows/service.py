@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -144,7 +145,10 @@ class Workflows:
         found, made = wanted(workflow, read, served, self._settings, load)
         call = Call(workflow, dialect, found, made.graph, made.outputs, made.notes, made.seed)
         if found.transport.partial_images and call.several:
-            raise InvalidValue("partial_images are of one picture; this draws several.", "partial_images")
+            if "n" in found.values:
+                raise InvalidValue("partial_images are of one picture; this draws several.", "partial_images")
+            alone = found.transport.model_copy(update={"partial_images": 0})  # whoever asks need not know the graph
+            return replace(call, asked=replace(found, transport=alone))
         return call
 
     def _told(self, workflow: Workflow, served: Served) -> dict[str, Any]:

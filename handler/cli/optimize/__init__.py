@@ -43,7 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-memory", type=float, metavar="GB", help="memory it may take")
     parser.add_argument("--min-quality", type=float, metavar="DB", help="likeness (PSNR) to the baseline it must have")
     parser.add_argument("--max-cost-per-image", type=float, metavar="USD", help="dollars a picture may cost")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of eight pictures each (default: 3)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="of 8 pictures, fewer if they are slow (default: 3)",
+    )
     parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="for each candidate (default: 900)")
     parser.add_argument("--candidates", default="", metavar="LIST", help="such as int8,fp8+compile (default: all)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured, and what not")

@@ -128,7 +128,8 @@ def _facts(settings: Settings, spec: ModelSpec, hardware: Hardware, wished: Wish
 
 
 def _command(one: Candidate, settings: Settings, spec: ModelSpec, wished: Wishes, pictures: Path) -> list[str]:
-    task = Task(one.precision, one.compiled, wished.rounds, str(settings.volume), settings.device, str(pictures))
+    volume, device = str(settings.volume), settings.device
+    task = Task(one.precision, one.compiled, wished.rounds, wished.limit_s, volume, device, str(pictures))
     return [sys.executable, "-m", "handler", "optimize", spec.id, "--candidate", json.dumps(asdict(task))]
 
 

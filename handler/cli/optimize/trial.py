@@ -44,11 +44,15 @@ SCENES = (
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a process of the sweep is told; its pictures go to `folder`, as <i>.png."""
+    """What a process of the sweep is told; its pictures go to `folder`, as <i>.png.
+
+    A third of `limit_s` after its start no further round is begun: what heavy models draw on small GPUs takes long.
+    """
 
     precision: str
     compiled: bool
     rounds: int
+    limit_s: float
     volume: str
     device: str
     folder: str
@@ -56,7 +60,7 @@ class Task:
 
 def trial(task: Task, settings: Settings) -> Figures:
     """Boot a worker of this candidate and measure it; a StartError if it would run otherwise than asked."""
-    policy = "on" if task.compiled else "off"
+    until, policy = time.monotonic() + task.limit_s / 3, "on" if task.compiled else "off"
     asked = {"precision": task.precision, "compile": policy, "volume": Path(task.volume), "device": task.device}
     patient = {"cold_start_budget_s": PATIENT_S, "queue_s": PATIENT_S, "queue": 32, "batch": 1}
     engine = Engine(
@@ -67,7 +71,7 @@ def trial(task: Task, settings: Settings) -> Figures:
         engine.wait_booted()
         if (engine.ledger.plan == "COMPILED") != task.compiled:
             raise StartError(f"{Candidate(task.precision, task.compiled).name} runs {engine.ledger.decision}")
-        seconds = asyncio.run(_one_by_one(Api(engine), task))
+        seconds = asyncio.run(_one_by_one(Api(engine), task, until))
         batches = asyncio.run(gains(engine))
         engine.batch = at_once("auto", batches, engine.spec.size)
         rate = asyncio.run(_rate(Api(engine), task))
@@ -87,10 +91,12 @@ def _round(api: Api, turn: int) -> list[ImageRequest]:
     ]
 
 
-async def _one_by_one(api: Api, task: Task) -> list[float]:
+async def _one_by_one(api: Api, task: Task, until: float) -> list[float]:
     """Seconds of each picture, one after another. The first round is what likeness is judged by."""
-    seconds = []
+    seconds: list[float] = []
     for turn in range(task.rounds):
+        if turn and time.monotonic() > until:
+            break
         for seed, request in enumerate(_round(api, turn)):
             begun = time.perf_counter()
             [picture] = await api.draw(request)

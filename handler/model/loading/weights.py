@@ -15,6 +15,7 @@ from handler.model.hardware import Hardware
 from handler.model.loading import lora, modules
 from handler.model.loading.filling import as_served, fill, layouts, slots_of
 from handler.model.loading.packing import viewed
+from handler.model.offload import unlock_pages
 from handler.model.tensor_parallel import WHOLE, Shard
 from handler.volume.codeless import require_codeless
 from handler.volume.layout import Slot
@@ -191,6 +192,7 @@ def free(pipeline: Any) -> None:
     torch's loader of compiled code keeps for good a reference to each weight that it was given (2.11 and 2.13).
     """
     parts = [part for part in getattr(pipeline, "components", {}).values() if hasattr(part, "parameters")]
+    unlock_pages(parts)
     for weight in [weight for part in parts for weight in (*part.parameters(), *part.buffers())]:
         for tensor in _plain(weight):
             if (storage := tensor.untyped_storage()).resizable():

@@ -1,4 +1,4 @@
-// What is asked for: the form's fields, which of them the served model honours, and what they say.
+// The form's fields, which of them the served model honours, and what they say.
 
 import { aside, button, element, field, hint } from "./dom.js";
 
@@ -15,7 +15,7 @@ const pair = (...fields) => element("div", { class: "pair" }, fields);
 
 export class Form {
   constructor(submitted) {
-    this.carried = {}; // of a picture's parameters what has no field here
+    this.carried = {}; // what of a picture has no field here
     this.last = null; // the seed of the latest picture
     this.prompt = element("textarea", { name: "prompt", rows: 4, onkeydown: event => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.element.requestSubmit();
@@ -41,7 +41,7 @@ export class Form {
     return element("details", { class: "advanced" }, element("summary", {}, "Advanced"),
       field("Size", this.shape),
       pair(field("Width", number("width"), "Pixels"), field("Height", number("height"), "Pixels")),
-      pair(field("Steps", number("num_inference_steps"), "More steps take longer and show more detail. Empty: as the mode says."),
+      pair(field("Steps", number("num_inference_steps"), "More take longer and show more detail. Empty: as the mode says."),
         field("Guidance", number("guidance_scale"), "How closely the picture keeps to the prompt.")),
       field("Seed", this.seed, "The same seed and settings make the same picture.", [dice, this.locked]),
       field("Leave out", element("textarea", { name: "negative_prompt", rows: 2 }), "What the picture should not show."),
@@ -49,7 +49,7 @@ export class Form {
         field("File", element("select", { name: "output_format" }), "PNG keeps the settings inside.")),
       field("Scheduler", element("select", { name: "scheduler" }), "The way from noise to a picture."),
       this.loras,
-      hint("Controls (ControlNet): poses, edges and depth cannot guide pictures here yet."));
+      hint("Poses, edges and depth (ControlNet) cannot guide pictures here yet."));
   }
 
   get keeps() { return this.locked.getAttribute("aria-pressed") === "true"; }
@@ -109,10 +109,10 @@ export class Form {
       return element("div", { class: "row tight lora" }, element("label", {}, box, ` ${lora.name} `, aside(words)), weight);
     });
     this.loras.disabled = !rows.length;
-    this.loras.replaceChildren(this.loras.firstChild, ...(rows.length ? rows : [hint("Files that teach a style or a subject. There are none in the folder loras of this worker's volume.")]));
+    this.loras.replaceChildren(this.loras.firstChild, ...(rows.length ? rows : [hint("Files that teach a style or a subject. This worker's volume has none in loras/.")]));
   }
 
-  /** The request's fields as the API calls them, without images; only what differs from what the worker does anyway. */
+  /** The request's fields as the API calls them, without images; only what differs from the worker's own. */
   read() {
     const said = { prompt: this.prompt.value, ...this.carried };
     const { fields } = this.model;
@@ -129,7 +129,10 @@ export class Form {
     if (mode && mode !== "auto" && !said.num_inference_steps && !said.sampling) said.quality = mode;
     if (said.n === 1) delete said.n;
     if (this.keeps) said.seed = this.seeded();
-    const loras = [...this.loras.querySelectorAll(":checked")].map(box => ({ name: box.value, weight: Number(this.weight(box).value || 1) }));
+    const loras = [...this.loras.querySelectorAll(":checked")].map(box => {
+      const { value, clip } = this.weight(box);
+      return { name: box.value, weight: Number(value || 1), ...(clip?.[value] != null && { clip_weight: clip[value] }) };
+    });
     return loras.length ? { ...said, loras } : said;
   }
 
@@ -152,7 +155,7 @@ export class Form {
     for (const box of this.loras.querySelectorAll("[type=checkbox]")) {
       const one = given.loras?.find(lora => lora?.name === box.value);
       box.checked = Boolean(one);
-      if (one) this.weight(box).value = one.weight;
+      if (one) Object.assign(this.weight(box), { value: one.weight, clip: { [one.weight]: one.clip_weight } });
     }
     this.carry(given);
   }

@@ -1,4 +1,4 @@
-// A picture as a request, to copy: for curl, for OpenAI's package, and as a graph in ComfyUI's API format.
+// A picture as a request, to copy: for curl, OpenAI's package, and as a graph in ComfyUI's API format.
 
 const quoted = text => `'${text.replaceAll("'", "'\\''")}'`;
 const ENDING = { png: "png", jpeg: "jpg", webp: "webp" };
@@ -57,6 +57,7 @@ function spelled(value) {
 /** The same settings as ComfyUI's page would send them; the noise of its samplers is another. */
 export async function graph(picture, { api, model }) {
   const { fields, modes } = model, said = picture.request;
+  if (said.sampling) return "A PNG of it has its graph: drop that onto ComfyUI.";
   const loader = (await api.get("object_info/CheckpointLoaderSimple")).CheckpointLoaderSimple.input.required.ckpt_name;
   const [sampler_name, scheduler] = STEPS[said.scheduler || fields.scheduler.values[0]];
   const guidance = said.guidance_scale ?? fields.guidance_scale.default;
@@ -65,8 +66,8 @@ export async function graph(picture, { api, model }) {
   const nodes = {};
   const node = (id, class_type, inputs) => { nodes[id] = { class_type, inputs }; return id; };
   let weights = [node("4", "CheckpointLoaderSimple", { ckpt_name: loader[0][0] }), 0], clip = ["4", 1];
-  (said.loras || []).forEach(({ name, weight }, index) => {
-    const id = node(`${20 + index}`, "LoraLoader", { model: weights, clip, lora_name: `${name}.safetensors`, strength_model: weight, strength_clip: weight });
+  (said.loras || []).forEach(({ name, weight, clip_weight }, index) => {
+    const id = node(`${20 + index}`, "LoraLoader", { model: weights, clip, lora_name: `${name}.safetensors`, strength_model: weight, strength_clip: clip_weight ?? weight });
     weights = [id, 0];
     clip = [id, 1];
   });

@@ -69,7 +69,7 @@ class Workflows {
     const path = `workflows/${one.name}`;
     this.opened = one;
     this.put(one.name, note(`Call it with POST ${new URL(path, this.app.root).pathname}, or with OpenAI's client as the model workflow/${one.name}.`),
-      this.form(one, values, path, {}, one.outputs.length));
+      this.form(one, values, path, {}));
   }
 
   async open(file) {
@@ -103,7 +103,7 @@ class Workflows {
       time?.pictures_s != null && `${time.pictures_s.toFixed(1)} s${time.dollars == null ? "" : `, $${time.dollars.toPrecision(2)}`} (${time.rests_on})`];
     this.put(file.name, element("p", { class: `verdict ${runs ? "good" : "error"}` }, said),
       list(refused ? "Why not" : "What is left out", why), list("What has to be done before", refused ? [] : ahead),
-      runs ? this.form(report, report.values, "workflows", { workflow: report.graph }, pictures.flatMap(one => one.outputs).length) : [],
+      runs ? this.form(report, report.values, "workflows", { workflow: report.graph }) : [],
       refused ? [] : this.keep(file),
       element("details", { class: "card" }, element("summary", {}, "What it means here"),
         list("Pictures", pictures.flatMap(({ passes }) => passes.map(({ words }) => words))), list("It takes", takes.filter(Boolean)),
@@ -123,8 +123,8 @@ class Workflows {
       nodes.length > MOST_NODES && hint(`And ${nodes.length - MOST_NODES} more.`));
   }
 
-  /** The fields as a form, and where its pictures appear. `more` is sent with them; `outputs` have pictures. */
-  form({ fields, required }, values, path, more, outputs) {
+  /** A form, and where its pictures appear. `more` is sent with its fields. */
+  form({ fields, required }, values, path, more) {
     const controls = Object.entries(fields).map(([name, schema]) => [name, schema, control(name, schema, values[name], required.includes(name))]);
     const run = element("button", { class: "primary" }, "Run"), cancel = button("Cancel", () => this.doing.abort(), { hidden: true });
     const bar = element("progress", { hidden: true, max: 1, "aria-label": "Progress" }), state = hint(""), stage = element("div", { class: "pictures" });
@@ -143,8 +143,7 @@ class Workflows {
         this.app.check(form);
         const given = {};
         for (const [name, schema, made] of controls) given[name] = await value(schema, made);
-        const partial_images = outputs !== 1 || given.n > 1 ? 0 : 3;
-        for await (const data of this.app.api.events(path, { ...more, ...given, stream: true, progress: true, partial_images }, { signal: this.doing.signal })) {
+        for await (const data of this.app.api.events(path, { ...more, ...given, stream: true, progress: true, partial_images: given.n > 1 ? 0 : 3 }, { signal: this.doing.signal })) {
           if (data.steps) [bar.value, state.textContent] = [data.steps / data.of, `Step ${data.steps} of ${data.of}`];
           else if (data.images) this.show(stage, state, data);
           else stage.replaceChildren(element("img", { class: "forming", alt: "The picture as it forms", src: `data:image/${data.output_format};base64,${data.b64_json}` }));
