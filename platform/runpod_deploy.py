@@ -20,7 +20,6 @@ from typing import Any
 import httpx2
 
 from handler import MODELS, MODES, ModelSpec, Settings, choose_gpus, cuda_build, errors
-from handler.worker.footprint import weigh
 from runpod_api import API, RefusedError, connected, named, put
 from runpod_endpoint import (
     FLASHBOOT,
@@ -58,10 +57,9 @@ class Plan:
 
 
 def baked_gb(settings: Settings, spec: ModelSpec, asked: Sequence[str], cuda: str) -> float:
-    """What baking may write on the GPUs that are chosen, in GB: weights as they are served, where those are others."""
+    """What baking may write on the GPUs that are chosen, in GB."""
     offers = choose_gpus(settings, spec, "runpod", asked, cuda_build(cuda))
-    found = [weigh(spec, offer.outlook.hardware) for offer in offers]
-    return max((weights.held / 1e9 for weights in found if weights.changed), default=0.0)
+    return max(offer.outlook.baked for offer in offers) / 1e9
 
 
 def gpus_for(settings: Settings, spec: ModelSpec, asked: Sequence[str], cuda: str = "") -> tuple[str, ...]:

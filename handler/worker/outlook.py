@@ -29,6 +29,7 @@ from handler.volume.sources import NONE, baked_source, model_source, served_sour
 from handler.worker.compilation import COMPILE_S, OFF, STREAMING, Plan, plan
 from handler.worker.decision import decide
 from handler.worker.durations import Durations
+from handler.worker.footprint import weigh
 from handler.worker.memory import MemoryPlan, memory_plan, nearest
 from handler.worker.sharing import host_share, processes, uncompiled
 
@@ -62,6 +63,12 @@ class Outlook:
         """Where the weights will be; WeightsCorrupt or VolumeFailed names a file that does not say its size."""
         where, shared = (self.hardware, self.source, self.host_gb), self.asked.ranks > 1
         return memory_plan(self.spec, *where, self.settings.offload, self.over, shared, self.asked.tp_size)
+
+    @property
+    def baked(self) -> int:
+        """Bytes of weights that `bake` would write, by the catalogue: none where the model's files are served as is."""
+        found = weigh(self.spec, self.hardware)
+        return found.held if found.changed else 0
 
     @property
     def loading(self) -> int:
