@@ -22,7 +22,6 @@ from fal.exceptions.auth import UnauthenticatedException
 from fal.toolkit import Image
 from fal.toolkit.image.image import ImageSize, ImageSizeInput
 from fastapi import FastAPI
-from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 from starlette.types import Receive, Scope, Send
 
@@ -200,12 +199,6 @@ class Kindling(fal.App):
                 kept = {name: value for name, value in asked.items() if name != "negative_prompt"}
                 return kept, [f"negative_prompt changes nothing: {error.message}"]
         return asked, []  # what else is wrong is told when it is drawn
-
-    @fal.endpoint("/v1/images/generations")
-    async def openai(self, payload: dict[str, Any]) -> Response:
-        """OpenAI's Images API."""
-        reply = await self.api.call("/v1/images/generations", payload)
-        return Response(await asyncio.to_thread(reply.json), reply.status, reply.headers, "application/json")
 
     @fal.endpoint("/alive", health_check=fal.HealthCheck(call_regularly=True, failure_threshold=1))
     def alive(self) -> dict[str, str]:

@@ -38,9 +38,13 @@ async def filled(
     if len(wanted) > MOST:
         raise OutOfRange(f"images: at most {MOST} URLs are fetched for a request.", "images")
     found: dict[str, bytes] = {}
-    for url, name in wanted.items():
-        left = most - sum(map(len, found.values()))
-        found[url] = await deadline.hold(_fetched(url, name, outgoing, left, deadline))
+    await deadline.hold(outgoing.turns.acquire())
+    try:
+        for url, name in wanted.items():
+            left = most - sum(map(len, found.values()))
+            found[url] = await deadline.hold(_fetched(url, name, outgoing, left, deadline))
+    finally:
+        outgoing.turns.release()
     return payload | {name: _with(payload[name], found) for name in names if name in payload}
 
 

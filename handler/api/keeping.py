@@ -28,7 +28,7 @@ NEAR = 64e6  # bytes in memory of what is kept elsewhere too
 LOOK_S = 10.0  # for which a volume may hang
 TIDIED_S = 600.0  # between two times that it is looked whether there is too much
 SHARE = 1 / 8  # of the bounds, after which it is looked at once
-_hands = Hands(4, 4, "kept")  # their own: pictures by URL are asked for by anybody
+_hands = Hands(4, 4, "kept")  # their own: a volume may hang
 log = logging.getLogger(__name__)
 
 
@@ -37,15 +37,24 @@ class Near:
 
     def __init__(self, settings: Settings) -> None:
         self._files = OrderedDict[str, tuple[float, bytes]]()
-        self._most, self._oldest_s, self._size = settings.kept, settings.kept_s, 0
+        self._doubled = OrderedDict[str, int]()  # those that are elsewhere too, with their sizes
+        self._most, self._largest = settings.kept, settings.kept_mb * 1e6
+        self._oldest_s, self._size = settings.kept_s, 0
 
-    def put(self, name: str, data: bytes, most: float) -> None:
-        """Keep a file, of all together at most so many bytes."""
+    def put(self, name: str, data: bytes) -> None:
+        """Keep a file."""
         self.drop(name)
         self._files[name] = (time.monotonic(), data)
         self._size += len(data)
-        while self._files and (len(self._files) > self._most or self._size > most or self._old()):
+        while self._files and (len(self._files) > self._most or self._size > self._largest or self._old()):
             self.drop(next(iter(self._files)))
+
+    def elsewhere(self, name: str) -> None:
+        """This file is kept where others see it, too: of such ones there is less room here."""
+        if name in self._files:
+            self._doubled[name] = len(self._files[name][1])
+        while sum(self._doubled.values()) > NEAR:
+            self.drop(next(iter(self._doubled)))
 
     def get(self, name: str) -> bytes | None:
         """What is in it, if it is here and not too old."""
@@ -54,6 +63,7 @@ class Near:
 
     def drop(self, name: str) -> None:
         """Be it there or not."""
+        self._doubled.pop(name, None)
         if found := self._files.pop(name, None):
             self._size -= len(found[1])
 
@@ -74,17 +84,23 @@ class Added:
 class Keeper:
     """Keeps one folder's files. All but what is said to be for a thread is for one event loop."""
 
-    def __init__(self, settings: Settings, folder: str) -> None:
-        self._settings, self._folder = settings, folder
-        self._near, self._most = Near(settings), settings.kept_mb * 1e6
+    def __init__(self, settings: Settings, folder: str, readers: Hands = _hands) -> None:
+        self._settings, self._folder, self._readers = settings, folder, readers
+        self._near = Near(settings)
         self._shelf: Shelf | None = None
         self._lock, self._looked = threading.Lock(), False
         self._added = Added()
 
-    async def put(self, name: str, data: bytes, deadline: Deadline | None = None) -> None:
-        """Keep a file; `deadline` is by when this shall be over, be it where others see it or not."""
-        self._near.put(name, data, min(self._most, NEAR) if self._shelf else self._most)
-        await self._tried(partial(self._put, f"{self._folder}/{name}", data), deadline, None)
+    async def put(
+        self, name: str, data: bytes, deadline: Deadline | None = None, wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Keep a file; `deadline` is by when this shall be over, be it where others see it or not.
+
+        Others see it only if it is still `wanted` when a thread comes to that.
+        """
+        self._near.put(name, data)
+        if await self._tried(partial(self._put, f"{self._folder}/{name}", data, wanted), deadline, False):
+            self._near.elsewhere(name)
 
     async def get(self, name: str, deadline: Deadline | None = None) -> bytes | None:
         """What is in a file that is not too old, whichever worker put it there; None if there is none.
@@ -94,7 +110,8 @@ class Keeper:
         if (near := self._near.get(name)) is not None:
             return near
         unknown = NotReady(f"The place of {self._folder} does not answer; try again.")
-        found: bytes | NotReady | None = await self._tried(partial(self._get, name), deadline, unknown)
+        act = partial(self._get, name)
+        found: bytes | NotReady | None = await self._tried(act, deadline, unknown, self._readers)
         if isinstance(found, NotReady):
             raise found
         return found
@@ -111,20 +128,23 @@ class Keeper:
                 self._shelf, self._looked = shared(self._settings, ROOT), True
             return self._shelf
 
-    async def _tried(self, act: Callable[[], T], deadline: Deadline | None, otherwise: T) -> T:
+    async def _tried(self, act: Callable[[], T], deadline: Deadline | None, otherwise: T, hands: Hands = _hands) -> T:
         """What `act` gives on a thread; where the volume fails or hangs, that is logged."""
         within = Deadline.within(min(LOOK_S, deadline.left_s / 2 if deadline else LOOK_S))
         try:
-            return await looked(act, within, _hands)
+            return await looked(act, within, hands)
         except (OSError, KindlingError) as error:
             why = getattr(error, "strerror", None) or getattr(error, "code", "it failed")
             log.warning("%s cannot be kept or found where other workers see them: %s", self._folder, why)
             return otherwise
 
-    def _put(self, where: str, data: bytes) -> None:
-        if shelf := self.shelf():
-            shelf.put(where, data)
-            self._tidy(shelf, len(data))
+    def _put(self, where: str, data: bytes, wanted: Callable[[], bool]) -> bool:
+        """Whether it is where others see it."""
+        if (shelf := self.shelf()) is None or not wanted():
+            return False
+        shelf.put(where, data)
+        self._tidy(shelf, len(data))
+        return True
 
     def _get(self, name: str) -> bytes | None:
         try:
@@ -137,8 +157,9 @@ class Keeper:
         with self._lock:
             added, settings = self._added, self._settings
             added.files, added.size = added.files + 1, added.size + size
-            full = added.size > self._most * SHARE or added.files > settings.kept * SHARE
+            most = settings.kept_mb * 1e6
+            full = added.size > most * SHARE or added.files > settings.kept * SHARE
             if not full and time.monotonic() - added.tidied < TIDIED_S:
                 return
             self._added = Added(tidied=time.monotonic())
-        prune(shelf, self._folder, settings.kept, settings.kept_s + settings.deadline_s, self._most)
+        prune(shelf, self._folder, settings.kept, settings.kept_s + settings.deadline_s, most)

@@ -10,6 +10,7 @@ import secrets
 import time
 from dataclasses import dataclass, replace
 
+from handler.api.hands import Hands
 from handler.api.keeping import Keeper
 from handler.core.deadline import Deadline
 from handler.core.errors import FileMissing
@@ -19,6 +20,7 @@ from handler.core.settings import Settings
 LINKS_ROUTE = "/v1/images/{image_id}/content"
 BYTES = 32  # of chance in an id
 ID = re.compile(r"([0-9a-f]{8})[A-Za-z0-9_-]{43}")  # when it ends, in seconds since 1970; 32 bytes
+_hands = Hands(4, 4, "pictures")  # their own: anybody may ask for pictures, and shall hold up no writing
 MEDIA = {b"\x89PNG": "image/png", b"RIFF": "image/webp", b"\xff\xd8\xff": "image/jpeg"}  # by how a file begins
 
 
@@ -36,7 +38,7 @@ class Links:
 
     def __init__(self, settings: Settings) -> None:
         self.expires_s = settings.kept_s
-        self._keeper = Keeper(settings, "pictures")
+        self._keeper = Keeper(settings, "pictures", _hands)
 
     async def keep(self, picture: Picture, base: str, deadline: Deadline) -> Picture:
         """`picture` with its URL at the server that callers find at `base`."""

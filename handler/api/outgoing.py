@@ -29,6 +29,7 @@ from handler.core.version import __version__
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[str]]
+AT_ONCE = 8  # requests whose images are fetched: what they hold until then is counted nowhere
 PORTS = {"http": 80, "https": 443}
 URL = re.compile(r"https?://[!-~]{1,4000}", re.IGNORECASE)
 HEAD = 64 << 10  # bytes of an answer's head
@@ -118,6 +119,7 @@ class Outgoing:
         listed = [urlsplit(f"//{host}") for host in hosts]
         self._listed = {(each.hostname or "", each.port) for each in listed}
         self._resolve = resolve
+        self.turns = asyncio.Semaphore(AT_ONCE)
 
     def __bool__(self) -> bool:
         return bool(self._listed)

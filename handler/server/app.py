@@ -189,7 +189,7 @@ async def _drawn(api: Api, request: Request) -> Reply | Response:
     is_form = bodies.media(headers) == multipart.MEDIA
     understand = partial(multipart.read, headers) if is_form else bodies.decode
     payload = await bodies.understood(understand, body, deadline)
-    form = payload if is_form else None
+    form = {**payload} if is_form and isinstance(payload, dict) else None  # with all that it says of a job
     seen.read(payload)
     later = Later.taken(request, payload)
     dialect = dialect_of(path)

@@ -24,6 +24,7 @@ T = TypeVar("T")
 JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the second is curl's and urllib's, unless told
 GRAPHS = ("text/plain", "application/octet-stream", "image/png", "image/webp", "image/jpeg")  # files that may have one
 FORMS = ("/v1/images/edits", *(f"{start}/upload/{kind}" for start in ("", "/api") for kind in ("image", "mask")))
+EXPLAINED = ("/explain", "/api/explain")  # which take pictures that have a graph, as workflows do
 AT_ONCE = 16 << 10  # bytes that are understood sooner than another thread would begin to
 _hands = Hands(1, 1, "reading")  # one at a time: each has Python's lock nearly always, and this loop needs it too
 
@@ -41,8 +42,8 @@ async def read(request: Request, *also: str) -> bytes:
 def _limit(request: Request, settings: Settings, also: tuple[str, ...]) -> tuple[int, BodyTooLarge]:
     """How many bytes it may have, and what is said of more; raises what its head alone is refused for."""
     edits = request.url.path in FORMS
-    # With images in base64.
-    roomy = edits or (request.method == "POST" and f"{request.url.path}/".startswith(f"{ROUTE}/"))
+    # With images, in base64 or as files.
+    roomy = edits or request.url.path in EXPLAINED or f"{request.url.path}/".startswith(f"{ROUTE}/")
     _check_media(request.headers, (*JSON, *also, *([multipart.MEDIA] if edits else [])))
     limits = [(settings.max_body_mb, "KINDLING_MAX_BODY_MB"), (settings.max_edit_mb, "KINDLING_MAX_EDIT_MB")]
     limit_mb, name = max(limits if roomy else limits[:1])

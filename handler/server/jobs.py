@@ -57,15 +57,22 @@ async def posted(request: Request, payload: Any, later: Later, key: Key | None, 
     assert isinstance(repeats, Repeats)
     settings, where = jobs.api.engine.settings, base(request.scope, jobs.api.engine.settings)
 
+    last = Seen(seen.id, seen.route + JOB, seen.start, seen.admitted, begun=seen.begun, prompt=seen.prompt)
+
     def ended(job: Job) -> None:
         """A job is over: it is counted, traced and logged as one request to a route of its own."""
-        last = Seen(seen.id, seen.route + JOB, seen.start, seen.admitted, begun=seen.begun, prompt=seen.prompt)
+        state.room.leave(last)
         last.note(job.reply or Reply(500, {}))
         state.ended(request.scope, last)
 
     async def start(_: Deadline) -> Reply:
         deadline = Deadline.within(min(patience(request.headers), settings.deadline_s), seen.start)
-        job = await jobs.post(path, payload, deadline, where, later.webhook, ended)
+        state.room.hand(seen, last)  # its images wait with it
+        try:
+            job = await jobs.post(path, payload, deadline, where, later.webhook, ended)
+        except BaseException:
+            state.room.leave(last)
+            raise
         shown = job.shown(where) | {"result": None}
         return Reply(202, shown, {"location": shown["urls"]["get"], "preference-applied": RESPOND_ASYNC})
 

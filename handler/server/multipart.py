@@ -21,6 +21,7 @@ CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 LISTS = ("image", "images")  # what may come more than once, also as image[] or image[0]
 INDEX = re.compile(r"\[[0-9]{0,9}\]$")
 JOINED = "loras"  # what may come as one text with commas, or more than once
+NESTED = ("loras", "sampling", "reading", "step_cache")  # what may come as JSON
 MEANT = ("prompt", "negative_prompt")  # what says something though it is empty
 NUMBERS = {  # the fields that are no text
     name
@@ -125,9 +126,9 @@ def read(headers: Headers, body: bytes) -> dict[str, Any]:
 
 def typed(name: str, text: str) -> Any:
     """`text` as the type that the field has; as it is where that fails, for the field's check to refuse it by name."""
-    if name not in NUMBERS:
-        return text
     try:
-        return parse(text.lower(), number)  # some clients spell True
+        if name in NUMBERS:
+            return parse(text.lower(), number)  # some clients spell True
+        return parse(text, number) if name in NESTED and text.lstrip().startswith(("{", "[")) else text
     except Malformed:
         return text

@@ -24,6 +24,10 @@ class Room:
             raise QueueFull("This worker holds as many bytes of requests as it can; try again later.")
         self._held[seen], self._all = more, others + more
 
+    def hand(self, seen: Seen, last: Seen) -> None:
+        """What this request brought is held by `last`, its job, from now on."""
+        self._held[last] = self._held.pop(seen, 0)
+
     def leave(self, seen: Seen) -> None:
         """This request has been answered."""
         self._all -= self._held.pop(seen, 0)

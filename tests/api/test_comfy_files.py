@@ -172,6 +172,44 @@ def test_folders_are_bounded_by_count_and_age(tmp_path: Path) -> None:
     prune(disk, "output", 4, 8)
     assert [entry.name[-5] for entry in disk.entries("output", deep=True)] == ["3", "4"]
     assert min(BOUNDS.values())[0] > 100
+    for number in range(3):
+        disk.put(f"temp/{number}.png", bytes(1000))
+    prune(disk, "temp", 100, 100, 2500)
+    assert len(disk.entries("temp")) == 2
+
+
+def test_what_was_never_written_whole_goes_after_a_day(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, shared=True)
+    disk.put("output/a/x.png", b"")
+    for name, age in (("old", 2 * 86400), ("new", 60)):
+        (tmp_path / f"output/a/{name}.part").touch()
+        os.utime(tmp_path / f"output/a/{name}.part", (time.time() - age,) * 2)
+    prune(disk, "output", 10, 1e9)
+    assert sorted(path.name for path in tmp_path.glob("output/a/*")) == ["new.part", "x.png"]
+
+
+def test_a_clock_that_is_ahead_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too old is so by the clock of the file system."""
+    disk = Disk(tmp_path, shared=True)
+    disk.put("output/x.png", b"")
+    ahead = time.time() + 7200
+    monkeypatch.setattr("handler.api.comfy.shelf.time.time", lambda: ahead)
+    prune(disk, "output", 10, 3600)
+    assert len(disk.entries("output")) == 1
+    assert Disk(tmp_path / "none", shared=True).now() == ahead
+
+
+def test_records_count_as_what_they_take_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small lists take some twenty times as much as their text."""
+    monkeypatch.setattr("handler.api.comfy.archive.LISTED", 20_000)
+    archive = Archive(Settings(volume=tmp_path))
+    record = {**dict.fromkeys(FIELDS), "state": "completed", "created": 1, "outputs": {}, "meta": {}}
+    for name, prompt in (("plain", ["x" * 3000]), ("lists", [[]] * 1000)):
+        archive.keep(name, {**record, "prompt": prompt})
+        time.sleep(0.01)
+    assert [*archive.records()] == []
+    archive.forget("lists")
+    assert [*archive.records()] == ["plain"]
 
 
 def test_a_volume_that_cannot_be_written_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +295,7 @@ def test_a_prompt_that_was_sent_again_is_the_newer_one(tmp_path: Path) -> None:
 
 
 def test_the_latest_records_are_listed_as_far_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.api.comfy.archive.LISTED", 2_500)
+    monkeypatch.setattr("handler.api.comfy.archive.LISTED", 6_500)
     archive = Archive(Settings(volume=tmp_path))
     for at in range(4):
         archive.keep(str(at), record(str(at), created=at, meta={"x": "x" * 1000}))

@@ -27,7 +27,7 @@ from handler import Api, Settings, draw_workflow
 from handler.api import fetching, outgoing
 from handler.api.dialects.aliases import NAMES
 from handler.api.fetching import filled
-from handler.api.outgoing import Outgoing, Target, Unreachable, public
+from handler.api.outgoing import AT_ONCE, Outgoing, Target, Unreachable, public
 from handler.core.deadline import Deadline
 from handler.core.errors import DeadlineExceeded, InvalidValue, SettingsError
 
@@ -50,6 +50,29 @@ def fetch(url: Any, *hosts: str, most: int = 1_000_000, within: float = 30, **op
     found = asyncio.run(filled(payload, Outgoing(hosts, **options), most, Deadline.within(within)))["image"]
     assert isinstance(found, bytes)
     return found
+
+
+def test_few_are_fetched_at_a_time(host: Host) -> None:
+    """What is fetched is counted nowhere until then."""
+    seen, most = 0, list[int]()
+
+    async def main() -> None:
+        outgoing = Outgoing((host.name,))
+        ask = outgoing.ask
+
+        async def counted(*args: Any) -> Any:
+            nonlocal seen
+            most.append(seen := seen + 1)
+            found = await ask(*args)
+            seen -= 1
+            return found
+
+        outgoing.ask = counted  # type: ignore[method-assign]
+        asked = [filled({"image": f"{host.url}/a.png"}, outgoing, 10**6, Deadline.within(30)) for _ in range(30)]
+        assert all(isinstance(each["image"], bytes) for each in await asyncio.gather(*asked))
+
+    asyncio.run(main())
+    assert (max(most), len(most)) == (AT_ONCE, 30)
 
 
 def two_images() -> Graph:

@@ -368,13 +368,6 @@ def test_says_what_is_wrong(app: Any, fields: dict[str, Any], status: int, param
     assert (type(error).__name__, error.field, error.status_code) == ("FieldException", param, status)
 
 
-def test_openai(app: Any) -> None:
-    answer = asyncio.run(app.openai({"prompt": "a circle", "size": "64x64"}))
-    assert answer.status_code == 200
-    refused = asyncio.run(app.openai({"prompt": "a circle", "size": "64"}))
-    assert (refused.status_code, b"WIDTHxHEIGHT" in refused.body) == (400, True)
-
-
 def test_the_loop_makes_no_text_of_pictures(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would keep all others waiting."""
     encode, threads = binascii.b2a_base64, list[threading.Thread]()
@@ -384,8 +377,6 @@ def test_the_loop_makes_no_text_of_pictures(app: Any, monkeypatch: pytest.Monkey
         return encode(data, **options)
 
     monkeypatch.setattr(pieces, "binascii", SimpleNamespace(b2a_base64=noted))
-    asyncio.run(app.openai({"prompt": "a circle", "size": "64x64"}))
-    assert threads
     generate(app, prompt="a circle", width=64, height=64)
     assert threading.main_thread() not in threads
 
@@ -536,6 +527,11 @@ def test_local_run_speaks_openai(local: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["size"]) == (200, "64x64")
     refused = local.post("/v1/images/generations", json={"prompt": "a circle", "size": "64"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "size")
+    asked = {"prompt": "a circle", "size": "64x64"}
+    bare = local.post("/v1/images/generations", json=asked, headers={"accept": "image/png"})
+    assert (bare.headers["content-type"], bool(bare.headers["x-request-id"])) == ("image/png", True)
+    streamed = local.post("/v1/images/generations", json=asked | {"stream": True})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
 
 
 @needs_fal

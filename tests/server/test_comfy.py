@@ -437,7 +437,9 @@ def test_a_mask_becomes_the_alpha_of_what_was_sent_before(tell: Callable[..., No
         await client.post("/upload/image", files={"image": ("x.png", png())})
         half = png("#00000080", mode="RGBA")
         original = json.dumps({"filename": "x.png", "subfolder": "", "type": "input"})
+        comfy.archive._tidied = 0.0
         answer = await client.post("/upload/mask", files={"image": ("m.png", half)}, data={"original_ref": original})
+        await until(lambda: comfy.archive._tidied > 0)  # as with every file that comes
         assert answer.json()["name"] == "m.png"
         answers = [
             await client.get(f"/view?filename=m.png&type=input{more}") for more in ("&channel=a", "&channel=rgb")

@@ -115,7 +115,7 @@ def test_limits_are_those_of_other_bodies(tell: Callable[..., None]) -> None:
         assert (await client.post("/explain", content=b"{}", headers={"content-type": "text/html"})).status_code == 415
         assert (await client.get("/explain")).status_code == 405
 
-    tell(story, max_body_mb=1)
+    tell(story, max_edit_mb=1, max_body_mb=1)
 
 
 def test_it_explains_while_no_worker_is_there_yet(tmp_path: Path) -> None:

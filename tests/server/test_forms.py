@@ -48,6 +48,14 @@ def test_loras_come_as_one_text_or_as_clients_spell_lists(names: tuple[str, ...]
     assert ImageRequest.parse(fields).loras == (Wanted("ink", 0.8), Wanted("wash"))
 
 
+def test_what_has_parts_may_come_as_json() -> None:
+    lora = {"name": "ink", "weight": 0.5, "clip_weight": 0.25}
+    texts = {"loras": json.dumps([lora]), "sampling": ' {"steps": 4}', "prompt": "[x]"}
+    fields = read(form(parts=[(name, text.encode()) for name, text in texts.items()]))
+    assert fields == {"loras": [lora], "sampling": {"steps": 4}, "prompt": "[x]"}
+    assert read(form(parts=[("sampling", b"{")])) == {"sampling": "{"}
+
+
 def test_each_field_has_the_type_that_json_gives_it() -> None:
     texts = {"prompt": "7", "size": "1", "num_inference_steps": "4", "guidance_scale": "1e-1", "stream": "True"}
     kept = {"prompt": "7", "size": "1", "num_inference_steps": 4, "guidance_scale": 0.1, "stream": True}

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import io
 import json
 import socket
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from hosts import Host, answer, hosting
+from PIL import Image
 
 from fakes import FakeFamily, raises
 from handler import Settings, create_app
@@ -346,6 +348,36 @@ def test_a_job_that_comes_again_under_its_key_is_the_same(tmp_path: Path) -> Non
         assert httpx.post(url + ROUTE, json=ASKED | {"n": 2}, headers=LATER | key).status_code == 422
 
 
+def test_a_form_with_another_webhook_is_another_request(tmp_path: Path, host: Host) -> None:
+    Image.new("RGB", (64, 64)).save(file := io.BytesIO(), "PNG")
+    key = {"idempotency-key": "one"}
+    with worker(tmp_path, **hooked(host)) as (url, _):
+        fields = {"prompt": "x", "strength": "0.5", "async": "true"}
+        answers = [
+            httpx.post(
+                f"{url}/v1/images/edits",
+                data=fields | {"webhook": f"{host.url}/{path}"},
+                files={"image": ("a.png", file.getvalue())},
+                headers=key,
+            )
+            for path in "aab"
+        ]
+    assert [answer.status_code for answer in answers] == [202, 202, 422]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+
+
+def test_the_images_of_a_job_hold_their_room_until_it_has_ended(tmp_path: Path, held: FakeFamily) -> None:
+    Image.new("RGB", (64, 64)).save(file := io.BytesIO(), "PNG")
+    sent = base64.b64encode(file.getvalue() + bytes(200_000)).decode()
+    with worker(tmp_path, held) as (url, app):
+        job = post(url, images=[sent], strength=0.5)
+        assert app._room._all > 200_000
+        assert held.gate
+        held.gate.set()
+        ended(job["urls"]["get"])
+        until(lambda: not app._room._all)
+
+
 def test_no_more_wait_than_may(tmp_path: Path, held: FakeFamily) -> None:
     with worker(tmp_path, held, queue=2) as (url, app):
         post(url)
@@ -535,10 +567,10 @@ def test_who_leaves_before_a_job_is_accepted_has_none(tmp_path: Path, monkeypatc
     put: Callable[..., None] = service.Keeper._put
     stop: Callable[..., None] = service.Jobs._stop
 
-    def hang(self: Any, where: str, data: bytes) -> None:
+    def hang(self: Any, *given: Any) -> None:
         hanging.set()
         assert go.wait(30)
-        put(self, where, data)
+        put(self, *given)
 
     family = FakeFamily(gate=threading.Event())
     with worker(tmp_path, family) as (url, app):

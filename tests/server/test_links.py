@@ -137,6 +137,46 @@ def test_the_latest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sh
     assert asyncio.run(main(small, 1000)) == [False, False, True, True, True]
 
 
+class Full:
+    """A shelf on a disk without room."""
+
+    def put(self, name: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    def get(self, name: str) -> bytes:
+        raise FileNotFoundError
+
+
+def test_what_no_volume_has_taken_stays_with_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as may be kept; of what others find too only a part."""
+    monkeypatch.setattr(keeping, "NEAR", 2500)
+
+    async def near(settings: Settings) -> list[bool]:
+        keeper = Keeper(settings, "pictures")
+        for name in "abcde":
+            await keeper.put(name, name.encode() * 1000)
+        return [keeper._near.get(name) is not None for name in "abcde"]
+
+    assert asyncio.run(near(Settings(volume=tmp_path))) == [False, False, False, True, True]
+    monkeypatch.setattr(keeping, "shared", lambda *_: Full())
+    assert asyncio.run(near(Settings(volume=tmp_path))) == [True] * 5
+    assert asyncio.run(near(Settings(volume=tmp_path, kept_mb=0.003))) == [False, False, True, True, True]
+
+
+def test_what_is_no_longer_wanted_is_not_written(tmp_path: Path) -> None:
+    async def main() -> None:
+        keeper, other = (Keeper(Settings(volume=tmp_path), "jobs") for _ in range(2))
+        await keeper.put("one", b"new")
+        await keeper.put("one", b"old", wanted=lambda: False)
+        assert await other.get("one") == b"new"
+
+    asyncio.run(main())
+
+
+def test_who_asks_for_pictures_holds_up_no_writing() -> None:
+    assert links._hands is not keeping._hands
+
+
 def scope(host: bytes = b"", scheme: str = "http", root: str = "", server: Any = ("127.0.0.1", 8000)) -> Scope:
     headers = [(b"host", host)] if host else []
     return {"headers": headers, "scheme": scheme, "app_root_path": root, "server": server}

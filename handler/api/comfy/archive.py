@@ -4,7 +4,7 @@
     jobs/ID.json              a record of each prompt: what waits, and what has ended
     clients/HASH/ID           that a prompt's websocket is at another worker, if anywhere
 
-Each folder is bounded by count and age; the oldest files go first.
+Each folder is bounded by count, age and bytes; the oldest files go first.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ from handler.core.untrusted import OURS, Malformed, parse
 T = TypeVar("T")
 FOLDERS = ("input", "output", "temp")
 DAY = 86_400.0
-BOUNDS = {  # files of a folder, and seconds for which they stay
-    "input": (2_000, 30 * DAY),
-    "output": (5_000, 30 * DAY),
-    "temp": (1_000, DAY),
-    "jobs": (2_000, 30 * DAY),
-    "clients": (1_000, DAY),
+BOUNDS = {  # files of a folder, seconds for which they stay, and bytes
+    "input": (2_000, 30 * DAY, 8e9),
+    "output": (5_000, 30 * DAY, 32e9),
+    "temp": (1_000, DAY, 4e9),
+    "jobs": (2_000, 30 * DAY, 2e9),
+    "clients": (1_000, DAY, 1e6),
 }
 FIELDS: dict[str, type | UnionType] = {  # of a record; what another version wrote may be none
     "state": str,
@@ -54,13 +54,14 @@ FIELDS: dict[str, type | UnionType] = {  # of a record; what another version wro
 TIDIED_S = 600.0  # between two times that it is looked whether a folder has too many
 LOOK_S = 10.0  # for which a volume may hang
 LISTED = 64 << 20  # bytes of records that are listed, the latest: each has its graph, maybe with images
+MARKS, EACH = (b",", b":", b"[", b"{"), 48  # what makes objects of JSON, and about how many bytes each takes
 GONE = "The worker that had this prompt is gone. Send it again."
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A record, if it is one, as it was written at `time`, in so many bytes."""
+    """A record, if it is one, as it was written at `time`, and about how many bytes it takes here."""
 
     time: float
     size: int
@@ -139,10 +140,11 @@ class Archive:
             found = parse(data := self.shelf.get(f"jobs/{prompt_id}.json"), marks=OURS)
         except (FileNotFoundError, Malformed):
             return Kept(time, 0, None)
+        size = len(data) + EACH * sum(map(data.count, MARKS))
         if not isinstance(found, dict) or not all(isinstance(found.get(name, ...), FIELDS[name]) for name in FIELDS):
-            return Kept(time, len(data), None)
+            return Kept(time, size, None)
         over = found["state"] in LIVE and now_ms() > found["until"]
-        return Kept(time, len(data), _given_up(found) if over else found)
+        return Kept(time, size, _given_up(found) if over else found)
 
     def forget(self, *ids: str) -> None:
         """Remove records. For a thread."""
@@ -154,8 +156,8 @@ class Archive:
         if time.monotonic() - self._tidied < TIDIED_S and self._tidied:
             return
         self._tidied = time.monotonic()
-        for folder, (most, oldest_s) in BOUNDS.items():
-            prune(self.shelf, folder, most, oldest_s)
+        for folder, bounds in BOUNDS.items():
+            prune(self.shelf, folder, *bounds)
 
 
 def _chosen(settings: Settings) -> Shelf:

@@ -1,5 +1,6 @@
 """Files in the object store, such as those of ComfyUI's routes below `PREFIX/comfy/`, where workers share no volume."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +63,13 @@ class Bucket:
         return sorted(
             Entry(each["LastModified"].timestamp(), each["Key"].removeprefix(top), each["Size"]) for each in found
         )
+
+    def now(self) -> float:
+        """See `Shelf`. No store takes a request by a clock that is far from its own."""
+        return time.time()
+
+    def sweep(self, folder: str, since: float) -> None:
+        """See `Shelf`: of an upload that breaks off nothing stays."""
 
     def _place(self, name: str) -> dict[str, Any]:
         return {"Bucket": self._store.bucket, "Key": f"{self._top}{name}"}

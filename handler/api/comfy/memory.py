@@ -40,6 +40,13 @@ class Memory:
         """See `Shelf`."""
         self._files.pop(name, None)
 
+    def now(self) -> float:
+        """See `Shelf`."""
+        return time.time()
+
+    def sweep(self, folder: str, since: float) -> None:
+        """See `Shelf`: nothing is here in part."""
+
     def entries(self, folder: str, deep: bool = False) -> list[Entry]:
         """See `Shelf`."""
         top = f"{folder}/"

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ DEEPEST = 8  # folders in folders
 DRIVE = re.compile("[A-Za-z]:")
 TRIES = 100  # to write into a folder that others remove
 PART = ".part"  # the end of what is being written
+DEAD_S = 24 * 3600.0  # after which nobody writes it any more
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,6 +61,12 @@ class Shelf(Protocol):
 
     def entries(self, folder: str, deep: bool = False) -> list[Entry]:
         """The files of a folder, the oldest first; if `deep`, of the folders in it too."""
+
+    def now(self) -> float:
+        """What time it is there, in seconds since 1970: a machine's own clock may be ahead."""
+
+    def sweep(self, folder: str, since: float) -> None:
+        """Remove, of a folder and those in it, what was last written before then and never whole."""
 
 
 def named(folder: str, subfolder: str, name: str) -> str:
@@ -146,6 +154,20 @@ class Disk:
         """See `Shelf`."""
         return sorted(self._found(self._place(folder), PurePosixPath(folder), DEEPEST if deep else 0))
 
+    def now(self) -> float:
+        """See `Shelf`."""
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=self._root) as file:
+            return os.fstat(file.fileno()).st_mtime
+        return time.time()
+
+    def sweep(self, folder: str, since: float) -> None:
+        """See `Shelf`."""
+        for place, _, names in os.walk(self._place(folder)):
+            for part in (Path(place) / name for name in names if name.endswith(PART)):
+                with contextlib.suppress(OSError):
+                    if part.lstat().st_mtime < since:
+                        part.unlink()
+
     def _found(self, place: Path, name: PurePosixPath, depth: int) -> Iterator[Entry]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as there:
             for each in there:
@@ -168,7 +190,9 @@ class Disk:
 
 def prune(shelf: Shelf, folder: str, most: int, oldest_s: float, largest: float = math.inf) -> None:
     """Remove what is older than `oldest_s` seconds, and all but the latest `most` files, and `largest` bytes, there."""
-    since, size = time.time() - oldest_s, 0
+    now, size = shelf.now(), 0
+    since = now - oldest_s
+    shelf.sweep(folder, now - DEAD_S)
     for place, entry in enumerate(reversed(shelf.entries(folder, deep=True))):
         size += entry.size
         if place >= most or entry.time < since or size > largest:

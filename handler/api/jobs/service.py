@@ -132,8 +132,9 @@ class Jobs:
         except asyncio.CancelledError:
             reply = error_reply(Cancelled("The job was cancelled."))
         job.task = None  # from here on it cannot be stopped
-        watching.cancel()
         job.end(reply)
+        async with job.writing:  # what it writes of an earlier state is written before the end is
+            watching.cancel()
         try:
             await self._keep(job)
             if job.webhook:
@@ -172,7 +173,9 @@ class Jobs:
     async def _keep(self, job: Job) -> None:
         """For other workers, and for this one when it has ended."""
         async with job.writing:
-            await self._keeper.put(job.id, await asyncio.to_thread(job.file))
+            ended = job.reply is not None
+            file = await asyncio.to_thread(job.file)
+            await self._keeper.put(job.id, file, wanted=lambda: ended or job.reply is None)
 
 
 def _sign(job_id: str) -> str:

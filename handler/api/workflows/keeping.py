@@ -31,7 +31,7 @@ MOST = 100  # workflows
 LARGEST = 256 << 10  # bytes of a graph
 FRESH_S = 5.0  # for which a file may change again without another time: an object store's has whole seconds
 OLD, OLD_S = 6, 30 * DAY  # versions of one that are kept, the latest too, and for how long
-SUFFIXES = (".json", ".png", ".webp")  # of the image's folder
+SUFFIXES = (".json", ".png", ".webp", ".jpg", ".jpeg")  # of the image's folder
 BROKEN = "Its record cannot be read: {why}. Send the workflow again, or delete it."
 log = logging.getLogger(__name__)
 

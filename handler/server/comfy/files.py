@@ -64,13 +64,15 @@ async def upload_mask(request: Request) -> Any:
     sent = await _sent(request)
     filename, subfolder, folder = _original(sent)
 
-    archive = _archive(request)
+    comfy, archive = _comfy(request), _archive(request)
     try:
         original = await archive.at(lambda shelf: shelf.get(named(folder, subfolder, filename)))
     except OSError:
         raise FileMissing("There is no such original.", "original_ref") from None
     made = await apart(partial(masked, original, sent.data), until(request))
-    return await archive.at(lambda shelf: _kept(shelf, sent, made))
+    kept = await archive.at(lambda shelf: _kept(shelf, sent, made))
+    comfy.begin(comfy.tidy())
+    return kept
 
 
 @dataclass(frozen=True, slots=True)

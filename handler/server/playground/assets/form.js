@@ -43,7 +43,7 @@ export class Form {
       pair(field("Width", number("width"), "Pixels"), field("Height", number("height"), "Pixels")),
       pair(field("Steps", number("num_inference_steps"), "More take longer and show more detail. Empty: as the mode says."),
         field("Guidance", number("guidance_scale"), "How closely the picture keeps to the prompt.")),
-      field("Seed", this.seed, "The same seed and settings make the same picture.", [dice, this.locked]),
+      field("Seed", this.seed, "One seed with the same settings makes one picture.", [dice, this.locked]),
       field("Leave out", element("textarea", { name: "negative_prompt", rows: 2 }), "What the picture should not show."),
       pair(field("How many", number("n"), "Their seeds follow each other."),
         field("File", element("select", { name: "output_format" }), "PNG keeps the settings inside.")),
@@ -109,7 +109,7 @@ export class Form {
       return element("div", { class: "row tight lora" }, element("label", {}, box, ` ${lora.name} `, aside(words)), weight);
     });
     this.loras.disabled = !rows.length;
-    this.loras.replaceChildren(this.loras.firstChild, ...(rows.length ? rows : [hint("Files that teach a style or a subject. This worker's volume has none in loras/.")]));
+    this.loras.replaceChildren(this.loras.firstChild, ...(rows.length ? rows : [hint("Files that teach a style or a subject. There are none in loras/.")]));
   }
 
   /** The request's fields as the API calls them, without images; only what differs from the worker's own. */

@@ -20,7 +20,7 @@ export function curl(picture, { root, key }) {
   const form = picture.request.output_format || "png";
   const fields = asked(picture), sent = files(picture);
   const url = `${root}v1/images/${sent.length ? "edits" : "generations"}`;
-  const text = value => typeof value === "string" ? value : Array.isArray(value) ? value.map(one => `${one.name}:${one.weight}`).join(",") : JSON.stringify(value);
+  const text = value => typeof value === "string" ? value : JSON.stringify(value);
   const body = sent.length
     ? [...sent.map(([name, file]) => `-F ${name}=@${file}`), ...Object.entries(fields).map(([name, value]) => `--form-string ${quoted(`${name}=${text(value)}`)}`)]
     : ["-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`];
@@ -30,8 +30,9 @@ export function curl(picture, { root, key }) {
 
 export function python(picture, { root, key }) {
   const { size, ...fields } = asked(picture), sent = files(picture);
-  const own = Object.entries(fields).filter(([name]) => OPENAI.includes(name));
-  const more = Object.fromEntries(Object.entries(fields).filter(([name]) => !OPENAI.includes(name)));
+  const all = Object.entries(fields), known = ([name]) => OPENAI.includes(name), own = all.filter(known);
+  const more = Object.fromEntries(all.filter(one => !known(one))
+    .map(([name, value]) => [name, sent[0] && value instanceof Object ? JSON.stringify(value) : value])); // a form
   const lines = [...sent.map(([name, file]) => `    ${name}=open("${file}", "rb"),`),
     ...own.map(([name, value]) => `    ${name}=${spelled(value)},`), `    size="${size}",`, `    extra_body=${spelled(more)},`];
   return `import base64
