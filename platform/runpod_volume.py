@@ -57,6 +57,9 @@ def found(client: httpx2.Client, place: Place, spec: ModelSpec, baked: float = 0
         require_order(place, spec, baked)
         return {}
     [row] = same
+    if baked and row["size"] < (least := _least(spec, baked)):
+        told = f"{place.name} has {row['size']} GB, and what is fetched and baked takes {least}: make it larger"
+        raise RefusedError(f"{told}, or leave out --fill.")
     if place.data_centers and row["dataCenter"] not in place.data_centers:
         raise RefusedError(
             f"The volume {place.name} is in {row['dataCenter']}, where workers and pods must be to mount it: leave out "
@@ -67,17 +70,21 @@ def found(client: httpx2.Client, place: Place, spec: ModelSpec, baked: float = 0
 
 def require_order(place: Place, spec: ModelSpec, baked: float = 0) -> None:
     """Refuse to create a volume that is not wholly described, or cannot hold the model's files and what is baked."""
-    files = BYTES * (spec.parameters + spec.other_parameters) / 1e9
-    least = max(SIZES_GB[0], math.ceil(files + baked))
+    least = _least(spec, baked)
     if not place.ordered:
         raise RefusedError(
             f"There is no network volume {place.name}. To create it, add --size and one --data-center, such as "
             f"--size {least + 20} --data-center EU-RO-1: {price(least + 20)}."
         )
     if (place.size_gb or 0) < least:
-        more = f", and what is baked {math.ceil(baked)} GB" if baked else ""
-        told = f"--size {place.size_gb} does not hold {spec.id}, whose files take {math.ceil(files)} GB{more}."
+        more = f", and with what is baked {least}" if baked else ""
+        told = f"--size {place.size_gb} does not hold {spec.id}, whose files take {_least(spec, 0)} GB{more}."
         raise RefusedError(told)
+
+
+def _least(spec: ModelSpec, baked: float) -> int:
+    """GB of a volume for the model's files and what is baked."""
+    return max(SIZES_GB[0], math.ceil(BYTES * (spec.parameters + spec.other_parameters) / 1e9 + baked))
 
 
 def created(client: httpx2.Client, place: Place) -> dict[str, Any]:

@@ -37,15 +37,17 @@ async def filled(
         return payload
     if len(wanted) > MOST:
         raise OutOfRange(f"images: at most {MOST} URLs are fetched for a request.", "images")
-    found: dict[str, bytes] = {}
-    await deadline.hold(outgoing.turns.acquire())
-    try:
-        for url, name in wanted.items():
-            left = most - sum(map(len, found.values()))
-            found[url] = await deadline.hold(_fetched(url, name, outgoing, left, deadline))
-    finally:
-        outgoing.turns.release()
+    found = await deadline.hold(_all(wanted, outgoing, most, deadline))
     return payload | {name: _with(payload[name], found) for name in names if name in payload}
+
+
+async def _all(wanted: dict[str, str], outgoing: Outgoing, most: int, deadline: Deadline) -> dict[str, bytes]:
+    """The files at the URLs, each of which is in a field, one after another."""
+    found: dict[str, bytes] = {}
+    async with outgoing.turns:
+        for url, name in wanted.items():
+            found[url] = await _fetched(url, name, outgoing, most - sum(map(len, found.values())), deadline)
+    return found
 
 
 def _urls(value: Any) -> list[str]:

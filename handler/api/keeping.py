@@ -99,7 +99,7 @@ class Keeper:
         Others see it only if it is still `wanted` when a thread comes to that.
         """
         self._near.put(name, data)
-        if await self._tried(partial(self._put, f"{self._folder}/{name}", data, wanted), deadline, False):
+        if await self._tried(partial(self._put, name, data, wanted), deadline, False):
             self._near.elsewhere(name)
 
     async def get(self, name: str, deadline: Deadline | None = None) -> bytes | None:
@@ -138,11 +138,13 @@ class Keeper:
             log.warning("%s cannot be kept or found where other workers see them: %s", self._folder, why)
             return otherwise
 
-    def _put(self, where: str, data: bytes, wanted: Callable[[], bool]) -> bool:
+    def _put(self, name: str, data: bytes, wanted: Callable[[], bool]) -> bool:
         """Whether it is where others see it."""
         if (shelf := self.shelf()) is None or not wanted():
             return False
-        shelf.put(where, data)
+        shelf.put(f"{self._folder}/{name}", data)
+        if not wanted() and (latest := self._near.get(name)) is not None:  # it hung, and may have come last
+            shelf.put(f"{self._folder}/{name}", latest)
         self._tidy(shelf, len(data))
         return True
 

@@ -26,7 +26,7 @@ def stream(models: Iterable[Any], device: str) -> None:
     models = list(models)
     streams = [Stream(model, device) for model in models]
     if device == "cuda" and models:
-        locked[models[0]] = lock_pages(host for one in streams for host in one.waiting)
+        lock_pages((host for one in streams for host in one.waiting), locked.setdefault(models[0], []))
 
 
 def rest(model: Any) -> None:
@@ -138,16 +138,18 @@ def _tensors(module: Any) -> Iterator[Any]:
     return itertools.chain(module.parameters(), module.buffers())
 
 
-def lock_pages(tensors: Iterable[Any]) -> list[int]:
-    """Page-lock host memory where it is: only then do copies from it go on beside computing. Where its spans begin."""
+def lock_pages(tensors: Iterable[Any], starts: list[int]) -> None:
+    """Page-lock host memory where it is: only then do copies from it go on beside computing.
+
+    Where spans begin is added to `starts` as they are locked.
+    """
     import torch
 
     storages = (tensor.untyped_storage() for tensor in tensors)
     spans = sorted((storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages)
-    pages = _pages(spans)
-    for start, stop in pages:
+    for start, stop in _pages(spans):
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(start, stop - start, 0))
-    return [start for start, _ in pages]
+        starts.append(start)
 
 
 def unlock_pages(models: Iterable[Any]) -> None:

@@ -117,6 +117,8 @@ def read(headers: Headers, body: bytes) -> dict[str, Any]:
             fields.setdefault(name, []).append(value)
         elif name == JOINED and isinstance(value, str) and isinstance(fields.get(name, ""), str):
             fields[name] = f"{fields[name]},{value}" if name in fields else value
+        elif name == JOINED and isinstance(value, list | dict) and isinstance(fields.get(name, []), list):
+            fields[name] = [*fields.get(name, ()), *(value if isinstance(value, list) else [value])]
         elif name in fields:
             raise InvalidValue(f"'{name:.80}' appears twice.", name[:80])
         else:

@@ -181,11 +181,18 @@ def test_folders_are_bounded_by_count_and_age(tmp_path: Path) -> None:
 def test_what_was_never_written_whole_goes_after_a_day(tmp_path: Path) -> None:
     disk = Disk(tmp_path, shared=True)
     disk.put("output/a/x.png", b"")
-    for name, age in (("old", 2 * 86400), ("new", 60)):
-        (tmp_path / f"output/a/{name}.part").touch()
-        os.utime(tmp_path / f"output/a/{name}.part", (time.time() - age,) * 2)
+    old, new, other = "0" * 16, "1" * 16, "film"
+    for name, age in ((f"{old}.part", 2), (f"{new}.part", 0), (f"{other}.part", 2), ("y.png", 2)):
+        (tmp_path / f"output/a/{name}").touch()
+        os.utime(tmp_path / f"output/a/{name}", (time.time() - age * 86400,) * 2)
     prune(disk, "output", 10, 1e9)
-    assert sorted(path.name for path in tmp_path.glob("output/a/*")) == ["new.part", "x.png"]
+    assert sorted(path.name for path in tmp_path.glob("output/a/*")) == [f"{new}.part", f"{other}.part", "x.png"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"elsewhere/{old}.part").touch()
+    os.utime(tmp_path / f"elsewhere/{old}.part", (0, 0))
+    (tmp_path / "temp").symlink_to("elsewhere")
+    disk.sweep("temp", time.time())
+    assert (tmp_path / f"elsewhere/{old}.part").exists()
 
 
 def test_a_clock_that_is_ahead_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,11 @@ def test_a_text_from_a_primitive_is_sent_as_from_the_widget_itself() -> None:
     by_id(found, 6)["inputs"].append(slot("text", "STRING", 50, True))
     found["nodes"].append(item(41, "PrimitiveNode", (said,), (), ("STRING",)))
     found["links"].append([50, 41, 0, 6, 1, "STRING"])
-    assert bare(converted(found))["6"]["inputs"]["text"] == "a red cat \non grass"
+    made = converted(found)
+    assert made.graph["6"]["inputs"]["text"] == "a red cat \non grass"
+    assert [note for note in made.notes if "choices in braces" in note] == [
+        "Node 6 (CLIPTextEncode): text has choices in braces; the first of each is taken."
+    ]
 
 
 @pytest.mark.parametrize("mode", [0, 2, 4])

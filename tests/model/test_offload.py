@@ -238,7 +238,8 @@ def test_host_memory_is_locked_in_whole_pages_whatever_the_order(monkeypatch: py
     parts = ((5 * page, page), (0, page + 10), (page, 20))
     spans = (torch.frombuffer(memory, dtype=torch.uint8, offset=at, count=size) for at, size in parts)
     first = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
-    assert offload.lock_pages(spans) == [first, first + 5 * page]
+    offload.lock_pages(spans, starts := [])
+    assert starts == [first, first + 5 * page]
     assert locked == [(first, 2 * page, 0), (first + 5 * page, page, 0)]
     assert codes == [701, 702]
 
@@ -247,7 +248,12 @@ def test_host_memory_is_locked_in_whole_pages_whatever_the_order(monkeypatch: py
 def test_on_a_gpu_all_that_waits_is_locked(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All parts' tensors, of each model; what stays on the device is not."""
     locked: list[int] = []
-    monkeypatch.setattr(offload, "lock_pages", lambda hosts: locked.extend(host.data_ptr() for host in hosts) or [7, 8])
+
+    def lock(hosts: Any, starts: list[int]) -> None:
+        locked.extend(host.data_ptr() for host in hosts)
+        starts += [7, 8]
+
+    monkeypatch.setattr(offload, "lock_pages", lock)
     monkeypatch.setattr(offload, "Stream", lambda model, device: Stream(model, "cpu"))
     nets = [Net(), Net()]
     waits = {tensor.data_ptr() for net in nets for name, tensor in net.named_parameters() if name != "gain"}

@@ -107,9 +107,12 @@ def test_a_volume_has_room_for_what_is_baked(rest: Rest, told: Callable[..., str
     qwen = ["qwen-image", *FLUX[1:], "--volume", "new"]
     assert "such as --size 116 --data-center EU-RO-1" in told(1, *qwen, "--fill")
     place = ["--size", "60", "--data-center", "EU-RO-1"]
-    says = "--size 60 does not hold qwen-image, whose files take 58 GB, and what is baked 38 GB."
+    says = "--size 60 does not hold qwen-image, whose files take 58 GB, and with what is baked 96."
     assert says in told(1, *qwen, *place, "--fill")
     assert not rest.rows["networkVolumes"][1:]
+    rest.rows["networkVolumes"][0]["size"] = 60
+    old = ["qwen-image", *FLUX[1:], "--volume", "vol1"]
+    assert "vol1 has 60 GB, and what is fetched and baked takes 96: make it larger" in told(1, *old, "--fill")
     told(0, *qwen, *place, "--fill", "fetch", "--dry-run")
 
 

@@ -194,4 +194,4 @@ def test_a_graphs_own_sampling_is_in_its_picture_alone(page: Page, server: Serve
     expect(page.locator("[name=prompt]")).to_have_value("x")
     ask(page, PROMPT)
     made(page, PROMPT)
-    assert copied(page, "ComfyUI") == "A PNG of it has its graph: drop that onto ComfyUI."
+    assert copied(page, "ComfyUI") == "It was sampled as its graph says: use that."

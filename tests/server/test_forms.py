@@ -54,6 +54,8 @@ def test_what_has_parts_may_come_as_json() -> None:
     fields = read(form(parts=[(name, text.encode()) for name, text in texts.items()]))
     assert fields == {"loras": [lora], "sampling": {"steps": 4}, "prompt": "[x]"}
     assert read(form(parts=[("sampling", b"{")])) == {"sampling": "{"}
+    apart = [("loras[]", json.dumps(each).encode()) for each in (lora, {"name": "wash"})]
+    assert read(form(parts=apart)) == {"loras": [lora, {"name": "wash"}]}
 
 
 def test_each_field_has_the_type_that_json_gives_it() -> None:

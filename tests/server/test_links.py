@@ -169,6 +169,10 @@ def test_what_is_no_longer_wanted_is_not_written(tmp_path: Path) -> None:
         await keeper.put("one", b"new")
         await keeper.put("one", b"old", wanted=lambda: False)
         assert await other.get("one") == b"new"
+        answers = iter([True, False])  # it hung while the last was written
+        await keeper.put("two", b"new")
+        await asyncio.to_thread(keeper._put, "two", b"old", lambda: next(answers))
+        assert await other.get("two") == b"new"
 
     asyncio.run(main())
 

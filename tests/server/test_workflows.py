@@ -278,6 +278,10 @@ def test_it_streams_as_other_routes_do(tell: Callable[..., None]) -> None:
         answer = await client.post("/workflows/poster", json={"stream": True, "partial_images": 2})
         types = [json.loads(line[6:])["type"] for line in answer.text.splitlines() if line.startswith("data: ")]
         assert types == ["image_generation.completed"]
+        made = graph() | {"51": node("SaveImage", images=["8", 0], filename_prefix="more")}
+        await keep(client, made, status=200)
+        answer = await client.post("/workflows/poster", json={"stream": True, "partial_images": 3, "n": 1})
+        assert '"image_generation.completed"' in answer.text
 
     tell(story)
 

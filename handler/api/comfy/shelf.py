@@ -26,6 +26,7 @@ DEEPEST = 8  # folders in folders
 DRIVE = re.compile("[A-Za-z]:")
 TRIES = 100  # to write into a folder that others remove
 PART = ".part"  # the end of what is being written
+WRITTEN = re.compile(rf"[0-9a-f]{{16}}\{PART}")
 DEAD_S = 24 * 3600.0  # after which nobody writes it any more
 
 
@@ -162,8 +163,9 @@ class Disk:
 
     def sweep(self, folder: str, since: float) -> None:
         """See `Shelf`."""
-        for place, _, names in os.walk(self._place(folder)):
-            for part in (Path(place) / name for name in names if name.endswith(PART)):
+        top = self._place(folder)
+        for place, _, names in () if top.is_symlink() else os.walk(top):
+            for part in (Path(place) / name for name in names if WRITTEN.fullmatch(name)):
                 with contextlib.suppress(OSError):
                     if part.lstat().st_mtime < since:
                         part.unlink()
@@ -195,7 +197,8 @@ def prune(shelf: Shelf, folder: str, most: int, oldest_s: float, largest: float 
     shelf.sweep(folder, now - DEAD_S)
     for place, entry in enumerate(reversed(shelf.entries(folder, deep=True))):
         size += entry.size
-        if place >= most or entry.time < since or size > largest:
+        lost = not entry.size and entry.time < now - DEAD_S  # its name was taken, and its writer killed
+        if place >= most or entry.time < since or size > largest or lost:
             shelf.remove(entry.name)
 
 

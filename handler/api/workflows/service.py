@@ -145,7 +145,7 @@ class Workflows:
         found, made = wanted(workflow, read, served, self._settings, load)
         call = Call(workflow, dialect, found, made.graph, made.outputs, made.notes, made.seed)
         if found.transport.partial_images and call.several:
-            if "n" in found.values:
+            if found.values.get("n", 1) > 1:
                 raise InvalidValue("partial_images are of one picture; this draws several.", "partial_images")
             alone = found.transport.model_copy(update={"partial_images": 0})  # whoever asks need not know the graph
             return replace(call, asked=replace(found, transport=alone))

@@ -155,7 +155,7 @@ export class Form {
     for (const box of this.loras.querySelectorAll("[type=checkbox]")) {
       const one = given.loras?.find(lora => lora?.name === box.value);
       box.checked = Boolean(one);
-      if (one) Object.assign(this.weight(box), { value: one.weight, clip: { [one.weight]: one.clip_weight } });
+      Object.assign(this.weight(box), one ? { value: one.weight, clip: { [one.weight]: one.clip_weight } } : { clip: 0 });
     }
     this.carry(given);
   }

@@ -58,7 +58,7 @@ function spelled(value) {
 /** The same settings as ComfyUI's page would send them; the noise of its samplers is another. */
 export async function graph(picture, { api, model }) {
   const { fields, modes } = model, said = picture.request;
-  if (said.sampling) return "A PNG of it has its graph: drop that onto ComfyUI.";
+  if (said.sampling) return "It was sampled as its graph says: use that.";
   const loader = (await api.get("object_info/CheckpointLoaderSimple")).CheckpointLoaderSimple.input.required.ckpt_name;
   const [sampler_name, scheduler] = STEPS[said.scheduler || fields.scheduler.values[0]];
   const guidance = said.guidance_scale ?? fields.guidance_scale.default;

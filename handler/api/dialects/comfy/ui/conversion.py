@@ -16,7 +16,7 @@ from handler.api.dialects.comfy.ui.kinds import PAGES
 from handler.api.dialects.comfy.ui.orders import Order, order
 from handler.api.dialects.comfy.ui.prompts import chosen
 from handler.api.dialects.comfy.ui.unfolding import BYPASSED, MUTED, Scope, unfolded
-from handler.api.dialects.comfy.ui.widgets import Named, named
+from handler.api.dialects.comfy.ui.widgets import FREE, Named, named
 
 MOST_NOTES = 100
 LONGEST = 16 << 20  # characters of a graph's inputs: what a subgraph has counts wherever it is used
@@ -78,7 +78,10 @@ class Conversion:
         inputs = {name: _boxed(value) for name, value in values.values.items()}
         known = self.order(node.kind)
         for place, slot in enumerate(node.inputs):
-            _put(inputs, slot.name, _as_typed(following.source(scope, node, place), slot.name, known))
+            source, free = _as_typed(following.source(scope, node, place), slot.name, known)
+            if free and (note := f"Node {scope.named(node)} ({node.kind}): {slot.name} {FREE}") not in self.notes:
+                self.notes.append(note)
+            _put(inputs, slot.name, source)
         self._weigh(inputs)
         title = node.title or (known.title if known else node.kind)
         return {"inputs": inputs, "class_type": node.kind, "_meta": {"title": title}}
@@ -104,12 +107,13 @@ def executes(node: Node) -> bool:
     return bool(node.kind) and node.mode not in (MUTED, BYPASSED) and node.kind not in PAGES
 
 
-def _as_typed(source: Source, name: str, known: Order | None) -> Source:
-    """A text that a PrimitiveNode gives, as the page sends it from the widget that it leads to."""
+def _as_typed(source: Source, name: str, known: Order | None) -> tuple[Source, bool]:
+    """A text that a PrimitiveNode gives, as the page sends it from the widget that it leads to; whether it chose."""
     dynamic = known is not None and any(widget.dynamic for widget in known.widgets if widget.name == name)
     if dynamic and isinstance(source, Literal) and source.typed and isinstance(source.value, str):
-        return Literal(chosen(source.value)[0])
-    return source
+        value, free = chosen(source.value)
+        return Literal(value), free
+    return source, False
 
 
 def _put(inputs: dict[str, Any], name: str, source: Source) -> None:

@@ -15,6 +15,7 @@ from handler.api.dialects.comfy.ui.prompts import chosen
 CONTROLS: Final = ("fixed", "increment", "decrement", "randomize")  # how a seed changes after each prompt
 BUTTONS: Final = ("IMAGEUPLOAD", "AUDIOUPLOAD", "VIDEOUPLOAD")  # have a place, and no value for the server
 OF_PAGE: Final = ("control_after_generate", "control_filter_list", "upload")  # names that the server does not know
+FREE: Final = "has choices in braces; the first of each is taken."
 LORAS: Final = "Power Lora Loader (rgthree)"
 
 
@@ -126,7 +127,7 @@ def _finish(found: Named, order: Order | None) -> None:
         if widget.dynamic and isinstance(value, str):
             found.values[widget.name], free = chosen(value)
             if free:
-                found.notes.append(f"{widget.name} has choices in braces; the first of each is taken.")
+                found.notes.append(f"{widget.name} {FREE}")
 
 
 def _loras(values: Sequence[Any]) -> dict[str, Any]:
