@@ -63,9 +63,10 @@ def test_few_are_fetched_at_a_time(host: Host) -> None:
         async def counted(*args: Any) -> Any:
             nonlocal seen
             most.append(seen := seen + 1)
-            found = await ask(*args)
-            seen -= 1
-            return found
+            try:
+                return await ask(*args)
+            finally:
+                seen -= 1
 
         outgoing.ask = counted  # type: ignore[method-assign]
         asked = [filled({"image": f"{host.url}/a.png"}, outgoing, 10**6, Deadline.within(30)) for _ in range(30)]
