@@ -25,7 +25,7 @@ LARGE: Size = (512, 512)
 LARGEST: Size = (1024, 1024)
 # Of the steps of the transformer's training, percent; every step has about as many tokens, so about as much work.
 PLAN: dict[Size, float] = {
-    (128, 128): 8, (256, 256): 18, (512, 512): 24, (768, 512): 6, (512, 768): 6, (1024, 1024): 16,
+    (128, 128): 12, (256, 256): 22, (512, 512): 16, (768, 512): 6, (512, 768): 6, (1024, 1024): 16,
     (672, 384): 4, (384, 672): 4, (384, 256): 5, (256, 384): 5, (640, 640): 1, (1024, 576): 1, (576, 1024): 2,
 }  # fmt: skip
 SHARD_PIXELS = 24 * 512 * 512  # of pictures that are encoded before they are kept

@@ -9,7 +9,7 @@
     publish             the finished pipeline -> handler/weights/spark
 
 Each stage has a budget of wall-clock minutes, saves itself every five, and leaves a `.done` file; one that is done is
-skipped. spark/log has the journals of the two runs that made the shipped weights, and trials.md tells of them.
+skipped. spark/log has the journals of the three runs that made the shipped weights, and trials.md tells of them.
 """
 
 import argparse
