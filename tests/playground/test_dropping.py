@@ -117,7 +117,7 @@ BROKEN = {
     "wide.json": (b'{"a":' * 5000 + b"1" + b"}" * 5000, "no JSON"),
     "other.json": (b'{"a": 1}', "no workflow"),
     "torn.json": (b'{"3": {"class_type": "KSam', "no JSON"),
-    "large.json": (b'{"a": "' + b"x" * 50_000_000 + b'"}', "larger than the 8 MB"),
+    "large.json": (b'{"a": "' + b"x" * 50_000_000 + b'"}', "larger than the 50 MB"),
     "large.png": (b"\0" * 65_000_000, "larger than 64 MB"),
 }
 

@@ -27,6 +27,7 @@ from workflows import default
 from comfy_graphs import Graph, graph, node
 from fakes import Editor, FakeFamily
 from handler import MODELS, Settings, create_app
+from handler.api.codec import inscribed
 from handler.api.comfy.archive import Archive
 from handler.api.workflows.keeping import LARGEST, MOST, OLD, Library, Workflow
 from handler.api.workflows.service import Workflows
@@ -422,9 +423,9 @@ def test_a_picture_that_has_its_graph_is_kept(tell: Callable[..., None], form: s
         (b"[" * 100_000, 400, "graph_refused"),
         (b'{"1": {"class_type": "PrimitiveInt", "inputs": {"value": 1}}}', 400, "graph_refused"),
         (json.dumps(graph(text="x" * LARGEST)).encode(), 422, "out_of_range"),
-        (b"x" * 10_000_000, 413, "body_too_large"),
+        (b"x" * 50_000_001, 413, "body_too_large"),
     ],
-    ids=["empty", "text", "a list", "no nodes", "no class", "deep", "no output", "large", "10 MB"],
+    ids=["empty", "text", "a list", "no nodes", "no class", "deep", "no output", "large", "50 MB"],
 )
 def test_files_that_are_none(tell: Callable[..., None], data: bytes, status: int, code: str) -> None:
     async def story(client: Client) -> None:
@@ -798,7 +799,10 @@ def test_an_image_may_be_as_large_as_that_of_an_edit(tell: Callable[..., None]) 
         large = Image.frombytes("RGB", (1024, 1024), os.urandom(3 << 20))
         large.save(file := io.BytesIO(), "PNG", compress_level=0)
         sent = base64.b64encode(file.getvalue()).decode()
-        assert (await refused(client.put("/workflows/other", content=b"x" * 4_000_001)))[1] == "body_too_large"
+        assert (await refused(client.post("/prompt", content=b"x" * 4_000_001)))[1] == "body_too_large"
+        assert (
+            await client.put("/workflows/other", content=inscribed(file.getvalue(), {"prompt": json.dumps(made)}))
+        ).status_code == 201
         assert (await draw(client, image=sent))["images"][0]["width"] == 1024
 
     tell(story, Editor(), max_body_mb=4)
