@@ -118,6 +118,7 @@ def test_an_alpha_that_diffusers_notes_counts(sdxl: Any) -> None:
         ({"lora_adapter_metadata": "[]"}, "lora_adapter_metadata is no JSON object"),
         ({"lora_adapter_metadata": "{"}, "lora_adapter_metadata is no JSON object"),
         (alphas(lora_alpha="8"), "alpha that is noted for unet.* is no number"),
+        (alphas(lora_alpha=10**400), "lora_adapter_metadata is no JSON object"),
         (alphas(lora_alpha=True), "alpha that is noted for unet.* is no number"),
         (alphas(alpha_pattern=[1]), "alpha_pattern that is noted for unet is no object"),
         (alphas(alpha_pattern={"(a+)+": 1}), "which is no layer's name"),
