@@ -4,7 +4,7 @@
 #
 #   docker build -t kindling .                          # needs a driver of 580 or newer
 #   docker build -t kindling --build-arg CUDA=cu126 .   # needs one of 525 or newer, and no Blackwell GPU
-#   docker run --rm -v kindling:/volume kindling python -m handler fetch flux-schnell
+#   docker run --rm -v kindling:/volume -e HF_TOKEN=hf_... kindling python -m handler fetch flux-schnell
 #   docker run --gpus all -p 8000:8000 -v kindling:/volume -e KINDLING_MODEL=flux-schnell -e KINDLING_API_KEYS=$(openssl rand -hex 16) kindling
 #
 FROM python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3

@@ -30,7 +30,7 @@ from handler import Engine, ImageRequest, Settings, choose_gpus, create_app, cud
 
 ROOT = Path(handler.__file__).parents[1]
 DISK = "/data/kindling"
-STAYS = ("KINDLING_API_KEYS", "KINDLING_VOLUME")
+STAYS = ("KINDLING_API_KEYS", "KINDLING_ADMIN_KEYS", "KINDLING_VOLUME")
 CHOSEN = {name: value for name, value in Settings.named(os.environ).items() if name not in STAYS}
 UPLOADED = "v3.fal.media,v3b.fal.media"  # where fal's clients and its playground put the images that they send
 ENVIRONMENT = {"KINDLING_MODEL": "flux-schnell", "KINDLING_FETCH_HOSTS": UPLOADED, **CHOSEN}

@@ -83,7 +83,7 @@ class Intake(ABC):
             if late and not any(answer.exception() for answer in done):
                 for job in jobs:
                     job.end(self.late())
-            return await asyncio.gather(*answers)
+            return await asyncio.gather(*sorted(answers, key=_given_up))
         finally:
             for job, answer in zip(jobs, answers, strict=True):
                 answer.cancel()
@@ -121,3 +121,8 @@ class Intake(ABC):
     def _refuse_all(self) -> None:
         for job in self.queue.close():
             job.end(self._closed())
+
+
+def _given_up(answer: asyncio.Future[Drawn]) -> bool:
+    """Whether it ended because another picture of its request failed, which is what its caller should hear of."""
+    return answer.done() and isinstance(answer.exception(), Cancelled)

@@ -172,7 +172,9 @@ class Meter:
         try:
             dollars = self._bills.dollars(without=self.birth.identity)
         except OSError as error:
-            reason = unwritten or f"the volume cannot be read ({error.strerror or error})"
+            reason, before = unwritten or f"the volume cannot be read ({error.strerror or error})", self._others
+            if before.month == month and before.dollars:
+                return Others(month, before.dollars, f"this process and what others had cost before: {reason}")
             return Others(month, 0.0, f"this process alone: {reason}")
         unseen = f", but they cannot see what this one costs: {unwritten}" if unwritten else ""
         return Others(month, dollars, f"all workers here{self._missed()}{unseen}")

@@ -104,7 +104,7 @@ def machine(engine: Engine) -> dict[str, float]:
 
 
 ENDS = {  # how a job may have ended: by a counter's name what, and in words
-    "cancelled": ("cancelled", "Pictures whose caller went away."),
+    "cancelled": ("cancelled", "Pictures whose caller went away, or whose request failed with another."),
     "deadline_exceeded": ("deadline_exceeded", "Pictures whose deadline passed."),
     "oom": ("out_of_memory", "Pictures for which the memory was not enough."),
 }

@@ -262,6 +262,30 @@ def test_images_are_resized(change: dict[str, Any], size: tuple[int, int]) -> No
     assert np.array_equal(picture, pixels(asked.images[0]))
 
 
+def essentials(**inputs: Any) -> Any:
+    """A 128x64 ramp, resized."""
+    given = {"interpolation": "nearest", "method": "stretch", "condition": "always", "multiple_of": 0} | inputs
+    graph = plain() | {"13": node("ImageResize+", image=["6", 0], **given)}
+    graph["4"]["inputs"] |= {"width": 128, "height": 64}
+    graph["7"]["inputs"]["images"] = ["13", 0]
+    ramp = np.repeat(np.tile(np.arange(128, dtype=np.uint8) * 2, (64, 1))[..., None], 3, 2)
+    [output] = plan(graph).outputs
+    for each in output.after:
+        ramp = each(ramp)
+    return ramp
+
+
+def test_essentials_resizing_is_theirs_to_the_pixel() -> None:
+    """Sides in whole cells before anything is resized, conditions of what covers them, and torch's plain "nearest"."""
+    whole = essentials(width=100, height=100, multiple_of=64)
+    assert whole.shape == (64, 64, 3)
+    assert whole[0, :, 0].tolist() == [4 * column for column in range(64)]
+    filled = essentials(width=64, height=64, method="fill / crop", condition="downscale if bigger")
+    assert filled.shape == (64, 128, 3)  # what covers 64x64 is 128x64
+    assert essentials(width=64, height=64, method="fill / crop").shape == (64, 64, 3)
+    assert essentials(width=64, height=64, condition="upscale if smaller").shape == (64, 128, 3)
+
+
 @pytest.mark.parametrize(
     ("way", "inputs", "size"),
     [

@@ -509,6 +509,7 @@ def test_text_encoders_of_another_family_are_refused() -> None:
     [
         ("PrimitiveString", {"value": "a cat"}, "a cat"),
         ("Text Multiline", {"text": "a cat"}, "a cat"),
+        ("Text Multiline", {"text": "# in the day\na cat\n  # a dog"}, "a cat"),
         ("Text _O", {"text": "a cat"}, "a cat"),
         ("TextGenerate", {"clip": ["1", 1], "prompt": "a cat", "max_length": 9, "sampling_mode": "off"}, "a cat"),
         ("StringConcatenate", {"string_a": "a", "string_b": "cat", "delimiter": " "}, "a cat"),
@@ -542,6 +543,87 @@ def test_sums(text: str, expected: int) -> None:
 def test_what_is_no_sum_is_never_executed(text: str) -> None:
     graph = plain(seed=["8", 0]) | {"8": node("SimpleMath+", value=text, a=1)}
     assert "cannot be computed" in refused(graph)
+
+
+@pytest.mark.parametrize(("slot", "expected"), [(0, "a"), (1, "b"), (3, "")])
+def test_a_class_that_gives_several_texts(slot: int, expected: str) -> None:
+    graph = plain() | {"8": node("Text String", text="a", text_b="b", text_c="", text_d="")}
+    graph["2"]["inputs"]["text"] = ["8", slot]
+    assert request(graph).prompt == expected
+
+
+@pytest.mark.parametrize("slot", range(4))
+def test_every_output_of_wass_seed_is_it(slot: int) -> None:
+    assert request(plain(seed=["8", slot]) | {"8": node("Seed", seed=9)}).seed == 9
+    assert "not there" in refused(plain(seed=["8", 4]) | {"8": node("Seed", seed=9)})
+
+
+def test_classes_that_pass_on_what_is_linked_to_them() -> None:
+    graph = plain(model=["8", 2])
+    graph["8"] = node("VRAM_Debug", empty_cache=True, gc_collect=True, unload_all_models=False, model_pass=["1", 0])
+    graph["9"] = node("easy showAnything", anything=["10", 0])
+    graph["10"] = node("VRAM_Debug", empty_cache=True, any_input="a cat")
+    graph["2"]["inputs"]["text"] = ["9", 0]
+    assert request(graph).prompt == "a cat"
+
+
+def test_t5s_padding_is_the_models_own() -> None:
+    graph = flux()
+    graph["40"] = node("T5TokenizerOptions", clip=["11", 0], min_padding=1, min_length=0)
+    graph["6"]["inputs"]["clip"] = ["40", 0]
+    made = plan(graph, "flux-dev")
+    assert made.outputs[0].request.prompt == "a cat"
+    assert any("change nothing" in note for note in made.notes)
+
+
+def guided(positive: float | None, negative: float | None) -> Graph:
+    """FLUX with two prompts, each with its guidance."""
+    graph = flux() | {"7": node("CLIPTextEncode", clip=["11", 0], text="blurry")}
+    for name, encoder, guidance in (("26", "6", positive), ("28", "7", negative)):
+        told = node("FluxGuidance", conditioning=[encoder, 0], guidance=guidance)
+        graph[name] = told if guidance is not None else node("Reroute", value=[encoder, 0])
+    graph["22"] = node("CFGGuider", model=["30", 0], positive=["26", 0], negative=["28", 0], cfg=3)
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "told"),
+    [(1.0, 5.0, "1, and not 5"), (1.0, None, "1, and not 3.5"), (3.5, None, ""), (2.0, 2.0, "")],
+)
+def test_a_negative_prompt_of_another_guidance_is_noted(positive: float, negative: float | None, told: str) -> None:
+    made = plan(guided(positive, negative), "flux-dev")
+    assert made.outputs[0].request.guidance_scale == positive
+    assert len([note for note in made.notes if "guidance is the positive" in note]) == bool(told)
+    assert told in " ".join(made.notes)
+
+
+def test_a_size_that_is_cut_is_noted() -> None:
+    graph = flux()
+    assert not [note for note in plan(graph, "flux-dev").notes if "cut" in note]
+    graph["27"] = node("EmptySD3LatentImage", width=1080, height=1920, batch_size=1)
+    assert [note for note in plan(graph, "flux-dev").notes if "1080x1920 is drawn as 1088x1920 and cut" in note]
+
+
+def test_what_a_model_cannot_do_is_refused_before_it_waits() -> None:
+    klein = plain("flux-2-klein-4b.safetensors", cfg=5)
+    assert "set cfg to 1" in refused(klein, "flux2-klein")
+    skipping = plain("z_image_turbo_bf16.safetensors", cfg=1)
+    skipping["8"] = node("CLIPSetLastLayer", clip=["1", 1], stop_at_clip_layer=-2)
+    skipping["2"]["inputs"]["clip"] = ["8", 0]
+    assert "has no CLIP" in refused(skipping, "z-image-turbo")
+    skipping["8"]["inputs"]["stop_at_clip_layer"] = -1
+    assert request(skipping, "z-image-turbo").reading.clip_skip is None  # type: ignore[union-attr]
+
+
+def test_efficiency_nodes_lose_nothing_that_is_linked_to_them() -> None:
+    graph = plain()
+    graph["5"] = node("KSampler (Efficient)", **graph["5"]["inputs"], script=["8", 0])
+    graph["5"]["inputs"] |= {"preview_method": "none", "vae_decode": "true", "optional_vae": ["1", 2]}
+    graph["7"]["inputs"]["images"] = ["5", 5]
+    graph["8"] = node("HighRes-Fix Script", upscale_by=1.5)
+    with pytest.raises(GraphRefused) as caught:
+        plan(graph)
+    assert "scripts of the Efficiency Nodes are not offered" in str(caught.value.answer)
 
 
 def test_efficiency_nodes() -> None:

@@ -370,6 +370,24 @@ def test_of_several_pictures_the_one_that_failed_is_told_and_the_others_are_give
     assert engine.queue.ended == Counter({("numerical_error", "queue"): 1, **others}) + Counter()
 
 
+def test_the_picture_that_failed_is_told_though_one_before_it_was_given_up_for_it() -> None:
+    """A job that a lost worker put back waits while a later one fails: both have ended when the caller looks."""
+    engine = Engine(Settings())
+
+    async def main() -> None:
+        asked = asyncio.create_task(engine.submit_all([(RECIPE, NOBODY)] * 2, float("inf"), admitted=False))
+        await asyncio.sleep(0)
+        first, second = engine.queue.take(lambda _: 2)
+        assert engine.queue.put_back([first]) == []
+        second.end(NumericalError("NaN."))
+        engine.queue.give_up(second.request)
+        with pytest.raises(NumericalError):
+            await asked
+
+    asyncio.run(main())
+    assert engine.queue.ended == Counter({("numerical_error", "queue"): 1, ("cancelled", "queue"): 1})
+
+
 @pytest.mark.parametrize("drawn", [0, 1, 2])
 @pytest.mark.parametrize(("state", "told"), [("ready", DeadlineExceeded), ("starting", NotReady)])
 def test_of_several_pictures_those_that_are_late_are_counted_so(drawn: int, state: Any, told: Any) -> None:

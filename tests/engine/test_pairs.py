@@ -163,7 +163,7 @@ def test_an_hour_costs_the_price_that_is_known(
 
 
 def test_others_dollars_where_the_volume_fails(volume: Path) -> None:
-    """All of it: this process alone, to the cent. One file: that one alone, and what it said before where it did."""
+    """All of it: this process and what was known before, to the cent. One file: that one alone, and what it said."""
     settings = Settings(volume=volume, gpu_price=2.5, platform="other")
     meter = Meter(settings, lambda: H200, Birth(0.0, "third", clock=lambda: 3600.0), lambda: NOON)
 
@@ -184,6 +184,10 @@ def test_others_dollars_where_the_volume_fails(volume: Path) -> None:
     )
     assert month(0, "none", "") == (7.5, "all workers here")
     assert month(errno.EACCES, "stat", f"{HERE}.json")[0] == 7.5
+    assert month(errno.EIO, "list", "2025-11") == (  # nobody has become cheaper
+        7.5,
+        "this process and what others had cost before: the volume cannot be read (Input/output error)",
+    )
 
 
 @pytest.mark.parametrize(("dollars", "counts"), [(0, True), (DEAREST, True), (-0.01, False), (DEAREST + 1, False)])

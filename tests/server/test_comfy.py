@@ -18,6 +18,7 @@ from comfy_graphs import graph, node
 from fakes import Editor, FakeFamily, raises
 from handler import create_app
 from handler.api.codec import chunks
+from handler.api.comfy import service
 from handler.api.comfy.forwarding import Forwarding
 from handler.api.comfy.listeners import Listener
 from handler.api.comfy.shelf import Disk
@@ -362,6 +363,24 @@ def test_the_history_has_pages_and_can_be_cleared(tell: Callable[..., None]) -> 
         await client.post("/history", json={"clear": True})
         assert await listed() == []
         assert (await client.get(f"/api/jobs/{ids[1]}")).status_code == 404
+
+    tell(story)
+
+
+def test_ended_prompts_at_hand_have_a_bound_in_bytes(
+    tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a page sends beside a graph is kept; the history has all of it from the disk."""
+    monkeypatch.setattr(service, "HELD", 50_000)
+
+    async def story(client: Client, comfy: Any) -> None:
+        page = {"extra_pnginfo": {"workflow": "x" * 30_000}}
+        ids = [await post(client, graph(seed=seed), extra_data=page) for seed in (1, 2)]
+        histories = [await ended(client, comfy, prompt_id) for prompt_id in ids]
+        assert [job.id for job in comfy.jobs()] == ids[1:]
+        assert all(found["prompt"][3] == page and found["outputs"] for found in histories)
+        again = await ended(client, comfy, await post(client, graph(seed=1), extra_data=page))
+        assert again["outputs"] == histories[0]["outputs"]  # an equal one is not drawn again
 
     tell(story)
 

@@ -208,6 +208,19 @@ def test_a_model_that_cannot_start_says_why(served: Served, monkeypatch: pytest.
     assert served.post().status_code == 200  # the others go on
 
 
+def test_a_replica_whose_network_timed_out_is_lost_and_nobody_waits_for_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreachable(self: Here, request: ImageRequest, left_s: float, caller: bytes) -> AsyncIterator[Event]:
+        raise TimeoutError("connection timed out")
+        yield
+
+    monkeypatch.setattr(Here, "draw", unreachable)
+    answer = served.post(headers={"x-deadline-s": "40"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+    assert "were lost" in answer.json()["error"]["message"]
+
+
 def test_too_late_for_a_cold_one_is_told_as_that(served: Served) -> None:
     served.other.cold = "unsaid"
     answer = served.post(model="sdxl", headers={"x-deadline-s": "0.3"})

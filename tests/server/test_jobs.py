@@ -561,6 +561,31 @@ def test_a_secret_is_needed_and_never_shown(tmp_path: Path) -> None:
     assert SECRET not in repr(Settings(webhook_secret=SECRET))
 
 
+def test_a_job_that_has_ended_has_its_answer_before_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow volume: who asks until it says "succeeded" needs to ask no more, and who cancels it then is told so."""
+    keeping, go = threading.Event(), threading.Event()
+    put: Callable[..., bool] = service.Keeper._put
+
+    def hang(self: Any, name: str, data: bytes, wanted: Any) -> bool:
+        if b'"succeeded"' in data:
+            keeping.set()
+            assert go.wait(30)
+        return put(self, name, data, wanted)
+
+    monkeypatch.setattr(service.Keeper, "_put", hang)
+    monkeypatch.setattr(service, "CANCEL_S", 0.01)
+    with worker(tmp_path) as (url, _):
+        urls = post(url)["urls"]
+        assert keeping.wait(30)
+        found, cancelled = look(urls["get"]), httpx.post(urls["cancel"], timeout=60).json()
+        go.set()
+        assert found == cancelled == ended(urls["get"])
+    assert found["status"] == "succeeded"
+    assert found["result"]["data"]
+
+
 def test_who_leaves_before_a_job_is_accepted_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A volume that hangs as the job is kept: its client goes, and nothing is drawn for nobody."""
     hanging, noticed, go = threading.Event(), threading.Event(), threading.Event()

@@ -9,7 +9,7 @@ from typing import Any
 from handler.api import codec
 from handler.api.comfy.archive import Archive
 from handler.api.comfy.inscription import finished, texts
-from handler.api.comfy.job import LIVE, Job, now_ms
+from handler.api.comfy.job import LIVE, Gave, Job, now_ms
 from handler.api.comfy.listeners import Listeners, message, picture
 from handler.api.comfy.naming import filled
 from handler.api.comfy.passes import Passes, Step
@@ -57,7 +57,7 @@ class Drawing:
             self._tell(job.note("execution_start"))
             self._tell(job.note("execution_cached", nodes=list(cached)))
 
-    async def repeat(self, equal: Job) -> bool:
+    async def repeat(self, equal: Gave) -> bool:
         """Report what an equal prompt gave before; False if that is there no more."""
         images = [image for one in (*_images(equal.outputs), *equal.streamed.values()) for image in one]
         if not all(await self._archive.at(lambda _: [self._archive.has(*place(image)) for image in images])):

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from handler.api.comfy.listeners import message
 from handler.api.dialects.comfy.plan import Plan
@@ -18,12 +18,19 @@ ENTRY = ("prompt", "outputs", "status", "meta")  # of a record, what ComfyUI's h
 Record = dict[str, Any]
 
 
+class Gave(NamedTuple):
+    """By output node, what a prompt gave, and the pictures that it only sent."""
+
+    outputs: dict[str, Any]
+    streamed: dict[str, Any]
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """A prompt. `key` is equal in prompts that ask for the same. It is drawn by `task`, unless it is `unwanted`.
 
     `targets` are the output nodes, `outputs` what each gave, `streamed` the pictures of those that only send them;
-    `told` are the messages that its history keeps.
+    `told` are the messages that its history keeps. `size` is how many bytes its record has.
     """
 
     id: str
@@ -47,6 +54,12 @@ class Job:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[None] | None" = None
     unwanted: bool = False
+    size: int = 0
+
+    @property
+    def gave(self) -> "Gave":
+        """What an equal prompt would give again."""
+        return Gave(self.outputs, self.streamed)
 
     def let_go(self) -> None:
         """Of what takes memory, once it has ended."""

@@ -14,7 +14,7 @@ from typing import Any
 from handler.api.comfy.accepting import id_of, in_api_format
 from handler.api.comfy.archive import Archive, mailbox, tried
 from handler.api.comfy.drawing import Drawing
-from handler.api.comfy.job import Job, now_ms, public
+from handler.api.comfy.job import Gave, Job, now_ms, public
 from handler.api.comfy.listeners import Listeners, message
 from handler.api.comfy.passes import steps
 from handler.api.comfy.planning import planned
@@ -29,6 +29,7 @@ from handler.core.errors import Cancelled, KindlingError, QueueFull
 from handler.engine.queue import crowded
 
 REPEATABLE = 64  # prompts whose outputs are reported again when they come again
+HELD = 32 << 20  # bytes of ended prompts at hand
 OnEnd = Callable[[Job, KindlingError | None], object]
 
 
@@ -45,7 +46,7 @@ class Comfy:
         self._catalogue = Catalogue(settings, api.engine.spec, self.archive) if shelf else kept.catalogue
         self.active: dict[str, Job] = {}
         self._done: OrderedDict[str, Job] = OrderedDict()
-        self._equal: OrderedDict[str, Job] = OrderedDict()
+        self._equal: OrderedDict[str, Gave] = OrderedDict()
         self._number, self._tasks = 0, set[asyncio.Task[None]]()
         # For what it has to say, at the start and not with the first prompt.
         threading.Thread(target=lambda: self.archive.shelf, name="comfy", daemon=True).start()
@@ -186,7 +187,7 @@ class Comfy:
         if (equal := self._equal.get(job.key)) and await drawing.repeat(equal):
             return
         await drawing.run()
-        self._equal[job.key] = job
+        self._equal[job.key] = job.gave
         while len(self._equal) > REPEATABLE:
             self._equal.popitem(last=False)
 
@@ -196,8 +197,8 @@ class Comfy:
         await self._keep(job)
         del self.active[job.id]
         self._done[job.id] = job
-        while len(self._done) > REPEATABLE:
-            self._done.popitem(last=False)
+        while len(self._done) > REPEATABLE or sum(done.size for done in self._done.values()) > HELD:
+            self._done.popitem(last=False)  # the archive has it
         if job.client and said:
             self.listeners.tell(job.client, said)
         self._tell_status()
@@ -209,12 +210,12 @@ class Comfy:
         """Its record, for other workers, and a sign for the one where its websocket may be."""
         record = job.record()
 
-        def keep(_: object) -> None:
+        def keep(_: object) -> int:
             if job.client and job.client not in self.listeners:  # also one that has left, maybe for another worker
                 self.archive.shelf.put(f"{mailbox(job.client)}/{job.id}", b"")
-            self.archive.keep(job.id, record)
+            return self.archive.keep(job.id, record)
 
-        await tried(self.archive.at(keep), None, "job could not be kept where other workers see it")
+        job.size = await tried(self.archive.at(keep), job.size, "job could not be kept where other workers see it")
 
     def _tell_status(self) -> None:
         self.listeners.tell(None, message("status", {"status": self.remaining()}))

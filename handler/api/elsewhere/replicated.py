@@ -123,6 +123,8 @@ class Replicated(Api):
             async for event in self._replicas.draw(request, left_s, CALLER.get()):
                 told.put_nowait(event)
             told.put_nowait(Lost())
+        except TimeoutError:  # the network's, or Ray's, which is not the caller's time that is up
+            told.put_nowait(Lost())
         except Exception as error:
             told.put_nowait(error)
 

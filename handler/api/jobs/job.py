@@ -103,10 +103,13 @@ class Job:
             "until": int(time.time() + self.deadline.left_s + GONE_S) if self.state in LIVE else None,
         }
 
+    def answer(self) -> bytes:
+        """The answer, if it has one that is good; else nothing. For a thread."""
+        return self.reply.json() if self.reply and self.reply.status < 400 else b""
+
     def file(self) -> bytes:
-        """What is kept: the head, and in the next line the answer, if it is good. For a thread."""
-        good = self.reply and self.reply.status < 400
-        return json.dumps(self.head()).encode() + b"\n" + (self.reply.json() if self.reply and good else b"")
+        """What is kept: the head, and in the next line the answer. For a thread."""
+        return json.dumps(self.head()).encode() + b"\n" + self.answer()
 
 
 @dataclass(frozen=True, slots=True)

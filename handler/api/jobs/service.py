@@ -68,8 +68,8 @@ class Jobs:
 
     async def found(self, job_id: str) -> Found:
         """A job, whichever worker has it. FileMissing if there is none, or no more."""
-        if job := self.active.get(job_id):
-            return Found(job.head())
+        if job := self.active.get(job_id):  # which may have ended, and not be kept yet
+            return Found(job.head(), await asyncio.to_thread(job.answer) if job.reply else b"")
         data = await self._keeper.get(job_id) if ID.fullmatch(job_id) else None
         found = read(data, self._kept_s) if data is not None else None
         if found is None:
@@ -185,7 +185,7 @@ def _sign(job_id: str) -> str:
 
 def _told(job: Job) -> bytes:
     """What a webhook is told of a job that has ended. For a thread."""
-    answer = job.reply.json() if job.reply and job.reply.status < 400 else b""
+    answer = job.answer()
     shown = Found(job.head()).shown(job.asked.base or "")
     data = shown | {"result": json.loads(answer) if answer and len(answer) <= TOLD else None}
     said = {"type": f"job.{job.state}", "timestamp": datetime.now(UTC).isoformat(), "data": data}

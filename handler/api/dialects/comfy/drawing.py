@@ -48,6 +48,9 @@ def draw(at: At, guider: Guider, latent: Latent, how: How) -> Drawn:
     spec = guider.model.spec
     _check(at, guider, latent)
     seen = _seen(at, guider, latent, how)
+    if (drawn := spec.canvas(size := (latent.width, latent.height))) != size:
+        told = "{}x{} is drawn as {}x{} and cut, so a seed gives another picture than in ComfyUI".format(*size, *drawn)
+        at.note(f"{told}; with sides in steps of {spec.multiple} it would not.")
     fields = {
         "prompt": _prompt(at, guider.positive),
         "seed": how.seed,
@@ -72,7 +75,7 @@ def _before(drawn: Drawn) -> Before:
 def _check(at: At, guider: Guider, latent: Latent) -> None:
     spec, served = guider.model.spec, at.served
     files.must_serve(spec, served)
-    for conditioning in (guider.positive, *_negatives(guider)):
+    for conditioning in _sides(guider):
         if not files.fits(conditioning.clip.spec, served):
             at.refuse(f"its prompt is read by the text encoders of {conditioning.clip.spec.id}, not of {spec.id}.")
     if latent.n > served.max_n:
@@ -82,6 +85,10 @@ def _check(at: At, guider: Guider, latent: Latent) -> None:
         at.refuse(f"the picture is {size}; sides may have {MIN_SIDE} to {MAX_SIDE} pixels.", "latent_image")
     if guider.positive.zeros:
         at.refuse("the positive conditioning is zeros; give it a text.", "positive")
+
+
+def _sides(guider: Guider) -> tuple[Conditioning, ...]:
+    return (guider.positive, *_negatives(guider))
 
 
 def _negatives(guider: Guider) -> tuple[Conditioning, ...]:
@@ -125,7 +132,10 @@ def _guidance(at: At, guider: Guider, spec: ModelSpec) -> float | None:
     """The scale that a distilled model is told; None where there is none, or it is the sampler's cfg."""
     asked = guider.positive.guidance
     if spec.takes_guidance and not spec.takes_negative_prompt:
-        return GUIDANCE if asked is None else asked
+        told, *others = (GUIDANCE if one.guidance is None else one.guidance for one in _sides(guider))
+        if others and others != [told]:
+            at.note(f"the negative prompt's guidance is the positive one's, {told:g}, and not {others[0]:g}.")
+        return told
     if asked is not None:
         at.note(f"FluxGuidance changes nothing: {spec.id} has no guidance that it is told.")
     return None
@@ -151,6 +161,8 @@ def _sampling(at: At, guider: Guider, how: How) -> Mapping[str, Any]:
         at.refuse("no step is taken, so that nothing is drawn; it should start before the last of its steps.")
     if sigmas.count > spec.max_steps:
         at.note(f"{sigmas.count} steps are more than the {spec.max_steps} that {spec.id} is made for.")
+    if guider.cfg > 1 and spec.family.rpartition(".")[2].startswith("flux2"):
+        at.refuse(f"{spec.id} is distilled, and has no classifier-free guidance; set cfg to 1.", "cfg")
     if guider.cfg > 1 and spec.family.endswith("qwen_image"):
         at.note("a guided step of Qwen-Image has the length of the prompt's own, as with CFGNorm.")
     fields: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from handler.api.dialects.comfy.values import Mask
 
+NEAREST = {"nearest-exact": 0.5, "nearest": 0.0}  # where in a new pixel it is looked for, as torch does it
 METHODS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")
 CUBIC = -0.75
 WIDE = 4096 * 16384  # pixels between two passes
@@ -44,8 +45,9 @@ def scaled(image: Any, width: int, height: int, method: str, crop: str = "disabl
         if width * image.shape[0] > WIDE:  # Pillow's first pass makes that
             image = scaled(image, image.shape[1], height, method)
         return numpy.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-    if method == "nearest-exact":
-        rows, columns = (_nearest(old, new) for old, new in zip(image.shape[:2], (height, width), strict=True))
+    if method in NEAREST:
+        pairs = zip(image.shape[:2], (height, width), strict=True)
+        rows, columns = (_nearest(old, new, NEAREST[method]) for old, new in pairs)
         return image[rows[:, None], columns]
     taps = {"bilinear": _linear, "bicubic": _cubic, "area": _area}[method]
     found = image.astype(numpy.float32)
@@ -64,10 +66,10 @@ def _shaped(image: Any, width: int, height: int) -> Any:
     return image[y : old_height - y, x : old_width - x]
 
 
-def _nearest(old: int, new: int) -> Any:
+def _nearest(old: int, new: int, within: float) -> Any:
     import numpy
 
-    return numpy.minimum(((numpy.arange(new) + 0.5) * old / new).astype(int), old - 1)
+    return numpy.minimum(((numpy.arange(new) + within) * old / new).astype(int), old - 1)
 
 
 def _linear(old: int, new: int) -> tuple[Any, Any]:

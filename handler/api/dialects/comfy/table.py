@@ -1,7 +1,7 @@
 """Every node class that is read, by name, those that only rename included; and what to use instead of others."""
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -62,7 +62,19 @@ def _alias(name: str, said: Mapping[str, Any]) -> Node:
     fixed: Mapping[str, Any] = said.get("values", {})
     inputs = {theirs.get(one, one): wanted for one, wanted in like.inputs.items() if one not in fixed}
     run = _renamed(like.run, {their: our for our, their in theirs.items()}, fixed)
-    return replace(like, name=name, title=name, category="custom", run=run, inputs=inputs)
+    row = replace(like, name=name, title=name, category="custom", run=run, inputs=inputs)
+    return _arranged(row, said["outputs"]) if "outputs" in said else row
+
+
+def _arranged(row: Node, places: Sequence[int]) -> Node:
+    """`row` with other outputs: each the one at this place of its own."""
+
+    def arranged(at: Any, **given: Any) -> Any:
+        found = row.run(at, **given)
+        values = found if len(row.outputs) > 1 else (found,)
+        return tuple(values[place] for place in places)
+
+    return replace(row, run=arranged, outputs=tuple(row.outputs[place] for place in places), names=())
 
 
 RENAMED = _data("aliases.toml")

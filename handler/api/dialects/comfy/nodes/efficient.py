@@ -83,6 +83,7 @@ def loader(
     token_normalization: str,
     weight_interpretation: str,
     lora_stack: Stack | None,
+    cnet_stack: None,
 ) -> tuple[Any, ...]:
     """Efficient Loader."""
     plain(at, token_normalization, weight_interpretation)
@@ -103,7 +104,9 @@ def loader_of_sdxl(
     return (model, positive, negative), latent, vae, None
 
 
-def sampler(at: At, vae_decode: str, optional_vae: Vae | None, preview_method: str, **given: Any) -> tuple[Any, ...]:
+def sampler(
+    at: At, vae_decode: str, optional_vae: Vae | None, preview_method: str, script: None, **given: Any
+) -> tuple[Any, ...]:
     """KSampler (Efficient)."""
     drawn = ksampler(at, **given)
     return given["model"], given["positive"], given["negative"], drawn, optional_vae, decode(at, drawn, optional_vae)
@@ -123,7 +126,7 @@ def sampler_of_sdxl(
         "add_noise": "enable",
         "end_at_step": 10000,
     }
-    wanted = {name: value for name, value in given.items() if name not in ("vae_decode", "preview_method")}
+    wanted = {name: value for name, value in given.items() if name not in ("vae_decode", "preview_method", "script")}
     drawn = advanced(at, **wanted, **more, return_with_leftover_noise="disable")
     return sdxl_tuple, drawn, optional_vae, decode(at, drawn, optional_vae)
 
@@ -140,6 +143,7 @@ SHARED = {
     "empty_latent_height": SIDE,
     "batch_size": BATCH,
     "lora_stack": maybe(STACK),
+    "cnet_stack": maybe(Input("CONTROL_NET_STACK")),
 }
 LORA = {
     "lora_name": files("loras"),
@@ -151,6 +155,7 @@ SHOWN = {
     "preview_method": choice("auto", "latent2rgb", "taesd", "vae_decoded_only", "none"),
     "vae_decode": choice("true", "true (tiled)", "false", "output only", "output only (tiled)"),
     "optional_vae": maybe(VAE),
+    "script": maybe(Input("SCRIPT")),
 }
 PAIR = {"positive": CONDITIONING, "negative": CONDITIONING, "latent_image": LATENT}
 WHERE = "Efficiency Nodes"

@@ -9,6 +9,7 @@ from handler.api.dialects.comfy.node import CLIP, FLAG, MODEL, At, Node, choice,
 from handler.api.dialects.comfy.values import Clip, Loras, Model, Vae
 from handler.core.loras import HEAVIEST
 
+WITHOUT_CLIP = ("flux2", "flux2_klein", "z_image", "qwen_image")
 MOST = 32  # LoRAs in a row of loaders, those of no weight included
 
 
@@ -69,12 +70,20 @@ def power_loras(at: At, model: Model, clip: Clip | None, rest: Mapping[str, Any]
     for field, one in rest.items():
         if not field.lower().startswith("lora_") or not isinstance(one, dict) or not one.get("on"):
             continue
+        if one.get("lora") in (None, "", "None"):  # a slot where none was chosen
+            continue
         weight, second = one.get("strength", 1.0), one.get("strengthTwo")
         second = weight if second is None else second
         if not all(isinstance(each, int | float) for each in (weight, second)):
             at.refuse("a LoRA's strength should be a number.", field)
         model, clip = lora(at, model, clip, str(one.get("lora")), weight, second)
     return model, clip
+
+
+def padded(at: At, clip: Clip, min_padding: int, min_length: int) -> Clip:
+    """T5TokenizerOptions."""
+    at.note("T5's prompts are padded as the model learnt it; min_padding and min_length change nothing.")
+    return clip
 
 
 def flow_shift(at: At, model: Model, shift: float, shift_type: str = "linear") -> Model:
@@ -104,6 +113,10 @@ def discrete(at: At, model: Model, sampling: str, zsnr: bool) -> Model:
 
 def clip_skip(at: At, clip: Clip, stop_at_clip_layer: int) -> Clip:
     """The layer of CLIP to stop at."""
+    if clip.spec.family.rpartition(".")[2] in WITHOUT_CLIP:
+        if stop_at_clip_layer == -1:
+            return clip
+        at.refuse(f"{clip.spec.id} has no CLIP whose last layer could be set; leave the node out.", "clip")
     return replace(clip, skip=stop_at_clip_layer)
 
 
@@ -189,6 +202,13 @@ TABLE = rows(
             "sampling": choice("eps", "v_prediction", "lcm", "x0", "img_to_img"),
             "zsnr": FLAG,
         },
+    ),
+    Node(
+        "T5TokenizerOptions",
+        "conditioning",
+        padded,
+        ("CLIP",),
+        {"clip": CLIP, "min_padding": whole(0, 0, 10000), "min_length": whole(0, 0, 10000)},
     ),
     Node(
         "CLIPSetLastLayer",

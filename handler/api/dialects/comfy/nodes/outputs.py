@@ -9,6 +9,7 @@ from handler.api.dialects.comfy.plan import Folder, Output
 from handler.api.dialects.comfy.values import Drawn, Image
 
 PREVIEW = "ComfyUI_temp"
+FORMATS = ("format", "format.bit_depth", "extension", "file_extension", "output_ext")
 
 
 def save(at: At, images: Image, filename_prefix: str = "ComfyUI", **_: Any) -> Output | None:
@@ -36,8 +37,8 @@ def shown(at: At, images: Image, folder: Folder, prefix: str) -> Output | None:
 
 def save_as(at: At, images: Image, filename_prefix: str, rest: Mapping[str, Any]) -> Output | None:
     """With a format of its own, which is PNG with 8 bits here."""
-    asked = {name: value for name, value in rest.items() if name in ("format", "format.bit_depth", "extension")}
-    odd = [f"{value}" for value in asked.values() if value not in ("png", "8-bit")]
+    asked = [str(value).strip(".") for name, value in rest.items() if name in FORMATS]
+    odd = [value for value in asked if value not in ("png", "8-bit")]
     if odd:
         at.note(f"{' and '.join(odd)} is not offered; the picture is a PNG with 8 bits.")
     return save(at, images, filename_prefix)

@@ -10,6 +10,7 @@ from handler.api.dialects.comfy.node import (
     FLAG,
     IMAGE,
     LONGEST,
+    MODEL,
     SEED,
     YES,
     At,
@@ -29,6 +30,21 @@ FAR = 2**63 - 1  # ComfyUI's largest number
 def value(at: At, value: Any, **_: Any) -> Any:
     """Itself."""
     return value
+
+
+def passed(at: At, any_input: Any, image_pass: Any, model_pass: Any, rest: Mapping[str, Any]) -> tuple[Any, ...]:
+    """KJNodes' VRAM_Debug: what is linked to it, and how much memory is free, which is not told."""
+    return any_input, image_pass, model_pass, 0, 0
+
+
+def said(at: At, text: str) -> str:
+    """WAS's Text Multiline, of which lines that begin with # are remarks."""
+    return "\n".join(line for line in text.split("\n") if not line.strip().startswith("#"))
+
+
+def texts(at: At, text: str, text_b: str, text_c: str, text_d: str) -> tuple[str, ...]:
+    """Up to four."""
+    return text, text_b, text_c, text_d
 
 
 def short(at: At, text: str) -> str:
@@ -178,6 +194,22 @@ TABLE = rows(
         joined,
         TEXT,
         {"delimiter": SHORT, "clean_whitespace": choice("true", "false")},
+        rest="rest",
+    ),
+    Node("Text Multiline", "WAS", said, TEXT, {"text": LONG}),
+    Node(
+        "Text String",
+        "WAS",
+        texts,
+        TEXT * 4,
+        {"text": SHORT, "text_b": maybe(SHORT), "text_c": maybe(SHORT), "text_d": maybe(SHORT)},
+    ),
+    Node(
+        "VRAM_Debug",
+        "KJNodes",
+        passed,
+        ("*", "IMAGE", "MODEL", "INT", "INT"),
+        {"any_input": maybe(ANY), "image_pass": maybe(IMAGE), "model_pass": maybe(MODEL)},
         rest="rest",
     ),
     Node("Any Switch (rgthree)", "rgthree", first, ("*",), {}, rest="rest"),

@@ -10,7 +10,6 @@ from handler.api.dialects.comfy.nodes.images import LARGEST, changed, resized
 from handler.api.dialects.comfy.values import Image, Mask
 
 Size = tuple[int, int]
-INTERPOLATIONS = {"nearest": "nearest-exact", "nearest-exact": "nearest-exact"}
 NEEDED: dict[str, Callable[[Size, Size], bool]] = {  # ComfyUI_essentials' conditions
     "always": lambda old, new: True,
     "downscale if bigger": lambda old, new: old[0] > new[0] or old[1] > new[1],
@@ -24,14 +23,13 @@ def essentials(
     at: At, image: Image, width: int, height: int, interpolation: str, method: str, condition: str, multiple_of: int
 ) -> tuple[Image, int, int]:
     """ComfyUI_essentials' ImageResize+."""
-    old = image.size
-    size = _target(old, width, height, method)
+    old, cell = image.size, max(multiple_of, 1)
+    size = _target(old, width // cell * cell, height // cell * cell, method)
     if method == "pad":
         at.refuse("padding is not offered; use 'keep proportion' or 'fill / crop'.", "method")
-    if NEEDED[condition](old, size):
-        how = INTERPOLATIONS.get(interpolation, interpolation)
-        crop = "center" if method == "fill / crop" else "disabled"
-        image = resized(at, image, *size, how, crop)
+    fills = method == "fill / crop"
+    if NEEDED[condition](old, _covering(old, size) if fills else size):
+        image = resized(at, image, *size, interpolation, "center" if fills else "disabled")
     if multiple_of > 1:
         image = _whole(at, image, multiple_of)
     return image, *image.size
@@ -43,6 +41,12 @@ def _target(old: Size, width: int, height: int, method: str) -> Size:
         return width or old[0], height or old[1]
     ratio = min(width / old[0] if width else math.inf, height / old[1] if height else math.inf)
     return old if ratio == math.inf else (max(round(old[0] * ratio), 1), max(round(old[1] * ratio), 1))
+
+
+def _covering(old: Size, size: Size) -> Size:
+    """The smallest of the old shape that covers the new size."""
+    ratio = max(size[0] / old[0], size[1] / old[1])
+    return round(old[0] * ratio), round(old[1] * ratio)
 
 
 def _whole(at: At, image: Image, cell: int) -> Image:
