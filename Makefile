@@ -1,6 +1,6 @@
 # make run    set up what is missing and serve the embedded model on 127.0.0.1:8000; TORCH=cpu and TORCH=cuda choose the
 #             build of torch, which is CUDA's unasked only where there is an NVIDIA driver
-# make test   set up what is missing and run the whole test suite
+# make test   set up what is missing and run all tests but those of make judge and make editor
 # make quick  run the tests that need no model, no process and no compiler: a minute
 # make judge  run the tests that take too long for every run, and write benchmarks/results/judge.json: a quarter of an hour
 # make editor drive ComfyUI's own editor in chromium, if that is installed (apt install chromium-headless-shell): a minute
@@ -13,8 +13,8 @@
 #             (UPGRADE=-U for newer ones)
 # make peers  measure Kindling beside diffusers behind FastAPI and LitServe, which it installs in an environment of their
 #             own, and write benchmarks/results/peers.json: ten minutes, half of them for compiling
-# make spark  train the embedded model on (three hours on two idle cores; goes on where it stopped), or with
-#             FROM=nothing from nothing (five)
+# make spark  train the embedded model on (2.5 hours on two idle cores; goes on where it stopped), or with
+#             FROM=nothing from nothing (4.5)
 # make lower  lower the models' GPU code without a GPU and write benchmarks/results/lowered.json (two hours; 0.8 GB of
 #             downloads the first time); make lower-check compares FLUX.1's with that file (minutes)
 

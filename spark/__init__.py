@@ -9,9 +9,11 @@
     latents.py       pictures of every size, drawn and encoded ahead
     training.py      the transformer's training by rectified flow, in lessons
     validation.py    what steers it
-    polish.py        the decoder, trained on what the transformer draws
+    drawings.py      what the transformer draws, and the scene that each drawing comes nearest to
+    polish.py        the decoder, trained on these
     progress.py      a stage's budget of time, kept every five minutes
     journal.py       the training log
+    outlined.py      scenes with outlines
     lora.py          a LoRA for it, trained in minutes: outlined shapes
     train.py         the one command that runs it all and writes handler/weights/spark
 

@@ -10,6 +10,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from spark.journal import Journal
 from spark.progress import Average, Progress, rates
-from spark.scenes import Item, Scene, draw, sample_scene
+from spark.scenes import Scene, draw, sample_scene
 
 LATENT_CHANNELS = 12
 DOWNSCALE = 16
@@ -91,8 +92,19 @@ def to_tensor(images: list[Image.Image]) -> Tensor:
 @torch.no_grad()
 def round_trip(vae: AutoencoderKL, image: Image.Image) -> Image.Image:
     """What is left of a picture that is encoded and decoded."""
-    [again] = vae.decode(vae.encode(to_tensor([image])).latent_dist.mean).sample.clamp(-1, 1)
-    return Image.fromarray(((again.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+    return to_image(vae.decode(vae.encode(to_tensor([image])).latent_dist.mean).sample[0])
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(3, height, width) in [-1, 1], and beyond cut off -> an RGB picture."""
+    return Image.fromarray(((pixels.clamp(-1, 1).permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+
+
+def recolored(scene: Scene, rng: random.Random) -> Scene:
+    """The scene in arbitrary colours."""
+    behind, *wild = [(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(1 + len(scene.items))]
+    items = tuple(replace(item, rgb=rgb) for item, rgb in zip(scene.items, wild, strict=True))
+    return replace(scene, rgb=behind, items=items)
 
 
 class Pictures:
@@ -110,14 +122,7 @@ class Pictures:
 
     def _scene(self) -> Scene:
         scene = sample_scene(self.rng)
-        if self.rng.random() > 0.25:
-            return scene
-        wild = [tuple(self.rng.randrange(256) for _ in range(3)) for _ in range(1 + len(scene.items))]
-        items = tuple(
-            Item(i.shape, i.color, i.x, i.y, i.diameter, rgb)  # type: ignore[arg-type]
-            for i, rgb in zip(scene.items, wild[1:], strict=True)
-        )
-        return Scene(scene.kind, scene.background, None, None, None, wild[0], items, ())  # type: ignore[arg-type]
+        return recolored(scene, self.rng) if self.rng.random() <= 0.25 else scene
 
     def crops(self, side: int) -> Tensor:
         """(batch, 3, side, side), the batch size by `CROPS`."""
@@ -189,7 +194,7 @@ def train(folder: Path, minutes: float) -> None:
 def refine(folder: Path, minutes: float) -> None:
     """Go on with all of it, on whole pictures; latents that were made before are no longer valid."""
     torch.manual_seed(1)
-    vae = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(_kept(folder)).to(memory_format=torch.channels_last)
     _optimise(vae, vae.parameters(), folder / "refine.pt", minutes, _whole, REFINE_RATE)
     _measure_scale(vae.eval())
     save(vae, folder)
@@ -198,7 +203,7 @@ def refine(folder: Path, minutes: float) -> None:
 
 def decoding(folder: Path) -> AutoencoderKL:
     """The autoencoder in `folder`/vae, of which the decoder alone can be trained."""
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(_kept(folder)).to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     return vae
 
@@ -213,6 +218,13 @@ def save(vae: AutoencoderKL, folder: Path) -> None:
         (folder / "vae").rename(old)
     part.rename(folder / "vae")
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _kept(folder: Path) -> Path:
+    """`folder`/vae; where a kill came between two moves of `save`, the one that was there before."""
+    if not (folder / "vae").exists() and (folder / "vae.old").exists():
+        (folder / "vae.old").rename(folder / "vae")
+    return folder / "vae"
 
 
 def _optimise(

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from spark.autoencoder import to_tensor
 from spark.scenes import Scene, altered, draw, sample_scene
 
 Size = tuple[int, int]
+Made = tuple[Tensor, dict[str, str]]  # a shard's latents, and what its file says of them
 
 NATIVE: Size = (256, 256)
 LARGE: Size = (512, 512)
@@ -52,23 +54,33 @@ def shard_scenes(seed: int, index: int, count: int) -> list[Scene]:
     return found
 
 
-@torch.no_grad()
 def produce(folder: Path, seed: int, minutes: float) -> None:
-    """Draw and encode pictures for `minutes`; shards go to `folder`/latents. Run several with different seeds.
+    """Draw and encode pictures for `minutes`; shards go to `folder`/latents. Run several with different seeds."""
+    vae = AutoencoderKL.from_pretrained(folder / "vae").eval().to(memory_format=torch.channels_last)
+
+    def make(index: int, size: Size) -> Made:
+        return encoded(vae, shard_scenes(seed, index, shard_count(size)), size), {}
+
+    fill(folder / "latents", seed, minutes, SHARDS, make)
+
+
+@torch.no_grad()
+def fill(folder: Path, seed: int, minutes: float, sizes: Sequence[Size], make: Callable[[int, Size], Made]) -> None:
+    """Make one shard after another, of `sizes` in turn, for `minutes`, on one thread.
 
     Killed, it goes on at the shard that was not finished, for as long as was left; it ends with who began it.
     """
     torch.set_num_threads(1)
-    vae = AutoencoderKL.from_pretrained(folder / "vae").eval().to(memory_format=torch.channels_last)
-    (folder / "latents").mkdir(parents=True, exist_ok=True)
-    clock = folder / "latents" / f"{seed}.seconds"
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = folder / f"{seed}.seconds"
     spent = float(clock.read_text()) if clock.exists() else 0.0
     start, index, parent = time.monotonic() - spent, 0, multiprocessing.parent_process()
     while time.monotonic() - start < 60 * minutes and (parent is None or parent.is_alive()):
-        size = SHARDS[index % len(SHARDS)]
-        path = folder / "latents" / f"{seed}_{index}_{size[0]}x{size[1]}.safetensors"
+        size = sizes[index % len(sizes)]
+        path = folder / f"{seed}_{index}_{size[0]}x{size[1]}.safetensors"
         if not path.exists():
-            save_file({"latents": encoded(vae, shard_scenes(seed, index, shard_count(size)), size)}, _part(path))
+            latents, told = make(index, size)
+            save_file({"latents": latents}, _part(path), told)
             _part(path).replace(path)
             _part(clock).write_text(f"{time.monotonic() - start:.1f}")
             _part(clock).replace(clock)
@@ -102,12 +114,16 @@ class Latents:
             if path.name in self.seen:
                 continue
             self.seen.add(path.name)
-            seed, index, dims = path.stem.split("_")
-            width, height = map(int, dims.split("x"))
+            width, height = map(int, path.stem.rpartition("_")[2].split("x"))
             latents = load_file(path)["latents"]
-            scenes = shard_scenes(int(seed), int(index), len(latents))
-            self.pools.setdefault((width, height), []).extend(zip(latents, scenes, strict=True))
+            pool = self.pools.setdefault((width, height), [])
+            pool.extend(zip(latents, self.scenes(path, len(latents)), strict=True))
         return sum(map(len, self.pools.values()))
+
+    def scenes(self, path: Path, count: int) -> list[Scene]:
+        """The scenes of the shard at `path`."""
+        seed, index, _ = path.stem.split("_")
+        return shard_scenes(int(seed), int(index), count)
 
     def take(self, size: Size, count: int, pairs: float = 1.0) -> tuple[Tensor, list[Scene]]:
         """`count` random latents (count, 12, height / 16, width / 16) of one size, with their scenes.

@@ -8,24 +8,21 @@ whose weights stay as they are; no library for adapters is needed. What is writt
 import argparse
 import random
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 from safetensors.torch import save_file
-from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spark.autoencoder import to_tensor
-from spark.checker import CONTRAST
 from spark.flow import TEXT_TOKENS, Words, pack, predicted, sample_sigma, tie
 from spark.journal import Journal
 from spark.latents import NATIVE
-from spark.scenes import COLORS, Item, Scene, caption, draw, sample_scene
+from spark.outlined import outlined
+from spark.scenes import COLORS, Scene, caption, sample_scene
 from spark.text import perturb
 from spark.train import SHIPPED
 
@@ -34,35 +31,12 @@ RATE = 4e-3
 BATCH = 24
 PICTURES = 288
 NEAR_NOISE = 0.8  # share of the noise levels: a step or few are all that spark takes
-LINE = 0.1  # of a shape's diameter, on each side
 SHOWN = (
     "a large yellow star on a blue background",
     "a red heart left of a white circle on a green background",
     "three pink squares on a gray background",
     "a large green ring on a white background",
 )
-INK = 90.0  # Euclidean RGB distance from black below which a pixel is the outline's
-
-
-def outlined(scene: Scene, size: tuple[int, int]) -> Image.Image:
-    """Draw `scene` with a black outline around each shape, which stays as large as it is."""
-
-    def filled(item: Item) -> Item:
-        return replace(item, diameter=item.diameter * (1 - 2 * LINE))
-
-    black = replace(scene, items=tuple(replace(item, rgb=(0, 0, 0)) for item in scene.items))
-    outer, inner = draw(black, size), draw(replace(scene, items=tuple(map(filled, scene.items))), size)
-    pixels = numpy.asarray(inner).astype(int)
-    behind = numpy.abs(pixels - numpy.array(scene.rgb)).sum(-1, keepdims=True) == 0
-    return Image.fromarray(numpy.where(behind, numpy.asarray(outer), pixels).astype(numpy.uint8))
-
-
-def inked(image: Image.Image) -> float:
-    """How much of the objects' edges in `image`, two pixels deep, is black: of plain pictures next to nothing."""
-    pixels = numpy.asarray(image.convert("RGB"), dtype=numpy.float64)
-    objects = numpy.linalg.norm(pixels - numpy.median(pixels[:4].reshape(-1, 3), axis=0), axis=-1) > CONTRAST
-    edge = ndimage.binary_erosion(objects, iterations=2) & ~ndimage.binary_erosion(objects, iterations=4)
-    return float((numpy.linalg.norm(pixels[edge], axis=-1) < INK).mean()) if edge.any() else 0.0
 
 
 def scenes(count: int, seed: int = 1) -> list[Scene]:

@@ -2,11 +2,13 @@
 
 Every pixel around an object is placed between the background's colour and the object's: its cover, 0 to 1. The
 scene's own shape is fitted to it by area and centre of mass and drawn as exactly as `scenes` can, at the picture's own
-size, so that no grid and no box of whole pixels limits what can be told apart.
+size, so that no grid and no box of whole pixels limits what can be told apart. `nearest` is the scene that comes out.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +16,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage.measure import find_contours
 
-from spark.checker import CONTRAST, MIN_AREA, border_color
-from spark.scenes import Item, Scene, draw
+from spark.checker import CONTRAST, MIN_AREA, border_color, nearest_color
+from spark.scenes import RGB, SHAPES, Item, Scene, draw
 
 Cover = NDArray[np.float64]
 
@@ -25,6 +27,7 @@ INNER = 64  # flat areas keep away from edges by the shorter side over this, and
 LEAST_INNER = 3
 FINE = 256  # pixels of a window's side up to which shapes are drawn with four times as many
 EDGE = (0.1, 0.9)  # of the cover, between which a pixel is on an edge
+ALIKE, UNLIKE = 0.6, 0.05  # the least overlap with its own shape, and how much more of it another may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +50,43 @@ MEASURES = tuple(Measured.__dataclass_fields__)
 def measure(image: Image.Image, scene: Scene) -> Measured:
     """Measure `image`, which should show the items of `scene`, wherever in it they stand."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
-    behind = border_color(pixels)
-    labels, windows = _objects(pixels, behind)
-    inner = max(LEAST_INNER, min(labels.shape) // INNER)
-    background = ~_reach(np.isin(labels, [label for label, _ in windows]), 2 * inner)  # specks are unevenness
-    objects = [_object(pixels, labels, behind, label, box, inner) for label, box in windows]
+    objects, background = _seen(pixels, border_color(pixels))
     own = {item.shape: item for item in scene.items}.values()
-    fits = [max(_fit(cover, item) for item in own) for cover, _, _ in objects]
+    fits = [max(_fit(seen.cover, item)[1] for item in own) for seen in objects]
     return Measured(
         iou=min(fits) if len(objects) == len(scene.items) else 0.0,
-        edge_px=_worst(edge for _, edge, _ in objects),
-        object_std=_worst(std for _, _, std in objects),
-        background_std=_spread(pixels[background]),
+        edge_px=_worst(_edge(seen.cover) for seen in objects),
+        object_std=_worst(_spread(seen.inside) for seen in objects),
+        background_std=_spread(background),
     )
+
+
+def nearest(image: Image.Image, scene: Scene) -> Scene | None:
+    """The scene that `image` comes nearest to: the shapes of `scene`, each where, as large and as coloured as drawn.
+
+    None if `image` has more objects or fewer, or one of another colour or shape: of less overlap than `ALIKE` with its
+    own, or of more, by `UNLIKE`, with another.
+    """
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
+    behind = border_color(pixels)
+    objects, _ = _seen(pixels, behind)
+    if len(objects) != len(scene.items):
+        return None
+    theirs = [min(objects, key=partial(_away, item, pixels.shape)) for item in scene.items]
+    if len({id(seen) for seen in theirs}) < len(objects):
+        return None
+    items = [_as_drawn(item, seen, pixels.shape) for item, seen in zip(scene.items, theirs, strict=True)]
+    return None if None in items else replace(scene, rgb=_rgb(behind), items=tuple(items))
+
+
+def _as_drawn(item: Item, seen: "_Object", shape: tuple[int, ...]) -> Item | None:
+    """`item` as it is seen in a picture of `shape`, or None if it is something else."""
+    fits = {name: _fit(seen.cover, replace(item, shape=name)) for name in SHAPES}
+    fitted, overlap = fits[item.shape]
+    alike = max(ALIKE, max(other for _, other in fits.values()) - UNLIKE)
+    if overlap < alike or nearest_color(seen.color) != item.color:
+        return None
+    return seen.placed(fitted, shape)
 
 
 def mean(measured: Iterable[Measured]) -> dict[str, float]:
@@ -72,28 +99,58 @@ def _worst(values: Iterable[float]) -> float:
     return max((value for value in values if not np.isnan(value)), default=float("nan"))
 
 
-def _objects(pixels: Cover, behind: Cover) -> tuple[NDArray[np.int32], list[tuple[int, tuple[slice, slice]]]]:
-    """Connected areas that differ from the background, and each one's label and box."""
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """One object: its cover in a window that begins at row `top` and column `left`, its colour, its inner pixels."""
+
+    cover: Cover
+    top: int
+    left: int
+    color: Cover
+    inside: Cover
+
+    def placed(self, item: Item, shape: tuple[int, ...]) -> Item:
+        """`item` of the window in a picture of `shape`, in this object's colour."""
+        height, width, side = *shape[:2], max(self.cover.shape)
+        x, y = (self.left + item.x * side) / width, (self.top + item.y * side) / height
+        return replace(item, x=x, y=y, diameter=item.diameter * side / min(height, width), rgb=_rgb(self.color))
+
+
+def _rgb(color: Cover) -> RGB:
+    red, green, blue = (round(float(value)) for value in color)
+    return red, green, blue
+
+
+def _away(item: Item, shape: tuple[int, ...], seen: _Object) -> float:
+    """How far `seen` is from where `item` should be, in pixels."""
+    row, column = ndimage.center_of_mass(seen.cover)
+    return math.hypot(seen.top + row - item.y * shape[0], seen.left + column - item.x * shape[1])
+
+
+def _seen(pixels: Cover, behind: Cover) -> tuple[list[_Object], Cover]:
+    """The objects: connected areas that differ from the colour `behind`; and the pixels of the background."""
     labels, _ = ndimage.label(np.linalg.norm(pixels - behind, axis=-1) > CONTRAST)
     counts, boxes = np.bincount(labels.ravel()), ndimage.find_objects(labels)
-    large = MIN_AREA * labels.size
-    return labels, [(i + 1, box) for i, box in enumerate(boxes) if box and counts[i + 1] >= large]
+    large = [i + 1 for i, box in enumerate(boxes) if box and counts[i + 1] >= MIN_AREA * labels.size]
+    inner = max(LEAST_INNER, min(labels.shape) // INNER)
+    background = ~_reach(np.isin(labels, large), 2 * inner)  # specks are unevenness
+    return [_object(pixels, labels, behind, label, boxes[label - 1], inner) for label in large], pixels[background]
 
 
 def _object(
     pixels: Cover, labels: NDArray[np.int32], behind: Cover, label: int, box: tuple[slice, slice], inner: int
-) -> tuple[Cover, float, float]:
-    """One object's cover in a window around it, the width of its edges, and the standard deviation inside."""
+) -> _Object:
+    """The object of this label, in a window around its box."""
     side = max(edge.stop - edge.start for edge in box)
-    grown = tuple(slice(max(0, int(e.start - MARGIN * side)), int(e.stop + MARGIN * side) + 1) for e in box)
-    mine, shown = labels[grown] == label, pixels[grown]
+    rows, columns = (slice(max(0, int(e.start - MARGIN * side)), int(e.stop + MARGIN * side) + 1) for e in box)
+    mine, shown = labels[rows, columns] == label, pixels[rows, columns]
     inside = ~_reach(~mine, inner)
     color = np.median(shown[inside if inside.any() else mine], axis=0)
     along = color - behind
     cover = np.clip((shown - behind) @ along / (along @ along), 0, 1)
-    others = (labels[grown] != label) & (labels[grown] > 0)
+    others = (labels[rows, columns] != label) & (labels[rows, columns] > 0)
     cover[_reach(others, inner)] = 0
-    return cover, _edge(cover), _spread(shown[inside])
+    return _Object(cover, rows.start, columns.start, color, shown[inside])
 
 
 def _reach(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
@@ -114,8 +171,8 @@ def _spread(pixels: Cover) -> float:
     return float(pixels.std(axis=0).mean()) if len(pixels) else float("nan")
 
 
-def _fit(cover: Cover, item: Item) -> float:
-    """The overlap of `cover` with the item's shape at the place and size that fit it best."""
+def _fit(cover: Cover, item: Item) -> tuple[Item, float]:
+    """The item's shape at the place and size in the window that fit `cover` best, and their overlap."""
     height, width = cover.shape
     side, target = max(height, width), np.pad(cover, [(0, max(0, width - height)), (0, max(0, height - width))])
     area, center = target.sum(), ndimage.center_of_mass(target)
@@ -130,7 +187,7 @@ def _fit(cover: Cover, item: Item) -> float:
             diameter=fitted.diameter * float(np.sqrt(area / shape.sum())),
         )
     shape = _shape(fitted, side)
-    return float(np.minimum(shape, target).sum() / np.maximum(shape, target).sum())
+    return fitted, float(np.minimum(shape, target).sum() / np.maximum(shape, target).sum())
 
 
 def _shape(item: Item, side: int) -> Cover:

@@ -5,11 +5,13 @@
     latents             draw and encode pictures, in parallel processes
     flow                the transformer
     validate            how well it draws validation prompts
-    polish              the decoder alone, on what the transformer draws
+    drawings            what the transformer draws, and the scenes that come nearest to it, in parallel processes
+    polish              the decoder alone, on these
     publish             the finished pipeline -> handler/weights/spark
 
-Each stage has a budget of wall-clock minutes, saves itself every five, and leaves a `.done` file; one that is done is
-skipped. spark/log has the journals of the three runs that made the shipped weights, and trials.md tells of them.
+Each stage has a budget of wall-clock minutes, saves itself every five or with each shard, and leaves a `.done` file.
+One that is done is skipped; so are the first three of the shipped weights. spark/log has the journals of the runs that
+made those, and trials.md tells of them.
 """
 
 import argparse
@@ -20,16 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from handler.volume.manifest import write_manifest
-from spark import autoencoder, flow, latents, polish, text, training, validation
+from spark import autoencoder, drawings, flow, latents, polish, text, training, validation
 from spark.journal import Journal
 
 SHIPPED = Path(__file__).parent.parent / "handler" / "weights" / "spark"
 LOGS = Path(__file__).parent / "log"
 # Minutes on two idle cores. Beside them some ten are spent on loading, compiling and validation.
-BUDGETS: dict[str, dict[str, float]] = {
-    "shipped": {"vae": 0, "text": 0, "refine": 34, "latents": 14, "flow": 100, "polish": 12},  # three hours
-    "nothing": {"vae": 18, "text": 8, "refine": 34, "latents": 20, "flow": 176, "polish": 18},  # five
-}
+MINUTES: dict[str, float] = {"vae": 18, "text": 8, "refine": 34, "latents": 14, "drawings": 9, "polish": 46}
+BUDGETS = {"shipped": MINUTES | {"flow": 60}, "nothing": MINUTES | {"flow": 120}}  # 2.5 hours, 4.5
 
 
 def main() -> None:
@@ -49,9 +49,10 @@ def main() -> None:
     once(folder, "vae", lambda: autoencoder.train(folder, minutes["vae"]))
     once(folder, "refine", lambda: autoencoder.refine(folder, minutes["refine"]))
     once(folder, "text", lambda: text.train(folder, minutes["text"]))
-    once(folder, "latents", lambda: _produce(folder, options.producers, minutes["latents"]))
+    once(folder, "latents", lambda: _produce(folder, latents.produce, options.producers, minutes["latents"]))
     once(folder, "flow", lambda: training.train(folder, minutes["flow"]))
     once(folder, "validate", lambda: validation.conclude(folder))
+    once(folder, "drawings", lambda: _produce(folder, drawings.produce, options.producers, minutes["drawings"]))
     once(folder, "polish", lambda: polish.polish(folder, minutes["polish"]))
     if options.publish:
         publish(folder)
@@ -66,17 +67,17 @@ def once(folder: Path, stage: str, work: Callable[[], object]) -> None:
         done.touch()
 
 
-def _produce(folder: Path, producers: int, minutes: float) -> None:
+def _produce(folder: Path, produce: Callable[[Path, int, float], None], producers: int, minutes: float) -> None:
     with multiprocessing.get_context("spawn").Pool(producers) as pool:
-        pool.starmap(latents.produce, [(folder, seed, minutes) for seed in range(1, producers + 1)])
+        pool.starmap(produce, [(folder, seed, minutes) for seed in range(1, producers + 1)])
 
 
 def adopt(folder: Path) -> None:
-    """Begin `folder` with the shipped weights; the decoder, latents and the transformer remain to be trained."""
+    """Begin `folder` with the shipped weights; latents, the transformer and the decoder remain to be made."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(SHIPPED, part)
-    for stage in ("vae", "text"):
+    for stage in ("vae", "text", "refine"):
         (part / f"{stage}.done").touch()
     part.rename(folder)
 

@@ -3,14 +3,15 @@
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from spark.checker import check
-from spark.measures import Measured, mean, measure
-from spark.scenes import KINDS, NUISANCES, SHAPES, Meaning, Scene, compose, draw, sample_scene
+from spark.measures import Measured, mean, measure, nearest
+from spark.scenes import KINDS, NUISANCES, SHAPES, Meaning, Scene, compose, draw, meaning_of, sample_scene
 
 SIZES = [(128, 128), (256, 256), (512, 512), (768, 512), (512, 768), (1024, 1024), (512, 288), (288, 512)]
 CALM = (0.0,) * NUISANCES
@@ -104,3 +105,50 @@ def test_another_number_of_objects_overlaps_with_none_and_an_empty_picture_has_n
     assert np.isnan([empty.edge_px, empty.object_std]).all()
     assert empty.background_std == 0
     assert mean([empty, measure(image, two)])["edge_px"] < WIDEST_EDGE
+
+
+@pytest.mark.parametrize("blur", [0.0, 2.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_nearest_scene_is_the_one_that_was_drawn(kind: str, blur: float) -> None:
+    """Wherever the asked one has its objects, and however soft they are drawn."""
+    rng = random.Random(f"nearest{kind}")
+    for size in ((256, 256), (384, 256), (256, 384), (512, 512)):
+        scene = sample_scene(rng, "validation", kind)
+        found = nearest(draw(scene, size).filter(ImageFilter.GaussianBlur(blur)), compose(meaning_of(scene), CALM))
+        assert found is not None
+        assert found.rgb == scene.rgb
+        for seen, item in zip(found.items, scene.items, strict=True):
+            assert (seen.shape, seen.color) == (item.shape, item.color)
+            assert seen.rgb == pytest.approx(item.rgb, abs=4 if blur else 0)
+            assert (seen.x, seen.y) == pytest.approx((item.x, item.y), abs=0.5 / min(size))
+            assert seen.diameter == pytest.approx(item.diameter, rel=0.02 if blur else 0.01)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        Meaning("many", "blue", (("star", "yellow"),) * 2),
+        Meaning("one", "blue", (("ring", "yellow"),)),
+        Meaning("one", "blue", (("circle", "yellow"),)),
+        Meaning("one", "blue", (("square", "yellow"),)),
+        Meaning("one", "blue", (("star", "red"),)),
+    ],
+    ids=["more", "ring", "circle", "square", "red"],
+)
+def test_a_picture_of_something_else_comes_near_to_no_scene(shown: Meaning) -> None:
+    _, asked = star(256)
+    assert nearest(draw(compose(shown, CALM), (256, 256)), asked) is None
+    assert nearest(Image.new("RGB", (256, 256), "blue"), asked) is None
+
+
+def test_one_object_for_two_comes_near_to_no_scene() -> None:
+    """And one far from where both should be is not taken twice."""
+    two = compose(Meaning("many", "blue", (("circle", "yellow"),) * 2), CALM)
+    moved = replace(
+        two, items=tuple(replace(item, x=0.15 + 0.7 * place, y=0.2) for place, item in enumerate(two.items))
+    )
+    assert nearest(draw(moved, (256, 256)), two) is not None
+    left = replace(
+        two, items=tuple(replace(item, x=0.8, y=y, diameter=0.3) for item, y in zip(two.items, (0.2, 0.8), strict=True))
+    )
+    assert nearest(draw(left, (256, 256)), two) is None

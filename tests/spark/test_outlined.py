@@ -22,7 +22,8 @@ from handler.volume.adapters import adapters, chosen
 from spark.checker import check
 from spark.flow import Words
 from spark.latents import NATIVE
-from spark.lora import RANK, SHOWN, adapted, inked, loss, outlined, scenes, show, write
+from spark.lora import RANK, SHOWN, adapted, loss, scenes, show, write
+from spark.outlined import inked, outlined
 from spark.scenes import draw, held_out
 from spark.train import SHIPPED
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,9 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from spark import autoencoder, flow, latents, polish, text, train, training, validation
+from spark import autoencoder, drawings, flow, latents, polish, text, train, training, validation
 from spark.measures import MEASURES
-from spark.scenes import split_of
+from spark.scenes import Scene, draw, sample_scene, split_of
 
 # torch.compile, which the trainer prepares, imports parts of torch that still use torch.jit
 pytestmark = [
@@ -132,6 +133,8 @@ def test_finished_weights_can_be_trained_on(folder: Path, tmp_path: Path, monkey
     shipped = flow.build()
     flow.export(flow.assemble(folder, shipped), tmp_path / "shipped")
     train.adopt(tmp_path / "run")
+    spared = {path.stem for path in (tmp_path / "run").glob("*.done")}
+    assert spared == {"vae", "text", "refine"}
     again = training.begun(tmp_path / "run")
     for old, new in zip(shipped.parameters(), again.parameters(), strict=True):
         assert torch.equal(old, new.to(old.dtype))
@@ -185,12 +188,32 @@ def test_the_export_loads_as_a_plain_pipeline_in_one_dtype(folder: Path, tmp_pat
     assert {part.dtype for part in parts} == {torch.float32}
 
 
-def test_polishing_trains_the_decoder_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def drawn_in(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with drawings of a transformer that has learnt nothing, taken for what their scenes say."""
+    run = tmp_path_factory.mktemp("drawn") / "run"
     shutil.copytree(folder, run)
-    trainer(run, monkeypatch).progress.save()
+    with pytest.MonkeyPatch.context() as patch:
+        trainer(run, patch).progress.save()
+        patch.setattr(drawings, "SHARDS", {(256, 256): 3, (128, 128): 3})
+        patch.setattr(drawings, "nearest", lambda _, scene: near(scene) if scene.kind != "many" else None)
+        for turn in itertools.takewhile(lambda _: shards(run / "drawings") < 4, itertools.count(1)):  # goes on, killed
+            drawings.produce(run, seed=1, minutes=0.01 * turn)
+    return run
+
+
+def near(scene: Scene) -> Scene:
+    return replace(scene, rgb=(1, 2, 3))
+
+
+def shards(folder: Path) -> int:
+    return len(list(folder.glob("*.safetensors")))
+
+
+def test_polishing_trains_the_decoder_alone(drawn_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(drawn_in, run)
     monkeypatch.setattr(autoencoder, "MEASURED", 1)
-    monkeypatch.setattr(polish, "DRAWN", 4)
     before = load_file(run / "vae" / "diffusion_pytorch_model.safetensors")
     polish.polish(run, 0.02)
     after = load_file(run / "vae" / "diffusion_pytorch_model.safetensors")
@@ -200,13 +223,108 @@ def test_polishing_trains_the_decoder_alone(folder: Path, tmp_path: Path, monkey
     assert type(pipeline) is FluxPipeline
 
 
-def test_an_artist_draws_what_its_scenes_say(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polishing_stops_and_goes_on_as_if_it_had_not(drawn_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, optimisers and random numbers: to the bit what they are without the stop."""
+    whole, first = polisher(drawn_in), polisher(drawn_in)
+    for made, steps in ((whole, 5), (first, 3)):
+        torch.manual_seed(3)
+        made.rng.seed(3)
+        smooth(made, steps)
+    first.progress.save()
+    again = polisher(drawn_in)
+    assert again.progress.resume()
+    smooth(again, 2)
+    for name, value in whole.vae.state_dict().items():
+        assert torch.equal(value, again.vae.state_dict()[name]), name
+        assert torch.equal(whole.average.weights[name], again.average.weights[name]), name
+
+
+def polisher(run: Path) -> polish.Polisher:
+    made = polish.Polisher(run, 1e9)
+    made.progress.path = run / "stopped_polish.pt"
+    return made
+
+
+@pytest.mark.parametrize("lesson", polish.LESSONS)
+def test_every_lesson_of_the_decoder_gives_latents_and_what_they_should_become(
+    drawn_in: Path, monkeypatch: pytest.MonkeyPatch, lesson: str
+) -> None:
+    made = polisher(drawn_in)
+    monkeypatch.setattr(made, "_noised", lambda latents, _: latents)
+    latents, images = made.lessons[lesson]((128, 128), 3)
+    assert latents.shape == (3, 12, 8, 8)
+    if lesson == "drawn":
+        pool = {draw(scene, (128, 128), 3).tobytes(): latent for latent, scene in made.drawings.pools[128, 128]}
+        scale, offset = made.vae.config.scaling_factor, made.vae.config.shift_factor
+        expected = torch.stack([pool[image.tobytes()] for image in images]) / scale + offset
+    else:
+        expected = made.vae.encode(autoencoder.to_tensor(images)).latent_dist.mean
+    assert (latents - expected).abs().mean() < 0.02 * expected.std()
+
+
+def test_a_decoder_is_polished_without_drawings(drawn_in: Path, tmp_path: Path) -> None:
+    """Of a transformer that has learnt too little for any to come near to a scene."""
     run = tmp_path / "run"
-    shutil.copytree(folder, run)
-    trainer(run, monkeypatch).progress.save()
-    latents, scenes = polish.Artist(run).draw((256, 384), 3, random.Random(0))
+    shutil.copytree(drawn_in, run)
+    shutil.rmtree(run / "drawings")
+    smooth(polisher(run), 2)
+
+
+def test_what_is_drawn_is_polished_at_every_size_that_is_trained() -> None:
+    assert set(drawings.SHARDS) == set(polish.PLAN) == set(latents.PLAN)
+
+
+def smooth(made: polish.Polisher, steps: int) -> None:
+    for _ in range(steps):
+        loss = made.loss()
+        assert torch.isfinite(loss)
+        made.update(loss)
+
+
+def test_every_weight_of_the_decoder_is_polished(drawn_in: Path) -> None:
+    """Also those of convolutions, which their optimiser sees as matrices."""
+    made = polisher(drawn_in)
+    before = {name: value.clone() for name, value in made.vae.decoder.named_parameters()}
+    smooth(made, 2)
+    assert [name for name, value in made.vae.decoder.named_parameters() if torch.equal(value, before[name])] == []
+
+
+def test_near_edges_is_all_that_is_at_most_so_far_from_one() -> None:
+    pixels = torch.zeros(1, 3, 40, 40)
+    pixels[:, 1, :, 20:] = 0.1
+    for picture in (pixels, pixels.mT):
+        near = polish.near_edges(picture)[0, 0]
+        across = near[0] if picture is pixels else near[:, 0]
+        assert across.nonzero().flatten().tolist() == list(range(20 - polish.REACH, 20 + polish.REACH))
+        assert near.sum() == 40 * across.sum()
+    assert polish.near_edges(torch.zeros(1, 3, 40, 40)).sum() == 0
+
+
+def test_what_is_wrong_at_an_edge_counts_more() -> None:
+    pixels = torch.zeros(1, 3, 40, 40)
+    pixels[..., 20:] = 1
+    at_edge, elsewhere = pixels.clone(), pixels.clone()
+    at_edge[..., 10:30, 21] += 0.1
+    elsewhere[..., 10:30, 35] += 0.1
+    assert polish.distance(at_edge, pixels) > 1.5 * polish.distance(elsewhere, pixels) > 0
+
+
+def test_an_artist_draws_what_its_scenes_say(drawn_in: Path) -> None:
+    artist = drawings.Artist(drawn_in)
+    latents, scenes = artist.draw((256, 384), 3, random.Random(0))
     assert latents.shape == (3, 12, 24, 16)
     assert len(scenes) == 3
+    assert artist.decoded(latents[0]).size == (256, 384)
+
+
+def test_drawings_come_with_the_scenes_that_they_come_nearest_to(drawn_in: Path) -> None:
+    """Those that come near to none are left out; what is read is what was written, to the last digit."""
+    pool = drawings.Drawings(drawn_in / "drawings", random.Random(0))
+    pool.refresh()
+    assert pool.take((128, 128), 2)[0].shape == (2, 12, 8, 8)
+    rng = random.Random("1/1")  # the second shard, of 128x128
+    expected = [near(made) for made in (sample_scene(rng) for _ in range(3)) if made.kind != "many"]
+    assert [made for _, made in pool.pools[128, 128]][: len(expected)] == expected
 
 
 PRODUCING = """
@@ -216,7 +334,7 @@ from spark import latents
 from spark.train import _produce
 latents.SHARDS, latents.MOST_A_SHARD = ((128, 128),), 2
 if __name__ == "__main__":
-    _produce(Path(sys.argv[1]), 1, 600)
+    _produce(Path(sys.argv[1]), latents.produce, 1, 600)
 """
 
 
@@ -279,7 +397,7 @@ def test_a_stage_that_was_interrupted_is_done_again(tmp_path: Path, monkeypatch:
         (autoencoder, "train", "vae"),
         (autoencoder, "refine", "vae"),
         (text, "train", "text_encoder_2"),
-        (train, "_produce", "latents"),
+        (train, "_produce", "latents"),  # latents and, later, drawings
         (training, "train", "flow"),
         (validation, "conclude", "validated"),
         (polish, "polish", "vae"),
@@ -291,7 +409,7 @@ def test_a_stage_that_was_interrupted_is_done_again(tmp_path: Path, monkeypatch:
             train.main()
     train.main()
     train.main()
-    assert [seen.count(name) for name in dict.fromkeys(seen)] == [2] * 7
+    assert [seen.count(name) for name in dict.fromkeys(seen)] == [2, 2, 2, 3, 2, 2, 2]
 
 
 def test_an_autoencoder_is_saved_whole_or_not(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,5 +426,7 @@ def test_an_autoencoder_is_saved_whole_or_not(folder: Path, tmp_path: Path, monk
             autoencoder.save(vae, tmp_path)
     before = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     assert load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors").keys() == before.keys()
+    (tmp_path / "vae").rename(tmp_path / "vae.old")  # killed between its two moves
+    autoencoder.decoding(tmp_path)
     autoencoder.save(vae, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["vae"]
