@@ -275,8 +275,8 @@ def essentials(**inputs: Any) -> Any:
     return ramp
 
 
-def test_essentials_resizing_is_theirs_to_the_pixel() -> None:
-    """Sides in whole cells before anything is resized, conditions of what covers them, and torch's plain "nearest"."""
+def test_essentials_resizing_is_theirs() -> None:
+    """Sides in whole cells before anything is resized, conditions of what covers them, and plain "nearest"."""
     whole = essentials(width=100, height=100, multiple_of=64)
     assert whole.shape == (64, 64, 3)
     assert whole[0, :, 0].tolist() == [4 * column for column in range(64)]

@@ -567,6 +567,33 @@ def test_classes_that_pass_on_what_is_linked_to_them() -> None:
     assert request(graph).prompt == "a cat"
 
 
+def test_what_nothing_leads_to_is_refused() -> None:
+    graph = plain(model=["8", 2]) | {"8": node("VRAM_Debug", empty_cache=True)}
+    assert "model is linked to output 2 of node 8, to which nothing leads" in refused(graph)
+    graph = plain() | {"8": node("VRAM_Debug", empty_cache=True)}
+    graph["2"]["inputs"]["text"] = ["8", 0]
+    assert "text is linked to output 0 of node 8, to which nothing leads" in refused(graph)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "asked", "noted"),
+    [
+        ("Image Save", "extension", "webp", "webp is not offered"),
+        ("Image Save", "extension", "PNG", ""),
+        ("Save Image w/Metadata", "extension", "jpeg", "jpeg is not offered"),
+        ("SaveImageExtended", "output_ext", ".avif", "avif is not offered"),
+        ("SaveImageKJ", "file_extension", ".png", ""),
+    ],
+)
+def test_what_saves_another_format_saves_a_png_and_says_so(kind: str, name: str, asked: str, noted: str) -> None:
+    prefix = {"filename" if "Metadata" in kind else "filename_prefix": "mine"}
+    graph = plain() | {"7": node(kind, images=["6", 0], **{name: asked}, **prefix)}
+    made = plan(graph | {"8": node("PreviewImage", images=["7", 0])})
+    assert [output.prefix for output in made.outputs] == ["mine", "ComfyUI_temp"]
+    assert bool([note for note in made.notes if "the picture is a PNG" in note]) == bool(noted)
+    assert noted in " ".join(made.notes)
+
+
 def test_t5s_padding_is_the_models_own() -> None:
     graph = flux()
     graph["40"] = node("T5TokenizerOptions", clip=["11", 0], min_padding=1, min_length=0)
@@ -615,6 +642,14 @@ def test_what_a_model_cannot_do_is_refused_before_it_waits() -> None:
     assert request(skipping, "z-image-turbo").reading.clip_skip is None  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("slot", "side"), [*enumerate([320, 192] * 3)])
+def test_wass_size_has_six_outputs(slot: int, side: int) -> None:
+    graph = plain() | {"8": node("Image Size to Number", image=["10", 0])}
+    graph["10"] = node("EmptyImage", width=320, height=192, batch_size=1, color=0)
+    graph["4"]["inputs"]["width"] = ["8", slot]
+    assert request(graph).width == side
+
+
 def test_efficiency_nodes_lose_nothing_that_is_linked_to_them() -> None:
     graph = plain()
     graph["5"] = node("KSampler (Efficient)", **graph["5"]["inputs"], script=["8", 0])
@@ -624,6 +659,19 @@ def test_efficiency_nodes_lose_nothing_that_is_linked_to_them() -> None:
     with pytest.raises(GraphRefused) as caught:
         plan(graph)
     assert "scripts of the Efficiency Nodes are not offered" in str(caught.value.answer)
+    loader: dict[str, Any] = {
+        "ckpt_name": "spark.safetensors", "vae_name": "Baked VAE", "clip_skip": -1, "lora_name": "None",
+        "lora_model_strength": 1.0, "lora_clip_strength": 1.0, "positive": "a cat", "negative": "",
+        "token_normalization": "none", "weight_interpretation": "comfy", "empty_latent_width": 256,
+        "empty_latent_height": 256, "batch_size": 1, "cnet_stack": ["8", 0],
+    }  # fmt: skip
+    graph = plain(model=["1", 0], positive=["1", 1], negative=["1", 2], latent_image=["1", 3])
+    graph["1"] = node("Efficient Loader", **loader)
+    graph["6"]["inputs"]["vae"] = ["1", 4]
+    graph["8"] = node("Control Net Stacker", strength=1.0)
+    with pytest.raises(GraphRefused) as caught:
+        plan(graph)
+    assert "ControlNet is not offered" in str(caught.value.answer)
 
 
 def test_efficiency_nodes() -> None:

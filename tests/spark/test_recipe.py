@@ -196,7 +196,7 @@ def drawn_in(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         trainer(run, patch).progress.save()
         patch.setattr(drawings, "SHARDS", {(256, 256): 3, (128, 128): 3})
-        patch.setattr(drawings, "nearest", lambda _, scene: near(scene) if scene.kind != "many" else None)
+        patch.setattr(drawings, "nearest", lambda _, scene: near(scene) if scene.kind != "pair" else None)
         for turn in itertools.takewhile(lambda _: shards(run / "drawings") < 4, itertools.count(1)):  # goes on, killed
             drawings.produce(run, seed=1, minutes=0.01 * turn)
     return run
@@ -323,7 +323,7 @@ def test_drawings_come_with_the_scenes_that_they_come_nearest_to(drawn_in: Path)
     pool.refresh()
     assert pool.take((128, 128), 2)[0].shape == (2, 12, 8, 8)
     rng = random.Random("1/1")  # the second shard, of 128x128
-    expected = [near(made) for made in (sample_scene(rng) for _ in range(3)) if made.kind != "many"]
+    expected = [near(made) for made in (sample_scene(rng) for _ in range(3)) if made.kind != "pair"]
     assert [made for _, made in pool.pools[128, 128]][: len(expected)] == expected
 
 

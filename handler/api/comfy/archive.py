@@ -111,10 +111,9 @@ class Archive:
         """Whether there is such a file. For a thread."""
         return self.shelf.has(named(folder, subfolder, name))
 
-    def keep(self, prompt_id: str, record: Record) -> int:
-        """Write a job's record; how many bytes it has. For a thread."""
-        self.shelf.put(f"jobs/{prompt_id}.json", data := json.dumps(record).encode())
-        return len(data)
+    def keep(self, prompt_id: str, record: Record) -> None:
+        """Write a job's record. For a thread."""
+        self.shelf.put(f"jobs/{prompt_id}.json", json.dumps(record).encode())
 
     def record(self, prompt_id: str) -> Record | None:
         """A job's record, if there is one. For a thread."""

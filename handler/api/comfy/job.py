@@ -30,7 +30,7 @@ class Job:
     """A prompt. `key` is equal in prompts that ask for the same. It is drawn by `task`, unless it is `unwanted`.
 
     `targets` are the output nodes, `outputs` what each gave, `streamed` the pictures of those that only send them;
-    `told` are the messages that its history keeps. `size` is how many bytes its record has.
+    `told` are the messages that its history keeps. `size` is how many bytes of JSON it came as.
     """
 
     id: str

@@ -29,7 +29,7 @@ from handler.core.errors import Cancelled, KindlingError, QueueFull
 from handler.engine.queue import crowded
 
 REPEATABLE = 64  # prompts whose outputs are reported again when they come again
-HELD = 32 << 20  # bytes of ended prompts at hand
+HELD = 32 << 20  # bytes, as JSON, of ended prompts at hand
 OnEnd = Callable[[Job, KindlingError | None], object]
 
 
@@ -76,13 +76,13 @@ class Comfy:
             return _accepted(known)
         served = await self.served(deadline)
         load = partial(self.archive.held, asyncio.get_running_loop(), deadline)
-        plan, key = await perhaps(partial(self._read, payload, served, load), deadline)
+        plan, key, size = await perhaps(partial(self._read, payload, served, load), deadline)
         if known := self._known(prompt_id, graph):  # it came twice at once
             return _accepted(known)
         self._require_room(deadline)
         plan = replace(plan, notes=(*notes, *plan.notes))
         extra, client = public(payload.get("extra_data")), payload.get("client_id")
-        job = Job(prompt_id, self._numbered(payload), graph, extra, plan, key, deadline)
+        job = Job(prompt_id, self._numbered(payload), graph, extra, plan, key, deadline, size=size)
         job.targets = [output.node for output in plan.outputs]
         if isinstance(client, str) and client:
             job.client, job.extra = client, extra | {"client_id": client}
@@ -127,10 +127,10 @@ class Comfy:
         if job.task:
             job.task.cancel()
 
-    def _read(self, payload: Mapping[str, Any], served: Served, load: Load) -> tuple[Plan, str]:
-        """On another thread."""
+    def _read(self, payload: Mapping[str, Any], served: Served, load: Load) -> tuple[Plan, str, int]:
+        """What it asks for, what it is equal to, and how many bytes of JSON it is. On another thread."""
         plan = planned(payload, served, load, self.api.engine.spec, self.api.engine.settings.step_cache)
-        return plan, _key(payload["prompt"], plan)
+        return plan, _key(payload["prompt"], plan), len(json.dumps([payload["prompt"], payload.get("extra_data")]))
 
     def _known(self, prompt_id: str, graph: Mapping[str, Any]) -> Job | None:
         """The same prompt, if it waits already."""
@@ -198,7 +198,7 @@ class Comfy:
         del self.active[job.id]
         self._done[job.id] = job
         while len(self._done) > REPEATABLE or sum(done.size for done in self._done.values()) > HELD:
-            self._done.popitem(last=False)  # the archive has it
+            self._done.popitem(last=False)  # the archive has it, where there is room
         if job.client and said:
             self.listeners.tell(job.client, said)
         self._tell_status()
@@ -210,12 +210,12 @@ class Comfy:
         """Its record, for other workers, and a sign for the one where its websocket may be."""
         record = job.record()
 
-        def keep(_: object) -> int:
+        def keep(_: object) -> None:
             if job.client and job.client not in self.listeners:  # also one that has left, maybe for another worker
                 self.archive.shelf.put(f"{mailbox(job.client)}/{job.id}", b"")
-            return self.archive.keep(job.id, record)
+            self.archive.keep(job.id, record)
 
-        job.size = await tried(self.archive.at(keep), job.size, "job could not be kept where other workers see it")
+        await tried(self.archive.at(keep), None, "job could not be kept where other workers see it")
 
     def _tell_status(self) -> None:
         self.listeners.tell(None, message("status", {"status": self.remaining()}))

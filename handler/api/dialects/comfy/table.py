@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib import resources
 from typing import Any
 
-from handler.api.dialects.comfy.node import ANY, MODEL, Node, rows
+from handler.api.dialects.comfy.node import ANY, IMAGE, MODEL, Node, maybe, rows
 from handler.api.dialects.comfy.nodes import (
     conditioning,
     efficient,
@@ -23,9 +23,18 @@ from handler.api.dialects.comfy.nodes import (
 
 SINGLE = rows(
     Node("Reroute", "utils", primitives.value, ("*",), {"value": ANY}),
+    Node(
+        "SaveImageAs",
+        "image",
+        outputs.save_as,
+        ("IMAGE",),
+        {"images": IMAGE, "filename_prefix": maybe(outputs.PREFIX)},
+        output=True,
+        rest="rest",
+    ),
     Node("SpeedPatch", "model_patches", loaders.same_model, ("MODEL",), {"model": MODEL}, rest="rest"),
 )
-INSIDE = ("SpeedPatch",)  # rows that only aliases have
+INSIDE = ("SpeedPatch", "SaveImageAs")  # rows that only aliases have
 PLAIN: Mapping[str, Node] = (
     loaders.TABLE
     | conditioning.TABLE
@@ -72,7 +81,7 @@ def _arranged(row: Node, places: Sequence[int]) -> Node:
     def arranged(at: Any, **given: Any) -> Any:
         found = row.run(at, **given)
         values = found if len(row.outputs) > 1 else (found,)
-        return tuple(values[place] for place in places)
+        return tuple(values[place] for place in places) if len(places) > 1 else values[places[0]]
 
     return replace(row, run=arranged, outputs=tuple(row.outputs[place] for place in places), names=())
 

@@ -106,6 +106,9 @@ class Walk:
         wanted = row.inputs.get(name)
         if wanted and value is not None:
             value = self._read(inputs, name, wanted, value)
+        elif wanted and wanted.required and wanted.type != "*":
+            told = f"{name} is linked to output {link.slot} of node {link.node:.80}, to which nothing leads"
+            inputs.faults.append(faults.bad_link(name, wanted, [link.node, link.slot], told))
         inputs.values[name] = value
         return not inputs.faults
 

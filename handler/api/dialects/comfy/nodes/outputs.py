@@ -37,7 +37,7 @@ def shown(at: At, images: Image, folder: Folder, prefix: str) -> Output | None:
 
 def save_as(at: At, images: Image, filename_prefix: str, rest: Mapping[str, Any]) -> Output | None:
     """With a format of its own, which is PNG with 8 bits here."""
-    asked = [str(value).strip(".") for name, value in rest.items() if name in FORMATS]
+    asked = [str(value).strip(".").lower() for name, value in rest.items() if name in FORMATS]
     odd = [value for value in asked if value not in ("png", "8-bit")]
     if odd:
         at.note(f"{' and '.join(odd)} is not offered; the picture is a PNG with 8 bits.")
