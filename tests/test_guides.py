@@ -93,6 +93,7 @@ TESTED = {
 ELSEWHERE = (  # these want an account, a cluster or a container engine; test_vendor_clis.py has what their tools know
     *("convox ", "docker ", "gcloud ", "helm ", "kubectl ", "runpodctl ", "sky ", "printf $KINDLING_API_KEYS | gcloud"),
     "FAL_RUN_HOST=images.example",
+    "modal volume put ",
     "fal ",  # tests/platform/test_fal_app.py asks fal's own command line whether it knows these
     *("pip install -e '.[fal]'", "pip install -e '.[ray]'", "pip install 'skypilot[aws]'"),
     *("python3 -m venv ~/", "python3.11 -m venv ~/"),  # and these would leave something at home

@@ -75,10 +75,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(("dtype", "prefix"), [("bfloat16", ""), ("float32", "model.diffusion_model.")])
 def test_a_denoiser_by_its_first_names_draws_the_same(dtype: str, prefix: str, plain: Any, tmp_path: Path) -> None:
-    """In its own type, which is cast, and in the one that is served, of which it is a view."""
+    """In its own type, which is cast, and in the one that is served, of which it is a view.
+
+    Where a view lies decides in which order a CPU sums: one value may come to lie on the other side of a rounding.
+    """
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in flux_names(spark_transformer()).items()}
     originals.write(weights, tmp_path / "unets/mine.safetensors", prefix)
-    assert np.array_equal(drawn(tmp_path, weights=("mine.safetensors",)), plain)
+    assert np.abs(drawn(tmp_path, weights=("mine.safetensors",)).astype(int) - plain).max() <= 1
+    found, exact = loaded(tmp_path / "unets", MODELS["spark"], "mine.safetensors")[0], spark_transformer()
+    assert all(torch.equal(t, exact[name].float()) for name, t in found["transformer"].state_dict().items())
 
 
 def test_a_norm_may_be_called_as_later_files_call_it(tmp_path: Path) -> None:
