@@ -57,7 +57,7 @@ class Job:
     size: int = 0
 
     @property
-    def gave(self) -> "Gave":
+    def gave(self) -> Gave:
         """What an equal prompt would give again."""
         return Gave(self.outputs, self.streamed)
 
