@@ -21,7 +21,10 @@ SHAPED = ("KINDLING_WEBHOOK_SECRET",)  # whose values are looked at: RunPod's wo
 # What fills a volume does without.
 SERVING = ("KINDLING_API_KEYS", "KINDLING_ADMIN_KEYS", *SHAPED, "BUCKET_SECRET_ACCESS_KEY", "HF_TOKEN")
 SECRETS = (*SERVING, "KINDLING_VOLUME_KEY")
-CARRIED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM")
+CARRIED = (
+    "BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "MAX_CONCURRENCY", "STREAM",
+    "REFRESH_WORKER", "RUNPOD_LOG_LEVEL",
+)  # fmt: skip
 
 
 def environment(args: argparse.Namespace, environ: Mapping[str, str], volume: bool) -> dict[str, str]:

@@ -12,6 +12,7 @@ from handler.api.loras import looked
 from handler.core.deadline import Deadline
 
 T = TypeVar("T")
+SLOW = "The images could not be read in the time that this request may take. Send smaller ones, or allow more."
 MOST, SPARE = max(2, min(4, os.cpu_count() or 1)), 2
 NOTHING, PLAIN, ISOLATED = range(3)  # to decode; each of the others has hands, so that HEIC holds up no JPEG either
 _hands = {kind: Hands(MOST, SPARE, "images", NICE) for kind in (PLAIN, ISOLATED)}
@@ -37,7 +38,7 @@ async def apart(act: Callable[[], T], deadline: Deadline, kind: int = PLAIN) -> 
         return act()
 
     try:
-        return await looked(decode, deadline, _hands[kind])
+        return await looked(decode, deadline, _hands[kind], SLOW)
     except Decodes:
         return await apart(act, deadline, ISOLATED)
     finally:

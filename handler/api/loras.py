@@ -18,6 +18,7 @@ from handler.volume import adapters, embeddings
 
 T = TypeVar("T")
 LISTING_S = 2.0  # who asks for the list of models, perhaps whether this worker is well, shall not wait for a volume
+SLOW = "The volume did not answer in the time that this request may take; try again."
 log = logging.getLogger(__name__)
 _hands = Hands(4, 4, "volume")  # reading a large file's hash takes seconds, a dead mount for ever
 
@@ -48,10 +49,10 @@ async def listed(settings: Settings, deadline: Deadline) -> list[adapters.Adapte
         return []
 
 
-async def looked(look: Callable[[], T], deadline: Deadline, hands: Hands = _hands) -> T:
-    """What `look`, which asks the volume, gives; DeadlineExceeded if that is not there in time."""
+async def looked(look: Callable[[], T], deadline: Deadline, hands: Hands = _hands, late: str = SLOW) -> T:
+    """What `look`, which asks the volume, gives; DeadlineExceeded, which says `late`, if that is not there in time."""
     looking = hands.run(look)
     try:
-        return await deadline.hold(asyncio.wrap_future(looking))
+        return await deadline.hold(asyncio.wrap_future(looking), late)
     finally:
         hands.forsake(looking)

@@ -1,8 +1,8 @@
 """Every request of ours to a host that a caller names: an image to be fetched, a webhook to be told.
 
 Only listed hosts are asked, and a name counts for nothing but what it resolves to: each address must be one of the
-public internet, unless the list has that very address, or localhost. The connection is made to the address that was
-looked at, so that a name which leads elsewhere the next moment leads nowhere. Redirects are for whoever asks to follow,
+public internet, unless the list has that very address, with the same port, or localhost. The connection is made to the
+address that was looked at, so that a name which leads elsewhere the next moment leads nowhere. Redirects are for whoever asks to follow,
 as new requests. What an answer may take of time and memory is bounded. Why something failed is told in our words, and
 names no more of a URL than its host: what follows it may be a secret.
 """
@@ -13,7 +13,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from functools import cache, partial
 from http.client import HTTPException, parse_headers
@@ -162,7 +162,7 @@ class Outgoing:
         for text in addresses:
             address = ipaddress.ip_address(text.partition("%")[0])
             local = target.host == "localhost" and address.is_loopback
-            if not (public(address) or local or str(address) in {host for host, _ in self._listed}):
+            if not (public(address) or local or self.lists(replace(target, host=str(address)))):
                 raise Unreachable("is at an address that is not public, and not listed itself")
         return addresses
 

@@ -66,13 +66,13 @@ class Deadline:
             async with asyncio.timeout(_timeout(self.left_s - self._kept_s)):
                 await self._short.wait()
 
-    async def hold(self, work: Awaitable[T]) -> T:
-        """What `work` gives; DeadlineExceeded if that is not there in time, and then `work` is cancelled."""
+    async def hold(self, work: Awaitable[T], late: str = LATE) -> T:
+        """What `work` gives; if that is not there in time `work` is cancelled, and DeadlineExceeded says `late`."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait({task}, timeout=_timeout(self.left_s))
             if not task.done():
-                raise DeadlineExceeded(LATE)
+                raise DeadlineExceeded(late)
             return task.result()
         finally:
             task.cancel()

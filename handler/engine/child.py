@@ -145,6 +145,7 @@ def main(number: str, *lines: int) -> None:
         outlet.drain()
         attendant.tell(error)  # the server then ends this process
         return
+    worker.watch(lambda _: scratch.leave(1))  # the server sees this end, and begins another
     threading.Thread(target=_answer, args=[asks, worker], name="readings", daemon=True).start()
     attendant.tell(Ready(worker.hardware, worker.receipt, worker.facts, worker.gains))
     gc.freeze()  # as a server does with what a worker has

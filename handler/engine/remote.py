@@ -172,8 +172,9 @@ class Remote:
         self._child.hang_up()
 
     def kill(self) -> None:
-        """End the process at once: it may hang."""
+        """End the process at once: it may hang, so deep in a driver that only who waits for its word can be told."""
         self._child.process.kill()
+        self._child.hang_up()
 
     def close(self, seconds: float = END_S) -> None:
         """Let the process end, which publishes before what it has compiled, and has so long for that."""

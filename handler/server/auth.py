@@ -65,6 +65,13 @@ async def _sent(send: Send, message: Message) -> None:
     await send(message)
 
 
+async def _varied(send: Send, message: Message) -> None:
+    """Tells caches, a browser's too, that pages of another origin may get another answer."""
+    if message["type"] == "http.response.start":
+        MutableHeaders(scope=message).add_vary_header("Origin")
+    await send(message)
+
+
 class Cors(CORSMiddleware):
     """Lets pages of `origins` ask, and read the answers, errors too; a preflight of theirs needs no key.
 
@@ -82,8 +89,11 @@ class Cors(CORSMiddleware):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed = scope["type"] == "http" and self.is_allowed_origin(Headers(scope=scope).get("origin", ""))
-        await (super().__call__ if allowed else self.app)(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if self.is_allowed_origin(Headers(scope=scope).get("origin", "")):
+            return await super().__call__(scope, receive, send)
+        await self.app(scope, receive, send if self.allow_all_origins else partial(_varied, send))
 
 
 class Gate:

@@ -25,6 +25,7 @@ JSON = ("application/json", "application/x-www-form-urlencoded", "")  # the seco
 GRAPHS = ("text/plain", "application/octet-stream", "image/png", "image/webp", "image/jpeg")  # files that may have one
 FORMS = ("/v1/images/edits", *(f"{start}/upload/{kind}" for start in ("", "/api") for kind in ("image", "mask")))
 EXPLAINED = ("/explain", "/api/explain")  # which take pictures that have a graph, as workflows do
+SLOW = "The body of the request did not come in the time that the request may take."
 AT_ONCE = 16 << 10  # bytes that are understood sooner than another thread would begin to
 _hands = Hands(1, 1, "reading")  # one at a time: each has Python's lock nearly always, and this loop needs it too
 
@@ -36,7 +37,7 @@ async def read(request: Request, *also: str) -> bytes:
     """
     settings: Settings = request.app.state.engine.settings
     limit, error = _limit(request, settings, also)
-    return await until(request).hold(_read(request, limit, error))
+    return await until(request).hold(_read(request, limit, error), SLOW)
 
 
 def _limit(request: Request, settings: Settings, also: tuple[str, ...]) -> tuple[int, BodyTooLarge]:

@@ -123,6 +123,12 @@ class Repeats:
         pictures, call.pictures = call.pictures, ()
         return replace(reply, headers=reply.headers | (REPEATED if known else {}), pictures=pictures)
 
+    def forget(self, key: Key, reply: Reply) -> None:
+        """The answer under this `key`, if it is still `reply`, is good no longer."""
+        call = self._calls.get(key)
+        if call and call.until < math.inf and call.reply.result().content is reply.content:
+            del self._calls[key]
+
     def _begin(self, key: Key, asked: bytes, start: Start) -> Call:
         unending = Deadline()
         call = self._calls[key] = Call(asked, asyncio.ensure_future(start(unending)), unending)

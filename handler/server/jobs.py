@@ -1,6 +1,6 @@
 """Jobs over HTTP: a request to draw that says so becomes one; they are asked for, cancelled and listened to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -8,14 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from handler.api.dialects.routes import dialect_of
-from handler.api.jobs.job import Found, Job
+from handler.api.jobs.job import BAD, Found, Job
 from handler.api.jobs.service import Jobs
 from handler.api.outgoing import Target
 from handler.api.reply import Reply, answered
 from handler.core.deadline import Deadline
-from handler.core.errors import InvalidType, InvalidValue
+from handler.core.errors import FileMissing, InvalidType, InvalidValue
 from handler.server.access import JOB, JSON, response
-from handler.server.idempotency import Key, Repeats
+from handler.server.idempotency import REPEATED, Key, Repeats
 from handler.server.mounted import base
 from handler.server.patience import patience
 from handler.server.record import Seen
@@ -50,7 +50,7 @@ def _prefers(headers: Headers) -> bool:
 
 
 async def posted(request: Request, payload: Any, later: Later, key: Key | None, asked: bytes) -> Reply:
-    """The request as a job that was accepted; under an idempotency key, as the one that was before."""
+    """The request as a job that was accepted; under an idempotency key the one before, unless that failed or is gone."""
     state, seen, path = request.app.state, request.state.seen, request.url.path
     jobs, repeats = state.jobs, state.repeats
     assert isinstance(jobs, Jobs)
@@ -76,7 +76,25 @@ async def posted(request: Request, payload: Any, later: Later, key: Key | None, 
         shown = job.shown(where) | {"result": None}
         return Reply(202, shown, {"location": shown["urls"]["get"], "preference-applied": RESPOND_ASYNC})
 
-    return await repeats.call(key, asked + RESPOND_ASYNC.encode(), lambda until: answered(start(until)), seen.deadline)
+    async def accepted() -> Reply:
+        asking = asked + RESPOND_ASYNC.encode()
+        return await repeats.call(key, asking, lambda until: answered(start(until)), seen.deadline)
+
+    reply = await accepted()
+    if key is None or not REPEATED.items() <= reply.headers.items() or reply.status >= 400:
+        return reply
+    if (again := await _as_it_is(reply, jobs, where)) is None:
+        repeats.forget(key, reply)
+    return again or await accepted()
+
+
+async def _as_it_is(reply: Reply, jobs: Jobs, where: str) -> Reply | None:
+    """An accepted job's answer as the job is by now; None if that is gone, or has ended badly."""
+    found = await answered(jobs.found(reply.content["id"]))
+    if isinstance(found, Reply):
+        return None if found.status == FileMissing.status else found
+    shown = found.shown(where) | {"result": None}
+    return None if found.head["status"] in BAD else replace(reply, content=shown)
 
 
 async def get_job(request: Request) -> Response:

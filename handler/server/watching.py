@@ -16,6 +16,7 @@ from handler.server.health import told
 from handler.server.patience import until
 
 T = TypeVar("T")
+SLOW = "The GPU did not say in time how it is. GET /health tells whether the worker answers at all."
 LOOK_S = 10.0  # as long as Prometheus waits
 _hands = Hands(2, 2, "status")  # others' threads are not kept by it
 
@@ -38,4 +39,4 @@ async def watched(look: Callable[[], T], request: Request) -> T:
     """What `look`, which asks the GPU, gives in `LOOK_S` or the request's own time; else DeadlineExceeded."""
     deadline = until(request)
     deadline.no_later(LOOK_S)
-    return await looked(look, deadline, _hands)
+    return await looked(look, deadline, _hands, SLOW)

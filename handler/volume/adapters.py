@@ -1,7 +1,8 @@
 """LoRAs on the volume: which file a name means, what it is, and what its maker says of it.
 
     loras/                    files, also in folders; `ink` and `styles/wash.safetensors` are names
-    ComfyUI/models/loras/     likewise, where the volume is ComfyUI's too
+    models/loras/             likewise, where the volume is worker-comfyui's too
+    ComfyUI/models/loras/     or ComfyUI's
     fetched/loras/            what `fetch` brought of KINDLING_LORAS
 
 How names are looked up, `named.py` says.
@@ -23,7 +24,7 @@ from handler.volume.named import REMEMBERED, Folders, hashed, stamp
 from handler.volume.single import strange
 
 FETCHED = "fetched/loras"
-FOLDERS = ("loras", "ComfyUI/models/loras", FETCHED)  # whose files go before those of the same name
+FOLDERS = ("loras", "models/loras", "ComfyUI/models/loras", FETCHED)  # whose files go before those of the same name
 KEPT = Folders("loras", FOLDERS)
 LARGEST = 4 << 30  # bytes of a file: the largest published, of rank 256 for FLUX.2 [dev], have less
 WORDS = 5  # trigger words of a LoRA

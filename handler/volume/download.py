@@ -33,7 +33,7 @@ from handler.volume.named import SUFFIX
 from handler.volume.revisions import MAIN, begun, settled
 from handler.volume.room import discard
 from handler.volume.sources import fetched_folder, model_source
-from handler.volume.vouched import remember, require, sized, verified
+from handler.volume.vouched import came, remember, require, sized, verified
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -77,6 +77,8 @@ def fetch_lora(wanted: Pin, volume: Path, *, quiet: bool = False, wait: Wait = t
     path, bars = order.folder / item.path, disable_progress_bars() if quiet else contextlib.nullcontext()
     with explained(order.name, repository, order.folder), alone(order.folder) as only, bars:
         begin(order.folder, only)
+        if entry := came(volume, item, path):
+            return Fetched(order.name, wanted.revision, order.folder, (item.path,), entry.size, 0.0, False)
         if (file := repository.files().get(item.file)) is None:
             raise FetchFailed(f"{repository.name} has no {item.file} at {repository.revision}.")
         there = path.stat() if sized(path, file) else None

@@ -1,7 +1,8 @@
 """Embeddings on the volume, which a prompt names as `embedding:NAME`: what textual inversion has learned.
 
 embeddings/                    files, also in folders; `style` and `faces/anna.safetensors` are names
-ComfyUI/models/embeddings/     likewise, where the volume is ComfyUI's too
+models/embeddings/             likewise, where the volume is worker-comfyui's too
+ComfyUI/models/embeddings/     or ComfyUI's
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from handler.core.untrusted import printed
 from handler.volume.layout import FLOATS, Slot, layout, read_head
 from handler.volume.named import REMEMBERED, Folders, hashed, stamp
 
-KEPT = Folders("prompt", ("embeddings", "ComfyUI/models/embeddings"))
+KEPT = Folders("prompt", ("embeddings", "models/embeddings", "ComfyUI/models/embeddings"))
 LARGEST = 64 << 20  # bytes of a file; published ones have less than one
 MOST = 1024  # vectors; published ones have up to 128
 

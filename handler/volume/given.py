@@ -19,7 +19,7 @@ from handler.volume.room import inside, reading
 SETTING = "KINDLING_WEIGHTS"
 # As ComfyUI has them.
 FOLDERS = ("", "checkpoints", "diffusers", "unet", "unets", "diffusion_models", "vae", "clip", "text_encoders")
-ROOTS = ("", "ComfyUI/models")
+ROOTS = ("", "models", "ComfyUI/models")  # `models` is worker-comfyui's, beside the rows' own folders
 PINNED = re.compile(r"(\w[\w.-]*)/(\w[\w.-]*)@([0-9a-f]{40})(?::((?:\w[\w. +-]*/)*\w[\w. +()-]*))?", re.ASCII)
 
 
@@ -96,8 +96,8 @@ def located(name: str, volume: Path) -> Path:
             if path.is_file() or (path / INDEX).is_file():
                 return path
     raise WeightsMissing(
-        f"{SETTING}: there is no {name} in {volume}, nor below its {', '.join(FOLDERS[1:])}, or those of {ROOTS[1]}: "
-        f"neither a file nor a folder with {INDEX}."
+        f"{SETTING}: there is no {name} in {volume}, nor below its {', '.join(FOLDERS[1:])}, or those of "
+        f"{' and '.join(ROOTS[1:])}: neither a file nor a folder with {INDEX}."
     )
 
 

@@ -76,7 +76,7 @@ class ReadFile:
         if count < len(chunk):
             return f"ends at byte {at + count}, not at {self.size or len(self.memory)}"
         wrong = self.crc32 and isal_zlib.crc32(chunk) != self.crc32[at // CHUNK]
-        return f"is damaged between bytes {start} and {stop}" if wrong else ""
+        return f"is damaged between bytes {at} and {self.base + stop}" if wrong else ""
 
     def _read_directly(self, chunk: memoryview, start: int) -> int:
         """Past the page cache: no second copy in memory, and from a cold disk twice as fast; how many bytes."""

@@ -1,6 +1,7 @@
 """Where a model's files come from: shipped, fetched, in a hub cache, or baked as served."""
 
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -107,16 +108,26 @@ def spoilt(error: StartError, spec: ModelSpec, volume: Path) -> dict[Path, str]:
     All later starts are told, but of what may be read another time: a volume that failed, or a file that is whole when
     it is read once more. Raises `error` if it is about something else.
     """
-    about = Path(error.about)
-    for source in baked_sources(spec, volume):
-        if error.about and about.is_relative_to(source.folder):
-            with suppress(StartError):
-                model_source(spec, volume)
-                log.error("%s is loaded without its baked weights: %s", spec.id, error.message)
-                if isinstance(error, WeightsCorrupt | WeightsMissing) and not _whole(source, about):
-                    mark(source.folder, error.message)
-                return {source.folder: error.message}
+    about, known = Path(error.about), {source.folder: source for source in baked_sources(spec, volume)}
+    base = volume / "baked" / spec.id
+    folder = next((each for each in known if about.is_relative_to(each)), None) or _gone(about, base)
+    if folder:
+        with suppress(StartError):
+            model_source(spec, volume)
+            log.error("%s is loaded without its baked weights: %s", spec.id, error.message)
+            wrong = folder in known and isinstance(error, WeightsCorrupt | WeightsMissing)
+            if wrong and not _whole(known[folder], about):
+                mark(folder, error.message)
+            return {folder: error.message}
     raise error
+
+
+def _gone(about: Path, base: Path) -> Path | None:
+    """The folder below `base` that `about` was in, if that was removed meanwhile."""
+    if not about.is_relative_to(base) or about == base:
+        return None
+    folder = base / about.relative_to(base).parts[0]
+    return folder if not os.path.lexists(folder) else None
 
 
 def _whole(source: Source, file: Path) -> bool:

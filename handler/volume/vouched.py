@@ -57,6 +57,20 @@ def _first(path: Path) -> str:
             raise FetchFailed(f"{path} is damaged; remove it, and the hub is believed once more.") from None
 
 
+def came(volume: Path, item: Item, path: Path) -> Entry | None:
+    """The checksums of what is at `path`, if that is what came first; the hub is not asked."""
+    kind, _, wanted = _first(record(volume, item)).partition(" ")
+    if not wanted or not path.is_file():
+        return None
+    entry = summarize(path)
+    return entry if wanted == (entry.sha256 if kind == "sha256" else _blob(path.read_bytes())) else None
+
+
+def _blob(data: bytes) -> str:
+    """What git calls a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
 def _sum(file: "RepoFile") -> str:
     return f"sha256 {file.lfs.sha256}" if file.lfs else f"git {file.blob_id}"
 
@@ -68,9 +82,7 @@ def verified(path: Path, file: "RepoFile") -> Entry | None:
     entry = summarize(path)
     if file.lfs:
         return entry if entry.sha256 == file.lfs.sha256 else None
-    data = path.read_bytes()  # small: all that the hub knows is git's name for it
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    return entry if blob == file.blob_id else None
+    return entry if _blob(path.read_bytes()) == file.blob_id else None  # small: the hub knows git's name for it alone
 
 
 def sized(path: Path, file: "RepoFile") -> bool:

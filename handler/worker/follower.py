@@ -39,7 +39,7 @@ class Follower:
     def __init__(self, line: Connection) -> None:
         self._line, self._over = line, True
         self._worker: Worker | None = None
-        self._settings = Settings()
+        self._settings: Settings
 
     def serve(self) -> None:
         """Until the line ends."""

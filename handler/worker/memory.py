@@ -93,6 +93,7 @@ def fit(spec: ModelSpec, hardware: Hardware, source: Source | None = None) -> Me
 def _laid_out(mode: Placement, weights: Weights, host_gb: float, counted: bool) -> MemoryPlan:
     """The plan for one mode; `counted`: by the catalogue's parameters, for there are no files."""
     spec, hardware = weights.spec, weights.hardware
+    room_gb = min(hardware.memory_gb, host_gb) if hardware.device == "cpu" else hardware.memory_gb
     takes, comes = weights.footprint(mode, host_gb * 1e9), weights.comes(mode)
     stays, host = (takes.device - comes) / 1e9, takes.host_peak / 1e9
     loads, draws = takes.device_peak / 1e9 + CONTEXT_GB, takes.device / 1e9 + spec.work_gb
@@ -101,7 +102,7 @@ def _laid_out(mode: Placement, weights: Weights, host_gb: float, counted: bool) 
     words = [f"{stays / width:.3g}B parameters x {width:g} bytes" if counted else f"{stays:.3g} GB of weights"]
     words += [f"{comes / 1e9:.2g} GB for parts that come and go"] if comes else []
     words.append(f"{spec.work_gb:g} GB to work" if draws >= loads else f"{needs - takes.device / 1e9:.2g} GB to load")
-    reason = f"{' + '.join(words)} = {needs:.1f} GB, of {hardware.memory_gb:.1f} GB on the {hardware.name}"
+    reason = f"{' + '.join(words)} = {needs:.1f} GB, of {room_gb:.1f} GB on the {hardware.name}"
     reason += f", of which others hold {hardware.others_gb:.1f} GB more" if hardware.others_gb else ""
     if weights.waiting(mode):
         there = "" if math.isinf(host_gb) else f", of {host_gb:.1f} GB"
@@ -109,9 +110,9 @@ def _laid_out(mode: Placement, weights: Weights, host_gb: float, counted: bool) 
     elif host > host_gb:
         reason = f"loading takes {host:.1f} GB of host memory, of {host_gb:.1f} GB: {reason}"
     tile_above = _tile_above(hardware, takes.device / 1e9)
-    left = hardware.memory_gb - draws if hardware.device == "cpu" else host_gb - takes.host / 1e9
+    left = room_gb - draws if hardware.device == "cpu" else host_gb - takes.host / 1e9
     spare = max(0.0, left - CACHED / 1e9)
-    return MemoryPlan(needs <= hardware.memory_gb and host <= host_gb, mode, needs, host, tile_above, reason, spare)
+    return MemoryPlan(needs <= room_gb and host <= host_gb, mode, needs, host, tile_above, reason, spare)
 
 
 def _tile_above(hardware: Hardware, taken_gb: float) -> int:

@@ -331,7 +331,7 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_asked(host: Host) -> 
         asked.append((name, port))
         return ["127.0.0.1"] if len(asked) == 1 else ["169.254.169.254"]
 
-    hosts = (f"images.example:{host.port}", "127.0.0.1")
+    hosts = (f"images.example:{host.port}", f"127.0.0.1:{host.port}")
     url = f"http://images.example:{host.port}/a.png"
     assert fetch(url, *hosts, resolve=rebinding) == PNG
     assert asked == [("images.example", host.port)]
@@ -339,9 +339,16 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_asked(host: Host) -> 
     assert "not public" in why(url, *hosts, resolve=rebinding)
 
 
+def test_an_address_inside_is_asked_at_its_listed_port_alone(host: Host) -> None:
+    url, inside = f"http://images.example:{host.port}/a.png", {"resolve": lambda *_: ["127.0.0.1"]}
+    for other in ("127.0.0.1", f"127.0.0.1:{host.port + 1}"):
+        assert "not public" in why(url, f"images.example:{host.port}", other, **inside)
+    assert not host.asked
+
+
 def test_a_redirect_is_resolved_and_checked_as_any_other(host: Host) -> None:
     host.answers["/b"] = answer(status="302 Found", location=f"http://inner.example:{host.port}/a.png?secret")
-    hosts = (f"images.example:{host.port}", f"inner.example:{host.port}", "127.0.0.1")
+    hosts = tuple(f"{name}:{host.port}" for name in ("images.example", "inner.example", "127.0.0.1"))
     addresses = {"images.example": ["127.0.0.1"], "inner.example": ["10.0.0.1"]}
     told = why(f"http://images.example:{host.port}/b", *hosts, resolve=lambda name, _: addresses[name])
     assert "inner.example is at an address that is not public" in told
@@ -392,7 +399,7 @@ def test_a_certificate_must_be_trusted_and_the_hosts(
     own.load_cert_chain(certificate)
     with hosting(own) as host:
         host.answers["/a.png"] = answer(PNG, **IMAGE)
-        url, hosts = f"https://{name}:{host.port}/a.png", (f"{name}:{host.port}", "127.0.0.1")
+        url, hosts = f"https://{name}:{host.port}/a.png", (f"{name}:{host.port}", f"127.0.0.1:{host.port}")
         here: dict[str, Any] = {"resolve": lambda *_: ["127.0.0.1"]}
         if told:
             assert told in why(url, *hosts, **here)

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from queue import SimpleQueue
@@ -46,7 +47,7 @@ def hop(family: FakeFamily) -> Iterator[tuple[Remote, Process, Any]]:
     worker = family.boot(Settings(), Clock(240))
     thread = threading.Thread(target=attendant.serve, args=[worker])
     thread.start()
-    child: Any = SimpleNamespace(line=ours, lines=[ours], process=process, ended="has ended")
+    child: Any = SimpleNamespace(line=ours, lines=[ours], process=process, ended="has ended", hang_up=ours.close)
     yield Remote(child, Clock(240)), process, far
     ours.close()
     thread.join()
@@ -92,6 +93,21 @@ def test_a_worker_that_is_gone_while_a_preview_is_wanted_is_lost() -> None:
         [outcome] = remote.draw_some([RECIPE], [step])
     assert isinstance(outcome, DeviceLost)
     assert process.killed
+
+
+def test_a_process_that_cannot_be_ended_is_waited_for_by_nobody() -> None:
+    """As one that is stuck in a driver: its end of the line stays open."""
+    ours, far = Pipe()
+    child: Any = SimpleNamespace(line=ours, process=Process(), ended="has ended")
+    child.hang_up = partial(Child.hang_up, child)
+    remote, outcomes = Remote(child, Clock(240)), list[Any]()
+    drawing = threading.Thread(target=lambda: outcomes.extend(remote.draw_some([RECIPE], [lambda *_: None])))
+    drawing.start()
+    far.recv()  # it has the picture, and never says another word
+    remote.kill()
+    drawing.join(60)
+    assert isinstance(outcomes[0], DeviceLost)
+    far.close()
 
 
 def test_a_device_that_never_answers_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

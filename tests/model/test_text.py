@@ -340,7 +340,30 @@ def test_chroma_has_the_words_alone() -> None:
     counts = [len(tiny.t5_tokenizer()(text)["input_ids"]) for text in (LONG, "red")]
     assert found["prompt_embeds"].shape[1] == found["negative_prompt_embeds"].shape[1] == max(counts)
     masks = found["prompt_attention_mask"], found["negative_prompt_attention_mask"]
-    assert [int(mask.sum()) for mask in masks] == counts
+    assert [int((mask > 0).sum()) for mask in masks] == counts
+    alone = told("chroma", "red", negative_prompt="", reading={})
+    filled, bare = (
+        _velocity(side[f"{name}_embeds"], side[f"{name}_attention_mask"])
+        for side, name in ((found, "negative_prompt"), (alone, "prompt"))
+    )
+    assert torch.allclose(filled, bare, atol=1e-5)
+
+
+@torch.inference_mode()
+def _velocity(context: Tensor, mask: Tensor) -> Tensor:
+    """What Chroma's transformer answers to these words."""
+    chroma = pipeline("chroma")
+    latents = torch.randn(1, 16, chroma.transformer.config.in_channels, generator=torch.Generator().manual_seed(0))
+    velocity: Tensor = chroma.transformer(
+        hidden_states=latents,
+        encoder_hidden_states=context,
+        timestep=torch.tensor([0.5]),
+        img_ids=torch.zeros(16, 3),
+        txt_ids=torch.zeros(context.shape[1], 3),
+        attention_mask=chroma._prepare_attention_mask(1, 16, latents.dtype, mask),
+        return_dict=False,
+    )[0]
+    return velocity
 
 
 @pytest.mark.parametrize(("cfg", "negative"), [(7.0, "blurry"), (1.0, None)])

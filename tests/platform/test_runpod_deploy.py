@@ -260,6 +260,8 @@ def test_settings_travel(dry: Callable[..., list[dict[str, Any]]], monkeypatch: 
     monkeypatch.setenv("KINDLING_COMPILE", "off")
     monkeypatch.setenv("KINDLING_VOLUME", "/home/me")
     monkeypatch.setenv("MAX_CONCURRENCY", "2")
+    monkeypatch.setenv("REFRESH_WORKER", "true")
+    monkeypatch.setenv("RUNPOD_LOG_LEVEL", "DEBUG")
     template, _ = dry(*ARGUMENTS)
     assert template["image"] == "registry/kindling:1"
     assert template["serverless"] is True
@@ -269,7 +271,9 @@ def test_settings_travel(dry: Callable[..., list[dict[str, Any]]], monkeypatch: 
         "KINDLING_MODEL": "flux-schnell",
         "KINDLING_VOLUME": "/runpod-volume",
         "MAX_CONCURRENCY": "2",
+        "REFRESH_WORKER": "true",
         "RUNPOD_INIT_TIMEOUT": "600",
+        "RUNPOD_LOG_LEVEL": "DEBUG",
     }
 
 

@@ -172,6 +172,8 @@ def test_hugging_faces_client_by_its_base_url_is_told_what_is_wrong(url: str) ->
         ({"inputs": "x", "prompt": "x"}, "unknown_parameter", "prompt"),
         ({"inputs": "x", "parameters": {"num_images_per_prompt": 2}}, "out_of_range", "n"),
         ({"inputs": "x", "parameters": {"frames": 2}}, "unknown_parameter", "frames"),
+        ({"inputs": "eA==", "parameters": {"prompt": "a cat"}}, "invalid_value", "parameters.prompt"),  # an image's
+        ({"inputs": "a", "parameters": {"positive_prompt": "b"}}, "invalid_value", "parameters.prompt"),
         ([], "invalid_type", None),
     ],
 )

@@ -222,6 +222,13 @@ def test_pages_of_allowed_origins_may_ask_and_read_errors(
     assert "x-request-id" in answers[401].headers["access-control-expose-headers"]
 
 
+def test_caches_are_told_that_pages_of_others_get_another_answer(app: Callable[..., Any]) -> None:
+    """Also of what is asked without an origin, as a picture in a page is, which a script of it then wants to read."""
+    made = app(cors_origins=PAGE)
+    for headers in ({}, {"origin": PAGE}):
+        assert "origin" in ask(made, "GET", "/ping", headers=headers).headers["vary"].lower()
+
+
 def test_pages_of_other_origins_may_not(app: Callable[..., Any]) -> None:
     made = app(api_keys=(KEY,), cors_origins=PAGE)
     for origin in ("https://page.example.evil", "http://page.example", "https://PAGE.example", "null"):

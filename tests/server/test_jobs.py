@@ -22,7 +22,7 @@ from fakes import FakeFamily, raises
 from handler import Settings, create_app
 from handler.api.jobs import service, webhooks
 from handler.api.jobs.webhooks import Webhooks
-from handler.core.errors import NumericalError, SettingsError
+from handler.core.errors import NotReady, NumericalError, SettingsError
 from serving import live, serving
 from threads import until
 
@@ -348,10 +348,49 @@ def test_a_job_that_comes_again_under_its_key_is_the_same(tmp_path: Path) -> Non
         assert httpx.post(url + ROUTE, json=ASKED | {"n": 2}, headers=LATER | key).status_code == 422
 
 
-def test_a_form_with_another_webhook_is_another_request(tmp_path: Path, host: Host) -> None:
+def test_a_job_that_comes_again_is_shown_as_it_is_by_then(tmp_path: Path) -> None:
+    with worker(tmp_path) as (url, _):
+        headers = LATER | {"idempotency-key": "one"}
+        first = post(url, headers=headers)
+        ended(first["urls"]["get"])
+        again = httpx.post(url + ROUTE, json=ASKED, headers=headers).json()
+        assert (again["id"], again["status"], again["result"]) == (first["id"], "succeeded", None)
+
+
+def test_a_job_that_failed_or_was_cancelled_may_be_asked_for_again(tmp_path: Path, held: FakeFamily) -> None:
+    with worker(tmp_path, held) as (url, _):
+        headers = LATER | {"idempotency-key": "one"}
+        first = post(url, headers=headers)
+        assert httpx.post(first["urls"]["cancel"], timeout=60).json()["status"] == "cancelled"
+        assert held.gate
+        held.gate.set()
+        second = httpx.post(url + ROUTE, json=ASKED, headers=headers)
+        assert second.json()["id"] != first["id"]
+        assert "idempotent-replayed" not in second.headers
+        assert ended(second.json()["urls"]["get"])["status"] == "succeeded"
+
+
+def test_a_job_of_which_nothing_can_be_known_now_is_not_begun_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with worker(tmp_path) as (url, app):
+        headers = LATER | {"idempotency-key": "one"}
+        first = post(url, headers=headers)
+        ended(first["urls"]["get"])
+
+        async def unknown(job_id: str) -> Any:
+            raise NotReady("The place of jobs does not answer; try again.")
+
+        monkeypatch.setattr(app.later, "found", unknown)
+        assert httpx.post(url + ROUTE, json=ASKED, headers=headers).status_code == 503
+        monkeypatch.undo()
+        assert httpx.post(url + ROUTE, json=ASKED, headers=headers).json()["id"] == first["id"]
+
+
+def test_a_form_with_another_webhook_is_another_request(tmp_path: Path, host: Host, held: FakeFamily) -> None:
     Image.new("RGB", (64, 64)).save(file := io.BytesIO(), "PNG")
     key = {"idempotency-key": "one"}
-    with worker(tmp_path, **hooked(host)) as (url, _):
+    with worker(tmp_path, held, **hooked(host)) as (url, _):
         fields = {"prompt": "x", "strength": "0.5", "async": "true"}
         answers = [
             httpx.post(

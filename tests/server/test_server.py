@@ -154,6 +154,7 @@ BAD: list[tuple[Any, int, str | None, str]] = [
     ({**OK, "scheduler": "lcm"}, 422, "scheduler", "out_of_range"),
     ({**OK, "scheduler": "dpm++"}, 422, "scheduler", "out_of_range"),
     ({**OK, "model": "nope"}, 404, "model", "model_not_found"),
+    ({**OK, "model": "spar\u212a"}, 404, "model", "model_not_found"),  # whose lower case is spark, and no header's
     ({**OK, "model": "flux-dev"}, 404, "model", "model_not_found"),
     ({**OK, "response_format": "file"}, 422, "response_format", "out_of_range"),
     ({**OK, "negative_prompt": "blur"}, 400, "negative_prompt", "unsupported_parameter"),

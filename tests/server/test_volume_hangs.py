@@ -60,7 +60,9 @@ def asked(path: str, settings: Settings, headers: dict[str, str] | None = None) 
 
 def test_who_asks_is_told_when_time_is_up(tmp_path: Path, go: threading.Event) -> None:
     answer = asked("/openapi.json", Settings(volume=tmp_path, deadline_s=1))
-    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    error = answer.json()["error"]
+    assert error["code"] == "deadline_exceeded"
+    assert error["message"] == "The volume did not answer in the time that this request may take; try again."
 
 
 def test_the_list_of_models_comes_without_loras(

@@ -45,7 +45,7 @@ def test_a_name_is_a_file_in_a_folder_of_loras(folder: str, tmp_path: Path) -> N
 
 
 def test_the_first_folder_is_first(tmp_path: Path) -> None:
-    first, second, _ = (put(tmp_path / folder / "ink.safetensors") for folder in FOLDERS)
+    first, second, *_ = (put(tmp_path / folder / "ink.safetensors") for folder in FOLDERS)
     put(second.with_name("other.safetensors"))
     assert [one.path for one in chosen([Wanted("ink")], tmp_path)] == [first]
     assert names(tmp_path) == ["ink", "other"]

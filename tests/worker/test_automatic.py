@@ -27,6 +27,14 @@ from handler.worker.decision import automatic, decide
 from handler.worker.memory import memory_plan
 from handler.worker.outlook import outlook
 
+
+def test_workers_that_share_a_cpu_share_its_memory() -> None:
+    alone, shared = (memory_plan(SDXL, replace(CPU, memory_gb=24), host_gb=share) for share in (24, 12))
+    assert (alone.fits, shared.fits) == (True, False)
+    assert "of 12.0 GB on the CPU" in shared.reason
+    assert memory_plan(SDXL, replace(CPU, memory_gb=48), host_gb=24).spare_gb == alone.spare_gb
+
+
 GPULESS = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 CPU = Hardware("cpu", "CPU", "fp32", "a CPU: fp32 is exact and no slower", 32)
 SEED = {"L4": "fp8", "A10G": "int8", "L40S": "fp8", "A100 40GB": "bf16", "H100": "fp8", "H200": "fp8", "B200": "fp8"}

@@ -149,6 +149,15 @@ def test_a_small_file_is_read_once_more_before_its_folder_is_marked(volume: Path
     assert (baked(volume) / MARK).exists()
 
 
+def test_what_is_removed_while_it_is_read_is_done_without(volume: Path) -> None:
+    """As by `bake`, which makes damaged ones anew."""
+    folder = baked(volume)
+    error = VolumeFailed("Cannot read it: No such file or directory", about=str(folder / WEIGHTS))
+    shutil.rmtree(folder)
+    assert sources.spoilt(error, SPARK, volume) == {folder: error.message}
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("how", ["marked", "not marked"])
 def test_where_there_is_no_other_source_the_start_fails_by_name(how: str, tmp_path: Path) -> None:
     folder = weights_folder(SCHNELL, tmp_path, "bf16")
@@ -187,6 +196,7 @@ def test_what_was_preloaded_in_vain_is_not_held_beside_what_serves(
 
 
 def test_an_error_about_something_else_is_no_reason(volume: Path) -> None:
+    Path(f"{baked(volume)}-2").mkdir()
     for error in (
         SettingsError("KINDLING_VAE"),
         VolumeFailed("Cannot read it.", about=f"{baked(volume)}-2/a"),

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 
 import loras
 import tiny
-from handler import MODELS, ImageRequest, Worker, preload
+from handler import MODELS, Clock, ImageRequest, Worker, preload
 from handler.catalog.attention import backend
 from handler.core.errors import Cancelled, DeviceLost, InvalidValue, OutOfMemory, OutOfRange, SettingsError, StartError
 from handler.core.host import host_memory
 from handler.core.recipe import Mask, Recipe, Reference
 from handler.core.settings import Settings
+from handler.engine.remote import Remote
 from handler.model import upstream
 from handler.model.families import finished
 from handler.model.hardware import Hardware
@@ -39,6 +41,7 @@ from handler.volume import pages
 from handler.volume.sources import model_source
 from handler.worker import memory
 from handler.worker.decision import decide
+from handler.worker.follower import Follower
 from handler.worker.orders import Over
 from handler.worker.outlook import outlook
 from handler.worker.ranks import Ranks
@@ -465,6 +468,29 @@ def test_a_follower_that_ends_between_pictures_ends_the_worker_before_anybody_as
         [follower] = followers(server.process)
         os.kill(follower, signal.SIGKILL)
         assert server.process.wait(120) == 1
+
+
+def test_a_follower_that_ends_between_pictures_ends_its_worker_in_a_box_too() -> None:
+    alarmed, beginning = threading.Event(), list[Remote]()
+    settings = Settings.from_env({"KINDLING_DEVICE": "cpu", "KINDLING_ULYSSES_DEGREE": "2"}, model="spark")
+    remote = Remote.boot(0, beginning.append, settings, Clock(600))
+    try:
+        remote.watch(lambda _: alarmed.set())
+        [follower] = followers(remote._child.process)
+        os.kill(follower, signal.SIGKILL)
+        assert alarmed.wait(120)
+        assert remote._child.process.wait(60) == 1
+    finally:
+        remote.kill()
+        remote.close()
+
+
+def test_a_follower_reads_no_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its leader sends them: without a home there are none that stand by themselves."""
+    monkeypatch.setattr("handler.worker.follower.Settings", None)
+    ours, far = Pipe()
+    far.close()
+    Follower(ours).serve()
 
 
 def test_followers_end_with_their_leader_and_a_terminals_interrupt_is_the_leaders_alone() -> None:

@@ -6,7 +6,7 @@ The parameters are the native fields, also by others' names. `options` are of it
 from typing import Any
 
 from handler.api.dialects import aliases, native
-from handler.core.errors import InvalidType, MissingParameter, OutOfRange, UnknownParameter
+from handler.core.errors import InvalidType, InvalidValue, MissingParameter, OutOfRange, UnknownParameter
 from handler.core.request import ImageRequest
 
 render = native.render
@@ -30,6 +30,9 @@ def parse(payload: dict[str, Any]) -> ImageRequest:
     if not isinstance(given["inputs"], str):
         raise InvalidType("inputs: Input should be a string, the prompt.", "inputs")
     fields, notes = aliases.understood(given.get("parameters", {}))
+    if fields.get("prompt", given["inputs"]) != given["inputs"]:  # as for an image, which is in `inputs` then
+        told = "the prompt is in inputs here. A picture is made from an image at /v1/images/edits."
+        raise InvalidValue(f"parameters.prompt: {told}", "parameters.prompt")
     if fields.get("n", 1) != 1:
         raise OutOfRange("n: one picture is drawn for a request here.", "n")
     named = {"model": given["model"]} if "model" in given else {}

@@ -23,6 +23,7 @@ from handler.core.untrusted import Malformed, parse
 JOBS_ROUTE = "/v1/jobs"
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 LIVE: tuple[State, ...] = ("queued", "running")
+BAD: tuple[State, ...] = ("failed", "cancelled")
 ID = re.compile("job_[0-9a-f]{32}")
 GONE_S = 15.0  # after its deadline nobody works at it: a worker ends what it has, and keeps that
 GONE = "The worker that had this job is gone. Send it again."

@@ -43,6 +43,7 @@ PIPELINE = ChromaPipeline
 IMAGE_TO_IMAGE = ChromaImg2ImgPipeline
 INPAINT = Inpaint
 MASK_CELL = 1
+UNSEEN = -1e4  # of what is filled up, in the mask; between two of those it comes to 1e8, and no picture sees them
 DENOISER = "transformer"
 SCHEDULERS = schedulers.FLOW
 ChromaCombinedTimestepTextProjEmbeddings.forward = _embedded  # type: ignore[method-assign]
@@ -71,7 +72,7 @@ def encode(pipeline: Any, recipe: Recipe, tokens: int) -> dict[str, Any]:
 
 
 def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
-    """What is filled up, because diffusers takes only sides of one length, does not count."""
+    """Sides are filled up, for diffusers takes only those of one length; what is filled up does not count."""
     encoder = t5(pipeline, "", 1, ended=False)
 
     def told(words: Words) -> prompts.Told:
@@ -90,7 +91,8 @@ def _read(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 def _filled(context: torch.Tensor | None, length: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Diffusers adds the mask, query's times key's, to attention's scores, where a 0 beside ones would hide nothing."""
     if context is None:
         return None, None
     missing = length - context.shape[1]
-    return pad(context, (0, 0, 0, missing)), pad(torch.ones_like(context[..., 0]), (0, missing))
+    return pad(context, (0, 0, 0, missing)), pad(torch.ones_like(context[..., 0]), (0, missing), value=UNSEEN)

@@ -71,7 +71,9 @@ def _hub(native: dict[str, Schema], rules: list[Schema]) -> Schema:
     """Hugging Face's."""
     parameters = closed(nullable({name: native[name] for name in HUB}, ()), (), [])
     kept: Schema = {"properties": {"parameters": {"anyOf": [{"allOf": [*rules, TOGETHER]}, NULL]}}}
-    told = {"description": "All that /generate takes beside the prompt is taken here too, but for more pictures."}
+    told = {
+        "description": "All that /generate takes beside the prompt, but for more pictures and for what makes it a job."
+    }
     options = {"type": ["object", "null"], "description": "Of Hugging Face's own servers; changes nothing here."}
     fields = {"inputs": native["prompt"], "parameters": {"anyOf": [parameters, NULL]} | told, "options": options}
     return closed(fields, ("inputs",), [kept]) | {"examples": [{"inputs": "a red circle on a blue background"}]}
