@@ -1,10 +1,10 @@
 """Every request of ours to a host that a caller names: an image to be fetched, a webhook to be told.
 
 Only listed hosts are asked, and a name counts for nothing but what it resolves to: each address must be one of the
-public internet, unless the list has that very address, with the same port, or localhost. The connection is made to the
-address that was looked at, so that a name which leads elsewhere the next moment leads nowhere. Redirects are for whoever asks to follow,
-as new requests. What an answer may take of time and memory is bounded. Why something failed is told in our words, and
-names no more of a URL than its host: what follows it may be a secret.
+public internet, unless the list has that very address, with the same port, or localhost. The connection is made to
+the address that was looked at, so that a name which leads elsewhere the next moment leads nowhere. Redirects are for
+whoever asks to follow, as new requests. What an answer may take of time and memory is bounded. Why something failed
+is told in our words, and names no more of a URL than its host: what follows it may be a secret.
 """
 
 import asyncio

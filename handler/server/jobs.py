@@ -50,7 +50,7 @@ def _prefers(headers: Headers) -> bool:
 
 
 async def posted(request: Request, payload: Any, later: Later, key: Key | None, asked: bytes) -> Reply:
-    """The request as a job that was accepted; under an idempotency key the one before, unless that failed or is gone."""
+    """The request as a job that was accepted; under an idempotency key the one before, unless that failed or went."""
     state, seen, path = request.app.state, request.state.seen, request.url.path
     jobs, repeats = state.jobs, state.repeats
     assert isinstance(jobs, Jobs)
