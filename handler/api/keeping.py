@@ -145,7 +145,11 @@ class Keeper:
         shelf.put(f"{self._folder}/{name}", data)
         if not wanted() and (latest := self._near.get(name)) is not None:  # it hung, and may have come last
             shelf.put(f"{self._folder}/{name}", latest)
-        self._tidy(shelf, len(data))
+        try:
+            self._tidy(shelf, len(data))
+        except (OSError, KindlingError) as error:  # what is there is there
+            why = getattr(error, "strerror", "") or error
+            log.warning("%s that are too old cannot be removed: %s", self._folder, why)
         return True
 
     def _get(self, name: str) -> bytes | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from handler.core import outlet, scratch
 from handler.core.deadline import EXIT_S
-from handler.core.errors import KindlingError, StartError
+from handler.core.errors import DeviceLost, KindlingError, StartError
 from handler.core.recipe import Preview
 from handler.core.settings import Settings
 from handler.core.tracebacks import let_go, outline
@@ -126,6 +126,13 @@ def _answer(asks: Connection, worker: Worker) -> None:
             asks.send(readings(worker.hardware.device))
 
 
+def _leave(lost: DeviceLost) -> None:
+    """End this process, whose followers are not all there any more: the server sees that, and begins another."""
+    log.error("%s", lost.message)
+    outlet.drain()
+    scratch.leave(1)
+
+
 def main(number: str, *lines: int) -> None:
     """Be worker `number` of the server at the other ends of `lines`: one for what it draws, one for who looks on."""
     attendant = Attendant()
@@ -145,7 +152,7 @@ def main(number: str, *lines: int) -> None:
         outlet.drain()
         attendant.tell(error)  # the server then ends this process
         return
-    worker.watch(lambda _: scratch.leave(1))  # the server sees this end, and begins another
+    worker.watch(_leave)
     threading.Thread(target=_answer, args=[asks, worker], name="readings", daemon=True).start()
     attendant.tell(Ready(worker.hardware, worker.receipt, worker.facts, worker.gains))
     gc.freeze()  # as a server does with what a worker has

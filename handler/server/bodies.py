@@ -26,6 +26,7 @@ GRAPHS = ("text/plain", "application/octet-stream", "image/png", "image/webp", "
 FORMS = ("/v1/images/edits", *(f"{start}/upload/{kind}" for start in ("", "/api") for kind in ("image", "mask")))
 EXPLAINED = ("/explain", "/api/explain")  # which take pictures that have a graph, as workflows do
 SLOW = "The body of the request did not come in the time that the request may take."
+UNREAD = "The body of the request could not be read in the time that the request may take; try again."
 AT_ONCE = 16 << 10  # bytes that are understood sooner than another thread would begin to
 _hands = Hands(1, 1, "reading")  # one at a time: each has Python's lock nearly always, and this loop needs it too
 
@@ -79,7 +80,7 @@ async def understood(read: Callable[[bytes], T], body: bytes, deadline: Deadline
         return read(body)
     reading = _hands.run(partial(read, body))
     try:
-        return await deadline.hold(asyncio.wrap_future(reading))
+        return await deadline.hold(asyncio.wrap_future(reading), UNREAD)
     finally:
         _hands.forsake(reading)
 

@@ -76,9 +76,9 @@ def fetch_lora(wanted: Pin, volume: Path, *, quiet: bool = False, wait: Wait = t
     order = Order(f"LoRA {wanted.name}", volume, volume / FETCHED, {}, (repository,), item, lambda *_: [item])
     path, bars = order.folder / item.path, disable_progress_bars() if quiet else contextlib.nullcontext()
     with explained(order.name, repository, order.folder), alone(order.folder) as only, bars:
-        begin(order.folder, only)
         if entry := came(volume, item, path):
             return Fetched(order.name, wanted.revision, order.folder, (item.path,), entry.size, 0.0, False)
+        begin(order.folder, only)
         if (file := repository.files().get(item.file)) is None:
             raise FetchFailed(f"{repository.name} has no {item.file} at {repository.revision}.")
         there = path.stat() if sized(path, file) else None

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.types import Scope
 
-from fakes import FakeFamily
+from fakes import FakeFamily, raises
 from handler import Settings, create_app
 from handler.api import keeping, links
 from handler.api.keeping import Keeper
@@ -161,6 +161,18 @@ def test_what_no_volume_has_taken_stays_with_the_worker(tmp_path: Path, monkeypa
     monkeypatch.setattr(keeping, "shared", lambda *_: Full())
     assert asyncio.run(near(Settings(volume=tmp_path))) == [True] * 5
     assert asyncio.run(near(Settings(volume=tmp_path, kept_mb=0.003))) == [False, False, True, True, True]
+
+
+def test_what_may_not_be_removed_is_kept_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a bucket whose keys may neither list nor delete."""
+    monkeypatch.setattr(keeping, "prune", raises(OSError(None, "the object store failed (AccessDenied)")))
+
+    async def main() -> bool:
+        keeper = Keeper(Settings(volume=tmp_path), "jobs")
+        await keeper.put("one", b"new")
+        return "one" in keeper._near._doubled
+
+    assert asyncio.run(main())
 
 
 def test_what_is_no_longer_wanted_is_not_written(tmp_path: Path) -> None:
