@@ -1,7 +1,8 @@
 """The transformer's training: rectified flow on cached latents, in lessons, most of them from its own states.
 
 A sampler that takes few steps meets states that no noised picture is: what the model itself has drawn until there. So
-a third of its training, later half, begins where a sampler arrives, and the answer is the picture that was wanted.
+a third of its training, later more than half, begins where a sampler arrives. The answer is the picture that was
+wanted; later, of some drawings, the scene that they come nearest to, so that it becomes surer of their edges.
 """
 
 import random

@@ -28,9 +28,8 @@ def model_path(spec: ModelSpec) -> str:
 
 def require_name(name: str, spec: ModelSpec, settings: Settings) -> None:
     """ModelNotFound, with what is served, if `name` is none of `names`, nor `model_path`, which clients send again."""
-    if not name.isascii() or name.lower() not in (
-        known.lower() for known in (*names(spec, settings), model_path(spec))
-    ):
+    named = name.isascii() and name.lower() in (known.lower() for known in names(spec, settings))
+    if not named and name != model_path(spec):
         told = f"This worker serves {spec.id}, not '{name:.80}'. Leave model out, or send '{spec.id}'"
         raise ModelNotFound(f"{told}; KINDLING_MODEL_NAMES adds names for it.", "model")
 

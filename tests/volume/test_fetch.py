@@ -989,6 +989,7 @@ def test_the_command_brings_the_loras_that_are_set(
     with monkeypatch.context() as patch:  # what is whole wants no hub
         patch.setattr(Repository, "files", lambda self: pytest.fail("the hub is asked"))
         assert main(["fetch", "spark"]) == 0
+    assert not list((tmp_path / "fetched/loras").glob(".coming-*"))
     (tmp_path / "fetched/loras/ink.safetensors").write_bytes(b"bad" * 9)
     (left := tmp_path / f"fetched/loras/.coming-{'0' * 16}-1.01234567").mkdir()
     os.utime(left, (0, 0))
