@@ -100,11 +100,6 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(((pixels.clamp(-1, 1).permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
 
 
-def rounded() -> torch.autocast:
-    """Arithmetic in bf16 where that is fast."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
-
-
 def recolored(scene: Scene, rng: random.Random) -> Scene:
     """The scene in arbitrary colours."""
     behind, *wild = [(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(1 + len(scene.items))]

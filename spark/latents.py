@@ -27,8 +27,8 @@ LARGE: Size = (512, 512)
 LARGEST: Size = (1024, 1024)
 # Of the steps of the transformer's training, percent; every step has about as many tokens, so about as much work.
 PLAN: dict[Size, float] = {
-    (128, 128): 16, (256, 256): 18, (512, 512): 14, (768, 512): 6, (512, 768): 6, (1024, 1024): 16,
-    (672, 384): 6, (384, 672): 6, (384, 256): 4, (256, 384): 5, (640, 640): 1, (1024, 576): 1, (576, 1024): 1,
+    (128, 128): 12, (256, 256): 22, (512, 512): 16, (768, 512): 6, (512, 768): 6, (1024, 1024): 16,
+    (672, 384): 4, (384, 672): 4, (384, 256): 5, (256, 384): 5, (640, 640): 1, (1024, 576): 1, (576, 1024): 2,
 }  # fmt: skip
 SHARD_PIXELS = 24 * 512 * 512  # of pictures that are encoded before they are kept
 SHARDS: tuple[Size, ...] = (  # what a producer goes through, again and again: more small pictures, which cost less
@@ -91,7 +91,6 @@ def _part(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
-@torch.no_grad()
 def encoded(vae: AutoencoderKL, scenes: list[Scene], size: Size) -> Tensor:
     """Scaled latents (count, 12, height / 16, width / 16) of the scenes, in 16 bits."""
     means = [vae.encode(to_tensor([draw(scene, size, 3)])).latent_dist.mean for scene in scenes]

@@ -79,7 +79,7 @@ class Polisher:
         """The encoder's, of pictures that the transformer does not draw."""
         scenes = [autoencoder.recolored(sample_scene(self.rng), self.rng) for _ in range(count)]
         images = [outlined(s, size) if self.rng.random() < OUTLINED else draw(s, size, 3) for s in scenes]
-        with torch.no_grad(), autoencoder.rounded():
+        with torch.no_grad(), self._rounded():
             latents = self.vae.encode(autoencoder.to_tensor(images)).latent_dist.mean.float()
         return self._noised(latents, autoencoder.LATENT_NOISE), images
 
@@ -89,8 +89,12 @@ class Polisher:
     def _noised(self, latents: Tensor, noise: float) -> Tensor:
         return latents + noise * torch.randn_like(latents)
 
+    def _rounded(self) -> torch.autocast:
+        """In bf16 where that is fast."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+
     def _decoded(self, latents: Tensor) -> Tensor:
-        with autoencoder.rounded():
+        with self._rounded():
             decoded: Tensor = self.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample
         return decoded.float()
 

@@ -1,8 +1,7 @@
 """The transformer's training: rectified flow on cached latents, in lessons, most of them from its own states.
 
 A sampler that takes few steps meets states that no noised picture is: what the model itself has drawn until there. So
-a third of its training, later more than half, begins where a sampler arrives. The answer is the picture that was
-wanted; later, of some drawings, the scene that they come nearest to, so that it becomes surer of their edges.
+a third of its training, later half, begins where a sampler arrives, and the answer is the picture that was wanted.
 """
 
 import random
@@ -15,11 +14,9 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from spark import flow
-from spark.autoencoder import DOWNSCALE, rounded, to_image, to_tensor
+from spark.autoencoder import DOWNSCALE, distance, to_tensor
 from spark.journal import Journal
-from spark.latents import NATIVE, PLAN, Latents, Size, encoded
-from spark.measures import nearest
-from spark.polish import distance
+from spark.latents import NATIVE, PLAN, Latents, Size
 from spark.progress import Average, Progress, rates
 from spark.scenes import Scene, caption, draw
 from spark.text import perturb
@@ -31,8 +28,8 @@ EMA_DECAY = 0.999
 LONG_TEXTS = (16, 32, 32, 32, 48, 64, 77)  # in a tenth of the steps, and at NATIVE more
 TIED_ABOVE = 0.85  # below, some noise has nothing to do with the picture, as in image-to-image
 OBEYED_ABOVE = 0.45  # an edit that begins at less noise keeps the picture, whatever the words say
-FINISHING = 0.5  # of the training from nothing: before, it learns what to draw; after, to draw it in steps
-OWN_WEIGHT, OWN_PIXELS = 0.2, 768 * 512  # of own drawings that are decoded: the loss in pixels, how much of them
+FINISHING = 0.5  # of the training: before, it learns what to draw; after, to draw it in steps
+PIXELS_FROM, PIXEL_WEIGHT, PIXELS = 0.5, 0.3, 768 * 512  # when the loss is taken in pixels too, and of how many
 SHADES = (3, 6)  # the numbers that decide the background's shade
 HOLE = 0.75  # of an object's diameter, from its middle to the edge of the hole that it is painted into
 COMPILED = tuple(size for size, share in PLAN.items() if share > 2)  # a step takes half as long, and a minute once
@@ -49,7 +46,7 @@ class Schedule:
 
 
 LEARNING = Schedule({"near": 55, "levels": 15, "rolled": 15, "held": 5, "edited": 10}, pairs=0.4)
-FINISH = Schedule({"near": 34, "levels": 8, "rolled": 40, "held": 8, "edited": 10}, pairs=1.0)
+FINISH = Schedule({"near": 42, "levels": 8, "rolled": 29, "held": 10, "edited": 11}, pairs=1.0)
 
 
 class Trainer:
@@ -61,7 +58,6 @@ class Trainer:
         self.words, self.latents = flow.Words.load(folder), Latents(folder / "latents", self.rng)
         self.vae = AutoencoderKL.from_pretrained(folder / "vae").requires_grad_(False)
         self.model = begun(folder)
-        self.finishing = 0.0 if (folder / "transformer").exists() else FINISHING
         self.model.set_attention_backend("_native_math")  # its backward pass is far faster on a CPU
         torch._dynamo.config.recompile_limit = 4 * len(COMPILED)  # by shape, and whether gradients are wanted
         self.compiled = torch.compile(self.model, dynamic=False)
@@ -75,7 +71,7 @@ class Trainer:
 
     @property
     def schedule(self) -> Schedule:
-        return FINISH if self.progress.share >= self.finishing else LEARNING
+        return FINISH if self.progress.share >= FINISHING else LEARNING
 
     def shape(self) -> tuple[Size, int, int]:
         """Picture size, text tokens and batch of the next step."""
@@ -93,21 +89,17 @@ class Trainer:
         (noisy, sigma, answer), words, scenes = self.lessons[lesson](size, length, batch)
         levels = sigma[:, None, None, None]
         velocity = flow.unpack(self._velocity(noisy, sigma, words), noisy.shape[2] // 2, noisy.shape[3] // 2)
-        drawn, own = noisy - levels * velocity, lesson == "rolled" and self.schedule is FINISH
-        loss = self._own(drawn, answer, scenes, size) if own else nn.functional.mse_loss(drawn, answer)
+        loss = nn.functional.mse_loss(levels * velocity, noisy - answer)
+        if lesson == "rolled" and self.progress.share >= PIXELS_FROM and size[0] * size[1] <= PIXELS:
+            loss = loss + PIXEL_WEIGHT * self._pixels(noisy - levels * velocity, scenes, size)
         return loss, f"{lesson}_{size[0]}x{size[1]}", batch
 
-    def _own(self, drawn: Tensor, answer: Tensor, scenes: list[Scene], size: Size) -> Tensor:
-        """The loss of own drawings, of which the first should be what they come nearest to, decoded and as latents."""
-        count = max(1, OWN_PIXELS // (size[0] * size[1]))
-        latents = drawn[:count] / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        with rounded():
-            decoded = self.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample.float()
-            near = [nearest(to_image(picture.detach()), scene) for picture, scene in zip(decoded, scenes, strict=False)]
-            wanted = [mine or scene for mine, scene in zip(near, scenes, strict=False)]
-            answer = torch.cat([encoded(self.vae, wanted, size).float(), answer[count:]])
-        truth = to_tensor([draw(scene, size, 3) for scene in wanted])
-        return nn.functional.mse_loss(drawn, answer) + OWN_WEIGHT * distance(decoded, truth)
+    def _pixels(self, latents: Tensor, scenes: list[Scene], size: Size) -> Tensor:
+        """How far the first pictures, decoded, are from the true ones."""
+        count = max(1, PIXELS // (size[0] * size[1]))
+        latents = latents[:count] / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        truth = to_tensor([draw(scene, size, 3) for scene in scenes[:count]])
+        return distance(self.vae.decode(latents.contiguous(memory_format=torch.channels_last)).sample, truth)
 
     # ------------------------------------------------------------ lessons
 
@@ -177,7 +169,7 @@ class Trainer:
         """The model's prediction, packed; compiled for the shapes that most steps have."""
         size, length = (noisy.shape[3] * DOWNSCALE, noisy.shape[2] * DOWNSCALE), words[1].shape[1]
         usual = size in COMPILED and length == flow.TEXT_TOKENS
-        with rounded():
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             return flow.predicted(self.compiled if usual else self.model, noisy, sigma, words)
 
     def update(self, loss: Tensor, pictures: int) -> None:

@@ -105,29 +105,6 @@ def test_every_lesson_has_a_gradient_everywhere(
     assert all(p.grad is None for p in made.vae.parameters())
 
 
-def test_own_drawings_should_be_what_they_come_nearest_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sound drawing that stands elsewhere than the wanted one is right; of one that shows nothing, the wanted one."""
-    made, rng, size = trainer(folder, monkeypatch), random.Random(1), (128, 128)
-    asked, elsewhere = (sample_scene(rng, kind="one") for _ in range(2))
-    monkeypatch.setattr(training, "OWN_WEIGHT", 0.0)
-    wanted, drawn = (latents.encoded(made.vae, [scene], size).float() for scene in (asked, elsewhere))
-
-    def loss(near: Scene | None) -> float:
-        monkeypatch.setattr(training, "nearest", lambda _, scene: near if scene is asked else None)
-        return made._own(drawn, wanted, [asked], size).item()
-
-    assert loss(elsewhere) < 1e-4 < 0.01 * loss(None)
-    assert loss(None) == pytest.approx(torch.nn.functional.mse_loss(drawn, wanted).item(), rel=0.02)
-
-
-def test_what_is_finished_learns_to_finish(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    anew = trainer(folder, monkeypatch)
-    assert (anew.finishing, anew.schedule) == (training.FINISHING, training.LEARNING)
-    shutil.copytree(folder, tmp_path / "run")
-    with_blocks(8, tmp_path / "run")
-    assert trainer(tmp_path / "run", monkeypatch).schedule is training.FINISH
-
-
 def test_steps_of_every_size_are_about_as_much_work() -> None:
     tokens = [training.batch_of(size, 20) * (size[0] * size[1] // 1024 + 20) for size in latents.PLAN]
     assert max(tokens) < 1.3 * min(tokens)
