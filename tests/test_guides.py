@@ -66,7 +66,7 @@ TESTED = {
     "modal deploy platform/modal_app.py": "platform/test_modal_deploy.py::deployed",
     "modal run platform/modal_app.py::": "platform/test_modal_deploy.py::test_modal_run",
     "curl -s http://127.0.0.1:8000/images/": "server/test_mounted.py::test_the_app_of_the_guide_serves",
-    "pip install comfyui-frontend-package==": "server/test_comfy_editor.py::test_the_guide_names_the_version",
+    ".venv/bin/pip install comfyui-frontend-package==": "server/test_comfy_editor.py::test_the_guide_names_the_version",
     "pip install /path/to/kindling": "test_wheel.py::test_installed_it_draws_from_an_empty_folder",
     "uvicorn app:app": "server/test_mounted.py::test_the_app_of_the_guide_serves",
     "python -m handler comfy explain": "cli/test_comfy_acts.py::test_a_report_for_people",
