@@ -160,7 +160,8 @@ def test_what_would_not_fit_is_not_advised_to_be_fetched_alone(tmp_path: Path, m
     monkeypatch.setattr("handler.model.hardware.host_memory", lambda: 2_000_000_000)
     with pytest.raises(WeightsMissing, match=r"Fetch it with: .* But flux-schnell does not fit .* fits is spark\."):
         Worker.boot(settings)
-    monkeypatch.setattr("handler.model.hardware.host_memory", lambda: 100_000_000_000)
+    for module in ("model.hardware", "worker.sharing"):
+        monkeypatch.setattr(f"handler.{module}.host_memory", lambda: 100_000_000_000)
     with pytest.raises(WeightsMissing, match=r"python -m handler fetch flux-schnell$"):
         Worker.boot(settings)
 

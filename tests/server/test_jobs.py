@@ -391,6 +391,8 @@ def test_a_form_with_another_webhook_is_another_request(tmp_path: Path, host: Ho
     Image.new("RGB", (64, 64)).save(file := io.BytesIO(), "PNG")
     key = {"idempotency-key": "one"}
     with worker(tmp_path, held, **hooked(host)) as (url, _):
+        post(url)
+        assert held.entered.wait(30)  # so that what comes next waits
         fields = {"prompt": "x", "strength": "0.5", "async": "true"}
         answers = [
             httpx.post(
