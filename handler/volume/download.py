@@ -76,19 +76,25 @@ def fetch_lora(wanted: Pin, volume: Path, *, quiet: bool = False, wait: Wait = t
     order = Order(f"LoRA {wanted.name}", volume, volume / FETCHED, {}, (repository,), item, lambda *_: [item])
     path, bars = order.folder / item.path, disable_progress_bars() if quiet else contextlib.nullcontext()
     with explained(order.name, repository, order.folder), alone(order.folder) as only, bars:
-        if entry := came(volume, item, path):
-            return Fetched(order.name, wanted.revision, order.folder, (item.path,), entry.size, 0.0, False)
-        begin(order.folder, only)
-        if (file := repository.files().get(item.file)) is None:
-            raise FetchFailed(f"{repository.name} has no {item.file} at {repository.revision}.")
-        there = path.stat() if sized(path, file) else None
-        _check_space(order, {item.path: file})
-        entry = _bring(order, item, file, wait)
-        discard(incoming(order.folder))
-        downloaded = there is None or not os.path.samestat(there, path.stat())
+        entry, downloaded = came(volume, item, path), False
+        if entry is None:
+            begin(order.folder, only)
+            entry, downloaded = _alone(order, item, wait)
+            discard(incoming(order.folder))
     seconds = round(time.monotonic() - start, 3)
     files = (item.path,)
     return Fetched(order.name, wanted.revision, order.folder, files, entry.size, seconds, downloaded)
+
+
+def _alone(order: Order, item: Item, wait: Wait) -> tuple[Entry, bool]:
+    """The checksums of the one file that `order` is of, and whether it had to come."""
+    repository, path = item.repository, order.folder / item.path
+    if (file := repository.files().get(item.file)) is None:
+        raise FetchFailed(f"{repository.name} has no {item.file} at {repository.revision}.")
+    there = path.stat() if sized(path, file) else None
+    _check_space(order, {item.path: file})
+    entry = _bring(order, item, file, wait)
+    return entry, there is None or not os.path.samestat(there, path.stat())
 
 
 def _at_commit(spec: ModelSpec, volume: Path) -> ModelSpec:

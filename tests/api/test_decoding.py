@@ -94,6 +94,7 @@ async def test_what_ran_out_of_time_leaves_its_place_to_another() -> None:
         late = [apart(gate, Deadline.within(0.1)) for _ in range(MOST)]
         ended = await asyncio.gather(*late, return_exceptions=True)
         assert [type(each) for each in ended] == [DeadlineExceeded] * MOST
+        assert all("The images could not be read in the time" in str(each) for each in ended)
         good = [apart(partial(references, [bombs.png_with()]), Deadline()) for _ in range(2 * SPARE)]
         assert len(await asyncio.gather(*good)) == 2 * SPARE
 

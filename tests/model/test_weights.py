@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mmap
 import os
 import shutil
 import struct
@@ -33,7 +34,7 @@ from handler.model.loading.weights import ALIGNMENT, KERNELS, _class, _sent, ali
 from handler.model.tensor_parallel import WHOLE
 from handler.volume.layout import layout
 from handler.volume.manifest import Source, read_manifest, write_manifest
-from handler.volume.reader import CONFIGS, Reader
+from handler.volume.reader import CONFIGS, Reader, ReadFile
 from handler.volume.sources import EMBEDDED, model_source
 
 SPARK = EMBEDDED / "spark"
@@ -194,6 +195,13 @@ def test_a_bad_file_is_told_by_name_with_the_remedy(small: Path, fault: str) -> 
         everything(reader)
     assert str(small / "b") in caught.value.message
     assert "python -m handler fetch flux-dev" in caught.value.message
+
+
+def test_damage_in_a_part_of_a_file_is_told_by_the_files_own_bytes(small: Path) -> None:
+    path = small / "b" / PART
+    file = ReadFile(path, (), (0, 0, 1), "", mmap.mmap(-1, CHUNK), base=CHUNK, size=path.stat().st_size)
+    with pytest.raises(WeightsCorrupt, match=r"is damaged between bytes 4096 and 8192"):
+        file.read(0, CHUNK)
 
 
 def test_without_a_manifest_a_torn_file_is_still_told(small: Path) -> None:

@@ -65,6 +65,17 @@ def test_who_asks_is_told_when_time_is_up(tmp_path: Path, go: threading.Event) -
     assert error["message"] == "The volume did not answer in the time that this request may take; try again."
 
 
+def test_who_asks_a_gpu_that_hangs_is_told_of_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = threading.Event()
+    monkeypatch.setattr("handler.server.watching.told", lambda _: said.wait(60))
+    try:
+        answer = asked("/v1/status", Settings(volume=tmp_path), {"x-deadline-s": "0.5"})
+    finally:
+        said.set()
+    assert answer.status_code == 504
+    assert answer.json()["error"]["message"].startswith("The GPU did not say in time")
+
+
 def test_the_list_of_models_comes_without_loras(
     tmp_path: Path, go: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
