@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -293,7 +294,7 @@ class Rest:
         found = re.search(r'podTerminate\(input: \{ podId: "(\w+)" \}\)', query)
         if not found or found[1] not in self.pods or key != f"Bearer of-{found[1]}":
             return 200, {"errors": [{"message": "Unauthorized"}]}
-        threading.Thread(target=self.delete, args=(found[1],)).start()
+        self.delete(found[1])  # before it is answered, so the pod asks no other way
         return 200, {"data": {"podTerminate": None}}
 
 
@@ -325,8 +326,9 @@ class _Routes(BaseHTTPRequestHandler):
         data = b"" if answer is None else answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        with suppress(OSError):  # a pod that ended itself does not hear it
+            self.end_headers()
+            self.wfile.write(data)
 
     do_POST = do_PATCH = do_DELETE = do_GET
 
