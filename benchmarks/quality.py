@@ -4,7 +4,8 @@ Every later change of precision, caching or compilation is judged by this. Each 
 colour and background was held out from training (`--split test`; `validation` steered the training). The judge is
 `spark.checker`, itself tested on drawn pictures. "right" means background, count, colours, shapes and places are
 all right; "size" is reported beside it. One object and several equal ones count together; pairs of different
-objects are apart. The error of a share p of n prompts is about sqrt(p(1-p)/n): 2 points at 95 of 100.
+objects are apart, and so are those of which a size is named ("sized"). The error of a share p of n prompts is about
+sqrt(p(1-p)/n): 2 points at 95 of 100.
 
     python benchmarks/quality.py             the whole table, about ten minutes on two cores
     python benchmarks/quality.py --quick     ten prompts a kind, 256x256 only
@@ -32,8 +33,8 @@ from handler.catalog import attention
 from spark.checker import ATTRIBUTES, check
 from spark.scenes import held_out
 
-COUNTS = {"one": 60, "many": 40, "pair": 40}
-SCENES = {"equal": ("one", "many"), "pairs": ("pair",)}
+COUNTS = {"one": 60, "many": 40, "pair": 40, "sized": 40}
+SCENES = {"equal": ("one", "many"), "pairs": ("pair",), "sized": ("sized",)}
 COLUMNS = ("right", *ATTRIBUTES)
 SAME_DB = 99.0
 PATIENT_S = 3600.0  # for one start after the other in a process, whose age counts

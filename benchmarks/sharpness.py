@@ -32,7 +32,7 @@ from spark.validation import drawn, judged
 SIZES: tuple[Size, ...] = (
     (128, 128), (256, 256), (512, 512), (768, 512), (512, 768), (672, 384), (384, 672), (1024, 1024),
 )  # fmt: skip
-SHARES = {"one": 0.4, "many": 0.3, "pair": 0.3}
+SHARES = {"one": 0.4, "many": 0.3, "pair": 0.3, "sized": 0.3}  # of the prompts; sized pairs come on top
 QUESTIONS = ("right", *MEASURES)
 SHOWN_SIZES: tuple[Size, ...] = ((128, 128), (256, 256), (512, 512), (1024, 1024))
 SHOWN, SIDE, GAP = 24, 192, 6

@@ -79,4 +79,5 @@ class Drawings(Latents):
 def _scene(told: dict[str, object]) -> Scene:
     """A scene from its JSON."""
     items = tuple(Item(**{**item, "rgb": tuple(item["rgb"])}) for item in told["items"])  # type: ignore[attr-defined]
-    return Scene(**{**told, "rgb": tuple(told["rgb"]), "items": items, "nuisance": tuple(told["nuisance"])})  # type: ignore[arg-type]
+    lists = {name: tuple(told[name]) for name in ("rgb", "nuisance", "sizes")}  # type: ignore[arg-type]
+    return Scene(**{**told, **lists, "items": items})  # type: ignore[arg-type]

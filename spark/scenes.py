@@ -1,12 +1,14 @@
 """Scenes: what spark can draw, as values. Pictures and captions are both made from one `Scene`.
 
-A scene is one object, several equal ones, or a pair of different ones, on a plain background. Everything
+A scene is one object, several equal ones, or a pair of different ones, on a plain background, white unless a caption
+names another. Everything
 that a caption does not say (exact place, size, shade) comes from `Scene.nuisance`, eight numbers from a
 standard normal. `flow.py` ties the same eight numbers to the initial noise, so that a seed decides them.
 
 Knows nothing about tensors, models or checking.
 """
 
+import itertools
 import math
 import random
 import zlib
@@ -51,11 +53,10 @@ ARRANGEMENT: dict[int, tuple[Point, ...]] = {
     3: ((0.5, 0.27), (0.27, 0.72), (0.73, 0.72)),
     4: ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)),
 }
-SLOTS: dict[str, tuple[Point, Point]] = {
-    "horizontal": ((0.27, 0.5), (0.73, 0.5)),
-    "vertical": ((0.5, 0.27), (0.5, 0.73)),
-}
-KINDS = ("one", "many", "pair")
+PAIR_DIAMETER = {"small": 0.26, "medium": 0.38, "large": 0.5}
+PAIR_ROOM = 0.82  # that both diameters take at most; what is left is shared out before, between and after them
+KINDS = ("one", "many", "pair", "sized")  # a sized pair has an object whose size is named
+NAMED = tuple(itertools.product((None, "small", "large"), repeat=2))[1:]  # sizes of a sized pair
 SPLITS = ("test", "validation", "train")
 NUISANCES = 8
 
@@ -74,7 +75,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture's meaning (`kind` to `axis`) and its look (`rgb`, `items`). A pair's items are left/top first."""
+    """One picture's meaning and, in `rgb` and `items`, its look. A pair's items are left/top first."""
 
     kind: str
     background: str
@@ -84,6 +85,7 @@ class Scene:
     rgb: RGB
     items: tuple[Item, ...]
     nuisance: tuple[float, ...]
+    sizes: tuple[str | None, ...] = (None, None)  # of a pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Meaning:
     size: str | None = None
     place: str | None = None
     axis: str | None = None
+    sizes: tuple[str | None, ...] = (None, None)  # of a pair
 
 
 def split_of(shape: str, color: str, background: str) -> str:
@@ -106,7 +109,7 @@ def split_of(shape: str, color: str, background: str) -> str:
 
 def sample_meaning(rng: random.Random, split: str, kind: str | None = None) -> Meaning:
     """A random meaning all of whose (shape, colour, background) combinations belong to `split`."""
-    kind = kind or rng.choices(KINDS, (0.5, 0.27, 0.23))[0]
+    kind = kind or rng.choices(KINDS, (0.45, 0.25, 0.18, 0.12))[0]
     background = rng.choice(list(COLORS))
 
     def pick() -> tuple[str, str]:
@@ -118,11 +121,13 @@ def sample_meaning(rng: random.Random, split: str, kind: str | None = None) -> M
     first = pick()
     if kind == "many":
         return Meaning(kind, background, (first,) * rng.choice((2, 3, 4)))
-    if kind == "pair":
+    if kind in ("pair", "sized"):
         second = pick()
         while second == first:
             second = pick()
-        return Meaning(kind, background, (first, second), axis=rng.choice((None, "horizontal", "vertical")))
+        axis = rng.choice((None, "horizontal", "vertical"))
+        sizes = rng.choice(NAMED) if kind == "sized" else (None, None)
+        return Meaning("pair", background, (first, second), axis=axis, sizes=sizes)
     size = rng.choices((None, "small", "large"), (0.5, 0.28, 0.22))[0]
     place = rng.choice(list(PLACES)) if size != "large" and rng.random() < 0.45 else None
     return Meaning(kind, background, (first,), size, place)
@@ -131,9 +136,9 @@ def sample_meaning(rng: random.Random, split: str, kind: str | None = None) -> M
 def compose(meaning: Meaning, nuisance: tuple[float, ...]) -> Scene:
     """Turn a meaning and eight standard-normal numbers into exact places, sizes and shades."""
     u = [math.erf(v / math.sqrt(2)) for v in nuisance]  # standard normal -> uniform on [-1, 1]
-    points, diameter = _layout(meaning)
-    diameter *= 1 + 0.08 * u[2]
-    shift_x, shift_y = _room(meaning, diameter)
+    points, diameters = _layout(meaning)
+    diameters = [diameter * (1 + 0.08 * u[2]) for diameter in diameters]
+    shift_x, shift_y = _room(meaning, diameters[0])
     rgb = _shade(meaning.background, u[3], u[6])
     items = tuple(
         Item(
@@ -144,11 +149,10 @@ def compose(meaning: Meaning, nuisance: tuple[float, ...]) -> Scene:
             diameter,
             _shade(color, u[4 + (meaning.kind == "pair") * i], u[7]),
         )
-        for i, ((shape, color), (x, y)) in enumerate(zip(meaning.objects, points, strict=True))
+        for i, ((shape, color), (x, y), diameter) in enumerate(zip(meaning.objects, points, diameters, strict=True))
     )
-    return Scene(
-        meaning.kind, meaning.background, meaning.size, meaning.place, meaning.axis, rgb, items, tuple(nuisance)
-    )
+    said = meaning.kind, meaning.background, meaning.size, meaning.place, meaning.axis
+    return Scene(*said, rgb, items, tuple(nuisance), meaning.sizes)
 
 
 def sample_scene(rng: random.Random, split: str = "train", kind: str | None = None) -> Scene:
@@ -178,15 +182,25 @@ def altered(scene: Scene, rng: random.Random) -> Scene:
             return compose(new, scene.nuisance)
 
 
-def _layout(meaning: Meaning) -> tuple[tuple[Point, ...], float]:
+def _layout(meaning: Meaning) -> tuple[tuple[Point, ...], list[float]]:
     if meaning.kind == "many":
-        return ARRANGEMENT[len(meaning.objects)], 0.36
+        return ARRANGEMENT[len(meaning.objects)], [0.36] * len(meaning.objects)
     if meaning.kind == "pair":
-        return SLOTS[meaning.axis or "horizontal"], 0.38
+        return _side_by_side(meaning)
     diameter = DIAMETER[meaning.size or "medium"]
     if meaning.place:
-        return (PLACES[meaning.place],), min(diameter, 0.38)
-    return (PLACES["center"],), diameter
+        return (PLACES[meaning.place],), [min(diameter, 0.38)]
+    return (PLACES["center"],), [diameter]
+
+
+def _side_by_side(pair: Meaning) -> tuple[tuple[Point, ...], list[float]]:
+    diameters = [PAIR_DIAMETER[size or "medium"] for size in pair.sizes]
+    fitting = min(1.0, PAIR_ROOM / sum(diameters))
+    first, second = (fitting * diameter for diameter in diameters)
+    gap = (1 - first - second) / 3
+    near, far = gap + first / 2, 1 - gap - second / 2
+    points = ((0.5, near), (0.5, far)) if pair.axis == "vertical" else ((near, 0.5), (far, 0.5))
+    return points, [first, second]
 
 
 def _room(meaning: Meaning, diameter: float) -> Point:
@@ -320,6 +334,9 @@ SETTINGS: tuple[tuple[str, float], ...] = (  # {t} the things, {b} the backgroun
 )
 
 
+UNNAMED = 0.5  # of the everyday captions of scenes on white, those that do not say so
+
+
 def _article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
@@ -340,7 +357,7 @@ def caption(meaning: Meaning | Scene, rng: random.Random, everyday: bool = True)
     background = _color(rng, meaning.background, everyday)
     if not everyday:
         return f"{things} on {_article(background)} background"
-    if meaning.background == "white" and rng.random() < 0.1:
+    if meaning.background == "white" and rng.random() < UNNAMED:
         text = things
     else:
         template = rng.choices([s for s, _ in SETTINGS], [w for _, w in SETTINGS])[0]
@@ -362,7 +379,7 @@ def meaning_of(source: Meaning | Scene) -> Meaning:
     if isinstance(source, Meaning):
         return source
     objects = tuple((item.shape, item.color) for item in source.items)
-    return Meaning(source.kind, source.background, objects, source.size, source.place, source.axis)
+    return Meaning(source.kind, source.background, objects, source.size, source.place, source.axis, source.sizes)
 
 
 def _things(meaning: Meaning, rng: random.Random, everyday: bool) -> str:
@@ -404,11 +421,13 @@ def _place(place: str | None, rng: random.Random, everyday: bool) -> str:
 
 
 def _pair(meaning: Meaning, rng: random.Random, everyday: bool) -> str:
-    def name(shape: str, color: str) -> str:
+    def name(thing: tuple[str, str], size: str | None) -> str:
+        shape, color = thing
         noun = rng.choice(SHAPE_WORDS[shape]) if everyday else shape
-        return _article(f"{_color(rng, color, everyday)} {noun}")
+        words = f"{_color(rng, color, everyday)} {noun}"
+        return _article(f"{rng.choice(SIZE_WORDS[size]) if everyday else size} {words}" if size else words)
 
-    first, second = (name(*thing) for thing in meaning.objects)
+    first, second = map(name, meaning.objects, meaning.sizes)
     if meaning.axis is None:
         joiner = rng.choice((" and ", " and ", " next to ", " beside ", " with ")) if everyday else " and "
         return first + joiner + second

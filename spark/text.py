@@ -41,8 +41,9 @@ EXTRA_WORDS = (
 )  # fmt: skip
 FACTS = {  # what a caption says -> number of answers
     "count": 5, "background": len(COLORS), "shape_a": len(SHAPES), "color_a": len(COLORS), "shape_b": len(SHAPES),
-    "color_b": len(COLORS), "size": 3, "place": len(PLACES) + 1, "axis": 2,
+    "color_b": len(COLORS), "size": 3, "size_b": 3, "place": len(PLACES) + 1, "axis": 2,
 }  # fmt: skip
+SIZES = (None, "small", "large")
 UNSAID = -100  # cross_entropy's ignore_index
 
 
@@ -132,7 +133,8 @@ def facts(meaning: Meaning) -> list[int]:
         colors.index(color_a),
         shapes.index(shape_b) if pair else UNSAID,
         colors.index(color_b) if pair else UNSAID,
-        (None, "small", "large").index(meaning.size),
+        SIZES.index(meaning.sizes[0] if pair else meaning.size),
+        SIZES.index(meaning.sizes[1]) if pair else UNSAID,
         places.index(meaning.place) if meaning.place else len(places),
         int(meaning.axis == "vertical") if pair else UNSAID,
     ]

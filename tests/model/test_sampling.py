@@ -18,6 +18,7 @@ from handler.core.sampling import Sampling
 from handler.model.sampling.curves import Eps, Flow, curve_of
 from handler.model.sampling.noise import CPU, BrownianTree, in_steps, of_tree, seeded
 from handler.model.sampling.samplers import SAMPLERS
+from handler.model.sampling.scheduler import ComfyScheduler
 from handler.model.sampling.schedules import SCHEDULES, sigmas_of
 from handler.model.sampling.solving import Solving
 
@@ -204,6 +205,39 @@ def test_samplers_take_comfyuis_own_steps(case: str) -> None:
         run(*next(steps))
     assert seen == sampler.evaluated(curve, sigmas, float(eta))
     assert curve.rid(end.value.value, sigmas[-1])[::5].tolist() == pytest.approx(TOY[case], abs=2e-5)
+
+
+SENSELESS = {  # what is asked, and why nothing comes of it
+    "one step of a schedule for two": ({"scheduler": "kl_optimal", "steps": 1}, "needs more"),
+    "the same level twice": ({"sigmas": (1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0), "custom": True}, "same level"),
+    "more steps than levels": ({"scheduler": "simple", "steps": 20, "denoise": 0.01}, "same level"),
+    "more than a flow's noise": ({"sigmas": (1e6, 1e3, 1.0, 0.0), "custom": True}, "beyond a flow's"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", SENSELESS)
+@pytest.mark.parametrize("curve", [EPS, Flow(1.0), Flow(1.15, "exponential")], ids=["eps", "flow", "exponential"])
+def test_steps_of_which_nothing_comes_are_refused(curve: Any, kind: str, name: str) -> None:
+    """Such a run would give none, or would end a sound worker at its third failure."""
+    given, why = SENSELESS[kind]
+    sampling = Sampling(sampler=name, **given)
+    try:
+        scheduler = ComfyScheduler(curve, sampling, {})
+    except InvalidValue as error:
+        assert why in str(error)  # noqa: PT017
+        return
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(of: torch.Generator) -> torch.Tensor:
+        return torch.randn(1, 4, 2, 2, generator=of)
+
+    own = scheduler.sampler.noise == "own"
+    between = in_steps(noise, 1, CPU) if own else of_tree(noise, 1, CPU, scheduler.whole)
+    x = scheduler.begin(noise(generator), Solving(curve, between, sampling.eta, sampling.s_noise))
+    for timestep in scheduler.timesteps:
+        x, _ = scheduler.step(scheduler.scale_model_input(x, timestep) / 10, timestep, x)
+    assert x.isfinite().all()
 
 
 def test_every_sampler_has_its_case() -> None:

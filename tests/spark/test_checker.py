@@ -7,15 +7,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from spark.checker import ATTRIBUTES, check, look
-from spark.scenes import COLORS, KINDS, NUISANCES, SHAPES, Item, Meaning, Scene, compose, draw, sample_scene
+from spark.scenes import COLORS, KINDS, NUISANCES, SHAPES, Item, Meaning, Scene, compose, draw, meaning_of, sample_scene
 
 CALM = (0.0,) * NUISANCES
 
 
 def expected(scene: Scene) -> Scene:
     """The same meaning at its canonical place."""
-    objects = tuple((item.shape, item.color) for item in scene.items)
-    return compose(Meaning(scene.kind, scene.background, objects, scene.size, scene.place, scene.axis), CALM)
+    return compose(meaning_of(scene), CALM)
 
 
 @pytest.mark.parametrize("size", [(128, 128), (256, 256), (384, 256), (256, 384), (512, 512)])

@@ -1,6 +1,8 @@
 """The recipe's data: splits never mix, captions say what the scene is, noise stays normal when tied."""
 
+import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +10,18 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
 from spark.flow import AXES, SHARP, TURNS, image_ids, pack, sample_sigma, tie, window
-from spark.scenes import KINDS, NUISANCES, SPLITS, caption, held_out, sample_scene, split_of
+from spark.scenes import (
+    KINDS,
+    NUISANCES,
+    PAIR_DIAMETER,
+    SPLITS,
+    Meaning,
+    caption,
+    compose,
+    held_out,
+    sample_scene,
+    split_of,
+)
 from spark.text import UNSAID, facts
 
 
@@ -48,6 +61,43 @@ def test_a_pair_names_left_and_right_either_way_round() -> None:
             assert text.index(right) < text.index(left) if reverse else text.index(left) < text.index(right)
             assert scene.items[0].x < scene.items[1].x
             seen.add(reverse)
+
+
+SIZED = Meaning("pair", "white", (("star", "red"), ("ring", "blue")), axis="horizontal", sizes=("large", "small"))
+
+
+def test_a_sized_pair_names_the_sizes_that_it_has() -> None:
+    rng = random.Random(5)
+    told = {caption(SIZED, rng, everyday=False) for _ in range(20)}
+    assert told == {
+        "a large red star left of a small blue ring on a white background",
+        "a small blue ring right of a large red star on a white background",
+    }
+    first, second = compose(SIZED, (0.0,) * NUISANCES).items
+    assert (first.diameter, second.diameter) == (PAIR_DIAMETER["large"], PAIR_DIAMETER["small"])
+    for scene in (sample_scene(rng, kind="sized") for _ in range(200)):
+        assert any(scene.sizes)
+        assert all(size is None or size in caption(scene, rng, everyday=False) for size in scene.sizes)
+
+
+def test_two_objects_stand_apart_whatever_their_sizes() -> None:
+    for sizes, axis in itertools.product(
+        itertools.product((None, "small", "large"), repeat=2), ("horizontal", "vertical")
+    ):
+        for nuisance in itertools.product((-9.0, 0.0, 9.0), repeat=3):
+            pair = compose(replace(SIZED, axis=axis, sizes=sizes), (*nuisance, *(0.0,) * (NUISANCES - 3)))
+            places = [(item.y if axis == "vertical" else item.x, item.diameter / 2) for item in pair.items]
+            (near, half), (far, other) = places
+            assert near - half > 0.005
+            assert far - other - near - half > 0.02
+            assert far + other < 0.995
+
+
+def test_white_goes_without_saying() -> None:
+    rng = random.Random(6)
+    silent = [text for text in (caption(SIZED, rng) for _ in range(200)) if "white" not in text.lower()]
+    assert 70 < len(silent) < 130
+    assert all("white" in caption(SIZED, rng, everyday=False) for _ in range(20))
 
 
 def test_facts_mark_what_is_unsaid() -> None:

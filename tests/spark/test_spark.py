@@ -7,7 +7,7 @@ from test_flux import recipe
 
 from handler import Worker
 from spark.checker import JUDGED, check
-from spark.scenes import held_out
+from spark.scenes import NUISANCES, Meaning, compose, held_out
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ from spark.scenes import held_out
         ("many", "everyday", (256, 256), 11),
         ("many", "capitals", (256, 256), 11),
         ("pair", "plain", (256, 256), 9),
+        ("sized", "everyday", (256, 256), 9),
         ("one", "plain", (512, 512), 11),
         ("one", "plain", (384, 256), 10),
         ("pair", "plain", (768, 512), 10),
@@ -33,6 +34,15 @@ def test_pictures_show_what_the_prompt_says(
     ]
     right = {name: sum(getattr(v, name) for v in verdicts) for name in JUDGED}
     assert min(right.values()) >= floor, right
+
+
+@pytest.mark.parametrize("size", [(256, 256), (512, 512)])
+def test_white_goes_without_saying(spark: Worker, size: tuple[int, int]) -> None:
+    """As people ask who have read nothing."""
+    told = Meaning("pair", "white", (("star", "red"), ("ring", "blue")), axis="horizontal", sizes=("large", "small"))
+    text, scene = "a large red star left of a small blue ring", compose(told, (0.0,) * NUISANCES)
+    verdicts = [check(Image.fromarray(spark.generate(recipe(seed, size, text))[0].rgb), scene) for seed in range(4)]
+    assert sum(verdict.right and verdict.size for verdict in verdicts) >= 3, verdicts
 
 
 def test_seeds_give_visibly_different_pictures(spark: Worker) -> None:

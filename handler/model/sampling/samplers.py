@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from handler.core.errors import InvalidValue
 from handler.model.sampling import ode, sde
 from handler.model.sampling.curves import Curve
 from handler.model.sampling.solving import Solving, Steps
@@ -21,15 +22,41 @@ class Sampler:
     noise: Noise = "own"
 
     def evaluated(self, curve: Curve, sigmas: torch.Tensor, eta: float) -> list[torch.Tensor]:
-        """At which sigmas it asks the model, in turn: what a run with one number for a picture shows."""
-        nothing = torch.zeros(1)
-        steps, found = self.solve(nothing, sigmas, Solving(curve, lambda *_: nothing, eta)), []
+        """At which sigmas it asks the model, in turn: what a run with one number for a picture shows.
+
+        InvalidValue if that number comes out as none: so would every picture.
+        """
+        found = list[torch.Tensor]()
+        steps = self.solve(torch.tensor([100.0]), sigmas, Solving(curve, self._silence, eta))
         try:
-            found.append(next(steps)[1])
+            x, sigma = next(steps)
             while True:
-                found.append(steps.send(nothing)[1])
-        except StopIteration:
-            return found
+                found.append(sigma)
+                x, sigma = steps.send(x / (1 + len(found)))
+        except StopIteration as end:
+            sound = curve.rid(end.value, sigmas[-1]).isfinite() and sigmas.isfinite().all()
+        except torch.linalg.LinAlgError:
+            sound = False
+        if not sound:
+            raise InvalidValue(
+                f"sampling: this sampler cannot take these steps, for {_why(curve, sigmas)}.", "sampling"
+            )
+        return found
+
+    def _silence(self, sigma: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Noise of 0; none where a tree has none."""
+        return torch.zeros(1) if self.noise == "own" else 0 / (following - sigma)
+
+
+def _why(curve: Curve, sigmas: torch.Tensor) -> str:
+    """What is wrong with `sigmas` for a sampler of which nothing comes."""
+    if not sigmas.isfinite().all():
+        return "its schedule needs more of them"
+    if (sigmas.diff() == 0).any():
+        return "two have the same level of noise; take fewer, or more denoise"
+    if curve.flow and sigmas[0] > 1:
+        return "their noise goes beyond a flow's, which is 1"
+    return "their levels of noise are too near to each other; take fewer, or more denoise"
 
 
 OWN = (
