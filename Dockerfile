@@ -12,7 +12,7 @@ FROM python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b24
 # A platform that chooses the port says so in PORT.
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PORT=8000
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends curl g++ libc6-dev tini \
+    && apt-get install -y --no-install-recommends curl g++ libc6-dev tini wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 kindling \
     && install -d -o kindling /volume

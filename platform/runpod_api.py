@@ -14,6 +14,7 @@ BASE = os.environ.get("RUNPOD_API_BASE_URL", "https://api.runpod.io")  # the var
 API = f"{BASE}/v2"  # v1 has been retired
 TIMEOUT_S = 60
 QUIET_S = 20.0  # without an event
+LATER = (404, 429)  # of a log that is not there yet, or not now
 
 
 class RefusedError(Exception):
@@ -79,13 +80,22 @@ def put(client: httpx2.Client, path: str, body: dict[str, Any], there: Mapping[s
 
 
 def events(client: httpx2.Client, path: str, last: str) -> Iterator[dict[str, Any]]:
-    """Events of a stream after the one with the id `last`, each with its `id`, until none comes for a while."""
+    """Events of a stream after the one with the id `last`, each with its `id`, until none comes for a while.
+
+    RefusedError if it may not be read. What refuses to go on after `last` is read from where it begins.
+    """
     resumed = {"last-event-id": last} if last else {}
     try:
         with client.stream("GET", f"{API}/{path}", headers=resumed, timeout=QUIET_S) as answer:
-            yield from read(answer.iter_lines() if answer.is_success else (), last)
+            if answer.is_success or answer.status_code in LATER or answer.is_server_error:
+                yield from read(answer.iter_lines() if answer.is_success else (), last)
+                return
+            answer.read()
     except httpx2.TransportError:
         return
+    if not last:
+        raise RefusedError(f"RunPod answered {answer.status_code} for a log: {complaint(answer)}", answer.status_code)
+    yield from events(client, path, "")
 
 
 def read(lines: Iterable[str], last: str) -> Iterator[dict[str, Any]]:

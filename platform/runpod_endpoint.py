@@ -148,7 +148,9 @@ def settle(wanted: Deployment, settings: Settings, spec: ModelSpec, there: Mappi
             f"{KINDS[wanted.kind]} of it. Delete or rename it in the console, or deploy "
             f"{'without' if wanted.load_balancer else 'with'} --load-balancer. Nothing was changed."
         )
-    if (least := (there.get("gpu") or {}).get("minCudaVersion", wanted.min_cuda)) < wanted.min_cuda:
+    gpu = there.get("gpu") or {}
+    least = min([gpu.get("minCudaVersion") or wanted.min_cuda, *(gpu.get("allowedCudaVersions") or [])], key=_numbers)
+    if _numbers(least) < _numbers(wanted.min_cuda):
         raise RefusedError(
             f"The endpoint {wanted.name} takes hosts from CUDA {least} on, and this image needs {wanted.min_cuda}: "
             "raise it in the console, or build the image with CUDA=cu126. Nothing was changed."
@@ -158,6 +160,10 @@ def settle(wanted: Deployment, settings: Settings, spec: ModelSpec, there: Mappi
             choose_gpus(settings, spec, "runpod", has, cuda_build(wanted.cuda))
         except errors.KindlingError as error:
             raise RefusedError(f"{error.message} The endpoint has it: choose others with --gpu.") from None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 def rented(there: Mapping[str, Any]) -> list[str]:

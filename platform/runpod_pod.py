@@ -9,6 +9,7 @@ can run in any image: without steps it only opens the volume to the workers' use
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 SAYS = "kindling-fill "
 WORKER = 1000  # the user of the image
+SECRET = re.compile(r"\{\{ *RUNPOD_SECRET_\w+ *\}\}")  # what RunPod leaves of one that the console does not have
 UNWRITABLE = "unwritable"  # by that user, and this process is no other: what only root can change
 AGAIN_S = 30.0  # between two attempts to delete the pod
 SECRETS = ("RUNPOD_API_KEY", "HF_TOKEN")  # for this process, and for fetch
@@ -74,8 +76,9 @@ class Filling:
 
 def fill(volume: Path, minutes: float, steps: list[str]) -> None:
     """Open the volume and take all steps. FailedError says what went wrong."""
-    if os.environ.get("HF_TOKEN", "").startswith("{{"):
-        raise FailedError(f"RunPod has no secret for HF_TOKEN={os.environ['HF_TOKEN']}: make it in the console.")
+    for name, value in os.environ.items():
+        if SECRET.fullmatch(value):
+            raise FailedError(f"RunPod has no secret for {name}={value}: make it in the console.")
     filling = Filling(volume, minutes)
     filling.open()
     try:

@@ -1,9 +1,8 @@
 """Scenes: what spark can draw, as values. Pictures and captions are both made from one `Scene`.
 
 A scene is one object, several equal ones, or a pair of different ones, on a plain background, white unless a caption
-names another. Everything
-that a caption does not say (exact place, size, shade) comes from `Scene.nuisance`, eight numbers from a
-standard normal. `flow.py` ties the same eight numbers to the initial noise, so that a seed decides them.
+names another. Everything that a caption does not say (exact place, size, shade) comes from `Scene.nuisance`, eight
+numbers from a standard normal. `flow.py` ties the same eight numbers to the initial noise, so that a seed decides them.
 
 Knows nothing about tensors, models or checking.
 """

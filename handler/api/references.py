@@ -12,7 +12,7 @@ from typing import Any
 
 from handler.api import photos
 from handler.api.codec import chunks
-from handler.api.containers import TooMuch, needed
+from handler.api.containers import MOST, TooMuch, needed
 from handler.api.decoding import begin
 from handler.api.isolated import ORIENTATION
 from handler.api.photos import MAX_PIXELS, TAKEN
@@ -51,12 +51,12 @@ def references(images: Sequence[bytes], most: int = SEEN_PIXELS) -> tuple[Refere
     )
 
 
-def upright(data: bytes, name: str) -> Any:
+def upright(data: bytes, name: str, fewest: int = MIN_SIDE, aspect: float = MAX_ASPECT) -> Any:
     """An image by itself, turned as its tag says: RGB, or RGBA if anything may be transparent; colours as stored.
 
     A JPEG of more than `MAX_PIXELS` is read at a half, a quarter or an eighth of its size.
     """
-    with _opened(data, name) as (image, bare):
+    with _opened(data, name, fewest, aspect) as (image, bare):
         photos.reduce(image)
         return _upright(image, bare)
 
@@ -70,10 +70,10 @@ def kept(data: bytes, image: bytes, most: int = SEEN_PIXELS, form: MaskForm | No
         size = _within(_upright_size(of), most)
     with _opened(data, "mask: the file", fewest=1) as (found, bare):
         photos.reduce(found)
-        mask = _stays(_upright(found, bare), form)
+        mask = _stays(_upright(found, bare), form).resize(size, Image.Resampling.BILINEAR)  # which never overshoots
     if mask.getextrema()[0] == 255:
         raise InvalidValue(f"mask: it keeps all of its image; make it {ANEW[form]} where that is to change.", "mask")
-    return Mask(numpy.asarray(mask.resize(size, Image.Resampling.BILINEAR)), _sha256(data))  # which never overshoots
+    return Mask(numpy.asarray(mask), _sha256(data))
 
 
 def _stays(mask: Any, form: MaskForm | None) -> Any:
@@ -169,7 +169,7 @@ def _samples(image: Any, data: bytes, depth: int) -> Any:
 
 
 @contextmanager
-def _opened(data: bytes, name: str, fewest: int = MIN_SIDE) -> Iterator[tuple[Any, bytes]]:
+def _opened(data: bytes, name: str, fewest: int = MIN_SIDE, aspect: float = MAX_ASPECT) -> Iterator[tuple[Any, bytes]]:
     """The image, not decoded yet, but checked by what its parts say, and the file without those that it does not need.
 
     Decoding it inside may fail as well.
@@ -181,7 +181,7 @@ def _opened(data: bytes, name: str, fewest: int = MIN_SIDE) -> Iterator[tuple[An
         begin()
         bare = needed(data)
         with photos.opened(bare) as image:
-            _check(image, name, photos.most_pixels(image, bare), fewest)
+            _check(image, name, photos.most_pixels(image, bare), fewest, aspect)
             yield image, bare
     except KindlingError:
         raise
@@ -216,17 +216,22 @@ def _orientation(image: Any) -> int:
 
 def _hush() -> None:
     """Keep what Pillow says of damaged files, and at level debug of a photo's metadata, out of the log."""
+    from PIL import PngImagePlugin
+
+    PngImagePlugin.MAX_TEXT_CHUNK = (
+        MOST["bytes of colour profile"] + 1
+    )  # Pillow's 1 MB is less than a printer's profile has
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.INFO)
 
 
-def _check(image: Any, name: str, most: int = MAX_PIXELS, fewest: int = MIN_SIDE) -> None:
+def _check(image: Any, name: str, most: int = MAX_PIXELS, fewest: int = MIN_SIDE, aspect: float = MAX_ASPECT) -> None:
     """Refuse by what the header says."""
     short, long = sorted(image.size)
     if short * long > most:
         raise _too_large(name, most)
-    if short < fewest or long > MAX_ASPECT * short:
-        needs = f"each side at least {fewest} pixels and at most {MAX_ASPECT} times the other"
+    if short < fewest or long > aspect * short:
+        needs = f"each side at least {fewest} pixels and at most {aspect} times the other"
         raise OutOfRange(f"{name} is {image.width}x{image.height}; send one with {needs}.", _param(name))
     if getattr(image, "n_frames", 1) > 1:
         raise InvalidValue(f"{name} is an animation; send a still picture.", _param(name))

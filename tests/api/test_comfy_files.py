@@ -18,8 +18,8 @@ from handler.api.comfy.viewing import annotated, shown
 from handler.core.errors import InvalidValue, OutsideFolder, RequestError
 
 OUT = [
-    "../x", "/etc/x", "a/../../x", "..", ".", "../output-2/x", "a\\..\\x", "C:\\x", "c:x", "a\0b", "a\nb", ".hidden",
-    "a/b/c/d/e/f/g/h/i/x", "x" * 201, "/", "",
+    "../x", "/etc/x", "a/../../x", "..", ".", "../output-2/x", "a\\..\\..\\x", "C:\\x", "c:x", "a\0b", "a\nb",
+    ".hidden", "a/b/c/d/e/f/g/h/i/x", "x" * 201, "/",
 ]  # fmt: skip
 
 
@@ -49,6 +49,9 @@ def test_nor_does_what_a_placeholder_means(prefix: str) -> None:
         ("%nobody.knows%", ("", "%nobody.knows%")),
         ("%batch_num%", ("", "0")),
         ("100%", ("", "100%")),
+        ("", ("", "ComfyUI")),
+        ("%6.none%", ("", "%6.none%")),
+        ("2024\\11\\x", ("2024/11", "x")),
     ],
 )
 def test_what_a_prefix_means(prefix: str, found: tuple[str, str]) -> None:
@@ -98,6 +101,19 @@ def test_the_next_number_follows_the_highest() -> None:
 def test_names_that_could_mean_another_place(subfolder: str, name: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         named("output", subfolder, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["3.45.12\u202fPM.png", "a\u3000b.png", "a\xa0b.png", "\U0001f468\u200d\U0001f467.png"]
+)
+def test_a_name_may_have_any_space_or_sign(name: str) -> None:
+    assert named("input", "", name) == f"input/{name}"
+
+
+@pytest.mark.parametrize("side", ["\x1b", "\x7f", "\x85", "\u2028", "\ud800"])
+def test_but_nothing_that_steers(side: str) -> None:
+    with pytest.raises(InvalidValue):
+        named("input", "", f"a{side}b.png")
 
 
 def test_links_lead_nowhere(tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ def test_images_in_the_graph_itself() -> None:
     assert request(graph).images == request(with_image()).images
     graph["10"]["inputs"]["image"] = "data:image/png;base64," + graph["10"]["inputs"]["image"]
     assert request(graph).images == request(with_image()).images
+    graph["10"]["inputs"]["image"] = base64.encodebytes(png()).decode()
+    assert request(graph).images == request(with_image()).images
     graph["10"]["inputs"]["image"] = "@@"
     assert "not valid base64" in refused(graph)
 

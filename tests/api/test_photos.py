@@ -328,6 +328,13 @@ def test_colours_come_as_srgb_whatever_profile_they_have(kind: str, mode: str) -
     assert abs(plainly - RED_IN_P3).max() <= 4
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_profile_may_be_as_large_as_a_printers(kind: str) -> None:
+    profile = display_p3() + bytes(3 << 20)
+    image = Image.new("RGB", (SIDE, SIDE), RED_IN_P3)
+    assert references([file_of(image, kind, icc_profile=profile)])[0].rgb.shape == (SIDE, SIDE, 3)
+
+
 def test_a_profile_that_is_srgbs_or_none_changes_nothing() -> None:
     image = Image.new("RGB", (SIDE, SIDE), RED_IN_P3)
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

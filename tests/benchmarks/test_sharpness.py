@@ -58,9 +58,9 @@ def test_a_sheet_shows_every_prompt_at_every_size_side_by_side(
     sharpness: ModuleType, pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharpness, "SHOWN_SIZES", ((128, 128), (256, 128)))
-    monkeypatch.setattr(sharpness, "SHOWN", 3)
+    monkeypatch.setattr(sharpness, "SHOWN", len(sharpness.SHARES))
     sheet = sharpness.contact_sheet([pipeline, pipeline], "validation")
     step = sharpness.SIDE + sharpness.GAP
-    assert sheet.size == (4 * step + sharpness.GAP, 3 * step + sharpness.GAP)
+    assert sheet.size == (4 * step + sharpness.GAP, len(sharpness.SHARES) * step + sharpness.GAP)
     left, right = (sheet.crop((x * step + sharpness.GAP, 0, (x + 1) * step, step)) for x in (0, 1))
     assert left.tobytes() == right.tobytes()

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -194,6 +194,7 @@ class Rest:
         self.folder = folder  # with a folder for each volume
         self.pods: dict[str, Pod] = {}
         self.burst = 10**9  # events of a stream before it is cut
+        self.refuses_log: Callable[[int], bool] = lambda after: False  # after that event
         self.full: set[str] = set()  # GPUs of which no machine is free
         self.secrets: dict[str, str] = {}
         self.variables: dict[str, str] = {}  # of this machine, in every pod
@@ -335,9 +336,11 @@ class _Routes(BaseHTTPRequestHandler):
     def stream(self, identity: str) -> None:
         """A pod's log as events."""
         pod = self.rest.pods.get(identity)
-        self.send_response(200 if pod else 404)
-        self.end_headers()
         after = int((self.headers["last-event-id"] or "/0").rpartition("/")[2])
+        refused = self.rest.refuses_log(after)
+        self.send_response(403 if refused else 200 if pod else 404)
+        self.end_headers()
+        pod = None if refused else pod
         try:
             for number, line in islice(pod.told(after), self.rest.burst) if pod else ():
                 event = {"ts": "2026-11-29T08:00:00Z", "source": "container", "line": line}

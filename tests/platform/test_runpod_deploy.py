@@ -171,6 +171,23 @@ def test_another_build_of_torch_takes_other_hosts(
     assert "takes hosts from CUDA 12.0 on, and this image needs 13.0" in told
 
 
+@pytest.mark.parametrize(
+    ("gpu", "least"),
+    [({"minCudaVersion": None}, ""), ({"minCudaVersion": None, "allowedCudaVersions": ["13.0", "12.8"]}, "12.8")],
+)
+def test_an_endpoint_may_have_no_floor_or_a_list(
+    script: ModuleType, rest: Rest, capsys: pytest.CaptureFixture[str], gpu: dict[str, Any], least: str
+) -> None:
+    """RunPod answers with null where none was set (its OpenAPI, EndpointGpuConfig)."""
+    assert script.main(ARGUMENTS) == 0
+    rest.rows["endpoints"][0]["gpu"] |= gpu
+    capsys.readouterr()
+    if least:
+        assert f"takes hosts from CUDA {least} on" in refused(script, capsys, *ARGUMENTS)
+    else:
+        assert script.main(ARGUMENTS) == 0
+
+
 def test_a_setting_of_the_last_deployment_that_is_set_no_more_is_gone(
     script: ModuleType, rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,6 +245,26 @@ def test_a_stream_that_is_cut_is_taken_up_where_it_was(
     ]
 
 
+def test_a_log_that_may_not_be_read_is_no_pod_that_does_nothing(
+    rest: Rest, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it refuses only of a stream that is taken up again, it is asked from the start."""
+    monkeypatch.setattr(runpod_fill, "PAUSE_S", 0)
+
+    def refuses(after: int) -> bool:
+        if after:
+            rest.burst = 10**9
+        return after > 0
+
+    rest.burst, rest.refuses_log = 1, refuses
+    said = told(0, *SPARK, "--fill", "fetch")
+    assert "pod: fetch" in said
+    rest.refuses_log = lambda after: True
+    said = told(1, *SPARK, "--fill", "fetch")
+    assert "RunPod answered 403 for a log" in said
+    assert rest.pods == {}
+
+
 def test_a_pod_that_ends_without_a_word(rest: Rest, tmp_path: Path) -> None:
     with started(rest, tmp_path) as process:
         rest.delete("pod0")
@@ -508,6 +528,10 @@ def test_a_secret_that_is_none_is_named(rest: Rest) -> None:
     pod.wait()
     [said] = states(pod)
     assert f"RunPod has no secret for HF_TOKEN={TOKEN}" in said["why"]
+    pod = pod_of(rest, "5", "0", "fetch", KINDLING_VOLUME_KEY=TOKEN)
+    pod.wait()
+    [said] = states(pod)
+    assert f"RunPod has no secret for KINDLING_VOLUME_KEY={TOKEN}" in said["why"]
 
 
 def test_steps_but_fetch_see_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

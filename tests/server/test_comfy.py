@@ -17,7 +17,7 @@ from workflows import default, item
 from comfy_graphs import graph, node
 from fakes import Editor, FakeFamily, raises
 from handler import create_app
-from handler.api.codec import chunks
+from handler.api.codec import chunks, inscribed
 from handler.api.comfy import service
 from handler.api.comfy.forwarding import Forwarding
 from handler.api.comfy.listeners import Listener
@@ -154,6 +154,39 @@ def test_equal_prompts_are_drawn_once(tell: Callable[..., None], family: FakeFam
         third = await ended(client, comfy, await post(client, graph()))
         assert len(family.drawn) == 3
         assert third["outputs"]["9"]["images"][0]["filename"] == "ComfyUI_00001_.png"
+
+    tell(story)
+
+
+def test_a_file_that_was_replaced_is_another(tell: Callable[..., None], family: FakeFamily) -> None:
+    """Also one that is no image of the request: pasted on what was drawn, or asked for its size."""
+    made = graph()
+    made["10"] = node("LoadImage", image="logo.png")
+    made["11"] = node("ImageCompositeMasked", destination=["8", 0], source=["10", 0], x=0, y=0, resize_source=False)
+    made["9"]["inputs"]["images"] = ["11", 0]
+
+    async def story(client: Client, comfy: Any) -> None:
+        async def drawn(logo: str) -> Any:
+            files, over = {"image": ("logo.png", png(logo))}, {"overwrite": "true"}
+            assert (await client.post("/upload/image", files=files, data=over)).status_code == 200
+            found = await ended(client, comfy, await post(client, made))
+            [image] = found["outputs"]["9"]["images"]
+            return pixel((await client.get("/view", params=image)).content)
+
+        assert [await drawn(logo) for logo in ("red", "red", "blue")] == [(255, 0, 0), (255, 0, 0), (0, 0, 255)]
+        assert len(family.drawn) == 2
+
+    tell(story)
+
+
+def test_who_listens_may_be_named_beside_the_page(tell: Callable[..., None]) -> None:
+    """As ComfyUI keeps it: in `extra_data`, unless the prompt names another."""
+
+    async def story(client: Client, comfy: Any) -> None:
+        for fields, wanted in (({}, "me"), ({"client_id": "you"}, "you")):
+            prompt_id = await post(client, graph(), extra_data={"client_id": "me"}, **fields)
+            assert comfy.find(prompt_id).client == wanted
+            await ended(client, comfy, prompt_id)
 
     tell(story)
 
@@ -456,6 +489,10 @@ def test_a_mask_becomes_the_alpha_of_what_was_sent_before(tell: Callable[..., No
         await client.post("/upload/image", files={"image": ("x.png", png())})
         half = png("#00000080", mode="RGBA")
         original = json.dumps({"filename": "x.png", "subfolder": "", "type": "input"})
+        await client.post("/upload/image", files={"image": ("w.png", inscribed(png(), {"workflow": "{}"}))})
+        of = {"original_ref": json.dumps({"filename": "w.png", "type": "input"})}
+        await client.post("/upload/mask", files={"image": ("mw.png", half)}, data=of)
+        assert texts((await client.get("/view?filename=mw.png&type=input")).content)["workflow"] == "{}"
         comfy.archive._tidied = 0.0
         answer = await client.post("/upload/mask", files={"image": ("m.png", half)}, data={"original_ref": original})
         await until(lambda: comfy.archive._tidied > 0)  # as with every file that comes

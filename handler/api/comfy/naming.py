@@ -20,6 +20,7 @@ CLOCK = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M",
 DATE = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "HH": "%H", "mm": "%M", "ss": "%S"}
 DATES = re.compile("|".join(DATE))
 SHORT = 60  # characters of a value
+UNNAMED = "ComfyUI"  # where a prefix is nothing
 MOST = 12  # placeholders: each may be looked for in all nodes
 UNPLAIN = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
@@ -40,7 +41,7 @@ def filled(prefix: str, graph: Mapping[str, Any], size: tuple[int, int], place: 
             return UNPLAIN.sub("_", DATES.sub(lambda part: time.strftime(DATE[part[0]]), name.removeprefix("date:")))
         return known.get(name) or _field(name, graph) or found[0]
 
-    whole = posixpath.normpath(PLACEHOLDER.sub(fill, prefix, MOST))
+    whole = posixpath.normpath(PLACEHOLDER.sub(fill, prefix, MOST).replace("\\", "/") or UNNAMED)
     if whole.startswith("/") or whole.split("/")[0] == "..":
         raise OutsideFolder("Saving an image outside the output folder is not allowed.", "filename_prefix")
     subfolder, start = posixpath.split(whole)

@@ -22,7 +22,7 @@ from handler.api.comfy.refusals import refused, told, understood
 from handler.api.comfy.served import Catalogue
 from handler.api.comfy.shelf import Shelf
 from handler.api.decoding import perhaps
-from handler.api.dialects.comfy.plan import Load, Plan, Served
+from handler.api.dialects.comfy.plan import Folder, Load, Plan, Served
 from handler.api.dispatch import Api
 from handler.core.deadline import Deadline
 from handler.core.errors import Cancelled, KindlingError, QueueFull
@@ -82,6 +82,7 @@ class Comfy:
         self._require_room(deadline)
         plan = replace(plan, notes=(*notes, *plan.notes))
         extra, client = public(payload.get("extra_data")), payload.get("client_id")
+        client = client or extra.get("client_id")
         job = Job(prompt_id, self._numbered(payload), graph, extra, plan, key, deadline, size=size)
         job.targets = [output.node for output in plan.outputs]
         if isinstance(client, str) and client:
@@ -129,8 +130,19 @@ class Comfy:
 
     def _read(self, payload: Mapping[str, Any], served: Served, load: Load) -> tuple[Plan, str, int]:
         """What it asks for, what it is equal to, and how many bytes of JSON it is. On another thread."""
-        plan = planned(payload, served, load, self.api.engine.spec, self.api.engine.settings.step_cache)
-        return plan, _key(payload["prompt"], plan), len(json.dumps([payload["prompt"], payload.get("extra_data")]))
+        files = dict[tuple[str, ...], bytes]()
+
+        def seen(name: str, subfolder: str, folder: Folder) -> bytes:
+            data = load(name, subfolder, folder)
+            files[name, subfolder, folder] = hashlib.sha256(data).digest()
+            return data
+
+        plan = planned(payload, served, seen, self.api.engine.spec, self.api.engine.settings.step_cache)
+        return (
+            plan,
+            _key(payload["prompt"], plan, files),
+            len(json.dumps([payload["prompt"], payload.get("extra_data")])),
+        )
 
     def _known(self, prompt_id: str, graph: Mapping[str, Any]) -> Job | None:
         """The same prompt, if it waits already."""
@@ -226,15 +238,17 @@ def _accepted(job: Job) -> dict[str, Any]:
     return {"prompt_id": job.id, "number": job.number, "node_errors": dict(job.plan.node_errors)} | notes
 
 
-def _key(graph: Mapping[str, Any], plan: Plan) -> str:
-    """What is equal in prompts that give the same pictures; of what is drawn at random, no two are."""
+def _key(graph: Mapping[str, Any], plan: Plan, files: Mapping[tuple[str, ...], bytes]) -> str:
+    """What is equal in prompts that give the same pictures; of what is drawn at random, no two are.
+
+    `files` are the hashes of those that it read, which may be others under the same names by now.
+    """
     seeds = [step.request.seed for output in plan.outputs for step in steps(output)]
     if None in seeds:
         return secrets.token_hex(16)
     nodes = {name: [node["class_type"], node.get("inputs")] for name, node in graph.items()}
     said = [nodes, [output.node for output in plan.outputs], seeds]  # of a seed below 0 the one that was drawn
     found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for request in (step.request for output in plan.outputs for step in steps(output)):
-        for image in (*request.images, request.mask or b""):
-            found.update(hashlib.sha256(image).digest())
+    for where in sorted(files):
+        found.update(repr(where).encode() + files[where])
     return found.hexdigest()

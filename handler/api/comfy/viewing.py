@@ -1,11 +1,14 @@
 """One file of ComfyUI's folders, as /view shows it: as it is, smaller, or one of its channels."""
 
 import io
+import math
 import mimetypes
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from handler.api import codec
+from handler.api.dialects.comfy import pictured
 from handler.api.references import upright
 from handler.core.errors import InvalidValue
 
@@ -57,12 +60,13 @@ def masked(original: bytes, mask: bytes) -> bytes:
     """`original` as a PNG with the alpha channel of `mask`, scaled to it. For a thread."""
     picture, alpha = _opened(original).convert("RGBA"), _opened(mask).convert("RGBA").getchannel("A")
     picture.putalpha(alpha.resize(picture.size))
-    return _encoded(picture, "png")
+    said = {name: text.decode("ascii", "ignore") for name, text in pictured.texts(original).items()}
+    return codec.inscribed(_encoded(picture, "png"), said)
 
 
 def _opened(data: bytes) -> Any:
     """A picture that is not too large, decoded."""
-    return upright(data, "filename")
+    return upright(data, "filename", 1, math.inf)
 
 
 def _alpha(picture: Any) -> Any:

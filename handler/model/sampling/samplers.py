@@ -35,7 +35,7 @@ class Sampler:
                 x, sigma = steps.send(x / (1 + len(found)))
         except StopIteration as end:
             sound = curve.rid(end.value, sigmas[-1]).isfinite() and sigmas.isfinite().all()
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             sound = False
         if not sound:
             raise InvalidValue(

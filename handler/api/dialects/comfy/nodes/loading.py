@@ -1,6 +1,5 @@
 """Images that are there: files, and what is in the graph itself."""
 
-import base64
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +7,7 @@ from handler.api import references
 from handler.api.dialects.comfy.node import At, Node, choice, files, rows, text
 from handler.api.dialects.comfy.plan import Folder
 from handler.api.dialects.comfy.values import Mask, Picture
+from handler.core import attachments
 
 FOLDERS: dict[str, Folder] = {"[input]": "input", "[output]": "output", "[temp]": "temp"}
 NO_MASK = 64  # pixels a side of the mask of an image that has no alpha
@@ -55,7 +55,7 @@ def sent(at: At, image: str, **_: Any) -> tuple[Picture, Mask]:
     """An image in the graph itself, as base64."""
     body = image.partition(",")[2] if image.startswith("data:") else image
     try:
-        data = base64.b64decode(body, validate=True)
+        data = attachments.decoded(body.encode("ascii"))
     except ValueError:
         at.refuse("it is not valid base64 of an image.", "image")
     return opened(at, data, "image: the base64")
