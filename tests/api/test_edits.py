@@ -552,11 +552,19 @@ def test_references_are_decoded_no_larger_than_they_are_looked_at() -> None:
     assert mask.kept.shape == (1200, 1600)
 
 
+def pinhole() -> bytes:
+    """A mask 30 times as large as the photo, with one transparent pixel."""
+    mask = Image.new("RGBA", (30 * WIDE, 30 * HIGH), "black")
+    mask.putpixel((7, 7), (0, 0, 0, 0))
+    return saved(mask)
+
+
 BAD_MASKS: list[tuple[str, bytes, type[RequestError], str]] = [
     ("no alpha", saved(PHOTO), InvalidValue, "neither transparent anywhere nor black and white"),
     ("jpeg", saved(PHOTO, "JPEG"), InvalidValue, "neither transparent"),
     ("opaque", saved(PHOTO.convert("RGBA")), InvalidValue, "neither transparent"),
     ("black", saved(Image.new("RGBA", (WIDE, HIGH), "black")), InvalidValue, "make it transparent, or white on black,"),
+    ("a hole that is lost when it is scaled", pinhole(), InvalidValue, "it keeps all of its image"),
     ("no image", b"hello" * 99, InvalidValue, "the file is not a whole PNG"),
     ("cut", hole()[:-30], InvalidValue, "the file is not a whole PNG"),
     ("moving", moving("PNG"), InvalidValue, "an animation"),

@@ -335,6 +335,11 @@ def test_sigterm_finishes_the_job_and_exits_cleanly(tmp_path: Path) -> None:
         ("MAX_CONCURRENCY", "33", "ValueError: MAX_CONCURRENCY should be 1 to 32"),
         ("MAX_CONCURRENCY", "9" * 5000, "ValueError: MAX_CONCURRENCY should be 1 to 32"),
         ("STREAM", "yes", "ValueError: STREAM should be 0 or 1"),
+        (
+            "KINDLING_VOLUME_KEY",
+            "{{ RUNPOD_SECRET_none }}",
+            "ValueError: RunPod has no secret for KINDLING_VOLUME_KEY=",
+        ),
         pytest.param(
             "KINDLING_DEVICE", "", "DeviceMissing: KINDLING_DEVICE=cuda, but torch sees no GPU", marks=GPULESS
         ),

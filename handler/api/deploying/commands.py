@@ -40,11 +40,11 @@ def modal(choice: Choice, _: str) -> list[str]:
     """For Modal's command line."""
     scale = _set(
         MODAL_GPU=",".join(choice.names) if choice.asked else "",
-        MODAL_MIN=choice.least,
         MODAL_MAX=_most(choice),
         MODAL_REGION=",".join(choice.regions),
     )
     fetch = f"{_token(choice)}modal run platform/modal_app.py::fetch"
+    always = f"MODAL_MIN={choice.least} " if choice.least else ""  # `modal run` would rent them, too, while it fetches
     return [
         APART.format(python="python3", name="modal"),
         MODAL,
@@ -53,7 +53,7 @@ def modal(choice: Choice, _: str) -> list[str]:
         KEY,
         *filter(None, [scale, "" if choice.spec.embedded else fetch]),
         "modal run platform/modal_app.py::bake",
-        "modal deploy platform/modal_app.py",
+        f"{always}modal deploy platform/modal_app.py",
         f"curl -sL https://YOU--kindling-kindling-web.modal.run{ROUTE} {ASK}",
     ]
 
