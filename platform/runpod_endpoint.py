@@ -134,6 +134,10 @@ def changes(wanted: Deployment, there: Mapping[str, Any], last: Mapping[str, str
         told["workers"] = counts(wanted.workers, there.get("workers") or {})
     if wanted.gpus_asked:
         told["gpu"] = {name: whole["gpu"][name] for name in ("pools", "excludedTypes")}
+    gpu = there.get("gpu") or {}
+    if gpu and not gpu.get("minCudaVersion") and not gpu.get("allowedCudaVersions"):  # else any host would do
+        kept_gpu = {name: gpu[name] for name in ("pools", "excludedTypes") if name in gpu}
+        told["gpu"] = {**kept_gpu, **told.get("gpu", {}), "minCudaVersion": wanted.min_cuda}
     has: dict[str, str] = there.get("env") or {}
     if kept := {name: value for name, value in has.items() if last.get(name) != value and name not in wanted.env}:
         told["env"] = kept  # beside the template's; what neither has is removed

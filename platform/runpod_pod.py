@@ -19,7 +19,7 @@ from typing import Any
 
 SAYS = "kindling-fill "
 WORKER = 1000  # the user of the image
-SECRET = re.compile(r"\{\{ *RUNPOD_SECRET_\w+ *\}\}")  # what RunPod leaves of one that the console does not have
+SECRET = re.compile(r"\{\{ *RUNPOD_SECRET_[^{}]+\}\}")  # what RunPod leaves of one that the console does not have
 UNWRITABLE = "unwritable"  # by that user, and this process is no other: what only root can change
 AGAIN_S = 30.0  # between two attempts to delete the pod
 SECRETS = ("RUNPOD_API_KEY", "HF_TOKEN")  # for this process, and for fetch

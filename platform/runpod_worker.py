@@ -64,20 +64,12 @@ def api() -> Api:
 def boot() -> None:
     """RunPod's fitness check: a worker that cannot start is reported unhealthy and never takes a job."""
     dedicated()
-    resolved(os.environ)
     at_once()
     streams()
     for note in notes(os.environ):
         log.warning(note)
     engine().wait_booted()
     gc.freeze()  # what a worker has now it keeps: no collection looks through it while a job waits
-
-
-def resolved(environ: Mapping[str, str]) -> None:
-    """Refuse RunPod's words for secrets that the console does not have: they would be keys that everybody reads."""
-    for name, value in environ.items():
-        if re.fullmatch(r"\{\{ *RUNPOD_SECRET_\w+ *\}\}", value):
-            raise ValueError(f"RunPod has no secret for {name}={value}: make it in the console.")
 
 
 def at_once(current: int = 1) -> int:

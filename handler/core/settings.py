@@ -23,6 +23,7 @@ from handler.core.errors import SettingsError
 from handler.core.fields import Endpoint, Folder, Host, ModelName, Name, Origin, PublicUrl, VolumeKey, WebhookSecret
 from handler.core.loras import Pinned
 from handler.core.request import MAX_IMAGES, LongPrompts
+from handler.core.secrets import unresolved
 from handler.core.stepcache import StepCacheSetting
 
 PREFIX = "KINDLING_"
@@ -238,7 +239,7 @@ class Settings(BaseModel):
         while True:
             try:
                 right = cls.model_validate({name: one.value for name, one in given.items() if name not in wrong})
-                return right, faults | {given[name].source: why for name, why in wrong.items()}
+                return right, faults | {given[name].source: why for name, why in wrong.items()} | unresolved(environ)
             except SettingsError as error:
                 if (name := str(error.param)) not in given:
                     raise
@@ -250,8 +251,7 @@ class Settings(BaseModel):
     ) -> Self:
         """Read every KINDLING_* variable; an empty one is unset; `model` and `weights`, if given, win over theirs.
 
-        Raises SettingsError naming a bad one.
-        """
+        SettingsError names a bad one."""
         options = {f"{PREFIX}{name}": value for name, value in (("MODEL", model), ("WEIGHTS", weights)) if value}
         settings, faults = cls.examined({**(os.environ if environ is None else environ), **options})
         for name, why in sorted(faults.items()):

@@ -1,5 +1,6 @@
 """Files of ComfyUI's routes: what they are called, and that none lies outside its folder."""
 
+import io
 import json
 import os
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from comfy_graphs import graph
 from handler import Settings
@@ -263,6 +265,15 @@ def test_a_prompt_whose_worker_is_gone_ends(tmp_path: Path) -> None:
 def test_what_a_browser_might_run_is_an_attachment(name: str) -> None:
     found = shown(b"<script>", name, "", "")
     assert (found.attached, found.media) == (True, "application/octet-stream")
+
+
+@pytest.mark.parametrize("size", [(512, 40), (48, 48), (17_000, 100)])
+@pytest.mark.parametrize("form", ["webp;90", "jpeg"])
+def test_a_picture_of_any_shape_has_a_preview(size: tuple[int, int], form: str) -> None:
+    """WebP has no side above 16,383 pixels."""
+    data = io.BytesIO()
+    Image.new("RGB", size, "red").save(data, "PNG")
+    assert shown(data.getvalue(), "a.png", form, "").media == f"image/{form[:4]}"
 
 
 def test_a_name_may_say_its_folder() -> None:

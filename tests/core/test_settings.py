@@ -241,3 +241,14 @@ def test_a_key_of_the_volume_is_long_and_is_never_shown() -> None:
     assert "canary" not in repr(settings)
     assert described(settings, {})["KINDLING_VOLUME_KEY"]["value"] == "set"
     assert described(Settings(), {})["KINDLING_VOLUME_KEY"]["value"] == ""
+
+
+def test_a_secret_that_runpod_does_not_have_is_no_key() -> None:
+    """On its machines alone: who deploys writes just these words."""
+    said = "{{ RUNPOD_SECRET_key-s }}"
+    environ = {"KINDLING_API_KEYS": said}
+    assert Settings.from_env(environ).api_keys == (said,)
+    with pytest.raises(SettingsError, match="RunPod has no secret for KINDLING_API_KEYS="):
+        Settings.from_env(environ | {"RUNPOD_POD_ID": "x"})
+    _, faults = Settings.examined({"BUCKET_SECRET_ACCESS_KEY": said, "RUNPOD_POD_ID": "x"})
+    assert list(faults) == ["BUCKET_SECRET_ACCESS_KEY"]

@@ -186,6 +186,7 @@ def test_an_endpoint_may_have_no_floor_or_a_list(
         assert f"takes hosts from CUDA {least} on" in refused(script, capsys, *ARGUMENTS)
     else:
         assert script.main(ARGUMENTS) == 0
+        assert rest.rows["endpoints"][0]["gpu"]["minCudaVersion"] == "13.0"
 
 
 def test_a_setting_of_the_last_deployment_that_is_set_no_more_is_gone(

@@ -338,7 +338,7 @@ def test_sigterm_finishes_the_job_and_exits_cleanly(tmp_path: Path) -> None:
         (
             "KINDLING_VOLUME_KEY",
             "{{ RUNPOD_SECRET_none }}",
-            "ValueError: RunPod has no secret for KINDLING_VOLUME_KEY=",
+            "SettingsError: RunPod has no secret for KINDLING_VOLUME_KEY=",
         ),
         pytest.param(
             "KINDLING_DEVICE", "", "DeviceMissing: KINDLING_DEVICE=cuda, but torch sees no GPU", marks=GPULESS

@@ -489,10 +489,15 @@ def test_a_mask_becomes_the_alpha_of_what_was_sent_before(tell: Callable[..., No
         await client.post("/upload/image", files={"image": ("x.png", png())})
         half = png("#00000080", mode="RGBA")
         original = json.dumps({"filename": "x.png", "subfolder": "", "type": "input"})
-        await client.post("/upload/image", files={"image": ("w.png", inscribed(png(), {"workflow": "{}"}))})
+        await client.post(
+            "/upload/image", files={"image": ("w.png", inscribed(png(), {"workflow": '{"title": "caf\\u00e9"}'}))}
+        )
         of = {"original_ref": json.dumps({"filename": "w.png", "type": "input"})}
         await client.post("/upload/mask", files={"image": ("mw.png", half)}, data=of)
-        assert texts((await client.get("/view?filename=mw.png&type=input")).content)["workflow"] == "{}"
+        assert (
+            texts((await client.get("/view?filename=mw.png&type=input")).content)["workflow"]
+            == '{"title": "caf\\u00e9"}'
+        )
         comfy.archive._tidied = 0.0
         answer = await client.post("/upload/mask", files={"image": ("m.png", half)}, data={"original_ref": original})
         await until(lambda: comfy.archive._tidied > 0)  # as with every file that comes

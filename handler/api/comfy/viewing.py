@@ -1,9 +1,12 @@
 """One file of ComfyUI's folders, as /view shows it: as it is, smaller, or one of its channels."""
 
+import contextlib
 import io
+import json
 import math
 import mimetypes
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,7 @@ from handler.core.errors import InvalidValue
 ANNOTATED = re.compile(r"(.*?) ?\[(output|input|temp)\]")
 PREVIEW = re.compile("(webp|jpeg)(?:;([0-9]{1,3}))?")
 QUALITY = 90
+LONGEST = 16383  # pixels a side of a preview: WebP has no more
 CHANNELS = ("rgba", "rgb", "a")
 SHOWN = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif", "text/plain")
 DOWNLOADED = "application/octet-stream"  # what a browser would run, or is not known
@@ -53,6 +57,7 @@ def shown(data: bytes, filename: str, preview: str, channel: str) -> Shown:
     form, quality = (found[1], int(found[2] or QUALITY)) if found else ("webp", QUALITY)
     form = "webp" if "a" in channel else form
     picture = picture.convert("RGB") if form == "jpeg" else picture
+    picture.thumbnail((LONGEST, LONGEST))
     return Shown(_encoded(picture, form, quality=min(quality, 100)), f"image/{form}")
 
 
@@ -60,8 +65,14 @@ def masked(original: bytes, mask: bytes) -> bytes:
     """`original` as a PNG with the alpha channel of `mask`, scaled to it. For a thread."""
     picture, alpha = _opened(original).convert("RGBA"), _opened(mask).convert("RGBA").getchannel("A")
     picture.putalpha(alpha.resize(picture.size))
-    said = {name: text.decode("ascii", "ignore") for name, text in pictured.texts(original).items()}
-    return codec.inscribed(_encoded(picture, "png"), said)
+    return codec.inscribed(_encoded(picture, "png"), dict(_graphs(original)))
+
+
+def _graphs(data: bytes) -> Iterator[tuple[str, str]]:
+    """What of the texts that a picture carries is JSON, in ASCII."""
+    for name, text in pictured.texts(data).items():
+        with contextlib.suppress(ValueError):
+            yield name, json.dumps(json.loads(text))
 
 
 def _opened(data: bytes) -> Any:
