@@ -5,7 +5,7 @@ they should be drawn ("true") and after the autoencoder's round trip ("coded"): 
 `right` is `spark.checker`'s; `iou`, `edge_px`, `object_std` and `background_std` are `spark.measures.Measured`'s,
 means over pictures. The error of a share p of n prompts is about sqrt(p(1-p)/n).
 
-    python benchmarks/sharpness.py --save              200 prompts a size: about an hour on two idle cores
+    python benchmarks/sharpness.py --save              200 prompts a size, 60 sized pairs: an hour and more, 2 cores
     python benchmarks/sharpness.py --prompts 12        a quick look, about five minutes
     python benchmarks/sharpness.py --old FOLDER        other weights beside the shipped ones
     python benchmarks/sharpness.py --prompts 0 --sheet SHEET.png [--old FOLDER]     24 prompts at four sizes to look at

@@ -218,9 +218,8 @@ def _hush() -> None:
     """Keep what Pillow says of damaged files, and at level debug of a photo's metadata, out of the log."""
     from PIL import PngImagePlugin
 
-    PngImagePlugin.MAX_TEXT_CHUNK = (
-        MOST["bytes of colour profile"] + 1
-    )  # Pillow's 1 MB is less than a printer's profile has
+    # A profile counts as text there, and Pillow's 1 MB is less than a printer's has.
+    PngImagePlugin.MAX_TEXT_CHUNK = MOST["bytes of colour profile"] + 1
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.INFO)
 

@@ -13,10 +13,12 @@ from PIL import Image
 
 from comfy_graphs import graph
 from handler import Settings
+from handler.api.codec import inscribed
 from handler.api.comfy.archive import BOUNDS, FIELDS, GONE, Archive
 from handler.api.comfy.naming import filled, following
 from handler.api.comfy.shelf import Disk, disk_of, named, prune
-from handler.api.comfy.viewing import annotated, shown
+from handler.api.comfy.viewing import annotated, masked, shown
+from handler.api.dialects.comfy import pictured
 from handler.core.errors import InvalidValue, OutsideFolder, RequestError
 
 OUT = [
@@ -112,7 +114,7 @@ def test_a_name_may_have_any_space_or_sign(name: str) -> None:
     assert named("input", "", name) == f"input/{name}"
 
 
-@pytest.mark.parametrize("side", ["\x1b", "\x7f", "\x85", "\u2028", "\ud800"])
+@pytest.mark.parametrize("side", ["\x1b", "\x7f", "\x85", "\u2028", "\u202e", "\u2066", "\ud800"])
 def test_but_nothing_that_steers(side: str) -> None:
     with pytest.raises(InvalidValue):
         named("input", "", f"a{side}b.png")
@@ -274,6 +276,14 @@ def test_a_picture_of_any_shape_has_a_preview(size: tuple[int, int], form: str) 
     data = io.BytesIO()
     Image.new("RGB", size, "red").save(data, "PNG")
     assert shown(data.getvalue(), "a.png", form, "").media == f"image/{form[:4]}"
+
+
+def test_a_workflow_that_is_none_is_not_kept_under_a_mask() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(data, "PNG")
+    for text in ("[" * 200_000, "{"):
+        original = inscribed(data.getvalue(), {"workflow": text, "prompt": "{}"})
+        assert pictured.texts(masked(original, data.getvalue())) == {"prompt": b"{}"}
 
 
 def test_a_name_may_say_its_folder() -> None:

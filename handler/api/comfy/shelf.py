@@ -13,7 +13,6 @@ import secrets
 import stat
 import tempfile
 import time
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,7 +24,8 @@ from handler.core.scratch import Scratch
 LONGEST = 200  # bytes of a part of a name: file systems take 255, and a counter is added
 DEEPEST = 8  # folders in folders
 DRIVE = re.compile("[A-Za-z]:")
-UNSEEN = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of characters, and ends of lines and paragraphs
+# Controls, ends of lines, what turns the direction of writing, and halves of characters.
+STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 TRIES = 100  # to write into a folder that others remove
 PART = ".part"  # the end of what is being written
 WRITTEN = re.compile(rf"[0-9a-f]{{16}}\{PART}")
@@ -86,13 +86,7 @@ def named(folder: str, subfolder: str, name: str) -> str:
 
 def _require_plain(part: str) -> None:
     """Refuse what some system takes for more than a name, or would not take at all."""
-    if (
-        "\\" in part
-        or DRIVE.match(part)
-        or UNSEEN.intersection(map(unicodedata.category, part))
-        or part.endswith(PART)
-        or part.startswith(".")
-    ):
+    if "\\" in part or DRIVE.match(part) or STEERING.search(part) or part.endswith(PART) or part.startswith("."):
         raise InvalidValue("A file's name should be plain: no backslash, drive, dot before it or control character.")
     if len(part.encode(errors="surrogatepass")) > LONGEST:
         raise InvalidValue(f"A file's name should have at most {LONGEST} bytes.")

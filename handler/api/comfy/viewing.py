@@ -71,7 +71,7 @@ def masked(original: bytes, mask: bytes) -> bytes:
 def _graphs(data: bytes) -> Iterator[tuple[str, str]]:
     """What of the texts that a picture carries is JSON, in ASCII."""
     for name, text in pictured.texts(data).items():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             yield name, json.dumps(json.loads(text))
 
 

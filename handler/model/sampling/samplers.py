@@ -32,7 +32,7 @@ class Sampler:
             x, sigma = next(steps)
             while True:
                 found.append(sigma)
-                x, sigma = steps.send(x / (1 + len(found)))
+                x, sigma = steps.send(x / (1 + len(found)))  # no two alike, or what is infinite may cancel
         except StopIteration as end:
             sound = curve.rid(end.value, sigmas[-1]).isfinite() and sigmas.isfinite().all()
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
