@@ -138,6 +138,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     if owned := not engine.begun:
         engine.start()
     yield
+    await app.state.jobs.close()
     closing = [*([engine.stop] if owned else []), *([app.state.traces.close] if app.state.traces else [])]
     await asyncio.gather(*map(asyncio.to_thread, closing))
 

@@ -408,8 +408,10 @@ def test_ended_prompts_at_hand_have_a_bound_in_bytes(
 
     async def story(client: Client, comfy: Any) -> None:
         page = {"extra_pnginfo": {"workflow": "x" * 30_000}}
-        ids = [await post(client, graph(seed=seed), extra_data=page) for seed in (1, 2)]
-        histories = [await ended(client, comfy, prompt_id) for prompt_id in ids]
+        ids, histories = list[str](), list[Any]()
+        for seed in (1, 2):
+            ids.append(await post(client, graph(seed=seed), extra_data=page))
+            histories.append(await ended(client, comfy, ids[-1]))
         assert [job.id for job in comfy.jobs()] == ids[1:]
         assert all(found["prompt"][3] == page and found["outputs"] for found in histories)
         again = await ended(client, comfy, await post(client, graph(seed=1), extra_data=page))

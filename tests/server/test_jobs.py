@@ -527,6 +527,28 @@ def test_a_webhook_is_told_of_failures_and_of_what_was_cancelled(tmp_path: Path,
         assert said["data"]["error"]["code"] == ("numerical_error" if fault else "cancelled")
 
 
+def test_who_waits_for_a_job_is_told_when_the_app_ends_before_it(tmp_path: Path, host: Host, held: FakeFamily) -> None:
+    """And nothing is left on the event loop, which closes then."""
+    with worker(tmp_path, held, **hooked(host)) as (url, app):
+        job = post(url, webhook=f"{host.url}/told")
+        assert held.entered.wait(30)
+    said = verified(host.came.get(timeout=30))
+    assert (said["type"], said["data"]["id"]) == ("job.cancelled", job["id"])
+    assert not app.busy()
+
+
+def test_an_app_that_ends_does_not_wait_until_a_receiver_is_up(
+    tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "CLOSE_S", 0.1)
+    host.answers["/told"] = answer(status="500 Oh")
+    monkeypatch.setattr(webhooks, "WAITS_S", (3600.0,))
+    with worker(tmp_path, **hooked(host)) as (url, app):
+        post(url, webhook=f"{host.url}/told")
+        host.came.get(timeout=30)
+    assert not app.busy()
+
+
 def test_a_large_answer_is_not_told_but_asked_for(tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "TOLD", 100)
     with worker(tmp_path, **hooked(host)) as (url, _):

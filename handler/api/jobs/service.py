@@ -45,6 +45,13 @@ class Jobs:
         for job in self.active.values():
             job.deadline.hurry()
 
+    async def close(self) -> None:
+        """Stop all jobs, and tell who is to be told. After this nothing of them is left on the event loop."""
+        for job in self.active.values():
+            self._stop(job)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.webhooks.close()
+
     async def post(
         self, path: str, payload: Any, deadline: Deadline, base: str, webhook: Target | None, on_end: OnEnd
     ) -> Found:

@@ -18,6 +18,7 @@ from handler.core.settings import Settings
 
 WAITS_S = (1.0, 5.0, 25.0, 125.0)  # between tries
 SECONDS = 15.0  # for a try
+CLOSE_S = 2.0  # for those under way when the app ends
 LOOPBACK = ("localhost", "::1")
 GONE = 410  # who answers so wants no more
 PREFIX = "whsec_"
@@ -62,6 +63,14 @@ class Webhooks:
         task = asyncio.create_task(self._tell(target, message_id, body))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End all tries; those under way have `CLOSE_S` to be taken."""
+        if self.trying:
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _tell(self, target: Target, message_id: str, body: bytes) -> None:
         for wait_s in (*WAITS_S, None):
