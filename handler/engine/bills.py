@@ -94,7 +94,7 @@ class Bills:
         except FileNotFoundError:
             self._known.pop(name, None)
         except Malformed:
-            pass
+            self.unread[name] = "damaged"
         except OSError as error:
             self.unread[name] = error.strerror or str(error)
 

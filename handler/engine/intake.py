@@ -19,6 +19,7 @@ from handler.worker.clock import Ledger
 
 EngineState = Literal["starting", "ready", "draining", "stopped", "failed"]  # an engine only ever goes to a later one
 OPEN: tuple[EngineState, ...] = ("starting", "ready")
+STOPPING = "This worker is stopping; try again."
 
 
 class Intake(ABC):
@@ -107,7 +108,7 @@ class Intake(ABC):
     def _closed(self) -> KindlingError:
         """Why this worker takes no jobs; another one takes about as long to start as this one did."""
         retry_s = self.ledger.total_s or RETRY_S
-        return self.error.anew() if self.error else NotReady("This worker is stopping; try again.", retry_s=retry_s)
+        return self.error.anew() if self.error else NotReady(STOPPING, retry_s=retry_s)
 
     def late(self) -> KindlingError:
         """What is told to whom whose time is up before there is a picture."""

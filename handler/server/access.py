@@ -28,7 +28,7 @@ from handler.api.workflows.service import ROUTE
 from handler.core.errors import Cancelled, NotReady
 from handler.core.recipe import Picture
 from handler.core.request import MAX_PROMPT
-from handler.engine.intake import OPEN
+from handler.engine.intake import OPEN, STOPPING
 from handler.server.health import PROBES
 from handler.server.metrics import Metrics
 from handler.server.mounted import beside, rooted
@@ -160,7 +160,7 @@ class Answering:
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
             if scope["type"] == "http" and not scope["state"]["seen"].answered:
-                reply = error_reply(NotReady("This worker is stopping; try again."))
+                reply = error_reply(NotReady(STOPPING))
                 await response(scope, reply)(scope, receive, send)
             raise
 

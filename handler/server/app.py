@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
@@ -48,6 +47,7 @@ from handler.server.health import PROBES, probe, ready
 from handler.server.idempotency import Repeats, fingerprint, key_of
 from handler.server.jobs import Later, cancel_job, get_job, hear_job, posted
 from handler.server.keys import weak
+from handler.server.lifespan import lifespan
 from handler.server.links import content
 from handler.server.metrics import Metrics
 from handler.server.mounted import base
@@ -85,7 +85,7 @@ def create_app(
     if told := weak(settings):
         logging.getLogger("kindling").warning("%s", told)
     routes = _routes(settings)
-    app = Starlette(routes=routes, lifespan=_lifespan, exception_handlers=HANDLERS)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=HANDLERS)
     app.router.redirect_slashes = False
     app.state.repeats = Repeats(engine.late)
     app.state.engine, app.state.metrics, app.state.traces = engine, Metrics(engine), tracing(engine.spec.id)
@@ -129,18 +129,6 @@ def _routes(settings: Settings) -> list[BaseRoute]:
         *page.routes(),
         *(editor.routes(editor.page()) if settings.comfy_ui else ()),
     ]
-
-
-@asynccontextmanager
-async def _lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Of an app that is served by itself; it owns an engine that nobody has started before."""
-    engine: Engine = app.state.engine
-    if owned := not engine.begun:
-        engine.start()
-    yield
-    await app.state.jobs.close()
-    closing = [*([engine.stop] if owned else []), *([app.state.traces.close] if app.state.traces else [])]
-    await asyncio.gather(*map(asyncio.to_thread, closing))
 
 
 async def draw(request: Request) -> Response:

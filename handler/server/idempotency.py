@@ -27,6 +27,7 @@ KEY = re.compile(r"[!-~]{1,255}")
 REPEATED = {"idempotent-replayed": "true"}
 GRACE_S = 10.0  # OpenAI's client waits 0.5 to 8 s before it tries again
 KEPT_S, KEPT, KEPT_BYTES = 600.0, 256, 64_000_000  # of answers
+KEPT_JOBS = 1000
 Key = tuple[bytes, str]
 Start = Callable[[Deadline], Awaitable[Reply]]
 
@@ -65,7 +66,7 @@ class Call:
 
     `waiting` has, of each who waits, what is done once that one's time is short; `deadline` never comes, but hurries
     while there is such a one. `grace` is until when who left may come back, in the loop's seconds; `pictures` are for
-    the first who gets the answer.
+    the first who gets the answer. `job_s` is for how long the job that the answer accepts may be asked for; 0 for none.
     """
 
     asked: bytes
@@ -77,6 +78,7 @@ class Call:
     pictures: tuple[Picture, ...] = ()
     size: int = 0
     until: float = math.inf
+    job_s: float = 0.0
 
     def pace(self, _: object = None) -> None:
         """Hurry, or no longer, as those who wait now would have it."""
@@ -104,16 +106,18 @@ class Repeats:
         asked: bytes,
         start: Start,
         deadline: Deadline | None = None,
+        job_s: float = 0.0,
     ) -> Reply:
         """What `start` answers, or what it answered, or will, to the first who asked the same under this `key`.
 
-        `asked` is a `fingerprint`. Whoever asks waits until `deadline`.
+        `asked` is a `fingerprint`. Whoever asks waits until `deadline`. What accepts a job that may be asked for in the
+        next `job_s` seconds is kept for as long.
         """
         deadline = deadline or Deadline()
         if key is None:
             return await start(deadline)
         known = self.knows(key)
-        call = self._calls[key] if known else self._begin(key, asked, start)
+        call = self._calls[key] if known else self._begin(key, asked, start, job_s)
         if call.asked != asked:
             raise KeyReused("This Idempotency-Key came with another request before; use a new one.", "Idempotency-Key")
         try:
@@ -129,9 +133,9 @@ class Repeats:
         if call and call.until < math.inf and call.reply.result().content is reply.content:
             del self._calls[key]
 
-    def _begin(self, key: Key, asked: bytes, start: Start) -> Call:
+    def _begin(self, key: Key, asked: bytes, start: Start, job_s: float) -> Call:
         unending = Deadline()
-        call = self._calls[key] = Call(asked, asyncio.ensure_future(start(unending)), unending)
+        call = self._calls[key] = Call(asked, asyncio.ensure_future(start(unending)), unending, job_s=job_s)
         call.reply.add_done_callback(lambda _: self._keep(key, call))
         return call
 
@@ -169,18 +173,22 @@ class Repeats:
             return
         call.size = sum(len(each.data) for each in reply.pictures if not each.url)
         call.pictures = tuple(replace(each, data=b"") for each in reply.pictures)  # only counted: the body has all
-        call.until = time.monotonic() + min(KEPT_S, reply.lasts_s)
+        call.until = time.monotonic() + (call.job_s or min(KEPT_S, reply.lasts_s))
         call.reply = asyncio.get_running_loop().create_future()
         call.reply.set_result(replace(reply, smaller=None, stored=None, pictures=()))
         self._calls[key] = call
         self._forget()
 
     def _forget(self) -> None:
-        """Drop answers that are too old, too many or too large together; the oldest first."""
+        """Drop answers that are too old, too many or too large together; the oldest first. Jobs are counted apart."""
         kept = [(key, call) for key, call in self._calls.items() if call.until < math.inf]
+        self._drop([one for one in kept if not one[1].job_s], KEPT)
+        self._drop([one for one in kept if one[1].job_s], KEPT_JOBS)
+
+    def _drop(self, kept: list[tuple[Key, Call]], most: int) -> None:
         count, size, now = len(kept), sum(call.size for _, call in kept), time.monotonic()
         for key, call in kept:
-            if call.until > now and count <= KEPT and size <= KEPT_BYTES:
+            if call.until > now and count <= most and size <= KEPT_BYTES:
                 continue  # a younger one may end earlier, with its URL
             del self._calls[key]
             count, size = count - 1, size - call.size

@@ -1,5 +1,6 @@
 """Jobs over HTTP: a request to draw that says so becomes one; they are asked for, cancelled and listened to."""
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from handler.server.record import Seen
 from handler.server.sse import stream
 
 PREFER, RESPOND_ASYNC = "prefer", "respond-async"  # RFC 7240
-YES = {True: True, False: False, None: False, "true": True, "false": False}  # forms have texts
+YES = {True: True, False: False, None: False, "true": True, "false": False}  # forms have texts, some of them True
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Later:
     def taken(cls, request: Request, payload: Any) -> "Later | None":
         """What the head and the payload say of that, which then says it no more; None if the answer is awaited."""
         said, url = (payload.pop(name, None) if isinstance(payload, dict) else None for name in ("async", "webhook"))
+        said = said.lower() if isinstance(said, str) else said
         if (isinstance(said, list | dict | int | float) and not isinstance(said, bool)) or said not in YES:
             raise InvalidType("async: Input should be true or false.", "async")
         later = YES[said] or _prefers(request.headers)
@@ -78,7 +80,8 @@ async def posted(request: Request, payload: Any, later: Later, key: Key | None, 
 
     async def accepted() -> Reply:
         asking = asked + RESPOND_ASYNC.encode()
-        return await repeats.call(key, asking, lambda until: answered(start(until)), seen.deadline)
+        job_s = settings.deadline_s + settings.kept_s  # by then it has ended, and is kept no more
+        return await repeats.call(key, asking, lambda until: answered(start(until)), seen.deadline, job_s)
 
     reply = await accepted()
     if key is None or not REPEATED.items() <= reply.headers.items() or reply.status >= 400:
@@ -100,13 +103,13 @@ async def _as_it_is(reply: Reply, jobs: Jobs, where: str) -> Reply | None:
 async def get_job(request: Request) -> Response:
     """A job, as far as it is; once it has ended well, with its answer."""
     jobs: Jobs = request.app.state.jobs
-    return _shown(request, await answered(jobs.found(request.path_params["job_id"])))
+    return await _shown(request, await answered(jobs.found(request.path_params["job_id"])))
 
 
 async def cancel_job(request: Request) -> Response:
     """Stop a job; what it is then."""
     jobs: Jobs = request.app.state.jobs
-    return _shown(request, await answered(jobs.cancel(request.path_params["job_id"])))
+    return await _shown(request, await answered(jobs.cancel(request.path_params["job_id"])))
 
 
 async def hear_job(request: Request) -> Response:
@@ -123,8 +126,9 @@ async def hear_job(request: Request) -> Response:
     return heard
 
 
-def _shown(request: Request, found: Found | Reply) -> Response:
+async def _shown(request: Request, found: Found | Reply) -> Response:
     jobs: Jobs = request.app.state.jobs
     if isinstance(found, Reply):
         return response(request.scope, found)
-    return Response(found.json(base(request.scope, jobs.api.engine.settings)), media_type=JSON)
+    json = await asyncio.to_thread(found.json, base(request.scope, jobs.api.engine.settings))  # may be 100 MB
+    return Response(json, media_type=JSON)

@@ -135,6 +135,7 @@ def test_what_makes_no_sense_stays_and_counts_nothing(tmp_path: Path) -> None:
     bills = Bills(tmp_path)
     assert look(bills) == look(bills) == MANY * 0.5
     assert names(tmp_path) == ["folded", "me.json", *["odd"] * 4]
+    assert bills.unread == {f"odd-{number}.json": "damaged" for number in range(4)}
     with pytest.raises(ValueError, match="no worker costs as much"):
         Bill(1e6)
 

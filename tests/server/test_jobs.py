@@ -19,10 +19,12 @@ from hosts import Host, answer, hosting
 from PIL import Image
 
 from fakes import FakeFamily, raises
-from handler import Settings, create_app
+from handler import Engine, Settings, create_app
 from handler.api.jobs import service, webhooks
 from handler.api.jobs.webhooks import Webhooks
 from handler.core.errors import NotReady, NumericalError, SettingsError
+from handler.engine.intake import STOPPING
+from handler.server import idempotency
 from serving import live, serving
 from threads import until
 
@@ -387,13 +389,31 @@ def test_a_job_of_which_nothing_can_be_known_now_is_not_begun_twice(
         assert httpx.post(url + ROUTE, json=ASKED, headers=headers).json()["id"] == first["id"]
 
 
+def test_a_job_is_found_under_its_key_for_as_long_as_it_is_kept(
+    tmp_path: Path, held: FakeFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes, and whatever else is answered meanwhile."""
+    monkeypatch.setattr(idempotency, "KEPT_S", 0.0)
+    monkeypatch.setattr(idempotency, "KEPT", 0)
+    with worker(tmp_path, held) as (url, _):
+
+        def job(key: str) -> str:
+            answer = httpx.post(url + ROUTE, json=ASKED, headers=LATER | {"idempotency-key": key}, timeout=60)
+            return str(answer.json()["id"])
+
+        assert (first := job("one")) == job("one")
+        monkeypatch.setattr(idempotency, "KEPT_JOBS", 1)
+        assert (other := job("two")) == job("two")
+        assert job("one") not in (first, other)
+
+
 def test_a_form_with_another_webhook_is_another_request(tmp_path: Path, host: Host, held: FakeFamily) -> None:
     Image.new("RGB", (64, 64)).save(file := io.BytesIO(), "PNG")
     key = {"idempotency-key": "one"}
     with worker(tmp_path, held, **hooked(host)) as (url, _):
         post(url)
         assert held.entered.wait(30)  # so that what comes next waits
-        fields = {"prompt": "x", "strength": "0.5", "async": "true"}
+        fields = {"prompt": "x", "strength": "0.5", "async": "True"}  # as some clients spell it
         answers = [
             httpx.post(
                 f"{url}/v1/images/edits",
@@ -533,20 +553,53 @@ def test_who_waits_for_a_job_is_told_when_the_app_ends_before_it(tmp_path: Path,
         job = post(url, webhook=f"{host.url}/told")
         assert held.entered.wait(30)
     said = verified(host.came.get(timeout=30))
-    assert (said["type"], said["data"]["id"]) == ("job.cancelled", job["id"])
+    assert (said["type"], said["data"]["id"]) == ("job.failed", job["id"])
+    assert (said["data"]["error"]["code"], said["data"]["error"]["message"]) == ("not_ready", STOPPING)
     assert not app.busy()
 
 
-def test_an_app_that_ends_does_not_wait_until_a_receiver_is_up(
-    tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+def test_an_app_that_ends_says_which_receiver_was_not_told(
+    tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(webhooks, "CLOSE_S", 0.1)
-    host.answers["/told"] = answer(status="500 Oh")
+    """It was to be tried again in an hour."""
     monkeypatch.setattr(webhooks, "WAITS_S", (3600.0,))
+    host.answers["/told"] = answer(status="500 Oh")
     with worker(tmp_path, **hooked(host)) as (url, app):
         post(url, webhook=f"{host.url}/told")
         host.came.get(timeout=30)
+    assert f"{host.name} was not there before this worker ended" in caplog.text
     assert not app.busy()
+
+
+def test_an_app_that_ends_waits_for_no_receiver_that_says_nothing(
+    tmp_path: Path, held: FakeFamily, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service, "ENDS_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        name = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with worker(tmp_path, held, webhook_hosts=(name,), webhook_secret=SECRET) as (url, app):
+            post(url, webhook=f"http://{name}/")
+            assert held.entered.wait(30)
+    assert f"{name} was not there before this worker ended" in caplog.text
+    assert not app.busy()
+
+
+def test_an_app_that_owns_its_engine_draws_at_its_end_what_it_accepted(tmp_path: Path, held: FakeFamily) -> None:
+    engine = Engine(Settings(volume=tmp_path), boot=held.boot)
+
+    def let_go() -> None:
+        until(lambda: engine.state == "draining")
+        assert held.gate
+        held.gate.set()
+
+    with live(create_app(engine, public=False)) as url:
+        engine.wait_booted()
+        jobs = [post(url) for _ in range(2)]
+        assert held.entered.wait(30)
+        threading.Thread(target=let_go).start()
+    assert engine.state == "stopped"
+    with worker(tmp_path) as (url, _):
+        assert {look(f"{url}/v1/jobs/{job['id']}")["status"] for job in jobs} == {"succeeded"}
 
 
 def test_a_large_answer_is_not_told_but_asked_for(tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

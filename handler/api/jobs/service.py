@@ -15,13 +15,15 @@ from handler.api.outgoing import Target
 from handler.api.reply import Reply, answered, error_reply
 from handler.api.showing import OnPartial
 from handler.core.deadline import Deadline
-from handler.core.errors import Cancelled, FileMissing, QueueFull
+from handler.core.errors import Cancelled, FileMissing, NotReady, QueueFull
 from handler.core.untrusted import parse
+from handler.engine.intake import STOPPING
 from handler.engine.queue import crowded
 
 WATCH_S = 5.0  # between two times that how far a job is gets kept, and that it is looked whether it is wanted still
 CANCEL_S = 10.0  # for which a cancelled job's end is waited for
 TOLD = 64 << 10  # bytes of an answer that a webhook is told; a larger one is to be asked for
+ENDS_S = 2.0  # for which who waits for a job is told that its worker ends
 OnEnd = Callable[[Job], object]
 
 
@@ -44,13 +46,6 @@ class Jobs:
         """Let all jobs end with what is there."""
         for job in self.active.values():
             job.deadline.hurry()
-
-    async def close(self) -> None:
-        """Stop all jobs, and tell who is to be told. After this nothing of them is left on the event loop."""
-        for job in self.active.values():
-            self._stop(job)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.webhooks.close()
 
     async def post(
         self, path: str, payload: Any, deadline: Deadline, base: str, webhook: Target | None, on_end: OnEnd
@@ -78,7 +73,7 @@ class Jobs:
         if job := self.active.get(job_id):  # which may have ended, and not be kept yet
             return Found(job.head(), await asyncio.to_thread(job.answer) if job.reply else b"")
         data = await self._keeper.get(job_id) if ID.fullmatch(job_id) else None
-        found = read(data, self._kept_s) if data is not None else None
+        found = await asyncio.to_thread(read, data, self._kept_s) if data is not None else None
         if found is None:
             raise FileMissing("There is no such job, or it is no longer kept.", "job_id")
         return found
@@ -130,14 +125,16 @@ class Jobs:
             task.cancel()
 
     async def _run(self, job: Job, on_end: OnEnd) -> None:
-        """Draw a job, and keep and tell how that went."""
+        """Draw a job, and keep and tell how that went. Cancelled by nobody's wish, it ends with its event loop."""
         watching, job.task = asyncio.create_task(self._watch(job)), asyncio.current_task()
+        telling, ends = None, False
         try:
             if job.unwanted:
                 raise asyncio.CancelledError
             reply = await answered(self._drawn(job))
         except asyncio.CancelledError:
-            reply = error_reply(Cancelled("The job was cancelled."))
+            ends = not job.unwanted
+            reply = error_reply(NotReady(STOPPING) if ends else Cancelled("The job was cancelled."))
         job.task = None  # from here on it cannot be stopped
         job.end(reply)
         async with job.writing:  # what it writes of an earlier state is written before the end is
@@ -145,11 +142,15 @@ class Jobs:
         try:
             await self._keep(job)
             if job.webhook:
-                self.webhooks.begin(job.webhook, f"msg_{job.id}", await asyncio.to_thread(_told, job))
+                telling = self.webhooks.begin(job.webhook, f"msg_{job.id}", await asyncio.to_thread(_told, job))
         finally:  # whoever waits for its end waits for no bug of ours
             del self.active[job.id]
             job.over.set()
             on_end(job)
+        if ends and telling:  # or it would begin on a loop that closes
+            await asyncio.wait({telling}, timeout=ENDS_S)
+            telling.cancel()
+            await asyncio.wait({telling})
 
     async def _drawn(self, job: Job) -> Reply:
         loop = asyncio.get_running_loop()

@@ -18,7 +18,6 @@ from handler.core.settings import Settings
 
 WAITS_S = (1.0, 5.0, 25.0, 125.0)  # between tries
 SECONDS = 15.0  # for a try
-CLOSE_S = 2.0  # for those under way when the app ends
 LOOPBACK = ("localhost", "::1")
 GONE = 410  # who answers so wants no more
 PREFIX = "whsec_"
@@ -57,20 +56,18 @@ class Webhooks:
             raise InvalidValue("webhook should be an https URL, for what it is told is not for others.", "webhook")
         return target
 
-    def begin(self, target: Target, message_id: str, body: bytes) -> None:
+    def begin(self, target: Target, message_id: str, body: bytes) -> asyncio.Task[None]:
         """Tell it, again and again if need be, while nobody waits."""
         self.trying += 1
         task = asyncio.create_task(self._tell(target, message_id, body))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._ended(task, target))
+        return task
 
-    async def close(self) -> None:
-        """End all tries; those under way have `CLOSE_S` to be taken."""
-        if self.trying:
-            await asyncio.wait(self._tasks, timeout=CLOSE_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    def _ended(self, task: asyncio.Task[None], target: Target) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            log.warning("a webhook was not taken: %s was not there before this worker ended", target.named)
 
     async def _tell(self, target: Target, message_id: str, body: bytes) -> None:
         for wait_s in (*WAITS_S, None):
